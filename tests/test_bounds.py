@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_numpy_bound_is_needed_while_numba_cuda_uses_row_stack() -> None:
+def test_the_numpy_bound_is_needed_while_numba_cuda_uses_row_stack():
     sources = [f for f in files("numba-cuda") or [] if f.name == "arrayobj.py"]
     if not sources:
         pytest.skip("numba-cuda has no arrayobj.py")
@@ -35,7 +35,7 @@ def resolved(*extras: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_cuda_extras_resolve_to_the_newest_torch_of_their_kind() -> None:
+def test_the_cuda_extras_resolve_to_the_newest_torch_of_their_kind():
     """cuda13 to the newest torch of all, cuda12 to one with CUDA 12 in which DDP works with a compiled step."""
     newest, cuda12, cuda13 = resolved(), resolved("cuda12"), resolved("cuda13")
     assert cuda13["torch"] == newest["torch"]

@@ -8,19 +8,19 @@ ROOT = Path(__file__).parent.parent
 MODULES = [path for package in ("fastft", "beton_tools") for path in (ROOT / package).rglob("*.py")]
 
 
-def test_no_file_name_appears_twice_in_the_packages() -> None:
+def test_no_file_name_appears_twice_in_the_packages():
     count = Counter(path.name for path in MODULES if path.name != "__init__.py")
     assert len(count) > 100
     assert [name for name, times in count.items() if times > 1] == []
 
 
-def test_every_folder_is_described_in_contributing() -> None:
+def test_every_folder_is_described_in_contributing():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     folders = {path.parent.name for path in MODULES if path.parent.parent == ROOT / "fastft"}
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
 
 
-def test_no_comment_hangs_on_a_closing_bracket() -> None:
+def test_no_comment_hangs_on_a_closing_bracket():
     """The formatter moves the comment of a line that is too long there, away from what it is about."""
     hanging = re.compile(r"^\s*[)\]}]+[:,]?  # (?!fmt:|type:|noqa)")
     found = [
@@ -33,7 +33,7 @@ def test_no_comment_hangs_on_a_closing_bracket() -> None:
     assert found == []
 
 
-def test_no_docstring_begins_with_a_word_that_is_read_twice() -> None:
+def test_no_docstring_begins_with_a_word_that_is_read_twice():
     """`Of the run: ...` and `Whether it fits.` are sentences without a subject; `The parts of ...` and `True if ...` are not."""
     begin = re.compile(r'"""(Of|That|What|By|As|Whether) ')
     folders = ("fastft", "beton_tools", "benchmarks", "examples", "tests")

@@ -46,7 +46,7 @@ def set_up(folder: Path, shown: str | None, torch: str) -> subprocess.CompletedP
 
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="set-up would install packages")
 @pytest.mark.parametrize("card", CARDS)
-def test_the_torch_and_the_extra_fit_the_card(card: str, tmp_path: Path) -> None:
+def test_the_torch_and_the_extra_fit_the_card(card, tmp_path):
     shown, torch, asked, extras = CARDS[card]
     done = set_up(tmp_path, shown, torch)
     assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ def test_the_torch_and_the_extra_fit_the_card(card: str, tmp_path: Path) -> None
     assert "from PyPI" in done.stdout
 
 
-def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path):
     done = set_up(tmp_path, None, "rocm")
     assert (done.returncode, done.stderr) == (2, "setup: TORCH is cpu, cuda12 or cuda13, not rocm\n")
 
@@ -93,7 +93,7 @@ def compiled(root: Path) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(shutil.which("git") is None or os.getuid() != 0, reason="needs git, and root as in an image")
-def test_the_image_trains_without_compiling(tmp_path: Path) -> None:
+def test_the_image_trains_without_compiling(tmp_path):
     """A second training in the image that the instructions make compiles nothing."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "PYTHON", "VIRTUAL_ENV"))}
     base = Path(sys.executable).resolve().parent  # a python3 with its headers

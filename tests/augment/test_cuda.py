@@ -66,13 +66,13 @@ ARCHITECTURES = [*FAST, *(pytest.param(arch, marks=pytest.mark.slow) for arch in
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_resize_kernel_compiles_without_spills(arch: tuple[int, int], tmp_path: Path) -> None:
+def test_the_resize_kernel_compiles_without_spills(arch, tmp_path):
     resize = backend.resize_kernel, backend.RESIZE_SIGNATURE, backend.RESIZE_BOUNDS
     assert "fma.rn" not in assert_compiles(*resize, arch, tmp_path)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_ops_kernel_compiles_without_spills(arch: tuple[int, int], tmp_path: Path) -> None:
+def test_the_ops_kernel_compiles_without_spills(arch, tmp_path):
     ops = backend.ops_kernel, backend.ops_signature(FLOAT16), backend.OPS_BOUNDS
     ptx = assert_compiles(*ops, arch, tmp_path)
     assert "fma.rn.f32" not in ptx  # fma.rn.f64 occurs in the library's sine
@@ -83,7 +83,7 @@ def multiply_and_add(values: Any, out: Any) -> None:
     out[0] = values[0] * values[1] + values[2]
 
 
-def test_products_and_sums_are_rounded_separately_as_on_the_cpu() -> None:
+def test_products_and_sums_are_rounded_separately_as_on_the_cpu():
     signature = (float32[::1], float32[::1])
     assert "fma.rn.f32" not in compiled(multiply_and_add, signature, (32, 1), V100)
     fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
@@ -113,9 +113,7 @@ def fake_device_array(address: int, nbytes: int, owner: Any) -> DeviceNDArray:
 
 @pytest.mark.parametrize("augment", ["rand-m9-mstd0.5-inc1", "augmix"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_batch_is_two_launches_of_the_compiled_types(
-    augment: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_is_two_launches_of_the_compiled_types(augment, dtype, monkeypatch):
     launches: list[Any] = []
 
     class Gpus:

@@ -25,7 +25,7 @@ def toolkit(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_kernels_compile_with_cuda_12_6_without_spills(toolkit: Path) -> None:
+def test_the_kernels_compile_with_cuda_12_6_without_spills(toolkit):
     """The assembler of 12.6 refuses PTX of a newer compiler, so this also proves which one ran.
 
     numba-cuda finds ptxas and libdevice by the Python path, but libnvvm only in the installed packages, unless one is

@@ -23,14 +23,14 @@ def erased(mode: str, boxes: list[tuple[int, int, int, int]], key: int = 7, dtyp
 
 
 @pytest.mark.parametrize("mode", ERASE_MODES)
-def test_only_pixels_inside_the_boxes_change(mode: str) -> None:
+def test_only_pixels_inside_the_boxes_change(mode):
     inside = np.zeros((SIZE, SIZE), bool)
     inside[3:13, 5:25] = inside[200:224, 100:224] = True
     out = erased(mode, [(3, 5, 10, 20), (200, 100, 24, 124)])
     assert (out[~inside] == 9).all() and (out[inside] != 9).all()
 
 
-def test_erase_modes_are_zero_one_colour_per_box_and_noise_per_pixel() -> None:
+def test_erase_modes_are_zero_one_colour_per_box_and_noise_per_pixel():
     boxes = [(0, 0, 10, 10), (50, 50, 10, 10)]
     assert not erased("const", boxes)[:10, :10].any()
     colours = erased("rand", boxes)
@@ -41,7 +41,7 @@ def test_erase_modes_are_zero_one_colour_per_box_and_noise_per_pixel() -> None:
     assert len(np.unique(pixels)) > 250
 
 
-def test_noise_is_standard_normal_per_pixel_and_channel() -> None:
+def test_noise_is_standard_normal_per_pixel_and_channel():
     noise = erased("pixel", [(0, 0, SIZE, SIZE)]).reshape(-1, 3).astype(np.float64)
     n = len(noise)
     assert np.abs(noise.mean(0)).max() < 4 / np.sqrt(n)
@@ -52,14 +52,14 @@ def test_noise_is_standard_normal_per_pixel_and_channel() -> None:
     assert abs(share_beyond_two - 0.0455) < 0.003
 
 
-def test_the_noise_of_a_pixel_depends_on_key_and_position_only() -> None:
+def test_the_noise_of_a_pixel_depends_on_key_and_position_only():
     whole = erased("pixel", [(0, 0, SIZE, SIZE)])
     part = erased("pixel", [(30, 40, 50, 60)])
     np.testing.assert_array_equal(part[30:80, 40:100], whole[30:80, 40:100])
     assert (erased("pixel", [(0, 0, SIZE, SIZE)], key=8) != whole).mean() > 0.99
 
 
-def test_conversion_to_half_types_equals_torch_for_every_kind_of_float() -> None:
+def test_conversion_to_half_types_equals_torch_for_every_kind_of_float():
     random = np.random.default_rng(0)
     values = np.concatenate(
         [

@@ -28,9 +28,7 @@ def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("cutmix_alpha", [0.0, 1.0])
-def test_a_pair_is_mixed_as_timm_mixes_it_at_the_same_lambda_and_box(
-    cutmix_alpha: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_is_mixed_as_timm_mixes_it_at_the_same_lambda_and_box(cutmix_alpha, monkeypatch):
     """timm flips the batch, which for two images is the exchange of neighbours."""
     timm_mixup = Mixup(0.8 * (cutmix_alpha == 0), cutmix_alpha, label_smoothing=0.1, num_classes=CLASSES)
     ours = mixer(mixup_alpha=0.8 * (cutmix_alpha == 0), cutmix_alpha=cutmix_alpha)
@@ -48,7 +46,7 @@ def test_a_pair_is_mixed_as_timm_mixes_it_at_the_same_lambda_and_box(
         assert torch.allclose(our_targets, their_targets, atol=1e-7)
 
 
-def test_the_cutmix_box_and_lambda_are_timms_at_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cutmix_box_and_lambda_are_timms_at_the_same_draws(monkeypatch):
     for lam in (0.0, 0.1, 0.37, 0.5, 0.83, 0.999):
         for centre in ((0, 0), (5, 11), (11, 3)):
             places = iter(centre)
@@ -57,7 +55,7 @@ def test_the_cutmix_box_and_lambda_are_timms_at_the_same_draws(monkeypatch: pyte
             assert cutmix(lam, centre, SIDE, SIDE) == (pytest.approx(theirs), (y0, x0, y1 - y0, x1 - x0))
 
 
-def test_targets_are_smoothed_as_timm_smooths() -> None:
+def test_targets_are_smoothed_as_timm_smooths():
     _, labels = batch(64)
     assert torch.equal(smoothed_targets(labels, CLASSES, 0.1), mixup_target(labels, CLASSES, 1.0, 0.1))
 
@@ -65,7 +63,7 @@ def test_targets_are_smoothed_as_timm_smooths() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"cutmix_alpha": 0.0}, {"mixup_alpha": 0.0}, {"prob": 0.6, "switch_prob": 0.2}]
 )
-def test_lambda_and_choice_follow_timms_distribution(options: dict[str, float]) -> None:
+def test_lambda_and_choice_follow_timms_distribution(options):
     np.random.seed(1)
     ours = mixer(**options)
     theirs = Mixup(ours.mixup_alpha, ours.cutmix_alpha, prob=ours.prob, switch_prob=ours.switch_prob)
@@ -83,7 +81,7 @@ def test_lambda_and_choice_follow_timms_distribution(options: dict[str, float]) 
 
 
 @pytest.mark.parametrize("micro_batch", [2, 100, 300])
-def test_the_result_does_not_depend_on_the_micro_batch(micro_batch: int) -> None:
+def test_the_result_does_not_depend_on_the_micro_batch(micro_batch):
     images, labels = batch(1024)
     ours = mixer()
     whole = ours(images.clone(), labels, epoch=2, step=9, first_position=0)
@@ -93,7 +91,7 @@ def test_the_result_does_not_depend_on_the_micro_batch(micro_batch: int) -> None
         assert torch.equal(mixed[0], whole[0][part]) and torch.equal(mixed[1], whole[1][part])
 
 
-def test_blocks_steps_epochs_and_seeds_are_drawn_independently() -> None:
+def test_blocks_steps_epochs_and_seeds_are_drawn_independently():
     draws = {
         mixer(seed=seed).draw(epoch, step, block, 224, 224).lam
         for seed in (0, 1)
@@ -104,7 +102,7 @@ def test_blocks_steps_epochs_and_seeds_are_drawn_independently() -> None:
     assert len(draws) == 32 and BLOCK == 256
 
 
-def test_mixing_keeps_half_precision_and_channels_last() -> None:
+def test_mixing_keeps_half_precision_and_channels_last():
     images, labels = batch(4)
     half = images.to(torch.bfloat16)
     mixed, targets = mixer()(half, labels, epoch=0, step=0, first_position=0)
@@ -112,7 +110,7 @@ def test_mixing_keeps_half_precision_and_channels_last() -> None:
     assert targets.dtype == torch.float32 and torch.allclose(targets.sum(1), torch.ones(4))
 
 
-def test_odd_micro_batches_and_a_mixer_without_alphas_are_refused() -> None:
+def test_odd_micro_batches_and_a_mixer_without_alphas_are_refused():
     images, labels = batch(3)
     with pytest.raises(UserError, match="even"):
         mixer()(images, labels, epoch=0, step=0, first_position=0)

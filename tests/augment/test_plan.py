@@ -31,7 +31,7 @@ def plan_of(policy_name: str, rows: np.ndarray, *, seed: int = 1, epoch: int = 2
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_a_plan_does_not_depend_on_batch_size_order_or_other_samples(policy: str) -> None:
+def test_a_plan_does_not_depend_on_batch_size_order_or_other_samples(policy):
     everything = np.arange(N)
     whole = plan_of(policy, everything)
     order = np.random.default_rng(3).permutation(N)
@@ -44,14 +44,14 @@ def test_a_plan_does_not_depend_on_batch_size_order_or_other_samples(policy: str
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_seed_epoch_and_sample_each_change_the_plan(policy: str) -> None:
+def test_seed_epoch_and_sample_each_change_the_plan(policy):
     rows = np.arange(N)
     base = plan_of(policy, rows)["noise_key"]
     for other in (plan_of(policy, rows, seed=2), plan_of(policy, rows, epoch=3), plan_of(policy, np.roll(rows, 1))):
         assert (other["noise_key"] != base).all()
 
 
-def test_a_seed_of_64_bits_and_any_sample_id_count_in_full() -> None:
+def test_a_seed_of_64_bits_and_any_sample_id_count_in_full():
     policy = parse_policy("none")
     keys = {
         int(draw_plan(policy, seed=seed, epoch=epoch, sample_ids=[sample], heights=[9], widths=[9], size=4)[
@@ -64,7 +64,7 @@ def test_a_seed_of_64_bits_and_any_sample_id_count_in_full() -> None:
     assert len(keys) == 4 * 2 * 4
 
 
-def test_plans_equal_the_stored_plans() -> None:
+def test_plans_equal_the_stored_plans():
     """Resuming a run after an upgrade must see the same images: a change here is a change of every run."""
     policy = parse_policy("rand-m9-mstd0.5-inc1")
     row = draw_plan(policy, seed=0, epoch=0, sample_ids=[12], heights=[375], widths=[500], size=224)[0]
@@ -78,7 +78,7 @@ def test_plans_equal_the_stored_plans() -> None:
 
 
 @pytest.mark.parametrize(("size", "crop_pct"), [(224, 1.0), (224, 0.875), (336, 1.0), (384, 0.95), (7, 0.9)])
-def test_evaluation_resizes_and_crops_as_torchvision(size: int, crop_pct: float) -> None:
+def test_evaluation_resizes_and_crops_as_torchvision(size, crop_pct):
     heights, widths = HEIGHTS[:60], WIDTHS[:60]
     plan = eval_plan(IDS[:60], heights, widths, size, crop_pct)
     resize, crop = tv.Resize(int(size / crop_pct)), tv.CenterCrop(size)
@@ -91,7 +91,7 @@ def test_evaluation_resizes_and_crops_as_torchvision(size: int, crop_pct: float)
     assert not plan["op"].any() and not plan["flip"].any() and not plan["erase"].any()
 
 
-def test_the_simple_crop_takes_every_window_of_deit_iii() -> None:
+def test_the_simple_crop_takes_every_window_of_deit_iii():
     """Short side to 20, padded by 4 on each side: 9 places across it, and long side - 20 + 9 along it."""
     n = 20_000
     plan = draw_plan(parse_policy("none", crop="src"), seed=0, epoch=0, sample_ids=np.arange(n),
@@ -123,9 +123,7 @@ def touched_by_brute_force(row: np.void, size: int) -> tuple[int, int, int, int]
 @given(
     st.integers(1, 300), st.integers(1, 300), st.integers(5, 60), st.sampled_from(["rrc", "src", "eval"]), st.booleans()
 )
-def test_the_source_region_is_exactly_what_the_filter_taps_touch(
-    height: int, width: int, size: int, kind: str, bicubic: bool
-) -> None:
+def test_the_source_region_is_exactly_what_the_filter_taps_touch(height, width, size, kind, bicubic):
     interpolation = "bicubic" if bicubic else "bilinear"
     if kind == "eval":
         plan = eval_plan([0], [height], [width], size, 0.875, interpolation)
@@ -143,12 +141,12 @@ def test_the_source_region_is_exactly_what_the_filter_taps_touch(
     ("arguments", "message"),
     [(([1], [2, 3], [4], 8), "one length"), (([1], [0], [4], 8), "no pixels"), (([1], [4], [4], 0), "no pixels")],
 )
-def test_impossible_sizes_are_refused(arguments: tuple[list[int], list[int], list[int], int], message: str) -> None:
+def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         eval_plan(*arguments)
 
 
-def test_a_crop_share_above_one_or_an_output_smaller_than_its_padding_is_refused() -> None:
+def test_a_crop_share_above_one_or_an_output_smaller_than_its_padding_is_refused():
     with pytest.raises(UserError, match="crop_pct"):
         eval_plan([1], [4], [4], 8, 1.2)
     with pytest.raises(UserError, match="src"):

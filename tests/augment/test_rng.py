@@ -26,13 +26,13 @@ def words(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), FOUR_WORDS)
-def test_philox4x32_gives_the_published_answers(counter: str, key: str, expected: str) -> None:
+def test_philox4x32_gives_the_published_answers(counter, key, expected):
     low, high = words(key)
     assert list(rng.philox(np.uint64(high << 32 | low), *words(counter))) == words(expected)
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), TWO_WORDS)
-def test_philox2x32_gives_the_published_answers(counter: str, key: str, expected: str) -> None:
+def test_philox2x32_gives_the_published_answers(counter, key, expected):
     bits = int(rng.philox2x32(*words(key), *words(counter)))
     assert [bits & 0xFFFFFFFF, bits >> 32] == words(expected)
 
@@ -49,7 +49,7 @@ def draws(n, alpha, uniforms, integers, normals, betas, noise):  # type: ignore[
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])
-def test_variates_follow_their_distributions(alpha: float) -> None:
+def test_variates_follow_their_distributions(alpha):
     n = 50_000
     uniforms, normals, betas = np.empty(n), np.empty(n), np.empty(n)
     integers, noise = np.empty(n, np.int64), np.empty((n, 3), np.float32)
@@ -63,6 +63,6 @@ def test_variates_follow_their_distributions(alpha: float) -> None:
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.02
 
 
-def test_unit_never_reaches_zero_or_one() -> None:
+def test_unit_never_reaches_zero_or_one():
     assert rng.unit(np.uint32(0)) > 0.0
     assert rng.unit(np.uint32(0xFFFFFFFF)) < 1.0

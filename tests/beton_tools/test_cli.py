@@ -34,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def test_info_shows_what_was_converted(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_what_was_converted(written, capsys):
     text = run(capsys, "info", written)
     assert "24 images" in text
     assert "24 kept" in text
@@ -43,7 +43,7 @@ def test_info_shows_what_was_converted(written: Path, capsys: pytest.CaptureFixt
     assert values["fields"] == ["image", "label"]
 
 
-def test_verify_prints_ok_or_exits_with_1(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_ok_or_exits_with_1(written, tmp_path, capsys):
     assert ": ok; 24 of 24 images decoded" in run(capsys, "verify", written)
     damaged = tmp_path / "damaged.beton"
     data = bytearray(written.read_bytes())
@@ -55,7 +55,7 @@ def test_verify_prints_ok_or_exits_with_1(written: Path, tmp_path: Path, capsys:
     assert report["problems"][0][0] == "sample 3"
 
 
-def test_stats_prints_numbers(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_prints_numbers(written, capsys):
     values = json.loads(run(capsys, "stats", written, "--json"))
     beton = Beton.open(written)
     assert values["num_classes"] == 3
@@ -67,7 +67,7 @@ def test_stats_prints_numbers(written: Path, capsys: pytest.CaptureFixture[str])
     assert "24 images, 3 classes" in run(capsys, "stats", written)
 
 
-def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sheet_shows_the_images(written, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     run(capsys, "sheet", written, "--out", out, "--ids", 0, 9, 17, "--columns", 2, "--cell", 64)
     sheet = np.asarray(Image.open(out))
@@ -78,7 +78,7 @@ def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.Ca
     assert sheet.shape[1] == 12 + 2 * (64 + 12)
 
 
-def test_extract_follows_no_link(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_extract_follows_no_link(written, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     manifest = Manifest.of_beton(written)
@@ -89,7 +89,7 @@ def test_extract_follows_no_link(written: Path, tmp_path: Path, capsys: pytest.C
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_extract_writes_the_stored_bytes(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_extract_writes_the_stored_bytes(written, tmp_path, capsys):
     out = tmp_path / "x"
     choice = ("--label", 1, "--limit", 3)
     paths = json.loads(run(capsys, "extract", written, "--out", out, *choice, "--json"))
@@ -101,9 +101,7 @@ def test_extract_writes_the_stored_bytes(written: Path, tmp_path: Path, capsys: 
         assert path.stem[8:].startswith("n02123045_")
 
 
-def test_a_hostile_manifest_cannot_write_outside_the_folder(
-    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hostile_manifest_cannot_write_outside_the_folder(written, tmp_path, capsys):
     evil = tmp_path / "evil.beton"
     evil.write_bytes(written.read_bytes())
     manifest = Manifest.of_beton(written)
@@ -126,9 +124,7 @@ def test_a_hostile_manifest_cannot_write_outside_the_folder(
         (["猫" * 100, "猫" * 101, "c"], {"猫" * 66 + "_0", "猫" * 66 + "_1", "c"}),
     ],
 )
-def test_extract_gives_every_class_its_own_folder(
-    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: list[str], folders: set[str]
-) -> None:
+def test_extract_gives_every_class_its_own_folder(written, tmp_path, capsys, classes, folders):
     named, out = tmp_path / "named.beton", tmp_path / "out"
     named.write_bytes(written.read_bytes())
     manifest = Manifest.of_beton(written)
@@ -139,9 +135,7 @@ def test_extract_gives_every_class_its_own_folder(
     assert [len(list(path.iterdir())) for path in out.iterdir()] == [8, 8, 8]
 
 
-def test_undecodable_names_and_control_characters_harm_no_command(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
-) -> None:
+def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, photo_jpegs):
     """Class folders and images with names that are not UTF-8 or contain escape sequences, on two kinds of terminal."""
     names = [b"caf\xe9", b"red\x1b[31m", b"new\nline", "日本".encode()]
     for name, jpegs in zip(names, [*photo_jpegs.values(), photo_jpegs["n01440764"][:2]], strict=True):
@@ -191,9 +185,7 @@ def test_undecodable_names_and_control_characters_harm_no_command(
         ["sheet", "FILE", "--out", "sheet.png", "--label", "9" * 30],
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    written: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments):
     assert main([str(written) if a == "FILE" else a for a in arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"beton {arguments[0]}: ")
@@ -203,9 +195,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     "arguments", [["extract", "FILE", "--out", "OUT"], ["sheet", "FILE", "--out", "OUT/sheet.png"]]
 )
-def test_a_full_disk_is_one_line_and_leaves_no_partial_file(
-    written: Path, tmp_path: Path, arguments: list[str]
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(written, tmp_path, arguments):
     """The largest file that the process may write has 300 bytes, which is an error like that of a full disk."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -221,16 +211,14 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_file(
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_output_that_cannot_be_written_is_one_line(written: Path) -> None:
+def test_output_that_cannot_be_written_is_one_line(written):
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "beton_tools.cli", "info", str(written)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (2, "beton info: No space left on device\n")
 
 
-def test_a_removed_working_directory_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_removed_working_directory_is_one_line(tmp_path, monkeypatch, capsys):
     from fastft.cli import main as fastft
 
     monkeypatch.chdir(tmp_path)  # and back at the end
@@ -242,7 +230,7 @@ def test_a_removed_working_directory_is_one_line(
         assert "the working directory was removed; change to another one" in capsys.readouterr().err
 
 
-def test_a_locale_that_cannot_name_a_file_is_the_reason_given() -> None:
+def test_a_locale_that_cannot_name_a_file_is_the_reason_given():
     code = "from beton_tools.base.user_files import open_regular; open_regular('\\xe9.beton')"
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | ascii_only, capture_output=True, text=True)
@@ -250,7 +238,7 @@ def test_a_locale_that_cannot_name_a_file_is_the_reason_given() -> None:
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "stats", "sheet", "extract"])
-def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_an_example_that_parses(command, capsys):
     from beton_tools.cli import build_parser
 
     with pytest.raises(SystemExit):
@@ -260,7 +248,7 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
     assert build_parser().parse_args(example.split()[1:]).command == command
 
 
-def test_beton_tools_needs_neither_torch_nor_ffcv() -> None:
+def test_beton_tools_needs_neither_torch_nor_ffcv():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['ffcv'] = None\n"
         "import beton_tools.cli, beton_tools.write.convert, beton_tools.inspect.verify\n"

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from PIL import Image
 
@@ -33,16 +32,16 @@ def imported_by(*commands: str) -> set[str]:
     return LIBRARIES & set(json.loads(ended.stdout.splitlines()[-1]))
 
 
-def test_help_imports_no_library() -> None:
+def test_help_imports_no_library():
     commands = ("train", "predict", "explain", "bench", "report")
     assert imported_by("--help", *(f"{command} --help" for command in commands)) <= SMALL
 
 
-def test_listing_options_imports_neither_torch_nor_numpy() -> None:
+def test_listing_options_imports_neither_torch_nor_numpy():
     assert imported_by("options") == {"fastargs", "rich", "yaml"}
 
 
-def test_no_command_that_prints_a_table_imports_the_loaders_or_the_image_libraries() -> None:
+def test_no_command_that_prints_a_table_imports_the_loaders_or_the_image_libraries():
     """Tracing a step's traffic needs parts of torch's compiler, which take a second."""
     imported = imported_by(
         "explain final_b16", "explain final_b16 --json", "cost final_b16 --gpu=V100",
@@ -52,9 +51,7 @@ def test_no_command_that_prints_a_table_imports_the_loaders_or_the_image_librari
     assert imported & (image_libraries | {"ffcv", "numba", "scipy"}) == set()
 
 
-def test_predicting_a_photograph_imports_neither_ffcv_nor_torchvision_nor_a_compiler(
-    whole: Path, photographs, tmp_path: Path
-) -> None:
+def test_predicting_a_photograph_imports_neither_ffcv_nor_torchvision_nor_a_compiler(whole, photographs, tmp_path):
     Image.fromarray(photographs["coffee"]).save(tmp_path / "photo.jpg")
     imported = imported_by(f"predict {whole} {tmp_path / 'photo.jpg'} --device cpu")
     assert imported <= {"PIL", "fastargs", "numpy", "rich", "torch", "yaml"}

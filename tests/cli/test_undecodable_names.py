@@ -39,7 +39,7 @@ def run(folder: Path, tiny: dict[str, str]) -> Path:
     return folder / "run"
 
 
-def test_the_manifest_keeps_the_names(folder: Path) -> None:
+def test_the_manifest_keeps_the_names(folder):
     manifest = Manifest.of_beton(folder / "train.beton")
     assert manifest is not None
     assert manifest.classes == [os.fsdecode(name) for name in CLASSES]
@@ -47,12 +47,12 @@ def test_the_manifest_keeps_the_names(folder: Path) -> None:
     assert os.fsdecode(CLASSES[0] + b"/\xff.jpg") in list(manifest.names)
 
 
-def test_report(run: Path, tmp_path: Path) -> None:
+def test_report(run, tmp_path):
     assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 0
     assert ESCAPED[0] in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_predict(run: Path, folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_predict(run, folder, tmp_path, capsysbinary):
     assert main(["predict", str(run), str(folder / "val"), "--csv", str(tmp_path / "p.csv")]) == 0
     assert os.fsencode(folder / "val") + b"/" + CLASSES[0] + b"/\xff.jpg" in (tmp_path / "p.csv").read_bytes()
     assert main(["predict", str(run), str(folder / "val")]) == 0
@@ -62,7 +62,7 @@ def test_predict(run: Path, folder: Path, tmp_path: Path, capsysbinary: pytest.C
 
 
 @pytest.mark.slow
-def test_preview_and_export(run: Path, folder: Path, tiny: dict[str, str], tmp_path: Path) -> None:
+def test_preview_and_export(run, folder, tiny, tmp_path):
     data = {"data.train": str(folder / "train.beton")}
     arguments = ["--out", str(tmp_path / "g.png"), *flags(tiny | data, tmp_path)]
     assert main(["preview", "rcp/final_b16.yaml", *arguments]) == 0
@@ -70,7 +70,7 @@ def test_preview_and_export(run: Path, folder: Path, tiny: dict[str, str], tmp_p
     assert ESCAPED[0] in (tmp_path / "timm" / "README.md").read_text(encoding="utf-8")
 
 
-def test_checkpoints_of_earlier_versions_have_the_same_classes() -> None:
+def test_checkpoints_of_earlier_versions_have_the_same_classes():
     """They contain the names as the folders have them."""
     from fastft.data.classes import refuse_other_classes
 

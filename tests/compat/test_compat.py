@@ -42,7 +42,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return tmp_path
 
 
-def test_a_checkpoint_of_before_is_restored_bit_for_bit(old: Path) -> None:
+def test_a_checkpoint_of_before_is_restored_bit_for_bit(old):
     path = old / "run" / "checkpoints" / "step-00000006"
     recipe = load_recipe("recipe.yaml", ["--train.run_dir=run"])
     with ExitStack() as opened:
@@ -55,7 +55,7 @@ def test_a_checkpoint_of_before_is_restored_bit_for_bit(old: Path) -> None:
         assert progress.evaluations == json.loads((path / "state.json").read_text())["progress"]["evaluations"]
 
 
-def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(old: Path) -> None:
+def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(old):
     assert main(["train", "recipe.yaml", "--train.run_dir=run"]) == 0
     now, then = end(old / "run"), end(old / "whole")
     assert now.keys() == then.keys()
@@ -66,7 +66,7 @@ def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(o
     assert values == pytest.approx([loss for _, loss in losses(old / "whole")], abs=ROUNDING)
 
 
-def test_a_finished_run_of_before_is_not_trained_again(old: Path) -> None:
+def test_a_finished_run_of_before_is_not_trained_again(old):
     before = read_metrics(old / "whole" / "metrics.jsonl")
     assert main(["train", "recipe.yaml", "--train.run_dir=whole"]) == 0
     after = read_metrics(old / "whole" / "metrics.jsonl")
@@ -74,14 +74,14 @@ def test_a_finished_run_of_before_is_not_trained_again(old: Path) -> None:
     assert [m for m in after if m["kind"] in trained] == [m for m in before if m["kind"] in trained]
 
 
-def test_a_beton_of_before_is_whole_and_has_its_manifest(old: Path) -> None:
+def test_a_beton_of_before_is_whole_and_has_its_manifest(old):
     manifest = Manifest.of_beton(old / "data.beton")
     assert manifest is not None and manifest.classes == ["astronaut", "coffee"]
     assert Beton.open(old / "data.beton").labels.tolist() == [0] * 8 + [1] * 8
     assert verify(old / "data.beton").ok
 
 
-def test_a_killed_conversion_of_before_goes_on_to_the_same_file(old: Path) -> None:
+def test_a_killed_conversion_of_before_goes_on_to_the_same_file(old):
     """Images of the first page, which is written, are overwritten: they are not read again."""
     for k in range(8):
         image = old / "images" / "astronaut" / f"{k}.jpg"
@@ -93,7 +93,7 @@ def test_a_killed_conversion_of_before_goes_on_to_the_same_file(old: Path) -> No
     assert manifest_path(old / "half.beton").read_bytes() == manifest_path(old / "data.beton").read_bytes()
 
 
-def test_a_run_of_before_is_reported_and_its_checkpoint_predicts(old: Path) -> None:
+def test_a_run_of_before_is_reported_and_its_checkpoint_predicts(old):
     run = load_run(old / "whole")
     assert (run.steps, run.finished, len(run.evaluations)) == (12, True, 3)
     assert load_trained(old / "run", torch.device("cpu")).classes == ["astronaut", "coffee"]

@@ -1,7 +1,6 @@
 """`fastft explain` gives the reference's numbers, from the recipe alone; its --diff and `fastft recipes` compare recipes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,7 @@ def explained(name: str, *overrides: str, at_step: int | None = None) -> dict:
     return explain(load_recipe(f"rcp/{name}.yaml", overrides), at_step)
 
 
-def test_b16_equals_the_reference_log() -> None:
+def test_b16_equals_the_reference_log():
     values = explained("final_b16", at_step=6249)
     scales = sorted({g["lr_scale"] for g in values["groups"]})
     assert len(scales) == 14 and scales == pytest.approx(B16_SCALES, rel=1e-5)
@@ -40,20 +39,20 @@ def test_b16_equals_the_reference_log() -> None:
         ("final_l14_336", 304_532_456, 6e-4, 667),
     ],
 )
-def test_other_final_models_equal_the_reference_logs(name: str, parameters: int, lr: float, steps: int) -> None:
+def test_other_final_models_equal_the_reference_logs(name, parameters, lr, steps):
     values = explained(name)
     assert values["trainable_parameters"] == parameters
     assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)
     assert values["schedule"]["steps_per_epoch"] == steps
 
 
-def test_brackets_in_paths_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_paths_are_printed_as_they_are(tmp_path, capsys):
     for path in ("d[raw]/train.beton", "d[/x]/train.beton"):
         assert main(["explain", "final_b16", "--verbose", f"--data.train={tmp_path}/{path}"]) == 0
         assert path in capsys.readouterr().out.replace("\n", "")
 
 
-def test_lr_at_a_step_is_given_per_group() -> None:
+def test_lr_at_a_step_is_given_per_group():
     values = explained("final_b16", at_step=6249)
     for group in values["groups"]:
         assert group["lr"] == pytest.approx(6e-4 * group["lr_scale"])
@@ -73,9 +72,7 @@ def test_lr_at_a_step_is_given_per_group() -> None:
         ),
     ],
 )
-def test_no_accuracy_is_expected_once_an_option_differs_that_changes_it(
-    overrides: list[str], differing: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_accuracy_is_expected_once_an_option_differs_that_changes_it(overrides, differing, capsys):
     values = explained("final_b16", *overrides)
     assert (values["expected_top1"], values["expectation"]) == (None, f"no expectation: differs in {differing}")
     assert main(["explain", "final_b16", *overrides]) == 0
@@ -92,13 +89,13 @@ def test_no_accuracy_is_expected_once_an_option_differs_that_changes_it(
         "--train.amp=fp32", "--train.checkpoint_steps=0", "--train.run_dir=x", "--data.train=nowhere.beton",
     ],
 )  # fmt: skip
-def test_the_accuracy_is_expected_while_nothing_differs_that_changes_it(override: str) -> None:
+def test_the_accuracy_is_expected_while_nothing_differs_that_changes_it(override):
     values = explained("final_b16", override)
     assert values["expectation"] == "expected 85.7 % top-1 (paper Table 10)"
     assert values["expected_top1"] == 85.7
 
 
-def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Path) -> None:
+def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path):
     (tmp_path / "mine.yaml").write_text("extends: final_b16\noptim: {lr: 1.0e-3}\n")
     assert explain(load_recipe(tmp_path / "mine.yaml"))["expectation"] == "no expectation: differs in optim.lr"
     (tmp_path / "stated.yaml").write_text("extends: mine.yaml\nabout: {top1: 85.1, source: my log}\n")
@@ -106,7 +103,7 @@ def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Pat
     assert stated["expectation"] == "expected 85.1 % top-1 (my log)"
 
 
-def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys):
     with pytest.raises(UserError) as trainer:
         BatchLayout(1000, 2048, 2048)
     with pytest.raises(UserError, match=str(trainer.value)):
@@ -115,24 +112,24 @@ def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys: pytest.
     assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
 
 
-def test_mixing_is_listed_only_if_enabled() -> None:
+def test_mixing_is_listed_only_if_enabled():
     assert not any("mixup" in line for line in explained("final_b16")["augment"])
     assert any("mixup" in line for line in explained("baseline_b16")["augment"])
 
 
-def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_json(capsys):
     assert main(["explain", "final_l14", "--json", "--at-step", "10"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert {"recipe", "groups", "schedule", "augment", "cost"} <= values.keys()
     assert values["cost"]["gpu_hours"].keys() == GPUS.keys()
 
 
-def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
+def test_a_step_beyond_the_end_has_no_learning_rate():
     with pytest.raises(UserError, match="there is no step 31250; the recipe has steps 0 to 31249"):
         explained("final_b16", at_step=31250)
 
 
-def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_by_epoch_are_explained_with_their_flops(capsys):
     values = explained("frugal_b16", "--schedule.sizes=0:160,24:224", "--model.patch_dropout=0:0.35,27:0")
     phases = [(p["first_epoch"], p["epochs"], p["image_size"], p["patch_dropout"]) for p in values["phases"]]
     assert phases == [(0, 24, 160, 0.35), (24, 3, 224, 0.35), (27, 3, 224, 0.0)]
@@ -144,7 +141,7 @@ def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFix
     assert "epochs 0-23 160 px, 53." in said and "epochs 24-29 224 px, 105.4 GFLOP per image" in said
 
 
-def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(capsys):
     assert main(["explain", "photos", "--data.train_size=9000"]) == 0
     said = capsys.readouterr().out
     places = [said.index(text) for text in ("optim.batch_size = 64", "hours on one GPU", "accuracy", "--verbose adds")]
@@ -157,7 +154,7 @@ def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(caps
 # fastft explain --diff ---------------------------------------------------------------------------------------------------
 
 
-def test_only_what_differs_is_listed_with_accuracy_and_cost() -> None:
+def test_only_what_differs_is_listed_with_accuracy_and_cost():
     values = compare(load_recipe("final_b16"), load_recipe("frugal_b16_half"))
     assert {entry["option"]: entry["values"] for entry in values["options"]} == {
         "model.trainable_layers": [None, 6], "schedule.stop_epoch": [None, 30], "train.eval_every": [1, 5],
@@ -168,7 +165,7 @@ def test_only_what_differs_is_listed_with_accuracy_and_cost() -> None:
         assert first > second
 
 
-def test_options_on_the_command_line_apply_to_the_second_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_on_the_command_line_apply_to_the_second_recipe(capsys):
     assert main(["explain", "02_lr[1e-5]", "--diff", "final_b16", "--json", "--optim.lr=0.1"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["recipes"] == ["final_b16", "lr_1e-5"]
@@ -177,7 +174,7 @@ def test_options_on_the_command_line_apply_to_the_second_recipe(capsys: pytest.C
     assert "no option differs" in capsys.readouterr().out
 
 
-def test_a_third_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_third_recipe_is_refused(capsys):
     assert main(["explain", "final_b16", "--diff", "final_b16", "final_l14"]) == 2
     assert "unrecognized argument final_l14" in capsys.readouterr().err
 
@@ -185,9 +182,7 @@ def test_a_third_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 # fastft recipes ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_recipe_and_table_is_listed_with_accuracy_and_cost(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_recipe_and_table_is_listed_with_accuracy_and_cost(capsys, monkeypatch):
     assert main(["recipes", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert {r["name"] for r in values["recipes"]} == {path.stem for path in RECIPES.glob("*.yaml")}

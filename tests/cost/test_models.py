@@ -20,7 +20,7 @@ def options(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in MODELS])
-def test_it_is_explained_and_priced(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_explained_and_priced(name, capsys):
     """With autocast and with half-precision weights."""
     assert main(["explain", "final_b16", *options(name), "--json"]) == 0
     hours = json.loads(capsys.readouterr().out)["cost"]["gpu_hours"]
@@ -29,9 +29,7 @@ def test_it_is_explained_and_priced(name: str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
-def test_what_cannot_be_counted_says_so_and_is_priced_by_an_mfu_of_ones_own(
-    monkeypatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_counted_says_so_and_is_priced_by_an_mfu_of_ones_own(monkeypatch, capsys):
     monkeypatch.setattr(roofline, "image_traffic", lambda recipe, path: None)
     assert main(["explain", "final_b16", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cost"]["gpu_hours"]["V100"] is None

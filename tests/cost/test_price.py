@@ -5,7 +5,6 @@ import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,7 +32,7 @@ def of_reference(name: str) -> Estimate:
     return estimate(recipe(name), GPUS["A100"], 8, Mfu(run.mfu, "published", ""), COSTS["REFERENCE"])
 
 
-def test_reference_b16_run_costs_as_in_its_log() -> None:
+def test_reference_b16_run_costs_as_in_its_log():
     """48.3 A100-hours; 424 images/s per GPU; steps of 0.6032 s; the rest is evaluation and starts."""
     run = of_reference("final_b16")
     assert run.gpu_hours == pytest.approx(48.3, rel=0.01)
@@ -42,14 +41,14 @@ def test_reference_b16_run_costs_as_in_its_log() -> None:
     assert 0.1 < run.evaluate / 3600 / run.wall_hours < 0.15
 
 
-def test_reference_l14_run_is_predicted_from_the_b16_log() -> None:
+def test_reference_l14_run_is_predicted_from_the_b16_log():
     """105.6 A100-hours; nothing is fitted to this log, whose run also wrote 5 GB checkpoints every epoch."""
     run = of_reference("final_l14")
     assert run.train == pytest.approx(30 * 2500 * 0.5654, rel=0.01)
     assert 0.94 * 105.6 < run.gpu_hours < 105.6
 
 
-def test_hours_scale_with_gpus_epochs_mfu_and_frozen_layers() -> None:
+def test_hours_scale_with_gpus_epochs_mfu_and_frozen_layers():
     bare, v100 = with_cores(1e6), GPUS["V100"]  # no loader limit
     one = estimate(recipe("final_b16"), v100, 1, GIVEN, bare).train
     assert one == pytest.approx(8 * estimate(recipe("final_b16"), v100, 8, GIVEN, bare).train)
@@ -62,7 +61,7 @@ def test_hours_scale_with_gpus_epochs_mfu_and_frozen_layers() -> None:
         assert one / other == pytest.approx(ratio, rel=0.03)
 
 
-def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait() -> None:
+def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
     slow = with_cores(0.2)
     starved = estimate(recipe("final_b16"), GPUS["V100"], 8, GIVEN, slow)
     assert starved.images_per_second == pytest.approx(slow.loader_rate)
@@ -72,7 +71,7 @@ def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait() -> N
         assert {e["limited_by"] for r in values["recipes"] for e in r["estimates"]} == {"GPU"}
 
 
-def test_the_roofline_is_below_the_matrix_product_rate_and_pays_for_bytes() -> None:
+def test_the_roofline_is_below_the_matrix_product_rate_and_pays_for_bytes():
     """A quarter of the bandwidth lowers it; the larger L/14 has fewer bytes per FLOP."""
     b16, a100 = recipe("final_b16"), GPUS["A100"]
     whole = roofline_mfu(b16, a100, 8).value
@@ -81,7 +80,7 @@ def test_the_roofline_is_below_the_matrix_product_rate_and_pays_for_bytes() -> N
     assert roofline_mfu(recipe("final_l14"), a100, 8).value > whole
 
 
-def test_one_k_of_the_roofline_is_expected_on_every_card() -> None:
+def test_one_k_of_the_roofline_is_expected_on_every_card():
     for name in ("V100", "A100", "H100", "RTX4090"):
         expected, roofline, *published = known_mfus(recipe("final_b16"), GPUS[name], 8)
         assert (expected.basis, expected.value) == ("expected", pytest.approx(K * roofline.value))
@@ -89,7 +88,7 @@ def test_one_k_of_the_roofline_is_expected_on_every_card() -> None:
         assert all(mfu.value < expected.value for mfu in published)
 
 
-def test_published_runs_are_below_the_roofline_but_for_timms_measured_step() -> None:
+def test_published_runs_are_below_the_roofline_but_for_timms_measured_step():
     """The roofline is an upper bound with estimated rates: the best measured step reaches 1.04 of it."""
     ks = {
         run.name: COSTS["implied_k"](run)
@@ -103,7 +102,7 @@ def test_published_runs_are_below_the_roofline_but_for_timms_measured_step() -> 
     }
 
 
-def test_a_range_from_a_published_run_to_the_roofline_is_shown() -> None:
+def test_a_range_from_a_published_run_to_the_roofline_is_shown():
     values = price_recipes([recipe("final_b16")], CostQuery("v100"))
     hours = {e["basis"]: e["gpu_hours"] for e in values["recipes"][0]["estimates"]}
     assert hours == {
@@ -125,7 +124,7 @@ def write_bench(
     return path
 
 
-def test_measured_figures_replace_assumptions_and_are_marked(tmp_path: Path) -> None:
+def test_measured_figures_replace_assumptions_and_are_marked(tmp_path):
     query = CostQuery("v100", measured=write_bench(tmp_path / "bench.json"), cores_per_gpu=4, price=2.48)
     values = price_recipes([recipe("final_b16")], query)
     measured, *others = values["recipes"][0]["estimates"]
@@ -139,7 +138,7 @@ def test_measured_figures_replace_assumptions_and_are_marked(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("card", ["Tesla V100-SXM2-16GB", "NVIDIA H100 PCIe"])
-def test_mfu_of_another_gpu_is_not_used_and_a_remark_says_so(tmp_path: Path, card: str) -> None:
+def test_mfu_of_another_gpu_is_not_used_and_a_remark_says_so(tmp_path, card):
     path = write_bench(tmp_path / "bench.json", gpu=card)
     values = price_recipes([recipe("final_b16")], CostQuery("h100", measured=path))
     (remark,) = values["remarks"]
@@ -157,23 +156,21 @@ def test_mfu_of_another_gpu_is_not_used_and_a_remark_says_so(tmp_path: Path, car
         ({"quick": True}, "quick run, whose figures are meaningless"),
     ],
 )
-def test_impossible_or_meaningless_figures_are_refused(
-    tmp_path: Path, figures: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_or_meaningless_figures_are_refused(tmp_path, figures, message, capsys):
     path = write_bench(tmp_path / "bench.json", **figures)
     assert main(["cost", "final_b16", "--gpu", "v100", "--measured", str(path)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_a_benchmark_file_without_a_role_is_refused(tmp_path: Path) -> None:
+def test_a_benchmark_file_without_a_role_is_refused(tmp_path):
     path = tmp_path / "bench.json"
     path.write_text('{"measures": []}')
     with pytest.raises(UserError, match="fastft bench"):
         price_recipes([recipe("final_b16")], CostQuery("v100", measured=path))
 
 
-def test_validation_images_are_an_assumption_that_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_images_are_an_assumption_that_can_be_replaced(capsys):
     """ImageNet's 50,000, the same share of other data, or what is given; in the estimate as in the list."""
     whole, part = recipe("final_b16"), recipe("final_b16", "--data.train_size=20000")
     shown = {
@@ -192,14 +189,14 @@ def test_validation_images_are_an_assumption_that_can_be_replaced(capsys: pytest
     assert re.search(r"given +validation images: 3000", capsys.readouterr().out)
 
 
-def test_a_recipe_that_cannot_be_priced_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_cannot_be_priced_is_named(tmp_path, capsys):
     bad = tmp_path / "odd.yaml"
     bad.write_text("model:\n  image_size: 98\n")
     assert main(["cost", "final_b16", str(bad), "--gpu", "v100"]) == 2
     assert f"{bad}: image size 98" in capsys.readouterr().err
 
 
-def test_command_prints_recipes_side_by_side_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_recipes_side_by_side_or_json(capsys):
     command = ["cost", "final_b16", "final_l14", "--gpu", "v100", "--price", "2.48", "--schedule.stop_epoch=20"]
     assert main(command) == 0
     out = capsys.readouterr().out
@@ -213,7 +210,7 @@ def test_command_prints_recipes_side_by_side_or_json(capsys: pytest.CaptureFixtu
 PROGRESSIVE = "--schedule.sizes=0:160,24:224"
 
 
-def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases() -> None:
+def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases():
     """24 epochs as in a recipe of 160 px, 6 as in frugal_b16; evaluation at 224 px throughout."""
     recipes = [load_recipe("frugal_b16", options) for options in ([PROGRESSIVE], [], ["--model.image_size=160"])]
     both, large, small = (recipe_work(r, recipe_arch(r)) for r in recipes)
@@ -227,7 +224,7 @@ def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases() -> None:
     assert min(rooflines[1:]) < rooflines[0] < max(rooflines[1:])
 
 
-def test_a_loader_that_is_too_slow_for_small_images_only_stalls_there() -> None:
+def test_a_loader_that_is_too_slow_for_small_images_only_stalls_there():
     recipe, gpu = load_recipe("frugal_b16", [PROGRESSIVE]), GPUS["H100"]
     rates = {}
     for phase in find_phases(recipe):

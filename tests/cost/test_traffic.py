@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import astuple
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ def step_traffic(recipe: Recipe, path: str) -> dict[tuple[str, str], OpTraffic]:
     return {(o.op, o.direction): o for o in _traced(recipe, path, recipe_arch(recipe), attention=False)}
 
 
-def test_budgets_and_counts_of_b16_at_224_px_and_256_images() -> None:
+def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
     """Counted by hand from the shapes: an activation reads and writes half precision, autocast's LayerNorms fp32."""
     autocast, half = (step_traffic(load_recipe("rcp/final_b16.yaml"), path) for path in ("autocast", "half"))
     # 112.6 with QuickGELU in three passes and concatenated qkv gradients
@@ -58,7 +57,7 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images() -> None:
         ("half", {("_to_copy", "backward"): 12}),
     ],
 )
-def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: dict, tmp_path: Path) -> None:
+def test_a_block_copies_nothing_and_casts_only_what_it_must(path, kinds, tmp_path):
     """Measured by what one more block adds. `cat` joins the weight's and the bias's gradients, not the tokens'."""
     added: Counter = Counter()
     for layers, sign in ((2, -1), (3, 1)):
@@ -82,13 +81,13 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: di
         ("final_b16", ["--model.patch_dropout=0.5", "--train.micro_batch=64", "--augment.mixup=0.8"]),
     ],
 )
-def test_a_few_blocks_are_traced_for_all(name: str, options: list[str], path: str) -> None:
+def test_a_few_blocks_are_traced_for_all(name, options, path):
     recipe = load_recipe(name, options)
     whole = _bytes_per_image(recipe, path, recipe_arch(recipe))
     assert image_traffic(recipe, path).bytes_per_image == pytest.approx(whole, rel=1e-9)
 
 
-def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts() -> None:
+def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts():
     """Traced anew for two of them; `python benchmarks/tables.py --check` traces all."""
     for recipe in map(load_recipe, recipe_names()):
         for phase in find_phases(recipe):
@@ -98,7 +97,7 @@ def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts() -> None:
         assert stored_traffic()[traffic_key(load_recipe(name), path)] == pytest.approx(astuple(traced))
 
 
-def test_traffic_of_timms_vit_is_that_of_fastfts_tower_or_more() -> None:
+def test_traffic_of_timms_vit_is_that_of_fastfts_tower_or_more():
     """The own tower was written for fewer bytes: timm's block moves a quarter more."""
     own = load_recipe("final_b16", ["--model.arch=ViT-B-16", "--model.freeze_conv1=false"])
     ours, timms = (image_traffic(r, "autocast") for r in (own, timm_recipe("vit_base_patch16_224")))
@@ -106,13 +105,13 @@ def test_traffic_of_timms_vit_is_that_of_fastfts_tower_or_more() -> None:
     assert 1.0 <= timms.bytes_per_image / ours.bytes_per_image < 1.3
 
 
-def test_frozen_layers_of_timms_models_have_no_backward_pass() -> None:
+def test_frozen_layers_of_timms_models_have_no_backward_pass():
     whole, half = timm_recipe("test_vit"), timm_recipe("test_vit", "--model.trainable_layers=3")
     bytes_of = [image_traffic(recipe, "autocast").bytes_per_image for recipe in (whole, half)]
     assert 0.4 < bytes_of[1] / bytes_of[0] < 0.9
 
 
-def test_bytes_of_in_place_and_expanded_operands() -> None:
+def test_bytes_of_in_place_and_expanded_operands():
     a, b = torch.zeros(8), torch.zeros(8, dtype=torch.float16)
     assert _bytes_moved("add", (a, b), {}, a + b) == 32 + 16 + 32
     assert _bytes_moved("add_", (a, b), {}, a) == 32 + 16 + 32

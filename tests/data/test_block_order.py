@@ -35,7 +35,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order_module, "MIB", 4 * PAGE)
 
 
-def test_the_page_of_a_sample_holds_its_bytes(betons: BetonSet) -> None:
+def test_the_page_of_a_sample_holds_its_bytes(betons):
     pages = Pages.of(betons)
     assert len(pages) == sum(beton.num_pages for beton in betons.files) > 8
     spans = pages.spans(np.arange(len(pages)))
@@ -46,9 +46,7 @@ def test_the_page_of_a_sample_holds_its_bytes(betons: BetonSet) -> None:
         assert span.offset <= begin and begin + int(betons.sizes[sample]) <= span.offset + span.num_bytes
 
 
-def test_an_epoch_has_every_sample_once_and_the_samples_of_a_block_together(
-    betons: BetonSet, small_blocks: None
-) -> None:
+def test_an_epoch_has_every_sample_once_and_the_samples_of_a_block_together(betons, small_blocks):
     pages, samples = Pages.of(betons), np.arange(len(betons))
     for epoch in range(3):
         order = block_order(pages, samples, seed=5, epoch=epoch, block_mib=1)
@@ -60,9 +58,7 @@ def test_an_epoch_has_every_sample_once_and_the_samples_of_a_block_together(
         assert not np.array_equal(order, samples)
 
 
-def test_epochs_and_seeds_have_other_blocks_and_the_same_arguments_the_same_order(
-    betons: BetonSet, small_blocks: None
-) -> None:
+def test_epochs_and_seeds_have_other_blocks_and_the_same_arguments_the_same_order(betons, small_blocks):
     pages, samples = Pages.of(betons), np.arange(len(betons))
 
     def order(seed: int, epoch: int) -> bytes:
@@ -72,7 +68,7 @@ def test_epochs_and_seeds_have_other_blocks_and_the_same_arguments_the_same_orde
     assert order(1, 1) == order(1, 1)
 
 
-def test_the_order_by_blocks_never_changes() -> None:
+def test_the_order_by_blocks_never_changes():
     """Written down once, as for random order; 12 samples in 6 pages of two files, three pages a block."""
 
     class Two:
@@ -91,16 +87,14 @@ def test_the_order_by_blocks_never_changes() -> None:
     assert block_order(pages, np.arange(12), 42, 7, 3).tolist() == [11, 10, 4, 5, 0, 1, 6, 8, 7, 2, 9, 3]
 
 
-def test_a_subset_keeps_to_the_blocks(betons: BetonSet, small_blocks: None) -> None:
+def test_a_subset_keeps_to_the_blocks(betons, small_blocks):
     subset = np.arange(1, len(betons), 3)
     order = SampleOrder(betons, subset, 0, "blocks", 1).of_epoch(2)
     assert np.array_equal(np.sort(order), subset)
 
 
 @pytest.mark.parametrize("delivered", [0, 5, 13])
-def test_a_loader_resumes_bit_for_bit_and_at_another_world_size(
-    betons: BetonSet, small_blocks: None, delivered: int
-) -> None:
+def test_a_loader_resumes_bit_for_bit_and_at_another_world_size(betons, small_blocks, delivered):
     with train_loader(betons, order="blocks", block_mib=1) as first:
         epochs = [collect(first) for _ in range(2)]
         first.set_epoch(0)
@@ -120,7 +114,7 @@ def test_a_loader_resumes_bit_for_bit_and_at_another_world_size(
     assert together == epochs[1]
 
 
-def test_the_images_of_a_sample_do_not_depend_on_the_order(betons: BetonSet) -> None:
+def test_the_images_of_a_sample_do_not_depend_on_the_order(betons):
     """The plan contract: a sample of an epoch is augmented in the same way, wherever it comes."""
     seen = []
     for order in ("random", "blocks"):
@@ -129,7 +123,7 @@ def test_the_images_of_a_sample_do_not_depend_on_the_order(betons: BetonSet) -> 
     assert len(seen[0]) == len(betons) and seen[0] == seen[1]
 
 
-def test_a_state_of_another_order_is_refused(betons: BetonSet) -> None:
+def test_a_state_of_another_order_is_refused(betons):
     with train_loader(betons, order="blocks", block_mib=1) as first:
         state = first.state_dict()
     for options in ({"order": "random"}, {"order": "blocks", "block_mib": 2}):
@@ -142,7 +136,7 @@ def test_a_state_of_another_order_is_refused(betons: BetonSet) -> None:
 @pytest.mark.parametrize(
     ("options", "words"), [({"order": "sorted"}, "give one of"), ({"order": "blocks", "block_mib": 0}, "1 or")]
 )
-def test_an_impossible_order_is_refused(betons: BetonSet, options: dict[str, object], words: str) -> None:
+def test_an_impossible_order_is_refused(betons, options, words):
     with pytest.raises(UserError, match=words):
         train_loader(betons, **options)
 
@@ -150,9 +144,7 @@ def test_an_impossible_order_is_refused(betons: BetonSet, options: dict[str, obj
 # reading ahead
 
 
-def test_each_block_is_requested_before_it_begins_and_released_after_its_successor(
-    betons: BetonSet, small_blocks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_block_is_requested_before_it_begins_and_released_after_its_successor(betons, small_blocks, monkeypatch):
     calls: list[tuple[str, int, int]] = []
     names = {os.POSIX_FADV_WILLNEED: "request", os.POSIX_FADV_DONTNEED: "release"}
 
@@ -180,7 +172,7 @@ def test_each_block_is_requested_before_it_begins_and_released_after_its_success
     assert len(calls) == len(set(calls))
 
 
-def test_a_pass_that_is_abandoned_leaves_no_thread(betons: BetonSet) -> None:
+def test_a_pass_that_is_abandoned_leaves_no_thread(betons):
     with train_loader(betons, order="blocks") as loader:
         batches = loader.epoch(0)
         next(batches)
@@ -192,9 +184,7 @@ def test_a_pass_that_is_abandoned_leaves_no_thread(betons: BetonSet) -> None:
 # notes
 
 
-def test_files_that_do_not_fit_the_page_cache_are_noted(
-    betons: BetonSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_files_that_do_not_fit_the_page_cache_are_noted(betons, monkeypatch, caplog):
     with train_loader(betons) as loader:
         assert loader.notes == []
     monkeypatch.setattr(order_module, "memory_bytes", lambda: (1 << 40, betons.file_size))

@@ -38,7 +38,7 @@ def copy(indexed_beton: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_truncated_file_is_an_error_that_names_it(copy: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_that_names_it(copy, tmp_path):
     """In a process of its own: reading a truncated memory map would end it with SIGBUS."""
     arguments = list[str]()
     for left in (0, int(np.median(Beton.open(copy).pointers))):
@@ -58,7 +58,7 @@ def loader_of(path: Path) -> EvalLoader:
     return EvalLoader(path, parse_policy("none"), Output(32), batch_size=4, workers=1, batches_ahead=1)
 
 
-def test_a_file_that_was_overwritten_is_not_called_damaged(copy: Path) -> None:
+def test_a_file_that_was_overwritten_is_not_called_damaged(copy):
     """Same size, other contents: the samples do not decode, and the reason is the change."""
     with loader_of(copy) as loader, pytest.raises(UserError, match="changed while it was in use") as caught:
         for batch in loader:
@@ -69,7 +69,7 @@ def test_a_file_that_was_overwritten_is_not_called_damaged(copy: Path) -> None:
     assert not isinstance(caught.value, SampleError)
 
 
-def test_another_file_under_the_same_name_does_not_change_a_pass(copy: Path, stock_beton, indexed_beton: Path) -> None:
+def test_another_file_under_the_same_name_does_not_change_a_pass(copy, stock_beton, indexed_beton):
     """Files are replaced by renaming; the loader keeps the file that it opened."""
     with loader_of(copy) as loader, loader_of(indexed_beton) as original:
         for batch, expected in zip(loader, original, strict=True):
@@ -80,7 +80,7 @@ def test_another_file_under_the_same_name_does_not_change_a_pass(copy: Path, sto
                 replacement.replace(copy)
 
 
-def test_a_file_that_changed_between_two_passes_is_refused(copy: Path) -> None:
+def test_a_file_that_changed_between_two_passes_is_refused(copy):
     with loader_of(copy) as loader:
         list(loader)
         with copy.open("r+b") as file:
@@ -89,7 +89,7 @@ def test_a_file_that_changed_between_two_passes_is_refused(copy: Path) -> None:
             list(loader)
 
 
-def test_a_disk_that_fails_is_an_error_that_names_the_file(copy: Path) -> None:
+def test_a_disk_that_fails_is_an_error_that_names_the_file(copy):
     with loader_of(copy) as loader:
         first = next(batches := iter(loader))
         assert len(first.ids) == 4
@@ -100,7 +100,7 @@ def test_a_disk_that_fails_is_an_error_that_names_the_file(copy: Path) -> None:
             list(batches)
 
 
-def test_a_loader_that_is_refused_leaves_no_file_open(copy: Path) -> None:
+def test_a_loader_that_is_refused_leaves_no_file_open(copy):
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(UserError, match="do not fill one batch"):
         TrainLoader(copy, parse_policy("none"), Output(32), batch_size=64)

@@ -20,7 +20,7 @@ NUMBERS = [str(k) for k in range(12)]  # in another order than their names
         (["cat", "dog"], name_outputs(["cat", "dog"], 10)),  # a head with more outputs than classes
     ],
 )
-def test_the_same_classes_and_made_up_ones_are_taken(found: list[str], expected: list[str]) -> None:
+def test_the_same_classes_and_made_up_ones_are_taken(found, expected):
     refuse_other_classes(found, expected, "val.beton")
 
 
@@ -36,6 +36,6 @@ def test_the_same_classes_and_made_up_ones_are_taken(found: list[str], expected:
         (["0", "1", "10"], NUMBERS, "class 2 is 10, the model's is 2"),
     ],
 )
-def test_the_first_class_that_differs_is_named(found: list[str], expected: list[str], message: str) -> None:
+def test_the_first_class_that_differs_is_named(found, expected, message):
     with pytest.raises(UserError, match=f"val.beton.*{message}"):
         refuse_other_classes(found, expected, "val.beton")

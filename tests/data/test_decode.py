@@ -102,11 +102,11 @@ def whole_image(beton, sample):
     return decode_rgb(beton.image_bytes(sample))
 
 
-def test_the_loaders_images_are_pillows_here() -> None:
+def test_the_loaders_images_are_pillows_here():
     assert pixel_probe.probe() <= pixel_probe.TOLERANCE
 
 
-def test_a_loader_that_repeats_the_first_row_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_that_repeats_the_first_row_is_found(monkeypatch):
     """Every row equals the first one, as with Numba 0.68 on Python 3.12."""
 
     class Repeats(EvalLoader):

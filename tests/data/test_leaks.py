@@ -45,14 +45,14 @@ def growth(path: Path, loaders: int) -> float:
     return resident_mb() - resident
 
 
-def test_sixty_loaders_leak_no_memory(indexed_beton: Path) -> None:
+def test_sixty_loaders_leak_no_memory(indexed_beton):
     """With a function compiled per loader they left 58 MB."""
     assert growth(indexed_beton, 60) < 10
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_many_loaders_leak_no_memory(indexed_beton: Path) -> None:
+def test_many_loaders_leak_no_memory(indexed_beton):
     assert growth(indexed_beton, int(300 * EXTENT)) < 20
 
 

@@ -26,7 +26,7 @@ def images(batches):
 
 
 @pytest.mark.parametrize(("size", "micro_batch"), [(32, 8), (64, 2)])
-def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(indexed_beton, size, micro_batch) -> None:
+def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(indexed_beton, size, micro_batch):
     with loader(indexed_beton, 48) as changing, loader(indexed_beton, size, micro_batch) as fresh:
         images(changing.epoch(0))
         changing.resize(size, micro_batch)
@@ -36,7 +36,7 @@ def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(indexed_b
     assert torch.equal(got, wanted)
 
 
-def test_a_change_ends_the_pass_in_progress(indexed_beton) -> None:
+def test_a_change_ends_the_pass_in_progress(indexed_beton):
     with loader(indexed_beton, 48) as changing:
         batches = changing.epoch(0)
         next(batches)
@@ -46,7 +46,7 @@ def test_a_change_ends_the_pass_in_progress(indexed_beton) -> None:
             next(batches)
 
 
-def test_no_kernel_is_compiled_for_another_size(indexed_beton) -> None:
+def test_no_kernel_is_compiled_for_another_size(indexed_beton):
     with loader(indexed_beton, 48) as changing:
         images(changing.epoch(0))
         compiled = [list(kernel.signatures) for kernel in (decode_and_augment, augment_batch)]
@@ -56,7 +56,7 @@ def test_no_kernel_is_compiled_for_another_size(indexed_beton) -> None:
         assert [list(kernel.signatures) for kernel in (decode_and_augment, augment_batch)] == compiled
 
 
-def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton) -> None:
+def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton):
     """The plan contract: only what counts output pixels (resize, window, erase box, translations) follows the size."""
     beton = BetonSet.open(indexed_beton)
     ids = np.arange(len(beton))
@@ -82,7 +82,7 @@ class DeviceStub:
         return DeviceStub(size, self.calls)
 
 
-def test_the_stage_of_a_gpu_copies_the_regions_of_the_new_size(indexed_beton) -> None:
+def test_the_stage_of_a_gpu_copies_the_regions_of_the_new_size(indexed_beton):
     beton, calls = BetonSet.open(indexed_beton), []
 
     def plans(size):

@@ -19,7 +19,7 @@ def epochs(indexed_beton):
         return [collect(whole) for _ in range(3)]
 
 
-def test_a_loader_has_a_length_and_every_iteration_is_the_next_epoch(indexed_beton, epochs) -> None:
+def test_a_loader_has_a_length_and_every_iteration_is_the_next_epoch(indexed_beton, epochs):
     with loader(indexed_beton) as whole:
         assert len(whole) == 10 and len(list(whole)) == 10
         assert collect(whole.epoch(1)) == epochs[1]
@@ -30,7 +30,7 @@ def test_a_loader_has_a_length_and_every_iteration_is_the_next_epoch(indexed_bet
 
 
 @pytest.mark.parametrize("delivered", [0, 5, 10, 13])
-def test_a_state_continues_with_the_next_micro_batch(indexed_beton, epochs, delivered: int) -> None:
+def test_a_state_continues_with_the_next_micro_batch(indexed_beton, epochs, delivered):
     with loader(indexed_beton) as first:
         batches = (batch for _ in range(2) for batch in first)
         for _ in range(delivered):
@@ -46,7 +46,7 @@ def test_a_state_continues_with_the_next_micro_batch(indexed_beton, epochs, deli
         assert collect(second) == epochs[epoch + 1]
 
 
-def test_a_state_between_two_steps_loads_at_another_world_size(indexed_beton, epochs) -> None:
+def test_a_state_between_two_steps_loads_at_another_world_size(indexed_beton, epochs):
     with loader(indexed_beton) as first:
         batches = iter(first)
         for _ in range(6):
@@ -60,7 +60,7 @@ def test_a_state_between_two_steps_loads_at_another_world_size(indexed_beton, ep
     assert rest == {key: value for key, value in epochs[0].items() if key[0] >= 3}
 
 
-def test_a_state_that_does_not_fit_is_refused(indexed_beton) -> None:
+def test_a_state_that_does_not_fit_is_refused(indexed_beton):
     with loader(indexed_beton) as first:
         next(iter(first))
         state = first.state_dict()
@@ -73,7 +73,7 @@ def test_a_state_that_does_not_fit_is_refused(indexed_beton) -> None:
             other.load_state_dict(state)
 
 
-def test_an_iteration_after_a_break_is_the_next_epoch_and_set_epoch_chooses_one(indexed_beton, epochs) -> None:
+def test_an_iteration_after_a_break_is_the_next_epoch_and_set_epoch_chooses_one(indexed_beton, epochs):
     with loader(indexed_beton) as broken:
         next(iter(broken))
         assert collect(broken) == epochs[1]
@@ -81,7 +81,7 @@ def test_an_iteration_after_a_break_is_the_next_epoch_and_set_epoch_chooses_one(
         assert collect(broken) == epochs[0]
 
 
-def test_tuples_are_images_and_labels_and_copies_stay_valid(indexed_beton) -> None:
+def test_tuples_are_images_and_labels_and_copies_stay_valid(indexed_beton):
     with loader(indexed_beton) as whole:
         want = [(batch.images.clone(), batch.labels.clone()) for batch in whole.epoch(0)]
         tuples = AsTuples(whole, copy=True)
@@ -93,7 +93,7 @@ def test_tuples_are_images_and_labels_and_copies_stay_valid(indexed_beton) -> No
             assert torch.equal(found[0], images)
 
 
-def test_length_and_state_follow_a_change_of_the_micro_batch(indexed_beton, epochs) -> None:
+def test_length_and_state_follow_a_change_of_the_micro_batch(indexed_beton, epochs):
     with loader(indexed_beton) as resized:
         resized.resize(SIZE, 2)
         assert len(resized) == 20

@@ -35,9 +35,7 @@ def pattern(parts: Path) -> str:
     return str(parts / "train-*.beton")
 
 
-def test_samples_of_all_files_have_the_ids_bytes_and_labels_of_the_single_file(
-    pattern: str, indexed_beton: Path
-) -> None:
+def test_samples_of_all_files_have_the_ids_bytes_and_labels_of_the_single_file(pattern, indexed_beton):
     whole, together = Beton.open(indexed_beton), BetonSet.open(pattern)
     assert len(together.files) == PARTS and len(together) == len(whole)
     assert np.array_equal(together.labels, whole.labels)
@@ -50,7 +48,7 @@ def test_samples_of_all_files_have_the_ids_bytes_and_labels_of_the_single_file(
     assert together.largest == BetonSet.open(indexed_beton).largest
 
 
-def test_batches_of_several_files_are_those_of_the_single_file(pattern: str, indexed_beton: Path) -> None:
+def test_batches_of_several_files_are_those_of_the_single_file(pattern, indexed_beton):
     """Image for image and box for box: the plan depends on the sample's id, which runs through the files."""
     with train_loader(indexed_beton) as one, train_loader(pattern) as several:
         assert collect(several.epoch(1)) == collect(one.epoch(1))
@@ -59,7 +57,7 @@ def test_batches_of_several_files_are_those_of_the_single_file(pattern: str, ind
 
 
 @pytest.mark.parametrize("order", ["random", "blocks"])
-def test_ranks_micro_batches_and_resuming_do_not_change_the_images(pattern: str, order: str) -> None:
+def test_ranks_micro_batches_and_resuming_do_not_change_the_images(pattern, order):
     with train_loader(pattern, order=order, block_mib=1) as loader:
         whole = collect(loader.epoch(2))
         first = next(loader.epoch(2))
@@ -72,7 +70,7 @@ def test_ranks_micro_batches_and_resuming_do_not_change_the_images(pattern: str,
     assert len(first.ids) == BATCH // 2
 
 
-def test_files_are_named_as_a_list_or_with_commas_too(parts: Path, pattern: str) -> None:
+def test_files_are_named_as_a_list_or_with_commas_too(parts, pattern):
     paths = sorted(parts.glob("*.beton"))
     expected = BetonSet.open(pattern).content
     assert BetonSet.open(paths).content == expected
@@ -91,7 +89,7 @@ def test_files_are_named_as_a_list_or_with_commas_too(parts: Path, pattern: str)
         ("", "no .beton file is named"),
     ],
 )
-def test_files_that_cannot_be_opened_together_are_one_line(parts: Path, data: str, words: str) -> None:
+def test_files_that_cannot_be_opened_together_are_one_line(parts, data, words):
     named = data.format(parts=parts, first=parts / "train-1-of-3.beton")
     with pytest.raises(UserError, match=words):
         BetonSet.open(named)
@@ -108,7 +106,7 @@ def _with_manifest(path: Path, target: Path, **changes: object) -> Path:
     return target
 
 
-def test_files_with_other_classes_are_one_line_that_names_the_class(parts: Path, tmp_path: Path) -> None:
+def test_files_with_other_classes_are_one_line_that_names_the_class(parts, tmp_path):
     first, second = sorted(parts.glob("*.beton"))[:2]
     classes = list(Manifest.of_beton(second).classes)
     other = _with_manifest(second, tmp_path / "a.beton", classes=[*classes[:2], "other", *classes[3:]])
@@ -119,7 +117,7 @@ def test_files_with_other_classes_are_one_line_that_names_the_class(parts: Path,
         BetonSet.open([first, longer])
 
 
-def test_a_file_without_manifest_may_join_if_its_labels_are_classes(parts: Path, tmp_path: Path) -> None:
+def test_a_file_without_manifest_may_join_if_its_labels_are_classes(parts, tmp_path):
     first, second, _ = sorted(parts.glob("*.beton"))
     bare = Path(shutil.copy(second, tmp_path / "bare.beton"))
     joined = BetonSet.open([bare, first])
@@ -127,7 +125,7 @@ def test_a_file_without_manifest_may_join_if_its_labels_are_classes(parts: Path,
     assert "checksum" not in joined.content
 
 
-def test_a_file_without_a_label_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_label_is_refused(tmp_path):
     from ffcv.fields import FloatField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -138,7 +136,7 @@ def test_a_file_without_a_label_is_refused(tmp_path: Path) -> None:
         BetonSet.open(tmp_path / "other.beton")
 
 
-def test_a_damaged_sample_is_named_by_its_file(parts: Path, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_named_by_its_file(parts, tmp_path):
     for path in parts.iterdir():
         shutil.copy(path, tmp_path)
     second = Beton.open(tmp_path / "train-2-of-3.beton")
@@ -153,7 +151,7 @@ def test_a_damaged_sample_is_named_by_its_file(parts: Path, tmp_path: Path) -> N
     assert caught.value.sample == int(loader.betons.starts[1]) + 4
 
 
-def test_a_missing_part_of_a_conversion_is_noted(parts: Path, pattern: str) -> None:
+def test_a_missing_part_of_a_conversion_is_noted(parts, pattern):
     with train_loader(pattern) as loader:
         assert not any("parts" in note for note in loader.notes)
     with train_loader([parts / "train-1-of-3.beton", parts / "train-3-of-3.beton"]) as loader:

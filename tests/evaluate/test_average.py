@@ -38,7 +38,7 @@ def average(out: Path, *arguments: object) -> dict:
     return json.loads((out / RESULT).read_text())
 
 
-def test_the_start_of_a_run_is_what_its_training_began_with(whole: Path, tiny: dict[str, str], tmp_path: Path) -> None:
+def test_the_start_of_a_run_is_what_its_training_began_with(whole, tiny, tmp_path):
     average(tmp_path / "start", "start", whole, "--alpha", "0")
     started = build_model(load_trained(whole, CPU).recipe).state_dict()
     found = weights_of(tmp_path / "start")
@@ -46,9 +46,7 @@ def test_the_start_of_a_run_is_what_its_training_began_with(whole: Path, tiny: d
     assert all(torch.equal(found[name], value) for name, value in started.items())
 
 
-def test_the_ends_of_the_curve_are_the_two_models_and_the_middle_is_their_mean(
-    whole: Path, other: Path, tmp_path: Path
-) -> None:
+def test_the_ends_of_the_curve_are_the_two_models_and_the_middle_is_their_mean(whole, other, tmp_path):
     found = {}
     for alpha in (0, 0.5, 1):
         average(tmp_path / f"{alpha}", whole, other, "--alpha", alpha)
@@ -60,9 +58,7 @@ def test_the_ends_of_the_curve_are_the_two_models_and_the_middle_is_their_mean(
     assert not torch.equal(found[0.5]["head.weight"], start["head.weight"])
 
 
-def test_the_best_alpha_on_the_first_file_is_kept_and_the_file_is_named(
-    whole: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_best_alpha_on_the_first_file_is_kept_and_the_file_is_named(whole, tiny, tmp_path, capsys):
     out = tmp_path / "wise"
     alphas = ["--alpha", "0,0.5,1", "--data", tiny["data.val"], "--data", tiny["data.train"]]
     result = average(out, "start", whole, *alphas)
@@ -78,9 +74,7 @@ def test_the_best_alpha_on_the_first_file_is_kept_and_the_file_is_named(
     assert evaluate_checkpoint(whole, None, "cpu")["top1"] == pytest.approx(top1[-1])
 
 
-def test_the_average_is_predicted_with_and_exported(
-    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_average_is_predicted_with_and_exported(whole, other, tiny, tmp_path, capsys):
     out = tmp_path / "soup"
     average(out, whole, other, "--soup", "uniform", "--data", tiny["data.val"])
     photo = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg"))
@@ -91,7 +85,7 @@ def test_the_average_is_predicted_with_and_exported(
     assert main(["average", str(whole), str(out), "--alpha=0.5", "--out", str(tmp_path / "again")]) == 0
 
 
-def test_a_uniform_soup_is_the_mean(whole: Path, other: Path, tmp_path: Path) -> None:
+def test_a_uniform_soup_is_the_mean(whole, other, tmp_path):
     result = average(tmp_path / "soup", whole, other, "start", whole, "--soup", "uniform")
     states = [weights_of(whole), weights_of(other), build_model(load_trained(whole, CPU).recipe).state_dict()]
     for name, value in weights_of(tmp_path / "soup").items():
@@ -100,9 +94,7 @@ def test_a_uniform_soup_is_the_mean(whole: Path, other: Path, tmp_path: Path) ->
     assert result["selection"] is None and result["rows"] == []
 
 
-def test_a_greedy_soup_leaves_out_what_makes_it_worse(
-    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_greedy_soup_leaves_out_what_makes_it_worse(whole, other, tiny, tmp_path):
     """The recipe of the paper, by hand: the best model first, each other one only if top-1 does not fall."""
     models = ["start", whole, other]
     result = average(tmp_path / "soup", *models, "--soup", "greedy", "--data", tiny["data.val"])
@@ -118,9 +110,7 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(
     assert evaluate_checkpoint(tmp_path / "soup", None, "cpu")["top1"] == pytest.approx(best)
 
 
-def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp_path, monkeypatch, capsys):
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -149,9 +139,7 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(
         (["RUN", "RUN", "--data=nowhere.beton"], "nowhere.beton: cannot be read"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
-) -> None:
+def test_bad_input_is_one_line_and_nothing_is_written(whole, tmp_path, capsys, arguments, message):
     words = [str(whole) if word == "RUN" else word for word in arguments]
     assert main(["average", "--out", str(tmp_path / "out"), *words]) == 2
     error = capsys.readouterr().err
@@ -159,9 +147,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_models_of_other_classes_or_another_shape_are_refused(
-    whole: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_models_of_other_classes_or_another_shape_are_refused(whole, tiny, tmp_path, capsys):
     images = Path(tiny["data.train"]).parent / "train"
     (tmp_path / "images").mkdir()
     for name, source in (("a", "astronaut"), ("b", "coffee")):

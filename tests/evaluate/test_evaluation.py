@@ -19,7 +19,7 @@ from fastft.run.run_directory import load_run
 CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
-def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model: Path) -> None:
+def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model):
     found, _ = assess_run(load_run(run_of_random_model), insist=True)
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu")
     assert found is not None and found.mistakes.images == 36
@@ -39,7 +39,7 @@ def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model: Path)
     assert rows == evaluated and len(rows) == 6
 
 
-def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_random_model: Path, tmp_path: Path) -> None:
+def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_random_model, tmp_path):
     table = tmp_path / "predictions.csv"
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu", csv=table)
     with table.open() as file:
@@ -52,14 +52,14 @@ def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_rand
     assert all(float(r["class_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
 
 
-def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:
+def test_eval_prints_the_classes(run_of_random_model, capsys):
     assert main(["eval", str(run_of_random_model)]) == 0
     said = capsys.readouterr().out
     assert "top-5" in said and "balanced accuracy" in said and "calibration error" in said
     assert all(name in said for name in CLASSES)
 
 
-def test_missing_validation_data_is_a_note_or_with_insist_an_error(run_of_random_model: Path, tmp_path: Path) -> None:
+def test_missing_validation_data_is_a_note_or_with_insist_an_error(run_of_random_model, tmp_path):
     text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")
     (tmp_path / "recipe.yaml").write_text(text)
     found, why = assess_run(load_run(tmp_path), insist=False)
@@ -88,7 +88,7 @@ def subset(
     return folder / "r.beton"
 
 
-def test_only_the_classes_with_images_are_ranked(run_of_random_model: Path, subset: Path) -> None:
+def test_only_the_classes_with_images_are_ranked(run_of_random_model, subset):
     trained, found = predict_file(run_of_random_model, subset, "cpu")
     present = [trained.classes.index(name) for name in sorted(PRESENT, key=trained.classes.index)]
     among_all, among_present = (found.logits_NK.argmax(1), np.take(present, found.logits_NK[:, present].argmax(1)))
@@ -105,7 +105,7 @@ def test_only_the_classes_with_images_are_ranked(run_of_random_model: Path, subs
     assert np.isfinite([scores["ece"], scores["ece_scaled"], scores["temperature"]]).all()
 
 
-def test_several_files_make_one_table(run_of_random_model: Path, subset: Path, capsys: pytest.CaptureFixture) -> None:
+def test_several_files_make_one_table(run_of_random_model, subset, capsys):
     files = [run_of_random_model / "val.beton", subset]
     command = ["eval", str(run_of_random_model), *(f"--data={file}" for file in files), "--only-present-classes"]
     assert main([*command, "--device=cpu"]) == 0

@@ -24,7 +24,7 @@ def files(whole: Path, tiny: dict[str, str], tmp_path_factory: pytest.TempPathFa
     return {split: folder / f"{split}.npz" for split in ("train", "val")}
 
 
-def test_embeddings_times_the_head_are_the_logits(whole: Path, tiny: dict[str, str], files: dict[str, Path]) -> None:
+def test_embeddings_times_the_head_are_the_logits(whole, tiny, files):
     trained, found = load_trained(whole, torch.device("cpu")), np.load(files["val"])
     _, want = predict_file(whole, Path(tiny["data.val"]), "cpu")
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_embeddings_times_the_head_are_the_logits(whole: Path, tiny: dict[str, s
     assert list(found["classes"]) == ["astronaut", "coffee"]
 
 
-def test_timms_models_have_embeddings_and_averages(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_timms_models_have_embeddings_and_averages(tiny, tmp_path):
     options = {"model.arch": "timm/test_vit", "schedule.epochs": "1", "schedule.warmup_epochs": "0"}
     run(tiny | options, tmp_path / "run")
     out, average = tmp_path / "val.npz", tmp_path / "average"
@@ -51,8 +51,8 @@ def test_timms_models_have_embeddings_and_averages(tiny: dict[str, str], tmp_pat
 
 
 def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_named(
-    whole: Path, tiny: dict[str, str], files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+    whole, tiny, files, tmp_path, capsys
+):
     """Pillow's resize and the loader's differ by at most one level in some pixels."""
     images = Path(tiny["data.val"]).parent / "val"
     broken, out = tmp_path / "broken.jpg", tmp_path / "folder.npz"
@@ -65,9 +65,7 @@ def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_nam
     assert set(found["labels"]) == {-1} and not len(found["classes"])
 
 
-def test_features_are_refused_under_another_suffix_and_with_options_for_classes(
-    whole: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_features_are_refused_under_another_suffix_and_with_options_for_classes(whole, tiny, tmp_path, capsys):
     command = ["predict", str(whole), tiny["data.val"], "--device=cpu"]
     for extra, message in (
         (["--features=a.txt"], "must end in .npz"),
@@ -78,7 +76,7 @@ def test_features_are_refused_under_another_suffix_and_with_options_for_classes(
         assert message in capsys.readouterr().err
 
 
-def test_images_are_read_in_order_by_threads_and_one_batch_ahead(whole: Path, tiny: dict[str, str]) -> None:
+def test_images_are_read_in_order_by_threads_and_one_batch_ahead(whole, tiny):
     recipe = load_trained(whole, torch.device("cpu")).recipe
     paths = sorted((Path(tiny["data.train"]).parent / "train").rglob("*.jpg"))
     taken: list[Path] = []

@@ -31,7 +31,7 @@ def photo(tmp_path: Path, photographs: dict[str, np.ndarray]) -> Path:
     return tmp_path / "photo.png"
 
 
-def test_predict_applies_it_says_so_and_can_be_told_not_to(tmp_path: Path, photo: Path, capsys) -> None:
+def test_predict_applies_it_says_so_and_can_be_told_not_to(tmp_path, photo, capsys):
     make_checkpoint(tmp_path, dict(CLIP), FITTED)
     scaled, plain = (predicted(tmp_path / "run", photo, on) for on in (True, False))
     assert list(scaled) == list(plain)
@@ -45,14 +45,14 @@ def test_predict_applies_it_says_so_and_can_be_told_not_to(tmp_path: Path, photo
 
 
 @pytest.mark.parametrize("worse", [{"ece_scaled": 9.0}, {"temperature": float(np.exp(-4))}])
-def test_it_is_not_used_where_other_images_get_worse(tmp_path: Path, photo: Path, worse: dict[str, float]) -> None:
+def test_it_is_not_used_where_other_images_get_worse(tmp_path, photo, worse):
     make_checkpoint(tmp_path, dict(CLIP), FITTED | worse)
     assert predicted(tmp_path / "run", photo) == predicted(tmp_path / "run", photo, temperature=False)
     assert load_trained(tmp_path / "run", CPU).temperature_record == {}
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_exports_have_it_in_the_head_and_name_it(tmp_path: Path, format: str) -> None:
+def test_exports_have_it_in_the_head_and_name_it(tmp_path, format):
     make_checkpoint(tmp_path, dict(CLIP), FITTED)
     out = tmp_path / OUTS[format]
     images = torch.randn(4, 3, 32, 32)
@@ -69,7 +69,7 @@ def test_exports_have_it_in_the_head_and_name_it(tmp_path: Path, format: str) ->
                 assert stored == ({"value": 2.5, "in_head": True, "images": 80} if on else None)
 
 
-def test_it_stays_out_of_a_head_whose_rankings_would_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stays_out_of_a_head_whose_rankings_would_change(tmp_path, monkeypatch):
     """Two outputs that rounding makes equal: here every ranking counts as changed."""
     make_checkpoint(tmp_path, dict(CLIP), FITTED)
     before = load_trained(tmp_path / "run", CPU).model.state_dict()

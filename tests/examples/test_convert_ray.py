@@ -34,7 +34,7 @@ def writers(path: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_the_middle_changes_no_byte(imagenet_sample: Path, tmp_path: Path) -> None:
+def test_a_worker_killed_in_the_middle_changes_no_byte(imagenet_sample, tmp_path):
     out, journal = tmp_path / "ray/photos.beton", tmp_path / "ray/photos-2-of-3.beton.part.journal"
     data = imagenet_sample.resolve()
     command = [

@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def test_the_plain_loop_trains_and_resumes(tiny: dict[str, str], run: Run) -> None:
+def test_the_plain_loop_trains_and_resumes(tiny, run):
     arguments = ["plain_loop.py", tiny["data.train"], tiny["data.val"], *MODEL]
     lines = run(*arguments)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
@@ -41,7 +41,7 @@ def test_the_plain_loop_trains_and_resumes(tiny: dict[str, str], run: Run) -> No
 
 
 @pytest.mark.slow
-def test_the_loop_with_timms_utilities_trains(tiny: dict[str, str], run: Run) -> None:
+def test_the_loop_with_timms_utilities_trains(tiny, run):
     lines = run("timm_loop.py", tiny["data.train"], tiny["data.val"], *MODEL)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert all("EMA top-1" in line for line in lines)
@@ -49,14 +49,14 @@ def test_the_loop_with_timms_utilities_trains(tiny: dict[str, str], run: Run) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--stock",), ("--augment", "3aug")])
-def test_ffcvs_pipeline_runs_with_one_line_changed(options: tuple[str, ...], tiny: dict[str, str], run: Run) -> None:
+def test_ffcvs_pipeline_runs_with_one_line_changed(options, tiny, run):
     lines = run("ffcv_loader.py", tiny["data.train"], "--size", "32", "--batch-size", "8", *options)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert "images 3x32x32 torch.float" in lines[0]
 
 
 @pytest.mark.slow
-def test_the_lightning_module_trains(tiny: dict[str, str], run: Run) -> None:
+def test_the_lightning_module_trains(tiny, run):
     pytest.importorskip("lightning")
     last = run("lightning_module.py", tiny["data.train"], tiny["data.val"], *MODEL)[-1]
     assert "'loss':" in last and "'top1':" in last
@@ -70,7 +70,7 @@ def pictures(tiny: dict[str, str], tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow  # the call itself is tested in tests/photos/test_fit.py
-def test_a_script_trains_on_photographs_in_one_call(tiny: dict[str, str], pictures: Path, run: Run) -> None:
+def test_a_script_trains_on_photographs_in_one_call(tiny, pictures, run):
     options = [f"--model={tiny['model.arch']}", "--weights=random", "--image-size=32", "--epochs=2"]
     image = str(pictures / "coffee/01.jpg")
     top1, label, files = run("fit.py", "pics", *options, "--predict", image)[-3:]
@@ -79,7 +79,7 @@ def test_a_script_trains_on_photographs_in_one_call(tiny: dict[str, str], pictur
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tiny: dict[str, str], pictures: Path) -> None:
+def test_the_notebook_runs(tiny, pictures):
     import nbformat
     from nbclient import NotebookClient
 
@@ -93,7 +93,7 @@ def test_the_notebook_runs(tiny: dict[str, str], pictures: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wrong_labels_and_near_duplicates_are_found_in_embeddings(tmp_path: Path, run: Run) -> None:
+def test_wrong_labels_and_near_duplicates_are_found_in_embeddings(tmp_path, run):
     pytest.importorskip("cleanlab")
     rng = np.random.default_rng(0)
     labels_N = np.repeat([0, 1, 2], 40)

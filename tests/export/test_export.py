@@ -53,7 +53,7 @@ def make_checkpoint(folder: Path, vision: dict, scores: Mapping[str, float] = {}
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("tower", [CLIP, DINO], ids=["clip", "dinov2"])
-def test_the_target_library_gives_the_same_logits(tmp_path: Path, format: str, tower: dict) -> None:
+def test_the_target_library_gives_the_same_logits(tmp_path, format, tower):
     """On images other than those the command checks, and at another batch size."""
     checkpoint = make_checkpoint(tmp_path, dict(tower))
     out = tmp_path / OUTS[format]
@@ -68,13 +68,13 @@ def test_the_target_library_gives_the_same_logits(tmp_path: Path, format: str, t
     assert not list(tmp_path.glob(".partial*"))
 
 
-def test_added_layer_scale_is_exported(tmp_path: Path) -> None:
+def test_added_layer_scale_is_exported(tmp_path):
     make_checkpoint(tmp_path, dict(CLIP), model__layer_scale=1.0)
     for format in ("timm", "open_clip"):
         assert export_checkpoint(tmp_path / "run", format, tmp_path / format).max_difference < 1e-4
 
 
-def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path: Path) -> None:
+def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path):
     make_checkpoint(tmp_path, dict(CLIP), model__rel_pos_bias=True)
     for format in ("timm", "open_clip"):
         with pytest.raises(UserError, match="no relative position bias; export to safetensors or onnx"):
@@ -84,7 +84,7 @@ def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path: Path)
         assert export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format]).max_difference < 1e-4
 
 
-def test_an_export_with_wrong_logits_is_deleted(tmp_path: Path, monkeypatch) -> None:
+def test_an_export_with_wrong_logits_is_deleted(tmp_path, monkeypatch):
     make_checkpoint(tmp_path, dict(CLIP))
 
     def damaged(path: Path) -> torch.nn.Module:
@@ -101,7 +101,7 @@ def test_an_export_with_wrong_logits_is_deleted(tmp_path: Path, monkeypatch) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
     make_checkpoint(tmp_path, dict(CLIP))
 
     def write(trained: Trained, path: Path) -> None:
@@ -121,13 +121,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsys, monk
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="/file is not a directory"):
         export_checkpoint(tmp_path / "no run", "onnx", tmp_path / "file/a.onnx")
 
 
-def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path: Path) -> None:
+def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path):
     import timm
 
     make_checkpoint(tmp_path, dict(CLIP), train__eval_crop_pct=0.875)
@@ -142,7 +142,7 @@ def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path: Path) -> None
     assert model.pretrained_cfg["label_names"] == list("abcdefg")
 
 
-def test_an_open_clip_export_can_be_fine_tuned_again(tmp_path: Path) -> None:
+def test_an_open_clip_export_can_be_fine_tuned_again(tmp_path):
     checkpoint = make_checkpoint(tmp_path, dict(CLIP))
     export_checkpoint(tmp_path / "run", "open_clip", tmp_path / "out")
     arch = load_arch(str(tmp_path / "out" / to_open_clip.CONFIG))
@@ -153,7 +153,7 @@ def test_an_open_clip_export_can_be_fine_tuned_again(tmp_path: Path) -> None:
     torch.testing.assert_close(model.visual(images), trained.visual(images))
 
 
-def test_the_card_has_model_accuracy_and_loading_code(tmp_path: Path, capsys) -> None:
+def test_the_card_has_model_accuracy_and_loading_code(tmp_path, capsys):
     assert tuple(FORMATS) == EXPORT_FORMATS
     make_checkpoint(tmp_path, dict(CLIP))
     out = tmp_path / "model.onnx"
@@ -177,7 +177,7 @@ def test_the_card_has_model_accuracy_and_loading_code(tmp_path: Path, capsys) ->
     ("format", "out", "message"),
     [("onnx", "model.pt", r"ends in \.onnx"), ("safetensors", "model", r"ends in \.safetensors")],
 )
-def test_an_unsuitable_file_name_is_refused(tmp_path: Path, format: str, out: str, message: str) -> None:
+def test_an_unsuitable_file_name_is_refused(tmp_path, format, out, message):
     with pytest.raises(UserError, match=message):
         export_checkpoint(tmp_path / "run", format, tmp_path / out)
 
@@ -186,7 +186,7 @@ def test_an_unsuitable_file_name_is_refused(tmp_path: Path, format: str, out: st
     ("format", "taken"),
     [("safetensors", "own.safetensors"), ("safetensors", "own.safetensors.md"), ("timm", "own"), ("timm", "own/README.md")],
 )  # fmt: skip
-def test_files_of_the_user_are_replaced_only_if_asked(tmp_path: Path, format: str, taken: str, capsys) -> None:
+def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, capsys):
     make_checkpoint(tmp_path, dict(CLIP))
     place = tmp_path / taken
     if taken == "own":
@@ -208,7 +208,7 @@ def test_files_of_the_user_are_replaced_only_if_asked(tmp_path: Path, format: st
 
 
 @pytest.mark.parametrize("name", ["own.safetensors", "own.safetensors.md"])
-def test_a_link_is_never_written_through(tmp_path: Path, name: str, capsys) -> None:
+def test_a_link_is_never_written_through(tmp_path, name, capsys):
     make_checkpoint(tmp_path, dict(CLIP))
     (tmp_path / "target").write_text("mine")
     (tmp_path / name).symlink_to(tmp_path / "target")
@@ -219,7 +219,7 @@ def test_a_link_is_never_written_through(tmp_path: Path, name: str, capsys) -> N
     assert (tmp_path / "target").read_text() == "mine" and (tmp_path / name).is_symlink()
 
 
-def test_a_safetensors_export_is_self_contained(tmp_path: Path) -> None:
+def test_a_safetensors_export_is_self_contained(tmp_path):
     """It loads where neither the architecture file nor the run is, and names no folder of the machine it came from."""
     checkpoint = make_checkpoint(tmp_path, dict(DINO))
     trained = load_trained(checkpoint, torch.device("cpu")).model

@@ -40,7 +40,7 @@ def no_synchronisation(device: torch.device) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("half_residual", [False, True])
-def test_steps_do_not_wait_for_the_device(half_residual: bool, device: torch.device) -> None:
+def test_steps_do_not_wait_for_the_device(half_residual, device):
     """After the first three, which allocate the optimiser's state."""
     precision = choose_precision("auto", device)
     precision = Precision(torch.bfloat16 if device.type == "cpu" else precision.dtype, device.type, half_residual)
@@ -73,9 +73,7 @@ def loss_curve(precision: Precision, device: torch.device, steps: int) -> list[f
 
 @pytest.mark.parametrize("half_residual", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_of_half_precision_follow_those_of_fp32(
-    dtype: torch.dtype, half_residual: bool, device: torch.device
-) -> None:
+def test_losses_of_half_precision_follow_those_of_fp32(dtype, half_residual, device):
     """With autocast and with a half-precision copy of the weights; fp16 has the loss scaler."""
     steps = 60 if device.type == "cpu" else 200
     exact = loss_curve(Precision(torch.float32, device.type), device, steps)
@@ -87,7 +85,7 @@ def test_losses_of_half_precision_follow_those_of_fp32(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 @pytest.mark.parametrize("gib", [16, 32])
-def test_the_automatic_micro_batch_fits_into_smaller_memories(gib: int) -> None:
+def test_the_automatic_micro_batch_fits_into_smaller_memories(gib):
     """A step of ViT-B/16 with the micro-batch that is chosen if the card had `gib` GiB."""
     device, cap = torch.device("cuda"), gib << 30
     if torch.cuda.get_device_properties(device).total_memory < cap:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -56,18 +55,18 @@ def check(name: str, **changes: object) -> Check:
     return found
 
 
-def test_every_check_of_a_good_machine_is_ok() -> None:
+def test_every_check_of_a_good_machine_is_ok():
     assert {(c.status, c.fix) for c in examine(GOOD)} == {(OK, "")}
 
 
-def test_v100_with_a_torch_built_without_sm_70_gets_the_cu126_wheels() -> None:
+def test_v100_with_a_torch_built_without_sm_70_gets_the_cu126_wheels():
     found = check("CUDA code", torch="2.13.0+cu130", torch_cuda="13.0", arch_list=CU130)
     assert found.status == FAIL
     assert "sm_70" in found.found
     assert "cu126" in found.fix and "torch<2.15" in found.fix
 
 
-def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus() -> None:
+def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus():
     assert check("CUDA code", gpus=(GpuFacts("RTX 3090", (8, 6)),), arch_list=("sm_80",)).status == OK
     assert check("CUDA code", gpus=(H100,), arch_list=("sm_80", "compute_80")).status == OK
     assert check("CUDA code", gpus=(A100,), arch_list=("sm_86", "compute_86")).status == FAIL
@@ -97,7 +96,7 @@ def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus() -> None:
         ("/dev/shm", WARN, {"shm_size": None}),
     ],
 )
-def test_every_problem_is_found_and_has_a_fix(name: str, status: str, changes: dict[str, object]) -> None:
+def test_every_problem_is_found_and_has_a_fix(name, status, changes):
     found = check(name, **changes)
     assert found.status == status
     assert bool(found.fix) == (status != OK)
@@ -105,7 +104,7 @@ def test_every_problem_is_found_and_has_a_fix(name: str, status: str, changes: d
     assert found.fix.count("pip ") == found.fix.count(".venv/bin/python -m pip install ")
 
 
-def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached() -> None:
+def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached():
     """A plain install would find the requirement satisfied, and a cached wheel has the same broken links."""
     forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
     assert forced < set(check("FFCV", ffcv_error="ImportError").fix.split())
@@ -121,16 +120,14 @@ def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached() -> None:
         ("/home/me/my own/bin/python", "/home/me", "'my own/bin/python'"),
     ],
 )
-def test_a_shell_in_the_working_directory_finds_the_printed_python(
-    executable: str, here: str, shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shell_in_the_working_directory_finds_the_printed_python(executable, here, shown, monkeypatch):
     monkeypatch.setattr(sys, "executable", executable)
     monkeypatch.setattr(Path, "cwd", lambda: Path(here))
     assert facts._executable() == shown
     assert Path(here, *shlex.split(shown)) == Path(executable)
 
 
-def test_python_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_that_hangs_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(facts, "PYTHON_SECONDS", 0.5)
@@ -139,7 +136,7 @@ def test_python_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda")
 @pytest.mark.slow
-def test_a_kernel_is_compiled_rather_than_versions_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_compiled_rather_than_versions_compared(tmp_path, monkeypatch):
     assert facts._run_python("-m", facts.KERNEL_PROBE)[1] is None
     # as NumPy 2.5 does
     (tmp_path / "sitecustomize.py").write_text("import numpy\nvars(numpy).pop('row_stack', None)\n")
@@ -148,7 +145,7 @@ def test_a_kernel_is_compiled_rather_than_versions_compared(tmp_path: Path, monk
     assert done is None and "row_stack" in str(error)
 
 
-def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown() -> None:
+def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown():
     """L/14: three checkpoints of 304 M parameters with moments and EMA, and the best weights twice, in fp32."""
     need = 4 * 304e6 * (3 * 4 + 2)
     assert check("disk", disk_free=int(need)).status == WARN
@@ -157,9 +154,7 @@ def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown() -> None
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stubs", "real"])
-def test_command_examines_this_machine(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photographs: dict[str, np.ndarray], monkeypatch, real: bool
-) -> None:
+def test_command_examines_this_machine(capsys, tmp_path, photographs, monkeypatch, real):
     """FFCV, torch and TurboJPEG are installed, or no other test would run."""
     if not real:  # what is asked in processes of their own
         monkeypatch.setattr(facts, "_run_python", lambda *arguments: (arguments[-1], None))
@@ -176,9 +171,7 @@ def test_command_examines_this_machine(
 
 
 @pytest.mark.parametrize(("data", "message"), [("nowhere.beton", "No such file"), ("README.md", "README.md: ")])
-def test_command_refuses_a_file_that_is_not_a_beton(
-    data: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_refuses_a_file_that_is_not_a_beton(data, message, capsys):
     assert main(["doctor", "--data", data]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -188,5 +181,5 @@ def test_command_refuses_a_file_that_is_not_a_beton(
     ("torch_cuda", "gpus", "extra"),
     [("12.6", (V100,), "cuda12"), ("13.0", (H100,), "cuda13"), ("12.8", (H100,), "cuda12"), ("13.0", (V100, H100), "cuda12")],
 )  # fmt: skip
-def test_the_extra_named_fits_the_card_and_torch(torch_cuda: str, gpus: tuple[GpuFacts, ...], extra: str) -> None:
+def test_the_extra_named_fits_the_card_and_torch(torch_cuda, gpus, extra):
     assert f"fastft[{extra}]" in check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix

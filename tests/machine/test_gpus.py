@@ -30,7 +30,7 @@ CARDS = {  # device name: name in GPUS, tensor TFLOP/s, fp32 TFLOP/s, GB/s
 
 
 @pytest.mark.parametrize("device_name", CARDS)
-def test_a_device_name_gives_the_peaks_of_its_data_sheet(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_name_gives_the_peaks_of_its_data_sheet(device_name, monkeypatch):
     name, tensor, fp32, bandwidth = CARDS[device_name]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: device_name)
     half, full = (peak_flops(torch.device("cuda"), dtype) for dtype in (torch.float16, torch.float32))
@@ -43,10 +43,10 @@ def test_a_device_name_gives_the_peaks_of_its_data_sheet(device_name: str, monke
 @pytest.mark.parametrize(
     "device_name", ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"]
 )
-def test_a_similar_name_is_not_mistaken_for_a_known_card(device_name: str) -> None:
+def test_a_similar_name_is_not_mistaken_for_a_known_card(device_name):
     assert find_gpu(device_name) is None
 
 
-def test_every_card_is_in_the_test() -> None:
+def test_every_card_is_in_the_test():
     assert {name for name, *_ in CARDS.values()} == set(GPUS)
     assert set(MAIN_GPUS) <= set(GPUS)

@@ -71,7 +71,7 @@ def efficient_on_a_cpu() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kernel", ["auto", "sdpa", "batched", "efficient"])
-def test_every_kernel_and_its_gradients_are_the_formula(kernel: str, efficient_on_a_cpu) -> None:
+def test_every_kernel_and_its_gradients_are_the_formula(kernel, efficient_on_a_cpu):
     x, weight, bias = inputs()
     gradient = torch.randn(2, 50, 128)
     got, want = self_attention(x, weight, bias, 2, kernel), plain_attention(F.linear(x, weight, bias), 2)
@@ -88,7 +88,7 @@ def test_every_kernel_and_its_gradients_are_the_formula(kernel: str, efficient_o
 @pytest.mark.parametrize(
     ("batch", "tokens", "heads", "width"), [(2, 3, 2, 4), (1, 4, 1, 2), (2, 1, 2, 4), (1, 1, 1, 2)]
 )
-def test_batched_attention_and_its_gradient_are_the_formula(batch, tokens, heads, width, padding) -> None:
+def test_batched_attention_and_its_gradient_are_the_formula(batch, tokens, heads, width, padding):
     qkv = torch.randn(batch, tokens, 3 * width, dtype=torch.float64, requires_grad=True)
     before = qkv.detach().clone()
     torch.testing.assert_close(_BatchedAttention.apply(qkv, heads, padding), plain_attention(qkv, heads))
@@ -96,7 +96,7 @@ def test_batched_attention_and_its_gradient_are_the_formula(batch, tokens, heads
     assert torch.equal(qkv, before)
 
 
-def test_efficient_attention_returns_the_kernels_packed_gradient_uncopied(efficient_on_a_cpu) -> None:
+def test_efficient_attention_returns_the_kernels_packed_gradient_uncopied(efficient_on_a_cpu):
     qkv = torch.randn(2, 5, 3 * 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: _EfficientAttention.apply(x, 2), (qkv,))
     out = _EfficientAttention.apply(qkv, 2)
@@ -106,7 +106,7 @@ def test_efficient_attention_returns_the_kernels_packed_gradient_uncopied(effici
     assert gradient.untyped_storage().nbytes() == gradient.numel() * 8
 
 
-def test_bf16_attention_is_within_bf16_rounding_of_the_exact_result() -> None:
+def test_bf16_attention_is_within_bf16_rounding_of_the_exact_result():
     x, weight, bias = inputs(torch.bfloat16)
     exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
     got, want = self_attention(x, weight, bias, 2), plain_attention(F.linear(*exact), 2)
@@ -117,7 +117,7 @@ def test_bf16_attention_is_within_bf16_rounding_of_the_exact_result() -> None:
     assert relative_error(x.grad, exact[0].grad) < 2**-6
 
 
-def test_a_score_bias_reaches_the_scores_in_bf16_too() -> None:
+def test_a_score_bias_reaches_the_scores_in_bf16_too():
     x, weight, bias = (t.detach() for t in inputs())
     score_bias = torch.zeros(2, 50, 50)
     score_bias[:, :, 3] = 1000.0  # every token attends to token 3
@@ -139,12 +139,12 @@ def test_a_score_bias_reaches_the_scores_in_bf16_too() -> None:
         ("cuda", torch.float32, (7, 0), "sdpa"),
     ],
 )
-def test_default_kernel_by_device(monkeypatch, device, dtype, capability, kernel) -> None:
+def test_default_kernel_by_device(monkeypatch, device, dtype, capability, kernel):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert default_kernel(torch.device(device), dtype) == kernel
 
 
-def test_a_kernel_that_the_device_does_not_have_raises_a_runtime_error() -> None:
+def test_a_kernel_that_the_device_does_not_have_raises_a_runtime_error():
     """The measurement at the start of training drops candidates that do."""
     assert attention_candidates(CPU) == ("sdpa", "batched")
     assert attention_candidates(torch.device("cuda")) == tuple(ATTENTION_KERNELS)
@@ -156,7 +156,7 @@ def test_a_kernel_that_the_device_does_not_have_raises_a_runtime_error() -> None
 @pytest.mark.parametrize(
     ("kernel", "autocast"), [("auto", True), pytest.param("batched", False, marks=pytest.mark.slow)]
 )
-def test_the_tower_compiles_without_graph_breaks(kernel: str, autocast: bool, monkeypatch) -> None:
+def test_the_tower_compiles_without_graph_breaks(kernel, autocast, monkeypatch):
     """`aot_eager` traces forward and backward as Inductor would, without a C++ compiler."""
     monkeypatch.setattr("fastft.model.linear.NORM_BRANCH_DEVICES", ["cpu"])
     model = Tower(small_arch())

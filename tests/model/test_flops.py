@@ -11,7 +11,7 @@ from fastft.model import build_classifier, count_flops, load_arch
     ("name", "size", "train_gflop"),
     [("ViT-B-16-quickgelu", 224, 105.4), ("ViT-L-14-quickgelu", 224, 486.1), ("ViT-B-16-quickgelu", 384, 332.9)],
 )
-def test_training_flops_match_published_counts(name: str, size: int, train_gflop: float) -> None:
+def test_training_flops_match_published_counts(name, size, train_gflop):
     assert count_flops(load_arch(name).at(size), 1000).train / 1e9 == pytest.approx(train_gflop, rel=1e-3)
 
 
@@ -20,7 +20,7 @@ IN_PLACE = {torch.ops.aten.addmm_: lambda _, a, b, *scalars, **keywords: 2 * a[0
 
 
 @pytest.mark.parametrize("trainable", [None, 6, 0])
-def test_counts_equal_pytorchs_flop_counter(trainable: int | None) -> None:
+def test_counts_equal_pytorchs_flop_counter(trainable):
     arch = load_arch("ViT-B-32-quickgelu")
     frozen = 0 if trainable is None else arch.layers - trainable
     with torch.device("meta"):

@@ -89,7 +89,7 @@ class OnForward(torch.nn.Module):
         return x + torch.from_file(self.target, True, 4).sum()
 
 
-def test_setstate_of_a_torchscript_archive_is_not_called(arch: str, tmp_path: Path) -> None:
+def test_setstate_of_a_torchscript_archive_is_not_called(arch, tmp_path):
     target, path = tmp_path / "was-run", str(tmp_path / "evil.pt")
     torch.jit.script(OnLoad(str(target))).save(path)
     target.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def test_setstate_of_a_torchscript_archive_is_not_called(arch: str, tmp_path: Pa
     assert not target.exists()
 
 
-def test_forward_of_a_torchscript_archive_is_not_called(tmp_path: Path) -> None:
+def test_forward_of_a_torchscript_archive_is_not_called(tmp_path):
     (tmp_path / "quick.json").write_text(json.dumps({**CONFIG, "quick_gelu": True}))
     arch, target, path = str(tmp_path / "quick.json"), tmp_path / "was-run", str(tmp_path / "w.pt")
     state = state_of(arch)
@@ -138,9 +138,7 @@ def torchscript_of(pickled: bytes, **records: bytes) -> bytes:
 @pytest.mark.parametrize("protocol", [2, *(pytest.param(p, marks=pytest.mark.slow) for p in (0, 4))])
 @pytest.mark.parametrize("function", ["os.system", "open", "torch.from_file", "eval", "torch.jit.load"])
 @pytest.mark.parametrize("container", ["pickle", "zip", "torchscript", "constants"])
-def test_a_call_in_a_pickle_is_not_made(
-    arch: str, container: str, function: str, protocol: int, tmp_path: Path
-) -> None:
+def test_a_call_in_a_pickle_is_not_made(arch, container, function, protocol, tmp_path):
     target = tmp_path / "was-run"
     script = tmp_path / "evil.pt"
     torch.jit.script(OnLoad(str(target))).save(str(script))
@@ -167,7 +165,7 @@ def test_a_call_in_a_pickle_is_not_made(
     assert not target.exists()
 
 
-def test_names_of_globals_are_never_imported(arch: str, tmp_path: Path, monkeypatch) -> None:
+def test_names_of_globals_are_never_imported(arch, tmp_path, monkeypatch):
     (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     for pickled in (b"cevil_module\nf\n.", b"cevil_module\nf\n)R.", b"cevil_module\nC\n)\x81."):
@@ -215,7 +213,7 @@ TORCHSCRIPT_DAMAGE = {
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickle_makes_no_bytearray(arch: str, zipped: bool, tmp_path: Path) -> None:
+def test_a_pickle_makes_no_bytearray(arch, zipped, tmp_path):
     """`bytearray(2**28)`, which `torch.load(weights_only=True)` calls."""
     data = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x10\x85R."
     path = tmp_path / "w.pt"
@@ -226,7 +224,7 @@ def test_a_pickle_makes_no_bytearray(arch: str, zipped: bool, tmp_path: Path) ->
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", TORCHSCRIPT_DAMAGE)
-def test_a_damaged_torchscript_archive_is_one_line(arch: str, case: str, tmp_path: Path) -> None:
+def test_a_damaged_torchscript_archive_is_one_line(arch, case, tmp_path):
     path = tmp_path / "w.pt"
     path.write_bytes(TORCHSCRIPT_DAMAGE[case])
     assert str(path) in refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
@@ -261,7 +259,7 @@ def two_directories(for_torch: bytes, for_python: bytes) -> bytes:
     return between + second + end_record(len(records), len(second), second.count(b"PK\1\2"))
 
 
-def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch: str, tmp_path: Path) -> None:
+def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch, tmp_path):
     """A compressed bomb and a call of `bytearray` behind a harmless directory, and TorchScript behind none."""
     harmless = zip_of({"a/data.pkl": b"}.", "a/version": b"3\n"})
     bomb = zip_of({"a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
@@ -283,7 +281,7 @@ def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch: s
         assert "zip archive" in message, (name, message)
 
 
-def test_an_old_torch_is_refused_before_it_reads_a_pickle(arch: str, tmp_path: Path, monkeypatch) -> None:
+def test_an_old_torch_is_refused_before_it_reads_a_pickle(arch, tmp_path, monkeypatch):
     torch.save(state_of(arch), tmp_path / "w.pt")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
     message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(tmp_path / "w.pt"), arch))
@@ -350,7 +348,7 @@ WEIGHTS_DAMAGE: dict[str, Callable[[dict, Path], bytes | None]] = {
 @pytest.mark.timeout(60)
 @pytest.mark.filterwarnings("error:.*pickle protocol", "error:.*TypedStorage")
 @pytest.mark.parametrize("name", WEIGHTS_DAMAGE)
-def test_damaged_weights_are_one_line(arch: str, name: str, tmp_path: Path) -> None:
+def test_damaged_weights_are_one_line(arch, name, tmp_path):
     path = tmp_path / name
     data = WEIGHTS_DAMAGE[name](state_of(arch), tmp_path)
     if data is not None:
@@ -386,7 +384,7 @@ ARCH_DAMAGE: dict[str, bytes | Callable[[Path], object]] = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", ARCH_DAMAGE)
-def test_a_damaged_architecture_is_one_line(case: str, tmp_path: Path) -> None:
+def test_a_damaged_architecture_is_one_line(case, tmp_path):
     path, damage = tmp_path / "arch.json", ARCH_DAMAGE[case]
     if callable(damage):
         damage(path)
@@ -395,5 +393,5 @@ def test_a_damaged_architecture_is_one_line(case: str, tmp_path: Path) -> None:
     assert str(path) in refused(lambda: load_arch(str(path)))
 
 
-def test_an_image_size_cannot_make_a_tower_too_large() -> None:
+def test_an_image_size_cannot_make_a_tower_too_large():
     assert "128 patches" in refused(lambda: load_arch("ViT-B-16").at(16 * 100_000))

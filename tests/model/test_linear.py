@@ -21,14 +21,14 @@ def mlp_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
 
 
-def test_mlp_and_its_gradients_are_the_formula() -> None:
+def test_mlp_and_its_gradients_are_the_formula():
     inputs = mlp_inputs(torch.float64)
     torch.testing.assert_close(quick_gelu_mlp(*inputs), plain_mlp(*inputs))
     assert torch.autograd.gradcheck(quick_gelu_mlp, inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_computes_in_half_precision_and_gives_fp32_gradients(dtype: torch.dtype) -> None:
+def test_autocast_computes_in_half_precision_and_gives_fp32_gradients(dtype):
     inputs = mlp_inputs(torch.float32)
     with torch.autocast("cpu", dtype):
         out = quick_gelu_mlp(*inputs)
@@ -38,7 +38,7 @@ def test_autocast_computes_in_half_precision_and_gives_fp32_gradients(dtype: tor
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in inputs)
 
 
-def test_split_projection_and_its_gradients_are_those_of_one_linear_layer() -> None:
+def test_split_projection_and_its_gradients_are_those_of_one_linear_layer():
     torch.manual_seed(0)
     inputs = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (12, 4), (12,)))
     for part, want in zip(split_projection(*inputs), F.linear(*inputs).chunk(3, -1), strict=True):
@@ -46,7 +46,7 @@ def test_split_projection_and_its_gradients_are_those_of_one_linear_layer() -> N
     assert torch.autograd.gradcheck(split_projection, inputs)
 
 
-def test_norm_with_its_residual_and_their_gradients_are_the_formula() -> None:
+def test_norm_with_its_residual_and_their_gradients_are_the_formula():
     torch.manual_seed(0)
     x, gain, shift = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 8), (8,), (8,)))
 
@@ -59,7 +59,7 @@ def test_norm_with_its_residual_and_their_gradients_are_the_formula() -> None:
     assert torch.autograd.gradcheck(run, (x, gain, shift))
 
 
-def test_norm_gradients_stay_in_half_precision_on_gpus_only(monkeypatch) -> None:
+def test_norm_gradients_stay_in_half_precision_on_gpus_only(monkeypatch):
     """A CPU takes the plain norm. The gradient of the tokens is within bf16 rounding of the fp32 one."""
     norm, x = torch.nn.LayerNorm(64), torch.randn(2, 9, 64, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -75,7 +75,7 @@ def test_norm_gradients_stay_in_half_precision_on_gpus_only(monkeypatch) -> None
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("patch_size", [16, 14])
-def test_patch_embedding_is_the_convolution(patch_size: int, memory_format: torch.memory_format) -> None:
+def test_patch_embedding_is_the_convolution(patch_size, memory_format):
     """Tokens and the weight's gradient, also in the pixels' order within a patch."""
     torch.manual_seed(0)
     embedding = PatchEmbedding(32, patch_size).to(memory_format=memory_format)
@@ -91,7 +91,7 @@ def test_patch_embedding_is_the_convolution(patch_size: int, memory_format: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_curve_is_that_of_plain_formulas(dtype: torch.dtype, monkeypatch) -> None:
+def test_loss_curve_is_that_of_plain_formulas(dtype, monkeypatch):
     """Twelve steps of the same small tower, with our functions and with textbook formulas in their place."""
     from fastft.model import tower
     from tests.model.test_attention import plain_attention

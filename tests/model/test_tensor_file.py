@@ -1,7 +1,6 @@
 """Files of tensors have the permissions of other files, and are read as they were written."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from fastft.model.weight_files import save_tensors
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_permissions_are_those_of_new_files(tmp_path: Path, umask: int, mode: int) -> None:
+def test_permissions_are_those_of_new_files(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
@@ -21,7 +20,7 @@ def test_permissions_are_those_of_new_files(tmp_path: Path, umask: int, mode: in
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == mode
 
 
-def test_tensors_and_header_are_read_as_written(tmp_path: Path) -> None:
+def test_tensors_and_header_are_read_as_written(tmp_path):
     path, turned = tmp_path / "x.safetensors", torch.arange(6.0).reshape(2, 3).T
     save_tensors(path, {"a": turned}, {"format": "pt"})
     assert torch.equal(load_file(path)["a"], turned)

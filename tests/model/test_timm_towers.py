@@ -35,7 +35,7 @@ def build(name: str, size: int, meta: bool = False, **changes: object) -> ImageC
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_layers_and_weight_decay_are_those_of_timm_optim(name: str) -> None:
+def test_layers_and_weight_decay_are_those_of_timm_optim(name):
     model = build(name, TOWERS[name], meta=True, model__freeze_conv1=False)
     trunk = model.visual.trunk
     names = {id(p): n for n, p in trunk.named_parameters()}
@@ -53,7 +53,7 @@ def test_layers_and_weight_decay_are_those_of_timm_optim(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name: str) -> None:
+def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name):
     model = build(name, TINY[name], model__head_init_scale=0.5)
     torch.manual_seed(0)
     size = {} if name == "test_convnext" else {"img_size": TINY[name]}
@@ -69,14 +69,14 @@ def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "gmac"), [("convnext_tiny", 4.5), ("swin_tiny_patch4_window7_224", 4.5), ("vit_base_patch16_224", 17.6)]
 )
-def test_flops_are_the_published_ones(name: str, gmac: float) -> None:
+def test_flops_are_the_published_ones(name, gmac):
     flops = count_flops(load_arch(f"timm/{name}").at(224), 1000)
     assert flops.forward / 2e9 == pytest.approx(gmac, abs=0.06)
     assert flops.train == 3 * flops.forward
 
 
 @pytest.mark.parametrize(("frozen", "dropped"), [(0, 0.0), (6, 0.0), (12, 0.0), (0, 0.5)])
-def test_flops_of_a_vit_equal_those_of_the_own_tower(frozen: int, dropped: float) -> None:
+def test_flops_of_a_vit_equal_those_of_the_own_tower(frozen, dropped):
     theirs, own = load_arch("timm/vit_base_patch16_224").at(224), load_open_clip_arch("ViT-B-16").at(224)
     counts = [count_flops(arch, 1000, frozen_blocks=frozen, patch_dropout=dropped) for arch in (theirs, own)]
     assert counts[0].forward == pytest.approx(counts[1].forward, rel=1e-3)
@@ -85,14 +85,14 @@ def test_flops_of_a_vit_equal_those_of_the_own_tower(frozen: int, dropped: float
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "convnext_tiny"])
 @pytest.mark.parametrize("trainable", [0, 1, 4])
-def test_trainable_layers_are_the_top_ones_and_the_head(name: str, trainable: int) -> None:
+def test_trainable_layers_are_the_top_ones_and_the_head(name, trainable):
     model = build(name, 224, meta=True, model__trainable_layers=trainable)
     trained = {model.layer_id(n) for n, p in model.named_parameters() if p.requires_grad}
     layers = model.visual.arch.layers
     assert trained == set(range(layers + 1 - trainable, layers + 2))
 
 
-def test_the_first_convolution_is_frozen_where_asked() -> None:
+def test_the_first_convolution_is_frozen_where_asked():
     for name, conv in (("test_vit", "patch_embed.proj."), ("test_convnext", "stem.0.")):
         frozen = [n for n, p in build(name, 64, meta=True).named_parameters() if not p.requires_grad]
         assert frozen and all(n.startswith(f"visual.trunk.{conv}") for n in frozen)
@@ -107,7 +107,7 @@ def noisy(name: str, **changes: object) -> tuple[ImageClassifier, torch.Tensor, 
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_stochastic_depth_depends_on_the_given_numbers_only(name: str) -> None:
+def test_stochastic_depth_depends_on_the_given_numbers_only(name):
     model, images, noise = noisy(name, model__drop_path=0.5)
     rates = [m.drop_path.rate for m in model.modules() if isinstance(m, NoisyDropPath)]
     theirs = timm.create_model(name, drop_path_rate=0.5)
@@ -123,7 +123,7 @@ def test_stochastic_depth_depends_on_the_given_numbers_only(name: str) -> None:
     assert torch.equal(model.eval()(images), model(images, noise)), "none in evaluation"
 
 
-def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled() -> None:
+def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled():
     model, images, _ = noisy("test_vit", model__drop_path=0.5)
     branch, kept = NoisyDropPath(0.5, model.visual._noise, 0), images
     model.visual._noise.uniform_BC = torch.tensor([[0.1], [0.6], [0.4], [0.9]])
@@ -131,7 +131,7 @@ def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_vit", "vit_pe_core_tiny_patch16_384"])
-def test_patch_dropout_keeps_a_share_of_the_patches_and_its_rate_can_change(name: str) -> None:
+def test_patch_dropout_keeps_a_share_of_the_patches_and_its_rate_can_change(name):
     model, images, noise = noisy(name, model__patch_dropout=0.5)
     dropout = next(m for m in model.modules() if isinstance(m, NoisyPatchDropout))
     seen = []
@@ -143,7 +143,7 @@ def test_patch_dropout_keeps_a_share_of_the_patches_and_its_rate_can_change(name
     assert seen == [3, 3, 3, 5, 5], "of 4 patches and a class token"
 
 
-def test_patch_dropout_keeps_rotary_positions_with_their_tokens() -> None:
+def test_patch_dropout_keeps_rotary_positions_with_their_tokens():
     """With every patch kept, in another order, only attention's sums are in another order."""
     model, images, noise = noisy("vit_pe_core_tiny_patch16_384", model__patch_dropout=0.5)
     whole = model.eval()(images)
@@ -153,7 +153,7 @@ def test_patch_dropout_keeps_rotary_positions_with_their_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(name):
     model, images, noise = noisy(name, model__drop_path=0.5)
     gradients = []
     for on in (False, True):
@@ -169,7 +169,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["test_vit", "test_convnext", "vit_pe_core_tiny_patch16_384", "swin_tiny_patch4_window7_224"]
 )
-def test_smaller_images_are_taken_where_a_schedule_asks_for_them(name: str) -> None:
+def test_smaller_images_are_taken_where_a_schedule_asks_for_them(name):
     try:
         model = build(name, 64, schedule__sizes="0:32,10:64", schedule__epochs=20).train()
     except UserError as refused:
@@ -178,7 +178,7 @@ def test_smaller_images_are_taken_where_a_schedule_asks_for_them(name: str) -> N
     assert model(torch.randn(2, 3, 32, 32)).shape == model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
-def test_buffers_of_a_model_from_the_meta_device_are_timms() -> None:
+def test_buffers_of_a_model_from_the_meta_device_are_timms():
     for name in ("swin_tiny_patch4_window7_224", "eva02_small_patch14_336"):
         whole = build(name, TOWERS[name])
         empty = build(name, TOWERS[name], meta=True)
@@ -189,7 +189,7 @@ def test_buffers_of_a_model_from_the_meta_device_are_timms() -> None:
         assert all(torch.equal(found[key], expected[key]) for key in expected), name
 
 
-def test_normalisation_is_the_models_own_unless_set() -> None:
+def test_normalisation_is_the_models_own_unless_set():
     plain = recipe("vit_small_patch14_dinov2", 224)
     assert plain.augment.mean == (0.485, 0.456, 0.406) and plain.augment.std == (0.229, 0.224, 0.225)
     assert [c.option for c in plain.choices] == ["augment.mean", "augment.std"]
@@ -197,7 +197,7 @@ def test_normalisation_is_the_models_own_unless_set() -> None:
     assert own.augment.mean == (0.1, 0.2, 0.3) and own.augment.std == (0.229, 0.224, 0.225)
 
 
-def test_large_models_follow_the_papers_large_recipe() -> None:
+def test_large_models_follow_the_papers_large_recipe():
     from fastft.recipe.automatic import paper_recipe
 
     chosen = [paper_recipe(recipe(name, 224)).name for name in ("vit_large_patch14_dinov2", "vit_base_patch16_224")]
@@ -223,13 +223,13 @@ def test_large_models_follow_the_papers_large_recipe() -> None:
         ("hiera_tiny_224", {"schedule.sizes": "0:32,10:64"}, "no dynamic_img_size; leave schedule.sizes"),
     ],
 )  # fmt: skip
-def test_what_a_model_lacks_is_refused_in_one_line(name: str, changes: dict, message: str) -> None:
+def test_what_a_model_lacks_is_refused_in_one_line(name, changes, message):
     with pytest.raises(UserError, match=message) as refused, torch.device("meta"):
         build_model(recipe(name, 64, **changes))
     assert "\n" not in str(refused.value)
 
 
-def test_a_model_without_gradient_checkpointing_says_so(monkeypatch) -> None:
+def test_a_model_without_gradient_checkpointing_says_so(monkeypatch):
     model = build("test_vit", 32)
 
     def refuse(self, enable=True):
@@ -242,7 +242,7 @@ def test_a_model_without_gradient_checkpointing_says_so(monkeypatch) -> None:
         model.visual.grad_checkpointing = True
 
 
-def test_copies_share_no_noise_with_the_model() -> None:
+def test_copies_share_no_noise_with_the_model():
     model, images, noise = noisy("test_vit", model__drop_path=0.5)
     other = copy.deepcopy(model)
     model(images, noise)
@@ -251,7 +251,7 @@ def test_copies_share_no_noise_with_the_model() -> None:
     assert {id(m._noise) for m in blocks} == {id(other.visual._noise)}
 
 
-def test_an_architecture_is_built_again_from_its_values() -> None:
+def test_an_architecture_is_built_again_from_its_values():
     from dataclasses import asdict
 
     from fastft.model import arch_from_dict
@@ -279,7 +279,7 @@ def sampled_models() -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_parameter_of_models_of_all_families_gets_a_gradient() -> None:
+def test_every_parameter_of_models_of_all_families_gets_a_gradient():
     """An unused one would have no optimiser state, which checkpoints are checked for."""
     trained, refused = [], []
     for name in sampled_models():

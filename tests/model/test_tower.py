@@ -21,7 +21,7 @@ def open_clip_tokens(name: str, size: int, images: torch.Tensor) -> tuple[torch.
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", pytest.param("ViT-B-16", marks=pytest.mark.slow)])
-def test_forward_equals_open_clip(name: str) -> None:
+def test_forward_equals_open_clip(name):
     images = torch.randn(2, 3, 224, 224)
     theirs, expected = open_clip_tokens(name, 224, images)
     ours = Tower(load_arch(name)).eval()
@@ -40,7 +40,7 @@ def test_forward_equals_open_clip(name: str) -> None:
         ("ViT-L-14-quickgelu", 336),
     ],
 )
-def test_forward_equals_open_clip_for_every_recipe_shape(name: str, size: int) -> None:
+def test_forward_equals_open_clip_for_every_recipe_shape(name, size):
     """Weights trained at 224, positions interpolated on both sides."""
     images = torch.randn(1, 3, size, size)
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def small_arch(**changes) -> Arch:
     return Arch(**(values | changes))
 
 
-def test_interpolated_positions_follow_the_reference() -> None:
+def test_interpolated_positions_follow_the_reference():
     """Patch grid bicubic without aligned corners, class position untouched (reference run_class_finetuning)."""
     positions = torch.randn(1 + 14 * 14, 768)
     arch = load_arch("ViT-B-16-quickgelu").at(384)
@@ -78,7 +78,7 @@ def test_interpolated_positions_follow_the_reference() -> None:
 @pytest.mark.parametrize(
     "additions", [{"layer_scale": 1.0}, {"rel_pos_bias": True}, {"drop_path": 0.5, "patch_dropout": 0.5}]
 )
-def test_additions_do_not_change_the_pretrained_function(additions: dict) -> None:
+def test_additions_do_not_change_the_pretrained_function(additions):
     """LayerScale 1, a zero bias table, and stochastic layers in eval mode do not change the outputs."""
     arch = small_arch()
     plain = Tower(arch).eval()
@@ -88,7 +88,7 @@ def test_additions_do_not_change_the_pretrained_function(additions: dict) -> Non
     torch.testing.assert_close(added(images), plain(images))
 
 
-def test_relative_position_bias_reaches_attention_by_offset() -> None:
+def test_relative_position_bias_reaches_attention_by_offset():
     """A bias on the offset (0, +1) makes every token attend its right neighbour."""
     arch = small_arch(layers=1)
     tower = Tower(arch, rel_pos_bias=True)
@@ -104,7 +104,7 @@ def test_relative_position_bias_reaches_attention_by_offset() -> None:
     assert (matrix == 7).sum() == grid * (grid - 1)
 
 
-def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     from fastft.model.tower import DropPath
 
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     assert abs((out == 0).float().mean().item() - 0.25) < 0.02
 
 
-def test_every_image_has_its_own_noise() -> None:
+def test_every_image_has_its_own_noise():
     """Half a batch with its half of the noise gives that half of the outputs; other noise gives others."""
     tower = Tower(small_arch(), drop_path=0.5, patch_dropout=0.5).train()
     images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, tower.noise_columns)
@@ -124,7 +124,7 @@ def test_every_image_has_its_own_noise() -> None:
     assert Tower(small_arch()).noise_columns == 0
 
 
-def test_frozen_blocks_record_nothing() -> None:
+def test_frozen_blocks_record_nothing():
     model = build_classifier(small_arch(), 5, trainable_layers=1)
     tokens = model.visual(torch.randn(2, 3, 32, 32))
     tokens.sum().backward()
@@ -137,7 +137,7 @@ def test_frozen_blocks_record_nothing() -> None:
 
 
 @pytest.mark.parametrize("ln_pre", [True, False])
-def test_blocks_add_up_in_fp32_under_autocast(ln_pre: bool) -> None:
+def test_blocks_add_up_in_fp32_under_autocast(ln_pre):
     """In bf16 every addition would round the sum of all blocks before it."""
     tower = Tower(small_arch(ln_pre=ln_pre))
     with torch.autocast("cpu", torch.bfloat16):
@@ -146,7 +146,7 @@ def test_blocks_add_up_in_fp32_under_autocast(ln_pre: bool) -> None:
     assert (tokens.dtype, branch.dtype) == (torch.float32, torch.bfloat16)
 
 
-def test_checkpointed_gradients_equal_plain_ones() -> None:
+def test_checkpointed_gradients_equal_plain_ones():
     model = build_classifier(small_arch(), 5, head_init_scale=1)
     images = torch.randn(2, 3, 32, 32)
     grads = []
@@ -159,7 +159,7 @@ def test_checkpointed_gradients_equal_plain_ones() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_the_head_is_that_of_the_reference() -> None:
+def test_the_head_is_that_of_the_reference():
     """LayerNorm per patch token, then mean without the class token, then a head drawn x 0.001."""
     torch.manual_seed(0)
     model = build_classifier(small_arch(), 50).eval()
@@ -195,7 +195,7 @@ MISSING = object()
         ("pool_type", "none", r"Invalid enum value 'none' - at \$\.pool_type"),
     ],
 )
-def test_a_mistake_in_a_vision_cfg_is_one_line(tmp_path, key: str, value: object, message: str) -> None:
+def test_a_mistake_in_a_vision_cfg_is_one_line(tmp_path, key, value, message):
     vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32, key: value}
     config = {"embed_dim": 32, "vision_cfg": {k: v for k, v in vision.items() if v is not MISSING}}
     refused(tmp_path / "tiny.json", config, message)
@@ -210,7 +210,7 @@ def test_a_mistake_in_a_vision_cfg_is_one_line(tmp_path, key: str, value: object
         ({"quick_gelu": "yes"}, r"Expected bool, got str - at \$\.quick_gelu"),
     ],
 )
-def test_a_mistake_in_a_model_configuration_is_one_line(tmp_path, changes: dict, message: str) -> None:
+def test_a_mistake_in_a_model_configuration_is_one_line(tmp_path, changes, message):
     config = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}}
     config = {k: v for k, v in (config | changes).items() if v is not MISSING}
     refused(tmp_path / "tiny.json", config, message)
@@ -223,7 +223,7 @@ def refused(path: Path, config: dict, message: str) -> None:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_smaller_image_equals_the_tower_of_that_size_with_interpolated_positions() -> None:
+def test_a_smaller_image_equals_the_tower_of_that_size_with_interpolated_positions():
     """Parameters are those of 32 px; 24 and 16 px take their positions from them, as weights of another size do."""
     tower = Tower(small_arch()).eval()
     for size in (24, 16):
@@ -236,7 +236,7 @@ def test_a_smaller_image_equals_the_tower_of_that_size_with_interpolated_positio
         assert torch.equal(tower(images), own(images))
 
 
-def test_smaller_images_train_all_positions_and_drop_their_share_of_patches() -> None:
+def test_smaller_images_train_all_positions_and_drop_their_share_of_patches():
     torch.manual_seed(0)
     tower = Tower(small_arch(), patch_dropout=0.5).train()
     tokens = tower(torch.randn(8, 3, 24, 24), torch.rand(8, tower.noise_columns))

@@ -26,7 +26,7 @@ def groups_of(name: str, size: int, freeze_conv1: bool, decay: float):
     return model, layer_groups(model, arch.layers, decay, 0.05)
 
 
-def test_lr_scales_equal_those_in_the_reference_logs() -> None:
+def test_lr_scales_equal_those_in_the_reference_logs():
     _, groups = groups_of("ViT-B-16-quickgelu", 224, True, 0.6)
     assert sorted({g.lr_scale for g in groups}) == pytest.approx(B16_SCALES, rel=1e-5)
 
@@ -40,14 +40,12 @@ def test_lr_scales_equal_those_in_the_reference_logs() -> None:
         ("ViT-L-14-quickgelu", 336, False, 304_532_456),
     ],
 )
-def test_trainable_parameters_equal_those_in_the_reference_logs(
-    name: str, size: int, freeze_conv1: bool, trainable: int
-) -> None:
+def test_trainable_parameters_equal_those_in_the_reference_logs(name, size, freeze_conv1, trainable):
     _, groups = groups_of(name, size, freeze_conv1, 0.6)
     assert sum(g.parameters for g in groups) == trainable
 
 
-def test_weight_decay_is_on_matrices_only() -> None:
+def test_weight_decay_is_on_matrices_only():
     model, groups = groups_of("ViT-B-16-quickgelu", 384, False, 0.6)
     decayed = {n for g in groups if g.weight_decay for n in g.names}
     leaves = {".".join(n.split(".")[-2:]) for n in decayed}
@@ -60,7 +58,7 @@ def test_weight_decay_is_on_matrices_only() -> None:
     }
 
 
-def test_the_relative_position_bias_is_exempt_from_weight_decay() -> None:
+def test_the_relative_position_bias_is_exempt_from_weight_decay():
     """optim_factory.py:60 of the reference exempts relative_position_bias."""
     model = build_classifier(small_arch(), 5, rel_pos_bias=True)
     exempt = {n for g in layer_groups(model, 3, 0.5, 0.05) if not g.weight_decay for n in g.names}
@@ -68,7 +66,7 @@ def test_the_relative_position_bias_is_exempt_from_weight_decay() -> None:
     assert len(tables) == 3 and tables <= exempt
 
 
-def test_layers_are_numbered_from_embeddings_to_head() -> None:
+def test_layers_are_numbered_from_embeddings_to_head():
     _, groups = groups_of("ViT-B-16-quickgelu", 384, False, 0.6)
     where = {n: g.layer_id for g in groups for n in g.names}
     assert {
@@ -79,7 +77,7 @@ def test_layers_are_numbered_from_embeddings_to_head() -> None:
     assert {where["fc_norm.weight"], where["head.bias"]} == {13}
 
 
-def test_schedule_is_that_of_the_reference() -> None:
+def test_schedule_is_that_of_the_reference():
     """np.linspace from 0 for the warm-up, then the cosine from the full lr to min_lr, per iteration."""
     epochs, warmup, spe, lr, floor = 50, 10, 625, 6e-4, 1e-6
     steps = np.arange((epochs - warmup) * spe)
@@ -91,7 +89,7 @@ def test_schedule_is_that_of_the_reference() -> None:
     assert (schedule(0), schedule(6249), schedule(6250)) == (0, 6e-4, 6e-4)
 
 
-def test_fused_adamw_equals_the_textbook() -> None:
+def test_fused_adamw_equals_the_textbook():
     """p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps), weight decay scaled by the group's lr."""
     model = build_classifier(small_arch(layers=1), 5)
     groups = layer_groups(model, 1, 0.5, 0.05)
@@ -111,7 +109,7 @@ def test_fused_adamw_equals_the_textbook() -> None:
             torch.testing.assert_close(p.detach().double(), want, atol=1e-6, rtol=1e-5)
 
 
-def test_ema_equals_timms() -> None:
+def test_ema_equals_timms():
     torch.manual_seed(0)
     model = build_classifier(small_arch(), 5)
     theirs, ours = ModelEma(model, decay=0.9), Ema(model, 0.9)
@@ -126,7 +124,7 @@ def test_ema_equals_timms() -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_ema_shares_frozen_weights_and_copies_the_rest() -> None:
+def test_ema_shares_frozen_weights_and_copies_the_rest():
     model = build_classifier(small_arch(), 5, trainable_layers=1)
     ema = Ema(model, 0.9)
     pairs = zip(model.named_parameters(), ema.module.parameters(), strict=True)
@@ -134,14 +132,14 @@ def test_ema_shares_frozen_weights_and_copies_the_rest() -> None:
     assert model.head.weight.requires_grad and not ema.module.head.weight.requires_grad
 
 
-def test_ema_decay_keeps_its_horizon_in_images() -> None:
+def test_ema_decay_keeps_its_horizon_in_images():
     assert decay_for_batch(0.9998, 2048, 2048) == 0.9998
     assert decay_for_batch(0.9998, 1024, 2048) == pytest.approx(0.99990, abs=5e-7)
     assert decay_for_batch(0.9998, 256, 2048) ** 8 == pytest.approx(0.9998)
     assert math.isclose(decay_for_batch(0.9998, 4096, 2048), 0.9998**2)
 
 
-def test_the_decay_of_a_warm_up_grows_with_the_step_up_to_the_constant_one() -> None:
+def test_the_decay_of_a_warm_up_grows_with_the_step_up_to_the_constant_one():
     """min(decay, (1 + t) / (10 + t)): after 100 steps nothing is left of the initial weights, and of the constant EMA 98 %."""
     finals = {}
     for warmup in (False, True):

@@ -23,7 +23,7 @@ def step(model: torch.nn.Module, forward: torch.nn.Module, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_are_the_models_to_half_precision(dtype: torch.dtype) -> None:
+def test_gradients_are_the_models_to_half_precision(dtype):
     torch.manual_seed(0)
     model = build_classifier(small_arch(), 5, head_init_scale=1, trainable_layers=2, **ADDITIONS)
     half = HalfCopy(model, dtype)
@@ -41,7 +41,7 @@ def test_gradients_are_the_models_to_half_precision(dtype: torch.dtype) -> None:
     assert all(p.dtype == dtype for p in half.module.parameters())
 
 
-def test_gradients_of_several_backward_passes_add_up() -> None:
+def test_gradients_of_several_backward_passes_add_up():
     torch.manual_seed(0)
     model = build_classifier(small_arch(), 5, head_init_scale=1)
     half = HalfCopy(model, torch.float16)
@@ -55,7 +55,7 @@ def test_gradients_of_several_backward_passes_add_up() -> None:
     torch.testing.assert_close(model.head.weight.grad, 2 * once, rtol=1e-2, atol=1e-4)
 
 
-def test_refresh_rounds_the_trained_weights_and_leaves_the_model_alone() -> None:
+def test_refresh_rounds_the_trained_weights_and_leaves_the_model_alone():
     """An update far below half precision's resolution accumulates in the model and reaches the copy in time."""
     model = build_classifier(small_arch(), 5, trainable_layers=1)
     half, ema = HalfCopy(model, torch.float16), Ema(model, 0.9)
@@ -83,7 +83,7 @@ def tiny_timm(kind: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["swin", "beit"])
-def test_models_with_buffers_in_their_arithmetic_train_a_step(kind: str, dtype: torch.dtype) -> None:
+def test_models_with_buffers_in_their_arithmetic_train_a_step(kind, dtype):
     torch.manual_seed(0)
     model = tiny_timm(kind)
     half = HalfCopy(model, dtype)
@@ -102,7 +102,7 @@ def test_models_with_buffers_in_their_arithmetic_train_a_step(kind: str, dtype: 
     assert sum(changed) > len(changed) / 2  # bf16 rounds small changes away
 
 
-def test_position_encodings_without_parameters_stay_in_fp32() -> None:
+def test_position_encodings_without_parameters_stay_in_fp32():
     rope = torch.nn.Module()
     rope.register_buffer("bands", torch.linspace(0, 1, 5))
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(rope))

@@ -29,20 +29,20 @@ def warnings_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("other", ["__MACOSX", "unlabelled", "valid", "dev"])
-def test_a_folder_beside_train_and_val_makes_no_classes_of_them(split: Path, other: str) -> None:
+def test_a_folder_beside_train_and_val_makes_no_classes_of_them(split, other):
     shutil.copytree(split / "val" / "coffee", split / other / "more")
     train, val = open_sets(str(split))
     assert train.source.classes == CLASSES and val is not None and val.source.classes == CLASSES
     assert any(f"not used, as train is trained on: {other}" in line for line in warnings_of(split))
 
 
-def test_test_images_are_not_used_and_that_needs_no_warning(split: Path) -> None:
+def test_test_images_are_not_used_and_that_needs_no_warning(split):
     shutil.copytree(split / "val", split / "test")
     assert len(open_sets(str(split))[0]) == len(CLASSES) * PER_CLASS
     assert not any("not used" in line for line in warnings_of(split))
 
 
-def test_train_and_test_are_no_classes_whatever_lies_beside_them(album: Path, tmp_path: Path) -> None:
+def test_train_and_test_are_no_classes_whatever_lies_beside_them(album, tmp_path):
     for side in ("train", "test", "unlabelled"):
         shutil.copytree(album, tmp_path / "set" / side)
     (tmp_path / "set" / "__MACOSX").mkdir()
@@ -52,14 +52,14 @@ def test_train_and_test_are_no_classes_whatever_lies_beside_them(album: Path, tm
     assert line.endswith(": unlabelled")
 
 
-def test_a_folder_without_images_makes_no_class_of_train(album: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images_makes_no_class_of_train(album, tmp_path):
     shutil.copytree(album, tmp_path / "set" / "train")
     (tmp_path / "set" / "labels").mkdir()
     (tmp_path / "set" / "labels" / "a.txt").touch()
     assert open_sets(str(tmp_path / "set"))[0].source.classes == CLASSES
 
 
-def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(album: Path, tmp_path: Path) -> None:
+def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(album, tmp_path):
     for k in range(12):  # as text: 0, 1, 10, 11, 2, ...
         shutil.copytree(album / CLASSES[k % 3], tmp_path / "set" / str(k))
         for i, image in enumerate(sorted((tmp_path / "set" / str(k)).glob("*.jpg"))):
@@ -75,7 +75,7 @@ def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(alb
     assert sides[0] == sides[1]
 
 
-def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album: Path) -> None:
+def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album):
     rows = [r | {"group": r["label"]} for r in rows_of(album)]
     (line,) = warnings_of(
         write_csv(album.parent / "groups.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows])
@@ -83,26 +83,26 @@ def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album: Path)
     assert "groups and identical images must stay on one side" in line and "--data.val" in line
 
 
-def test_dev_is_a_validation_folder_as_it_is_in_tables(split: Path) -> None:
+def test_dev_is_a_validation_folder_as_it_is_in_tables(split):
     (split / "val").rename(split / "dev")
     assert open_sets(str(split))[1] is not None
 
 
-def test_a_class_may_be_called_train(album: Path, tmp_path: Path) -> None:
+def test_a_class_may_be_called_train(album, tmp_path):
     for name in ("train", "bus"):
         shutil.copytree(album / "coffee", tmp_path / "vehicles" / name / "seen")
     train, val = open_sets(str(tmp_path / "vehicles"))
     assert train.source.classes == ("bus", "train") and val is None
 
 
-def test_splits_without_class_folders_are_refused(album: Path, tmp_path: Path) -> None:
+def test_splits_without_class_folders_are_refused(album, tmp_path):
     for side in ("train", "val"):
         shutil.copytree(album / "coffee", tmp_path / "set" / side)
     with pytest.raises(UserError, match="train: no folder per class in it; make one for every class, or give a table"):
         open_sets(str(tmp_path / "set"))
 
 
-def test_images_without_labels_are_refused_with_what_gives_them(album: Path, tmp_path: Path) -> None:
+def test_images_without_labels_are_refused_with_what_gives_them(album, tmp_path):
     flat = Path(shutil.copytree(album / "coffee", tmp_path / "flat"))
     with pytest.raises(UserError, match="images without labels; make a folder for every class, or give a table of"):
         open_sets(str(flat))
@@ -111,7 +111,7 @@ def test_images_without_labels_are_refused_with_what_gives_them(album: Path, tmp
         open_sets(str(flat))
 
 
-def test_files_that_are_not_read_and_images_without_a_class_are_named(album: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_read_and_images_without_a_class_are_named(album, tmp_path):
     folder = Path(shutil.copytree(album, tmp_path / "photos"))
     for i in range(3):
         (folder / "coffee" / f"{i}.heic").write_bytes(b"x")
@@ -122,7 +122,7 @@ def test_files_that_are_not_read_and_images_without_a_class_are_named(album: Pat
 
 
 @pytest.mark.parametrize(("column", "cell"), [("split", "val"), ("is_valid", "1")])
-def test_a_table_of_validation_images_may_say_so_in_its_split_column(album: Path, column: str, cell: str) -> None:
+def test_a_table_of_validation_images_may_say_so_in_its_split_column(album, column, cell):
     rows = [r | {"image_path": f"photos/{r['image_path']}", column: cell} for r in rows_of(album)]
     table = write_csv(album.parent / f"{column}.csv", rows)
     assert len(open_val(str(table))) == len(CLASSES) * PER_CLASS
@@ -130,7 +130,7 @@ def test_a_table_of_validation_images_may_say_so_in_its_split_column(album: Path
         open_sets(str(table))
 
 
-def test_absolute_paths_below_a_linked_folder_are_found(album: Path, tmp_path: Path) -> None:
+def test_absolute_paths_below_a_linked_folder_are_found(album, tmp_path):
     (tmp_path / "deep" / "real").mkdir(parents=True)
     shutil.copytree(album, tmp_path / "deep" / "real" / "photos")
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "real")
@@ -140,7 +140,7 @@ def test_absolute_paths_below_a_linked_folder_are_found(album: Path, tmp_path: P
     assert plan.missing == [] and len(plan.train) + len(plan.val or ()) == len(CLASSES) * PER_CLASS
 
 
-def test_a_table_may_lie_beside_the_class_folders_that_it_lists(album: Path, tmp_path: Path) -> None:
+def test_a_table_may_lie_beside_the_class_folders_that_it_lists(album, tmp_path):
     photos = Path(shutil.copytree(album, tmp_path / "photos"))
     write_csv(photos / "list.csv", rows_of(photos))
     parquet.write_table(pa.Table.from_pylist(rows_of(photos)), photos / "list.parquet")
@@ -149,7 +149,7 @@ def test_a_table_may_lie_beside_the_class_folders_that_it_lists(album: Path, tmp
     assert [source.kind for source in sets] == ["folder", "table", "table"]
 
 
-def test_archives_keep_the_order_of_their_list_of_classes(album: Path, tmp_path: Path) -> None:
+def test_archives_keep_the_order_of_their_list_of_classes(album, tmp_path):
     """Only folders have no order of their own."""
     names = sorted(CLASSES, reverse=True)
     (tmp_path / "classes.txt").write_text("\n".join(names))
@@ -163,7 +163,7 @@ def test_archives_keep_the_order_of_their_list_of_classes(album: Path, tmp_path:
     assert open_sets(str(tmp_path))[0].source.classes == tuple(names)
 
 
-def test_images_in_archives_beside_class_folders_are_refused(album: Path, tmp_path: Path) -> None:
+def test_images_in_archives_beside_class_folders_are_refused(album, tmp_path):
     photos = Path(shutil.copytree(album, tmp_path / "photos"))
     parquet.write_table(pa.Table.from_pylist(rows_of(photos)), photos / "a-table.parquet")
     rows = [{"image": {"bytes": image.read_bytes()}, "label": 0} for image in photos.rglob("*.jpg")]

@@ -46,7 +46,7 @@ def problems(body: str, array: np.ndarray = CELLS, **options: object) -> set[str
         (memory.NOT_CONSTANT, "ld.global.nc.u32 %r2, [%d3];", "ld.global.u32 %r2, [%d3];"),
     ],
 )  # fmt: skip
-def test_accesses_to_global_memory(problem: int, wrong: str, right: str) -> None:
+def test_accesses_to_global_memory(problem, wrong, right):
     assert problems(wrong) == {memory.PROBLEMS[problem]}
     assert problems(right) == set()
 
@@ -63,24 +63,24 @@ READ_FIRST = "ld.shared.u32 %r2, [room];"
         ({memory.OUT_OF_BOUNDS}, f"{SHARED} st.shared.u32 [room+256], %r1;", SHARED),
     ],
 )  # fmt: skip
-def test_accesses_to_shared_memory(found: set[int], wrong: str, right: str) -> None:
+def test_accesses_to_shared_memory(found, wrong, right):
     for blocks in (1, 3):  # each block finds shared memory uninitialised, as it is on a GPU
         assert problems(wrong, variables=ROOM, blocks=blocks) == {memory.PROBLEMS[number] for number in found}
         assert problems(right, variables=ROOM, blocks=blocks) == set()
 
 
-def test_memory_that_nothing_wrote() -> None:
+def test_memory_that_nothing_wrote():
     assert problems("ld.global.u32 %r2, [%d3];", uninitialised=[0]) == {"uninitialised read"}
     assert problems(f"{OWN} ld.global.u32 %r2, [%d3];", uninitialised=[0]) == set()
     assert problems("st.global.u8 [%d3], %r1; ld.global.u32 %r2, [%d3];", uninitialised=[0]) == {"uninitialised read"}
 
 
-def test_memory_that_may_not_be_written() -> None:
+def test_memory_that_may_not_be_written():
     assert problems(OWN, read_only=[0]) == {"write to read-only memory"}
     assert problems("ld.global.nc.u32 %r2, [%d3];", read_only=[0]) == set()
 
 
-def test_blocks_are_never_ordered() -> None:
+def test_blocks_are_never_ordered():
     """Not even by barriers: that would need another launch."""
     for first in ("ld.global.u32 %r2, [%d3];", OWN):
         assert problems(f"{first} bar.sync 0;", blocks=2) == (set() if first != OWN else {"race"})
@@ -98,18 +98,18 @@ def test_blocks_are_never_ordered() -> None:
         "@%p1 bra A; bar.sync 0; A:",  # some have exited
     ],
 )
-def test_barriers_that_not_all_threads_reach(body: str) -> None:
+def test_barriers_that_not_all_threads_reach(body):
     assert problems(body) == {DIVERGENT_BARRIER}
     assert problems("@%p1 bra A; A: bar.sync 0;") == set()
 
 
-def test_loops_without_end() -> None:
+def test_loops_without_end():
     loop = "mov.u32 %r2, 0; A: add.u32 %r2, %r2, STEP; setp.lt.u32 %p2, %r2, 100; @%p2 bra A;"
     assert problems(loop.replace("STEP", "0")) == {NO_END}
     assert problems(loop.replace("STEP", "1")) == set()
 
 
-def test_a_finding_names_the_problem_the_statement_and_the_threads() -> None:
+def test_a_finding_names_the_problem_the_statement_and_the_threads():
     run, _ = execute(f"{START} {NEXT} bar.sync 0; {NEXT}\n{OWN}", [CELLS])
     (finding,) = run.findings
     assert finding.problem == "race" and finding.text == OWN.rstrip(";")
@@ -136,7 +136,7 @@ def test_a_finding_names_the_problem_the_statement_and_the_threads() -> None:
         ("@%p1 mov.u32 %r2, 1; mov.u32 %r3, %r2;", "before they are written"),
     ],
 )
-def test_what_is_not_understood_is_refused(statement: str, message: str) -> None:
+def test_what_is_not_understood_is_refused(statement, message):
     filled = "mov.f32 %f2, 0f00000000; mov.f32 %f3, %f2;"
     with pytest.raises(PtxError, match=message):
         Program(kernel(f"{START} {filled} {statement}"))

@@ -77,7 +77,7 @@ CASES: list[tuple[str, str, tuple[float, ...], float]] = [
 
 
 @pytest.mark.parametrize(("op", "types", "operands", "result"), CASES)
-def test_edge_cases(op: str, types: str, operands: tuple[float, ...], result: float) -> None:
+def test_edge_cases(op, types, operands, result):
     names = ", ".join(f"${k}" for k in range(len(operands) + 1))
     found = computed(f"{op} {names};", tuple(types.split()), operands)
     assert found == result and np.signbit(found) == np.signbit(np.float64(result))
@@ -90,7 +90,7 @@ def test_edge_cases(op: str, types: str, operands: tuple[float, ...], result: fl
         ("eq.f32", (0.0, -0.0), 1), ("lt.s32", (-1, 0), 1), ("lt.u32", (2**32 - 1, 0), 0), ("ge.s64", (-HIGH, 0), 0),
     ],
 )  # fmt: skip
-def test_comparisons(comparison: str, operands: tuple[float, ...], holds: int) -> None:
+def test_comparisons(comparison, operands, holds):
     """Those of floats are false where a number is NaN, ne too; the forms that end in u are true there."""
     type_ = comparison.split(".")[1]
     code = f"setp.{comparison} %p2, $1, $2; selp.u32 $0, 1, 0, %p2;"
@@ -98,7 +98,7 @@ def test_comparisons(comparison: str, operands: tuple[float, ...], holds: int) -
 
 
 @pytest.mark.parametrize(("name", "reference"), [("add", sum), ("min", min), ("max", max)])
-def test_atomics(name: str, reference: Any) -> None:
+def test_atomics(name, reference):
     """One cell, all threads of a block; what `atom` returns is what was there before."""
     start, values = np.array([-5], np.int32), np.arange(-40, 88, dtype=np.int32)
     body = f"""
@@ -121,7 +121,7 @@ def sines(angles: Any, out: Any) -> None:
 
 
 @pytest.mark.parametrize("exponents", [(-3, 0.8), (5.1, 22)], ids=["within a turn", "large"])
-def test_sine_and_cosine_of_libdevice(exponents: tuple[float, float]) -> None:
+def test_sine_and_cosine_of_libdevice(exponents):
     """Within a unit in the last place of the C library's. Large angles take its calls, .local and carries."""
     angles = 10.0 ** np.random.default_rng(3).uniform(*exponents, 1024)
     program = Program(compile_to_ptx(sines, (float64[::1], float64[:, ::1]), (128, 1), OLDEST))

@@ -18,7 +18,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) -> None:
+def test_own_values_override_the_base_and_flags_override_both(tmp_path):
     write(tmp_path, "base.yaml", "optim: {lr: 1e-3, layer_decay: 0.7}\nschedule: {epochs: 30, warmup_epochs: 5}\n")
     path = write(tmp_path, "mine.yaml", "extends: base.yaml\noptim: {lr: 2e-3}\n")
     recipe = load_recipe(path, ["--schedule.epochs=12", "--model.trainable_layers=none", "--data.train=x.beton"])
@@ -65,19 +65,19 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) ->
         ("model: {rel_pos_bias: true, patch_dropout: 0.5}", "needs every patch"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_are_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         load_recipe(write(tmp_path, "bad.yaml", text))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["on", "off", "007", "1e3", "2026-11-25", "a: b #1", "[x]", "'x'", "12:30"])
-def test_a_text_is_what_was_typed(tmp_path: Path, text: str) -> None:
+def test_a_text_is_what_was_typed(tmp_path, text):
     path = write(tmp_path, "r.yaml", "about: {source: x}")
     assert load_recipe(path, [f"--about.source={text}"]).about.source == text
 
 
-def test_yaml_makes_no_numbers_and_dates_of_texts_nor_texts_of_numbers(tmp_path: Path) -> None:
+def test_yaml_makes_no_numbers_and_dates_of_texts_nor_texts_of_numbers(tmp_path):
     """YAML 1.1 reads 6e-4 as a text."""
     text = "train: {run_dir: 007}\ndata: {train: 2026-11-25, val: 12:30}\noptim: {lr: 6e-4}"
     recipe = load_recipe(write(tmp_path, "r.yaml", text))
@@ -85,7 +85,7 @@ def test_yaml_makes_no_numbers_and_dates_of_texts_nor_texts_of_numbers(tmp_path:
     assert (recipe.train.run_dir, recipe.data.train, recipe.data.val) == ("007", "2026-11-25", "12:30")
 
 
-def test_values_are_read_the_same_from_a_file_and_a_flag(tmp_path: Path) -> None:
+def test_values_are_read_the_same_from_a_file_and_a_flag(tmp_path):
     values = {
         "model": {"freeze_conv1": "no", "trainable_layers": "~"}, "optim": {"clip_grad": "", "batch_size": "1e3"},
         "augment": {"mean": "[0.1, 0.2, 3e-1]"}, "train": {"seed": "9007199254740993"}, "data": {"val": "null"},
@@ -99,12 +99,12 @@ def test_values_are_read_the_same_from_a_file_and_a_flag(tmp_path: Path) -> None
     assert (file.train.seed, file.optim.batch_size) == (2**53 + 1, 1000)
 
 
-def test_a_missing_recipe_names_the_nearest() -> None:
+def test_a_missing_recipe_names_the_nearest():
     with pytest.raises(UserError, match=r"did you mean final_b16\.yaml"):
         load_recipe(RECIPES / "finalb16.yaml")
 
 
-def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path: Path) -> None:
+def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path):
     flags = ["--optim.lr=0.0002", "--optim.batch_size=64", "--data.train=pics", "--model.freeze_conv1=false"]
     flags.append("--augment.mean=0.1,0.2,0.3")
     expected = load_recipe("photos", flags)
@@ -130,12 +130,12 @@ def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path: Path) -
         ({5: 5}, "unknown option '5'"),
     ],
 )
-def test_a_wrong_entry_of_a_dict_is_named(options: dict, message: str) -> None:
+def test_a_wrong_entry_of_a_dict_is_named(options, message):
     with pytest.raises(UserError, match=message):
         load_recipe("final_b16", options)
 
 
-def test_a_recipe_survives_its_own_dictionary() -> None:
+def test_a_recipe_survives_its_own_dictionary():
     recipe = load_recipe(RECIPES / "final_l14_336.yaml")
     assert recipe_from_dict(recipe.name, yaml.safe_load(yaml.safe_dump(_lists(recipe.as_dict())))) == recipe
 
@@ -155,7 +155,7 @@ def _lists(value):
         ("final_l14_336", (6e-4, 0.65, 1920, 30, 5, 336, False)),
     ],
 )
-def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want: tuple) -> None:
+def test_final_recipes_hold_the_constants_of_the_reference_logs(name, want):
     r = load_recipe(RECIPES / f"{name}.yaml")
     optim, schedule, augment = r.optim, r.schedule, r.augment
     got = (optim.lr, optim.layer_decay, optim.batch_size, schedule.epochs, schedule.warmup_epochs)
@@ -168,7 +168,7 @@ def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want:
     assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
 
 
-def test_baseline_is_table_1() -> None:
+def test_baseline_is_table_1():
     r = load_recipe(RECIPES / "baseline_b16.yaml")
     schedule = (r.optim.lr, r.optim.layer_decay, r.schedule.epochs, r.schedule.warmup_epochs)
     assert schedule == (1e-3, 1.0, 100, 20)
@@ -178,18 +178,18 @@ def test_baseline_is_table_1() -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), (" 2d ", 172_800), ("0.5s", 0.5)]
 )
-def test_durations_are_seconds(text: str, seconds: float) -> None:
+def test_durations_are_seconds(text, seconds):
     assert parse_duration(text, "--budget") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "-1h", "0m", "1 hour", "1h30m", "nan", "infh", "1e3s"])
-def test_other_durations_are_refused(text: str) -> None:
+def test_other_durations_are_refused(text):
     with pytest.raises(UserError, match="--budget is"):
         parse_duration(text, "--budget")
 
 
 @pytest.mark.parametrize("flag", ["--train.stop_after=soon", "--augment.mean=[1e38,0.5,0.5]"])
-def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(flag, capsys):
     assert main(["explain", "final_b16", flag]) == 2
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and flag.partition("=")[0][2:] in said

@@ -61,12 +61,12 @@ def check(path: Path, text: str) -> None:
 
 @fuzz(300)
 @given(text=texts)
-def test_any_text_is_a_recipe_or_an_error_of_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_is_a_recipe_or_an_error_of_one_line(tmp_path_factory, text):
     check(tmp_path_factory.getbasetemp() / "x.yaml", text)
 
 
 @pytest.mark.slow
 @fuzz(int(2_000 * EXTENT), derandomize=False)
 @given(text=texts)
-def test_many_texts_are_recipes_or_errors_of_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_many_texts_are_recipes_or_errors_of_one_line(tmp_path_factory, text):
     check(tmp_path_factory.getbasetemp() / "y.yaml", text)

@@ -42,7 +42,7 @@ def table(tmp_path: Path) -> Path:
 # names ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(tmp_path, monkeypatch):
     here = load_recipe(RECIPES / "final_l14_336.yaml")
     monkeypatch.chdir(tmp_path)
     assert load_recipe("final_l14_336") == here
@@ -53,7 +53,7 @@ def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(tmp_path: Path, monke
     assert load_recipe("mine.yaml").optim == here.optim
 
 
-def test_a_row_is_named_by_label_by_series_and_label_or_by_recipe(table: Path) -> None:
+def test_a_row_is_named_by_label_by_series_and_label_or_by_recipe(table):
     a = load_recipe(f"{table}[a]")
     found = (a.name, a.optim.lr, a.ema.decay, a.about.top1, a.about.source)
     assert found == ("mine_a", 1e-3, 0.9, 60, "nobody")
@@ -62,7 +62,7 @@ def test_a_row_is_named_by_label_by_series_and_label_or_by_recipe(table: Path) -
     assert (b.name, b.optim.lr, b.about.top1) == ("mine_x_b", 2e-3, None)
 
 
-def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table: Path) -> None:
+def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table):
     other = load_recipe(f"{table}[y, b]")
     assert (other.name, other.model.arch, other.ema.decay) == ("other", "ViT-L-14-quickgelu", 0.9998)
     assert (other.about.top1, other.about.source) == (50, "nobody, raw weights")
@@ -82,9 +82,7 @@ def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table
         ("02_lrr[1e-5]", "does not exist"),
     ],
 )
-def test_mistakes_in_names_are_one_line(
-    table: Path, reference: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_in_names_are_one_line(table, reference, message, capsys):
     reference = reference.format(table)
     with pytest.raises(UserError, match=message) as error:
         load_recipe(reference)
@@ -183,13 +181,13 @@ def test_a_hostile_recipe_table_or_run_directory_is_one_line(
     "override",
     ["--about.source=\udcff", "--data.train=a\0b", "--train.seed=1e400", "--optim.lr=[1]", "--x=", "--\udcff=1"],
 )
-def test_hostile_options_on_the_command_line_are_one_line(override: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_options_on_the_command_line_are_one_line(override, capsys):
     assert main(["explain", "final_b16", override]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path):
     """Built as pip does, unpacked, and run in a folder without a checkout."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "pip", "wheel", str(root), "--no-deps", "--no-build-isolation"]

@@ -17,7 +17,7 @@ def view(*contenders: dict[str, Any], **keys: Any) -> dict[str, Any]:
     return measure_view({"name": "m", "unit": "u", "contenders": list(contenders), **keys})
 
 
-def test_ratios_are_medians_over_paired_rounds() -> None:
+def test_ratios_are_medians_over_paired_rounds():
     """A machine that is slow in one round slows both: pairs do not see it."""
     own, peer = [100.0, 50.0, 120.0], [50.0, 25.0, 60.0]
     shown = view({"name": "fastft", "rounds": own, "median": 100}, {"name": "p", "rounds": peer, "median": 50})
@@ -25,7 +25,7 @@ def test_ratios_are_medians_over_paired_rounds() -> None:
     assert shown["contenders"][0]["ratio"] is None
 
 
-def test_bars_start_at_zero_and_end_inside_the_axis() -> None:
+def test_bars_start_at_zero_and_end_inside_the_axis():
     shown = view({"name": "fastft", "rounds": [90, 100, 130], "median": 100}, {"name": "p", "median": 7})
     own = shown["contenders"][0]["bar"]
     assert own["median"] == pytest.approx(100 * 100 / shown["axis"]["end"])
@@ -33,7 +33,7 @@ def test_bars_start_at_zero_and_end_inside_the_axis() -> None:
     assert shown["axis"]["ticks"][0][1] == 0 and shown["axis"]["ticks"][-1][1] == pytest.approx(100)
 
 
-def test_settings_that_differ_in_one_number_are_drawn_as_a_curve(bench_document: Document) -> None:
+def test_settings_that_differ_in_one_number_are_drawn_as_a_curve(bench_document):
     views = [measure_view(m) for m in bench_document["measures"][:3]]
     values = json.loads(re.search(r'application/json">(.*?)</script>', scaling_chart(views))[1])
     assert values["x"] == "threads"
@@ -42,20 +42,20 @@ def test_settings_that_differ_in_one_number_are_drawn_as_a_curve(bench_document:
     assert scaling_chart(views[:2]) == ""
 
 
-def test_page_marks_modelled_and_skipped_contenders(bench_document: Document) -> None:
+def test_page_marks_modelled_and_skipped_contenders(bench_document):
     page = render_bench(bench_document, "bench.json")
     assert page.count('class="tag">modelled') == 1
     assert "DALI was not run: not installed: pip install nvidia-dali-cuda120" in page
     assert "AMD EPYC 7B13" in page and bench_document["command"] in page
 
 
-def test_command_writes_beside_the_file(tmp_path: Path, bench_document: Document) -> None:
+def test_command_writes_beside_the_file(tmp_path, bench_document):
     (tmp_path / "b.json").write_text(json.dumps(bench_document))
     assert main(["report", str(tmp_path / "b.json")]) == 0
     assert "Loader, whole recipe" in (tmp_path / "b.html").read_text()
 
 
-def test_the_documented_example_is_a_benchmark_file(tmp_path: Path) -> None:
+def test_the_documented_example_is_a_benchmark_file(tmp_path):
     text = (Path(__file__).parents[2] / "docs/bench-schema.md").read_text()
     (tmp_path / "b.json").write_text(re.search(r"```json\n(.*?)```", text, re.S)[1])
     assert main(["report", str(tmp_path / "b.json")]) == 0

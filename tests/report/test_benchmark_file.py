@@ -38,14 +38,7 @@ def put(document: Document, path: tuple[str | int, ...], value: Any) -> str:
         (("measures", 0, "contenders", 1, "ratio"), {"median": 2}, r"missing required field min - .*\.ratio"),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_drawn_is_refused(
-    bench_document: Document,
-    tmp_path: Path,
-    path: tuple[str | int, ...],
-    value: Any,
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_file_that_cannot_be_drawn_is_refused(bench_document, tmp_path, path, value, message, capsys):
     file = tmp_path / "b.json"
     file.write_text(put(bench_document, path, value))
     with pytest.raises(UserError, match=message):
@@ -54,7 +47,7 @@ def test_a_file_that_cannot_be_drawn_is_refused(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_files_of_the_benchmarks_are_read(bench_document: Document, tmp_path: Path) -> None:
+def test_files_of_the_benchmarks_are_read(bench_document, tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(bench_document))
     assert read_bench(tmp_path / "b.json") == bench_document
     for path in Path("benchmarks/results").glob("*.json"):

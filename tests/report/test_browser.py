@@ -139,7 +139,7 @@ def opened(browser: Any, page: Path, width: int = 1200, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_nothing_overlaps_or_leaves_the_page(browser: Any, any_page: Path, width: int) -> None:
+def test_nothing_overlaps_or_leaves_the_page(browser, any_page, width):
     tab = opened(browser, any_page, width)
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert tab.evaluate(OVERLAPS) == []
@@ -147,7 +147,7 @@ def test_nothing_overlaps_or_leaves_the_page(browser: Any, any_page: Path, width
     assert tab.problems == []  # no script error, and nothing was asked of the network
 
 
-def test_printed_pages_do_not_break_inside_figures(browser: Any, any_page: Path) -> None:
+def test_printed_pages_do_not_break_inside_figures(browser, any_page):
     tab = opened(browser, any_page, 680)  # A4 without its margins, in CSS pixels
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate(OVERLAPS) == []
@@ -155,7 +155,7 @@ def test_printed_pages_do_not_break_inside_figures(browser: Any, any_page: Path)
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_text_has_contrast_in_light_and_dark(browser: Any, any_page: Path) -> None:
+def test_text_has_contrast_in_light_and_dark(browser, any_page):
     def luminance(scheme: str) -> tuple[float, float]:
         tab = opened(browser, any_page, color_scheme=scheme)
         style = "getComputedStyle(document.body)"
@@ -184,9 +184,7 @@ def of_kind(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("page", ["run_page", "trained_page"])
-def test_evaluations_in_the_page_are_those_of_the_log(
-    browser: Any, page: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_evaluations_in_the_page_are_those_of_the_log(browser, page, request, tmp_path):
     tab = opened(browser, request.getfixturevalue(page))
     logged = of_kind(tmp_path / "run" if page == "run_page" else request.getfixturevalue("whole"), "eval")
     heads = [h.strip("↕ ") for h in tab.locator("#evaluations th").all_text_contents()]
@@ -202,9 +200,7 @@ def test_evaluations_in_the_page_are_those_of_the_log(
 
 
 @pytest.mark.parametrize("page", ["bench_page", "committed_page"])
-def test_numbers_in_the_page_are_those_of_the_benchmark(
-    browser: Any, page: str, request: pytest.FixtureRequest, bench_document: dict[str, Any]
-) -> None:
+def test_numbers_in_the_page_are_those_of_the_benchmark(browser, page, request, bench_document):
     tab = opened(browser, request.getfixturevalue(page))
     committed = json.loads((RESULTS / "all.json").read_text())
     document = bench_document if page == "bench_page" else committed
@@ -214,7 +210,7 @@ def test_numbers_in_the_page_are_those_of_the_benchmark(
         assert row[0].startswith(contender["name"])
 
 
-def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path) -> None:
+def test_clicking_a_heading_sorts_and_then_reverses(browser, run_page):
     """Numbers downwards first, words upwards; and so on at every further click."""
     tab = opened(browser, run_page)
     for column, first in ((2, "descending"), (1, "ascending")):
@@ -232,7 +228,7 @@ def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path
 
 
 @pytest.mark.parametrize(("kind", "width"), [("wide", 1200), ("narrow", 390)])
-def test_hovering_shows_the_logged_value(browser: Any, run_page: Path, tmp_path: Path, kind: str, width: int) -> None:
+def test_hovering_shows_the_logged_value(browser, run_page, tmp_path, kind, width):
     tab = opened(browser, run_page, width)
     plot = tab.locator(f".plot.{kind}").first
     plot.scroll_into_view_if_needed()

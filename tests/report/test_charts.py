@@ -15,7 +15,7 @@ finite = st.floats(-1e3, 1e3)
 
 
 @given(finite, st.floats(1e-3, 1e6), st.integers(2, 8))
-def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count: int) -> None:
+def test_ticks_are_round_evenly_spaced_and_inside(low, span, count):
     found = ticks(low, low + span, count)
     step = nice_step(span / count)
     assert all(low - 1e-6 * step <= t <= low + span + 1e-6 * step for t in found)
@@ -23,7 +23,7 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count
     assert len(found) >= count // 3
 
 
-def test_a_point_is_drawn_at_its_value() -> None:
+def test_a_point_is_drawn_at_its_value():
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", [0, 5, 10], [0, 50, 100])]))
     plot = json.loads(re.search(r'data-plot="([^"]+)"', page)[1].replace("&#34;", '"'))
     x, y = map(float, re.findall(r'circle class="dot own" cx="([\d.]+)" cy="([\d.]+)"', page)[1])
@@ -31,7 +31,7 @@ def test_a_point_is_drawn_at_its_value() -> None:
     assert y == pytest.approx((plot["top"] + plot["bottom"]) / 2, abs=0.1)
 
 
-def test_long_curves_are_thinned_to_means() -> None:
+def test_long_curves_are_thinned_to_means():
     n = 10 * MAX_POINTS
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(n), [float(k % 2) for k in range(n)])]))
     (drawn,) = json.loads(re.search(r'application/json">(.*?)</script>', page)[1])["series"]
@@ -39,7 +39,7 @@ def test_long_curves_are_thinned_to_means() -> None:
     assert set(drawn["y"]) == {0.5}
 
 
-def test_accuracy_charts_show_the_top_of_the_range() -> None:
+def test_accuracy_charts_show_the_top_of_the_range():
     """One epoch at 20 % must not press fifty between 80 and 86 into a line."""
     top1 = [20.0, 70.0, *(80 + 0.1 * k for k in range(50))]
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(52), top1)], "top"))
@@ -55,9 +55,7 @@ def y_range(chart: Chart) -> tuple[float, float]:
 
 @pytest.mark.parametrize("points", [3, 40])
 @pytest.mark.parametrize(("focus", "worst", "own", "paper"), [("top", 20.0, 40.0, 85.0), ("bottom", 6.0, 4.0, 1.0)])
-def test_a_run_far_from_its_reference_stays_visible(
-    points: int, focus: str, worst: float, own: float, paper: float
-) -> None:
+def test_a_run_far_from_its_reference_stays_visible(points, focus, worst, own, paper):
     """Where the run ends, and all of it where it is short: the paper's curve must not push it out."""
 
     def curve(end: float, count: int) -> list[float]:
@@ -70,7 +68,7 @@ def test_a_run_far_from_its_reference_stays_visible(
     assert all(low <= y <= high for y in seen) and low <= paper <= high
 
 
-def test_names_cannot_break_out_of_the_page() -> None:
+def test_names_cannot_break_out_of_the_page():
     name = "</script><script>alert(1)</script>"
     page = render_chart(Chart(name, name, name, [Series(name, "own", [0, 1], [0, 1])]))
     assert "<script>alert" not in page

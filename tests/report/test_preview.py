@@ -26,7 +26,7 @@ def beton(photographs, tmp_path_factory) -> Path:
     return folder / "p.beton"
 
 
-def test_the_images_equal_those_of_the_loader(beton: Path) -> None:
+def test_the_images_equal_those_of_the_loader(beton):
     policy, size = parse_policy("rand-m9-mstd0.5-inc1"), 64
     n = Beton.open(beton).num_samples
     with TrainLoader(beton, policy, Output(size), seed=3, batch_size=n) as loader:
@@ -36,7 +36,7 @@ def test_the_images_equal_those_of_the_loader(beton: Path) -> None:
         assert np.array_equal((255 * seen).round().clip(0, 255).astype(np.uint8), drawn)
 
 
-def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> None:
+def test_the_picture_and_the_plan_are_written(beton, tmp_path):
     write_preview(
         beton, parse_policy("3aug"), 48, seed=0, epoch=0, count=5, out=tmp_path / "g.png", plan_out=tmp_path / "p.json"
     )
@@ -48,14 +48,14 @@ def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.png", "p.json"]
 
 
-def test_an_epoch_beyond_the_recipe_is_refused(beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_epoch_beyond_the_recipe_is_refused(beton, tmp_path, capsys):
     data = f"--data={beton}"
     assert main(["preview", "final_b16", data, f"--out={tmp_path / 'g.png'}", "--epoch=50"]) == 2
     assert "there is no epoch 50: the recipe has 50, counted from 0" in capsys.readouterr().err
     assert not (tmp_path / "g.png").exists()
 
 
-def test_preview_follows_the_size_of_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_follows_the_size_of_the_epoch(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr("fastft.report.preview.write_preview", lambda data, policy, size, **_: sizes.append(size))
     for epoch in ("0", "24"):

@@ -22,7 +22,7 @@ def split(run: Run) -> dict[str, Any]:
     return found
 
 
-def test_parts_are_sums_of_the_lines(run: Run) -> None:
+def test_parts_are_sums_of_the_lines(run):
     """Evaluations and checkpoints too: those of an epoch that has no 'split' line yet are known all the same."""
     expected = {part: 2 * s for part, s in (STEPS | LOADER).items()}
     expected |= {"eval": 2 * EVALUATION, "checkpoint": 2 * CHECKPOINT}
@@ -34,5 +34,5 @@ def test_parts_are_sums_of_the_lines(run: Run) -> None:
     assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
 
 
-def test_without_a_split_in_the_log_the_report_has_none(tmp_path: Path) -> None:
+def test_without_a_split_in_the_log_the_report_has_none(tmp_path):
     assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None

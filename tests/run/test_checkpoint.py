@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +45,7 @@ def stepped_optimizer(seed: int):
     return model, optimizer
 
 
-def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_optimizer_state_comes_back_bit_for_bit(tmp_path):
     """The next step from the file equals the next step without the file."""
     model, optimizer = stepped_optimizer(0)
     path = tmp_path / "step-00000003"
@@ -63,9 +62,7 @@ def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_without_checksums_is_read_with_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_without_checksums_is_read_with_one_warning(tmp_path, caplog):
     write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
     read_checkpoint(tmp_path / "step-00000001")
     assert not caplog.messages
@@ -76,7 +73,7 @@ def test_a_checkpoint_without_checksums_is_read_with_one_warning(
     assert message.endswith("step-00000001 has no checksums.json: its files are used unchecked")
 
 
-def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):
     """A process that saves over and over is killed at several moments: every listed checkpoint is complete."""
     script = (
         "import json, sys, torch, pathlib\n"
@@ -110,7 +107,7 @@ def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path: Path) -> Non
             assert torch.equal(checkpoint.tensors["ema"]["w"], want)
 
 
-def test_pruning_keeps_the_newest_and_removes_remains(tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_and_removes_remains(tmp_path):
     for i in range(4):
         write_checkpoint(tmp_path / f"step-{i:08}", STATE, WEIGHTS)
     (tmp_path / ".partial-step-00000009").mkdir()
@@ -118,13 +115,13 @@ def test_pruning_keeps_the_newest_and_removes_remains(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
-def test_a_copy_beside_the_checkpoints_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_a_copy_beside_the_checkpoints_is_not_taken_for_one(tmp_path):
     for name in ("step-00000010", "step-100000000", "step-00000012.bak", "damaged-step-00000011"):
         (tmp_path / name).mkdir()
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000010", "step-100000000"]
 
 
-def test_a_run_means_its_best_checkpoint(tmp_path: Path) -> None:
+def test_a_run_means_its_best_checkpoint(tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     for name in ("step-00000010", "best-0003"):
         write_checkpoint(folder / name, STATE, WEIGHTS)
@@ -134,7 +131,7 @@ def test_a_run_means_its_best_checkpoint(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
@@ -144,14 +141,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_best_checkpoint_replaces_all_others_also_later_ones(tmp_path: Path) -> None:
+def test_the_best_checkpoint_replaces_all_others_also_later_ones(tmp_path):
     for name in ("best-0029", "best-0005", "step-00000010"):
         write_checkpoint(tmp_path / name, STATE, WEIGHTS)
     keep_only(tmp_path / "best-0005")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best-0005", "step-00000010"]
 
 
-def test_a_disk_that_does_not_answer_is_not_damage(tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_that_does_not_answer_is_not_damage(tmp_path, monkeypatch):
     def stale(*_: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 

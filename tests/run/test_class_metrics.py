@@ -28,7 +28,7 @@ def predictions() -> Predictions:
     return predictions_of(logits, labels)
 
 
-def test_means_over_classes_are_those_of_scikit_learn(predictions: Predictions) -> None:
+def test_means_over_classes_are_those_of_scikit_learn(predictions):
     p = predictions
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
         expected = balanced_accuracy_score(p.labels_N, p.predicted_N)
@@ -37,7 +37,7 @@ def test_means_over_classes_are_those_of_scikit_learn(predictions: Predictions) 
     assert macro_f1(p) == pytest.approx(100 * report["macro avg"]["f1-score"])
 
 
-def test_every_class_has_its_precision_recall_and_images(predictions: Predictions) -> None:
+def test_every_class_has_its_precision_recall_and_images(predictions):
     p = predictions
     for c in class_metrics(p):
         true, predicted = p.labels_N == c.label, p.predicted_N == c.label
@@ -49,7 +49,7 @@ def test_every_class_has_its_precision_recall_and_images(predictions: Prediction
     assert [(c.precision, c.recall) for c in class_metrics(p)][4:] == [(0.0, None), (None, 0.0)]
 
 
-def test_the_largest_confusions_are_cells_of_the_matrix(predictions: Predictions) -> None:
+def test_the_largest_confusions_are_cells_of_the_matrix(predictions):
     matrix = confusion_counts(predictions)
     assert matrix.sum() == 400 and np.trace(matrix) == predictions.right_N.sum()
     found = largest_confusions(predictions, 1000)
@@ -59,11 +59,11 @@ def test_the_largest_confusions_are_cells_of_the_matrix(predictions: Predictions
     assert [c.images for c in found] == sorted((c.images for c in found), reverse=True)
 
 
-def test_predictions_of_a_perfect_model_have_no_confusion() -> None:
+def test_predictions_of_a_perfect_model_have_no_confusion():
     p = predictions_of(np.eye(3, dtype=np.float32), np.arange(3))
     assert largest_confusions(p, 10) == [] and balanced_accuracy(p) == macro_f1(p) == 100
 
 
-def test_imbalance_is_of_the_classes_that_have_images() -> None:
+def test_imbalance_is_of_the_classes_that_have_images():
     assert imbalance([120, 0, 10]) == 12
     assert "10 to 120 training images" in describe_imbalance([120, 0, 10])

@@ -191,9 +191,7 @@ def restored(folder: Path, step: Step) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damage_is_noticed_and_an_older_checkpoint_is_used(
-    finished: Path, step: Step, tmp_path: Path, case: str
-) -> None:
+def test_damage_is_noticed_and_an_older_checkpoint_is_used(finished, step, tmp_path, case):
     damage, reason = CASES[case]
     damaged_copy(finished, tmp_path / "run", damage, checksums="checksums" in case)
     position, (found,) = restored(tmp_path / "run", step)
@@ -201,7 +199,7 @@ def test_damage_is_noticed_and_an_older_checkpoint_is_used(
     assert re.search(reason, found) and "\n" not in found, found
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(tiny, finished: Path, tmp_path: Path) -> None:
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(tiny, finished, tmp_path):
     newest = damaged_copy(finished, tmp_path / "run", cut("model.safetensors", 0))
     printed = resume(tiny, tmp_path / "run")
     (line,) = [line for line in printed.splitlines() if "is damaged" in line]
@@ -213,7 +211,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(tiny, f
 
 
 @pytest.mark.parametrize("name", ["state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"])
-def test_one_flipped_bit_is_found(finished: Path, step: Step, tmp_path: Path, name: str) -> None:
+def test_one_flipped_bit_is_found(finished, step, tmp_path, name):
     def flip(path: Path) -> None:
         data = bytearray((path / name).read_bytes())
         at = data.index(b'"seconds": ') + 11 if name == "state.json" else len(data) - 5
@@ -224,9 +222,7 @@ def test_one_flipped_bit_is_found(finished: Path, step: Step, tmp_path: Path, na
     assert restored(tmp_path / "run", step) == (16, [f"{name} does not match its checksum"])
 
 
-def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed(
-    tiny, finished: Path, tmp_path: Path
-) -> None:
+def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed(tiny, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
         (path / "ema.safetensors").unlink()
@@ -236,7 +232,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
-def test_a_checkpoint_of_a_newer_version_is_not_damage(tiny, finished: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_newer_version_is_not_damage(tiny, finished, tmp_path):
     damaged_copy(finished, tmp_path / "run", put("version", 2))
     with pytest.raises(UserError, match="has version 2, newer than this fastft's 1; update fastft"):
         resume(tiny, tmp_path / "run")
@@ -262,9 +258,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("case", ["no recipe", "state is a FIFO", "arch of zeros", "checksums are a list", *HOSTILE])
-def test_commands_that_read_a_damaged_checkpoint_print_one_line(
-    finished: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_that_read_a_damaged_checkpoint_print_one_line(finished, tmp_path, case, capsys):
     damage, reason = (CASES | HOSTILE)[case]
     newest = damaged_copy(finished, tmp_path / "run", damage, checksums="checksums" in case)
     code = main(["eval", str(newest), "--device=cpu"])

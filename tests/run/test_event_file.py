@@ -2,9 +2,7 @@
 
 import itertools
 import shutil
-from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastft.run import event_file
@@ -13,7 +11,7 @@ from fastft.run.event_file import EventFile
 from tests.train.runs import losses, run
 
 
-def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_path: Path) -> None:
+def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_path):
     """The second start repeats no step here; a third one, from an older checkpoint, repeats some."""
 
     changes = {"train__keep_checkpoints": "100"}
@@ -31,7 +29,7 @@ def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_p
     assert all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(loss, want, strict=True))
 
 
-def test_files_begun_in_one_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_begun_in_one_second_are_read_in_their_order(tmp_path, monkeypatch):
     """The ninth and tenth file of a process: their names must not be in the order of the text "10" before "9"."""
 
     monkeypatch.setattr(event_file, "_numbers", itertools.count(9))

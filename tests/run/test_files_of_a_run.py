@@ -27,16 +27,14 @@ def in_parts(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     return tiny | {f"data.{split}": str(out / f"{split}-*.beton") for split in ("train", "val")}
 
 
-def test_weights_and_accuracies_are_those_of_a_run_on_one_file(
-    whole: Path, in_parts: dict[str, str], tmp_path: Path
-) -> None:
+def test_weights_and_accuracies_are_those_of_a_run_on_one_file(whole, in_parts, tmp_path):
     run(in_parts, tmp_path / "run", model__drop_path="0.3")
     assert differing(end(tmp_path / "run"), end(whole)) == []
     state = json.loads(next(iter((tmp_path / "run/checkpoints").glob("step-*/state.json"))).read_text())
     assert state["data"]["files"] == ["train-1-of-2.beton", "train-2-of-2.beton"]
 
 
-def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts, tmp_path):
     blocks = {"data__order": "blocks", "data__block_mib": "1"}
     run(in_parts, tmp_path / "undisturbed", **blocks)
     run(in_parts, tmp_path / "run", schedule__stop_epoch="1", **blocks)
@@ -60,13 +58,13 @@ CONTENT = {
         ({"file_samples": None, "file_checksums": None}, "2 files, there are 1"),
     ],
 )
-def test_resuming_on_changed_files_is_one_line(changes: dict[str, object], words: str) -> None:
+def test_resuming_on_changed_files_is_one_line(changes, words):
     found = {key: value for key, value in (CONTENT | changes).items() if value is not None}
     with pytest.raises(UserError, match=words):
         refuse_changed_data(CONTENT, found, Path("run"))
 
 
-def test_files_may_move_and_have_other_names() -> None:
+def test_files_may_move_and_have_other_names():
     refuse_changed_data(CONTENT, CONTENT | {"files": ["c", "d"]}, Path("run"))
     refuse_changed_data({}, CONTENT, Path("run"))
     one = {"num_samples": 9, "checksum": "c"}

@@ -13,7 +13,7 @@ from fastft.train import reporting
 from tests.train.runs import run
 
 
-def test_no_interval_has_an_mfu_above_1(tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_interval_has_an_mfu_above_1(tiny, tmp_path, monkeypatch):
     """A CPU's peak is measured before the training, perhaps while other processes take the cores."""
     monkeypatch.setattr(reporting, "peak_flops", lambda device, dtype: 1.0)
     run(tiny, tmp_path, schedule__epochs="1", schedule__warmup_epochs="0")
@@ -41,9 +41,7 @@ def of_kind(folder: Path, kind: str) -> dict[str, Any]:
         ("start", {"precision": 5}, "'start' line: Expected str, got int"),
     ],
 )
-def test_lines_that_cannot_be_drawn_are_refused(
-    run_folder: Path, kind: str, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_that_cannot_be_drawn_are_refused(run_folder, kind, change, message, capsys):
     line = of_kind(run_folder, kind) | change
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -57,13 +55,13 @@ def test_lines_that_cannot_be_drawn_are_refused(
     ("text", "message"),
     [("3", "Expected object"), ("[]", "Expected object"), ('{"kind": "train"}', "Object missing required field step")],
 )
-def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path, text, message):
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n' + text + "\n")
     with pytest.raises(UserError, match=f"line 2: it: {message}"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder: Path) -> None:
+def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder):
     before = read_metrics(run_folder / "metrics.jsonl")
     with (run_folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "step": \xff\xfe\x00')
@@ -71,13 +69,13 @@ def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder: Path) -> Non
 
 
 @pytest.mark.parametrize("weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none"}])
-def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder: Path, weights: Any) -> None:
+def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder, weights):
     (run_folder / "result.json").write_text(json.dumps({"weights": weights}))
     with pytest.raises(UserError, match=r"result\.json cannot be read: result.json: .*; delete it and run the same"):
         read_result(run_folder)
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "result.json"])
-def test_other_files_with_another_content_are_refused(run_folder: Path, name: str) -> None:
+def test_other_files_with_another_content_are_refused(run_folder, name):
     (run_folder / name).write_text("3")
     assert main(["report", str(run_folder), "--mistakes=never"]) == 2

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from io import StringIO
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from fastft.run.tracking import open_tracker
 from tests.train.runs import losses, run
 
 
-def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(tiny, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -31,7 +30,7 @@ def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(tiny, tmp_pa
     assert found.info.status == "FINISHED" and found.data.params["optim.lr"] == "0.001"
 
 
-def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -43,7 +42,7 @@ def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path: Path, monke
     assert records and all(b"train/loss" in record.read_bytes() for record in records)
 
 
-def test_a_tracker_that_is_not_installed_is_one_line(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_tracker_that_is_not_installed_is_one_line(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="wandb, which is not installed; pip install wandb"):
         run(tiny, tmp_path, train__tracker="wandb")
@@ -60,7 +59,7 @@ class Gone:
 
 
 @pytest.mark.parametrize("logs", [False, True])
-def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(tmp_path: Path, logs: bool) -> None:
+def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(tmp_path, logs):
     console = Console(file=StringIO(), width=200)
     log = RunLog(tmp_path, 10, 0, True, console, Gone())
     if logs:
@@ -71,7 +70,7 @@ def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(tmp_
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 3}', None])
-def test_a_damaged_record_is_one_line(tmp_path: Path, monkeypatch, content: str | None) -> None:
+def test_a_damaged_record_is_one_line(tmp_path, monkeypatch, content):
     """None: a FIFO, whose reading would never end."""
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
     path = tmp_path / "wandb.json"
@@ -84,7 +83,7 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, monkeypatch, content: str 
     assert "delete it" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_only_a_new_run_needs_the_server(tmp_path: Path, monkeypatch, caplog) -> None:
+def test_only_a_new_run_needs_the_server(tmp_path, monkeypatch, caplog):
     """And a record's file that is a link is replaced, not written through."""
     runs = iter([SimpleNamespace(id="7", define_metric=lambda *_, **__: None)])
     stub = SimpleNamespace(init=lambda **_: next(runs))

@@ -21,7 +21,7 @@ def opened(path: Path, limit: float, **seconds: float) -> Budget:
     return Budget(path, limit, WORLD, KEYS)
 
 
-def test_time_is_remembered_also_after_an_error(tmp_path: Path) -> None:
+def test_time_is_remembered_also_after_an_error(tmp_path):
     budget = Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
     with pytest.raises(KeyError), budget.timed("a"):
         raise KeyError
@@ -32,7 +32,7 @@ def test_time_is_remembered_also_after_an_error(tmp_path: Path) -> None:
     assert again.spent > budget.spent
 
 
-def test_time_is_remembered_by_a_process_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_is_remembered_by_a_process_that_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_module, "SAVE_SECONDS", 0.01)
     with Budget(tmp_path / "tune.json", 100, WORLD, KEYS).timed("a"):
         deadline = time.monotonic() + 60
@@ -41,7 +41,7 @@ def test_time_is_remembered_by_a_process_that_was_killed(tmp_path: Path, monkeyp
         assert Budget(tmp_path / "tune.json", 100, WORLD, KEYS).spent > 0
 
 
-def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_path: Path) -> None:
+def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_path):
     budget = opened(tmp_path / "tune.json", 100, a=30, other=1000)
     assert budget.spent == 30 and budget.left() == 70 and budget.left(0.5) == 20
     with budget.timed("b"):
@@ -50,7 +50,7 @@ def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_pa
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"seconds": {"a": "x"}}', "{}"])
-def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_one_line(tmp_path, text):
     (tmp_path / "tune.json").write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
         Budget(tmp_path / "tune.json", 100, WORLD, KEYS)

@@ -6,7 +6,7 @@ import pytest
 from fastft.search.estimate import compare, optimism
 
 
-def test_the_best_of_nine_equal_settings_is_corrected_to_their_true_accuracy() -> None:
+def test_the_best_of_nine_equal_settings_is_corrected_to_their_true_accuracy():
     """200 images, 80 %: the best of nine is at about 84 %."""
     noise = np.random.default_rng(0)
     chosen, corrected = [], []
@@ -19,7 +19,7 @@ def test_the_best_of_nine_equal_settings_is_corrected_to_their_true_accuracy() -
     assert np.mean(corrected) == pytest.approx(80, abs=0.7)
 
 
-def test_weights_make_it_the_bias_of_balanced_accuracy() -> None:
+def test_weights_make_it_the_bias_of_balanced_accuracy():
     """One image of a rare class decides half of the figure: the choice among few such images flatters more."""
     noise = np.random.default_rng(0)
     labels = np.array([0] * 190 + [1] * 10)
@@ -32,7 +32,7 @@ def test_weights_make_it_the_bias_of_balanced_accuracy() -> None:
     assert weighted > 1.5 * plain
 
 
-def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests() -> None:
+def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests():
     """The tuned run is better on the rare class only, which is a tenth of the images."""
     noise, labels = np.random.default_rng(0), np.array([0] * 180 + [1] * 20)
     tuned, own = np.where(labels, 0.5, 0.9), np.where(labels, 0.3, 0.9)
@@ -50,7 +50,7 @@ def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests
     assert np.mean([f.balanced.default for f in found]) == pytest.approx(60, abs=0.6)
 
 
-def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one() -> None:
+def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one():
     right = np.array([True] * 80 + [False] * 20)
     labels = np.array([0] * 99 + [2])
     found = compare(labels, right, None)
@@ -59,7 +59,7 @@ def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one() -> None:
     assert found.balanced.error > 20
 
 
-def test_the_correction_raises_no_figure() -> None:
+def test_the_correction_raises_no_figure():
     """Of two equal settings nothing is chosen: the images that a resample leaves out may by chance be easier ones."""
     right = np.tile(np.random.default_rng(0).random(50) < 0.8, (2, 1))
     assert all(optimism(right, np.ones(50), repeats=20, seed=seed) >= 0 for seed in range(20))

@@ -14,7 +14,7 @@ from fastft.train.step import Step
 CPU = torch.device("cpu")
 
 
-def test_training_runs_on_one_high_priority_stream_per_gpu(monkeypatch) -> None:
+def test_training_runs_on_one_high_priority_stream_per_gpu(monkeypatch):
     made: list[SimpleNamespace] = []
 
     def new_stream(device: torch.device, priority: int) -> SimpleNamespace:
@@ -40,9 +40,7 @@ def test_training_runs_on_one_high_priority_stream_per_gpu(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("world_size", "accumulation", "kept"), [(1, 2, False), (2, 1, False), (2, 2, True)])
-def test_gradients_stay_views_of_the_buckets_where_they_are_accumulated(
-    world_size: int, accumulation: int, kept: bool
-) -> None:
+def test_gradients_stay_views_of_the_buckets_where_they_are_accumulated(world_size, accumulation, kept):
     """New ones would be copied into the buckets: a fourth copy of all that is trained."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

@@ -15,7 +15,7 @@ CHANGES = {"model__drop_path": "0.3", "schedule__epochs": "16", "train__checkpoi
 
 
 @pytest.mark.slow  # in this process: tests/data/test_changed_file.py
-def test_a_file_truncated_during_a_run_is_one_line_and_the_run_continues(tiny, tmp_path: Path) -> None:
+def test_a_file_truncated_during_a_run_is_one_line_and_the_run_continues(tiny, tmp_path):
     data = Path(shutil.copy2(tiny["data.train"], tmp_path / "train.beton"))
     shutil.copy2(f"{tiny['data.train']}.manifest.json", f"{data}.manifest.json")
     mine = tiny | {"data.train": str(data)}

@@ -25,7 +25,7 @@ def batches(logits: torch.Tensor, labels: torch.Tensor, size: int) -> list[Batch
 
 
 @pytest.mark.parametrize("size", [7, 64, 1000])
-def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
+def test_scores_do_not_depend_on_the_batch_size(size):
     torch.manual_seed(0)
     logits, labels = torch.randn(101, 20), torch.randint(20, (101,))
     (scores,) = evaluate([nn.Identity()], batches(logits, labels, size), WORLD, Precision(torch.float32, "cpu"))
@@ -37,7 +37,7 @@ def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [4, 80, 1000])
-def test_of_equal_logits_the_lower_class_counts_everywhere(classes: int) -> None:
+def test_of_equal_logits_the_lower_class_counts_everywhere(classes):
     """Logits in half precision are often equal."""
     logits = torch.randint(3, (200, classes), generator=torch.Generator().manual_seed(0)).float()
     labels = torch.randint(classes, (200,), generator=torch.Generator().manual_seed(1))
@@ -50,7 +50,7 @@ def test_of_equal_logits_the_lower_class_counts_everywhere(classes: int) -> None
     assert scores.top1 == pytest.approx(100 * want.right_N.mean())
 
 
-def test_every_model_is_scored_in_one_pass_and_its_mode_restored() -> None:
+def test_every_model_is_scored_in_one_pass_and_its_mode_restored():
     logits, labels = torch.eye(4), torch.arange(4)
     right, wrong = nn.Identity(), nn.Linear(4, 4)
     nn.init.zeros_(wrong.weight)
@@ -60,11 +60,11 @@ def test_every_model_is_scored_in_one_pass_and_its_mode_restored() -> None:
     assert wrong.training and scores[1].samples == 4
 
 
-def test_standard_error_is_binomial() -> None:
+def test_standard_error_is_binomial():
     assert Scores(50.0, 90.0, 1.0, 400).standard_error == pytest.approx(2.5)
 
 
-def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits() -> None:
+def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits():
     torch.manual_seed(0)
     logits, labels = torch.randn(101, 20), torch.randint(20, (101,))
     precision = Precision(torch.float32, "cpu")
@@ -83,7 +83,7 @@ def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits() -> None:
     assert small.temperature is not None and "temperature" not in whole.as_dict()
 
 
-def test_top5_is_given_only_beyond_five_classes() -> None:
+def test_top5_is_given_only_beyond_five_classes():
     for classes in (5, 6):
         logits = torch.eye(classes)
         (scores,) = evaluate(
@@ -92,7 +92,7 @@ def test_top5_is_given_only_beyond_five_classes() -> None:
         assert ("top5" in scores.as_dict()) == (classes > 5)
 
 
-def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name() -> None:
+def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name():
     first = Scores(90.0, None, 1.0, 100, balanced_accuracy=50.0)
     second = Scores(80.0, None, 1.0, 100, balanced_accuracy=70.0)
     for best_by, epoch in (("top1", 0), ("balanced_accuracy", 1)):

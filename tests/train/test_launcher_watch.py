@@ -24,7 +24,7 @@ UNREACHABLE = {
 }  # fmt: skip
 
 
-def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_killed(tmp_path: Path) -> None:
+def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_killed(tmp_path):
     """torchrun, killed with SIGKILL before its store answered: here a shell, and no store at all."""
     script = SHELL.format(python=sys.executable, process=PROCESS.replace("'", '"'))
     with (tmp_path / "errors").open("w") as errors:
@@ -47,7 +47,7 @@ def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_kill
     assert last == "fastft: error: the launcher ended before all processes were connected; start it again"
 
 
-def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch):
     parents = iter([1, 2, 3, 4])
     monkeypatch.setattr("os.getppid", lambda: next(parents))
     monkeypatch.setattr("os._exit", lambda code: pytest.fail("it must not exit"))
@@ -60,7 +60,7 @@ def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch
     time.sleep(0.7)
 
 
-def test_a_launcher_that_ended_before_the_connection_began_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_ended_before_the_connection_began_is_noticed(monkeypatch):
     """While modules are imported, for seconds: the process has another parent by then."""
     left: list[int] = []
     monkeypatch.setenv(STARTED_BY_TORCHRUN, "none")

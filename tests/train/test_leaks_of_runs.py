@@ -1,7 +1,6 @@
 """A finished training leaves nothing large behind: the next one in the process, of a search or a notebook, needs the memory."""
 
 import gc
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ def parameters() -> int:
     return sum(isinstance(found, torch.nn.Parameter) for found in gc.get_objects())
 
 
-def test_the_model_is_freed_when_the_training_returns(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_the_model_is_freed_when_the_training_returns(tiny, tmp_path):
     """Without the garbage collector, which counts objects and would keep gigabytes for long."""
     run(tiny, tmp_path / "first", train__eval_every="1")  # what is imported then leaves cycles of its own
     gc.collect()

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,17 +37,17 @@ FP32 = Precision(torch.float32, "cpu")
         (50, 32, 2, 10), (42, 32, 2, 14), (80, 7, 2, 4), (6, 1, 2, 2),  # mixed pairs stay together
     ],
 )  # fmt: skip
-def test_largest_divisor(number: int, at_most: int, unit: int, want: int) -> None:
+def test_largest_divisor(number, at_most, unit, want):
     assert micro_batch.largest_divisor(number, at_most, unit) == want
 
 
-def test_a_requested_micro_batch_must_divide_the_batch() -> None:
+def test_a_requested_micro_batch_must_divide_the_batch():
     assert micro_batch.choose_micro_batch(64, 256, torch.nn.Linear(1, 1), 224, FP32) == 64
     with pytest.raises(UserError, match="use 64"):
         micro_batch.choose_micro_batch(100, 256, torch.nn.Linear(1, 1), 224, FP32)
 
 
-def test_mixing_needs_even_micro_batches() -> None:
+def test_mixing_needs_even_micro_batches():
     with pytest.raises(UserError, match="into even parts; use 10"):
         micro_batch.choose_micro_batch(25, 50, torch.nn.Linear(1, 1), 224, FP32, unit=2)
     with pytest.raises(UserError, match=r"an even number of images per process, not 5; change optim\.batch_size"):
@@ -76,9 +75,7 @@ def gpu_80gb(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     ("fits", "per_image", "loader", "micro"),
     [(8, 1e9, 0, 64), (8, 1e9, 1e9, 32), (2, 1e9, 0, 64), (8, 90e9, 0, None), (0, 1e9, 0, None)],
 )
-def test_the_gpu_micro_batch_is_the_largest_that_fits(
-    monkeypatch, gpu_80gb, fits: int, per_image: float, loader: float, micro: int | None
-) -> None:
+def test_the_gpu_micro_batch_is_the_largest_that_fits(monkeypatch, gpu_80gb, fits, per_image, loader, micro):
     """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048. Smaller probes are tried too."""
 
     def measure(model, image_size, precision, probes, most):
@@ -94,7 +91,7 @@ def test_the_gpu_micro_batch_is_the_largest_that_fits(
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=loader) == micro
 
 
-def test_a_multiple_of_8_is_preferred_if_it_is_at_least_half_as_large() -> None:
+def test_a_multiple_of_8_is_preferred_if_it_is_at_least_half_as_large():
     """240 images of which 100 fit: 80 and 60 divide them; 50 of which 25 fit: no multiple of 8 divides them."""
     assert micro_batch.fast_divisor(240, 100) == 80
     assert micro_batch.fast_divisor(240, 61) == 48  # 60 is the largest, 48 the largest multiple of 8
@@ -103,7 +100,7 @@ def test_a_multiple_of_8_is_preferred_if_it_is_at_least_half_as_large() -> None:
     assert micro_batch.fast_divisor(240, 7) == 6
 
 
-def test_the_workspace_of_the_first_pass_is_not_counted_for_images(monkeypatch) -> None:
+def test_the_workspace_of_the_first_pass_is_not_counted_for_images(monkeypatch):
     """Else the first probe is too large, the difference of the two too small, and too many images are taken to fit."""
     workspace = [1000]  # cuBLAS takes it in the first pass
     monkeypatch.setattr(
@@ -115,7 +112,7 @@ def test_the_workspace_of_the_first_pass_is_not_counted_for_images(monkeypatch) 
     assert micro_batch.measure_memory(frozen, 8, FP32, (4, 8), 64) == (50, 7)
 
 
-def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_end_of_memory(monkeypatch) -> None:
+def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_end_of_memory(monkeypatch):
     """Gradients of 4,000 bytes hide the 100 bytes per image that a checkpointed pass keeps until there are 40 images."""
     model, seen = torch.nn.Linear(999, 1), []
 
@@ -165,7 +162,7 @@ def pass_of(model: torch.nn.Module, images: torch.Tensor, autocast: bool) -> Non
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_counted_memory_is_what_pytorch_allocates(checkpointing: bool, tmp_path: Path) -> None:
+def test_counted_memory_is_what_pytorch_allocates(checkpointing, tmp_path):
     """A small tower in bf16: PyTorch's profiler reports each allocation of the CPU's allocator."""
     torch.manual_seed(0)
     model = HalfCopy(build_classifier(small_arch(), 5), torch.bfloat16).module
@@ -205,7 +202,7 @@ def peak_on_a_gpu(name: str, path: str, layers: int, images: int) -> int:
         )),
     ],
 )  # fmt: skip
-def test_the_memory_of_a_checkpointed_step_is_predicted(name: str, path: str, layers: int, monkeypatch) -> None:
+def test_the_memory_of_a_checkpointed_step_is_predicted(name, path, layers, monkeypatch):
     """Within a tenth for 1,024 images, from the probes; the optimiser's moments and accumulated gradients included."""
     peaks = cache(partial(peak_on_a_gpu, name, path, layers))
     monkeypatch.setattr(micro_batch, "_peak_of_pass", lambda model, size, precision, images: peaks(images))
@@ -226,13 +223,13 @@ def test_the_memory_of_a_checkpointed_step_is_predicted(name: str, path: str, la
         ("augmix", torch.bfloat16, 3 + 4 + 2),
     ],
 )
-def test_loader_bytes_of_imagenet(policy: str, dtype: torch.dtype, per_channel: int) -> None:
+def test_loader_bytes_of_imagenet(policy, dtype, per_channel):
     """Images of 500 x 375 at 224 px, 4 batches: decoded, finished, and what augmentation works with."""
     want = 4 * 3 * (375 * 500 + 224 * 224 * per_channel)
     assert micro_batch.loader_bytes(375 * 500, 224, dtype, 4, parse_policy(policy)) == want
 
 
-def test_out_of_memory_ends_the_run_with_one_line(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_out_of_memory_ends_the_run_with_one_line(tiny, tmp_path, monkeypatch):
     def full(self: Step, *rest, **options) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
@@ -242,7 +239,7 @@ def test_out_of_memory_ends_the_run_with_one_line(tiny, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_memory_is_measured_with_the_copy_that_will_train(monkeypatch, gpu_80gb, half: bool) -> None:
+def test_memory_is_measured_with_the_copy_that_will_train(monkeypatch, gpu_80gb, half):
     """A half-precision copy takes memory for its weights, and half as much as autocast for its activations."""
     measured = []
     monkeypatch.setattr(micro_batch, "measure_memory", lambda model, *_: measured.append(model) or (5e9, 1e9))

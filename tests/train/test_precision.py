@@ -10,7 +10,7 @@ from fastft.train import precision
 @pytest.mark.parametrize(
     ("capability", "dtype"), [((7, 0), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
 )
-def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capability, dtype) -> None:
+def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     chosen = precision.choose_precision("auto", torch.device("cuda"))
     assert chosen.dtype == dtype
@@ -18,17 +18,17 @@ def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capabili
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_cpu_gets_bf16_only_if_it_has_bf16_instructions(monkeypatch, has, dtype) -> None:
+def test_cpu_gets_bf16_only_if_it_has_bf16_instructions(monkeypatch, has, dtype):
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     assert precision.choose_precision("auto", torch.device("cpu")).dtype == dtype
 
 
-def test_fp16_on_a_cpu_is_refused() -> None:
+def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(UserError, match="needs a GPU"):
         precision.choose_precision("fp16", torch.device("cpu"))
 
 
-def test_a_model_trained_in_fp16_predicts_on_a_cpu() -> None:
+def test_a_model_trained_in_fp16_predicts_on_a_cpu():
     assert precision.inference_precision("fp16", torch.device("cpu")).dtype in (torch.bfloat16, torch.float32)
     assert precision.inference_precision("fp32", torch.device("cpu")).dtype == torch.float32
     assert precision.inference_precision("fp16", torch.device("cuda")).dtype == torch.float16
@@ -45,12 +45,12 @@ def test_a_model_trained_in_fp16_predicts_on_a_cpu() -> None:
         ("off", "fp16", (7, 0), False),
     ],
 )
-def test_v100_trains_a_half_precision_copy_in_fp16(monkeypatch, choice, amp, capability, half) -> None:
+def test_v100_trains_a_half_precision_copy_in_fp16(monkeypatch, choice, amp, capability, half):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision.choose_precision(amp, torch.device("cuda"), choice).half_residual is half
 
 
-def test_a_half_precision_copy_needs_half_precision() -> None:
+def test_a_half_precision_copy_needs_half_precision():
     with pytest.raises(UserError, match="half_residual is on"):
         precision.choose_precision("fp32", torch.device("cpu"), "on")
     assert not precision.choose_precision("bf16", torch.device("cpu"), "auto").half_residual

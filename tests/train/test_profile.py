@@ -1,14 +1,13 @@
 """`train.profile` writes a trace of some steps, which the report shows, and changes nothing that is trained."""
 
 import json
-from pathlib import Path
 
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run
 from tests.train.runs import differing, end, losses, run
 
 
-def test_a_profiled_run_has_a_trace_and_the_same_weights(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_a_profiled_run_has_a_trace_and_the_same_weights(tiny, tmp_path):
     """Two of six steps are profiled; a run that ends before keeps what it has."""
     short = {"schedule__stop_epoch": "1"}
     run(tiny, tmp_path / "plain", **short)

@@ -24,7 +24,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return images[:1200], labels[:1200], images[1200:], labels[1200:]
 
 
-def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits) -> None:
+def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits):
     images, labels, _, _ = digits
     head = fit_ridge_head(images, labels, 10, seed=0)
     variance = images.astype(np.float64).var(0).mean()
@@ -33,7 +33,7 @@ def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits) -> None:
     assert head.bias_K == pytest.approx(head.scale * expected.intercept_, rel=1e-3, abs=1e-4)
 
 
-def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits) -> None:
+def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits):
     images, labels, test_images, test_labels = digits
     head = fit_ridge_head(images, labels, 10, seed=0)
     logits = test_images @ head.weight_KD.T + head.bias_K
@@ -45,7 +45,7 @@ def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits) -> None
     assert found.plain.ece < unscaled.plain.ece / 4
 
 
-def test_logits_of_many_classes_are_calibrated() -> None:
+def test_logits_of_many_classes_are_calibrated():
     """Eight images of each of 400 classes: their scores lie so close together that a scale of 54.6 was too small."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(400), 12)
@@ -58,13 +58,13 @@ def test_logits_of_many_classes_are_calibrated() -> None:
     assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
 
 
-def test_the_same_images_and_seed_give_the_same_head(digits) -> None:
+def test_the_same_images_and_seed_give_the_same_head(digits):
     images, labels, _, _ = digits
     first, second = (fit_ridge_head(images, labels, 10, seed=3) for _ in range(2))
     assert (first.weight_KD == second.weight_KD).all() and (first.bias_K == second.bias_K).all()
 
 
-def test_folds_have_the_same_share_of_every_class() -> None:
+def test_folds_have_the_same_share_of_every_class():
     labels = np.repeat(np.arange(3), [50, 20, 7])
     folds = _folds(labels, seed=0)
     for label, count in enumerate((50, 20, 7)):
@@ -73,7 +73,7 @@ def test_folds_have_the_same_share_of_every_class() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
-def test_a_few_images_are_enough(count: int) -> None:
+def test_a_few_images_are_enough(count):
     """Also one of each class, more classes than images, and a feature that is constant."""
     features = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
     features[:, 0] = 1
@@ -122,7 +122,7 @@ def one_pass(images: np.ndarray, labels: np.ndarray, world: World, part: slice =
     return _fit_in_one_pass(model, Loader(batches), world, precision, 0, lambda: False)  # type: ignore[arg-type]
 
 
-def test_one_pass_over_many_images_gives_the_dense_solution(digits) -> None:
+def test_one_pass_over_many_images_gives_the_dense_solution(digits):
     images, labels, test_images, test_labels = digits
     head = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
     variance = images.astype(np.float64).var(0).mean()
@@ -133,7 +133,7 @@ def test_one_pass_over_many_images_gives_the_dense_solution(digits) -> None:
     assert p.right_N.mean() > 0.9 and calibrate(p).temperature == pytest.approx(1, abs=0.25)
 
 
-def test_two_processes_solve_what_one_does(digits) -> None:
+def test_two_processes_solve_what_one_does(digits):
     images, labels, _, _ = digits
     whole = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
     second = OneOfTwo([])

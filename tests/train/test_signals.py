@@ -47,7 +47,7 @@ def long(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGXCPU, *(slow(n) for n in STOP_SIGNALS if n != signal.SIGXCPU)], ids=str)
-def test_training_saves_and_exits_with_75(tiny, long: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_training_saves_and_exits_with_75(tiny, long, tmp_path, number):
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
     wait_for(lambda: len(losses(tmp_path)) >= 3, process)
     process.send_signal(number)
@@ -61,7 +61,7 @@ def test_training_saves_and_exits_with_75(tiny, long: Path, tmp_path: Path, numb
 
 
 @pytest.mark.slow
-def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path: Path) -> None:
+def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path):
     process = fastft(
         "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path),
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
@@ -73,7 +73,7 @@ def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path: Path) -> None:
+def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path):
     """The terminal's process group gets SIGHUP, and writing to the terminal fails from then on."""
     command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG)]
     pid, terminal = pty.fork()
@@ -92,7 +92,7 @@ def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path: Path) -> None:
+def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path):
     """fastft train ... | head -1"""
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path), stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -103,7 +103,7 @@ def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_step_and_the_run_continues(tiny, long: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_step_and_the_run_continues(tiny, long, tmp_path):
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
     wait_for(lambda: len(losses(tmp_path)) >= 3, process)
     process.send_signal(signal.SIGINT)
@@ -131,9 +131,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.setattr(owner, name, interrupted)
 
 
-def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(
-    tiny, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, long, tmp_path, monkeypatch, capfd):
     command = ["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG)]
     with monkeypatch.context() as patch:
         interrupt(patch, "fastft.train.evaluate._image_rows")
@@ -148,16 +146,14 @@ def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(
 
 
 @pytest.mark.parametrize("place", ["fastft.train.setup.build_model", "fastft.train.head_start.forward"])
-def test_ctrl_c_before_the_first_step_ends_without_a_checkpoint(
-    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_ctrl_c_before_the_first_step_ends_without_a_checkpoint(tiny, tmp_path, monkeypatch, place):
     interrupt(monkeypatch, place)
     with pytest.raises(KeyboardInterrupt) as stop:
         run(tiny, tmp_path, model__head_init="probe")
     assert stop.value.args == () and not list_checkpoints(tmp_path / "checkpoints")
 
 
-def test_a_run_that_starts_anew_over_an_older_log_says_so(tiny, tmp_path: Path, capsys) -> None:
+def test_a_run_that_starts_anew_over_an_older_log_says_so(tiny, tmp_path, capsys):
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, schedule__epochs="1", schedule__warmup_epochs="0"))
     for expected in (False, True):
         train(recipe)
@@ -166,7 +162,7 @@ def test_a_run_that_starts_anew_over_an_older_log_says_so(tiny, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_the_wait_for_data(tiny, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_wait_for_data(tiny, tmp_path):
     """The loader stands still, as when a network disk does not answer."""
     stuck = (
         "import sys, threading, fastft.data.stage as stage\n"
@@ -186,7 +182,7 @@ def test_a_second_ctrl_c_ends_the_wait_for_data(tiny, tmp_path: Path) -> None:
     assert (process.returncode, error.splitlines()[-1]) == (130, "fastft train: interrupted")
 
 
-def test_the_first_interrupt_is_deferred_and_the_second_raises() -> None:
+def test_the_first_interrupt_is_deferred_and_the_second_raises():
     with SignalGuard() as guard:
         guard.defer_interrupts()
         os.kill(os.getpid(), signal.SIGINT)
@@ -196,7 +192,7 @@ def test_the_first_interrupt_is_deferred_and_the_second_raises() -> None:
             time.sleep(1)
 
 
-def test_an_interrupt_before_training_begins_is_not_deferred() -> None:
+def test_an_interrupt_before_training_begins_is_not_deferred():
     with SignalGuard(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
@@ -233,9 +229,7 @@ COMMANDS = {  # a function that is called in the middle of the command, and its 
         *(slow(c, n) for c in COMMANDS for n in (signal.SIGINT, *STOP_SIGNALS) if (c, n) != ("eval", signal.SIGTERM)),
     ],
 )
-def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
-    whole: Path, tmp_path: Path, command: str, number: signal.Signals
-) -> None:
+def test_other_commands_end_with_one_line_and_leave_nothing_half_written(whole, tmp_path, command, number):
     function, arguments = COMMANDS[command]
     places = [a.replace("RUN", str(whole)).replace("OUT", str(tmp_path / "out")) for a in arguments]
     process = subprocess.Popen(
@@ -251,7 +245,7 @@ def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path: Path) -> None:
+def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path):
     options = [f for f in flags(tiny, tmp_path, **LONG) if not f.startswith("--train.run_dir")]
     command = ["sweep", "rcp/tables/02_lr.yaml", "--out", str(tmp_path), *options]
     process = fastft(*command)

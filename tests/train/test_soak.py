@@ -171,7 +171,7 @@ def held() -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 3600)
-def test_a_run_that_is_disturbed_at_random_ends_with_the_same_bits(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_is_disturbed_at_random_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
     seed = random.randrange(1 << 32)
     print(f"\nsoak test of {SECONDS:.0f} s, seed {seed}")

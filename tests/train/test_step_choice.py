@@ -83,7 +83,7 @@ def largest_difference(found: list[Tensor], want: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("precision", [FP32, HALF], ids=["fp32", "half"])
-def test_all_blocks_share_one_graph(precision: Precision, quick_compiler) -> None:
+def test_all_blocks_share_one_graph(precision, quick_compiler):
     """Also in a second training of the same process, and evaluation compiles nothing."""
     want = plain_step(precision)
     want.connect(EAGER)
@@ -101,7 +101,7 @@ def test_all_blocks_share_one_graph(precision: Precision, quick_compiler) -> Non
     assert len(expected) == len(found)
 
 
-def test_a_vit_of_timm_is_compiled_by_its_blocks(quick_compiler) -> None:
+def test_a_vit_of_timm_is_compiled_by_its_blocks(quick_compiler):
     model = build_timm_classifier(load_timm_arch("vit_tiny_patch16_224").at(32), 5)
     assert len(model.visual.blocks) == 12
     for block in model.visual.blocks:
@@ -148,7 +148,7 @@ ALL_CASES = list(itertools.product([FP32, HALF], [1, 2]))
     ("backend", "cases"), [("aot_eager", ALL_CASES[1:2]), ("inductor", ALL_CASES)], ids=["one case", "all"]
 )
 @pytest.mark.slow  # `test_all_blocks_share_one_graph` compares the gradients of one process
-def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path: Path, backend: str, cases: list) -> None:
+def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path, backend, cases):
     """Two processes, several buckets of gradients, micro-batches that accumulate: equal to rounding."""
     results = tmp_path / "results"
     mp.spawn(distributed_gradients, (str(results), backend, cases), nprocs=2)
@@ -189,7 +189,7 @@ def try_all(candidates: dict[StepChoice, Candidate]) -> list[StepTrial]:
     return run_trials(build, kernels, modes, 0.01, clock=lambda: now[0])
 
 
-def test_the_fastest_candidate_wins_and_modes_use_the_fastest_attention() -> None:
+def test_the_fastest_candidate_wins_and_modes_use_the_fastest_attention():
     trials = try_all({
         EAGER: Candidate(call=0.2), BATCHED: Candidate(call=0.15), GRAPH: Candidate(call=0.14), COMPILED: Candidate(call=0.1),
     })  # fmt: skip
@@ -209,21 +209,19 @@ def test_the_fastest_candidate_wins_and_modes_use_the_fastest_attention() -> Non
         (Candidate(call=0.01, numbers={"logits": RIGHT["logits"]}), "no weight"),
     ],
 )  # fmt: skip
-def test_a_candidate_that_fails_or_differs_is_dropped(stub: Candidate, reason: str) -> None:
+def test_a_candidate_that_fails_or_differs_is_dropped(stub, reason):
     trials = try_all({EAGER: Candidate(), BATCHED: stub})
     assert fastest(trials) == EAGER
     assert trials[1].reason == reason
 
 
-def test_without_eager_nothing_is_compared() -> None:
+def test_without_eager_nothing_is_compared():
     trials = try_all({EAGER: Candidate(error=RuntimeError("broken")), BATCHED: Candidate()})
     assert [trial.choice for trial in trials] == [EAGER]
     assert fastest(trials) == StepChoice()
 
 
-def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the_same(
-    monkeypatch, tmp_path: Path
-) -> None:
+def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the_same(monkeypatch, tmp_path):
     """In fp16; they are faster here."""
     monkeypatch.setattr(
         step_choice,
@@ -241,7 +239,7 @@ def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the
     assert str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
 
 
-def test_a_choice_of_half_precision_weights_trains_as_the_option_does() -> None:
+def test_a_choice_of_half_precision_weights_trains_as_the_option_does():
     chosen, asked = plain_step(Precision(torch.bfloat16, "cpu")), plain_step(HALF)
     chosen.connect(StepChoice(half=True))
     asked.connect(EAGER)
@@ -255,7 +253,7 @@ def test_a_choice_of_half_precision_weights_trains_as_the_option_does() -> None:
         ((8, 0), 256, 1, ["compile"]), ((9, 0), 32, 1, ["graph", "compile"]), ((9, 0), 32, 8, ["compile"]),
     ],
 )  # fmt: skip
-def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes, monkeypatch) -> None:
+def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes, monkeypatch):
     """Never the compiler on a V100, which it may crash on."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(step_choice, "can_compile", lambda device: True)
@@ -284,12 +282,12 @@ def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch)
         *((mode, "cuda", COMPILED, StepChoice(mode), "recipe") for mode in MODES),
     ],
 )  # fmt: skip
-def test_recipe_then_checkpoint_then_measurement(requested, device, stored, choice, origin, monkeypatch) -> None:
+def test_recipe_then_checkpoint_then_measurement(requested, device, stored, choice, origin, monkeypatch):
     decision = decided(requested, device, stored, monkeypatch)
     assert (decision.choice, decision.origin) == (choice, origin)
 
 
-def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known() -> None:
+def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
     stored = {"mode": "compile", "attention": "batched", "device": "V100"}
     assert stored_choice(stored, "V100") == COMPILED
     assert stored_choice(stored, "H100") is None
@@ -298,7 +296,7 @@ def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known() -> Non
     assert stored_choice(None, "V100") is None
 
 
-def test_one_line_says_what_was_chosen_and_how_the_others_did() -> None:
+def test_one_line_says_what_was_chosen_and_how_the_others_did():
     line = Decision(COMPILED, "measurement", MEASURED).describe()
     assert line == (
         "step: compile with batched attention (from measurement): 5.0 ms per micro-batch; eager 9.0 ms, "
@@ -308,7 +306,7 @@ def test_one_line_says_what_was_chosen_and_how_the_others_did() -> None:
 
 
 @pytest.mark.parametrize(("older", "step"), [("on", "compile"), ("off", "eager"), ("auto", "auto")])
-def test_the_older_option_means_the_same(older: str, step: str) -> None:
+def test_the_older_option_means_the_same(older, step):
     assert requested_step(load_recipe("final_b16", [f"--train.compile={older}"])) == step
 
 
@@ -320,7 +318,7 @@ def test_the_older_option_means_the_same(older: str, step: str) -> None:
         (["--train.grad_checkpointing=true"], True, 1, "does not work with train.grad_checkpointing"),
     ],
 )
-def test_a_graph_that_cannot_be_is_refused(options: list[str], on_gpu: bool, processes: int, reason: str) -> None:
+def test_a_graph_that_cannot_be_is_refused(options, on_gpu, processes, reason):
     with pytest.raises(UserError, match=f"train.step is graph, which {reason}"):
         refuse_impossible(load_recipe("final_b16", ["--train.step=graph", *options]), on_gpu, processes)
     refuse_impossible(load_recipe("final_b16", options), on_gpu, processes)
@@ -333,9 +331,7 @@ def start_line(folder: Path) -> dict:
     return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "start"][-1]
 
 
-def test_a_run_records_what_was_measured_and_its_resume_takes_it(
-    tiny, tmp_path: Path, monkeypatch, quick_compiler
-) -> None:
+def test_a_run_records_what_was_measured_and_its_resume_takes_it(tiny, tmp_path, monkeypatch, quick_compiler):
     """Candidates really run, which changes neither weights nor random numbers; the fastest is a stub."""
     monkeypatch.setattr(step_choice, "fastest", lambda trials: trials[0].choice)
     run(tiny, tmp_path / "measured", train__step="measure", schedule__stop_epoch="1")
@@ -355,7 +351,7 @@ def test_a_run_records_what_was_measured_and_its_resume_takes_it(
     assert (last["step_mode"], last["step_origin"], last["step_trials"]) == ("eager", "checkpoint", [])
 
 
-def test_the_processes_get_the_choice_of_process_0() -> None:
+def test_the_processes_get_the_choice_of_process_0():
     """A stub of two processes: the second one measures nothing and returns what it receives."""
     world = SimpleNamespace(is_main=False, broadcast=lambda value: value or Decision(COMPILED, "measurement"))
     step = SimpleNamespace(world=world)

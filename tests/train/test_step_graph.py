@@ -64,9 +64,7 @@ def graphed(precision: Precision, graph: StubGraph, monkeypatch: pytest.MonkeyPa
         (Precision(torch.bfloat16, "cpu", half_residual=True), {}),
     ],
 )
-def test_a_graphed_step_computes_what_the_eager_one_does(
-    precision: Precision, options: dict, micro_batches: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graphed_step_computes_what_the_eager_one_does(precision, options, micro_batches, monkeypatch):
     """Also with gradients that accumulate, and without a trace of the passes before the recording."""
     graph, options = StubGraph(), {**options, "accumulation": micro_batches}
     found = train(graphed(precision, graph, monkeypatch, **options), micro_batches)
@@ -75,7 +73,7 @@ def test_a_graphed_step_computes_what_the_eager_one_does(
     assert graph.passes == WARM_UP_PASSES + 1 + 3 * micro_batches
 
 
-def test_gradients_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_stay_in_place(monkeypatch):
     """A graph adds to the tensors that it was recorded with."""
     step = graphed(Precision(torch.float32, "cpu"), StubGraph(), monkeypatch)
     train(step, 1, updates=1)
@@ -84,7 +82,7 @@ def test_gradients_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad} == places
 
 
-def test_no_graphed_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_graphed_step_waits_for_the_device(monkeypatch):
     step = graphed(Precision(torch.bfloat16, "cpu"), StubGraph(), monkeypatch)
     size = small_arch().image_size
     images, labels = torch.randn(4, 3, size, size, dtype=torch.bfloat16), torch.arange(4)
@@ -98,9 +96,7 @@ def test_no_graphed_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "precision", [Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)]
 )
-def test_another_image_size_patch_dropout_and_accumulation_are_recorded_again(
-    precision: Precision, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_image_size_patch_dropout_and_accumulation_are_recorded_again(precision, monkeypatch):
     graph = StubGraph()
     found, want = graphed(precision, graph, monkeypatch), new_step(precision)
     for phase, size in enumerate((16, 24, 32)):

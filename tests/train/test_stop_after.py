@@ -21,9 +21,7 @@ def uninterrupted(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_the_run_stops_with_75_and_continues_to_the_same_weights(
-    tiny: dict[str, str], uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_run_stops_with_75_and_continues_to_the_same_weights(tiny, uninterrupted, tmp_path, capsys):
     """A time that is over at once: every process trains one step."""
     command = ["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", **LONG)]
     for steps in (1, 2):
@@ -36,9 +34,7 @@ def test_the_run_stops_with_75_and_continues_to_the_same_weights(
     assert differing(end(tmp_path / "run"), end(uninterrupted)) == []
 
 
-def test_time_that_is_up_at_the_last_step_does_not_cost_the_last_evaluation(
-    tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_time_that_is_up_at_the_last_step_does_not_cost_the_last_evaluation(tiny, tmp_path):
     result = run(
         tiny, tmp_path / "run", optim__batch_size="48", schedule__epochs="1", schedule__warmup_epochs="0",
         train__stop_after="0.001s",
@@ -46,9 +42,7 @@ def test_time_that_is_up_at_the_last_step_does_not_cost_the_last_evaluation(
     assert result["last"]["epoch"] == 0
 
 
-def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(
-    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(tiny, tmp_path, capsys):
     options = flags(tiny, tmp_path / "run", **LONG, ema__decay="0.95", optim__batch_size="24")
     command = ["train", "rcp/final_b16.yaml", *options]
     for _ in range(3):  # two steps are an epoch
@@ -60,9 +54,7 @@ def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(
     assert "the run has not ended" in capsys.readouterr().err
 
 
-def test_the_first_steps_on_a_cpu_say_how_long_the_rest_takes(
-    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_steps_on_a_cpu_say_how_long_the_rest_takes(tiny, tmp_path, monkeypatch, capsys):
     """Of 12 steps four are done; of 2 evaluations none is."""
     monkeypatch.setattr(reporting, "LONG_SECONDS", 1e-4)
     command = [

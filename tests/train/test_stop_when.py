@@ -41,11 +41,11 @@ def is_stalled(evaluations: list[dict], patience: int | None) -> bool:
         ([50], 1, False), ([], 1, False), ([50, 40, 30], None, False),
     ],
 )  # fmt: skip
-def test_patience_counts_evaluations_since_the_best(top1: list[float], patience: int | None, stalled: bool) -> None:
+def test_patience_counts_evaluations_since_the_best(top1, patience, stalled):
     assert is_stalled(scored(*top1), patience) == stalled
 
 
-def test_the_weights_that_are_chosen_and_the_left_out_images_decide() -> None:
+def test_the_weights_that_are_chosen_and_the_left_out_images_decide():
     ema = [{**e, "ema": {"top1": 10 + k, "samples": 100}} for k, e in enumerate(scored(50, 49, 48))]
     assert not is_stalled(ema, 1)  # the EMA gains
     far_ahead = [{**e, "disagreements": {"raw_only": 40, "ema_only": 1}} for e in ema]
@@ -70,7 +70,7 @@ def stopped(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny: dict[str, str], stopped: Path, tmp_path: Path) -> None:
+def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny, stopped, tmp_path):
     result = json.loads((stopped / "result.json").read_text())
     assert result["epochs"] == 3 and "after 3 of 8 epochs: no gain in 2 evaluations" in result["stopped"]
     run(tiny, tmp_path, schedule__stop_epoch="3", **STILL, **SHARE)
@@ -82,9 +82,7 @@ def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny: dict[str, str], stop
     assert read_result(PlannedRun("", found.recipe, tmp_path)) is None
 
 
-def test_a_stopped_run_is_not_continued_but_with_more_patience(
-    tiny: dict[str, str], stopped: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_is_not_continued_but_with_more_patience(tiny, stopped, tmp_path):
     first = run(tiny, tmp_path, train__stop_when="1", **STILL, **SHARE)
     assert run(tiny, tmp_path, train__stop_when="1", **STILL, **SHARE)["evaluations"] == first["evaluations"]
     assert first["epochs"] == 2
@@ -92,9 +90,7 @@ def test_a_stopped_run_is_not_continued_but_with_more_patience(
     assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
 
 
-def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(
-    tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(tiny, tmp_path):
     files = BetonSet.open(tiny["data.train"])
     recipe = load_recipe("final_b16", flags(tiny, tmp_path, **SHARE))
     kept, left = take_selection(recipe, files)
@@ -104,16 +100,14 @@ def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(
     assert take_selection(load_recipe("final_b16"), files) == (files, None)
 
 
-def test_without_other_images_the_left_out_ones_are_evaluated(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):
     result = run(tiny, tmp_path, data__val="none", train__stop_when="1", **STILL, **SHARE)
     assert result["epochs"] == 2 and result["last"]["raw"]["samples"] == 12
     assert "no unbiased one" in result["stopped"]
 
 
 @pytest.mark.parametrize("changes", [{"data__val": "none"}, {}])
-def test_it_is_refused_where_only_reported_images_or_none_are_there(
-    tiny: dict[str, str], tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_it_is_refused_where_only_reported_images_or_none_are_there(tiny, tmp_path, changes, monkeypatch, capsys):
     monkeypatch.setattr("fastft.train.setup.is_imagenet", lambda recipe: True)
     assert main(["train", "final_b16", *flags(tiny, tmp_path / "run", train__stop_when="2", **changes)]) == 2
     said = capsys.readouterr().err.strip()
@@ -122,7 +116,7 @@ def test_it_is_refused_where_only_reported_images_or_none_are_there(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_where_one_does(tiny: dict[str, str], stopped: Path, tmp_path: Path) -> None:
+def test_two_processes_stop_where_one_does(tiny, stopped, tmp_path):
     options = flags(tiny, tmp_path, train__stop_when="2", train__micro_batch="2", **STILL, **SHARE)
     process = launch("train", "rcp/final_b16.yaml", *options)
     _, said = process.communicate(timeout=200)

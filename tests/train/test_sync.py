@@ -3,8 +3,6 @@
 Seen without a GPU in the operations that PyTorch dispatches.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -51,7 +49,7 @@ def new_step(precision: Precision, **options) -> Step:
     lambda t: t.sum().item(), lambda t: bool(t.any()), lambda t: t[t > 0], lambda t: t.nonzero(),
     lambda t: t.new_tensor(3), lambda t: torch.tensor([1.0]),
 ])  # fmt: skip
-def test_waiting_is_noticed(waits: Callable[[torch.Tensor], object]) -> None:
+def test_waiting_is_noticed(waits):
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
         waits(torch.ones(3))
 
@@ -66,7 +64,7 @@ def test_waiting_is_noticed(waits: Callable[[torch.Tensor], object]) -> None:
         (Precision(torch.float16, "cpu"), {"clip_grad": 1.0}),
     ],
 )
-def test_no_step_waits_for_the_device(precision: Precision, options: dict) -> None:
+def test_no_step_waits_for_the_device(precision, options):
     """The first step allocates the optimiser's state, the second is like all others. fp16 has the loss scaler."""
     step = new_step(precision, **options)
     size = small_arch().image_size
@@ -81,7 +79,7 @@ def test_no_step_waits_for_the_device(precision: Precision, options: dict) -> No
     assert torch.isfinite(step.loss_sum)
 
 
-def test_mixing_does_not_wait_for_the_device() -> None:
+def test_mixing_does_not_wait_for_the_device():
     mixer = Mixer(
         mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=5, seed=0
     )
@@ -91,7 +89,7 @@ def test_mixing_does_not_wait_for_the_device() -> None:
             mixer(images, labels, epoch=0, step=step, first_position=0)
 
 
-def test_no_evaluation_waits_for_the_device_before_its_last_batch() -> None:
+def test_no_evaluation_waits_for_the_device_before_its_last_batch():
     model = build_classifier(small_arch(), 5)
     size = small_arch().image_size
 

@@ -1,7 +1,6 @@
 """The log splits the time of a run by part."""
 
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ def in_steps(line: dict) -> float:
     return sum(line["split"][part] for part in PARTS if part != "start")
 
 
-def test_the_loaders_work_is_logged_by_part(whole: Path) -> None:
+def test_the_loaders_work_is_logged_by_part(whole):
     epochs = [line["seconds"] for line in read_metrics(whole / "metrics.jsonl") if line["kind"] == "split"]
     for seconds in epochs:  # of 48 images each
         assert seconds["read"] >= 0 and seconds["decode"] > 0 and seconds["augment"] > 0
@@ -23,7 +22,7 @@ def test_the_loaders_work_is_logged_by_part(whole: Path) -> None:
         assert seconds["decode"] + seconds["augment"] < 48 * 50e-3
 
 
-def test_time_split_adds_up_to_the_steps(whole: Path) -> None:
+def test_time_split_adds_up_to_the_steps(whole):
     """In every log line all parts are present, none is negative, and together they are most of the interval, not more."""
     lines = read_metrics(whole / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
@@ -39,7 +38,7 @@ def test_time_split_adds_up_to_the_steps(whole: Path) -> None:
     assert all(line["split"]["start"] == 0 for line in trained[1:])
 
 
-def test_the_log_names_the_hardware_and_splits_each_epoch(whole: Path) -> None:
+def test_the_log_names_the_hardware_and_splits_each_epoch(whole):
     lines = read_metrics(whole / "metrics.jsonl")
     assert lines[0]["kind"] == "start" and lines[0]["precision"] == "float32"
     epochs = [line for line in lines if line["kind"] == "split"]
@@ -50,7 +49,7 @@ def test_the_log_names_the_hardware_and_splits_each_epoch(whole: Path) -> None:
         assert line["seconds"]["forward"] == pytest.approx(sum(steps))
 
 
-def test_time_before_begin_belongs_to_no_part() -> None:
+def test_time_before_begin_belongs_to_no_part():
     split = Split(torch.device("cpu"))
     time.sleep(0.05)
     split.mark(None)

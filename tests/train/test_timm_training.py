@@ -68,7 +68,7 @@ def timm_losses(recipe: Recipe) -> list[float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_loss_curve_is_that_of_timms_own_training_step(tiny, tmp_path: Path, name: str) -> None:
+def test_the_loss_curve_is_that_of_timms_own_training_step(tiny, tmp_path, name):
     run(on_timm(tiny, name), tmp_path, **CURVE)
     ours = [loss for _, loss in losses(tmp_path)]
     theirs = timm_losses(load_recipe("rcp/final_b16.yaml", flags(on_timm(tiny, name), tmp_path, **CURVE)))
@@ -78,7 +78,7 @@ def test_the_loss_curve_is_that_of_timms_own_training_step(tiny, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path: Path, name: str) -> None:
+def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path, name):
     values = on_timm(tiny, name)
     run(values, tmp_path / "whole", **NOISE)
     run(values, tmp_path / "other", **NOISE)
@@ -92,7 +92,7 @@ def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path: Path, name: str
     assert differing(end(tmp_path / "other"), end(tmp_path / "whole")) == []
 
 
-def test_accumulation_gives_each_image_the_same_noise(tiny, tmp_path: Path) -> None:
+def test_accumulation_gives_each_image_the_same_noise(tiny, tmp_path):
     values = on_timm(tiny, "test_vit")
     for folder, micro_batch in (("one", "8"), ("four", "2")):
         run(values, tmp_path / folder, model__drop_path="0.5", train__micro_batch=micro_batch)
@@ -101,13 +101,13 @@ def test_accumulation_gives_each_image_the_same_noise(tiny, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_patch_dropout_and_image_sizes_change_by_epoch(tiny, tmp_path: Path) -> None:
+def test_patch_dropout_and_image_sizes_change_by_epoch(tiny, tmp_path):
     values = on_timm(tiny, "test_vit") | {"model.image_size": "64"}
     run(values, tmp_path, model__patch_dropout="0:0.5,2:0", schedule__sizes="0:32,1:64")
     assert len(losses(tmp_path)) == 18
 
 
-def test_a_head_can_start_from_ridge_regression(tiny, tmp_path: Path) -> None:
+def test_a_head_can_start_from_ridge_regression(tiny, tmp_path):
     result = run(on_timm(tiny, "test_vit"), tmp_path, model__head_init="probe", schedule__epochs="2")
     assert result["baseline"]["raw"]["top1"] > 50
 
@@ -116,7 +116,7 @@ def test_a_head_can_start_from_ridge_regression(tiny, tmp_path: Path) -> None:
     {"train__amp": "bf16", "train__half_residual": "on"}, {"train__step": "compile", "model__patch_dropout": "0.5"},
 ])  # fmt: skip
 @pytest.mark.slow
-def test_other_ways_to_compute_a_step_give_nearly_the_same_losses(tiny, tmp_path: Path, options: dict) -> None:
+def test_other_ways_to_compute_a_step_give_nearly_the_same_losses(tiny, tmp_path, options):
     values = on_timm(tiny, "test_vit") | {"model.drop_path": "0.3"}
     plain = {key: value for key, value in options.items() if key == "model__patch_dropout"}
     run(values, tmp_path / "eager", **plain)
@@ -133,7 +133,7 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("format", ["timm", "safetensors", "onnx"])
-def test_exports_give_the_checkpoints_logits_in_their_library(trained: Path, tmp_path: Path, format: str) -> None:
+def test_exports_give_the_checkpoints_logits_in_their_library(trained, tmp_path, format):
     from fastft.export import FORMATS
 
     out = tmp_path / f"out{FORMATS[format].suffix}"
@@ -148,20 +148,20 @@ def test_exports_give_the_checkpoints_logits_in_their_library(trained: Path, tmp
         )
 
 
-def test_timm_preprocesses_as_the_run_did(trained: Path, tmp_path: Path) -> None:
+def test_timm_preprocesses_as_the_run_did(trained, tmp_path):
     main(["export", str(trained), "--format", "timm", "--out", str(tmp_path / "out")])
     config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True))
     own = timm.get_pretrained_cfg("test_convnext")
     assert (tuple(config["mean"]), tuple(config["input_size"]), config["crop_pct"]) == (own.mean, (3, 64, 64), 1.0)
 
 
-def test_open_clips_format_refuses_a_timm_model(trained: Path, tmp_path: Path, capsys) -> None:
+def test_open_clips_format_refuses_a_timm_model(trained, tmp_path, capsys):
     assert main(["export", str(trained), "--format", "open_clip", "--out", str(tmp_path / "out")]) == 2
     assert "export timm's models to timm, safetensors or onnx" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_every_command_takes_a_timm_run(trained: Path, tiny, capsys) -> None:
+def test_every_command_takes_a_timm_run(trained, tiny, capsys):
     photograph = next((Path(tiny["data.train"]).parent / "val").rglob("*.jpg"))
     commands = (
         ["eval", str(trained), "--data", tiny["data.val"]],
@@ -173,7 +173,7 @@ def test_every_command_takes_a_timm_run(trained: Path, tiny, capsys) -> None:
         assert main(command) == 0, capsys.readouterr().err
 
 
-def test_explain_shows_timms_layers_and_where_the_normalisation_is_from(capsys) -> None:
+def test_explain_shows_timms_layers_and_where_the_normalisation_is_from(capsys):
     arguments = ["explain", "final_b16", "--model.arch=timm/test_convnext", "--model.image_size=64", "--json"]
     assert main(arguments) == 0
     values = json.loads(capsys.readouterr().out)
@@ -191,7 +191,7 @@ PUBLISHED = {  # timm's models of docs/models.md -> pixels of a training image
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models_train_resume_and_export(tiny, tmp_path: Path, name: str) -> None:
+def test_published_models_train_resume_and_export(tiny, tmp_path, name):
     values = tiny | {"model.arch": f"timm/{name}", "model.image_size": PUBLISHED[name]}
     changes = {"schedule__epochs": "2", "train__keep_checkpoints": "100", "optim__lr": "2e-4"}
     run(values, tmp_path / "run", **changes)

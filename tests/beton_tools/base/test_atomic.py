@@ -10,7 +10,7 @@ from beton_tools.base.atomic import _found_partials, atomic_path, check_writable
 from beton_tools.base.errors import UserError
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("before")
     with pytest.raises(RuntimeError), atomic_path(path) as partial:
@@ -27,7 +27,7 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
         ("file/a.csv", "file/a.csv: cannot be written \\(.*/file is not a directory"),
     ],
 )
-def test_a_path_that_cannot_become_a_file_is_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_a_path_that_cannot_become_a_file_is_refused(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     check_writable(tmp_path / "a.csv")
@@ -36,7 +36,7 @@ def test_a_path_that_cannot_become_a_file_is_refused(tmp_path: Path, name: str, 
         check_writable(tmp_path / name)
 
 
-def test_directories_that_will_be_made_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_will_be_made_need_not_exist(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("average").mkdir()
     check_writable(Path("new/average"), makes_directories=True)  # of the same name as another directory
@@ -45,7 +45,7 @@ def test_directories_that_will_be_made_need_not_exist(tmp_path: Path, monkeypatc
         check_writable(Path("file/a/b"), makes_directories=True)
 
 
-def test_two_writers_of_one_path_do_not_share_a_file(tmp_path: Path) -> None:
+def test_two_writers_of_one_path_do_not_share_a_file(tmp_path):
     path = tmp_path / "p.csv"
     with atomic_path(path) as first:
         first.write_text("first")
@@ -55,7 +55,7 @@ def test_two_writers_of_one_path_do_not_share_a_file(tmp_path: Path) -> None:
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_kept(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_kept(tmp_path):
     code = "import os, sys\nfrom pathlib import Path\nfrom beton_tools.base.atomic import atomic_path, scratch_folder\n"
     code += "with atomic_path(Path(sys.argv[1])) as p, scratch_folder(Path(sys.argv[1])) as f:\n"
     code += "    p.write_text('half'); (f / 'x').touch(); print(p, f, flush=True); {}"
@@ -75,7 +75,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_kep
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
 
 
-def test_a_planted_link_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
     monkeypatch.setattr("secrets.token_hex", lambda n: "00000000")
     (tmp_path / ".partial-00000000-a").symlink_to(tmp_path / "precious")
     with pytest.raises(FileExistsError), atomic_path(tmp_path / "a"):

@@ -29,7 +29,7 @@ def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("group", ["", "job", "job/step"])
-def test_limits_of_the_own_group_and_of_its_parents_apply(control_group: Path, group: str) -> None:
+def test_limits_of_the_own_group_and_of_its_parents_apply(control_group, group):
     assert usable_cpus() == 16 and memory_limit() is None
     (control_group / group / "cpu.max").write_text("250000 100000\n")
     (control_group / group / "memory.max").write_text(f"{GIB // 4}\n")
@@ -39,7 +39,7 @@ def test_limits_of_the_own_group_and_of_its_parents_apply(control_group: Path, g
     assert total == GIB // 4 and available <= GIB // 4
 
 
-def test_the_smallest_limit_applies(control_group: Path) -> None:
+def test_the_smallest_limit_applies(control_group):
     (control_group / "job/cpu.max").write_text("300000 100000\n")
     (control_group / "job/step/cpu.max").write_text("900000 100000\n")
     assert usable_cpus() == 3
@@ -51,7 +51,7 @@ def test_the_smallest_limit_applies(control_group: Path) -> None:
 
 
 @pytest.mark.parametrize("own", ["0::/docker/beyond/sight\n", "4:memory:/job\n", None])
-def test_an_invisible_group_has_the_limits_of_the_root(control_group: Path, own: str | None) -> None:
+def test_an_invisible_group_has_the_limits_of_the_root(control_group, own):
     """Containers may show the host's group names; systems with cgroup v1 only have no v2 line."""
     cgroup.OWN.unlink() if own is None else cgroup.OWN.write_text(own)
     assert (cgroup.cpu_limit(), cgroup.memory_limit()) == (None, None)
@@ -59,9 +59,7 @@ def test_an_invisible_group_has_the_limits_of_the_root(control_group: Path, own:
     assert usable_cpus() == 4
 
 
-def test_the_loaders_default_number_of_threads_follows_the_limit(
-    control_group: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loaders_default_number_of_threads_follows_the_limit(control_group, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert default_workers() == 16
     (control_group / "job/cpu.max").write_text("800000 100000\n")
@@ -70,7 +68,7 @@ def test_the_loaders_default_number_of_threads_follows_the_limit(
     assert default_workers() == 2
 
 
-def test_the_memory_limit_of_a_version_1_group_applies(control_group: Path) -> None:
+def test_the_memory_limit_of_a_version_1_group_applies(control_group):
     group = control_group / "memory/elsewhere"
     group.mkdir(parents=True)
     (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")

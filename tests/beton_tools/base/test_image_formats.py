@@ -2,7 +2,6 @@
 
 import io
 import os
-from pathlib import Path
 
 import pytest
 from PIL import Image, UnidentifiedImageError
@@ -14,7 +13,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_each_format_is_opened_from_a_path_and_from_bytes(tmp_path: Path, form: str) -> None:
+def test_each_format_is_opened_from_a_path_and_from_bytes(tmp_path, form):
     buffer = io.BytesIO()
     Image.new("RGB", (5, 3)).save(buffer, form)
     path = tmp_path / "image.jpg"
@@ -24,9 +23,7 @@ def test_each_format_is_opened_from_a_path_and_from_bytes(tmp_path: Path, form: 
         assert (image.format, image.convert("RGB").size) == (form, (5, 3))
 
 
-def test_postscript_named_jpg_is_refused_without_starting_a_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_postscript_named_jpg_is_refused_without_starting_a_program(tmp_path, monkeypatch):
     path, started = tmp_path / "image.jpg", tmp_path / "started"
     path.write_bytes(EPS)
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
@@ -37,7 +34,7 @@ def test_postscript_named_jpg_is_refused_without_starting_a_program(
     assert not started.exists()
 
 
-def test_only_regular_files_of_limited_size_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_of_limited_size_are_read(tmp_path):
     with (tmp_path / "sparse.jpg").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     os.mkfifo(tmp_path / "fifo.jpg")
@@ -58,20 +55,20 @@ def progressive(extra_scans: int, segment: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("segment", [b"", b"\xff\xd9"])
-def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(segment: bytes) -> None:
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(segment):
     with pytest.raises(OSError, match="a JPEG of more than 500 scans"):
         open_image(progressive(600, segment))
     with pytest.raises(BadImage, match=r"cannot be decoded \(a JPEG of more than 500 scans\)"):
         encode_sample(progressive(600, segment), EncodeOptions())
 
 
-def test_only_markers_of_scans_count() -> None:
+def test_only_markers_of_scans_count():
     """Not those in other segments, such as thumbnails, or behind the image, such as the video of a motion photo."""
     for data in (progressive(400), progressive(0, b"\xff\xda" * 600), progressive(0) + b"\xff\xda" * 600):
         assert open_image(data).convert("RGB").size == (64, 64)
 
 
-def test_a_large_image_is_opened_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_large_image_is_opened_without_a_warning(recwarn):
     file = io.BytesIO()
     Image.new("1", (13_000, 13_000)).save(file, "PNG")
     assert open_image(file.getvalue()).size == (13_000, 13_000)

@@ -37,13 +37,13 @@ def package(tmp_path: Path) -> Path:
     return package
 
 
-def test_an_edit_in_a_called_file_recompiles_its_callers(tmp_path: Path, package: Path) -> None:
+def test_an_edit_in_a_called_file_recompiles_its_callers(tmp_path, package):
     assert run(tmp_path, tmp_path / "home").stdout == "1\n"
     (package / "inner.py").write_text(INNER.format(value=2))
     assert run(tmp_path, tmp_path / "home").stdout == "2\n"
 
 
-def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(tmp_path: Path, package: Path) -> None:
+def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(tmp_path, package):
     (package / "outer.py").write_text(OUTER + "from beton_tools.limits import LIMIT\n")
     (package / "limits.py").write_text("LIMIT = 1\n")
     before = fingerprint(tmp_path)
@@ -69,16 +69,14 @@ def chosen(environment: dict[str, str], before: str = "") -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_without_a_writable_home_directory_a_private_temporary_folder_is_used(
-    tmp_path: Path, closed: dict[str, str]
-) -> None:
+def test_without_a_writable_home_directory_a_private_temporary_folder_is_used(tmp_path, closed):
     for _ in range(2):  # creates it, then finds it
         folder = Path(chosen(closed)).parent
         assert folder == tmp_path / "tmp" / f"fastft-numba-{os.getuid()}"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_user_without_a_home_directory_gets_the_temporary_folder(tmp_path: Path, closed: dict[str, str]) -> None:
+def test_a_user_without_a_home_directory_gets_the_temporary_folder(tmp_path, closed):
     del closed["XDG_CACHE_HOME"]
     homeless = (
         "from pathlib import Path\ndef expanduser(self): raise RuntimeError('no home')\nPath.expanduser = expanduser"
@@ -87,9 +85,7 @@ def test_a_user_without_a_home_directory_gets_the_temporary_folder(tmp_path: Pat
 
 
 @pytest.mark.parametrize("trap", ["writable for all", "a link"])
-def test_a_temporary_folder_that_others_can_write_to_is_not_used(
-    tmp_path: Path, closed: dict[str, str], trap: str
-) -> None:
+def test_a_temporary_folder_that_others_can_write_to_is_not_used(tmp_path, closed, trap):
     folder = tmp_path / "tmp" / f"fastft-numba-{os.getuid()}"
     if trap == "writable for all":
         folder.mkdir()
@@ -101,7 +97,7 @@ def test_a_temporary_folder_that_others_can_write_to_is_not_used(
     assert list(folder.iterdir()) == []
 
 
-def test_packages_lists_every_folder_with_compiled_functions() -> None:
+def test_packages_lists_every_folder_with_compiled_functions():
     root = Path(__file__).parents[3]
     compiled = {
         f.parent for p in ("beton_tools", "fastft") for f in (root / p).rglob("*.py") if "import njit" in f.read_text()

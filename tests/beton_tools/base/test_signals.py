@@ -83,9 +83,7 @@ def start(*command: object, before: Callable[[], None] | None = None, **environm
     ))],
     ids=str,
 )  # fmt: skip
-def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(
-    photo_folder: Path, tmp_path: Path, number: signal.Signals, to_group: bool
-) -> None:
+def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(photo_folder, tmp_path, number, to_group):
     out, whole = tmp_path / "photos.beton", tmp_path / "whole.beton"
     child = start("-c", CONVERT, 600, photo_folder, out)
     (os.killpg if to_group else os.kill)(child.pid, number)
@@ -102,7 +100,7 @@ def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_a_conversion_under_nohup_survives_hangup(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_conversion_under_nohup_survives_hangup(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
     child = start("-c", CONVERT, 1, photo_folder, out, before=ignore)
@@ -113,9 +111,7 @@ def test_a_conversion_under_nohup_survives_hangup(photo_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("number", EACH_SIGNAL, ids=str)
-def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(
-    photo_folder: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(photo_folder, tmp_path, number):
     path = tmp_path / "photos.beton"
     write_beton(path, open_source(photo_folder), WriteOptions(workers=0))
     child = start("-c", VERIFY, path)
@@ -135,7 +131,7 @@ SLOW_MODULE = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 @pytest.mark.parametrize(
     "program", ["beton --help", "fastft options", pytest.param("-m fastft.cli options", marks=pytest.mark.slow)]
 )
-def test_a_signal_during_the_imports_is_one_line(tmp_path: Path, program: str, number: signal.Signals) -> None:
+def test_a_signal_during_the_imports_is_one_line(tmp_path, program, number):
     (tmp_path / ("numpy.py" if program.startswith("beton") else "yaml.py")).write_text(SLOW_MODULE)
     *command, argument = program.split()
     shown = "beton" if command == ["beton"] else "fastft"
@@ -153,7 +149,7 @@ def test_a_signal_during_the_imports_is_one_line(tmp_path: Path, program: str, n
 
 
 @pytest.mark.parametrize("is_worker", [False, True])
-def test_a_worker_that_runs_the_program_again_ends_silently(tmp_path: Path, is_worker: bool) -> None:
+def test_a_worker_that_runs_the_program_again_ends_silently(tmp_path, is_worker):
     """multiprocessing runs the main script in its workers, which the parent may end meanwhile."""
     script = tmp_path / "beton"
     script.write_text(
@@ -169,7 +165,7 @@ def test_a_worker_that_runs_the_program_again_ends_silently(tmp_path: Path, is_w
     assert run.stdout.strip() == str(not is_worker), run.stderr
 
 
-def test_handlers_are_restored_and_those_of_others_kept() -> None:
+def test_handlers_are_restored_and_those_of_others_kept():
     def other(*_: object) -> None: ...
 
     before = [signal.getsignal(number) for number in SIGNALS]
@@ -188,7 +184,7 @@ def test_handlers_are_restored_and_those_of_others_kept() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_signal_ends_a_wait() -> None:
+def test_a_signal_ends_a_wait():
     never = threading.Event()
     began = time.monotonic()
     with pytest.raises(StoppedBySignal), raise_on_stop_signals("beton verify"):
@@ -198,7 +194,7 @@ def test_a_signal_ends_a_wait() -> None:
     assert time.monotonic() < began + 5
 
 
-def test_a_stop_that_python_had_to_ignore_ends_the_process() -> None:
+def test_a_stop_that_python_had_to_ignore_ends_the_process():
     code = """
 import os, signal, time
 from beton_tools.base.signals import raise_on_stop_signals
@@ -213,7 +209,7 @@ with raise_on_stop_signals("beton verify"):
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "beton verify: stopped by SIGTERM\n")
 
 
-def test_an_error_that_a_library_makes_of_a_stop_counts_as_the_stop() -> None:
+def test_an_error_that_a_library_makes_of_a_stop_counts_as_the_stop():
     with pytest.raises(StoppedBySignal), raise_on_stop_signals("beton verify"):
         try:
             signal.raise_signal(signal.SIGTERM)

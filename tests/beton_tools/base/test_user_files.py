@@ -35,7 +35,7 @@ def special(tmp_path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("read", [open_user_file, check_user_file, lambda p, e: read_user_file(p, 10, e)])
-def test_everything_but_a_regular_file_is_refused_at_once(special: list[tuple[str, str]], read: object) -> None:
+def test_everything_but_a_regular_file_is_refused_at_once(special, read):
     for reason, path in special:
         began = time.monotonic()
         with pytest.raises(UserError, match=reason) as caught:
@@ -44,7 +44,7 @@ def test_everything_but_a_regular_file_is_refused_at_once(special: list[tuple[st
         assert str(caught.value).endswith("; give a recipe")
 
 
-def test_a_fifo_that_appears_after_the_check_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fifo_that_appears_after_the_check_does_not_block(tmp_path, monkeypatch):
     path, regular = tmp_path / "x", tmp_path / "regular"
     os.mkfifo(path)
     regular.touch()
@@ -54,7 +54,7 @@ def test_a_fifo_that_appears_after_the_check_does_not_block(tmp_path: Path, monk
         open_user_file(path)
 
 
-def test_no_descriptor_is_left_open(special: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_no_descriptor_is_left_open(special, tmp_path):
     (tmp_path / "big").write_bytes(bytes(11))
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in [*(path for _, path in special), str(tmp_path / "big")]:
@@ -63,7 +63,7 @@ def test_no_descriptor_is_left_open(special: list[tuple[str, str]], tmp_path: Pa
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+def test_a_file_is_read_up_to_its_limit(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"0123456789")
     assert read_user_file(path, 10) == b"0123456789"
@@ -77,7 +77,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         read_user_file("/proc/self/maps", 9)  # its size is given as 0
 
 
-def test_text_must_be_utf8(tmp_path: Path) -> None:
+def test_text_must_be_utf8(tmp_path):
     path = tmp_path / "x"
     path.write_text("Größe", encoding="utf-8")
     assert read_user_text(path, 100) == "Größe"
@@ -86,9 +86,7 @@ def test_text_must_be_utf8(tmp_path: Path) -> None:
         read_user_text(path, 100)
 
 
-def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(
-    special: list[tuple[str, str]], tmp_path: Path
-) -> None:
+def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(special, tmp_path):
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "link").symlink_to("precious")
     (tmp_path / "dangling").symlink_to("made")

@@ -32,21 +32,21 @@ def flip(path: Path, offset: int, count: int = 1) -> None:
     path.write_bytes(data)
 
 
-def test_an_intact_file_has_no_problems(written: Path) -> None:
+def test_an_intact_file_has_no_problems(written):
     report = verify(written)
     assert report.ok
     assert report.images_decoded == report.num_indexed == 24
     assert report.pages_checked == Beton.open(written).num_pages >= 2
 
 
-def test_an_intact_file_without_manifest_has_no_problems(written: Path) -> None:
+def test_an_intact_file_without_manifest_has_no_problems(written):
     manifest_path(written).unlink()
     report = verify(written)
     assert report.ok
     assert (report.pages_checked, report.images_decoded) == (0, 24)
 
 
-def test_one_flipped_bit_is_found_without_decoding(written: Path) -> None:
+def test_one_flipped_bit_is_found_without_decoding(written):
     beton = Beton.open(written)
     flip(written, int(beton.pointers[20]) + 700)
     report = verify(written, decode=False)
@@ -54,7 +54,7 @@ def test_one_flipped_bit_is_found_without_decoding(written: Path) -> None:
     assert "samples" in report.problems[0][1]
 
 
-def test_damaged_image_data_is_found_without_manifest(written: Path) -> None:
+def test_damaged_image_data_is_found_without_manifest(written):
     manifest_path(written).unlink()
     beton = Beton.open(written)
     middle = int(beton.pointers[5] + beton.sizes[5] // 2)
@@ -63,14 +63,14 @@ def test_damaged_image_data_is_found_without_manifest(written: Path) -> None:
     assert "sample 5" in [where for where, _ in report.problems]
 
 
-def test_a_changed_label_is_found(written: Path) -> None:
+def test_a_changed_label_is_found(written):
     flip(written, METADATA + 16)  # the first sample's label
     problems = dict(verify(written, decode=False).problems)
     assert "changed since they were written" in problems["tables"] or "labels run" in problems["tables"]
 
 
 @pytest.mark.parametrize("label", [-1, 1 << 40])
-def test_an_impossible_label_is_found_without_manifest(written: Path, label: int) -> None:
+def test_an_impossible_label_is_found_without_manifest(written, label):
     manifest_path(written).unlink()
     data = bytearray(written.read_bytes())
     data[METADATA + 16 : METADATA + 24] = label.to_bytes(8, "little", signed=True)
@@ -79,7 +79,7 @@ def test_an_impossible_label_is_found_without_manifest(written: Path, label: int
     assert where == "tables" and what.startswith("labels run from") and what.endswith("expected 0 to 1048575")
 
 
-def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path: Path) -> None:
+def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path):
     stored = compress(np.zeros((64, 64, 3), np.uint8), 90, "4:2:0").ljust(400_000, b"\0")
     samples, start = np.zeros(1, SAMPLE_DTYPE), first_page_offset(1, 1 << 19)
     samples["f0"]["height"] = samples["f0"]["width"] = 20_000
@@ -98,7 +98,7 @@ def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path: Path) -> No
     assert (where, what) == ("sample 0", "64 x 64 pixels, the metadata table states 20000 x 20000")
 
 
-def test_a_wrong_image_size_in_the_metadata_is_found(written: Path) -> None:
+def test_a_wrong_image_size_in_the_metadata_is_found(written):
     manifest_path(written).unlink()
     data = bytearray(written.read_bytes())
     data[METADATA + 1] ^= 1  # width
@@ -106,7 +106,7 @@ def test_a_wrong_image_size_in_the_metadata_is_found(written: Path) -> None:
     assert [where for where, what in verify(written).problems if "the metadata table states" in what] == ["sample 0"]
 
 
-def test_a_wrong_crop_index_is_found(written: Path) -> None:
+def test_a_wrong_crop_index_is_found(written):
     manifest_path(written).unlink()
     beton = Beton.open(written)
     start = int(beton.pointers[0])
@@ -117,7 +117,7 @@ def test_a_wrong_crop_index_is_found(written: Path) -> None:
     assert "index" in report.problems[0][1]
 
 
-def test_a_manifest_of_another_file_is_found(written: Path, photo_folder: Path, tmp_path: Path) -> None:
+def test_a_manifest_of_another_file_is_found(written, photo_folder, tmp_path):
     other = tmp_path / "other.beton"
     write_beton(other, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
     manifest_path(other).rename(manifest_path(written))
@@ -125,7 +125,7 @@ def test_a_manifest_of_another_file_is_found(written: Path, photo_folder: Path, 
     assert ("manifest", "num_samples is 24, the manifest states 6") in report.problems
 
 
-def test_a_damaged_name_table_is_found_together_with_other_damage(written: Path) -> None:
+def test_a_damaged_name_table_is_found_together_with_other_damage(written):
     path = manifest_path(written)
     entries = json.loads(path.read_text())
     entries["names"]["text"] = entries["names"]["text"][:-8]
@@ -136,7 +136,7 @@ def test_a_damaged_name_table_is_found_together_with_other_damage(written: Path)
     assert {where.split()[0] for where, _ in report.problems} == {"page", "manifest"}
 
 
-def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_an_error(tmp_path):
     (tmp_path / "a.beton").write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(UserError):
         verify(tmp_path / "a.beton")

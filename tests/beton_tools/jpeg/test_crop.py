@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -78,7 +76,7 @@ def test_decode_rgb_returns_pixels_or_raises(jpeg):
 
 
 @pytest.mark.slow
-def test_regions_of_real_imagenet_files_are_exact(imagenet_sample: Path):
+def test_regions_of_real_imagenet_files_are_exact(imagenet_sample):
     rng, refused = np.random.default_rng(0), 0
     for path in sorted(imagenet_sample.glob("*/*.JPEG")):
         original = path.read_bytes()

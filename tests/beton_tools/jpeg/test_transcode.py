@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,7 +161,7 @@ def test_segments_are_as_short_as_allowed(jpeg):
 
 
 @pytest.mark.slow
-def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(imagenet_sample: Path):
+def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(imagenet_sample):
     before, after, refused = 0, 0, 0
     for path in sorted(imagenet_sample.glob("*/*.JPEG")):
         file = path.read_bytes()

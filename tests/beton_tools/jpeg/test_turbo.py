@@ -48,7 +48,7 @@ def test_an_image_larger_than_announced_does_not_write_past_the_buffer(jpeg):
     assert (out[3 * 50 * 60 :] == 7).all()
 
 
-def test_the_library_inside_a_wheel_of_ffcv_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_inside_a_wheel_of_ffcv_is_found(tmp_path, monkeypatch):
     """auditwheel puts it into ffcv.libs, under a name with a hash."""
     loaded = (line.split()[-1] for line in Path("/proc/self/maps").read_text("utf-8").splitlines())
     installed = next(path for path in loaded if "libturbojpeg" in path)

@@ -34,7 +34,7 @@ class Photos:
 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
-def test_files_of_ffcvs_own_writer(tmp_path: Path, mode: str) -> None:
+def test_files_of_ffcvs_own_writer(tmp_path, mode):
     path, photos = tmp_path / "ffcv.beton", Photos()
     fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=95), "label": IntField()}
     DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(photos, chunksize=2)
@@ -46,7 +46,7 @@ def test_files_of_ffcvs_own_writer(tmp_path: Path, mode: str) -> None:
         assert difference.mean() < (0.1 if mode == "raw" else 8)
 
 
-def test_a_file_with_more_fields_than_ours(tmp_path: Path) -> None:
+def test_a_file_with_more_fields_than_ours(tmp_path):
     path, photos = tmp_path / "ffcv.beton", Photos(2.5, {"caption": "a cup"})
     fields = {"picture": RGBImageField("raw"), "class": IntField(), "weight": FloatField(), "note": JSONField()}
     DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(photos)
@@ -56,7 +56,7 @@ def test_a_file_with_more_fields_than_ours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_sample(beton, 3), photos.images[3])
 
 
-def test_a_file_of_a_killed_ffcv_writer_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_a_killed_ffcv_writer_is_refused(tmp_path):
     path = tmp_path / "killed.beton"
     header = np.array([(2, 2, 8 << 20, 100, 0)], HEADER_DTYPE)  # alloc_table_ptr is filled in last
     path.write_bytes(header.tobytes() + bytes(1 << 16))
@@ -127,13 +127,13 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_file_with_wrong_tables_is_refused_in_one_line(good: bytes, tmp_path: Path, lie: str) -> None:
+def test_a_file_with_wrong_tables_is_refused_in_one_line(good, tmp_path, lie):
     with pytest.raises(UserError) as caught:
         touch_everything(tmp_path / "lie.beton", patched(good, *LIES[lie]))
     assert "\n" not in str(caught.value)
 
 
-def test_two_fields_with_the_same_name_are_refused(good: bytes, tmp_path: Path) -> None:
+def test_two_fields_with_the_same_name_are_refused(good, tmp_path):
     """FFCV's reader would take one for the other."""
     second = HEADER_DTYPE.itemsize + FIELD_DTYPE.itemsize
     twice = bytearray(good)
@@ -142,13 +142,13 @@ def test_two_fields_with_the_same_name_are_refused(good: bytes, tmp_path: Path) 
         touch_everything(tmp_path / "twice.beton", bytes(twice))
 
 
-def test_more_pixels_than_the_bytes_can_encode_are_refused(good: bytes, tmp_path: Path) -> None:
+def test_more_pixels_than_the_bytes_can_encode_are_refused(good, tmp_path):
     claim = patched(patched(good, METADATA + 1, "<H", 65535), METADATA + 3, "<H", 65535)
     with pytest.raises(UserError, match="sample 0"):
         touch_everything(tmp_path / "bomb.beton", claim)
 
 
-def test_every_truncation_is_refused(good: bytes, tmp_path: Path) -> None:
+def test_every_truncation_is_refused(good, tmp_path):
     path = tmp_path / "cut.beton"
     for length in [*range(0, 2200, 97), *range(2200, len(good), 7919), len(good) - 1]:
         path.write_bytes(good[:length])
@@ -156,14 +156,14 @@ def test_every_truncation_is_refused(good: bytes, tmp_path: Path) -> None:
             Beton.open(path)
 
 
-def test_a_path_without_a_regular_file_is_one_line(tmp_path: Path) -> None:
+def test_a_path_without_a_regular_file_is_one_line(tmp_path):
     os.mkfifo(tmp_path / "fifo.beton")
     for path in (tmp_path, tmp_path / "missing.beton", tmp_path / "fifo.beton", Path("/dev/zero")):
         with pytest.raises(UserError, match="cannot be read"):
             Beton.open(path)
 
 
-def test_a_file_of_another_kind_is_not_called_incomplete(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_not_called_incomplete(tmp_path):
     (tmp_path / "photo.beton").write_bytes(b"image" * 100)
     with pytest.raises(UserError, match=r"not a \.beton file of version 2"):
         Beton.open(tmp_path / "photo.beton")

@@ -40,7 +40,7 @@ def load(tmp_path: Path, entries: Any) -> Manifest:
     return Manifest.load(path)
 
 
-def test_saving_and_loading_changes_nothing(tmp_path: Path, entries: dict[str, Any]) -> None:
+def test_saving_and_loading_changes_nothing(tmp_path, entries):
     manifest = load(tmp_path, entries)
     assert list(manifest.names) == ["n01440764/a.JPEG", "n02123045/a.JPEG", "n04008634/a.JPEG"]
     assert manifest.skipped == [("n01440764/broken.JPEG", "empty file")]
@@ -49,7 +49,7 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path, entries: dict[str, A
     assert json.loads((tmp_path / "again.json").read_text()) == entries
 
 
-def test_names_of_any_encoding_are_preserved(tmp_path: Path, entries: dict[str, Any]) -> None:
+def test_names_of_any_encoding_are_preserved(tmp_path, entries):
     odd = ["", "Ärger/日本.jpg", b"latin1_\xe9.jpg".decode("utf-8", "surrogateescape")]
     manifest = replace(load(tmp_path, entries), num_samples=3, packed_names=pack_names(Names.of(odd)))
     manifest.save(tmp_path / "odd.json")
@@ -70,9 +70,7 @@ print(time.process_time() - began, 1024 * (kilobytes("VmHWM") - before) - opened
 """
 
 
-def test_a_file_of_imagenets_length_opens_with_its_manifest_in_half_a_second_and_100_mb(
-    tmp_path: Path, entries: dict[str, Any]
-) -> None:
+def test_a_file_of_imagenets_length_opens_with_its_manifest_in_half_a_second_and_100_mb(tmp_path, entries):
     """CPU seconds, since other processes use the cores; memory in addition to the metadata. Usual: 0.05 s and 75 MB."""
     path = tmp_path / "long.beton"
     write_imagenet_length(path)
@@ -125,9 +123,7 @@ BROKEN_NAMES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(
-    tmp_path: Path, entries: dict[str, Any], lie: str
-) -> None:
+def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(tmp_path, entries, lie):
     with pytest.raises(UserError, match="not a manifest") as caught:
         load(tmp_path, {k: v for k, v in (entries | LIES[lie]).items() if v is not ...})
     assert "\n" not in str(caught.value)
@@ -135,7 +131,7 @@ def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("lie", BROKEN_NAMES)
-def test_a_damaged_name_table_is_one_line_when_it_is_used(tmp_path: Path, entries: dict[str, Any], lie: str) -> None:
+def test_a_damaged_name_table_is_one_line_when_it_is_used(tmp_path, entries, lie):
     manifest = load(tmp_path, entries | BROKEN_NAMES[lie])
     tracemalloc.start()
     with pytest.raises(UserError, match="names in the manifest are damaged") as caught:
@@ -146,7 +142,7 @@ def test_a_damaged_name_table_is_one_line_when_it_is_used(tmp_path: Path, entrie
     assert peak < 1 << 20
 
 
-def test_only_a_regular_file_of_limited_size_is_read(tmp_path: Path) -> None:
+def test_only_a_regular_file_of_limited_size_is_read(tmp_path):
     path = manifest_path(tmp_path / "a.beton")
     os.mkfifo(path)
     with pytest.raises(UserError, match="a FIFO, not a regular file"):
@@ -158,9 +154,7 @@ def test_only_a_regular_file_of_limited_size_is_read(tmp_path: Path) -> None:
         Manifest.of_beton(tmp_path / "a.beton")
 
 
-def test_an_interrupted_save_leaves_nothing(
-    tmp_path: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_save_leaves_nothing(tmp_path, entries, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -171,7 +165,7 @@ def test_an_interrupted_save_leaves_nothing(
     assert not list(tmp_path.glob("new.json*"))
 
 
-def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path: Path) -> None:
+def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path):
     assert Manifest.of_beton(tmp_path / "a.beton") is None
     for content in (b"", b"\xff\xfe\0", b"[" * 100_000, b'{"format": NaN}', b"[]"):
         manifest_path(tmp_path / "a.beton").write_bytes(content)

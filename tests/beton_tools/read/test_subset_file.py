@@ -49,7 +49,7 @@ def same_images(found: BetonSet, whole: BetonSet, ids: np.ndarray) -> bool:
     return all(found.read_bytes(k) == whole.read_bytes(i) for k, i in enumerate(ids.tolist()))
 
 
-def test_a_subset_has_the_images_labels_and_names_of_the_chosen_samples(data: str, tmp_path: Path) -> None:
+def test_a_subset_has_the_images_labels_and_names_of_the_chosen_samples(data, tmp_path):
     whole = BetonSet.open(data)
     taken = whole.take(CHOSEN)
     opened = BetonSet.open(write(taken, tmp_path / "x.subset.json"))
@@ -65,7 +65,7 @@ def test_a_subset_has_the_images_labels_and_names_of_the_chosen_samples(data: st
     assert used_files(str(tmp_path / "x.subset.json"))[1] == "8 of 48 images"
 
 
-def test_errors_name_the_file_and_the_id_that_the_sample_has_there(data: str) -> None:
+def test_errors_name_the_file_and_the_id_that_the_sample_has_there(data):
     whole = BetonSet.open(data)
     taken = whole.take(CHOSEN)
     for k, i in enumerate(CHOSEN.tolist()):
@@ -74,19 +74,19 @@ def test_errors_name_the_file_and_the_id_that_the_sample_has_there(data: str) ->
         assert taken.read_names()[k] == Manifest.of_beton(file.path).names[own_id]
 
 
-def test_a_subset_of_a_subset_names_the_samples_of_the_files(data: str, tmp_path: Path) -> None:
+def test_a_subset_of_a_subset_names_the_samples_of_the_files(data, tmp_path):
     whole = BetonSet.open(data)
     inner = whole.take(CHOSEN).take(np.array([1, 2, 6]))
     assert same_images(BetonSet.open(write(inner, tmp_path / "x.subset.json")), whole, CHOSEN[[1, 2, 6]])
 
 
-def test_other_samples_of_the_same_file_are_other_data(data: str) -> None:
+def test_other_samples_of_the_same_file_are_other_data(data):
     whole = BetonSet.open(data)
     contents = [whole, whole.take(CHOSEN), whole.take(CHOSEN + np.array([0] * 7 + [-1]))]
     assert len({json.dumps(found.content) for found in contents}) == 3
 
 
-def test_a_file_without_a_manifest_is_identified_too(copied: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_manifest_is_identified_too(copied, tmp_path):
     manifest_path(copied).unlink()
     whole = BetonSet.open(copied)
     opened = BetonSet.open(write(whole.take(CHOSEN), tmp_path / "x.subset.json"))
@@ -94,7 +94,7 @@ def test_a_file_without_a_manifest_is_identified_too(copied: Path, tmp_path: Pat
     assert opened.content != whole.take(CHOSEN - np.array([0, 1] + [0] * 6)).content
 
 
-def test_a_changed_file_is_refused(copied: Path, tiny: dict[str, str], tmp_path: Path) -> None:
+def test_a_changed_file_is_refused(copied, tiny, tmp_path):
     path = write(BetonSet.open(copied).take(CHOSEN), tmp_path / "x.subset.json")
     copied.unlink()
     convert_folder(
@@ -130,7 +130,7 @@ IDENTITY = {"path": "a.beton", "num_samples": 48, "file_size": 9, "tables_crc32"
         ({"samples": [1 << 70]}, "Expected int <= 9"),
     ],
 )  # fmt: skip
-def test_a_damaged_subset_file_is_one_line(change: dict, message: str, tiny: dict[str, str], tmp_path: Path) -> None:
+def test_a_damaged_subset_file_is_one_line(change, message, tiny, tmp_path):
     path = write(BetonSet.open(tiny["data.train"]).take(CHOSEN), tmp_path / "x.subset.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message) as error:
@@ -138,7 +138,7 @@ def test_a_damaged_subset_file_is_one_line(change: dict, message: str, tiny: dic
     assert "\n" not in str(error.value)
 
 
-def test_text_that_is_no_json_and_further_files_are_refused(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_text_that_is_no_json_and_further_files_are_refused(tiny, tmp_path):
     path = tmp_path / "x.subset.json"
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="not a subset file"):

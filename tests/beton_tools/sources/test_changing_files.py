@@ -1,7 +1,6 @@
 """A source file that is truncated, replaced or rewritten during a conversion gives one line that names it."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -65,9 +64,7 @@ def parquet(folder: Path, jpegs: Jpegs) -> Path:
 
 @CHANGE
 @pytest.mark.parametrize("make", [tar, shard, parquet])
-def test_archives(
-    tmp_path: Path, photo_jpegs: Jpegs, make: Callable[[Path, Jpegs], Path], change: Callable[[Path], None]
-) -> None:
+def test_archives(tmp_path, photo_jpegs, make, change):
     path = make(tmp_path, photo_jpegs)
     source = open_source(path)
     change(path)
@@ -78,9 +75,7 @@ def test_archives(
 
 
 @CHANGE
-def test_stamps_are_those_of_the_indexed_archive(
-    tmp_path: Path, photo_jpegs: Jpegs, change: Callable[[Path], None]
-) -> None:
+def test_stamps_are_those_of_the_indexed_archive(tmp_path, photo_jpegs, change):
     """Otherwise a conversion of the old contents would be resumed with the new ones."""
     path = tar(tmp_path, photo_jpegs)
     source: Source = open_source(path)
@@ -90,9 +85,7 @@ def test_stamps_are_those_of_the_indexed_archive(
 
 
 @pytest.mark.parametrize("change", [truncate, overwrite])
-def test_a_file_that_changes_while_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
-) -> None:
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"x" * 1000)
 
@@ -107,9 +100,7 @@ def test_a_file_that_changes_while_it_is_read(
         FileSpan(str(path)).read()
 
 
-def test_a_row_group_that_changes_while_it_is_read(
-    tmp_path: Path, photo_jpegs: Jpegs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_group_that_changes_while_it_is_read(tmp_path, photo_jpegs, monkeypatch):
     path = parquet(tmp_path, photo_jpegs)
     source = open_source(path)
     original = pq.ParquetFile.read_row_group

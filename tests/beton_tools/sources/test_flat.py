@@ -27,7 +27,7 @@ def check_source(source, images: ValImages) -> None:
     assert [source.locate(i).read() for i in range(len(images))] == [data for _, data in images.values()]
 
 
-def test_devkit_labels_of_a_flat_folder(tmp_path: Path, val_images: ValImages) -> None:
+def test_devkit_labels_of_a_flat_folder(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
@@ -36,7 +36,7 @@ def test_devkit_labels_of_a_flat_folder(tmp_path: Path, val_images: ValImages) -
     check_source(open_source(tmp_path, "val"), val_images)
 
 
-def test_both_archives_as_downloaded(tmp_path: Path, val_images: ValImages) -> None:
+def test_both_archives_as_downloaded(tmp_path, val_images):
     shuffled = dict(sorted(val_images.items(), reverse=True))
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of({n: data for n, (_, data) in shuffled.items()}))
     files = devkit_files([wnid for wnid, _ in val_images.values()])
@@ -45,7 +45,7 @@ def test_both_archives_as_downloaded(tmp_path: Path, val_images: ValImages) -> N
     check_source(open_source(tmp_path, "val"), val_images)
 
 
-def test_kaggles_table(tmp_path: Path, val_images: ValImages) -> None:
+def test_kaggles_table(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     rows = [f"{Path(name).stem},{wnid} 1 2 30 40 {wnid} 5 6 70 80" for name, (wnid, _) in val_images.items()]
     (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]))
@@ -53,7 +53,7 @@ def test_kaggles_table(tmp_path: Path, val_images: ValImages) -> None:
 
 
 @pytest.mark.parametrize("form", ["wnid", "number"])
-def test_a_text_file_of_names_and_classes(tmp_path: Path, val_images: ValImages, form: str) -> None:
+def test_a_text_file_of_names_and_classes(tmp_path, val_images, form):
     write_flat(tmp_path / "val", val_images)
     classes = sorted({wnid for wnid, _ in val_images.values()})
     value = (lambda wnid: str(classes.index(wnid))) if form == "number" else str
@@ -62,13 +62,13 @@ def test_a_text_file_of_names_and_classes(tmp_path: Path, val_images: ValImages,
     check_source(open_source(tmp_path, "val", classes if form == "number" else None), val_images)
 
 
-def test_unlabelled_images_are_refused_with_what_to_add(tmp_path: Path, val_images: ValImages) -> None:
+def test_unlabelled_images_are_refused_with_what_to_add(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     with pytest.raises(UserError, match="devkit"):
         open_source(tmp_path / "val")
 
 
-def test_a_ground_truth_of_another_set_is_refused(tmp_path: Path, val_images: ValImages) -> None:
+def test_a_ground_truth_of_another_set_is_refused(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     for name, content in devkit_files(["n01440764"] * 4).items():
         (tmp_path / name).write_bytes(content)
@@ -95,9 +95,7 @@ LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head>
     ],
     ids=["devkit", "table", "broken table", "text"],
 )
-def test_a_damaged_list_of_labels_is_named(
-    tmp_path: Path, val_images: ValImages, name: str, content: str, message: str
-) -> None:
+def test_a_damaged_list_of_labels_is_named(tmp_path, val_images, name, content, message):
     write_flat(tmp_path / "val", val_images)
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"{re.escape(name)}:? {message}") as caught:
@@ -105,7 +103,7 @@ def test_a_damaged_list_of_labels_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_archive_of_the_devkit_is_named(tmp_path: Path, val_images: ValImages) -> None:
+def test_a_damaged_archive_of_the_devkit_is_named(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     noise = random.Random(0).randbytes(100_000)  # incompressible: gzip stores it in blocks of at most 64 KiB
     packed = bytearray(gzip.compress(tar_of({"ILSVRC2012_validation_ground_truth.txt": noise})))

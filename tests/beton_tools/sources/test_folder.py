@@ -11,7 +11,7 @@ from beton_tools import UserError
 from beton_tools.sources import open_source
 
 
-def test_classes_images_and_labels_are_those_of_torchvision(photo_folder: Path) -> None:
+def test_classes_images_and_labels_are_those_of_torchvision(photo_folder):
     nested = photo_folder / "n01440764" / "more"
     nested.mkdir()
     (photo_folder / "n01440764" / "n01440764_0.JPEG").rename(nested / "moved.jpeg")
@@ -24,14 +24,14 @@ def test_classes_images_and_labels_are_those_of_torchvision(photo_folder: Path) 
     np.testing.assert_array_equal(ours.labels, theirs.targets)
 
 
-def test_wnids_have_readable_class_names(photo_folder: Path) -> None:
+def test_wnids_have_readable_class_names(photo_folder):
     (photo_folder.parent / "LOC_synset_mapping.txt").write_text(
         "n01440764 tench, Tinca tinca\nn02123045 tabby, tabby cat\nn04008634 projectile, missile\n"
     )
     assert open_source(photo_folder).class_names == ("tench, Tinca tinca", "tabby, tabby cat", "projectile, missile")
 
 
-def test_hidden_files_and_folders_are_ignored(photo_folder: Path) -> None:
+def test_hidden_files_and_folders_are_ignored(photo_folder):
     (photo_folder / "n01440764" / "._n01440764_0.JPEG").write_bytes(b"\0\5\x16\7")
     (photo_folder / ".thumbnails").mkdir()
     checkpoints = photo_folder / "n02123045" / ".ipynb_checkpoints"
@@ -44,7 +44,7 @@ def test_hidden_files_and_folders_are_ignored(photo_folder: Path) -> None:
     assert source.left_out == {}
 
 
-def test_files_that_are_not_images_are_counted_by_suffix(photo_folder: Path) -> None:
+def test_files_that_are_not_images_are_counted_by_suffix(photo_folder):
     for name in ("a.txt", "b.TXT", "more/c.xml", "README"):
         (photo_folder / "n01440764" / name).parent.mkdir(exist_ok=True)
         (photo_folder / "n01440764" / name).write_text("not an image")
@@ -52,21 +52,21 @@ def test_files_that_are_not_images_are_counted_by_suffix(photo_folder: Path) -> 
     assert open_source(photo_folder).left_out == {".txt": 2, ".xml": 1, "": 1}
 
 
-def test_error_names_the_suffixes_when_classes_hold_no_images(tmp_path: Path) -> None:
+def test_error_names_the_suffixes_when_classes_hold_no_images(tmp_path):
     (tmp_path / "cups").mkdir()
     (tmp_path / "cups" / "cup.heic").write_bytes(b"")
     with pytest.raises(UserError, match=r"no images in class folders below it \(but 1 \.heic\)"):
         open_source(tmp_path)
 
 
-def test_labels_index_the_given_classes(photo_folder: Path) -> None:
+def test_labels_index_the_given_classes(photo_folder):
     source = open_source(photo_folder, classes=("n00000001", "n01440764", "n02123045", "n04008634"))
     assert set(source.labels.tolist()) == {1, 2, 3}
     with pytest.raises(UserError, match="'n04008634' is not one of the 2"):
         open_source(photo_folder, classes=("n01440764", "n02123045"))
 
 
-def test_an_image_outside_the_class_folders_is_ignored(photo_folder: Path) -> None:
+def test_an_image_outside_the_class_folders_is_ignored(photo_folder):
     (photo_folder / "n01440764" / "n01440764_0.JPEG").rename(photo_folder / "cover.JPEG")
     source = open_source(photo_folder)
     assert source.kind == "folder"
@@ -74,14 +74,14 @@ def test_an_image_outside_the_class_folders_is_ignored(photo_folder: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["n01440764.tar", "train-00000.parquet"])
-def test_archives_beside_class_folders_are_refused(photo_folder: Path, name: str) -> None:
+def test_archives_beside_class_folders_are_refused(photo_folder, name):
     (photo_folder / name).write_bytes(bytes(1024))
     with pytest.raises(UserError, match=f"both class folders and archives .{name}.; move one"):
         open_source(photo_folder)
 
 
 @pytest.mark.parametrize("to", ["n01440764", "photos", "more", "/"])
-def test_a_link_to_a_parent_folder_is_listed_as_unreadable(photo_folder: Path, to: str) -> None:
+def test_a_link_to_a_parent_folder_is_listed_as_unreadable(photo_folder, to):
     more = photo_folder / "n01440764" / "more"
     more.mkdir()
     target = {"/": Path("/"), "n01440764": more.parent, "photos": photo_folder, "more": more}[to]
@@ -93,14 +93,14 @@ def test_a_link_to_a_parent_folder_is_listed_as_unreadable(photo_folder: Path, t
         source.locate(names.index("n01440764/more/back")).read()
 
 
-def test_links_to_other_folders_are_followed(photo_folder: Path) -> None:
+def test_links_to_other_folders_are_followed(photo_folder):
     (photo_folder / "n00000001").symlink_to(photo_folder / "n01440764")
     source = open_source(photo_folder)
     assert len(source.names) == len(ImageFolder(str(photo_folder)).samples) == 32
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "splits"])
-def test_unusable_folders_are_refused_in_one_line(photo_folder: Path, make: str) -> None:
+def test_unusable_folders_are_refused_in_one_line(photo_folder, make):
     root = photo_folder.parent / "root"
     if make == "empty":
         (root / "n01440764").mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_unusable_folders_are_refused_in_one_line(photo_folder: Path, make: str)
     assert "\n" not in str(caught.value)
 
 
-def test_more_images_outside_than_inside_class_folders_is_refused(photo_folder: Path) -> None:
+def test_more_images_outside_than_inside_class_folders_is_refused(photo_folder):
     flat = photo_folder / "n01440764"
     (flat / "samples").mkdir()
     (flat / "n01440764_0.JPEG").rename(flat / "samples" / "0.JPEG")
@@ -129,7 +129,7 @@ def numbered(photo_folder: Path, *numbers: str) -> Path:
     return photo_folder
 
 
-def test_numbered_folders_are_labels_only_if_told_so(photo_folder: Path) -> None:
+def test_numbered_folders_are_labels_only_if_told_so(photo_folder):
     """Sorted by name, as ImageFolder does, folder 10 would be class 0 and folder 9 class 2: ImageNet-V2's known trap."""
     folder = numbered(photo_folder, "9", "10", "2")
     source = open_source(folder, class_indices=True)
@@ -140,7 +140,7 @@ def test_numbered_folders_are_labels_only_if_told_so(photo_folder: Path) -> None
     assert open_source(folder).classes == ("10", "2", "9")
 
 
-def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder: Path) -> None:
+def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder):
     folder, classes = numbered(photo_folder, "0", "1", "3"), [f"n0000000{k}" for k in range(4)]
     source = open_source(folder, classes=classes, class_indices=True)
     assert source.classes == tuple(classes) and set(source.labels.tolist()) == {0, 1, 3}
@@ -159,6 +159,6 @@ def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder: P
         (("0", "1", "²"), "is not the number of a class"),
     ],
 )
-def test_folders_that_are_no_labels_are_refused(photo_folder: Path, names: tuple[str, ...], message: str) -> None:
+def test_folders_that_are_no_labels_are_refused(photo_folder, names, message):
     with pytest.raises(UserError, match=message):
         open_source(numbered(photo_folder, *names), class_indices=True)

@@ -55,7 +55,7 @@ def check_source(source: Source, size: int) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
-def test_the_corpus_is_what_its_names_say(path: Path) -> None:
+def test_the_corpus_is_what_its_names_say(path):
     check(path)
     if path.name.startswith(VALID):
         source = open_source(path)

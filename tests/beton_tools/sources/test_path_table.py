@@ -29,7 +29,7 @@ ROWS = "pictures/coffee.png{d}cup\npictures/rocket.png{d}ship\n"
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("head", ["image_path{d}label", "File_Name{d}Target", "\ufefffilepath{d}class"])
-def test_a_csv_is_converted_with_its_usual_column_names(images: Path, head: str, delimiter: str) -> None:
+def test_a_csv_is_converted_with_its_usual_column_names(images, head, delimiter):
     table = images / "t.csv"
     table.write_text((head + "\n" + ROWS).format(d=delimiter), encoding="utf-8")
     manifest = convert_folder(table, images / "t.beton", WriteOptions(workers=0))
@@ -37,7 +37,7 @@ def test_a_csv_is_converted_with_its_usual_column_names(images: Path, head: str,
     assert list(manifest.names) == ["pictures/coffee.png", "pictures/rocket.png"]
 
 
-def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images: Path) -> None:
+def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images):
     rows = [{"path": "pictures/coffee.png", "label": "cup"}, {"path": "pictures/rocket.png", "label": "ship"}]
     pq.write_table(pa.Table.from_pylist(rows), images / "paths.parquet")
     held = [{"image": (images / row["path"]).read_bytes(), "label": row["label"]} for row in rows]
@@ -50,7 +50,7 @@ def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images:
 
 @pytest.mark.parametrize("kind", ["paths", "images"])
 @pytest.mark.parametrize("labels", [["cup", " "], [1.0, float("nan")]], ids=["space", "NaN"])
-def test_a_row_of_a_parquet_file_without_a_label_is_named(images: Path, kind: str, labels: list[object]) -> None:
+def test_a_row_of_a_parquet_file_without_a_label_is_named(images, kind, labels):
     if kind == "images" and labels[0] == 1.0:
         pytest.skip("labels beside images are integers or text")
     names = ["pictures/coffee.png", "pictures/rocket.png"]
@@ -61,7 +61,7 @@ def test_a_row_of_a_parquet_file_without_a_label_is_named(images: Path, kind: st
 
 
 @pytest.mark.parametrize("kind", ["paths", "images"])
-def test_space_around_a_label_is_no_part_of_it(images: Path, kind: str) -> None:
+def test_space_around_a_label_is_no_part_of_it(images, kind):
     names = ["pictures/coffee.png", "pictures/rocket.png"]
     cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
     pq.write_table(pa.table({"image": cells, "label": ["cup ", "cup"]}), images / "t.parquet")
@@ -69,7 +69,7 @@ def test_space_around_a_label_is_no_part_of_it(images: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["paths", "images"])
-def test_categories_of_pandas_are_names(images: Path, kind: str) -> None:
+def test_categories_of_pandas_are_names(images, kind):
     names = ["pictures/coffee.png", "pictures/rocket.png"]
     cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
     labels = pa.array(["cup", "ship"]).dictionary_encode()
@@ -89,7 +89,7 @@ def test_categories_of_pandas_are_names(images: Path, kind: str) -> None:
         (["kind", "weight"], "kind or weight could be the label column; name the column of labels 'label'"),
     ],
 )
-def test_no_other_column_of_integers_is_taken_for_the_label(images: Path, columns: list[str], label: str) -> None:
+def test_no_other_column_of_integers_is_taken_for_the_label(images, columns, label):
     """Class numbers beside embedded images: the label's rows hold 0 and 1."""
     cells = {name: [0, 1] if name == label else [5, 6] for name in columns}
     pq.write_table(pa.table({"image": [b"x", b"y"], **cells}), images / "t.parquet")
@@ -100,13 +100,13 @@ def test_no_other_column_of_integers_is_taken_for_the_label(images: Path, column
         open_source(images / "t.parquet")
 
 
-def test_a_column_of_another_type_does_not_hide_the_labels(images: Path) -> None:
+def test_a_column_of_another_type_does_not_hide_the_labels(images):
     table = pa.table({"image": [b"x", b"y"], "category": [["a"], ["b"]], "target": pa.nulls(2), "labels": [1, 0]})
     pq.write_table(table, images / "t.parquet")
     assert open_source(images / "t.parquet").labels.tolist() == [1, 0]
 
 
-def test_optional_columns_are_read(images: Path) -> None:
+def test_optional_columns_are_read(images):
     table = images / "t.csv"
     table.write_text("path,label,split,group\na.png,x,Validation,p1\nb.png,y,training,\nc.png,y,test,p2\n")
     assert columns_of(open_tables(images, [table])[1]) == Columns(["val", "train", "test"], ["p1", "", "p2"])
@@ -114,7 +114,7 @@ def test_optional_columns_are_read(images: Path) -> None:
     assert columns_of(open_tables(images, [table])[1]) == Columns(["val", "train"], None)
 
 
-def test_numbers_are_sorted_by_value() -> None:
+def test_numbers_are_sorted_by_value():
     assert sort_labels({"10", "9", "b", "a"}) == ["9", "10", "a", "b"]
 
 
@@ -134,7 +134,7 @@ def test_numbers_are_sorted_by_value() -> None:
         ("path,label\nhttps://x.org/a.png,x\n", "https://x.org/a.png is a URL; download the images"),
     ],
 )
-def test_mistakes_name_the_table_and_the_row(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_name_the_table_and_the_row(tmp_path, text, message):
     table = tmp_path / "t.csv"
     table.write_text(text)
     with pytest.raises(UserError, match=message) as error:
@@ -142,7 +142,7 @@ def test_mistakes_name_the_table_and_the_row(tmp_path: Path, text: str, message:
     assert "\n" not in str(error.value) and str(table) in str(error.value)
 
 
-def test_a_label_outside_the_given_classes_is_refused(images: Path) -> None:
+def test_a_label_outside_the_given_classes_is_refused(images):
     table = images / "t.csv"
     table.write_text("path,label\n" + ROWS.format(d=","))
     with pytest.raises(UserError, match="class 'ship' is not one of the 1 training classes"):
@@ -159,17 +159,17 @@ def test_a_label_outside_the_given_classes_is_refused(images: Path) -> None:
     ],
     ids=["first line is blank", "line separator in a cell", "quoted line break", "Windows"],
 )
-def test_a_cell_may_hold_any_text(tmp_path: Path, text: str, labels: tuple[str, ...]) -> None:
+def test_a_cell_may_hold_any_text(tmp_path, text, labels):
     (tmp_path / "t.csv").write_bytes(text.encode())
     assert open_tables(tmp_path, [tmp_path / "t.csv"])[0].classes == labels
 
 
-def test_excels_unicode_text_is_read(tmp_path: Path) -> None:
+def test_excels_unicode_text_is_read(tmp_path):
     (tmp_path / "t.csv").write_bytes("path\tlabel\r\na.png\tcafé\r\n".encode("utf-16"))
     assert open_tables(tmp_path, [tmp_path / "t.csv"])[0].classes == ("café",)
 
 
-def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_path: Path) -> None:
+def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_path):
     (tmp_path / "t.csv").write_bytes("path,label\na.png,x\nb.png,café\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"t\.csv, row 3: the label is not UTF-8 text; save the table as UTF-8"):
         open_tables(tmp_path, [tmp_path / "t.csv"])
@@ -177,7 +177,7 @@ def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_pa
     assert list(open_tables(tmp_path, [tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]
 
 
-def test_only_columns_that_are_used_must_have_different_names(images: Path) -> None:
+def test_only_columns_that_are_used_must_have_different_names(images):
     (images / "t.csv").write_text("path,label,note,note,file,file\npictures/coffee.png,cup,a,b,c,d\n")
     assert open_source(images / "t.csv").classes == ("cup",)
     columns = [pa.array(["pictures/coffee.png"]), pa.array(["cup"]), pa.array(["ship"])]

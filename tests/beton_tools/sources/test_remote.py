@@ -60,9 +60,7 @@ def parquet(path: Path, jpegs: Jpegs, group: int = 4) -> None:
 
 
 @pytest.mark.parametrize(("name", "workers"), [("n01440764.tar", 0), ("s-{00..02}.tar", 2), ("a.parquet", 0)])
-def test_a_conversion_equals_that_of_local_files(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, name: str, workers: int
-) -> None:
+def test_a_conversion_equals_that_of_local_files(server, tmp_path, photo_jpegs, name, workers):
     shards(server.folder, photo_jpegs)
     parquet(server.folder / "a.parquet", photo_jpegs)
     class_tar = {f"{i}.JPEG": data for i, data in enumerate(photo_jpegs["n01440764"])}
@@ -74,7 +72,7 @@ def test_a_conversion_equals_that_of_local_files(
     assert (ours.classes, list(ours.names)) == (local.classes, list(local.names))
 
 
-def test_connections_that_break_are_made_again(server: FileServer, tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_connections_that_break_are_made_again(server, tmp_path, photo_jpegs):
     shards(server.folder, photo_jpegs)
     convert_folder(server.folder, tmp_path / "local.beton", ALONE)
     server.break_every = 3
@@ -84,9 +82,7 @@ def test_connections_that_break_are_made_again(server: FileServer, tmp_path: Pat
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, on_error: str
-) -> None:
+def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(server, tmp_path, photo_jpegs, on_error):
     shards(server.folder, photo_jpegs)
     source, out = open_source(f"{server.url}/s-00.tar"), tmp_path / "o.beton"
     server.status = 503
@@ -105,9 +101,7 @@ def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(
         ({"status": 500}, "500.*5 attempts"),
     ],
 )
-def test_what_a_server_refuses_is_one_line(
-    server: FileServer, photo_jpegs: Jpegs, change: dict[str, int], reason: str
-) -> None:
+def test_what_a_server_refuses_is_one_line(server, photo_jpegs, change, reason):
     shards(server.folder, photo_jpegs)
     vars(server).update(change)
     with pytest.raises(UserError, match=rf"s-00\.tar: .*{reason}") as caught:
@@ -125,9 +119,7 @@ def test_what_a_server_refuses_is_one_line(
         ("gzip", "the server cannot send parts of a file"),
     ],
 )
-def test_bytes_of_another_range_are_never_stored(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, trick: str, reason: str, on_error: str
-) -> None:
+def test_bytes_of_another_range_are_never_stored(server, tmp_path, photo_jpegs, trick, reason, on_error):
     shards(server.folder, photo_jpegs)
     source = open_source(f"{server.url}/s-00.tar")
     server.trick = trick
@@ -139,34 +131,32 @@ def test_bytes_of_another_range_are_never_stored(
 @pytest.mark.parametrize(
     ("url", "advice"), [("https://h/*.tar", "use braces"), ("gs://b/a.tar", "https://storage.googleapis.com/BUCKET")]
 )
-def test_what_cannot_be_read_is_answered_with_what_can(url: str, advice: str) -> None:
+def test_what_cannot_be_read_is_answered_with_what_can(url, advice):
     with pytest.raises(UserError, match=advice):
         open_source(url)
 
 
-def test_a_part_that_is_too_large_is_not_requested() -> None:
+def test_a_part_that_is_too_large_is_not_requested():
     path = RemotePath("https://host/a.tar")
     with pytest.raises(RemoteError, match=r"2,147,483,649 bytes would be read at once"):
         read_range(path, (1 << 60, 0), 0, (2 << 30) + 1)
 
 
-def test_a_redirect_to_no_url_is_one_line_without_secrets(server: FileServer) -> None:
+def test_a_redirect_to_no_url_is_one_line_without_secrets(server):
     server.trick = "redirect"
     with pytest.raises(UserError, match=r"s-00\.tar: cannot be read \(.*[rR]edirect") as caught:
         open_source(f"{server.url}/s-00.tar?signature=secret")
     assert not {"secret", "password"} & set(re.findall(r"\w+", str(caught.value)))
 
 
-def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     with pytest.raises(UserError, match=r"127\.0\.0\.1.*, 5 attempts\)$"):
         open_source("http://127.0.0.1:9/a.tar")  # the discard port
 
 
 @pytest.mark.parametrize("versions", [True, False])
-def test_a_file_that_changes_during_the_conversion_is_refused(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, versions: bool
-) -> None:
+def test_a_file_that_changes_during_the_conversion_is_refused(server, tmp_path, photo_jpegs, versions):
     server.versions = versions
     shards(server.folder, photo_jpegs)
     source, path = open_source(f"{server.url}/s-00.tar"), server.folder / "s-00.tar"
@@ -178,9 +168,7 @@ def test_a_file_that_changes_during_the_conversion_is_refused(
         write_beton(tmp_path / "o.beton", source, WriteOptions(workers=0, on_error="skip"))
 
 
-def test_a_finished_conversion_is_known_by_size_and_version(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs
-) -> None:
+def test_a_finished_conversion_is_known_by_size_and_version(server, tmp_path, photo_jpegs):
     shards(server.folder, photo_jpegs)
     out, url = tmp_path / "o.beton", f"{server.url}/s-00.tar"
     first = convert_folder(f"{url}?signature=secret1", out, ALONE)
@@ -193,7 +181,7 @@ def test_a_finished_conversion_is_known_by_size_and_version(
         convert_folder(url, out, ALONE)
 
 
-def test_row_groups_are_read_once(server: FileServer, tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_row_groups_are_read_once(server, tmp_path, photo_jpegs):
     parquet(
         server.folder / "a.parquet", {"all": [data for many in photo_jpegs.values() for data in many] * 5}, group=120
     )
@@ -204,14 +192,14 @@ def test_row_groups_are_read_once(server: FileServer, tmp_path: Path, photo_jpeg
     assert size * 0.8 < server.sent < size * 1.5
 
 
-def test_large_members_are_not_downloaded_for_the_index(server: FileServer) -> None:
+def test_large_members_are_not_downloaded_for_the_index(server):
     tar = tar_of({"a.cls": b"0", "a.jpg": b"x" * (6 * BLOCK), "b.jpg": b"y", "b.cls": b"0"})
     (server.folder / "s.tar").write_bytes(tar)
     assert len(open_source(f"{server.url}/s.tar").names) == 2
     assert server.sent < 5 * BLOCK  # the file is opened twice, and has a first and a last block
 
 
-def test_an_open_file_reads_like_a_local_one(server: FileServer) -> None:
+def test_an_open_file_reads_like_a_local_one(server):
     data = bytes(range(256)) * 1000
     (server.folder / "f").write_bytes(data)
     with RemoteFile(RemotePath(f"{server.url}/f")) as file:
@@ -228,7 +216,7 @@ def test_an_open_file_reads_like_a_local_one(server: FileServer) -> None:
         RemoteFile(RemotePath(f"{server.url}/f"))
 
 
-def test_paths() -> None:
+def test_paths():
     path = RemotePath("https://user:pw@host:80/a/b/train-0.tar?sig=1")
     assert (path.name, path.stem, path.suffix) == ("train-0.tar", "train-0", ".tar")
     assert str(path) == "https://host:80/a/b/train-0.tar"
@@ -242,7 +230,7 @@ def test_paths() -> None:
         source_path("https://[host/a.tar")
 
 
-def test_braces() -> None:
+def test_braces():
     found = expand_pattern(RemotePath("https://host/{train,val}-{08..10}.tar?x=1"))
     assert [path.name for path in found] == [f"{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")]
     with pytest.raises(UserError, match="close every brace"):
@@ -250,7 +238,7 @@ def test_braces() -> None:
 
 
 @pytest.mark.parametrize("package", ["fsspec", "aiohttp", "braceexpand"])
-def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_a_missing_package_is_one_line(monkeypatch, package):
     servers.file_system.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(UserError, match=rf"need the package {package}; pip install 'fastft\[cloud\]'"):
@@ -258,15 +246,13 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, package:
     servers.file_system.cache_clear()
 
 
-def test_a_web_server_has_no_folders(server: FileServer, tmp_path: Path) -> None:
+def test_a_web_server_has_no_folders(server, tmp_path):
     with pytest.raises(UserError, match="for web servers use `fastft convert folder`"):
         convert_imagenet(RemotePath(server.url), tmp_path)
 
 
 @pytest.mark.parametrize(("error", "times"), [(PermissionError, 1), (ValueError, 1), (ConnectionResetError, 5)])
-def test_errors_that_cannot_pass_are_not_tried_again(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception], times: int
-) -> None:
+def test_errors_that_cannot_pass_are_not_tried_again(monkeypatch, error, times):
     monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     request = Mock(side_effect=error("text"))
     with pytest.raises(RemoteError):

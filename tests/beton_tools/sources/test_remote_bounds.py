@@ -77,7 +77,7 @@ def server(tmp_path: Path) -> Iterator[FileServer]:
         yield running
 
 
-def test_a_range_is_read_and_an_endless_answer_left(path: RemotePath, server: FileServer) -> None:
+def test_a_range_is_read_and_an_endless_answer_left(path, server):
     stamp = remote.stamp_of_url(path)
     assert read_range(path, stamp, 300, 5000) == (bytes(range(256)) * 100)[300:5000]
     server.trick = "endless"
@@ -94,7 +94,7 @@ def test_a_range_is_read_and_an_endless_answer_left(path: RemotePath, server: Fi
         ({"status": 403}, r"access denied"),
     ],
 )
-def test_other_bytes_are_refused(path: RemotePath, server: FileServer, change: dict[str, Any], reason: str) -> None:
+def test_other_bytes_are_refused(path, server, change, reason):
     stamp = remote.stamp_of_url(path)
     vars(server).update(change)
     with pytest.raises(RemoteError, match=reason) as caught:
@@ -102,7 +102,7 @@ def test_other_bytes_are_refused(path: RemotePath, server: FileServer, change: d
     assert re.match(rf"{path.protocol}://[\w.:]+/a\.tar: .*", str(caught.value)) and "\n" not in str(caught.value)
 
 
-def test_a_file_that_changed_is_refused(path: RemotePath, server: FileServer) -> None:
+def test_a_file_that_changed_is_refused(path, server):
     stamp = remote.stamp_of_url(path)
     touch_later(server.folder / "a.tar")
     with pytest.raises(RemoteError, match="changed after it was indexed"):

@@ -116,9 +116,7 @@ def as_shards(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> 
 
 
 @pytest.mark.parametrize("layout", [pytest.param(as_ilsvrc_tars, marks=pytest.mark.slow), as_shards])
-def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
-    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, val_images: dict[str, tuple[str, bytes]], layout: Any
-) -> None:
+def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(bucket, tmp_path, photo_jpegs, val_images, layout):
     folder = tmp_path / "local"
     folder.mkdir()
     layout(folder, photo_jpegs, val_images)
@@ -136,7 +134,7 @@ def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"])
-def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, url: str) -> None:
+def test_prefixes_and_patterns(bucket, tmp_path, photo_jpegs, url):
     for number in range(2):
         bucket.pipe(f"photos/shards/s-{number}.tar", train_shard(photo_jpegs))
     source = open_source(url)
@@ -155,9 +153,7 @@ def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, 
         ("s3://photos/broken.parquet", "cannot be read as parquet"),
     ],
 )
-def test_what_cannot_be_converted_is_one_line_and_code_2(
-    bucket: Any, tmp_path: Path, url: str, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_converted_is_one_line_and_code_2(bucket, tmp_path, url, reason, capsys):
     from fastft.cli import main
 
     bucket.pipe({f"photos/{name}": b"x" * 3000 for name in ("images/a.jpg", "broken.parquet")})
@@ -172,9 +168,7 @@ def test_what_cannot_be_converted_is_one_line_and_code_2(
 
 
 @pytest.mark.slow
-def test_missing_credentials_and_packages_are_one_line(
-    bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_credentials_and_packages_are_one_line(bucket, monkeypatch, tmp_path):
     bucket.pipe("photos/s.tar", b"x")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -35,7 +35,7 @@ def write_shards(folder: Path, pairs: list[tuple[bytes, int]], label_as: str) ->
 
 
 @pytest.mark.parametrize("label_as", ["cls", "json"])
-def test_webdataset_shards(tmp_path: Path, photo_jpegs: Jpegs, label_as: str) -> None:
+def test_webdataset_shards(tmp_path, photo_jpegs, label_as):
     pairs = labelled(photo_jpegs)
     write_shards(tmp_path / "shards", pairs, label_as)
     (tmp_path / "shards" / "classes.txt").write_text("cup\ncat\nrocket\n")
@@ -47,7 +47,7 @@ def test_webdataset_shards(tmp_path: Path, photo_jpegs: Jpegs, label_as: str) ->
     assert source.names[8] == "photos-train-0001.tar/./part.a/000001.jpg"
 
 
-def test_a_glob_pattern_selects_shards(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_a_glob_pattern_selects_shards(tmp_path, photo_jpegs):
     write_shards(tmp_path / "shards", labelled(photo_jpegs), "cls")
     assert len(open_source(tmp_path / "shards" / "*-000[01].tar").names) == 16
     with pytest.raises(UserError, match="no file matches"):
@@ -55,13 +55,13 @@ def test_a_glob_pattern_selects_shards(tmp_path: Path, photo_jpegs: Jpegs) -> No
 
 
 @pytest.mark.parametrize("bad", [{"a.jpg": b"x"}, {"a.jpg": b"x", "a.cls": b"cat"}, {"a.jpg": b"x", "a.json": b"[]"}])
-def test_a_sample_without_a_usable_label_is_named(tmp_path: Path, bad: dict[str, bytes]) -> None:
+def test_a_sample_without_a_usable_label_is_named(tmp_path, bad):
     (tmp_path / "s.tar").write_bytes(tar_of({"x.txt": b"a", **bad}))
     with pytest.raises(UserError, match=r"s\.tar: sample a .*label"):
         open_source(tmp_path)
 
 
-def test_samples_without_an_image_are_counted(tmp_path: Path) -> None:
+def test_samples_without_an_image_are_counted(tmp_path):
     files = {"a.jpg": b"x", "a.cls": b"0", "b.avif": b"x", "b.cls": b"0", "README": b"x", "c.json": b"{}"}
     (tmp_path / "s.tar").write_bytes(tar_of(files))
     source = open_source(tmp_path)
@@ -79,7 +79,7 @@ def write_parquet(path: Path, pairs: list[tuple[bytes, int]], names: list[str] |
     pq.write_table(table, path, row_group_size=5)
 
 
-def test_hugging_face_parquet(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_hugging_face_parquet(tmp_path, photo_jpegs):
     pairs = labelled(photo_jpegs)
     (tmp_path / "data").mkdir()
     for part in range(2):
@@ -91,7 +91,7 @@ def test_hugging_face_parquet(tmp_path: Path, photo_jpegs: Jpegs) -> None:
     assert list(source.names)[:2] == ["train-00000-of-00002.parquet:0", "photo_1.JPEG"]
 
 
-def test_plain_parquet_of_bytes_and_numbers(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_plain_parquet_of_bytes_and_numbers(tmp_path, photo_jpegs):
     pairs = labelled(photo_jpegs)
     columns = {"id": np.arange(24), "cls": [label for _, label in pairs], "jpg": [data for data, _ in pairs]}
     pq.write_table(pa.table(columns), tmp_path / "all.parquet")
@@ -101,7 +101,7 @@ def test_plain_parquet_of_bytes_and_numbers(tmp_path: Path, photo_jpegs: Jpegs) 
     assert source.labels[23] == pairs[23][1]
 
 
-def test_unusable_parquet_is_refused_in_one_line(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_unusable_parquet_is_refused_in_one_line(tmp_path, photo_jpegs):
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="cannot be read as parquet"):

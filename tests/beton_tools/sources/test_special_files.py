@@ -43,7 +43,7 @@ FLAT = {"val/a.jpg": b"x"}
         ("LOC_synset_mapping.txt", SHARD | {"classes.txt": b"n01440764\n"}, ""),
     ],
 )  # fmt: skip
-def test_archives_and_lists(tmp_path: Path, make: Make, name: str, files: dict[str, bytes], opened: str) -> None:
+def test_archives_and_lists(tmp_path, make, name, files, opened):
     for path, data in files.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data)
@@ -54,7 +54,7 @@ def test_archives_and_lists(tmp_path: Path, make: Make, name: str, files: dict[s
 
 @SPECIAL
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "train-0.parquet", "data/train.tar"])
-def test_archives_of_a_split(tmp_path: Path, make: Make, name: str) -> None:
+def test_archives_of_a_split(tmp_path, make, name):
     (tmp_path / "data").mkdir()
     make(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: cannot be read .*, not a regular file"):
@@ -62,7 +62,7 @@ def test_archives_of_a_split(tmp_path: Path, make: Make, name: str) -> None:
 
 
 @SPECIAL
-def test_entries_of_class_folders_are_skipped_and_listed(photo_folder: Path, make: Make) -> None:
+def test_entries_of_class_folders_are_skipped_and_listed(photo_folder, make):
     make(photo_folder / "n01440764" / "a.jpg")
     out = photo_folder.parent / "o.beton"
     with pytest.raises(UserError, match=r"n01440764/a\.jpg: cannot be read .*, not a regular file"):
@@ -74,21 +74,21 @@ def test_entries_of_class_folders_are_skipped_and_listed(photo_folder: Path, mak
 
 @SPECIAL
 @pytest.mark.parametrize("name", ["o.beton.part", "o.beton.part.journal"])
-def test_files_of_an_interrupted_conversion(photo_folder: Path, make: Make, name: str) -> None:
+def test_files_of_an_interrupted_conversion(photo_folder, make, name):
     make(photo_folder.parent / name)
     with pytest.raises(UserError, match=rf"{name}: .*not a regular file"):
         convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0))
 
 
 @SPECIAL
-def test_temporary_files_are_replaced(photo_folder: Path, make: Make) -> None:
+def test_temporary_files_are_replaced(photo_folder, make):
     new = photo_folder.parent / "o.beton.part.journal.new"
     make(new)
     out = photo_folder.parent / "o.beton"
     assert convert_folder(photo_folder, out, WriteOptions(workers=0)).num_samples == 24 and not new.exists()
 
 
-def test_folders_with_the_names_of_label_files_are_ignored(tmp_path: Path) -> None:
+def test_folders_with_the_names_of_label_files_are_ignored(tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "a.jpg").write_bytes(b"x")
     (tmp_path / "val" / "val.txt").mkdir()

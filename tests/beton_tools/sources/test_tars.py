@@ -16,9 +16,7 @@ def contents(source: Source) -> list[tuple[str, int, bytes]]:
     return [(Path(name).name, int(source.labels[i]), source.locate(i).read()) for i, name in enumerate(source.names)]
 
 
-def test_the_train_tar_reads_like_its_folder(
-    tmp_path: Path, photo_folder: Path, photo_jpegs: dict[str, list[bytes]]
-) -> None:
+def test_the_train_tar_reads_like_its_folder(tmp_path, photo_folder, photo_jpegs):
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(train_tar(photo_jpegs))
     tar, folder = open_source(tmp_path, "train"), open_source(photo_folder)
     assert tar.classes == folder.classes
@@ -26,7 +24,7 @@ def test_the_train_tar_reads_like_its_folder(
     assert contents(tar) == contents(folder)
 
 
-def test_a_folder_of_class_tars_reads_like_the_train_tar(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
+def test_a_folder_of_class_tars_reads_like_the_train_tar(tmp_path, photo_jpegs):
     (tmp_path / "train").mkdir()
     for wnid, images in photo_jpegs.items():
         files = {f"{wnid}_{i}.JPEG": data for i, data in enumerate(images)}
@@ -51,9 +49,7 @@ def tar_with_links(images: list[bytes], links: dict[str, tuple[bytes, str]]) -> 
     return data.getvalue()
 
 
-def test_hard_links_are_images_and_other_members_without_data_are_counted(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
-) -> None:
+def test_hard_links_are_images_and_other_members_without_data_are_counted(tmp_path, photo_jpegs):
     first, second = photo_jpegs["n01440764"][:2]
     links = {
         "a.JPEG": (tarfile.LNKTYPE, "1.JPEG"),
@@ -71,9 +67,7 @@ def test_hard_links_are_images_and_other_members_without_data_are_counted(
 
 
 @pytest.mark.parametrize("damage", ["cut in data", "broken header", "compressed", "empty file"])
-def test_a_damaged_tar_is_an_error_not_fewer_images(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]], damage: str
-) -> None:
+def test_a_damaged_tar_is_an_error_not_fewer_images(tmp_path, photo_jpegs, damage):
     data = bytearray(tar_of({f"{i}.JPEG": image for i, image in enumerate(photo_jpegs["n01440764"])}))
     second_header = 512 + -(-len(photo_jpegs["n01440764"][0]) // 512) * 512
     if damage == "cut in data":
@@ -90,7 +84,7 @@ def test_a_damaged_tar_is_an_error_not_fewer_images(
     assert "\n" not in str(caught.value)
 
 
-def test_a_tar_that_shrinks_after_indexing_is_a_read_error(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
+def test_a_tar_that_shrinks_after_indexing_is_a_read_error(tmp_path, photo_jpegs):
     path = tmp_path / "n01440764.tar"
     path.write_bytes(tar_of({"a.JPEG": photo_jpegs["n01440764"][0]}))
     source = open_source(tmp_path)

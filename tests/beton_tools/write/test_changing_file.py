@@ -55,7 +55,7 @@ def written(photo_folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "change", ["half", *(pytest.param(c, marks=pytest.mark.slow) for c in ("empty", "overwritten", "renamed"))]
 )
-def test_every_command_ends_with_one_line_that_names_the_file(written: Path, tmp_path: Path, change: str) -> None:
+def test_every_command_ends_with_one_line_that_names_the_file(written, tmp_path, change):
     code = [sys.executable, "-c", COMMANDS, str(written), change, str(tmp_path)]
     done = subprocess.run(code, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # SIGBUS: -7
@@ -70,7 +70,7 @@ def test_every_command_ends_with_one_line_that_names_the_file(written: Path, tmp
         assert end == f"{command} 2"
 
 
-def test_a_read_behind_the_end_is_an_error_that_names_the_file(written: Path) -> None:
+def test_a_read_behind_the_end_is_an_error_that_names_the_file(written):
     beton = Beton.open(written)
     last = int(np.argmax(beton.pointers))
     os.truncate(written, int(beton.pointers[last]) + 10)
@@ -80,7 +80,7 @@ def test_a_read_behind_the_end_is_an_error_that_names_the_file(written: Path) ->
     assert len(beton.read_bytes(int(np.argmin(beton.pointers)))) > 100
 
 
-def test_a_disk_error_is_an_error_that_names_the_file(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_error_is_an_error_that_names_the_file(written, monkeypatch):
     def fail(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
@@ -90,14 +90,14 @@ def test_a_disk_error_is_an_error_that_names_the_file(written: Path, monkeypatch
         beton.image_bytes(0)
 
 
-def test_a_read_that_returns_less_is_continued(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_that_returns_less_is_continued(written, monkeypatch):
     beton, truly_read = Beton.open(written), os.preadv
     whole = beton.read_bytes(3)
     monkeypatch.setattr("os.preadv", lambda fd, parts, at: truly_read(fd, [parts[0][:100]], at))
     assert beton.read_bytes(3) == whole
 
 
-def test_the_descriptor_is_closed_with_the_object(written: Path) -> None:
+def test_the_descriptor_is_closed_with_the_object(written):
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     beton = Beton.open(written)
     assert beton.read_bytes(0)

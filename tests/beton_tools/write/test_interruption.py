@@ -68,9 +68,7 @@ def both(out: Path) -> tuple[bytes, bytes]:
     return out.read_bytes(), manifest_path(out).read_bytes()
 
 
-def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
-    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
-) -> None:
+def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(photo_folder, tmp_path, whole):
     out = tmp_path / "photos.beton"
     child = start(photo_folder, out, pause_at=21)
     wait_until(21, child)
@@ -89,9 +87,7 @@ def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
 
 
 @pytest.mark.parametrize("damage", ["torn journal", "lost page", "foreign journal", "no journal"])
-def test_damage_left_by_a_kill_is_written_again(
-    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], damage: str
-) -> None:
+def test_damage_left_by_a_kill_is_written_again(photo_folder, tmp_path, whole, damage):
     out = tmp_path / "photos.beton"
     leave_unfinished(photo_folder, out)
     part, journal = out.with_name("photos.beton.part"), out.with_name("photos.beton.part.journal")
@@ -107,9 +103,7 @@ def test_damage_left_by_a_kill_is_written_again(
     assert both(out) == whole
 
 
-def test_a_kill_while_the_journal_is_replaced_loses_nothing(
-    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_while_the_journal_is_replaced_loses_nothing(photo_folder, tmp_path, whole, monkeypatch):
     out = tmp_path / "photos.beton"
     leave_unfinished(photo_folder, out)
     journal = out.with_name("photos.beton.part.journal")
@@ -130,9 +124,7 @@ def test_a_kill_while_the_journal_is_replaced_loses_nothing(
     assert both(out) == whole
 
 
-def test_the_journal_reaches_the_disk_with_the_pages_that_it_lists(
-    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_journal_reaches_the_disk_with_the_pages_that_it_lists(photo_folder, tmp_path, monkeypatch):
     synced: list[str] = []
     truly_sync = os.fsync
 
@@ -157,7 +149,7 @@ def blank(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_an_image_that_changed_since_the_kill_is_read_again(photo_folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_changed_since_the_kill_is_read_again(photo_folder, tmp_path):
     out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
     leave_unfinished(photo_folder, out)
     first, *_, last = sorted(photo_folder.rglob("*.JPEG"))
@@ -168,9 +160,7 @@ def test_an_image_that_changed_since_the_kill_is_read_again(photo_folder: Path, 
     assert both(out) == both(fresh)
 
 
-def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(photo_folder, tmp_path):
     bad = photo_folder / "n01440764" / "n01440764_0.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
@@ -196,8 +186,8 @@ def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(
 
 
 def test_a_kill_between_manifest_and_file_leaves_no_file_with_another_files_manifest(
-    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    photo_folder, tmp_path, monkeypatch
+):
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
     monkeypatch.setattr("beton_tools.write.pagefile.PageFile.publish", lambda self: os.kill(os.getpid(), 9))
@@ -223,7 +213,7 @@ def leave_unfinished(photos: Path, out: Path) -> None:
     os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_other_options_start_over(photo_folder: Path, tmp_path: Path) -> None:
+def test_other_options_start_over(photo_folder, tmp_path):
     out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
     leave_unfinished(photo_folder, out)
     other = WriteOptions(workers=0, page_size=PAGE, max_resolution=90)
@@ -233,9 +223,7 @@ def test_other_options_start_over(photo_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(
-    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
-) -> None:
+def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(photo_folder, tmp_path, whole):
     out = tmp_path / "photos.beton"
     child = start(photo_folder, out, file_limit=PAGE + 1000)
     _, errors = child.communicate(timeout=60)
@@ -248,7 +236,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(
     assert both(out) == whole
 
 
-def test_two_writers_of_one_file_do_not_mix(photo_folder: Path, tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_mix(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     refused = []
 
@@ -263,9 +251,7 @@ def test_two_writers_of_one_file_do_not_mix(photo_folder: Path, tmp_path: Path) 
     assert Beton.open(out).num_samples == 24
 
 
-def test_a_file_that_another_writer_completed_first_is_not_replaced(
-    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_another_writer_completed_first_is_not_replaced(photo_folder, tmp_path, monkeypatch):
     out = tmp_path / "photos.beton"
     part = out.with_name("photos.beton.part")
     monkeypatch.setattr("fcntl.flock", lambda *_: part.rename(out))
@@ -273,9 +259,7 @@ def test_a_file_that_another_writer_completed_first_is_not_replaced(
         write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
 
 
-def test_a_file_is_written_to_a_file_system_without_locks(
-    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_written_to_a_file_system_without_locks(photo_folder, tmp_path, monkeypatch):
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -286,7 +270,7 @@ def test_a_file_is_written_to_a_file_system_without_locks(
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_of_a_long_conversion(imagenet_sample: Path, tmp_path: Path) -> None:
+def test_kill_9_at_random_moments_of_a_long_conversion(imagenet_sample, tmp_path):
     out, whole = tmp_path / "sample.beton", tmp_path / "whole.beton"
     write_beton(whole, open_source(imagenet_sample), OPTIONS)
     rng = random.Random(0)

@@ -25,9 +25,7 @@ def options(**changes: object) -> WriteOptions:
 
 
 @pytest.mark.parametrize("choice", [{}, {"shuffle_seed": 3}, {"subset_per_class": 2}])
-def test_parts_one_after_another_have_the_samples_of_the_single_conversion(
-    photo_folder: Path, tmp_path: Path, choice: dict[str, int]
-) -> None:
+def test_parts_one_after_another_have_the_samples_of_the_single_conversion(photo_folder, tmp_path, choice):
     convert_folder(photo_folder, tmp_path / "whole.beton", options(**choice))
     for number in range(1, 4):
         manifest = convert_folder(
@@ -46,9 +44,7 @@ def test_parts_one_after_another_have_the_samples_of_the_single_conversion(
     assert parts.missing_parts == ""
 
 
-def test_a_finished_part_is_not_written_again_and_another_division_is_another_file(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_a_finished_part_is_not_written_again_and_another_division_is_another_file(photo_folder, tmp_path):
     for _ in range(2):
         convert_folder(photo_folder, tmp_path / "photos.beton", options(part=Part(1, 2)))
         before = (tmp_path / "photos-1-of-2.beton").stat().st_mtime_ns
@@ -57,7 +53,7 @@ def test_a_finished_part_is_not_written_again_and_another_division_is_another_fi
     assert len(list(tmp_path.glob("*.beton"))) == 2
 
 
-def test_names_sort_in_the_order_of_the_parts() -> None:
+def test_names_sort_in_the_order_of_the_parts():
     names = [Part(k, 16).path(Path("in21k/train.beton")).name for k in range(1, 17)]
     assert names[2] == "train-03-of-16.beton" and names == sorted(names)
 
@@ -65,7 +61,7 @@ def test_names_sort_in_the_order_of_the_parts() -> None:
 @pytest.mark.parametrize(
     "text", ["0/4", "5/4", "1/0", "3", "1/2/3", "a/b", "-1/4", "1/", "²/3", "1/1000000", "1/" + "9" * 5000]
 )
-def test_a_part_that_does_not_exist_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_that_does_not_exist_is_one_line(text, capsys):
     assert main(["convert", "folder", "--data", ".", "--out", "x.beton", f"--part={text}"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "give NUMBER/COUNT" in error
@@ -82,22 +78,20 @@ def test_a_part_that_does_not_exist_is_one_line(text: str, capsys: pytest.Captur
     ],
     ids=lambda text: text[:14],
 )
-def test_missing_parts_are_listed_up_to_a_limit(photo_folder: Path, tmp_path: Path, part: str, missing: str) -> None:
+def test_missing_parts_are_listed_up_to_a_limit(photo_folder, tmp_path, part, missing):
     path = tmp_path / "photos.beton"
     manifest = convert_folder(photo_folder, path, options())
     replace(manifest, options={"part": part}).save(manifest_path(path))
     assert BetonSet.open(path).missing_parts == missing
 
 
-def test_more_parts_than_images_are_refused(photo_folder: Path, tmp_path: Path) -> None:
+def test_more_parts_than_images_are_refused(photo_folder, tmp_path):
     with pytest.raises(UserError, match="use at most as many parts"):
         convert_folder(photo_folder, tmp_path / "x.beton", options(part=Part(1, 10_000)))
     assert not list(tmp_path.glob("x*"))
 
 
-def test_the_array_script_converts_every_part_with_the_environment_beside_it(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_the_array_script_converts_every_part_with_the_environment_beside_it(photo_folder, tmp_path):
     """Run by bash with Slurm's variables; the environment puts a `fastft` into PATH that notes its arguments."""
     bin_folder = tmp_path / ".venv/bin"
     bin_folder.mkdir(parents=True)

@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.slow  # its reader: test_writer
-def test_stock_ffcv_reads_our_files() -> None:
+def test_stock_ffcv_reads_our_files():
     checks = Path(__file__).with_name("stock_loader_checks.py")
     # without hypothesis: it parses its sources at the end, and on Python 3.11 the parser fails when garbage collection runs
     # Numba's finalizers, which FFCV's types break

@@ -56,7 +56,7 @@ def tasks_of(folder: Path, count: int) -> list[Task]:
     return [Task(f"{i}", FileSpan(str(paths[i % len(paths)]))) for i in range(count)]
 
 
-def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) -> None:
+def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder):
     workers, taken = 2, 0
 
     def counted():
@@ -72,7 +72,7 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) 
     assert taken == done + 1 == 300
 
 
-def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tmp_path: Path) -> None:
+def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder, tmp_path):
     tasks = tasks_of(photo_folder, 30)
     expected = list(encode_in_order(tasks, EncodeOptions(), 0))
     image = tasks[12].location
@@ -82,7 +82,7 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tm
     assert (tmp_path / "died").exists()
 
 
-def test_an_image_that_is_too_large_for_the_memory_fails_alone(photo_folder: Path) -> None:
+def test_an_image_that_is_too_large_for_the_memory_fails_alone(photo_folder):
     tasks = [Task("0", Huge()), *tasks_of(photo_folder, 3)]
     failed, *others = encode_in_order(tasks, EncodeOptions(), 1)
     assert isinstance(failed, Failed) and "a worker died on it twice" in failed.reason
@@ -90,9 +90,7 @@ def test_an_image_that_is_too_large_for_the_memory_fails_alone(photo_folder: Pat
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_an_interruption_while_workers_start_leaves_no_worker(
-    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
+def test_an_interruption_while_workers_start_leaves_no_worker(photo_folder, monkeypatch, number):
     truly_start, started = multiprocessing.context.ForkServerProcess.start, []
 
     def start(process: multiprocessing.context.ForkServerProcess) -> None:
@@ -107,7 +105,7 @@ def test_an_interruption_while_workers_start_leaves_no_worker(
     assert len(started) == 1 and not started[0].is_alive()
 
 
-def test_a_worker_that_is_killed_between_images_is_replaced(photo_folder: Path) -> None:
+def test_a_worker_that_is_killed_between_images_is_replaced(photo_folder):
     expected = list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 0))
     results = encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 1)
     found = [next(results)]
@@ -118,7 +116,7 @@ def test_a_worker_that_is_killed_between_images_is_replaced(photo_folder: Path) 
 
 
 @pytest.mark.slow
-def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom beton_tools.write.convert import convert_folder\n"
@@ -133,7 +131,7 @@ def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_fol
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_a_result_not_an_exception(photo_folder: Path, workers: int) -> None:
+def test_an_unreadable_image_is_a_result_not_an_exception(photo_folder, workers):
     tasks = [*tasks_of(photo_folder, 1), Task("bad", Unreadable()), Task("gone", FileSpan("/nowhere/x.jpg"))]
     image, *failures = encode_in_order(tasks, EncodeOptions(), workers)
     assert isinstance(image, EncodedImage)

@@ -29,7 +29,7 @@ def pixels_of(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def test_the_same_bytes_for_any_number_of_workers(photo_folder: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_for_any_number_of_workers(photo_folder, tmp_path):
     files = []
     for workers in (0, 1, 3):
         out = tmp_path / f"w{workers}" / "photos.beton"
@@ -38,7 +38,7 @@ def test_the_same_bytes_for_any_number_of_workers(photo_folder: Path, tmp_path: 
     assert files[0] == files[1] == files[2]
 
 
-def test_images_are_stored_with_their_pixels_size_and_label(photo_folder: Path, tmp_path: Path) -> None:
+def test_images_are_stored_with_their_pixels_size_and_label(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     source = open_source(photo_folder)
     manifest = write_beton(out, source, INLINE)
@@ -51,7 +51,7 @@ def test_images_are_stored_with_their_pixels_size_and_label(photo_folder: Path, 
         assert beton.labels[i] == manifest.classes.index(name.split("/")[0])
 
 
-def test_ffcvs_reader_sees_the_tables_of_the_file(photo_folder: Path, tmp_path: Path) -> None:
+def test_ffcvs_reader_sees_the_tables_of_the_file(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), INLINE)
     stock, ours = Reader(str(out)), Beton.open(out)
@@ -62,7 +62,7 @@ def test_ffcvs_reader_sees_the_tables_of_the_file(photo_folder: Path, tmp_path: 
     assert stock.field_names == [f.name for f in ours.fields] == ["image", "label"]
 
 
-def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(photo_folder: Path, tmp_path: Path) -> None:
+def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), INLINE)
     beton = Beton.open(out)
@@ -73,7 +73,7 @@ def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(photo
     assert beton.data_end + len(beton) * ALLOC_DTYPE.itemsize == out.stat().st_size
 
 
-def test_bad_images_are_skipped_named_and_counted(photo_folder: Path, tmp_path: Path) -> None:
+def test_bad_images_are_skipped_named_and_counted(photo_folder, tmp_path):
     (photo_folder / "n01440764" / "n01440764_0.JPEG").write_bytes(b"")
     (photo_folder / "n02123045" / "a_text.JPEG").write_text("<html>404</html>")
     out = tmp_path / "photos.beton"
@@ -91,7 +91,7 @@ class DeadlySource(FileSource):
         return Deadly() if i == 5 else super().locate(i)
 
 
-def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_kills_workers_is_a_bad_image(photo_folder, tmp_path):
     plain = open_source(photo_folder)
     source = DeadlySource(**{f.name: getattr(plain, f.name) for f in fields(plain)})
     with pytest.raises(UserError, match=r"n01440764_5\.JPEG: a worker died on it twice \(exit code -9\)"):
@@ -101,7 +101,7 @@ def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path
     assert Beton.open(tmp_path / "a.beton").num_samples == 23
 
 
-def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(photo_folder: Path, tmp_path: Path) -> None:
+def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(photo_folder, tmp_path):
     (photo_folder / "n02123045" / "n02123045_3.JPEG").write_bytes(b"\xff\xd8\xff nonsense")
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"n02123045/n02123045_3\.JPEG: cannot be decoded"):
@@ -109,14 +109,14 @@ def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(photo_f
     assert not (tmp_path / "a.beton").exists()
 
 
-def test_a_data_set_without_a_valid_image_is_an_error(tmp_path: Path) -> None:
+def test_a_data_set_without_a_valid_image_is_an_error(tmp_path):
     (tmp_path / "photos" / "a").mkdir(parents=True)
     (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="none of the 1 images could be stored; first: empty file"):
         write_beton(tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip"))
 
 
-def test_a_subset_has_the_given_number_of_images_per_class(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_subset_has_the_given_number_of_images_per_class(photo_folder, tmp_path):
     chosen = []
     for seed in (None, 5, 5, 6):
         out = tmp_path / f"{len(chosen)}.beton"
@@ -129,7 +129,7 @@ def test_a_subset_has_the_given_number_of_images_per_class(photo_folder: Path, t
     assert set(chosen[1]) != set(chosen[3])
 
 
-def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     source = open_source(photo_folder)
     manifest = write_beton(out, source, WriteOptions(workers=0, shuffle_seed=1))
@@ -138,9 +138,7 @@ def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder: Path
     assert Beton.open(out).labels.tolist() == [label_of[name] for name in manifest.names]
 
 
-def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     source = open_source(photo_folder)
     first = write_beton(out, source, INLINE)
@@ -157,13 +155,13 @@ def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(
 @pytest.mark.parametrize(
     "wrong", [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}]
 )
-def test_invalid_options_are_one_line(wrong: dict[str, object]) -> None:
+def test_invalid_options_are_one_line(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*; give "):
         WriteOptions(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("out", ["", ".", "folder.beton"])
-def test_a_folder_as_output_file_is_one_line(photo_folder: Path, tmp_path: Path, out: str) -> None:
+def test_a_folder_as_output_file_is_one_line(photo_folder, tmp_path, out):
     (tmp_path / "folder.beton").mkdir()
     path = tmp_path / out if out else Path()
     for overwrite in (False, True):
@@ -171,7 +169,7 @@ def test_a_folder_as_output_file_is_one_line(photo_folder: Path, tmp_path: Path,
             write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
 
 
-def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder: Path, tmp_path: Path) -> None:
+def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder, tmp_path):
     broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
     broken.write_bytes(damaged(broken.read_bytes()))
     last = photo_folder / "n04008634" / "n04008634_7.JPEG"
@@ -186,7 +184,7 @@ def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder: 
     assert Manifest.of_beton(tmp_path / "a.beton") == manifest
 
 
-def test_the_manifest_records_source_options_and_counts(photo_folder: Path, tmp_path: Path) -> None:
+def test_the_manifest_records_source_options_and_counts(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0, shuffle_seed=3, max_resolution=100))
     entries = json.loads(manifest_path(out).read_text())
