@@ -7,17 +7,17 @@ top-1 of the first file, the selection set: its figure there is not one of unsee
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
-from fastft.evaluate.evaluation import evaluate_model, validation_file
+from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
@@ -29,12 +29,12 @@ State = dict[str, Tensor]
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 RESULT = "average.json"
+SCORES = ("data", "top1", "standard_error", "samples", "ranked_classes")  # of each file, in the result
 START = "start"  # in the place of a checkpoint: what the next model's training started from
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Ingredient:
+class Ingredient(NamedTuple):
     """A model's name for tables, and its weights in fp32 on the CPU, read when they are needed."""
 
     name: str
@@ -97,40 +97,25 @@ def interpolate(start: State, end: State, alpha: float) -> State:
     return {name: torch.lerp(value, end[name], alpha) for name, value in start.items()}
 
 
-@dataclass(frozen=True)
-class RunningMean:
-    """The mean of `count` states, summed in fp64."""
+def add_state(total: State, state: State) -> State:
+    """Sums in fp64, which do not drift; {} is the sum of none."""
+    return {name: value.double() + total[name] if total else value.double() for name, value in state.items()}
 
-    count: int = 0
-    total: State = field(default_factory=dict)
 
-    def with_state(self, state: State) -> "RunningMean":
-        """The mean with one more state."""
-        total = {k: v.double() + self.total[k] if self.total else v.double() for k, v in state.items()}
-        return RunningMean(self.count + 1, total)
-
-    def state(self) -> State:
-        return {name: (value / self.count).float() for name, value in self.total.items()}
+def mean_state(total: State, count: int) -> State:
+    return {name: (value / count).float() for name, value in total.items()}
 
 
 # choosing an average ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """A model or an average with its scores on each file: data, top1, standard_error, samples, ranked_classes.
+# a model or an average: name; alpha, None in soups; files: SCORES of each
+Row = dict[str, Any]
 
-    alpha: None in soups.
-    """
 
-    name: str
-    alpha: float | None
-    files: list[dict[str, Any]]
-
-    @property
-    def top1(self) -> float:
-        """On the selection set; 0 without files."""
-        return float(self.files[0]["top1"]) if self.files else 0.0
+def selection_top1(row: Row) -> float:
+    """On the selection set; 0 without files."""
+    return float(row["files"][0]["top1"]) if row["files"] else 0.0
 
 
 @dataclass(frozen=True)
@@ -153,8 +138,9 @@ class Average:
 
     def describe(self) -> str:
         """In one sentence, for the checkpoint and its model card."""
-        if self.chosen.alpha is not None:
-            made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {self.chosen.alpha:g}"
+        alpha = self.chosen["alpha"]
+        if alpha is not None:
+            made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {alpha:g}"
         else:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
         return made if self.selection is None else f"{made}; chosen by top-1 on {self.selection.name}"
@@ -163,10 +149,10 @@ class Average:
         """Everything but the weights, as JSON values."""
         return {
             "method": self.method, "description": self.describe(), "models": self.models, "members": self.members,
-            "alpha": self.chosen.alpha, "data": [str(path) for path in self.data],
+            "alpha": self.chosen["alpha"], "data": [str(path) for path in self.data],
             "selection": None if self.selection is None else str(self.selection),
-            "chosen": asdict(self.chosen) if self.data else None,
-            "rows": [asdict(row) for row in self.rows] if self.data else [],
+            "chosen": self.chosen if self.data else None,
+            "rows": self.rows if self.data else [],
         }  # fmt: skip
 
 
@@ -202,19 +188,13 @@ def average(
     say = say if world.is_main else lambda text: None
 
     def evaluate(name: str, state: State, alpha: float | None = None) -> Row:
-        if files:
-            trained.model.load_state_dict(state)
-        found = [evaluate_model(trained, path, world, only_present_classes) for path in files]
-        if files:
-            say(f"{name}: " + ", ".join(f"{s.path.name} {s.scores.top1:.3f} %" for s in found))
-        scores = [
-            {
-                "data": str(s.path), "top1": s.scores.top1, "standard_error": s.scores.standard_error,
-                "samples": s.scores.samples, "ranked_classes": s.ranked_classes,
-            }
-            for s in found
-        ]  # fmt: skip
-        return Row(name, alpha, scores)
+        if not files:
+            return {"name": name, "alpha": alpha, "files": []}
+        trained.model.load_state_dict(state)
+        scores = (evaluate_model(trained, path, world, only_present_classes) for path in files)
+        found = [describe_scores(trained, of_file) for of_file in scores]
+        say(f"{name}: " + ", ".join(f"{Path(s['data']).name} {s['top1']:.3f} %" for s in found))
+        return {"name": name, "alpha": alpha, "files": [{key: s[key] for key in SCORES} for s in found]}
 
     with connected(world):
         trained.model.to(world.device)
@@ -229,37 +209,38 @@ def average(
 def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: Sequence[float]) -> Average:
     start, end = (ingredient.read() for ingredient in ingredients)
     rows = [evaluate(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
-    chosen = max(rows, key=lambda row: row.top1)
+    chosen = max(rows, key=selection_top1)
     names = [ingredient.name for ingredient in ingredients]
-    return Average(WISE, names, names, rows, chosen, interpolate(start, end, chosen.alpha or 0.0))
+    return Average(WISE, names, names, rows, chosen, interpolate(start, end, chosen["alpha"]))
 
 
 def _uniform(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
-    mean, rows = RunningMean(), []
-    for ingredient in ingredients:
-        state = ingredient.read()
-        mean = mean.with_state(state)
-        rows.append(evaluate(ingredient.name, state, None))
-    names, state = [ingredient.name for ingredient in ingredients], mean.state()
+    total: State = {}
+    rows = []
+    for name, read in ingredients:
+        state = read()
+        total = add_state(total, state)
+        rows.append(evaluate(name, state, None))
+    names, state = [ingredient.name for ingredient in ingredients], mean_state(total, len(ingredients))
     chosen = evaluate("uniform soup", state, None)
     return Average("uniform soup", names, names, [*rows, chosen], chosen, state)
 
 
 def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
     alone = [(evaluate(one.name, one.read(), None), one) for one in ingredients]
-    ranked = sorted(alone, key=lambda pair: -pair[0].top1)
+    ranked = sorted(alone, key=lambda pair: -selection_top1(pair[0]))
     best, first = ranked[0]
-    mean, members = RunningMean().with_state(first.read()), [first.name]
+    total, members = add_state({}, first.read()), [first.name]
     rows = [row for row, _ in alone]
-    for _, ingredient in ranked[1:]:
-        tried = mean.with_state(ingredient.read())
-        row = evaluate(f"soup with {ingredient.name}", tried.state(), None)
+    for _, (name, read) in ranked[1:]:
+        tried = add_state(total, read())
+        row = evaluate(f"soup with {name}", mean_state(tried, len(members) + 1), None)
         rows.append(row)
-        if row.top1 >= best.top1:
-            mean, best = tried, row
-            members.append(ingredient.name)
+        if selection_top1(row) >= selection_top1(best):
+            total, best = tried, row
+            members.append(name)
     names = [ingredient.name for ingredient in ingredients]
-    return Average("greedy soup", names, members, rows, best, mean.state())
+    return Average("greedy soup", names, members, rows, best, mean_state(total, len(members)))
 
 
 def check_out(out: Path) -> None:

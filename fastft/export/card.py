@@ -45,11 +45,12 @@ def _summary(trained: Trained) -> str:
         tower = f"timm's {arch.timm} at {arch.image_size} px"
     else:
         tower = f"a ViT of {arch.layers} blocks, width {arch.width}, patches of {arch.patch_size} px"
+    how = "a linear probe on" if trained.kind == PROBE else "fine-tuned from"
     count = sum(p.numel() for p in trained.model.parameters())
     classes = f" Classes: {', '.join(trained.classes)}." if len(trained.classes) <= FEW_CLASSES else ""
     return (
         f"Image classifier with {recipe.data.num_classes} classes: {tower}, {count / 1e6:.1f} M parameters "
-        f"({_plain(recipe.model.arch)}), fine-tuned from `{Path(recipe.model.weights).name}` with fastft {__version__}.{classes}"
+        f"({_plain(recipe.model.arch)}), {how} `{Path(recipe.model.weights).name}` with fastft {__version__}.{classes}"
     )
 
 

@@ -5,15 +5,11 @@ covers only the process that ended its epoch.
 """
 
 import json
-from itertools import accumulate
 from statistics import median
 from typing import Any
 
-from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, diagnose, shares
-from fastft.cost.work import phase_flops
-from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.run.run_directory import Run
 from fastft.train import profile
 
@@ -55,34 +51,12 @@ def training_seconds(run: Run) -> list[float]:
 
 
 def seconds_left(run: Run) -> float:
-    """Estimated seconds of the remaining steps and evaluations, at the median pace so far.
-
-    Where image size or patch dropout change, the pace is that of FLOPs.
-    """
-    phases = phase_work(run)
-    done = [
-        n * next((work for end, work in phases if i["step"] <= end), phases[-1][1])
-        for i, n in zip(run.intervals, run.interval_steps, strict=True)
-    ]
-    pace = median(s / w for s, w in zip(training_seconds(run), done, strict=True))
-    starts = [0, *(end for end, _ in phases)]
-    remaining = (max(0, end - max(start, run.steps)) * work for start, (end, work) in zip(starts, phases, strict=False))
-    training = pace * sum(remaining)
+    """Of the remaining steps, as the last line of the log says, and of the remaining evaluations."""
+    training = float(run.intervals[-1]["seconds_left"])
     if not run.evaluations:
         return training
     left = run.recipe.evaluations - len(run.evaluations)
     return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
-
-
-def phase_work(run: Run) -> list[tuple[int, float]]:
-    """(last step, work of a step relative to the first one's) of every phase."""
-    try:
-        arch = recipe_arch(run.recipe)
-        flops = [(p.epochs, phase_flops(run.recipe, arch, p).train) for p in find_phases(run.recipe, arch)]
-    except UserError:  # the architecture's file is not on this machine
-        flops = [(run.recipe.epochs, 1.0)]
-    ends = accumulate(epochs * run.steps_per_epoch for epochs, _ in flops)
-    return [(end, f / flops[0][1]) for end, (_, f) in zip(ends, flops, strict=True)]
 
 
 def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> dict[str, Any]:

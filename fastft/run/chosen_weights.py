@@ -161,7 +161,7 @@ def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapp
         note = f"{says}, significantly: the baseline is used instead; {advice}"
     elif found.gain <= found.error:
         limit = "not significantly" if found.gain < -found.error else "within the standard error"
-        note = f"{says}, {limit}; {advice}" + ("; --weights probe takes the baseline" if paired else "")
+        note = f"{says}, {limit}; {advice}" + ("; --weights=probe takes the baseline" if paired else "")
     return {
         **choice,
         "baseline": {"gain": found.gain, "standard_error": found.error, "paired": bool(paired), "note": note},

@@ -115,13 +115,13 @@ def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp
     assert [(f["label"], f["value"]) for f in headline(run)] == [("frozen-tower baseline", "43.75 %")]
 
 
-def test_cost_adds_up_and_is_extrapolated_at_the_pace_so_far(tmp_path: Path) -> None:
+def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "half", "final_b16", 25, split=False))
     cost = run_cost(run, None, 2.0)
     assert cost is not None and cost["devices"] == 8 and cost["devices_known"]
     rows = {r["what"]: r for r in cost["rows"]}
     assert rows["so far"]["wall_seconds"] == pytest.approx(sum(training_seconds(run)) + 25 * 21.5)
-    assert rows["at the end"]["wall_seconds"] == pytest.approx(2 * rows["so far"]["wall_seconds"], rel=0.01)
+    assert rows["at the end"]["wall_seconds"] == pytest.approx(2 * rows["so far"]["wall_seconds"], rel=0.02)
     assert rows["so far"]["money"] == pytest.approx(rows["so far"]["wall_seconds"] / 3600 * 8 * 2.0)
 
 

@@ -127,7 +127,7 @@ def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only: int, 
     chosen = against_probe(own_only, probe_only)
     assert chosen is not None and chosen["take"] == "last"
     note = chosen["baseline"]["note"]
-    assert words in note and ("--optim.lr three times larger" in note and "--weights probe" in note) == bool(words)
+    assert words in note and ("--optim.lr three times larger" in note and "--weights=probe" in note) == bool(words)
 
 
 def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken() -> None:
@@ -136,7 +136,7 @@ def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken(
     chosen = choose_weights([entry], entry, {"raw": {"top1": 90, "samples": 200}})
     assert chosen is not None and chosen["take"] == "last"
     assert chosen["baseline"]["standard_error"] == pytest.approx((70 * 30 / 200 + 90 * 10 / 200) ** 0.5)
-    assert "--weights probe" not in chosen["baseline"]["note"] and not chosen["baseline"]["paired"]
+    assert "--weights=probe" not in chosen["baseline"]["note"] and not chosen["baseline"]["paired"]
     assert "baseline" not in (choose_weights([entry], entry, {"images": 800}) or {})
 
 

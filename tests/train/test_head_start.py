@@ -96,7 +96,7 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed: Path, tmp_path: Path
     assert scores["weights"] == "pretrained tower with the head of the linear probe: it is better"
     assert scores["top1"] == result["baseline"]["raw"]["top1"]
     page = render_run(load_run(tmp_path / "run"))
-    assert "probe top-1" in page and note in page and "before training, standard error" in page
+    assert "probe top-1" in page and note.capitalize() in page and "before training, standard error" in page
     for wanted in ("last", "best"):
         assert find_weights(tmp_path / "run", wanted).kind == "ema"
     (tmp_path / "run/probe.safetensors").unlink()
