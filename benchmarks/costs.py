@@ -67,15 +67,18 @@ def recipes(only: Sequence[str] = ()) -> str:
             continue
         at = predict(recipe)
         top1 = "not run" if recipe.about.top1 is None else as_published(recipe.about.top1)
-        cells = [f"`{recipe.name}`", top1, *(format_hours(at[gpu]) for gpu in MAIN_GPUS)]
+        of = recipe.about.source or "" if recipe.about.top1 else ""
+        of = f"best epoch of one log, {of}" if of.startswith("paper") else of  # final_*: as the paper reports
+        cells = [f"`{recipe.name}`", top1, of, *(format_hours(at[gpu]) for gpu in MAIN_GPUS)]
         found[family].append((at["V100"]["hours"], cells))
     rows = [cells for family in FAMILIES for _, cells in sorted(found[family], key=lambda row: -row[0])]
     ranges = "; ".join(f"{gpu} {_range(gpu)}" for gpu in MAIN_GPUS)
+    header = ["recipe", "expected top-1", "which is", *(f"{gpu}-hours" for gpu in MAIN_GPUS)]
     return (
-        f"{markdown(['recipe', 'expected top-1', *(f'{gpu}-hours' for gpu in MAIN_GPUS)], rows)}\n\nModelled on eight GPUs, "
+        f"{markdown(header, rows)}\n\nModelled on eight GPUs, "
         f"not measured: plan with these hours, {K:g} of the speed that FLOPs and memory traffic allow; from that bound to the "
         f"slowest published training of a ViT `final_b16` takes {ranges}. Where expected top-1 says 'not run', nobody has "
-        "measured what smaller images or dropped patches cost."
+        "measured what smaller images, dropped patches or a complete schedule of this length (`*_complete`) give."
     )
 
 

@@ -7,9 +7,38 @@ python docs/options_page.py --check    exit 1 if it is out of date
 import sys
 from pathlib import Path
 
-from fastft.recipe.option_list import options_page
+from fastft.recipe import SECTIONS
+from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.option_list import OptionInfo, list_options
 
 PAGE = Path(__file__).resolve().parent / "options.md"
+
+
+def options_page() -> str:
+    """The Markdown of docs/options.md."""
+    parts = [
+        "# Options",
+        "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
+        "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4` or "
+        "`--optim.lr 3e-4`; some have a short name, `--lr`, which is also the argument of `fastft.fit`). "
+        "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
+        "([Recipes](recipes.md)).",
+        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`; a test keeps it up to date.",
+    ]
+    for section, cls in SECTIONS.items():
+        options = list_options(section)
+        # closed at first: all sections are as long as fifteen screens of a phone
+        opening = f'<details markdown="1">\n<summary>{len(options)} options</summary>'
+        parts += [f"## {section}", str(cls.__doc__), opening, *map(_page_entry, options), "</details>"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _page_entry(option: OptionInfo) -> str:
+    """An entry of a definition list, which fits narrow screens."""
+    short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
+    paper = f" Paper's runs: {option.paper}." if option.paper else ""
+    text = f"{option.meaning}\n\n    Default {option.default}; {option.limits}.{paper}"
+    return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 
 def is_current() -> bool:

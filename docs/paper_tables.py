@@ -10,21 +10,22 @@ import sys
 from pathlib import Path
 
 from beton_tools.base.console import markdown_table
+from fastft.cost.price import predict
 from fastft.cost.roofline import K
 from fastft.machine.gpus import MAIN_GPUS
-from fastft.recipe import load_recipe
+from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import read_recipe
 from fastft.recipe.tables import Row, Sweep, load_sweep
 from fastft.search.runs import plan_runs
-from fastft.search.sweep import as_published, price_sweeps, recipe_hours, total_hours
+from fastft.search.sweep import as_published
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"
 HEADED = ("final_*.yaml", "baseline_*.yaml", "frugal_*.yaml", "quick_*.yaml")
 CHEAPER = ("frugal_", "quick_")  # their cost is also given as a share of the final recipe's
-LEVERS = re.compile(r"(_(half|progressive|sparse))+$")  # in the names of recipes
+LEVERS = re.compile(r"(_(half|progressive|sparse|complete))+$")  # in the names of recipes
 COST = re.compile(r"^# Cost: .*$", re.MULTILINE)
-NO_RUNS = Path("no-such-folder")  # price every row, whatever has been trained here
+NO_RUNS = Path("no-such-folder")
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
 
 INTRO = f"""# Every row of the paper
@@ -33,7 +34,7 @@ Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each poin
 trained. One file holds one table. The slow tests train one step of every row on a tiny tower.
 
 ```
-fastft sweep 05_llrd --dry-run
+fastft cost 05_llrd --gpu a100
 fastft sweep 05_llrd --data.train=train.beton --data.val=val.beton
 fastft train '05_llrd[LLRD 0.60, 6e-4]' --data.train=train.beton --data.val=val.beton
 fastft cost '02_lr[1e-5]' --gpu a100
@@ -50,6 +51,18 @@ Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test 
 def headed_recipes() -> list[Path]:
     """Every recipe whose head gives its cost."""
     return sorted(path for pattern in HEADED for path in RECIPES.glob(pattern))
+
+
+def recipe_hours(recipe: Recipe) -> dict[str, float]:
+    """GPU-hours by GPU kind, without kinds on which the step cannot be counted."""
+    return {kind: p["hours"] for kind, p in predict(recipe).items() if p["hours"] is not None}
+
+
+def total_hours(sweeps: list[Sweep]) -> tuple[dict[str, float], int]:
+    """(GPU-hours by GPU kind, number of trainings) of all rows; a training that rows share counts once."""
+    runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), NO_RUNS)}
+    hours = [recipe_hours(recipe) for recipe in runs.values()]
+    return {kind: sum(h.get(kind, 0.0) for h in hours) for kind in MAIN_GPUS}, len(runs)
 
 
 def cost_line(path: Path) -> str:
@@ -76,10 +89,11 @@ def page() -> str:
 
 
 def _totals(sweeps: list[Sweep]) -> str:
-    prices = price_sweeps(sweeps, (), NO_RUNS)
-    trainings = sum(bool(price.predicted) for price in prices)
-    total = ", ".join(f"{h:,.0f} on {kind}" for kind, h in total_hours(prices).items())
-    return f"All {len(prices)} rows are {trainings} trainings; predicted GPU-hours: {total}."
+    hours, trainings = total_hours(sweeps)
+    total = ", ".join(f"{h:,.0f} on {kind}" for kind, h in hours.items())
+    return (
+        f"All {sum(len(sweep.rows) for sweep in sweeps)} rows are {trainings} trainings; predicted GPU-hours: {total}."
+    )
 
 
 def _table(sweep: Sweep) -> str:
@@ -87,7 +101,7 @@ def _table(sweep: Sweep) -> str:
     for row, run in zip(sweep.rows, plan_runs(sweep, (), NO_RUNS), strict=True):
         figures = [as_published(row.paper), WEIGHTS[row.number], *_cells(recipe_hours(run.recipe))]
         lines.append([row.title, _recipe(sweep, row), *figures])
-    total = _cells(total_hours(price_sweeps([sweep], (), NO_RUNS)))
+    total = _cells(total_hours([sweep])[0])
     lines.append(["**this table, shared rows once**", "", "", "", *total])
     header = [sweep.source, "recipe", "paper", "of", *MAIN_GPUS]
     return f"## {sweep.title}\n\n`rcp/tables/{sweep.path.name}`\n\n{markdown_table(header, lines, left=2)}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from beton_tools.base.console import ProgressCallback
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources import SPLITS, Source, find_split, open_source
+from beton_tools.sources.folder import class_folders
 from beton_tools.sources.remote import AnyPath, source_path
 from beton_tools.write.writer import WriteOptions, write_beton
 
@@ -63,7 +63,6 @@ def convert_imagenet(
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.
 
-    Images are stored as timm's loader reads them, not turned by Exif: accuracies on ImageNet are reported that way.
     The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
     missing devkit is reported at once.
 
@@ -73,10 +72,13 @@ def convert_imagenet(
     Raises:
         UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
-    data, options = source_path(data), replace(options or WriteOptions(), upright=False)
+    data = source_path(data)
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
-        raise UserError(f"{data}: no train or val images; see `fastft convert imagenet --help` for the layouts")
+        instead = "see `fastft convert imagenet --help` for the layouts"
+        if isinstance(data, Path) and data.is_dir() and class_folders(data):
+            instead = f"of a folder per class: `fastft convert folder --data {data} --out {out}/train.beton`"
+        raise UserError(f"{data}: no train or val images; {instead}")
     sources: dict[str, Source] = {}
     for split in present:
         sources[split] = open_source(data, split, sources["train"].classes if "train" in sources else None)

@@ -80,6 +80,11 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     figures |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     _print_table(figures, console)
+    console.print(
+        "this tower on your own photographs, at its own length: fastft train demo --data.train=PHOTOS "
+        f"--model.weights={weights} --schedule.epochs=auto --train.run_dir=runs/mine",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     sheet = _draw_sheet(folder, photos / "val", console)
     return {"figures": figures, "sheet": str(sheet)}
 

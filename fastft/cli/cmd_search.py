@@ -7,7 +7,7 @@ from pathlib import Path
 from beton_tools.base.console import make_console
 from fastft.cli.arguments import add_recipe, recipe_reference
 from fastft.recipe import parse_duration
-from fastft.recipe.recipe_file import expand_pattern
+from fastft.recipe.recipe_file import open_sweep
 
 
 class Sweep:
@@ -15,8 +15,7 @@ class Sweep:
 
     HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
     EXAMPLE = (
-        "fastft sweep 05_llrd --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
-        "  fastft sweep rcp/tables/*.yaml --dry-run"
+        "fastft sweep 05_llrd --data.train=in1k/train.beton --data.val=in1k/val.beton\n  fastft cost 05_llrd --gpu a100"
     )
     TAKES_OPTIONS = True
 
@@ -25,18 +24,13 @@ class Sweep:
         add = parser.add_argument
         tables = "table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]"
         add("sweeps", metavar="TABLE", type=recipe_reference, nargs="+", help=tables)
-        add("--dry-run", action="store_true", help="print the predicted GPU-hours, train nothing")
         add("--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)")
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from fastft import search as sweep
+        from fastft.search import run_sweeps
 
-        sweeps = [sweep.open_sweep(name) for given in args.sweeps for name in expand_pattern(given)]
-        if args.dry_run:
-            sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), make_console())
-            return 0
-        outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, make_console())
+        outcomes = run_sweeps(list(map(open_sweep, args.sweeps)), args.overrides, args.out, make_console())
         return int(any(outcome.error for outcome in outcomes))
 
 

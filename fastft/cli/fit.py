@@ -12,14 +12,13 @@ from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
 from beton_tools.write.writer import write_beton
 from fastft.cli.cmd_report import write_run_page
-from fastft.cli.cmd_train import train_recipe
+from fastft.cli.training import train_recipe
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
 from fastft.export import export_checkpoint
 from fastft.photos.paths import needs_conversion
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
-from fastft.run.run_directory import run_folder
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,6 @@ def fit(
     """
     console = make_console(quiet=quiet)
     loaded = load_recipe(recipe, {**(options or {}), **short})
-    result = train_recipe(loaded, console)
-    console.print(printable(f"{run_folder(loaded)}: the run"))
-    return TrainedRun(run_folder(loaded), result, loaded.train.device)
+    folder, result = train_recipe(loaded, console)
+    console.print(printable(f"{folder}: the run"))
+    return TrainedRun(folder, result, loaded.train.device)

@@ -1,12 +1,15 @@
-"""Class names of a file and of a model, and whether label k of the file is output k of the model."""
+"""Class names of a file and of a model, whether label k of the file is output k of the model; factors for unequal classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import escape_undecodable
+from fastft.recipe.constants import BALANCED, NONE
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
@@ -37,6 +40,23 @@ def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: st
                 f"{path}: class {label} is {have or 'missing'}, the model's is {want}; give a file with the model's classes in "
                 "its order, as `fastft convert folder --classes-of TRAIN.beton` numbers them"
             )
+
+
+def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) -> np.ndarray:
+    """float64 (K,): the factor of `data.sampling` or `optim.class_weights` for an image of each class; 0 without images.
+
+    class_counts: training images by label.
+    """
+    counts_K = np.asarray(class_counts, np.float64)
+    sizes_K = np.maximum(counts_K, 1.0)
+    divisor_K = 1.0 if rebalancing == NONE else sizes_K if rebalancing == BALANCED else np.sqrt(sizes_K)
+    return (counts_K > 0) / divisor_K
+
+
+def training_shares(class_counts: Sequence[int], sampling: str = NONE, weights: str = NONE) -> np.ndarray:
+    """float64 (K,): the share of each class in the training loss, with sampling and class weights."""
+    shares_K = np.asarray(class_counts) * class_factors(class_counts, sampling) * class_factors(class_counts, weights)
+    return shares_K / shares_K.sum()
 
 
 def _is_placeholder(name: str, label: int) -> bool:

@@ -29,7 +29,7 @@ from fastft.augment.policies import AugmentPolicy, parse_policy
 from fastft.data.engine import Engine
 from fastft.data.order import BatchLayout, SampleOrder, Shard, data_notes, eval_share
 from fastft.data.stage import DrawPlan, Output, check_shrink, new_stage
-from fastft.recipe.constants import BLOCK_MIB, RANDOM
+from fastft.recipe.constants import BLOCK_MIB, NONE, RANDOM
 
 # silent unless the program configures logging; `fastft train` prints the notes itself
 _log = logging.getLogger("fastft.data")
@@ -149,6 +149,7 @@ class TrainLoader(_BetonLoader):
         shard: rank and world size of this process.
         order: "random", or "blocks" for files that do not fit the memory; see `fastft.data.order`.
         block_mib: size of a block, in MiB. Three of them must fit the memory.
+        sampling: "balanced" or "sqrt": draw rare classes more often; see `data.sampling`.
         subset: int64 (n,), indices of the samples to train on (default: all).
         workers: threads (default: as many as CPUs, divided among the processes of this machine).
         batches_ahead: batches that are prepared in advance, the one in progress included; at least 2. Raise it if the time
@@ -171,6 +172,7 @@ class TrainLoader(_BetonLoader):
         shard: Shard = Shard(),  # noqa: B008 - frozen
         order: str = RANDOM,
         block_mib: int = BLOCK_MIB,
+        sampling: str = NONE,
         subset: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
@@ -184,7 +186,7 @@ class TrainLoader(_BetonLoader):
         self.seed = seed
         if subset is not None:
             subset = _checked_indices(self.betons, subset)
-        self.order = SampleOrder(self.betons, subset, seed, order, block_mib)
+        self.order = SampleOrder(self.betons, subset, seed, order, block_mib, sampling)
         self.num_samples = len(self.order)
         self.layout = BatchLayout(self.num_samples, batch_size, micro_batch, shard)
         self.steps_per_epoch = self.layout.steps
@@ -225,18 +227,20 @@ class TrainLoader(_BetonLoader):
         return self._read_epoch(epoch, order, partial(self.layout.locate, start_step=start_step))
 
     def _read_epoch(self, epoch: int, order: np.ndarray, locate: Locate) -> Iterator[Batch]:
-        read_ahead = self.order.read_ahead(epoch, order)
+        read_ahead, begun = self.order.read_ahead(epoch, order), 0
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+            nonlocal begun
+            keys, begun = order[begun : begun + len(ids)], begun + len(ids)
             if read_ahead is not None:
                 read_ahead.advance(len(ids))
             return draw_plan(
-                self.policy, seed=self.seed, epoch=epoch, sample_ids=ids, heights=heights, widths=widths,
+                self.policy, seed=self.seed, epoch=epoch, sample_ids=keys, heights=heights, widths=widths,
                 size=self.output.size,
             )  # fmt: skip
 
         with nullcontext() if read_ahead is None else closing(read_ahead):
-            yield from self._batches(order, draw, locate)
+            yield from self._batches(order % len(self.betons), draw, locate)
 
     @property
     def _per_step(self) -> int:  # micro-batches of this process
@@ -245,7 +249,7 @@ class TrainLoader(_BetonLoader):
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
         """Indices of the samples in the global batch of a step, int64 (batch_size,)."""
         batch = self.layout.batch_size
-        return self.order.of_epoch(epoch)[step * batch : (step + 1) * batch]
+        return self.order.of_epoch(epoch)[step * batch : (step + 1) * batch] % len(self.betons)
 
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""

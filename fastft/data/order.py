@@ -5,6 +5,9 @@ all files are shuffled and divided into blocks of a fixed size; the samples of a
 used, the next one is read, its pages in the order of the files. In random order almost every image of a file that the page
 cache cannot hold is read at its turn, from a random place.
 
+With `data.sampling`, images of rare classes occur several times in an epoch, each time with another augmentation, and others
+of frequent classes not in every epoch (`draw_by_class`).
+
 FFCV's QUASI_RANDOM also goes through shuffled pages, but its order depends on the batch size, and it cannot be distributed.
 """
 
@@ -25,9 +28,10 @@ from beton_tools.base.console import format_bytes
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.rng import epoch_words
+from fastft.data.classes import class_factors
 from fastft.machine.facts import fits_page_cache, memory_bytes
 from fastft.recipe import count_steps
-from fastft.recipe.constants import BLOCKS, ORDERS
+from fastft.recipe.constants import BLOCKS, NONE, ORDERS, REBALANCING
 
 MIB = 1 << 20
 BLOCKS_AHEAD = 1
@@ -211,6 +215,23 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(epoch_words(seed, epoch, num_samples), kind="stable").astype(np.int64, copy=False)
 
 
+def draw_by_class(labels_N: np.ndarray, sampling: str, seed: int, epoch: int) -> np.ndarray:
+    """int64 (N,): the images that an epoch draws, a pure function of the arguments.
+
+    Image i is i the first time, and i + r * N when it is drawn again. It occurs as often as its class's factor says, rounded up
+    or down at random (systematic sampling in random order), so that a class is drawn within one image of its share.
+    """
+    count = len(labels_N)
+    words = epoch_words(seed, epoch, 2 * count + 1)[count:]  # the first words order the epoch
+    by_class = np.lexsort((words[:count], labels_N))
+    ends = np.cumsum(class_factors(np.bincount(labels_N), sampling)[labels_N[by_class]])
+    whole = np.floor(ends * (count / ends[-1]) + words[count] / 2.0**64).astype(np.int64)
+    whole = np.minimum(whole, count)
+    whole[-1] = count
+    times = np.diff(whole, prepend=0)
+    return np.repeat(by_class, times) + count * (np.arange(count) - np.repeat(whole - times, times))
+
+
 @dataclass(frozen=True, eq=False)
 class Pages:
     """The pages of files, P of them, numbered through the files.
@@ -266,9 +287,10 @@ def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_m
 def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_mib: int) -> np.ndarray:
     """The samples, int64 (n,), in the order of an epoch; a pure function of its arguments.
 
-    samples: int64 (n,), ids of the samples to use.
+    samples: int64 (n,), ids of the samples to use, also as `SampleOrder.of_epoch` gives repeated ones.
     """
-    blocks = block_of_page(pages, len(samples), seed, epoch, block_mib)[pages.of_sample[samples]]
+    page_of = pages.of_sample[samples % len(pages.of_sample)]
+    blocks = block_of_page(pages, len(samples), seed, epoch, block_mib)[page_of]
     words = epoch_words(seed, epoch, len(samples))
     keys = (blocks << SAMPLE_BITS) | (words >> (np.uint64(64) - SAMPLE_BITS))
     return samples[np.argsort(keys, kind="stable")]
@@ -277,13 +299,17 @@ def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_
 class SampleOrder:
     """A pure function of (seed, epoch) for given files, samples and settings.
 
-    Raises UserError: no such order, or a block has no size.
+    Raises UserError: no such order or sampling, or a block has no size.
     """
 
-    def __init__(self, betons: BetonSet, subset: np.ndarray | None, seed: int, order: str, block_mib: int) -> None:
+    def __init__(
+        self, betons: BetonSet, subset: np.ndarray | None, seed: int, order: str, block_mib: int, sampling: str = NONE
+    ) -> None:
         """subset: int64 (n,), ids of the samples to use; None for all."""
         if order not in ORDERS:
             raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
+        if sampling not in REBALANCING:
+            raise UserError(f"sampling is {sampling!r}: give one of {', '.join(REBALANCING)}")
         if block_mib < 1:
             raise UserError(f"block_mib is {block_mib}: give 1 or more")
         self.betons, self.subset, self.seed, self.block_mib = betons, subset, seed, block_mib
@@ -291,18 +317,24 @@ class SampleOrder:
         self.pages = Pages.of(betons) if order == BLOCKS else None
         if self.pages is not None:
             read_exactly(betons.descriptors.tolist())
+        self.sampling = sampling
         self.name = f"{order} of {block_mib} MiB" if order == BLOCKS else order
+        self.name += "" if sampling == NONE else f", {sampling} sampling"
 
     def __len__(self) -> int:
         return self.num_samples
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """The samples, int64 (n,)."""
+        """The samples, int64 (n,); sample i is i + r * N when `data.sampling` draws it again, N the samples of the files."""
+        samples = np.arange(self.num_samples, dtype=np.int64) if self.subset is None else self.subset
+        if self.sampling != NONE:
+            again, drawn = np.divmod(
+                draw_by_class(self.betons.labels[samples], self.sampling, self.seed, epoch), len(samples)
+            )
+            samples = samples[drawn] + again * len(self.betons)
         if self.pages is not None:
-            samples = np.arange(self.num_samples, dtype=np.int64) if self.subset is None else self.subset
             return block_order(self.pages, samples, self.seed, epoch, self.block_mib)
-        order = epoch_order(self.num_samples, self.seed, epoch)
-        return order if self.subset is None else self.subset[order]
+        return samples[epoch_order(self.num_samples, self.seed, epoch)]
 
     def read_ahead(self, epoch: int, samples: np.ndarray) -> ReadAhead | None:
         """Requests the pages of `samples`, a part of the epoch in its order; None in random order."""
@@ -311,7 +343,7 @@ class SampleOrder:
             return None
         blocks = block_of_page(pages, self.num_samples, self.seed, epoch, self.block_mib)
         return ReadAhead(
-            blocks[pages.of_sample[samples]],
+            blocks[pages.of_sample[samples % len(self.betons)]],
             lambda block: pages.spans(np.flatnonzero(blocks == block)),
             release=not fits_page_cache(self.betons.file_size, memory_bytes()[1]),
         )

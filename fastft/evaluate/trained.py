@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
-from fastft.data.classes import name_outputs
+from fastft.data.classes import name_outputs, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head
 from fastft.model.recipe_model import build_model
@@ -151,7 +151,7 @@ def scale_head(trained: Trained, images: Tensor) -> Trained:
 
 @torch.no_grad()
 def adjust_logits(trained: Trained) -> Trained:
-    """The trained model, with the logarithm of each class's share of the training images subtracted from its head's bias.
+    """The trained model, with the logarithm of each class's share of the training targets subtracted from its head's bias.
 
     The largest logit then predicts the class with the smallest balanced error, instead of the most probable class (Menon et al.
     2021, 2007.07314, with tau = 1). The model is changed in place; its temperature, fitted without the correction, is dropped.
@@ -160,17 +160,21 @@ def adjust_logits(trained: Trained) -> Trained:
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
     bias_K = trained.model.head.bias
-    shares_K = log_shares([*counts, *[0] * (len(bias_K) - len(counts))])
-    bias_K.sub_(shares_K.to(bias_K.device))
+    shares = training_shares(counts, trained.recipe.data.sampling, trained.recipe.optim.class_weights).tolist()
+    shares += [0.0] * (len(bias_K) - len(shares))
+    bias_K.sub_(log_shares(shares, trained.recipe.optim.label_smoothing).to(bias_K.device))
     words = f"{trained.weights}; logits adjusted for the class sizes"
     return replace(trained, weights=words, is_adjusted=True, temperature=None)
 
 
-def log_shares(class_counts: Sequence[int]) -> Tensor:
-    """float64 (K,): logarithm of each class's share; classes without images get no advantage over the largest one."""
-    counts_K = torch.tensor(class_counts, dtype=torch.float64)
-    counts_K = torch.where(counts_K > 0, counts_K, counts_K.max())
-    return (counts_K / counts_K.sum()).log()
+def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:
+    """float64 (K,): logarithm of each class's share of the smoothed targets, which is what the logits have learnt.
+
+    Classes without images get no advantage over the largest one.
+    """
+    shares_K = torch.tensor(shares, dtype=torch.float64)
+    shares_K = torch.where(shares_K > 0, shares_K, shares_K.max())
+    return ((1 - smoothing) * shares_K / shares_K.sum() + smoothing / len(shares_K)).log()
 
 
 def _count_training_images(trained: Trained) -> list[int]:

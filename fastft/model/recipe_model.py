@@ -35,9 +35,9 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
 
 
 def check_model(recipe: Recipe) -> None:
-    """Refuse options that `build_model` would refuse, before longer work. No weights are read or fetched.
+    """Refuse options that `build_model` would refuse, before longer work, and fetch weights that must be downloaded.
 
-    Raises as `build_model`, without what is wrong with the contents of weights.
+    Raises as `build_model`, without what is wrong with the contents of files.
     """
     arch, weights = recipe_arch(recipe), recipe.model.weights
     with torch.device("meta"):
@@ -47,6 +47,7 @@ def check_model(recipe: Recipe) -> None:
     if weights == "random":
         return
     if isinstance(arch, TimmArch) and find_tag(weights, arch.timm) is not None:
+        build_model(recipe, arch=arch)
         return
     check_weights(weights, recipe.model.arch)
 

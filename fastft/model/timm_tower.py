@@ -19,7 +19,7 @@ from beton_tools.base.errors import UserError
 from fastft.model.classifier import count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
 from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers, timm_args
-from fastft.model.weight_files import HUB, find_weight_folder, first_sentence, read_state_dict
+from fastft.model.weight_files import HUB, find_weight_folder, first_sentence, hub_failure, read_state_dict
 from fastft.model.weights import is_transformers, load_fitting, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
 
@@ -284,6 +284,7 @@ def _create_pretrained(create: Callable[..., Trunk], name: str, tag: str, option
     full = f"{name.partition('.')[0]}.{tag}" if tag else name
     if not pretrained_tags(name.partition(".")[0]):
         raise UserError(f"timm has no weights for {name}; set model.weights to a file, or to random")
+    failure = hub_failure()
     try:
         # another number of classes than the model's makes timm leave out its head
         return create(full, pretrained=True, pretrained_cfg_overlay={"num_classes": -1}, **options)
@@ -291,8 +292,8 @@ def _create_pretrained(create: Callable[..., Trunk], name: str, tag: str, option
         raise
     except Exception as error:  # the hub's client and its HTTP library have many
         raise UserError(
-            f"weights of timm's {full} could not be downloaded ({first_sentence(error)}); download them elsewhere and set "
-            "model.weights to the file"
+            f"weights of timm's {full} could not be downloaded ({failure or first_sentence(error)}); download them elsewhere and "
+            "set model.weights to the file"
         ) from None
 
 

@@ -7,12 +7,16 @@ on disk or on the Hugging Face hub.
 import json
 import mmap
 import pickle
+import ssl
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from reprlib import repr
 from typing import Any, BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from safetensors import SafetensorError
@@ -128,6 +132,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 HUB = "hf-hub:"
+HUB_SECONDS = 10
 MAX_CONFIG_BYTES = 8 << 20  # configurations hold label names
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that the tensors are in
@@ -235,11 +240,34 @@ def fetch(repository: str) -> Path:
     raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository")
 
 
+@cache
+def hub_failure() -> str:
+    """Why the hub cannot be reached, asked once; its cache alone is then used. "" if it answers, or is not to be asked.
+
+    The hub's client would try again for half a minute, for every file.
+    """
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+        except HTTPError:  # an answer
+            return ""
+        except OSError as error:
+            if not isinstance(
+                getattr(error, "reason", None), ssl.SSLError
+            ):  # the hub's client has certificates of its own
+                constants.HF_HUB_OFFLINE = True
+                return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+    return ""
+
+
 def _download(name: str, revision: str, file: str) -> Path | None:
     """A file of a repository in the cache; None if the repository does not have it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    failure = hub_failure()
     try:
         return Path(hf_hub_download(name, file, revision=revision or None))
     except Exception as error:  # the hub's client and its HTTP library have many
@@ -252,8 +280,8 @@ def _download(name: str, revision: str, file: str) -> Path | None:
         if missing:
             return None
         raise UserError(
-            f"{HUB}{name} could not be downloaded ({first_sentence(error)}); download it elsewhere and set model.weights to "
-            "the folder"
+            f"{HUB}{name} could not be downloaded ({failure or first_sentence(error)}); download it elsewhere and set "
+            "model.weights to the folder"
         ) from None
 
 

@@ -20,6 +20,7 @@ from fastft.model.weight_files import (
     WeightFolder,
     find_weight_folder,
     first_sentence,
+    hub_failure,
     is_torchscript_file,
     read_state_dict,
 )
@@ -70,15 +71,16 @@ def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, opt
 
 
 def check_weights(weights: str, arch_name: str) -> None:
-    """Refuse, without a download, what names neither a file, a folder, a repository nor a pretrained tag.
+    """Refuse what names neither a file, a folder, a repository nor a pretrained tag; download the last two to their cache.
 
     Raises as `load_tower_weights`.
     """
     if weights.startswith(HUB):
+        find_weight_folder(weights)
         return
     path = _as_file(weights)
     if path is None:
-        _describe_tag(weights, arch_name)
+        _fetch_tag(weights, arch_name)
     elif not path.is_dir():
         check_user_file(path, WEIGHTS)
 
@@ -120,7 +122,7 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
     """Every tensor of a tag, a file or a folder, without the prefixes of wrappers."""
     if folder is None:
         path = _as_file(weights)
-        return without_wrappers(_read_tag(weights, arch_name) if path is None else read_state_dict(path))
+        return without_wrappers(read_state_dict(_fetch_tag(weights, arch_name) if path is None else path))
     if folder.timm_name is not None:
         raise UserError(f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}")
     return without_wrappers(folder.read())
@@ -176,18 +178,17 @@ def _describe_tag(tag: str, arch_name: str) -> Any:
     return open_clip.get_pretrained_cfg(arch_name, tag)
 
 
-def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
+def _fetch_tag(tag: str, arch_name: str) -> Path:
     import open_clip
 
-    described = _describe_tag(tag, arch_name)
+    described, failure = _describe_tag(tag, arch_name), hub_failure()
     try:
-        path = open_clip.download_pretrained(described)
+        return Path(open_clip.download_pretrained(described))
     except Exception as error:
         raise UserError(
-            f"weights '{tag}' of {arch_name} could not be downloaded ({first_sentence(error)}); "
+            f"weights '{tag}' of {arch_name} could not be downloaded ({failure or first_sentence(error)}); "
             "download them elsewhere and set model.weights to the file"
         ) from None
-    return read_state_dict(Path(path))
 
 
 def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:

@@ -1,6 +1,8 @@
 """A stratified hold-out: images of every class for validation, related images on one side."""
 
 import numpy as np
+from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from beton_tools.write.write_order import seeded_order
 
@@ -71,9 +73,6 @@ def _members(units: np.ndarray) -> list[np.ndarray]:
 
 def join_units(*keys: np.ndarray) -> np.ndarray:
     """int64 (N,): a unit number per image; images that agree in any of the keys, directly or through others, share it."""
-    from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
-
     count = len(keys[0])
     rows = np.arange(count)
     edges = [np.unique(key, return_index=True, return_inverse=True)[1:] for key in keys]

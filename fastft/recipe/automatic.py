@@ -1,4 +1,4 @@
-"""Values of `auto` options, from the number of training images and the tower; normalisation from timm's model.
+"""Values of `auto` options, from the number of training images and the tower; normalisation from the model.
 
 The rules give exactly the paper's recipe at ImageNet's size. Below it they follow three ideas, each with its source:
 
@@ -8,11 +8,16 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 - The number of steps has a floor of 1,000 (VTAB-1k trains as many; BiT 500 from fewer than 20,000 images on).
 """
 
+import json
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_text
 from fastft.recipe.constants import TIMM
 from fastft.recipe.schema import MAX_EPOCHS, Choice, Recipe, count_steps
 
@@ -25,7 +30,8 @@ STEPS_PER_EVALUATION = 20
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE = 0.5
 NORMALISATION = ("augment.mean", "augment.std")
-PAPER_POLICY, PAPER_SCALE, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.25
+MAX_CONFIG_BYTES = 1 << 20
+PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,13 @@ def _scale_min(recipe: Recipe) -> tuple[float, str]:
     return SMALL_SET_SCALE, f"fewer than {FEW_IMAGES:,} images: smaller crops can miss the subject; {cost}"
 
 
+def _hflip(recipe: Recipe) -> tuple[float, str]:
+    """As `_policy`."""
+    if recipe.model.head_init != "probe":
+        return PAPER_HFLIP, "as in the paper"
+    return PAPER_HFLIP, "as in the paper; 0 if the linear probe does not recognise mirrored images"
+
+
 def _erase_prob(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_ERASE, f"{FEW_IMAGES:,} images or more: as in the paper"
@@ -194,32 +207,34 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "model.head_init": _head_init,
     "augment.policy": _policy,
     "augment.scale_min": _scale_min,
+    "augment.hflip": _hflip,
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,
     "train.eval_every": _eval_every,
 }
 
 
-def with_model_normalisation(recipe: Recipe, written: Container[str]) -> Recipe:
-    """The recipe with the mean and standard deviation that timm states for its model, unless they are written.
+def model_normalisation(arch: str) -> tuple[Mapping[str, Any], str]:
+    """(values that a model states, mean and std among them; where): timm's configuration, or `preprocess_cfg` of a .json file.
 
-    An unknown model keeps the defaults; it is refused where it is built.
+    Empty for other models, and for one that cannot be read, which is refused where it is built.
     """
-    missing = [option for option in NORMALISATION if option not in written]
-    if not recipe.model.arch.startswith(TIMM) or not missing:
-        return recipe
+    if arch.startswith(TIMM):
+        return _of_timm(arch)
+    return _of_file(arch) if arch.endswith(".json") else {}, f"preprocess_cfg of {arch}"
+
+
+def _of_timm(arch: str) -> tuple[Mapping[str, Any], str]:
     import timm  # takes seconds
 
-    name = recipe.model.arch.removeprefix(TIMM)
-    try:
-        stated = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # no such tag
-        stated = None
-    if stated is None:
-        return recipe
-    for option in missing:
-        value = tuple(map(float, getattr(stated, option.rpartition(".")[2])))
-        recipe = recipe.with_option(option, value)
-        choice = Choice(option, value, f"timm's configuration of {name}")
-        recipe = replace(recipe, choices=(*recipe.choices, choice))
-    return recipe
+    name = arch.removeprefix(TIMM)
+    with suppress(RuntimeError):  # no such tag
+        if (config := timm.get_pretrained_cfg(name)) is not None:
+            return vars(config), f"timm's configuration of {name}"
+    return {}, ""
+
+
+def _of_file(arch: str) -> Mapping[str, Any]:
+    with suppress(UserError, ValueError, RecursionError, KeyError, TypeError):
+        return dict(json.loads(read_user_text(Path(arch), MAX_CONFIG_BYTES, "a model configuration"))["preprocess_cfg"])
+    return {}

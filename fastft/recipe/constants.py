@@ -12,6 +12,7 @@ ERASE_MODES = ("const", "rand", "pixel")
 MAX_ERASE = 4  # erased boxes per image; the size of a plan's field
 
 RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
+NONE, SQRT, BALANCED = REBALANCING = ("none", "sqrt", "balanced")  # of classes: per image 1, 1 / sqrt(n) or 1 / n
 # three blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
 BLOCK_MIB = 1024
 

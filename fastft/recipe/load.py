@@ -10,11 +10,11 @@ from typing import Any
 import fastargs
 
 from beton_tools.base.errors import UserError
-from fastft.recipe.automatic import resolve, with_model_normalisation
+from fastft.recipe.automatic import NORMALISATION, model_normalisation, resolve
 from fastft.recipe.check import fastargs_config
 from fastft.recipe.constants import SHORT_NAMES
 from fastft.recipe.recipe_file import Layer, read_recipe
-from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
+from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Choice, Recipe, option_fields
 from fastft.recipe.values import epoch_values, parse_duration
 from fastft.recipe.yaml_file import CONTROL, shown
 
@@ -108,6 +108,13 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         for share, option in SHARES.items():  # what is set later wins over the other form of the same option
             if option in layer.values and share not in layer.values:
                 written.pop(share, None)
+    arch, choices = written.get("model.arch", (FIELDS["model.arch"].default, ""))[0], []
+    missing = [option for option in NORMALISATION if option not in written]
+    stated, source = model_normalisation(str(arch)) if missing else ({}, "")
+    for option in missing:
+        if (value := stated.get(option.rpartition(".")[2])) is not None:
+            written[option] = list(value) if isinstance(value, tuple) else value, source
+            choices.append(option)
     automatic = set()
     checked: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, param in _params().items():
@@ -123,9 +130,10 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         checked[section][option] = converted
     sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
     recipe = resolve(Recipe(name, **sections, automatic=frozenset(automatic)))
-    recipe = with_model_normalisation(recipe, written)
     _check_together(recipe)
-    return recipe
+    values = recipe.flat()
+    found = (Choice(option, values[option], source) for option in choices)
+    return replace(recipe, choices=(*recipe.choices, *found))
 
 
 def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
 from fastft.recipe.check import OptionChecker, show_value
-from fastft.recipe.constants import SHORT_NAMES
 
 # the paper's four models; their recipes hold the values of its logs
 MODELS = {"final_b16": "B/16", "final_b16_384": "B/16-384", "final_l14": "L/14", "final_l14_336": "L/14-336"}
@@ -42,33 +41,6 @@ def list_options(selection: str | None = None) -> list[OptionInfo]:
         hint = f"did you mean '{near}'?" if near else f"sections: {', '.join(SECTIONS)}"
         raise UserError(f"no option or section '{selection}'; {hint}")
     return [_describe(name) for name in chosen]
-
-
-def options_page() -> str:
-    """The Markdown of docs/options.md."""
-    parts = [
-        "# Options",
-        "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
-        "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4` or "
-        "`--optim.lr 3e-4`; some have a short name, `--lr`, which is also the argument of `fastft.fit`). "
-        "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
-        "([Recipes](recipes.md)).",
-        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`; a test keeps it up to date.",
-    ]
-    for section, cls in SECTIONS.items():
-        options = list_options(section)
-        # closed at first: all sections are as long as fifteen screens of a phone
-        opening = f'<details markdown="1">\n<summary>{len(options)} options</summary>'
-        parts += [f"## {section}", str(cls.__doc__), opening, *map(_page_entry, options), "</details>"]
-    return "\n\n".join(parts) + "\n"
-
-
-def _page_entry(option: OptionInfo) -> str:
-    """An entry of a definition list, which fits narrow screens."""
-    short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
-    paper = f" Paper's runs: {option.paper}." if option.paper else ""
-    text = f"{option.meaning}\n\n    Default {option.default}; {option.limits}.{paper}"
-    return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 
 def _describe(name: str) -> OptionInfo:

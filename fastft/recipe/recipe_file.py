@@ -96,12 +96,6 @@ def is_elsewhere(reference: str) -> bool:
     return "/" in name and not os.path.lexists(name) and any(map(_is_file, _shipped(name)))
 
 
-def expand_pattern(name: str) -> list[str]:
-    """The files of a pattern such as `rcp/tables/*.yaml`, which the shell leaves as it is where there is no such folder."""
-    found = sorted(TABLES.glob(Path(name).name)) if Path(name).match("rcp/tables/*[*]*") else []
-    return [str(path) for path in found] or [name]
-
-
 def _shipped(name: str) -> tuple[Path, ...]:
     """Where a recipe or table of this name would be among those that come with fastft."""
     if "/" not in name:

@@ -20,8 +20,10 @@ from fastft.recipe.constants import (
     IMAGENET_TRAIN_SIZE,
     INTERPOLATIONS,
     MAX_ERASE,
+    NONE,
     ORDERS,
     RANDOM,
+    REBALANCING,
 )
 from fastft.recipe.values import epoch_values
 
@@ -83,11 +85,6 @@ class Data:
         False, "without data.val, hold validation images out of a .beton too, as of a folder or table",
         changes_accuracy=False, since="0.3.0",
     )  # fmt: skip
-    background: str = option(
-        "white",
-        "colour under transparent pixels of photographs and of images for predict: a name or '#rrggbb'",
-        since="0.3.0",
-    )
     train_size: int = option(
         IMAGENET_TRAIN_SIZE,
         "number of training images, for explain and cost; a training file that exists overrides it",
@@ -109,6 +106,12 @@ class Data:
     block_mib: int = option(
         BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit the memory",
         low=1, high=2**20, since="0.3.0",
+    )  # fmt: skip
+    sampling: str = option(
+        NONE,
+        "images of an epoch, which keeps its length: none, each once; balanced, all classes equally often; sqrt, by the square "
+        "root of their sizes",
+        choices=REBALANCING, paper=NONE, since="0.3.0",
     )  # fmt: skip
     workers: int = option(
         0, "decode and augmentation threads per process; 0: this process's share of the cores",
@@ -189,7 +192,7 @@ class Augment:
     interpolation: str = option(
         "bicubic", "interpolation of the crop and of geometric operations", choices=INTERPOLATIONS
     )
-    hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, auto=True)
     vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1, since="0.3.0")
     quarter_turns: float = option(
         0.0, "probability of a turn by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
@@ -213,12 +216,12 @@ class Augment:
     )
     mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1)
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN, "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+        CLIP_MEAN, "per-channel mean of pixel values in 0..1; unless set, that of timm/NAME or of model.arch's .json",
         low=-10, high=10,
     )  # fmt: skip
     std: tuple[float, float, float] = option(
         CLIP_STD,
-        "per-channel standard deviation of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+        "per-channel standard deviation of pixel values in 0..1; unless set, as augment.mean",
         low=0.001, high=10,
     )  # fmt: skip
 
@@ -250,6 +253,12 @@ class Optim:
     eps: float = option(1e-8, "AdamW epsilon", low=0)
     clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0)
     label_smoothing: float = option(0.1, "share of the target that is spread over all classes", low=0, high=1)
+    class_weights: str = option(
+        NONE,
+        "factor on an image's loss, 1 on average: balanced, by 1 / images of its class; sqrt, by the square root of that; mixed "
+        "images by their shares",
+        choices=REBALANCING, paper=NONE, since="0.3.0",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -357,6 +366,11 @@ class Train:
     timeout_minutes: float = option(
         10.0, "minutes without an answer from another process after which the run ends",
         low=0.01, high=MINUTES_PER_YEAR, changes_accuracy=False,
+    )  # fmt: skip
+    refit: bool = option(
+        False,
+        "fastft train: after the run, train again on training and held-out images together, with what it chose, into RUN/refit",
+        changes_accuracy=False, since="0.3.0",
     )  # fmt: skip
     log_every: int = option(50, "steps between log lines", low=1, high=LARGEST_COUNT, changes_accuracy=False)
     eval_every: int = option(

@@ -20,7 +20,7 @@ RESUMABLE_OPTIONS = {
     "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",
     "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.stop_when", "train.eval_weights",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
-    "train.checkpoint_epochs", "train.profile",
+    "train.checkpoint_epochs", "train.profile", "train.refit",
     "schedule.stop_epoch", "about.top1", "about.source",
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
+from beton_tools.read.beton_set import BetonSet
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.tables import Row, Sweep
@@ -94,8 +95,6 @@ def _content(path: str | None, stated: int) -> int | str:
     """
     if not (path and exist_betons(path)):
         return stated
-    from beton_tools.read.beton_set import BetonSet  # loads the image libraries
-
     content = BetonSet.open(path).content
     found: int | str = content.get("checksum", content["num_samples"])
     return found
@@ -188,7 +187,7 @@ class Outcome:
 def write_results(
     folder: Path, title: str, parts: Sequence[str], document: Mapping[str, Any], charts: Sequence[Chart]
 ) -> None:
-    """Write the three files, each atomically. parts: of the Markdown page, below its title.
+    """Write the files, each atomically, plot.svg if there are charts. parts: of the Markdown page, below its title.
 
     Raises:
         UserError: the disk is full or fails.
@@ -197,4 +196,5 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / TABLE, "\n\n".join([f"# {title}", *parts]) + "\n")
         write_text(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
-        write_text(folder / PLOT, render_file(charts))
+        if charts:
+            write_text(folder / PLOT, render_file(charts))

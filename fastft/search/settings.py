@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from fastft.recipe import Recipe, recipe_from_dict, without_expectation
-from fastft.train.augmentation_choice import PLAIN
+from fastft.train.augmentation_choice import DECIDED
 
 FACTORS = (Fraction(1, 3), Fraction(1), Fraction(3))
 SHARES = (Fraction(6, 50), Fraction(17, 50), Fraction(1))  # of the recipe's epochs that the runs of a rung last
@@ -99,7 +99,7 @@ def _changed(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
     for key, value in values.items():
         section, _, option = key.partition(".")
         sections[section][option] = value
-    automatic = recipe.automatic & PLAIN.keys()  # every training decides about them, as the recipe's would
+    automatic = recipe.automatic & DECIDED  # every training decides about them, as the recipe's would
     return dataclasses.replace(recipe_from_dict(recipe.name, sections), about=recipe.about, automatic=automatic)
 
 

@@ -1,10 +1,9 @@
-"""Train the rows of sweeps, and report them in the paper's layout: terminal, Markdown, JSON, charts; predict their cost.
+"""Train the rows of sweeps, and report them in the paper's layout: terminal, Markdown, JSON, charts.
 
 A training that fails is reported and the others are continued.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,6 @@ from rich.console import Console
 
 from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import UserError
-from fastft.cost.price import LOADER_LIMITS, format_hours, predict
-from fastft.cost.roofline import K
-from fastft.machine.gpus import MAIN_GPUS
 from fastft.photos.counts import load_counted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
@@ -43,8 +39,6 @@ SHIFT = 0.06  # horizontal offset between series of a table, so that error bars 
 STYLES = ("accent", "ema", "peer-2", "peer-3", "peer-4")  # of series, in rotation; the paper's points are rings
 CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
 TOP1 = "top-1 (%)"
-
-Hours = dict[str, float]  # by GPU kind, modelled; without kinds on which the step cannot be counted
 
 
 def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
@@ -192,21 +186,7 @@ def _epochs(outcome: Outcome) -> Chart:
     return Chart(outcome.row.title, "epoch", TOP1, lines, "top")
 
 
-# cost; every shared training counts once ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Price:
-    """The cost of a row's training as `predict` gives it; empty if the row needs none, and `remark` says why."""
-
-    sweep: str
-    row: str
-    predicted: dict[str, dict[str, Any]] = field(default_factory=dict)
-    remark: str = ""
-
-    @property
-    def hours(self) -> Hours:
-        return _hours(self.predicted)
+# cost -----------------------------------------------------------------------------------------------------------------
 
 
 def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
@@ -228,57 +208,3 @@ def _rows(reference: str) -> list[str]:
         return [reference]
     sweep = open_sweep(reference)
     return [sweep.reference(row) for row in sweep.rows]
-
-
-def recipe_hours(recipe: Recipe) -> Hours:
-    return _hours(predict(recipe))
-
-
-def _hours(predicted: dict[str, dict[str, Any]]) -> Hours:
-    return {kind: p["hours"] for kind, p in predicted.items() if p["hours"] is not None}
-
-
-def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
-    """The rows that `run_sweeps` with the same arguments would train, with their cost.
-
-    Raises:
-        UserError: as `plan_runs` and `load_counted`.
-    """
-    prices: list[Price] = []
-    first: dict[str, str] = {}
-    for sweep in sweeps:
-        for row, run in zip(sweep.rows, plan_runs(sweep, overrides, out / "runs"), strict=True):
-            if row not in sweep.selected_rows:
-                continue
-            if run.key in first:
-                prices.append(Price(sweep.name, row.title, remark=f"= {first[run.key]}"))
-                continue
-            first[run.key] = f"{sweep.name} {row.title}"
-            if read_result(run) is not None:
-                prices.append(Price(sweep.name, row.title, remark=f"trained: {run.key}"))
-                continue
-            prices.append(Price(sweep.name, row.title, predict(load_counted(sweep.reference(row), overrides))))
-    return prices
-
-
-def total_hours(prices: Sequence[Price]) -> Hours:
-    return {kind: sum(p.hours.get(kind, 0.0) for p in prices) for kind in MAIN_GPUS}
-
-
-def print_prices(prices: Sequence[Price], console: Console) -> None:
-    title = f"GPU-hours, on 8 GPUs, modelled: {K:g} of the roofline's speed is expected"
-    table = compact_table(title, ["table", "row", "", *MAIN_GPUS], left=3)
-    name = None
-    for price in prices:
-        if name != price.sweep:
-            table.add_section()
-        shown, name = "" if name == price.sweep else price.sweep, price.sweep
-        cells = [format_hours(price.predicted[kind]) if price.predicted else "-" for kind in MAIN_GPUS]
-        table.add_row(shown, price.row, price.remark, *cells)
-    total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
-    trainings = sum(bool(price.predicted) for price in prices)
-    table.add_section()
-    table.add_row("all", f"{trainings} of {len(prices)} rows", "", *total)
-    print_table(table, console)
-    if any(p["limited_by"] == "loader" for price in prices for p in price.predicted.values()):
-        console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)

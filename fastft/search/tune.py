@@ -60,7 +60,7 @@ def tune(
     test: Path | None = None,
     console: Console,
 ) -> Result:
-    """Search the recipe's learning rates; writes `tuned.yaml`, `table.md`, `results.json` and `plot.svg` into `out`.
+    """Search the recipe's learning rates; writes `tuned.yaml`, `table.md` and `results.json` into `out`.
 
     budget: seconds, over all calls with this `out`. test: a file that is evaluated once the choice is made. Under torchrun
     every process calls this.
@@ -273,8 +273,10 @@ class _Search:
             )  # fmt: skip
             raise UserError(reason)
         at_rung = [trial for trial in self.trials if trial.rung == rung]
-        best, complete = _ranked(at_rung)[0], rung == last
         default = next((t for t in at_rung if t.setting == DEFAULT and t.score is not None), None)
+        best, complete = _ranked(at_rung)[0], rung == last
+        if rung == 0 and not complete:  # runs of an eighth of the length
+            best = default or best
         figures, bias = None, None
         if complete and test is not None:
             folder = None if default is None else default.run.folder

@@ -1,4 +1,4 @@
-"""The result of a search: table, chart, JSON, and the tuned recipe."""
+"""The result of a search: table, JSON, and the tuned recipe."""
 
 import json
 from pathlib import Path
@@ -11,19 +11,18 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, format_duration, markdown_table, print_table
 from beton_tools.base.errors import report_disk_errors
 from fastft.recipe.schema import AUTO
-from fastft.report.charts import Chart, Series
 from fastft.run.evaluations import TOP1
 from fastft.search.estimate import Result, ShortRun
-from fastft.search.runs import SPACE, WRITTEN, write_results
+from fastft.search.runs import DOCUMENT, SPACE, TABLE, write_results
 from fastft.search.settings import DEFAULT, FACTORS, count_epochs, grid, mid_lr, with_setting
-from fastft.train.augmentation_choice import PLAIN
+from fastft.train.augmentation_choice import DECIDED
 
 TUNED = "tuned.yaml"
 MIDDLE, BEST = "middle lr", " (best)"
 
 
 def write_report(result: Result, folder: Path) -> None:
-    """Write tuned.yaml, table.md, results.json and plot.svg, each atomically.
+    """Write tuned.yaml, table.md and results.json, each atomically.
 
     Raises:
         UserError: the disk is full or fails.
@@ -32,7 +31,7 @@ def write_report(result: Result, folder: Path) -> None:
         write_text(folder / TUNED, tuned_recipe(result, folder))
     title = f"Learning rates of {result.recipe.name}"
     parts = [markdown_table(*_table(result)), *conclusion(result)]
-    write_results(folder, title, parts, as_json(result), [_chart(result, title)])
+    write_results(folder, title, parts, as_json(result), [])
 
 
 def print_result(result: Result, folder: Path, console: Console) -> None:
@@ -42,15 +41,20 @@ def print_result(result: Result, folder: Path, console: Console) -> None:
     table = compact_table(f"validation {_measure(result)} in percent", [header[k] for k in shown], rows)
     table.columns[0].no_wrap = True
     print_table(table, console)
-    for sentence in [*conclusion(result), f"written: {folder}/{', '.join([TUNED, *WRITTEN])}"]:
+    for sentence in [*conclusion(result), f"written: {folder}/{', '.join([TUNED, TABLE, DOCUMENT])}"]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def conclusion(result: Result) -> list[str]:
     """The setting that was found, the images that its figure is from, and trainings that did not fit the budget, as sentences."""
-    best = result.best
+    best, rungs = result.best, result.rungs
     optim = best.run.recipe.optim
     lines = [f"best: {best.setting.title} (lr {optim.lr:g}, layer_decay {optim.layer_decay:g})", _accuracy(result)]
+    if best.rung == 0 and not result.complete and best.setting == DEFAULT:
+        lines = [
+            f"too little time: only runs of {count_epochs(rungs[0])} of {rungs[-1]} have ended, which are too short to choose "
+            "by: the recipe's own learning rates are kept"
+        ]
     if result.complete and {best.setting.head, best.setting.mid} & {FACTORS[0], FACTORS[-1]}:
         lines.append("it is at the edge of the grid: a search around the tuned recipe may find a better one")
     if result.skipped:
@@ -93,7 +97,7 @@ def _accuracy(result: Result) -> str:
 def tuned_recipe(result: Result, folder: Path) -> str:
     """The recipe with the best setting as a YAML file that `fastft train` takes as it is."""
     recipe = with_setting(result.recipe, result.best.setting, result.layers)
-    for option in result.recipe.automatic & PLAIN.keys():
+    for option in result.recipe.automatic & DECIDED:
         recipe = recipe.with_option(option, AUTO)
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     sections["train"]["run_dir"] = None
@@ -150,17 +154,3 @@ def _cell(trial: ShortRun | None) -> str:
     if trial is None:
         return "-"
     return "failed" if trial.score is None else f"{trial.score:.2f}"
-
-
-def _chart(result: Result, title: str) -> Chart:
-    """The scores of all settings over the rungs; the best and the recipe's own are named."""
-    lines = []
-    for setting in grid(result.recipe, result.layers):
-        trials = [t for t in result.trials if t.setting == setting and t.score is not None]
-        named = setting in (result.best.setting, DEFAULT)
-        style = "peer-1" if not named else "ema" if setting == result.best.setting else "accent"
-        x, y = [t.epochs for t in trials], [t.score or 0.0 for t in trials]
-        lines.append(Series(setting.title if named else "", style, x, y))
-    lines.sort(key=lambda s: s.style != "peer-1")  # the named ones lie on top
-    unit = f"validation {_measure(result)} (%)"
-    return Chart(title, "epochs of the run", unit, lines, x_ticks=sorted(set(result.rungs)))

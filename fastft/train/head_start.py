@@ -5,8 +5,8 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import EvalLoader, Output, Shard
+from fastft.data import Batch, EvalLoader, Output, Shard
 from fastft.data.classes import name_outputs
 from fastft.model import ImageClassifier
 from fastft.model.head_file import Head, write_head
@@ -22,7 +22,7 @@ from fastft.recipe import Recipe
 from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 from fastft.run.run_directory import write_choices, write_recipe
-from fastft.train.augmentation_choice import choose_augmentation
+from fastft.train.augmentation_choice import HFLIP, Mirrored, choose_augmentation
 from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.distributed import World
 from fastft.train.evaluate import forward
@@ -53,9 +53,9 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
     """
     s, model = setup, setup.step.model
     say(f"head: computing the features of {s.loader.num_samples:,} training images")
-    baseline = set_probe_head(s, recipe)
+    baseline, mirrored = set_probe_head(s, recipe)
     scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
-    chosen, lines = choose_augmentation(recipe, s)
+    chosen, lines = choose_augmentation(recipe, s, mirrored)
     for line in lines:
         say(line)
     s.loader.set_policy(build_policy(chosen))
@@ -73,11 +73,11 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
     return chosen
 
 
-def set_probe_head(setup: "Setup", recipe: Recipe) -> dict[str, Any]:
+def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirrored | None]:
     """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
 
-    The images are seen as in evaluation. The head is the same in all processes. Returns for the log: images, seconds, penalty and
-    scale of `fit_ridge_head`.
+    The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, seconds, penalty and
+    scale of `fit_ridge_head`; and how it recognises mirrored images, if the recipe leaves `augment.hflip` to it.
 
     Raises:
         EvaluationStopped: in every process, if a stop was requested in one of them.
@@ -88,28 +88,35 @@ def set_probe_head(setup: "Setup", recipe: Recipe) -> dict[str, Any]:
         s.loader.betons, build_policy(r), output, batch_size=s.phases.smallest_micro_batch,
         shard=Shard(s.world.rank, s.world.size), workers=r.data.workers or None,
     ) as loader:  # fmt: skip
-        images, head = loader.num_samples, None
+        images, head, mirrored = loader.num_samples, None, None
         if images > MOST_IMAGES:
             head = _fit_in_one_pass(model, loader, s.world, s.precision, r.train.seed, stop)
         else:
             features_ND, labels_N = pooled_features(model, loader, s.world, s.precision, stop)
-            classes = r.data.num_classes
+            mirrored_ND, fit = None, (labels_N, r.data.num_classes, r.train.seed)
+            if HFLIP in r.automatic:
+                batches = (replace(batch, images=batch.images.flip(-1)) for batch in loader)
+                mirrored_ND, _ = pooled_features(model, batches, s.world, s.precision, stop)
             if s.world.is_main:
-                head = fit_ridge_head(features_ND, labels_N, classes, r.train.seed)
-    head = s.world.broadcast(head)
+                head = fit_ridge_head(features_ND, *fit)
+                mirrored = (
+                    mirrored_ND if mirrored_ND is None else count_mirrored(features_ND, mirrored_ND, head.penalty, *fit)
+                )
+    head, mirrored = s.world.broadcast(None if head is None else (head, mirrored))
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight_KD))
         model.head.bias.copy_(torch.from_numpy(head.bias_K))
-    return {"images": images, "seconds": time.monotonic() - began, "penalty": head.penalty, "scale": head.scale}
+    found = {"images": images, "seconds": time.monotonic() - began, "penalty": head.penalty, "scale": head.scale}
+    return found, mirrored
 
 
 @torch.inference_mode()
 def pooled_features(
-    model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, stop: Callable[[], bool]
+    model: ImageClassifier, batches: Iterable[Batch], world: World, precision: Precision, stop: Callable[[], bool]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 (N, D), int64 (N,)): the head's input for every image of the loader's file, and its label."""
+    """(float32 (N, D), int64 (N,)): the head's input for every image of all processes' batches, and its label."""
     rows = []
-    for batch, (features_BD,) in forward([model], loader, world, precision, stop, "pooled"):
+    for batch, (features_BD,) in forward([model], batches, world, precision, stop, "pooled"):
         rows.append(torch.cat([batch.labels[:, None].float(), features_BD], dim=1))
     mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
@@ -236,6 +243,20 @@ def _choose(
             best = cross_entropy, penalty, 1 / temperature
     assert best is not None
     return best[1:]
+
+
+def count_mirrored(
+    features_ND: np.ndarray, mirrored_ND: np.ndarray, penalty: float, labels_N: np.ndarray, num_classes: int, seed: int
+) -> Mirrored:
+    """Classify each image by ridge regression on the images of the other folds, as they are."""
+    fold_N, right_2N = _folds(labels_N, seed), np.zeros((2, len(labels_N)), bool)
+    for fold in np.unique(fold_N):
+        moments, rows = _moments(features_ND, labels_N, np.flatnonzero(fold_N != fold), num_classes), fold_N == fold
+        for k, features in enumerate((features_ND, mirrored_ND)):
+            right_2N[k, rows] = _score(moments, features[rows], penalty).argmax(1) == labels_N[rows]
+    plain_N, mirrored_N = right_2N
+    only = int((plain_N & ~mirrored_N).sum()), int((mirrored_N & ~plain_N).sum())
+    return Mirrored(len(labels_N), int(plain_N.sum()), int(mirrored_N.sum()), *only)
 
 
 def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:

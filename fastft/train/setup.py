@@ -18,7 +18,7 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
-from fastft.data.classes import refuse_other_classes
+from fastft.data.classes import class_factors, refuse_other_classes, training_shares
 from fastft.data.stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
@@ -26,6 +26,7 @@ from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
+from fastft.recipe.constants import NONE
 from fastft.recipe.training_images import NO_DATA, is_imagenet, with_training_files
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.continuation import refuse_other_run, shared_options
@@ -148,7 +149,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
         refuse_other_head(recipe, loader.class_names)
     validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
-    step = _build_step(recipe, model, ema, world, precision)
+    step = _build_step(recipe, model, ema, world, precision, loader.class_counts)
     progress = Progress()
     if checkpoints.exist:
         current = describe_run(recipe, model, loader)
@@ -229,12 +230,23 @@ def _build_models(recipe: Recipe, device: torch.device, pretrained: bool) -> tup
     return model, Ema(model, decay, options.warmup)
 
 
-def _build_step(recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision) -> Step:
+def _build_step(
+    recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision, counts: Sequence[int]
+) -> Step:
+    """counts: training images by label."""
     o = recipe.optim
     groups = optimizer_groups(model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay))
     optimizer = build_adamw(groups, betas=(o.beta1, o.beta2), eps=o.eps)
-    # the phase sets the accumulation
-    return Step(model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad)
+    weights_K = None
+    if o.class_weights != NONE:
+        factors_K = class_factors(counts, o.class_weights)
+        factors_K /= factors_K @ training_shares(counts, recipe.data.sampling)  # 1 on average
+        weights_K = torch.zeros(recipe.data.num_classes, device=world.device)
+        weights_K[: len(counts)] = torch.from_numpy(factors_K)
+    return Step(  # the phase sets the accumulation
+        model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad,
+        class_weights_K=weights_K,
+    )  # fmt: skip
 
 
 def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
@@ -274,7 +286,8 @@ def open_loaders(
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
         train_files, policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
-        micro_batch=first.micro_batch, order=r.data.order, block_mib=r.data.block_mib, **common,
+        micro_batch=first.micro_batch, order=r.data.order, block_mib=r.data.block_mib,
+        sampling=r.data.sampling, **common,
     ))  # fmt: skip
     for phase in phases.all:
         check_shrink(loader.betons, world.device, phase.size)

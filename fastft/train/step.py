@@ -71,10 +71,13 @@ class Step:
         accumulation: int = 1,
         label_smoothing: float = 0.0,
         clip_grad: float | None = None,
+        class_weights_K: Tensor | None = None,
     ):
+        """class_weights_K: float32, factor on the loss of an image of each class."""
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
+        self.class_weights_K = class_weights_K
         self.forward: Any = model
         # holds the gradients of a backward pass: the model, or its half-precision copy
         self.trained: ImageClassifier = model
@@ -160,14 +163,25 @@ class Step:
 
     def _pass(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and loss of a micro-batch, after its backward pass."""
-        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
         with self.precision.training_context():
             logits_BK = self.forward(images, noise)
-        loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
+        loss = self._loss(logits_BK.float(), targets)
         if self._graph is None:
             self.split.mark("forward")
         self.scaler.scale(loss / self.accumulation).backward()
         return logits_BK.detach(), loss.detach()
+
+    def _loss(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
+        mixed, weights_K = targets.is_floating_point(), self.class_weights_K
+        smoothing = 0.0 if mixed else self.label_smoothing
+        if weights_K is None:
+            return F.cross_entropy(logits_BK, targets, label_smoothing=smoothing)
+        loss_B = F.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="none")
+        if not mixed:
+            return (weights_K[targets] * loss_B).mean()
+        # the shares of the mixed labels, without the smoothing that `Mixer` added
+        shares_BK = (targets - self.label_smoothing / targets.shape[1]) / max(1 - self.label_smoothing, 1e-6)
+        return (shares_BK @ weights_K * loss_B).mean()
 
     def update(self) -> None:
         """Update weights, loss scale and EMA from the gradients, and reset these."""

@@ -84,7 +84,7 @@ def test_flags_are_frozen() -> None:
         "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price",
         "--val-images",
     ]  # fmt: skip
-    assert flags["sweep"] == ["--dry-run", "--out"]
+    assert flags["sweep"] == ["--out"]
     assert flags["tune"] == ["--budget", "--config-file", "--out", "--test"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price", "--weights"]
     assert flags["bench"] == [

@@ -89,6 +89,21 @@ def test_a_subset_trains_on_its_samples_only(indexed_beton):
     assert {sample for sample, _, _ in seen.values()} <= set(subset.tolist())
 
 
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_a_sampled_epoch_is_the_same_at_any_world_size_and_repeats_images_with_other_augmentation(indexed_beton, order):
+    options = {"sampling": "balanced", "subset": np.array([*range(9), 9, 18]), "order": order}  # of 9, 1 and 1 images
+    with train_loader(indexed_beton, **options) as loader:
+        whole = collect(loader.epoch(1))
+        assert loader.samples_of_step(1, 0).tolist() == [sample for sample, _, _ in whole.values()]
+    together = {}
+    for rank in range(2):
+        with train_loader(indexed_beton, rank=rank, world_size=2, **options) as loader:
+            together |= collect(loader.epoch(1))
+    assert together == whole
+    rare = [image for sample, _, image in whole.values() if sample in (9, 18)]
+    assert len(rare) >= 4 and len(set(rare)) == len(rare)
+
+
 # what a batch is
 
 

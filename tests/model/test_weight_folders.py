@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,15 @@ import pytest
 import timm
 import torch
 from open_clip.push_to_hf_hub import save_for_hf as save_open_clip
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_tower_weights
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.recipe_model import build_model
-from fastft.model.weight_files import INDEX, open_weight_folder
+from fastft.model.weight_files import INDEX, hub_failure, open_weight_folder
+from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
 
 SIZE = 32
@@ -172,6 +175,26 @@ def test_a_hub_that_cannot_be_reached_is_one_line(offline: Path) -> None:
         with pytest.raises(UserError, match=r"could not be downloaded \(.+\); download (it|them) elsewhere") as refused:
             build_model(recipe)
         assert "\n" not in str(refused.value)
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_nothing_is_created(
+    offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    hub_failure.cache_clear()
+    for k in range(4):
+        (tmp_path / f"photos/{k % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / f"photos/{k % 2}/{k}.png")
+    began = time.monotonic()
+    for weights in ("hf-hub:some/model", "openai"):
+        recipe = load_recipe("photos", [f"--model.weights={weights}", f"--data.train={tmp_path / 'photos'}"])
+        with pytest.raises(
+            UserError, match=r"could not be downloaded \(http://127.0.0.1:9 does not answer: .+ refused\)"
+        ):
+            prepare_data(recipe, print, run=tmp_path / "run")
+    assert time.monotonic() - began < 15 and not (tmp_path / "run").exists()
+    hub_failure.cache_clear()
 
 
 def converted(source: dict[str, torch.Tensor], form: str) -> dict:

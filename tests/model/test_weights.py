@@ -132,7 +132,8 @@ def test_openais_files_require_quick_gelu(clip, tmp_path) -> None:
     ("arch", "tag"), [("ViT-B-32", "openai"), ("ViT-B-16", "dfn2b"), ("ViT-L-14", "metaclip_fullcc")]
 )
 def test_tags_trained_with_quick_gelu_require_it(arch: str, tag: str, monkeypatch) -> None:
-    monkeypatch.setattr("fastft.model.weights._read_tag", lambda *_: Tower(load_arch(arch)).state_dict())
+    monkeypatch.setattr("fastft.model.weights._fetch_tag", lambda *_: None)
+    monkeypatch.setattr("fastft.model.weights.read_state_dict", lambda _: Tower(load_arch(arch)).state_dict())
     with torch.device("meta"), pytest.raises(UserError, match=f"{tag} were trained with QuickGELU"):
         load_tower_weights(Tower(load_arch(arch)), tag, arch)
 

@@ -19,7 +19,7 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.cli.cmd_train import train_recipe as train
+from fastft.cli.training import train_recipe as train
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data

@@ -12,6 +12,7 @@ import fastft
 from beton_tools.base.errors import UserError
 from fastft import TrainedRun, TrainLoader
 from fastft.cli import main
+from fastft.recipe import differences
 from fastft.recipe.constants import SHORT_NAMES
 
 
@@ -70,6 +71,28 @@ def test_a_run_exports_and_reports(run: TrainedRun, tmp_path: Path) -> None:
     assert "<html" in run.report(tmp_path / "page.html").read_text()
     with pytest.raises(UserError, match="no export format 'tf'; give timm, open_clip"):
         run.export("tf", tmp_path / "m")
+
+
+def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_has_no_figure(
+    run: TrainedRun, given: dict[str, Any], album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refit = fastft.fit("photos", **given | {"train": {"refit": True}})
+    assert refit.folder == run.folder / "refit" and refit.result["evaluations"] == [] and refit.result["last"] is None
+    assert refit.result["first_run"]["weights"] == run.result["weights"]
+    assert "without a held-out figure of their own" in refit.result["weights"]["reason"]
+    recipes = [fastft.load_recipe(folder / "recipe.yaml") for folder in (run.folder, refit.folder)]
+    changed = {
+        "data.train",
+        "data.val",
+        "data.hold_out_beton",
+        "data.train_size",
+        "train.run_dir",
+        "schedule.stop_epoch",
+    }
+    assert set(differences(*recipes)) == changed and recipes[1].data.train_size == 36
+    assert json.loads((run.folder / "result.json").read_text())["weights"] == run.result["weights"]
+    assert main(["predict", str(refit.folder), str(album / "coffee/00.jpg"), "--device=cpu"]) == 0
+    assert f"using the {run.result['weights']['kind']}" in capsys.readouterr().err.replace("EMA", "ema")
 
 
 def test_short_names_are_those_of_the_command_line() -> None:

@@ -25,7 +25,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
-from fastft.cli.cmd_train import train_recipe as train
+from fastft.cli.training import train_recipe as train
 from fastft.photos import prepare, state
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
@@ -130,7 +130,7 @@ def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
         recipe = load_recipe("photos", options)
         explained = count_images(recipe)
         plans[name] = (explained.data.train_size, explained.data.num_classes, explained.choices[1:])
-        result = train(recipe, QUIET)
+        _, result = train(recipe, QUIET)
         ends[name], results[name] = end(run), [e | {"seconds": 0} for e in result["evaluations"]]
         assert json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())["classes"] == list(
             CLASSES

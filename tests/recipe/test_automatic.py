@@ -1,5 +1,7 @@
 """Values that follow from the number of images: the table of the rules, and the paper's recipe at ImageNet's size."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,18 @@ from beton_tools.base.errors import UserError
 from fastft.cost.explanation import explain
 from fastft.optim import decay_for_batch
 from fastft.optim.schedule import build_schedule, recipe_warnings
-from fastft.recipe import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict, resolve
+from fastft.recipe import (
+    Choice,
+    Recipe,
+    describe_choice,
+    differences,
+    load_recipe,
+    option_fields,
+    recipe_from_dict,
+    resolve,
+)
 from fastft.recipe.automatic import RULES
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 from fastft.recipe.training_images import with_train_size
 
 # images: batch, epochs, steps, warm-up steps, EMA horizon in steps, lr, crop scale, erase probability
@@ -158,3 +170,19 @@ def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_re
     assert "53.5%" in warning and "set --ema.horizon=0.016, a share of the whole schedule" in warning
     assert explain(load_recipe("photos", [*short, "--ema.horizon=0.016"]))["warnings"] == []
     assert explain(load_recipe("final_b16"))["warnings"] == []
+
+
+def test_the_normalisation_of_a_towers_file_is_taken_and_printed_unless_it_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "tower.json"
+    tower = json.loads(Path("rcp/demo_vit_s14.json").read_text())
+    assert load_recipe("demo").augment.mean == tuple(tower["preprocess_cfg"]["mean"]) != CLIP_MEAN
+    file.write_text(json.dumps(tower | {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}))
+    recipe = load_recipe("photos", [f"--model.arch={file}"])
+    assert (recipe.augment.mean, recipe.augment.std) == ((0.5, 0.5, 0.5), CLIP_STD)
+    assert f"augment.mean = (0.5, 0.5, 0.5): preprocess_cfg of {file}" in [
+        describe_choice(**asdict(c)) for c in recipe.choices
+    ]
+    assert load_recipe("photos", [f"--model.arch={file}", "--augment.mean=0,0,0"]).augment.mean == (0, 0, 0)
+    file.write_text(json.dumps(tower | {"preprocess_cfg": {"std": [0, 1, 1]}}))
+    with pytest.raises(UserError, match=r"preprocess_cfg of .*augment\.std is .*it must be three numbers"):
+        load_recipe("photos", [f"--model.arch={file}"])

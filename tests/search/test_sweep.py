@@ -14,9 +14,9 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import read_metrics
-from fastft.search import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
+from fastft.search import load_sweep, open_sweep, plan_runs, run_sweeps
 from fastft.search.runs import Outcome, read_result, run_key
-from fastft.search.sweep import print_report, recipe_hours, total_hours
+from fastft.search.sweep import print_report
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 
@@ -94,8 +94,6 @@ def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(
     assert [o.ours is not None for o in outcomes] == [False, False, True, False]
     assert len(list(out.glob("runs/*"))) == 1
     assert len(json.loads((out / "mine" / "results.json").read_text())["rows"]) == 4
-    (price,) = price_sweeps([open_sweep(f"{FINAL.parent}/tables/02_lr.yaml[1e-5]")], (), out)
-    assert (price.sweep, price.row) == ("02_lr", "1e-5")
 
 
 def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table: Path) -> None:
@@ -150,16 +148,6 @@ def test_a_part_of_the_data_is_another_run(one_step: Callable[[int], list[str]])
     assert run_key(load_recipe(FINAL)) != run_key(load_recipe(FINAL, [data]))
 
 
-def test_a_dry_run_counts_shared_trainings_once(tmp_path: Path) -> None:
-    sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema", "07_erase", "15_drop_path")]
-    prices = price_sweeps(sweeps, (), tmp_path)
-    runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), tmp_path)}
-    assert len(prices) == 7 + 10 + 4 + 3
-    assert len(runs) == 7 + 0 + 4 + 2
-    expected = sum(recipe_hours(recipe)["A100"] for recipe in runs.values())
-    assert total_hours(prices)["A100"] == pytest.approx(expected)
-
-
 def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows that train the same thing count once, over all tables; no figure of a long table is cut."""
     sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema")]
@@ -180,12 +168,11 @@ def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.Capt
     assert f"17 rows, {len(runs)} trainings" in printed and "total" in printed and "…" not in printed
 
 
-@pytest.mark.parametrize("command", [["sweep", "--dry-run"], ["cost", "--gpu", "h100"]])
-def test_rows_that_wait_for_the_loader_are_marked(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_wait_for_the_loader_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
     """At 32 px eight H100 are faster than their cores decode; at 224 px they are not."""
     table = str(TABLES / "15_drop_path.yaml")
     for size, waits in ((32, True), (224, False)):
-        assert main([command[0], table, *command[1:], f"--model.image_size={size}"]) == 0
+        assert main(["cost", table, "--gpu", "h100", f"--model.image_size={size}"]) == 0
         printed = capsys.readouterr().out
         marked = re.search(r"\d\.\d\*", printed) is not None
         assert (marked, "* GPUs wait for the loader" in printed) == (waits, waits)
@@ -193,9 +180,8 @@ def test_rows_that_wait_for_the_loader_are_marked(command: list[str], capsys: py
 
 def test_a_row_that_cannot_be_priced_is_named(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (table.parent / "plain.yaml").write_text(f"extends: {FINAL.resolve()}\nmodel: {{image_size: 98}}\n")
-    for command in (["sweep", str(table), "--dry-run"], ["cost", str(table), "--gpu", "v100"]):
-        assert main(command) == 2
-        assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
+    assert main(["cost", str(table), "--gpu", "v100"]) == 2
+    assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
 
 
 def test_brackets_in_titles_and_labels_are_printed_as_they_are(
@@ -203,8 +189,6 @@ def test_brackets_in_titles_and_labels_are_printed_as_they_are(
 ) -> None:
     rows = f"rows: [{{recipe: {FINAL.resolve()}, label: '[/x]', number: raw}}]"
     table.write_text(f"title: lr [/b]\nsource: me\n{rows}\n")
-    assert main(["sweep", str(table), "--dry-run"]) == 0
-    assert "[/x]" in capsys.readouterr().out
     assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 0
     printed = capsys.readouterr().out
     assert "lr [/b]" in printed and "[/x]" in printed

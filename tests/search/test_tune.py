@@ -25,6 +25,7 @@ from fastft.search.estimate import Result
 from fastft.search.settings import DEFAULT, grid, shortened
 from fastft.search.tune import tune
 from fastft.search.tune_report import conclusion
+from fastft.train.exceptions import TimeUp
 from tests.train.runs import QUIET
 
 RECIPE = "rcp/final_b16.yaml"
@@ -122,7 +123,7 @@ def test_the_figure_is_the_evaluation_of_the_untouched(untouched: Path, searched
     assert figures.balanced.value == pytest.approx(tuned["balanced_accuracy"])
 
 
-def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> None:
+def test_table_and_json_are_written(searched: tuple[Path, Result]) -> None:
     folder, result = searched
     table = (folder / "table.md").read_text()
     assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
@@ -132,7 +133,6 @@ def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> No
     )
     document = json.loads((folder / "results.json").read_text())
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
-    assert "epochs of the run" in (folder / "plot.svg").read_text()
 
 
 def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
@@ -163,6 +163,30 @@ def test_a_budget_that_ends_is_said_and_a_larger_one_continues(
     assert [(t.setting, t.rung, t.score) for t in result.trials] == [
         (t.setting, t.rung, t.score) for t in expected.trials
     ]
+
+
+def test_runs_of_the_first_rung_alone_change_nothing(
+    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = searched
+    first = [t.setting for t in expected.trials if t.rung == 0]
+
+    def already_trained(run, world, console, ending):
+        if run.recipe.epochs > expected.rungs[0]:
+            raise TimeUp("the budget has ended")
+        (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
+        run.folder.symlink_to(folder / "runs" / run.key)
+
+    monkeypatch.setattr(search, "train_run", already_trained)
+    monkeypatch.setattr(search, "_ranked", lambda trials: sorted(trials, key=lambda t: t.setting == DEFAULT))
+    result = tune(RECIPE, options(tiny), tmp_path / "out", budget=1e9, console=QUIET)
+    assert [t.setting for t in result.trials] == first
+    assert (
+        not result.complete and result.best.setting == DEFAULT and result.optimism == 0
+    )  # no correction raises a figure
+    assert "too little time: only runs of 1 epoch of 6" in (tmp_path / "out/table.md").read_text()
+    tuned = load_recipe(tmp_path / "out/tuned.yaml")
+    assert tuned.optim.lr == load_recipe(RECIPE, options(tiny)).optim.lr
 
 
 def test_the_first_rungs_leave_half_of_the_budget_and_what_did_not_fit_is_listed(

@@ -77,8 +77,9 @@ HALF = {"train__amp": "bf16", "train__half_residual": "on"}
     ("half", "rounding"), [({}, ROUNDING), pytest.param(HALF, 0.02, marks=pytest.mark.slow)], ids=["fp32", "half"]
 )
 def test_two_processes_train_as_one_does(tiny, tmp_path: Path, half: dict[str, str], rounding: float) -> None:
-    """With mixup, CutMix, stochastic layers and another accumulation in each of the two runs."""
-    changes = {"augment__mixup": "0.8", "augment__cutmix": "1.0", "schedule__stop_epoch": "2"}
+    """With sampling, class weights, mixup, CutMix, stochastic layers and another accumulation in each of the two runs."""
+    changes = {"data__sampling": "sqrt", "optim__class_weights": "balanced", "schedule__stop_epoch": "2"}
+    changes |= {"augment__mixup": "0.8", "augment__cutmix": "1.0"}
     changes |= {"model__drop_path": "0.3", "model__patch_dropout": "0.25"} | half
     run(tiny, tmp_path / "one", train__micro_batch="8", **changes)
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", **changes)

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.augment.mix import smoothed_targets
 from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
@@ -67,7 +70,7 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, t
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model__drop_path": "0.3"},
+        {"model__drop_path": "0.3", "data__sampling": "balanced", "optim__class_weights": "sqrt"},
         *(pytest.param(case, marks=pytest.mark.slow) for case in (
             {"augment__mixup": "0.8", "augment__cutmix": "1.0", "train__micro_batch": "4"},
             {"model__patch_dropout": "0.25", "optim__clip_grad": "1.0"},
@@ -123,6 +126,17 @@ def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path: Pa
     line = next(m for m in read_metrics(tmp_path / "metrics.jsonl") if m["kind"] == "train" and m["step"] == 10)
     assert 0 < sum(line["split"][part] for part in ("forward", "backward")) < 4 * 8 / line["images_per_second"]
     assert 0 < result["seconds"] < 3 * seconds
+
+
+def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels() -> None:
+    logits, labels, weights = torch.randn(4, 3), torch.tensor([0, 2, 1, 0]), torch.tensor([0.5, 3.0, 1.5])
+    step = SimpleNamespace(class_weights_K=weights, label_smoothing=0.1)
+    each = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(Step._loss(step, logits, labels), (weights[labels] * each).mean())
+    mixed = 0.7 * smoothed_targets(labels, 3, 0.1) + 0.3 * smoothed_targets(labels.flip(0), 3, 0.1)
+    each = F.cross_entropy(logits, mixed, reduction="none")
+    expected = ((0.7 * weights[labels] + 0.3 * weights[labels.flip(0)]) * each).mean()
+    torch.testing.assert_close(Step._loss(step, logits, mixed), expected)
 
 
 def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path: Path) -> None:
