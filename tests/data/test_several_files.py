@@ -14,7 +14,7 @@ from beton_tools.read.parts import Part
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.data import SampleError
-from tests.data.test_loader import BATCH, collect, eval_loader, train_loader
+from tests.data.test_loader import collect, eval_loader, train_loader
 
 PARTS = 3
 
@@ -54,20 +54,6 @@ def test_batches_of_several_files_are_those_of_the_single_file(pattern, indexed_
         assert collect(several.epoch(1)) == collect(one.epoch(1))
     with eval_loader(indexed_beton) as one, eval_loader(pattern) as several:
         assert collect(several) == collect(one)
-
-
-@pytest.mark.parametrize("order", ["random", "blocks"])
-def test_ranks_micro_batches_and_resuming_do_not_change_the_images(pattern, order):
-    with train_loader(pattern, order=order, block_mib=1) as loader:
-        whole = collect(loader.epoch(2))
-        first = next(loader.epoch(2))
-    together = {}
-    for rank in range(2):
-        split = {"rank": rank, "world_size": 2, "micro_batch": 2, "workers": 1}
-        with train_loader(pattern, order=order, block_mib=1, **split) as loader:
-            together |= collect(loader.epoch(2, start_step=1))
-    assert together == {place: image for place, image in whole.items() if place[0] >= 1}
-    assert len(first.ids) == BATCH // 2
 
 
 def test_files_are_named_as_a_list_or_with_commas_too(parts, pattern):

@@ -178,20 +178,12 @@ MISSING = object()
     ("key", "value", "message"),
     [
         ("width", MISSING, "missing required field width"),
-        ("patch_size", MISSING, "missing required field patch_size"),
-        ("image_size", MISSING, "missing required field image_size"),
-        ("layers", MISSING, "missing required field layers"),
         ("width", "64", r"Expected int, got str - at \$\.width"),
-        ("patch_size", [8, 8], r"Expected int, got array - at \$\.patch_size"),
         ("layers", 0, r"Expected int >= 1 - at \$\.layers"),
-        ("layers", True, r"Expected int, got bool - at \$\.layers"),
         ("layers", [3, 4, 6, 3], "not a plain CLIP ViT"),
         ("head_width", 128, "head_width 128 does not divide width 64"),
-        ("head_width", 30, "head_width 30 does not divide width 64"),
-        ("head_width", 0, r"Expected int >= 1 - at \$\.head_width"),
         ("mlp_ratio", float("nan"), r"Expected float > 0.0 - at \$\.mlp_ratio"),
         ("norm_kwargs", {"elementwise_affine": False}, r"unknown field elementwise_affine - at \$\.norm_kwargs"),
-        ("no_ln_pre", "false", r"Expected bool, got str - at \$\.no_ln_pre"),
         ("pool_type", "none", r"Invalid enum value 'none' - at \$\.pool_type"),
     ],
 )
@@ -204,9 +196,7 @@ def test_a_mistake_in_a_vision_cfg_is_one_line(tmp_path, key, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embed_dim": MISSING}, "missing required field embed_dim"),
         ({"vision_cfg": MISSING}, "missing required field vision_cfg"),
-        ({"vision_cfg": [1]}, r"Expected object, got array - at \$\.vision_cfg"),
         ({"quick_gelu": "yes"}, r"Expected bool, got str - at \$\.quick_gelu"),
     ],
 )

@@ -27,15 +27,11 @@ def put(document: Document, path: tuple[str | int, ...], value: Any) -> str:
     ("path", "value", "message"),
     [
         (("machine",), [1], r"the file: Expected object, got array - at \$\.machine"),
-        (("notes",), "quiet", r"Expected array, got str - at \$\.notes"),
-        (("measures", 1), 3, r"Expected object, got int - at \$\.measures"),
         (("measures", 1, "setting"), None, r"Expected object, got null - at \$\.measures\[\d\]\.setting"),
-        (("measures", 0, "unit"), 3, r"Expected str, got int - at \$\.measures\[\d\]\.unit"),
         (("measures", 0, "contenders", 1, "rounds"), [1, "2"], r"Expected float, got str - .*\.rounds"),
         (("measures", 0, "contenders", 1, "median"), float("nan"), "NaN, which is not a number"),
         (("measures", 0, "contenders", 1, "min"), -1, r"Expected float >= 0.0 - .*\.min"),
         (("measures", 0, "contenders", 1), {"name": "x"}, "a contender has neither 'median' nor 'skipped'"),
-        (("measures", 0, "contenders", 1, "ratio"), {"median": 2}, r"missing required field min - .*\.ratio"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_drawn_is_refused(bench_document, tmp_path, path, value, message, capsys):

@@ -28,17 +28,13 @@ def of_kind(folder: Path, kind: str) -> dict[str, Any]:
     ("kind", "change", "message"),
     [
         ("train", {"loss": float("nan")}, r"'train' line: Expected float >= 0.0 - at \$\.loss"),
-        ("train", {"mfu": "high"}, r"'train' line: Expected float . null, got str - at \$\.mfu"),
         ("train", {"images_per_second": 0}, r"Expected float >= 1e-30 - at \$\.images_per_second"),
         ("train", {"step": 1}, "do not increase"),
         ("eval", {"raw_top1": None}, "'eval' line: Expected float, got null"),
-        ("eval", {"ema_loss": "low"}, "'eval' line: Expected float, got str"),
         ("split", {"seconds": {"wait": "long"}}, "'split' line: Expected float, got str"),
-        ("checkpoint", {"seconds": "long"}, "'checkpoint' line: Expected float, got str"),
         ("train", {"loss": 10**400}, "'train' line: .* at .\\.loss"),
         ("eval", {"step": 1}, "the steps of 'eval' lines decrease"),
         ("eval", {"best_by": "luck"}, "Invalid enum value 'luck'"),
-        ("start", {"precision": 5}, "'start' line: Expected str, got int"),
     ],
 )
 def test_lines_that_cannot_be_drawn_are_refused(run_folder, kind, change, message, capsys):
