@@ -1,21 +1,39 @@
-"""The image formats that are read: file name suffixes, Pillow's formats, and opening an image file."""
+"""The image formats that are read: file name suffixes, Pillow's formats, opening a file, and its pixels as people see them."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import warnings
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
+from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import StrPath, read_regular
 
 # Pillow may try no others: its EPS reader would start Ghostscript on any file that looks like EPS, whatever its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-# The suffixes of torchvision's and timm's folder loaders, plus .jfif (JPEG) and .gif (first frame of an animation).
-IMAGE_SUFFIXES = (*(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"), *(".jfif", ".gif"))
+# The suffixes of torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (first frame of an animation) and phones' HEIC.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".jfif", ".gif", ".heic", ".heif"),
+)
+_HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # brands of ISO/IEC 23008-12, HEVC-coded
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
 DEEP_IMAGES = "16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale them to 8 bits"
+TRANSPARENT = "transparent pixels, which are laid on the background colour"
+WHITE = "white"
+_ORIENTATION = 0x0112  # the tag of Exif, which Pillow reads from XMP too
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
 
 # Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10
@@ -52,13 +70,53 @@ def open_image(source: bytes | StrPath) -> Image.Image:
     may_have_many = data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS
     if may_have_many and _count_scans(data) > MAX_SCANS:
         raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
+    formats = ("HEIF",) if _HEIC.match(data) else FORMATS
+    if formats != FORMATS:
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError:
+            raise OSError("HEIC files need pillow-heif: pip install 'fastft[heic]'") from None
     try:
         with warnings.catch_warnings():
             # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:  # its message contains a memory address, different in every run
         raise UnidentifiedImageError("not an image of a known format") from None
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How a camera says that the image is to be turned, 1 to 8 (Exif 2.3, 4.6.4 A); 1, as stored, without a valid note."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged Exif data, of which Pillow's readers raise many types
+        return 1
+    return found if found in _TURNS else 1
+
+
+def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -> tuple[Image.Image, bool]:
+    """An image as people see it, in RGB: turned as `orientation` says, and laid on `background` where it is transparent.
+
+    Returns:
+        The image, and whether a pixel of it was transparent.
+    """
+    turned = image.transpose(_TURNS[orientation]) if orientation != 1 else image
+    if not turned.has_transparency_data or depth_prefix(turned):
+        return turned.convert("RGB"), False
+    rgba = turned.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return rgba.convert("RGB"), False
+    canvas = Image.new("RGBA", rgba.size, background)
+    canvas.alpha_composite(rgba)
+    return canvas.convert("RGB"), True
+
+
+def check_colour(option: str, text: str) -> None:
+    """Raise UserError if `text` is no colour as Pillow's `ImageColor` reads it: "white", "#808080", "rgb(0, 0, 128)"."""
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise UserError(f"{option} cannot be {text!r}; give a colour such as white or '#808080'") from None
 
 
 def _count_scans(data: bytes) -> int:

@@ -24,6 +24,8 @@ from beton_tools.jpeg.markers import DAMAGED, OK, JpegError
 
 # turbojpeg.h
 _TJPF_RGB, _TJPF_GRAY = 0, 6
+_TJXOP = {2: 1, 3: 6, 4: 2, 5: 3, 6: 5, 7: 4, 8: 7}  # Exif orientation -> how the image is turned to be upright
+_PERFECT, _COPY_NONE = 1, 64  # fail where blocks at an edge are incomplete; drop Exif and other application data
 _TJSAMP = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": 3, "4:4:0": 4, "4:1:1": 5}
 _ACCURATE_DCT, _NO_REALLOC, _LIMIT_SCANS = 4096, 1024, 32768  # the last stops "scan bombs" after 500 scans
 SUBSAMPLINGS = tuple(_TJSAMP)
@@ -53,6 +55,8 @@ def open_library() -> ctypes.CDLL:
 _library = open_library()
 _library.tjInitDecompress.restype = ctypes.c_void_p
 _library.tjInitCompress.restype = ctypes.c_void_p
+_library.tjInitTransform.restype = ctypes.c_void_p
+_library.tjFree.argtypes = [ctypes.c_void_p]
 _library.tjDestroy.argtypes = [ctypes.c_void_p]
 _library.tjGetErrorStr2.argtypes, _library.tjGetErrorStr2.restype = [ctypes.c_void_p], ctypes.c_char_p
 _library.tjBufSize.restype = ctypes.c_ulong
@@ -123,3 +127,34 @@ def compress(image: np.ndarray, quality: int, subsampling: str) -> bytes:
     finally:
         _library.tjDestroy(handle)
     return out[: out_size.value].tobytes()
+
+
+class _Transform(ctypes.Structure):
+    """tjtransform of turbojpeg.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("x", "y", "w", "h", "op", "options")),
+        *((name, ctypes.c_void_p) for name in ("data", "filter")),
+    ]
+
+
+def turn_upright(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG turned as its Exif orientation (2 to 8) says, as a baseline JPEG without Exif, with the same DCT coefficients.
+
+    Raises:
+        JpegError: it is damaged, or the turn would move an incomplete block from the right or bottom edge.
+    """
+    out, size = ctypes.c_void_p(), ctypes.c_ulong()
+    transform = _Transform(op=_TJXOP[orientation], options=_PERFECT | _COPY_NONE)
+    handle = ctypes.c_void_p(_library.tjInitTransform())
+    try:
+        failure = _library.tjTransform(
+            handle, jpeg, ctypes.c_ulong(len(jpeg)), 1, ctypes.byref(out), ctypes.byref(size), ctypes.byref(transform),
+            _LIMIT_SCANS,
+        )  # fmt: skip
+        if failure:
+            raise JpegError(f"libturbojpeg cannot turn it: {_library.tjGetErrorStr2(handle).decode()}")
+        return ctypes.string_at(out, size.value)
+    finally:
+        _library.tjFree(out)
+        _library.tjDestroy(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from beton_tools.base.console import ProgressCallback
@@ -63,6 +64,7 @@ def convert_imagenet(
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.
 
+    Images are stored as timm's loader reads them, not turned by Exif: accuracies on ImageNet are reported that way.
     The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
     missing devkit is reported at once.
 
@@ -72,7 +74,7 @@ def convert_imagenet(
     Raises:
         UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
-    data = source_path(data)
+    data, options = source_path(data), replace(options or WriteOptions(), upright=False)
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
         instead = "see `fastft convert imagenet --help` for the layouts"

@@ -19,12 +19,13 @@ import numpy as np
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.console import ProgressCallback, printable
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import WHITE, check_colour
 from beton_tools.base.names import Names
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path, pack_names
 from beton_tools.read.parts import Part
 from beton_tools.sources.base import Source
-from beton_tools.write.images import SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
+from beton_tools.write.images import AUTO, QUALITY, SUBSAMPLING, SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
 from beton_tools.write.pagefile import PageFile, Written
 from beton_tools.write.workers import Task, encode_in_order
 from beton_tools.write.write_order import choose
@@ -71,10 +72,11 @@ class WriteOptions(EncodeOptions):
             value = getattr(self, option)
             if value is not None and not low <= value <= (value if high is None else high):
                 raise _impossible(option, value, limits(option))
-        choices_of = {"subsampling": SUBSAMPLINGS, "on_error": ON_ERROR, "write_mode": WRITE_MODES}
+        choices_of = {"subsampling": (None, *SUBSAMPLINGS), "on_error": ON_ERROR, "write_mode": WRITE_MODES}
         for option, choices in choices_of.items():
             if getattr(self, option) not in choices:
-                raise _impossible(option, getattr(self, option), " or ".join(choices))
+                raise _impossible(option, getattr(self, option), " or ".join(filter(None, choices)))
+        check_colour("--background", self.background)
         if not 0 <= self.compress_probability <= 1:
             raise _impossible("compress_probability", self.compress_probability, "0 to 1")
         if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
@@ -86,9 +88,12 @@ class WriteOptions(EncodeOptions):
         """The options that determine the file's bytes."""
         # left out where they have no influence: such files keep their fingerprint from versions without these options
         values = asdict(self)
-        for name in ("workers", "on_error", "part", "compress_probability"):
+        for name in ("workers", "on_error", "part", "compress_probability", "upright"):
             del values[name]
-        if self.write_mode == "jpg":
+        values |= {"quality": self.quality or QUALITY, "subsampling": self.subsampling or SUBSAMPLING}
+        if self.background == WHITE:
+            del values["background"]
+        if self.write_mode == AUTO:
             del values["write_mode"]
         elif self.write_mode == "proportion":
             values["compress_probability"] = str(self.compress_probability)  # manifests have no fractions

@@ -89,7 +89,14 @@ class Imagenet:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from beton_tools.write.images import SUBSAMPLINGS, WRITE_MODES
+    from beton_tools.write.images import (
+        LOSSLESS_QUALITY,
+        LOSSLESS_SUBSAMPLING,
+        QUALITY,
+        SUBSAMPLING,
+        SUBSAMPLINGS,
+        WRITE_MODES,
+    )
     from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
 
     default = WriteOptions()
@@ -101,17 +108,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images, file = parser.add_argument_group("images"), parser.add_argument_group("file")
     number(images, "max_resolution", "PX",
            "shrink images whose longer side has more pixels, {} (default: keep every size)")  # fmt: skip
-    quality = f"of re-encoded images, {{}} (default: {default.quality})"
-    number(images, "quality", "Q", quality, default=default.quality)
-    chroma = f"of re-encoded images (default: {default.subsampling})"
-    images.add_argument("--subsampling", choices=SUBSAMPLINGS, default=default.subsampling, help=chroma)
+    quality = f"of re-encoded images, {{}} (default: {QUALITY}; of PNG and other files without loss {LOSSLESS_QUALITY})"
+    number(images, "quality", "Q", quality)
+    chroma = f"of re-encoded images (default: {SUBSAMPLING}; of files without loss {LOSSLESS_SUBSAMPLING})"
+    images.add_argument("--subsampling", choices=SUBSAMPLINGS, help=chroma)
+    background = "colour under transparent pixels, a name or '#rrggbb' (default: white)"
+    images.add_argument("--background", metavar="COLOUR", default=default.background, help=background)
     reencode = "re-encode every image, as FFCV does (default: JPEGs that fit keep their coefficients, bit for bit)"
     images.add_argument("--reencode", action="store_true", help=reencode)
     index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
     images.add_argument("--no-index", action="store_true", help=index)
     mode = (
-        "store JPEGs, raw pixels, which are ten times as large and need no decoding, or a proportion of JPEGs "
-        f"(default: {default.write_mode})"
+        "store JPEGs, raw pixels, which are ten times as large and need no decoding, or a proportion of JPEGs (default: auto, "
+        "raw pixels of files without loss of at most 128 x 128 pixels, otherwise JPEGs)"
     )
     images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
     share = f"with --write-mode proportion, the share of JPEGs, 0 to 1 (default: {default.compress_probability})"
@@ -143,7 +152,7 @@ def _options_of(args: argparse.Namespace) -> "WriteOptions":
 
 def _print_summary(path: Path, manifest: "Manifest") -> None:
     from beton_tools.read.manifest import manifest_path
-    from beton_tools.write.images import KEPT, RAW
+    from beton_tools.write.images import KEPT, RAW, count_notes
 
     images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
     print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
@@ -155,6 +164,8 @@ def _print_summary(path: Path, manifest: "Manifest") -> None:
         + (f"; {raw:,} stored as raw pixels" if raw else "")
         + (f"; re-encoded: {', '.join(others)}" if others else "")
     )
+    for text, count in count_notes(manifest.encodings).items():
+        print(f"  {count:,} with {text}")
     if manifest.left_out:
         print(f"  left out: {by_suffix(manifest.left_out)}")
     skipped = [f"{name}: {reason}" for name, reason in manifest.skipped]

@@ -16,7 +16,7 @@ from beton_tools.base.atomic import atomic_output, check_writable
 from beton_tools.base.errors import UserError
 from beton_tools.read.subset_file import is_beton_or_subset
 from fastft.evaluate.evaluation import eval_loader
-from fastft.evaluate.prediction import compute_outputs, describe_deep, describe_left_out, image_paths
+from fastft.evaluate.prediction import compute_outputs, describe_left_out, image_paths, say_notes
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model import ImageClassifier
 from fastft.train.distributed import World, connected, find_world
@@ -78,16 +78,15 @@ def beton_features(trained: Trained, path: Path, world: World) -> Features:
 
 def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) -> Features:
     parts: list[Features] = []
-    left_out, deep = Counter[str](), Counter[str]()
+    left_out, notes = Counter[str](), Counter[str]()
     for source in sources:
         if is_beton_or_subset(source):
             parts.append(beton_features(trained, source, world))
         else:
-            parts.append(_image_features(trained, source, world, say, left_out, deep))
+            parts.append(_image_features(trained, source, world, say, left_out, notes))
     if left_out:
         say(describe_left_out(left_out))
-    if deep:
-        say(describe_deep(deep.total()))
+    say_notes(notes, say)
     labelled = [part for part in parts if part.classes]
     for part, source in zip(parts, sources, strict=True):
         if part.classes and part.classes != labelled[0].classes:
@@ -100,9 +99,9 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
 
 
 def _image_features(
-    trained: Trained, source: Path, world: World, say: Say, left_out: Counter[str], deep: Counter[str]
+    trained: Trained, source: Path, world: World, say: Say, left_out: Counter[str], notes: Counter[str]
 ) -> Features:
-    """The embeddings of image files. deep: counts the images that lose values."""
+    """The embeddings of image files. notes: counts what to know of their pixels."""
     rows, files = [], []
     paths = image_paths([source], left_out)
     for path, read, features_D in compute_outputs(trained, paths, world.device, "pooled"):
@@ -111,7 +110,7 @@ def _image_features(
             continue
         rows.append(features_D.numpy())
         files.append(str(path))
-        deep.update(["images"] * read.loses_values)
+        notes.update(read.notes)
     features_ND = np.stack(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
     return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [])
 

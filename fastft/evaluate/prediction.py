@@ -19,7 +19,15 @@ from beton_tools.base.atomic import write_csv
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES, depth_prefix, open_image
+from beton_tools.base.image_formats import (
+    DEEP_IMAGES,
+    IMAGE_SUFFIXES,
+    TRANSPARENT,
+    depth_prefix,
+    open_image,
+    orientation_of,
+    upright_rgb,
+)
 from beton_tools.base.user_files import check_user_file
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.model.classifier import rank_classes
@@ -39,15 +47,15 @@ MOST_PIXELS = 1 << 26  # of a resized image; one of 1 x 65,000 pixels would have
 class Prediction:
     """The top classes of one file with their softmax probabilities, or the reason why it cannot be read (`error`).
 
-    path: of the file; empty for an image in memory. loses_values: it has 16 or 32 bits per value: those above 255 were read as
-    white, fractions of 1 as black.
+    path: of the file; empty for an image in memory. notes: what to know of the pixels, for "1 image has ...": that those above 8
+    bits per value were clipped, that transparent ones were laid on `data.background`.
     """
 
     path: Path
     classes: list[str]
     probabilities: list[float]
     error: str | None = None
-    loses_values: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -104,7 +112,7 @@ class Predictor:
             ranked = rank_classes(logits_K[None], topk)[0]
             names = [self.classes[k] for k in ranked.tolist()]
             shares = (logits_K / self.temperature).softmax(0)[ranked].tolist()
-            yield Prediction(path, names, shares, loses_values=read.loses_values)
+            yield Prediction(path, names, shares, notes=read.notes)
 
 
 def predict_files(
@@ -117,8 +125,8 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """The top classes of image files and of the images in folders, in order, one batch at a time.
 
-    say: called with the weights in words, the temperature, and lines about files in folders that are left out and about images
-    that lose values. options: as `Predictor`.
+    say: called with the weights in words, the temperature, and lines about files in folders that are left out and, at the end,
+    for each of the notes on images. options: as `Predictor`.
 
     Raises:
         UserError: there is no such checkpoint or image; when the iteration ends, that no file could be read.
@@ -158,21 +166,22 @@ def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> 
         yield from (path / name for name in found)
 
 
-def describe_deep(count: int) -> str:
-    """Warning text for `count` images that lose values."""
-    return f"{count:,} image{' has' if count == 1 else 's have'} {DEEP_IMAGES}"
+def say_notes(notes: Counter[str], say: Callable[[str], None]) -> None:
+    """Say each of the notes (see `Prediction`), with its number of images."""
+    for text, count in notes.items():
+        say(f"{count:,} image{' has' if count == 1 else 's have'} {text}")
 
 
 def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> Iterator[Prediction]:
-    """Yield the predictions; then say if images lose values, and raise UserError if none of the files could be read."""
-    any_read, deep, first = False, 0, None
+    """Yield the predictions; then say the notes on images, and raise UserError if none of the files could be read."""
+    any_read, first = False, None
+    notes: Counter[str] = Counter()
     for prediction in predictions:
         any_read |= prediction.error is None
-        deep += prediction.loses_values
+        notes.update(prediction.notes)
         first = first or prediction
         yield prediction
-    if deep:
-        say(describe_deep(deep))
+    say_notes(notes, say)
     if first is not None and not any_read:
         raise UserError(f"no image could be read; the first, {first.path}: {first.error}")
 
@@ -194,10 +203,10 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
 
 
 class ReadImage(NamedTuple):
-    """An image as the model's input (3, S, S), and whether it had more than 8 bits per value, which were clipped."""
+    """An image as the model's input (3, S, S), and the notes on its pixels (see `Prediction`)."""
 
     tensor: Tensor
-    loses_values: bool
+    notes: tuple[str, ...]
 
 
 Read = ReadImage | str  # an image, or the reason why it cannot be read
@@ -261,8 +270,9 @@ def read_image(source: Source, recipe: Recipe) -> Read:
         opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
         with opened as image:
             colours = {"mean": recipe.augment.mean, "std": recipe.augment.std}
-            tensor = eval_tensor(image, size=size, crop_pct=crop_pct, **colours)
-            return ReadImage(tensor, depth_prefix(image) != "")
+            rgb, is_transparent = upright_rgb(image, orientation_of(image), recipe.data.background)
+            tensor = eval_tensor(rgb, size=size, crop_pct=crop_pct, **colours)
+            return ReadImage(tensor, (DEEP_IMAGES,) * bool(depth_prefix(image)) + (TRANSPARENT,) * is_transparent)
     except Exception as error:  # Pillow's plug-ins raise many kinds of exceptions for damaged files
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
 

@@ -20,7 +20,6 @@ from beton_tools.base import torchrun
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import DEEP_IMAGES
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.beton_paths import find_betons
@@ -28,7 +27,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import SUFFIX as SUBSET
 from beton_tools.read.subset_file import SubsetFile
-from beton_tools.write.images import loses_values
+from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.model.recipe_model import check_model
 from fastft.photos.holdout import VERSION
@@ -178,7 +177,7 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
     is_beton = recipe.data.val is not None and val is None
     of_val = "a .beton" if is_beton else "" if val is None else _fingerprint(val)
-    inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution)
+    inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution, recipe.data.background)
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
@@ -202,7 +201,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     val, warnings = usable_images(open_val(photos))
     val = with_classes(val, manifest.classes)
     _refuse_inside(val, folder.parent)
-    inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
+    inputs = Inputs(photos, _fingerprint(val), "", _options(recipe).max_resolution, recipe.data.background)
 
     def convert() -> dict[str, Any]:
         return {"files": [TO_VAL], "summary": [], "warnings": warnings + _write("val", val, recipe, folder)}
@@ -268,7 +267,7 @@ def _warn_of_shared_images(recipe: Recipe, folder: Path, inputs: Inputs, stored:
 
 def _options(recipe: Recipe) -> WriteOptions:
     longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * recipe.model.image_size)
-    return WriteOptions(max_resolution=longest, on_error="skip")
+    return WriteOptions(max_resolution=longest, on_error="skip", background=recipe.data.background)
 
 
 def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path) -> list[str]:
@@ -276,12 +275,11 @@ def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path) -> lis
     with progress(f"converting {split}") as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
     skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]
-    deep = sum(count for encoding, count in manifest.encodings.items() if loses_values(encoding))
     return [
         f"{count:,} {split} image{'' if count == 1 else 's'} {text}"
         for count, text in (
             (len(skipped), f"left out because unreadable: {listing(skipped)}"),
-            (deep, f"with {DEEP_IMAGES}"),
+            *((number, f"with {text}") for text, number in count_notes(manifest.encodings).items()),
         )
         if count
     ]

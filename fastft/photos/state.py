@@ -9,6 +9,7 @@ from typing import Any
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import WHITE
 from beton_tools.base.user_files import read_user_text
 from beton_tools.read.manifest import manifest_path
 from beton_tools.read.subset_file import SUFFIX as SUBSET
@@ -30,12 +31,14 @@ class Inputs:
         images: hash of the images at `data`.
         val: hash of the validation images if they are prepared too, otherwise a word for where they are.
         longest_side: limit of the stored images' sides in pixels; None if images are not converted.
+        background: colour under transparent pixels.
     """
 
     data: str
     images: str
     val: str = ""
     longest_side: int | None = None
+    background: str = WHITE
 
     def changed_since(self, stored: Mapping[str, Any]) -> str:
         """Return which input differs from those of an earlier preparation, such as "data.val has changed"; "" if none does."""
@@ -43,6 +46,8 @@ class Inputs:
             return f"{self.data} has changed"
         if stored.get("val") != self.val:
             return "data.val has changed"
+        if stored.get("background", WHITE) != self.background:
+            return "data.background has changed"
         return "" if stored.get("longest_side") == self.longest_side else "model.image_size has changed"
 
 

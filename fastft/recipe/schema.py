@@ -85,6 +85,11 @@ class Data:
         False, "without data.val, hold validation images out of a .beton too, as of a folder or table",
         changes_accuracy=False, since="0.3.0",
     )  # fmt: skip
+    background: str = option(
+        "white",
+        "colour under transparent pixels of photographs and of images for predict: a name or '#rrggbb'",
+        since="0.3.0",
+    )
     train_size: int = option(
         IMAGENET_TRAIN_SIZE,
         "number of training images, for explain and cost; a training file that exists overrides it",

@@ -139,7 +139,7 @@ def test_every_format_that_pillow_decodes_is_converted_and_other_files_are_count
     folder("--data", photo_folder, "--out", tmp_path / "a.beton", "--workers", 0)
     text = capsys.readouterr().out
     assert "25 images in 3 classes" in text
-    assert "24 kept bit for bit; re-encoded: 1 GIF" in text
+    assert "24 kept bit for bit; 1 stored as raw pixels" in text
     assert r"  left out: 2 .txt, 1 .xml, 1 .\x1b[2j" in text
     manifest, beton = Manifest.load(manifest_path(tmp_path / "a.beton")), Beton.open(tmp_path / "a.beton")
     stored = decode_sample(beton, list(manifest.names).index("n01440764/n01440764_1.GIF"))
@@ -157,6 +157,20 @@ def test_classes_of_another_file_determine_the_labels(tmp_path: Path, photo_jpeg
     manifest_path(train).unlink()
     with pytest.raises(UserError, match="has no manifest that lists its classes"):
         folder("--data", tmp_path / "val", "--out", val, "--classes-of", train)
+
+
+def test_only_imagenet_is_stored_as_timm_reads_it(tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages) -> None:
+    """Not turned by Exif: accuracies on ImageNet are reported that way."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_folders(tmp_path / "in", photo_jpegs, val_images)
+    turned = sorted((tmp_path / "in" / "train" / "n01440764").iterdir())[0]
+    image = Image.open(turned).crop((0, 0, 96, 64))
+    image.save(turned, exif=exif)
+    imagenet("--data", tmp_path / "in", "--out", tmp_path, "--workers", 0)
+    folder("--data", tmp_path / "in" / "train", "--out", tmp_path / "a.beton", "--workers", 0)
+    sizes = [Beton.open(tmp_path / name) for name in ("train.beton", "a.beton")]
+    assert [(beton.widths[0], beton.heights[0]) for beton in sizes] == [(96, 64), (64, 96)]
 
 
 def test_damaged_images_are_printed_by_name(

@@ -1,15 +1,28 @@
 """Every image is stored with the pixels that Pillow gives, or refused with a reason."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ffcv.fields.rgb_image import resizer
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
-from beton_tools.jpeg import decode_rgb
-from beton_tools.write.images import DAMAGED, KEPT, BadImage, EncodeOptions, encode_sample, shrink
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import TRANSPARENT
+from beton_tools.jpeg import decode_rgb, parse
+from beton_tools.write.images import (
+    DAMAGED,
+    KEPT,
+    BadImage,
+    EncodedImage,
+    EncodeOptions,
+    count_notes,
+    encode_sample,
+    shrink,
+)
+from beton_tools.write.writer import WriteOptions
 from tests.beton_tools.conftest import crops, damaged, jpeg_of, photograph
 
 PHOTO = crops("chelsea.png", 1, seed=3)[0]
@@ -59,7 +72,7 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 def test_other_formats_are_encoded_once_and_the_reason_recorded(kind: str) -> None:
-    stored = encode_sample(ODD[kind], EncodeOptions(quality=95, subsampling="4:4:4"))
+    stored = encode_sample(ODD[kind], EncodeOptions(quality=95, subsampling="4:4:4", write_mode="jpg"))
     expected = pixels_of(ODD[kind])
     assert stored.how != KEPT
     assert stored.how.upper() in kind.upper()
@@ -71,7 +84,7 @@ def test_other_formats_are_encoded_once_and_the_reason_recorded(kind: str) -> No
 def test_a_png_named_jpeg_is_recognised_by_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "n02105855_2933.JPEG"  # the one such file in ImageNet
     path.write_bytes(ODD["PNG"])
-    assert encode_sample(path.read_bytes(), EncodeOptions()).how == "PNG"
+    assert encode_sample(path.read_bytes(), EncodeOptions()).how == "raw, PNG"
 
 
 def with_segment(jpeg: bytes, marker: int, payload: bytes | None) -> bytes:
@@ -154,11 +167,116 @@ def test_a_large_jpeg_is_shrunk_and_a_small_one_kept() -> None:
     assert encode_sample(jpeg_of(PHOTO), EncodeOptions(max_resolution=200)).how == KEPT
 
 
-def test_orientation_in_exif_is_ignored_as_timm_ignores_it() -> None:
+WHOLE = photograph("chelsea.png").convert("RGB").crop((0, 0, 160, 128))  # whole MCUs with every subsampling
+CUT = WHOLE.crop((0, 0, 157, 121))
+
+
+def noted(image: Image.Image, orientation: int, **options: object) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: rotate by 90 degrees to show
-    stored = encode_sample(jpeg_of(PHOTO, exif=exif), EncodeOptions())
-    assert (stored.height, stored.width) == (PHOTO.height, PHOTO.width)
+    exif[0x0112] = orientation
+    return jpeg_of(image, exif=exif, **options)
+
+
+def difference(stored: EncodedImage, original: bytes) -> np.ndarray:
+    """Between the pixels that are stored and those that Pillow turns as Exif says."""
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(original)))
+    assert Image.open(io.BytesIO(stored.data)).getexif().get(0x0112, 1) == 1
+    np.testing.assert_array_equal(pixels_of(stored.data), decode_rgb(stored.data))
+    return np.abs(decode_rgb(stored.data).astype(int) - np.asarray(upright))
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_jpeg_is_turned_as_exif_says_without_loss(orientation: int, index: bool) -> None:
+    for subsampling in (0, 1, 2):
+        original = noted(WHOLE, orientation, subsampling=subsampling)
+        stored = encode_sample(original, EncodeOptions(index=index))
+        assert stored.how == KEPT
+        assert (
+            difference(stored, original).max() <= 3 and difference(stored, original).mean() < 0.3
+        )  # rounding of the DCT
+    again = encode_sample(stored.data, EncodeOptions(index=index))
+    assert again.data == stored.data
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_jpeg_whose_edge_blocks_are_incomplete_is_turned_and_encoded_again(orientation: int) -> None:
+    original = noted(CUT, orientation)
+    stored = encode_sample(original, EncodeOptions(quality=95))
+    assert stored.how == "RGB JPEG"
+    assert difference(stored, original).mean() < 2
+    assert encode_sample(noted(CUT, 5), EncodeOptions()).how == KEPT  # a transposition moves no block off the grid
+
+
+def test_large_images_and_other_formats_are_turned_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (noted(photograph("china.jpg"), 6), saved(photograph("china.jpg"), "PNG", exif=exif)):
+        stored = encode_sample(data, EncodeOptions(max_resolution=200))
+        assert (stored.height, stored.width) == (200, 133)
+        assert difference(stored, saved(photograph("china.jpg").resize((200, 133)), "PNG", exif=exif)).mean() < 6
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(9)])
+def test_damaged_exif_data_and_upright_false_turn_nothing(exif: bytes) -> None:
+    assert encode_sample(jpeg_of(WHOLE, exif=exif), EncodeOptions()).width == WHOLE.width
+    assert encode_sample(noted(WHOLE, 6), EncodeOptions(upright=False)).width == WHOLE.width
+    assert encode_sample(noted(CUT, 6), EncodeOptions(upright=False, lossless=False)).width == CUT.width
+
+
+def stamp(mode: str) -> Image.Image:
+    """A black disk on transparent black; without its transparency it would be uniform."""
+    disk = Image.new("RGBA", (64, 48))
+    ImageDraw.Draw(disk).ellipse((8, 8, 40, 40), fill=(0, 0, 0, 255))
+    return disk.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("RGBA", "PNG"), ("LA", "PNG"), ("PA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "GIF"), ("RGBA", "TIFF")],
+)
+@pytest.mark.parametrize(("background", "colour"), [("white", 255), ("#808080", 128)])
+def test_transparent_pixels_get_the_background(mode: str, form: str, background: str, colour: int) -> None:
+    more = {"lossless": True} if form == "WEBP" else {}
+    image = stamp("RGBA").quantize(4) if mode == "PA" else stamp(mode)
+    stored = encode_sample(saved(image, form, **more), EncodeOptions(background=background))
+    assert stored.how == f"raw, transparent {form}" and count_notes({stored.how: 3}) == {TRANSPARENT: 3}
+    pixels = np.frombuffer(stored.data, np.uint8).reshape(48, 64, 3)
+    assert (pixels[0] == colour).all() and (pixels[24, 24] == 0).all()
+
+
+def test_an_image_with_opaque_alpha_is_not_counted() -> None:
+    assert encode_sample(ODD["PNG with alpha"], EncodeOptions()).how == "raw, PNG"
+    with pytest.raises(UserError, match="--background cannot be 'whitish'; give a colour such as white"):
+        WriteOptions(background="whitish")
+
+
+def test_small_files_without_loss_are_exact_and_large_ones_nearly() -> None:
+    large = photograph("coffee.png").convert("RGB")
+    small = large.crop((0, 0, 128, 128))
+    stored = encode_sample(saved(small, "PNG"), EncodeOptions())
+    assert stored.how == "raw, PNG" and stored.data == small.tobytes()
+    stored = encode_sample(saved(large, "PNG"), EncodeOptions())
+    assert stored.how == "PNG" and parse(stored.data).h_max == 1
+    error = np.abs(decode_rgb(stored.data).astype(int) - np.asarray(large)).mean()
+    coarse = encode_sample(saved(large, "PNG"), EncodeOptions(quality=90, subsampling="4:2:0", write_mode="jpg"))
+    assert error < 1.2 < 2.8 < np.abs(decode_rgb(coarse.data).astype(int) - np.asarray(large)).mean()
+
+
+def test_heic_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(BadImage, match=r"HEIC files need pillow-heif: pip install 'fastft\[heic\]'"):
+        encode_sample(b"\0\0\0\x24ftypheic" + bytes(99), EncodeOptions())
+
+
+def test_heic_is_read_upright() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = encode_sample(saved(WHOLE, "HEIF", exif=exif.tobytes()), EncodeOptions())
+    assert stored.how == "HEIF"
+    assert np.abs(decode_rgb(stored.data).astype(int) - np.asarray(WHOLE.rotate(-90, expand=True))).mean() < 8
 
 
 def test_a_jpeg_larger_than_a_page_is_re_encoded() -> None:
