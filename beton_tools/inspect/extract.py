@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -160,5 +159,6 @@ def _shorten(
     text = text[: width + 1]  # a character takes a pixel at least
     if draw.textlength(text, font) <= width:
         return text
-    kept = bisect_right(range(len(text)), width, key=lambda n: round(draw.textlength(text[:n] + "...", font))) - 1
-    return text[: max(kept, 0)].rstrip(" ,") + "..."
+    while text and draw.textlength(text + "...", font) > width:
+        text = text[:-1]
+    return text.rstrip(" ,") + "..."

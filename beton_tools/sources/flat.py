@@ -133,26 +133,18 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
     archive = folder / f"{_DEVKIT}.tar.gz"
     if not is_present(archive):
         return None
-    unpacked = io.BytesIO(_unzip(archive))
-    return lambda name: _from_archive(unpacked, archive, name)
-
-
-def _unzip(archive: SourcePath) -> bytes:
     with _readable(f"{archive}:"), open_regular_source(archive) as file, gzip.open(file) as stream:
-        data = stream.read(_MAX_DEVKIT_BYTES + 1)
-    if len(data) > _MAX_DEVKIT_BYTES:
+        content = stream.read(_MAX_DEVKIT_BYTES + 1)
+    if len(content) > _MAX_DEVKIT_BYTES:
         raise UserError(
             f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB; download the task 1 & 2 devkit"
         )
-    return data
-
-
-def _from_archive(unpacked: io.BytesIO, archive: SourcePath, name: str) -> bytes:
-    unpacked.seek(0)
-    for member in members(unpacked, archive):
-        if Path(member.name).name == name:
-            return read_member(unpacked, archive, member)
-    raise UserError(f"{archive}: has no {name}; download the task 1 & 2 devkit")
+    unpacked = io.BytesIO(content)
+    found = {Path(m.name).name: read_member(unpacked, archive, m) for m in list(members(unpacked, archive))}
+    missing = {_GROUND_TRUTH, _SYNSETS} - found.keys()
+    if missing:
+        raise UserError(f"{archive}: has no {min(missing)}; download the task 1 & 2 devkit")
+    return found.__getitem__
 
 
 def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:

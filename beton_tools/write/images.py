@@ -25,7 +25,7 @@ from beton_tools.base.image_formats import (
 )
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError
 from beton_tools.jpeg.turbo import MAX_SIDE, compress, turn_upright
-from beton_tools.read.format import DEFAULT_PAGE_SIZE, RAW_MODE
+from beton_tools.read.format import DEFAULT_PAGE_SIZE, MAX_PIXELS_PER_BYTE, RAW_MODE
 from beton_tools.read.sample_table import SampleTable
 from beton_tools.write.area import shrink_by_area
 
@@ -146,13 +146,15 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
             return None
         orientation = _noted_orientation(data[: head.scan_at]) if options.upright else 1
         if orientation != 1:
+            if head.height * head.width > MAX_PIXELS_PER_BYTE * len(data):  # all coefficients are held in memory
+                return None
             data = turn_upright(data, orientation)
             head = jpeg.parse(data)
         # also without index, because it reads every code word and so finds damage
         indexed = jpeg.add_index(data)
     except DamagedJpeg:
         raise
-    except JpegError:
+    except (JpegError, Image.DecompressionBombError):
         return None
     stored = indexed if options.index else data
     if len(stored) > options.page_size:

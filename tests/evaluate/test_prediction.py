@@ -15,12 +15,22 @@ from PIL import Image
 from torchvision import transforms
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import TRANSPARENT
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft import load_recipe
 from fastft.cli import main
 from fastft.evaluate import prediction
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.prediction import Prediction, Predictor, eval_tensor, predict_files, write_predictions
+from fastft.evaluate.prediction import (
+    Prediction,
+    Predictor,
+    ReadImage,
+    eval_tensor,
+    predict_files,
+    read_image,
+    write_predictions,
+)
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 
@@ -145,6 +155,15 @@ def test_predict_and_eval_see_the_same_image(trained: Path, photographs, tmp_pat
         assert found.classes[0] == row["predicted"]
         assert found.probabilities[0] == pytest.approx(float(row["probability"]), abs=2e-3)
     assert "1 image has transparent pixels, which are laid on the background colour\n" in capsys.readouterr().out
+
+
+def test_transparent_pixels_have_the_recipes_background() -> None:
+    clear = Image.new("RGBA", (300, 300), (255, 0, 0, 0))
+    for colour in ("white", "black", "#0000ff"):
+        recipe = load_recipe("photos", [f"--data.background={colour}"])
+        found, shown = (read_image(image, recipe) for image in (clear, Image.new("RGB", (300, 300), colour)))
+        assert isinstance(found, ReadImage) and isinstance(shown, ReadImage)
+        assert torch.equal(found.tensor, shown.tensor) and (found.notes, shown.notes) == ((TRANSPARENT,), ())
 
 
 @pytest.mark.parametrize(

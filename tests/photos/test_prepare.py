@@ -248,6 +248,8 @@ def test_a_larger_image_size_is_the_reason_given(copied: Path, tmp_path: Path) -
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(UserError, match=r"model\.image_size has changed since .* was trained; use another"):
         prepared(copied, tmp_path / "run", "--model.image_size=224")
+    with pytest.raises(UserError, match=r"data\.background has changed since .* was trained; use another"):
+        prepared(copied, tmp_path / "run", "--model.image_size=384", "--data.background=black")
 
 
 def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path) -> None:

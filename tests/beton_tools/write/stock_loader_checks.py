@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
+from PIL import Image
 
 from beton_tools.read.format import Beton
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
+from tests.beton_tools.conftest import photograph
 
 
 def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder: Path, tmp_path: Path) -> None:
@@ -38,6 +40,24 @@ def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, 
     pipelines = {"image": [RandomResizedCropRGBImageDecoder((24, 24))], "label": [IntDecoder()]}
     loader = Loader(str(out), batch_size=8, num_workers=1, pipelines=pipelines)
     assert [images.shape for images, _ in loader] == [(8, 24, 24, 3)] * 3
+
+
+def test_stock_decoder_gives_photographs_upright(tmp_path: Path) -> None:
+    """Turned by each orientation of Exif, all are the same picture, but for the rounding of the DCT."""
+    photo = photograph("chelsea.png").convert("RGB").crop((0, 0, 160, 128))
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    for orientation, way in enumerate(
+        (None, 0, 3, 1, 5, 2, 6, 4), 1
+    ):  # the inverse of each turn, of Pillow's Transpose
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = photo if way is None else photo.transpose(Image.Transpose(way))
+        stored.save(tmp_path / "in" / "a" / f"{orientation}.jpg", exif=exif, quality=95, subsampling=0)
+    write_beton(tmp_path / "a.beton", open_source(tmp_path / "in"), WriteOptions(workers=0))
+    pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
+    images, _ = next(iter(Loader(str(tmp_path / "a.beton"), 8, 1, drop_last=False, pipelines=pipelines)))
+    assert images.shape == (8, 128, 160, 3)
+    assert max(np.abs(image.astype(int) - np.asarray(photo)).mean() for image in images) < 2.5
 
 
 def test_stock_simple_decoder_gives_the_pixels_of_a_raw_file(photo_folder: Path, tmp_path: Path) -> None:

@@ -224,6 +224,15 @@ def test_damaged_exif_data_and_upright_false_turn_nothing(exif: bytes) -> None:
     assert encode_sample(noted(CUT, 6), EncodeOptions(upright=False, lossless=False)).width == CUT.width
 
 
+def test_a_header_that_claims_many_pixels_is_not_turned() -> None:
+    """Its coefficients would take 25 GB."""
+    data = bytearray(noted(WHOLE, 6))
+    at = parse(bytes(data)).sof_at + 5
+    data[at : at + 4] = (65_000).to_bytes(2, "big") * 2
+    with pytest.raises(BadImage, match=r"cannot be decoded .*exceeds limit"):
+        encode_sample(bytes(data), EncodeOptions())
+
+
 def stamp(mode: str) -> Image.Image:
     """A black disk on transparent black; without its transparency it would be uniform."""
     disk = Image.new("RGBA", (64, 48))
