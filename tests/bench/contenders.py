@@ -44,10 +44,6 @@ def described() -> dict[str, Arm]:
     return {"a": lambda: {"count": 1, "cores": len(os.sched_getaffinity(0)), "pid": os.getpid()}}
 
 
-def printing() -> dict[str, Arm]:
-    return {"a": lambda: print("a library that talks") or 1}
-
-
 def missing() -> dict[str, Arm]:
     return {"a": library("no_such_peer", "no-such-peer").run}
 

@@ -41,14 +41,6 @@ def test_quick_decode_writes_file_page_and_table_with_the_same_figures(
     assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
 
 
-@pytest.fixture
-def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`decode` finds one figure, which rounds to 1,163 at once and to 1,162 by way of 1,162.5."""
-    own = {"name": "fastft", "rounds": [1162.5034], "median": 1162.5034, "min": 1162.5034, "max": 1162.5034}
-    measure = {"name": "m", "unit": "MB", "setting": {}, "contenders": [own]}
-    monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: iter([measure]))
-
-
 def test_every_table_can_be_read_at_80_columns() -> None:
     """No heading or figure is cut, names and settings are wrapped at worst."""
     measures = read_bench(RESULTS)["measures"]

@@ -65,20 +65,3 @@ def same(old: Any, new: Any, tolerance: Tolerance, path: str) -> bool:
         return bool(old == new)
     margin = tolerance.top1 if path.endswith("top1") else 0
     return math.isclose(old, new, rel_tol=tolerance.floats, abs_tol=margin)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ({"a": 1, "b": [1.0, "x"]}, {"a": 1, "b": [1.0 + 1e-12, "x"]}, []),
-        ({"a": {"b": 1}}, {"a": {"b": 2}}, [".a.b: 1, now 2"]),
-        ({"a": 0.5}, {"a": 0.50001}, [".a: 0.5, now 0.50001"]),
-        ({"a": [1, 2]}, {"a": [1]}, [".a: 2 entries, now 1"]),
-        ({"a": 1}, {"b": 1}, [".a: recorded, now missing", ".b: not recorded, now 1"]),
-        ({"a": "old text"}, {"a": "new text"}, ['.a: "old text", now "new text"']),
-        ({"a": 1}, {"a": True}, [".a: 1, now true"]),
-        ({"a": None}, {"a": 0}, [".a: null, now 0"]),
-    ],
-)
-def test_a_difference_is_reported_with_its_place(old: Any, new: Any, expected: list[str]) -> None:
-    assert differences(old, new, EXACT) == expected

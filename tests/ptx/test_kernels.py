@@ -11,6 +11,7 @@ from fastft.augment.erase import DTYPES
 from fastft.augment.resize import MOST_SHRINK
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
+from tests import EXTENT
 from tests.ptx.batches import POLICIES, Batch, cut_pieces, drawn, enhancements_by_tenths, every_op, squeezed
 from tests.ptx.gpu import OLDEST, SimulatedGpu
 
@@ -108,13 +109,13 @@ def imagenet_images(folder: Path, count: int) -> list[np.ndarray]:
     ("name", "dtype"), [("paper", "float16"), ("erase", "bfloat16"), ("3aug", "float16"), ("augmix", "float32")]
 )
 def test_imagenet_at_the_size_of_training(name: str, dtype: str, imagenet_sample: Path) -> None:
-    images = imagenet_images(imagenet_sample, 96)
+    images = imagenet_images(imagenet_sample, int(24 * EXTENT))
     for k in range(0, len(images), 8):
         assert_same_bytes(drawn(name, images[k : k + 8], 224, seed=k), dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(int(2 * EXTENT)))
 def test_random_plans(seed: int, pictures: list[np.ndarray]) -> None:
     for k, name in enumerate(POLICIES):
         images = cut_pieces(pictures, 48, (2, 200), seed)
