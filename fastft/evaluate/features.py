@@ -4,7 +4,6 @@ Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an im
 `classes` (K,) names by label, empty without labels; `model`, a checksum of the weights.
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from beton_tools.read.subset_file import is_beton_or_subset
 from fastft.evaluate.evaluation import eval_loader
 from fastft.evaluate.prediction import compute_outputs, describe_left_out, image_paths, say_notes
 from fastft.evaluate.trained import Trained, load_trained
-from fastft.model import ImageClassifier
+from fastft.model.head_file import tower_checksum
 from fastft.train.distributed import World, connected, find_world
 from fastft.train.head_start import pooled_features
 from fastft.train.precision import inference_precision
@@ -60,7 +59,7 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
         with atomic_output(path) as partial:
             np.savez(
                 partial, features=found.features_ND, labels=found.labels_N, files=np.array(found.files),
-                classes=np.array(found.classes, dtype=np.str_), model=np.array(_checksum(trained.model)),
+                classes=np.array(found.classes, dtype=np.str_), model=np.array(tower_checksum(trained.model)),
             )  # fmt: skip
     count, width = found.features_ND.shape
     return f"{path}: {count:,} embeddings of {width} values"
@@ -113,13 +112,3 @@ def _image_features(
         notes.update(read.notes)
     features_ND = np.stack(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
     return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [])
-
-
-def _checksum(model: ImageClassifier) -> str:
-    """CRC-32 of the parameters of everything below the head, which tells the embeddings of two models apart."""
-    of_head = {id(parameter) for parameter in model.head.parameters()}
-    crc = 0
-    for _, parameter in sorted(model.named_parameters()):
-        if id(parameter) not in of_head:
-            crc = zlib.crc32(parameter.detach().cpu().contiguous().numpy().data, crc)
-    return f"{crc:08x}"

@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
 from fastft.data.classes import name_outputs, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
-from fastft.model.head_file import read_head, set_head
+from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, PROBE
@@ -79,12 +79,16 @@ def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]
     """The pretrained tower of a run's recipe with the head that its run directory keeps; `read_model` for other weights.
 
     Raises:
-        UserError: the pretrained weights are not there, or the head cannot be read.
+        UserError: the pretrained weights are not there or have changed, or the head cannot be read.
     """
     checkpoint = read_checkpoint(path, ())
-    recipe, head = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
-    model = build_model(recipe, arch=arch_from_dict(checkpoint.state["arch"]))
-    set_head(model, read_head(head), head)
+    recipe, where = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
+    model, head = build_model(recipe, arch=arch_from_dict(checkpoint.state["arch"])), read_head(where)
+    if head.source.get("tower") != tower_checksum(model):
+        raise UserError(
+            f"{where} is for other weights than model.weights {recipe.model.weights} has now; give other --weights"
+        )
+    set_head(model, head, where)
     return model, recipe, checkpoint
 
 

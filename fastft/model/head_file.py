@@ -5,6 +5,7 @@ and where it comes from.
 """
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,7 +66,18 @@ def read_head(path: Path) -> Head:
         raise UserError(f"model.head {path} holds no head with class names; give {EXPECTED}")
     if not weight.is_floating_point() or bias.shape != weight.shape[:1] or len(classes) != len(weight):
         raise UserError(f"model.head {path}: weight, bias and class names do not fit each other; give {EXPECTED}")
-    return Head(weight.float(), bias.float(), classes, header.get("pool", ""))
+    source = {key: text for key, text in header.items() if key not in ("format", "pool", "classes")}
+    return Head(weight.float(), bias.float(), classes, header.get("pool", ""), source)
+
+
+def tower_checksum(model: ImageClassifier) -> str:
+    """CRC-32 of the parameters of everything below the head, which tells the embeddings of two models apart."""
+    of_head = {id(parameter) for parameter in model.head.parameters()}
+    crc = 0
+    for _, parameter in sorted(model.named_parameters()):
+        if id(parameter) not in of_head:
+            crc = zlib.crc32(parameter.detach().cpu().contiguous().numpy().data, crc)
+    return f"{crc:08x}"
 
 
 @torch.no_grad()

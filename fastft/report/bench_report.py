@@ -5,20 +5,17 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
-from fastft.report.charts import Chart, Series, nice_step, render_chart, tick_label
+from fastft.report.charts import nice_step, tick_label
 from fastft.report.page import render_page
 
 BASELINE = "fastft"
-PEER_STYLES = 4  # styles peer-1 ... peer-4 are used in rotation
-SCALING_POINTS = 3  # a curve is drawn for at least this many settings
 
 
 def render_bench(document: dict[str, Any], name: str) -> str:
     """The page as HTML; `document` from `read_bench`, `name` of its file."""
     groups = []
     for title, group in groupby(document["measures"], key=lambda m: m["name"]):
-        measures = [measure_view(m) for m in group]
-        groups.append({"title": title, "chart": scaling_chart(measures), "measures": measures})
+        groups.append({"title": title, "measures": [measure_view(m) for m in group]})
     about = {"date": "", "command": "", "machine": {}, "notes": []} | document
     return render_page("bench.html", title="Benchmark", name=name, groups=groups, about=about)
 
@@ -75,33 +72,3 @@ def _axis(contenders: Sequence[dict[str, Any]]) -> dict[str, Any]:
     count = -(-highest // step)
     ticks = [(tick_label(k * step, step), 100 * k / count) for k in range(int(count) + 1)]
     return {"end": count * step, "ticks": ticks}
-
-
-def scaling_chart(measures: Sequence[dict[str, Any]]) -> Any:
-    """Medians over the one number in which the settings differ, such as threads; empty if there is none."""
-    key = _varied(measures)
-    if key is None:
-        return ""
-    ordered = sorted(measures, key=lambda m: m["setting"][key])
-    names = list(dict.fromkeys(c["name"] for m in ordered for c in m["contenders"]))
-    peers = [n for n in names if n != BASELINE]
-    series = []
-    for name in names:
-        points = [(m["setting"][key], c) for m in ordered for c in m["contenders"] if c["name"] == name]
-        style = "accent" if name == BASELINE else f"peer-{peers.index(name) % PEER_STYLES + 1}"
-        xs = [x for x, _ in points]
-        series.append(Series(name, style, xs, *([c[k] for _, c in points] for k in ("median", "min", "max"))))
-    unit = f"{measures[0]['unit']}; median, whiskers from the slowest to the fastest round"
-    x_ticks = [m["setting"][key] for m in ordered]
-    return render_chart(Chart(f"Over {key}", key, unit, series, from_zero=True, decimals=1, x_ticks=x_ticks))
-
-
-def _varied(measures: Sequence[dict[str, Any]]) -> str | None:
-    if len(measures) < SCALING_POINTS or len({m["unit"] for m in measures}) > 1:
-        return None
-    keys = {k for m in measures for k in m["setting"]}
-    varied = [k for k in sorted(keys) if len({repr(m["setting"].get(k)) for m in measures}) > 1]
-    numbers = (int, float)
-    if len(varied) != 1 or not all(type(m["setting"].get(varied[0])) in numbers for m in measures):
-        return None
-    return varied[0] if len({m["setting"][varied[0]] for m in measures}) == len(measures) else None

@@ -23,7 +23,6 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
-from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, PROBE, RAW, WEIGHT_CHOICES
 from fastft.run.checkpoint import (
     Checkpoint,
@@ -176,12 +175,6 @@ def describe_weights(choice: Mapping[str, Any]) -> str:
 
 def describe_initial(untrained: float) -> str:
     return f"{untrained:.0%} of the EMA's weights are still the initial ones"
-
-
-def describe_untrained(recipe: Recipe, steps: int) -> str:
-    """Warning text if the share of the initial weights in the EMA is too large after `steps` steps, otherwise empty."""
-    untrained = untrained_share(recipe, steps)
-    return describe_initial(untrained) if untrained > UNTRAINED_SHARE else ""
 
 
 # finding them -----------------------------------------------------------------------------------------------------------

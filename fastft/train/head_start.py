@@ -17,7 +17,7 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch, EvalLoader, Output, Shard
 from fastft.data.classes import name_outputs
 from fastft.model import ImageClassifier
-from fastft.model.head_file import Head, write_head
+from fastft.model.head_file import Head, tower_checksum, write_head
 from fastft.recipe import Recipe
 from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
@@ -67,7 +67,8 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
     if s.world.is_main:
         classes = name_outputs(s.loader.class_names, recipe.data.num_classes)
         tensors = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
-        write_head(s.folder / PROBE_HEAD, Head(*tensors, classes, model.pool, {"weights": recipe.model.weights}))
+        source = {"weights": recipe.model.weights, "tower": tower_checksum(model)}
+        write_head(s.folder / PROBE_HEAD, Head(*tensors, classes, model.pool, source))
         write_recipe(s.folder, chosen)
         write_choices(s.folder, chosen)
     return chosen

@@ -9,11 +9,11 @@ import numpy as np
 
 from beton_tools.base.console import format_duration
 from fastft.model import TowerArch
-from fastft.optim.schedule import untrained_share
+from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
-from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_untrained, describe_weights
+from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
 from fastft.run.evaluations import SELECTION, TOP1, WEIGHTS, best_evaluation, flatten, headline_score
 from fastft.train.evaluate import Scores
 
@@ -175,8 +175,8 @@ def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[
     """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
     choice = progress.choose_weights(recipe)
     lines = [] if choice is None else [describe_weights(choice)]
-    untrained = describe_untrained(recipe, steps)
-    return [*lines, f"warning: {untrained}"] if untrained else lines
+    untrained = untrained_share(recipe, steps)
+    return [*lines, f"warning: {describe_initial(untrained)}"] if untrained > UNTRAINED_SHARE else lines
 
 
 def conclusion(result: dict[str, Any]) -> str:

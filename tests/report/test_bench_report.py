@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastft.cli import main
-from fastft.report.bench_report import measure_view, render_bench, scaling_chart
+from fastft.report.bench_report import measure_view, render_bench
 
 Document = dict[str, Any]
 
@@ -31,15 +31,6 @@ def test_bars_start_at_zero_and_end_inside_the_axis():
     assert own["median"] == pytest.approx(100 * 100 / shown["axis"]["end"])
     assert own["max"] <= 100
     assert shown["axis"]["ticks"][0][1] == 0 and shown["axis"]["ticks"][-1][1] == pytest.approx(100)
-
-
-def test_settings_that_differ_in_one_number_are_drawn_as_a_curve(bench_document):
-    views = [measure_view(m) for m in bench_document["measures"][:3]]
-    values = json.loads(re.search(r'application/json">(.*?)</script>', scaling_chart(views))[1])
-    assert values["x"] == "threads"
-    assert [s["name"] for s in values["series"]] == ["fastft", "FFCV, crop and flip alone", "timm"]
-    assert values["series"][0]["x"] == [1, 2, 4]
-    assert scaling_chart(views[:2]) == ""
 
 
 def test_page_marks_modelled_and_skipped_contenders(bench_document):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import torch
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.data.loader import EvalLoader
+from fastft.evaluate import trained
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
+from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model
-from fastft.recipe import load_recipe
+from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import find_weights
@@ -82,8 +85,10 @@ def test_the_probe_is_compared_image_by_image(probed: Path) -> None:
     assert chosen["baseline"]["paired"] and chosen["baseline"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
 
 
-def test_a_run_that_chose_its_probe_is_used_with_it(probed: Path, tmp_path: Path) -> None:
-    """And one of an earlier version, whose directory has no head, says so in one line."""
+def test_a_run_that_chose_its_probe_is_used_with_it(
+    probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose pretrained weights have changed, or of an earlier version, without the head, says so in one line."""
     shutil.copytree(probed, tmp_path / "run")
     path = tmp_path / "run/result.json"
     result = json.loads(path.read_text())
@@ -99,6 +104,16 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed: Path, tmp_path: Path
     assert "probe top-1" in page and note.capitalize() in page and "before training, standard error" in page
     for wanted in ("last", "best"):
         assert find_weights(tmp_path / "run", wanted).kind == "ema"
+
+    def changed(recipe: Recipe, **options: Any) -> ImageClassifier:
+        return build_model(recipe.with_option("train.seed", recipe.train.seed + 1), **options)
+
+    with monkeypatch.context() as patched:  # as if the file of the pretrained weights were another one now
+        patched.setattr(trained, "build_model", changed)
+        with pytest.raises(
+            UserError, match=r"probe\.safetensors is for other weights than model\.weights random has now"
+        ):
+            load_trained(tmp_path / "run", torch.device("cpu"))
     (tmp_path / "run/probe.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with .* give other --weights"):
         find_weights(tmp_path / "run")
