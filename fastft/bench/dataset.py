@@ -102,26 +102,3 @@ def evenly(number: int, count: int) -> list[int]:
     """`count` evenly spaced indices of `number`; all if there are fewer."""
     count = min(number, count)
     return [k * number // count for k in range(count)]
-
-
-# in a contender's process --------------------------------------------------------------------------------------------
-
-
-class JpegSet:
-    """The JPEGs of a .beton in memory, and its metadata; data_ptr is the image's index."""
-
-    def __init__(self, path: Path) -> None:
-        beton = Beton.open(path)
-        self.path = path
-        self.data = np.concatenate([beton.image_bytes(k) for k in range(beton.num_samples)])
-        self.ends = np.concatenate([[0], np.cumsum(beton.sizes)]).astype(np.int64)
-        self.metadata = beton.image_column.copy()
-        self.metadata["data_ptr"] = np.arange(beton.num_samples)
-
-    def __len__(self) -> int:
-        return len(self.metadata)
-
-    @property
-    def shapes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Heights and widths (N, 2), int64."""
-        return self.metadata["height"].astype(np.int64), self.metadata["width"].astype(np.int64)

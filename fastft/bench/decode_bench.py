@@ -7,7 +7,6 @@ import itertools
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -16,9 +15,8 @@ from beton_tools.jpeg import decode_region, open_decoders, scratch_bytes
 from beton_tools.jpeg.turbo import decompress
 from beton_tools.read.format import Beton
 from fastft.augment import draw_plan, parse_policy
-from fastft.augment.cpu import augment_image
 from fastft.bench.child import Arm, calling, library
-from fastft.bench.dataset import ORIGINAL, SETS, JpegSet
+from fastft.bench.dataset import ORIGINAL, SETS
 from fastft.bench.harness import LIMIT, Contender, Findings, Options, alternate, measure, per_cpu_second
 from fastft.bench.loaders import DALI
 
@@ -45,16 +43,26 @@ def contenders(options: Options, name: str) -> list[Contender]:
             Contender("whole image, same decoder", whole, path),
             Contender(LIMIT, crop_limit, path, "libjpeg-turbo's time for the crop's share of the bytes"),
         ],
-        "ffcv": [
-            Contender("stock FFCV Loader", ffcv_loader, path, "with its resize to 224"),
-            Contender("stock FFCV, decoder alone", ffcv_operation, path, "with its resize to 224"),
-        ],
+        "ffcv": [Contender("stock FFCV Loader", ffcv_loader, path, "with its resize to 224")],
     }
     if name == ORIGINAL:
         files = {"paths": [str(p) for p in options.workspace.images.paths]}
         groups["dali"] = [Contender("DALI image_random_crop", dali, files, "on the original files")]
         groups["torchvision"] = [Contender("torchvision decode_jpeg", torchvision, files, "whole, the original files")]
     return options.wanted(groups)
+
+
+class JpegSet:
+    """The JPEGs of a .beton in memory."""
+
+    def __init__(self, path: Path) -> None:
+        beton = Beton.open(path)
+        self.data = np.concatenate([beton.image_bytes(k) for k in range(beton.num_samples)])
+        self.ends = np.concatenate([[0], np.cumsum(beton.sizes)]).astype(np.int64)
+        self.shapes = [beton.image_column[side].astype(np.int64) for side in ("height", "width")]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
 
 
 def crops(path: str) -> dict[str, Arm]:
@@ -141,30 +149,6 @@ def ffcv_loader(path: str) -> dict[str, Arm]:
     return {"decode": lambda: sum(len(images) for (images,) in loader)}
 
 
-def ffcv_operation(path: str) -> dict[str, Arm]:
-    """FFCV's decoder operation, called as its Loader does: whole decode, crop, resize."""
-    import torch
-    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.pipeline.compiler import Compiler
-    from ffcv.pipeline.state import State
-
-    jpegs = JpegSet(Path(path))
-    Compiler.set_num_threads(1)
-    decoder = RandomResizedCropRGBImageDecoder((OUTPUT, OUTPUT), SCALE, RATIO)
-    decoder.accept_globals(jpegs.metadata, memory_read)
-    _, buffers = decoder.declare_state_and_memory(State(True, torch.device("cpu"), (), np.dtype("u1")))
-    storage = tuple(np.empty((BATCH, *(int(n) for n in b.shape)), b.dtype) for b in buffers)
-    decode = Compiler.compile(decoder.generate_code())
-
-    def run() -> int:
-        for start in range(0, len(jpegs), BATCH):
-            batch = np.arange(start, min(start + BATCH, len(jpegs)))
-            decode(batch, storage, jpegs.metadata, (jpegs.data, jpegs.ends))
-        return len(jpegs)
-
-    return {"decode": run}
-
-
 def dali(paths: list[str]) -> dict[str, Arm]:
     """DALI's fused decode and random crop, without prefetch, which does not help on one core."""
     nvidia, fn = library("nvidia.dali", DALI), library("nvidia.dali.fn", DALI)
@@ -219,28 +203,3 @@ def decompress_all(
         status = decompress(handle, jpeg.ctypes.data, jpeg.size, pixels.ctypes.data, heights[k], widths[k])
         failures += status != 0
     return failures
-
-
-@njit(cache=True, nogil=True)
-def decode_and_augment(
-    data: np.ndarray, ends: np.ndarray, regions: np.ndarray, plan: np.ndarray, finish: Any, scratch: Any, handle: int,
-    out: np.ndarray,
-) -> int:  # fmt: skip
-    """Decode and augment image by image according to the plan; returns the number of failures."""
-    pixels, decode_scratch, augment_scratch = scratch
-    failures = 0
-    for k in range(len(plan)):
-        y, x, h, w = regions[k]
-        status = decode_region(data[ends[k] : ends[k + 1]], y, x, h, w, pixels, decode_scratch, handle)
-        if status == 0:
-            region, into = (y, x, h, w), out[k % len(out)]
-            status = augment_image(pixels, 3 * w, region, plan[k], finish, augment_scratch, into)
-        failures += status != 0
-    return failures
-
-
-@njit(nogil=True)
-def memory_read(number: int, storage: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Like FFCV's memory managers: the bytes at a data_ptr."""
-    data, ends = storage
-    return data[ends[number] : ends[number + 1]]

@@ -231,9 +231,7 @@ def torchvision_transform(size: int) -> Any:
     ])  # fmt: skip
 
 
-def dali_pipeline(
-    paths: list[str], size: int, batch: int, *, threads: int, prefetch: bool = True, gpu: bool = False
-) -> Any:
+def dali_pipeline(paths: list[str], size: int, batch: int, *, threads: int, gpu: bool = False) -> Any:
     """Fused decode and crop, bicubic resize, flip, RandAugment and erase as in DALI's documentation; optionally on the GPU.
 
     It draws RandAugment's ops for each sample, by conditionals; one fixed magnitude, and erase is its nearest.
@@ -243,7 +241,7 @@ def dali_pipeline(
 
     @dali.pipeline_def(
         batch_size=batch, num_threads=threads, device_id=0 if gpu else None, enable_conditionals=True, seed=0,
-        exec_async=prefetch, exec_pipelined=prefetch, prefetch_queue_depth=PREFETCH if prefetch else 1,
+        prefetch_queue_depth=PREFETCH,
     )  # fmt: skip
     def recipe() -> Any:
         encoded, labels = fn.readers.file(files=paths, shuffle_after_epoch=True)

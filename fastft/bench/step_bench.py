@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastft.bench.augment_bench import gpu_augment
 from fastft.bench.child import Arm
 from fastft.bench.harness import (
     Contender,
@@ -27,7 +26,6 @@ from fastft.bench.harness import (
     reported,
     summary,
 )
-from fastft.bench.loaders import AUGMENT
 from fastft.cost.roofline import roofline_mfu
 from fastft.machine.gpus import Gpu, find_gpu, peak_flops
 from fastft.model import Arch, build_classifier, count_flops
@@ -73,7 +71,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def run(options: Options) -> Findings:
-    """Per case: throughput, MFU, and on a GPU the seconds of the first step and the share of augmentation."""
+    """Per case: throughput, MFU, and on a GPU the seconds of the first step."""
     for case in cases(options.quick):
         yield from _measure_case(options, case)
 
@@ -98,20 +96,6 @@ def _measure_case(options: Options, case: Case) -> Findings:
             "First training step, with compilation", rounds, "step", reported("first_seconds"), "s", setting,
             only=whole, better="lower",
         )  # fmt: skip
-        yield _augmentation_share(options, rounds, setting, case)
-
-
-def _augmentation_share(options: Options, rounds: Rounds, setting: dict[str, Any], case: Case) -> dict[str, Any]:
-    """The time of an image's augmentation on the GPU over that of its training step."""
-    arguments = {"device": device().type, "policies": [AUGMENT], "size": case.size, "batch": case.batch}
-    own = alternate([Contender("fastft", gpu_augment, arguments)], options.rounds, options.threads)
-    pairs = zip(own.trials["fastft"][AUGMENT], rounds.trials["fastft"]["step"], strict=True)
-    shares = [per_second(step) / per_second(augment) for augment, step in pairs]
-    given = {**setting, "augment": AUGMENT, "rounds": len(shares)}
-    return {
-        "name": "Augmentation, share of a training step", "unit": "share", "better": "lower", "setting": given,
-        "contenders": [summary("fastft", shares)],
-    }  # fmt: skip
 
 
 def measured_dtypes() -> tuple[str, str]:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastft.model import Arch, ImageClassifier, TowerArch, count_frozen_blocks, linear
+from fastft.model import ImageClassifier, TowerArch, linear
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe, recipe_from_dict
@@ -115,37 +115,11 @@ def trace_image(recipe: Recipe, path: str) -> Traced | None:
     """The same as `image_traffic`, always traced."""
     arch = recipe_arch(recipe)
     trained = sum(p.numel() for p in _meta_model(recipe, arch).parameters() if p.requires_grad)
-    if isinstance(arch, Arch):
-        return Traced(_own_bytes(recipe, path, arch), trained)
     try:
-        return Traced(_bytes_per_image(recipe, path, arch), trained)
+        ops = _traced(recipe, path, arch, attention=True)
     except RuntimeError:
         return None
-
-
-def _own_bytes(recipe: Recipe, path: str, arch: Arch) -> float:
-    """Bytes per image of fastft's own tower. Its blocks are alike: two trained ones and a frozen one are traced, and one more."""
-    frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
-    trained = arch.layers - frozen
-
-    def traced(frozen: int, trained: int) -> float:
-        part, top = replace(arch, layers=frozen + trained), recipe.model.trainable_layers
-        model = replace(recipe.model, trainable_layers=None if top is None else trained)
-        smaller = replace(recipe, model=model)
-        return _bytes_per_image(smaller, path, part)
-
-    fewer = min(frozen, 1), min(trained, 2)
-    total = base = traced(*fewer)
-    if frozen > fewer[0]:
-        total += (frozen - fewer[0]) * (traced(fewer[0] + 1, fewer[1]) - base)
-    if trained > fewer[1]:
-        total += (trained - fewer[1]) * (traced(fewer[0], fewer[1] + 1) - base)
-    return total
-
-
-def _bytes_per_image(recipe: Recipe, path: str, arch: TowerArch) -> float:
-    ops = _traced(recipe, path, arch, attention=True)
-    return sum(op.bytes for op in ops) / count_images(recipe)
+    return Traced(sum(op.bytes for op in ops) / count_images(recipe), trained)
 
 
 def _meta_model(recipe: Recipe, arch: TowerArch) -> ImageClassifier:

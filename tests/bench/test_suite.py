@@ -65,6 +65,12 @@ def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(capsys: pytest
     assert parse_peers("none") == ()
 
 
+def test_augmentation_alone_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "augment"]) == 2
+    assert "there is none; loader compares" in capsys.readouterr().err
+
+
 def test_a_recipe_is_checked_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "all", "--recipe", "rcp/no_such.yaml"]) == 2
     assert "no_such.yaml" in capsys.readouterr().err
@@ -78,7 +84,7 @@ def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
 ) -> None:
     assert main(["bench", "all", "--quick", "--out", str(tmp_path)]) == 0
     document = json.loads((tmp_path / "all.json").read_text())
-    assert {m["bench"] for m in document["measures"]} == set(BENCHES)
+    assert {m["bench"] for m in document["measures"]} == set(BENCHES) - {"augment"}  # on a GPU only
     contenders = [c for m in document["measures"] for c in m["contenders"]]
     assert all(c.get("skipped", "not installed").startswith("not installed") for c in contenders)
     (tmp_path / "all.json").write_text(json.dumps({**document, "quick": False}))  # what is quick is refused

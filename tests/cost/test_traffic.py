@@ -11,7 +11,6 @@ from fastft.cost.traffic import (
     KERNELS,
     OpTraffic,
     _bytes_moved,
-    _bytes_per_image,
     _traced,
     image_traffic,
     stored_traffic,
@@ -68,23 +67,6 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path, kinds, tmp_pat
             added[op.op, op.direction] += sign * op.calls
     copying = ("cat", "clone", "contiguous", "copy_", "stack", "_to_copy")
     assert {key: calls for key, calls in added.items() if calls and key[0] in copying} == kinds
-
-
-@pytest.mark.parametrize("path", ["autocast", "half"])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("final_b16", ["--model.trainable_layers=6", "--model.drop_path=0.1", "--model.layer_scale=1.0"]),
-        ("final_l14", ["--train.grad_checkpointing=true", "--model.rel_pos_bias=true"]),
-        ("demo", []),  # frozen blocks, LayerScale, no ln_pre, GELU
-        ("final_b16", ["--model.trainable_layers=0"]),
-        ("final_b16", ["--model.patch_dropout=0.5", "--train.micro_batch=64", "--augment.mixup=0.8"]),
-    ],
-)
-def test_a_few_blocks_are_traced_for_all(name, options, path):
-    recipe = load_recipe(name, options)
-    whole = _bytes_per_image(recipe, path, recipe_arch(recipe))
-    assert image_traffic(recipe, path).bytes_per_image == pytest.approx(whole, rel=1e-9)
 
 
 def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts():
