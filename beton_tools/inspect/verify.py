@@ -63,7 +63,10 @@ def verify(
     try:
         if manifest is not None and not report.problems:
             _check_pages(beton, manifest, report, pool)
-            report.problems += _check_names(manifest)
+            try:
+                _ = manifest.names
+            except UserError as error:
+                report.problems.append(("manifest", str(error)))
         if decode:
             _check_images(beton, report, pool, progress)
     finally:
@@ -91,13 +94,6 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
     labels = beton.labels
     if labels.min() < 0 or labels.max() >= num_classes:
         yield "tables", f"labels run from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
-
-
-def _check_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    try:
-        _ = manifest.names
-    except UserError as error:
-        yield "manifest", str(error)
 
 
 def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:

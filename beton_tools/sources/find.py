@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -97,7 +98,8 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
         return [tar]
     for folder in (root / name for name in _SHARD_FOLDERS):
         for suffix in _SHARD_SUFFIXES:
-            shards = [p for p in _files_in(folder, suffix) if _belongs_to_split(p.name, names)]
+            # such as train-00000-of-00294.parquet or val_000.tar
+            shards = [p for p in _files_in(folder, suffix) if set(names) & set(re.split("[-_.]", p.name))]
             if shards:
                 return shards
     return None
@@ -109,12 +111,6 @@ def _files_in(folder: SourcePath, suffix: str) -> Sequence[SourcePath]:
     if isinstance(folder, RemotePath):
         return expand_pattern(folder / pattern)
     return sorted(folder.glob(pattern))
-
-
-def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
-    """True if a shard's name contains the split, as in train-00000-of-00294.parquet or val_000.tar."""
-    words = file_name.replace("_", "-").replace(".", "-").split("-")
-    return any(name in words for name in split_names)
 
 
 def _open(

@@ -16,10 +16,6 @@ from beton_tools.sources.remote import AnyPath, source_path
 from beton_tools.write.writer import WriteOptions, write_beton
 
 
-def no_progress(split: str) -> AbstractContextManager[ProgressCallback | None]:
-    return nullcontext()
-
-
 def converted_path(whole: Path, options: WriteOptions | None) -> Path:
     """The file that a conversion to `whole` writes: another one if only a part is written."""
     return whole if options is None or options.part is None else options.part.path(whole)
@@ -59,7 +55,7 @@ def convert_imagenet(
     data: AnyPath,
     out: Path,
     options: WriteOptions | None = None,
-    progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = no_progress,
+    progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = lambda split: nullcontext(),
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.

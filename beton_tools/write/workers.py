@@ -216,7 +216,11 @@ def _encode_pooled(chunks: Iterator[list[Task]], options: EncodeOptions, count: 
             while window and window[0].is_complete:
                 yield from window.popleft().results
     finally:
-        _stop(pool)
+        for worker in pool:
+            worker.pipe.close()
+            worker.process.terminate()
+        for worker in pool:
+            worker.process.join()
 
 
 def _start_server() -> None:
@@ -241,11 +245,3 @@ def _send_tasks(chunks: Iterator[list[Task]], pool: list[_Worker], window: deque
                 return
             worker.assign(chunk)
             window.append(chunk)
-
-
-def _stop(pool: list[_Worker]) -> None:
-    for worker in pool:
-        worker.pipe.close()
-        worker.process.terminate()
-    for worker in pool:
-        worker.process.join()
