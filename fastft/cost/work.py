@@ -39,7 +39,7 @@ def phase_flops(recipe: Recipe, arch: TowerArch, phase: Phase) -> Flops:
 def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int | None = None) -> Work:
     """FLOPs of all training steps, of every evaluation on the validation images, and of `model.head_init=probe`."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
-    images = val_images or assumed_val_images(recipe)
+    images = (val_images or assumed_val_images(recipe)) + recipe.selection_images(recipe.data.train_size)
     evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe)
     return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
 

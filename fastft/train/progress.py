@@ -14,7 +14,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
-from fastft.run.evaluations import SELECTION, TOP1, WEIGHTS, best_evaluation, flatten, headline_score
+from fastft.run.evaluations import BALANCED_ACCURACY, SELECTION, TOP1, WEIGHTS, best_evaluation, flatten, headline_score
 from fastft.train.evaluate import Scores
 
 
@@ -145,20 +145,25 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
 def _describe_stop(progress: Progress, recipe: Recipe) -> str:
     patience, chooses = recipe.train.stop_when, SELECTION in progress.evaluations[-1]
     images = "left-out training images" if chooses else "validation images, so their accuracy is no unbiased one"
-    return (
-        f"stopped after {progress.epoch} of {recipe.epochs} epochs: no gain in {patience} evaluations (train.stop_when) on the "
-        f"{images}"
-    )
+    count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
+    epochs = f"{progress.epoch} of {recipe.epochs} epochs"
+    return f"stopped after {epochs}: no gain in {count} (train.stop_when) on the {images}"
 
 
-def describe_evaluation(epoch: int, scores: Mapping[str, Scores], balanced: bool) -> str:
-    """The log line of an evaluation. balanced: the best epoch is chosen by balanced accuracy, which is shown too."""
+def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
+    """The log line of an evaluation; with balanced accuracy, where the best epoch is chosen by it."""
 
-    def shown(scores: Scores) -> str:
-        return f"{scores.top1:.3f}" + (f" (balanced {scores.balanced_accuracy:.3f})" if balanced else "")
+    def shown(scores: Mapping[str, Any]) -> str:
+        balanced = f" (balanced {scores[BALANCED_ACCURACY]:.3f})" if "best_by" in evaluation else ""
+        return f"{scores['top1']:.3f}{balanced}"
 
-    listed = ", ".join(f"{WEIGHTS[weights]} {shown(of_weights)}" for weights, of_weights in scores.items())
-    return f"epoch {epoch}: top-1 {listed} % of {next(iter(scores.values())).samples} images"
+    def listed(found: Mapping[str, Any], images: str) -> str:
+        by_name = {name: found[weights] for weights, name in WEIGHTS.items() if weights in found}
+        top1 = ", ".join(f"{name} {shown(scores)}" for name, scores in by_name.items())
+        return f"{top1} % of {next(iter(by_name.values()))['samples']} {images}"
+
+    left_out = f"; {listed(evaluation[SELECTION], 'left-out images')}" if SELECTION in evaluation else ""
+    return f"epoch {evaluation['epoch']}: top-1 {listed(evaluation, 'images')}{left_out}"
 
 
 def describe_baseline(baseline: Mapping[str, Any]) -> str:

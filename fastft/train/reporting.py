@@ -140,6 +140,9 @@ class Reporter:
             self.say(decision.describe())
         if s.validation.loader is not None and s.validation.is_imbalanced:
             self.say(describe_imbalance(s.loader.class_counts))
+        if recipe.data.selection_share:
+            left_out = s.validation.loaders[-1].num_samples
+            self.say(f"{left_out:,} training images are left out and choose epoch and weights (data.selection_share)")
         self.record("start", step, describe_process(s.world, s.precision) | decision.as_dict())
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
@@ -215,8 +218,7 @@ class Reporter:
         if self._setup.world.is_main:
             kept = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
             write_validation(self._setup.folder, entry["epoch"], kept)
-        balanced = self._setup.validation.is_imbalanced
-        self.say(describe_evaluation(entry["epoch"], scores, balanced=balanced))
+        self.say(describe_evaluation(entry))
 
     def epoch(self, epoch: int, step: int) -> None:
         """How this process spent the wall time of an epoch."""
