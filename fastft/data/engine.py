@@ -9,7 +9,6 @@ FFCV's reader and its compiled pipelines are not used. The index that the reader
 
 import importlib
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,12 +115,6 @@ class EpochThread(EpochIterator):
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.terminate_event.is_set():
             raise RuntimeError("this pass over the data is closed: a later pass started, or its loader was closed")
-        # FFCV waits without a limit; `on_wait` may raise
-        queue = self.output_queue
-        while queue.empty():
-            with queue.not_empty:
-                queue.not_empty.wait_for(queue._qsize, POLL_SECONDS)
-            self.loader.on_wait()
         result = super().__next__()
         if isinstance(result, BaseException):
             self.close()
@@ -157,19 +150,10 @@ class Engine:
 
     Args:
         batches_ahead: batches that are prepared in advance, the one in progress included; at least 2, FFCV's minimum.
-        on_wait: called in the consumer while it waits for a batch; what it raises ends the wait.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        *,
-        batch_size: int,
-        workers: int,
-        batches_ahead: int,
-        on_wait: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.stage, self.on_wait = stage, on_wait
+    def __init__(self, stage: Stage, *, batch_size: int, workers: int, batches_ahead: int) -> None:
+        self.stage = stage
         self.batch_size, self.num_workers = batch_size, workers
         self.batches_ahead = self.slots(batches_ahead) - 2  # FFCV's name for the length of its queue
         self.reader = self.memory_manager = self.graph = _Unused()

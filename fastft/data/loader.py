@@ -60,7 +60,6 @@ class _BetonLoader:
         batch: int,
         workers: int | None,
         batches_ahead: int,
-        on_wait: Callable[[], None],
     ) -> None:
         self.output = output if isinstance(output, Output) else Output(output)
         size = self.output.size
@@ -79,7 +78,7 @@ class _BetonLoader:
         self.class_counts = self.betons.class_counts
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
-        self.batches_ahead, self.on_wait = batches_ahead, on_wait
+        self.batches_ahead = batches_ahead
 
     def _allocate(self) -> None:
         """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
@@ -89,7 +88,7 @@ class _BetonLoader:
         )
         self.engine = Engine(
             self.stage, batch_size=self.batch, workers=self.workers,
-            batches_ahead=self.batches_ahead, on_wait=self.on_wait,
+            batches_ahead=self.batches_ahead,
         )  # fmt: skip
 
     def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
@@ -154,7 +153,6 @@ class TrainLoader(_BetonLoader):
         workers: threads (default: as many as CPUs, divided among the processes of this machine).
         batches_ahead: batches that are prepared in advance, the one in progress included; at least 2. Raise it if the time
             between two requests varies much.
-        on_wait: called about ten times a second while a batch is waited for; what it raises ends the pass.
 
     Raises:
         UserError: a file is not a complete `.beton`, the files contradict each other, or an argument does not fit them.
@@ -176,12 +174,11 @@ class TrainLoader(_BetonLoader):
         subset: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
-        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         if micro_batch is None:
             micro_batch = max(1, batch_size // shard.world_size)
         super().__init__(
-            data, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead, on_wait=on_wait
+            data, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead
         )  # fmt: skip
         self.seed = seed
         if subset is not None:
@@ -315,12 +312,11 @@ class EvalLoader(_BetonLoader):
         indices: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
-        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         policy = parse_policy(policy) if isinstance(policy, str) else policy
         super().__init__(
             data, replace(policy, augment="none"), output, batch=batch_size, workers=workers,
-            batches_ahead=batches_ahead, on_wait=on_wait,
+            batches_ahead=batches_ahead,
         )  # fmt: skip
         if indices is None:
             indices = np.arange(self.betons.num_samples, dtype=np.int64)

@@ -87,21 +87,6 @@ def test_a_pass_can_be_closed_while_the_thread_waits_for_a_place(engine):
     assert not thread.is_alive()
 
 
-def test_what_on_wait_raises_ends_the_wait_and_no_batch_is_lost(engine, monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    go = threading.Event()
-    monkeypatch.setattr(Ids, "run", lambda self, ids, slot, draw: (go.wait(), (ids[0], slot))[1])
-    thread = engine.start(np.arange(25), None)
-    engine.on_wait = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        next(thread)
-    engine.on_wait = lambda: None
-    go.set()
-    assert [first for first, _ in thread] == [0, 5, 10, 15, 20]
-
-
 def test_the_loaders_import_of_ffcv_only_its_thread_and_leave_ffcv_and_torchs_threads_as_they_are():
     """OpenCV, SciPy's linear algebra and pyarrow are for conversion and other commands: 150 MB."""
     code = (
