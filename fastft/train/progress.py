@@ -191,7 +191,8 @@ def conclusion(result: dict[str, Any]) -> str:
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
     used = result["weights"]
-    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {used['top1']:.3f} (epoch {used['epoch']})"]
+    when = "before training" if used["kind"] == PROBE else f"epoch {used['epoch']}"
+    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {used['top1']:.3f} ({when})"]
     if "raw" in result.get("baseline", {}):
         parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
     parts += [f"best epoch {headline_score(flatten(best)):.3f} ({best['epoch']})"]

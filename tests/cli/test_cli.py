@@ -70,12 +70,12 @@ def test_flags_are_frozen() -> None:
         for name, parser in COMMANDS.items()
     }
     image_options = [
-        "--compress-probability", "--data", "--max-resolution", "--no-index", "--on-error", "--out", "--overwrite",
-        "--part", "--quality", "--reencode", "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
+        "--background", "--compress-probability", "--data", "--max-resolution", "--no-index", "--on-error", "--out",
+        "--overwrite", "--part", "--quality", "--reencode", "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
         "--write-mode",
     ]  # fmt: skip
     assert flags["convert imagenet"] == image_options
-    assert flags["convert folder"] == ["--class-indices", "--classes-of", *image_options]
+    assert flags["convert folder"] == sorted(["--class-indices", "--classes-of", *image_options])
     assert flags["train"] == ["--config-file"]
     assert flags["explain"] == ["--at-step", "--config-file", "--diff", "--json", "--verbose"]
     assert flags["recipes"] == flags["options"] == ["--json"]

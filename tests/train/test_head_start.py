@@ -26,6 +26,7 @@ from fastft.run.chosen_weights import find_weights
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train import head_start
 from fastft.train.exceptions import Preempted
+from fastft.train.progress import conclusion
 from tests.train.runs import differing, end, flags, losses, run
 from tests.train.test_distributed import launch
 
@@ -97,6 +98,7 @@ def test_a_run_that_chose_its_probe_is_used_with_it(
     result["weights"]["baseline"]["note"] = note
     path.write_text(json.dumps(result))
     (tmp_path / "run/recipe.yaml").write_text((probed / "recipe.yaml").read_text())
+    assert f"probe {result['weights']['top1']:.3f} (before training)" in conclusion(result)
     scores = evaluate_checkpoint(tmp_path / "run", None, "cpu")
     assert scores["weights"] == "pretrained tower with the head of the linear probe: it is better"
     assert scores["top1"] == result["baseline"]["raw"]["top1"]
