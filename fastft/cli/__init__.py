@@ -1,6 +1,6 @@
 """The `fastft` command: parse the arguments, run the command, turn errors into exit codes.
 
-This module and those of the commands import nothing heavy: `add_arguments` and `run` import what one command needs.
+This module imports nothing heavy, and the module of a command imports for its help only what is fast: `run` imports the rest.
 
 Exit codes: 0 success, 1 the training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
 same command again), 128 + n stopped by signal n (130: Ctrl-C, of a training after a checkpoint).
@@ -10,7 +10,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 from beton_tools.base import torchrun
 from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
@@ -19,24 +20,6 @@ with imports_of("fastft"):
     from beton_tools.base.console import describe_os_error, print_error, print_warnings_in_one_line, start_command
     from beton_tools.base.errors import UserError
     from fastft import __version__
-    from fastft.cli import (
-        cmd_average,
-        cmd_bench,
-        cmd_convert,
-        cmd_cost,
-        cmd_demo,
-        cmd_doctor,
-        cmd_eval,
-        cmd_explain,
-        cmd_export,
-        cmd_predict,
-        cmd_preview,
-        cmd_recipes,
-        cmd_report,
-        cmd_search,
-        cmd_train,
-        cmd_zeroshot,
-    )
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
     from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
@@ -47,7 +30,6 @@ EXIT_BAD_INPUT = 2
 class Command(Protocol):
     """One command, or one kind of `fastft convert`: a module of this package, or a class in one."""
 
-    HELP: str
     EXAMPLE: str
     TAKES_OPTIONS: bool  # accepts recipe options, which are in `overrides`
 
@@ -56,27 +38,52 @@ class Command(Protocol):
     def run(self, args: argparse.Namespace, /) -> int: ...
 
 
-CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert.Folder, "imagenet": cmd_convert.Imagenet}
 # When one process ends, torchrun ends the others at once: this long the others leave local rank 0 to print the error.
 SECONDS_TO_REPORT = 15
-COMMANDS: dict[str, Command] = {
-    "train": cmd_train,
-    "recipes": cmd_recipes.Recipes,
-    "options": cmd_recipes.Options,
-    "explain": cmd_explain,
-    "preview": cmd_preview,
-    "cost": cmd_cost,
-    "sweep": cmd_search.Sweep,
-    "tune": cmd_search.Tune,
-    "eval": cmd_eval,
-    "predict": cmd_predict,
-    "zeroshot": cmd_zeroshot,
-    "average": cmd_average,
-    "export": cmd_export,
-    "demo": cmd_demo,
-    "report": cmd_report,
-    "bench": cmd_bench,
-    "doctor": cmd_doctor,
+# (module of this package, or class in one; help). Only the module of the command that runs is imported.
+CONVERT_KINDS = {
+    "folder": ("cmd_convert.Folder", "write one labelled set, a folder per class, to one .beton file"),
+    "imagenet": ("cmd_convert.Imagenet", "write ImageNet, in any of its common layouts, to train.beton and val.beton"),
+}
+COMMANDS = {
+    "train": ("cmd_train", "train a recipe; the same command on the same run directory continues it"),
+    "recipes": (
+        "cmd_recipes.Recipes",
+        "list the recipes and tables of fastft, with expected accuracy and predicted cost",
+    ),
+    "options": (
+        "cmd_recipes.Options",
+        "list every recipe option: meaning, default, limits, and the value in the paper's runs",
+    ),
+    "explain": (
+        "cmd_explain",
+        "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU",
+    ),
+    "preview": ("cmd_preview", "draw what the model will see: originals, crops, results and the ops between"),
+    "cost": ("cmd_cost", "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"),
+    "sweep": (
+        "cmd_search.Sweep",
+        "train or resume the rows of a paper table, and print the paper's figures beside ours",
+    ),
+    "tune": ("cmd_search.Tune", "search the learning rates of head and tower for your images, within a time budget"),
+    "eval": ("cmd_eval", "accuracy, metrics per class and calibration of a checkpoint on .beton files"),
+    "predict": ("cmd_predict", "label image files with a checkpoint, or write their embeddings"),
+    "zeroshot": (
+        "cmd_zeroshot",
+        "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from",
+    ),
+    "average": (
+        "cmd_average",
+        "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)",
+    ),
+    "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
+    "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
+    "report": ("cmd_report", "one HTML page of a run, or of a benchmark file"),
+    "bench": ("cmd_bench", "measure this machine, against what one would use instead; JSON, a table and an HTML page"),
+    "doctor": (
+        "cmd_doctor",
+        "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be fixed",
+    ),
 }
 
 
@@ -123,26 +130,32 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="write images to .beton files", allow_abbrev=False)
     kinds = convert.add_subparsers(dest="kind", required=True, metavar="KIND")
     for name, kind in CONVERT_KINDS.items():
-        _add_command(kinds, name, kind, with_arguments=chosen in (None, "convert"))
+        _add_command(kinds, name, *kind, is_chosen=chosen in (None, "convert"))
     for name, command in COMMANDS.items():
-        _add_command(commands, name, command, with_arguments=chosen in (None, name))
+        _add_command(commands, name, *command, is_chosen=chosen in (None, name))
     return parser
 
 
-def _add_command(commands: argparse._SubParsersAction, name: str, command: Command, *, with_arguments: bool) -> None:
+def _add_command(commands: argparse._SubParsersAction, name: str, place: str, text: str, *, is_chosen: bool) -> None:
+    if not is_chosen:
+        commands.add_parser(name, help=text)
+        return
+    module, _, attribute = place.partition(".")
+    with imports_of("fastft"):
+        command: Command = cast(Command, import_module(f"fastft.cli.{module}"))
+    command = getattr(command, attribute) if attribute else command
     parser = commands.add_parser(
         name,
-        help=command.HELP,
-        description=command.HELP[0].upper() + command.HELP[1:] + ".",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
         epilog=f"example:\n  {command.EXAMPLE}" + (f"\n\n{OVERRIDES}" if command.TAKES_OPTIONS else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=command.run, parser=parser)
-    if with_arguments:
-        command.add_arguments(parser)
-    if with_arguments and command.TAKES_OPTIONS:
-        add_recipe_options(parser, listed=command is cmd_train)
+    command.add_arguments(parser)
+    if command.TAKES_OPTIONS:
+        add_recipe_options(parser, listed=name == "train")
 
 
 def _print_error(command: str, error: object) -> None:

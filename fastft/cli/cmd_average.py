@@ -13,7 +13,6 @@ from fastft.recipe.constants import SOUPS
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
 EXAMPLE = (
     "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
 )

@@ -8,7 +8,6 @@ from fastft.bench import BENCHES
 from fastft.cli.arguments import positive, recipe_reference
 from fastft.recipe.constants import PEERS
 
-HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"
 TAKES_OPTIONS = False
 

@@ -3,14 +3,26 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beton_tools.base.console import by_suffix, format_bytes, printable
+from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
-
-if TYPE_CHECKING:
-    from beton_tools.read.manifest import Manifest
-    from beton_tools.write.writer import WriteOptions
+from beton_tools.read.manifest import Manifest, manifest_path
+from beton_tools.read.parts import Part
+from beton_tools.write.convert import convert_folder, convert_imagenet, converted_path
+from beton_tools.write.images import (
+    KEPT,
+    LOSSLESS_QUALITY,
+    LOSSLESS_SUBSAMPLING,
+    QUALITY,
+    RAW,
+    SUBSAMPLING,
+    SUBSAMPLINGS,
+    WRITE_MODES,
+    count_notes,
+)
+from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
 
 SHOWN = 5  # images named on the screen; the manifest lists all
 LAYOUTS = """\
@@ -25,7 +37,6 @@ parquet of the Hugging Face hub: train-*.parquet, validation-*.parquet, also ins
 class Folder:
     """`fastft convert folder`."""
 
-    HELP = "write one labelled set, a folder per class, to one .beton file"
     EXAMPLE = "fastft convert folder --data photos/train --out photos.beton --max-resolution 500"
     TAKES_OPTIONS = False
 
@@ -47,9 +58,6 @@ class Folder:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from beton_tools.base.progress_bar import progress
-        from beton_tools.write.convert import convert_folder, converted_path
-
         options = _options_of(args)
         with progress(args.out.name) as show, hint_when_interrupted():
             manifest = convert_folder(
@@ -62,7 +70,6 @@ class Folder:
 class Imagenet:
     """`fastft convert imagenet`."""
 
-    HELP = "write ImageNet, in any of its common layouts, to train.beton and val.beton"
     EXAMPLE = "fastft convert imagenet --data /data/ILSVRC2012 --out in1k"
     TAKES_OPTIONS = False
 
@@ -77,9 +84,6 @@ class Imagenet:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from beton_tools.base.progress_bar import progress
-        from beton_tools.write.convert import convert_imagenet, converted_path
-
         options = _options_of(args)
         with hint_when_interrupted():
             manifests = convert_imagenet(args.data, args.out, options, progress, args.overwrite)
@@ -89,16 +93,6 @@ class Imagenet:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from beton_tools.write.images import (
-        LOSSLESS_QUALITY,
-        LOSSLESS_SUBSAMPLING,
-        QUALITY,
-        SUBSAMPLING,
-        SUBSAMPLINGS,
-        WRITE_MODES,
-    )
-    from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
-
     default = WriteOptions()
 
     def number(group: argparse._ArgumentGroup, name: str, metavar: str, meaning: str, **more: Any) -> None:
@@ -140,20 +134,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     file.add_argument("--overwrite", action="store_true", help=overwrite)
 
 
-def _options_of(args: argparse.Namespace) -> "WriteOptions":
+def _options_of(args: argparse.Namespace) -> WriteOptions:
     """WriteOptions from parsed flags. Raises UserError: a value outside its limits."""
-    from beton_tools.read.parts import Part
-    from beton_tools.write.writer import WriteOptions
-
     values = {field.name: getattr(args, field.name) for field in fields(WriteOptions) if hasattr(args, field.name)}
     values |= {"lossless": not args.reencode, "index": not args.no_index}
     return WriteOptions(**values | {"part": None if args.part is None else Part.parse(args.part)})
 
 
-def _print_summary(path: Path, manifest: "Manifest") -> None:
-    from beton_tools.read.manifest import manifest_path
-    from beton_tools.write.images import KEPT, RAW, count_notes
-
+def _print_summary(path: Path, manifest: Manifest) -> None:
     images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
     print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
     kept = manifest.encodings.get(KEPT, 0)

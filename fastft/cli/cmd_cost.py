@@ -7,7 +7,6 @@ from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
 from fastft.recipe.recipe_file import is_table
 
-HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"
 EXAMPLE = "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n  fastft cost 05_llrd --gpu a100"
 TAKES_OPTIONS = True
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from beton_tools.base.console import make_console
 from fastft.cli.arguments import RECIPE, recipe_reference
 
-HELP = "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"
 EXAMPLE = "fastft demo --out runs/demo"
 TAKES_OPTIONS = False
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from beton_tools.base.console import make_console
 from fastft.cli.arguments import add_shared, show
 
-HELP = "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be fixed"
 EXAMPLE = "fastft doctor --data in1k/train.beton"
 TAKES_OPTIONS = False
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
 TAKES_OPTIONS = False
 SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 5

@@ -8,7 +8,6 @@ from beton_tools.base.console import format_duration, make_console
 from fastft.cli.arguments import add_recipe, add_shared, recipe_reference, show, whole_number
 from fastft.recipe import Recipe, load_recipe
 
-HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
 EXAMPLE = "fastft explain final_b16 --at-step 6249 --json\n  fastft explain --diff final_b16 frugal_b16"
 TAKES_OPTIONS = True
 CPU_SHARE = 0.4  # of the rate of matrix products on a CPU; trainings of a ViT-S/14 at 42 px had 0.27 to 0.66

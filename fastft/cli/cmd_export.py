@@ -6,7 +6,6 @@ from pathlib import Path
 from fastft.cli.arguments import add_checkpoint, add_shared, say
 from fastft.recipe.constants import EXPORT_FORMATS
 
-HELP = "write a checkpoint for another library, checked by loading it there, with a model card"
 EXAMPLE = "fastft export runs/final_b16 --format timm --out final_b16_timm"
 TAKES_OPTIONS = False
 

@@ -9,7 +9,6 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_checkpoint, add_shared, positive, say
 
-HELP = "label image files with a checkpoint, or write their embeddings"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
 TOPK = 5

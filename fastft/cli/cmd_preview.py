@@ -9,7 +9,6 @@ from fastft.cli.arguments import add_recipe, positive, say, whole_number
 from fastft.photos.paths import needs_preparation
 from fastft.recipe import Recipe, load_recipe
 
-HELP = "draw what the model will see: originals, crops, results and the ops between"
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
 TAKES_OPTIONS = True
 

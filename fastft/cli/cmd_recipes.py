@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 class Recipes:
     """`fastft recipes`."""
 
-    HELP = "list the recipes and tables that come with fastft, with expected accuracy and predicted cost"
     EXAMPLE = "fastft recipes"
     TAKES_OPTIONS = False
 
@@ -35,7 +34,6 @@ class Recipes:
 class Options:
     """`fastft options [SECTION|NAME]`."""
 
-    HELP = "list every recipe option: meaning, default, limits, and the value in the paper's runs"
     EXAMPLE = "fastft options optim\n  fastft options optim.lr"
     TAKES_OPTIONS = False
 

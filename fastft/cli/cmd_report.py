@@ -9,7 +9,6 @@ from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_shared, positive, recipe_reference
 from fastft.recipe.constants import AUTO
 
-HELP = "one HTML page of a run, or of a benchmark file"
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
 TAKES_OPTIONS = False
 SUFFIXES = (".html", ".htm")

@@ -13,7 +13,6 @@ from fastft.recipe.recipe_file import open_sweep
 class Sweep:
     """`fastft sweep TABLE ...`."""
 
-    HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
     EXAMPLE = (
         "fastft sweep 05_llrd --data.train=in1k/train.beton --data.val=in1k/val.beton\n  fastft cost 05_llrd --gpu a100"
     )
@@ -37,7 +36,6 @@ class Sweep:
 class Tune:
     """`fastft tune RECIPE`."""
 
-    HELP = "search the learning rates of head and tower for your images, within a time budget"
     EXAMPLE = "fastft tune mine.yaml --data.train=train.beton --data.val=val.beton --test test.beton --budget 2h"
     TAKES_OPTIONS = True
 

@@ -8,7 +8,6 @@ from beton_tools.base.console import make_console
 from fastft.cli.arguments import add_recipe
 from fastft.recipe import load_recipe
 
-HELP = "train a recipe; the same command on the same run directory continues it"
 EXAMPLE = "fastft train final_b16 --data.train=in1k/train.beton --data.val=in1k/val.beton"
 TAKES_OPTIONS = True
 

@@ -8,7 +8,6 @@ from fastft.cli.arguments import add_recipe, add_shared, say, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
 
-HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
 EXAMPLE = "fastft zeroshot final_b16 --data val.beton --out head.safetensors"
 TAKES_OPTIONS = True
 

@@ -33,7 +33,7 @@ def imported_by(*commands: str) -> set[str]:
 
 
 def test_help_imports_no_library():
-    commands = ("train", "predict", "explain", "bench", "report")
+    commands = ("train", "predict", "explain", "bench", "report", "sweep", "eval")
     assert imported_by("--help", *(f"{command} --help" for command in commands)) <= SMALL
 
 

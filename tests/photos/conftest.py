@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastft.model import weights
+
 CLASSES = ("astronaut", "chelsea", "coffee")
 PER_CLASS = 12
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of weights are checked, but nothing is fetched before photographs are converted."""
+    monkeypatch.setattr("fastft.model.weights._fetch_tag", weights._describe_tag)
 
 
 @pytest.fixture(scope="session")
