@@ -41,9 +41,8 @@ Row = dict[str, str]
 
 def prepared(photos: Path, run: Path, *options: str, said: list[str] | None = None) -> Recipe:
     lines: list[str] = [] if said is None else said
-    return prepare_data(
-        load_recipe("photos", [f"--data.train={photos}", f"--train.run_dir={run}", *options]), lines.append
-    )
+    paths = [f"--data.train={photos}", f"--train.run_dir={run}", "--model.weights=random"]  # otherwise they are fetched
+    return prepare_data(load_recipe("photos", [*paths, *options]), lines.append)
 
 
 def split_of(run: Path) -> dict[str, str]:
@@ -265,7 +264,7 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
 
 def test_the_other_processes_keep_their_own_paths_and_workers(album: Path, tmp_path: Path) -> None:
     """Hosts may hold the weights elsewhere; the prepared files are those of process 0."""
-    options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}"]
+    options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--model.weights=random"]
     first = prepare_data(load_recipe("photos", options), lambda text: None)
     other = load_recipe("photos", [*options, "--data.workers=3"])
     world = SimpleNamespace(size=2, any=bool, in_main=lambda work: first)
@@ -289,7 +288,8 @@ def test_another_process_in_the_same_folder_is_one_line(
     album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lock_run(tmp_path / "run"):
-        assert main(["train", "photos", f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}"]) == 2
+        flags = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--model.weights=random"]
+        assert main(["train", "photos", *flags]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "is in use by another process" in error
     assert not list((tmp_path / "run").rglob("*.beton*"))
@@ -389,7 +389,8 @@ def test_a_conversion_that_was_killed_is_continued(copied: Path, tmp_path: Path)
             os.link(copied / name / f"{i % PER_CLASS:02}.jpg", copied / name / f"x{i}.jpg")
     code = (
         "import sys; from fastft.recipe import load_recipe; from fastft.photos.prepare import prepare_data;"
-        f"prepare_data(load_recipe('photos', ['--data.train={copied}', '--train.run_dir={tmp_path / 'run'}']), print)"
+        f"options = ['--data.train={copied}', '--train.run_dir={tmp_path / 'run'}', '--model.weights=random'];"
+        "prepare_data(load_recipe('photos', options), print)"
     )
     victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -415,6 +416,7 @@ def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album: Pa
     for name in ("astronaut", "coffee"):
         shutil.copytree(album / name, val / name)
     options = [f"--data.train={tiny['data.train']}", f"--data.val={val}", f"--train.run_dir={tmp_path / 'run'}"]
+    options.append("--model.weights=random")
     recipe = prepare_data(load_recipe("photos", options), lambda text: None)
     manifest = Manifest.of_beton(str(recipe.data.val))
     assert manifest is not None and manifest.classes == ["astronaut", "coffee"]
