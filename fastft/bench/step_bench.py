@@ -228,12 +228,6 @@ class StepRunner:
         self.step.micro_batch(images, labels, step=0, last=True)
         self.step.update()
 
-    def pop_loss(self) -> float:
-        """The summed loss since the last call; waits for the device."""
-        loss = float(self.step.loss_sum)
-        self.step.reset_loss()
-        return loss
-
 
 def our_step(
     arch: Arch, precision: Precision, trainable: int | None = None, choice: StepChoice | None = None

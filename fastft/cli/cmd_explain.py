@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 from beton_tools.base.console import format_duration, make_console
-from fastft.cli.arguments import add_recipe, add_shared, recipe_reference, show, whole_number
+from fastft.cli.arguments import add_recipe, add_shared, recipe_reference, show
 from fastft.recipe import Recipe, load_recipe
 
-EXAMPLE = "fastft explain final_b16 --at-step 6249 --json\n  fastft explain --diff final_b16 frugal_b16"
+EXAMPLE = "fastft explain final_b16 --json\n  fastft explain --diff final_b16 frugal_b16"
 TAKES_OPTIONS = True
 CPU_SHARE = 0.4  # of the rate of matrix products on a CPU; trainings of a ViT-S/14 at 42 px had 0.27 to 0.66
 SMALL = 4  # hours on one A100, up to which the cost is shown for one GPU
@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_shared(parser, "json")
     add("--verbose", action="store_true", help="also print every option, parameter group and learning rate")
-    add("--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N")
     diff = "show how RECIPE differs from recipe A; recipe options apply to RECIPE"
     add("--diff", metavar="A", type=recipe_reference, help=diff)
 
@@ -34,7 +33,7 @@ def _explain(args: argparse.Namespace) -> int:
     from fastft.photos.counts import list_images
 
     recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
-    values = explain(recipe, args.at_step, warnings)
+    values = explain(recipe, warnings)
     if args.json:
         print(json.dumps(values, indent=1))
     else:

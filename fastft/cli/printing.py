@@ -41,9 +41,8 @@ def print_explanation(values: dict[str, Any], console: Console, verbose: bool) -
     if len(values["phases"]) > 1:
         lines["phases"] = "; ".join(map(_phase, values["phases"]))
     _print_lines(lines, console)
-    if verbose or "lr_at_step" in schedule:
-        _print_groups(values, console)
     if verbose:
+        _print_groups(values, console)
         sections = {name: options for name, options in recipe.items() if name not in ("name", "about")}
         shown = {s: ", ".join(f"{k} {show_value(v)}" for k, v in sections[s].items()) for s in sections}
         _print_lines(shown, console)
@@ -71,12 +70,9 @@ def _phase(phase: dict[str, Any]) -> str:
 
 
 def _print_groups(values: dict[str, Any], console: Console) -> None:
-    at_step = values["schedule"].get("lr_at_step")
     header = ["layer", "lr scale", "weight decay", "parameters"]
-    header += [f"lr at step {at_step['step']}"] if at_step else []
     rows = [
         [str(g["layer_id"]), f"{g['lr_scale']:.6g}", f"{g['weight_decay']:g}", f"{g['parameters']:,}"]
-        + ([f"{g['lr']:.4g}"] if at_step else [])
         for g in values["groups"]
     ]
     title = f"{values['trainable_parameters']:,} trainable parameters"

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from beton_tools.base.errors import UserError
 from fastft.augment import describe_policy
 from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.cost.price import predict
@@ -14,7 +13,7 @@ from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model import TowerArch
 from fastft.model.recipe_model import build_model, find_phases, recipe_arch
-from fastft.optim import Group, WarmupCosine, layer_groups
+from fastft.optim import layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.recipe_file import TABLES, recipe_names
@@ -22,21 +21,18 @@ from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
 
 
-def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved recipe, as plain values for JSON.
 
     warnings: about its images, put before those about its options.
 
     Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
-    total_steps, lr_by_epoch, lr_at_step), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
+    total_steps, lr_by_epoch), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
     words, or why there is none).
 
     Raises:
-        UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
+        UserError: unknown architecture or one that the image size does not fit, or fewer images than one batch.
     """
-    last = recipe.epochs * recipe.steps_per_epoch() - 1
-    if at_step is not None and at_step > last:
-        raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
@@ -44,37 +40,28 @@ def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] 
     if a.mixes:
         more += [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
-    schedule = build_schedule(recipe, recipe.steps_per_epoch())
+    steps = recipe.steps_per_epoch()
+    schedule = build_schedule(recipe, steps)
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "choices": [asdict(choice) for choice in recipe.choices],
         "warnings": [*warnings, *recipe_warnings(recipe)],
         "groups": [
             {"layer_id": g.layer_id, "lr_scale": g.lr_scale, "weight_decay": g.weight_decay, "parameters": g.parameters}
-            | ({} if at_step is None else {"lr": schedule(at_step) * g.lr_scale})
             for g in groups
         ],
         "trainable_parameters": sum(g.parameters for g in groups),
-        "schedule": _schedule(recipe, schedule, groups, at_step),
+        "schedule": {
+            "steps_per_epoch": steps,
+            "total_steps": recipe.epochs * steps,
+            "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
+        },
         "phases": _phases(recipe, arch),
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + more,
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
     }
-
-
-def _schedule(recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None) -> dict[str, Any]:
-    steps = recipe.steps_per_epoch()
-    values: dict[str, Any] = {
-        "steps_per_epoch": steps,
-        "total_steps": recipe.epochs * steps,
-        "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
-    }
-    if at_step is not None:
-        by_layer = {str(g.layer_id): schedule(at_step) * g.lr_scale for g in groups}
-        values["lr_at_step"] = {"step": at_step, "lr": schedule(at_step), "by_layer_id": by_layer}
-    return values
 
 
 def _phases(recipe: Recipe, arch: TowerArch) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def test_flags_are_frozen() -> None:
     assert flags["convert imagenet"] == image_options
     assert flags["convert folder"] == sorted(["--class-indices", "--classes-of", *image_options])
     assert flags["train"] == ["--config-file"]
-    assert flags["explain"] == ["--at-step", "--config-file", "--diff", "--json", "--verbose"]
+    assert flags["explain"] == ["--config-file", "--diff", "--json", "--verbose"]
     assert flags["recipes"] == flags["options"] == ["--json"]
     assert flags["preview"] == ["--config-file", "--count", "--epoch", "--json", "--out"]
     assert flags["cost"] == [
@@ -203,7 +203,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pyt
         (["cost", "r", "--gpu=v100", "--mfu=52"], "argument --mfu: must be a share such as 0.45 or 45%, not '52'"),
         (["cost", "r", "--gpu=v100", "--price=x"], "argument --price: must be a number greater than 0, not 'x'"),
         (["cost", "r", "--gpu=v100", "--gpus=x"], "argument --gpus: must be a whole number greater than 0, not 'x'"),
-        (["explain", "r", "--at-step=x"], "argument --at-step: must be a whole number, 0 or more, not 'x'"),
+        (["preview", "r", "--epoch=x"], "argument --epoch: must be a whole number, 0 or more, not 'x'"),
         (["preview", "r", "--out=x.png", "--epoch=99999999999"], "argument --epoch: must be at most 2147483647"),
         (["preview", "r", "--out=x.png", "--count=0"], "argument --count: must be a whole number greater than 0, not '0'"),
     ],

@@ -120,7 +120,7 @@ def without(values: Any, names: tuple[str, ...]) -> Any:
 
 def explain(folder: Path) -> dict[str, Any]:
     """`fastft explain` without costs: settings, parameter groups, schedule, phases, augmentation in words."""
-    found = {name: fastft_json("explain", name, "--at-step", "700") for name in EXPLAINED}
+    found = {name: fastft_json("explain", name) for name in EXPLAINED}
     found |= {f"{a} to {b}": fastft_json("explain", "--diff", a, b) for a, b in DIFFERENCES}
     return without(found, ESTIMATED_KEYS)
 
