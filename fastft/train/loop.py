@@ -13,7 +13,7 @@ from fastft.recipe import Recipe
 from fastft.train.distributed import World, connected, find_world
 from fastft.train.preempt import SignalGuard
 from fastft.train.reporting import open_log
-from fastft.train.setup import Setup, build_setup
+from fastft.train.setup import Setup, build_setup, halve_if_too_large
 from fastft.train.trainer import Trainer
 
 HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
@@ -35,14 +35,14 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         connected(find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device"), recipe) as world,
         SignalGuard() as guard,
         training_stream(world.device),
-        _set_up(recipe, world, guard) as setup,
+        _set_up(recipe, world, guard, console) as setup,
         open_log(setup, console) as log,
     ):
         return _fit(Trainer(setup, log))
 
 
 @contextmanager
-def _set_up(recipe: Recipe, world: World, guard: SignalGuard) -> Iterator[Setup]:
+def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> Iterator[Setup]:
     """The set-up, once every process has one; if it fails in one process, all raise its error."""
     with ExitStack() as opened:
         try:
@@ -51,7 +51,7 @@ def _set_up(recipe: Recipe, world: World, guard: SignalGuard) -> Iterator[Setup]
             world.check_consistent(str(error), {})
             raise
         world.check_consistent(None, setup.consistency_key())
-        yield setup
+        yield halve_if_too_large(setup, console.print if world.is_main else lambda line: None)
 
 
 def _fit(trainer: Trainer) -> dict[str, Any]:

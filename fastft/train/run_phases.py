@@ -1,7 +1,7 @@
 """The phases of a run on this machine: micro-batch, accumulation and FLOPs of each image size and patch dropout."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
@@ -40,6 +40,18 @@ class RunPhases:
     @property
     def smallest_micro_batch(self) -> int:
         return min(phase.micro_batch for phase in self.all)
+
+    def with_halves(self, unit: int) -> "RunPhases":
+        """The same with half the micro-batch wherever that is a multiple of `unit` images."""
+        return RunPhases([
+            phase
+            if phase.micro_batch % (2 * unit)
+            else replace(
+                phase, micro_batch=phase.micro_batch // 2, accumulation=2 * phase.accumulation,
+                loader_bytes=phase.loader_bytes / 2,
+            )
+            for phase in self.all
+        ])  # fmt: skip
 
     def steps_left(self, global_step: int, steps_per_epoch: int, phase: RunPhase) -> float:
         """Remaining steps, each counted as many times as it takes the FLOPs of a step of `phase`."""

@@ -22,7 +22,7 @@ from fastft.data.classes import class_factors, refuse_other_classes, training_sh
 from fastft.data.stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
-from fastft.model.recipe_model import build_model
+from fastft.model.recipe_model import build_model, with_phase
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
@@ -42,8 +42,9 @@ from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
 from fastft.train.run_phases import RunPhases, plan_phases
 from fastft.train.step import Step
-from fastft.train.step_choice import refuse_impossible
+from fastft.train.step_choice import is_out_of_memory, refuse_impossible
 
+OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
 SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
 
 
@@ -164,6 +165,19 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
         tracker=open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict()) if world.is_main else None,
     )  # fmt: skip
+
+
+def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
+    """The set-up with half the micro-batch if that of the last phase does not fit the GPU's memory in some process."""
+    s, last = setup, setup.phases.all[-1]
+    if s.world.device.type not in OUT_OF_MEMORY_DEVICES:
+        return setup
+    reserve = s.moments_bytes + int(last.loader_bytes)
+    if not is_out_of_memory(with_phase(s.recipe, last), s.step, last.micro_batch, reserve):
+        return setup
+    phases = s.phases.with_halves(1 if s.mixer is None else 2)
+    say(f"out of memory with {last.micro_batch} images per forward pass: trying {phases.all[-1].micro_batch}")
+    return replace(setup, phases=phases)
 
 
 def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:

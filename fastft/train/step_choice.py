@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.recipe_model import can_compile
+from fastft.model.recipe_model import can_compile, phase_at
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.step import MODES, Step, StepChoice
@@ -32,6 +32,9 @@ GRAPH_MICRO_BATCH = 64
 # largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
 # 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+# dtypes in which the loss of a half-precision copy is that of fp32 weights (docs/v100.md): it is taken where faster. In bf16
+# its time is only shown
+HALF_BY_DEFAULT = (torch.float16,)
 LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
 SEED = 0
 
@@ -159,6 +162,30 @@ def choose_step(
     return world.broadcast(decision)
 
 
+def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
+    """True if an eager pass over so many images runs out of memory in some process; before `step.connect`.
+
+    recipe: of one phase. reserve_bytes: as for `choose_step`.
+    """
+    device, failed = step.world.device, False
+    try:
+        reserved = torch.empty(reserve_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+        trial = Step(step.model, step.optimizer, None, World(0, 1, 0, device), step.precision)
+        trial.connect(StepChoice())
+        trial.set_phase(phase_at(recipe, 0).patch_dropout, 1)
+        trial.model.train()
+        batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, step.precision.dtype)
+        trial.micro_batch(*batch, step=0, last=True)
+        del reserved
+    except torch.OutOfMemoryError:
+        failed = True
+    step.model.zero_grad(set_to_none=True)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return step.world.any(failed)
+
+
 # measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -173,8 +200,7 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
     modes = candidate_modes(recipe, device, micro_batch, step.world.size)
-    # in fp16 the loss of a half-precision copy is that of fp32 weights (docs/v100.md): it is taken where it is faster
-    is_open = recipe.train.half_residual == "auto" and not step.precision.half_residual and dtype == torch.float16
+    is_open = recipe.train.half_residual == "auto" and not step.precision.half_residual and dtype != torch.float32
     if len(kernels) + len(modes) == 1 and not is_open:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
@@ -193,7 +219,8 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    return Decision(fastest(trials), "measurement", tuple(trials))
+    allowed = [trial for trial in trials if not trial.choice.half or dtype in HALF_BY_DEFAULT]
+    return Decision(fastest(allowed), "measurement", tuple(trials))
 
 
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from rich.console import Console
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,11 +22,12 @@ from fastft.model import build_classifier
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import HalfCopy
 from fastft.recipe import load_recipe
-from fastft.train import micro_batch
+from fastft.train import micro_batch, setup
+from fastft.train.loop import train
 from fastft.train.precision import Precision
 from fastft.train.step import Step
 from tests.model.test_tower import small_arch
-from tests.train.runs import run
+from tests.train.runs import differing, end, flags, run
 
 FP32 = Precision(torch.float32, "cpu")
 
@@ -229,13 +231,29 @@ def test_loader_bytes_of_imagenet(policy, dtype, per_channel):
     assert micro_batch.loader_bytes(375 * 500, 224, dtype, 4, parse_policy(policy)) == want
 
 
-def test_out_of_memory_ends_the_run_with_one_line(tiny, tmp_path, monkeypatch):
-    def full(self: Step, *rest, **options) -> torch.Tensor:
-        raise torch.OutOfMemoryError
+def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(tiny, tmp_path, monkeypatch, capsys):
+    """Nothing is written before; if half of it does not fit either, the run ends."""
+    monkeypatch.setattr(setup, "OUT_OF_MEMORY_DEVICES", ["cpu"])
+    forward, sizes = Step.micro_batch, []
 
-    monkeypatch.setattr(Step, "micro_batch", full)
+    def limited(self: Step, images: torch.Tensor, *rest, **options) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > fits:
+            assert not (tmp_path / "run" / "metrics.jsonl").exists() or fits < 4
+            raise torch.OutOfMemoryError
+        return forward(self, images, *rest, **options)
+
+    monkeypatch.setattr(Step, "micro_batch", limited)
+    fits, changes = 4, {"schedule__stop_epoch": "1", "model__drop_path": "0.3"}
+    recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path / "run", train__micro_batch="8", **changes))
+    train(recipe, Console(width=200))
+    assert "out of memory with 8 images per forward pass: trying 4" in capsys.readouterr().out
+    assert sizes[:3] == [8, 4, 4]
+    run(tiny, tmp_path / "half", train__micro_batch="4", **changes)
+    assert differing(end(tmp_path / "run"), end(tmp_path / "half")) == []
+    fits = 2
     with pytest.raises(UserError, match="too small for micro-batches of 4"):
-        run(tiny, tmp_path, train__micro_batch="4")
+        run(tiny, tmp_path / "none", train__micro_batch="8", **changes)
 
 
 @pytest.mark.parametrize("half", [True, False])

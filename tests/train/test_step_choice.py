@@ -222,7 +222,7 @@ def test_without_eager_nothing_is_compared():
 
 
 def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the_same(monkeypatch, tmp_path):
-    """In fp16; they are faster here."""
+    """In fp16, where they are faster here; in bf16 they are only shown."""
     monkeypatch.setattr(
         step_choice,
         "_trial_pass",
@@ -233,7 +233,7 @@ def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the
         recipe = load_recipe("final_b16", ["--model.image_size=32", "--train.step=measure"])
         decision = choose_step(recipe, step, 2, None, reserve_bytes=0, say=print)
         assert decision.choice.half is half
-        assert any(trial.choice.half for trial in decision.trials) is half
+        assert any(trial.choice.half for trial in decision.trials) is (dtype != torch.float32)
     stored = {"mode": "eager", "attention": "auto", "half": True, "device": "V100"}
     assert stored_choice(stored, "V100") == StepChoice(half=True)
     assert str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
