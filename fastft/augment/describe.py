@@ -32,7 +32,7 @@ def describe_row(row: Any) -> list[str]:
         words.append(f"mixture {row['blend']:.0%}")
     for weight, ops in _chains(row):
         described = [f"{op} {ARGUMENT_FORMATS.get(op, '').format(argument)}".rstrip() for op, argument in ops]
-        words += described if weight is None else [f"{weight:.0%} {' → '.join(described)}"]
+        words += described if weight is None else [f"{weight:.0%} {' then '.join(described)}"]
     return words + [f"erase {h}x{w}" for _, _, h, w in row["erase"].tolist() if h > 0]
 
 

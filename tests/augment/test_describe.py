@@ -32,7 +32,7 @@ def test_an_augmix_description_lists_chains_and_weights() -> None:
     row["chain_weights"][:2], row["blend"] = (0.25, 0.75), 0.4
     row["op"][0], row["op"][CHAIN_DEPTH] = OP_ID["Equalize"], OP_ID["AutoContrast"]
     row["op"][CHAIN_DEPTH + 1], row["argument"][CHAIN_DEPTH + 1] = OP_ID["Posterize"], 2
-    mixture = ["mixture 40%", "25% Equalize", "75% AutoContrast → Posterize 2 bits"]
+    mixture = ["mixture 40%", "25% Equalize", "75% AutoContrast then Posterize 2 bits"]
     assert describe_row(row) == mixture
     row["op"][JITTER], row["argument"][JITTER], row["flip"] = OP_ID["Contrast"], 1.3, HFLIP | VFLIP | TRANSPOSE
     assert describe_row(row) == ["flip", "vertical flip", "transpose", *mixture, "Contrast x1.30"]
