@@ -159,7 +159,7 @@ def test_the_demo_ends_with_figures_and_a_picture(tmp_path, monkeypatch):
         assert result["weights"]["take"] == "last"
         assert figures["top1"][name] == pytest.approx(result["weights"]["top1"])
         if name != "linear":
-            assert len(result["evaluations"]) == result["epochs"] > 1  # its curves are curves
+            assert result["epochs"] >= len(result["evaluations"]) > 1  # its curves are curves
     # the linear head is the baseline that the fine-tuned model started from
     tuned = json.loads((tmp_path / "out" / "fine_tuned" / "result.json").read_text())
     assert figures["top1"]["linear"] == pytest.approx(tuned["baseline"]["raw"]["top1"])
