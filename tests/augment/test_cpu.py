@@ -70,9 +70,7 @@ def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray
 
 @needs_pillow_13
 @pytest.mark.parametrize(("text", "options"), POLICIES)
-def test_every_plan_gives_the_images_of_pillow_and_torchvision(
-    text: str, options: dict[str, float], photographs: dict[str, np.ndarray]
-) -> None:
+def test_every_plan_gives_the_images_of_pillow_and_torchvision(text, options, photographs):
     policy = parse_policy(text, erase_prob=0.0, **options)
     batch = Batch(photographs, policy)
     out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
@@ -84,9 +82,7 @@ def test_every_plan_gives_the_images_of_pillow_and_torchvision(
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
-def test_half_outputs_are_the_float32_output_rounded(
-    dtype: str, kind: torch.dtype, photographs: dict[str, np.ndarray]
-) -> None:
+def test_half_outputs_are_the_float32_output_rounded(dtype, kind, photographs):
     policy = parse_policy(erase_prob=1.0, erase_count=3)
     batch = Batch(photographs, policy)
     exact = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
@@ -96,7 +92,7 @@ def test_half_outputs_are_the_float32_output_rounded(
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "augmix"])
-def test_the_result_does_not_depend_on_the_number_of_threads(text: str, photographs: dict[str, np.ndarray]) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(text, photographs):
     policy = parse_policy(text, erase_prob=0.5)
     batch = Batch(photographs, policy)
     threads, outputs = numba.get_num_threads(), []
@@ -107,7 +103,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(text: str, photogra
     assert all((out == outputs[0]).all() for out in outputs)
 
 
-def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs: dict[str, np.ndarray]) -> None:
+def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs):
     """Also from a whole decoded image, its rows further apart, and after other images in the same scratch."""
     policy = parse_policy(erase_prob=0.5)
     batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
@@ -121,7 +117,7 @@ def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs: dict[s
         np.testing.assert_array_equal(out, together[b])
 
 
-def test_batches_of_any_size_including_zero(photographs: dict[str, np.ndarray]) -> None:
+def test_batches_of_any_size_including_zero(photographs):
     policy = parse_policy()
     batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
     whole = augment(batch.packed, batch.offsets, batch.plan)
@@ -131,7 +127,7 @@ def test_batches_of_any_size_including_zero(photographs: dict[str, np.ndarray]) 
         np.testing.assert_array_equal(out, whole[rows])
 
 
-def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs: dict[str, np.ndarray]) -> None:
+def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs):
     policy = parse_policy("none")
     for image in photographs.values():
         height, width = image.shape[:2]
@@ -145,7 +141,7 @@ def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs: dict
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(photographs: dict[str, np.ndarray]) -> None:
+def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(photographs):
     batch, augment = Batch(photographs, parse_policy()), CpuAugment(parse_policy(), SIZE)
     with pytest.raises(UserError, match="sample 23"):
         augment(batch.packed[:-1], batch.offsets, batch.plan)

@@ -17,7 +17,7 @@ def plan_of(augment: str, n: int = 50, **more: float) -> np.ndarray:
     return draw_plan(policy, seed=1, epoch=0, sample_ids=np.arange(n), heights=sides, widths=sides, size=224)
 
 
-def test_a_description_lists_the_operations_in_execution_order() -> None:
+def test_a_description_lists_the_operations_in_execution_order():
     row = np.zeros(1, PLAN_DTYPE)[0]
     assert describe_row(row) == []
     row["flip"] = 1
@@ -27,7 +27,7 @@ def test_a_description_lists_the_operations_in_execution_order() -> None:
     assert describe_row(row) == ["flip", "Rotate -27.0°", "Equalize", "TranslateY +91 px", "erase 50x80"]
 
 
-def test_an_augmix_description_lists_chains_and_weights() -> None:
+def test_an_augmix_description_lists_chains_and_weights():
     row = np.zeros(1, PLAN_DTYPE)[0]
     row["chain_weights"][:2], row["blend"] = (0.25, 0.75), 0.4
     row["op"][0], row["op"][CHAIN_DEPTH] = OP_ID["Equalize"], OP_ID["AutoContrast"]
@@ -38,7 +38,7 @@ def test_an_augmix_description_lists_chains_and_weights() -> None:
     assert describe_row(row) == ["flip", "vertical flip", "transpose", *mixture, "Contrast x1.30"]
 
 
-def test_the_json_contains_every_field_of_the_plan() -> None:
+def test_the_json_contains_every_field_of_the_plan():
     for augment, more in product(("rand-m9-mstd0.5-inc1", "3aug", "augmix", "none"), ({}, TURNED)):
         plan = plan_of(augment, **more)
         objects = json.loads(json.dumps(plan_to_json(plan)))
@@ -55,7 +55,7 @@ def test_the_json_contains_every_field_of_the_plan() -> None:
             assert values["erase"] == row["erase"][row["erase"][:, 2] > 0].tolist()
 
 
-def test_a_policy_description_lists_its_steps() -> None:
+def test_a_policy_description_lists_its_steps():
     assert describe_policy(parse_policy("rand-m9-mstd0.5-inc1"), 224) == [
         "random crop of 8% to 100% of the image, aspect 0.75 to 1.33, bicubic resize to 224 px",
         "horizontal flip of 50%",

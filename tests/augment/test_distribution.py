@@ -116,14 +116,14 @@ def assert_same_ops(ours: np.ndarray, op: np.ndarray, argument: np.ndarray) -> N
         ("rand-m6-n2-t3a-mstd0.5", N // 10),
     ],
 )
-def test_rand_augment_draws_ops_magnitudes_and_signs_as_timm(text: str, n: int) -> None:
+def test_rand_augment_draws_ops_magnitudes_and_signs_as_timm(text, n):
     op, argument, counts = timm_calls(text, n)
     ours = plans(text, n)
     assert_same_ops(ours, op, argument)
     assert same_counts((ours["op"] > 0).sum(axis=1), counts) > LEAST_P  # whether each op is applied
 
 
-def test_ops_of_one_image_are_drawn_independently_unless_weighted() -> None:
+def test_ops_of_one_image_are_drawn_independently_unless_weighted():
     ops = plans("rand-m9-p1-inc1")["op"][:, :2]
     pairs = np.zeros((len(OPS), len(OPS)))
     np.add.at(pairs, (ops[:, 0], ops[:, 1]), 1)
@@ -133,7 +133,7 @@ def test_ops_of_one_image_are_drawn_independently_unless_weighted() -> None:
     assert all(len(set(row)) == 4 for row in weighted.tolist())
 
 
-def test_augmix_draws_chains_weights_and_blend_as_timm() -> None:
+def test_augmix_draws_chains_weights_and_blend_as_timm():
     n = N // 20
     transform, calls = recorded(augment_and_mix_transform("augmix-m4", dict(HPARAMS)))
     weights, blends, lengths = [], [], []
@@ -161,7 +161,7 @@ def test_augmix_draws_chains_weights_and_blend_as_timm() -> None:
     assert (first_of_each_chain > 0).all()
 
 
-def test_three_augment_draws_as_deit_iii_describes() -> None:
+def test_three_augment_draws_as_deit_iii_describes():
     ours = plans("3aug", N // 4)
     first = np.array(OPS)[ours["op"][:, 0]]
     assert set(first) == {"Grayscale", "Solarize", "GaussianBlur"}
@@ -180,7 +180,7 @@ def test_three_augment_draws_as_deit_iii_describes() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (600, 150), (64, 640)])
-def test_crop_area_aspect_and_position_follow_timm(height: int, width: int) -> None:
+def test_crop_area_aspect_and_position_follow_timm(height, width):
     n = N if (height, width) == (375, 500) else N // 10
     image = SimpleNamespace(size=(width, height))
     draw: Callable[..., Any] = RandomResizedCropAndInterpolation.get_params
@@ -214,7 +214,7 @@ class _ErasedImage:
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, N), (4, N // 10)])
-def test_erase_probability_count_area_aspect_and_position_follow_timm(count: int, n: int) -> None:
+def test_erase_probability_count_area_aspect_and_position_follow_timm(count, n):
     eraser = RandomErasing(0.25, mode="const", max_count=count, device="cpu")
     boxes, counts = [], np.empty(n, np.int64)
     with pytest.MonkeyPatch.context() as patch:
@@ -232,7 +232,7 @@ def test_erase_probability_count_area_aspect_and_position_follow_timm(count: int
     assert_same_boxes(ours, theirs)
 
 
-def test_flip_probability_and_distinct_noise_keys() -> None:
+def test_flip_probability_and_distinct_noise_keys():
     ours = plans("none", hflip=0.3)
     assert stats.binomtest(int(ours["flip"].sum()), len(ours), 0.3).pvalue > LEAST_P
     assert len(np.unique(ours["noise_key"])) == len(ours)
@@ -241,7 +241,7 @@ def test_flip_probability_and_distinct_noise_keys() -> None:
 # -- flips, turns and colour jitter --------------------------------------------------------------------------
 
 
-def test_colour_jitter_has_torchvisions_order_and_factors_with_every_policy() -> None:
+def test_colour_jitter_has_torchvisions_order_and_factors_with_every_policy():
     """Which, where timm applies it: after the policy, of which it changes no draw."""
     jitter = ColorJitter(0.4, 0.4, 0.4)
     theirs = [
@@ -262,7 +262,7 @@ def test_colour_jitter_has_torchvisions_order_and_factors_with_every_policy() ->
         assert (plan == plain).all()
 
 
-def test_flips_and_quarter_turns_are_as_likely_as_asked_and_change_nothing_else() -> None:
+def test_flips_and_quarter_turns_are_as_likely_as_asked_and_change_nothing_else():
     plain = plans("3aug", hflip=0.3)
     plan = plans("3aug", hflip=0.3, vflip=0.2, quarter_turns=0.6, color_jitter=0.4, color_jitter_prob=0.25)
     assert (plan["op"][:, JITTER] > 0).mean() == pytest.approx(0.25, abs=0.01)

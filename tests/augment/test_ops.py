@@ -39,7 +39,7 @@ def odd_images() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", TIMM_OPS)
-def test_an_op_equals_pillows_on_photographs(name: str, crops: list[np.ndarray]) -> None:
+def test_an_op_equals_pillows_on_photographs(name, crops):
     for image in crops:
         for magnitude in FAST_MAGNITUDES:
             for sign in (1, -1) if name in SIGNED else (1,):
@@ -48,7 +48,7 @@ def test_an_op_equals_pillows_on_photographs(name: str, crops: list[np.ndarray])
 
 
 @pytest.mark.parametrize("name", TIMM_OPS)
-def test_an_op_equals_pillows_on_flat_and_tiny_images(name: str) -> None:
+def test_an_op_equals_pillows_on_flat_and_tiny_images(name):
     for kind, image in odd_images().items():
         for magnitude in (0, 2.5, 5, 9, 10):
             for sign in (1, -1):
@@ -58,7 +58,7 @@ def test_an_op_equals_pillows_on_flat_and_tiny_images(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM_OPS)
-def test_an_op_equals_pillows_on_whole_photographs(name: str, photographs: dict[str, np.ndarray]) -> None:
+def test_an_op_equals_pillows_on_whole_photographs(name, photographs):
     for image in photographs.values():
         for magnitude in MAGNITUDES:
             for sign in (1, -1):
@@ -67,24 +67,24 @@ def test_an_op_equals_pillows_on_whole_photographs(name: str, photographs: dict[
 
 
 @pytest.mark.parametrize("sigma", [0, 0.1, 0.31, 1.0, 1.7, 2.0, 3.3, 9, 40])
-def test_gaussian_blur_equals_pillows(sigma: float, crops: list[np.ndarray]) -> None:
+def test_gaussian_blur_equals_pillows(sigma, crops):
     for image in [*crops, *odd_images().values()]:
         blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
         np.testing.assert_array_equal(apply_argument("GaussianBlur", image, sigma), blurred)
 
 
-def test_grayscale_equals_pillows_conversion(crops: list[np.ndarray]) -> None:
+def test_grayscale_equals_pillows_conversion(crops):
     for image in crops:
         grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
         np.testing.assert_array_equal(apply_argument("Grayscale", image), grey)
 
 
-def test_posterising_to_no_bits_is_black_and_never_raises(crops: list[np.ndarray]) -> None:
+def test_posterising_to_no_bits_is_black_and_never_raises(crops):
     assert not apply_op("PosterizeIncreasing", crops[0], 10).any()
     assert not apply_op("PosterizeIncreasing", crops[0], 11).any()
 
 
-def test_identity_returns_the_image_and_no_op_writes_to_its_input(crops: list[np.ndarray]) -> None:
+def test_identity_returns_the_image_and_no_op_writes_to_its_input(crops):
     image = crops[0].copy()
     image.flags.writeable = False
     np.testing.assert_array_equal(apply_argument("Identity", image), crops[0])

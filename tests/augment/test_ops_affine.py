@@ -76,7 +76,7 @@ def pixel_by_pixel(source, height, width, matrix, fill, bicubic, target):
 
 @pytest.mark.parametrize("bicubic", [True, False])
 @pytest.mark.parametrize("op", OPS)
-def test_the_vectorised_result_equals_the_pixel_by_pixel_result_and_pillows(op: str, bicubic: bool) -> None:
+def test_the_vectorised_result_equals_the_pixel_by_pixel_result_and_pillows(op, bicubic):
     random = np.random.default_rng(7)
     reach = {"Rotate": 400.0, "ShearX": 2.0, "ShearY": 2.0}.get(op, 50.0)
     for _ in range(200):
@@ -94,13 +94,13 @@ def test_the_vectorised_result_equals_the_pixel_by_pixel_result_and_pillows(op: 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("argument", [1e300, -1e300, float("inf"), float("nan")])
-def test_an_out_of_range_argument_gives_the_fill_colour_or_valid_pixels(op: str, argument: float) -> None:
+def test_an_out_of_range_argument_gives_the_fill_colour_or_valid_pixels(op, argument):
     image = np.full((9, 8, 3), 200, np.uint8)
     values = {tuple(pixel) for pixel in apply_argument(op, image, argument).reshape(-1, 3).tolist()}
     assert values <= {FILL, (200, 200, 200)}
 
 
-def test_no_op_reads_or_writes_out_of_bounds() -> None:
+def test_no_op_reads_or_writes_out_of_bounds():
     command = [sys.executable, "-m", "tests.augment.run_ops_guarded"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, f"{done.returncode} {done.stderr[-2000:]}"
@@ -129,7 +129,7 @@ def errors(pixels, places, bicubic, out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bicubic", [True, False])
-def test_float32_is_nearer_to_float64_than_the_limit_of_rotate(bicubic: bool) -> None:
+def test_float32_is_nearer_to_float64_than_the_limit_of_rotate(bicubic):
     random, count = np.random.default_rng(1), 200_000
     pixels = random.choice([0, 255], (count, 48)).astype(np.uint8)  # the greatest sums
     pixels[::2] = random.integers(0, 256, (len(pixels[::2]), 48))

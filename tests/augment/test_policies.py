@@ -49,7 +49,7 @@ def strings(kind: str, parts: dict[str, st.SearchStrategy[str]]) -> st.SearchStr
 
 @settings(max_examples=60, deadline=None)
 @given(strings("rand", RAND_PARTS))
-def test_every_rand_string_is_parsed_as_by_timm(text: str) -> None:
+def test_every_rand_string_is_parsed_as_by_timm(text):
     ours, theirs = parse_policy(text).recipe, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, RandAugment)
     assert ours.ops == tuple(op.name for op in theirs.ops)
@@ -64,7 +64,7 @@ def test_every_rand_string_is_parsed_as_by_timm(text: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(strings("augmix", AUGMIX_PARTS))
-def test_every_augmix_string_is_parsed_as_by_timm(text: str) -> None:
+def test_every_augmix_string_is_parsed_as_by_timm(text):
     ours, theirs = parse_policy(text).recipe, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, AugMix)
     assert ours.ops == tuple(op.name for op in theirs.ops)
@@ -73,7 +73,7 @@ def test_every_augmix_string_is_parsed_as_by_timm(text: str) -> None:
     assert (ours.magnitude, ours.magnitude_std) == (op.magnitude, op.magnitude_std)
 
 
-def test_the_strings_of_the_documentation_parse() -> None:
+def test_the_strings_of_the_documentation_parse():
     assert parse_policy("augmix-m3-w3-d-1").recipe == AugMix()
     assert parse_policy("3aug").recipe == ThreeAugment(jitter=0.3)
     assert parse_policy("3aug-j0").recipe == ThreeAugment(jitter=0.0)
@@ -90,7 +90,7 @@ def test_the_strings_of_the_documentation_parse() -> None:
         strings("rand", {key: st.just(f"{key}99999") for key in RAND_PARTS}),
     )
 )
-def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text: str) -> None:
+def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text):
     try:
         assert isinstance(parse_policy(text), AugmentPolicy)
     except UserError as error:
@@ -113,7 +113,7 @@ def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text: str) -> None
         ("autoaugment", "rand, 3aug, augmix, none"),
     ],
 )
-def test_an_error_names_the_part_and_the_expected_form(text: str, named: str) -> None:
+def test_an_error_names_the_part_and_the_expected_form(text, named):
     with pytest.raises(UserError, match=re.escape(named)):
         parse_policy(text)
 
@@ -136,12 +136,12 @@ def test_an_error_names_the_part_and_the_expected_form(text: str, named: str) ->
         {"mean": (math.nan, 0, 0)},
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
+def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError):
         parse_policy("none", **options)
 
 
-def test_a_policy_is_hashable_prints_its_string_and_fills_with_clips_mean() -> None:
+def test_a_policy_is_hashable_prints_its_string_and_fills_with_clips_mean():
     policy = parse_policy("rand-m9-mstd0.5-inc1", scale=[0.2, 1])
     assert {policy: 1}[parse_policy("rand-m9-mstd0.5-inc1", scale=(0.2, 1.0))] == 1
     assert str(policy) == "rand-m9-mstd0.5-inc1"
@@ -149,7 +149,7 @@ def test_a_policy_is_hashable_prints_its_string_and_fills_with_clips_mean() -> N
 
 
 @pytest.mark.parametrize("name", sorted(TIMM_OPS))
-def test_magnitudes_become_the_arguments_that_timm_gives_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_magnitudes_become_the_arguments_that_timm_gives_pillow(name, monkeypatch):
     height, width = 180, 224
     hparams = {"translate_const": int(0.45 * min(height, width))}
     for sign, chance in ((1, 0.2), (-1, 0.9)):
@@ -167,12 +167,12 @@ def test_magnitudes_become_the_arguments_that_timm_gives_pillow(name: str, monke
             assert level_argument(name, magnitude, sign, height=height, width=width)[1] == theirs
 
 
-def test_the_package_imports_without_torch_numba_or_ffcv() -> None:
+def test_the_package_imports_without_torch_numba_or_ffcv():
     check = "import sys, fastft.augment; assert not {'torch', 'numba', 'ffcv'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_magnitude_crop_and_erasing_follow_the_schedule_and_nothing_else_changes() -> None:
+def test_magnitude_crop_and_erasing_follow_the_schedule_and_nothing_else_changes():
     weak = ["--schedule.magnitude=0:1-40:9", "--schedule.scale_min=0:0.5,10:0.08", "--schedule.erase_prob=0:0,20:0.25"]
     recipe, plain = load_recipe("final_b16", weak), build_policy(load_recipe("final_b16"))
     policies = [build_policy(recipe, epoch) for epoch in (0, 10, 20, 49)]
@@ -196,6 +196,6 @@ def test_magnitude_crop_and_erasing_follow_the_schedule_and_nothing_else_changes
         (["--augment.color_jitter=0.4", "--augment.policy=augmix-w4"], "with color_jitter use n9 or w3 at most"),
     ],
 )
-def test_schedules_and_jitter_that_do_not_fit_the_policy_are_refused(options: list[str], message: str) -> None:
+def test_schedules_and_jitter_that_do_not_fit_the_policy_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         build_policy(load_recipe("final_b16", options))

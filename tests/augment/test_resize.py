@@ -57,7 +57,7 @@ def expected(image: np.ndarray, row: np.void, size: int) -> np.ndarray:
 @needs_pillow_13
 @pytest.mark.parametrize("bicubic", [True, False])
 @pytest.mark.parametrize("size", [1, 16, 97, 224])
-def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: dict[str, np.ndarray]) -> None:
+def test_a_resized_crop_equals_pillows(size, bicubic, photographs):
     random = np.random.default_rng(size)
     for n in range(15):
         image = photographs[("astronaut", "coffee", "chelsea")[n % 3]]
@@ -72,7 +72,7 @@ def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: di
 @pytest.mark.parametrize(
     "shape", [(1, 1), (1, 300), (300, 1), (2, 3), (5, 400), (400, 5), (224, 224), (223, 225), (225, 100), (300, 230)]
 )
-def test_extreme_shapes_equal_pillows(shape: tuple[int, int], photographs: dict[str, np.ndarray]) -> None:
+def test_extreme_shapes_equal_pillows(shape, photographs):
     image = photographs["coffee"][: shape[0], : shape[1]]
     for size in (1, 20, 224):
         ours = resized_crop(image, (0, 0, *shape), size)
@@ -81,9 +81,7 @@ def test_extreme_shapes_equal_pillows(shape: tuple[int, int], photographs: dict[
 
 @needs_pillow_13
 @pytest.mark.parametrize("bicubic", [True, False])
-def test_a_window_of_the_resized_image_needs_only_its_source_region(
-    bicubic: bool, photographs: dict[str, np.ndarray]
-) -> None:
+def test_a_window_of_the_resized_image_needs_only_its_source_region(bicubic, photographs):
     image, size = photographs["coffee"], 64
     cases = [
         ((0, 0, 400, 600), (64, 96), (-4, -4), False),
@@ -103,21 +101,21 @@ def test_a_window_of_the_resized_image_needs_only_its_source_region(
         assert whole == OK and (same == ours).all()
 
 
-def test_a_crop_of_the_outputs_size_is_copied_from_a_larger_region(photographs: dict[str, np.ndarray]) -> None:
+def test_a_crop_of_the_outputs_size_is_copied_from_a_larger_region(photographs):
     image, row = photographs["coffee"], plan_row((10, 20, 32, 32), (32, 32), (0, 0))
     status, ours = run(image, row, 32, (0, 0, 60, 70), spare=1 << 16)
     assert status == OK
     np.testing.assert_array_equal(ours, image[10:42, 20:52])
 
 
-def test_a_region_or_scratch_that_is_too_small_is_reported(photographs: dict[str, np.ndarray]) -> None:
+def test_a_region_or_scratch_that_is_too_small_is_reported(photographs):
     row = plan_row((0, 0, 200, 200), (64, 64), (0, 0))
     for region in [(1, 0, 199, 200), (0, 1, 200, 199), (0, 0, 199, 200), (0, 0, 200, 199)]:
         assert run(photographs["astronaut"], row, 64, region)[0] == REGION_TOO_SMALL
     assert run(photographs["astronaut"], row, 64, (0, 0, 200, 200), spare=-100_000)[0] == SCRATCH_TOO_SMALL
 
 
-def test_quarter_turns_are_numpys_and_exact(photographs: dict[str, np.ndarray]) -> None:
+def test_quarter_turns_are_numpys_and_exact(photographs):
     image = np.ascontiguousarray(photographs["astronaut"][:65, :65])
     for quarters, flip in enumerate(QUARTER_TURNS):
         target = np.empty(image.size, np.uint8)

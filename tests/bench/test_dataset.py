@@ -1,7 +1,5 @@
 """The images of a benchmark: everybody reads the same bytes, and a cold cache is cold."""
 
-from pathlib import Path
-
 import pytest
 
 from beton_tools.base.errors import UserError
@@ -16,11 +14,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         return Workspace(folder, find_images(None, folder, 8))
 
 
-def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(workspace: Workspace) -> None:
+def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(workspace):
     assert len(workspace.images.paths) == 8
     assert "packaged with scikit-image" in workspace.images.what
 
 
-def test_a_folder_without_images_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="one folder per class"):
         find_images(tmp_path, tmp_path, 4)

@@ -1,8 +1,5 @@
 """End to end: fastft and timm do the same work."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,9 +8,7 @@ from fastft.bench.dataset import RESIZED, Images, Workspace
 from fastft.bench.harness import Options
 
 
-def test_a_training_round_reports_the_time_split_of_step_and_loader(
-    tmp_path: Path, photographs: dict[str, np.ndarray]
-) -> None:
+def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs):
     for k in range(4):
         folder = tmp_path / "images" / ("coffee" if k % 2 else "chelsea")
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +21,7 @@ from fastft.train.precision import choose_precision
 from fastft.train.step import Step, StepChoice
 
 
-def test_our_training_step_has_the_loss_curve_of_timms() -> None:
+def test_our_training_step_has_the_loss_curve_of_timms():
     """The same weights, batches and optimiser settings: label smoothing, weight decay and its exclusions, AdamW."""
     arch = Arch(
         image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_width=256, quick_gelu=True, ln_pre=True,
@@ -72,9 +71,7 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
     return found
 
 
-def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
     """Ours, half frozen, and timm; the first step; the modelled MFU of every GPU case."""
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
     monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)

@@ -24,9 +24,7 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", "nowhere")
 
 
-def test_quick_decode_writes_file_page_and_table_with_the_same_figures(
-    tmp_path: Path, photographs_only: None, capsys: pytest.CaptureFixture
-) -> None:
+def test_quick_decode_writes_file_page_and_table_with_the_same_figures(tmp_path, photographs_only, capsys):
     options = ["--quick", "--peers", "none", "--count", "6", "--out", str(tmp_path)]
     assert main(["bench", "decode", *options]) == 0
     document, printed = read_bench(tmp_path / "decode.json"), capsys.readouterr().out
@@ -41,7 +39,7 @@ def test_quick_decode_writes_file_page_and_table_with_the_same_figures(
     assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
 
 
-def test_every_table_can_be_read_at_80_columns() -> None:
+def test_every_table_can_be_read_at_80_columns():
     """No heading or figure is cut, names and settings are wrapped at worst."""
     measures = read_bench(RESULTS)["measures"]
     for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
@@ -59,19 +57,19 @@ def test_every_table_can_be_read_at_80_columns() -> None:
             assert all(" ".join(words).endswith(whole) for words in ours)
 
 
-def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(capsys):
     assert main(["bench", "decode", "--peers", "ffcw"]) == 2
     assert "no peer 'ffcw'; choose from ffcv, timm" in capsys.readouterr().err
     assert parse_peers("none") == ()
 
 
-def test_augmentation_alone_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_augmentation_alone_needs_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", "augment"]) == 2
     assert "there is none; loader compares" in capsys.readouterr().err
 
 
-def test_a_recipe_is_checked_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
+def test_a_recipe_is_checked_before_anything_is_measured(capsys):
     assert main(["bench", "all", "--recipe", "rcp/no_such.yaml"]) == 2
     assert "no_such.yaml" in capsys.readouterr().err
     assert main(["bench", "decode", "--recipe", "rcp/final_b16.yaml"]) == 2
@@ -79,9 +77,7 @@ def test_a_recipe_is_checked_before_anything_is_measured(capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
-    tmp_path: Path, photographs_only: None
-) -> None:
+def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(tmp_path, photographs_only):
     assert main(["bench", "all", "--quick", "--out", str(tmp_path)]) == 0
     document = json.loads((tmp_path / "all.json").read_text())
     assert {m["bench"] for m in document["measures"]} == set(BENCHES) - {"augment"}  # on a GPU only
@@ -95,7 +91,7 @@ def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
     assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
 
 
-def test_a_limit_is_shown_as_the_share_that_is_reached() -> None:
+def test_a_limit_is_shown_as_the_share_that_is_reached():
     contenders = [summary(n, [v, v]) for n, v in (("fastft", 60.0), ("peer", 30.0), (LIMIT, 80.0))]
     measure = {"name": "m", "bench": "decode", "unit": "images/s", "setting": {}, "contenders": contenders}
     console = Console(width=80)

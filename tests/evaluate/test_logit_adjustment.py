@@ -42,7 +42,7 @@ def imbalanced(tiny: dict[str, str], photographs: dict[str, np.ndarray], tmp_pat
     return folder
 
 
-def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imbalanced: Path) -> None:
+def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imbalanced):
     result = json.loads((imbalanced / "run/result.json").read_text())
     scores = [e["ema"]["balanced_accuracy"] for e in result["evaluations"]]
     assert result["best"]["ema"]["balanced_accuracy"] == max(scores)
@@ -51,12 +51,12 @@ def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imba
     assert [line["ema_balanced_accuracy"] for line in lines] == scores
 
 
-def test_a_balanced_run_is_judged_by_top1(whole: Path) -> None:
+def test_a_balanced_run_is_judged_by_top1(whole):
     lines = [m for m in read_metrics(whole / "metrics.jsonl") if m["kind"] == "eval"]
     assert lines and not any("best_by" in line for line in lines)
 
 
-def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced: Path) -> None:
+def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced):
     trained = replace(load_trained(imbalanced / "run", CPU), temperature=2.0)
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
@@ -69,7 +69,7 @@ def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced: 
     torch.testing.assert_close(difference, expected.expand(3, 2))
 
 
-def test_a_model_on_a_gpu_is_adjusted_there(imbalanced: Path) -> None:
+def test_a_model_on_a_gpu_is_adjusted_there(imbalanced):
     trained = load_trained(imbalanced / "run", CPU)
     with FakeTensorMode(allow_non_fake_inputs=True):  # as tensors without data, which check devices
         head = SimpleNamespace(bias=torch.empty(2, device="cuda"))
@@ -77,12 +77,12 @@ def test_a_model_on_a_gpu_is_adjusted_there(imbalanced: Path) -> None:
     assert head.bias.device.type == "cuda"
 
 
-def test_outputs_without_training_images_are_not_preferred() -> None:
+def test_outputs_without_training_images_are_not_preferred():
     largest, none, few = log_shares([30, 0, 10]).tolist()
     assert none == largest > few
 
 
-def test_prediction_and_export_are_adjusted_as_the_evaluation_is(imbalanced: Path, tmp_path: Path, capsys) -> None:
+def test_prediction_and_export_are_adjusted_as_the_evaluation_is(imbalanced, tmp_path, capsys):
     image = imbalanced / "images/coffee/00.jpg"
     plain, adjusted = (
         next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on).predict([image])) for on in (False, True)
@@ -102,7 +102,7 @@ def test_prediction_and_export_are_adjusted_as_the_evaluation_is(imbalanced: Pat
     assert torch.equal(load(out).head.bias, expected)
 
 
-def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced: Path) -> None:
+def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced):
     """`class_counts` are stored in the checkpoint: the training file is not read."""
     plain, adjusted = (
         evaluate_checkpoint(imbalanced / "run", None, "cpu", logit_adjustment=on) for on in (False, True)
@@ -112,7 +112,7 @@ def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced: Path
     assert adjusted["logit_adjustment"] and not plain["logit_adjustment"]
 
 
-def test_older_checkpoints_take_the_class_sizes_from_the_training_file(imbalanced: Path, tmp_path: Path) -> None:
+def test_older_checkpoints_take_the_class_sizes_from_the_training_file(imbalanced, tmp_path):
     trained = replace(load_trained(imbalanced / "run", CPU), class_counts=[])
     stored = adjust_logits(load_trained(imbalanced / "run", CPU))
     assert torch.equal(adjust_logits(trained).model.head.bias, stored.model.head.bias)
@@ -121,7 +121,7 @@ def test_older_checkpoints_take_the_class_sizes_from_the_training_file(imbalance
         adjust_logits(replace(trained, recipe=gone))
 
 
-def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced: Path, tmp_path: Path) -> None:
+def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced, tmp_path):
     shutil.copytree(imbalanced / "run", tmp_path / "run")
     trained = load_trained(tmp_path / "run", CPU)
     with pytest.raises(UserError, match="damaged"):

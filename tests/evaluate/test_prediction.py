@@ -47,7 +47,7 @@ def trained(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "run"
 
 
-def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> None:
+def test_evaluation_does_not_need_the_architecture_file(trained, tiny):
     evaluation = read_checkpoint(find_checkpoint(trained)).state["evaluation"]
     scores = evaluate_checkpoint(trained, None, "cpu", weights="best")
     assert scores["samples"] == 20
@@ -55,9 +55,7 @@ def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> 
     assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)
 
 
-def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
-    trained: Path, photographs, tmp_path: Path, capsys
-) -> None:
+def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photographs, tmp_path, capsys):
     for name in ("a/x.AVIF", "a/b/x.avif", "a/.hidden.heic", "c/notes", "c/x.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -71,7 +69,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
         assert said.count("\n") == 2  # beside the weights
 
 
-def test_images_that_lose_values_are_counted_in_one_line(trained: Path, photographs, tmp_path: Path, capsys) -> None:
+def test_images_that_lose_values_are_counted_in_one_line(trained, photographs, tmp_path, capsys):
     grey = np.asarray(Image.fromarray(photographs["coffee"]).convert("L"))
     Image.fromarray(grey).save(tmp_path / "a.png")
     for name, dtype in (("b.png", np.uint16), ("c.tiff", np.int32), ("d.tiff", np.float32)):
@@ -87,7 +85,7 @@ def test_images_that_lose_values_are_counted_in_one_line(trained: Path, photogra
     assert [len(p.notes) for p in in_memory] == [0, 1, 1, 1]
 
 
-def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:
+def test_every_file_gets_its_classes_or_an_error(trained, photographs, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.fromarray(photographs["coffee"]).save(folder / "a.jpg")
@@ -107,7 +105,7 @@ def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp
     assert [(r["file"], r["rank"]) for r in rows] == [("a, b.jpg", "1"), ("a, b.jpg", "2"), (str(found[1].path), "")]
 
 
-def test_one_image_may_be_given_without_a_list(trained: Path, photographs, tmp_path: Path) -> None:
+def test_one_image_may_be_given_without_a_list(trained, photographs, tmp_path):
     image, file = Image.fromarray(photographs["coffee"]), tmp_path / "a.png"
     image.save(file)
     predictor = Predictor(trained, device="cpu")
@@ -116,7 +114,7 @@ def test_one_image_may_be_given_without_a_list(trained: Path, photographs, tmp_p
         assert found.error is None and len(found.classes) == 1
 
 
-def test_impossible_options_of_a_predictor_are_named(trained: Path) -> None:
+def test_impossible_options_of_a_predictor_are_named(trained):
     with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
         Predictor(trained, device="tpu")
     with pytest.raises(UserError, match="topk is 0"):
@@ -133,7 +131,7 @@ def write_beton(folder: Path, photographs, names: tuple[str, ...]) -> Path:
     return out
 
 
-def test_predict_and_eval_see_the_same_image(trained: Path, photographs, tmp_path: Path, capsys) -> None:
+def test_predict_and_eval_see_the_same_image(trained, photographs, tmp_path, capsys):
     """Turned by Exif, transparent, a small and a large PNG: what is converted and evaluated is what is predicted."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -157,7 +155,7 @@ def test_predict_and_eval_see_the_same_image(trained: Path, photographs, tmp_pat
     assert "1 image has transparent pixels, which are laid on the background colour\n" in capsys.readouterr().out
 
 
-def test_transparent_pixels_have_the_recipes_background() -> None:
+def test_transparent_pixels_have_the_recipes_background():
     clear = Image.new("RGBA", (300, 300), (255, 0, 0, 0))
     for colour in ("white", "black", "#0000ff"):
         recipe = load_recipe("photos", [f"--data.background={colour}"])
@@ -174,16 +172,14 @@ def test_transparent_pixels_have_the_recipes_background() -> None:
         (("astronaut", "coffee", "rocket"), "has 3 classes, the model 2"),
     ],
 )
-def test_a_file_with_other_classes_is_not_scored(
-    trained: Path, photographs, tmp_path: Path, capsys, names: tuple[str, ...], message: str
-) -> None:
+def test_a_file_with_other_classes_is_not_scored(trained, photographs, tmp_path, capsys, names, message):
     data = write_beton(tmp_path, photographs, names)
     assert main(["eval", str(trained), "--data", str(data), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error and str(data) in error and error.count("\n") == 1
 
 
-def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, capsys) -> None:
+def test_predict_fails_if_no_file_can_be_read(trained, tmp_path, capsys):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"no image at all")
     images = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
@@ -194,7 +190,7 @@ def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, cap
 
 
 @pytest.mark.timeout(120)
-def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photographs, tmp_path: Path) -> None:
+def test_fifos_and_devices_are_refused_without_waiting(trained, photographs, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.fromarray(photographs["coffee"]).save(folder / "a.png")
@@ -211,14 +207,14 @@ def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photograph
             list(predict_files(trained, [path], topk=1, device="cpu"))
 
 
-def test_a_file_name_that_is_not_utf8_is_written_unchanged(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_written_unchanged(tmp_path):
     name = b"caf\xe9.jpg"
     table = tmp_path / "out.csv"
     write_predictions(iter([Prediction(Path(os.fsdecode(name)), ["coffee"], [1.0])]), table)
     assert table.read_bytes().splitlines()[1] == name + b",1,coffee,1.000000,"
 
 
-def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_path):
     def disk_full() -> Iterator[Prediction]:
         yield Prediction(Path("a.jpg"), ["coffee"], [1.0])
         raise OSError(28, "No space left on device")  # the error of a write has no file name
@@ -250,7 +246,7 @@ def torchvision_tensor(image: Image.Image, size: int, crop_pct: float) -> torch.
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.95])
 @pytest.mark.parametrize("size", [64, 65])
-def test_the_input_is_torchvisions(size: int, crop_pct: float, photographs: dict[str, np.ndarray]) -> None:
+def test_the_input_is_torchvisions(size, crop_pct, photographs):
     for image in photographs.values():
         for height, width in SIZES:
             cut = Image.fromarray(np.ascontiguousarray(image[:height, :width]))
@@ -259,14 +255,14 @@ def test_the_input_is_torchvisions(size: int, crop_pct: float, photographs: dict
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_images_of_other_modes_are_converted(mode: str, photographs: dict[str, np.ndarray]) -> None:
+def test_images_of_other_modes_are_converted(mode, photographs):
     image = Image.fromarray(photographs["coffee"]).convert(mode)
     ours = eval_tensor(image, size=96, crop_pct=0.9, **COLOURS)
     assert torch.equal(ours, torchvision_tensor(image, 96, 0.9))
 
 
 @pytest.mark.parametrize("shape", [(1, 65_000), (65_000, 1), (2, 40_001)])
-def test_an_extreme_shape_needs_little_memory(shape: tuple[int, int]) -> None:
+def test_an_extreme_shape_needs_little_memory(shape):
     """Resized as a whole, an image of 1 x 65,000 pixels would take 10 GB."""
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     image = Image.fromarray(noise)
@@ -277,9 +273,7 @@ def test_an_extreme_shape_needs_little_memory(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 300), (300, 40), (33, 1001)])
-def test_the_crop_of_an_extreme_shape_is_that_of_the_whole(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch, photographs: dict[str, np.ndarray]
-) -> None:
+def test_the_crop_of_an_extreme_shape_is_that_of_the_whole(shape, monkeypatch, photographs):
     """Up to rounding: at most one level of 255."""
     cut = np.resize(photographs["coffee"], (*shape, 3))
     whole = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))

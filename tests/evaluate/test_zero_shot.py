@@ -90,9 +90,7 @@ def with_head(options: dict[str, str], head: Path, **changes: str) -> Recipe:
     return load_recipe("final_b16", [f"--{k}={v}" for k, v in values.items()])
 
 
-def test_logits_are_those_of_open_clips_zero_shot_classifier(
-    clip_options: dict[str, str], clip_folder: Path, head: Path
-) -> None:
+def test_logits_are_those_of_open_clips_zero_shot_classifier(clip_options, clip_folder, head):
     want = open_clips_logits(clip_folder, clip_options["data.val"], ["astronaut", "coffee"])
     recipe = with_head(clip_options, head)
     model, policy = build_model(recipe).eval(), build_policy(recipe)
@@ -102,7 +100,7 @@ def test_logits_are_those_of_open_clips_zero_shot_classifier(
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_a_folder_of_transformers_gives_its_logits(clip_options: dict[str, str], tmp_path: Path) -> None:
+def test_a_folder_of_transformers_gives_its_logits(clip_options, tmp_path):
     """Written by transformers itself, which computes both towers of the reference."""
     transformers = pytest.importorskip("transformers")
     vision, text = CONFIG["vision_cfg"], CONFIG["text_cfg"]
@@ -132,9 +130,7 @@ def test_a_folder_of_transformers_gives_its_logits(clip_options: dict[str, str],
         torch.testing.assert_close(build_model(recipe).eval()(images), want, rtol=1e-4, atol=1e-4)
 
 
-def test_the_printed_accuracy_is_that_of_open_clips_logits(
-    clip_options: dict[str, str], clip_folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_printed_accuracy_is_that_of_open_clips_logits(clip_options, clip_folder, capsys):
     names = clip_folder / "names.txt"
     names.write_text("space suit\ncup of coffee\n")
     assert main(command(clip_options, "--templates=simple", f"--names={names}", "--json")) == 0
@@ -170,9 +166,7 @@ def test_a_run_starts_from_the_head_and_trains_the_projection(
     assert weights["head.weight"].shape == (2, 24)
 
 
-def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
-    clip_options: dict[str, str], head: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(clip_options, head, tmp_path):
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(head.read_bytes())
     two = TOKEN | {"model__head": str(mine), "schedule__epochs": "2", "model__drop_path": "0.2"}
@@ -183,9 +177,7 @@ def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
     assert differing(end(tmp_path / "whole"), end(tmp_path / "resumed")) == []
 
 
-def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(
-    clip_options: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(clip_options, tmp_path):
     run(clip_options, tmp_path / "half", train__amp="bf16", train__half_residual="on", **TOKEN)
     run(clip_options, tmp_path / "probe", model__head_init="probe", **TOKEN)
     for name in ("half", "probe"):
@@ -193,9 +185,7 @@ def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(
         assert weights["visual.proj"].dtype == torch.float32 and weights["visual.proj"].isfinite().all()
 
 
-def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_probe(
-    clip_options: dict[str, str],
-) -> None:
+def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_probe(clip_options):
     for layers, trained in (("0", False), ("1", True), ("none", True)):
         options = clip_options | {"model.pool": "token", "model.trainable_layers": layers}
         model = build_model(load_recipe("final_b16", [f"--{k}={v}" for k, v in options.items()]))
@@ -203,7 +193,7 @@ def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_
         assert model.head.weight.requires_grad
 
 
-def test_a_finished_run_is_evaluated_and_exported(trained: tuple[Path, dict], tmp_path: Path) -> None:
+def test_a_finished_run_is_evaluated_and_exported(trained, tmp_path):
     folder, result = trained
     scores = evaluate_checkpoint(folder, None, "cpu", weights="raw")
     assert scores["top1"] == pytest.approx(result["last"]["raw"]["top1"])
@@ -227,9 +217,7 @@ def test_a_finished_run_is_evaluated_and_exported(trained: tuple[Path, dict], tm
         ({"model.head_init": "probe"}, "model.head and model.head_init=probe both set the head"),
     ],
 )
-def test_a_head_that_does_not_fit_is_refused_in_one_line(
-    clip_options: dict[str, str], head: Path, tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, message: str
-) -> None:
+def test_a_head_that_does_not_fit_is_refused_in_one_line(clip_options, head, tmp_path, capsys, changes, message):
     options = clip_options | {"model.pool": "token", "model.head": str(head)} | changes
     assert main(["train", "final_b16", *flags(options, tmp_path / "run")]) == 2
     error = capsys.readouterr().err
@@ -237,9 +225,7 @@ def test_a_head_that_does_not_fit_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_head_of_other_classes_or_of_other_tensors_is_refused(
-    clip_options: dict[str, str], head: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, head, tmp_path, capsys):
     with safe_open(head, framework="pt") as file:
         header = file.metadata()
     tensors, other = load_file(head), tmp_path / "other.safetensors"
@@ -266,17 +252,13 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(
         (["--model.arch=timm/test_vit"], "timm/test_vit has no embedding of CLIP"),
     ],
 )
-def test_bad_input_is_one_line(
-    clip_options: dict[str, str], capsys: pytest.CaptureFixture, arguments: list[str], message: str
-) -> None:
+def test_bad_input_is_one_line(clip_options, capsys, arguments, message):
     assert main(command(clip_options, *arguments)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_weights_without_a_text_tower_or_a_projection_are_refused(
-    clip_options: dict[str, str], clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_weights_without_a_text_tower_or_a_projection_are_refused(clip_options, clip_folder, tmp_path, capsys):
     state = load_file(clip_folder / "clip.safetensors")
     path = tmp_path / "visual.safetensors"
     for kept, message in (("visual.", "holds no text tower"), ("visual.t", "holds no CLIP image tower")):
@@ -288,7 +270,7 @@ def test_weights_without_a_text_tower_or_a_projection_are_refused(
     assert "have no projection (proj)" in capsys.readouterr().err
 
 
-def test_imagenets_classes_have_open_clips_names_also_in_a_subset(tmp_path: Path) -> None:
+def test_imagenets_classes_have_open_clips_names_also_in_a_subset(tmp_path):
     """Label 0 of a subset need not be class 0 of ImageNet."""
     for wnid in ("n01443537", "n02012849", "n03126707"):
         (tmp_path / "images" / wnid).mkdir(parents=True)
@@ -303,7 +285,7 @@ def test_imagenets_classes_have_open_clips_names_also_in_a_subset(tmp_path: Path
     assert find_names(tmp_path / "b.beton", Manifest.of_beton(tmp_path / "b.beton"))[0][0] == "hot dog"
 
 
-def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path: Path, tiny: dict[str, str]) -> None:
+def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path, tiny):
     data, classes = Path(tiny["data.val"]), ["astronaut", "coffee"]
     manifest = Manifest.of_beton(data)
     assert len(read_prompts(data, classes, manifest, None, "openai").templates) == 80
@@ -316,7 +298,7 @@ def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path: Path, tiny: d
         read_prompts(data, classes, manifest, None, str(mine))
 
 
-def test_a_file_without_class_names_needs_them(tmp_path: Path, tiny: dict[str, str]) -> None:
+def test_a_file_without_class_names_needs_them(tmp_path, tiny):
     bare = tmp_path / "bare.beton"
     shutil.copy(tiny["data.val"], bare)
     with pytest.raises(UserError, match="has no class names; give --names"):

@@ -83,7 +83,7 @@ def test_training_images_are_those_of_our_loader_in_every_epoch(
         assert images[0][0].dtype == dtype
 
 
-def test_evaluation_images_are_those_of_our_loader_at_every_size(indexed_beton: Path) -> None:
+def test_evaluation_images_are_those_of_our_loader_at_every_size(indexed_beton):
     decoder = CenterCropRGBImageDecoder((SIZE, SIZE), ratio=0.875)
     stock = stock_loader(indexed_beton, decoder, ToTensor(), Augment(), order=OrderOption.SEQUENTIAL)
     for size in (SIZE, 32):
@@ -93,7 +93,7 @@ def test_evaluation_images_are_those_of_our_loader_at_every_size(indexed_beton: 
             assert_equal(delivered(stock), of_ours(ours))
 
 
-def test_the_crop_alone_takes_the_place_of_the_stock_decoder(indexed_beton: Path) -> None:
+def test_the_crop_alone_takes_the_place_of_the_stock_decoder(indexed_beton):
     """uint8 as FFCV's, which its own operations can follow; a seed of its own gives other crops."""
     crops = [
         delivered(stock_loader(indexed_beton, RandomResizedCropRGBImageDecoder((SIZE, SIZE), seed=seed), ToTensor()))
@@ -104,7 +104,7 @@ def test_the_crop_alone_takes_the_place_of_the_stock_decoder(indexed_beton: Path
     assert not torch.equal(crops[0][5][0], crops[2][5][0])
 
 
-def test_a_damaged_sample_raises_in_the_loop_and_ends_the_thread(indexed_beton: Path, tmp_path: Path) -> None:
+def test_a_damaged_sample_raises_in_the_loop_and_ends_the_thread(indexed_beton, tmp_path):
     path = tmp_path / "damaged.beton"
     path.write_bytes(indexed_beton.read_bytes())
     beton = Beton.open(path)
@@ -122,13 +122,13 @@ def test_a_damaged_sample_raises_in_the_loop_and_ends_the_thread(indexed_beton: 
     assert not iterator.is_alive()
 
 
-def test_a_stock_decoder_works_beside_them_and_numba_keeps_its_types(indexed_beton: Path) -> None:
+def test_a_stock_decoder_works_beside_them_and_numba_keeps_its_types(indexed_beton):
     loader = stock_loader(indexed_beton, StockDecoder((SIZE, SIZE), 1.0), ToTensor(), Augment("3aug"))
     assert min(image.std() for image, _ in delivered(loader).values()) > 0.1
     assert numba.typeof(np.empty(1, np.uint8)).mutable
 
 
-def test_on_a_gpu_images_offsets_and_plan_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_images_offsets_and_plan_go_to_the_kernels(monkeypatch):
     """Without a card: a stand-in for `CudaAugment` that reads its tables back."""
     loader = SimpleNamespace(fname="", seed=7, next_epoch=3, num_workers=1)
     monkeypatch.setattr(threading.current_thread(), "loader", loader, raising=False)
@@ -156,6 +156,6 @@ def test_on_a_gpu_images_offsets_and_plan_go_to_the_kernels(monkeypatch: pytest.
         (lambda: Augment(dtype=torch.float64), "float16"),
     ],
 )
-def test_impossible_arguments_are_refused_at_once(make: Callable[[], Any], message: str) -> None:
+def test_impossible_arguments_are_refused_at_once(make, message):
     with pytest.raises(UserError, match=message):
         make()

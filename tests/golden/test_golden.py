@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ITEMS)
-def test_nothing_has_changed(name: str, folder: Path) -> None:
+def test_nothing_has_changed(name, folder):
     new = json.loads(json.dumps(ITEMS[name](folder)))
     old = json.loads(golden_file(name).read_text(encoding="utf-8"))
     found = differences(old, new, TRAINED if name == "training" else EXACT)

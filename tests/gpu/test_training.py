@@ -38,7 +38,7 @@ def endless(loader: TrainLoader) -> Iterator[Any]:
         epoch += 1
 
 
-def test_batches_of_the_loader_equal_those_on_the_cpu(beton: Path, device: torch.device) -> None:
+def test_batches_of_the_loader_equal_those_on_the_cpu(beton, device):
     """With a consumer that is slower than the loader, whose batches must not be overwritten; rotations as in test_kernels."""
     size, batch, batches = (32, 4, 8) if device.type == "cpu" else (224, 64, 60)
     with (
@@ -69,7 +69,7 @@ def sections(beton: Path, folder: Path, device: torch.device, stop_epoch: int | 
     }  # fmt: skip
 
 
-def test_a_stopped_run_continues_to_its_last_step(beton: Path, tmp_path: Path, device: torch.device) -> None:
+def test_a_stopped_run_continues_to_its_last_step(beton, tmp_path, device):
     """The second call reads the checkpoint of the first one; every step is logged once, and evaluations are there."""
     whole = sections(beton, tmp_path, device, None)["schedule"]["epochs"]
     for stop in (whole // 2, None):

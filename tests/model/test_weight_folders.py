@@ -86,7 +86,7 @@ def transformers_features(folder: Path, kind: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "kind"), [("clip", "CLIPModel"), ("sharded", "CLIPModel"), ("vision", "CLIPVisionModel")]
 )
-def test_transformers_clip_gives_equal_features(folders: Path, name: str, kind: str) -> None:
+def test_transformers_clip_gives_equal_features(folders, name, kind):
     tower = own_tower(folders)
     load_tower_weights(tower, str(folders / name), "tiny")
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_transformers_clip_gives_equal_features(folders: Path, name: str, kind: 
     assert (folders / "sharded" / INDEX).exists()
 
 
-def test_a_file_of_transformers_loads_without_its_folder(folders: Path, tmp_path: Path) -> None:
+def test_a_file_of_transformers_loads_without_its_folder(folders, tmp_path):
     shutil.copy(folders / "clip" / "model.safetensors", tmp_path / "weights.safetensors")
     from_file, from_folder = own_tower(folders), own_tower(folders)
     load_tower_weights(from_file, str(tmp_path / "weights.safetensors"), "tiny")
@@ -102,7 +102,7 @@ def test_a_file_of_transformers_loads_without_its_folder(folders: Path, tmp_path
     assert torch.equal(from_file(IMAGES), from_folder(IMAGES))
 
 
-def test_open_clips_hub_format_gives_equal_features(folders: Path) -> None:
+def test_open_clips_hub_format_gives_equal_features(folders):
     theirs = open_clip.create_model("open_clip-config").eval()
     theirs.load_state_dict(load_file(folders / "open_clip" / "open_clip_model.safetensors"))
     # the hub's configuration
@@ -114,7 +114,7 @@ def test_open_clips_hub_format_gives_equal_features(folders: Path) -> None:
         torch.testing.assert_close(pooled, theirs.encode_image(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_open_clips_timm_tower_goes_through_timm_with_equal_features(folders: Path) -> None:
+def test_open_clips_timm_tower_goes_through_timm_with_equal_features(folders):
     theirs = open_clip.create_model("siglip-config").eval()
     theirs.load_state_dict(load_file(folders / "siglip" / "open_clip_model.safetensors"))
     model = build_model(timm_recipe("test_vit3", folders / "siglip", size=160)).eval()
@@ -123,7 +123,7 @@ def test_open_clips_timm_tower_goes_through_timm_with_equal_features(folders: Pa
         torch.testing.assert_close(model.pooled(images), theirs.encode_image(images), rtol=1e-4, atol=1e-5)
 
 
-def test_timms_hub_format_is_interpolated_and_gets_a_new_head(folders: Path) -> None:
+def test_timms_hub_format_is_interpolated_and_gets_a_new_head(folders):
     model = build_model(timm_recipe("test_vit", folders / "timm", size=64))
     theirs = timm.create_model(f"local-dir:{folders / 'timm'}", pretrained=True, num_classes=3, img_size=64)
     ours, state = model.visual.trunk.state_dict(), theirs.state_dict()
@@ -149,7 +149,7 @@ def offline(tmp_path: Path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["clip", "sharded", "vision", "open_clip"])
-def test_the_hubs_cache_is_used_without_a_network(folders: Path, offline: Path, name: str) -> None:
+def test_the_hubs_cache_is_used_without_a_network(folders, offline, name):
     in_hub_cache(folders / name, offline, "some/clip")
     hub, local = own_tower(folders), own_tower(folders)
     load_tower_weights(hub, "hf-hub:some/clip", "tiny")
@@ -158,9 +158,7 @@ def test_the_hubs_cache_is_used_without_a_network(folders: Path, offline: Path, 
 
 
 @pytest.mark.parametrize("weights", ["timm", "r160_in1k"])
-def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(
-    tmp_path, offline: Path, weights: str
-) -> None:
+def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(tmp_path, offline, weights):
     theirs = timm.create_model("test_vit")
     timm.models.save_for_hf(theirs, tmp_path / "saved", safe_serialization=True)
     in_hub_cache(tmp_path / "saved", offline, "timm/test_vit.r160_in1k")
@@ -170,16 +168,14 @@ def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(
     assert different == ["head.weight"]
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(offline: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line(offline):
     for recipe in (timm_recipe("test_vit", "hf-hub:some/model"), timm_recipe("test_vit", "timm")):
         with pytest.raises(UserError, match=r"could not be downloaded \(.+\); download (it|them) elsewhere") as refused:
             build_model(recipe)
         assert "\n" not in str(refused.value)
 
 
-def test_a_hub_that_does_not_answer_is_not_asked_again_and_nothing_is_created(
-    offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_nothing_is_created(offline, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     hub_failure.cache_clear()
@@ -213,7 +209,7 @@ def converted(source: dict[str, torch.Tensor], form: str) -> dict:
 
 @pytest.mark.parametrize("form", ["timm", "open_clip", "MAE", "DDP"])
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
-def test_files_in_every_form_fill_the_trunk(tmp_path: Path, name: str, form: str) -> None:
+def test_files_in_every_form_fill_the_trunk(tmp_path, name, form):
     size = {} if name == "test_convnext" else {"img_size": SIZE}
     theirs = timm.create_model(name, num_classes=11, **size)
     path = tmp_path / "weights.pt"
@@ -250,7 +246,7 @@ CASES = list(refusals(Path()))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_does_not_fit_is_one_line_that_says_what_does(folders: Path, case: str) -> None:
+def test_what_does_not_fit_is_one_line_that_says_what_does(folders, case):
     gelu = CLIP | {"quick_gelu": False}
     heads = CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"head_width": 16}}
     (folders / "gelu.json").write_text(json.dumps(gelu))
@@ -270,13 +266,13 @@ def test_what_does_not_fit_is_one_line_that_says_what_does(folders: Path, case: 
     ("config", "message"),
     [("[]", "must be a JSON object"), ("{", "not readable JSON"), ('{"model_type": "bert"}', "is not a folder with")],
 )
-def test_a_damaged_configuration_is_one_line(tmp_path: Path, config: str, message: str) -> None:
+def test_a_damaged_configuration_is_one_line(tmp_path, config, message):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match=message):
         open_weight_folder(tmp_path)
 
 
-def test_an_index_names_only_files_beside_it(folders: Path, tmp_path: Path) -> None:
+def test_an_index_names_only_files_beside_it(folders, tmp_path):
     shutil.copytree(folders / "sharded", tmp_path / "hostile")
     (tmp_path / "hostile" / INDEX).write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     with pytest.raises(UserError, match="names no files beside it"):
@@ -284,7 +280,7 @@ def test_an_index_names_only_files_beside_it(folders: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_openai_weights_fill_timms_clip(tmp_path: Path) -> None:
+def test_openai_weights_fill_timms_clip(tmp_path):
     """OpenAI's names, which timm converts."""
     clip = open_clip.create_model("ViT-B-32-quickgelu").eval()
     torch.save(clip.state_dict(), tmp_path / "clip.pt")

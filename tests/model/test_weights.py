@@ -87,7 +87,7 @@ class Shell(torch.nn.Module):
 @pytest.mark.parametrize(
     "form", ["openai", "openai traced", "bin", "legacy", "training", "safetensors", "safetensors fp16"]
 )
-def test_every_published_format_loads(clip, name: str, form: str, tmp_path) -> None:
+def test_every_published_format_loads(clip, name, form, tmp_path):
     tower = Tower(load_arch(name))
     load_tower_weights(tower, write(clip, form, tmp_path), name)
     half = form.startswith("openai") or form.endswith("fp16")
@@ -104,25 +104,25 @@ def test_every_published_format_loads(clip, name: str, form: str, tmp_path) -> N
         ("laion999", "neither a file nor a pretrained tag"),
     ],
 )
-def test_unknown_weights_are_named(weights: str, message: str) -> None:
+def test_unknown_weights_are_named(weights, message):
     with torch.device("meta"), pytest.raises(UserError, match=message):
         load_tower_weights(Tower(load_arch("ViT-B-32")), weights, "ViT-B-32")
 
 
-def test_weights_of_another_architecture_are_refused(clip, tmp_path) -> None:
+def test_weights_of_another_architecture_are_refused(clip, tmp_path):
     path = write(clip, "bin", tmp_path)
     arch = other_arch(tmp_path, layers=3)
     with pytest.raises(UserError, match="width 64, patch 8, 2 blocks"):
         load_tower_weights(Tower(load_arch(arch)), path, arch)
 
 
-def test_text_only_or_foreign_weights_are_refused(name: str, tmp_path) -> None:
+def test_text_only_or_foreign_weights_are_refused(name, tmp_path):
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
     with pytest.raises(UserError, match="holds no CLIP image tower"):
         load_tower_weights(Tower(load_arch(name)), str(tmp_path / "resnet.pt"), name)
 
 
-def test_openais_files_require_quick_gelu(clip, tmp_path) -> None:
+def test_openais_files_require_quick_gelu(clip, tmp_path):
     arch = other_arch(tmp_path, quick_gelu=False)
     with pytest.raises(UserError, match="quickgelu"):
         load_tower_weights(Tower(load_arch(arch)), write(clip, "openai", tmp_path), arch)
@@ -131,30 +131,30 @@ def test_openais_files_require_quick_gelu(clip, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arch", "tag"), [("ViT-B-32", "openai"), ("ViT-B-16", "dfn2b"), ("ViT-L-14", "metaclip_fullcc")]
 )
-def test_tags_trained_with_quick_gelu_require_it(arch: str, tag: str, monkeypatch) -> None:
+def test_tags_trained_with_quick_gelu_require_it(arch, tag, monkeypatch):
     monkeypatch.setattr("fastft.model.weights._fetch_tag", lambda *_: None)
     monkeypatch.setattr("fastft.model.weights.read_state_dict", lambda _: Tower(load_arch(arch)).state_dict())
     with torch.device("meta"), pytest.raises(UserError, match=f"{tag} were trained with QuickGELU"):
         load_tower_weights(Tower(load_arch(arch)), tag, arch)
 
 
-def test_another_mlp_width_is_one_line(clip, tmp_path) -> None:
+def test_another_mlp_width_is_one_line(clip, tmp_path):
     arch = other_arch(tmp_path, mlp_ratio=2.0)
     with pytest.raises(UserError, match=r"mlp\.c_fc\.bias is \(256,\) in the file, \(128,\) in the model"):
         load_tower_weights(Tower(load_arch(arch)), write(clip, "safetensors", tmp_path), arch)
 
 
-def test_unknown_architecture_names_the_nearest() -> None:
+def test_unknown_architecture_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'ViT-B-16-quickgelu'"):
         load_arch("ViT-B-16-quikgelu")
 
 
-def test_towers_that_are_not_plain_vits_are_refused() -> None:
+def test_towers_that_are_not_plain_vits_are_refused():
     with pytest.raises(UserError, match="not a plain CLIP ViT"):
         load_arch("RN50")
 
 
-def test_image_size_must_fit_the_patches() -> None:
+def test_image_size_must_fit_the_patches():
     with pytest.raises(UserError, match=r"use 224 or 240$"):
         load_arch("ViT-B-16-quickgelu").at(230)
     with pytest.raises(UserError, match=r"use 16$"):

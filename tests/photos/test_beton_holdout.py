@@ -73,9 +73,7 @@ def sides(recipe: Recipe) -> tuple[list[bytes], list[bytes]]:
 
 
 @pytest.mark.slow
-def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(
-    album: Path, trained: Path, tower: list[str], tmp_path: Path
-) -> None:
+def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(album, trained, tower, tmp_path):
     """The same images held out, the same head start, plan, batches and evaluations; only the paths differ."""
     for number in (1, 2):
         convert_folder(album, tmp_path / "parts" / "album.beton", WriteOptions(workers=0, part=Part(number, 2)))
@@ -94,9 +92,7 @@ def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(
         assert sum(f.stat().st_size for f in (run / "data").iterdir()) < 10_000  # no image
 
 
-def test_explain_shows_what_the_training_has_chosen(
-    album_beton: Path, trained: Path, tower: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_shows_what_the_training_has_chosen(album_beton, trained, tower, tmp_path, capsys):
     assert main(["explain", "photos", *options(album_beton, tmp_path / "run", tower), "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
     chosen = json.loads((trained / "choices.json").read_text())
@@ -108,7 +104,7 @@ def test_explain_shows_what_the_training_has_chosen(
     assert explained["recipe"]["data"]["train_size"] == 29
 
 
-def test_both_sides_are_disjoint_and_complete_and_without_a_manifest_too(copied: Path, tmp_path: Path) -> None:
+def test_both_sides_are_disjoint_and_complete_and_without_a_manifest_too(copied, tmp_path):
     every = sorted(BetonSet.open(copied).read_bytes(i) for i in range(3 * PER_CLASS))
     recipe = prepared(copied, tmp_path / "named")
     named = sides(recipe)
@@ -119,7 +115,7 @@ def test_both_sides_are_disjoint_and_complete_and_without_a_manifest_too(copied:
     assert {"copied.beton[0]", "copied.beton[35]"} < split_of(tmp_path / "unnamed").keys()
 
 
-def test_identical_images_stay_on_one_side(album: Path, tmp_path: Path) -> None:
+def test_identical_images_stay_on_one_side(album, tmp_path):
     for name in CLASSES:
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(3 * PER_CLASS):
@@ -135,7 +131,7 @@ def split_of_folder(photos: Path, run: Path) -> dict[str, str]:
     return split_of(run)
 
 
-def test_images_of_one_size_and_one_end_are_compared_whole(tmp_path: Path, photographs) -> None:
+def test_images_of_one_size_and_one_end_are_compared_whole(tmp_path, photographs):
     """Raw images that differ in their first pixel only are not identical."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
@@ -154,9 +150,7 @@ def test_images_of_one_size_and_one_end_are_compared_whole(tmp_path: Path, photo
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_continues_bit_for_bit_with_the_same_hold_out(
-    album_beton: Path, trained: Path, tower: list[str], tmp_path: Path
-) -> None:
+def test_a_run_that_is_killed_continues_bit_for_bit_with_the_same_hold_out(album_beton, trained, tower, tmp_path):
     run = tmp_path / "run"
     flags = [*options(album_beton, run, tower), "--train.checkpoint_steps=1"]
     command = [sys.executable, "-m", "fastft.cli", "train", "photos", *flags]
@@ -173,9 +167,7 @@ def test_a_run_that_is_killed_continues_bit_for_bit_with_the_same_hold_out(
     assert split_of(run) == split_of(trained)
 
 
-def test_evaluation_and_report_use_the_hold_out(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_and_report_use_the_hold_out(trained, tmp_path, capsys):
     held = [name for name, side in split_of(trained).items() if side == "val"]
     table = tmp_path / "table.csv"
     scores = evaluate_checkpoint(trained, None, "cpu", csv=table, weights="raw")
@@ -191,7 +183,7 @@ def test_evaluation_and_report_use_the_hold_out(
 
 
 @pytest.mark.slow
-def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[str], tmp_path: Path) -> None:
+def test_a_sweep_and_a_search_share_one_hold_out(album_beton, tower, tmp_path):
     table = tmp_path / "mine.yaml"
     table.write_text(
         "title: Mine\nsource: nobody\nbase: photos\nrows:\n"
@@ -210,7 +202,7 @@ def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[
 # used again, made again -------------------------------------------------------------------------------------------------
 
 
-def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied: Path, tmp_path: Path) -> None:
+def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied, tmp_path):
     said: list[str] = []
     recipe = prepared(copied, tmp_path / "run", said=said)
     assert "29 training images of 3 classes, 7 validation images, held out by class" in said[0]
@@ -234,9 +226,7 @@ def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied: Path, tmp_
     [("final_b16", []), ("photos", ["--data.hold_out_beton=false"]), ("photos", ["--data.val={val}"])],
     ids=["paper recipe", "switched off", "with data.val"],
 )
-def test_otherwise_a_beton_is_used_whole(
-    reference: str, extra: list[str], album_beton: Path, tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_otherwise_a_beton_is_used_whole(reference, extra, album_beton, tiny, tmp_path):
     extra = [text.format(val=tiny["data.val"]) for text in extra]
     flags = [f"--data.train={album_beton}", f"--train.run_dir={tmp_path / 'run'}", *extra]
     recipe = load_recipe(reference, flags)
@@ -247,9 +237,7 @@ def test_otherwise_a_beton_is_used_whole(
 # unusual sets -----------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_one_line_and_exit_code_2(
-    album: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(album, copied, tmp_path, capsys):
     shutil.copytree(album / "coffee", tmp_path / "one" / "coffee")
     convert_folder(tmp_path / "one", tmp_path / "one.beton", WRITE)
     (tmp_path / "broken.beton").write_bytes(copied.read_bytes()[:-10])

@@ -31,9 +31,7 @@ def run(given: dict[str, Any]) -> TrainedRun:
     return fastft.fit("photos", **given)
 
 
-def test_a_fit_is_a_run_as_the_command_makes_it_and_the_same_call_continues_it(
-    run: TrainedRun, given: dict[str, Any]
-) -> None:
+def test_a_fit_is_a_run_as_the_command_makes_it_and_the_same_call_continues_it(run, given):
     assert json.loads((run.folder / "result.json").read_text()) == run.result
     recipe = fastft.load_recipe(run.folder / "recipe.yaml")
     assert (recipe.optim.lr, recipe.schedule.epochs, recipe.augment.policy) == (1e-3, 2, "none")
@@ -41,9 +39,7 @@ def test_a_fit_is_a_run_as_the_command_makes_it_and_the_same_call_continues_it(
     assert again["evaluations"] == run.result["evaluations"]
 
 
-def test_a_run_predicts_files_folders_and_images(
-    run: TrainedRun, album: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_predicts_files_folders_and_images(run, album, capsys):
     files = sorted((album / "chelsea").iterdir())
     by_folder, by_file = run.predict(album / "chelsea"), run.predict(files, topk=2)
     assert [p.path for p in by_folder] == [p.path for p in by_file] == files
@@ -56,7 +52,7 @@ def test_a_run_predicts_files_folders_and_images(
     assert first["class"] == held.classes[0]
 
 
-def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run: TrainedRun, album: Path) -> None:
+def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run, album):
     own = run.evaluate()
     assert own["top1"] == pytest.approx(run.evaluate(run.folder / "data/val.beton")["top1"])
     found = run.evaluate(album, only_present_classes=True)
@@ -65,7 +61,7 @@ def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run: Traine
     assert found["top1"] == pytest.approx(100 * right / 36)
 
 
-def test_a_run_exports_and_reports(run: TrainedRun, tmp_path: Path) -> None:
+def test_a_run_exports_and_reports(run, tmp_path):
     assert run.export("safetensors", tmp_path / "m.safetensors").stat().st_size > 1000
     assert run.report() == run.folder / "report.html"
     assert "<html" in run.report(tmp_path / "page.html").read_text()
@@ -73,9 +69,7 @@ def test_a_run_exports_and_reports(run: TrainedRun, tmp_path: Path) -> None:
         run.export("tf", tmp_path / "m")
 
 
-def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_has_no_figure(
-    run: TrainedRun, given: dict[str, Any], album: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_has_no_figure(run, given, album, capsys):
     refit = fastft.fit("photos", **given | {"train": {"refit": True}})
     assert refit.folder == run.folder / "refit" and refit.result["evaluations"] == [] and refit.result["last"] is None
     assert refit.result["first_run"]["weights"] == run.result["weights"]
@@ -95,7 +89,7 @@ def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_ha
     assert f"using the {run.result['weights']['kind']}" in capsys.readouterr().err.replace("EMA", "ema")
 
 
-def test_short_names_are_those_of_the_command_line() -> None:
+def test_short_names_are_those_of_the_command_line():
     for name in SHORT_NAMES:
         assert f" {name}" in (fastft.fit.__doc__ or "")
 
@@ -108,12 +102,12 @@ def test_short_names_are_those_of_the_command_line() -> None:
         ({"lr": "fast"}, "optim.lr is 'fast'"),
     ],
 )
-def test_bad_input_is_one_line(options: dict, message: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(options, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         fastft.fit("photos", out=tmp_path / "run", **options)
     assert "\n" not in str(error.value)
 
 
-def test_a_loader_refuses_a_folder_with_the_call_that_converts_it(album: Path) -> None:
+def test_a_loader_refuses_a_folder_with_the_call_that_converts_it(album):
     with pytest.raises(UserError, match=r"is a folder.*fastft convert folder.*convert_folder"):
         TrainLoader(album, "none", 32, batch_size=8)

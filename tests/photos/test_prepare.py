@@ -97,9 +97,7 @@ def layouts(album: Path, split: dict[str, str], folder: Path) -> dict[str, Path]
     return found
 
 
-def test_a_run_directory_among_the_class_folders_is_refused(
-    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_directory_among_the_class_folders_is_refused(album, tmp_path, monkeypatch, capsys):
     """`--data.train=.`: the pictures of its report would be photographs of a class 'runs' in the next call."""
     shutil.copytree(album, tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
@@ -114,9 +112,7 @@ def test_a_run_directory_among_the_class_folders_is_refused(
 
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["two", "all"])
-def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
-    album: Path, tower: list[str], tmp_path: Path, few: bool
-) -> None:
+def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(album, tower, tmp_path, few):
     prepared(album, tmp_path / "first")
     split = split_of(tmp_path / "first")
     assert sorted(split.values()) == ["train"] * 29 + ["val"] * 7  # a fifth of 36
@@ -144,7 +140,7 @@ def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
 # converted once ---------------------------------------------------------------------------------------------------------
 
 
-def test_photographs_are_converted_once_and_again_when_they_change(copied: Path, tmp_path: Path) -> None:
+def test_photographs_are_converted_once_and_again_when_they_change(copied, tmp_path):
     said: list[str] = []
     recipe = prepared(copied, tmp_path / "run", said=said)
     assert recipe.data.num_classes == 3 and "29 training images of 3 classes, 7 validation images" in said[0]
@@ -160,9 +156,7 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied: Path,
 
 
 @pytest.mark.parametrize("change", ["deleted", pytest.param("added", marks=pytest.mark.slow)])
-def test_photographs_that_change_while_they_are_prepared_are_prepared_again(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
+def test_photographs_that_change_while_they_are_prepared_are_prepared_again(copied, tmp_path, monkeypatch, change):
     split_photos = prepare.split_photos
 
     def change_and_split(*arguments: Any, **options: Any) -> Any:
@@ -183,9 +177,7 @@ def test_photographs_that_change_while_they_are_prepared_are_prepared_again(
     assert Path(str(again.data.train)).read_bytes() == Path(str(fresh.data.train)).read_bytes()
 
 
-def test_validation_images_elsewhere_and_held_out_ones_are_told_apart(
-    copied: Path, tower: list[str], tmp_path: Path
-) -> None:
+def test_validation_images_elsewhere_and_held_out_ones_are_told_apart(copied, tower, tmp_path):
     own = tmp_path / "own.beton"
     shutil.copy(str(prepared(copied, tmp_path / "other").data.val), own)
     for first, second in (((), (f"--data.val={own}",)), ((f"--data.val={own}",), ())):
@@ -198,7 +190,7 @@ def test_validation_images_elsewhere_and_held_out_ones_are_told_apart(
         assert Beton.open(str(recipe.data.train)).num_samples == (36 if second else 29)
 
 
-def test_a_converted_file_that_is_lost_is_made_again(copied: Path, tmp_path: Path) -> None:
+def test_a_converted_file_that_is_lost_is_made_again(copied, tmp_path):
     recipe = prepared(copied, tmp_path / "run")
     before = Path(str(recipe.data.train)).read_bytes()
     Path(str(recipe.data.train)).unlink()
@@ -209,13 +201,13 @@ def test_a_converted_file_that_is_lost_is_made_again(copied: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", ["[]", '{"inputs": {"data": "x"}, "files": 5}', '{"inputs": 1}'])
-def test_a_damaged_record_is_as_none(copied: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_is_as_none(copied, tmp_path, content):
     (tmp_path / "run" / "data").mkdir(parents=True)
     (tmp_path / "run" / "data" / "prepared.json").write_text(content)
     assert Beton.open(str(prepared(copied, tmp_path / "run").data.train)).num_samples == 29
 
 
-def test_a_record_that_is_no_file_is_one_line_and_nothing_is_deleted(copied: Path, tmp_path: Path) -> None:
+def test_a_record_that_is_no_file_is_one_line_and_nothing_is_deleted(copied, tmp_path):
     file = Path(str(prepared(copied, tmp_path / "run").data.train))
     (tmp_path / "run/data/prepared.json").unlink()
     os.mkfifo(tmp_path / "run/data/prepared.json")
@@ -224,9 +216,7 @@ def test_a_record_that_is_no_file_is_one_line_and_nothing_is_deleted(copied: Pat
     assert file.exists()
 
 
-def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay(copied, tmp_path, monkeypatch):
     """It ends while this command checks the model."""
     folder = tmp_path / "run/data"
 
@@ -239,7 +229,7 @@ def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay
         state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)
 
 
-def test_a_larger_image_size_is_the_reason_given(copied: Path, tmp_path: Path) -> None:
+def test_a_larger_image_size_is_the_reason_given(copied, tmp_path):
     prepared(copied, tmp_path / "run", "--model.image_size=224")
     said: list[str] = []
     prepared(copied, tmp_path / "run", "--model.image_size=384", said=said)
@@ -251,7 +241,7 @@ def test_a_larger_image_size_is_the_reason_given(copied: Path, tmp_path: Path) -
         prepared(copied, tmp_path / "run", "--model.image_size=384", "--data.background=black")
 
 
-def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path) -> None:
+def test_photographs_that_are_refused_leave_nothing(copied, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(UserError, match="num_classes"):
         prepared(copied, run, "--data.num_classes=7")
@@ -262,7 +252,7 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
     assert (run / "data" / "train.beton").exists()
 
 
-def test_the_other_processes_keep_their_own_paths_and_workers(album: Path, tmp_path: Path) -> None:
+def test_the_other_processes_keep_their_own_paths_and_workers(album, tmp_path):
     """Hosts may hold the weights elsewhere; the prepared files are those of process 0."""
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--model.weights=random"]
     first = prepare_data(load_recipe("photos", options), lambda text: None)
@@ -273,7 +263,7 @@ def test_the_other_processes_keep_their_own_paths_and_workers(album: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_conversion_and_its_error(album: Path, tower: list[str], tmp_path: Path) -> None:
+def test_two_processes_share_one_conversion_and_its_error(album, tower, tmp_path):
     """Process 0 prepares; the other one waits, trains on the result, and ends with the same error."""
     options = ["train", "photos", f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     out, said = launch(*options, "--schedule.stop_epoch=1").communicate(timeout=250)
@@ -284,9 +274,7 @@ def test_two_processes_share_one_conversion_and_its_error(album: Path, tower: li
     assert process.returncode == 2
 
 
-def test_another_process_in_the_same_folder_is_one_line(
-    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_process_in_the_same_folder_is_one_line(album, tmp_path, capsys):
     with lock_run(tmp_path / "run"):
         flags = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--model.weights=random"]
         assert main(["train", "photos", *flags]) == 2
@@ -295,7 +283,7 @@ def test_another_process_in_the_same_folder_is_one_line(
     assert not list((tmp_path / "run").rglob("*.beton*"))
 
 
-def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, tmp_path: Path) -> None:
+def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied, tmp_path):
     recipe = prepared(copied, tmp_path / "made")
     betons = {side: str(tmp_path / f"{side}.beton") for side in ("train", "val")}
     for side, path in betons.items():
@@ -310,7 +298,7 @@ def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, 
             assert f"{shared} validation images are also a training image" in line
 
 
-def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copied: Path, tmp_path: Path) -> None:
+def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copied, tmp_path):
     Image.fromarray(np.full((40, 40), 5000, np.uint16)).save(copied / "coffee" / "deep.png")
     Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(copied / "coffee" / "fractions.tif")
     Image.fromarray(np.full((40, 600), 5000, np.int32)).save(copied / "coffee" / "large.tif")
@@ -326,9 +314,7 @@ def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copie
     assert f"{stored} training images of 3 classes" in text
 
 
-def test_explain_gives_the_warnings_of_a_training(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_gives_the_warnings_of_a_training(copied, tmp_path, capsys):
     rows = [r | {"image_path": f"{copied}/{r['image_path']}"} for r in rows_of(copied)]
     (copied / "coffee" / "00.jpg").unlink()
     table = write_csv(tmp_path / "t.csv", rows)
@@ -338,9 +324,7 @@ def test_explain_gives_the_warnings_of_a_training(
         assert main(["explain", "photos", f"--data.train={copied}", f"--data.val={val}"]) == 2
 
 
-def test_a_wrong_path_is_no_plan_of_imagenets_size(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_path_is_no_plan_of_imagenets_size(copied, tmp_path, capsys):
     for command in (["explain", "photos"], ["cost", "photos", "--gpu", "v100"]):
         for path in ("mistyped", "none*.csv"):
             assert main([*command, f"--data.train={tmp_path / path}"]) == 2
@@ -351,14 +335,12 @@ def test_a_wrong_path_is_no_plan_of_imagenets_size(
     assert json.loads(capsys.readouterr().out)["recipe"]["data"]["train_size"] == 29
 
 
-def test_a_file_of_another_kind_is_not_taken_for_a_damaged_beton(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_another_kind_is_not_taken_for_a_damaged_beton(copied, tmp_path, capsys):
     assert main(["train", "photos", f"--data.train={copied}/coffee/00.jpg"]) == 2
     assert "00.jpg: not a .beton file; give a folder with a folder per class" in capsys.readouterr().err
 
 
-def test_another_folder_for_the_same_run_is_named(copied: Path, tower: list[str], tmp_path: Path) -> None:
+def test_another_folder_for_the_same_run_is_named(copied, tower, tmp_path):
     other = Path(shutil.copytree(copied, tmp_path / "more"))
     (other / "coffee" / "00.jpg").unlink()
     run = tmp_path / "run"
@@ -371,9 +353,7 @@ def test_another_folder_for_the_same_run_is_named(copied: Path, tower: list[str]
         prepared(copied, run)
 
 
-def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(
-    copied: Path, tower: list[str], tmp_path: Path
-) -> None:
+def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(copied, tower, tmp_path):
     options = [f"--data.train={copied}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     train(load_recipe("photos", options), QUIET)
     (copied / "coffee" / "00.jpg").unlink()
@@ -382,7 +362,7 @@ def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_conversion_that_was_killed_is_continued(copied: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_was_killed_is_continued(copied, tmp_path):
     """kill -9 while the images are converted leaves nothing under a final name; the next call completes it."""
     for name in CLASSES:  # enough images to be killed among them
         for i in range(400):
@@ -411,7 +391,7 @@ def test_a_conversion_that_was_killed_is_continued(copied: Path, tmp_path: Path)
     assert all(len(found) == 1 for found in sides.values())
 
 
-def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album: Path, tmp_path: Path) -> None:
+def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album, tmp_path):
     val = tmp_path / "val"
     for name in ("astronaut", "coffee"):
         shutil.copytree(album / name, val / name)
@@ -423,9 +403,7 @@ def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album: Pa
     assert recipe.data.train == tiny["data.train"]
 
 
-def test_a_preview_of_photographs_draws_what_training_will_see(
-    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preview_of_photographs_draws_what_training_will_see(album, tmp_path, monkeypatch):
     """With the crops that follow from their number, from the file that training uses."""
     monkeypatch.chdir(tmp_path)
     options = [f"--data.train={album}", "--model.image_size=32"]
@@ -439,7 +417,7 @@ def test_a_preview_of_photographs_draws_what_training_will_see(
 # groups, duplicates, odd sets -------------------------------------------------------------------------------------------
 
 
-def test_groups_stay_on_one_side(album: Path, tmp_path: Path) -> None:
+def test_groups_stay_on_one_side(album, tmp_path):
     rows = [row | {"group": f"p{i // 3}"} for i, row in enumerate(rows_of(album))]
     write_csv(album.parent / "grouped.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows])
     prepared(album.parent / "grouped.csv", tmp_path / "run")
@@ -450,7 +428,7 @@ def test_groups_stay_on_one_side(album: Path, tmp_path: Path) -> None:
     assert all(len(found) == 1 for found in sides.values()) and "val" in split.values()
 
 
-def test_warnings_name_and_count_what_is_unusual(copied: Path, tmp_path: Path) -> None:
+def test_warnings_name_and_count_what_is_unusual(copied, tmp_path):
     (copied / "empty").mkdir()
     (copied / "single").mkdir()
     shutil.copy(copied / "coffee" / "01.jpg", copied / "single" / "a.jpg")
@@ -465,7 +443,7 @@ def test_warnings_name_and_count_what_is_unusual(copied: Path, tmp_path: Path) -
     assert manifest is not None and manifest.classes == [*CLASSES, "single"]
 
 
-def test_duplicates_across_given_splits_are_a_warning(album: Path, tmp_path: Path) -> None:
+def test_duplicates_across_given_splits_are_a_warning(album, tmp_path):
     shutil.copytree(album, tmp_path / "set" / "train")
     (tmp_path / "set" / "val" / "coffee").mkdir(parents=True)
     shutil.copy(album / "coffee" / "03.jpg", tmp_path / "set" / "val" / "coffee" / "copy.jpg")
@@ -474,7 +452,7 @@ def test_duplicates_across_given_splits_are_a_warning(album: Path, tmp_path: Pat
     assert any("1 validation image is also a training image" in line and "copy.jpg" in line for line in said)
 
 
-def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album: Path, tmp_path: Path) -> None:
+def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_path):
     rows = [
         row
         | {"image_path": str(album / row["image_path"]), "group": f"g{i // 4}", "split": "train" if i % 4 else "val"}
@@ -489,7 +467,7 @@ def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album: Path, 
     assert "1 file is listed several times, and every row counts as an image: " in text
 
 
-def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(album: Path, tmp_path: Path) -> None:
+def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(album, tmp_path):
     image = (album / "coffee/00.jpg").read_bytes()
     for name in ("a", "b", "c", "d", "e", "f"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -510,15 +488,13 @@ def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(album:
         ("--model.head=nowhere.safetensors", "nowhere.safetensors"),
     ],
 )
-def test_wrong_options_of_the_model_are_refused_before_the_conversion(
-    option: str, message: str, album: Path, tmp_path: Path
-) -> None:
+def test_wrong_options_of_the_model_are_refused_before_the_conversion(option, message, album, tmp_path):
     with pytest.raises(UserError, match=message):
         prepared(album, tmp_path / "run", option)
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_files_of_a_table_are_counted_and_named(album: Path, tmp_path: Path) -> None:
+def test_missing_files_of_a_table_are_counted_and_named(album, tmp_path):
     rows = [row | {"image_path": str(album / row["image_path"])} for row in rows_of(album)]
     rows[5]["image_path"] = str(album / "gone.jpg")
     said: list[str] = []
@@ -527,7 +503,7 @@ def test_missing_files_of_a_table_are_counted_and_named(album: Path, tmp_path: P
     assert sorted(split_of(tmp_path / "run").values()).count("missing") == 1
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_named(copied: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_left_out_and_named(copied, tmp_path):
     (copied / "coffee" / "00.jpg").write_bytes(b"not an image")
     said: list[str] = []
     prepared(copied, tmp_path / "run", said=said)
@@ -565,9 +541,7 @@ def make_missing(folder: Path) -> None:
     ],
     ids=["nowhere", "url", "no classes", "one class", "unknown class", "all missing", "no label", "unknown split"],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_exit_code_2(
-    make, photos: str, message: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(make, photos, message, copied, tmp_path, capsys):
     import re
 
     make(copied)
@@ -579,9 +553,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("option", ["train", "val"])
-def test_a_wrong_path_is_noticed_before_weights_are_fetched(
-    option: str, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_path_is_noticed_before_weights_are_fetched(option, album, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fastft.model.recipe_model.load_tower_weights", lambda *_: pytest.fail("weights were fetched"))
     paths = {"train": str(album), "val": str(album)} | {option: str(tmp_path / "mistyped.beton")}
     options = [f"--data.{key}={path}" for key, path in paths.items()]

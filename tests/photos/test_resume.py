@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -17,9 +16,7 @@ from tests.train.runs import differing, end, losses
 QUIET = Console(quiet=True)
 
 
-def test_a_resume_uses_the_values_that_the_run_was_started_with(
-    album: Path, tower: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resume_uses_the_values_that_the_run_was_started_with(album, tower, tmp_path, monkeypatch):
     """Even if the rules of a newer version give others."""
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     train(load_recipe("photos", [*options, "--schedule.stop_epoch=2"]), QUIET)
@@ -39,9 +36,7 @@ def test_a_resume_uses_the_values_that_the_run_was_started_with(
 
 
 @pytest.mark.slow
-def test_epochs_without_a_checkpoint_are_trained_again_after_a_crash(
-    album: Path, tower: list[str], tmp_path: Path
-) -> None:
+def test_epochs_without_a_checkpoint_are_trained_again_after_a_crash(album, tower, tmp_path):
     """`train.checkpoint_epochs` saves every third epoch, the best and the last one; a resume gives the same end."""
 
     def options(name: str) -> list[str]:

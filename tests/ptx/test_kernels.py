@@ -47,48 +47,48 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
-def test_every_policy(name: str, dtype: str, pictures: list[np.ndarray]) -> None:
+def test_every_policy(name, dtype, pictures):
     assert_same_bytes(drawn(name, cut_pieces(pictures, 12, (20, 120)), 32), dtype)
 
 
 @pytest.mark.parametrize(
     "dtype", ["float16", *(pytest.param(d, marks=pytest.mark.slow) for d in DTYPES if d != "float16")]
 )
-def test_every_op(dtype: str, pictures: list[np.ndarray]) -> None:
+def test_every_op(dtype, pictures):
     assert_same_bytes(every_op(pictures, 32), dtype)
 
 
 @pytest.mark.slow
-def test_every_op_at_the_ends_of_its_range(pictures: list[np.ndarray]) -> None:
+def test_every_op_at_the_ends_of_its_range(pictures):
     assert_same_bytes(every_op(pictures, 24, [(0, 1), (10, 1), (10, -1)]), "float32")
 
 
-def test_enhancements_whose_products_are_nearly_whole(pictures: list[np.ndarray]) -> None:
+def test_enhancements_whose_products_are_nearly_whole(pictures):
     assert_same_bytes(enhancements_by_tenths(pictures, 32), "float16")
 
 
 @pytest.mark.parametrize("size", [1, 33, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 31, 97))])
-def test_odd_sizes(size: int, pictures: list[np.ndarray]) -> None:
+def test_odd_sizes(size, pictures):
     assert_same_bytes(drawn("erase", cut_pieces(pictures, 6, (size, size + 60), seed=size), size), "float16")
 
 
-def test_sources_of_a_few_pixels(pictures: list[np.ndarray]) -> None:
+def test_sources_of_a_few_pixels(pictures):
     assert_same_bytes(drawn("paper", cut_pieces(pictures, 10, (1, 9)), 40), "bfloat16")
 
 
-def test_a_strong_reduction_takes_more_tiles_than_the_launch_has_blocks(pictures: list[np.ndarray]) -> None:
+def test_a_strong_reduction_takes_more_tiles_than_the_launch_has_blocks(pictures):
     """Then tiles are smaller, for their taps to have room, and a block makes several."""
     tall, wide, large = (pictures[0][:400, :3], pictures[1][:2, :400], np.tile(pictures[2], (4, 4, 1))[:1100, :1300])
     assert_same_bytes(squeezed([tall, wide, large, pictures[3]], 16), "float16")
 
 
-def test_no_byte_depends_on_the_order_of_the_threads(pictures: list[np.ndarray]) -> None:
+def test_no_byte_depends_on_the_order_of_the_threads(pictures):
     order = np.random.default_rng(0).permutation(np.prod(OPS_THREADS)).astype(np.int32)
     assert_same_bytes(every_op(pictures, 20), "float16", order=order)
     assert_same_bytes(drawn("augmix", cut_pieces(pictures, 4, (20, 60)), 20), "float16", order=order)
 
 
-def test_the_strongest_reduction(pictures: list[np.ndarray]) -> None:
+def test_the_strongest_reduction(pictures):
     """MOST_SHRINK in both directions; beyond it the loader refuses an image, and the kernel leaves it alone."""
     side = 2 * MOST_SHRINK
     image = np.tile(pictures[0], (2, 2, 1))[: side + 8, : side + 8]
@@ -108,7 +108,7 @@ def imagenet_images(folder: Path, count: int) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("name", "dtype"), [("paper", "float16"), ("erase", "bfloat16"), ("3aug", "float16"), ("augmix", "float32")]
 )
-def test_imagenet_at_the_size_of_training(name: str, dtype: str, imagenet_sample: Path) -> None:
+def test_imagenet_at_the_size_of_training(name, dtype, imagenet_sample):
     images = imagenet_images(imagenet_sample, int(24 * EXTENT))
     for k in range(0, len(images), 8):
         assert_same_bytes(drawn(name, images[k : k + 8], 224, seed=k), dtype)
@@ -116,7 +116,7 @@ def test_imagenet_at_the_size_of_training(name: str, dtype: str, imagenet_sample
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(2 * EXTENT)))
-def test_random_plans(seed: int, pictures: list[np.ndarray]) -> None:
+def test_random_plans(seed, pictures):
     for k, name in enumerate(POLICIES):
         images = cut_pieces(pictures, 48, (2, 200), seed)
         assert_same_bytes(drawn(name, images, 30 + 9 * k + seed, seed=seed), DTYPES[(k + seed) % len(DTYPES)])
@@ -124,7 +124,7 @@ def test_random_plans(seed: int, pictures: list[np.ndarray]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_op_in_loops_that_are_unrolled(dtype: str, pictures: list[np.ndarray]) -> None:
+def test_every_op_in_loops_that_are_unrolled(dtype, pictures):
     magnitudes = [(m, sign) for m in (0.5, 2, 4.4, 6.3, 8.7, 10) for sign in (1, -1)]
     assert_same_bytes(every_op(pictures, 90, magnitudes), dtype)
     assert_same_bytes(enhancements_by_tenths(pictures, 128), dtype)
@@ -132,7 +132,7 @@ def test_every_op_in_loops_that_are_unrolled(dtype: str, pictures: list[np.ndarr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [A100, H100])
-def test_other_architectures(arch: tuple[int, int], pictures: list[np.ndarray]) -> None:
+def test_other_architectures(arch, pictures):
     for dtype in DTYPES:
         assert_same_bytes(every_op(pictures, 48), dtype, arch=arch)
         for name in POLICIES:

@@ -41,7 +41,7 @@ def horizon(recipe: Recipe) -> float:
 
 
 @pytest.mark.parametrize("images", TABLE)
-def test_the_values_for_a_number_of_images_are_those_of_the_table(images: int) -> None:
+def test_the_values_for_a_number_of_images_are_those_of_the_table(images):
     recipe = load_recipe("photos", [f"--data.train_size={images}"])
     batch, epochs, steps, warmup, ema, lr, scale, erase = TABLE[images]
     schedule = build_schedule(recipe, recipe.steps_per_epoch())
@@ -54,20 +54,20 @@ def test_the_values_for_a_number_of_images_are_those_of_the_table(images: int) -
 
 
 @pytest.mark.parametrize(("paper", "options"), [("final_b16", []), ("final_l14", [LARGE])])
-def test_with_imagenets_images_it_is_exactly_the_papers_recipe(paper: str, options: list[str]) -> None:
+def test_with_imagenets_images_it_is_exactly_the_papers_recipe(paper, options):
     """`data.hold_out_beton` has no effect where `data.val` names ImageNet's validation images."""
     found = differences(load_recipe(paper), load_recipe("photos", options))
     expected = {"schedule.warmup", "ema.horizon", "data.hold_out_beton"}
     assert {key for key in found if not key.startswith("about.")} == expected
 
 
-def test_fewer_images_than_the_smallest_batch_are_one_batch() -> None:
+def test_fewer_images_than_the_smallest_batch_are_one_batch():
     recipe = load_recipe("photos", ["--data.train_size=29"])
     reason = next(choice.reason for choice in recipe.choices if choice.option == "optim.batch_size")
     assert recipe.optim.batch_size == 29 and reason.startswith("all 29 training images")
 
 
-def test_the_training_files_images_count_not_the_recipes() -> None:
+def test_the_training_files_images_count_not_the_recipes():
     recipe = with_train_size(load_recipe("photos"), 9_000)
     assert recipe == load_recipe("photos", ["--data.train_size=9000"])
     assert recipe.choices == load_recipe("photos", ["--data.train_size=9000"]).choices
@@ -89,20 +89,20 @@ def test_the_training_files_images_count_not_the_recipes() -> None:
         ("augment.erase_prob", 0.1),
     ],
 )
-def test_the_users_own_value_wins(option: str, value: float) -> None:
+def test_the_users_own_value_wins(option, value):
     recipe = with_train_size(load_recipe("photos", [f"--{option}={value}"]), 9_000)
     assert recipe.flat()[option] == value
     assert option not in {choice.option for choice in recipe.choices}
 
 
-def test_a_recipe_that_extends_photos_sets_its_own_values(tmp_path: Path) -> None:
+def test_a_recipe_that_extends_photos_sets_its_own_values(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: photos\nema: {decay: 0.99}\noptim: {lr: 1e-3}\n")
     recipe = with_train_size(load_recipe(path), 100)
     assert (recipe.ema.decay, recipe.ema.horizon, recipe.optim.lr) == (0.99, None, 1e-3)
 
 
-def test_later_rules_use_the_users_values() -> None:
+def test_later_rules_use_the_users_values():
     """lr follows the batch in use, warm-up and EMA the steps in use."""
     recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=512", "--schedule.epochs=10"])
     assert recipe.optim.lr == pytest.approx(3e-4)
@@ -110,24 +110,24 @@ def test_later_rules_use_the_users_values() -> None:
     assert horizon(recipe) == pytest.approx(27)  # 0.16 of them
 
 
-def test_every_option_that_accepts_auto_has_a_rule_or_is_read_from_the_file() -> None:
+def test_every_option_that_accepts_auto_has_a_rule_or_is_read_from_the_file():
     accepting = {name for name, field in option_fields().items() if field.metadata["auto"]}
     assert accepting == {*RULES, "data.num_classes"}
 
 
-def test_auto_is_refused_where_there_is_no_rule() -> None:
+def test_auto_is_refused_where_there_is_no_rule():
     with pytest.raises(UserError, match=r"optim\.weight_decay is 'auto'; it must be a number >= 0$"):
         load_recipe("photos", ["--optim.weight_decay=auto"])
     with pytest.raises(UserError, match=r"optim\.lr is 'automatic'; it must be a number >= 0 or auto$"):
         load_recipe("photos", ["--optim.lr=automatic"])
 
 
-def test_a_share_is_stored_with_what_it_means() -> None:
+def test_a_share_is_stored_with_what_it_means():
     recipe = load_recipe("photos", ["--data.train_size=9000"])
     assert recipe_from_dict("photos", recipe.as_dict()) == recipe
 
 
-def test_the_values_that_a_run_was_started_with_are_used_again() -> None:
+def test_the_values_that_a_run_was_started_with_are_used_again():
     recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=32"])
     stored = {"schedule.epochs": 12, "optim.batch_size": 1}
     again = resolve(recipe, {name: Choice(name, value, "measured") for name, value in stored.items()})
@@ -140,15 +140,13 @@ def test_the_values_that_a_run_was_started_with_are_used_again() -> None:
     ("images", "checkpoint", "evaluation"),
     [(40, 100, 20), (100, 33, 7), (1_000, 3, 1), (9_000, 1, 1), (1_281_167, 1, 1)],
 )
-def test_short_epochs_do_not_each_end_with_a_checkpoint_and_an_evaluation(
-    images: int, checkpoint: int, evaluation: int
-) -> None:
+def test_short_epochs_do_not_each_end_with_a_checkpoint_and_an_evaluation(images, checkpoint, evaluation):
     train = load_recipe("photos", [f"--data.train_size={images}"]).train
     assert (train.checkpoint_epochs, train.eval_every) == (checkpoint, evaluation)
     assert load_recipe("photos", [f"--data.train_size={images}", "--train.eval_every=3"]).train.eval_every == 3
 
 
-def test_explain_gives_every_choice_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_gives_every_choice_with_its_reason(capsys):
     from fastft.cli import main
 
     values = explain(load_recipe("photos", ["--data.train_size=9000"]))
@@ -159,7 +157,7 @@ def test_explain_gives_every_choice_with_its_reason(capsys: pytest.CaptureFixtur
         assert choice["option"] + " = " in shown and " ".join(choice["reason"].split()) in shown
 
 
-def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_recipe() -> None:
+def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_recipe():
     small = ["--data.train_size=9000", "--optim.batch_size=256"]
     (warning,) = explain(load_recipe("final_b16", small))["warnings"]
     assert "95.7%" in warning and "--ema.horizon=auto" in warning
@@ -172,7 +170,7 @@ def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_re
     assert explain(load_recipe("final_b16"))["warnings"] == []
 
 
-def test_the_normalisation_of_a_towers_file_is_taken_and_printed_unless_it_is_given(tmp_path: Path) -> None:
+def test_the_normalisation_of_a_towers_file_is_taken_and_printed_unless_it_is_given(tmp_path):
     file = tmp_path / "tower.json"
     tower = json.loads(Path("rcp/demo_vit_s14.json").read_text())
     assert load_recipe("demo").augment.mean == tuple(tower["preprocess_cfg"]["mean"]) != CLIP_MEAN

@@ -40,12 +40,12 @@ def rows() -> Iterator[tuple[Sweep, Row, Recipe]]:
             yield sweep, row, load_recipe(sweep.reference(row))
 
 
-def test_every_table_of_the_paper_is_there() -> None:
+def test_every_table_of_the_paper_is_there():
     tables = {*(f"{i:02}" for i in (*range(1, 10), *range(11, 18))), "fig1", "fig2", "fig3"}
     assert {name.split("_")[0] for name in SWEEPS} == tables
 
 
-def test_rows_are_the_papers() -> None:
+def test_rows_are_the_papers():
     """golden_tables.json was compared with a transcription of the paper: series, label, top-1 and recipe of every row."""
     found: dict[str, list[Any]] = {}
     for sweep, row, recipe in rows():
@@ -53,12 +53,12 @@ def test_rows_are_the_papers() -> None:
     assert found == json.loads(GOLDEN.with_name("golden_tables.json").read_text())
 
 
-def test_raw_weights_are_compared_where_the_paper_has_no_ema() -> None:
+def test_raw_weights_are_compared_where_the_paper_has_no_ema():
     raw = {(sweep.name, row.series) for sweep, row, _ in rows() if row.number == "raw"}
     assert raw == {("01_baseline", ""), ("02_lr", ""), ("03_ema", "w/o EMA"), ("fig1_steps", "")}
 
 
-def test_the_final_models_are_table_11_and_table_10s_own_values_stand_beside_the_logs() -> None:
+def test_the_final_models_are_table_11_and_table_10s_own_values_stand_beside_the_logs():
     found = {row.label: (recipe.name, row.paper) for sweep, row, recipe in rows() if sweep.name == "11_final"}
     assert found == {
         "B/16 at 224": ("final_b16", 85.7), "B/16 at 384": ("final_b16_384", 86.6),
@@ -72,7 +72,7 @@ def test_the_final_models_are_table_11_and_table_10s_own_values_stand_beside_the
         assert recipe.model == load_recipe(final).model
 
 
-def test_a_row_expects_the_figure_of_its_table() -> None:
+def test_a_row_expects_the_figure_of_its_table():
     for sweep, row, recipe in rows():
         if row.paper is None:
             assert recipe.about == About(None, f"no expectation: {sweep.source} gives no figure")
@@ -81,7 +81,7 @@ def test_a_row_expects_the_figure_of_its_table() -> None:
             assert recipe.about == About(row.paper, sweep.source + raw), row.title
 
 
-def test_names_are_unique_over_all_tables_and_recipes() -> None:
+def test_names_are_unique_over_all_tables_and_recipes():
     """A run is named after its recipe: two recipes of one name would share runs/NAME."""
     names = [row.name for sweep in SWEEPS.values() for row in sweep.rows if row.name]
     names += [path.stem for path in RECIPES.glob("*.yaml")]
@@ -93,7 +93,7 @@ def digest(recipe: Recipe) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def test_recipes_have_the_values_and_run_directories_of_version_0_1() -> None:
+def test_recipes_have_the_values_and_run_directories_of_version_0_1():
     """golden_recipes.json was written when every row was a file of its own; run directories are found by name and run key.
 
     The demo's entry is of version 0.3, in which it became a training of photographs.
@@ -111,7 +111,7 @@ def test_recipes_have_the_values_and_run_directories_of_version_0_1() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_recipe_starts_with_its_command_expectation_and_cost(path: Path) -> None:
+def test_a_recipe_starts_with_its_command_expectation_and_cost(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith(f"# fastft train {path.stem} --data.train=")
     head = [line for line in lines if line.startswith("#")]
@@ -123,7 +123,7 @@ def test_a_recipe_starts_with_its_command_expectation_and_cost(path: Path) -> No
 
 
 @pytest.mark.parametrize("sweep", SWEEPS.values(), ids=lambda sweep: sweep.name)
-def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(sweep: Sweep) -> None:
+def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(sweep):
     lines = sweep.path.read_text().splitlines()
     assert lines[0].startswith(f"# fastft sweep {sweep.path} --data.train=")
     quoted = re.search(r"'(rcp/tables/[^']+)'", lines[1])
@@ -136,14 +136,12 @@ def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(swee
 
 
 @pytest.mark.slow  # prices all 120 rows
-def test_costs_and_the_page_of_tables_are_up_to_date_with_the_cost_model() -> None:
+def test_costs_and_the_page_of_tables_are_up_to_date_with_the_cost_model():
     stale = runpy.run_path("docs/paper_tables.py")["stale"]()
     assert not stale, "run: python docs/paper_tables.py"
 
 
-def test_the_demos_recipe_finds_its_architecture_from_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demos_recipe_finds_its_architecture_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recipe_arch(load_recipe("demo")).layers == 12
 
@@ -153,7 +151,7 @@ def recipes_by_training() -> dict[str, Recipe]:
     return {run.key: run.recipe for sweep in SWEEPS.values() for run in plan_runs(sweep, (), Path("runs"))}
 
 
-def test_every_row_builds_and_trains() -> None:
+def test_every_row_builds_and_trains():
     for recipe in recipes_by_training().values():
         build_policy(recipe)
         assert (build_mixer(recipe) is None) == (recipe.augment.mixup == recipe.augment.cutmix == 0)
@@ -181,7 +179,7 @@ STOPPED = ["frugal_b16", "frugal_b16_384", "frugal_l14", "frugal_l14_336", "quic
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_stopped_recipes_expect_the_mean_of_five_epochs_of_the_log_round_the_stop(name: str) -> None:
+def test_stopped_recipes_expect_the_mean_of_five_epochs_of_the_log_round_the_stop(name):
     kind, _, size = name.partition("_")
     final, recipe = load_recipe(f"final_{size}"), load_recipe(name)
     curve, last = CURVES[final.name]["top1_ema"], recipe.epochs - 1
@@ -192,7 +190,7 @@ def test_stopped_recipes_expect_the_mean_of_five_epochs_of_the_log_round_the_sto
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_complete_recipes_end_where_the_stopped_ones_stop_and_expect_nothing(name: str) -> None:
+def test_complete_recipes_end_where_the_stopped_ones_stop_and_expect_nothing(name):
     final, stopped = load_recipe(f"final_{name.partition('_')[2]}"), load_recipe(name)
     complete = load_recipe(f"{name}_complete")
     assert complete.epochs == complete.schedule.epochs == stopped.epochs and complete.about.top1 is None
@@ -207,7 +205,7 @@ def test_complete_recipes_end_where_the_stopped_ones_stop_and_expect_nothing(nam
 
 
 @pytest.mark.parametrize(("size", "layers"), [("b16", 6), ("l14", 12)])
-def test_half_frozen_recipes_are_extrapolated_and_cheaper(size: str, layers: int) -> None:
+def test_half_frozen_recipes_are_extrapolated_and_cheaper(size, layers):
     final, frugal, half = (load_recipe(name) for name in (f"final_{size}", f"frugal_{size}", f"frugal_{size}_half"))
     assert differing(half, frugal) == {"model.trainable_layers": layers}
     assert half.about.source.startswith("extrapolated")
@@ -224,9 +222,7 @@ def test_half_frozen_recipes_are_extrapolated_and_cheaper(size: str, layers: int
         ("frugal_b16_sparse", "frugal_b16_half", {"model.patch_dropout"}, [(27, 224, 127), (3, 224, 196)]),
     ],
 )
-def test_recipes_that_nobody_ran_expect_nothing_and_change_what_they_say(
-    name: str, base: str, changes: set[str], phases: list[tuple[int, int, int]]
-) -> None:
+def test_recipes_that_nobody_ran_expect_nothing_and_change_what_they_say(name, base, changes, phases):
     """phases: epochs, image size, and how many patches of an image of the final size would be kept."""
     recipe, arch = load_recipe(name), recipe_arch(load_recipe(name))
     assert differing(recipe, load_recipe(base)).keys() == changes
@@ -235,7 +231,7 @@ def test_recipes_that_nobody_ran_expect_nothing_and_change_what_they_say(
     assert kept == phases
 
 
-def test_the_cheapest_recipe_of_b16_is_below_8_v100_hours() -> None:
+def test_the_cheapest_recipe_of_b16_is_below_8_v100_hours():
     hours = {}
     for path in FILES:
         recipe = load_recipe(path)

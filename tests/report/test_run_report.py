@@ -4,7 +4,6 @@ import json
 import resource
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from fastft.run.run_directory import load_run
 from tests.written import RECIPES, load_recipe, predictions_of, write_run
 
 
-def test_reference_curves_are_the_logs() -> None:
+def test_reference_curves_are_the_logs():
     """Best EMA, its epoch and the last epoch of each of the four logs."""
     best = {"final_b16": (85.656, 29, 50), "final_b16_384": (86.644, 27, 33), "final_l14": (87.974, 19, 30)}
     best["final_l14_336"] = (88.328, 18, 30)
@@ -34,7 +33,7 @@ def test_reference_curves_are_the_logs() -> None:
         assert {len(curve[k]) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}
 
 
-def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_folder: Path) -> None:
+def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_folder):
     run = load_run(run_folder)
     best, last = max(run.evaluations, key=lambda e: e["ema_top1"]), run.evaluations[-1]
     assert best["epoch"] < last["epoch"]
@@ -52,9 +51,7 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
 
 
 @pytest.mark.parametrize("scaled", [20.0, 5.0])
-def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(
-    run_folder: Path, scaled: float, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(run_folder, scaled, capsys):
     """Before scaling the error is 10 %."""
 
     def with_error(percent: float) -> Reliability:
@@ -77,7 +74,7 @@ def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(
 
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])
-def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path: Path, change: str) -> None:
+def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path, change):
     """They are told by the recipe, or by epochs that had fewer steps than ImageNet has; recipes are compared all the same."""
     overrides = [] if change == "steps" else [change]
     run = load_run(write_run(tmp_path / "run", "final_b16", 20, *overrides))
@@ -90,14 +87,14 @@ def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path: Path, chan
     assert "final_b16</th>" in page or "no option differs" in page
 
 
-def test_page_is_one_file_that_loads_nothing(run_folder: Path) -> None:
+def test_page_is_one_file_that_loads_nothing(run_folder):
     page = render_run(load_run(run_folder))
     for word in ("http://", "https://", 'src="/', "@import", "url("):
         assert word not in page.replace("http://www.w3.org/2000/svg", "")
     assert "finished" in page and "reference EMA" in page
 
 
-def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
+def test_every_stage_of_a_run_has_a_page(tmp_path):
     for epochs in (0, 1, 7):
         run = load_run(write_run(tmp_path / str(epochs), "final_l14", epochs, split=epochs > 1))
         page = render_run(run, price=2.48)
@@ -106,7 +103,7 @@ def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
         assert ("recorded no time split" in page) == (epochs == 1)
 
 
-def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp_path: Path) -> None:
+def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp_path):
     run = load_run(write_run(tmp_path / "run", "final_l14", 0))
     baseline = {"kind": "baseline", "step": 0, "images": 16, "raw_top1": 43.75}
     run = replace(run, checkpoints=[{"step": 3, "seconds": 1.0}], baseline=baseline)
@@ -115,7 +112,7 @@ def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp
     assert [(f["label"], f["value"]) for f in headline(run)] == [("frozen-tower baseline", "43.75 %")]
 
 
-def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path: Path) -> None:
+def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path):
     run = load_run(write_run(tmp_path / "half", "final_b16", 25, split=False))
     cost = run_cost(run, None, 2.0)
     assert cost is not None and cost["devices"] == 8 and cost["devices_known"]
@@ -125,7 +122,7 @@ def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path: Path) -> No
     assert rows["so far"]["money"] == pytest.approx(rows["so far"]["wall_seconds"] / 3600 * 8 * 2.0)
 
 
-def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path: Path) -> None:
+def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
     """A start of 1,000 s in the first interval: neither training nor the pace of what is to come."""
     plain = load_run(write_run(tmp_path / "run", "final_b16", 25))
     first, *others = plain.intervals
@@ -142,7 +139,7 @@ def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path: Path) -> Non
     assert "<td>start</td>" in render_run(run)
 
 
-def test_diff_names_exactly_the_options_that_differ() -> None:
+def test_diff_names_exactly_the_options_that_differ():
     base = load_recipe(RECIPES / "final_b16.yaml")
     changed = load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr=1e-3", "--data.val=x.beton"])
     assert recipe_diff(changed, base) == [{"option": "optim.lr", "base": 6e-4, "run": 1e-3}]
@@ -159,13 +156,13 @@ def test_diff_names_exactly_the_options_that_differ() -> None:
         ({"start": 60, "wait": 0.1, "forward": 30}, "compute"),
     ],
 )
-def test_the_bottleneck_is_named(seconds: dict[str, float], limit: str) -> None:
+def test_the_bottleneck_is_named(seconds, limit):
     found = diagnose(seconds)
     assert found is not None and found.limit == limit
     assert found.advice
 
 
-def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
+def test_mistakes_are_the_most_confident_wrong_predictions():
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
     found = find_mistakes(predictions_of(logits, labels), ["ant", "bee"])
@@ -177,30 +174,28 @@ def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     assert found.most_confident[0].predicted_probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
 
 
-def test_command_writes_the_page_into_the_run(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_the_page_into_the_run(run_folder, capsys):
     assert main(["report", str(run_folder), "--mistakes=never"]) == 0
     assert capsys.readouterr().out.strip() == str(run_folder / "report.html")
     assert "EMA top-1" in (run_folder / "report.html").read_text()
     assert main(["report", str(run_folder / "checkpoints")]) == 2
 
 
-def test_command_refuses_a_folder_that_is_neither_run_nor_benchmark(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_refuses_a_folder_that_is_neither_run_nor_benchmark(tmp_path, capsys):
     (tmp_path / "x.json").write_text(json.dumps({"measures": [{"name": "a"}]}))
     for source in (tmp_path, tmp_path / "x.json", tmp_path / "none.json"):
         assert main(["report", str(source)]) == 2
     assert "give a run directory or a benchmark file" in capsys.readouterr().err
 
 
-def test_a_step_of_1e30_is_reported_without_a_list_of_all_steps(run_folder: Path) -> None:
+def test_a_step_of_1e30_is_reported_without_a_list_of_all_steps(run_folder):
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     [line for line in lines if line["kind"] == "eval"][-1]["step"] = 1e30
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["report", str(run_folder), "--mistakes=never"]) == 0
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_page(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_old_page(run_folder, capsys):
     (run_folder / "report.html").write_text("old")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))

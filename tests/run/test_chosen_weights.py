@@ -34,13 +34,13 @@ def evaluation(epoch: int, raw: float, ema: float | None, samples: int, raw_only
     return entry
 
 
-def test_disagreements_count_images_that_one_model_has_right() -> None:
+def test_disagreements_count_images_that_one_model_has_right():
     raw, ema = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
     assert count_disagreements({"raw": raw, "ema": ema}) == {"raw_only": 2, "ema_only": 1}
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 15)])
-def test_the_p_value_is_mcnemars_exact_one(first: int, second: int) -> None:
+def test_the_p_value_is_mcnemars_exact_one(first, second):
     tail = binom.cdf(min(first, second), first + second, 0.5) if first + second else 1.0
     assert mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
 
@@ -62,7 +62,7 @@ def test_the_p_value_is_mcnemars_exact_one(first: int, second: int) -> None:
         ([evaluation(0, 80, None, 5000), evaluation(1, 70, None, 5000)], "best", "raw", 0),
     ],
 )
-def test_the_rule(entries: list[dict], take: str, kind: str, epoch: int) -> None:
+def test_the_rule(entries, take, kind, epoch):
     best = max(entries, key=lambda e: e.get("ema", e["raw"])["top1"])
     chosen = choose_weights(entries, best)
     assert chosen is not None
@@ -70,7 +70,7 @@ def test_the_rule(entries: list[dict], take: str, kind: str, epoch: int) -> None
     assert chosen["top1"] == entries[epoch][kind]["top1"]
 
 
-def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
+def test_very_unequal_classes_are_compared_by_balanced_accuracy():
     """The EMA is right on more images, raw on more of the rare class."""
     labels = np.array([0] * 900 + [1] * 100)
     raw, ema = np.ones(1000, bool), np.ones(1000, bool)
@@ -105,7 +105,7 @@ def against_probe(own_only: int, probe_only: int, **balanced: float) -> dict[str
     )
 
 
-def test_the_probe_is_taken_where_it_is_significantly_better() -> None:
+def test_the_probe_is_taken_where_it_is_significantly_better():
     chosen = against_probe(5, 25)
     assert chosen is not None and (chosen["take"], chosen["kind"], chosen["top1"]) == ("probe", "probe", 90)
     assert chosen["reason"] == "fine-tuning is worse than the probe: -10.00 points of accuracy (p = 0.00032)"
@@ -123,14 +123,14 @@ def test_the_probe_is_taken_where_it_is_significantly_better() -> None:
         (10, 16, "-3.00 ± 2.54 points, not signif"),
     ],
 )
-def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only: int, probe_only: int, words: str) -> None:
+def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only, probe_only, words):
     chosen = against_probe(own_only, probe_only)
     assert chosen is not None and chosen["take"] == "last"
     note = chosen["baseline"]["note"]
     assert words in note and ("--optim.lr three times larger" in note and "--weights=probe" in note) == bool(words)
 
 
-def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken() -> None:
+def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken():
     """Checkpoints of earlier versions."""
     entry = evaluation(3, 80, 70, 200)
     chosen = choose_weights([entry], entry, {"raw": {"top1": 90, "samples": 200}})
@@ -140,7 +140,7 @@ def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken(
     assert "baseline" not in (choose_weights([entry], entry, {"images": 800}) or {})
 
 
-def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images() -> None:
+def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images():
     entry = evaluation(0, 80, 82, 20, 1, 2)
     for share, kind in ((0.4, "ema"), (0.6, "raw")):
         chosen = choose_weights([entry], entry, untrained=share)
@@ -150,11 +150,11 @@ def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images
     assert choose_weights([only_ema], only_ema, untrained=0.6)["kind"] == "ema"  # type: ignore[index]
 
 
-def test_without_an_evaluation_there_is_no_choice() -> None:
+def test_without_an_evaluation_there_is_no_choice():
     assert choose_weights([], None) is None
 
 
-def test_a_run_records_its_choice_and_the_evidence(whole: Path) -> None:
+def test_a_run_records_its_choice_and_the_evidence(whole):
     result = json.loads((whole / "result.json").read_text())
     chosen, last = result["weights"], result["last"]
     assert (chosen["take"], chosen["epoch"], chosen["evidence"]["samples"]) == ("last", 2, 20)
@@ -172,7 +172,7 @@ def untrained_ema(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-def test_an_untrained_ema_is_not_taken(untrained_ema: Path) -> None:
+def test_an_untrained_ema_is_not_taken(untrained_ema):
     result = json.loads((untrained_ema / "result.json").read_text())
     assert result["last"]["raw"]["top1"] > result["last"]["ema"]["top1"] + 10
     assert result["weights"]["kind"] == "raw"
@@ -186,7 +186,7 @@ def test_an_untrained_ema_is_not_taken(untrained_ema: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema", "best", "last"])
-def test_weights_can_be_chosen(weights: str, untrained_ema: Path) -> None:
+def test_weights_can_be_chosen(weights, untrained_ema):
     result = json.loads((untrained_ema / "result.json").read_text())
     want = {
         "raw": result["last"]["raw"],
@@ -201,7 +201,7 @@ def test_weights_can_be_chosen(weights: str, untrained_ema: Path) -> None:
     assert 100 * found.right_N.mean() == pytest.approx(want["top1"])
 
 
-def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole, tmp_path):
     old = Path(shutil.copytree(whole, tmp_path / "old"))
     result = json.loads((old / "result.json").read_text())
     del result["weights"]
@@ -209,9 +209,7 @@ def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_
     assert find_weights(old).path.name.startswith("best-")
 
 
-def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues(
-    tiny, whole: Path, tmp_path: Path
-) -> None:
+def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues(tiny, whole, tmp_path):
     """The state of a run directory after kill -9 between the writes of best-* and step-*."""
     killed = Path(shutil.copytree(whole, tmp_path / "run"))
     (best,) = list_checkpoints(killed / "checkpoints", "best")
@@ -220,7 +218,7 @@ def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues
     assert list_checkpoints(killed / "checkpoints", "best") == [best]
 
 
-def test_a_run_that_has_not_ended_follows_the_same_rule(whole: Path, untrained_ema: Path, tmp_path: Path) -> None:
+def test_a_run_that_has_not_ended_follows_the_same_rule(whole, untrained_ema, tmp_path):
     for ended, kind in ((whole, "ema"), (untrained_ema, "raw")):
         stopped = Path(shutil.copytree(ended, tmp_path / kind))
         (stopped / "result.json").unlink()
@@ -232,9 +230,7 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(whole: Path, untrained_e
         assert (used["epoch"], used_kind) == (so_far.evaluations[-1]["epoch"], kind)
 
 
-def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
-    tiny: dict[str, str], untrained_ema: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(tiny, untrained_ema, tmp_path, capsys):
     """Covers a run stopped before its first evaluation, and the last and best epochs of a finished run."""
     folder, out = tmp_path / "run", tmp_path / "out"
     options = flags(tiny, folder, ema__decay="0.95", train__stop_after="0.001s")
@@ -259,7 +255,7 @@ def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
 
 
 @pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
-def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path, progress: Any) -> None:
+def test_a_damaged_record_of_evaluations_is_one_line(whole, tmp_path, progress):
     stopped = Path(shutil.copytree(whole, tmp_path / "run"))
     (stopped / "result.json").unlink()
     path = list_checkpoints(stopped / "checkpoints")[-1] / "state.json"
@@ -273,7 +269,7 @@ def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path
         find_weights(stopped, "best")
 
 
-def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_there_are_one_line(whole, capsys):
     last = list_checkpoints(whole / "checkpoints")[-1]
     with pytest.raises(UserError, match="no weights are called raww; choose from auto, raw, ema, best, last, probe"):
         find_weights(whole, "raww")

@@ -5,12 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from fastft.model.recipe_model import build_model, recipe_arch
@@ -45,9 +43,7 @@ RECIPES = kinds([*RUNS.values(), *CHEAPER]).values()
 
 
 @pytest.mark.parametrize("reference", RECIPES)
-def test_a_step_changes_what_is_trained_and_nothing_else(
-    reference: str, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
-) -> None:
+def test_a_step_changes_what_is_trained_and_nothing_else(reference, one_step, tmp_path, quiet):
     whole = load_recipe(reference)
     first_epoch = ["--schedule.sizes=none", f"--model.patch_dropout={whole.largest_patch_dropout}"]
     overrides = [*one_step(recipe_arch(whole).layers), *first_epoch, f"--train.run_dir={tmp_path / 'run'}"]
@@ -68,9 +64,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(
     assert {n for n in trained if n.endswith(("out_proj.weight", "rel_pos_bias.table", "gamma"))} <= changed
 
 
-def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(
-    one_step: Callable[[int], list[str]], tmp_path: Path
-) -> None:
+def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(one_step, tmp_path):
     out = tmp_path / "out"
     table = Path("rcp/tables/15_drop_path.yaml")
     overrides = [*one_step(12), "--schedule.epochs=20", "--train.log_every=1"]
@@ -90,7 +84,7 @@ def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(
         assert steps == list(range(1, 21))
 
 
-def test_two_processes_share_a_sweep(one_step: Callable[[int], list[str]], tmp_path: Path) -> None:
+def test_two_processes_share_a_sweep(one_step, tmp_path):
     """One process group for all trainings; what is left to train is decided together."""
     command = [sys.executable, "-m", "fastft.train.launch", "--standalone", "--nproc-per-node", "2"]
     command += ["sweep", "rcp/tables/15_drop_path.yaml", "--out", str(tmp_path / "out"), *one_step(12)]

@@ -2,10 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -42,9 +40,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(
-    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
-) -> None:
+def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(table, one_step, tmp_path, quiet):
     out, overrides = tmp_path / "out", one_step(2)
     outcomes = run_sweeps([load_sweep(table)], overrides, out, quiet)
     assert [o.error is None for o in outcomes] == [True, False, True, True]
@@ -70,7 +66,7 @@ def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_no_figure_is_cut_where_output_is_narrow(width: int) -> None:
+def test_no_figure_is_cut_where_output_is_narrow(width):
     """Names of rows are folded; 80 columns are what a file or a pipe has."""
     sweep = load_sweep(TABLES / "03_ema.yaml")
     scores = {"top1": 43.75, "samples": 32}
@@ -86,9 +82,7 @@ def test_no_figure_is_cut_where_output_is_narrow(width: int) -> None:
     assert "…" not in said and max(map(len, said.splitlines())) <= 80
 
 
-def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(
-    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
-) -> None:
+def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(table, one_step, tmp_path, quiet):
     out = tmp_path / "out"
     outcomes = run_sweeps([open_sweep(f"{table}[EMA, c]")], one_step(2), out, quiet)
     assert [o.ours is not None for o in outcomes] == [False, False, True, False]
@@ -96,7 +90,7 @@ def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(
     assert len(json.loads((out / "mine" / "results.json").read_text())["rows"]) == 4
 
 
-def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table: Path) -> None:
+def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table):
     """The tables are those of version 0.1: their results are found under the same name."""
     folder = table.parent / "99_mine"
     folder.mkdir()
@@ -105,7 +99,7 @@ def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table: Path) -> None:
     assert (sweep.name, plan_runs(sweep, (), Path("runs"))[0].recipe.name) == ("99_mine", "plain")
 
 
-def test_figure_2_is_drawn_over_epochs(one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console) -> None:
+def test_figure_2_is_drawn_over_epochs(one_step, tmp_path, quiet):
     overrides = [*one_step(2), "--schedule.epochs=3", "--optim.lr=1e-3"]
     (tmp_path / "length.yaml").write_text(
         f"title: Length\nsource: me\nplot: epochs\nrows: [{{recipe: {FINAL.resolve()}, label: 3 epochs, paper: 60}}]\n"
@@ -117,7 +111,7 @@ def test_figure_2_is_drawn_over_epochs(one_step: Callable[[int], list[str]], tmp
     assert "best, paper 60" in (tmp_path / "out" / "length" / "plot.svg").read_text()
 
 
-def test_both_lines_of_table_3_come_from_one_training() -> None:
+def test_both_lines_of_table_3_come_from_one_training():
     runs = plan_runs(load_sweep(TABLES / "03_ema.yaml"), (), Path("runs"))
     assert [run.key for run in runs[:5]] == [run.key for run in runs[5:]]
     assert len({run.key for run in runs}) == 5
@@ -138,17 +132,17 @@ def test_both_lines_of_table_3_come_from_one_training() -> None:
         ("--optim.lr=5e-4", False),
     ],
 )
-def test_only_what_changes_the_training_makes_another_run(override: str, same: bool) -> None:
+def test_only_what_changes_the_training_makes_another_run(override, same):
     assert (run_key(load_recipe(FINAL)) == run_key(load_recipe(FINAL, [override]))) is same
 
 
-def test_a_part_of_the_data_is_another_run(one_step: Callable[[int], list[str]]) -> None:
+def test_a_part_of_the_data_is_another_run(one_step):
     data = one_step(2)[0]
     assert data.startswith("--data.train=")
     assert run_key(load_recipe(FINAL)) != run_key(load_recipe(FINAL, [data]))
 
 
-def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys):
     """Rows that train the same thing count once, over all tables; no figure of a long table is cut."""
     sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema")]
     paths = [str(sweep.path) for sweep in sweeps]
@@ -168,7 +162,7 @@ def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.Capt
     assert f"17 rows, {len(runs)} trainings" in printed and "total" in printed and "…" not in printed
 
 
-def test_rows_that_wait_for_the_loader_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_wait_for_the_loader_are_marked(capsys):
     """At 32 px eight H100 are faster than their cores decode; at 224 px they are not."""
     table = str(TABLES / "15_drop_path.yaml")
     for size, waits in ((32, True), (224, False)):
@@ -178,15 +172,13 @@ def test_rows_that_wait_for_the_loader_are_marked(capsys: pytest.CaptureFixture[
         assert (marked, "* GPUs wait for the loader" in printed) == (waits, waits)
 
 
-def test_a_row_that_cannot_be_priced_is_named(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_cannot_be_priced_is_named(table, capsys):
     (table.parent / "plain.yaml").write_text(f"extends: {FINAL.resolve()}\nmodel: {{image_size: 98}}\n")
     assert main(["cost", str(table), "--gpu", "v100"]) == 2
     assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
 
 
-def test_brackets_in_titles_and_labels_are_printed_as_they_are(
-    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_brackets_in_titles_and_labels_are_printed_as_they_are(table, one_step, tmp_path, capsys):
     rows = f"rows: [{{recipe: {FINAL.resolve()}, label: '[/x]', number: raw}}]"
     table.write_text(f"title: lr [/b]\nsource: me\n{rows}\n")
     assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 0
@@ -195,16 +187,14 @@ def test_brackets_in_titles_and_labels_are_printed_as_they_are(
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"epochs": 3, "evaluations": [5]}', "[" * 100_000, "{"])
-def test_a_damaged_result_is_as_none(table: Path, tmp_path: Path, text: str) -> None:
+def test_a_damaged_result_is_as_none(table, tmp_path, text):
     run = plan_runs(load_sweep(table), (), tmp_path)[0]
     run.folder.mkdir(parents=True)
     (run.folder / "result.json").write_text(text)
     assert read_result(run) is None
 
 
-def test_the_command_ends_in_1_where_a_row_failed(
-    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_in_1_where_a_row_failed(table, one_step, tmp_path, capsys):
     table.write_text("title: One\nsource: me\nrows: [{recipe: wrong.yaml, label: b}]\n")
     assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 1
     assert "trainable_layers is 9" in capsys.readouterr().out
@@ -230,7 +220,7 @@ def test_the_command_ends_in_1_where_a_row_failed(
         ),
     ],
 )
-def test_mistakes_in_a_sweep_are_one_line(table: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_sweep_are_one_line(table, text, message):
     table.write_text(text)
     with pytest.raises(UserError, match=message) as error:
         plan_runs(load_sweep(table), (), Path("runs"))
@@ -247,21 +237,19 @@ def test_mistakes_in_a_sweep_are_one_line(table: Path, text: str, message: str) 
     ],
 )
 def test_overrides_that_make_no_sense_are_refused_before_anything_is_trained(
-    table: Path, tmp_path: Path, quiet: Console, overrides: list[str], message: str
-) -> None:
+    table, tmp_path, quiet, overrides, message
+):
     with pytest.raises(UserError, match=message):
         run_sweeps([load_sweep(table)], overrides, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_of_raw_weights_is_refused_where_only_the_ema_is_evaluated() -> None:
+def test_a_row_of_raw_weights_is_refused_where_only_the_ema_is_evaluated():
     with pytest.raises(UserError, match=r"03_ema.* needs the raw weights, but train\.eval_weights is ema"):
         plan_runs(load_sweep(TABLES / "03_ema.yaml"), ["--train.eval_weights=ema"], Path("runs"))
 
 
-def test_photographs_are_converted_once_for_all_rows(
-    one_step: Callable[[int], list[str]], photographs: dict[str, np.ndarray], tmp_path: Path, quiet: Console
-) -> None:
+def test_photographs_are_converted_once_for_all_rows(one_step, photographs, tmp_path, quiet):
     for name in ("coffee", "rocket"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(20):

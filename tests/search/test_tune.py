@@ -59,7 +59,7 @@ def lines(folder: Path) -> dict[str, int]:
     return {run.name: len(read_metrics(run / "metrics.jsonl")) for run in (folder / "runs").iterdir()}
 
 
-def test_six_three_and_one_settings_are_trained_for_longer_and_longer(searched: tuple[Path, Result]) -> None:
+def test_six_three_and_one_settings_are_trained_for_longer_and_longer(searched):
     _, result = searched
     assert list(result.rungs) == [1, 2, 6]
     by_rung = [[t for t in result.trials if t.rung == rung] for rung in range(3)]
@@ -77,7 +77,7 @@ def test_six_three_and_one_settings_are_trained_for_longer_and_longer(searched: 
     assert {t.rung for t in result.trials if (t.run.folder / "checkpoints").exists()} == {2}
 
 
-def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched: tuple[Path, Result]) -> None:
+def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched):
     folder, result = searched
     recipe = load_recipe(folder / "tuned.yaml")
     assert recipe.train.run_dir is None and recipe.about.top1 is None
@@ -87,9 +87,7 @@ def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched: tuple[Pa
     assert plan_run(shortened(recipe, 6), folder / "runs").key == result.best.run.key
 
 
-def test_images_that_chose_the_setting_are_no_test(
-    tiny: dict[str, str], untouched: Path, searched: tuple[Path, Result], tmp_path: Path
-) -> None:
+def test_images_that_chose_the_setting_are_no_test(tiny, untouched, searched, tmp_path):
     for used in (tiny["data.val"], tiny["data.train"]):
         with pytest.raises(UserError, match="all its images are training or validation images"):
             tune(RECIPE, options(tiny), searched[0], test=Path(used), console=QUIET)
@@ -101,9 +99,7 @@ def test_images_that_chose_the_setting_are_no_test(
     assert "of 20 images, 10 of them training or validation images" in conclusion(result)[1]
 
 
-def test_the_same_call_trains_nothing_again(
-    tiny: dict[str, str], untouched: Path, searched: tuple[Path, Result]
-) -> None:
+def test_the_same_call_trains_nothing_again(tiny, untouched, searched):
     folder, result = searched
     before, spent = lines(folder), json.loads((folder / "tune.json").read_text())
     again = tune(RECIPE, options(tiny), folder, test=untouched, console=QUIET)
@@ -112,7 +108,7 @@ def test_the_same_call_trains_nothing_again(
     assert again.figures == result.figures
 
 
-def test_the_figure_is_the_evaluation_of_the_untouched(untouched: Path, searched: tuple[Path, Result]) -> None:
+def test_the_figure_is_the_evaluation_of_the_untouched(untouched, searched):
     _, result = searched
     figures = result.figures
     assert figures is not None and result.optimism is None
@@ -123,7 +119,7 @@ def test_the_figure_is_the_evaluation_of_the_untouched(untouched: Path, searched
     assert figures.balanced.value == pytest.approx(tuned["balanced_accuracy"])
 
 
-def test_table_and_json_are_written(searched: tuple[Path, Result]) -> None:
+def test_table_and_json_are_written(searched):
     folder, result = searched
     table = (folder / "table.md").read_text()
     assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
@@ -135,9 +131,7 @@ def test_table_and_json_are_written(searched: tuple[Path, Result]) -> None:
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
 
 
-def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
-    tiny: dict[str, str], searched: tuple[Path, Result], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(tiny, searched, capsys):
     folder, result = searched
     assert main(["tune", RECIPE, *options(tiny), "--out", str(folder)]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -148,9 +142,7 @@ def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
     assert 100 * (labels == predicted).mean() == pytest.approx(result.best.score)
 
 
-def test_a_budget_that_ends_is_said_and_a_larger_one_continues(
-    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_budget_that_ends_is_said_and_a_larger_one_continues(tiny, searched, tmp_path, capsys):
     command = ["tune", RECIPE, *options(tiny), "--out", str(tmp_path / "out")]
     assert main([*command, "--budget=0.01s"]) == 2
     said = capsys.readouterr().err.strip()
@@ -165,9 +157,7 @@ def test_a_budget_that_ends_is_said_and_a_larger_one_continues(
     ]
 
 
-def test_runs_of_the_first_rung_alone_change_nothing(
-    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_the_first_rung_alone_change_nothing(tiny, searched, tmp_path, monkeypatch):
     folder, expected = searched
     first = [t.setting for t in expected.trials if t.rung == 0]
 
@@ -189,9 +179,7 @@ def test_runs_of_the_first_rung_alone_change_nothing(
     assert tuned.optim.lr == load_recipe(RECIPE, options(tiny)).optim.lr
 
 
-def test_the_first_rungs_leave_half_of_the_budget_and_what_did_not_fit_is_listed(
-    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_rungs_leave_half_of_the_budget_and_what_did_not_fit_is_listed(tiny, searched, tmp_path, monkeypatch):
     """Each epoch takes a second: the first rung has time for one run of one epoch, the second for none."""
     folder, _ = searched
     epochs: dict[str, int] = {}
@@ -216,9 +204,7 @@ def test_the_first_rungs_leave_half_of_the_budget_and_what_did_not_fit_is_listed
     assert "did not fit into the budget" in (tmp_path / "out/table.md").read_text()
 
 
-def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
-    tiny: dict[str, str], untouched: Path, tmp_path: Path
-) -> None:
+def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(tiny, untouched, tmp_path):
     """24 images of one class and 2 of the other; of the test images 10 and 3."""
     for source, name, rare in (
         (Path(tiny["data.train"]).with_suffix(""), "train", 2),
@@ -260,18 +246,14 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
         (["--optim.lr=0"], "optim.lr is 0, and tuning multiplies it"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(
-    tiny: dict[str, str], tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line_and_nothing_is_written(tiny, tmp_path, arguments, message, capsys):
     assert main(["tune", RECIPE, *options(tiny), "--out", str(tmp_path / "out"), *arguments]) == 2
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and message in said
     assert not (tmp_path / "out").exists()
 
 
-def test_a_setting_that_fails_is_listed_and_not_chosen(
-    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_setting_that_fails_is_listed_and_not_chosen(tiny, searched, tmp_path, monkeypatch):
     folder, expected = searched
     failing = expected.best.setting
 
@@ -291,9 +273,7 @@ def test_a_setting_that_fails_is_listed_and_not_chosen(
     assert "failed" in (tmp_path / "out/table.md").read_text()
 
 
-def test_a_full_disk_ends_the_search_and_the_same_call_continues(
-    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_ends_the_search_and_the_same_call_continues(tiny, tmp_path, monkeypatch, capsys):
     """It is no failure of a setting: the others would fail too, or be chosen for it."""
     short = [*options(tiny), "--schedule.epochs=1", "--schedule.warmup_epochs=0"]
     command = ["tune", RECIPE, *short, "--out", str(tmp_path / "out")]
@@ -314,7 +294,7 @@ def test_a_full_disk_ends_the_search_and_the_same_call_continues(
 
 
 @pytest.mark.slow
-def test_two_processes_search_together(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_two_processes_search_together(tiny, tmp_path):
     from tests.train.test_distributed import launch
 
     recipe_options = [o for o in options(tiny) if not o.startswith("--schedule")]

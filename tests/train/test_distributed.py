@@ -76,7 +76,7 @@ HALF = {"train__amp": "bf16", "train__half_residual": "on"}
 @pytest.mark.parametrize(
     ("half", "rounding"), [({}, ROUNDING), pytest.param(HALF, 0.02, marks=pytest.mark.slow)], ids=["fp32", "half"]
 )
-def test_two_processes_train_as_one_does(tiny, tmp_path: Path, half: dict[str, str], rounding: float) -> None:
+def test_two_processes_train_as_one_does(tiny, tmp_path, half, rounding):
     """With sampling, class weights, mixup, CutMix, stochastic layers and another accumulation in each of the two runs."""
     changes = {"data__sampling": "sqrt", "optim__class_weights": "balanced", "schedule__stop_epoch": "2"}
     changes |= {"augment__mixup": "0.8", "augment__cutmix": "1.0"}
@@ -92,7 +92,7 @@ def test_two_processes_train_as_one_does(tiny, tmp_path: Path, half: dict[str, s
 
 
 @pytest.mark.parametrize("world_size", [3])
-def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path, world_size: int) -> None:
+def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole, world_size):
     """20 images on 3 processes: 7, 7 and 6; the sums are those of one process."""
     trained = load_trained(whole, torch.device("cpu"))
     hits, samples = 0.0, 0
@@ -108,9 +108,7 @@ def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path,
 
 
 @pytest.mark.slow
-def test_metrics_and_predictions_of_three_processes_are_those_of_one(
-    tiny: dict[str, str], whole: Path, tmp_path: Path
-) -> None:
+def test_metrics_and_predictions_of_three_processes_are_those_of_one(tiny, whole, tmp_path):
     alone = evaluate_checkpoint(whole, None, "cpu", csv=tmp_path / "one.csv")
     command = ["eval", str(whole), "--device", "cpu", "--json", "--csv", str(tmp_path / "three.csv")]
     out, said = launch(*command, processes=3).communicate(timeout=200)
@@ -123,7 +121,7 @@ def test_metrics_and_predictions_of_three_processes_are_those_of_one(
 
 
 @pytest.mark.slow
-def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
+def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path):
     process = launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton"))
     out, said = process.communicate(timeout=200)
     assert process.returncode == 2
@@ -132,7 +130,7 @@ def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
+def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, tmp_path):
     """A damaged sample: the process that reads it prints the error, the other one does not exit with 75."""
     beton = Beton.open(tiny["data.train"])
     data = bytearray(beton.path.read_bytes())
@@ -149,7 +147,7 @@ def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, t
 
 
 @pytest.mark.slow
-def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny, tmp_path: Path) -> None:
+def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny, tmp_path):
     """Two hosts, each with its own files: one line each that says what differs, nothing written."""
     for change, what in (({"data__train": tiny["data.val"]}, "data"), ({"optim__lr": "2e-3"}, "recipes")):
         both = [
@@ -168,7 +166,7 @@ def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny,
 
 
 @pytest.mark.slow
-def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path: Path) -> None:
+def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
     """Its peer only loses the connection: both end with 1, and the peer names the process."""
     (tmp_path / "sitecustomize.py").write_text(CRASH)
     command = flags(tiny, tmp_path / "run")
@@ -187,9 +185,7 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path: Path) 
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
     ],
 )
-def test_variables_that_torchrun_does_not_set_are_one_line(
-    whole: Path, monkeypatch, capsys, environment: dict[str, str], message: str
-) -> None:
+def test_variables_that_torchrun_does_not_set_are_one_line(whole, monkeypatch, capsys, environment, message):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -199,7 +195,7 @@ def test_variables_that_torchrun_does_not_set_are_one_line(
     assert message in error and error.count("\n") == 1, error
 
 
-def test_exit_codes_of_processes_are_ranked() -> None:
+def test_exit_codes_of_processes_are_ranked():
     codes = ({75, -15}, {2, -15}, {2, 75}, {1}, {-9}, {1, 75}, {1, 2})
     assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1, 1, 2]
 
@@ -211,7 +207,7 @@ class Unconnected(World):
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_a_back_ends_message_is_cut_to_its_first_sentence() -> None:
+def test_a_back_ends_message_is_cut_to_its_first_sentence():
     said = "[/pytorch/third_party/gloo/pair.cc:537] Read error [10.0.0.2]:55496: Connection reset by peer. This is typically"
     with pytest.raises(PeerLost) as lost, connected(Unconnected(0, 2, 0, torch.device("cpu"))):
         raise RuntimeError(said)
@@ -223,7 +219,7 @@ def test_a_back_ends_message_is_cut_to_its_first_sentence() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_checkpoints_and_exits_with_75(tiny, tmp_path: Path, number: int) -> None:
+def test_a_signal_to_the_launcher_checkpoints_and_exits_with_75(tiny, tmp_path, number):
     """Ctrl-C with 130."""
     run(tiny, tmp_path / "whole")
     command = ("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "cut", train__checkpoint_steps="0"))
@@ -265,7 +261,7 @@ def ip(*arguments: str, check: bool = True) -> int:
 
 
 @pytest.mark.slow
-def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(tiny, tmp_path: Path, two_hosts) -> None:
+def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(tiny, tmp_path, two_hosts):
     """The link goes down in the middle of a run. Both hosts end within the time-out, then continue together."""
     timeout_seconds, grace_seconds = 12, 60
     run(tiny, tmp_path / "whole", schedule__epochs="20")

@@ -40,7 +40,7 @@ def probed(tiny: dict[str, str], tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_baseline_is_the_evaluation_of_step_0(probed: Path) -> None:
+def test_the_baseline_is_the_evaluation_of_step_0(probed):
     result = json.loads((probed / "result.json").read_text())
     first = list_checkpoints(probed / "checkpoints")[0]
     assert first.name == "step-00000000"
@@ -52,14 +52,12 @@ def test_the_baseline_is_the_evaluation_of_step_0(probed: Path) -> None:
     assert load_run(probed).baseline == line
 
 
-def test_the_head_beats_a_random_one_before_any_step(tiny: dict[str, str], probed: Path) -> None:
+def test_the_head_beats_a_random_one_before_any_step(tiny, probed):
     """Two photographs differ in colour: features of a random tower are enough."""
     assert json.loads((probed / "result.json").read_text())["baseline"]["raw"]["top1"] > 70
 
 
-def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(
-    tiny: dict[str, str], probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probed, tmp_path, capsys):
     """The pretrained tower with the head that the run directory keeps: the model of step 0, built again."""
     found = load_trained(probed, torch.device("cpu"), "probe")
     stored = read_checkpoint(list_checkpoints(probed / "checkpoints")[0]).tensors["model"]
@@ -76,7 +74,7 @@ def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(
     assert torch.equal(load_trained(tmp_path / "start", torch.device("cpu")).model.head.weight, stored["head.weight"])
 
 
-def test_the_probe_is_compared_image_by_image(probed: Path) -> None:
+def test_the_probe_is_compared_image_by_image(probed):
     result = json.loads((probed / "result.json").read_text())
     last, before = result["last"], result["baseline"]["raw"]
     for weights, found in last["against_probe"].items():
@@ -86,9 +84,7 @@ def test_the_probe_is_compared_image_by_image(probed: Path) -> None:
     assert chosen["baseline"]["paired"] and chosen["baseline"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
 
 
-def test_a_run_that_chose_its_probe_is_used_with_it(
-    probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatch):
     """One whose pretrained weights have changed, or of an earlier version, without the head, says so in one line."""
     shutil.copytree(probed, tmp_path / "run")
     path = tmp_path / "run/result.json"
@@ -121,7 +117,7 @@ def test_a_run_that_chose_its_probe_is_used_with_it(
         find_weights(tmp_path / "run")
 
 
-def test_only_the_head_differs_from_a_run_without(tiny: dict[str, str], probed: Path, tmp_path: Path) -> None:
+def test_only_the_head_differs_from_a_run_without(tiny, probed, tmp_path):
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path))
     fresh = build_model(recipe).state_dict()
     stored = read_checkpoint(
@@ -134,9 +130,7 @@ def test_only_the_head_differs_from_a_run_without(tiny: dict[str, str], probed: 
 
 
 @pytest.mark.parametrize("kept", [0, 5])
-def test_a_resume_is_bit_exact(
-    tiny: dict[str, str], probed: Path, tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resume_is_bit_exact(tiny, probed, tmp_path, kept, monkeypatch):
     """From step 0 and from a later step; the head is not computed again."""
     shutil.copytree(probed, tmp_path / "run")
     (tmp_path / "run/result.json").unlink()
@@ -153,9 +147,7 @@ def test_a_resume_is_bit_exact(
 
 
 @pytest.mark.slow
-def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(
-    tiny: dict[str, str], probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(tiny, probed, tmp_path, monkeypatch):
     """Nothing is saved yet; the same command starts anew."""
     whole_pass = EvalLoader.__iter__
 
@@ -174,7 +166,7 @@ def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_the_same_head_as_one(tiny: dict[str, str], probed: Path, tmp_path: Path) -> None:
+def test_two_processes_start_from_the_same_head_as_one(tiny, probed, tmp_path):
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", train__keep_checkpoints="100", **PROBE)
     process = launch("train", "rcp/final_b16.yaml", *command)
     _, said = process.communicate(timeout=200)
@@ -188,9 +180,7 @@ def test_two_processes_start_from_the_same_head_as_one(tiny: dict[str, str], pro
     assert baselines[0]["raw"]["top1"] == baselines[1]["raw"]["top1"]
 
 
-def test_the_head_of_many_images_is_made_in_one_pass(
-    tiny: dict[str, str], probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_head_of_many_images_is_made_in_one_pass(tiny, probed, tmp_path, monkeypatch):
     monkeypatch.setattr(head_start, "MOST_IMAGES", 47)
     result = run(tiny, tmp_path, data__selection_share="0.25", schedule__stop_epoch="1", **PROBE)
     assert result["baseline"]["images"] == 36 and result["baseline"]["seconds"] > 0
@@ -199,13 +189,11 @@ def test_the_head_of_many_images_is_made_in_one_pass(
     assert run(tiny, tmp_path / "large", schedule__stop_epoch="1", **PROBE)["baseline"]["raw"]["top1"] > 70
 
 
-def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(
-    tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tiny, tmp_path):
     result = run(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
     assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
 
 
-def test_a_run_is_not_continued_with_another_head_init(tiny: dict[str, str], probed: Path) -> None:
+def test_a_run_is_not_continued_with_another_head_init(tiny, probed):
     with pytest.raises(UserError, match=r"model\.head_init 'probe' -> 'small'"):
         run(tiny, probed)

@@ -44,7 +44,7 @@ def long(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_learns(whole: Path) -> None:
+def test_it_learns(whole):
     first, last = losses(whole)[0][1], losses(whole)[-1][1]
     result = json.loads((whole / "result.json").read_text())
     assert last < first
@@ -52,7 +52,7 @@ def test_it_learns(whole: Path) -> None:
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
 
 
-def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long, tmp_path):
     command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml"]
     command += flags(tiny, tmp_path, **LONG)
     victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -78,9 +78,7 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, t
         )),
     ],
 )  # fmt: skip
-def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(
-    tiny, tmp_path: Path, changes: dict[str, str]
-) -> None:
+def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, tmp_path, changes):
     """The newest checkpoints are removed one by one; the losses after each of the others are the same."""
     run(tiny, tmp_path, train__keep_checkpoints="100", **changes)
     before, weights = losses(tmp_path), end(tmp_path)
@@ -92,9 +90,7 @@ def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(
         shutil.rmtree(path)
 
 
-def test_a_signal_during_an_evaluation_postpones_it_to_the_next_start(
-    tiny, whole: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_signal_during_an_evaluation_postpones_it_to_the_next_start(tiny, whole, tmp_path, monkeypatch):
     calls = itertools.count()
 
     def signalled(*arguments, **keywords):
@@ -112,7 +108,7 @@ def test_a_signal_during_an_evaluation_postpones_it_to_the_next_start(
     assert losses(tmp_path) == losses(whole)
 
 
-def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path: Path) -> None:
+def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path):
     changes = {"train__log_every": "4", "train__keep_checkpoints": "100"}
     run(tiny, tmp_path, **changes)
     before = losses(tmp_path)
@@ -128,7 +124,7 @@ def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path: Pa
     assert 0 < result["seconds"] < 3 * seconds
 
 
-def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels() -> None:
+def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels():
     logits, labels, weights = torch.randn(4, 3), torch.tensor([0, 2, 1, 0]), torch.tensor([0.5, 3.0, 1.5])
     step = SimpleNamespace(class_weights_K=weights, label_smoothing=0.1)
     each = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
@@ -139,7 +135,7 @@ def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels() -> N
     torch.testing.assert_close(Step._loss(step, logits, mixed), expected)
 
 
-def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path: Path) -> None:
+def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path):
     """The same images in the same steps: losses agree to rounding."""
     runs = {}
     changes = {"model__drop_path": "0.3", "model__patch_dropout": "0.25", "schedule__stop_epoch": "1"}
@@ -150,26 +146,26 @@ def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path: Pat
     assert runs["2"] == pytest.approx(runs["8"], abs=2e-5)
 
 
-def test_a_changed_recipe_is_refused_with_the_keys_that_differ(tiny, whole: Path) -> None:
+def test_a_changed_recipe_is_refused_with_the_keys_that_differ(tiny, whole):
     with pytest.raises(UserError, match=r"optim\.lr 0\.001 -> 0\.01"):
         run(tiny, whole, model__drop_path="0.3", optim__lr="1e-2")
 
 
-def test_other_weights_are_refused_but_their_file_may_move(tiny, whole: Path) -> None:
+def test_other_weights_are_refused_but_their_file_may_move(tiny, whole):
     with pytest.raises(UserError, match=r"model\.weights 'random' -> 'openai'"):
         run(tiny, whole, model__drop_path="0.3", model__weights="openai")
     then, now = (load_recipe("rcp/demo.yaml", [f"--model.weights={f}/clip.bin"]) for f in ("old", "new"))
     refuse_changed_recipe(then.as_dict(), now, whole)
 
 
-def test_a_finished_run_only_prints_its_result(tiny, whole: Path) -> None:
+def test_a_finished_run_only_prints_its_result(tiny, whole):
     before = losses(whole)
     result = run(tiny, whole, model__drop_path="0.3")
     assert losses(whole) == before
     assert result["epochs"] == 3
 
 
-def test_a_non_finite_loss_stops_and_names_step_samples_and_checkpoint(tiny, tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_and_names_step_samples_and_checkpoint(tiny, tmp_path):
     with pytest.raises(NonFinite, match=r"at step \d+ \(samples \d+.*checkpoint"):
         run(tiny, tmp_path, optim__lr="1e30", train__checkpoint_steps="1")
     for path in list_checkpoints(tmp_path / "checkpoints"):
@@ -188,7 +184,7 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, value: float, steps: range)
     monkeypatch.setattr(Step, "update", spoiled)
 
 
-def test_weights_with_nan_are_never_saved(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_weights_with_nan_are_never_saved(tiny, tmp_path, monkeypatch):
     """The loss shows a bad gradient one step later: too late for a checkpoint of every step, of which one is kept."""
     changes = {"train__checkpoint_steps": "1", "train__keep_checkpoints": "1"}
     with monkeypatch.context() as spoiled:
@@ -200,7 +196,7 @@ def test_weights_with_nan_are_never_saved(tiny, tmp_path: Path, monkeypatch) -> 
     assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
-def test_a_second_moment_that_overflows_stops_the_run(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_second_moment_that_overflows_stops_the_run(tiny, tmp_path, monkeypatch):
     """The square of a large finite gradient is Inf in fp32: its weight would never move again."""
     spoil_gradients(monkeypatch, 1e30, range(4, 5))
     with pytest.raises(NonFinite, match="the optimiser's moments contain NaN or Inf at step 5"):
@@ -208,7 +204,7 @@ def test_a_second_moment_that_overflows_stops_the_run(tiny, tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path, monkeypatch):
     """The loss scaler of fp16, on fp32: the same losses, also after a resume, and after a resume without a scaler."""
     changes = {"optim__clip_grad": "1.0", "train__micro_batch": "4"}
     run(tiny, tmp_path / "plain", **changes)
@@ -224,7 +220,7 @@ def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path: Path, mo
     assert state["scaler"]["_growth_tracker"] == 18  # clean steps since the start, the resume among them
 
 
-def test_a_half_precision_copy_learns_and_resumes_bit_for_bit(tiny, tmp_path: Path) -> None:
+def test_a_half_precision_copy_learns_and_resumes_bit_for_bit(tiny, tmp_path):
     """Checkpoints hold the fp32 weights; the copy is made anew from them."""
     changes = {
         "train__amp": "bf16", "train__half_residual": "on", "train__micro_batch": "4", "optim__clip_grad": "1.0",
@@ -241,20 +237,20 @@ def test_a_half_precision_copy_learns_and_resumes_bit_for_bit(tiny, tmp_path: Pa
     assert curve == pytest.approx([loss for _, loss in losses(tmp_path / "fp32")], abs=0.05)
 
 
-def test_endless_overflow_stops(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_endless_overflow_stops(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Precision, "scaled", property(lambda self: True))
     spoil_gradients(monkeypatch, math.inf, range(1000))
     with pytest.raises(NonFinite, match="every recent fp16 step overflows at step 17"):
         run(tiny, tmp_path, schedule__epochs="4")
 
 
-def test_another_process_cannot_use_the_same_run_directory(tiny, tmp_path: Path) -> None:
+def test_another_process_cannot_use_the_same_run_directory(tiny, tmp_path):
     with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
         run(tiny, tmp_path, schedule__stop_epoch="1")
     run(tiny, tmp_path, schedule__stop_epoch="1")
 
 
-def test_the_run_directory_is_locked_before_its_checkpoints_are_read(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_the_run_directory_is_locked_before_its_checkpoints_are_read(tiny, tmp_path, monkeypatch):
     run(tiny, tmp_path, schedule__stop_epoch="1")
     monkeypatch.setattr("fastft.train.checkpointing.list_checkpoints", lambda folder: pytest.fail("it was read"))
     with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
@@ -269,7 +265,7 @@ def converted(images: Path, out: Path, **classes: str) -> str:
     return str(out)
 
 
-def test_a_run_continues_only_with_its_own_data(tiny, tmp_path: Path) -> None:
+def test_a_run_continues_only_with_its_own_data(tiny, tmp_path):
     """The same file under another path and the same images converted again are accepted; other images are not."""
     run(tiny, tmp_path / "run", schedule__stop_epoch="1")
     images = Path(tiny["data.train"]).with_suffix("")
@@ -285,7 +281,7 @@ def test_a_run_continues_only_with_its_own_data(tiny, tmp_path: Path) -> None:
     assert run(tiny, tmp_path / "run", data__train=str(moved))["epochs"] == 3
 
 
-def test_labels_must_mean_the_same_in_both_files(tiny, tmp_path: Path) -> None:
+def test_labels_must_mean_the_same_in_both_files(tiny, tmp_path):
     images = Path(tiny["data.val"]).with_suffix("")
     other = converted(images, tmp_path / "other.beton", coffee="zebra")
     with pytest.raises(UserError, match=r"other\.beton: class 1 is zebra, the model's is coffee"):
@@ -303,13 +299,13 @@ def test_labels_must_mean_the_same_in_both_files(tiny, tmp_path: Path) -> None:
         ({"augment__policy": "rand-x9"}, "rand-x9"),
     ],
 )
-def test_bad_input_is_one_line(tiny, tmp_path: Path, change: dict, message: str) -> None:
+def test_bad_input_is_one_line(tiny, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         run(tiny, tmp_path, **change)
     assert "\n" not in str(error.value)
 
 
-def test_an_architecture_file_that_was_edited_is_noticed(tiny, tmp_path: Path) -> None:
+def test_an_architecture_file_that_was_edited_is_noticed(tiny, tmp_path):
     arch = tmp_path / "arch.json"
     arch.write_bytes(Path(tiny["model.arch"]).read_bytes())
     changes = tiny | {"model.arch": str(arch)}
@@ -333,7 +329,7 @@ def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path, monkeypatch):
     slow_writer(monkeypatch, 1.0)
     began = time.time()
     run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="2")
@@ -347,9 +343,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
-    tiny, whole: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(tiny, whole, tmp_path, monkeypatch):
     """The weights change while they are written; resuming from what was written gives the uninterrupted losses."""
     with monkeypatch.context() as slow:
         slow_writer(slow, 0.3)
@@ -364,7 +358,7 @@ def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
 
 
 @pytest.mark.slow
-def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long: Path, tmp_path: Path) -> None:
+def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long, tmp_path):
     slow = (
         "import sys, time, fastft.model.weight_files as c\n"
         "save = c.save_file\n"
@@ -388,7 +382,7 @@ def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long: Path, tm
     assert differing(end(tmp_path), end(long)) == []
 
 
-def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_path, monkeypatch):
     def full(*arguments: Any) -> None:
         raise UserError("checkpoint could not be written: No space left on device")
 
@@ -398,7 +392,7 @@ def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_pat
     assert losses(tmp_path)[-1][0] < 12
 
 
-def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, whole: Path, tmp_path: Path) -> None:
+def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, whole, tmp_path):
     """Every reader of the scores does without the raw ones: result, log, best checkpoint, report, a resume."""
     result = run(tiny, tmp_path, model__drop_path="0.3", train__eval_weights="ema", schedule__stop_epoch="2")
     assert [entry.keys() for entry in result["evaluations"]] == [{"epoch", "ema"}] * 2
@@ -415,13 +409,13 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, w
     assert "top-1 in percent: EMA" in conclusion(result) and "raw" not in conclusion(result)
 
 
-def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path: Path) -> None:
+def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"train\.eval_weights is ema, but ema\.decay is 0"):
         run(tiny, tmp_path, ema__decay="0", train__eval_weights="ema")
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
-def test_a_link_in_a_run_directory_overwrites_nothing(tiny: dict[str, str], tmp_path: Path, name: str) -> None:
+def test_a_link_in_a_run_directory_overwrites_nothing(tiny, tmp_path, name):
     """Run directories come from others, too, and archives carry links."""
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("kept")

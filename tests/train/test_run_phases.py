@@ -32,14 +32,14 @@ def grown(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_learns_at_every_size_and_is_evaluated_at_the_last(grown: Path) -> None:
+def test_it_learns_at_every_size_and_is_evaluated_at_the_last(grown):
     result = json.loads((grown / "result.json").read_text())
     assert len(result["evaluations"]) == 6
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
     assert end(grown)["model/visual.positional_embedding"].shape == (17, 64)  # of 32 px: 4 x 4 patches
 
 
-def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown: Path) -> None:
+def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown):
     phases = [m for m in read_metrics(grown / "metrics.jsonl") if m["kind"] == "phase"]
     assert [(p["epoch"], p["image_size"], p["patch_dropout"]) for p in phases] == [
         (0, 16, 0.5), (2, 24, 0.5), (3, 32, 0.5), (4, 32, 0.0)
@@ -52,7 +52,7 @@ def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown:
     assert load_run(grown).steps_per_epoch == 6
 
 
-def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown: Path, tmp_path: Path) -> None:
+def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown, tmp_path):
     """Checkpoints are written after every second step and every epoch (6 steps); the sizes change at 12, 18 and 24.
 
     So does the augmentation, at every epoch.
@@ -69,20 +69,20 @@ def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown: 
         assert differing(end(folder), end(grown)) == [], step
 
 
-def test_micro_batches_do_not_change_a_run_that_grows(tiny, grown: Path, tmp_path: Path) -> None:
+def test_micro_batches_do_not_change_a_run_that_grows(tiny, grown, tmp_path):
     run(tiny, tmp_path, train__micro_batch="2", data__workers="1", **GROWING)
     small, whole = ([loss for _, loss in losses(folder)] for folder in (tmp_path, grown))
     assert small == pytest.approx(whole, abs=5e-5)
 
 
-def test_other_sizes_are_another_run(tiny, grown: Path) -> None:
+def test_other_sizes_are_another_run(tiny, grown):
     from beton_tools.base.errors import UserError
 
     with pytest.raises(UserError, match=r"schedule\.sizes '0:16,2:24,3:32' -> '0:16,3:32'"):
         run(tiny, grown, **(GROWING | {"schedule__sizes": "0:16,3:32"}))
 
 
-def test_the_micro_batch_is_chosen_for_each_size_and_patch_dropout(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_the_micro_batch_is_chosen_for_each_size_and_patch_dropout(tiny, tmp_path, monkeypatch):
     """On a GPU memory is measured at the size of the phase, with the patches that it keeps."""
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, **GROWING))
     model, seen = build_model(recipe), []

@@ -1,7 +1,5 @@
 """Stock FFCV 1.0.2 reads what we write."""
 
-from pathlib import Path
-
 import numpy as np
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
@@ -14,7 +12,7 @@ from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import photograph
 
 
-def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder: Path, tmp_path: Path) -> None:
+def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     source = open_source(photo_folder)
     write_beton(out, source, WriteOptions(workers=0, page_size=1 << 16))
@@ -34,7 +32,7 @@ def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder: Pa
     assert min(images.std() for images, _ in batches) > 10  # photographs, not blanks
 
 
-def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, tmp_path: Path) -> None:
+def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
     pipelines = {"image": [RandomResizedCropRGBImageDecoder((24, 24))], "label": [IntDecoder()]}
@@ -42,7 +40,7 @@ def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, 
     assert [images.shape for images, _ in loader] == [(8, 24, 24, 3)] * 3
 
 
-def test_stock_decoder_gives_photographs_upright(tmp_path: Path) -> None:
+def test_stock_decoder_gives_photographs_upright(tmp_path):
     """Turned by each orientation of Exif, all are the same picture, but for the rounding of the DCT."""
     photo = photograph("chelsea.png").convert("RGB").crop((0, 0, 160, 128))
     (tmp_path / "in" / "a").mkdir(parents=True)
@@ -60,7 +58,7 @@ def test_stock_decoder_gives_photographs_upright(tmp_path: Path) -> None:
     assert max(np.abs(image.astype(int) - np.asarray(photo)).mean() for image in images) < 2.5
 
 
-def test_stock_simple_decoder_gives_the_pixels_of_a_raw_file(photo_folder: Path, tmp_path: Path) -> None:
+def test_stock_simple_decoder_gives_the_pixels_of_a_raw_file(photo_folder, tmp_path):
     out = tmp_path / "raw.beton"
     options = WriteOptions(workers=0, write_mode="raw", max_resolution=40, page_size=1 << 16)
     write_beton(out, open_source(photo_folder), options)

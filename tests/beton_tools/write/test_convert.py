@@ -60,9 +60,7 @@ LAYOUTS = {"folders": write_folders, "flat val in Kaggle's tree": write_flat, "t
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_training_file(
-    tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages, layout: str
-) -> None:
+def test_every_layout_gives_the_same_training_file(tmp_path, photo_jpegs, val_images, layout):
     LAYOUTS[layout](tmp_path / "in", photo_jpegs, val_images)
     write_folders(tmp_path / "plain", photo_jpegs, val_images)
     for data in ("in", "plain"):
@@ -80,18 +78,14 @@ def test_every_layout_gives_the_same_training_file(
     assert sorted(w for w, _ in stored) == sorted(w for w, _ in val_images.values())
 
 
-def test_labels_of_val_are_those_of_train_even_when_val_lacks_a_class(
-    tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages
-) -> None:
+def test_labels_of_val_are_those_of_train_even_when_val_lacks_a_class(tmp_path, photo_jpegs, val_images):
     write_folder(tmp_path / "in" / "train", photo_jpegs)
     write_folder(tmp_path / "in" / "val", {"n04008634": photo_jpegs["n04008634"]})
     imagenet("--data", tmp_path / "in", "--out", tmp_path / "out", "--workers", 0)
     assert set(Beton.open(tmp_path / "out" / "val.beton").labels.tolist()) == {2}
 
 
-def test_a_missing_devkit_is_reported_before_anything_is_converted(
-    tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages
-) -> None:
+def test_a_missing_devkit_is_reported_before_anything_is_converted(tmp_path, photo_jpegs, val_images):
     write_tars(tmp_path / "in", photo_jpegs, val_images)
     (tmp_path / "in" / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     with pytest.raises(UserError, match="devkit"):
@@ -99,7 +93,7 @@ def test_a_missing_devkit_is_reported_before_anything_is_converted(
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_to_convert_is_one_line(tmp_path: Path) -> None:
+def test_nothing_to_convert_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no train or val images; .* --help"):
         imagenet("--data", tmp_path, "--out", tmp_path / "out")
     for name in "ab":
@@ -111,9 +105,7 @@ def test_nothing_to_convert_is_one_line(tmp_path: Path) -> None:
         imagenet("--data", tmp_path / "nowhere", "--out", tmp_path / "out")
 
 
-def test_the_summary_counts_what_was_kept_encoded_and_skipped(
-    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_summary_counts_what_was_kept_encoded_and_skipped(tmp_path, photo_folder, capsys):
     (photo_folder / "n01440764" / "bad\n.JPEG").write_bytes(b"no image")
     out = tmp_path / "out" / "a.beton"
     folder("--data", photo_folder, "--out", out, "--max-resolution", 120, "--on-error", "skip", "--workers", 2)
@@ -125,9 +117,7 @@ def test_the_summary_counts_what_was_kept_encoded_and_skipped(
     assert max(Beton.open(out).heights.max(), Beton.open(out).widths.max()) == 120
 
 
-def test_every_format_that_pillow_decodes_is_converted_and_other_files_are_counted(
-    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_format_that_pillow_decodes_is_converted_and_other_files_are_counted(tmp_path, photo_folder, capsys):
     jpegs = sorted((photo_folder / "n01440764").iterdir())
     jpegs[0].rename(jpegs[0].with_suffix(".jfif"))
     frames = [Image.open(path).resize((60, 40)) for path in jpegs[1:3]]
@@ -146,7 +136,7 @@ def test_every_format_that_pillow_decodes_is_converted_and_other_files_are_count
     assert np.abs(stored - shown).mean() < 10  # the first frame
 
 
-def test_classes_of_another_file_determine_the_labels(tmp_path: Path, photo_jpegs: Jpegs, photo_folder: Path) -> None:
+def test_classes_of_another_file_determine_the_labels(tmp_path, photo_jpegs, photo_folder):
     train, val = tmp_path / "train.beton", tmp_path / "val.beton"
     folder("--data", photo_folder, "--out", train, "--workers", 0)
     write_folder(tmp_path / "val", {"n04008634": photo_jpegs["n04008634"]})
@@ -159,7 +149,7 @@ def test_classes_of_another_file_determine_the_labels(tmp_path: Path, photo_jpeg
         folder("--data", tmp_path / "val", "--out", val, "--classes-of", train)
 
 
-def test_only_imagenet_is_stored_as_timm_reads_it(tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages) -> None:
+def test_only_imagenet_is_stored_as_timm_reads_it(tmp_path, photo_jpegs, val_images):
     """Not turned by Exif: accuracies on ImageNet are reported that way."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -173,9 +163,7 @@ def test_only_imagenet_is_stored_as_timm_reads_it(tmp_path: Path, photo_jpegs: J
     assert [(beton.widths[0], beton.heights[0]) for beton in sizes] == [(96, 64), (64, 96)]
 
 
-def test_damaged_images_are_printed_by_name(
-    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_images_are_printed_by_name(tmp_path, photo_folder, capsys):
     broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
     broken.write_bytes(damaged(broken.read_bytes()))
     folder("--data", photo_folder, "--out", tmp_path / "a.beton", "--workers", 0)
@@ -185,7 +173,7 @@ def test_damaged_images_are_printed_by_name(
     assert "    n02123045/n02123045_1.JPEG" in text
 
 
-def test_reencode_and_no_index_store_plain_jpegs_as_ffcv_does(tmp_path: Path, photo_folder: Path) -> None:
+def test_reencode_and_no_index_store_plain_jpegs_as_ffcv_does(tmp_path, photo_folder):
     out = tmp_path / "a.beton"
     folder("--data", photo_folder, "--out", out, "--reencode", "--no-index", "--quality", 40, "--workers", 0)
     manifest = Manifest.load(manifest_path(out))
@@ -193,7 +181,7 @@ def test_reencode_and_no_index_store_plain_jpegs_as_ffcv_does(tmp_path: Path, ph
     assert b"cropidx" not in out.read_bytes()
 
 
-def test_readable_numbers() -> None:
+def test_readable_numbers():
     shown = [format_duration(s) for s in (45, 725, 12_000, math.inf)]
     assert shown == ["45 s", "12 min 05 s", "3 h 20 min", "no limit"]
     assert [format_bytes(n) for n in (999, 138_200_000_000)] == ["999 B", "138.2 GB"]

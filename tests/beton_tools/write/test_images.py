@@ -2,7 +2,6 @@
 
 import io
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2], ids=["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("index", [True, False])
-def test_a_baseline_jpeg_keeps_its_pixels_exactly(subsampling: int, index: bool) -> None:
+def test_a_baseline_jpeg_keeps_its_pixels_exactly(subsampling, index):
     original = jpeg_of(PHOTO, subsampling=subsampling)
     stored = encode_sample(original, EncodeOptions(index=index))
     assert stored.how == KEPT
@@ -49,7 +48,7 @@ def test_a_baseline_jpeg_keeps_its_pixels_exactly(subsampling: int, index: bool)
     assert index or stored.data == original
 
 
-def test_a_grey_jpeg_keeps_its_pixels_exactly() -> None:
+def test_a_grey_jpeg_keeps_its_pixels_exactly():
     original = jpeg_of(PHOTO.convert("L"))
     stored = encode_sample(original, EncodeOptions())
     assert stored.how == KEPT
@@ -71,7 +70,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_other_formats_are_encoded_once_and_the_reason_recorded(kind: str) -> None:
+def test_other_formats_are_encoded_once_and_the_reason_recorded(kind):
     stored = encode_sample(ODD[kind], EncodeOptions(quality=95, subsampling="4:4:4", write_mode="jpg"))
     expected = pixels_of(ODD[kind])
     assert stored.how != KEPT
@@ -81,7 +80,7 @@ def test_other_formats_are_encoded_once_and_the_reason_recorded(kind: str) -> No
     assert difference.mean() < 5  # one JPEG generation, of a dithered palette at worst; not another image
 
 
-def test_a_png_named_jpeg_is_recognised_by_its_bytes(tmp_path: Path) -> None:
+def test_a_png_named_jpeg_is_recognised_by_its_bytes(tmp_path):
     path = tmp_path / "n02105855_2933.JPEG"  # the one such file in ImageNet
     path.write_bytes(ODD["PNG"])
     assert encode_sample(path.read_bytes(), EncodeOptions()).how == "raw, PNG"
@@ -101,19 +100,19 @@ def with_segment(jpeg: bytes, marker: int, payload: bytes | None) -> bytes:
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_a_jpeg_that_only_pillow_reads_without_warning_is_re_encoded(index: bool) -> None:
+def test_a_jpeg_that_only_pillow_reads_without_warning_is_re_encoded(index):
     odd = with_segment(jpeg_of(PHOTO), 0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 2]))
     stored = encode_sample(odd, EncodeOptions(index=index, quality=98))
     assert stored.how == "RGB JPEG"
     assert np.abs(decode_rgb(stored.data).astype(int) - pixels_of(odd)).mean() < 2
 
 
-def test_a_jpeg_without_its_tables_is_refused() -> None:
+def test_a_jpeg_without_its_tables_is_refused():
     with pytest.raises(BadImage):
         encode_sample(with_segment(jpeg_of(PHOTO), 0xDB, None), EncodeOptions())
 
 
-def test_an_image_beyond_libjpegs_limit_is_refused_unless_it_is_shrunk() -> None:
+def test_an_image_beyond_libjpegs_limit_is_refused_unless_it_is_shrunk():
     strip = saved(Image.new("RGB", (65501, 1)), "PNG")
     with pytest.raises(BadImage, match=r"65501 x 1 pixels, the limit is 65500 per side; give --max-resolution"):
         encode_sample(strip, EncodeOptions())
@@ -122,7 +121,7 @@ def test_an_image_beyond_libjpegs_limit_is_refused_unless_it_is_shrunk() -> None
 
 @pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(max_resolution=50), EncodeOptions(lossless=False)])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_damaged_jpeg_is_stored_with_pillows_pixels_and_marked(options: EncodeOptions, progressive: bool) -> None:
+def test_a_damaged_jpeg_is_stored_with_pillows_pixels_and_marked(options, progressive):
     broken = damaged(jpeg_of(PHOTO, progressive=progressive))
     stored = encode_sample(broken, options)
     assert stored.how == DAMAGED
@@ -142,14 +141,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_an_incomplete_image_is_refused_with_the_reason(kind: str) -> None:
+def test_an_incomplete_image_is_refused_with_the_reason(kind):
     data, reason = BAD[kind]
     with pytest.raises(BadImage, match=reason) as caught:
         encode_sample(data, EncodeOptions())
     assert "\n" not in str(caught.value)
 
 
-def test_shrinking_equals_ffcvs_writer() -> None:
+def test_shrinking_equals_ffcvs_writer():
     for name in ("coffee.png", "china.jpg", "chelsea.png"):
         image = np.asarray(photograph(name).convert("RGB"))
         height, width, _ = image.shape
@@ -160,7 +159,7 @@ def test_shrinking_equals_ffcvs_writer() -> None:
     assert shrink(image, max(image.shape)) is image
 
 
-def test_a_large_jpeg_is_shrunk_and_a_small_one_kept() -> None:
+def test_a_large_jpeg_is_shrunk_and_a_small_one_kept():
     stored = encode_sample(jpeg_of(photograph("china.jpg")), EncodeOptions(max_resolution=200))
     assert (stored.height, stored.width, stored.how) == (133, 200, "resized")
     assert pixels_of(stored.data).shape == (133, 200, 3)
@@ -187,7 +186,7 @@ def difference(stored: EncodedImage, original: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_a_jpeg_is_turned_as_exif_says_without_loss(orientation: int, index: bool) -> None:
+def test_a_jpeg_is_turned_as_exif_says_without_loss(orientation, index):
     for subsampling in (0, 1, 2):
         original = noted(WHOLE, orientation, subsampling=subsampling)
         stored = encode_sample(original, EncodeOptions(index=index))
@@ -200,7 +199,7 @@ def test_a_jpeg_is_turned_as_exif_says_without_loss(orientation: int, index: boo
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_a_jpeg_whose_edge_blocks_are_incomplete_is_turned_and_encoded_again(orientation: int) -> None:
+def test_a_jpeg_whose_edge_blocks_are_incomplete_is_turned_and_encoded_again(orientation):
     original = noted(CUT, orientation)
     stored = encode_sample(original, EncodeOptions(quality=95))
     assert stored.how == "RGB JPEG"
@@ -208,7 +207,7 @@ def test_a_jpeg_whose_edge_blocks_are_incomplete_is_turned_and_encoded_again(ori
     assert encode_sample(noted(CUT, 5), EncodeOptions()).how == KEPT  # a transposition moves no block off the grid
 
 
-def test_large_images_and_other_formats_are_turned_too() -> None:
+def test_large_images_and_other_formats_are_turned_too():
     exif = Image.Exif()
     exif[0x0112] = 6
     for data in (noted(photograph("china.jpg"), 6), saved(photograph("china.jpg"), "PNG", exif=exif)):
@@ -218,13 +217,13 @@ def test_large_images_and_other_formats_are_turned_too() -> None:
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(9)])
-def test_damaged_exif_data_and_upright_false_turn_nothing(exif: bytes) -> None:
+def test_damaged_exif_data_and_upright_false_turn_nothing(exif):
     assert encode_sample(jpeg_of(WHOLE, exif=exif), EncodeOptions()).width == WHOLE.width
     assert encode_sample(noted(WHOLE, 6), EncodeOptions(upright=False)).width == WHOLE.width
     assert encode_sample(noted(CUT, 6), EncodeOptions(upright=False, lossless=False)).width == CUT.width
 
 
-def test_a_header_that_claims_many_pixels_is_not_turned() -> None:
+def test_a_header_that_claims_many_pixels_is_not_turned():
     """Its coefficients would take 25 GB."""
     data = bytearray(noted(WHOLE, 6))
     at = parse(bytes(data)).sof_at + 5
@@ -245,7 +244,7 @@ def stamp(mode: str) -> Image.Image:
     [("RGBA", "PNG"), ("LA", "PNG"), ("PA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "GIF"), ("RGBA", "TIFF")],
 )
 @pytest.mark.parametrize(("background", "colour"), [("white", 255), ("#808080", 128)])
-def test_transparent_pixels_get_the_background(mode: str, form: str, background: str, colour: int) -> None:
+def test_transparent_pixels_get_the_background(mode, form, background, colour):
     more = {"lossless": True} if form == "WEBP" else {}
     image = stamp("RGBA").quantize(4) if mode == "PA" else stamp(mode)
     stored = encode_sample(saved(image, form, **more), EncodeOptions(background=background))
@@ -254,13 +253,13 @@ def test_transparent_pixels_get_the_background(mode: str, form: str, background:
     assert (pixels[0] == colour).all() and (pixels[24, 24] == 0).all()
 
 
-def test_an_image_with_opaque_alpha_is_not_counted() -> None:
+def test_an_image_with_opaque_alpha_is_not_counted():
     assert encode_sample(ODD["PNG with alpha"], EncodeOptions()).how == "raw, PNG"
     with pytest.raises(UserError, match="--background cannot be 'whitish'; give a colour such as white"):
         WriteOptions(background="whitish")
 
 
-def test_small_files_without_loss_are_exact_and_large_ones_nearly() -> None:
+def test_small_files_without_loss_are_exact_and_large_ones_nearly():
     large = photograph("coffee.png").convert("RGB")
     small = large.crop((0, 0, 128, 128))
     stored = encode_sample(saved(small, "PNG"), EncodeOptions())
@@ -272,13 +271,13 @@ def test_small_files_without_loss_are_exact_and_large_ones_nearly() -> None:
     assert error < 1.2 < 2.8 < np.abs(decode_rgb(coarse.data).astype(int) - np.asarray(large)).mean()
 
 
-def test_heic_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(BadImage, match=r"HEIC files need pillow-heif: pip install 'fastft\[heic\]'"):
         encode_sample(b"\0\0\0\x24ftypheic" + bytes(99), EncodeOptions())
 
 
-def test_heic_is_read_upright() -> None:
+def test_heic_is_read_upright():
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     exif = Image.Exif()
@@ -288,7 +287,7 @@ def test_heic_is_read_upright() -> None:
     assert np.abs(decode_rgb(stored.data).astype(int) - np.asarray(WHOLE.rotate(-90, expand=True))).mean() < 8
 
 
-def test_a_jpeg_larger_than_a_page_is_re_encoded() -> None:
+def test_a_jpeg_larger_than_a_page_is_re_encoded():
     noisy = jpeg_of(photograph("coffee.png").convert("RGB"), quality=100, subsampling=0)
     options = EncodeOptions(page_size=1 << 17)
     assert len(noisy) > options.page_size
@@ -298,7 +297,7 @@ def test_a_jpeg_larger_than_a_page_is_re_encoded() -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_raw_mode_stores_the_pixels_of_pillow(form: str) -> None:
+def test_raw_mode_stores_the_pixels_of_pillow(form):
     original = jpeg_of(PHOTO) if form == "JPEG" else saved(PHOTO, form)
     stored = encode_sample(original, EncodeOptions(write_mode="raw"))
     np.testing.assert_array_equal(
@@ -309,7 +308,7 @@ def test_raw_mode_stores_the_pixels_of_pillow(form: str) -> None:
         encode_sample(saved(PHOTO.resize((200, 150)), form), EncodeOptions(write_mode="raw", page_size=1 << 16))
 
 
-def test_proportion_stores_that_share_as_jpegs_chosen_by_contents() -> None:
+def test_proportion_stores_that_share_as_jpegs_chosen_by_contents():
     images = [jpeg_of(crop) for crop in crops("coffee.png", 60)]
     options = EncodeOptions(write_mode="proportion", compress_probability=0.3)
     raw = [encode_sample(image, options).how.startswith("raw, ") for image in images]
