@@ -142,7 +142,8 @@ def test_the_demo_ends_with_figures_and_a_picture(tmp_path, monkeypatch):
     arch.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision}))
     recipe = tmp_path / "demo.yaml"
     recipe.write_text(
-        f"extends: {Path('rcp/demo.yaml').resolve()}\nmodel: {{arch: {arch}, image_size: 28}}\noptim: {{batch_size: 4}}\ntrain: {{eval_every: 1}}\n"
+        f"extends: {Path('rcp/demo.yaml').resolve()}\nmodel: {{arch: {arch}, image_size: 28}}\n"
+        "optim: {batch_size: 4}\ntrain: {eval_every: 1}\n"
     )
     monkeypatch.setattr(demo, "fetch", fetch)
     monkeypatch.setattr(demo, "write_backbone", lambda wheel, folder: "random")
