@@ -54,8 +54,8 @@ def test_files_that_are_not_images_are_counted_by_suffix(photo_folder):
 
 def test_error_names_the_suffixes_when_classes_hold_no_images(tmp_path):
     (tmp_path / "cups").mkdir()
-    (tmp_path / "cups" / "cup.heic").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no images in class folders below it \(but 1 \.heic\)"):
+    (tmp_path / "cups" / "cup.cr2").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no images in class folders below it \(but 1 \.cr2\)"):
         open_source(tmp_path)
 
 
