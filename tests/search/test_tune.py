@@ -171,9 +171,7 @@ def test_runs_of_the_first_rung_alone_change_nothing(tiny, searched, tmp_path, m
     monkeypatch.setattr(search, "_ranked", lambda trials: sorted(trials, key=lambda t: t.setting == DEFAULT))
     result = tune(RECIPE, options(tiny), tmp_path / "out", budget=1e9, console=QUIET)
     assert [t.setting for t in result.trials] == first
-    assert (
-        not result.complete and result.best.setting == DEFAULT and result.optimism == 0
-    )  # no correction raises a figure
+    assert not result.complete and result.best.setting == DEFAULT
     assert "too little time: only runs of 1 epoch of 6" in (tmp_path / "out/table.md").read_text()
     tuned = load_recipe(tmp_path / "out/tuned.yaml")
     assert tuned.optim.lr == load_recipe(RECIPE, options(tiny)).optim.lr
