@@ -17,18 +17,17 @@ from statistics import median
 from typing import Any
 
 import costs
-import study
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.demo import CONTENDERS, figure_cells
-from fastft.report.charts import render_file, svg_file
+from fastft.report.charts import svg_file
 from fastft.report.page import figure
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos", "study")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos")),
 )
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
@@ -236,9 +235,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-work": comparison("e2e", "What the loader's time goes to"),
     "words": words,
     "models": costs.model_costs,
-    "study-savings": study.savings,
-    "study-steps": study.steps,
-    "study-rows": study.every_row,
 }  # fmt: skip
 
 
@@ -293,10 +289,7 @@ def _label(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
-PICTURES: dict[str, Callable[[Results, str], str]] = {
-    "speed": speed,
-    "study": lambda _, theme: render_file([study.front_chart()], theme),
-}
+PICTURES: dict[str, Callable[[Results, str], str]] = {"speed": speed}
 
 
 def filled(text: str, results: Results) -> str:

@@ -15,6 +15,7 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.format import RAW_MODE, Beton
 from beton_tools.read.manifest import Manifest
+from beton_tools.read.sample_table import classes_of
 from beton_tools.write.images import decode_sample
 
 _GAP, _CAPTION, _FONT_SIZE = 12, 34, 13  # pixels
@@ -42,7 +43,8 @@ def choose_samples(
         beton.check_id(sample_id)
     chosen = np.array(wanted, np.int64)
     if label is not None:
-        chosen = chosen[beton.labels[chosen] == label]
+        of_class = [k for k, found in enumerate(beton.labels[chosen]) if label in classes_of(found)]
+        chosen = chosen[of_class]
     if limit is not None and limit < chosen.size:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))
     if chosen.size == 0:
@@ -53,7 +55,7 @@ def choose_samples(
 def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder: Path) -> Iterator[Path]:
     """Write samples to `folder/<class>/<id>_<name>.jpg` (`.png` for raw ones), yielding each path.
 
-    JPEG bytes are written as they are stored.
+    JPEG bytes are written as they are stored. The folder of several labels is named by all of them, "cat;dog", or "none".
 
     Raises:
         UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a
@@ -65,8 +67,9 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         )
     folders = _class_folders(manifest.classes) if manifest is not None else []
     for sample_id in ids:
-        label = int(beton.labels[sample_id])
-        class_folder = folders[label] if 0 <= label < len(folders) else str(label)
+        labels = classes_of(beton.labels[sample_id])
+        named = [folders[label] if 0 <= label < len(folders) else str(label) for label in labels]
+        class_folder = ";".join(named) or "none"
         path = folder / class_folder / _file_name(beton, manifest, sample_id)
         with report_disk_errors(f"{path}:", "give another --out"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,10 +150,10 @@ def _draw_sample(
 
 
 def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
-    label = int(beton.labels[sample_id])
-    if manifest is None or not 0 <= label < manifest.num_classes:
-        return f"class {label}"
-    return printable(manifest.class_label(label).split(",")[0])  # WordNet lists synonyms
+    labels = classes_of(beton.labels[sample_id])
+    if manifest is None or not all(0 <= label < manifest.num_classes for label in labels):
+        return f"class {'; '.join(map(str, labels))}"
+    return printable("; ".join(manifest.class_label(label).split(",")[0] for label in labels))  # WordNet lists synonyms
 
 
 def _shorten(

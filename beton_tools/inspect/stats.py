@@ -11,6 +11,7 @@ from beton_tools import jpeg
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.read.format import RAW_MODE, Beton
 from beton_tools.read.manifest import Manifest
+from beton_tools.read.sample_table import count_classes
 
 _HEADERS_READ = 2000  # JPEG headers that are read for subsampling: gives shares within about 1 %
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -25,14 +26,15 @@ def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
         UserError: the file has no labels, cannot be read, or changed while it was being read.
     """
     heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
-    labels, counts = np.unique(beton.labels, return_counts=True)
+    labels = beton.labels
+    counts = np.unique(labels, return_counts=True)[1] if labels.ndim == 1 else count_classes(labels)
     jpeg_shares = _jpeg_shares(beton)
     beton.check_unchanged()
     return {
         "path": str(beton.path),
         "file_size": beton.file_size,
         "num_samples": len(beton),
-        "num_classes": manifest.num_classes if manifest is not None else len(labels),
+        "num_classes": manifest.num_classes if manifest is not None else len(counts),
         "pages": {
             "size": beton.page_size,
             "count": beton.num_pages,

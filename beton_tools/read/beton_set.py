@@ -19,7 +19,7 @@ from beton_tools.read.beton_paths import BetonPaths, describe_paths, find_betons
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.parts import Part
-from beton_tools.read.sample_table import SampleTable, image_field
+from beton_tools.read.sample_table import SampleTable, count_classes, image_field
 from beton_tools.read.subset_file import SUFFIX, FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 CHANNELS = 3
@@ -109,10 +109,12 @@ class BetonSet(SampleTable):
             )
         for table in (metadata, sizes):
             table.flags.writeable = False
+        sets = [beton.label_sets for beton in betons]
         return cls(
             betons[0].fields,
             metadata,
             sizes,
+            label_sets=sets[0] if len(sets) == 1 or sets[0] is None else np.concatenate(sets),  # type: ignore[arg-type]
             named=describe_paths(data),
             files=betons,
             starts=starts,
@@ -141,9 +143,11 @@ class BetonSet(SampleTable):
             in_files = samples - self.starts[self.files_of(samples)]
         else:
             in_files = self.ids_in_files[samples]
+        sets = None if self.label_sets is None else self.label_sets[samples]
         taken = replace(
-            self, metadata=self.metadata[samples], sizes=self.sizes[samples], starts=starts, ids_in_files=in_files
-        )
+            self, metadata=self.metadata[samples], sizes=self.sizes[samples], label_sets=sets, starts=starts,
+            ids_in_files=in_files,
+        )  # fmt: skip
         for table in (taken.metadata, taken.sizes, in_files):
             table.flags.writeable = False
         spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
@@ -295,13 +299,13 @@ def _read_manifest(beton: Beton) -> Manifest | None:
 def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
     """Raises a UserError if a label is negative or too large."""
     labels = beton.labels
-    lowest, highest = int(labels.min()), int(labels.max())
+    lowest, highest = int(labels.min()), int(labels.max()) if labels.ndim == 1 else labels.shape[1] - 1
     limit = min(MAX_CLASSES if manifest is None else manifest.num_classes, MAX_CLASSES)
     if lowest < 0 or highest >= limit:
         raise UserError(
             f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit - 1}; write the file again"
         )
-    counts = np.bincount(labels)
+    counts = count_classes(labels)
     if manifest is None:
         return FileClasses(None, counts, None, None)
     names = [manifest.class_label(k) for k in range(manifest.num_classes)]
@@ -309,9 +313,9 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
 
 
 def _taken(classes: FileClasses, labels: np.ndarray, ids: np.ndarray) -> FileClasses:
-    """The classes of some samples of a file: labels, ids (n,)."""
+    """The classes of some samples of a file: their labels, ids (n,)."""
     identity = hashlib.blake2b((classes.checksum or "").encode() + ids.tobytes(), digest_size=8).hexdigest()
-    counts = np.bincount(labels, minlength=len(classes.counts))
+    counts = count_classes(labels, len(classes.counts))
     return replace(classes, counts=counts, checksum=identity)
 
 

@@ -8,6 +8,7 @@ allocation table is the last thing in the file. Source: ffcv 1.0.2, `ffcv/types.
 
 from __future__ import annotations
 
+import json
 import os
 import weakref
 import zlib
@@ -21,7 +22,7 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import StrPath, open_user_file
-from beton_tools.read.sample_table import FLOAT_TYPE, IMAGE_TYPE, INT_TYPE, Field, SampleTable, image_field
+from beton_tools.read.sample_table import ARRAY_TYPE, FLOAT_TYPE, IMAGE_TYPE, INT_TYPE, Field, SampleTable, image_field
 
 VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
@@ -49,7 +50,7 @@ _COLUMN_DTYPES = {  # type id -> dtype of the field in a metadata row
     INT_TYPE: np.dtype("<i8"),
     IMAGE_TYPE: IMAGE_DTYPE,
     3: np.dtype([("ptr", "<u8"), ("size", "<u8")]),  # bytes
-    4: np.dtype("<u8"),  # ndarray
+    ARRAY_TYPE: np.dtype("<u8"),
     5: np.dtype([("ptr", "<u8"), ("size", "<u8")]),  # json
     6: np.dtype("<u8"),  # torch tensor
 }
@@ -62,7 +63,10 @@ def metadata_dtype(type_ids: Sequence[int]) -> np.dtype:
 
 
 OUR_FIELDS = (("image", IMAGE_TYPE), ("label", INT_TYPE))  # of the files that this package writes
-SAMPLE_DTYPE = metadata_dtype([type_id for _, type_id in OUR_FIELDS])  # 24 bytes
+SET_FIELDS = (OUR_FIELDS[0], ("labels", ARRAY_TYPE))  # with several labels per image
+SAMPLE_DTYPE = metadata_dtype([type_id for _, type_id in OUR_FIELDS])  # 24 bytes, also of SET_FIELDS: f1 is the pointer
+ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])  # then the dtype as JSON
+SET_DTYPES = ("|u1", "|b1", "<f4")  # of arrays that are read as label sets
 
 
 # writing --------------------------------------------------------------------------------------------------------------
@@ -79,25 +83,34 @@ def first_page_offset(num_samples: int, page_size: int) -> int:
 
 
 def write_tables(
-    file: BinaryIO, samples: np.ndarray, sizes: np.ndarray, *, page_size: int, data_start: int, data_end: int
-) -> int:
+    file: BinaryIO, samples: np.ndarray, sizes: np.ndarray, *, page_size: int, data_start: int, data_end: int,
+    set_size: int = 0,
+) -> int:  # fmt: skip
     """Write everything but the pages, which are the bytes [data_start, data_end) of the file.
 
     Args:
         samples: the metadata table, SAMPLE_DTYPE (N,).
         sizes: bytes of each image, integers (N,).
+        set_size: number of classes of files with label sets, whose arrays f1 points to; 0: f1 is a label.
 
     Returns:
         The size of the file, which ends with the allocation table.
     """
     header = np.array([(VERSION, len(OUR_FIELDS), page_size, len(samples), data_end)], HEADER_DTYPE)
     fields = np.zeros(len(OUR_FIELDS), FIELD_DTYPE)
-    for row, (name, type_id) in zip(fields, OUR_FIELDS, strict=True):
+    for row, (name, type_id) in zip(fields, SET_FIELDS if set_size else OUR_FIELDS, strict=True):
         row["type_id"] = type_id
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
     table = np.zeros(len(samples), ALLOC_DTYPE)
     table["sample_id"] = np.arange(len(samples))
     table["ptr"], table["size"] = samples["f0"]["data_ptr"], sizes
+    if set_size:
+        described = json.dumps(np.dtype(np.uint8).descr).encode()
+        arguments = np.array([([set_size] + [0] * 31, len(described))], ARRAY_ARGUMENTS).tobytes() + described
+        fields[1]["arguments"][: len(arguments)] = np.frombuffer(arguments, np.uint8)
+        arrays = table.copy()
+        arrays["ptr"], arrays["size"] = samples["f1"], set_size
+        table = np.concatenate([table, arrays])
     head = header.tobytes() + fields.tobytes() + samples.tobytes()
     file.seek(0)
     file.write(head.ljust(data_start, b"\0"))
@@ -226,6 +239,7 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
         fields,
         metadata,
         sizes,
+        label_sets=_read_label_sets(path, file, fields, metadata, (start + metadata.nbytes, data_end)),
         path=path,
         page_size=page_size,
         data_start=int(pointers.min()) // page_size * page_size,
@@ -280,13 +294,47 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
         name = stored.split(b"\0")[0].decode("ascii")
         if type_id not in _COLUMN_DTYPES:
             raise UserError(f"{path}: field {name!r} has the custom type {type_id}, which cannot be read")
-        fields.append(Field(name, type_id, f"f{i}"))
+        fields.append(Field(name, type_id, f"f{i}", _array_of(row["arguments"]) if type_id == ARRAY_TYPE else None))
     names = [f.name for f in fields]
     if sum(f.type_id == IMAGE_TYPE for f in fields) != 1:
         raise UserError(f"{path}: needs exactly one RGB image field, has {names}")
     if len(set(names)) != len(names):
         raise _damaged(path, f"two fields have the same name, in {names}")
     return tuple(fields)
+
+
+def _array_of(arguments: np.ndarray) -> tuple[str, tuple[int, ...]] | None:
+    """Dtype and shape of a field of arrays, as FFCV describes them; None if they cannot be read."""
+    data = arguments.tobytes()
+    shape, length = np.frombuffer(data, ARRAY_ARGUMENTS, 1)[0].tolist()
+    try:
+        ((_, kind),) = json.loads(data[ARRAY_ARGUMENTS.itemsize :][:length])
+        return str(kind), tuple(size for size in shape if size)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _read_label_sets(
+    path: Path, file: BufferedReader, fields: tuple[Field, ...], metadata: np.ndarray, limits: tuple[int, int]
+) -> np.ndarray | None:
+    """(N, K) uint8 or float32: the only field of vectors, of a file without an int field; None without one."""
+    vectors = [f for f in fields if f.array is not None and f.array[0] in SET_DTYPES and len(f.array[1]) == 1]
+    if len(vectors) != 1 or any(f.type_id == INT_TYPE for f in fields):
+        return None
+    assert vectors[0].array is not None
+    kind, (classes,) = vectors[0].array
+    width, pointers = classes * np.dtype(kind).itemsize, metadata[vectors[0].column]
+    low, high = limits
+    if classes > MAX_CLASSES or ((pointers < low) | (pointers > high) | (width > high - pointers)).any():
+        raise _damaged(path, f"the labels of a sample lie outside the file, or have more than {MAX_CLASSES:,} classes")
+    # arrays that lie one after another are read at once
+    rows, order = np.empty((len(pointers), classes), kind), np.argsort(pointers, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(pointers[order]) != width) + 1):
+        file.seek(int(pointers[part[0]]))
+        rows[part] = _read_array(path, file, rows.dtype, len(part) * classes).reshape(-1, classes)
+    if not ((rows >= 0) & (rows <= 1)).all():
+        raise UserError(f"{path}: the field {vectors[0].name!r} has values other than 0 to 1; it does not hold labels")
+    return rows.view(np.uint8) if kind == "|b1" else rows
 
 
 def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -9,14 +9,17 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 
-FLOAT_TYPE, INT_TYPE, IMAGE_TYPE = 0, 1, 2  # ids of field types; source: ffcv 1.0.2, `ffcv/types.py`
+FLOAT_TYPE, INT_TYPE, IMAGE_TYPE, ARRAY_TYPE = 0, 1, 2, 4  # ids of field types; source: ffcv 1.0.2, `ffcv/types.py`
 
 
 @dataclass(frozen=True)
 class Field:
+    """array: dtype and shape of each sample's value, of a field of arrays."""
+
     name: str
     type_id: int
     column: str  # its name in the metadata rows
+    array: tuple[str, tuple[int, ...]] | None = None
 
 
 def image_field(fields: tuple[Field, ...]) -> Field:
@@ -31,11 +34,13 @@ class SampleTable(ABC):
     Attributes:
         metadata: structured array (N,), dtype as in the file, in memory.
         sizes: int64 (N,), bytes of each image.
+        label_sets: (N, K) uint8 or float32, 1 for each class that an image has; None for one label per image.
     """
 
     fields: tuple[Field, ...]
     metadata: np.ndarray = field(repr=False)
     sizes: np.ndarray = field(repr=False)
+    label_sets: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     @property
     @abstractmethod
@@ -67,14 +72,18 @@ class SampleTable(ABC):
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,).
+        """int64 (N,), or `label_sets`.
 
         Raises:
-            UserError: the file has no int field.
+            UserError: the file has neither an int field nor an array of labels.
         """
+        if self.label_sets is not None:
+            return self.label_sets
         ints = [f for f in self.fields if f.type_id == INT_TYPE]
         if not ints:
-            raise UserError(f"{self.title}: has no label (int) field; it cannot be used for classification")
+            raise UserError(
+                f"{self.title}: has no field of labels (int or array); it cannot be used for classification"
+            )
         named = [f for f in ints if f.name == "label"]
         return self.metadata[(named or ints)[0].column]
 
@@ -100,3 +109,21 @@ class SampleTable(ABC):
         """Raise a UserError if there is no such sample."""
         if not 0 <= sample_id < self.num_samples:
             raise UserError(f"{self.title}: no sample {sample_id}; ids run from 0 to {self.num_samples - 1}")
+
+
+def classes_of(label: np.ndarray) -> list[int]:
+    """The classes of one image: its label, or those that its row of `label_sets` has."""
+    return [int(label)] if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
+
+
+def count_classes(labels: np.ndarray, at_least: int = 0) -> np.ndarray:
+    """int64 (K,): images of each class, of int64 labels (N,) or label sets (N, K). at_least: the smallest K of labels."""
+    return np.bincount(labels, minlength=at_least) if labels.ndim == 1 else np.count_nonzero(labels, axis=0)
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """int64 (N,): the label of each image; of several the rarest, and K where an image has none."""
+    if labels.ndim == 1:
+        return labels
+    rarity = np.where(labels > 0, count_classes(labels), len(labels) + 1)
+    return np.where(labels.any(axis=1), rarity.argmin(axis=1), labels.shape[1])

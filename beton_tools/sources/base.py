@@ -59,7 +59,7 @@ class Source(ABC):
 
     classes: sorted by wnid or folder name; labels are indices into it.
     class_names: readable names of the classes, None where unknown.
-    labels: int64 (N,).
+    labels: int64 (N,), or of several per image uint8 (N, K), 1 for each class that it has.
     names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
     left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg link").
 
@@ -205,17 +205,21 @@ class SubsetSource(Source):
 def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetSource:
     """The images at `indices` of `base` in that order, labelled by the position of their class in `classes`.
 
-    indices: int64. Every chosen image's class must be in `classes`.
+    indices: int64. Every chosen image's classes must be in `classes`.
     """
     position = {name: label for label, name in enumerate(classes)}
-    renamed = np.array([position.get(name, -1) for name in base.classes], np.int64)
+    if base.labels.ndim == 1:
+        labels = np.array([position.get(name, -1) for name in base.classes], np.int64)[base.labels[indices]]
+    else:  # the last column is that of classes without images
+        own = {name: label for label, name in enumerate(base.classes)}
+        labels = np.pad(base.labels[indices], ((0, 0), (0, 1)))[:, [own.get(name, -1) for name in classes]]
     readable = dict(zip(base.classes, base.class_names or (), strict=False))
     return SubsetSource(
         base.kind,
         base.root,
         tuple(classes),
         tuple(readable.get(name, name) for name in classes) if readable else None,
-        renamed[base.labels[indices]],
+        labels,
         Names.of(base.names[i] for i in indices.tolist()),
         left_out=base.left_out,
         base=base,

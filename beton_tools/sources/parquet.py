@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,16 +20,18 @@ import pyarrow.parquet as pq
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names
 from beton_tools.read.format import MAX_CLASSES
-from beton_tools.sources.base import Source, check_labels, stamp_of
+from beton_tools.sources.base import Source, check_labels, is_number, stamp_of
 from beton_tools.sources.path_table import (
     GROUP_COLUMNS,
     LABEL_COLUMNS,
     MAX_BYTES,
+    NO_CLASSES,
     PATH_COLUMNS,
     SPLIT_COLUMNS,
     Table,
     find_column,
     is_csv,
+    number_label_sets,
     number_labels,
     path_source,
     read_csv,
@@ -39,13 +42,8 @@ from beton_tools.sources.remote_files import map_files, open_regular_source, ope
 from beton_tools.sources.servers import RemoteError
 from beton_tools.sources.side_files import class_names_of
 
+MAX_LABELS = 1 << 27  # of a file with several labels per row
 IMAGE_COLUMNS = ("image", "img", "jpg")
-# columns of integers that are no labels
-NO_LABELS = (
-    *SPLIT_COLUMNS,
-    *GROUP_COLUMNS,
-    *("id", "index", "image_id", "img_id", "__index_level_0__", "width", "height"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ def open_tables(
     columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
         raise UserError(f"{root}: the image column is named {' and '.join(columns)}; give files of one data set")
-    labels, final = _number_labels(root, shards, classes)
+    labels, final = number_label_sets(root, tables, classes) or _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
     source = ParquetSource(
@@ -202,13 +200,16 @@ def _read_shard(path: SourcePath) -> _Shard:
         is_list = _lists_paths(schema)
         if is_list and isinstance(path, RemotePath):
             raise UserError(f"{path}: lists image paths; such a table and its images must be on a local disk")
-        image, label = (None, None) if is_list else _image_and_label(path, schema)
-        usable = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *(LABEL_COLUMNS + PATH_COLUMNS if is_list else ())}
-        kinds = {f.name: f.type for f in schema if f.name.lower() in usable and not _is_opaque(f.type)}
+        image = None if is_list else _image_column(path, schema)
+        lists, flags = _columns_of_sets(schema)
+        label = None if is_list or lists or flags else _label_column(path, schema)
+        usable = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *flags, *(LABEL_COLUMNS + PATH_COLUMNS if is_list else ())}
+        kinds = {f.name: f.type for f in schema if {f.name, f.name.lower()} & usable and not _is_opaque(f.type)}
         text_label = label is not None and _is_text(schema.field(label).type)
         texts = [name for name, kind in kinds.items() if _is_text(kind)] + [str(label)] * text_label
         path_field = f"{image}.path" if image is not None and _has_paths(schema, image) else None
-        file = pq.ParquetFile(opened, read_dictionary=[*texts, *filter(None, [path_field])])
+        nested = [path_field, lists and f"{lists}.list.element"]
+        file = pq.ParquetFile(opened, read_dictionary=[*texts, *filter(None, nested)])
         rows, group_rows = file.metadata.num_rows, _check_rows(path, opened, file)
         columns = {
             name: [cell.strip() for cell in _read_text(path, file, name)]
@@ -216,15 +217,20 @@ def _read_shard(path: SourcePath) -> _Shard:
             else [_text(value) for value in file.read(columns=[name]).column(0).to_pylist()]
             for name in dict.fromkeys([*kinds, *texts])
         }
-        table = Table(Path(str(path)), columns, range(2, rows + 2))
+        class_names = _class_names(schema, str(lists or label))
+        sets = _read_lists(path, file, lists, class_names) if lists else None
+        table = Table(Path(str(path)), columns, range(2, rows + 2), sets)
         if image is None:
             return _Shard(stamp, table, group_rows)
-        labels = table.labels([str(label)]) if text_label else _class_numbers(path, file, str(label))
+        labels: np.ndarray | list[str] = [""] * rows  # of a table of sets, which has them
+        if not lists and table.label_sets() is None:
+            label = label or _label_column(path, schema)
+            labels = table.labels([label]) if text_label else _class_numbers(path, file, label)
         paths = _read_text(path, file, path_field) if path_field else [""] * rows
         names = [text or f"{path.name}:{row}" for row, text in enumerate(paths)]
         if not rows == len(labels) == len(names):
             raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
-        return _Shard(stamp, table, group_rows, image, _class_names(schema, str(label)), labels, names)
+        return _Shard(stamp, table, group_rows, image, class_names, labels, names)
 
 
 def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> list[int]:
@@ -248,7 +254,10 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
         values = file.read_row_group(group, columns=[column]).column(0)
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, 0)
-        for chunk in values.chunks:
+        for cell in values.chunks:
+            chunk = cell.flatten() if _is_list(cell.type) else cell
+            if pa.types.is_integer(chunk.type):
+                chunk = chunk.cast(pa.string())
             encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
             words = encoded.dictionary.cast(pa.large_binary())  # text of a damaged file need not be UTF-8
             total += pc.sum(pc.take(pc.binary_length(words), encoded.indices)).as_py() or 0
@@ -259,6 +268,20 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
             texts = [(word or b"").decode("utf-8", "surrogateescape") for word in words.to_pylist()]
             cells += ["" if i is None else texts[i] for i in encoded.indices.to_pylist()]
     return cells
+
+
+def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list[str] | None) -> list[list[str]]:
+    """A column of lists of texts, or of class numbers, which are named by `names`."""
+    groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+    leaves = [group.column(c) for group in groups for c in range(group.num_columns)]
+    values = sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.partition(".")[0] == column)
+    if values > MAX_LABELS:
+        raise UserError(f"{path}: {values:,} labels in {column}; the limit is {MAX_LABELS:,}, split the file")
+    cells = (cell.strip() for cell in _read_text(path, file, column))
+    if names is not None:
+        cells = (names[int(cell)] if is_number(cell) and int(cell) < len(names) else cell for cell in cells)
+    lengths = pc.list_value_length(file.read(columns=[column]).column(0)).to_pylist()
+    return [list(islice(cells, length or 0)) for length in lengths]
 
 
 def _text(value: Any) -> str:
@@ -285,14 +308,30 @@ def _is_opaque(kind: pa.DataType) -> bool:
     return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _image_and_label(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
-    """Names of the image and the label column."""
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _columns_of_sets(schema: pa.Schema) -> tuple[str | None, list[str]]:
+    """(the label column, if it has lists; without a usual label column those that may have 0 and 1 for a class each)."""
+    label = find_column(schema.names, LABEL_COLUMNS)
+    if label is not None:
+        kind = schema.field(label).type
+        is_text = _is_list(kind) and (_is_text(kind.value_type) or pa.types.is_integer(kind.value_type))
+        return (label if is_text else None), []
+    others = [f for f in schema if f.name.lower() not in NO_CLASSES]
+    integers = [f.name for f in others if pa.types.is_integer(f.type)]
+    numbers = integers + [f.name for f in others if pa.types.is_boolean(f.type)]
+    return None, [] if len(integers) == 1 or len(numbers) < 2 else numbers  # a single one is the label
+
+
+def _image_column(path: SourcePath, schema: pa.Schema) -> str:
     images = [f.name for f in schema if _holds_image(f.type)]
     if not images:
         raise UserError(
             f"{path}: no image column among {', '.join(schema.names)}; it must hold bytes or {{bytes, path}}"
         )
-    return find_column(images, IMAGE_COLUMNS) or images[0], _label_column(path, schema)
+    return find_column(images, IMAGE_COLUMNS) or images[0]
 
 
 def _label_column(path: SourcePath, schema: pa.Schema) -> str:
@@ -301,7 +340,7 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     usual = find_column([*integers, *(f.name for f in schema if _is_text(f.type))], LABEL_COLUMNS)
     if usual is not None:
         return usual
-    others = [name for name in integers if name.lower() not in NO_LABELS]
+    others = [name for name in integers if name.lower() not in NO_CLASSES]
     if len(others) == 1:
         return others[0]
     named = find_column(schema.names, LABEL_COLUMNS)
@@ -322,8 +361,9 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     """Names of a ClassLabel feature, from the schema metadata written by Hugging Face's `datasets`."""
     try:
         info: Any = json.loads((schema.metadata or {})[b"huggingface"])
-        names = info["info"]["features"][label_column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        feature = info["info"]["features"][label_column]
+        names = feature.get("feature", feature)["names"]  # of a list of classes
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     if not isinstance(names, list):
         return None

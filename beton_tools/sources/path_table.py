@@ -34,7 +34,12 @@ SPLIT_VALUES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+# columns of numbers that are no labels
+_NUMBERS = ("id", "index", "image_id", "img_id", "__index_level_0__", "width", "height")
+NO_CLASSES = {name.lower() for name in (*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS, *_NUMBERS)}
+SEPARATOR = ";"  # between the labels of an image
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
+_FLAGS = {word for words in _IS_VALID.values() for word in words}
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,13 @@ def is_csv(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Table:
-    """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV."""
+    """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV.
+    lists: the labels of each row, from a column of lists."""
 
     path: Path
     columns: dict[str, list[str]]
     rows: Sequence[int]
+    lists: list[list[str]] | None = None
 
     def cells(self, wanted: Sequence[str], what: str) -> list[str]:
         """The cells of the first of the wanted columns that there is. Raises UserError: there is none, or a cell is empty."""
@@ -78,6 +85,24 @@ class Table:
                 raise UserError(f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
         return cells
 
+    def label_sets(self) -> list[list[str]] | None:
+        """The labels of each row, if it may have several: of lists, cells as "cat;dog", or columns of 0 and 1 for the classes."""
+        name = find_column(self.columns, LABEL_COLUMNS)
+        if self.lists is not None:
+            return self.lists
+        if name is not None:
+            split = [[label.strip() for label in cell.split(SEPARATOR)] for cell in self.columns[name]]
+            return (
+                [list(filter(None, labels)) for labels in split] if any(len(labels) > 1 for labels in split) else None
+            )
+        flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
+        flags = {n: self.cells([n], "label") for n, cells in flags.items() if _FLAGS.issuperset(map(str.lower, cells))}
+        if len(flags) < 2:
+            return None
+        return [
+            [n for n, cells in flags.items() if cells[i].lower() in _IS_VALID["val"]] for i in range(len(self.rows))
+        ]
+
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -> FileSource:
     """The images that tables list by path, relative to the first table's folder, in the order of the rows.
@@ -87,12 +112,13 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -
     first = tables[0].path
     root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
     paths = [_below(root, t.path, cell) for t in tables for cell in t.cells(PATH_COLUMNS, "image path")]
-    labels = [label for table in tables for label in table.labels()]
     columns_of(tables)  # refuses a mistyped split
     if not paths:
         raise UserError(f"{first}: the table has no rows; give one that lists images")
-    numbers, classes = number_labels(first, labels, classes)
-    return FileSource("table", root, classes, None, numbers, Names.of(paths))
+    numbers, names = number_label_sets(first, tables, classes) or number_labels(
+        first, [label for table in tables for label in table.labels()], classes
+    )
+    return FileSource("table", root, names, None, numbers, Names.of(paths))
 
 
 def number_labels(
@@ -105,6 +131,26 @@ def number_labels(
     names = check_classes(source, sort_labels(set(labels)), classes, "correct it")
     position = {name: label for label, name in enumerate(names)}
     return np.array([position[label] for label in labels], np.int64), names
+
+
+def number_label_sets(
+    source: SourcePath, tables: Sequence[Table], classes: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """(uint8 (N, K), class names), as `number_labels` for one label per row; None if no table has more."""
+    found = [table.label_sets() for table in tables]
+    if all(sets is None for sets in found):
+        return None
+    of_tables = zip(tables, found, strict=True)
+    sets = [
+        labels for t, own in of_tables for labels in (own if own is not None else ([label] for label in t.labels()))
+    ]
+    labels = [label for labels in sets for label in labels]
+    if not all(map(_is_utf8, set(labels))):
+        raise UserError(f"{source}: a label is not UTF-8 text; save the table as UTF-8")
+    numbers, names = number_labels(source, labels, classes)
+    has = np.zeros((len(sets), len(names)), np.uint8)
+    has[np.repeat(np.arange(len(sets)), list(map(len, sets))), numbers] = 1
+    return has, names
 
 
 def read_csv(path: Path) -> Table:

@@ -135,12 +135,14 @@ class PageFile:
         self._skipped.append((self.next_position, reason))
         self.next_position += 1
 
-    def seal(self) -> Written:
-        """Write the last page and the tables. The part file is now a complete `.beton`."""
+    def seal(self, label_sets: np.ndarray | None = None) -> Written:
+        """Write the last page, label sets (planned images, K), and the tables. The part file is now a complete `.beton`."""
         if self._samples or self._skipped:
             self._end_page()
         with self._disk_errors():
             done = self.written
+            if label_sets is not None:
+                self._write_label_sets(label_sets[done.positions[: done.count]])
             file_size = write_tables(
                 self._file,
                 done.metadata[: done.count],
@@ -148,10 +150,23 @@ class PageFile:
                 page_size=self.page_size,
                 data_start=self.data_start,
                 data_end=self._page_offset(len(done.page_crcs)),
+                set_size=0 if label_sets is None else label_sets.shape[1],
             )
             self._file.truncate(file_size)
             _flush(self._file)
         return self.written
+
+    def _write_label_sets(self, sets: np.ndarray) -> None:
+        """Append pages of whole rows, sets (count, K), and point the metadata to them."""
+        count, classes = sets.shape
+        per_page = self.page_size // classes
+        for first in range(0, count, per_page):
+            rows, offset = sets[first : first + per_page], self._page_offset(len(self.written.page_crcs))
+            page = rows.tobytes().ljust(self.page_size, b"\0")
+            self._file.seek(offset)
+            self._file.write(page)
+            self.written.page_crcs.append(zlib.crc32(page))
+            self.written.metadata["f1"][first : first + len(rows)] = offset + classes * np.arange(len(rows))
 
     def publish(self) -> None:
         """Rename the sealed file to its final name."""

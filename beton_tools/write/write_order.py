@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from beton_tools.read.sample_table import strata
+
 
 def seeded_order(n: int, seed: int) -> np.ndarray:
     """A permutation of range(n), int64, by sorting SplitMix64 of (seed, i).
@@ -29,12 +31,12 @@ def choose(labels: np.ndarray, subset_per_class: int | None, shuffle_seed: int |
     """int64 indices into the source, in writing order.
 
     Args:
-        subset_per_class: choose this many of every class, by the seed (0 without shuffling).
+        subset_per_class: choose this many of every class, by the seed (0 without shuffling); of several labels the rarest counts.
         shuffle_seed: None keeps the source's order.
     """
     order = seeded_order(len(labels), shuffle_seed or 0)
     if subset_per_class is not None:
-        order = order[_rank_in_class(labels[order]) < subset_per_class]
+        order = order[_rank_in_class(strata(labels)[order]) < subset_per_class]
     return np.sort(order) if shuffle_seed is None else order
 
 

@@ -125,6 +125,11 @@ def write_beton(
     """
     options = options or WriteOptions()
     path = Path(out_path)
+    sets = source.labels.ndim == 2
+    if sets and source.labels.shape[1] > options.page_size:
+        raise UserError(
+            f"{path}: the labels of an image do not fit a page of {options.page_size} bytes; give a larger one"
+        )
     _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
     if options.part is not None:
@@ -138,7 +143,7 @@ def write_beton(
             if options.on_error == "fail":
                 raise _bad_image(source.names[int(order[position])], reason)
         _write_images(pages, source, order, options, progress)
-        written = pages.seal()
+        written = pages.seal(source.labels[order] if sets else None)
         if written.count == 0:
             reason = written.skipped[0][1]
             raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {reason}")
@@ -205,7 +210,7 @@ def _write_images(
     with closing(encode_in_order(tasks, options, workers)) as results:
         for i, result in zip(order[start:].tolist(), results, strict=True):
             if isinstance(result, EncodedImage):
-                pages.append(result, int(source.labels[i]))
+                pages.append(result, 0 if source.labels.ndim == 2 else int(source.labels[i]))
             elif result.is_lost:
                 raise UserError(f"{printable(source.names[i])}: {result.reason}")
             elif options.on_error == "skip":

@@ -99,8 +99,10 @@ def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
 
 
 def smoothed_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """(B, num_classes) float32: smoothing / K everywhere and 1 - smoothing more at the label."""
+    """(B, num_classes) float32: smoothing / K everywhere and 1 - smoothing more at the label, or at all labels (B, K)."""
     off = smoothing / num_classes
+    if labels_B.ndim == 2:
+        return labels_B * (1.0 - smoothing) + off
     targets = torch.full((len(labels_B), num_classes), off, device=labels_B.device)
     return targets.scatter_(1, labels_B.long().view(-1, 1), 1.0 - smoothing + off)
 

@@ -172,17 +172,6 @@ MAKERS: dict[str, Callable[..., Pass]] = {
 # transforms and pipelines of other libraries --------------------------------------------------------------------------
 
 
-def timm_transform(size: int) -> Callable[[Any], Any]:
-    """timm's transform with the paper's recipe."""
-    import timm.data
-
-    transform = timm.data.create_transform(
-        size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=ERASE, re_mode="pixel",
-        mean=CLIP_MEAN, std=CLIP_STD,
-    )  # fmt: skip
-    return retrying(transform)
-
-
 def retrying(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The transform, repeated if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises; picklable."""
     return partial(_again, transform)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
 TAKES_OPTIONS = False
+CLASS_COLUMNS = {
+    "precision": "precision %", "recall": "recall %", "f1": "F1 %", "average_precision": "AP %", "threshold": "threshold %",
+}  # fmt: skip
 SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 5
 
 
@@ -50,12 +53,15 @@ def print_evaluation(scores: Mapping[str, Any], console: "Console") -> None:
     print_line(console, _headline(scores))
     print_line(console, _means(scores))
     print_table(_class_table(scores["classes"]), console)
-    largest = scores["confusions"][:SHOWN_CONFUSIONS]
-    listed = ", ".join(f"{c['class']} as {c['predicted']} {c['images']}" for c in largest)
-    print_line(console, f"largest confusions: {listed or 'none'}")
+    if "confusions" in scores:
+        largest = scores["confusions"][:SHOWN_CONFUSIONS]
+        listed = ", ".join(f"{c['class']} as {c['predicted']} {c['images']}" for c in largest)
+        print_line(console, f"largest confusions: {listed or 'none'}")
 
 
 def _headline(s: Mapping[str, Any]) -> str:
+    if "map" in s:
+        return f"mAP {s['map']:.3f} %, loss {s['loss']:.4f}, {s['samples']} images"
     top5 = f"top-5 {s['top5']:.3f} %, " if "top5" in s else ""
     few = s["ranked_classes"] < len(s["classes"])
     ranked = f", ranked among the {s['ranked_classes']} classes with images" if few else ""
@@ -70,10 +76,8 @@ def _means(s: Mapping[str, Any]) -> str:
     if "temperature" in s:
         lower = f"{s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f}"
         scaled = f" ({lower if s['ece_scaled'] < s['ece'] else 'no temperature lowers it'})"
-    return (
-        f"balanced accuracy {s['balanced_accuracy']:.3f} %, macro F1 {s['macro_f1']:.3f} %, "
-        f"expected calibration error {s['ece']:.3f} %{scaled}"
-    )
+    balanced = f"balanced accuracy {s['balanced_accuracy']:.3f} %, " if "balanced_accuracy" in s else ""
+    return f"{balanced}macro F1 {s['macro_f1']:.3f} %, expected calibration error {s['ece']:.3f} %{scaled}"
 
 
 def _class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
@@ -82,8 +86,9 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
     if len(with_images) > SHOWN_CLASSES:
         shown = sorted(with_images, key=lambda c: c["f1"])[:SHOWN_CLASSES]
         title = f"the {SHOWN_CLASSES} classes with the lowest F1 (--json gives all)"
-    rows = ([c["name"], str(c["images"]), *(_percent(c[k]) for k in ("precision", "recall", "f1"))] for c in shown)
-    return compact_table(title, ["class", "images", "precision %", "recall %", "F1 %"], rows)
+    columns = {key: words for key, words in CLASS_COLUMNS.items() if any(c.get(key) is not None for c in classes)}
+    rows = ([c["name"], str(c["images"]), *(_percent(c[key]) for key in columns)] for c in shown)
+    return compact_table(title, ["class", "images", *columns.values()], rows)
 
 
 def _percent(value: float | None) -> str:
@@ -92,11 +97,13 @@ def _percent(value: float | None) -> str:
 
 def print_table_of_files(files: Sequence[Mapping[str, Any]], console: "Console") -> None:
     """Print one row of figures for each evaluated file."""
-    header = ["file", "images", "classes", "top-1", "top-5", "loss", "ECE"]
+    several = "map" in files[0]
+    header = ["file", "images", "classes", *(("mAP", "F1") if several else ("top-1", "top-5")), "loss", "ECE"]
     rows = [
         [
             Path(s["data"]).stem, f"{s['samples']:,}", f"{s['ranked_classes']:,}",
-            f"{s['top1']:.2f} ± {s['standard_error']:.2f}", f"{s['top5']:.2f}" if "top5" in s else "-",
+            f"{s['map']:.2f}" if several else f"{s['top1']:.2f} ± {s['standard_error']:.2f}",
+            f"{s['macro_f1']:.2f}" if several else f"{s['top5']:.2f}" if "top5" in s else "-",
             f"{s['loss']:.4f}", f"{s['ece']:.2f}",
         ]
         for s in files

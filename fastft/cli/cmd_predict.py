@@ -11,14 +11,13 @@ from fastft.cli.arguments import add_checkpoint, add_shared, positive, say
 
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
-TOPK = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     images = "image files, or folders of them; for --features also .beton files"
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
-    parser.add_argument("--topk", type=positive(int), help=f"classes per image (default {TOPK})")
+    parser.add_argument("--topk", type=positive(int), help="classes per image (default 5, or all at their thresholds)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
     features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
@@ -41,13 +40,14 @@ def run(args: argparse.Namespace) -> int:
     options = {
         "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature
     }  # fmt: skip
-    predictions = predict_files(args.checkpoint, args.images, args.topk or TOPK, args.device, say, **options)
+    predictions = predict_files(args.checkpoint, args.images, args.topk, args.device, say, **options)
     if args.csv is not None:
         write_predictions(predictions, args.csv)
         return 0
     for p in predictions:
         classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True))
-        print(printable(f"{p.path}: {classes or f'not read: {p.error}'}"), flush=True)
+        nothing = "no label reaches its threshold" if p.error is None else f"not read: {p.error}"
+        print(printable(f"{p.path}: {classes or nothing}"), flush=True)
     return 0
 
 

@@ -45,7 +45,7 @@ class TrainedRun:
         """The name of every output."""
         return self.predictor.classes
 
-    def predict(self, images: Source | Iterable[Source], topk: int = 5) -> list[Prediction]:
+    def predict(self, images: Source | Iterable[Source], topk: int | None = None) -> list[Prediction]:
         """The `topk` most probable classes of every image, as `Predictor.predict` gives them.
 
         Args:

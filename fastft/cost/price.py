@@ -27,7 +27,6 @@ IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
 _CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0, "H200": 12.0, "B200": 12.0}
 _DEFAULT_CORES = 4.0  # assumed for other GPUs
 LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
-L14_WIDTH = 1024
 
 
 # time outside the training steps -----------------------------------------------------------------------------------------

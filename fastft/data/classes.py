@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import escape_undecodable
 from fastft.recipe.constants import BALANCED, NONE
+
+if TYPE_CHECKING:
+    from beton_tools.read.beton_set import BetonSet
+    from fastft.recipe import Recipe
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
@@ -57,6 +62,18 @@ def training_shares(class_counts: Sequence[int], sampling: str = NONE, weights: 
     """float64 (K,): the share of each class in the training loss, with sampling and class weights."""
     shares_K = np.asarray(class_counts) * class_factors(class_counts, sampling) * class_factors(class_counts, weights)
     return shares_K / shares_K.sum()
+
+
+def refuse_other_labels(betons: BetonSet, recipe: Recipe) -> None:
+    if (betons.label_sets is not None) != recipe.data.multi_label:
+        found, own = ("one label", "several") if recipe.data.multi_label else ("several labels", "one")
+        raise UserError(f"{betons.title} has {found} per image, the model was trained with {own}; give another file")
+
+
+def refuse_multi_label(recipe: Recipe, what: str) -> None:
+    """Raise UserError for what is defined for one label per image only."""
+    if recipe.data.multi_label:
+        raise UserError(f"{what} is for one label per image, and {recipe.name} was trained with several; leave it out")
 
 
 def _is_placeholder(name: str, label: int) -> bool:

@@ -42,7 +42,7 @@ class Batch:
     """One micro-batch. `images` is a view of a reused buffer, valid until the next batch is requested."""
 
     images: torch.Tensor  # (b, 3, S, S), as `Output` says
-    labels: torch.Tensor  # (b,) int64 on the same device
+    labels: torch.Tensor  # (b,) int64 on the same device, or (b, K) float32 where images have several
     ids: np.ndarray  # (b,) int64, indices of the samples: in the file, or through all files
     step: int  # optimiser step within the epoch (evaluation: index of the batch)
     first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)
@@ -337,7 +337,7 @@ class EvalLoader(_BetonLoader):
 
 
 class AsTuples:
-    """A loader whose batches are tuples: images (b, 3, S, S) and labels (b,) int64.
+    """A loader whose batches are tuples of the images and labels of a `Batch`.
 
     copy: return tensors that stay valid after the next batch is requested. Without it the images are a view of a buffer
     that the loader reuses, which suits a loop that is done with a batch before it requests the next.

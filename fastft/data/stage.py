@@ -61,7 +61,7 @@ class SampleError(UserError):
 
 
 class Stage(ABC):
-    """ids (B,) -> images (B, 3, S, S) and labels (B,). Owns a decoder and scratch memory for each thread."""
+    """ids (B,) -> images (B, 3, S, S) and labels (`targets`). Owns a decoder and scratch memory for each thread."""
 
     device = torch.device("cpu")  # of the images
 
@@ -70,6 +70,11 @@ class Stage(ABC):
         self.labels = betons.labels
         self.decoders = open_decoders(workers)
         self.clock = WorkClock(workers)
+
+    def targets(self, ids: np.ndarray) -> np.ndarray:
+        """The labels of samples, int64 (B,), or float32 (B, K) of label sets."""
+        labels: np.ndarray = self.labels[ids]
+        return labels if labels.ndim == 1 else labels.astype(np.float32)
 
     @abstractmethod
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,7 +159,7 @@ class CpuStage(Stage):
         out = self.batches[slot][: len(ids)]
         self.fill(ids, out, draw)
         images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(self.labels[ids])
+        return images, torch.from_numpy(self.targets(ids))
 
     def fill(self, ids: np.ndarray, out: np.ndarray, draw: DrawPlan) -> None:
         """Write the images of `run` to `out` (B, S, S, 3), in the storage of the dtype."""
@@ -194,7 +199,8 @@ class PackedStage(Stage):
         plan = draw(ids, stored.height, stored.width)
         regions = source_regions(plan, self.size)
         offsets = np.append(0, np.cumsum(CHANNELS * regions[:, 2].astype(np.int64) * regions[:, 3]))
-        tables = [plan.view(np.uint8), offsets.view(np.uint8), self.labels[ids].view(np.uint8)]
+        targets = self.targets(ids)
+        tables = [plan.view(np.uint8), offsets.view(np.uint8), targets.reshape(-1).view(np.uint8)]
         begins = _aligned([len(table) for table in tables])
         buffer = self.buffers[slot]
         host = buffer.reserve(begins[-1] + int(offsets[-1]))
@@ -215,7 +221,7 @@ class PackedStage(Stage):
         self._record_event(events)
         if events:
             self.events.append(events)
-        return images, label_bytes.view(torch.int64)
+        return images, label_bytes.view(torch.from_numpy(targets).dtype).view(targets.shape)
 
     def _record_event(self, events: list[Any]) -> None:
         """Append a timing event of the current stream; none on a CPU."""

@@ -16,7 +16,7 @@ from beton_tools.base.image_formats import open_image
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
 from beton_tools.read.manifest import Manifest
-from beton_tools.read.sample_table import SampleTable
+from beton_tools.read.sample_table import SampleTable, classes_of
 from fastft.evaluate.evaluation import MATRIX_CLASSES, predict_file
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import (
@@ -29,6 +29,7 @@ from fastft.run.prediction_metrics import (
     confusion_counts,
     largest_confusions,
     macro_f1,
+    mean_average_precision,
 )
 from fastft.run.run_directory import Run
 
@@ -41,14 +42,14 @@ THUMBNAIL_QUALITY = 82
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong prediction. `sample` is the index in the validation file; probabilities are of the softmax.
+    """One wrong prediction. `sample` is the index in the validation file; truth_probability: None of several labels.
 
     file: name in the source of the validation file; "" if it is not known.
     """
 
     sample: int
     truth: str
-    truth_probability: float
+    truth_probability: float | None
     predicted: str
     predicted_probability: float
     image: str = ""  # data URI
@@ -78,16 +79,18 @@ class ClassRow:
 class ClassReport:
     """balanced_accuracy, macro_f1 in percent. matrix_KK: images of class i (row) that are predicted as class j (column).
 
+    map: mean average precision in percent, of several labels per image.
     names: of all outputs. rows: at most LISTED_CLASSES that have images, lowest F1 first; `classes` counts all that have.
     """
 
     names: list[str]
     rows: list[ClassRow]
     classes: int
-    balanced_accuracy: float
+    balanced_accuracy: float | None
     macro_f1: float
     matrix_KK: np.ndarray | None
     calibration: Calibration
+    map: float | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
     """The mistakes, the LISTED_MISTAKES with the highest probability of the wrong class first. names: as `class_name`."""
     p = predictions
+    if p.thresholds_K is not None:
+        return _wrong_labels(p, names)
     wrong = np.flatnonzero(~p.right_N)
     shown = wrong[np.argsort(-p.confidence_N[wrong], kind="stable")][:LISTED_MISTAKES]
     listed = [
@@ -149,10 +154,23 @@ def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
     return Mistakes(len(p.labels_N), len(wrong), listed)
 
 
+def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
+    """The images with the most probable wrong label, or the least probable missing one."""
+    odds_NK = np.where(p.right_N, -1, np.where(p.labels_N, 1 - p.confidence_N, p.confidence_N))
+    wrong, listed = np.flatnonzero(~p.right_N.all(1)), []
+    for i in wrong[np.argsort(-odds_NK[wrong].max(1), kind="stable")][:LISTED_MISTAKES].tolist():
+        k = int(odds_NK[i].argmax())
+        truth = ", ".join(class_name(names, label) for label in classes_of(p.labels_N[i])) or "nothing"
+        predicted = f"{'no ' if p.labels_N[i, k] else ''}{class_name(names, k)}"
+        listed.append(Mistake(i, truth, None, predicted, float(odds_NK[i, k])))
+    return Mistakes(len(p.labels_N), len(wrong), listed)
+
+
 def report_classes(predictions: Predictions, names: Sequence[str]) -> ClassReport:
     """Metrics of all classes. names: as `class_name`."""
     every = [class_name(names, label) for label in range(predictions.num_classes)]
-    most_confused = {c.label: c for c in reversed(largest_confusions(predictions, len(predictions.labels_N)))}
+    images, several = len(predictions.labels_N), predictions.thresholds_K is not None
+    most_confused = {c.label: c for c in reversed([] if several else largest_confusions(predictions, images))}
     rows = []
     for metrics in class_metrics(predictions):
         if metrics.images:
@@ -164,10 +182,11 @@ def report_classes(predictions: Predictions, names: Sequence[str]) -> ClassRepor
         names=every,
         rows=rows[:LISTED_CLASSES],
         classes=len(rows),
-        balanced_accuracy=balanced_accuracy(predictions),
+        balanced_accuracy=None if several else balanced_accuracy(predictions),
         macro_f1=macro_f1(predictions),
-        matrix_KK=confusion_counts(predictions) if predictions.num_classes <= MATRIX_CLASSES else None,
+        matrix_KK=confusion_counts(predictions) if not several and predictions.num_classes <= MATRIX_CLASSES else None,
         calibration=calibrate(predictions),
+        map=mean_average_precision(predictions) if several else None,
     )
 
 

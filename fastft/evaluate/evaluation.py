@@ -13,9 +13,11 @@ from beton_tools.base.atomic import check_writable, write_csv
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.sample_table import classes_of
+from beton_tools.sources.path_table import SEPARATOR
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
-from fastft.data.classes import refuse_other_classes
+from fastft.data.classes import refuse_multi_label, refuse_other_classes, refuse_other_labels
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
@@ -139,17 +141,22 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
         UserError: as `evaluate_files`; published to the other processes.
     """
     outputs = trained.recipe.data.num_classes
+    if only_present_classes:
+        refuse_multi_label(trained.recipe, "--only-present-classes")
     model: nn.Module = trained.model
     precision = inference_precision(trained.recipe.train.amp, world.device)
     with eval_loader(trained, path, world) as loader:
         refuse_other_classes(loader.class_names, trained.outputs, path)
+        refuse_other_labels(loader.betons, trained.recipe)
         ranked = outputs
         if only_present_classes:
             present = np.flatnonzero(loader.class_counts)
             model, ranked = PresentClasses(model, present, outputs).to(world.device), len(present)
         with_logits = loader.num_samples * outputs <= KEPT_LOGITS
         try:
-            (scores,) = evaluate([model], loader, world, precision, with_logits=with_logits)
+            (scores,) = evaluate(
+                [model], loader, world, precision, with_logits=with_logits, thresholds=trained.thresholds
+            )
         except UserError as error:
             raise world.publish_error(error) from error
     return FileScores(path, scores if ranked >= TOP5_CLASSES else replace(scores, top5=None), ranked)
@@ -163,22 +170,24 @@ def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:
         "data": str(found.path),
         "ranked_classes": found.ranked_classes,
         **found.scores.as_dict(),
-        "standard_error": found.scores.standard_error,
+        **({} if found.scores.top1 is None else {"standard_error": found.scores.standard_error}),
         **describe_classes(found.predictions, trained.outputs),
     }
 
 
 def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, Any]:
     """Metrics per class, largest confusions, bins of the reliability diagram, and with few classes the confusion matrix."""
-    bins = reliability(predictions.confidence_N, predictions.right_N)
+    bins = reliability(predictions.confidence_N, predictions.outcomes_N)
     found: dict[str, Any] = {
         "classes": [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)],
-        "confusions": [
-            {"class": names[c.label], "predicted": names[c.predicted], "images": c.images}
-            for c in largest_confusions(predictions, CONFUSIONS)
-        ],
         "reliability": {name: values.tolist() for name, values in vars(bins).items()},
     }
+    if predictions.thresholds_K is not None:
+        return found
+    found["confusions"] = [
+        {"class": names[c.label], "predicted": names[c.predicted], "images": c.images}
+        for c in largest_confusions(predictions, CONFUSIONS)
+    ]
     if predictions.num_classes <= MATRIX_CLASSES:
         found["confusion_matrix"] = confusion_counts(predictions).tolist()
     return found
@@ -188,10 +197,16 @@ def write_predictions_table(predictions: Predictions, names: Sequence[str], data
     """Write a CSV file with one row per image, in the order of the file `data`.
 
     image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
-    probability, class_probability: softmax probability of the predicted and of the true class.
+    probability, class_probability: softmax probability of the predicted and of the true class. Of several labels: labels and
+    predicted, "cat;dog", and a column with the probability of each label.
     """
     p = predictions
     files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)
+    if p.thresholds_K is not None:
+        sets = ([SEPARATOR.join(names[k] for k in classes_of(row)) for row in r] for r in (p.labels_N, p.predicted_N))
+        given = enumerate(zip(files, *sets, p.confidence_N.tolist(), strict=True))
+        lines = ([image, *texts, *(f"{value:.6f}" for value in row)] for image, (*texts, row) in given)
+        return write_csv(path, ["image", "file", "labels", "predicted", *names], lines)
     columns = (values.tolist() for values in (p.labels_N, p.predicted_N, p.confidence_N, p.truth_N))
     rows = (
         [image, file, names[label], names[predicted], f"{confidence:.6f}", f"{truth:.6f}"]

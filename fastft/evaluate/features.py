@@ -1,6 +1,7 @@
 """Embeddings of images: the head's input, in one .npz file (`fastft predict --features`).
 
-Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an image without a label; `files` (N,) names;
+Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an image without a label, or where images have several
+float32 (N, K); `files` (N,) names;
 `classes` (K,) names by label, empty without labels; `model`, a checksum of the weights.
 """
 
@@ -92,6 +93,10 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
             raise UserError(f"{source} has other classes than the files before it; write one --features file for each")
     if not any(part.files for part in parts):
         raise UserError("no image could be read; see the reasons above")
+    if len({part.labels_N.ndim for part in parts}) > 1:
+        raise UserError(
+            "images with several labels and others have arrays of other shapes; write one --features for each"
+        )
     features_ND, labels_N = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
     files = [name for part in parts for name in part.files]
     return Features(features_ND, labels_N, files, labelled[0].classes if labelled else [])

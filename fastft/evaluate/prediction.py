@@ -39,14 +39,16 @@ from fastft.train.precision import inference_precision
 
 Source = Path | str | Image.Image
 Colour = Sequence[float]  # per channel, in 0..1
+TOPK = 5  # classes per image
 BATCHES_AHEAD = 2  # being decoded or ready, including the one that is delivered next
 MOST_PIXELS = 1 << 26  # of a resized image; one of 1 x 65,000 pixels would have 3.3 billion
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The top classes of one file with their softmax probabilities, or the reason why it cannot be read (`error`).
+    """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
+    Of several labels per image: those that reach their thresholds, which may be none.
     path: of the file; empty for an image in memory. notes: what to know of the pixels, for "1 image has ...": that those above 8
     bits per value were clipped, that transparent ones were laid on `data.background`.
     """
@@ -93,14 +95,17 @@ class Predictor:
         self.temperature = (self.trained.temperature if temperature else None) or 1.0
         self.classes = self.trained.outputs
 
-    def predict(self, images: Source | Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
+    def predict(self, images: Source | Iterable[Source], topk: int | None = None) -> Iterator[Prediction]:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
 
         images: paths or Pillow images, or one. An image that cannot be read gives a `Prediction` whose `error` is the reason.
+        topk: default 5; of several labels per image at most so many, by default all that reach their thresholds.
 
         Raises:
             UserError: topk < 1.
         """
+        several, thresholds_K = self.trained.recipe.data.multi_label, torch.tensor(self.trained.thresholds)
+        topk = topk if topk is not None else len(self.classes) if several else TOPK
         if topk < 1:
             raise UserError(f"topk is {topk}: give 1 or more")
         given = [images] if isinstance(images, Source) else images
@@ -110,15 +115,17 @@ class Predictor:
                 yield Prediction(path, [], [], read)
                 continue
             ranked = rank_classes(logits_K[None], topk)[0]
+            shares_K = logits_K.sigmoid() if several else (logits_K / self.temperature).softmax(0)
+            if several:
+                ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
             names = [self.classes[k] for k in ranked.tolist()]
-            shares = (logits_K / self.temperature).softmax(0)[ranked].tolist()
-            yield Prediction(path, names, shares, notes=read.notes)
+            yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes)
 
 
 def predict_files(
     checkpoint: Path,
     images: Sequence[Path],
-    topk: int,
+    topk: int | None,
     device: str,
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
@@ -191,8 +198,8 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
 
     def rows() -> Iterator[Sequence[object]]:
         for p in predictions:
-            if p.error is not None:
-                yield [p.path, "", "", "", p.error]
+            if not p.classes:
+                yield [p.path, "", "", "", p.error or ""]
             for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
                 yield [p.path, rank, name, f"{probability:.6f}", ""]
 

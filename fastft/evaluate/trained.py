@@ -10,15 +10,15 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
-from fastft.data.classes import name_outputs, training_shares
+from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, PROBE
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
-from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores
-from fastft.run.prediction_metrics import usable_temperature
+from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores, stored_thresholds
+from fastft.run.prediction_metrics import EVEN, usable_temperature
 
 BATCH = 32  # images per forward pass
 
@@ -38,6 +38,7 @@ class Trained:
     is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
     temperature: float | None = None  # that logits are divided by for probabilities; fitted on the images of `scores`
     has_scaled_head: bool = False  # its logits are divided by the temperature already
+    thresholds: Sequence[float] = ()  # of the probabilities by class, of a model with several labels per image
 
     @property
     def outputs(self) -> list[str]:
@@ -46,7 +47,9 @@ class Trained:
 
     @property
     def temperature_record(self) -> dict[str, Any]:
-        """The temperature, for the configuration file of an export; empty without one."""
+        """The temperature, or the thresholds of several labels, for the configuration file of an export; else empty."""
+        if self.thresholds:
+            return {"multi_label": True, "thresholds": list(self.thresholds)}
         if self.temperature is None:
             return {}
         record = {"value": self.temperature, "in_head": self.has_scaled_head, "images": self.scores["samples"]}
@@ -69,9 +72,11 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     model, recipe, found = read(chosen.path, chosen.stem)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
+    several, classes = recipe.data.multi_label, recipe.data.num_classes
     return Trained(
         model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores,
         temperature=usable_temperature(scores),
+        thresholds=stored_thresholds(found.state, chosen.kind) or [EVEN] * classes if several else (),
     )  # fmt: skip
 
 
@@ -160,6 +165,7 @@ def adjust_logits(trained: Trained) -> Trained:
     The largest logit then predicts the class with the smallest balanced error, instead of the most probable class (Menon et al.
     2021, 2007.07314, with tau = 1). The model is changed in place; its temperature, fitted without the correction, is dropped.
     """
+    refuse_multi_label(trained.recipe, "--logit-adjustment")
     counts = trained.class_counts or _count_training_images(trained)
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")

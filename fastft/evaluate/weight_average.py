@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
+from fastft.data.classes import refuse_multi_label
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model.recipe_model import build_model
@@ -50,6 +51,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         raise UserError(f"'{START}' is what the run after it started from; give that run after it")
     cpu = torch.device("cpu")
     last = load_trained(Path(models[-1]), cpu, weights)
+    refuse_multi_label(last.recipe, "fastft average")
     found, labels = [], _labels(models)
     for position, name in enumerate(models):
         path = Path(models[position + 1] if name == START else name)

@@ -15,6 +15,7 @@ from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
 from fastft.run.chosen_weights import evaluation_of
+from fastft.run.evaluations import MAP, main_score
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
@@ -48,8 +49,9 @@ def _summary(trained: Trained) -> str:
     how = "a linear probe on" if trained.kind == PROBE else "fine-tuned from"
     count = sum(p.numel() for p in trained.model.parameters())
     classes = f" Classes: {', '.join(trained.classes)}." if len(trained.classes) <= FEW_CLASSES else ""
+    several = " any number of which an image may have (sigmoid);" if recipe.data.multi_label else ""
     return (
-        f"Image classifier with {recipe.data.num_classes} classes: {tower}, {count / 1e6:.1f} M parameters "
+        f"Image classifier with {recipe.data.num_classes} classes:{several} {tower}, {count / 1e6:.1f} M parameters "
         f"({_plain(recipe.model.arch)}), {how} `{Path(recipe.model.weights).name}` with fastft {__version__}.{classes}"
     )
 
@@ -84,16 +86,18 @@ def _metrics(trained: Trained) -> str:
         return _average(state["average"])
     if not found or not trained.scores:
         return "These weights were not evaluated."
-    rows = []
+    rows, score = [], main_score(trained.scores)
     names = {"ema": "EMA", "raw": "raw", PROBE: "probe"}
     for kind, name in names.items():
         if s := found.get(kind):
-            top5 = f"{s['top5']:.3f}" if "top5" in s else "-"  # of more than 5 classes
-            rows.append([name, f"{s['top1']:.3f}", top5, f"{s['loss']:.4f}", f"{s['samples']:,}"])
+            # top-5 of more than 5 classes
+            figures = (f"{s[key]:.3f}" if key in s else "-" for key in (score, "macro_f1" if score == MAP else "top5"))
+            rows.append([name, *figures, f"{s['loss']:.4f}", f"{s['samples']:,}"])
     best = ", the best of the run by its own validation images" if "evaluation" in state else ""
     epoch = f"{names[trained.kind]} weights of epoch {found.get('epoch')} (from 0){best}"
-    chosen = f"{'Head of the linear probe' if trained.kind == PROBE else epoch}: {trained.scores['top1']:.3f} %."
-    table = markdown_table(["weights", "top-1 %", "top-5 %", "loss", "images"], rows)
+    chosen = f"{'Head of the linear probe' if trained.kind == PROBE else epoch}: {trained.scores[score]:.3f} %."
+    titles = ["mAP %", "F1 %"] if score == MAP else ["top-1 %", "top-5 %"]
+    table = markdown_table(["weights", *titles, "loss", "images"], rows)
     return f"{chosen}\n\n{table}"
 
 

@@ -1,5 +1,6 @@
 """One ONNX file for any batch size: `images` (B, 3, S, S) float32 to `logits` (B, K)."""
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install 'fastf
 
 def write(trained: Trained, path: Path) -> None:
     try:
-        import onnx  # noqa: F401 - the exporter asks for it late, with a traceback
+        import onnx  # the exporter asks for it late, with a traceback
     except ImportError:
         raise UserError(MISSING) from None
     size = trained.recipe.model.image_size
@@ -28,6 +29,10 @@ def write(trained: Trained, path: Path) -> None:
             trained.model, (torch.zeros(2, 3, size, size),), str(path), dynamo=False, opset_version=OPSET,
             input_names=["images"], output_names=["logits"], dynamic_axes={"images": batch, "logits": batch},
         )  # fmt: skip
+    if trained.temperature_record:
+        made = onnx.load(path)
+        onnx.helper.set_model_props(made, {k: json.dumps(v) for k, v in trained.temperature_record.items()})
+        onnx.save(made, path)
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:

@@ -15,11 +15,12 @@ import numpy as np
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
+from beton_tools.read.sample_table import classes_of
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.base import sort_labels, subset
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, open_tables
-from beton_tools.sources.path_table import SPLIT_VALUES, Columns, columns_of, is_csv
+from beton_tools.sources.path_table import SEPARATOR, SPLIT_VALUES, Columns, columns_of, is_csv
 from beton_tools.sources.remote import RemotePath, source_path
 from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 
@@ -47,6 +48,16 @@ class LabelledSet:
             ),
             self.unused,
         )
+
+    def with_label_sets(self) -> "LabelledSet":
+        """The images with their labels as sets, uint8 (N, K)."""
+        labels = self.source.labels
+        sets = labels if labels.ndim == 2 else np.eye(len(self.source.classes), dtype=np.uint8)[labels]
+        return replace(self, source=replace(self.source, labels=sets))
+
+    def class_text(self, i: int) -> str:
+        """The class of an image; of several labels "cat;dog"."""
+        return SEPARATOR.join(self.source.classes[k] for k in classes_of(self.source.labels[i]))
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -191,7 +202,7 @@ def _in_order(found: LabelledSet) -> LabelledSet:
     """
     if isinstance(found.source, ParquetSource):
         return found
-    names, labels, classes = list(found.source.names), found.source.labels.tolist(), found.source.classes
-    order = sorted(range(len(names)), key=lambda i: (classes[labels[i]], names[i]))
+    names, labels, classes = list(found.source.names), found.source.labels, found.source.classes
+    order = sorted(range(len(names)), key=lambda i: ([classes[k] for k in classes_of(labels[i])], names[i]))
     numbered = sort_labels(classes) if found.source.kind == "folder" else classes
     return found.take(np.array(order, np.int64), numbered)

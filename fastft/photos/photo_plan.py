@@ -10,6 +10,7 @@ import numpy as np
 
 from beton_tools.base.console import by_suffix, printable
 from beton_tools.base.errors import UserError
+from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.photos.holdout import hold_out, join_units
 from fastft.photos.layout import LabelledSet
@@ -36,10 +37,10 @@ class Plan:
     def rows(self) -> list[tuple[str, str, str]]:
         """(file, class, split) of every image."""
         rows = [
-            (name, found.source.classes[label], split)
+            (name, found.class_text(i), split)
             for split, found in (("train", self.train), ("val", self.val))
             if found is not None
-            for name, label in zip(found.source.names, found.source.labels.tolist(), strict=True)
+            for i, name in enumerate(found.source.names)
         ]
         return rows + [(name, "", "missing") for name in self.missing]
 
@@ -113,13 +114,14 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:
-    """int64 (N,): labels in the alphabetical order of the class names, as folders have them.
+    """int64 (N,): labels in the alphabetical order of the class names, as folders have them; see `strata` for several.
 
     Tables number classes that are numbers by value; the hold-out must not depend on that.
     """
     classes = found.source.classes
-    ranks: np.ndarray = np.argsort(sorted(range(len(classes)), key=classes.__getitem__))
-    return ranks[found.source.labels]
+    ranks = np.argsort(sorted(range(len(classes)), key=classes.__getitem__))
+    order: np.ndarray = np.append(ranks, len(ranks))[strata(found.source.labels)]
+    return order
 
 
 def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
@@ -172,7 +174,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
 def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     """The training set without classes that have no images, as labels must not count them; a warning about these."""
     source = train.source
-    counts = np.bincount(source.labels, minlength=len(source.classes))
+    counts = count_classes(source.labels, len(source.classes))
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if len(used) < 2:
@@ -188,10 +190,11 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
         UserError: an image of another class.
     """
     source, known = val.source, set(classes)
-    found = {source.classes[label] for label in np.unique(source.labels).tolist()}
+    found = {source.classes[label] for label in np.flatnonzero(count_classes(source.labels)).tolist()}
     unknown = sorted(found - known)
     if unknown:
-        first = source.names[int(np.flatnonzero(source.labels == source.classes.index(unknown[0]))[0])]
+        label = source.classes.index(unknown[0])
+        first = next(name for name, own in zip(source.names, source.labels, strict=True) if label in classes_of(own))
         count = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         raise UserError(
             f"{source.root}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}); "
@@ -214,14 +217,14 @@ def _unused(found: LabelledSet) -> list[str]:
 
 
 def _small_classes(train: LabelledSet) -> list[str]:
-    counts = np.bincount(train.source.labels, minlength=len(train.source.classes))
+    counts = count_classes(train.source.labels, len(train.source.classes))
     single = [train.source.classes[k] for k in np.flatnonzero(counts < 2).tolist()]
     return _warning("{} fewer than 2 training images", "class has", "classes have", single)
 
 
 def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
-    evaluated = set(train.source.labels[held].tolist())
-    without = [name for label, name in enumerate(train.source.classes) if label not in evaluated]
+    evaluated = count_classes(train.source.labels[held], len(train.source.classes))
+    without = [name for name, images in zip(train.source.classes, evaluated, strict=True) if not images]
     one, several = "class without a held-out image is", "classes without held-out images are"
     return _warning("{} not evaluated", one, several, without)
 

@@ -48,7 +48,7 @@ from fastft.photos.photo_plan import (
 from fastft.photos.same_images import as_source, content_ids
 from fastft.photos.state import SPLIT, Inputs, Say, finish, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.training_images import with_num_classes, with_train_size, with_training_files
+from fastft.recipe.training_images import with_multi_label, with_num_classes, with_train_size, with_training_files
 from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.run_directory import run_folder
 from fastft.train.distributed import World
@@ -79,6 +79,7 @@ def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if recipe.data.val is not None and not needs_conversion(recipe.data.val):
         _check_beton(recipe.data.val)
     plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
+    recipe = with_multi_label(recipe, plan.train.source.labels.ndim == 2, photos)
     recipe = with_num_classes(recipe, len(plan.train.source.classes), photos)
     return with_train_size(recipe, len(plan.train)), plan.warnings
 
@@ -151,9 +152,10 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
 
     def choose() -> dict[str, Any]:
         source = as_source(betons)
-        held, warnings = choose_held_out(LabelledSet(source))
+        found = LabelledSet(source)
+        held, warnings = choose_held_out(found)
         sides = np.where(held, "val", "train").tolist()
-        classes = [source.classes[label] for label in source.labels.tolist()]
+        classes = [found.class_text(i) for i in range(len(found))]
         rows = sorted(zip(source.names, classes, sides, strict=True), key=lambda row: row[2])
         write_text(folder / SPLIT, split_table(rows))
         counts = int((~held).sum()), len(source.classes), int(held.sum())
@@ -181,6 +183,7 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
+    recipe = with_multi_label(recipe, found.train.source.labels.ndim == 2, photos)
     recipe = with_num_classes(recipe, len(found.train.source.classes), photos)
     make = partial(_convert_all, recipe, found, folder)
     stored = prepare_once(folder, inputs, say, partial(check_model, recipe), make)
@@ -199,7 +202,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     if manifest is None:
         raise UserError(f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton")
     val, warnings = usable_images(open_val(photos))
-    val = with_classes(val, manifest.classes)
+    val = with_classes(val if train.label_sets is None else val.with_label_sets(), manifest.classes)
     _refuse_inside(val, folder.parent)
     inputs = Inputs(photos, _fingerprint(val), "", _options(recipe).max_resolution, recipe.data.background)
 
@@ -214,10 +217,12 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
     """The photographs of `data.train`, and of `data.val` or a split of `data.train`: None for a .beton, or if there is none."""
-    train, own_val = open_sets(str(recipe.data.train))
-    if recipe.data.val is None:
-        return train, own_val
-    return train, open_val(recipe.data.val) if needs_conversion(recipe.data.val) else None
+    train, val = open_sets(str(recipe.data.train))
+    if recipe.data.val is not None:
+        val = open_val(recipe.data.val) if needs_conversion(recipe.data.val) else None
+    if recipe.data.multi_label or train.source.labels.ndim == 2 or (val is not None and val.source.labels.ndim == 2):
+        return train.with_label_sets(), None if val is None else val.with_label_sets()
+    return train, val
 
 
 def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
@@ -237,7 +242,8 @@ def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
     classes = plan.train.source.classes
     write_text(folder / SPLIT, split_table(plan.rows()))
     warnings = plan.warnings + _write("train", plan.train, recipe, folder)
-    counts = BetonSet.open(folder / "train.beton").class_counts
+    stored = BetonSet.open(folder / "train.beton")
+    counts = stored.class_counts
     unread = [name for name, count in zip(classes, counts, strict=True) if not count]
     if unread:
         warnings.append(f"no training image can be read of {', '.join(map(printable, unread))}")
@@ -248,7 +254,7 @@ def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
     split = folder / SPLIT if plan.held_out else None
     return {
         "files": ["train.beton", *([TO_VAL] if plan.val is not None else [])],
-        "summary": [describe_sides(str(recipe.data.train), sum(counts), len(classes), stored_val, split)],
+        "summary": [describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split)],
         "warnings": warnings,
     }
 

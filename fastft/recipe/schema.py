@@ -104,6 +104,9 @@ class Data:
         1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
         low=2, high=1_000_000, auto=True,
     )  # fmt: skip
+    multi_label: bool = option(
+        False, "each label has its own probability: images with several labels set this; also for single ones", since="0.3.0",
+    )  # fmt: skip
     order: str = option(
         RANDOM, "order of the samples in an epoch; blocks: reads every page once, for files that do not fit the memory",
         choices=ORDERS, paper=RANDOM, since="0.3.0",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CLASSES = 1000
 VAL_IMAGES = 50_000  # ILSVRC2012 validation
 NO_EXPECTATION = "no expectation"
-NUM_CLASSES = "data.num_classes"
+NUM_CLASSES, MULTI_LABEL = "data.num_classes", "data.multi_label"
 NO_DATA = "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
 
 
@@ -62,7 +62,8 @@ def with_training_files(recipe: Recipe, betons: "BetonSet") -> Recipe:
 
     Raises UserError: `data.num_classes` on the command line contradicts the files.
     """
-    if betons.has_class_names or NUM_CLASSES in recipe.automatic:
+    recipe = with_multi_label(recipe, betons.label_sets is not None, betons.title)
+    if betons.has_class_names or recipe.data.multi_label or NUM_CLASSES in recipe.automatic:
         recipe = with_num_classes(recipe, len(betons.class_names), betons.title)
     return with_train_size(recipe, len(betons))
 
@@ -77,6 +78,17 @@ def with_train_size(recipe: Recipe, samples: int) -> Recipe:
         return recipe
     recipe = resolve(recipe.with_option("data.train_size", samples))
     return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
+
+
+def with_multi_label(recipe: Recipe, several: bool, source: object) -> Recipe:
+    """The recipe for training images with one label each, or `several`. Raises UserError: the command line says otherwise."""
+    if several == recipe.data.multi_label:
+        return recipe
+    if not several or MULTI_LABEL in recipe.given:
+        found, stated = ("several labels", "false") if several else ("one label", "true")
+        raise UserError(f"{source} has {found} per image, --{MULTI_LABEL} is {stated}; leave the option out")
+    choice = Choice(MULTI_LABEL, True, f"several labels per image in {source}: sigmoids instead of a softmax")
+    return replace(recipe.with_option(MULTI_LABEL, True), choices=(choice, *recipe.choices))
 
 
 def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:

@@ -52,9 +52,7 @@ class Chart:
     from_zero: bool = False
     decimals: int = 3
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
-    x_ticks: Sequence[float] = ()  # instead of round numbers
     x_names: Sequence[str] = ()  # of x = 0, 1, ...
-    notes: Sequence[tuple[float, float, str]] = ()  # text beside points: x, y, text
     x_range: tuple[float, float] | None = None  # default: range of the points
 
 
@@ -105,8 +103,8 @@ def render_chart(chart: Chart) -> Markup:
     )
 
 
-def render_file(charts: Sequence[Chart], theme: str = "") -> str:
-    """The charts that have points, below each other, as an SVG file. theme: as `svg_file`."""
+def render_file(charts: Sequence[Chart]) -> str:
+    """The charts that have points, below each other, as an SVG file."""
     parts, y = [], 0
     for chart in charts:
         series = [_thinned(s) for s in chart.series if len(s.x)]
@@ -124,7 +122,7 @@ def render_file(charts: Sequence[Chart], theme: str = "") -> str:
         drawing = _draw(chart, series, _canvas(chart, series, "wide", WIDE))
         parts.append(Markup('<svg y="{}" width="{}" height="{}">{}</svg>').format(y, *WIDE, drawing))
         y += WIDE[1]
-    return svg_file(parts, WIDE[0], max(1, y), theme)
+    return svg_file(parts, WIDE[0], max(1, y))
 
 
 def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str = "") -> str:
@@ -233,11 +231,6 @@ def _legend(series: Sequence[Series]) -> Markup:
 def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
     label = f"{chart.title} ({chart.y_label}) over {chart.x_label}: " + ", ".join(s.name for s in series)
     parts = [*_grid(c), *_marks(chart, c), *(part for s in series for part in _line(s, c))]
-    for k, (x, y, text) in enumerate(chart.notes):  # on alternating sides, so that neighbours do not overlap
-        right = k % 2
-        parts.append(
-            _text(c.x(x) + (7 if right else -5), c.y(y) + (13 if right else -5), text, ("end", "start")[right])
-        )
     return Markup(
         '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
         '<svg x="{}" y="{}" width="{}" height="{}" viewBox="{} {} {} {}">{}</svg>{}</svg>'
@@ -269,7 +262,7 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
     named = list(enumerate(chart.x_names))
-    for value, label in named or _labelled(list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
+    for value, label in named or _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
         if c.turned:
             turn = Markup('<g transform="translate({:.1f} {}) rotate(-30)">{}</g>')

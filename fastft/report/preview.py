@@ -13,7 +13,7 @@ from beton_tools.base.atomic import save_picture, write_text
 from beton_tools.base.console import printable
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.sample_table import SampleTable
+from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
 from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
 from fastft.augment.cpu import CpuAugment
@@ -54,7 +54,8 @@ def write_preview(
     plan, images = carry_out(betons, policy, size, seed=seed, epoch=epoch, samples=samples)
     cells = []
     for row, image in zip(plan, images, strict=True):
-        name = betons.class_names[betons.labels[row["sample"]]].split(",")[0]  # ImageNet's names list synonyms
+        of_image = classes_of(betons.labels[row["sample"]])
+        name = "; ".join(betons.class_names[k].split(",")[0] for k in of_image)  # ImageNet's names list synonyms
         name = shorten(printable(name), LONGEST_NAME, placeholder="...")
         cells.append(Cell(_original(betons, row), f"{name}, sample {row['sample']}"))
         cells.append(Cell(Image.fromarray(image), ", ".join(describe_row(row)) or "crop only"))

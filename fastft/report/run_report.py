@@ -20,7 +20,7 @@ from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
-from fastft.run.evaluations import WEIGHTS, best_line, headline_score, standard_error
+from fastft.run.evaluations import MAP, SCORE_NAMES, TOP1, WEIGHTS, best_line, headline_score, standard_error
 from fastft.run.prediction_metrics import Calibration, Reliability
 from fastft.run.run_directory import Run
 
@@ -29,6 +29,7 @@ EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 BEST = "best epoch"  # of the tile and of the mark in the chart
 # columns of the table of evaluations, for raw and EMA: title, name in metrics.jsonl, digits
 SCORES = (
+    ("mAP %", "map", 3),
     ("top-1 %", "top1", 3), ("top-5 %", "top5", 3), ("balanced %", "balanced_accuracy", 3), ("F1 %", "macro_f1", 3),
     ("ECE %", "ece", 2), ("loss", "loss", 4),
 )  # fmt: skip
@@ -80,7 +81,7 @@ def render_run(
         classes=classes,
         weights=assessment.weights if assessment else "",
         confusion=confusion_picture(classes) if classes else "",
-        reliability=render_chart(reliability_chart(classes.calibration)) if classes else "",
+        reliability=render_chart(reliability_chart(classes.calibration, _score(run) == MAP)) if classes else "",
         note=note,
         evaluations=run.evaluations,
         scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
@@ -144,25 +145,24 @@ def machine_line(run: Run) -> str:
 
 
 def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
-    before, then = run.baseline.get("raw_top1"), "nothing else was evaluated"
+    score = _score(run)
+    before, then = run.baseline.get(f"raw_{score}"), "nothing else was evaluated"
     if run.evaluations:
         used, weights = _used_evaluation(run)
-        top1 = used[f"{weights}_top1"]
+        top1 = used[f"{weights}_{score}"]
         error = standard_error(top1, used[f"{weights}_samples"])
         taken = "; used by predict, eval and export" if run.weights else ""
         is_probe = run.weights.get("kind") == PROBE
         when = "before training" if is_probe else f"epoch {used['epoch']}"
-        below = f"{when}, standard error {error:.2f}{taken}"
-        yield f"{PROBE if is_probe else WEIGHTS[weights]} top-1", f"{top1:.2f} %", below
+        below = f"{when}{f', standard error {error:.2f}' if score == TOP1 else ''}{taken}"
+        yield f"{PROBE if is_probe else WEIGHTS[weights]} {SCORE_NAMES[score]}", f"{top1:.2f} %", below
         for label, entry in ((BEST, best_line(run.evaluations)), ("last epoch", run.evaluations[-1])):
-            shown = [f"{n} {entry[f'{w}_top1']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_top1" in entry]
+            shown = [f"{n} {entry[f'{w}_{score}']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_{score}" in entry]
             yield f"{label}, {entry['epoch']}", f"{headline_score(entry):.2f} %", ", ".join(shown)
-        gain = run.weights.get("baseline")
+        gain, every = run.weights.get("baseline"), "" if score == TOP1 else ": images with the better labels"
         then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
         if gain:
-            then = (
-                f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}{', paired' if gain['paired'] else ''}"
-            )
+            then = f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}{', paired' if gain['paired'] else ''}{every}"
     if before is not None:  # the accuracy of the head before fine-tuning
         yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
     if not run.evaluations:
@@ -171,20 +171,28 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         f1, ece = used[f"{weights}_macro_f1"], used[f"{weights}_ece"]
         balanced = f"{used[f'{weights}_balanced_accuracy']:.2f} %"
         yield "balanced accuracy", balanced, f"macro F1 {f1:.2f} %, calibration error {ece:.1f} %"
+    elif score == MAP:
+        f1, ece = used[f"{weights}_macro_f1"], used[f"{weights}_ece"]
+        yield "macro F1", f"{f1:.2f} %", f"thresholds of the other half of the images; calibration error {ece:.1f} %"
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
         yield "expected", f"{expected:g} %", f"{top1 - expected:+.2f} against {run.recipe.about.source}"
 
 
+def _score(run: Run) -> str:
+    """The accuracy of the run's images: `TOP1`, or `MAP` with several labels per image."""
+    return MAP if run.recipe.data.multi_label else TOP1
+
+
 def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
     """The evaluation of the weights that the run chose, and their kind; of a run without a choice its best epoch's."""
     for entry in run.evaluations:
-        if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_top1" in entry:
+        if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_{_score(run)}" in entry:
             return entry, run.weights["kind"]
     if run.weights.get("kind") == PROBE:
         return run.baseline, "raw"
     best = best_line(run.evaluations)
-    return best, "ema" if "ema_top1" in best else "raw"
+    return best, "ema" if f"ema_{_score(run)}" in best else "raw"
 
 
 def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -213,8 +221,8 @@ def _state(run: Run) -> str:
 def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     """Top-1, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
-        *_evaluated(run, "raw_top1", "raw", "raw"),
-        *_evaluated(run, "ema_top1", "EMA", "ema"),
+        *_evaluated(run, f"raw_{_score(run)}", "raw", "raw"),
+        *_evaluated(run, f"ema_{_score(run)}", "EMA", "ema"),
         *_reference(reference, "top1_raw", "reference raw", "raw reference"),
         *_reference(reference, "top1_ema", "reference EMA", "ema reference"),
     ]
@@ -223,6 +231,9 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
         *_reference(reference, "train_loss", "reference", "own reference"),
     ]
     validation = [*_evaluated(run, "raw_loss", "raw", "raw"), *_evaluated(run, "ema_loss", "EMA", "ema")]
+    title = "Top-1", EPOCHS, "% of validation images"
+    if _score(run) == MAP:
+        title = "mAP", EPOCHS, "mean average precision over classes, %"
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
     lr = _lines(run, run.intervals, "lr", "lr")
     # the whole schedule, so that all charts of a page align
@@ -230,7 +241,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     best = best_line(run.evaluations)["epoch"] if run.evaluations else None
     marks = [] if best is None else [(best + 1, f"{BEST}, {best}: {best + 1} epochs trained")]
     return [
-        Chart("Top-1", EPOCHS, "% of validation images", per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
+        Chart(*title, per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
         Chart("Training loss", EPOCHS, smoothing, training, "bottom", x_range=epochs),
         Chart("Learning rate", EPOCHS, "of the head", lr, from_zero=True, decimals=8, x_range=epochs),
@@ -271,13 +282,15 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 # classes: reliability diagram and confusion matrix --------------------------------------------------------------------
 
 
-def reliability_chart(calibration: Calibration) -> Chart:
+def reliability_chart(calibration: Calibration, several: bool = False) -> Chart:
     """Accuracy over confidence, of the softmax and, where it helps, after temperature scaling; the diagonal is perfect."""
-    series = [Series("perfect", "reference", [0, 100], [0, 100]), _series("softmax", "raw", calibration.plain)]
+    plain = _series("sigmoid" if several else "softmax", "raw", calibration.plain)
+    series = [Series("perfect", "reference", [0, 100], [0, 100]), plain]
     if calibration.scaled is not None and calibration.scaled.ece < calibration.plain.ece:
         series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
     return Chart(
-        "Reliability", "confidence, %", "accuracy of images with that confidence, %", series,
+        "Reliability", "probability of a label, %" if several else "confidence, %",
+        "images that have the label, %" if several else "accuracy of images with that confidence, %", series,
         from_zero=True, decimals=1, x_range=(0, 100),
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import SELECTION, WEIGHTS, best_evaluation, standard_error
+from fastft.run.evaluations import PAIRED, SELECTION, WEIGHTS, best_evaluation, main_score, standard_error
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
@@ -49,15 +49,17 @@ PROBE_WORDS = "pretrained tower with the head of the linear probe"
 
 
 def count_disagreements(right: Mapping[str, np.ndarray], labels_N: np.ndarray | None = None) -> dict[str, float]:
-    """Images that only one of two models classifies correctly: `<name>_only` of each.
+    """Images that only one of two models classifies correctly, or more of their labels than the other: `<name>_only` of each.
 
-    right: bool (N,) by the name of the model, of the same images. labels_N: int64 (N,); given, also the balanced accuracy of the
-    first minus that of the second, in points (`balanced_gain`), and the standard error of the difference (`balanced_error`).
+    right: bool (N,), or of several labels (N, K), by the name of the model, of the same images. labels_N: int64 (N,); given, also
+    the balanced accuracy of the first minus that of the second, in points (`balanced_gain`), and the standard error of the
+    difference (`balanced_error`).
     """
-    (first, first_N), (second, second_N) = right.items()
+    first, second = right
+    first_N, second_N = (found if found.ndim == 1 else found.sum(1) for found in right.values())
     found: dict[str, float] = {
-        f"{first}_only": int((first_N & ~second_N).sum()),
-        f"{second}_only": int((second_N & ~first_N).sum()),
+        f"{first}_only": int((first_N > second_N).sum()),
+        f"{second}_only": int((second_N > first_N).sum()),
     }
     if labels_N is None:
         return found
@@ -83,7 +85,7 @@ class Comparison(NamedTuple):
     p_value: float
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], first: str, second: str, images: int) -> "Comparison":
+    def of(cls, found: Mapping[str, Any], first: str, second: str, images: int, measure: str) -> "Comparison":
         """From their disagreements. Balanced accuracy, where it is there: a normal approximation, images weighted by class."""
         if "balanced_gain" in found:
             gain, error = found["balanced_gain"], found["balanced_error"]
@@ -91,7 +93,7 @@ class Comparison(NamedTuple):
             return cls("balanced accuracy", gain, error, p_value)
         ours, theirs = found[f"{first}_only"], found[f"{second}_only"]
         variance = (ours + theirs - (ours - theirs) ** 2 / images) / images**2
-        return cls("accuracy", 100 * (ours - theirs) / images, 100 * math.sqrt(variance), mcnemar(ours, theirs))
+        return cls(measure, 100 * (ours - theirs) / images, 100 * math.sqrt(variance), mcnemar(ours, theirs))
 
 
 def choose_weights(
@@ -112,7 +114,7 @@ def choose_weights(
     kind, why = (EMA, "the EMA, as in the paper") if EMA in last else (RAW, "there is no EMA")
     images, evidence = int(judged[kind]["samples"]), {}
     if EMA in last and judged.get("disagreements"):
-        found = Comparison.of(judged["disagreements"], RAW, EMA, images)
+        found = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[main_score(last[EMA])])
         evidence = {**judged["disagreements"], "p_value": found.p_value}
         if found.gain > 0 and found.p_value < SIGNIFICANT:
             ahead = f"its {found.measure} is {found.gain:.2f} points above the EMA's"
@@ -130,7 +132,7 @@ def choose_weights(
         "take": BEST if by_best else LAST,
         "kind": kind,
         "epoch": int(entry["epoch"]),
-        "top1": float(entry[kind]["top1"]),
+        (score := main_score(entry[kind])): float(entry[kind][score]),
         "reason": f"{why}; {when}",
         "evidence": {"samples": images, **evidence},
     }
@@ -142,13 +144,13 @@ def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapp
 
     entry: the evaluation of the chosen weights. probe: the scores of the linear probe.
     """
-    kind, images = choice["kind"], choice["evidence"]["samples"]
+    kind, images, score = choice["kind"], choice["evidence"]["samples"], main_score(probe)
     paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
     if paired:
-        found = Comparison.of(paired, kind, PROBE, images)
+        found = Comparison.of(paired, kind, PROBE, images, PAIRED[score])
     else:  # checkpoints of earlier versions do not say which images the probe classifies correctly
-        error = math.hypot(*(standard_error(s["top1"], s["samples"]) for s in (entry[kind], probe)))
-        found = Comparison("accuracy", entry[kind]["top1"] - probe["top1"], error, 1.0)
+        error = math.hypot(*(standard_error(s[score], s["samples"]) for s in (entry[kind], probe)))
+        found = Comparison("accuracy", entry[kind][score] - probe[score], error, 1.0)
     says = f"fine-tuning changes the {found.measure} of the frozen-tower baseline by {found.gain:+.2f} ± {found.error:.2f} points"
     advice = "train longer, or try --optim.lr three times larger and smaller (fastft tune searches it)"
     note = ""
@@ -156,7 +158,7 @@ def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapp
         reason = (
             f"fine-tuning is worse than the probe: {found.gain:.2f} points of {found.measure} (p = {found.p_value:.2g})"
         )
-        choice |= {"take": PROBE, "kind": PROBE, "top1": float(probe["top1"]), "reason": reason}
+        choice |= {"take": PROBE, "kind": PROBE, score: float(probe[score]), "reason": reason}
         note = f"{says}, significantly: the baseline is used instead; {advice}"
     elif found.gain <= found.error:
         limit = "not significantly" if found.gain < -found.error else "within the standard error"
@@ -314,3 +316,10 @@ def stored_scores(state: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     if kind == PROBE:
         return (state.get("progress", {}).get("baseline") or {}).get(RAW, {})
     return (evaluation_of(state) or {}).get(kind, {})
+
+
+def stored_thresholds(state: Mapping[str, Any], kind: str) -> list[float]:
+    """The thresholds of a checkpoint's weights, or else of the evaluation before it; empty without one."""
+    before = reversed(state.get("progress", {}).get("evaluations", ()))
+    found = [stored_scores(state, kind), *(e.get(kind, {}) for e in before)]
+    return next((scores["thresholds"] for scores in found if "thresholds" in scores), [])

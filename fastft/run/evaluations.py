@@ -6,16 +6,20 @@ from typing import Any, Literal
 from beton_tools.base.typed_json import UNSET, Count, Document, Number, Signed, Unset
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
-# without "raw" if train.eval_weights is ema
+# without "raw" if train.eval_weights is ema; with several labels per image "map" in the place of "top1"
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 SELECTION = "selection"  # the same of the images of `data.selection_share`, within an evaluation
-TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
+TOP1, BALANCED_ACCURACY, MAP = "top1", "balanced_accuracy", "map"
+SCORE_NAMES = {TOP1: "top-1", MAP: "mAP"}
+PAIRED = {TOP1: "accuracy", MAP: "share of images with the better labels"}  # compares weights image by image
 
 
 class _Scores(Document):
-    top1: Number
     samples: Count
+    top1: Number | Unset = UNSET
+    map: Number | Unset = UNSET
+    thresholds: list[Number] | Unset = UNSET
     balanced_accuracy: Number | Unset = UNSET
 
 
@@ -32,14 +36,15 @@ class _Weights(Document):
     raw: _Scores | Unset = UNSET
     ema: _Scores | Unset = UNSET
     disagreements: _Disagreements | Unset = UNSET
-    best_by: Literal["top1", "balanced_accuracy"] | Unset = UNSET
+    best_by: Literal["top1", "balanced_accuracy", "map"] | Unset = UNSET
 
     def __post_init__(self) -> None:
         found = [scores for scores in (self.raw, self.ema) if isinstance(scores, _Scores)]
         if not found:
             raise ValueError("an evaluation has no 'raw'")
-        if self.best_by == BALANCED_ACCURACY and any(s.balanced_accuracy is UNSET for s in found):
-            raise ValueError("an evaluation has no 'balanced_accuracy'")
+        best_by = TOP1 if isinstance(self.best_by, Unset) else self.best_by
+        if any(getattr(s, best_by) is UNSET for s in found):
+            raise ValueError(f"an evaluation has no '{best_by}'")
 
 
 class StoredEvaluation(_Weights, kw_only=True):
@@ -51,14 +56,20 @@ class StoredEvaluation(_Weights, kw_only=True):
 
 def flatten(evaluation: Evaluation) -> dict[str, Any]:
     """The scores as an 'eval' line of metrics.jsonl names them, raw_top1, selection_ema_top1 and so on, and `best_by`."""
-    scores = {f"{weights}_{name}": value for weights in WEIGHTS for name, value in evaluation.get(weights, {}).items()}
+    scores = {f"{w}_{k}": v for w in WEIGHTS for k, v in evaluation.get(w, {}).items() if k != "thresholds"}
     if SELECTION in evaluation:
         scores |= {f"{SELECTION}_{name}": value for name, value in flatten(evaluation[SELECTION]).items()}
     return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
 
 
-def headline_score(line: Mapping[str, Any], score: str = TOP1) -> float:
-    """A score of an 'eval' line: of the EMA weights if there are any, as in the paper, else of the raw weights."""
+def main_score(scores: Mapping[str, Any]) -> str:
+    """The accuracy among the scores of an evaluation, or of an 'eval' line: `MAP` with several labels per image."""
+    return MAP if any(name.split("_")[-1] == MAP for name in scores) else TOP1
+
+
+def headline_score(line: Mapping[str, Any], score: str | None = None) -> float:
+    """A score of an 'eval' line (default: the main one): of the EMA weights if there are any, as in the paper, else raw."""
+    score = score or main_score(line)
     averaged = f"ema_{score}"
     return float(line[averaged if averaged in line else f"raw_{score}"])
 
@@ -71,7 +82,7 @@ def selection_score(line: Mapping[str, Any]) -> float:
     """
     prefix = f"{SELECTION}_"
     selection = {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
-    return headline_score(selection or line, line.get("best_by", TOP1))
+    return headline_score(selection or line, line.get("best_by"))
 
 
 def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ scikit-learn and SciPy are imported where they are used: they take a second, and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import UserError, report_disk_errors
 
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
+EVEN = 0.5  # threshold of a label without images
+HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is measured with what the other gives
 BINS = 15  # equal widths, as in the paper
 LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search, for logits
 TOLERANCE = 1e-3  # of the logarithm of the temperature
@@ -24,6 +27,9 @@ class Predictions:
 
     labels_N, predicted_N: int64. confidence_N, truth_N: float32, softmax probability of the predicted and of the true class.
     logits_NK: float32, or None if they were not kept.
+
+    With several labels per image, `thresholds_K` are of the sigmoids, and all arrays are (N, K): labels_N, predicted_N bool,
+    confidence_N and truth_N the probability of each label.
     """
 
     labels_N: np.ndarray
@@ -32,22 +38,47 @@ class Predictions:
     truth_N: np.ndarray
     num_classes: int
     logits_NK: np.ndarray | None = None
+    thresholds_K: np.ndarray | None = None
+
+    @classmethod
+    def of_sets(cls, labels: np.ndarray, logits: np.ndarray, thresholds: Sequence[float] = ()) -> "Predictions":
+        """labels: bool (N, K). thresholds: K, by default those of `fit_thresholds`."""
+        shares = sigmoid(logits)
+        of_class = np.array(thresholds) if thresholds else fit_thresholds(labels, shares)
+        return cls(labels, shares >= of_class, shares, shares, labels.shape[1], logits, of_class)
+
+    def set_scores(self, fitted: bool) -> dict[str, Any]:
+        """Scores of several labels per image. fitted: the thresholds are of these images; F1 has those of the other half."""
+        assert self.thresholds_K is not None
+        predicted = self.predicted_N.copy()
+        for own, other in (HALVES, HALVES[::-1]) if fitted else ():
+            predicted[own] = self.confidence_N[own] >= fit_thresholds(self.labels_N[other], self.confidence_N[other])
+        scores = {"map": mean_average_precision(self), "macro_f1": macro_f1(replace(self, predicted_N=predicted))}
+        return scores | ({"thresholds": self.thresholds_K.round(6).tolist()} if fitted else {})
 
     @property
     def right_N(self) -> np.ndarray:
-        """bool (N,): whether the prediction is the label."""
+        """bool (N,): whether the prediction is the label, or (N, K): whether that of each label is right."""
         return self.predicted_N == self.labels_N
+
+    @property
+    def outcomes_N(self) -> np.ndarray:
+        """The events that `confidence_N` is the probability of: that a prediction is right, or each of several labels."""
+        return self.right_N if self.thresholds_K is None else self.labels_N
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images."""
+    """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images.
+    average_precision (None without images), threshold: of several labels per image."""
 
     label: int
     images: int
     precision: float | None
     recall: float | None
     f1: float | None
+    average_precision: float | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +105,13 @@ def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(p: Predictions) -> float:
-    """Mean F1 over the classes that have images or are predicted, in percent: scikit-learn's f1_score(average="macro")."""
+    """Mean F1 over the classes that have images or are predicted, of sets that have images: scikit-learn's average="macro"."""
     from sklearn.metrics import f1_score
 
-    return 100 * float(f1_score(p.labels_N, p.predicted_N, average="macro", zero_division=0))
+    labels, predicted = p.labels_N, p.predicted_N
+    if p.thresholds_K is not None:
+        labels, predicted = (values[:, p.labels_N.any(0)] for values in (labels, predicted))
+    return 100 * float(f1_score(labels, predicted, average="macro", zero_division=0))
 
 
 def class_metrics(p: Predictions) -> list[ClassMetrics]:
@@ -87,10 +121,47 @@ def class_metrics(p: Predictions) -> list[ClassMetrics]:
     columns = precision_recall_fscore_support(
         p.labels_N, p.predicted_N, labels=range(p.num_classes), average=None, zero_division=np.nan
     )
-    return [
+    found = [
         ClassMetrics(label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None)
         for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
     ]
+    if p.thresholds_K is None:
+        return found
+    more = zip(found, average_precisions(p), 100 * p.thresholds_K, strict=True)
+    return [replace(one, average_precision=_percent(ap), threshold=float(t)) for one, ap, t in more]
+
+
+# several labels per image ----------------------------------------------------------------------------------------------
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
+
+
+def average_precisions(p: Predictions) -> np.ndarray:
+    """float64 (K,), NaN for classes without images: scikit-learn's average_precision_score."""
+    from sklearn.metrics import average_precision_score
+
+    pairs = zip(p.labels_N.T, p.confidence_N.T, strict=True)
+    return np.array([average_precision_score(y, scores) if y.any() else np.nan for y, scores in pairs])
+
+
+def mean_average_precision(p: Predictions) -> float:
+    """In percent, over the classes that have images."""
+    return 100 * float(np.nanmean(average_precisions(p))) if p.labels_N.any() else 0.0
+
+
+def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.ndarray:
+    """float64 (K,): for each class the threshold with the largest F1, half way to the next lower probability; else EVEN."""
+    from sklearn.metrics import precision_recall_curve
+
+    found = np.full(labels_NK.shape[1], EVEN)
+    for k in np.flatnonzero(labels_NK.any(0)).tolist():
+        precision, recall, thresholds = precision_recall_curve(labels_NK[:, k], probabilities_NK[:, k])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        best = int(f1[:-1].argmax())
+        found[k] = (thresholds[best] + (thresholds[best - 1] if best else 0)) / 2
+    return found
 
 
 def confusion_counts(p: Predictions) -> np.ndarray:
@@ -159,13 +230,13 @@ class Calibration:
 
 
 def calibrate(p: Predictions) -> Calibration:
-    plain = reliability(p.confidence_N, p.right_N)
-    if p.logits_NK is None or len(p.labels_N) < 2:
+    """Calibration of the predictions; with several labels per image without a temperature, which would move the thresholds."""
+    plain = reliability(p.confidence_N, p.outcomes_N)
+    if p.logits_NK is None or len(p.labels_N) < 2 or p.thresholds_K is not None:
         return Calibration(plain)
     shifted_NK = p.logits_NK - p.logits_NK.max(1, keepdims=True)
     scaled_N = np.empty(len(p.labels_N))
-    halves = slice(0, None, 2), slice(1, None, 2)
-    for fitted, applied in (halves, halves[::-1]):
+    for fitted, applied in (HALVES, HALVES[::-1]):
         temperature, _ = fit_temperature(shifted_NK[fitted], p.labels_N[fitted])
         scaled_N[applied] = 1 / np.exp(shifted_NK[applied] / temperature).sum(1)
     temperature, _ = fit_temperature(shifted_NK, p.labels_N)
@@ -186,6 +257,8 @@ def usable_temperature(scores: Mapping[str, float]) -> float | None:
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
+    """Bins of confidences; both arrays have the same shape, whatever it is."""
+    confidence_N, right_N = confidence_N.ravel(), right_N.ravel()
     bins = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)  # of intervals (low, high]
     images = np.bincount(bins, minlength=BINS)
     means = (np.bincount(bins, values, BINS) / np.maximum(1, images) for values in (confidence_N, right_N))
@@ -197,14 +270,17 @@ def fit_temperature(
 ) -> tuple[float, float]:
     """(temperature with the smallest cross-entropy, that cross-entropy).
 
-    shifted_NK: logits minus the largest one of each image. logs: smallest and largest logarithm of the temperature.
+    shifted_NK: logits minus the largest one of each image; with several labels, labels_N (N, K), the logits themselves.
+    logs: smallest and largest logarithm of the temperature.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
-    truth_N = shifted_NK[np.arange(len(labels_N)), labels_N]
+    truth_N = None if labels_N.ndim == 2 else shifted_NK[np.arange(len(labels_N)), labels_N]
 
     def cross_entropy(log_temperature: float) -> float:
         temperature = np.float32(np.exp(log_temperature))
+        if truth_N is None:
+            return float(np.mean(np.logaddexp(0, shifted_NK / temperature) - labels_N * (shifted_NK / temperature)))
         return float(np.mean(np.log(np.exp(shifted_NK / temperature).sum(1)) - truth_N / temperature))
 
     found = minimize_scalar(cross_entropy, bounds=logs, method="bounded", options={"xatol": TOLERANCE})
@@ -213,6 +289,7 @@ def fit_temperature(
 
 # validation.npz of a run directory: what the run predicts for its validation images, at its last evaluation ----------------
 
+# of several labels per image labels and predictions are bool (N, K)
 # arrays: epoch; labels (N,); for `raw` and `ema` weights `<weights>_predicted` (N,), and `<weights>_logits` (N, K) if the
 # evaluation kept them; in the order of the validation file
 VALIDATION = "validation.npz"

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import UserError
-from fastft.photos.counts import load_counted
+from fastft.data.classes import refuse_multi_label
+from fastft.photos.counts import count_images, load_counted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
@@ -58,6 +59,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         overrides = prepare_overrides(recipe, overrides, out, line_printer(console), world)
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for several in planned for run in several]
+        refuse_multi_label(count_images(runs[0].recipe), "fastft sweep")
         if any(run.recipe.data.val is None for run in runs):
             raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
         console = console if world.is_main else Console(quiet=True)

@@ -20,7 +20,7 @@ from beton_tools.base.console import format_duration
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, Numbers
 from beton_tools.read.beton_set import BetonSet
-from fastft.data.classes import refuse_other_classes
+from fastft.data.classes import refuse_multi_label, refuse_other_classes
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.photos.same_images import count_shared
@@ -116,7 +116,9 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console, 
     train = BetonSet.open(recipe.data.train)
     if test is not None:
         refuse_other_classes(BetonSet.open(test).class_names, train.class_names, test)
-    return with_training_files(recipe, train)
+    recipe = with_training_files(recipe, train)
+    refuse_multi_label(recipe, "fastft tune")
+    return recipe
 
 
 def _count_shared(recipe: Recipe, test: Path, world: World) -> int:

@@ -61,7 +61,9 @@ def choose_augmentation(recipe: Recipe, setup: "Setup", mirrored: Mirrored | Non
     steps = min(loader.steps_per_epoch, max(1, IMAGES // recipe.optim.batch_size))
     batches = islice(loader.epoch(0), steps * s.phases.at(0).accumulation)
     (scores,) = evaluate([s.step.model], batches, s.world, s.precision, s.guard.is_stop_requested)
-    shares = shares_loss(loader.class_counts, recipe.data.sampling)
+    shares = shares_loss(
+        loader.class_counts, recipe.data.sampling, len(loader.betons) if recipe.data.multi_label else None
+    )
     if scores.loss > shares:
         recipe, more = without_augmentation(recipe, scores.loss, shares)
         lines += more
@@ -84,8 +86,10 @@ def is_plain(recipe: Recipe) -> bool:
     return (recipe.augment.policy, recipe.augment.scale_min) == tuple(PLAIN.values())
 
 
-def shares_loss(class_counts: Sequence[int], sampling: str = NONE) -> float:
-    """Cross-entropy of always predicting the shares of the classes, in nats. class_counts: images by label."""
+def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int | None = None) -> float:
+    """Cross-entropy of always predicting the shares of the classes, in nats; the mean over classes, if `images` have several."""
+    if images is not None:
+        return sum(shares_loss([count, images - count]) for count in class_counts) / len(class_counts)
     return -sum(share * math.log(share) for share in training_shares(class_counts, sampling).tolist() if share)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastft.model.classifier import rank_classes
 from fastft.recipe import Recipe
-from fastft.run.evaluations import BALANCED_ACCURACY, TOP1, standard_error
+from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1, standard_error
 from fastft.run.prediction_metrics import IMBALANCED, Predictions, balanced_accuracy, calibrate, imbalance, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
@@ -36,11 +36,12 @@ class EvaluationStopped(Exception):
 class Scores:
     """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples.
 
+    map: mean average precision, in the place of top1 with several labels per image; the loss is then a mean over classes too.
     top5: None with at most 5 classes. balanced_accuracy, macro_f1, ece in percent. temperature, ece_scaled: None if the
     logits were not kept; see `fastft.run.prediction_metrics`.
     """
 
-    top1: float
+    top1: float | None
     top5: float | None
     loss: float
     samples: int
@@ -49,14 +50,16 @@ class Scores:
     ece: float | None = None
     temperature: float | None = None
     ece_scaled: float | None = None
+    map: float | None = None
+    thresholds: list[float] | None = field(default=None, repr=False)
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
 
     @property
     def standard_error(self) -> float:
         """Binomial standard error of top1, in percentage points."""
-        return standard_error(self.top1, self.samples)
+        return standard_error(self.top1 or 0.0, self.samples)
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON; without those that are None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
         return {name: value for name, value in values.items() if value is not None}
@@ -104,27 +107,32 @@ def evaluate(
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
     with_logits: bool = False,
+    thresholds: Sequence[float] = (),
 ) -> list[Scores]:
     """Scores of every model over all processes' `batches`, which are read once for all models.
 
     Nothing waits for the device before the last batch. stop: called before each batch. with_logits: keep the logits, which
-    temperature scaling needs.
+    temperature scaling needs. thresholds: of several labels per image, by default fitted here.
 
     Raises:
         EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
     kept: list[list[Tensor]] = [[] for _ in models]
-    classes = 0
+    classes, several = 0, False
     for batch, logits in forward(models, batches, world, precision, stop):
         for rows, logits_BK in zip(kept, logits, strict=True):
             rows.append(_image_rows(logits_BK, batch.labels, with_logits))
-            classes = logits_BK.shape[1]
+            classes, several = logits_BK.shape[1], batch.labels.ndim == 2
     classes = world.max(classes)
+    if world.any(several):
+        return [_set_scores(rows, classes, world, thresholds) for rows in kept]
     return [_scores(rows, classes, world) for rows in kept]
 
 
 def _image_rows(logits_BK: Tensor, labels_B: Tensor, with_logits: bool) -> Tensor:
-    """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device."""
+    """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device; of label sets these and logits (B, 2 * K)."""
+    if labels_B.ndim == 2:
+        return torch.cat([labels_B, logits_BK], dim=1)
     ranked_BJ = rank_classes(logits_BK, 5)
     pair_B2 = torch.stack([labels_B, ranked_BJ[:, 0]], dim=1)
     probabilities_B2 = (logits_BK.gather(1, pair_B2) - logits_BK.logsumexp(1, keepdim=True)).exp()
@@ -156,6 +164,16 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
     )
 
 
+def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequence[float]) -> Scores:
+    mine = torch.cat(rows) if rows else torch.empty(0, 2 * classes, device=world.device)
+    labels_NK, logits_NK = world.gather_rows(mine).nan_to_num().cpu().double().split(classes, dim=1)
+    p = Predictions.of_sets(labels_NK.numpy() > 0.5, logits_NK.float().numpy(), thresholds)
+    return Scores(
+        None, None, float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)), len(labels_NK), predictions=p,
+        ece=calibrate(p).plain.ece, **p.set_scores(fitted=not thresholds),
+    )  # fmt: skip
+
+
 # the evaluations of a run ---------------------------------------------------------------------------------------------
 
 
@@ -178,8 +196,9 @@ class Validation:
     ) -> None:
         self.recipe, self.loaders, self.loader = recipe, loaders, loaders[0] if loaders else None
         self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
-        self.is_imbalanced = imbalance(class_counts) > IMBALANCED
-        self.best_by = BALANCED_ACCURACY if self.is_imbalanced else TOP1
+        several = recipe.data.multi_label
+        self.is_imbalanced = not several and imbalance(class_counts) > IMBALANCED
+        self.best_by = MAP if several else BALANCED_ACCURACY if self.is_imbalanced else TOP1
 
     def is_due(self, progress: "Progress") -> bool:
         """True if the epoch that has just ended is to be evaluated and is not yet."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from beton_tools.read.sample_table import count_classes, strata
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch, EvalLoader, Output, Shard
 from fastft.data.classes import name_outputs
@@ -90,12 +91,12 @@ def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirr
         shard=Shard(s.world.rank, s.world.size), workers=r.data.workers or None,
     ) as loader:  # fmt: skip
         images, head, mirrored = loader.num_samples, None, None
-        if images > MOST_IMAGES:
+        if images > MOST_IMAGES and not r.data.multi_label:
             head = _fit_in_one_pass(model, loader, s.world, s.precision, r.train.seed, stop)
         else:
             features_ND, labels_N = pooled_features(model, loader, s.world, s.precision, stop)
             mirrored_ND, fit = None, (labels_N, r.data.num_classes, r.train.seed)
-            if HFLIP in r.automatic:
+            if HFLIP in r.automatic and not r.data.multi_label:
                 batches = (replace(batch, images=batch.images.flip(-1)) for batch in loader)
                 mirrored_ND, _ = pooled_features(model, batches, s.world, s.precision, stop)
             if s.world.is_main:
@@ -115,13 +116,14 @@ def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirr
 def pooled_features(
     model: ImageClassifier, batches: Iterable[Batch], world: World, precision: Precision, stop: Callable[[], bool]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 (N, D), int64 (N,)): the head's input for every image of all processes' batches, and its label."""
+    """(float32 (N, D), int64 (N,)): the head's input for every image of all processes' batches, and its label; or sets (N, K)."""
     rows = []
     for batch, (features_BD,) in forward([model], batches, world, precision, stop, "pooled"):
-        rows.append(torch.cat([batch.labels[:, None].float(), features_BD], dim=1))
+        rows.append(torch.cat([batch.labels.reshape(len(features_BD), -1).float(), features_BD], dim=1))
     mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
-    return table[:, 1:], table[:, 0].astype(np.int64)
+    labels, features_ND = np.split(table, [-model.head.in_features], axis=1)
+    return features_ND, labels[:, 0].astype(np.int64) if labels.shape[1] == 1 else labels
 
 
 @torch.inference_mode()
@@ -208,10 +210,11 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     """The head for pooled features of training images.
 
     The regression estimates for each class the probability of its label, 0 to 1. As logits such scores would give almost
-    equal softmax probabilities; they are multiplied by a scale. Penalty and scale are those with the smallest cross-entropy of
-    images that the regression has not seen, by cross-validation in FOLDS parts of equal class shares.
+    equal softmax probabilities; they are multiplied by a scale, of several labels less 1/2. Penalty and scale are those with the
+    smallest cross-entropy of images that the regression has not seen, by cross-validation in FOLDS parts of equal class shares.
 
-    features_ND: float32. labels_N: int64 below num_classes. Memory: num_classes * D values, and D * D for each fold.
+    features_ND: float32. labels_N: int64 below num_classes, or (N, num_classes) of several. Memory: num_classes * D values, and
+    D * D for each fold.
     """
     fold_N = _folds(labels_N, seed)
     held_out = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
@@ -221,11 +224,12 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     scored = [(features_ND[rows[:kept]], labels_N[rows[:kept]]) for rows in held_out]
     penalty, scale = _choose(moments, scored, num_classes)
     whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
-    return _scaled(whole, penalty, scale)
+    return _scaled(whole, penalty, scale, labels_N.ndim == 2)
 
 
-def _scaled(moments: _Moments, penalty: float, scale: float) -> RidgeHead:
+def _scaled(moments: _Moments, penalty: float, scale: float, several: bool = False) -> RidgeHead:
     weight_KD, bias_K = moments.solve(penalty)
+    bias_K = bias_K - several / 2
     return RidgeHead((scale * weight_KD).astype(np.float32), (scale * bias_K).astype(np.float32), penalty, scale)
 
 
@@ -238,8 +242,10 @@ def _choose(
     logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
     best = None
     for penalty in reversed(PENALTIES):  # of equal ones the strongest
-        scores = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
-        temperature, cross_entropy = fit_temperature(np.concatenate(scores), labels, logs)
+        several = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
+        scores = np.concatenate(several)
+        shifted = scores - (scores.max(1, keepdims=True) if labels.ndim == 1 else 0.5)
+        temperature, cross_entropy = fit_temperature(shifted, labels, logs)
         if best is None or cross_entropy < best[0]:
             best = cross_entropy, penalty, 1 / temperature
     assert best is not None
@@ -262,7 +268,7 @@ def count_mirrored(
 
 def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
     """The fold of each row: random, with the same share of each class in every fold."""
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), labels_N))
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), strata(labels_N)))
     fold_N = np.empty(len(labels_N), np.int64)
     fold_N[order] = np.arange(len(labels_N)) % FOLDS
     return fold_N
@@ -276,13 +282,15 @@ def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, nu
         part = rows[start : start + CHUNK]
         centred = features_ND[part].astype(np.float64) - mean_D
         gram_DD += centred.T @ centred
-        np.add.at(sums_KD, labels_N[part], centred)
-    shares_K = np.bincount(labels_N[rows], minlength=num_classes) / count
+        if labels_N.ndim == 1:
+            np.add.at(sums_KD, labels_N[part], centred)
+        else:
+            sums_KD += labels_N[part].T @ centred
+    shares_K = count_classes(labels_N[rows], num_classes) / count
     return _Moments(shares_K, mean_D, sums_KD / count, *np.linalg.eigh(gram_DD / count))
 
 
 def _score(moments: _Moments, features: np.ndarray, penalty: float) -> np.ndarray:
-    """Scores (n, K) less the largest one of each row."""
+    """Scores (n, K)."""
     weight_KD, bias_K = moments.solve(penalty)
-    scores = features @ weight_KD.T.astype(np.float32) + bias_K.astype(np.float32)
-    return scores - scores.max(1, keepdims=True)
+    return features @ weight_KD.T.astype(np.float32) + bias_K.astype(np.float32)

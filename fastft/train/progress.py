@@ -14,7 +14,18 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
-from fastft.run.evaluations import BALANCED_ACCURACY, SELECTION, TOP1, WEIGHTS, best_evaluation, flatten, headline_score
+from fastft.run.evaluations import (
+    BALANCED_ACCURACY,
+    MAP,
+    SCORE_NAMES,
+    SELECTION,
+    TOP1,
+    WEIGHTS,
+    best_evaluation,
+    flatten,
+    headline_score,
+    main_score,
+)
 from fastft.train.evaluate import Scores
 
 
@@ -57,7 +68,7 @@ class Progress:
         entry: dict[str, Any] = {weights: s.as_dict() for weights, s in scores.items()}
         found = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
         right = {weights: p.right_N for weights, p in found.items()}
-        labels_N = next(iter(found.values())).labels_N if found and best_by != TOP1 else None
+        labels_N = next(iter(found.values())).labels_N if found and best_by == BALANCED_ACCURACY else None
         if len(right) == len(WEIGHTS):
             entry["disagreements"] = count_disagreements(right, labels_N)
         probe = {} if self.baseline is None else self.baseline.get(SELECTION, self.baseline)
@@ -65,11 +76,10 @@ class Progress:
         # not of another validation file
         if is_judged and self.probe_right and all(len(mine) == samples for mine in right.values()):
             bits = np.frombuffer(bytes.fromhex(self.probe_right), np.uint8)
-            probe_N = np.unpackbits(bits, count=samples).astype(bool)
-            entry["against_probe"] = {
-                weights: count_disagreements({weights: mine, PROBE: probe_N}, labels_N)
-                for weights, mine in right.items()
-            }
+            for weights, mine in right.items():
+                probe_right = np.unpackbits(bits, count=mine.size).reshape(mine.shape).astype(bool)
+                found_by = count_disagreements({weights: mine, PROBE: probe_right}, labels_N)
+                entry.setdefault("against_probe", {})[weights] = found_by
         return entry
 
     def add_baseline(self, scores: Sequence[Scores]) -> None:
@@ -152,18 +162,20 @@ def _describe_stop(progress: Progress, recipe: Recipe) -> str:
 
 def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     """The log line of an evaluation; with balanced accuracy, where the best epoch is chosen by it."""
+    best_by = evaluation.get("best_by")
+    score = MAP if best_by == MAP else TOP1
 
     def shown(scores: Mapping[str, Any]) -> str:
-        balanced = f" (balanced {scores[BALANCED_ACCURACY]:.3f})" if "best_by" in evaluation else ""
-        return f"{scores['top1']:.3f}{balanced}"
+        balanced = f" (balanced {scores[BALANCED_ACCURACY]:.3f})" if best_by == BALANCED_ACCURACY else ""
+        return f"{scores[score]:.3f}{balanced}" + (f" (F1 {scores['macro_f1']:.3f})" if score == MAP else "")
 
     def listed(found: Mapping[str, Any], images: str) -> str:
         by_name = {name: found[weights] for weights, name in WEIGHTS.items() if weights in found}
-        top1 = ", ".join(f"{name} {shown(scores)}" for name, scores in by_name.items())
-        return f"{top1} % of {next(iter(by_name.values()))['samples']} {images}"
+        figures = ", ".join(f"{name} {shown(scores)}" for name, scores in by_name.items())
+        return f"{figures} % of {next(iter(by_name.values()))['samples']} {images}"
 
     left_out = f"; {listed(evaluation[SELECTION], 'left-out images')}" if SELECTION in evaluation else ""
-    return f"epoch {evaluation['epoch']}: top-1 {listed(evaluation, 'images')}{left_out}"
+    return f"epoch {evaluation['epoch']}: {SCORE_NAMES[score]} {listed(evaluation, 'images')}{left_out}"
 
 
 def describe_baseline(baseline: Mapping[str, Any]) -> str:
@@ -172,8 +184,9 @@ def describe_baseline(baseline: Mapping[str, Any]) -> str:
     made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images{took}"
     if "raw" not in baseline:
         return made
-    raw = baseline["raw"]
-    return f"{made}: top-1 {raw['top1']:.3f} % of {raw['samples']} images, the baseline that fine-tuning must beat"
+    raw, score = baseline["raw"], main_score(baseline["raw"])
+    figure = f"{SCORE_NAMES[score]} {raw[score]:.3f} % of {raw['samples']} images"
+    return f"{made}: {figure}, the baseline that fine-tuning must beat"
 
 
 def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[str]:
@@ -190,16 +203,17 @@ def conclusion(result: dict[str, Any]) -> str:
     stopped = f"{result['stopped']}; " if "stopped" in result else ""
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
-    used = result["weights"]
+    used, score = result["weights"], main_score(result["weights"])
     when = "before training" if used["kind"] == PROBE else f"epoch {used['epoch']}"
-    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {used['top1']:.3f} ({when})"]
+    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {used[score]:.3f} ({when})"]
     if "raw" in result.get("baseline", {}):
-        parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
+        parts += [f"frozen-tower baseline {result['baseline']['raw'][score]:.3f}"]
     parts += [f"best epoch {headline_score(flatten(best)):.3f} ({best['epoch']})"]
-    parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
-    parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
+    parts += [f"last EMA {last['ema'][score]:.3f}"] if "ema" in last else []
+    parts += [f"last raw {last['raw'][score]:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_duration(result["seconds"])
     note = used.get("baseline", {}).get("note")
-    line = f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(used)}"
+    figures = f"{SCORE_NAMES[score]} in percent: {', '.join(parts)}{expected}"
+    line = f"{figures}; {seconds} of training; {describe_weights(used)}"
     return f"{stopped}{line}\nwarning: {note}" if note else f"{stopped}{line}"

@@ -15,10 +15,11 @@ import torch
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.sample_table import strata
 from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
-from fastft.data.classes import class_factors, refuse_other_classes, training_shares
+from fastft.data.classes import class_factors, refuse_other_classes, refuse_other_labels, training_shares
 from fastft.data.stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
@@ -45,6 +46,7 @@ from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
 
 OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
+ONE_LABEL = {"model.head": None, "data.sampling": NONE, "optim.class_weights": NONE, "train.refit": False}
 SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
 
 
@@ -209,7 +211,7 @@ def take_selection(recipe: Recipe, files: BetonSet) -> tuple[BetonSet, BetonSet 
         UserError: `train.stop_when` has no images to look at, or only ImageNet's validation images, which are reported.
     """
     if recipe.data.selection_share:
-        by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), files.labels))
+        by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), strata(files.labels)))
         is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
         return files.take(np.sort(by_class_N[~is_held_N])), files.take(np.sort(by_class_N[is_held_N]))
     if recipe.train.stop_when is not None and (recipe.data.val is None or is_imagenet(recipe)):
@@ -229,6 +231,10 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     if recipe.data.val is not None:
         val = BetonSet.open(recipe.data.val)
         refuse_other_classes(val.class_names, train_files.class_names, recipe.data.val)
+        refuse_other_labels(val, recipe)
+    for option, value in ONE_LABEL.items():
+        if recipe.data.multi_label and recipe.flat()[option] != value:
+            raise UserError(f"{option} is for one label per image, and the images have several; leave it out")
     refuse_impossible(recipe, world.device.type == "cuda", world.size)
 
 
@@ -259,7 +265,7 @@ def _build_step(
         weights_K[: len(counts)] = torch.from_numpy(factors_K)
     return Step(  # the phase sets the accumulation
         model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad,
-        class_weights_K=weights_K,
+        class_weights_K=weights_K, multi_label=recipe.data.multi_label,
     )  # fmt: skip
 
 

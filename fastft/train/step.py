@@ -72,12 +72,14 @@ class Step:
         label_smoothing: float = 0.0,
         clip_grad: float | None = None,
         class_weights_K: Tensor | None = None,
+        multi_label: bool = False,
     ):
         """class_weights_K: float32, factor on the loss of an image of each class."""
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.class_weights_K = class_weights_K
+        self.multi_label = multi_label
         self.forward: Any = model
         # holds the gradients of a backward pass: the model, or its half-precision copy
         self.trained: ImageClassifier = model
@@ -150,7 +152,8 @@ class Step:
     ) -> Tensor:
         """Add one micro-batch's gradients; the `last` of a step averages them over the processes. Returns the logits.
 
-        targets: int64 labels (b,), smoothed here, or float32 distributions (b, K), used as they are.
+        targets: int64 labels (b,), smoothed here, or float32 (b, K), used as they are: distributions, or with `multi_label` the
+        probability of each label.
         """
         if self.world.size > 1:
             self.forward.require_backward_grad_sync = last
@@ -174,6 +177,8 @@ class Step:
     def _loss(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
         mixed, weights_K = targets.is_floating_point(), self.class_weights_K
         smoothing = 0.0 if mixed else self.label_smoothing
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(logits_BK, targets)
         if weights_K is None:
             return F.cross_entropy(logits_BK, targets, label_smoothing=smoothing)
         loss_B = F.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="none")

@@ -317,8 +317,9 @@ def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Ten
     model.head.weight.data.copy_(head)
     device = step.world.device
     trial = Step(
-        model, step.optimizer, None, World(0, 1, 0, device), step.precision, label_smoothing=step.label_smoothing
-    )
+        model, step.optimizer, None, World(0, 1, 0, device), step.precision, label_smoothing=step.label_smoothing,
+        multi_label=step.multi_label,
+    )  # fmt: skip
     if step.precision.scaled:
         trial.scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE)
     trial.connect(choice)
@@ -338,12 +339,12 @@ def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Ten
 def _random_batch(
     recipe: Recipe, columns: int, images: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images, labels or (with mixup) distributions, and noise of the stochastic layers."""
+    """Images, labels or (with mixup or several labels) distributions, and noise of the stochastic layers."""
     options: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(SEED), "device": device}
     size, classes = recipe.model.image_size, recipe.data.num_classes
     pixels = torch.randn(images, 3, size, size, **options).to(dtype)
     targets = torch.randint(classes, (images,), **options)
-    if recipe.augment.mixes:
+    if recipe.augment.mixes or recipe.data.multi_label:
         targets = F.one_hot(targets, classes).float()
     noise = torch.rand(images, columns, **options) if columns else None
     return pixels.contiguous(memory_format=torch.channels_last), targets, noise

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, NoReturn
 
+from fastft.augment.mix import smoothed_targets
 from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.data import Batch
 from fastft.model.recipe_model import with_phase
@@ -139,6 +140,8 @@ class Trainer:
                 images, targets = s.mixer(
                     images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
                 )
+            elif self.step.multi_label:
+                targets = smoothed_targets(targets, targets.shape[1], self.step.label_smoothing)
             mine = None if noise is None else noise[batch.first_position :][: len(images)]
             last = k == self.phase.accumulation - 1
             with self.profiler.range("forward and backward"):

@@ -23,7 +23,7 @@ GIVEN = {"model__head_init": "probe", "augment__policy": "none", "augment__scale
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any loss is above that of the class shares."""
-    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts, sampling: 0.0)
+    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts, sampling, images: 0.0)
 
 
 def test_the_loss_of_the_class_shares() -> None:
@@ -104,7 +104,7 @@ def test_a_resumed_training_keeps_the_choice(
 def test_augmentation_that_shows_the_classes_stays(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts, sampling: math.inf)
+    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts, sampling, images: math.inf)
     run(tiny, tmp_path / "auto", **AUTO)
     augment = load_run(tmp_path / "auto").recipe.augment
     assert (augment.policy, augment.scale_min) == ("rand-m9-mstd0.5-inc1", 0.5)

@@ -1,0 +1,182 @@
+"""Several labels per image: every kind of table, the file, stock FFCV's loader and writer, damage."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from beton_tools.base.errors import UserError
+from beton_tools.inspect.extract import extract
+from beton_tools.inspect.stats import compute
+from beton_tools.inspect.verify import verify
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest
+from beton_tools.sources import open_source
+from beton_tools.sources.base import subset
+from beton_tools.write.pagefile import PageFile
+from beton_tools.write.writer import WriteOptions, write_beton
+
+NAMES = ("cat", "dog", "eel")
+SETS = [("dog", "cat"), (), ("eel",), ("cat",), ("dog", "eel", "cat"), ("dog",), ("eel", "cat"), ("dog",)]
+WANT = np.array([[name in labels for name in NAMES] for labels in SETS], np.uint8)
+OPTIONS = WriteOptions(workers=0, page_size=1 << 16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.ndarray]) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    for k in range(len(SETS)):
+        Image.fromarray(photographs["coffee"][10 * k : 10 * k + 40, :50]).save(root / f"{k}.jpg")
+    return root
+
+
+def tables(folder: Path) -> dict[str, Path]:
+    files = [f"{k}.jpg" for k in range(len(SETS))]
+    images = [(folder / name).read_bytes() for name in files]
+    flags = {name: [int(name in labels) for labels in SETS] for name in ("eel", "dog", "cat")}
+    joined, lists = [";".join(labels) for labels in SETS], [list(labels) for labels in SETS]
+    in_csv = {"joined": {"labels": joined}, "flags": flags | {"width": [50] * len(SETS)}}
+    kinds = {"lists": {"labels": lists}, "joined": {"tags": [0] * len(SETS), "label": joined}, "flags": flags}
+    found = {}
+    for name, columns in in_csv.items():
+        found[f"csv {name}"] = folder / f"{name}.csv"
+        lines = [("image", *columns), *zip(files, *columns.values(), strict=True)]
+        found[f"csv {name}"].write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+    for name, columns in kinds.items():
+        for stored, cells in (("paths", files), ("images", images)):
+            found[f"{stored} {name}"] = folder / f"{stored}-{name}.parquet"
+            pq.write_table(pa.table({"image": cells, **columns}), found[f"{stored} {name}"])
+    return found
+
+
+def test_every_kind_of_table_gives_the_same_label_sets(folder: Path) -> None:
+    for kind, path in tables(folder).items():
+        source = open_source(path)
+        assert source.classes == NAMES, kind
+        np.testing.assert_array_equal(source.labels, WANT, kind)
+    known = open_source(tables(folder)["csv joined"], classes=("eel", "cow", "dog", "cat"))
+    np.testing.assert_array_equal(known.labels, np.insert(WANT[:, ::-1], 1, 0, axis=1))
+    np.testing.assert_array_equal(subset(known, np.array([4, 1]), NAMES).labels, WANT[[4, 1]])
+
+
+def test_names_of_listed_class_numbers_are_those_of_the_metadata(folder: Path) -> None:
+    numbers = [[NAMES.index(name) for name in labels] for labels in SETS]
+    table = pa.table({"image": [b"x"] * len(SETS), "labels": numbers})
+    info = b'{"info": {"features": {"labels": {"feature": {"names": ["cat", "dog", "eel"]}, "_type": "Sequence"}}}}'
+    pq.write_table(table.replace_schema_metadata({"huggingface": info}), folder / "numbers.parquet")
+    source = open_source(folder / "numbers.parquet")
+    assert source.classes == NAMES
+    np.testing.assert_array_equal(source.labels, WANT)
+
+
+def test_tables_of_single_labels_stay_so(folder: Path) -> None:
+    (folder / "single.csv").write_text("image,label,dog,cat\n0.jpg,a,1,0\n1.jpg,b,0,1\n")
+    assert open_source(folder / "single.csv").labels.tolist() == [0, 1]
+    table = pa.table({"image": [b"x", b"y"], "kind": [0, 1], "is_grey": [True, False]})
+    pq.write_table(table, folder / "single.parquet")
+    assert open_source(folder / "single.parquet").labels.tolist() == [0, 1]
+    (folder / "gap.csv").write_text("image,dog,cat\n0.jpg,1,\n1.jpg,0,1\n")
+    with pytest.raises(UserError, match="row 2: no cat; fill the cell"):
+        open_source(folder / "gap.csv")
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path) -> Path:
+    source = open_source(tables(folder)["csv joined"])
+    write_beton(folder / "sets.beton", source, WriteOptions(workers=0, page_size=1 << 16, shuffle_seed=3))
+    return folder / "sets.beton"
+
+
+def order_of(betons: BetonSet) -> np.ndarray:
+    return np.array([int(Path(name).stem) for name in betons.read_names() or ()])
+
+
+def test_the_file_holds_them(written: Path, tmp_path: Path) -> None:
+    betons = BetonSet.open(written)
+    np.testing.assert_array_equal(betons.labels, WANT[order_of(betons)])
+    assert (betons.class_names, betons.class_counts) == (list(NAMES), WANT.sum(0).tolist())
+    taken = betons.take(np.array([1, 5]))
+    np.testing.assert_array_equal(taken.labels, betons.labels[[1, 5]])
+    (tmp_path / "second.beton").write_bytes(written.read_bytes())
+    both = BetonSet.open([written, tmp_path / "second.beton"])
+    assert len(both.labels) == 2 * len(SETS) and both.class_counts == (2 * WANT.sum(0)).tolist()
+    assert verify(written).ok
+    beton, manifest = Beton.open(written), Manifest.of_beton(written)
+    assert compute(beton, manifest)["images_per_class"]["mean"] == 3.7  # 11 labels of 3 classes
+    folders = {path.parent.name for path in extract(beton, manifest, range(len(SETS)), tmp_path / "out")}
+    assert folders == {";".join(sorted(labels)) or "none" for labels in SETS}
+
+
+def test_stock_ffcv_reads_them(written: Path) -> None:
+    from ffcv.fields.decoders import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    pipelines = {"image": None, "labels": [NDArrayDecoder()]}
+    loader = Loader(
+        str(written),
+        3,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        pipelines=pipelines,
+        os_cache=False,
+        drop_last=False,
+    )
+    read = np.concatenate([labels.copy() for (labels,) in loader])
+    np.testing.assert_array_equal(read, BetonSet.open(written).labels)
+
+
+def test_files_of_ffcvs_writer_are_read(folder: Path, tmp_path: Path) -> None:
+    from ffcv.fields import NDArrayField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    class Images:
+        def __len__(self) -> int:
+            return len(SETS)
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.array(Image.open(folder / f"{i}.jpg")), WANT[i] * np.float32(0.75)
+
+    path, fields = tmp_path / "x.beton", {"image": RGBImageField(), "tags": NDArrayField(np.dtype("f4"), (3,))}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Images(), chunksize=3)
+    betons = BetonSet.open(path)
+    np.testing.assert_array_equal(betons.labels, WANT * np.float32(0.75))
+    assert betons.class_counts == WANT.sum(0).tolist()
+
+
+def test_an_interrupted_conversion_continues_to_the_same_bytes(written: Path, folder: Path, monkeypatch) -> None:
+    options = WriteOptions(workers=0, page_size=1 << 16, shuffle_seed=3)
+    source, again = open_source(tables(folder)["csv joined"]), folder / "again.beton"
+    with monkeypatch.context() as patched:
+        patched.setattr(PageFile, "publish", lambda self: 1 / 0)  # after the last byte was written
+        with pytest.raises(ZeroDivisionError):
+            write_beton(again, source, options)
+    write_beton(again, source, options)
+    assert again.read_bytes() == written.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"), [("ptr", 1 << 40, "outside the file"), ("set", 7, "other than 0 to 1")]
+)
+def test_damaged_label_sets_are_refused(written: Path, tmp_path: Path, field: str, value: int, reason: str) -> None:
+    beton, data = Beton.open(written), bytearray(written.read_bytes())
+    pointer = int(beton.metadata["f1"][0])
+    if field == "set":
+        data[pointer] = value
+    else:
+        at = data.index(pointer.to_bytes(8, "little"))
+        data[at : at + 8] = value.to_bytes(8, "little")
+    (tmp_path / "damaged.beton").write_bytes(data)
+    with pytest.raises(UserError, match=reason):
+        Beton.open(tmp_path / "damaged.beton")
+
+
+def test_images_per_class_are_limited_by_the_rarest_label(folder: Path, tmp_path: Path) -> None:
+    options = WriteOptions(workers=0, page_size=1 << 16, subset_per_class=1)
+    write_beton(tmp_path / "few.beton", open_source(tables(folder)["csv flags"]), options)
+    betons = BetonSet.open(tmp_path / "few.beton")
+    assert len(betons) == 1 + len(NAMES)  # the image without labels is a class of its own
+    np.testing.assert_array_equal(betons.labels, WANT[order_of(betons)])
