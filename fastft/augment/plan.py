@@ -39,10 +39,8 @@ PLAN_DTYPE = np.dtype(
         ("crop", np.int32, 4),  # y, x, h, w in source pixels: resized; nothing outside it is seen
         ("resize", np.int32, 2),  # h, w that the crop is resized to
         ("window", np.int32, 2),  # y, x in the resized image where the output begins; outside: reflected
-        (
-            "flip",
-            np.uint8,
-        ),  # after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; quarter turns are two of them
+        # after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; quarter turns are two of them
+        ("flip", np.uint8),
         ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased
         ("op", np.uint8, MAX_OPS),  # index into OPS; chain c of AugMix begins at op[c * CHAIN_DEPTH]
         ("argument", np.float64, MAX_OPS),  # resolved argument of that op, sign applied

@@ -1,4 +1,4 @@
-"""What `fastft train` and `fastft.fit` do: prepare the images, train, and with `train.refit` train again on all images."""
+"""The work of `fastft train` and `fastft.fit`: prepare the images, train, and with `train.refit` train again on all images."""
 
 from pathlib import Path
 from typing import Any

@@ -49,11 +49,8 @@ _CARDS = (
 GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name, and searched in this order by `find_gpu`
 MAIN_GPUS = ("V100", "A100", "H100")  # columns of tables that show a few GPUs
 
-MATMUL_SIZES, MATMUL_ROUNDS, MATMUL_SECONDS = (
-    (384, 768, 1536),
-    3,
-    0.1,
-)  # at least so many rounds and seconds of each size
+# at least so many rounds and seconds of each size
+MATMUL_SIZES, MATMUL_ROUNDS, MATMUL_SECONDS = (384, 768, 1536), 3, 0.1
 
 
 def find_gpu(device_name: str) -> Gpu | None:

@@ -254,9 +254,8 @@ def hub_failure() -> str:
         except HTTPError:  # an answer
             return ""
         except OSError as error:
-            if not isinstance(
-                getattr(error, "reason", None), ssl.SSLError
-            ):  # the hub's client has certificates of its own
+            # the hub's client has certificates of its own
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
                 constants.HF_HUB_OFFLINE = True
                 return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
     return ""

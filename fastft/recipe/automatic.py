@@ -170,7 +170,7 @@ def _scale_min(recipe: Recipe) -> tuple[float, str]:
 
 
 def _hflip(recipe: Recipe) -> tuple[float, str]:
-    """As `_policy`."""
+    """See `_policy`."""
     if recipe.model.head_init != "probe":
         return PAPER_HFLIP, "as in the paper"
     return PAPER_HFLIP, "as in the paper; 0 if the linear probe does not recognise mirrored images"

@@ -51,7 +51,7 @@ def training_seconds(run: Run) -> list[float]:
 
 
 def seconds_left(run: Run) -> float:
-    """Of the remaining steps, as the last line of the log says, and of the remaining evaluations."""
+    """Seconds of the remaining steps, as the last line of the log says, and of the remaining evaluations."""
     training = float(run.intervals[-1]["seconds_left"])
     if not run.evaluations:
         return training

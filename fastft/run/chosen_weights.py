@@ -292,7 +292,7 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _untrained_share(checkpoint: Checkpoint) -> float:
-    """Of the initial weights in the EMA, by the steps that the state names."""
+    """Share of the initial weights in the EMA, by the steps that the state names."""
     state = checkpoint.state
     if not state.get("progress") and not state.get("evaluation"):
         return 0.0

@@ -33,7 +33,7 @@ DECIDED = {*PLAIN, HFLIP}
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Of `images` training images, those that a head fitted to others classifies correctly.
+    """How many of `images` training images a head that was fitted to others classifies correctly.
 
     plain: as they are; mirrored: left and right exchanged; plain_only, mirrored_only: in one of the two ways only.
     """

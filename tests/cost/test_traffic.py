@@ -31,7 +31,7 @@ def timm_recipe(name: str, *options: str) -> Recipe:
 
 
 def step_traffic(recipe: Recipe, path: str) -> dict[tuple[str, str], OpTraffic]:
-    """By operation and direction, of 256 images."""
+    """Traffic of 256 images by operation and direction."""
     return {(o.op, o.direction): o for o in _traced(recipe, path, recipe_arch(recipe), attention=False)}
 
 

@@ -83,9 +83,8 @@ LABELS = np.repeat([0, 2, 1], [90, 27, 3])  # label 1 has 3 images
 def test_sampling_draws_each_class_within_one_image_of_its_share_and_its_images_equally_often(sampling, shares):
     for epoch in range(5):
         drawn = draw_by_class(LABELS, sampling, 0, epoch)
-        assert (
-            len(drawn) == len(set(drawn.tolist())) == 120 and drawn.min() >= 0
-        )  # repetitions have numbers of their own
+        # repetitions have numbers of their own
+        assert len(drawn) == len(set(drawn.tolist())) == 120 and drawn.min() >= 0
         times = np.bincount(drawn % 120, minlength=120)
         for label, share in enumerate(training_shares(np.bincount(LABELS), sampling)):
             assert share == pytest.approx(shares[label], abs=0.02)

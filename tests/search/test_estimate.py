@@ -60,6 +60,6 @@ def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one():
 
 
 def test_the_correction_raises_no_figure():
-    """Of two equal settings nothing is chosen: the images that a resample leaves out may by chance be easier ones."""
+    """Nothing is chosen of two equal settings: the images that a resample leaves out may by chance be easier ones."""
     right = np.tile(np.random.default_rng(0).random(50) < 0.8, (2, 1))
     assert all(optimism(right, np.ones(50), repeats=20, seed=seed) >= 0 for seed in range(20))

@@ -55,7 +55,7 @@ def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(tiny, t
 
 
 def test_the_first_steps_on_a_cpu_say_how_long_the_rest_takes(tiny, tmp_path, monkeypatch, capsys):
-    """Of 12 steps four are done; of 2 evaluations none is."""
+    """Four of 12 steps are done, and none of 2 evaluations."""
     monkeypatch.setattr(reporting, "LONG_SECONDS", 1e-4)
     command = [
         "train",

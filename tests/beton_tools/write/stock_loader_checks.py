@@ -44,9 +44,8 @@ def test_stock_decoder_gives_photographs_upright(tmp_path):
     """Turned by each orientation of Exif, all are the same picture, but for the rounding of the DCT."""
     photo = photograph("chelsea.png").convert("RGB").crop((0, 0, 160, 128))
     (tmp_path / "in" / "a").mkdir(parents=True)
-    for orientation, way in enumerate(
-        (None, 0, 3, 1, 5, 2, 6, 4), 1
-    ):  # the inverse of each turn, of Pillow's Transpose
+    # the inverse of each turn, of Pillow's Transpose
+    for orientation, way in enumerate((None, 0, 3, 1, 5, 2, 6, 4), 1):
         exif = Image.Exif()
         exif[0x0112] = orientation
         stored = photo if way is None else photo.transpose(Image.Transpose(way))

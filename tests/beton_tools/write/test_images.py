@@ -191,9 +191,8 @@ def test_a_jpeg_is_turned_as_exif_says_without_loss(orientation, index):
         original = noted(WHOLE, orientation, subsampling=subsampling)
         stored = encode_sample(original, EncodeOptions(index=index))
         assert stored.how == KEPT
-        assert (
-            difference(stored, original).max() <= 3 and difference(stored, original).mean() < 0.3
-        )  # rounding of the DCT
+        # rounding of the DCT
+        assert difference(stored, original).max() <= 3 and difference(stored, original).mean() < 0.3
     again = encode_sample(stored.data, EncodeOptions(index=index))
     assert again.data == stored.data
 
