@@ -275,7 +275,7 @@ def sampled_models() -> list[str]:
         exclude_filters=["*giant*", "*huge*", "*gigantic*", "*enormous*", "*xxlarge*", "*7b*", "*large*"]
     ):
         families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
-    return [name for names in families.values() for name in sorted(names, key=len)[:: max(1, len(names) // 4)]]
+    return [name for names in families.values() for name in sorted(names, key=len)[:: max(1, len(names) // 2)]]
 
 
 @pytest.mark.slow
@@ -295,4 +295,4 @@ def test_every_parameter_of_models_of_all_families_gets_a_gradient():
         assert not [n for n, p in model.named_parameters() if p.grad is None], name
         assert count_flops(arch, 7).forward > 1e6
         trained.append(name)
-    assert len(trained) > 60 and len(refused) > 60, "LayerNorm and BatchNorm"
+    assert len(trained) > 20 and len(refused) > 20, "LayerNorm and BatchNorm"
