@@ -1,6 +1,4 @@
-"""Augmentation on a GPU against a copy of the bytes that it must move: the packed regions, the resized images written and read,
-and the output. On a CPU it is part of the loader's benchmark, whose figures are per core.
-"""
+"""Augmentation on a GPU, alone. On a CPU it is part of the loader's benchmark, whose figures are per core."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,8 +20,7 @@ def run(options: Options) -> Findings:
     """One measure per policy, milliseconds of a batch; none without a GPU."""
     if not torch.cuda.is_available():
         return
-    contenders = [Contender("fastft", gpu_augment, {}), Contender("copy of its bytes", gpu_copies, {})]
-    rounds = alternate(contenders, options.rounds, threads=options.threads)
+    rounds = alternate([Contender("fastft", gpu_augment, {})], options.rounds, threads=options.threads)
     for policy in GPU_POLICIES:
         setting = {"augment": policy, "batch": GPU_BATCH, "size": SIZE, "dtype": "float16"}
         yield measure("Augmentation on the GPU", rounds, policy, _gpu_ms, "ms", setting, better="lower")
@@ -43,7 +40,11 @@ def gpu_augment(
     from fastft.augment.cuda import CudaAugment
 
     def arm(name: str) -> Arm:
-        plan, offsets = planned(name, size, batch)
+        plan = draw_plan(
+            parse_policy(name), seed=0, epoch=0, sample_ids=np.arange(batch), heights=np.full(batch, GPU_HEIGHT),
+            widths=np.full(batch, GPU_WIDTH), size=size,
+        )  # fmt: skip
+        offsets = np.cumsum([0, *(source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3)])
         packed = torch.randint(0, 256, (int(offsets[-1]),), dtype=torch.uint8, device=device)
         if device == "cpu":
             cpu = CpuAugment(parse_policy(name), size, "float16")
@@ -53,29 +54,6 @@ def gpu_augment(
         return repeated(lambda: gpu(packed, *tables), batch, device)
 
     return {name: arm(name) for name in policies}
-
-
-def gpu_copies(
-    device: str = "cuda", policies: Sequence[str] = GPU_POLICIES, size: int = SIZE, batch: int = GPU_BATCH
-) -> dict[str, Arm]:
-    """An arm per policy that copies as many bytes as the kernels must move."""
-
-    def arm(name: str) -> Arm:
-        moved = int(planned(name, size, batch)[1][-1]) + 4 * batch * size * size * 3
-        source = torch.empty(moved // 2, dtype=torch.uint8, device=device)  # a copy reads and writes
-        target = torch.empty_like(source)
-        return repeated(lambda: target.copy_(source), batch, device)
-
-    return {name: arm(name) for name in policies}
-
-
-def planned(name: str, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The plan of a batch, and where each image's region begins in the packed buffer."""
-    plan = draw_plan(
-        parse_policy(name), seed=0, epoch=0, sample_ids=np.arange(batch), heights=np.full(batch, GPU_HEIGHT),
-        widths=np.full(batch, GPU_WIDTH), size=size,
-    )  # fmt: skip
-    return plan, np.cumsum([0, *(source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3)])
 
 
 def repeated(call: Callable[[], object], batch: int, device: str) -> Arm:

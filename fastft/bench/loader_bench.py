@@ -1,10 +1,11 @@
 """Loaders on the same JPEGs: throughput over threads and per core, evaluation, first batch and memory, augmentation on a GPU."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from fastft.bench.dataset import RESIZED
+from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import (
     Contender,
     Findings,
@@ -27,7 +28,8 @@ ALONE = ("fastft", "stock FFCV", "stock FFCV, normalised")
 
 def run(options: Options) -> Findings:
     bench = LoaderBench(options)
-    yield from bench.throughput()
+    yield from bench.throughput(options.thread_counts())
+    yield from LoaderBench(options, ORIGINAL).throughput([1])
     yield from bench.evaluation()
     yield from bench.start()
     if torch.cuda.is_available():
@@ -35,9 +37,8 @@ def run(options: Options) -> Findings:
 
 
 class LoaderBench:
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, files: str = RESIZED) -> None:
         self.options, workspace = options, options.workspace
-        files = RESIZED
         batch = 4 if options.quick else min(BATCH, options.images)
         self.common = {"size": SIZE, "batch": batch, "repeat": 1 if options.quick else 2}
         images = options.images * self.common["repeat"]
@@ -77,14 +78,16 @@ class LoaderBench:
             "timm": [self.contender("timm", "timm", **CROP_ONLY, **more)],
         }
 
-    def throughput(self) -> Findings:
-        """Wall throughput for 1, 2, ... all threads; per core, from the rounds with one thread."""
+    def throughput(self, thread_counts: Sequence[int]) -> Findings:
+        """Wall throughput for each number of threads; per core, from the rounds with one thread."""
         for name, contenders in ((WHOLE, self.whole), (CROP, self.crop)):
-            for threads in self.options.thread_counts():
+            for threads in thread_counts:
                 wanted = self.options.wanted(contenders(threads=threads))
                 rounds = alternate(wanted, self.options.rounds, threads)
                 if threads == 1:
-                    role: dict[str, Any] = {"role": "loader_per_core"} if name == WHOLE else {}
+                    role: dict[str, Any] = (
+                        {"role": "loader_per_core"} if (name, self.setting["files"]) == (WHOLE, RESIZED) else {}
+                    )
                     per_core = "images/s per core"
                     yield measure(f"{name}, per core", rounds, "pass", per_cpu_second, per_core, self.setting, **role)
                 setting = {"threads": threads, **self.setting}

@@ -1,33 +1,28 @@
-"""`fastft explain RECIPE`, `fastft explain --diff A B`."""
+"""`fastft explain RECIPE`."""
 
 import argparse
 import json
 from typing import Any
 
 from beton_tools.base.console import format_duration, make_console
-from fastft.cli.arguments import add_recipe, add_shared, recipe_reference, show
+from fastft.cli.arguments import add_recipe, add_shared
 from fastft.recipe import Recipe, load_recipe
 
-EXAMPLE = "fastft explain final_b16 --json\n  fastft explain --diff final_b16 frugal_b16"
+EXAMPLE = "fastft explain final_b16 --json"
 TAKES_OPTIONS = True
 CPU_SHARE = 0.4  # of the rate of matrix products on a CPU; trainings of a ViT-S/14 at 42 px had 0.27 to 0.66
 SMALL = 4  # hours on one A100, up to which the cost is shown for one GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     add_recipe(parser)
     add_shared(parser, "json")
-    add("--verbose", action="store_true", help="also print every option, parameter group and learning rate")
-    diff = "show how RECIPE differs from recipe A; recipe options apply to RECIPE"
-    add("--diff", metavar="A", type=recipe_reference, help=diff)
+    parser.add_argument(
+        "--verbose", action="store_true", help="also print every option, parameter group and learning rate"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    return _explain(args) if args.diff is None else _compare(args)
-
-
-def _explain(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_explanation
     from fastft.cost.explanation import explain
     from fastft.photos.counts import list_images
@@ -63,13 +58,3 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
         how = f"on this machine's CPU, at {CPU_SHARE:g} of its {rate / 1e9:,.0f} GFLOP/s in matrix products; within a factor of 2"
     here = {} if hours is None else {"here": f"about {format_duration(3600 * hours)} {how}"}
     return here | {"cost": cost | {"assumptions": on_one}, "gpus": 1}
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from fastft.cli.printing import print_comparison
-    from fastft.cost.explanation import compare
-    from fastft.photos.counts import count_images
-
-    first = count_images(load_recipe(args.diff, ()))
-    second = count_images(load_recipe(args.recipe, args.overrides))
-    return show(compare(first, second), args.json, print_comparison)

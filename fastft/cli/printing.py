@@ -99,16 +99,6 @@ def _mfu_and_hours(row: dict[str, Any] | None) -> tuple[str, str]:
     return ("-", "-") if row is None else (f"{row['mfu']:.1%}", format_hours(row))
 
 
-def print_comparison(values: dict[str, Any], console: Console) -> None:
-    rows = [[entry["option"], *map(show_value, entry["values"])] for entry in values["options"]]
-    rows = rows or [["no option differs", "", ""]]
-    rows.append(["accuracy", *values["expectation"]])
-    for kind, hours in values["gpu_hours"].items():
-        shown = ("-" if h is None else f"{h:.1f}" for h in hours)
-        rows.append([f"GPU-hours on {kind}, modelled", *shown])
-    print_table(compact_table(None, ["", *values["recipes"]], rows, left=3), console)
-
-
 # fastft cost -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Explain and price recipes from their files alone, without data, weights or GPU: one, two compared, or all of fastft's."""
+"""Explain and price recipes from their files alone, without data, weights or GPU: one, or all of fastft's."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from fastft.model import TowerArch
 from fastft.model.recipe_model import build_model, find_phases, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
-from fastft.recipe import Recipe, differences, load_recipe
+from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
@@ -88,27 +88,6 @@ def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
         "assumptions": predicted,
         "val_images": val_images_row(recipe),
         "modelled": True,
-    }
-
-
-def compare(first: Recipe, second: Recipe) -> dict[str, Any]:
-    """Plain values for JSON: recipes (names), options (option, values), expectation, gpu_hours by GPU kind; each pair in order.
-
-    Raises:
-        UserError: an architecture or batch that does not fit.
-    """
-    pair = (first, second)
-    options = [
-        {"option": key, "values": list(values)}
-        for key, values in differences(first, second).items()
-        if not key.startswith("about.")
-    ]
-    costs = [predict(recipe) for recipe in pair]
-    return {
-        "recipes": [recipe.name for recipe in pair],
-        "options": options,
-        "expectation": [describe_expectation(recipe) for recipe in pair],
-        "gpu_hours": {kind: [cost[kind]["hours"] for cost in costs] for kind in costs[0]},
     }
 
 

@@ -72,7 +72,7 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
 
 
 def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
-    """Ours, half frozen, and timm; the first step; the modelled MFU of every GPU case."""
+    """Ours, half frozen, and timm; the first step; augmentation's share; the modelled MFU of every GPU case."""
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
     monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
@@ -84,8 +84,8 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
     rounds = in_this_process(step_bench.step_contenders(options, asdict(case))[:1], 2, 1)
     assert all(trial["first_seconds"] > 0 for trial in rounds.trials["fastft"]["step"])
-    copies = augment_bench.gpu_copies("cpu", size=32, batch=2)
-    assert list(copies) == list(augment_bench.GPU_POLICIES) and copies["none"]() == 2
+    share = step_bench._augmentation_share(options, rounds, {}, case)
+    assert all(value > 0 for value in share["contenders"][0]["rounds"])
     for letter, size in (("B", 224), ("L", 224), ("B", 384)):
         modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
         assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6

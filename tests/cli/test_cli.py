@@ -77,7 +77,7 @@ def test_flags_are_frozen() -> None:
     assert flags["convert imagenet"] == image_options
     assert flags["convert folder"] == sorted(["--class-indices", "--classes-of", *image_options])
     assert flags["train"] == ["--config-file"]
-    assert flags["explain"] == ["--config-file", "--diff", "--json", "--verbose"]
+    assert flags["explain"] == ["--config-file", "--json", "--verbose"]
     assert flags["recipes"] == flags["options"] == ["--json"]
     assert flags["preview"] == ["--config-file", "--count", "--epoch", "--json", "--out"]
     assert flags["cost"] == [

@@ -1,4 +1,4 @@
-"""`fastft explain` gives the reference's numbers, from the recipe alone; its --diff and `fastft recipes` compare recipes."""
+"""`fastft explain` gives the reference's numbers, from the recipe alone; `fastft recipes` compares recipes."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.explanation import compare, explain
+from fastft.cost.explanation import explain
 from fastft.data.order import BatchLayout
 from fastft.machine.gpus import GPUS
 from fastft.recipe import load_recipe
@@ -136,34 +136,6 @@ def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(caps
     assert main(["explain", "final_b16", "--verbose"]) == 0
     said = capsys.readouterr().out
     assert "GPU-hours on 8 GPUs" in said and said.index("hours") < said.index("lr scale") < said.index("layer_decay")
-
-
-# fastft explain --diff ---------------------------------------------------------------------------------------------------
-
-
-def test_only_what_differs_is_listed_with_accuracy_and_cost():
-    values = compare(load_recipe("final_b16"), load_recipe("frugal_b16_half"))
-    assert {entry["option"]: entry["values"] for entry in values["options"]} == {
-        "model.trainable_layers": [None, 6], "schedule.stop_epoch": [None, 30], "train.eval_every": [1, 5],
-        "train.eval_weights": ["both", "ema"],
-    }  # fmt: skip
-    assert values["expectation"][0] == "expected 85.7 % top-1 (paper Table 10)"
-    for first, second in values["gpu_hours"].values():
-        assert first > second
-
-
-def test_options_on_the_command_line_apply_to_the_second_recipe(capsys):
-    assert main(["explain", "02_lr[1e-5]", "--diff", "final_b16", "--json", "--optim.lr=0.1"]) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert values["recipes"] == ["final_b16", "lr_1e-5"]
-    assert {e["option"]: e["values"] for e in values["options"]}["optim.lr"] == [6e-4, 0.1]
-    assert main(["explain", "06_mixup[0.0/0.0]", "--diff", "final_b16"]) == 0
-    assert "no option differs" in capsys.readouterr().out
-
-
-def test_a_third_recipe_is_refused(capsys):
-    assert main(["explain", "final_b16", "--diff", "final_b16", "final_l14"]) == 2
-    assert "unrecognized argument final_l14" in capsys.readouterr().err
 
 
 # fastft recipes ----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ RECIPES = FOLDER.parent.parent / "rcp"
 SETTINGS = FOLDER.parent / "recipe" / "golden_recipes.json"
 
 EXPLAINED = ("final_b16", "final_l14", "frugal_b16_half", "quick_b16")
-DIFFERENCES = (("final_b16", "frugal_b16"), ("final_b16", "final_l14_336"))
 ROWS = ("11_final[B/16 at 384, Table 10]", "11_final[L/14 at 336, Table 10]")  # not in golden_recipes.json
 ESTIMATED_KEYS = ("cost", "gpu_hours", "train_flops_per_image")  # only in cost.json
 
@@ -120,9 +119,7 @@ def without(values: Any, names: tuple[str, ...]) -> Any:
 
 def explain(folder: Path) -> dict[str, Any]:
     """`fastft explain` without costs: settings, parameter groups, schedule, phases, augmentation in words."""
-    found = {name: fastft_json("explain", name) for name in EXPLAINED}
-    found |= {f"{a} to {b}": fastft_json("explain", "--diff", a, b) for a, b in DIFFERENCES}
-    return without(found, ESTIMATED_KEYS)
+    return without({name: fastft_json("explain", name) for name in EXPLAINED}, ESTIMATED_KEYS)
 
 
 def lists(folder: Path) -> dict[str, Any]:
