@@ -157,8 +157,10 @@ class Augment(Operation):
     Args:
         policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.parse_policy`); "none" only
             normalises and erases.
-        vflip, quarter_turns: probabilities of a vertical flip, and of a turn by 0, 90, 180 or 270 degrees.
-        color_jitter: as timm's, changes of brightness, contrast and saturation; with probability color_jitter_prob.
+        vflip: probability of a vertical flip.
+        quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
+        color_jitter: as timm's, changes of brightness, contrast and saturation.
+        color_jitter_prob: probability of `color_jitter`.
         erase_prob: probability of random erasing.
         erase_mode: "pixel", "rand" or "const", as in timm.
         mean: of pixels between 0 and 1 (default: CLIP's).

@@ -215,7 +215,9 @@ class Validation:
         Raises:
             EvaluationStopped: a stop was requested.
         """
-        models: dict[str, nn.Module] = {} if self.recipe.train.eval_weights == "ema" else {"raw": step.model}
+        # a horizon of one step leaves no EMA
+        only_ema = self.recipe.train.eval_weights == "ema" and step.ema is not None
+        models: dict[str, nn.Module] = {} if only_ema else {"raw": step.model}
         models |= {} if step.ema is None else {"ema": step.ema.module}
         with step.evaluation_context():
             found = [

@@ -409,6 +409,11 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, w
     assert "top-1 in percent: EMA" in conclusion(result) and "raw" not in conclusion(result)
 
 
+def test_the_raw_weights_are_evaluated_where_a_horizon_of_one_step_leaves_no_ema(tiny, tmp_path):
+    changes = {"ema__horizon": "0.01", "train__eval_weights": "ema", "schedule__stop_epoch": "1"}
+    assert set(run(tiny, tmp_path, **changes)["last"]) >= {"raw"}
+
+
 def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"train\.eval_weights is ema, but ema\.decay is 0"):
         run(tiny, tmp_path, ema__decay="0", train__eval_weights="ema")
