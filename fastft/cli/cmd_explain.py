@@ -42,7 +42,7 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
 
     from fastft.cost.price import predict
     from fastft.machine.gpus import find_gpu, peak_flops
-    from fastft.train.precision import choose_precision
+    from fastft.train.precision import inference_precision
 
     on_one = predict(recipe, cost["assumptions"], gpus=1)
     hours = on_one["A100"]["hours"]
@@ -53,7 +53,7 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
         gpu = find_gpu(torch.cuda.get_device_name())
         hours, how = on_one[gpu.name]["hours"] if gpu else None, "on this machine's GPU, modelled"
     else:
-        rate = peak_flops(device, choose_precision(recipe.train.amp, device).dtype) or 1.0
+        rate = peak_flops(device, inference_precision(recipe.train.amp, device).dtype) or 1.0
         hours = cost["total_flops"] / (CPU_SHARE * rate) / 3600
         how = f"on this machine's CPU, at {CPU_SHARE:g} of its {rate / 1e9:,.0f} GFLOP/s in matrix products; within a factor of 2"
     here = {} if hours is None else {"here": f"about {format_duration(3600 * hours)} {how}"}

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from beton_tools.read.beton_set import BetonSet
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe
@@ -23,11 +24,12 @@ def train_recipe(recipe: Recipe, console: Console) -> tuple[Path, dict[str, Any]
     options = recipe.train
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         prepared = prepare_data(recipe, line_printer(console), world)
+        whole = holds_out_of_beton(recipe) or prepared.data.val is None
+        data = recipe.data.train if whole else f"{prepared.data.train},{prepared.data.val}"
+        if options.refit and data is not None:  # refuse files that cannot be read together before the first training
+            world.in_main(lambda: BetonSet.open(data).title)
         result = train(prepared, console)
-        if not options.refit:
-            return run_folder(recipe), result
-        data = recipe.data.train if holds_out_of_beton(recipe) else f"{prepared.data.train},{prepared.data.val}"
-        return _refit(prepared, data, result, world, console)
+        return _refit(prepared, data, result, world, console) if options.refit else (run_folder(recipe), result)
 
 
 def _refit(

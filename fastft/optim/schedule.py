@@ -72,9 +72,9 @@ def ema_horizon(recipe: Recipe) -> float:
 
 def untrained_share(recipe: Recipe, steps: int) -> float:
     """How much of the EMA are the initial weights after so many steps, from 0 to 1; 0 without an EMA."""
-    if recipe.ema.warmup:
-        return 1 / math.comb(steps + 9, 9)  # the product of (1 + t) / (10 + t)
     horizon = ema_horizon(recipe)
+    if horizon and recipe.ema.warmup:
+        return 1 / math.comb(steps + 9, 9)  # the product of (1 + t) / (10 + t)
     return math.exp(-steps / horizon) if horizon else 0.0
 
 

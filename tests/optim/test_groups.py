@@ -153,6 +153,7 @@ def test_the_decay_of_a_warm_up_grows_with_the_step_up_to_the_constant_one():
         options = ["--optim.batch_size=2048", f"--ema.warmup={str(warmup).lower()}"]
         assert untrained_share(load_recipe("final_b16", options), 100) == pytest.approx(finals[warmup], rel=1e-4)
     assert finals[False] == pytest.approx(0.9998**100, rel=1e-5) and finals[True] < 1e-9
+    assert untrained_share(load_recipe("final_b16", ["--ema.decay=0", "--ema.warmup=true"]), 0) == 0
     late = Ema(model, 0.99, warmup=True)
     late.updates = 10_000  # (1 + t) / (10 + t) is above the constant
     torch.nn.init.constant_(model.weight, 1.0)

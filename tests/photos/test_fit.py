@@ -10,6 +10,7 @@ from PIL import Image
 
 import fastft
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from fastft import TrainedRun, TrainLoader
 from fastft.cli import main
 from fastft.recipe import differences
@@ -87,6 +88,19 @@ def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_ha
     assert json.loads((run.folder / "result.json").read_text())["weights"] == run.result["weights"]
     assert main(["predict", str(refit.folder), str(album / "coffee/00.jpg"), "--device=cpu"]) == 0
     assert f"using the {run.result['weights']['kind']}" in capsys.readouterr().err.replace("EMA", "ema")
+
+
+def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that_cannot_be_joined(run, given, tmp_path):
+    beton = run.folder / "data/train.beton"
+    options = given["options"] | {"data.hold_out_beton": False, "data.selection_share": 0.25, "train.refit": True}
+    given = given | {"data": beton, "epochs": 1, "options": options}
+    refit = fastft.fit("photos", **given | {"out": tmp_path / "run"})
+    recipes = [fastft.load_recipe(folder / "recipe.yaml") for folder in (refit.folder.parent, refit.folder)]
+    whole = len(BetonSet.open(beton))
+    assert [r.data.train_size for r in recipes] == [whole - recipes[0].selection_images(whole), whole]
+    with pytest.raises(UserError, match="named twice"):
+        fastft.fit("photos", **given | {"out": tmp_path / "none", "val_data": beton})
+    assert not (tmp_path / "none").exists()
 
 
 def test_short_names_are_those_of_the_command_line():
