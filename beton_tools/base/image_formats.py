@@ -84,6 +84,8 @@ def open_image(source: bytes | StrPath) -> Image.Image:
 
 def orientation_of(image: Image.Image) -> int:
     """How a camera says that the image is to be turned, 1 to 8 (Exif 2.3, 4.6.4 A); 1, as stored, without a valid note."""
+    if image.format == "TIFF":  # Pillow turns it while it loads the pixels
+        return 1
     try:
         found = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged Exif data, of which Pillow's readers raise many types

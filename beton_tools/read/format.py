@@ -325,8 +325,9 @@ def _read_label_sets(
     kind, (classes,) = vectors[0].array
     width, pointers = classes * np.dtype(kind).itemsize, metadata[vectors[0].column]
     low, high = limits
-    if classes > MAX_CLASSES or ((pointers < low) | (pointers > high) | (width > high - pointers)).any():
-        raise _damaged(path, f"the labels of a sample lie outside the file, or have more than {MAX_CLASSES:,} classes")
+    is_outside = classes > MAX_CLASSES or ((pointers < low) | (pointers > high) | (width > high - pointers)).any()
+    if is_outside or width * len(pointers) > high - low:  # overlapping ones could take any amount of memory
+        raise _damaged(path, f"labels lie outside the file or overlap, or have more than {MAX_CLASSES:,} classes")
     # arrays that lie one after another are read at once
     rows, order = np.empty((len(pointers), classes), kind), np.argsort(pointers, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(pointers[order]) != width) + 1):

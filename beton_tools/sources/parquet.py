@@ -281,7 +281,7 @@ def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list
     if names is not None:
         cells = (names[int(cell)] if is_number(cell) and int(cell) < len(names) else cell for cell in cells)
     lengths = pc.list_value_length(file.read(columns=[column]).column(0)).to_pylist()
-    return [list(islice(cells, length or 0)) for length in lengths]
+    return [list(filter(None, islice(cells, length or 0))) for length in lengths]
 
 
 def _text(value: Any) -> str:
@@ -321,7 +321,7 @@ def _columns_of_sets(schema: pa.Schema) -> tuple[str | None, list[str]]:
         return (label if is_text else None), []
     others = [f for f in schema if f.name.lower() not in NO_CLASSES]
     integers = [f.name for f in others if pa.types.is_integer(f.type)]
-    numbers = integers + [f.name for f in others if pa.types.is_boolean(f.type)]
+    numbers = integers + [f.name for f in others if pa.types.is_boolean(f.type) or pa.types.is_floating(f.type)]
     return None, [] if len(integers) == 1 or len(numbers) < 2 else numbers  # a single one is the label
 
 

@@ -38,8 +38,10 @@ SPLIT_VALUES = {
 _NUMBERS = ("id", "index", "image_id", "img_id", "__index_level_0__", "width", "height")
 NO_CLASSES = {name.lower() for name in (*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS, *_NUMBERS)}
 SEPARATOR = ";"  # between the labels of an image
+MAX_SETS = 1 << 32  # rows x classes, of a byte each
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
 _FLAGS = {word for words in _IS_VALID.values() for word in words}
+_UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in the column of a class
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,15 @@ class Table:
                 [list(filter(None, labels)) for labels in split] if any(len(labels) > 1 for labels in split) else None
             )
         flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
-        flags = {n: self.cells([n], "label") for n, cells in flags.items() if _FLAGS.issuperset(map(str.lower, cells))}
+        known = _FLAGS | _UNKNOWN
+        flags = {n: self.cells([n], "label") for n, cells in flags.items() if known.issuperset(map(str.lower, cells))}
         if len(flags) < 2:
             return None
-        return [
-            [n for n, cells in flags.items() if cells[i].lower() in _IS_VALID["val"]] for i in range(len(self.rows))
-        ]
+        for n, cells in flags.items():
+            if unknown := [row for row, cell in zip(self.rows, cells, strict=True) if cell.lower() in _UNKNOWN]:
+                raise UserError(f"{self.path}, row {unknown[0]}: {n} is neither 0 nor 1; correct it, or remove the row")
+        truths = [[cell.lower() in _IS_VALID["val"] for cell in cells] for cells in flags.values()]
+        return [[n for n, has in zip(flags, row, strict=True) if has] for row in zip(*truths, strict=True)]
 
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -> FileSource:
@@ -148,6 +153,8 @@ def number_label_sets(
     if not all(map(_is_utf8, set(labels))):
         raise UserError(f"{source}: a label is not UTF-8 text; save the table as UTF-8")
     numbers, names = number_labels(source, labels, classes)
+    if len(sets) * len(names) > MAX_SETS:
+        raise UserError(f"{source}: {len(sets):,} x {len(names):,} labels; the limit is {MAX_SETS:,}, split the table")
     has = np.zeros((len(sets), len(names)), np.uint8)
     has[np.repeat(np.arange(len(sets)), list(map(len, sets))), numbers] = 1
     return has, names

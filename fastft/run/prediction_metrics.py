@@ -54,7 +54,7 @@ class Predictions:
         for own, other in (HALVES, HALVES[::-1]) if fitted else ():
             predicted[own] = self.confidence_N[own] >= fit_thresholds(self.labels_N[other], self.confidence_N[other])
         scores = {"map": mean_average_precision(self), "macro_f1": macro_f1(replace(self, predicted_N=predicted))}
-        return scores | ({"thresholds": self.thresholds_K.round(6).tolist()} if fitted else {})
+        return scores | ({"thresholds": self.thresholds_K.tolist()} if fitted else {})
 
     @property
     def right_N(self) -> np.ndarray:
@@ -108,10 +108,10 @@ def macro_f1(p: Predictions) -> float:
     """Mean F1 over the classes that have images or are predicted, of sets that have images: scikit-learn's average="macro"."""
     from sklearn.metrics import f1_score
 
-    labels, predicted = p.labels_N, p.predicted_N
-    if p.thresholds_K is not None:
-        labels, predicted = (values[:, p.labels_N.any(0)] for values in (labels, predicted))
-    return 100 * float(f1_score(labels, predicted, average="macro", zero_division=0))
+    of_sets = None if p.thresholds_K is None else np.flatnonzero(p.labels_N.any(0))
+    if of_sets is not None and not of_sets.size:
+        return 0.0
+    return 100 * float(f1_score(p.labels_N, p.predicted_N, labels=of_sets, average="macro", zero_division=0))
 
 
 def class_metrics(p: Predictions) -> list[ClassMetrics]:

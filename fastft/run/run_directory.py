@@ -16,7 +16,7 @@ from beton_tools.base.user_files import open_own, read_user_file, read_user_text
 from fastft.recipe import Choice, Recipe, recipe_from_dict
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
-from fastft.run.evaluations import TOP1, main_score
+from fastft.run.evaluations import main_score
 
 Line = dict[str, Any]
 MAX_BYTES = 1 << 30  # of a file in a run directory; a long run logs some megabytes
@@ -215,8 +215,9 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
             check(f"a '{kind}' line", line, LINES[kind])
             check(f"a '{kind}' line", {key: line[key] for key in line if key.startswith(SCORES)}, Numbers)
             if kind == "eval":
-                weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
-                for score in {main_score(line), "samples", line.get("best_by", TOP1)}:
+                main = main_score(line)
+                weights = "ema" if f"ema_{main}" in line and f"raw_{main}" not in line else "raw"
+                for score in {main, "samples", line.get("best_by", main)}:
                     if f"{weights}_{score}" not in line:
                         raise ValueError(f"an 'eval' line has no '{weights}_{score}'")
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):

@@ -166,8 +166,8 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
 
 def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequence[float]) -> Scores:
     mine = torch.cat(rows) if rows else torch.empty(0, 2 * classes, device=world.device)
-    labels_NK, logits_NK = world.gather_rows(mine).nan_to_num().cpu().double().split(classes, dim=1)
-    p = Predictions.of_sets(labels_NK.numpy() > 0.5, logits_NK.float().numpy(), thresholds)
+    labels_NK, logits_NK = world.gather_rows(mine).cpu().double().split(classes, dim=1)
+    p = Predictions.of_sets(labels_NK.numpy() > 0.5, logits_NK.nan_to_num().float().numpy(), thresholds)
     return Scores(
         None, None, float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)), len(labels_NK), predictions=p,
         ece=calibrate(p).plain.ece, **p.set_scores(fitted=not thresholds),

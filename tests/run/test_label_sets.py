@@ -1,9 +1,11 @@
 """Metrics of several labels per image: equal to scikit-learn's, thresholds with the largest F1, temperature."""
 
+import math
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, f1_score
 
 from fastft.run.prediction_metrics import (
@@ -15,6 +17,8 @@ from fastft.run.prediction_metrics import (
     mean_average_precision,
     sigmoid,
 )
+from fastft.train.distributed import World
+from fastft.train.evaluate import _set_scores
 
 EMPTY = 3  # a class without images
 
@@ -40,6 +44,27 @@ def test_metrics_equal_scikit_learns(predictions: Predictions) -> None:
     assert [row.images for row in rows] == p.labels_N.sum(0).tolist()
     assert (rows[EMPTY].average_precision, rows[EMPTY].f1, rows[EMPTY].threshold) == (None, None, 50)
     assert rows[0].f1 == pytest.approx(100 * f1_score(p.labels_N[:, 0], p.predicted_N[:, 0]))
+
+
+@pytest.mark.parametrize("present", [[], [1]])
+def test_f1_of_at_most_one_class_with_images_is_that_classs(present: list[int]) -> None:
+    labels = np.zeros((20, 3), bool)
+    labels[:8, present] = True
+    p = Predictions.of_sets(labels, np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32))
+    assert macro_f1(p) == 100 * sum(f1_score(labels[:, k], p.predicted_N[:, k]) for k in present)
+    assert set(p.set_scores(fitted=True)) == {"map", "macro_f1", "thresholds"}
+
+
+def test_the_loss_of_weights_that_give_nan_is_nan() -> None:
+    rows = torch.tensor([[1.0, 0, math.nan, 2], [0, 1, -1, 1]])  # labels, then logits
+    assert math.isnan(_set_scores([rows], 2, World(0, 1, 0, torch.device("cpu")), ()).loss)
+
+
+def test_thresholds_of_small_probabilities_are_kept() -> None:
+    labels = np.arange(40)[:, None] >= np.array([30, 35])
+    p = Predictions.of_sets(labels, (labels - 18).astype(np.float32))
+    scores = p.set_scores(fitted=True)
+    np.testing.assert_array_equal(p.confidence_N >= scores["thresholds"], labels)
 
 
 def test_no_other_threshold_has_a_larger_f1(predictions: Predictions) -> None:

@@ -47,6 +47,15 @@ def test_lines_that_cannot_be_drawn_are_refused(run_folder, kind, change, messag
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_multi_label_run_that_evaluates_its_ema_only_is_read(run_folder):
+    scores = {"ema_map": 50.0, "ema_samples": 8, "ema_loss": 0.1, "best_by": "map"}
+    lines = [line if line["kind"] != "eval" else {k: line[k] for k in line if k[:4] != "raw_"} | scores
+             for line in read_metrics(run_folder / "metrics.jsonl")]  # fmt: skip
+    lines = [{k: line[k] for k in line if k != "ema_top1"} for line in lines]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "ema_map" in load_run(run_folder).evaluations[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("3", "Expected object"), ("[]", "Expected object"), ('{"kind": "train"}', "Object missing required field step")],

@@ -215,6 +215,17 @@ def test_large_images_and_other_formats_are_turned_too():
         assert difference(stored, saved(photograph("china.jpg").resize((200, 133)), "PNG", exif=exif)).mean() < 6
 
 
+def test_a_tiff_which_pillow_turns_itself_is_turned_once():
+    for orientation in range(2, 9):
+        original = saved(CUT, "TIFF", tiffinfo={0x0112: orientation})
+        stored = encode_sample(original, EncodeOptions(write_mode="raw"))
+        upright = np.asarray(Image.open(io.BytesIO(original)).convert("RGB"))
+        np.testing.assert_array_equal(
+            np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3), upright
+        )
+        assert (upright.shape[0] > upright.shape[1]) == (orientation > 4)
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(9)])
 def test_damaged_exif_data_and_upright_false_turn_nothing(exif):
     assert encode_sample(jpeg_of(WHOLE, exif=exif), EncodeOptions()).width == WHOLE.width

@@ -1,5 +1,6 @@
 """Several labels per image: every kind of table, the file, stock FFCV's loader and writer, damage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from beton_tools.inspect.extract import extract
 from beton_tools.inspect.stats import compute
 from beton_tools.inspect.verify import verify
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.format import Beton
+from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, Beton
 from beton_tools.read.manifest import Manifest
-from beton_tools.sources import open_source
+from beton_tools.sources import open_source, path_table
 from beton_tools.sources.base import subset
+from beton_tools.write import pagefile
 from beton_tools.write.pagefile import PageFile
 from beton_tools.write.writer import WriteOptions, write_beton
 
@@ -82,6 +84,28 @@ def test_tables_of_single_labels_stay_so(folder: Path) -> None:
     (folder / "gap.csv").write_text("image,dog,cat\n0.jpg,1,\n1.jpg,0,1\n")
     with pytest.raises(UserError, match="row 2: no cat; fill the cell"):
         open_source(folder / "gap.csv")
+
+
+@pytest.mark.parametrize("unknown", ["-1", "NaN"])
+def test_a_column_with_a_cell_that_is_neither_0_nor_1_is_not_left_out(folder: Path, unknown: str) -> None:
+    (folder / "unknown.csv").write_text(f"image,dog,cat,eel\n0.jpg,1,0,1\n1.jpg,0,1,{unknown}\n")
+    with pytest.raises(UserError, match="row 3: eel is neither 0 nor 1"):
+        open_source(folder / "unknown.csv")
+    columns = {"dog": [1, 0], "cat": [0, 1], "eel": [1.0, float(unknown)]}
+    pq.write_table(pa.table({"image": [b"x", b"y"], **columns}), folder / "unknown.parquet")
+    with pytest.raises(UserError, match=r"row 3: (eel is neither 0 nor 1|no eel; fill)"):
+        open_source(folder / "unknown.parquet")
+
+
+def test_null_in_a_list_is_no_label(folder: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x", b"y"], "labels": [["b", None], ["a", " "]]}), folder / "null.parquet")
+    assert open_source(folder / "null.parquet").classes == ("a", "b")
+
+
+def test_tables_of_too_many_labels_are_refused(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(path_table, "MAX_SETS", 23)
+    with pytest.raises(UserError, match="8 x 3 labels; the limit is 23"):
+        open_source(tables(folder)["csv joined"])
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +182,33 @@ def test_an_interrupted_conversion_continues_to_the_same_bytes(written: Path, fo
     assert again.read_bytes() == written.read_bytes()
 
 
+def test_a_conversion_that_a_version_began_which_turned_nothing_starts_anew(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / "in" / "a" / "0.jpg", exif=exif)
+    source, out = open_source(tmp_path / "in"), tmp_path / "x.beton"
+    with monkeypatch.context() as patched:
+        patched.setattr(pagefile, "JOURNAL_VERSION", 3)
+        patched.setattr(PageFile, "publish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_beton(out, source, replace(OPTIONS, upright=False))
+    write_beton(out, source, OPTIONS)
+    assert (Beton.open(out).heights[0], Beton.open(out).widths[0]) == (64, 32)
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "reason"), [("ptr", 1 << 40, "outside the file"), ("set", 7, "other than 0 to 1")]
+    ("field", "value", "reason"),
+    [("ptr", 1 << 40, "outside the file"), ("size", 30_000, "overlap"), ("set", 7, "other than 0 to 1")],
 )
 def test_damaged_label_sets_are_refused(written: Path, tmp_path: Path, field: str, value: int, reason: str) -> None:
     beton, data = Beton.open(written), bytearray(written.read_bytes())
     pointer = int(beton.metadata["f1"][0])
     if field == "set":
         data[pointer] = value
+    elif field == "size":  # of all arrays, of which each lies in the file
+        at = HEADER_DTYPE.itemsize + FIELD_DTYPE.itemsize + FIELD_DTYPE.fields["arguments"][1]
+        data[at : at + 8] = value.to_bytes(8, "little")
     else:
         at = data.index(pointer.to_bytes(8, "little"))
         data[at : at + 8] = value.to_bytes(8, "little")
