@@ -64,7 +64,7 @@ class Trainer:
 
     def _is_done(self) -> bool:
         p = self.progress
-        return p.step == 0 and (p.epoch == self.recipe.epochs or p.is_stalled(self.recipe))
+        return p.epoch >= self.recipe.epochs or (p.step == 0 and p.is_stalled(self.recipe))
 
     # before the first step --------------------------------------------------------------------------------------------
 

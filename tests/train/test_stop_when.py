@@ -89,6 +89,7 @@ def test_a_stopped_run_is_not_continued_but_with_more_patience(tiny, stopped, tm
     assert first["epochs"] == 2
     assert run(tiny, tmp_path, train__stop_when="2", **STILL, **SHARE)["epochs"] == 3
     assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
+    assert run(tiny, tmp_path, schedule__stop_epoch="1", **STILL, **SHARE)["epochs"] == 3  # beyond its end
 
 
 def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(tiny, tmp_path):
