@@ -94,9 +94,7 @@ class Table:
             return self.lists
         if name is not None:
             split = [[label.strip() for label in cell.split(SEPARATOR)] for cell in self.columns[name]]
-            return (
-                [list(filter(None, labels)) for labels in split] if any(len(labels) > 1 for labels in split) else None
-            )
+            return [list(filter(None, labels)) for labels in split] if max(map(len, split), default=0) > 1 else None
         flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
         known = _FLAGS | _UNKNOWN
         flags = {n: self.cells([n], "label") for n, cells in flags.items() if known.issuperset(map(str.lower, cells))}

@@ -217,6 +217,14 @@ def test_damaged_label_sets_are_refused(written: Path, tmp_path: Path, field: st
         Beton.open(tmp_path / "damaged.beton")
 
 
+def test_a_vector_of_other_values_under_another_name_is_no_label(written: Path, tmp_path: Path) -> None:
+    data = bytearray(written.read_bytes())
+    data[int(Beton.open(written).metadata["f1"][0])] = 7
+    (tmp_path / "x.beton").write_bytes(data.replace(b"labels", b"points", 1))
+    with pytest.raises(UserError, match=r"no field of labels \(int or array\)"):
+        _ = Beton.open(tmp_path / "x.beton").labels
+
+
 def test_images_per_class_are_limited_by_the_rarest_label(folder: Path, tmp_path: Path) -> None:
     options = WriteOptions(workers=0, page_size=1 << 16, subset_per_class=1)
     write_beton(tmp_path / "few.beton", open_source(tables(folder)["csv flags"]), options)
