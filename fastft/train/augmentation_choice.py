@@ -87,10 +87,15 @@ def is_plain(recipe: Recipe) -> bool:
 
 
 def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int | None = None) -> float:
-    """Cross-entropy of always predicting the shares of the classes, in nats; the mean over classes, if `images` have several."""
+    """Cross-entropy of always predicting the shares of the classes, in nats, of images that `sampling` draws.
+
+    The probe's head knows the shares of all images, not those of the sampling. images: their number if they have several
+    labels; the mean over classes.
+    """
     if images is not None:
         return sum(shares_loss([count, images - count]) for count in class_counts) / len(class_counts)
-    return -sum(share * math.log(share) for share in training_shares(class_counts, sampling).tolist() if share)
+    known, drawn = (training_shares(class_counts, way).tolist() for way in (NONE, sampling))
+    return -sum(share * math.log(own) for own, share in zip(known, drawn, strict=True) if share)
 
 
 def without_augmentation(recipe: Recipe, loss: float, shares: float) -> tuple[Recipe, list[str]]:

@@ -29,6 +29,8 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loss_of_the_class_shares() -> None:
     assert shares_loss([5, 5, 5, 5]) == pytest.approx(math.log(4))
     assert shares_loss([3, 0, 1]) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    # a head that knows nothing but these shares, on images of both classes equally often
+    assert shares_loss([3, 0, 1], "balanced") == pytest.approx(-0.5 * math.log(0.75) - 0.5 * math.log(0.25))
 
 
 @pytest.mark.parametrize(
