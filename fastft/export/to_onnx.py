@@ -30,7 +30,7 @@ def write(trained: Trained, path: Path) -> None:
             input_names=["images"], output_names=["logits"], dynamic_axes={"images": batch, "logits": batch},
         )  # fmt: skip
     if trained.temperature_record:
-        made = onnx.load(path)
+        made = onnx.load(path, load_external_data=False)  # of models above 2 GiB, which one file cannot hold
         onnx.helper.set_model_props(made, {k: json.dumps(v) for k, v in trained.temperature_record.items()})
         onnx.save(made, path)
 

@@ -6,7 +6,10 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.evaluate.trained import Trained, load_trained
-from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
+from fastft.export import FORMATS, command, export_checkpoint, to_onnx, to_open_clip
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
@@ -228,3 +231,21 @@ def test_a_safetensors_export_is_self_contained(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(FORMATS["safetensors"].load(tmp_path / "out.safetensors")(images), trained(images))
     assert str(tmp_path).encode() not in (tmp_path / "out.safetensors").read_bytes()
+
+
+def test_tensors_of_a_large_onnx_model_stay_in_the_files_beside_it(tmp_path, monkeypatch):
+    """torch writes them so above 2 GiB, of which a single file cannot be saved."""
+
+    def export(model, args, path, **options):
+        weight = onnx.numpy_helper.from_array(np.ones(512, np.float32), "w")
+        graph = onnx.helper.make_graph([], "g", [], [], [weight])
+        onnx.save(onnx.helper.make_model(graph), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    recipe = SimpleNamespace(model=SimpleNamespace(image_size=32))
+    to_onnx.write(
+        SimpleNamespace(recipe=recipe, model=None, temperature_record={"multi_label": True}), tmp_path / "m.onnx"
+    )
+    made = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert made.metadata_props[0].key == "multi_label"
+    assert made.graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL
