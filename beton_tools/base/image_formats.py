@@ -84,10 +84,10 @@ def open_image(source: bytes | StrPath) -> Image.Image:
 
 def orientation_of(image: Image.Image) -> int:
     """How a camera says that the image is to be turned, 1 to 8 (Exif 2.3, 4.6.4 A); 1, as stored, without a valid note."""
-    if image.format == "TIFF":  # Pillow turns it while it loads the pixels
-        return 1
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        found = (
+            1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        )  # Pillow turns TIFFs as it loads them
     except Exception:  # damaged Exif data, of which Pillow's readers raise many types
         return 1
     return found if found in _TURNS else 1

@@ -40,8 +40,8 @@ NO_CLASSES = {name.lower() for name in (*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_CO
 SEPARATOR = ";"  # between the labels of an image
 MAX_SETS = 1 << 32  # rows x classes, of a byte each
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
-_FLAGS = {word for words in _IS_VALID.values() for word in words}
 _UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in the column of a class
+_FLAGS = {word for words in _IS_VALID.values() for word in words} | _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ class Table:
             split = [[label.strip() for label in cell.split(SEPARATOR)] for cell in self.columns[name]]
             return [list(filter(None, labels)) for labels in split] if max(map(len, split), default=0) > 1 else None
         flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
-        known = _FLAGS | _UNKNOWN
-        flags = {n: self.cells([n], "label") for n, cells in flags.items() if known.issuperset(map(str.lower, cells))}
+        flags = {n: self.cells([n], "label") for n, cells in flags.items() if _FLAGS.issuperset(map(str.lower, cells))}
         if len(flags) < 2:
             return None
         for n, cells in flags.items():
