@@ -118,7 +118,7 @@ def test_a_file_without_a_label_is_refused(tmp_path):
     fields = {"image": RGBImageField(write_mode="jpg"), "label": FloatField()}
     writer = DatasetWriter(str(tmp_path / "other.beton"), fields, num_workers=1)
     writer.from_indexed_dataset([(np.zeros((8, 8, 3), np.uint8), 0.5)])
-    with pytest.raises(UserError, match="no label"):
+    with pytest.raises(UserError, match="no field of labels"):
         BetonSet.open(tmp_path / "other.beton")
 
 

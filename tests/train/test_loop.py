@@ -126,7 +126,7 @@ def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path):
 
 def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels():
     logits, labels, weights = torch.randn(4, 3), torch.tensor([0, 2, 1, 0]), torch.tensor([0.5, 3.0, 1.5])
-    step = SimpleNamespace(class_weights_K=weights, label_smoothing=0.1)
+    step = SimpleNamespace(class_weights_K=weights, label_smoothing=0.1, multi_label=False)
     each = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
     torch.testing.assert_close(Step._loss(step, logits, labels), (weights[labels] * each).mean())
     mixed = 0.7 * smoothed_targets(labels, 3, 0.1) + 0.3 * smoothed_targets(labels.flip(0), 3, 0.1)

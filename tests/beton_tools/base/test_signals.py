@@ -29,7 +29,6 @@ PAGE = 1 << 16
 # `fastft convert folder`, with small pages, that prints "ready" after 21 images and then waits
 CONVERT = f"""
 import contextlib, dataclasses, sys, time
-import beton_tools.base.progress_bar
 from fastft.cli import cmd_convert, main
 options_of = cmd_convert._options_of
 cmd_convert._options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
@@ -40,7 +39,7 @@ def show(done, total, skipped):
 @contextlib.contextmanager
 def progress(title):
     yield show
-beton_tools.base.progress_bar.progress = progress
+cmd_convert.progress = progress
 wait = float(sys.argv[1])
 sys.exit(main(["convert", "folder", "--data", sys.argv[2], "--out", sys.argv[3], "--workers", "2"]))
 """
