@@ -24,6 +24,7 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", "nowhere")
 
 
+@pytest.mark.slow
 def test_quick_decode_writes_file_page_and_table_with_the_same_figures(tmp_path, photographs_only, capsys):
     options = ["--quick", "--peers", "none", "--count", "6", "--out", str(tmp_path)]
     assert main(["bench", "decode", *options]) == 0

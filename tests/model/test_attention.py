@@ -153,9 +153,8 @@ def test_a_kernel_that_the_device_does_not_have_raises_a_runtime_error():
             self_attention(*inputs(), 2, kernel)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "autocast"), [("auto", True), pytest.param("batched", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "autocast"), [("auto", True), ("batched", False)])
 def test_the_tower_compiles_without_graph_breaks(kernel, autocast, monkeypatch):
     """`aot_eager` traces forward and backward as Inductor would, without a C++ compiler."""
     monkeypatch.setattr("fastft.model.linear.NORM_BRANCH_DEVICES", ["cpu"])

@@ -21,6 +21,7 @@ from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run, read_metrics
 from tests.written import predictions_of, write_run
 
+pytestmark = pytest.mark.slow  # starts a browser
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

@@ -15,6 +15,7 @@ from fastft.run.tracking import open_tracker
 from tests.train.runs import losses, run
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(tiny, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
@@ -30,6 +31,7 @@ def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(tiny, tmp_pa
     assert found.info.status == "FINISHED" and found.data.params["optim.lr"] == "0.001"
 
 
+@pytest.mark.slow
 def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -142,6 +142,7 @@ def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(tiny, search
     assert 100 * (labels == predicted).mean() == pytest.approx(result.best.score)
 
 
+@pytest.mark.slow
 def test_a_budget_that_ends_is_said_and_a_larger_one_continues(tiny, searched, tmp_path, capsys):
     command = ["tune", RECIPE, *options(tiny), "--out", str(tmp_path / "out")]
     assert main([*command, "--budget=0.01s"]) == 2
