@@ -85,9 +85,8 @@ class LoaderBench:
                 wanted = self.options.wanted(contenders(threads=threads))
                 rounds = alternate(wanted, self.options.rounds, threads)
                 if threads == 1:
-                    role: dict[str, Any] = (
-                        {"role": "loader_per_core"} if (name, self.setting["files"]) == (WHOLE, RESIZED) else {}
-                    )
+                    is_priced = (name, self.setting["files"]) == (WHOLE, RESIZED)
+                    role: dict[str, Any] = {"role": "loader_per_core"} if is_priced else {}
                     per_core = "images/s per core"
                     yield measure(f"{name}, per core", rounds, "pass", per_cpu_second, per_core, self.setting, **role)
                 setting = {"threads": threads, **self.setting}

@@ -55,10 +55,7 @@ COMMANDS = {
         "cmd_recipes.Options",
         "list every recipe option: meaning, default, limits, and the value in the paper's runs",
     ),
-    "explain": (
-        "cmd_explain",
-        "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU",
-    ),
+    "explain": ("cmd_explain", "show what a recipe will do and cost, without data, weights or GPU"),
     "preview": ("cmd_preview", "draw what the model will see: originals, crops, results and the ops between"),
     "cost": ("cmd_cost", "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"),
     "sweep": (

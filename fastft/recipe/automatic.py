@@ -191,9 +191,8 @@ def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
 def _eval_every(recipe: Recipe) -> tuple[int, str]:
     """Evaluating a few images can take longer than an epoch of a few steps."""
     steps = recipe.steps_per_epoch()
-    return -(
-        -STEPS_PER_EVALUATION // steps
-    ), f"{steps:,} steps per epoch: at least {STEPS_PER_EVALUATION} between evaluations"
+    epochs = -(-STEPS_PER_EVALUATION // steps)
+    return epochs, f"{steps:,} steps per epoch: at least {STEPS_PER_EVALUATION} between evaluations"
 
 
 # in this order: a rule may use the values of those before it. `data.num_classes` is read from the training file.

@@ -44,9 +44,8 @@ STORE_SECONDS = 5
 EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # reported by the process that raises them
 LAUNCHER_POLL_SECONDS = 0.5
 STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its processes
-LAUNCHER = (
-    "FASTFT_LAUNCHER"  # process number of `fastft.train.launch`, which may have ended while modules were imported
-)
+# process number of `fastft.train.launch`, which may have ended while modules were imported
+LAUNCHER = "FASTFT_LAUNCHER"
 Result = TypeVar("Result")
 
 

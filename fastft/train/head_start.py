@@ -101,9 +101,8 @@ def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirr
                 mirrored_ND, _ = pooled_features(model, batches, s.world, s.precision, stop)
             if s.world.is_main:
                 head = fit_ridge_head(features_ND, *fit)
-                mirrored = (
-                    mirrored_ND if mirrored_ND is None else count_mirrored(features_ND, mirrored_ND, head.penalty, *fit)
-                )
+                if mirrored_ND is not None:
+                    mirrored = count_mirrored(features_ND, mirrored_ND, head.penalty, *fit)
     head, mirrored = s.world.broadcast(None if head is None else (head, mirrored))
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight_KD))

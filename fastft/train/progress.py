@@ -94,8 +94,10 @@ class Progress:
     def is_stalled(self, recipe: Recipe) -> bool:
         """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now."""
         patience = recipe.train.stop_when
+        if patience is None:
+            return False
         choice = choose_weights(self.evaluations, self.best(), untrained=self._untrained_share(recipe))
-        if patience is None or choice is None:
+        if choice is None:
             return False
         judged = [entry.get(SELECTION, entry).get(choice["kind"]) for entry in self.evaluations]
         best_by = self.evaluations[-1].get("best_by", TOP1)
