@@ -85,9 +85,7 @@ def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directorie
 
     suffixes: what its name must end in, so that a mistyped command does not replace an image or a log; () allows any.
     makes_directories: missing directories above it will be made.
-
-    Raises:
-        UserError: it is a directory, a link or a device, it has another suffix, or its directory is missing or not writable.
+    Raises UserError: it is a directory, a link or a device, it has another suffix, or its directory is missing or not writable.
     """
     folder = path.parent
     if makes_directories:
@@ -136,8 +134,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 def save_picture(path: Path, save: Callable[[Path], object]) -> None:
     """Write a picture atomically. save: writes it to a path; the suffix gives the format.
 
-    Raises:
-        UserError: the file cannot be written, or the format is not known.
+    Raises UserError: the file cannot be written, or the format is not known.
     """
     try:
         with atomic_output(path) as partial:

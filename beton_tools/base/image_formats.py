@@ -59,10 +59,8 @@ def depth_prefix(image: Image.Image) -> str:
 def open_image(source: bytes | StrPath) -> Image.Image:
     """The same as `PIL.Image.open`, for the bytes of an image file or its path, and for `FORMATS` only.
 
-    Raises:
-        OSError: the path is not a regular file, the file is too large, a JPEG has too many scans, or not an image of one of
-            the formats (`PIL.UnidentifiedImageError`). Pillow raises other exceptions too for damaged files, here or when it
-            decodes.
+    Raises OSError: the path is not a regular file, the file is too large, a JPEG has too many scans, or not an image of one of
+    the formats (`PIL.UnidentifiedImageError`). Pillow raises other exceptions too for damaged files, here or when it decodes.
     """
     data = source if isinstance(source, bytes) else read_regular(source, MAX_FILE_BYTES)
     if data.startswith(b"\xff\xd8") and len(_SCAN.findall(data)) > MAX_SCANS:

@@ -72,8 +72,7 @@ def _home_cache() -> Path:
 def _temporary_cache() -> Path:
     """A folder that only this user can write to, since code that lies there is run.
 
-    Raises:
-        PermissionError: the folder exists and others can write to it, or own it.
+    Raises PermissionError: the folder exists and others can write to it, or own it.
     """
     folder = Path(tempfile.gettempdir()) / f"fastft-numba-{os.getuid()}"
     with suppress(FileExistsError):

@@ -33,8 +33,7 @@ class Document(msgspec.Struct, kw_only=True):
 def check(where: str, value: Any, kind: Any) -> Any:
     """The value of a JSON file as a `kind`.
 
-    Raises:
-        ValueError: it is not of this type; the message begins with `where` and names key and types.
+    Raises ValueError: it is not of this type; the message begins with `where` and names key and types.
     """
     try:
         return msgspec.convert(dict(value) if isinstance(value, Mapping) else value, kind)

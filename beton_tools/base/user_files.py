@@ -34,8 +34,7 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 def open_regular(path: StrPath) -> BufferedReader:
     """Open a regular file for reading.
 
-    Raises:
-        OSError: it does not exist, cannot be opened, or is not a regular file; `strerror` is the reason.
+    Raises OSError: it does not exist, cannot be opened, or is not a regular file; `strerror` is the reason.
     """
     _check_regular(stat_path(path), path)
     file = os.fdopen(os.open(path, _FLAGS), "rb")
@@ -85,9 +84,7 @@ def open_user_file(path: StrPath, expected: str = "a readable file") -> Buffered
     """Open a regular file for reading.
 
     expected: what the user should give instead, for the error message, such as "a .beton file".
-
-    Raises:
-        UserError: it does not exist, cannot be opened, or is not a regular file.
+    Raises UserError: it does not exist, cannot be opened, or is not a regular file.
     """
     try:
         return open_regular(path)
@@ -148,8 +145,7 @@ def check_user_file(path: StrPath, expected: str = "a readable file") -> Path:
 def read_user_file(path: StrPath, max_bytes: int, expected: str = "a readable file") -> bytes:
     """The contents of a regular file of at most `max_bytes` bytes.
 
-    Raises:
-        UserError: as `open_user_file`, or the file is larger.
+    Raises UserError: as `open_user_file`, or the file is larger.
     """
     try:
         return read_regular(path, max_bytes)
@@ -160,8 +156,7 @@ def read_user_file(path: StrPath, max_bytes: int, expected: str = "a readable fi
 def read_user_text(path: StrPath, max_bytes: int, expected: str = "a readable file") -> str:
     """The contents of a UTF-8 text file of at most `max_bytes` bytes.
 
-    Raises:
-        UserError: as `read_user_file`, or the text is not UTF-8.
+    Raises UserError: as `read_user_file`, or the text is not UTF-8.
     """
     try:
         return read_user_file(path, max_bytes, expected).decode("utf-8")

@@ -56,10 +56,8 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
     """Write samples to `folder/<class>/<id>_<name>.jpg` (`.png` for raw ones), yielding each path.
 
     JPEG bytes are written as they are stored. The folder of several labels is named by all of them, "cat;dog", or "none".
-
-    Raises:
-        UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a
-            class folder is a link, or the manifest belongs to another file.
+    Raises UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a class
+    folder is a link, or the manifest belongs to another file.
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
@@ -110,8 +108,7 @@ def _safe(name: str) -> str:
 def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int) -> Image.Image:
     """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
 
-    Raises:
-        UserError: the sheet would be too large, or the file changed while it was being read.
+    Raises UserError: the sheet would be too large, or the file changed while it was being read.
     """
     columns = min(columns, len(ids))
     rows = -(-len(ids) // columns)

@@ -20,10 +20,8 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
     """Statistics as a JSON-compatible dict. Sizes in bytes, sides in pixels; percentile "0" is the minimum, "100" the maximum.
 
-    jpeg.subsampling and jpeg.indexed are shares of `jpeg.headers_read` images, spread evenly over the file.
-
-    Raises:
-        UserError: the file has no labels, cannot be read, or changed while it was being read.
+    jpeg.subsampling and jpeg.indexed are shares of `jpeg.headers_read` images, spread evenly over the file. Raises UserError:
+    the file has no labels, cannot be read, or changed while it was being read.
     """
     heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
     labels = beton.labels

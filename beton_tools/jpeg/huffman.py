@@ -49,8 +49,7 @@ TABLE = np.dtype(
 def read_tables(payloads: Iterable[bytes]) -> Spec:
     """The tables defined by the DHT payloads of a header; a later definition replaces an earlier one.
 
-    Raises:
-        JpegError: a broken payload.
+    Raises JpegError: a broken payload.
     """
     spec = Spec(np.zeros((TABLES, 17), np.uint8), np.zeros((TABLES, 256), np.uint8))
     for payload in payloads:
@@ -82,12 +81,9 @@ def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
 def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
     """Append codes for `symbols` to the table, in place, without changing an existing code.
 
-    Codes are free because the code of ones only is never used: with one more bit it gives one new code, with
-    two more bits three, and so on.
-
-    Raises:
-        JpegError: the new codes would need more than 16 bits; tables with up to 12 symbols never do, unless
-            constructed to.
+    Codes are free because the code of ones only is never used: with one more bit it gives one new code, with two more bits
+    three, and so on. Raises JpegError: the new codes would need more than 16 bits; tables with up to 12 symbols never do,
+    unless constructed to.
     """
     counts = spec.counts[table]
     total = int(counts.sum(dtype=np.int64))
@@ -103,11 +99,7 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
 
 
 def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
-    """Decoding tables, (TABLES,) TABLE; only those in `used` are filled.
-
-    Raises:
-        JpegError: impossible code lengths.
-    """
+    """Decoding tables, (TABLES,) TABLE; only those in `used` are filled. Raises JpegError: impossible code lengths."""
     tables = np.empty(TABLES, TABLE)  # not zeros: memory of unused tables is never written
     if _derive_all(spec.counts, spec.values, used, tables) != OK:
         raise JpegError(describe_error(BAD_HEADER))

@@ -94,8 +94,7 @@ def _ends(src: np.ndarray, head: Header, ends: np.ndarray) -> bool:
 def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
     """Begin and end offset of every restart segment, i64 (rows, segments per row, 2); None without index.
 
-    Raises:
-        JpegError: a broken header, or an index that does not match the file.
+    Raises JpegError: a broken header, or an index that does not match the file.
     """
     src = as_bytes_array(jpeg)
     head = parse(src)
@@ -112,8 +111,7 @@ def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
 def write(lengths: np.ndarray) -> bytes:
     """The APP9 segment for restart segments of these lengths in bytes.
 
-    Raises:
-        ValueError: more segments than one index can hold (see MAX_SEGMENTS).
+    Raises ValueError: more segments than one index can hold (see MAX_SEGMENTS).
     """
     size = 2 if lengths.max() < 1 << 16 else 4
     payload = INDEX_MAGIC.tobytes() + bytes([size]) + lengths.astype(f">u{size}").tobytes()

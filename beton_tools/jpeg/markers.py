@@ -204,11 +204,7 @@ def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
 
 
 def parse(jpeg: bytes | np.ndarray) -> Header:
-    """Read the header of a JPEG file.
-
-    Raises:
-        JpegError: a broken header, or an unsupported kind of JPEG.
-    """
+    """Read the header of a JPEG file. Raises JpegError: a broken header, or an unsupported kind of JPEG."""
     head = scan_header(as_bytes_array(jpeg))
     if head.code != OK:
         raise JpegError(describe_error(head.code))

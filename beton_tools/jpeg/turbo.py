@@ -41,11 +41,7 @@ def find_library() -> str | None:
 
 
 def open_library() -> ctypes.CDLL:
-    """libturbojpeg.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """libturbojpeg. Raises UserError: it is not installed."""
     try:
         return ctypes.CDLL(find_library() or "libturbojpeg.so.0")
     except OSError as error:
@@ -141,8 +137,7 @@ class _Transform(ctypes.Structure):
 def turn_upright(jpeg: bytes, orientation: int) -> bytes:
     """A JPEG turned as its Exif orientation (2 to 8) says, as a baseline JPEG without Exif, with the same DCT coefficients.
 
-    Raises:
-        JpegError: it is damaged, or the turn would move an incomplete block from the right or bottom edge.
+    Raises JpegError: it is damaged, or the turn would move an incomplete block from the right or bottom edge.
     """
     out, size = ctypes.c_void_p(), ctypes.c_ulong()
     transform = _Transform(op=_TJXOP[orientation], options=_PERFECT | _COPY_NONE)

@@ -18,10 +18,8 @@ BetonPaths = StrPath | Sequence[StrPath]
 def find_betons(data: BetonPaths) -> list[Path]:
     """The files that `data` names. Those of a pattern are sorted by name; otherwise the order is as given.
 
-    A name that exists is never read as a pattern or a list.
-
-    Raises:
-        UserError: no file matches a pattern, a file is named twice, or a folder is given.
+    A name that exists is never read as a pattern or a list. Raises UserError: no file matches a pattern, a file is named twice,
+    or a folder is given.
     """
     entries = [entry for item in _as_sequence(data) for entry in _split(os.fspath(item))]
     paths = [path for entry in entries for path in _expand(entry)]

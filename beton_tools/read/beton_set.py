@@ -226,11 +226,7 @@ class BetonSet(SampleTable):
         return np.searchsorted(self.starts, ids, side="right") - 1
 
     def locate(self, sample_id: int) -> tuple[Beton, int]:
-        """The file of a sample, and its id there.
-
-        Raises:
-            UserError: no such sample.
-        """
+        """The file of a sample, and its id there. Raises UserError: no such sample."""
         self.check_id(sample_id)
         number = int(self.files_of(np.array([sample_id]))[0])
         if self.ids_in_files is not None:
@@ -240,8 +236,7 @@ class BetonSet(SampleTable):
     def read_names(self) -> list[str] | None:
         """Names of the images in their sources, N of them; None if a file has no manifest.
 
-        Raises:
-            UserError: the names in a manifest are damaged.
+        Raises UserError: the names in a manifest are damaged.
         """
         manifests = [Manifest.of_beton(beton.path) for beton in self.files]
         if any(manifest is None for manifest in manifests):
@@ -282,11 +277,7 @@ def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _read_manifest(beton: Beton) -> Manifest | None:
-    """The manifest beside the file, if there is one.
-
-    Raises:
-        UserError: it describes another file.
-    """
+    """The manifest beside the file, if there is one. Raises UserError: it describes another file."""
     manifest = Manifest.of_beton(beton.path)
     if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.file_size):
         raise UserError(

@@ -147,11 +147,7 @@ class Beton(SampleTable):
 
     @classmethod
     def open(cls, path: StrPath) -> Beton:
-        """Open and validate a file.
-
-        Raises:
-            UserError: the file is not a complete, consistent `.beton`, or cannot be read.
-        """
+        """Open and validate a file. Raises UserError: the file is not a complete, consistent `.beton`, or cannot be read."""
         path = Path(path)
         with open_user_file(path, "a .beton file") as file:
             try:
@@ -176,8 +172,7 @@ class Beton(SampleTable):
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
         """Bytes [offset, offset + num_bytes) of the file, uint8.
 
-        Raises:
-            UserError: the file has become shorter since it was opened, or cannot be read.
+        Raises UserError: the file has become shorter since it was opened, or cannot be read.
         """
         out = np.empty(num_bytes, np.uint8)
         done = 0

@@ -69,8 +69,7 @@ class Manifest:
     def names(self) -> Names:
         """Sample id -> path in the source. Unpacked at first use, which takes 70 MB for ImageNet.
 
-        Raises:
-            UserError: the table of names is damaged.
+        Raises UserError: the table of names is damaged.
         """
         try:
             return _unpack_names(self.packed_names, self.num_samples)
@@ -103,11 +102,7 @@ class Manifest:
 
     @classmethod
     def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:
-        """The manifest beside a `.beton`; None if there is none (FFCV's writer writes none).
-
-        Raises:
-            UserError: as `load`.
-        """
+        """The manifest beside a `.beton`; None if there is none (FFCV's writer writes none). Raises UserError: as `load`."""
         path = manifest_path(beton_path)
         return cls.load(path) if path.exists() else None
 
@@ -115,8 +110,7 @@ class Manifest:
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
         """Read and validate a manifest.
 
-        Raises:
-            UserError: the file cannot be read, or is not a complete and consistent manifest.
+        Raises UserError: the file cannot be read, or is not a complete and consistent manifest.
         """
         data = read_user_file(path, MAX_FILE_BYTES, "a manifest that `fastft convert` wrote")
         try:
@@ -125,11 +119,7 @@ class Manifest:
             raise UserError(f"{path}: not a manifest ({error}); write the .beton again, or delete this file") from error
 
     def save(self, path: Path) -> None:
-        """Write the file atomically.
-
-        Raises:
-            UserError: the disk is full, or the folder not writable.
-        """
+        """Write the file atomically. Raises UserError: the disk is full, or the folder not writable."""
         entries = {"format": FORMAT, "version": VERSION} | {
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
         }

@@ -25,11 +25,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """From "3/16".
-
-        Raises:
-            UserError: not two numbers, or no such part.
-        """
+        """From "3/16". Raises UserError: not two numbers, or no such part."""
         words = text.split("/")
         if len(words) == 2 and all(word.isascii() and word.isdecimal() and len(word) <= _MAX_DIGITS for word in words):
             part = cls(int(words[0]), int(words[1]))
@@ -47,8 +43,7 @@ class Part:
     def take(self, order: np.ndarray) -> np.ndarray:
         """This part of the images of the whole, contiguous; sizes differ by at most one.
 
-        Raises:
-            UserError: there are fewer images than parts.
+        Raises UserError: there are fewer images than parts.
         """
         if len(order) < self.count:
             raise UserError(f"--part {self}: there are only {len(order)} images; use at most as many parts")

@@ -51,8 +51,7 @@ class SampleTable(ABC):
     def image_bytes(self, sample_id: int) -> np.ndarray:
         """The stored bytes of a sample, uint8: a JPEG, or height * width * 3 raw pixels.
 
-        Raises:
-            UserError: no such sample, or its file has become shorter since it was opened, or cannot be read.
+        Raises UserError: no such sample, or its file has become shorter since it was opened, or cannot be read.
         """
 
     def read_bytes(self, sample_id: int) -> bytes:
@@ -72,11 +71,7 @@ class SampleTable(ABC):
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,), or `label_sets`.
-
-        Raises:
-            UserError: the file has neither an int field nor an array of labels.
-        """
+        """int64 (N,), or `label_sets`. Raises UserError: the file has neither an int field nor an array of labels."""
         if self.label_sets is not None:
             return self.label_sets
         ints = [f for f in self.fields if f.type_id == INT_TYPE]

@@ -81,11 +81,7 @@ def is_beton_or_subset(path: Path) -> bool:
 
 
 def read_subset_file(path: Path) -> SubsetFile:
-    """Read and validate a subset file.
-
-    Raises:
-        UserError: it cannot be read, or is not a subset file.
-    """
+    """Read and validate a subset file. Raises UserError: it cannot be read, or is not a subset file."""
     data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
     try:
         return _from_json(json.loads(data))

@@ -62,9 +62,7 @@ class Source(ABC):
     labels: int64 (N,), or of several per image uint8 (N, K), 1 for each class that it has.
     names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
     left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg link").
-
-    Raises:
-        UserError: more classes or a longer name than the file format and the loader accept.
+    Raises UserError: more classes or a longer name than the file format and the loader accept.
     """
 
     kind: str
@@ -242,8 +240,7 @@ def check_classes(
 ) -> tuple[str, ...]:
     """The class list of the classes `found`, in order: `classes` if given, otherwise they themselves.
 
-    Raises:
-        UserError: one is not in `classes`; the message ends with `advice`.
+    Raises UserError: one is not in `classes`; the message ends with `advice`.
     """
     found = tuple(found)
     names = found if classes is None else tuple(classes)

@@ -81,8 +81,7 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None: ...
 def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
     """The folder, the archive or the shards of a split below `root`; None if there are none.
 
-    Raises:
-        UserError: `root` is not a folder.
+    Raises UserError: `root` is not a folder.
     """
     if not root.is_dir():
         hint = "the folder of the data set"

@@ -132,8 +132,7 @@ def open_tables(
 ) -> tuple[Source, list[Table]]:
     """The images of CSV or parquet files, in the given order, and the tables, for `columns_of`.
 
-    Raises:
-        UserError: a file cannot be read, lacks a column of images or of labels, or has unusable labels.
+    Raises UserError: a file cannot be read, lacks a column of images or of labels, or has unusable labels.
     """
     local = [path for path in files if isinstance(path, Path)]
     if local and all(map(is_csv, local)):
@@ -245,8 +244,7 @@ def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> lis
 def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
     """A column of text, which the file was opened to read as a dictionary; equal cells share their memory; "" for null.
 
-    Raises:
-        UserError: all cells together are too large: a file can store a text once and refer to it in many rows.
+    Raises UserError: all cells together are too large: a file can store a text once and refer to it in many rows.
     """
     cells: list[str] = []
     total = 0

@@ -120,9 +120,8 @@ def has_pattern(path: RemotePath) -> bool:
 def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
     """The files that a URL with `*`, `[...]` or `{000..146}` stands for, sorted unless it has braces only.
 
-    Raises:
-        UserError: the server cannot be reached or refuses access, is a web server, which has no lists of files for `*`, a
-            package is missing, or a brace is not closed.
+    Raises UserError: the server cannot be reached or refuses access, is a web server, which has no lists of files for `*`, a
+    package is missing, or a brace is not closed.
     """
     found: list[RemotePath] = []
     for path in _expand_braces(pattern):
@@ -153,8 +152,7 @@ def _expand_braces(path: RemotePath) -> list[RemotePath]:
 def info_of(path: RemotePath) -> dict[str, Any] | None:
     """fsspec's description of a file or prefix: "size", "type" and more; None if there is none. Of a web server as fsspec's.
 
-    Raises:
-        UserError: the server cannot be reached, refuses access, or a package is missing.
+    Raises UserError: the server cannot be reached, refuses access, or a package is missing.
     """
     fs, inside = path.open_file_system()
     try:
@@ -198,8 +196,7 @@ def _version_hash(info: Mapping[str, Any]) -> int:
 def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
     """The bytes [start, end) of a file that has the stamp. No more are received, whatever the server sends.
 
-    Raises:
-        RemoteError: they cannot be read, other bytes arrive, or the file has changed.
+    Raises RemoteError: they cannot be read, other bytes arrive, or the file has changed.
     """
     if not 0 <= end - start <= MAX_RANGE:
         raise RemoteError(path, f"{end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
@@ -227,8 +224,7 @@ class _Request:
     def run(self) -> tuple[bytes, Stamp]:
         """(the bytes, stamp of the file); fewer bytes if it is shorter. The version is 0 if the answer has none to compare.
 
-        Raises:
-            RemoteError: as `retrying`; the server sends other bytes, or does not say which.
+        Raises RemoteError: as `retrying`; the server sends other bytes, or does not say which.
         """
         protocol = self.path.protocol
         if protocol == "hf":

@@ -80,8 +80,7 @@ def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
 def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True) -> BinaryIO:
     """Open a local or remote file for reading; local files are checked by `open_user_file`.
 
-    Raises:
-        UserError: it does not exist, cannot be opened, or is not a regular file.
+    Raises UserError: it does not exist, cannot be opened, or is not a regular file.
     """
     if not isinstance(path, RemotePath):
         return open_user_file(path, expected)
@@ -134,8 +133,7 @@ class RemoteSpan:
 def read_spans(spans: Sequence[RemoteSpan]) -> dict[RemoteSpan, bytes]:
     """The bytes of spans, requested at the same time; neighbours in one request.
 
-    Raises:
-        RemoteError: an archive cannot be read, or has changed after it was indexed.
+    Raises RemoteError: an archive cannot be read, or has changed after it was indexed.
     """
     whole: list[RemoteSpan] = []  # requests
     parts: list[list[RemoteSpan]] = []  # the spans of each

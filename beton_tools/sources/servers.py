@@ -45,8 +45,7 @@ class RemoteError(OSError):
 def file_system(protocol: str) -> Any:
     """fsspec's file system of a protocol. Listings are not cached: a file that changes must be noticed.
 
-    Raises:
-        UserError: a package is missing.
+    Raises UserError: a package is missing.
     """
     fsspec = module("fsspec", protocol)
     options: dict[str, Any] = {"use_listings_cache": False} if protocol == "s3" else {}
@@ -70,8 +69,7 @@ def module(name: str, protocol: str) -> Any:
 def retrying(url: object, protocol: str, request: Callable[[], T]) -> T:
     """The value of `request()`, tried again after errors that may pass, such as a connection that broke.
 
-    Raises:
-        RemoteError: the last error, on one line; its cause is the error that the library raised.
+    Raises RemoteError: the last error, on one line; its cause is the error that the library raised.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -40,8 +40,7 @@ def is_present(path: SourcePath) -> bool:
 def read_side_file(path: SourcePath, max_bytes: int, expected: str) -> bytes:
     """The contents of a regular file of at most `max_bytes` bytes.
 
-    Raises:
-        UserError: it cannot be read, is not a regular file, or too large.
+    Raises UserError: it cannot be read, is not a regular file, or too large.
     """
     if not isinstance(path, RemotePath):
         return read_user_file(path, max_bytes, expected)

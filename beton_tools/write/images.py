@@ -93,11 +93,7 @@ class EncodedImage:
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
-    """Encode the contents of an image file.
-
-    Raises:
-        BadImage: Pillow cannot decode it, or its JPEG does not fit a page.
-    """
+    """Encode the contents of an image file. Raises BadImage: Pillow cannot decode it, or its JPEG does not fit a page."""
     if not data:
         raise BadImage("empty file")
     try:
@@ -134,10 +130,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
     """Keep the coefficients of a JPEG; None for a file that must be decoded and re-encoded.
 
     That is: not a JPEG, too large, CMYK, progressive, to be turned though blocks at its edges are incomplete, or read by Pillow
-    but not without a warning by libjpeg-turbo, which the loader uses.
-
-    Raises:
-        DamagedJpeg: the entropy-coded data are damaged.
+    but not without a warning by libjpeg-turbo, which the loader uses. Raises DamagedJpeg: the entropy-coded data are damaged.
     """
     try:
         head = jpeg.parse(data)
@@ -252,8 +245,7 @@ def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions, is_lossless: bool) 
 def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
     """Pixels of a stored image, (H, W, 3) uint8.
 
-    Raises:
-        UserError: the sample cannot be read or decoded; the message names it.
+    Raises UserError: the sample cannot be read or decoded; the message names it.
     """
     stored = table.image_bytes(sample_id)
     height, width = int(table.heights[sample_id]), int(table.widths[sample_id])

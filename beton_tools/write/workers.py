@@ -57,10 +57,8 @@ Result = EncodedImage | Failed
 def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Generator[Result]:
     """One result per task, in the order of the tasks. workers = 0 encodes in this process.
 
-    An image on which worker processes die twice is Failed. Closing the iterator ends the workers.
-
-    Raises:
-        UserError: a worker process died while it was starting.
+    An image on which worker processes die twice is Failed. Closing the iterator ends the workers. Raises UserError: a worker
+    process died while it was starting.
     """
     if workers == 0:
         chunks = (fetch_remote([task.location for task in chunk]) for chunk in _in_chunks(tasks))

@@ -176,8 +176,7 @@ class CpuAugment:
     ) -> np.ndarray:
         """Augment a batch. packed: uint8; offsets: (B,) int64, of regions as resize.source_regions gives.
 
-        Raises:
-            UserError: the packed pixels do not cover a region; the message names the sample.
+        Raises UserError: the packed pixels do not cover a region; the message names the sample.
         """
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)

@@ -45,11 +45,7 @@ def ops_signature(dtype: int) -> tuple[Any, ...]:
 
 
 class CudaAugment:
-    """Carries out the plans of one policy on one device.
-
-    Raises:
-        UserError: the dtype is not supported.
-    """
+    """Carries out the plans of one policy on one device. Raises UserError: the dtype is not supported."""
 
     def __init__(self, policy: AugmentPolicy, size: int, dtype: torch.dtype, device: torch.device) -> None:
         name = str(dtype).removeprefix("torch.")

@@ -83,11 +83,8 @@ def draw_plan(
 ) -> np.ndarray:
     """Plans (`PLAN_DTYPE`, one row per sample) for one epoch of samples of heights x widths pixels.
 
-    `size` is the side of the square output. A row depends on (policy, seed, epoch, sample id, its height
-    and width, size) and on no other row.
-
-    Raises:
-        UserError: arrays differ in length, or an image is empty.
+    `size` is the side of the square output. A row depends on (policy, seed, epoch, sample id, its height and width, size) and
+    on no other row. Raises UserError: arrays differ in length, or an image is empty.
     """
     samples, rows, columns = _checked(sample_ids, heights, widths, size)
     if policy.crop == "src" and size <= SIMPLE_CROP_PADDING:
@@ -102,10 +99,8 @@ def eval_plan(
 ) -> np.ndarray:
     """Plans of the evaluation: short side to floor(size / crop_pct), then the central size x size.
 
-    Both with torchvision's rounding.
-
-    Raises:
-        UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is empty.
+    Both with torchvision's rounding. Raises UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is
+    empty.
     """
     if not 0 < crop_pct <= 1:
         raise UserError(f"crop_pct is {crop_pct}: give a number above 0 and at most 1")

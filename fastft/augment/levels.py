@@ -89,10 +89,8 @@ def argument(rule, magnitude, sign, height, width):
 def level_argument(name: str, magnitude: float, sign: int = 1, *, height: int, width: int) -> tuple[int, float]:
     """(op id, argument) that a plan holds for timm's op `name` on an image of height x width.
 
-    Names of `plan.OPS` that timm lacks (Identity, Grayscale) take no argument.
-
-    Raises:
-        UserError: the name is unknown, the magnitude negative or the sign neither +1 nor -1.
+    Names of `plan.OPS` that timm lacks (Identity, Grayscale) take no argument. Raises UserError: the name is unknown, the
+    magnitude negative or the sign neither +1 nor -1.
     """
     if sign not in (1, -1) or not magnitude >= 0:
         raise UserError(f"magnitude {magnitude} with sign {sign}: give a magnitude >= 0 and the sign 1 or -1")

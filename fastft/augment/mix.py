@@ -56,11 +56,8 @@ class Mixer:
     ) -> tuple[Tensor, Tensor]:
         """(mixed images, float32 targets (B, num_classes)); `images_BCHW` is overwritten.
 
-        `first_position` is the place of image 0 in the global batch of this step. Nothing waits for the
-        device.
-
-        Raises:
-            UserError: the images do not begin and end between two pairs.
+        `first_position` is the place of image 0 in the global batch of this step. Nothing waits for the device. Raises
+        UserError: the images do not begin and end between two pairs.
         """
         count = len(images_BCHW)
         if first_position % 2 or count % 2:

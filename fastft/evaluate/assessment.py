@@ -105,10 +105,8 @@ class Assessment:
 def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment | None, str]:
     """The assessment of a run's weights, of those that it chose by default, or None and the reason why there is none.
 
-    Without `insist`, only if there is a GPU or there are few validation images.
-
-    Raises:
-        UserError: `insist`, and the validation file or the checkpoint cannot be read.
+    Without `insist`, only if there is a GPU or there are few validation images. Raises UserError: `insist`, and the validation
+    file or the checkpoint cannot be read.
     """
     if run.recipe.data.val is None:
         return None, "The run has no validation data."

@@ -93,10 +93,8 @@ def evaluate_files(
     weights: as `load_trained`. logit_adjustment: correct the logits for the class sizes of the training file.
     only_present_classes: rank only the classes that have images in the file. csv: write the prediction for each image of the
     only file.
-
-    Raises:
-        UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written, or
-            there are several files.
+    Raises UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written,
+    or there are several files.
     """
     if csv is not None:
         if len(files) > 1:
@@ -135,11 +133,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
 
 
 def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> FileScores:
-    """Scores of a model on one file.
-
-    Raises:
-        UserError: as `evaluate_files`; published to the other processes.
-    """
+    """Scores of a model on one file. Raises UserError: as `evaluate_files`; published to the other processes."""
     outputs = trained.recipe.data.num_classes
     if only_present_classes:
         refuse_multi_label(trained.recipe, "--only-present-classes")

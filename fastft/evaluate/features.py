@@ -42,10 +42,8 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
 
     The images are seen as in evaluation, in the order of `sources`. A `.beton` is divided among the processes. say: called with
     the weights, each image that cannot be read, and a line about other files in folders and about images that lose values.
-
-    Raises:
-        UserError: `path` cannot be written; there is no such checkpoint; a source is missing or damaged, two have other classes,
-            or no image could be read.
+    Raises UserError: `path` cannot be written; there is no such checkpoint; a source is missing or damaged, two have other
+    classes, or no image could be read.
     """
     if path.suffix != SUFFIX:
         raise UserError(f"--features {path}: the name of the file must end in {SUFFIX}")

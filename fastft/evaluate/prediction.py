@@ -134,9 +134,7 @@ def predict_files(
 
     say: called with the weights in words, the temperature, and lines about files in folders that are left out and, at the end,
     for each of the notes on images. options: as `Predictor`.
-
-    Raises:
-        UserError: there is no such checkpoint or image; when the iteration ends, that no file could be read.
+    Raises UserError: there is no such checkpoint or image; when the iteration ends, that no file could be read.
     """
     find_world(device)  # refuses a device that is not there
     left_out: Counter[str] = Counter()

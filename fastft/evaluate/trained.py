@@ -83,8 +83,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
 def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
     """The pretrained tower of a run's recipe with the head that its run directory keeps; `read_model` for other weights.
 
-    Raises:
-        UserError: the pretrained weights are not there or have changed, or the head cannot be read.
+    Raises UserError: the pretrained weights are not there or have changed, or the head cannot be read.
     """
     checkpoint = read_checkpoint(path, ())
     recipe, where = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
@@ -115,10 +114,8 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoi
 def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int) -> ImageClassifier:
     """The model on the meta device, so that nothing is allocated.
 
-    Its architecture is the checkpoint's, not the recipe's, which may name a file that is gone. tensors: their number.
-
-    Raises:
-        Damaged: the state contradicts itself or the tensors. UserError: a model that the installed timm lacks.
+    Its architecture is the checkpoint's, not the recipe's, which may name a file that is gone. tensors: their number. Raises
+    Damaged: the state contradicts itself or the tensors. UserError: a model that the installed timm lacks.
     """
     path, state = checkpoint.path, checkpoint.state
     try:

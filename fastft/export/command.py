@@ -71,9 +71,8 @@ def export_checkpoint(
         the configuration file say which.
     overwrite: replace files of the same names; other files in a folder stay.
 
-    Raises:
-        UserError: no such checkpoint, a model that the format cannot hold, files in the way, `out` not writable, or logits that
-            differ.
+    Raises UserError: no such checkpoint, a model that the format cannot hold, files in the way, `out` not writable, or logits
+    that differ.
     """
     kind = FORMATS[format]
     card = out / CARD if kind.folder else out.with_name(out.name + ".md")

@@ -44,8 +44,7 @@ class TowerWithHead(nn.Module):
 def write(trained: Trained, path: Path) -> None:
     """Write the folder.
 
-    Raises:
-        UserError: the model has a relative position bias, which open_clip does not support, or is timm's.
+    Raises UserError: the model has a relative position bias, which open_clip does not support, or is timm's.
     """
     if isinstance(trained.model.visual.arch, TimmArch):
         raise UserError("open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx")

@@ -63,8 +63,7 @@ def usage(trained: Trained, path: Path) -> str:
 def timm_state(trained: Trained) -> dict[str, Tensor]:
     """The model's tensors under the names of timm's VisionTransformer.
 
-    Raises:
-        UserError: a relative position bias or a pooling which that class has no place for.
+    Raises UserError: a relative position bias or a pooling which that class has no place for.
     """
     ours = trained.model.state_dict()
     if isinstance(trained.model.visual.arch, TimmArch):

@@ -58,8 +58,7 @@ class Facts:
 def gather(data: Path | None = None) -> Facts:
     """Examine this machine; `data` is the training file, or a pattern of them.
 
-    Raises:
-        UserError: `data` does not exist or is not a .beton file.
+    Raises UserError: `data` does not exist or is not a .beton file.
     """
     data_size = None
     if data is not None:

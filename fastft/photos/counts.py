@@ -13,8 +13,7 @@ from fastft.recipe.training_images import with_training_files
 def load_counted(reference: str | Path, overrides: Sequence[str]) -> Recipe:
     """Load a recipe that can be priced, with the number of images of its training data if that exists.
 
-    Raises:
-        UserError: as `load_recipe`, or an architecture or batch that does not fit; always with the recipe's name.
+    Raises UserError: as `load_recipe`, or an architecture or batch that does not fit; always with the recipe's name.
     """
     recipe = count_images(load_recipe(reference, overrides))
     try:
@@ -28,8 +27,7 @@ def load_counted(reference: str | Path, overrides: Sequence[str]) -> Recipe:
 def count_images(recipe: Recipe) -> Recipe:
     """The recipe with as many training images and classes as its training data has, if they exist.
 
-    Raises:
-        UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
+    Raises UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
     """
     return list_images(recipe)[0]
 
@@ -37,8 +35,7 @@ def count_images(recipe: Recipe) -> Recipe:
 def list_images(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe as `count_images` does, and warnings about its images, such as missing files.
 
-    Raises:
-        UserError: as `count_images`.
+    Raises UserError: as `count_images`.
     """
     file = recipe.data.train
     if file is not None and recipe.automatic and not exists(file):

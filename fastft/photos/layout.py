@@ -66,8 +66,7 @@ class LabelledSet:
 def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
     """The training set at `path`, and its validation set if it has one.
 
-    Raises:
-        UserError: no such path, no images, no training images, or an unknown layout.
+    Raises UserError: no such path, no images, no training images, or an unknown layout.
     """
     train, val = _open_sides(path)
     if train is None:
@@ -78,8 +77,7 @@ def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
 def open_val(path: str) -> LabelledSet:
     """The images at `path` to validate on: its validation set, or all images if it has no splits.
 
-    Raises:
-        UserError: as `open_sets`; a table with test images only.
+    Raises UserError: as `open_sets`; a table with test images only.
     """
     train, val = _open_sides(path)
     found = val or train
@@ -119,10 +117,7 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
     """The folders of the training and the validation set, if `place` contains splits, and what is not used beside them.
 
     A training folder makes splits of a folder if there is a validation folder too, or a test folder that has class folders as
-    well, or no other folder with images; otherwise it is a class.
-
-    Raises:
-        UserError: splits without class folders.
+    well, or no other folder with images; otherwise it is a class. Raises UserError: splits without class folders.
     """
     if not place.is_dir():
         return None, None, ()

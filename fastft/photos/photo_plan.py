@@ -48,8 +48,7 @@ class Plan:
 def check_photos(train: LabelledSet, val: LabelledSet | None) -> Plan:
     """The listed images that can be used, not yet split.
 
-    Raises:
-        UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
+    Raises UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
     """
     warnings = _unused(train) + ([] if val is None else _unused(val))
     train, missing, said = _existing(train)
@@ -138,11 +137,7 @@ def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
 
 
 def usable_images(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
-    """(the images that exist; warnings about what is not used).
-
-    Raises:
-        UserError: none exists.
-    """
+    """(the images that exist; warnings about what is not used). Raises UserError: none exists."""
     existing, _, warnings = _existing(found)
     return existing, _unused(found) + warnings
 
@@ -184,11 +179,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
 
 
 def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
-    """The validation set with the labels of the training classes.
-
-    Raises:
-        UserError: an image of another class.
-    """
+    """The validation set with the labels of the training classes. Raises UserError: an image of another class."""
     source, known = val.source, set(classes)
     found = {source.classes[label] for label in np.flatnonzero(count_classes(source.labels)).tolist()}
     unknown = sorted(found - known)

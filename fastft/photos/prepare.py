@@ -68,8 +68,7 @@ def line_printer(console: Console) -> Say:
 def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """(the recipe for its images, which are listed and split but neither converted nor written; warnings about them).
 
-    Raises:
-        UserError: as `prepare_data`.
+    Raises UserError: as `prepare_data`.
     """
     photos = str(recipe.data.train)
     if holds_out_of_beton(recipe):
@@ -89,10 +88,8 @@ def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path
 
     world: the processes of a training, which all call this: process 0 prepares, the others wait. None: this process alone.
     run: another folder than the run directory, for several runs on the same images.
-
-    Raises:
-        UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first checkpoint;
-            another process uses the folder; `data.num_classes` on the command line contradicts the images.
+    Raises UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first
+    checkpoint; another process uses the folder; `data.num_classes` on the command line contradicts the images.
     """
     for path in (recipe.data.train, recipe.data.val):
         if path is not None and not needs_conversion(path):
@@ -114,9 +111,7 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
     """A command line whose `data.train` and `data.val` are .beton files, or subsets of one; written to `run` where needed.
 
     recipe: one that the command line was applied to.
-
-    Raises:
-        UserError: as `prepare_data`.
+    Raises UserError: as `prepare_data`.
     """
     data = prepare_data(recipe, say, world, run).data
     paths = () if data == recipe.data else (("train", data.train), ("val", data.val))

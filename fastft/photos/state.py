@@ -58,10 +58,8 @@ def prepare_once(
 
     check: called before anything is written.
     make: writes the files; returns the record: files (names in `folder`), summary and warnings (lists of lines), and more.
-
-    Raises:
-        UserError: the inputs have changed since the first checkpoint, or another process uses the run directory; and those of
-            `check` and `make`.
+    Raises UserError: the inputs have changed since the first checkpoint, or another process uses the run directory; and those
+    of `check` and `make`.
     """
     stored, change, lost = _compare(folder, inputs)
     if stored.get("complete") and not change and not lost:
@@ -118,8 +116,7 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], ch
 def _read(folder: Path) -> dict[str, Any]:
     """The content of prepared.json; empty if there is none, or it is damaged.
 
-    Raises:
-        UserError: it is no regular file, not readable, or too large.
+    Raises UserError: it is no regular file, not readable, or too large.
     """
     if not os.path.lexists(folder / PREPARED):
         return {}

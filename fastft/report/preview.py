@@ -46,8 +46,7 @@ def write_preview(
 ) -> None:
     """Draw `count` samples spread evenly over `.beton` files to the picture `out`, and their plan as JSON to `plan_out`.
 
-    Raises:
-        UserError: no such file, or one that is no `.beton`.
+    Raises UserError: no such file, or one that is no `.beton`.
     """
     betons = BetonSet.open(data)
     samples = np.linspace(0, len(betons) - 1, min(count, len(betons))).astype(np.int64)

@@ -104,8 +104,7 @@ class Damaged(UserError):
 def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove.
 
-    Raises:
-        UserError: the disk is full or fails.
+    Raises UserError: the disk is full or fails.
     """
     partial = path.parent / f"{PARTIAL}{path.name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -235,11 +234,7 @@ def _check_arch(arch: dict[str, Any]) -> None:
 
 
 def stored_recipe(checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a checkpoint's run.
-
-    Raises:
-        UserError: this version cannot read it.
-    """
+    """The recipe of a checkpoint's run. Raises UserError: this version cannot read it."""
     try:
         return recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
     except UserError as error:
@@ -256,8 +251,7 @@ def check_tensors(
 ) -> None:
     """Compare names, shapes and dtypes of a checkpoint's tensors with what they are to be loaded into.
 
-    Raises:
-        Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    Raises Damaged: an entry is missing, superfluous, or has another shape or dtype.
     """
     for name in sorted(expected.keys() - found.keys())[:1]:
         raise Damaged(path, f"{what} has no {name}")
@@ -275,8 +269,7 @@ def check_tensors(
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` names: a checkpoint folder, or a run directory's best, else its last.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError: there is none.
     """
     if is_checkpoint(path):
         return path

@@ -198,8 +198,7 @@ class ChosenWeights:
 def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     """The weights that `path`, a run directory or a checkpoint in it, and `--weights` mean.
 
-    Raises:
-        UserError: there is no checkpoint, or it is damaged or does not hold these weights, or there are none of this name.
+    Raises UserError: there is no checkpoint, or it is damaged or does not hold these weights, or there are none of this name.
     """
     if wanted not in WEIGHT_CHOICES:
         raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")

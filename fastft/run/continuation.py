@@ -34,8 +34,7 @@ def shared_options(recipe: Recipe) -> str:
 def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path) -> None:
     """Compare a checkpoint's state with the run that is to continue it (`current`, from `describe_model`).
 
-    Raises:
-        UserError: another recipe, architecture, training file or set of classes; the message names what differs.
+    Raises UserError: another recipe, architecture, training file or set of classes; the message names what differs.
     """
     refuse_changed_recipe(stored["recipe"], recipe, folder)
     refuse_changed_arch(stored["arch"], current["arch"], folder)

@@ -87,8 +87,7 @@ class RunLog:
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and its numbers to TensorBoard and the tracker.
 
-        Raises:
-            UserError: the disk is full or fails.
+        Raises UserError: the disk is full or fails.
         """
         if not self.enabled:
             return

@@ -296,11 +296,7 @@ VALIDATION = "validation.npz"
 
 
 def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predictions]) -> None:
-    """Replace the run's file. predictions: by weights, "raw" and "ema".
-
-    Raises:
-        UserError: the disk is full or fails.
-    """
+    """Replace the run's file. predictions: by weights, "raw" and "ema". Raises UserError: the disk is full or fails."""
     arrays = {"epoch": np.array(epoch)}
     for weights, of_weights in predictions.items():
         arrays["labels"] = of_weights.labels_N
@@ -315,8 +311,7 @@ def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predict
 def read_validation(folder: Path, weights: str) -> tuple[np.ndarray, np.ndarray]:
     """(labels, predictions) of the "raw" or "ema" weights of a run, int64 (N,).
 
-    Raises:
-        UserError: there is none, or it cannot be read.
+    Raises UserError: there is none, or it cannot be read.
     """
     path = folder / VALIDATION
     try:

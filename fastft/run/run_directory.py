@@ -150,11 +150,7 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run directory.
-
-    Raises:
-        UserError: not a run directory, or its files are not as the trainer writes them.
-    """
+    """Read a run directory. Raises UserError: not a run directory, or its files are not as the trainer writes them."""
     path = folder / "recipe.yaml"
     if not path.exists():
         raise UserError(f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote")
@@ -187,8 +183,7 @@ def load_run(folder: Path) -> Run:
 def read_metrics(path: Path) -> list[Line]:
     """The lines of a metrics.jsonl; lines cut short by a crash are left out.
 
-    Raises:
-        UserError: the file cannot be read, or a line is not an object with a step.
+    Raises UserError: the file cannot be read, or a line is not an object with a step.
     """
     if not path.exists():
         return []
@@ -230,9 +225,7 @@ def read_json(path: Path, kind: Any, advice: str) -> Any:
     """The content of a JSON file in a run directory; {} if there is none.
 
     kind: its type, as `typed_json.check` takes it. advice: ends the message, such as "delete it and run again".
-
-    Raises:
-        UserError: the file cannot be read, or has another type.
+    Raises UserError: the file cannot be read, or has another type.
     """
     if not os.path.lexists(path):
         return {}
@@ -247,8 +240,7 @@ def read_json(path: Path, kind: Any, advice: str) -> Any:
 def read_result(folder: Path) -> dict[str, Any]:
     """The content of a run's result.json; empty if the run has not ended.
 
-    Raises:
-        UserError: the file cannot be read, or is not as the trainer writes it.
+    Raises UserError: the file cannot be read, or is not as the trainer writes it.
     """
     advice = "delete it and run the same fastft train again"
     found: dict[str, Any] = read_json(folder / "result.json", _Result, advice)
@@ -262,8 +254,7 @@ def run_folder(recipe: Recipe) -> Path:
 def lock_run(folder: Path) -> IO[str]:
     """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
 
-    Raises:
-        UserError: another process holds the lock, or the lock file is not a regular file.
+    Raises UserError: another process holds the lock, or the lock file is not a regular file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
@@ -286,11 +277,7 @@ def write_choices(folder: Path, recipe: Recipe) -> None:
 
 
 def read_choices(folder: Path) -> dict[str, Choice]:
-    """The choices of choices.json by option; empty without the file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """The choices of choices.json by option; empty without the file. Raises UserError: the file cannot be read."""
     found = read_json(folder / CHOICES, list[Choice], "delete it and run the same command again")
     return {entry["option"]: Choice(entry["option"], entry["value"], entry["reason"]) for entry in found}
 

@@ -36,10 +36,8 @@ class _Record(Document):
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
     """Start or continue the record of the run in `folder`; None for 'none'.
 
-    A resumed run warns of a tracker that does not start, and goes on without it.
-
-    Raises:
-        UserError: the library is not installed, or does not start for a new run; the file with the record's name is damaged.
+    A resumed run warns of a tracker that does not start, and goes on without it. Raises UserError: the library is not
+    installed, or does not start for a new run; the file with the record's name is damaged.
     """
     if kind == "none":
         return None

@@ -96,8 +96,7 @@ class Result:
 def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: int) -> FinalFigures:
     """Figures of the tuned run. default: run directory of the recipe's own setting; `tuned` itself if that is the best.
 
-    Raises:
-        UserError: the test file cannot be read.
+    Raises UserError: the test file cannot be read.
     """
     _, found = predict_file(tuned, test, device)
     own = found if default == tuned else None if default is None else predict_file(default, test, device)[1]

@@ -49,9 +49,8 @@ class PlannedRun:
 def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[PlannedRun]:
     """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
 
-    Raises:
-        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it does not
-            evaluate.
+    Raises UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it
+    does not evaluate.
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
@@ -189,8 +188,7 @@ def write_results(
 ) -> None:
     """Write the files, each atomically, plot.svg if there are charts. parts: of the Markdown page, below its title.
 
-    Raises:
-        UserError: the disk is full or fails.
+    Raises UserError: the disk is full or fails.
     """
     with report_disk_errors(folder, SPACE):
         folder.mkdir(parents=True, exist_ok=True)

@@ -194,8 +194,7 @@ def _epochs(outcome: Outcome) -> Chart:
 def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
     """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
 
-    Raises:
-        UserError: as `open_sweep` and `load_counted`.
+    Raises UserError: as `open_sweep` and `load_counted`.
     """
     rows = [row for reference in references for row in _rows(reference)]
     trainings: dict[str, Recipe] = {}

@@ -124,8 +124,7 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console, 
 def _count_shared(recipe: Recipe, test: Path, world: World) -> int:
     """The images of `test` that are also training or validation images; the main process counts.
 
-    Raises:
-        UserError: all of them are.
+    Raises UserError: all of them are.
     """
     images = BetonSet.open(test)
     shared = None

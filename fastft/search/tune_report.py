@@ -22,11 +22,7 @@ MIDDLE, BEST = "middle lr", " (best)"
 
 
 def write_report(result: Result, folder: Path) -> None:
-    """Write tuned.yaml, table.md and results.json, each atomically.
-
-    Raises:
-        UserError: the disk is full or fails.
-    """
+    """Write tuned.yaml, table.md and results.json, each atomically. Raises UserError: the disk is full or fails."""
     with report_disk_errors(folder, SPACE):
         write_text(folder / TUNED, tuned_recipe(result, folder))
     title = f"Learning rates of {result.recipe.name}"

@@ -48,10 +48,8 @@ class Mirrored:
 def choose_augmentation(recipe: Recipe, setup: "Setup", mirrored: Mirrored | None = None) -> tuple[Recipe, list[str]]:
     """(the recipe to train, lines for the log): without flips, and without augmentation, if they hide the classes from the head.
 
-    Values that the recipe gives are kept, with a warning.
-
-    Raises:
-        EvaluationStopped: in every process, if a stop was requested in one of them.
+    Values that the recipe gives are kept, with a warning. Raises EvaluationStopped: in every process, if a stop was requested
+    in one of them.
     """
     s, loader = setup, setup.loader
     recipe, lines = without_flips(recipe, mirrored)

@@ -58,9 +58,7 @@ class Checkpointing:
         """Load the newest undamaged checkpoint into `step`; those after it are listed in `damaged`.
 
         refuse_other: raises UserError if a checkpoint's state is from another run.
-
-        Raises:
-            UserError: all are damaged, or one is from another run.
+        Raises UserError: all are damaged, or one is from another run.
         """
         for path in reversed(self._existing):
             try:
@@ -110,9 +108,7 @@ class Checkpointing:
         """Start to write a checkpoint.
 
         run: the constant part of the state (`describe_model`). best: also keep these weights as those of the best epoch.
-
-        Raises:
-            UserError: the previous checkpoint could not be written.
+        Raises UserError: the previous checkpoint could not be written.
         """
         self._last_save = time.monotonic()
         if not self._world.is_main:
@@ -132,11 +128,7 @@ class Checkpointing:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written.
-
-        Raises:
-            UserError: it could not be written.
-        """
+        """Wait until the last checkpoint is written. Raises UserError: it could not be written."""
         if self._pending is not None:
             futures.wait([self._pending])  # Ctrl-C in between leaves it pending
             pending, self._pending = self._pending, None
@@ -193,8 +185,7 @@ def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
 def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
     """Inverse of `step_tensors`; loads either everything or nothing, into tensors with the memory formats of the parameters.
 
-    Raises:
-        Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    Raises Damaged: an entry is missing, superfluous, or has another shape or dtype.
     """
     init_optimizer_state(step.optimizer)
     live = step_tensors(step)

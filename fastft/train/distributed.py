@@ -172,11 +172,7 @@ class World:
         return cast(Result, values[0])
 
     def in_main(self, work: Callable[[], Result]) -> Result:
-        """Run `work` in process 0 while the others wait; its result, in every process.
-
-        Raises:
-            UserError: `work` raised it.
-        """
+        """Run `work` in process 0 while the others wait; its result, in every process. Raises UserError: `work` raised it."""
         if self.size == 1:
             return work()
         group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
@@ -195,8 +191,7 @@ class World:
     def check_consistent(self, error: str | None, key: Mapping[str, str]) -> None:
         """Compare set-ups; every process calls this once, with its error, or None and what must be equal everywhere.
 
-        Raises:
-            UserError: set-up failed in some process, or an entry of `key` differs between processes.
+        Raises UserError: set-up failed in some process, or an entry of `key` differs between processes.
         """
         if self.size == 1:
             return
@@ -255,9 +250,7 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
     """Read torchrun's environment variables and pick the device ('auto', 'cuda' or 'cpu').
 
     timeout_minutes: how long a process may keep the others waiting; None: 10. option: what the user set the device with.
-
-    Raises:
-        UserError: no such device, more processes on a node than it has GPUs, or torchrun's variables are incomplete.
+    Raises UserError: no such device, more processes on a node than it has GPUs, or torchrun's variables are incomplete.
     """
     torchrun.check_environment()
     rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
@@ -280,8 +273,7 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
 def connected(world: World, trained: Recipe | None = None) -> Iterator[World]:
     """The world, with the error of a lost process replaced by one line. trained: whose checkpoint the line names.
 
-    Raises:
-        PeerLost: another process died or stopped responding.
+    Raises PeerLost: another process died or stopped responding.
     """
     try:
         with world:

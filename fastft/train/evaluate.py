@@ -77,9 +77,7 @@ def forward(
 
     batches: `images` of each are what the models take, on their device. stop: called before each batch. method: of the
     models, such as "pooled" for embeddings.
-
-    Raises:
-        EvaluationStopped: in every process, if `stop` returned true in one of them.
+    Raises EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
     training = [model.training for model in models]
     for model in models:
@@ -112,10 +110,8 @@ def evaluate(
     """Scores of every model over all processes' `batches`, which are read once for all models.
 
     Nothing waits for the device before the last batch. stop: called before each batch. with_logits: keep the logits, which
-    temperature scaling needs. thresholds: of several labels per image, by default fitted here.
-
-    Raises:
-        EvaluationStopped: in every process, if `stop` returned true in one of them.
+    temperature scaling needs. thresholds: of several labels per image, by default fitted here. Raises EvaluationStopped: in
+    every process, if `stop` returned true in one of them.
     """
     kept: list[list[Tensor]] = [[] for _ in models]
     classes, several = 0, False
@@ -212,8 +208,7 @@ class Validation:
     def evaluate_step(self, step: "Step") -> tuple[dict[str, Scores], dict[str, Scores] | None]:
         """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
 
-        Raises:
-            EvaluationStopped: a stop was requested.
+        Raises EvaluationStopped: a stop was requested.
         """
         # a horizon of one step leaves no EMA
         only_ema = self.recipe.train.eval_weights == "ema" and step.ema is not None
@@ -226,11 +221,7 @@ class Validation:
         return found[0], found[1] if len(found) > 1 else None
 
     def scores(self, models: Sequence[nn.Module], loader: "EvalLoader") -> list[Scores]:
-        """Scores of each model.
-
-        Raises:
-            EvaluationStopped: a stop was requested.
-        """
+        """Scores of each model. Raises EvaluationStopped: a stop was requested."""
         with_logits = loader.num_samples * self.recipe.data.num_classes <= KEPT_IN_TRAINING
         found = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
         loader.pop_timings()  # not part of the training loader's work

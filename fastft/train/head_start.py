@@ -49,8 +49,7 @@ CHUNK = 8192  # rows that are converted to float64 at a time
 def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Callable[[str], None]) -> Recipe:
     """Fit the head of a new run and evaluate it; its copy in the run directory stays. Returns the recipe to train.
 
-    Raises:
-        EvaluationStopped: in every process, if a stop was requested in one of them.
+    Raises EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, model = setup, setup.step.model
     say(f"head: computing the features of {s.loader.num_samples:,} training images")
@@ -78,11 +77,9 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
 def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirrored | None]:
     """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
 
-    The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, seconds, penalty and
-    scale of `fit_ridge_head`; and how it recognises mirrored images, if the recipe leaves `augment.hflip` to it.
-
-    Raises:
-        EvaluationStopped: in every process, if a stop was requested in one of them.
+    The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, seconds, penalty
+    and scale of `fit_ridge_head`; and how it recognises mirrored images, if the recipe leaves `augment.hflip` to it. Raises
+    EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, r, model, began = setup, recipe, setup.step.model, time.monotonic()
     stop, output = s.guard.is_stop_requested, Output(r.model.image_size, s.world.device, s.precision.dtype)

@@ -39,9 +39,7 @@ def choose_micro_batch(
 
     unit: images that must stay together: 2 if they are mixed in pairs. loader_bytes: GPU memory that the loaders need per
     image of a micro-batch.
-
-    Raises:
-        UserError: the requested one does not divide this process's share of the batch, or not even one image fits.
+    Raises UserError: the requested one does not divide this process's share of the batch, or not even one image fits.
     """
     if rank_batch % unit:
         raise UserError(

@@ -54,9 +54,7 @@ def choose_precision(amp: str, device: torch.device, half_residual: str = "off")
     """'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
 
     half_residual: 'on', 'off', or 'auto': on for fp16 on GPUs below compute capability 8.0, which lack fast bf16.
-
-    Raises:
-        UserError: fp16 on the CPU, which has no fast fp16 training; half_residual 'on' in fp32.
+    Raises UserError: fp16 on the CPU, which has no fast fp16 training; half_residual 'on' in fp32.
     """
     if amp == "auto":
         amp = _best_on_gpu(device) if device.type == "cuda" else ("bf16" if cpu_has_bf16() else "fp32")

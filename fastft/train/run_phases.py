@@ -68,8 +68,7 @@ def plan_phases(
 ) -> RunPhases:
     """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
 
-    Raises:
-        UserError: as `find_phases` and `choose_micro_batch`.
+    Raises UserError: as `find_phases` and `choose_micro_batch`.
     """
     files = [train_files, *([] if recipe.data.val is None else [BetonSet.open(recipe.data.val)])]
     policy, batches = build_policy(recipe), Engine.slots(recipe.data.batches_ahead)

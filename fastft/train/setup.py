@@ -122,10 +122,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
     Nothing in an existing run directory is changed; a new one is made last, so that a failed set-up leaves nothing. Lock,
-    loaders and writing checkpoints end with `opened`.
-
-    Raises:
-        UserError: bad input.
+    loaders and writing checkpoints end with `opened`. Raises UserError: bad input.
     """
     limit = recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
@@ -188,11 +185,7 @@ def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) ->
 
 
 def _open_training_files(recipe: Recipe) -> BetonSet:
-    """The .beton files of `data.train`.
-
-    Raises:
-        UserError: there are none, or photographs that are not prepared.
-    """
+    """The .beton files of `data.train`. Raises UserError: there are none, or photographs that are not prepared."""
     if recipe.data.train is None:
         raise UserError(NO_DATA)
     for path in filter(None, (recipe.data.train, recipe.data.val)):
@@ -207,8 +200,7 @@ def _open_training_files(recipe: Recipe) -> BetonSet:
 def take_selection(recipe: Recipe, files: BetonSet) -> tuple[BetonSet, BetonSet | None]:
     """(files without the images of `data.selection_share`, these images); the same in every run, with the files' class shares.
 
-    Raises:
-        UserError: `train.stop_when` has no images to look at, or only ImageNet's validation images, which are reported.
+    Raises UserError: `train.stop_when` has no images to look at, or only ImageNet's validation images, which are reported.
     """
     if recipe.data.selection_share:
         by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), strata(files.labels)))
@@ -291,10 +283,8 @@ def open_loaders(
 ) -> tuple[TrainLoader, list[EvalLoader]]:
     """The loaders of the training files, in the first phase, and of validation and selection files if there are any.
 
-    The loaders are closed with `opened`. Evaluation is at the final image size.
-
-    Raises:
-        UserError: a file does not fit the recipe, or the validation files have other classes.
+    The loaders are closed with `opened`. Evaluation is at the final image size. Raises UserError: a file does not fit the
+    recipe, or the validation files have other classes.
     """
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
