@@ -4,7 +4,6 @@
     source: paper Table 7
     base: ../final_b16.yaml            # the recipe that rows start from
     set: {ema.decay: 0.9998}           # options that these rows have in common (may be left out)
-    plot: lines                        # lines | points | epochs
     rows:
       - {label: 0.0, name: erase_0, set: {augment.erase_prob: 0}, paper: 85.6}
       - {label: 0.25, paper: 85.7}                                    # the base itself
@@ -30,7 +29,6 @@ from fastft.recipe.yaml_file import one_line, read_yaml, shown
 
 EXPECTED = "a sweep file with title, source and rows (YAML)"
 NUMBERS = ("ema", "raw")  # the weights that a published figure is of, at their best epoch
-PLOTS = ("lines", "points", "epochs")  # x is a scale; x is a list of names; accuracy over epochs
 EMPTY = ("", "null", "none", "~")
 ROW_KEYS = {"label", "series", "recipe", "set", "name", "number", "paper"}
 _REFERENCE = re.compile(r"(.+?\.ya?ml|[^\[\]/]+)\[(.+)\]", re.DOTALL)
@@ -62,7 +60,6 @@ class Sweep:
     rows: tuple[Row, ...]
     path: Path
     base: str | None = None
-    plot: str = "lines"
     selected: Row | None = None  # the only row to train; None: all
 
     @property
@@ -104,10 +101,7 @@ def load_sweep(path: Path) -> Sweep:
     document = read_yaml(path, EXPECTED)
     if not is_sweep(document):
         raise UserError(f"{path} is not a table: it has no title, source and rows")
-    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "plot"})
-    plot = document.get("plot", "lines")
-    if plot not in PLOTS:
-        raise UserError(f"{path}: plot is {shown(plot)}; it must be one of {', '.join(PLOTS)}")
+    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "plot"})  # plot: up to 0.2
     if not isinstance(document["rows"], list) or not document["rows"]:
         raise UserError(f"{path}: 'rows' must be a list of rows")
     name = Path(os.path.realpath(path)).parent.name if path.stem == "sweep" else path.stem
@@ -119,7 +113,7 @@ def load_sweep(path: Path) -> Sweep:
     if twice:
         raise UserError(f"{path}: two rows are labelled '{twice.title}'; give them different labels")
     title, source = (_text(str(path), document, key) or "" for key in ("title", "source"))
-    return Sweep(name, title, source, rows, path, base, plot)
+    return Sweep(name, title, source, rows, path, base)
 
 
 def select_row(sweep: Sweep, text: str) -> Sweep:

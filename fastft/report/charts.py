@@ -1,6 +1,6 @@
-"""Line charts as SVG: inline in pages, where they work without scripts and in print, or as files.
+"""Line charts as SVG in pages, where they work without scripts and in print.
 
-In a page every chart is drawn twice, for desktop and phone width, so that text keeps its size; CSS shows one of them, and a
+Every chart is drawn twice, for desktop and phone width, so that text keeps its size; CSS shows one of them, and a
 script adds the read-out.
 """
 
@@ -20,20 +20,16 @@ TICK_STEPS = (1, 2, 2.5, 5, 10)
 LABEL_GAP = 8  # pixels between a tick's label and the plot
 DIGIT_WIDTH = 8  # pixels, at most, in the fonts of style.css
 WIDE, NARROW = (520, 290), (340, 250)  # pixels
-HEAD, LEGEND = 24, 18  # pixels of a title and of a line of the legend, in a file
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed, without dots;
-    with hollow: dashed, with rings; with points: no line."""
+    """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed, without dots."""
 
     name: str
     style: str
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] | None = None  # whiskers
-    high: Sequence[float] | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -52,7 +48,6 @@ class Chart:
     from_zero: bool = False
     decimals: int = 3
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
-    x_names: Sequence[str] = ()  # of x = 0, 1, ...
     x_range: tuple[float, float] | None = None  # default: range of the points
 
 
@@ -69,7 +64,6 @@ class Canvas:
     right: int = 12
     top: int = 12
     bottom: int = 36
-    turned: bool = False  # the names below the x axis
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -103,47 +97,20 @@ def render_chart(chart: Chart) -> Markup:
     )
 
 
-def render_file(charts: Sequence[Chart]) -> str:
-    """The charts that have points, below each other, as an SVG file."""
-    parts, y = [], 0
-    for chart in charts:
-        series = [_thinned(s) for s in chart.series if len(s.x)]
-        if not series:
-            continue
-        named = [s for s in series if s.name] if len(series) > 1 else []
-        parts.append(_text(8, y + 16, f"{chart.title} {chart.y_label}".strip(), "start"))
-        for k, s in enumerate(named):
-            place = y + HEAD + LEGEND * k + 5
-            parts.append(Markup('<path class="line {}" d="M8 {}h26"/>').format(s.style, place))
-            if not s.is_reference:
-                parts.append(_dot(s, 21, place))
-            parts.append(_text(42, place + 4, s.name, "start"))
-        y += HEAD + LEGEND * len(named)
-        drawing = _draw(chart, series, _canvas(chart, series, "wide", WIDE))
-        parts.append(Markup('<svg y="{}" width="{}" height="{}">{}</svg>').format(y, *WIDE, drawing))
-        y += WIDE[1]
-    return svg_file(parts, WIDE[0], max(1, y))
-
-
-def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str = "") -> str:
-    """Drawings as an SVG file. theme: "light" or "dark" for transparent paper; "": the reader's, with paper."""
-    paper = "" if theme else ' style="background: var(--paper)"'
+def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str) -> str:
+    """Drawings on transparent paper as an SVG file. theme: "light" or "dark"."""
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
-        'font-family="system-ui, sans-serif"{2}><style>{3}</style>{4}</svg>\n'
-    ).format(width, height, Markup(paper), chart_style(theme), Markup("").join(parts))
+        'font-family="system-ui, sans-serif"><style>{2}</style>{3}</svg>\n'
+    ).format(width, height, chart_style(theme), Markup("").join(parts))
 
 
 def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, int]) -> Canvas:
     xs = [x for s in series for x in s.x]
-    names = (-0.5, len(chart.x_names) - 0.5) if chart.x_names else None
-    ranges = chart.x_range or names or _span(xs), _y_range(chart, series)
+    ranges = chart.x_range or _span(xs), _y_range(chart, series)
     digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
     left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
-    longest = max(map(len, chart.x_names), default=0)
-    crowded = DIGIT_WIDTH * longest * len(chart.x_names) > size[0] - left
-    bottom = Canvas.bottom + crowded * DIGIT_WIDTH * longest // 2
-    return Canvas(kind, *size, *ranges, left=left, bottom=bottom, turned=crowded)
+    return Canvas(kind, *size, *ranges, left=left)
 
 
 def script_json(values: Any) -> Markup:
@@ -178,7 +145,7 @@ def tick_label(value: float, step: float) -> str:
 
 def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
     """The range of all points, or with a focus the part around the run's own lines, without references."""
-    bounds = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in values]
+    bounds = [y for s in series for y in s.y]
     low, high = min(bounds), max(bounds)
     own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
     middle = own[len(own) // 2]
@@ -261,14 +228,9 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
         yield _text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
-    named = list(enumerate(chart.x_names))
-    for value, label in named or _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
+    for value, label in _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
-        if c.turned:
-            turn = Markup('<g transform="translate({:.1f} {}) rotate(-30)">{}</g>')
-            yield turn.format(c.x(value) + 4, floor + 14, _text(0, 0, label, "end"))
-        else:
-            yield _text(c.x(value), floor + 16, label, "middle")
+        yield _text(c.x(value), floor + 16, label, "middle")
     yield _text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
 
 
@@ -296,14 +258,6 @@ def _line(s: Series, c: Canvas) -> Iterator[Markup]:
     points = [(c.x(x), c.y(y)) for x, y in zip(s.x, s.y, strict=True)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     yield Markup('<path class="line {}" d="{}"/>').format(s.style, path)
-    for x, low, high in zip(s.x, s.low or (), s.high or (), strict=False):
-        yield Markup('<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
-            s.style, c.x(x), c.y(low), c.y(high)
-        )
     if len(points) <= FEW_POINTS and not s.is_reference:
-        yield from (_dot(s, x, y) for x, y in points)
-
-
-def _dot(s: Series, x: float, y: float) -> Markup:
-    radius = 5 if "hollow" in s.style else 2.6
-    return Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(s.style, x, y, radius)
+        for x, y in points:
+            yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(s.style, x, y)

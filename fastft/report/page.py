@@ -18,7 +18,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def chart_style(theme: str) -> Markup:
-    """The style sheet of charts, for a picture outside a page; theme: light, dark, or "" for the reader's."""
+    """The style sheet of charts, for a picture outside a page. theme: "light" or "dark"."""
     return Markup(_environment().get_template("chart.css").render(theme=theme))
 
 

@@ -1,4 +1,4 @@
-"""The trainings of sweeps and searches, and their results as Markdown, JSON, and charts as SVG.
+"""The trainings of sweeps and searches, and their results as Markdown and JSON.
 
 Rows that train the same thing share a run directory, over all sweeps.
 """
@@ -21,7 +21,6 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.tables import Row, Sweep
-from fastft.report.charts import Chart, render_file
 from fastft.run import run_directory
 from fastft.run.continuation import RESUMABLE_OPTIONS
 from fastft.run.evaluations import StoredEvaluation, standard_error
@@ -34,7 +33,7 @@ from fastft.train.loop import train
 COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
 Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and with an EMA ema {...}
 SPACE = "free some space, the same command continues"
-WRITTEN = TABLE, DOCUMENT, PLOT = "table.md", "results.json", "plot.svg"
+WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 
 
 @dataclass(frozen=True)
@@ -183,10 +182,8 @@ class Outcome:
         return [Score(s["top1"], standard_error(s["top1"], s["samples"]), epoch) for epoch, s in found]
 
 
-def write_results(
-    folder: Path, title: str, parts: Sequence[str], document: Mapping[str, Any], charts: Sequence[Chart]
-) -> None:
-    """Write the files, each atomically, plot.svg if there are charts. parts: of the Markdown page, below its title.
+def write_results(folder: Path, title: str, parts: Sequence[str], document: Mapping[str, Any]) -> None:
+    """Write the files, each atomically. parts: of the Markdown page, below its title.
 
     Raises UserError: the disk is full or fails.
     """
@@ -194,5 +191,3 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / TABLE, "\n\n".join([f"# {title}", *parts]) + "\n")
         write_text(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
-        if charts:
-            write_text(folder / PLOT, render_file(charts))

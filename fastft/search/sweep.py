@@ -1,4 +1,4 @@
-"""Train the rows of sweeps, and report them in the paper's layout: terminal, Markdown, JSON, charts.
+"""Train the rows of sweeps, and report them in the paper's layout: terminal, Markdown, JSON.
 
 A training that fails is reported and the others are continued.
 """
@@ -17,7 +17,6 @@ from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Sweep
-from fastft.report.charts import Chart, Series
 from fastft.search.runs import (
     WRITTEN,
     Outcome,
@@ -36,14 +35,10 @@ NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
-SHIFT = 0.06  # horizontal offset between series of a table, so that error bars do not overlap
-STYLES = ("accent", "ema", "peer-2", "peer-3", "peer-4")  # of series, in rotation; the paper's points are rings
-CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
-TOP1 = "top-1 (%)"
 
 
 def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
-    """Train or resume every selected row; `out/<sweep>/` gets table.md, results.json and plot.svg after every training.
+    """Train or resume every selected row; `out/<sweep>/` gets table.md and results.json after every training.
 
     Run directories are `out/runs/<key>`. Under torchrun every process calls this; the main process writes the reports.
     Photographs are converted once for all rows into `out/data`.
@@ -92,7 +87,7 @@ def _report(
 
 
 def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write table.md (the paper's table with ours below, then all figures of every row), results.json and plot.svg."""
+    """Write table.md (the paper's table with ours below, then all figures of every row) and results.json."""
     title = f"{sweep.title} ({sweep.source})"
     details = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
     parts = [_grid(sweep, outcomes), NOTE, markdown_table(["row", *COLUMNS, "run"], details)]
@@ -103,8 +98,7 @@ def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> Non
         "name": sweep.name, "title": sweep.title, "source": sweep.source,
         "rows": [_json_row(sweep, o) for o in outcomes],
     }  # fmt: skip
-    charts = [_epochs(o) for o in outcomes] if sweep.plot == "epochs" else [_labels(sweep, outcomes, title)]
-    write_results(folder, title, parts, document, charts)
+    write_results(folder, title, parts, document)
 
 
 def print_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path, console: Console) -> None:
@@ -158,34 +152,6 @@ def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
         "number": row.number, "paper": row.paper, "difference": outcome.difference, "error": outcome.error,
         **{name: score and vars(score) for name, score in scores.items()},
     }  # fmt: skip
-
-
-def _labels(sweep: Sweep, outcomes: Sequence[Outcome], title: str) -> Chart:
-    """The paper's and our figure of every label; rows without a result have the paper's point only."""
-    line = "" if sweep.plot == "lines" else " points"
-    lines = []
-    for k, series in enumerate(sweep.series):
-        style, shift = STYLES[k % len(STYLES)], SHIFT * (k - (len(sweep.series) - 1) / 2)
-        cells = [(sweep.labels.index(o.row.label) + shift, o) for o in outcomes if o.row.series == series]
-        paper = [(x, o.row.paper) for x, o in cells if o.row.paper is not None]
-        ours = [(x, o.ours) for x, o in cells if o.ours]
-        low, high = ([s.top1 + sign * s.standard_error for _, s in ours] for sign in (-1, 1))
-        lines += [
-            Series(f"{series} paper".strip(), f"{style} hollow{line}", [x for x, _ in paper], [y for _, y in paper]),
-            Series(f"{series} ours".strip(), style + line, [x for x, _ in ours], [s.top1 for _, s in ours], low, high),
-        ]
-    return Chart(title, "", TOP1, lines, x_names=sweep.labels)
-
-
-def _epochs(outcome: Outcome) -> Chart:
-    lines = []
-    for weights, name in CURVES.items():
-        curve = outcome.curve(weights)
-        lines.append(Series(f"{name}, ours", weights, [s.epoch for s in curve], [s.top1 for s in curve]))
-    paper, last = outcome.row.paper, outcome.run.recipe.epochs - 1
-    if paper is not None:
-        lines.append(Series(f"best, paper {paper:g}", "own reference", [0, last], [paper, paper]))
-    return Chart(outcome.row.title, "epoch", TOP1, lines, "top")
 
 
 # cost -----------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def write_report(result: Result, folder: Path) -> None:
         write_text(folder / TUNED, tuned_recipe(result, folder))
     title = f"Learning rates of {result.recipe.name}"
     parts = [markdown_table(*_table(result)), *conclusion(result)]
-    write_results(folder, title, parts, as_json(result), [])
+    write_results(folder, title, parts, as_json(result))
 
 
 def print_result(result: Result, folder: Path, console: Console) -> None:
