@@ -143,9 +143,9 @@ def save_picture(path: Path, save: Callable[[Path], object]) -> None:
         raise UserError(f"{path}: cannot be written ({error}); give a file name that ends in .png") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what was written to a file, or the renames in a folder, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -30,13 +30,10 @@ def choose_samples(
 ) -> list[int]:
     """Sample ids in ascending order.
 
-    Args:
-        ids: restrict to these samples; None: all.
-        label: restrict to the samples of this label.
-        limit: draw at most this many of them, by `seed`.
-
-    Raises:
-        UserError: an id is out of range, or nothing is left.
+    ids: restrict to these samples; None: all.
+    label: restrict to the samples of this label.
+    limit: draw at most this many of them, by `seed`.
+    Raises UserError: an id is out of range, or nothing is left.
     """
     wanted = range(len(beton)) if ids is None else sorted(set(ids))
     for sample_id in (*wanted[:1], *wanted[-1:]):  # may be beyond int64

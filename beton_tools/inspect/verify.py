@@ -48,11 +48,8 @@ def verify(
 ) -> Report:
     """Check a file's consistency, and that it agrees with its manifest if it has one.
 
-    Args:
-        decode: decode every image, which takes as long as an epoch; else only tables and checksums are read.
-
-    Raises:
-        UserError: the file cannot be opened as `.beton`, or changes while it is being read.
+    decode: decode every image, which takes as long as an epoch; else only tables and checksums are read.
+    Raises UserError: the file cannot be opened as `.beton`, or changes while it is being read.
     """
     beton, manifest = Beton.open(path), Manifest.of_beton(path)
     report = Report(str(path), beton.num_samples)

@@ -49,8 +49,7 @@ _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
 def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     """The same image with a crop index: same coefficients and tables, new restart markers.
 
-    Args:
-        interval: MCUs per restart segment, a divisor of the MCUs in a row (default: that of choose_interval).
+    interval: MCUs per restart segment, a divisor of the MCUs in a row (default: that of choose_interval).
 
     Raises:
         JpegError: an unsupported kind of JPEG: progressive, arithmetic-coded, 12-bit, CMYK, several scans.

@@ -78,12 +78,10 @@ class BetonSet(SampleTable):
     def open(cls, data: BetonPaths) -> BetonSet:
         """Open and validate files.
 
-        Args:
-            data: a file, a pattern, or several of them (see `find_betons`); or a subset file, for its samples.
-
-        Raises:
-            UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a label is
-                outside its classes, or the files differ in fields or classes; a file has changed since a subset was made of it.
+        data: a file, a pattern, or several of them (see `find_betons`); or a subset file, for its samples.
+        Raises UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a
+        label is outside its classes, or the files differ in fields or classes; a file has changed since a subset was
+        made of it.
         """
         if is_subset_file(data):
             return cls._open_subset(Path(data))

@@ -88,10 +88,9 @@ def write_tables(
 ) -> int:  # fmt: skip
     """Write everything but the pages, which are the bytes [data_start, data_end) of the file.
 
-    Args:
-        samples: the metadata table, SAMPLE_DTYPE (N,).
-        sizes: bytes of each image, integers (N,).
-        set_size: number of classes of files with label sets, whose arrays f1 points to; 0: f1 is a label.
+    samples: the metadata table, SAMPLE_DTYPE (N,).
+    sizes: bytes of each image, integers (N,).
+    set_size: number of classes of files with label sets, whose arrays f1 points to; 0: f1 is a label.
 
     Returns:
         The size of the file, which ends with the allocation table.

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from beton_tools.base.atomic import atomic_output, sync_folder
+from beton_tools.base.atomic import atomic_output, sync
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check
@@ -132,7 +132,7 @@ class Manifest:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(path.parent)
+        sync(path.parent)
 
     def summary(self) -> dict[str, Any]:
         """For `beton info`: everything but the long tables."""

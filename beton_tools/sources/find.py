@@ -39,13 +39,10 @@ def open_source(
     A CSV or parquet table may list image paths; its split and group columns are not used. Tars and parquet files may be
     at URLs (s3://, hf://, https://); their patterns may have braces too ("train-{000..146}.tar").
 
-    Args:
-        split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
-        classes: class list that the labels index (for val: the classes of train); None derives it from the images.
-        class_indices: the names of class folders are labels, as in ImageNet-V2.
-
-    Raises:
-        UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
+    split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
+    classes: class list that the labels index (for val: the classes of train); None derives it from the images.
+    class_indices: the names of class folders are labels, as in ImageNet-V2.
+    Raises UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
     """
     path = source_path(path)
     if class_indices and not (isinstance(path, Path) and path.is_dir()):

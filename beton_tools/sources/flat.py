@@ -65,9 +65,8 @@ def find_truth(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """(classes: sorted wnids or numbers; image file name -> index into them).
 
-    Args:
-        folder: the folder of the images; files with labels are looked for in it and in four parent folders.
-        classes: class list that the labels index (the training set's classes); None derives it from the labels.
+    folder: the folder of the images; files with labels are looked for in it and in four parent folders.
+    classes: class list that the labels index (the training set's classes); None derives it from the labels.
     """
     stems = sorted(Path(name).stem for name in image_names)
     for candidate in folder_and_parents(folder):

@@ -39,9 +39,8 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def folder_source(root: Path, classes: Sequence[str] | None = None, class_indices: bool = False) -> FileSource:
     """Images at `root/<class>/**/<image>`; classes in sorted order, images by path within a class.
 
-    Args:
-        classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
-        class_indices: the folders' names are labels: images of folder 7 have the label 7 (ImageNet-V2).
+    classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
+    class_indices: the folders' names are labels: images of folder 7 have the label 7 (ImageNet-V2).
 
     A link to one of its parent folders is listed as an image that cannot be read.
     """

@@ -74,12 +74,9 @@ def members(
 
     Offsets are relative to the start of `file`, so a tar inside a tar does not have to be unpacked.
 
-    Args:
-        end: offset at which the tar ends; None for the end of the file.
-        left_out: counts members without data of their own, such as symbolic links, by suffix and kind.
-
-    Raises:
-        UserError: not an uncompressed tar, or a damaged one.
+    end: offset at which the tar ends; None for the end of the file.
+    left_out: counts members without data of their own, such as symbolic links, by suffix and kind.
+    Raises UserError: not an uncompressed tar, or a damaged one.
     """
     start = file.tell()
     end = file.seek(0, os.SEEK_END) if end is None else end
@@ -182,8 +179,7 @@ class SpanTable:
     ) -> SpanSource:
         """The table as a Source.
 
-        Args:
-            key: sort key of an image, given its index in this table; None keeps the order of the archives.
+        key: sort key of an image, given its index in this table; None keeps the order of the archives.
         """
         if not self.names:
             raise UserError(f"{root}: contains no images; give an archive of images")
@@ -260,8 +256,7 @@ def webdataset_source(
 ) -> SpanSource:
     """Samples in the order of the shards. The label is a number in `.cls`, or "label" in `.json`.
 
-    Args:
-        classes: names of the labels; None takes a class list from the shards' folder, or else the numbers themselves.
+    classes: names of the labels; None takes a class list from the shards' folder, or else the numbers themselves.
     """
     table = SpanTable()
     for path, (stamp, samples, left_out) in zip(shards, map_files(_read_samples, shards), strict=True):

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from beton_tools.base.atomic import sync_folder
+from beton_tools.base.atomic import sync
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_replaced
 from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
@@ -89,11 +89,8 @@ class PageFile:
     def __init__(self, path: Path, page_size: int, fingerprint: str, stamps: np.ndarray) -> None:
         """Open the part file and continue what an earlier run with the same fingerprint and stamps left.
 
-        Args:
-            stamps: one row per image, in writing order, that changes when the image's content changes.
-
-        Raises:
-            UserError: another process writes the same file, or the disk is full.
+        stamps: one row per image, in writing order, that changes when the image's content changes.
+        Raises UserError: another process writes the same file, or the disk is full.
         """
         num_samples = len(stamps)
         self.path, self.page_size, self.stamps = path, page_size, stamps
@@ -171,7 +168,7 @@ class PageFile:
     def publish(self) -> None:
         """Rename the sealed file to its final name."""
         self.part.replace(self.path)
-        sync_folder(self.path.parent)
+        sync(self.path.parent)
         self.journal_path.unlink()
 
     def _page_offset(self, page: int) -> int:
@@ -214,7 +211,7 @@ class PageFile:
         journal.writelines(lines)
         _flush(journal)
         new.replace(self.journal_path)
-        sync_folder(self.path.parent)
+        sync(self.path.parent)
         return journal
 
     def _finished_pages(self, fingerprint: str) -> Iterator[tuple[bytes, PageRecord]]:

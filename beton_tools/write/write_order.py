@@ -30,9 +30,8 @@ def _scramble(z: np.ndarray) -> np.ndarray:
 def choose(labels: np.ndarray, subset_per_class: int | None, shuffle_seed: int | None) -> np.ndarray:
     """int64 indices into the source, in writing order.
 
-    Args:
-        subset_per_class: choose this many of every class, by the seed (0 without shuffling); of several labels the rarest counts.
-        shuffle_seed: None keeps the source's order.
+    subset_per_class: choose this many of every class, by the seed (0 without shuffling); of several labels the rarest counts.
+    shuffle_seed: None keeps the source's order.
     """
     order = seeded_order(len(labels), shuffle_seed or 0)
     if subset_per_class is not None:

@@ -59,13 +59,10 @@ class Trained:
 def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) -> Trained:
     """The model of a run or of a checkpoint.
 
-    Args:
-        checkpoint: a run directory or a checkpoint in it.
-        weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose (`fastft.run.chosen_weights`);
-            of a checkpoint its EMA, if it has one that is trained.
-
-    Raises:
-        UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
+    checkpoint: a run directory or a checkpoint in it.
+    weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose (`fastft.run.chosen_weights`);
+        of a checkpoint its EMA, if it has one that is trained.
+    Raises UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
     """
     chosen = find_weights(checkpoint, weights)
     read = read_probe if chosen.kind == PROBE else read_model

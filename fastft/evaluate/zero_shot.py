@@ -59,10 +59,9 @@ def read_prompts(
 ) -> Prompts:
     """The prompts for the classes of a `.beton`.
 
-    Args:
-        data, classes, manifest: the file, its class names by label, and its manifest.
-        names: a file with a class name on each line, in the order of labels; None: as `find_names`.
-        templates: "openai", "simple", or a file with a template on each line, such as `a photo of a {}.`
+    data, classes, manifest: the file, its class names by label, and its manifest.
+    names: a file with a class name on each line, in the order of labels; None: as `find_names`.
+    templates: "openai", "simple", or a file with a template on each line, such as `a photo of a {}.`
     """
     found, names_source = (
         (_lines(names, "a text file with a class name on each line"), str(names))
@@ -199,10 +198,9 @@ def evaluate_zero_shot(
 ) -> tuple[dict[str, Any], Prompts]:
     """(scores as `fastft eval` gives them, prompts) of the zero-shot classifier of a recipe's architecture and weights.
 
-    Args:
-        data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
-        out: write the head to this .safetensors file.
-        progress: shows the classes whose texts are embedded.
+    data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
+    out: write the head to this .safetensors file.
+    progress: shows the classes whose texts are embedded.
     """
     if out is not None:
         check_head_path(out)

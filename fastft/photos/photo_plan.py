@@ -23,7 +23,7 @@ LISTED = 3  # files or classes named in a warning; split.csv lists all files
 class Plan:
     """Images that exist, labelled by the classes that have training images.
 
-    val: None if there are none, or they are a .beton already.
+    val: None if there are none.
     missing: files that a table lists and that do not exist.
     held_out: the validation images were taken from the training images; not so if these are too few.
     """
@@ -56,7 +56,7 @@ def check_photos(train: LabelledSet, val: LabelledSet | None) -> Plan:
     warnings += said + empty
     if val is not None:
         val, missing_val, said = _existing(val)
-        val = with_classes(val, train.source.classes)
+        val = _with_classes(val, train.source.classes)
         missing, warnings = missing + missing_val, warnings + said
     return Plan(train, val, missing, warnings)
 
@@ -73,7 +73,7 @@ def split_photos(found: Plan, holds_out: bool = True) -> Plan:
     ids = content_ids([train.source] if val is None else [train.source, val.source])
     warnings = found.warnings + _small_classes(train) + _other_labels(train, ids[0])
     if val is not None:
-        warnings += shared_images(train.source, val.source, *ids) + _shared_groups(train, val)
+        warnings += _shared_images(train.source, val.source, *ids) + _shared_groups(train, val)
     return replace(found, warnings=warnings)
 
 
@@ -136,12 +136,6 @@ def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
 # checks -----------------------------------------------------------------------------------------------------------------
 
 
-def usable_images(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
-    """(the images that exist; warnings about what is not used). Raises UserError: none exists."""
-    existing, _, warnings = _existing(found)
-    return existing, _unused(found) + warnings
-
-
 def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
     """(the images whose files exist; the names of the others, which only a table can list; warnings)."""
     source = found.source
@@ -178,7 +172,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings
 
 
-def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
+def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     """The validation set with the labels of the training classes. Raises UserError: an image of another class."""
     source, known = val.source, set(classes)
     found = {source.classes[label] for label in np.flatnonzero(count_classes(source.labels)).tolist()}
@@ -234,7 +228,7 @@ def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
     return _warning(text, "group has", "groups have", sorted(ours & theirs))
 
 
-def shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
+def _shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
     """A warning if images of `val` are also in `train`. ids: of their contents, as `content_ids` gives them."""
     text = "{} also a training image; accuracy will be too high"
     names = [val.names[i] for i in np.flatnonzero(np.isin(val_ids, train_ids)).tolist()]

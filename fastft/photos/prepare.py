@@ -24,7 +24,6 @@ from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.beton_paths import find_betons
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import SUFFIX as SUBSET
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
@@ -39,14 +38,11 @@ from fastft.photos.photo_plan import (
     choose_held_out,
     describe_sides,
     listing,
-    shared_images,
     split_photos,
     split_table,
-    usable_images,
-    with_classes,
 )
-from fastft.photos.same_images import as_source, content_ids
-from fastft.photos.state import SPLIT, Inputs, Say, finish, prepare_once
+from fastft.photos.same_images import as_source
+from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import with_multi_label, with_num_classes, with_train_size, with_training_files
 from fastft.run.continuation import PER_HOST_OPTIONS
@@ -75,8 +71,7 @@ def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
         betons = BetonSet.open(photos)
         held, warnings = choose_held_out(LabelledSet(as_source(betons)))
         return with_training_files(recipe, betons.take(np.flatnonzero(~held))), warnings
-    if recipe.data.val is not None and not needs_conversion(recipe.data.val):
-        _check_beton(recipe.data.val)
+    _check_paths(recipe)
     plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
     recipe = with_multi_label(recipe, plan.train.source.labels.ndim == 2, photos)
     recipe = with_num_classes(recipe, len(plan.train.source.classes), photos)
@@ -91,9 +86,7 @@ def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path
     Raises UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first
     checkpoint; another process uses the folder; `data.num_classes` on the command line contradicts the images.
     """
-    for path in (recipe.data.train, recipe.data.val):
-        if path is not None and not needs_conversion(path):
-            _check_beton(path)  # before weights are fetched
+    _check_paths(recipe)  # before weights are fetched
     needed = needs_preparation(recipe)
     if not (needed if world is None else world.any(needed)):
         return recipe
@@ -118,6 +111,20 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
     return [*overrides, *(f"--data.{key}={path}" for key, path in paths if path)]
 
 
+def _check_paths(recipe: Recipe) -> None:
+    """Raise UserError for .beton files that cannot be read, and for photographs beside a .beton."""
+    paths = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
+    betons = [path for path in paths if not needs_conversion(path)]
+    for path in betons:
+        _check_beton(path)
+    if 0 < len(betons) < len(paths):
+        (photos,) = set(paths) - set(betons)
+        raise UserError(
+            f"{betons[0]} is a .beton and {photos} is not: give data.train and data.val as photographs, or both as .beton, which "
+            "fastft convert folder writes (with --classes-of TRAIN.beton)"
+        )
+
+
 def _check_beton(path: str) -> None:
     files = find_betons(path)
     for file in files:
@@ -133,9 +140,7 @@ def _check_beton(path: str) -> None:
 
 
 def _prepare(recipe: Recipe, folder: Path, say: Say) -> Recipe:
-    if holds_out_of_beton(recipe):
-        return _prepare_holdout(recipe, folder, say)
-    return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
+    return (_prepare_photos if needs_conversion(recipe.data.train) else _prepare_holdout)(recipe, folder, say)
 
 
 def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
@@ -169,11 +174,10 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     return recipe
 
 
-def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
-    """Convert `data.train` and, unless it is a .beton, `data.val`."""
+def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> Recipe:
+    """Convert `data.train` and `data.val`."""
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
-    is_beton = recipe.data.val is not None and val is None
-    of_val = "a .beton" if is_beton else "" if val is None else _fingerprint(val)
+    of_val = "" if val is None else _fingerprint(val)
     inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution, recipe.data.background)
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
@@ -185,36 +189,14 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     recipe = recipe.with_option("data.train", str(folder / "train.beton"))
     if TO_VAL in stored["files"]:
         recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    if is_beton:
-        _warn_of_shared_images(recipe, folder, inputs, stored, say)
-    return recipe
-
-
-def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
-    """Convert only `data.val`, with the classes of the training file."""
-    photos, train = str(recipe.data.val), BetonSet.open(str(recipe.data.train))
-    manifest = Manifest.of_beton(train.files[0].path)
-    if manifest is None:
-        raise UserError(f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton")
-    val, warnings = usable_images(open_val(photos))
-    val = with_classes(val if train.label_sets is None else val.with_label_sets(), manifest.classes)
-    _refuse_inside(val, folder.parent)
-    inputs = Inputs(photos, _fingerprint(val), "", _options(recipe).max_resolution, recipe.data.background)
-
-    def convert() -> dict[str, Any]:
-        return {"files": [TO_VAL], "summary": [], "warnings": warnings + _write("val", val, recipe, folder)}
-
-    stored = prepare_once(folder, inputs, say, partial(check_model, recipe), convert)
-    recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    _warn_of_shared_images(recipe, folder, inputs, stored, say)
     return recipe
 
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
-    """The photographs of `data.train`, and of `data.val` or a split of `data.train`: None for a .beton, or if there is none."""
+    """The photographs of `data.train`, and of `data.val` or a split of `data.train`, if there is one."""
     train, val = open_sets(str(recipe.data.train))
     if recipe.data.val is not None:
-        val = open_val(recipe.data.val) if needs_conversion(recipe.data.val) else None
+        val = open_val(recipe.data.val)
     if recipe.data.multi_label or train.source.labels.ndim == 2 or (val is not None and val.source.labels.ndim == 2):
         return train.with_label_sets(), None if val is None else val.with_label_sets()
     return train, val
@@ -252,18 +234,6 @@ def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
         "summary": [describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split)],
         "warnings": warnings,
     }
-
-
-def _warn_of_shared_images(recipe: Recipe, folder: Path, inputs: Inputs, stored: dict[str, Any], say: Say) -> None:
-    """Warn of images that are in both `data.train` and `data.val`, which are .beton files; kept in the record."""
-    sets = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
-    compared = [_content(betons.as_subset_file()) for betons in sets]
-    if stored.get("compared") != compared:
-        train, val = map(as_source, sets)
-        found = shared_images(train, val, *content_ids([train, val]))
-        stored = finish(folder, inputs, {**stored, "compared": compared, "shared": found})
-    for text in stored.get("shared", ()):
-        say(f"warning: {text}")
 
 
 def _options(recipe: Recipe) -> WriteOptions:

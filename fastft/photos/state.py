@@ -29,7 +29,7 @@ class Inputs:
     Attributes:
         data: path of the images, for messages.
         images: hash of the images at `data`.
-        val: hash of the validation images if they are prepared too, otherwise a word for where they are.
+        val: hash of the images of `data.val`, or "".
         longest_side: limit of the stored images' sides in pixels; None if images are not converted.
         background: colour under transparent pixels.
     """
@@ -71,7 +71,7 @@ def prepare_once(
             if not stored.get("complete") or change or lost:
                 if not stored or change or lost:  # an interrupted preparation of the same inputs is continued
                     _begin(folder, inputs, say, stored, change, lost)
-                stored = finish(folder, inputs, make())
+                stored = _finish(folder, inputs, make())
     for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
         say(line)
     return stored
@@ -84,7 +84,7 @@ def _compare(folder: Path, inputs: Inputs) -> tuple[dict[str, Any], str, list[st
     return stored, inputs.changed_since(stored.get("inputs", {})), lost
 
 
-def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write and return the record of a complete preparation."""
     complete = {"inputs": asdict(inputs), "complete": True, **record}
     write_text(folder / PREPARED, json.dumps(complete, indent=1))
@@ -122,7 +122,7 @@ def _read(folder: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(read_user_text(folder / PREPARED, MAX_BYTES, "the prepared.json of a run"))
-        lists = [found.get(key, []) for key in ("files", "summary", "warnings", "compared", "shared")]
+        lists = [found.get(key, []) for key in ("files", "summary", "warnings")]
         texts = [text for values in lists for text in values]
         return found if isinstance(found["inputs"], dict) and all(isinstance(t, str) for t in texts) else {}
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):

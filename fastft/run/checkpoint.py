@@ -7,7 +7,6 @@ a temporary name, flushed to disk, then renamed.
 
 import json
 import logging
-import os
 import re
 import shutil
 import zlib
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beton_tools.base import torchrun
+from beton_tools.base.atomic import sync
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check
 from beton_tools.base.user_files import open_regular, read_regular
@@ -116,11 +116,11 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str,
         checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
         (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
-            _flush(file)
+            sync(file)
         if path.exists():  # the same step again, after resuming from an older checkpoint
             _remove(path)
         partial.rename(path)
-        _flush(path.parent)
+        sync(path.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"checkpoint {path} could not be written: {error}; free some space and run again") from None
@@ -132,14 +132,6 @@ def _checksum(path: Path) -> str:
         while block := file.read(READ_BYTES):
             crc = zlib.crc32(block, crc)
     return f"{crc:08x}"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # reading --------------------------------------------------------------------------------------------------------------

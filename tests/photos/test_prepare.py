@@ -178,15 +178,14 @@ def test_photographs_that_change_while_they_are_prepared_are_prepared_again(copi
 
 
 def test_validation_images_elsewhere_and_held_out_ones_are_told_apart(copied, tower, tmp_path):
-    own = tmp_path / "own.beton"
-    shutil.copy(str(prepared(copied, tmp_path / "other").data.val), own)
+    own = tmp_path / "own"
+    shutil.copytree(copied, own)
     for first, second in (((), (f"--data.val={own}",)), ((f"--data.val={own}",), ())):
         run = tmp_path / f"run{len(first)}"
         prepared(copied, run, *first)
         said: list[str] = []
         recipe = prepared(copied, run, *second, said=said)
         assert "unchanged" not in said[0]
-        assert recipe.data.val == (str(own) if second else str(run / "data" / "val.beton"))
         assert Beton.open(str(recipe.data.train)).num_samples == (36 if second else 29)
 
 
@@ -223,7 +222,7 @@ def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay
     def other_command() -> None:
         (folder.parent / "checkpoints/step-00000005").mkdir(parents=True)
         folder.mkdir(parents=True)
-        state.finish(folder, state.Inputs("others", "hash"), {"files": [], "summary": [], "warnings": []})
+        state._finish(folder, state.Inputs("others", "hash"), {"files": [], "summary": [], "warnings": []})
 
     with pytest.raises(UserError, match="was trained on others; use another"):
         state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)
@@ -281,21 +280,6 @@ def test_another_process_in_the_same_folder_is_one_line(album, tmp_path, capsys)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "is in use by another process" in error
     assert not list((tmp_path / "run").rglob("*.beton*"))
-
-
-def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied, tmp_path):
-    recipe = prepared(copied, tmp_path / "made")
-    betons = {side: str(tmp_path / f"{side}.beton") for side in ("train", "val")}
-    for side, path in betons.items():
-        shutil.copy(str(getattr(recipe.data, side)), path)
-        shutil.copy(f"{getattr(recipe.data, side)}.manifest.json", f"{path}.manifest.json")
-    for first, second, shared in ((betons["train"], copied, 29), (copied, betons["val"], 7)):
-        run = tmp_path / f"run{shared}"
-        for _ in range(2):  # also when the conversion is used again
-            said: list[str] = []
-            prepared(Path(first), run, f"--data.val={second}", said=said)
-            (line,) = (line for line in said if "also a training image" in line)
-            assert f"{shared} validation images are also a training image" in line
 
 
 def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copied, tmp_path):
@@ -391,16 +375,14 @@ def test_a_conversion_that_was_killed_is_continued(copied, tmp_path):
     assert all(len(found) == 1 for found in sides.values())
 
 
-def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album, tmp_path):
-    val = tmp_path / "val"
-    for name in ("astronaut", "coffee"):
-        shutil.copytree(album / name, val / name)
-    options = [f"--data.train={tiny['data.train']}", f"--data.val={val}", f"--train.run_dir={tmp_path / 'run'}"]
-    options.append("--model.weights=random")
-    recipe = prepare_data(load_recipe("photos", options), lambda text: None)
-    manifest = Manifest.of_beton(str(recipe.data.val))
-    assert manifest is not None and manifest.classes == ["astronaut", "coffee"]
-    assert recipe.data.train == tiny["data.train"]
+def test_photographs_beside_a_beton_are_one_line(tiny, album, tmp_path, capsys):
+    for images, val in ((tiny["data.train"], album), (album, tiny["data.val"])):
+        flags = [f"--data.train={images}", f"--data.val={val}", f"--train.run_dir={tmp_path / 'run'}"]
+        for command in ("train", "explain"):
+            if (command, images) != ("explain", tiny["data.train"]):  # which looks at training images only
+                assert main([command, "photos", *flags]) == 2
+                assert "or both as .beton, which fastft convert folder writes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_preview_of_photographs_draws_what_training_will_see(album, tmp_path, monkeypatch):
