@@ -21,20 +21,12 @@ if TYPE_CHECKING:
     from fastft.recipe import Recipe, load_recipe
 
 _MODULES = {
-    "AsTuples": "data.loader",
-    "AugmentPolicy": "augment.policies",
-    "Batch": "data.loader",
-    "EvalLoader": "data.loader",
-    "Output": "data.loader",
-    "Prediction": "evaluate.prediction",
-    "Predictor": "evaluate.prediction",
-    "Recipe": "recipe",
-    "Shard": "data.order",
-    "TrainLoader": "data.loader",
-    "TrainedRun": "cli.fit",
-    "fit": "cli.fit",
-    "load_recipe": "recipe",
-    "parse_policy": "augment.policies",
+    "augment.policies": ("AugmentPolicy", "parse_policy"),
+    "cli.fit": ("TrainedRun", "fit"),
+    "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
+    "data.order": ("Shard",),
+    "evaluate.prediction": ("Prediction", "Predictor"),
+    "recipe": ("Recipe", "load_recipe"),
 }
 # imported when first used; the training function is `fastft.train.train`
 __all__ = [
@@ -56,6 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{module}"), name)

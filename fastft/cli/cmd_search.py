@@ -27,7 +27,7 @@ class Sweep:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from fastft.search import run_sweeps
+        from fastft.search.sweep import run_sweeps
 
         outcomes = run_sweeps(list(map(open_sweep, args.sweeps)), args.overrides, args.out, make_console())
         return int(any(outcome.error for outcome in outcomes))

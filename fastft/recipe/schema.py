@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from beton_tools.base.errors import UserError
@@ -56,7 +57,7 @@ def option(
         low, high: inclusive limits; `below` is an exclusive upper limit.
         paper: what the paper or its reference code used, where the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
-        changes_accuracy: False for options that leave the expected accuracy as it is: files, hardware, logging, the seed.
+        changes_accuracy: see `neutral`.
         by_epoch: int or float for options that may have a value per epoch (`fastft.recipe.values`), each of this type.
         since: the version that added the option; see `Recipe.identity`.
     """
@@ -67,24 +68,25 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# options that leave the expected accuracy as it is: files, hardware, logging, the seed
+neutral = partial(option, changes_accuracy=False)
+
+
 @dataclass(frozen=True)
 class Data:
     """Files, number of images and classes, loader."""
 
-    train: str | None = option(
-        None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with a folder per "
-        "class, or a CSV or parquet table",
-        changes_accuracy=False,
+    train: str | None = neutral(
+        None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with a "
+        "folder per class, or a CSV or parquet table",
     )  # fmt: skip
-    val: str | None = option(
-        None,
-        "validation images, as data.train; without them some images are held out, of a .beton only with data.hold_out_beton",
-        changes_accuracy=False,
+    val: str | None = neutral(
+        None, "validation images, as data.train; without them some images are held out, of a .beton only with "
+        "data.hold_out_beton",
+    )  # fmt: skip
+    hold_out_beton: bool = neutral(
+        False, "without data.val, hold validation images out of a .beton too, as of a folder or table", since="0.3.0"
     )
-    hold_out_beton: bool = option(
-        False, "without data.val, hold validation images out of a .beton too, as of a folder or table",
-        changes_accuracy=False, since="0.3.0",
-    )  # fmt: skip
     background: str = option(
         "white",
         "colour under transparent pixels of photographs and of images for predict: a name or '#rrggbb'",
@@ -121,14 +123,12 @@ class Data:
         "root of their sizes",
         choices=REBALANCING, paper=NONE, since="0.3.0",
     )  # fmt: skip
-    workers: int = option(
-        0, "decode and augmentation threads per process; 0: this process's share of the cores",
-        low=0, high=4096, changes_accuracy=False,
-    )  # fmt: skip
-    batches_ahead: int = option(
-        2, "micro-batches that the loader prepares in advance, the one in progress included",
-        low=1, high=1024, changes_accuracy=False,
-    )  # fmt: skip
+    workers: int = neutral(
+        0, "decode and augmentation threads per process; 0: this process's share of the cores", low=0, high=4096
+    )
+    batches_ahead: int = neutral(
+        2, "micro-batches that the loader prepares in advance, the one in progress included", low=1, high=1024
+    )
 
 
 @dataclass(frozen=True)
@@ -327,104 +327,85 @@ class Ema:
 class Train:
     """Run directory, device, precision, evaluation, checkpoints and logging."""
 
-    run_dir: str | None = option(None, "run directory; none: runs/<recipe name>", changes_accuracy=False)
-    seed: int = option(
-        0, "seed of order, augmentation, head and stochastic depth",
-        low=0, high=LARGEST_SEED, paper="0", changes_accuracy=False,
-    )  # fmt: skip
-    device: str = option("auto", "auto: the GPU if there is one", choices=DEVICES, changes_accuracy=False)
-    amp: str = option(
+    run_dir: str | None = neutral(None, "run directory; none: runs/<recipe name>")
+    seed: int = neutral(
+        0, "seed of order, augmentation, head and stochastic depth", low=0, high=LARGEST_SEED, paper="0"
+    )
+    device: str = neutral("auto", "auto: the GPU if there is one", choices=DEVICES)
+    amp: str = neutral(
         "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
-        choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)", changes_accuracy=False,
+        choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)",
     )  # fmt: skip
-    half_residual: str = option(
-        "auto",
-        "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: on with fp16 on GPUs below "
-        "compute capability 8.0 (V100, T4)",
-        choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", changes_accuracy=False,
-        since="0.2.0",
+    half_residual: str = neutral(
+        "auto", "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: on with "
+        "fp16 on GPUs below compute capability 8.0 (V100, T4)", choices=("auto", "on", "off"),
+        paper="on (DeepSpeed's model.half())", since="0.2.0",
     )  # fmt: skip
-    micro_batch: int = option(
-        0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH,
-        changes_accuracy=False,
+    micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH)
+    step: str = neutral(
+        "auto", "how a step is computed: eagerly, by torch.compile or as a CUDA graph; measure: the fastest here; "
+        "auto: measure on a GPU, and eager on a CPU", choices=("auto", "measure", "eager", "compile", "graph"),
+        since="0.3.0",
     )  # fmt: skip
-    step: str = option(
-        "auto",
-        "how a step is computed: eagerly, by torch.compile or as a CUDA graph; measure: the fastest here; auto: measure on a "
-        "GPU, and eager on a CPU",
-        choices=("auto", "measure", "eager", "compile", "graph"), changes_accuracy=False, since="0.3.0",
-    )  # fmt: skip
-    compile: str = option(
-        "auto", "older form of train.step: on is compile, off is eager", choices=("auto", "on", "off"),
-        changes_accuracy=False,
-    )  # fmt: skip
-    grad_checkpointing: bool = option(
-        False, "recompute activations in the backward pass: less memory, a third more FLOPs",
-        changes_accuracy=False,
-    )  # fmt: skip
-    stop_after: str | None = option(
+    compile: str = neutral(
+        "auto", "older form of train.step: on is compile, off is eager", choices=("auto", "on", "off")
+    )
+    grad_checkpointing: bool = neutral(
+        False, "recompute activations in the backward pass: less memory, a third more FLOPs"
+    )
+    stop_after: str | None = neutral(
         None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
-        changes_accuracy=False, since="0.3.0",
+        since="0.3.0",
     )  # fmt: skip
     stop_when: int | None = option(
         None, "stop after so many evaluations without gain of the weights that are chosen, on the images of "
         "data.selection_share, or without these on data.val (refused on ImageNet); none: train all epochs",
         low=1, high=LARGEST_COUNT, paper="none", since="0.3.0",
     )  # fmt: skip
-    timeout_minutes: float = option(
-        10.0, "minutes without an answer from another process after which the run ends",
-        low=0.01, high=MINUTES_PER_YEAR, changes_accuracy=False,
+    timeout_minutes: float = neutral(
+        10.0, "minutes without an answer from another process after which the run ends", low=0.01, high=MINUTES_PER_YEAR
+    )
+    refit: bool = neutral(
+        False, "fastft train: after the run, train again on training and held-out images together, with what it chose, "
+        "into RUN/refit", since="0.3.0",
     )  # fmt: skip
-    refit: bool = option(
-        False,
-        "fastft train: after the run, train again on training and held-out images together, with what it chose, into RUN/refit",
-        changes_accuracy=False, since="0.3.0",
-    )  # fmt: skip
-    log_every: int = option(50, "steps between log lines", low=1, high=LARGEST_COUNT, changes_accuracy=False)
+    log_every: int = neutral(50, "steps between log lines", low=1, high=LARGEST_COUNT)
     eval_every: int = option(
         1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=LARGEST_COUNT, paper="1", auto=True,
     )  # fmt: skip
-    eval_weights: str = option(
-        "both", "weights that are evaluated; ema: only those of the EMA, in half the time",
-        choices=("both", "ema"), paper="both", changes_accuracy=False, since="0.3.0",
+    eval_weights: str = neutral(
+        "both", "weights that are evaluated; ema: only those of the EMA, in half the time", choices=("both", "ema"),
+        paper="both", since="0.3.0",
     )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop at evaluation, as a share of the resized short side", low=0.1, high=1, paper="1"
     )
-    checkpoint_steps: int = option(
-        500, "steps between checkpoints; 0: only at the end of each epoch", low=0, high=LARGEST_COUNT,
-        changes_accuracy=False,
+    checkpoint_steps: int = neutral(
+        500, "steps between checkpoints; 0: only at the end of each epoch", low=0, high=LARGEST_COUNT
+    )
+    checkpoint_epochs: int = neutral(
+        1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved", low=1,
+        high=LARGEST_COUNT, since="0.3.0", auto=True,
     )  # fmt: skip
-    checkpoint_epochs: int = option(
-        1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved",
-        low=1, high=LARGEST_COUNT, changes_accuracy=False, since="0.3.0", auto=True,
-    )  # fmt: skip
-    checkpoint_minutes: float = option(
-        15.0, "minutes between checkpoints; 0: not by time", low=0, high=MINUTES_PER_YEAR,
-        changes_accuracy=False,
-    )  # fmt: skip
-    tracker: str = option(
-        "none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow"),
-        changes_accuracy=False,
-    )  # fmt: skip
-    profile: int = option(
+    checkpoint_minutes: float = neutral(
+        15.0, "minutes between checkpoints; 0: not by time", low=0, high=MINUTES_PER_YEAR
+    )
+    tracker: str = neutral("none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow"))
+    profile: int = neutral(
         0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
-        changes_accuracy=False, since="0.3.0",
+        since="0.3.0",
     )  # fmt: skip
-    keep_checkpoints: int = option(
-        2, "number of newest checkpoints that are kept, besides the best", low=1, high=LARGEST_COUNT,
-        changes_accuracy=False,
-    )  # fmt: skip
+    keep_checkpoints: int = neutral(
+        2, "number of newest checkpoints that are kept, besides the best", low=1, high=LARGEST_COUNT
+    )
 
 
 @dataclass(frozen=True)
 class About:
     """Expected accuracy of the recipe."""
 
-    top1: float | None = option(
-        None, "expected ImageNet top-1 accuracy in percent", low=0, high=100, changes_accuracy=False
-    )
-    source: str | None = option(None, "source of the expected accuracy, or why there is none", changes_accuracy=False)
+    top1: float | None = neutral(None, "expected ImageNet top-1 accuracy in percent", low=0, high=100)
+    source: str | None = neutral(None, "source of the expected accuracy, or why there is none")
 
 
 SECTIONS: dict[str, type] = {

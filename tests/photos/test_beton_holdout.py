@@ -25,7 +25,8 @@ from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.photos.same_images import as_source, content_ids
 from fastft.recipe import Recipe, load_recipe
-from fastft.search import load_sweep, run_sweeps
+from fastft.recipe.tables import load_sweep
+from fastft.search.sweep import run_sweeps
 from fastft.search.tune import _prepare as prepare_tuning
 from fastft.train.distributed import find_world
 from tests.photos.conftest import CLASSES, PER_CLASS

@@ -19,8 +19,8 @@ from fastft.model.recipe_model import build_model, find_phases, recipe_arch
 from fastft.optim import decay_for_batch, layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About
-from fastft.search import Row, Sweep, load_sweep, plan_runs
-from fastft.search.runs import run_key
+from fastft.recipe.tables import Row, Sweep, load_sweep
+from fastft.search.runs import plan_runs, run_key
 
 RECIPES = Path("rcp")
 SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
+from fastft.recipe.tables import load_sweep
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
-from fastft.search import load_sweep, plan_runs
+from fastft.search.runs import plan_runs
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.loop import train
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.recipe import load_recipe
+from fastft.recipe.recipe_file import open_sweep
+from fastft.recipe.tables import load_sweep
 from fastft.run.run_directory import read_metrics
-from fastft.search import load_sweep, open_sweep, plan_runs, run_sweeps
-from fastft.search.runs import Outcome, read_result, run_key
-from fastft.search.sweep import print_report
+from fastft.search.runs import Outcome, plan_runs, read_result, run_key
+from fastft.search.sweep import print_report, run_sweeps
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 

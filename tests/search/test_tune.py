@@ -19,9 +19,9 @@ from fastft.recipe import load_recipe
 from fastft.run.checkpoint import write_checkpoint
 from fastft.run.prediction_metrics import read_validation
 from fastft.run.run_directory import read_metrics
-from fastft.search import plan_run
 from fastft.search import tune as search
 from fastft.search.estimate import Result
+from fastft.search.runs import plan_run
 from fastft.search.settings import DEFAULT, grid, shortened
 from fastft.search.tune import tune
 from fastft.search.tune_report import conclusion
