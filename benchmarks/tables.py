@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import costs
@@ -21,6 +20,7 @@ from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.demo import CONTENDERS, figure_cells
+from fastft.report.bench_report import measure_view
 from fastft.report.charts import svg_file
 from fastft.report.page import figure
 
@@ -51,7 +51,7 @@ class Results:
 
     def measures(self, bench: str, *names: str) -> list[Measure]:
         found = [m for m in self.documents[bench]["measures"] if m["bench"] == bench]
-        return [m for name in names for m in found if m["name"] == name]
+        return [measure_view(m) for name in names for m in found if m["name"] == name]
 
 
 # cells
@@ -64,15 +64,8 @@ def spread(contender: Measure) -> str:
     return f"{figure(contender['median'])} ({low}-{high})"
 
 
-def ratios(measure: Measure, peer: Measure) -> list[float]:
-    """How many times better fastft is than the peer, round by round."""
-    own = contender(measure, "fastft")
-    pairs = zip(own["rounds"], peer["rounds"], strict=True)
-    return [b / a if measure.get("better") == "lower" else a / b for a, b in pairs]
-
-
-def times(values: Sequence[float]) -> str:
-    return f"{median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
+def times(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
 
 def contender(measure: Measure, name: str) -> Measure:
@@ -90,15 +83,14 @@ def comparison(bench: str, *names: str) -> Callable[[Results], str]:
         keys = list(dict.fromkeys(k for m in measures for k in m["setting"]))
         values = {k: [m["setting"].get(k) for m in measures] for k in keys}
         varied = [k for k in keys if len(set(map(str, values[k]))) > 1]
-        several, compared = len(names) > 1, any(_compared(m) for m in measures)
+        several, compared = len(names) > 1, any(m["compared"] for m in measures)
         rows = []
         for m in measures:
             first = [m["name"]] if several else []
             first += [_plain(m["setting"].get(k, "")) for k in varied]
-            for c in (c for c in m["contenders"] if "median" in c):
+            for c in m["contenders"]:
                 note = f"<br><small>{c['note']}</small>" if c["note"] else ""
-                better = _better(m, c) if _compared(m) and c["name"] != "fastft" else ""
-                row = [*first, c["name"] + note, spread(c), m["unit"], *([better] if compared else [])]
+                row = [*first, c["name"] + note, spread(c), m["unit"], *([_better(c)] if compared else [])]
                 rows.append(row)
         head = [*(["measure"] if several else []), *varied, "contender", "median (range)", "unit"]
         head += ["fastft is better by"] if compared else []
@@ -108,20 +100,16 @@ def comparison(bench: str, *names: str) -> Callable[[Results], str]:
     return table
 
 
-def _compared(measure: Measure) -> bool:
-    return any(c["name"] == "fastft" for c in measure["contenders"]) and len(measure["contenders"]) > 1
-
-
-def _better(measure: Measure, other: Measure) -> str:
+def _better(other: Measure) -> str:
     """How many times better fastft is than a peer, or the share that it reaches of a limit."""
-    found = ratios(measure, other)
-    return f"at {median(found):.0%} of it" if other.get("limit") else times(found)
+    if not other["ratio"]:
+        return ""
+    return f"at {other['ratio']['median']:.0%} of it" if other["limit"] else times(other["ratio"])
 
 
 def _reached(measure: Measure) -> str:
     """The share that fastft reaches of the measure's limit; empty if it has none."""
-    limit = next((c for c in measure["contenders"] if c.get("limit") and "median" in c), None)
-    return "" if limit is None else f"{median(ratios(measure, limit)):.0%}"
+    return next((f"{c['ratio']['median']:.0%}" for c in measure["contenders"] if c["limit"]), "")
 
 
 def _plain(value: Any) -> str:
@@ -129,10 +117,9 @@ def _plain(value: Any) -> str:
 
 
 def _caption(results: Results, bench: str, measures: Sequence[Measure], fixed: str) -> str:
-    kind = "Modelled, not measured." if any(m.get("modelled") for m in measures) else "Measured"
+    kind = "Modelled, not measured." if any(m["modelled"] for m in measures) else "Measured"
     when = results.documents[bench]["date"][:10]
-    all_contenders = [c for m in measures for c in m["contenders"]]
-    skipped = {f"{c['name']} was not run: {c['skipped']}" for c in all_contenders if "skipped" in c}
+    skipped = {f"{c['name']} was not run: {c['skipped']}" for m in measures for c in m["skipped"]}
     head = f"{kind} {when}" if kind == "Measured" else f"{kind} From figures of {when}"
     return f"{head}: {fixed}.{''.join(f' {s}.' for s in sorted(skipped))}"
 
@@ -180,7 +167,7 @@ def summary(results: Results) -> str:
         m = next(m for m in results.measures(bench, name) if part in str(m["setting"].values()))
         other = contender(m, peer)
         own, note = figure(contender(m, "fastft")["median"]), f" ({other['note']})" if other["note"] else ""
-        theirs, better = f"{peer}{note}: {figure(other['median'])}", times(ratios(m, other))
+        theirs, better = f"{peer}{note}: {figure(other['median'])}", times(other["ratio"])
         rows.append([what, f"{own} {m['unit']}", theirs, better, _reached(m)])
     head = ["", "fastft", "other", "fastft is better by", "share of the limit"]
     document = max(results.documents.values(), key=lambda d: d["date"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,10 +20,10 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.sample_table import classes_of
 from beton_tools.write.images import decode_sample
 
-_GAP, _CAPTION, _FONT_SIZE = 12, 34, 13  # pixels
-_PAPER, _INK, _GREY, _BAD = "#ffffff", "#1f2933", "#7b8794", "#b3261e"
+_GAP, _LINE, _FONT_SIZE, _CHARACTER = 12, 16, 13, 7  # pixels between pictures, and of text
+_MOST_LINES = 4  # of a caption
+_PAPER, _INK, _BAD = "#ffffff", "#1f2933", "#b3261e"
 _MAX_PIXELS = 178_956_970  # Pillow opens no larger image: 2 * Image.MAX_IMAGE_PIXELS
-_LINE = 15  # pixels from one line of a caption to the next
 _MAX_NAME = 200  # bytes, of the 255 of a file name; names come from the manifest and can be of any length
 
 
@@ -102,45 +104,29 @@ def _safe(name: str) -> str:
     return visible.encode()[:_MAX_NAME].decode(errors="ignore") or "unnamed"
 
 
+# pictures -------------------------------------------------------------------------------------------------------------
+
+
 def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int) -> Image.Image:
     """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
 
     Raises UserError: the sheet would be too large, or the file changed while it was being read.
     """
     columns = min(columns, len(ids))
-    rows = -(-len(ids) // columns)
-    width, height = _GAP + columns * (cell + _GAP), _GAP + rows * (cell + _CAPTION + _GAP)
-    if width * height > _MAX_PIXELS:
+    if -(-len(ids) // columns) * columns * (cell + _GAP) * (cell + _GAP + 2 * _LINE) > _MAX_PIXELS:
         raise UserError(
             f"a sheet of {len(ids):,} images of {cell} pixels has more than {_MAX_PIXELS:,} pixels; reduce --limit or --cell"
         )
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    for place, sample_id in enumerate(ids):
-        row, column = divmod(place, columns)
-        corner = (_GAP + column * (cell + _GAP), _GAP + row * (cell + _CAPTION + _GAP))
-        _draw_sample(sheet, beton, manifest, sample_id, corner, cell)
+    cells = []
+    for sample_id in ids:
+        try:
+            image = _fitted(Image.fromarray(decode_sample(beton, sample_id)), cell)
+        except UserError:
+            image = None
+        size = f"#{sample_id}   {beton.widths[sample_id]} x {beton.heights[sample_id]}"
+        cells.append(Cell(image, f"{_class_name(beton, manifest, sample_id)}\n{size}"))
     beton.check_unchanged()  # not "cannot be decoded"
-    return sheet
-
-
-def _draw_sample(
-    sheet: Image.Image, beton: Beton, manifest: Manifest | None, sample_id: int, corner: tuple[int, int], cell: int
-) -> None:
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
-    x, y = corner
-    try:
-        image = Image.fromarray(decode_sample(beton, sample_id))
-        width, height = (max(1, side * cell // max(image.size)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    except UserError:
-        draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline=_BAD)
-        draw.text((x + cell // 2, y + cell // 2), "cannot be decoded", _BAD, font, anchor="mm")
-    else:
-        sheet.paste(image, (x + (cell - image.width) // 2, y + cell - image.height))
-    title = _shorten(draw, font, _class_name(beton, manifest, sample_id), cell)
-    draw.text((x, y + cell + 3), title, _INK, font)
-    size = f"#{sample_id}   {beton.widths[sample_id]} x {beton.heights[sample_id]}"
-    draw.text((x, y + cell + 3 + _LINE), _shorten(draw, font, size, cell), _GREY, font)
+    return draw_grid(cells, columns, cell)
 
 
 def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
@@ -150,12 +136,45 @@ def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
     return printable("; ".join(manifest.class_label(label).split(",")[0] for label in labels))  # WordNet lists synonyms
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: int
-) -> str:
-    text = text[: width + 1]  # a character takes a pixel at least
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "...", font) > width:
-        text = text[:-1]
-    return text.rstrip(" ,") + "..."
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a grid, None where it cannot be decoded, and the text below it."""
+
+    image: Image.Image | None
+    caption: str
+    colour: str = _INK
+
+
+def draw_grid(cells: Sequence[Cell], columns: int, side: int, footnote: str = "") -> Image.Image:
+    """Pictures in squares of `side` pixels, captions below them wrapped to their width, a footnote at the end."""
+    width = max(8, side // _CHARACTER)
+    captions = [
+        [
+            line
+            for text in cell.caption.split("\n")
+            for line in wrap(text, width, max_lines=_MOST_LINES, placeholder="...")
+        ]
+        for cell in cells
+    ]
+    rows = range(0, len(cells), columns)
+    heights = [side + _GAP + _LINE * max(map(len, captions[k : k + columns])) for k in rows]
+    size = _GAP + columns * (side + _GAP), _GAP + sum(heights) + (_LINE if footnote else 0)
+    grid = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(_FONT_SIZE)
+    for k, (cell, lines) in enumerate(zip(cells, captions, strict=True)):
+        x, y = _GAP + k % columns * (side + _GAP), _GAP + sum(heights[: k // columns])
+        if cell.image is None:
+            draw.rectangle((x, y, x + side - 1, y + side - 1), outline=_BAD)
+            draw.text((x + side // 2, y + side // 2), "cannot be decoded", _BAD, font, anchor="mm")
+        else:
+            image = _fitted(cell.image, side)
+            grid.paste(image, (x + (side - image.width) // 2, y + side - image.height))
+        for number, line in enumerate(lines):
+            draw.text((x, y + side + 2 + _LINE * number), line, cell.colour, font)
+    draw.text((_GAP, size[1] - _LINE - 4), footnote, _INK, font)
+    return grid
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

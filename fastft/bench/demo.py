@@ -14,6 +14,7 @@ from rich.console import Console
 from beton_tools.base.atomic import save_picture
 from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
+from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.format import Beton
 from fastft.bench.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
 from fastft.evaluate.evaluation import predict_file
@@ -22,7 +23,7 @@ from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe, load_recipe
-from fastft.report.preview import Cell, draw_grid
+from fastft.report.preview import SIDE
 from fastft.train.loop import train
 
 PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
@@ -149,6 +150,6 @@ def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
         else:
             cells.append(Cell(picture, f"{caption}, is {truth}", WRONG))
     sheet = folder / "predictions.png"
-    save_picture(sheet, draw_grid(cells, SHOWN, IMAGES_LICENCE).save)
+    save_picture(sheet, draw_grid(cells, SHOWN, SIDE, IMAGES_LICENCE).save)
     console.print(f"predictions drawn in {sheet}", highlight=False)
     return sheet

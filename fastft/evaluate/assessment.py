@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,6 @@ from beton_tools.read.sample_table import SampleTable, classes_of
 from fastft.evaluate.evaluation import MATRIX_CLASSES, predict_file
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import (
-    Calibration,
-    ClassMetrics,
     Predictions,
     balanced_accuracy,
     calibrate,
@@ -66,40 +65,12 @@ class Mistakes:
 
 
 @dataclass(frozen=True)
-class ClassRow:
-    """Metrics of one class, and the class that most of its other images are predicted as ("" if none)."""
-
-    name: str
-    metrics: ClassMetrics
-    confused_with: str
-    confused: int
-
-
-@dataclass(frozen=True)
-class ClassReport:
-    """balanced_accuracy, macro_f1 in percent. matrix_KK: images of class i (row) that are predicted as class j (column).
-
-    map: mean average precision in percent, of several labels per image.
-    names: of all outputs. rows: at most LISTED_CLASSES that have images, lowest F1 first; `classes` counts all that have.
-    """
-
-    names: list[str]
-    rows: list[ClassRow]
-    classes: int
-    balanced_accuracy: float | None
-    macro_f1: float
-    matrix_KK: np.ndarray | None
-    calibration: Calibration
-    map: float | None
-
-
-@dataclass(frozen=True)
 class Assessment:
-    """weights: which ones it is of, in words."""
+    """weights: which ones it is of, in words. classes: see `report_classes`."""
 
     weights: str
     mistakes: Mistakes
-    classes: ClassReport
+    classes: dict[str, Any]
 
 
 def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment | None, str]:
@@ -164,28 +135,30 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
     return Mistakes(len(p.labels_N), len(wrong), listed)
 
 
-def report_classes(predictions: Predictions, names: Sequence[str]) -> ClassReport:
-    """Metrics of all classes. names: as `class_name`."""
+def report_classes(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
+    """What a report shows of the classes. names: as `class_name`.
+
+    rows: (name, ClassMetrics, class that most of its other images are predicted as, how many) of those that have images, at most
+    LISTED_CLASSES, lowest F1 first; `classes` counts all. matrix_KK: as `confusion_counts`, of at most MATRIX_CLASSES.
+    """
     every = [class_name(names, label) for label in range(predictions.num_classes)]
-    images, several = len(predictions.labels_N), predictions.thresholds_K is not None
-    most_confused = {c.label: c for c in reversed([] if several else largest_confusions(predictions, images))}
-    rows = []
-    for metrics in class_metrics(predictions):
-        if metrics.images:
-            found = most_confused.get(metrics.label)
-            other, images = (every[found.predicted], found.images) if found else ("", 0)
-            rows.append(ClassRow(every[metrics.label], metrics, other, images))
-    rows.sort(key=lambda row: (row.metrics.f1 or 0.0, row.name))
-    return ClassReport(
-        names=every,
-        rows=rows[:LISTED_CLASSES],
-        classes=len(rows),
-        balanced_accuracy=None if several else balanced_accuracy(predictions),
-        macro_f1=macro_f1(predictions),
-        matrix_KK=confusion_counts(predictions) if not several and predictions.num_classes <= MATRIX_CLASSES else None,
-        calibration=calibrate(predictions),
-        map=mean_average_precision(predictions) if several else None,
-    )
+    several = predictions.thresholds_K is not None
+    confusions = [] if several else largest_confusions(predictions, len(predictions.labels_N))
+    most_confused = {c.label: (every[c.predicted], c.images) for c in reversed(confusions)}
+    metrics = [found for found in class_metrics(predictions) if found.images]
+    rows = [(every[found.label], found, *most_confused.get(found.label, ("", 0))) for found in metrics]
+    rows.sort(key=lambda row: (row[1].f1 or 0.0, row[0]))
+    with_matrix = not several and predictions.num_classes <= MATRIX_CLASSES
+    return {
+        "names": every,
+        "rows": rows[:LISTED_CLASSES],
+        "classes": len(rows),
+        "balanced_accuracy": None if several else balanced_accuracy(predictions),
+        "macro_f1": macro_f1(predictions),
+        "matrix_KK": confusion_counts(predictions) if with_matrix else None,
+        "calibration": calibrate(predictions),
+        "map": mean_average_precision(predictions) if several else None,
+    }
 
 
 def class_name(names: Sequence[str], label: int) -> str:

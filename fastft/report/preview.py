@@ -1,16 +1,15 @@
 """`fastft preview`: draw augmented training images: each original with its crop, the result, and its ops."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten, wrap
+from textwrap import shorten
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from beton_tools.base.atomic import save_picture, write_text
 from beton_tools.base.console import printable
+from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
@@ -19,18 +18,9 @@ from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json,
 from fastft.augment.cpu import CpuAugment
 
 PAIRS_PER_LINE = 3
-SIDE, GAP, LINE, FONT, CHARACTER = 260, 14, 16, 13, 7  # pixels of a cell, between cells, and of text
-PAPER, INK, CROP_COLOUR = "#ffffff", "#1f2933", "#ff3b30"
+SIDE = 260  # pixels of a picture
+CROP_COLOUR = "#ff3b30"
 LONGEST_NAME = 24  # characters of a class
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A picture of a grid, and the text below it."""
-
-    image: Image.Image
-    caption: str
-    colour: str = INK
 
 
 def write_preview(
@@ -58,7 +48,7 @@ def write_preview(
         name = shorten(printable(name), LONGEST_NAME, placeholder="...")
         cells.append(Cell(_original(betons, row), f"{name}, sample {row['sample']}"))
         cells.append(Cell(Image.fromarray(image), ", ".join(describe_row(row)) or "crop only"))
-    save_picture(out, draw_grid(cells, 2 * PAIRS_PER_LINE).save)
+    save_picture(out, draw_grid(cells, 2 * PAIRS_PER_LINE, SIDE).save)
     if plan_out is not None:
         write_text(plan_out, json.dumps(plan_to_json(plan), indent=1))
 
@@ -93,22 +83,3 @@ def _original(betons: SampleTable, row: np.void) -> Image.Image:
     right, bottom = max(box[0], box[2] - 1), max(box[1], box[3] - 1)
     ImageDraw.Draw(image).rectangle((box[0], box[1], right, bottom), outline=CROP_COLOUR, width=2)
     return image
-
-
-def draw_grid(cells: Sequence[Cell], columns: int, footnote: str = "") -> Image.Image:
-    """Cells in rows, captions below them wrapped to their width, a footnote at the end."""
-    captions = [wrap(cell.caption, SIDE // CHARACTER) for cell in cells]
-    rows = range(0, len(cells), columns)
-    heights = [SIDE + GAP + LINE * max(map(len, captions[k : k + columns])) for k in rows]
-    size = GAP + columns * (SIDE + GAP), GAP + sum(heights) + (LINE if footnote else 0)
-    grid = Image.new("RGB", size, PAPER)
-    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(FONT)
-    for k, (cell, lines) in enumerate(zip(cells, captions, strict=True)):
-        x, y = GAP + k % columns * (SIDE + GAP), GAP + sum(heights[: k // columns])
-        scale = SIDE / max(cell.image.size)
-        image = cell.image.resize([max(1, round(scale * n)) for n in cell.image.size], Image.Resampling.LANCZOS)
-        grid.paste(image, (x + (SIDE - image.width) // 2, y + SIDE - image.height))
-        for number, line in enumerate(lines):
-            draw.text((x, y + SIDE + 2 + LINE * number), line, cell.colour, font)
-    draw.text((GAP, size[1] - LINE - 4), footnote, INK, font)
-    return grid

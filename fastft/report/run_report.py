@@ -13,7 +13,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.cost.published import reference_of
-from fastft.evaluate.assessment import Assessment, ClassReport
+from fastft.evaluate.assessment import Assessment
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.recipe_file import RECIPES
@@ -80,8 +80,8 @@ def render_run(
         mistakes=assessment.mistakes if assessment else None,
         classes=classes,
         weights=assessment.weights if assessment else "",
-        confusion=confusion_picture(classes) if classes else "",
-        reliability=render_chart(reliability_chart(classes.calibration, _score(run) == MAP)) if classes else "",
+        confusion=confusion_picture(classes["names"], classes["matrix_KK"]) if classes else "",
+        reliability=render_chart(reliability_chart(classes["calibration"], _score(run) == MAP)) if classes else "",
         note=note,
         evaluations=run.evaluations,
         scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
@@ -301,21 +301,21 @@ def _series(name: str, style: str, reliability: Reliability) -> Series:
     return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
 
 
-def confusion_picture(report: ClassReport) -> Markup:
+def confusion_picture(names: list[str], matrix_KK: np.ndarray | None) -> Markup:
     """The confusion matrix as a <figure>: a row per class, shaded by the share of its images; empty if there is none."""
-    if report.matrix_KK is None:
+    if matrix_KK is None:
         return Markup("")
-    drawings = Markup("").join(_draw(report, report.matrix_KK, *size) for size in SIZES)
+    drawings = Markup("").join(_draw(names, matrix_KK, *size) for size in SIZES)
     return Markup(
         '<figure class="picture"><figcaption><b>Confusion</b> <span class="unit">rows: class, columns: prediction, in the same '
         "order; shade: share of the class's images</span></figcaption>{}</figure>"
     ).format(drawings)
 
 
-def _draw(report: ClassReport, matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int) -> Markup:
+def _draw(names: list[str], matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int) -> Markup:
     cell = (width - left) / len(matrix_KK)
     height = NUMBER_ROW + cell * len(matrix_KK)
-    parts = [*_labels(report.names, cell, left, longest), *_cells(report.names, matrix_KK, cell, left)]
+    parts = [*_labels(names, cell, left, longest), *_cells(names, matrix_KK, cell, left)]
     return Markup(
         '<svg class="plot matrix {}" viewBox="0 0 {} {:.1f}" role="img" aria-label="Confusion matrix">{}</svg>'
     ).format(kind, width, height, Markup("").join(parts))

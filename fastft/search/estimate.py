@@ -1,7 +1,7 @@
 """The result of a search, and an accuracy that the choice does not flatter: of a test set, or corrected by a bootstrap."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 from fastft.evaluate.evaluation import predict_file
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
-from fastft.run.evaluations import TOP1
+from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.search.runs import PlannedRun
 from fastft.search.settings import Setting
 
+BALANCED = "balanced_"  # before the names of figures
 REPEATS = 1000
 SEED = 0
 
@@ -38,46 +39,11 @@ class ShortRun:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure on a test file in percent, and its gain in points over the recipe's own setting, with standard errors.
-
-    Gains are taken image by image on the same images; None if the recipe's own setting was not trained in full.
-    """
-
-    value: float
-    error: float
-    default: float | None = None
-    gain: float | None = None
-    gain_error: float | None = None
-
-
-@dataclass(frozen=True)
-class FinalFigures:
-    """Figures of the tuned run on a test file. shared: of its images, how many are also training or validation images."""
-
-    images: int
-    top1: Figure
-    balanced: Figure
-    shared: int = 0
-
-    def of(self, measure: str) -> Figure:
-        return self.top1 if measure == TOP1 else self.balanced
-
-    def as_dict(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"images": self.images, "shared": self.shared}
-        for name, prefix, f in (("top1", "", self.top1), ("balanced_accuracy", "balanced_", self.balanced)):
-            figures |= {
-                name: f.value, f"{prefix}standard_error": f.error, f"default_{name}": f.default,
-                f"{prefix}gain": f.gain, f"{prefix}gain_standard_error": f.gain_error,
-            }  # fmt: skip
-        return figures
-
-
-@dataclass(frozen=True)
 class Result:
     """A search so far. skipped: (setting, epochs) that did not fit into the budget.
 
-    complete: whether the best setting was trained in full. optimism: see `optimism`; None with a test file.
+    complete: whether the best setting was trained in full. figures: see `measure`. optimism: see `optimism`; None with a test
+    file.
     """
 
     recipe: Recipe
@@ -88,34 +54,36 @@ class Result:
     skipped: list[tuple[Setting, int]]
     complete: bool
     spent: float
-    figures: FinalFigures | None = None
+    figures: dict[str, Any] | None = None
     optimism: float | None = None
     test: Path | None = None
 
 
-def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: int) -> FinalFigures:
+def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: int) -> dict[str, Any]:
     """Figures of the tuned run. default: run directory of the recipe's own setting; `tuned` itself if that is the best.
 
     Raises UserError: the test file cannot be read.
     """
     _, found = predict_file(tuned, test, device)
     own = found if default == tuned else None if default is None else predict_file(default, test, device)[1]
-    figures = compare(found.labels_N, found.right_N, None if own is None else own.right_N)
-    return replace(figures, shared=shared)
+    return {"shared": shared, **compare(found.labels_N, found.right_N, None if own is None else own.right_N)}
 
 
-def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> FinalFigures:
-    """Figures from which images are classified correctly: bool (N,), of the tuned run and of the recipe's own setting."""
+def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> dict[str, Any]:
+    """Figures from which images are classified correctly: bool (N,), of the tuned run and of the recipe's own setting.
 
-    def figure(groups_N: np.ndarray) -> Figure:
-        found = Figure(*_mean_and_error(right_N, groups_N))
-        if default_right_N is None:
-            return found
-        default, _ = _mean_and_error(default_right_N, groups_N)
-        gain, gain_error = _mean_and_error(right_N.astype(int) - default_right_N, groups_N)
-        return replace(found, default=default, gain=gain, gain_error=gain_error)
-
-    return FinalFigures(len(labels_N), top1=figure(np.zeros_like(labels_N)), balanced=figure(labels_N))
+    images: N. Of top-1, and with the prefix `BALANCED` of balanced accuracy: the accuracy in percent, that of the recipe's own
+    setting, the gain over it in points, image by image on the same images, and standard errors. Without a second run None.
+    """
+    figures: dict[str, Any] = {"images": len(labels_N)}
+    for name, prefix, groups_N in ((TOP1, "", np.zeros_like(labels_N)), (BALANCED_ACCURACY, BALANCED, labels_N)):
+        figures[name], figures[f"{prefix}standard_error"] = _mean_and_error(right_N, groups_N)
+        default = gain = gain_error = None
+        if default_right_N is not None:
+            default, _ = _mean_and_error(default_right_N, groups_N)
+            gain, gain_error = _mean_and_error(right_N.astype(int) - default_right_N, groups_N)
+        figures |= {f"default_{name}": default, f"{prefix}gain": gain, f"{prefix}gain_standard_error": gain_error}
+    return figures
 
 
 def _mean_and_error(values_N: np.ndarray, groups_N: np.ndarray) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.evaluate.assessment import Assessment, ClassReport, Mistake, Mistakes, report_classes
+from fastft.evaluate.assessment import Assessment, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run, read_metrics
@@ -83,7 +83,7 @@ def run_page(tmp_path: Path) -> Path:
     return page
 
 
-def made_up_classes(names: Sequence[str]) -> ClassReport:
+def made_up_classes(names: Sequence[str]) -> dict[str, Any]:
     """Figures of a model that is right for most of 50 images of each class, except for two classes without a mistake."""
     noise = np.random.default_rng(0)
     labels = np.arange(50 * len(names)) % len(names)

@@ -61,7 +61,7 @@ def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(run_f
         Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
     )
     calibration = Calibration(with_error(10), 1.5, with_error(scaled))
-    assessment = Assessment("raw", Mistakes(10, 0, []), replace(classes, calibration=calibration))
+    assessment = Assessment("raw", Mistakes(10, 0, []), classes | {"calibration": calibration})
     page = render_run(load_run(run_folder), assessment=assessment)
     figures = dict.fromkeys(("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0)
     scores = {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5, "ranked_classes": 0}

@@ -41,22 +41,22 @@ def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests
         luck = noise.random(200)
         found.append(compare(labels, luck < tuned, luck < own))
     names = ("balanced_accuracy", "balanced_gain", "top1", "gain")
-    values = {name: [f.as_dict()[name] for f in found] for name in names}
+    values = {name: [f[name] for f in found] for name in names}
     for name, expected in zip(names, (70, 10, 86, 2), strict=True):
         assert np.mean(values[name]) == pytest.approx(expected, abs=0.6)
     for name in ("balanced_accuracy", "balanced_gain"):
-        errors = [f.as_dict()[f"{name.removesuffix('_accuracy')}_standard_error"] for f in found]
+        errors = [f[f"{name.removesuffix('_accuracy')}_standard_error"] for f in found]
         assert np.mean(errors) == pytest.approx(np.std(values[name]), rel=0.1)
-    assert np.mean([f.balanced.default for f in found]) == pytest.approx(60, abs=0.6)
+    assert np.mean([f["default_balanced_accuracy"] for f in found]) == pytest.approx(60, abs=0.6)
 
 
 def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one():
     right = np.array([True] * 80 + [False] * 20)
     labels = np.array([0] * 99 + [2])
     found = compare(labels, right, None)
-    assert found.top1.error == pytest.approx(4) and found.top1.gain is None
-    assert found.balanced.value == pytest.approx(100 * (80 / 99 + 0) / 2)
-    assert found.balanced.error > 20
+    assert found["standard_error"] == pytest.approx(4) and found["gain"] is None
+    assert found["balanced_accuracy"] == pytest.approx(100 * (80 / 99 + 0) / 2)
+    assert found["balanced_standard_error"] > 20
 
 
 def test_the_correction_raises_no_figure():

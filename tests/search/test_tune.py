@@ -95,7 +95,7 @@ def test_images_that_chose_the_setting_are_no_test(tiny, untouched, searched, tm
     shutil.copytree(Path(tiny["data.val"]).with_suffix("") / "coffee", images / "coffee", dirs_exist_ok=True)
     convert_folder(images, tmp_path / "half.beton", WriteOptions(workers=0))
     result = tune(RECIPE, options(tiny), searched[0], test=tmp_path / "half.beton", console=QUIET)
-    assert result.figures is not None and result.figures.shared == 10
+    assert result.figures is not None and result.figures["shared"] == 10
     assert "of 20 images, 10 of them training or validation images" in conclusion(result)[1]
 
 
@@ -114,9 +114,9 @@ def test_the_figure_is_the_evaluation_of_the_untouched(untouched, searched):
     assert figures is not None and result.optimism is None
     default = next(t for t in result.trials if t.rung == 2 and t.setting == DEFAULT)
     tuned, own = (evaluate_checkpoint(t.run.folder, untouched, "cpu") for t in (result.best, default))
-    assert figures.top1.value == pytest.approx(tuned["top1"]) and figures.top1.default == pytest.approx(own["top1"])
-    assert figures.top1.gain == pytest.approx(tuned["top1"] - own["top1"])
-    assert figures.balanced.value == pytest.approx(tuned["balanced_accuracy"])
+    assert figures["top1"] == pytest.approx(tuned["top1"]) and figures["default_top1"] == pytest.approx(own["top1"])
+    assert figures["gain"] == pytest.approx(tuned["top1"] - own["top1"])
+    assert figures["balanced_accuracy"] == pytest.approx(tuned["balanced_accuracy"])
 
 
 def test_table_and_json_are_written(searched):
@@ -219,17 +219,18 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(tiny, un
     figures, folder = result.figures, result.best.run.folder
     assert figures is not None and result.best.measure == "balanced_accuracy" and result.complete
     expected = evaluate_checkpoint(folder, tmp_path / "test.beton", "cpu")
-    assert figures.balanced.value == pytest.approx(expected["balanced_accuracy"])
+    assert figures["balanced_accuracy"] == pytest.approx(expected["balanced_accuracy"])
     document = json.loads((tmp_path / "out/results.json").read_text())
     assert document["measure"] == "balanced_accuracy"
-    assert document["test"]["balanced_gain"] == figures.balanced.gain is not None
+    assert document["test"]["balanced_gain"] == figures["balanced_gain"] is not None
     other = next(trial for trial in result.trials if trial.setting != DEFAULT)
     for best in (replace(result.best, setting=DEFAULT), replace(result.best, setting=other.setting)):
         sentence = conclusion(replace(result, best=best))[1]
-        start = f"test balanced accuracy {figures.balanced.value:.2f} ± {figures.balanced.error:.2f} % of 13 images"
-        assert sentence.startswith(start) and f"(top-1 {figures.top1.value:.2f} %)" in sentence
-    gain = f"gain {figures.balanced.gain:+.2f} ± {figures.balanced.gain_error:.2f} points"
-    assert f"own setting {figures.balanced.default:.2f} %, {gain}" in sentence
+        value, error = figures["balanced_accuracy"], figures["balanced_standard_error"]
+        start = f"test balanced accuracy {value:.2f} ± {error:.2f} % of 13 images"
+        assert sentence.startswith(start) and f"(top-1 {figures['top1']:.2f} %)" in sentence
+    gain = f"gain {figures['balanced_gain']:+.2f} ± {figures['balanced_gain_standard_error']:.2f} points"
+    assert f"own setting {figures['default_balanced_accuracy']:.2f} %, {gain}" in sentence
 
 
 @pytest.mark.parametrize(
