@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from beton_tools.base.errors import UserError
-from fastft.model.arch import refuse_pool_without_class_token
+from fastft.model.arch import Arch, refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
 from fastft.model.classifier import TOKEN, build_classifier
 from fastft.model.head_file import read_head, set_head
@@ -127,6 +127,12 @@ def compile_blocks(model: ImageClassifier) -> None:
     torch._dynamo.config.optimize_ddp = False
     for block in model.visual.blocks:
         block.compile(dynamic=False)
+
+
+def can_fuse(recipe: Recipe) -> bool:
+    """True if `fastft.model.fused` computes the tower's blocks: those of CLIP, without LayerScale and stochastic depth."""
+    arch, m = recipe_arch(recipe), recipe.model
+    return isinstance(arch, Arch) and not arch.layer_scale and m.layer_scale is None and m.drop_path == 0
 
 
 def can_compile(device: torch.device) -> bool:

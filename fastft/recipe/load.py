@@ -102,6 +102,10 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
     written: dict[str, tuple[Any, str]] = {}
     for layer in layers:
         for key, value in layer.values.items():
+            if key == "train.compile":  # in recipes and checkpoints of before 0.3.0
+                if value == "auto":
+                    continue
+                key, value = "train.step", {"on": "compile", "off": "eager"}.get(str(value), value)
             if key not in FIELDS:
                 raise UserError(f"{layer.where}: {_unknown(key)}")
             written[key] = value, layer.where
@@ -176,8 +180,6 @@ def _check_together(recipe: Recipe) -> None:
             schedule.magnitude is not None and not augment.policy.startswith(("rand", "augmix")),
         f"schedule.scale_min ({schedule.scale_min}) must not exceed augment.scale_max":
             schedule.scale_min is not None and max(epoch_values(schedule.scale_min).values) > augment.scale_max,
-        "train.compile is the older form of train.step; set --train.compile=auto, or omit it":
-            train.step != "auto" and train.compile != "auto",
         "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both":
             train.eval_weights == "ema" and recipe.ema.decay == 0,
         "model.head and model.head_init=probe both set the head; omit one of them":

@@ -227,7 +227,7 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     for option, value in ONE_LABEL.items():
         if recipe.data.multi_label and recipe.flat()[option] != value:
             raise UserError(f"{option} is for one label per image, and the images have several; leave it out")
-    refuse_impossible(recipe, world.device.type == "cuda", world.size)
+    refuse_impossible(recipe, world.device, world.size)
 
 
 def _build_models(recipe: Recipe, device: torch.device, pretrained: bool) -> tuple[ImageClassifier, Ema | None]:

@@ -19,7 +19,7 @@ from fastft.train.timing import Split
 
 NEVER = 1 << 62  # later than any step
 SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step has overflowed
-MODES = ("eager", "compile", "graph")
+MODES = ("eager", "compile", "graph", "fused")
 WARM_UP_PASSES = 3  # as PyTorch's documentation of CUDA graphs does: libraries allocate their workspaces
 Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -99,6 +99,7 @@ class Step:
         if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
             self.half = HalfCopy(self.model, self.precision.dtype)
             self.trained = self.half.module
+        self.trained.visual.fused = choice.mode == "fused"
         if choice.mode == "compile":
             compile_blocks(self.trained)
             self._compiled = True

@@ -1,4 +1,4 @@
-"""How the training step is computed: eagerly, compiled block by block or as a CUDA graph, and by which attention kernel.
+"""How the training step is computed: eagerly, compiled, as a CUDA graph or by fused kernels, and by which attention kernel.
 
 `train.step` names it; 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model. Checkpoints
 record the choice, so that a resumed run computes as before. docs/step.md lists the candidates of each kind of device.
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.recipe_model import can_compile, phase_at
+from fastft.model.recipe_model import can_compile, can_fuse, phase_at
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
+from fastft.train.precision import choose_precision
 from fastft.train.step import MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
@@ -84,34 +86,29 @@ class Decision:
         }  # fmt: skip
 
 
-def requested_step(recipe: Recipe) -> str:
-    """`train.step`, or what the older `train.compile` means: 'auto', 'measure' or one of MODES."""
-    older = {"auto": "auto", "on": "compile", "off": "eager"}
-    return older[recipe.train.compile] if recipe.train.step == "auto" else recipe.train.step
+def refuse_impossible(recipe: Recipe, device: torch.device, processes: int) -> None:
+    """Raise UserError if `train.step` names a way in which this recipe's steps cannot be computed."""
+    mode, train = recipe.train.step, recipe.train
+    half = mode == "fused" and choose_precision(train.amp, device, train.half_residual).half_residual
+    if (reason := obstacle(mode, recipe, device, processes, half)) is not None:
+        raise UserError(f"train.step is {mode}, which {reason}; use --train.step=auto")
 
 
-def refuse_impossible(recipe: Recipe, on_gpu: bool, processes: int) -> None:
-    """Check a `train.step` that the recipe names.
-
-    Raises:
-        UserError: a CUDA graph is requested where there can be none.
-    """
-    if requested_step(recipe) != "graph":
-        return
-    obstacle = graph_obstacle(recipe, on_gpu, processes)
-    if obstacle is not None:
-        raise UserError(f"train.step is graph, which {obstacle}; use --train.step=auto")
-
-
-def graph_obstacle(recipe: Recipe, on_gpu: bool, processes: int) -> str | None:
-    """Why the step cannot be a CUDA graph; None if it can."""
-    if not on_gpu:
+def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
+    """Why a step cannot be computed in this mode; None if it can. half: with half-precision weights."""
+    if mode not in ("graph", "fused"):
+        return None
+    if device.type != "cuda":
         return "needs a GPU"
-    if processes > 1:
-        return "does not average gradients over processes"
     if recipe.train.grad_checkpointing:
         return "does not work with train.grad_checkpointing"
-    return None
+    if mode == "graph":
+        return "does not average gradients over processes" if processes > 1 else None
+    if not half:
+        return "needs half-precision weights (--train.half_residual=on)"
+    if find_spec("numba_cuda") is None:
+        return "needs numba-cuda (pip install 'fastft[cuda12]')"
+    return None if can_fuse(recipe) else "does not know timm's models, LayerScale and stochastic depth"
 
 
 def device_name(device: torch.device) -> str:
@@ -146,14 +143,16 @@ def choose_step(
         reserve_bytes: GPU memory that optimiser and loaders will take.
         say: prints a line.
     """
-    world, requested = step.world, requested_step(recipe)
+    world, requested = step.world, recipe.train.step
     if "torch._dynamo" in sys.modules:  # the runs of a sweep would reach the limit of recompilations
         torch.compiler.reset()
     decision = None
     if world.is_main:
         if requested in MODES:
             decision = Decision(StepChoice(requested), "recipe")
-        elif (earlier := stored_choice(stored, device_name(world.device))) is not None:
+        elif (earlier := stored_choice(stored, device_name(world.device))) is not None and not obstacle(
+            earlier.mode, recipe, world.device, world.size, earlier.half or step.precision.half_residual
+        ):
             decision = Decision(earlier, "checkpoint")
         elif requested == "auto" and world.device.type == "cpu":
             decision = Decision(StepChoice(), "default")
@@ -199,8 +198,9 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
-    modes = candidate_modes(recipe, device, micro_batch, step.world.size)
-    is_open = recipe.train.half_residual == "auto" and not step.precision.half_residual and dtype != torch.float32
+    half = step.precision.half_residual
+    is_open = recipe.train.half_residual == "auto" and not half and dtype != torch.float32
+    modes, half_modes = (candidate_modes(recipe, device, micro_batch, step.world.size, h) for h in (half, True))
     if len(kernels) + len(modes) == 1 and not is_open:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
@@ -210,11 +210,12 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
         batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, dtype)
         trials = [
             trial
-            for half in ((False, True) if is_open else (False,))
+            for also_half in ((False, True) if is_open else (False,))
             for trial in run_trials(
-                lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], half
+                lambda choice: _trial_pass(step, choice, batch), kernels, half_modes if also_half else modes,
+                TOLERANCE[dtype], also_half,
             )
-        ]
+        ]  # fmt: skip
         del reserved
     gc.collect()
     if on_gpu:
@@ -223,15 +224,15 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
     return Decision(fastest(allowed), "measurement", tuple(trials))
 
 
-def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
-    """The modes to compare with eager, compilation last because it takes longest.
+def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int, half: bool) -> list[str]:
+    """The modes to compare with eager, compilation last because it takes longest. half: with half-precision weights.
 
     No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process.
     """
-    on_gpu = device.type == "cuda"
-    graph = micro_batch <= GRAPH_MICRO_BATCH and graph_obstacle(recipe, on_gpu, processes) is None
-    compiles = can_compile(device) and (not on_gpu or torch.cuda.get_device_capability(device) >= BF16_NATIVE)
-    return ["graph"] * graph + ["compile"] * compiles
+    modes = ["fused"] + ["graph"] * (micro_batch <= GRAPH_MICRO_BATCH)
+    if can_compile(device) and (device.type == "cpu" or torch.cuda.get_device_capability(device) >= BF16_NATIVE):
+        modes.append("compile")
+    return [mode for mode in modes if obstacle(mode, recipe, device, processes, half) is None]
 
 
 def run_trials(

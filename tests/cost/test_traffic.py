@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import astuple
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fastft.cost.traffic import (
     trace_image,
     traffic_key,
 )
+from fastft.model import Tower
 from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
@@ -30,9 +32,10 @@ def timm_recipe(name: str, *options: str) -> Recipe:
     return load_recipe("final_b16", [*own, *options])
 
 
-def step_traffic(recipe: Recipe, path: str) -> dict[tuple[str, str], OpTraffic]:
+def step_traffic(recipe: Recipe, path: str, fused: bool = False) -> dict[tuple[str, str], OpTraffic]:
     """Traffic of 256 images by operation and direction."""
-    return {(o.op, o.direction): o for o in _traced(recipe, path, recipe_arch(recipe), attention=False)}
+    with mock.patch.object(Tower, "fused", fused):
+        return {(o.op, o.direction): o for o in _traced(recipe, path, recipe_arch(recipe), attention=False)}
 
 
 def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
@@ -45,6 +48,11 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
     assert norms.calls == 26  # two in each block, ln_pre, fc_norm
     assert norms.bytes == pytest.approx(26 * 2 * 2 * ELEMENTS, rel=0.01)
     assert autocast["add", "forward"].bytes == pytest.approx(24 * (4 + 2 + 4) * ELEMENTS, rel=0.02)
+    fused = step_traffic(load_recipe("rcp/final_b16.yaml"), "half", fused=True)
+    assert sum(o.bytes for o in fused.values()) <= 40 * GB
+    sums, gradients = fused["add_norm", "forward"], fused["silu_backward", "backward"]
+    assert sums.calls == 23 and sums.bytes == pytest.approx(23 * 4 * 2 * ELEMENTS, rel=0.01)
+    assert gradients.calls == 12 and gradients.bytes == pytest.approx(12 * 3 * 4 * 2 * ELEMENTS, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.ptx.parser import Opcode, PtxError
 
 PREDICATE = ir.IntType(1)
 LLVM_TYPES: dict[str, ir.Type] = {f"{kind}{bits}": ir.IntType(bits) for kind in "bus" for bits in (8, 16, 32, 64)}
-LLVM_TYPES |= {"pred": PREDICATE, "f32": ir.FloatType(), "f64": ir.DoubleType()}
+LLVM_TYPES |= {"pred": PREDICATE, "f16": ir.HalfType(), "f32": ir.FloatType(), "f64": ir.DoubleType()}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ROUND_TO_INTEGER = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 HALF_TYPES = {"b64": "b32", "b32": "b16"}
@@ -113,6 +113,13 @@ def _of_floats(name: str) -> Callable[[Builder, Opcode, Values], Any]:
     return emit
 
 
+def _power_of_two(b: Builder, op: Opcode, x: Values) -> Any:
+    """ex2.approx, rounded as the C library does; a GPU's is within 2 ulp of it."""
+    if op.modifiers != ("approx",):
+        raise PtxError("not implemented")
+    return intrinsic(b, f"llvm.exp2.{op.types[0]}", x[0].type, x[0])
+
+
 def _absolute(b: Builder, op: Opcode, x: Values) -> Any:
     if is_float(op.types[0]):
         return intrinsic(b, f"llvm.fabs.{op.types[0]}", x[0].type, x[0])
@@ -195,6 +202,8 @@ def _dot_product(b: Builder, op: Opcode, x: Values) -> Any:
 
 def _compare(b: Builder, op: Opcode, x: Values) -> Any:
     (condition,) = op.modifiers
+    if condition == "nan":
+        return b.fcmp_unordered("uno", *x)
     if not is_float(op.types[0]):
         return (b.icmp_signed if op.types[0][0] == "s" else b.icmp_unsigned)(COMPARISONS[condition], *x)
     unordered = condition.endswith("u") and condition not in COMPARISONS  # true with a NaN
@@ -231,10 +240,11 @@ def _convert(b: Builder, op: Opcode, x: Values) -> Any:
         return _float_to_integer(b, op, value)
     if is_float(source) and to == source and op.modifiers:
         return intrinsic(b, f"llvm.{ROUND_TO_INTEGER[op.modifiers[0]]}.{source}", target, value)
-    if op.modifiers != (("rn",) if is_float(to) and (not is_float(source) or to == "f32") else ()):
+    widens = bits_of(to) > bits_of(source)
+    if op.modifiers != (("rn",) if is_float(to) and not (is_float(source) and widens) else ()):
         raise PtxError("rounding")
     if is_float(source):
-        return b.fpext(value, target) if to == "f64" else b.fptrunc(value, target)
+        return b.fpext(value, target) if widens else b.fptrunc(value, target)
     if is_float(to):
         return b.sitofp(value, target) if source[0] == "s" else b.uitofp(value, target)
     if bits_of(to) > bits_of(source):
@@ -285,6 +295,7 @@ OPERATIONS = {
     "rcp": Operation(_reciprocal, 1, ROUNDED),
     "sqrt": Operation(_of_floats("sqrt"), 1, ROUNDED),
     "fma": Operation(_of_floats("fma"), 3, ROUNDED),
+    "ex2": Operation(_power_of_two, 1, frozenset({"approx"})),
     "abs": Operation(_absolute, 1),
     "neg": Operation(_negative, 1),
     "min": Operation(_extreme(largest=False), 2),
@@ -298,7 +309,7 @@ OPERATIONS = {
     "clz": Operation(_leading_zeros, 1),
     "prmt": Operation(_permute_bytes, 3),
     "dp2a": Operation(_dot_product, 3, frozenset({"lo"})),
-    "setp": Operation(_compare, 2, frozenset({*COMPARISONS, *(f"{c}u" for c in COMPARISONS)})),
+    "setp": Operation(_compare, 2, frozenset({"nan", *COMPARISONS, *(f"{c}u" for c in COMPARISONS)})),
     "selp": Operation(_select, 3),
     "mov": Operation(_move, 1),
     "cvta": Operation(_move, 1, frozenset({"to", "global"})),

@@ -51,7 +51,7 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
         ("optim:", "'optim' must hold 'key: value' lines$"),
         ("optim: {lr: 1e-3, lr: 2e-3}", "the key 'lr' appears twice"),
         ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "the key 'optim' appears twice"),
-        ("train: {compile: sometimes}", "it must be one of auto, on, off"),
+        ("train: {compile: sometimes}", "train.step is .sometimes.; it must be one of auto, measure, eager"),
         ("optim: {beta1: 1}", "it must be a number >= 0 and < 1"),
         ("optim: {beta2: 1}", "it must be a number >= 0 and < 1"),
         ("ema: {decay: 1}", "it must be a number >= 0 and < 1"),

@@ -18,7 +18,7 @@ from fastft.model import build_classifier
 from fastft.model.timm_arch import load_timm_arch
 from fastft.model.timm_tower import build_timm_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups
-from fastft.recipe import load_recipe
+from fastft.recipe import load_recipe, recipe_from_dict
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.run_directory import read_metrics
 from fastft.train import distributed, step_choice
@@ -33,10 +33,10 @@ from fastft.train.step_choice import (
     choose_step,
     fastest,
     refuse_impossible,
-    requested_step,
     run_trials,
     stored_choice,
 )
+from tests.model import fused_reference
 from tests.model.test_tower import small_arch
 from tests.train.runs import differing, end, run
 from tests.train.test_step_graph import train
@@ -45,6 +45,7 @@ from tests.train.test_sync import CPU
 EAGER, BATCHED = StepChoice(), StepChoice("eager", "batched")
 GRAPH, COMPILED = StepChoice("graph", "batched"), StepChoice("compile", "batched")
 WRONG, NOT_FINITE = torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.0, 1.0, 1.0, torch.nan])
+HALF_ON = ("--train.amp=fp16", "--train.half_residual=on")
 RIGHT = {"logits": torch.ones(4), "weight": torch.ones(3)}
 MEASURED = (StepTrial(EAGER, 9.0), StepTrial(COMPILED, 5.0), StepTrial(GRAPH, None, "CUDA error: out of memory"))
 FP32, HALF = Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)
@@ -239,6 +240,24 @@ def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the
     assert str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
 
 
+def wrong_silu(grad: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    found, sums = fused_reference.silu_backward(grad, x)
+    return found, 1.1 * sums
+
+
+@pytest.mark.parametrize(("silu", "chosen"), [(fused_reference.silu_backward, True), (wrong_silu, False)])
+def test_fused_kernels_are_measured_and_taken_only_if_they_are_right(silu, chosen, monkeypatch):
+    """With CPU implementations, which count as faster than eager here."""
+    monkeypatch.setattr(step_choice, "obstacle", lambda mode, *_: None if mode == "fused" else "not now")
+    monkeypatch.setattr(step_choice, "fastest", lambda trials: [t for t in trials if t.milliseconds][-1].choice)
+    recipe = load_recipe("final_b16", ["--model.image_size=32", "--data.num_classes=5", "--train.step=measure"])
+    with fused_reference.cpu_operations(silu_backward=silu):
+        decision = choose_step(recipe, plain_step(HALF), 4, None, reserve_bytes=0, say=print)
+    assert (decision.choice.mode == "fused") is chosen
+    trial = next(trial for trial in decision.trials if trial.choice.mode == "fused")
+    assert chosen or "c_fc.bias differs by 10.1% from eager" in str(trial)
+
+
 def test_a_choice_of_half_precision_weights_trains_as_the_option_does():
     chosen, asked = plain_step(Precision(torch.bfloat16, "cpu")), plain_step(HALF)
     chosen.connect(StepChoice(half=True))
@@ -247,18 +266,20 @@ def test_a_choice_of_half_precision_weights_trains_as_the_option_does():
 
 
 @pytest.mark.parametrize(
-    ("capability", "micro_batch", "processes", "modes"),
+    ("capability", "micro_batch", "processes", "half", "modes"),
     [
-        ((7, 0), 256, 1, []), ((7, 0), 32, 1, ["graph"]), ((7, 0), 32, 2, []),
-        ((8, 0), 256, 1, ["compile"]), ((9, 0), 32, 1, ["graph", "compile"]), ((9, 0), 32, 8, ["compile"]),
+        ((7, 0), 256, 1, False, []), ((7, 0), 32, 1, False, ["graph"]), ((7, 0), 32, 2, False, []),
+        ((8, 0), 256, 1, False, ["compile"]), ((9, 0), 32, 1, False, ["graph", "compile"]), ((9, 0), 32, 8, False, ["compile"]),
+        ((7, 0), 256, 8, True, ["fused"]), ((9, 0), 32, 1, True, ["fused", "graph", "compile"]),
     ],
 )  # fmt: skip
-def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes, monkeypatch):
-    """Never the compiler on a V100, which it may crash on."""
+def test_candidates_depend_on_the_card(capability, micro_batch, processes, half, modes, monkeypatch):
+    """Never the compiler on a V100, which it may crash on; fused kernels with half-precision weights."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(step_choice, "can_compile", lambda device: True)
+    monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
     recipe = load_recipe("final_b16")
-    assert candidate_modes(recipe, torch.device("cuda"), micro_batch, processes) == modes
+    assert candidate_modes(recipe, torch.device("cuda"), micro_batch, processes, half) == modes
 
 
 # the decision ---------------------------------------------------------------------------------------------------------
@@ -268,7 +289,7 @@ def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch)
     recorded = None if stored is None else {"mode": stored.mode, "attention": stored.attention, "device": "card"}
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
     monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(COMPILED, "measurement", MEASURED))
-    step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)))
+    step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)), precision=HALF)
     recipe = load_recipe("final_b16", [f"--train.step={requested}"])
     return choose_step(recipe, step, 4, recorded, reserve_bytes=0, say=print)  # type: ignore[arg-type]
 
@@ -307,21 +328,44 @@ def test_one_line_says_what_was_chosen_and_how_the_others_did():
 
 @pytest.mark.parametrize(("older", "step"), [("on", "compile"), ("off", "eager"), ("auto", "auto")])
 def test_the_older_option_means_the_same(older, step):
-    assert requested_step(load_recipe("final_b16", [f"--train.compile={older}"])) == step
+    assert load_recipe("final_b16", [f"--train.compile={older}"]).train.step == step
+    recipe = load_recipe("final_b16").as_dict()
+    stored = {**recipe, "train": {**recipe["train"], "compile": older}}  # as in a checkpoint
+    assert recipe_from_dict("", stored).train.step == step
+
+
+def test_the_older_option_does_not_hide_a_wrong_value():
+    assert load_recipe("final_b16", ["--train.compile=auto", "--train.step=graph"]).train.step == "graph"
+    with pytest.raises(UserError, match=r"train\.step is .sometimes"):
+        load_recipe("final_b16", ["--train.compile=sometimes"])
 
 
 @pytest.mark.parametrize(
-    ("options", "on_gpu", "processes", "reason"),
+    ("mode", "options", "device", "processes", "reason"),
     [
-        ([], False, 1, "needs a GPU"),
-        ([], True, 2, "does not average gradients over processes"),
-        (["--train.grad_checkpointing=true"], True, 1, "does not work with train.grad_checkpointing"),
+        ("graph", [], "cpu", 1, "needs a GPU"),
+        ("graph", [], "cuda", 2, "does not average gradients over processes"),
+        ("graph", ["--train.grad_checkpointing=true"], "cuda", 1, "does not work with train.grad_checkpointing"),
+        ("fused", [], "cpu", 1, "needs a GPU"),
+        ("fused", ["--train.amp=fp16"], "cuda", 1, r"needs half-precision weights \(--train.half_residual=on\)"),
+        ("fused", [*HALF_ON, "--train.grad_checkpointing=true"], "cuda", 2, "does not work with train.grad_checkpointing"),
+        ("fused", [*HALF_ON, "--model.drop_path=0.1"], "cuda", 2, "does not know timm's models, LayerScale and"),
+        ("fused", [*HALF_ON, "--model.layer_scale=0.1"], "cuda", 2, "does not know timm's models, LayerScale and"),
+        ("fused", [*HALF_ON, "--model.arch=timm/test_vit"], "cuda", 2, "does not know timm's models, LayerScale and"),
     ],
-)
-def test_a_graph_that_cannot_be_is_refused(options, on_gpu, processes, reason):
-    with pytest.raises(UserError, match=f"train.step is graph, which {reason}"):
-        refuse_impossible(load_recipe("final_b16", ["--train.step=graph", *options]), on_gpu, processes)
-    refuse_impossible(load_recipe("final_b16", options), on_gpu, processes)
+)  # fmt: skip
+def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    recipe, device = load_recipe("final_b16", [*options, f"--train.step={mode}"]), torch.device(device)
+    with pytest.raises(UserError, match=f"train.step is {mode}, which {reason}"):
+        refuse_impossible(recipe, device, processes)
+    refuse_impossible(load_recipe("final_b16", options), device, processes)
+    if mode == "fused":
+        refuse_impossible(load_recipe("final_b16", [*HALF_ON, "--train.step=fused"]), torch.device("cuda"), 2)
+        monkeypatch.setattr(step_choice, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"train\.step is fused, which needs numba-cuda"):
+            refuse_impossible(load_recipe("final_b16", [*HALF_ON, "--train.step=fused"]), torch.device("cuda"), 2)
 
 
 # training -------------------------------------------------------------------------------------------------------------
