@@ -1,12 +1,7 @@
 """The crop index: one APP9 segment with the lengths of the restart segments of a JPEG.
 
-Payload: b"cropidx", one byte with the size of an entry (2 or 4), then one big-endian entry per restart
-segment: its length in bytes, without the marker after it. The segments follow each other from the start of
-the scan, so lengths cannot describe overlaps, and the marker after each segment can be checked. The restart
-interval must divide the number of MCUs in a row: then every segment is a strip of one MCU row, the unit from
-which crops are assembled.
-
-Other decoders skip the segment, as they must with unknown application data.
+docs/file-format.md describes it. The restart segments follow each other from the start of the scan, so lengths cannot describe
+overlaps, and the marker after each segment can be checked.
 """
 
 from __future__ import annotations

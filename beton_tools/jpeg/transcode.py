@@ -1,13 +1,8 @@
 """Add a crop index to a baseline JPEG without changing its coefficients.
 
-`add_index` moves the restart boundaries of the entropy-coded scan (see entropy.py) and writes a minimal header:
-
-| kept | JFIF and Adobe segments (colour space), quantisation tables, frame, Huffman tables in use |
-| added | restart interval, crop index; a Huffman code for a DC size, only if a table lacks it |
-| removed | Exif, ICC profile, thumbnails, comments, other application data, bytes after the EOI marker |
-
-The removed parts do not change the pixels that Pillow, torchvision or timm decode from the file. Exif
-orientation is ignored on purpose, because those folder loaders ignore it.
+`add_index` moves the restart boundaries of the entropy-coded scan (see entropy.py) and writes a minimal header;
+docs/file-format.md lists what is kept. The rest does not change the pixels that Pillow, torchvision or timm decode. A Huffman
+code for a DC size is added if a table lacks it.
 """
 
 from __future__ import annotations

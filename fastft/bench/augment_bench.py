@@ -7,7 +7,7 @@ import torch
 
 from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure
+from fastft.bench.harness import Contender, Findings, Options, alternate, measure
 from fastft.bench.loaders import AUGMENT
 
 SIZE = 224
@@ -23,11 +23,10 @@ def run(options: Options) -> Findings:
     rounds = alternate([Contender("fastft", gpu_augment, {})], options.rounds, threads=options.threads)
     for policy in GPU_POLICIES:
         setting = {"augment": policy, "batch": GPU_BATCH, "size": SIZE, "dtype": "float16"}
-        yield measure("Augmentation on the GPU", rounds, policy, _gpu_ms, "ms", setting, better="lower")
-
-
-def _gpu_ms(trial: Trial) -> float:
-    return 1e3 * trial["wall"] / GPU_REPEATS
+        yield measure(
+            "Augmentation on the GPU", rounds, policy, lambda trial: 1e3 * trial["wall"] / GPU_REPEATS, "ms", setting,
+            better="lower",
+        )  # fmt: skip
 
 
 # in the contender's process

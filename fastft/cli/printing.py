@@ -85,18 +85,17 @@ def _print_cost(cost: dict[str, Any], gpus: int, console: Console) -> None:
     rows = []
     for name, predicted in cost["assumptions"].items():
         of_basis = {row["basis"]: row for row in predicted["estimates"]}
-        pairs = [_mfu_and_hours(of_basis.get(basis)) for basis in ("expected", "roofline", "published")]
-        rows.append([name, *(cell for pair in pairs for cell in pair)])
+        cells = [name]
+        for basis in ("expected", "roofline", "published"):
+            row = of_basis.get(basis)
+            cells += ["-", "-"] if row is None else [f"{row['mfu']:.1%}", format_hours(row)]
+        rows.append(cells)
     header = ["GPU", "MFU", "hours", "roofline MFU", "hours", "slowest published", "hours"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
     console.print(
         f"{val['what']}: {val['value']:,}; {EXPECTED}; - cannot be counted; * the loader is the bottleneck, with the cores of a "
         "usual cloud machine"
     )
-
-
-def _mfu_and_hours(row: dict[str, Any] | None) -> tuple[str, str]:
-    return ("-", "-") if row is None else (f"{row['mfu']:.1%}", format_hours(row))
 
 
 # fastft cost -------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
 
 
 def report_classes(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """What a report shows of the classes. names: as `class_name`.
+    """The metrics of the classes that a report shows. names: as `class_name`.
 
     rows: (name, ClassMetrics, class that most of its other images are predicted as, how many) of those that have images, at most
     LISTED_CLASSES, lowest F1 first; `classes` counts all. matrix_KK: as `confusion_counts`, of at most MATRIX_CLASSES.

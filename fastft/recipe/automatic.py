@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,6 @@ def _share(recipe: Recipe, share: float) -> tuple[float, str]:
     return share, f"the paper's share of the run ({paper.name}): {round(share * steps):,} of {steps:,} steps"
 
 
-def _warmup(recipe: Recipe) -> tuple[float, str]:
-    return _share(recipe, paper_recipe(recipe).warmup)
-
-
-def _horizon(recipe: Recipe) -> tuple[float, str]:
-    return _share(recipe, paper_recipe(recipe).horizon)
-
-
 def _head_init(recipe: Recipe) -> tuple[str, str]:
     if recipe.model.head is not None:
         return "small", "model.head gives the head"
@@ -155,11 +148,9 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
     return ("probe", f"fewer than {FEW_IMAGES:,} images: the head starts as a linear probe (LP-FT, arXiv 2202.10054)")
 
 
-def _policy(recipe: Recipe) -> tuple[str, str]:
+def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
     """A training whose head starts as a linear probe decides by it: see `fastft.train.augmentation_choice`."""
-    if recipe.model.head_init != "probe":
-        return PAPER_POLICY, "as in the paper"
-    return (PAPER_POLICY, "as in the paper; none, and no crops, if the linear probe shows that they hide the classes")
+    return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
 
 
 def _scale_min(recipe: Recipe) -> tuple[float, str]:
@@ -167,13 +158,6 @@ def _scale_min(recipe: Recipe) -> tuple[float, str]:
         return PAPER_SCALE, f"{FEW_IMAGES:,} images or more: as in the paper"
     cost = "ImageNet loses 0.2 points by it (paper Table 14)"
     return SMALL_SET_SCALE, f"fewer than {FEW_IMAGES:,} images: smaller crops can miss the subject; {cost}"
-
-
-def _hflip(recipe: Recipe) -> tuple[float, str]:
-    """See `_policy`."""
-    if recipe.model.head_init != "probe":
-        return PAPER_HFLIP, "as in the paper"
-    return PAPER_HFLIP, "as in the paper; 0 if the linear probe does not recognise mirrored images"
 
 
 def _erase_prob(recipe: Recipe) -> tuple[float, str]:
@@ -201,12 +185,14 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "schedule.epochs": _epochs,
     "optim.lr": _lr,
     "optim.layer_decay": _layer_decay,
-    "schedule.warmup": _warmup,
-    "ema.horizon": _horizon,
+    "schedule.warmup": lambda recipe: _share(recipe, paper_recipe(recipe).warmup),
+    "ema.horizon": lambda recipe: _share(recipe, paper_recipe(recipe).horizon),
     "model.head_init": _head_init,
-    "augment.policy": _policy,
+    "augment.policy": partial(
+        _unless_probe, PAPER_POLICY, "none, and no crops, if the linear probe shows that they hide the classes"
+    ),
     "augment.scale_min": _scale_min,
-    "augment.hflip": _hflip,
+    "augment.hflip": partial(_unless_probe, PAPER_HFLIP, "0 if the linear probe does not recognise mirrored images"),
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,
     "train.eval_every": _eval_every,

@@ -1,18 +1,4 @@
-"""A sweep file: a published table whose rows are recipes.
-
-    title: Random erase probability
-    source: paper Table 7
-    base: ../final_b16.yaml            # the recipe that rows start from
-    set: {ema.decay: 0.9998}           # options that these rows have in common (may be left out)
-    rows:
-      - {label: 0.0, name: erase_0, set: {augment.erase_prob: 0}, paper: 85.6}
-      - {label: 0.25, paper: 85.7}                                    # the base itself
-      - {label: 0.5, recipe: other.yaml, series: "", number: raw}     # another recipe, or a row of another table
-
-Keys of a row: `label` is its column, `series` its line where the table has several. `set` holds the options that differ.
-`recipe` is what the row starts from instead of the table's `base` and `set`. `name` is the name of the row's recipe (its run
-directory is runs/NAME). `paper` is the published figure, `number` says whether it is of the EMA or of the raw weights.
-"""
+"""A sweep file: a published table whose rows are recipes. docs/recipes.md has an example and the meaning of its keys."""
 
 import math
 import os
