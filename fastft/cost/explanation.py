@@ -56,7 +56,16 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
             "total_steps": recipe.epochs * steps,
             "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
         },
-        "phases": _phases(recipe, arch),
+        "phases": [
+            {
+                "first_epoch": phase.first,
+                "epochs": phase.epochs,
+                "image_size": phase.size,
+                "patch_dropout": phase.patch_dropout,
+                "train_flops_per_image": phase_flops(recipe, arch, phase).train,
+            }
+            for phase in find_phases(recipe, arch)
+        ],
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + more,
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
@@ -64,26 +73,12 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _phases(recipe: Recipe, arch: TowerArch) -> list[dict[str, Any]]:
-    """Image size, patch dropout and FLOPs by epochs; one entry without schedules."""
-    return [
-        {
-            "first_epoch": phase.first,
-            "epochs": phase.epochs,
-            "image_size": phase.size,
-            "patch_dropout": phase.patch_dropout,
-            "train_flops_per_image": phase_flops(recipe, arch, phase).train,
-        }
-        for phase in find_phases(recipe, arch)
-    ]
-
-
 def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
     predicted = predict(recipe, GPUS)
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
-        "total_flops": recipe_work(recipe, arch).total,
+        "total_flops": sum(recipe_work(recipe, arch)),
         "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
         "assumptions": predicted,
         "val_images": val_images_row(recipe),
@@ -98,20 +93,19 @@ def list_recipes() -> dict[str, Any]:
     family of names; tables (name, title, source, rows).
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
+    recipes = map(load_recipe, recipe_names())
     return {
-        "recipes": [_recipe(name) for name in recipe_names()],
+        "recipes": [
+            {
+                "name": recipe.name,
+                "arch": recipe.model.arch,
+                "image_size": recipe.model.image_size,
+                "epochs": recipe.epochs,
+                "expected_top1": expected_top1(recipe),
+                "expectation": describe_expectation(recipe),
+                "gpu_hours": {kind: cost["hours"] for kind, cost in predict(recipe).items()},
+            }
+            for recipe in recipes
+        ],
         "tables": [{"name": t.name, "title": t.title, "source": t.source, "rows": len(t.rows)} for t in tables],
-    }
-
-
-def _recipe(name: str) -> dict[str, Any]:
-    recipe = load_recipe(name)
-    return {
-        "name": name,
-        "arch": recipe.model.arch,
-        "image_size": recipe.model.image_size,
-        "epochs": recipe.epochs,
-        "expected_top1": expected_top1(recipe),
-        "expectation": describe_expectation(recipe),
-        "gpu_hours": {kind: cost["hours"] for kind, cost in predict(recipe).items()},
     }

@@ -4,7 +4,7 @@ A model, not a measurement, and marked as such wherever it is shown. Checkpoints
 nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's own runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,6 @@ class Overheads:
 
 
 FASTFT = Overheads()
-
-
-def cores_per_gpu(gpu: str) -> float:
-    """CPU cores beside one GPU of a usual cloud machine; `gpu` is a name in GPUS."""
-    return _CORES_PER_GPU.get(gpu, _DEFAULT_CORES)
 
 
 def with_cores(cores: float) -> Overheads:
@@ -150,7 +145,7 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHIN
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
-        gpu, over = GPUS[name], with_cores(cores_per_gpu(name))
+        gpu, over = GPUS[name], with_cores(_CORES_PER_GPU.get(name, _DEFAULT_CORES))
         found = [estimate(recipe, gpu, gpus, mfu, over) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
             {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by} for e in found
@@ -178,23 +173,12 @@ class CostQuery:
     gpus: int = MACHINE_GPUS
     price: float | None = None
     measured: Path | None = None
-    cores_per_gpu: float | None = None  # default: as `cores_per_gpu`
+    cores_per_gpu: float | None = None  # default: those of a usual cloud machine
     mfu: float | None = None
     val_images: int | None = None  # default: `assumed_val_images`
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Figures of a benchmark file. `mfu` belongs to `gpu`; the loader's rates are per core."""
-
-    path: Path
-    gpu: str = ""
-    mfu: float | None = None
-    loader_per_core: float | None = None
-    eval_loader_per_core: float | None = None
-
-
-ROLES = ("mfu", "loader_per_core", "eval_loader_per_core")
+ROLES = ("mfu", "loader_per_core", "eval_loader_per_core")  # of figures in a benchmark file
 
 
 def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
@@ -206,7 +190,7 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
         UserError: unknown GPU, a benchmark file without figures for it, or a recipe that cannot be built.
     """
     gpu = known_gpu(query.gpu)
-    measured = None if query.measured is None else read_measured(query.measured)
+    measured = {} if query.measured is None else read_measured(query.measured)
     over = _overheads(query, gpu, measured)
     own, remarks = _own_mfus(query, measured, gpu)
     priced = []
@@ -241,8 +225,8 @@ def known_gpu(name: str) -> Gpu:
     return found
 
 
-def read_measured(path: Path) -> Measured:
-    """Read fastft's figures that have a `role` in a benchmark file (docs/bench-schema.md).
+def read_measured(path: Path) -> dict[str, Any]:
+    """Read fastft's figures that have a `role` in a benchmark file (docs/bench-schema.md), by role; with an MFU also its `gpu`.
 
     Raises:
         UserError: not a benchmark file, a quick run, no measure with such a role, or an impossible figure.
@@ -257,42 +241,35 @@ def read_measured(path: Path) -> Measured:
         role = measure.get("role")
         own = next((c for c in measure["contenders"] if c["name"] == "fastft" and "median" in c), None)
         if role in ROLES and own is not None:
-            found[role] = _plausible(path, role, float(own["median"]))
+            found[role] = value = float(own["median"])
+            if value <= 0 or (role == "mfu" and value > 1):
+                bound = "above 0 and at most 1" if role == "mfu" else "above 0"
+                raise UserError(f"{path}: {role} is {value:g}; it must be {bound}; measure again with fastft bench")
             if role == "mfu":
                 found["gpu"] = str(measure.get("setting", {}).get("gpu", "a GPU without a name"))
     if not found:
         raise UserError(f"{path} has no figure that costs depend on; run fastft bench all")
-    return Measured(path, **found)
+    return found
 
 
-def _plausible(path: Path, role: str, value: float) -> float:
-    if value <= 0 or (role == "mfu" and value > 1):
-        bound = "above 0 and at most 1" if role == "mfu" else "above 0"
-        raise UserError(f"{path}: {role} is {value:g}; it must be {bound}; measure again with fastft bench")
-    return value
+def _overheads(query: CostQuery, gpu: Gpu, measured: Mapping[str, Any]) -> Overheads:
+    cores = query.cores_per_gpu or _CORES_PER_GPU.get(gpu.name, _DEFAULT_CORES)
+    rates = {"loader_rate": "loader_per_core", "eval_loader_rate": "eval_loader_per_core"}
+    known: dict[str, Any] = {name: measured[role] * cores for name, role in rates.items() if role in measured}
+    return replace(with_cores(cores), **known, measured=tuple(known))
 
 
-def _overheads(query: CostQuery, gpu: Gpu, measured: Measured | None) -> Overheads:
-    cores = query.cores_per_gpu or cores_per_gpu(gpu.name)
-    over = with_cores(cores)
-    if measured is None:
-        return over
-    rates = {"loader_rate": measured.loader_per_core, "eval_loader_rate": measured.eval_loader_per_core}
-    known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
-    return replace(over, **known, measured=tuple(known))
-
-
-def _own_mfus(query: CostQuery, measured: Measured | None, gpu: Gpu) -> tuple[list[Mfu], list[str]]:
+def _own_mfus(query: CostQuery, measured: Mapping[str, Any], gpu: Gpu) -> tuple[list[Mfu], list[str]]:
     """MFUs given by --mfu or measured on this GPU; and remarks on figures that are not used."""
     own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
-    if measured is None or measured.mfu is None:
+    if "mfu" not in measured:
         return own, []
-    if find_gpu(measured.gpu) == gpu:
-        return [*own, Mfu(measured.mfu, "measured", str(measured.path))], []
+    if find_gpu(measured["gpu"]) == gpu:
+        return [*own, Mfu(measured["mfu"], "measured", str(query.measured))], []
     elsewhere = (
-        f"{measured.path} was measured on {measured.gpu}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
+        f"{query.measured} was measured on {measured['gpu']}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
     )
-    if measured.loader_per_core is None:
+    if "loader_per_core" not in measured:
         raise UserError(f"{elsewhere}; measure there, or leave it out")
     return own, [f"{elsewhere}: its MFU is not used"]
 

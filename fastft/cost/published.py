@@ -63,11 +63,6 @@ PUBLISHED_RUNS = (
 )  # fmt: skip
 
 
-def slowest_run(gpu: str) -> PublishedRun | None:
-    """The published training with the lowest MFU on this GPU; None if there is none."""
-    return min((run for run in PUBLISHED_RUNS if run.gpu == gpu), key=lambda run: run.mfu, default=None)
-
-
 @cache
 def reference_curves() -> dict[str, dict[str, Any]]:
     """Name of the final recipe -> arch, image_size, epochs, and by epoch train_loss, top1_raw, top1_ema."""

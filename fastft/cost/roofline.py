@@ -6,7 +6,7 @@ published runs.
 
 from dataclasses import dataclass
 
-from fastft.cost.published import slowest_run
+from fastft.cost.published import PUBLISHED_RUNS
 from fastft.cost.traffic import image_traffic
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import Gpu
@@ -46,7 +46,7 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
     if roofline is None:
         return []
     expected = Mfu(K * roofline.value, "expected", f"{K:g} x roofline, an estimate")
-    slowest = slowest_run(gpu.name)
+    slowest = min((run for run in PUBLISHED_RUNS if run.gpu == gpu.name), key=lambda run: run.mfu, default=None)
     if slowest is None or slowest.mfu >= expected.value:
         return [expected, roofline]
     return [expected, roofline, Mfu(slowest.mfu, "published", f"{slowest.name}: {slowest.source}, the slowest")]

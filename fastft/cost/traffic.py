@@ -1,8 +1,8 @@
-"""Memory traffic of a training step outside matrix products and attention, counted operation by operation.
+"""Memory traffic of a training step outside matrix products, counted operation by operation.
 
 One forward and backward pass runs on fake tensors, which have shapes and dtypes but no data, so neither a GPU nor weights
-are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions and
-attention kernels, optimiser and EMA. What an operation does inside is not seen: a kernel that passes over its input
+are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions,
+optimiser and EMA. What an operation does inside is not seen: a kernel that passes over its input
 twice, as LayerNorm's backward does, counts once.
 """
 
@@ -38,7 +38,6 @@ IMAGES = 256  # of a step, where the recipe leaves the micro-batch open
 HALF = torch.float16  # bf16 is as wide
 # A100 and newer run autocast, V100 half-precision weights: each counts the attention kernel that it uses by default
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
-# and all operations with "attention" in their name
 COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
 # starts of names; no bytes are read or written
 FREE = ("detach", "_unsafe_view", "empty", "new_empty", "device")
@@ -116,7 +115,7 @@ def trace_image(recipe: Recipe, path: str) -> Traced | None:
     arch = recipe_arch(recipe)
     trained = sum(p.numel() for p in _meta_model(recipe, arch).parameters() if p.requires_grad)
     try:
-        ops = _traced(recipe, path, arch, attention=True)
+        ops = traced_ops(recipe, path, arch)
     except RuntimeError:
         return None
     return Traced(sum(op.bytes for op in ops) / count_images(recipe), trained)
@@ -147,13 +146,24 @@ def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClas
         log.disabled = before
 
 
-def _traced(recipe: Recipe, path: str, arch: TowerArch, attention: bool) -> list[OpTraffic]:
-    """Traffic of one micro-batch, operation by operation; attention: with its kernels.
+def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> list[OpTraffic]:
+    """Traffic of one micro-batch, operation by operation.
 
     With half-precision weights, it includes casting the gradients to fp32 and refreshing the weights, once.
     """
     with fake_model(recipe, path, arch) as model:
-        return _trace(model, path, _fake_batch(recipe), attention)
+        images, targets = _fake_batch(recipe)
+        half = HalfCopy(model, HALF) if path == "half" else None
+        with _Counter() as counter:
+            with torch.autocast(DEVICE, HALF) if half is None else nullcontext():
+                logits_BK = (model if half is None else half.module)(images)
+            loss = F.cross_entropy(logits_BK.float(), targets)
+            counter.direction = "backward"
+            loss.backward()
+            if half is not None:
+                half.move_gradients()
+                half.refresh()
+    return [OpTraffic(op, direction, *sums) for (op, direction), sums in counter.sums.items()]
 
 
 def _fake(t: Tensor) -> Tensor:
@@ -170,44 +180,24 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     return pixels.contiguous(memory_format=torch.channels_last), torch.empty(shape, dtype=dtype, device=DEVICE)
 
 
-def _trace(model: nn.Module, path: str, batch: tuple[Tensor, Tensor], attention: bool) -> list[OpTraffic]:
-    half = HalfCopy(model, HALF) if path == "half" else None
-    forward = model if half is None else half.module
-    with _Counter(attention) as counter:
-        with torch.autocast(DEVICE, HALF) if half is None else nullcontext():
-            logits_BK = forward(batch[0])
-        loss = F.cross_entropy(logits_BK.float(), batch[1])
-        counter.direction = "backward"
-        loss.backward()
-        if half is not None:
-            half.move_gradients()
-            half.refresh()
-    return counter.ops()
-
-
 class _Counter(TorchDispatchMode):
-    """Sums calls and bytes by operation and direction. attention: count attention kernels too."""
+    """Sums calls and bytes by operation and direction."""
 
-    def __init__(self, attention: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._attention = attention
         self.direction = "forward"
-        self._sums: dict[tuple[str, str], tuple[int, int]] = {}
+        self.sums: dict[tuple[str, str], tuple[int, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         op = func._schema.name.rpartition("::")[2]
-        compute = op in COMPUTE or ("attention" in op and not self._attention)
-        if not (func.is_view or compute or op.startswith(FREE)):
+        if not (func.is_view or op in COMPUTE or op.startswith(FREE)):
             moved = _bytes_moved(op, args, kwargs, out)
-            calls, size = self._sums.get((op, self.direction), (0, 0))
-            self._sums[op, self.direction] = (calls + 1, size + moved)
+            calls, size = self.sums.get((op, self.direction), (0, 0))
+            self.sums[op, self.direction] = (calls + 1, size + moved)
         return out
-
-    def ops(self) -> list[OpTraffic]:
-        return [OpTraffic(op, direction, *sums) for (op, direction), sums in self._sums.items()]
 
 
 def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, out: Any) -> int:

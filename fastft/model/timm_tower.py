@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,17 +30,10 @@ PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's 
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
 
 
-class PassNoise:
-    """Uniform numbers (B, columns) of the pass in progress, shared by a model's stochastic layers; None: they do nothing."""
-
-    def __init__(self) -> None:
-        self.uniform_BC: Tensor | None = None
-
-
 class NoisyDropPath(nn.Module):
-    """In the place of timm's DropPath, which draws from torch's generator."""
+    """In the place of timm's DropPath, which draws from torch's generator. noise: shared by all stochastic layers of a tower."""
 
-    def __init__(self, rate: float, noise: PassNoise, column: int):
+    def __init__(self, rate: float, noise: SimpleNamespace, column: int):
         super().__init__()
         self.drop_path, self._noise, self._column = DropPath(rate), noise, column
 
@@ -51,7 +45,7 @@ class NoisyDropPath(nn.Module):
 class NoisyPatchDropout(nn.Module):
     """In the place of timm's PatchDropout, or of its form that also returns the indices of the kept tokens."""
 
-    def __init__(self, dropout: PatchDropout, noise: PassNoise, columns: slice, returns_indices: bool):
+    def __init__(self, dropout: PatchDropout, noise: SimpleNamespace, columns: slice, returns_indices: bool):
         super().__init__()
         self.dropout, self._noise, self._columns = dropout, noise, columns
         self._returns_indices = returns_indices
@@ -76,10 +70,11 @@ class TimmTower(ImageTower):
     def __init__(self, arch: TimmArch, trunk: Trunk):
         super().__init__()
         self.arch, self.trunk = arch, trunk
-        self._noise = PassNoise()
+        # uniform numbers (B, columns) of the pass in progress; None: stochastic layers do nothing
+        self._noise = SimpleNamespace(uniform_BC=None)
         self._grad_checkpointing = False
         self.layer_of = layer_ids(trunk)  # timm's name of every parameter -> its layer
-        self._no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
+        self.no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
         self.patch_dropout = PatchDropout(0.0)
         self._columns = 0  # of noise: one per branch of stochastic depth, then one per patch
         self._replace_stochastic_layers()
@@ -138,10 +133,6 @@ class TimmTower(ImageTower):
     def restore_buffers(self) -> None:
         restore_buffers(self.trunk)
 
-    def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """True if weight decay applies, as in `timm.optim`: not to 1-D tensors and what the model exempts. name: timm's."""
-        return parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in self._no_weight_decay)
-
     def set_noise(self, images: Tensor, noise: Tensor | None) -> None:
         """Give the stochastic layers their numbers for a pass; drawn here by default, none outside training.
 
@@ -184,7 +175,9 @@ class TimmClassifier(ImageClassifier):
         return self.visual.layer_of[name.removeprefix(TRUNK)]
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        return self.visual.takes_weight_decay(name.removeprefix(TRUNK), parameter)
+        """As in `timm.optim`: not for 1-D tensors and what the model exempts."""
+        exempt = any(fnmatch(name.removeprefix(TRUNK), pattern) for pattern in self.visual.no_weight_decay)
+        return parameter.ndim > 1 and not exempt
 
 
 def build_timm_classifier(

@@ -1,20 +1,10 @@
 """Parameter groups: layer-wise lr decay and which parameters take weight decay (paper section 2.1, reference facts 2)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
-
-
-class Layered(Protocol):
-    """A model that knows the layers of its parameters, such as `fastft.model.interface.ImageClassifier`."""
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-
-    def layer_id(self, name: str) -> int: ...
-
-    def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -31,8 +21,11 @@ class Group:
     parameters: int  # trainable scalars
 
 
-def layer_groups(model: Layered, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
-    """Groups of the trainable parameters by layer, from the embeddings up; with weight decay before without."""
+def layer_groups(model: Any, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
+    """Groups of the trainable parameters by layer, from the embeddings up; with weight decay before without.
+
+    model: with `layer_id` and `takes_weight_decay`, such as `fastft.model.ImageClassifier`.
+    """
     members: dict[tuple[int, bool], list[str]] = {}
     sizes: dict[tuple[int, bool], int] = {}
     for name, parameter in model.named_parameters():

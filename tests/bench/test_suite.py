@@ -86,7 +86,7 @@ def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(t
     assert all(c.get("skipped", "not installed").startswith("not installed") for c in contenders)
     (tmp_path / "all.json").write_text(json.dumps({**document, "quick": False}))  # what is quick is refused
     measured = read_measured(tmp_path / "all.json")
-    assert measured.loader_per_core > 0 and measured.eval_loader_per_core > 0
+    assert measured["loader_per_core"] > 0 and measured["eval_loader_per_core"] > 0
     split = next(m for m in document["measures"] if m["name"] == "Where a step's time goes")
     assert {"forward", "backward", "optimiser", "evaluation"} <= {c["name"] for c in split["contenders"]}
     assert any(note.startswith("End to end on this machine, ") for note in document["notes"])

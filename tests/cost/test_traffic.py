@@ -12,10 +12,10 @@ from fastft.cost.traffic import (
     KERNELS,
     OpTraffic,
     _bytes_moved,
-    _traced,
     image_traffic,
     stored_traffic,
     trace_image,
+    traced_ops,
     traffic_key,
 )
 from fastft.model import Tower
@@ -33,9 +33,10 @@ def timm_recipe(name: str, *options: str) -> Recipe:
 
 
 def step_traffic(recipe: Recipe, path: str, fused: bool = False) -> dict[tuple[str, str], OpTraffic]:
-    """Traffic of 256 images by operation and direction."""
+    """Traffic of 256 images by operation and direction, without attention kernels."""
     with mock.patch.object(Tower, "fused", fused):
-        return {(o.op, o.direction): o for o in _traced(recipe, path, recipe_arch(recipe), attention=False)}
+        ops = traced_ops(recipe, path, recipe_arch(recipe))
+    return {(o.op, o.direction): o for o in ops if "attention" not in o.op}
 
 
 def test_budgets_and_counts_of_b16_at_224_px_and_256_images():

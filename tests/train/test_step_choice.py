@@ -285,12 +285,12 @@ def test_candidates_depend_on_the_card(capability, micro_batch, processes, half,
 # the decision ---------------------------------------------------------------------------------------------------------
 
 
-def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch) -> Decision:
+def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch, *options: str) -> Decision:
     recorded = None if stored is None else {"mode": stored.mode, "attention": stored.attention, "device": "card"}
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
     monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(COMPILED, "measurement", MEASURED))
     step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)), precision=HALF)
-    recipe = load_recipe("final_b16", [f"--train.step={requested}"])
+    recipe = load_recipe("final_b16", [f"--train.step={requested}", *options])
     return choose_step(recipe, step, 4, recorded, reserve_bytes=0, say=print)  # type: ignore[arg-type]
 
 
@@ -306,6 +306,15 @@ def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch)
 def test_recipe_then_checkpoint_then_measurement(requested, device, stored, choice, origin, monkeypatch):
     decision = decided(requested, device, stored, monkeypatch)
     assert (decision.choice, decision.origin) == (choice, origin)
+
+
+@pytest.mark.parametrize("mode", ["graph", "fused"])
+def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(mode, monkeypatch):
+    """Gradient checkpointing may be switched on when a run is resumed."""
+    monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    stored = StepChoice(mode, "batched")
+    assert decided("auto", "cuda", stored, monkeypatch) == Decision(stored, "checkpoint")
+    assert decided("auto", "cuda", stored, monkeypatch, "--train.grad_checkpointing=true").origin == "measurement"
 
 
 def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
