@@ -10,7 +10,7 @@ from pathlib import Path
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import StrPath
 
-SUFFIX = ".beton"
+SUFFIX, SUBSET = ".beton", ".subset.json"
 BetonPaths = StrPath | Sequence[StrPath]
 """A file, a pattern such as "train-*.beton", several of them separated by commas, or a sequence of them."""
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_paths import BetonPaths, describe_paths, find_betons
+from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.parts import Part
 from beton_tools.read.sample_table import SampleTable, count_classes, image_field
-from beton_tools.read.subset_file import SUFFIX, FileIdentity, SubsetFile, is_subset_file, read_subset_file
+from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 CHANNELS = 3
 MOST_THREADS = 16  # that open files: more would only wait for each other
@@ -88,7 +88,7 @@ class BetonSet(SampleTable):
         paths = find_betons(data)
         subset = next((path for path in paths if is_subset_file(path)), None)
         if subset is not None:
-            raise UserError(f"{subset}: a subset ({SUFFIX}) is read alone; name no other file beside it")
+            raise UserError(f"{subset}: a subset ({SUBSET}) is read alone; name no other file beside it")
         with ThreadPoolExecutor(min(len(paths), usable_cpus(), MOST_THREADS)) as threads:
             opened = list(threads.map(_open_file, paths))
         betons, classes = tuple(beton for beton, _ in opened), tuple(found for _, found in opened)

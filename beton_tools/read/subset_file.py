@@ -18,11 +18,9 @@ from msgspec import Meta
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Count, Whole, check
 from beton_tools.base.user_files import read_user_file
-from beton_tools.read.beton_paths import SUFFIX as BETON
-from beton_tools.read.beton_paths import BetonPaths, named_files
+from beton_tools.read.beton_paths import SUBSET, BetonPaths, named_files
 from beton_tools.read.format import Beton
 
-SUFFIX = ".subset.json"
 FORMAT, VERSION = "beton-subset", 1
 MAX_BYTES = 256 << 20  # the ids of ImageNet have 11 MB, those of 20 million images 200 MB
 
@@ -72,12 +70,7 @@ class SubsetFile:
 
 def is_subset_file(data: BetonPaths) -> TypeGuard[str | os.PathLike[str]]:
     """Return True if `data` names a subset file."""
-    return isinstance(data, (str, os.PathLike)) and os.fspath(data).endswith(SUFFIX)
-
-
-def is_beton_or_subset(path: Path) -> bool:
-    """Return True if the name is that of a `.beton` or of a subset file."""
-    return path.suffix == BETON or is_subset_file(path)
+    return isinstance(data, (str, os.PathLike)) and os.fspath(data).endswith(SUBSET)
 
 
 def read_subset_file(path: Path) -> SubsetFile:

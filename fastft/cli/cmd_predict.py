@@ -7,6 +7,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_paths import SUBSET, SUFFIX
 from fastft.cli.arguments import add_checkpoint, add_shared, positive, say
 
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -27,11 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
-    from beton_tools.read.subset_file import is_beton_or_subset
     from fastft.evaluate.prediction import predict_files, write_predictions
 
     for path in args.images:
-        if is_beton_or_subset(path):
+        if path.name.endswith((SUFFIX, SUBSET)):
             raise UserError(
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )

@@ -22,9 +22,8 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
-from beton_tools.read.beton_paths import find_betons
+from beton_tools.read.beton_paths import SUBSET, SUFFIX, find_betons
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.subset_file import SUFFIX as SUBSET
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
@@ -134,7 +133,7 @@ def _check_beton(path: str) -> None:
         BetonSet.open(path)
     except UserError:
         for file in files:
-            if not file.name.endswith((".beton", SUBSET)):
+            if not file.name.endswith((SUFFIX, SUBSET)):
                 raise UserError(f"{file}: not a .beton file; {GIVE}") from None
         raise
 

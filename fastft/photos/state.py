@@ -11,8 +11,8 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import WHITE
 from beton_tools.base.user_files import read_user_text
+from beton_tools.read.beton_paths import SUBSET
 from beton_tools.read.manifest import manifest_path
-from beton_tools.read.subset_file import SUFFIX as SUBSET
 from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
