@@ -2,7 +2,10 @@
 
 import json
 import os
+import resource
 import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((k for k, path in enumerate(FIRST) if f"/tests/{path}" in str(item.path)), len(FIRST))
 
     items.sort(key=place)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Sequence[object]], str]:
+    """`refused(command)`: the line of a fastft command that ends with exit code 2 and prints nothing else to stderr."""
+    from fastft.cli import main
+
+    def run(command: Sequence[object]) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in command]) == 2
+        error = capsys.readouterr().err
+        assert error.strip().count("\n") == 0, error
+        return error
+
+    return run
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_disk(300)`: no file can grow beyond so many bytes, which is an error like that of a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

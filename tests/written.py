@@ -111,47 +111,12 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bench_document() -> dict[str, Any]:
-    """Two measures over threads, a latency, a modelled one, and a peer that is not installed."""
-
-    def loader(threads: int) -> dict[str, Any]:
-        rounds = {
-            "fastft": (1010.0, 998.0, 1031.0),
-            "FFCV, crop and flip alone": (640.0, 633.0, 655.0),
-            "timm": (255.0, 260.0, 259.0),
-        }
-        return {
-            "name": "Loader, whole recipe", "unit": "images/s",
-            "setting": {"threads": threads, "cache": "warm"},
-            "contenders": [contender(n, *(r * threads**0.93 for r in rs)) for n, rs in rounds.items()]
-            + [{"name": "DALI", "skipped": "not installed: pip install nvidia-dali-cuda120"}],
-        }  # fmt: skip
-
-    def contender(name: str, *rounds: float, note: str = "") -> dict[str, Any]:
-        middle = sorted(rounds)[len(rounds) // 2]
-        return {
-            "name": name,
-            "rounds": list(rounds),
-            "median": middle,
-            "min": min(rounds),
-            "max": max(rounds),
-            "note": note,
-        }
-
-    latency = {
-        "name": "First batch", "unit": "s", "better": "lower", "setting": {"cache": "cold"},
-        "contenders": [
-            contender("fastft", 1.4, 1.5, 1.3), contender("timm", 2.9, 3.4, 2.7, note="8 worker processes"),
-        ],
-    }  # fmt: skip
+    """The example of docs/bench-schema.md, and a modelled measure."""
+    text = (RECIPES.parent / "docs/bench-schema.md").read_text()
+    document: dict[str, Any] = json.loads(text[text.index("```json") + 7 :].partition("```")[0])
     modelled = {
         "name": "Needed to feed one GPU", "unit": "images/s",
         "setting": {"gpu": "V100", "mfu": 0.52}, "modelled": True,
         "contenders": [{"name": "ViT-B/16", "median": 617.0}, {"name": "ViT-L/14", "median": 133.7}],
     }  # fmt: skip
-    return {
-        "machine": {"cpu": "AMD EPYC 7B13", "cores": 2, "memory_gib": 23.5, "gpu": None, "torch": "2.13.0"},
-        "date": "2026-11-25T00:40:00Z",
-        "command": "fastft bench all --data sample.beton --images imagenet-sample",
-        "notes": ["700 ImageNet images, longest side 500, JPEG quality 90."],
-        "measures": [loader(1), loader(2), loader(4), latency, modelled],
-    }
+    return document | {"measures": [*document["measures"], modelled]}

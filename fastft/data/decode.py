@@ -232,7 +232,8 @@ def _decode_and_augment_one(
     stored: Stored, b: int, region: np.ndarray, row: np.record, finish: Finish, worker: Worker, out: np.ndarray
 ) -> int:
     """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`."""
-    y, x, h, w = region[0], region[1], region[2], region[3]
+    # int64, as in augment_batch: Numba would compile augment_image again for int32
+    y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
     pixels = worker.pixels[: CHANNELS * h * w]
     code = _read_and_decode(stored, b, region, worker, pixels)
     if code == OK:

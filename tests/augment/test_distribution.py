@@ -242,7 +242,6 @@ def test_flip_probability_and_distinct_noise_keys():
 
 
 def test_colour_jitter_has_torchvisions_order_and_factors_with_every_policy():
-    """Which, where timm applies it: after the policy, of which it changes no draw."""
     jitter = ColorJitter(0.4, 0.4, 0.4)
     theirs = [
         ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, None) for _ in range(N // 10)

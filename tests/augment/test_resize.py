@@ -14,7 +14,7 @@ from fastft.augment.resize import (
     source_region,
     turn,
 )
-from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
+from tests.augment.single_ops import needs_pillow_13, pillow_resized_crop
 
 
 def run(image: np.ndarray, row: np.void, size: int, region: tuple[int, ...], spare: int = 0) -> tuple[int, np.ndarray]:

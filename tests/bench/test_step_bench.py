@@ -1,4 +1,4 @@
-"""The training step: what is measured where the device's peak is not known."""
+"""The training step is timm's, and all that is measured of it runs; the images of a benchmark."""
 
 import time
 from dataclasses import asdict
@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from timm.optim import create_optimizer_v2
 
-from fastft.bench import augment_bench, step_bench
-from fastft.bench.dataset import Images, Workspace
+from beton_tools.base.errors import UserError
+from fastft.bench import augment_bench, e2e_bench, step_bench
+from fastft.bench.dataset import RESIZED, Images, Workspace, find_images
 from fastft.bench.harness import Contender, Options, Rounds
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
 from fastft.export.to_timm import timm_state
@@ -22,7 +24,6 @@ from fastft.train.step import Step, StepChoice
 
 
 def test_our_training_step_has_the_loss_curve_of_timms():
-    """The same weights, batches and optimiser settings: label smoothing, weight decay and its exclusions, AdamW."""
     arch = Arch(
         image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_width=256, quick_gelu=True, ln_pre=True,
         norm_eps=1e-5, layer_scale=False, embed_dim=32,
@@ -72,7 +73,6 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
 
 
 def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
-    """Ours, half frozen, and timm; the first step; augmentation's share; the modelled MFU of every GPU case."""
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
     monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
@@ -89,3 +89,35 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     for letter, size in (("B", 224), ("L", 224), ("B", 384)):
         modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
         assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6
+
+
+def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs):
+    for k in range(4):
+        folder = tmp_path / "images" / ("coffee" if k % 2 else "chelsea")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photographs[folder.name][:64, :64]).save(folder / f"{k}.jpg")
+    paths = sorted((tmp_path / "images").glob("*/*"))
+    options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
+    sections = e2e_bench._sections(options, options.workspace.beton(RESIZED))
+    trial = e2e_bench.train_recipe(sections)["pass"]()
+    assert trial["count"] == 4 and trial["steps"] == 2
+    assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
+    assert {"forward", "backward", "decode", "augment"} <= trial.keys()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFT_IMAGENET_SAMPLE", str(folder / "nowhere"))
+        return Workspace(folder, find_images(None, folder, 8))
+
+
+def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(workspace):
+    assert len(workspace.images.paths) == 8
+    assert "packaged with scikit-image" in workspace.images.what
+
+
+def test_a_folder_without_images_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="one folder per class"):
+        find_images(tmp_path, tmp_path, 4)

@@ -41,7 +41,6 @@ def test_quick_decode_writes_file_page_and_table_with_the_same_figures(tmp_path,
 
 
 def test_every_table_can_be_read_at_80_columns():
-    """No heading or figure is cut, names and settings are wrapped at worst."""
     measures = read_bench(RESULTS)["measures"]
     for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
         several = list(group)
@@ -58,23 +57,19 @@ def test_every_table_can_be_read_at_80_columns():
             assert all(" ".join(words).endswith(whole) for words in ours)
 
 
-def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(capsys):
-    assert main(["bench", "decode", "--peers", "ffcw"]) == 2
-    assert "no peer 'ffcw'; choose from ffcv, timm" in capsys.readouterr().err
+def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
+    assert "no peer 'ffcw'; choose from ffcv, timm" in refused(["bench", "decode", "--peers", "ffcw"])
     assert parse_peers("none") == ()
 
 
-def test_augmentation_alone_needs_a_gpu(monkeypatch, capsys):
+def test_augmentation_alone_needs_a_gpu(monkeypatch, refused):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["bench", "augment"]) == 2
-    assert "there is none; loader compares" in capsys.readouterr().err
+    assert "there is none; loader compares" in refused(["bench", "augment"])
 
 
-def test_a_recipe_is_checked_before_anything_is_measured(capsys):
-    assert main(["bench", "all", "--recipe", "rcp/no_such.yaml"]) == 2
-    assert "no_such.yaml" in capsys.readouterr().err
-    assert main(["bench", "decode", "--recipe", "rcp/final_b16.yaml"]) == 2
-    assert "trains nothing" in capsys.readouterr().err
+def test_a_recipe_is_checked_before_anything_is_measured(refused):
+    assert "no_such.yaml" in refused(["bench", "all", "--recipe", "rcp/no_such.yaml"])
+    assert "trains nothing" in refused(["bench", "decode", "--recipe", "rcp/final_b16.yaml"])
 
 
 @pytest.mark.slow

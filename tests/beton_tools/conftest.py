@@ -1,7 +1,5 @@
 """Real photographs from scikit-image and scikit-learn, as folders, tars and parquet files."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

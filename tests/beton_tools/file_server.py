@@ -1,7 +1,5 @@
 """An HTTP server of a folder that knows byte ranges, and can fail on request."""
 
-from __future__ import annotations
-
 import os
 import re
 import threading

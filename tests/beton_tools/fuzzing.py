@@ -1,11 +1,8 @@
 """Shared parts of the fuzz targets: numbers of cases, damage to bytes, and a limit of time per case."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,18 +31,20 @@ def fuzz(examples: int, derandomize: bool = True) -> settings:
     )
 
 
-def fuzz_target(check: Callable[[Path, bytes], None], data: st.SearchStrategy[bytes]) -> tuple[Any, Any]:
-    """Two tests that call `check` with a folder and data: a fast one, and one of LONG new cases for `make test-slow`."""
+def fuzz_target(
+    check: Callable[..., None], data: st.SearchStrategy[Any], *fixtures: str, cases: int = 150
+) -> tuple[Any, Any]:
+    """Two tests that call `check` with these fixtures and data: a fast one, and one of LONG new cases for `make test-slow`."""
 
-    def fast(tmp_path: Path, data: bytes) -> None:
-        check(tmp_path, data)
+    def fast(request: pytest.FixtureRequest, data: Any) -> None:
+        check(*(request.getfixturevalue(name) for name in fixtures or ("tmp_path",)), data)
 
-    def long(tmp_path: Path, data: bytes) -> None:
-        check(tmp_path, data)
+    def long(request: pytest.FixtureRequest, data: Any) -> None:
+        fast(request, data)
 
     at_length = fuzz(LONG, derandomize=False)(given(data=data)(long))
     slow = pytest.mark.slow(pytest.mark.timeout(7200)(at_length))
-    return fuzz(150)(given(data=data)(fast)), slow
+    return fuzz(cases)(given(data=data)(fast)), slow
 
 
 @contextmanager

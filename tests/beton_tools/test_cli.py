@@ -195,18 +195,11 @@ def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments):
 @pytest.mark.parametrize(
     "arguments", [["extract", "FILE", "--out", "OUT"], ["sheet", "FILE", "--out", "OUT/sheet.png"]]
 )
-def test_a_full_disk_is_one_line_and_leaves_no_partial_file(written, tmp_path, arguments):
-    """The largest file that the process may write has 300 bytes, which is an error like that of a full disk."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
-        "from beton_tools.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(written, tmp_path, arguments, full_disk, capsys):
     (tmp_path / "out").mkdir()
-    words = [a.replace("FILE", str(written)).replace("OUT", str(tmp_path / "out")) for a in arguments]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
+    with full_disk(300):
+        assert main([a.replace("FILE", str(written)).replace("OUT", str(tmp_path / "out")) for a in arguments]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
     assert "cannot be written" in last and "File too large" in last and ".png;" not in last
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 

@@ -59,19 +59,3 @@ def test_predict(run, folder, tmp_path, capsysbinary):
     printed = capsysbinary.readouterr().out
     assert rb"caf\udce9 " in printed
     assert b"\x1b" not in printed
-
-
-@pytest.mark.slow
-def test_preview_and_export(run, folder, tiny, tmp_path):
-    data = {"data.train": str(folder / "train.beton")}
-    arguments = ["--out", str(tmp_path / "g.png"), *flags(tiny | data, tmp_path)]
-    assert main(["preview", "rcp/final_b16.yaml", *arguments]) == 0
-    assert main(["export", str(run), "--format", "timm", "--out", str(tmp_path / "timm")]) == 0
-    assert ESCAPED[0] in (tmp_path / "timm" / "README.md").read_text(encoding="utf-8")
-
-
-def test_checkpoints_of_earlier_versions_have_the_same_classes():
-    """They contain the names as the folders have them."""
-    from fastft.data.classes import refuse_other_classes
-
-    refuse_other_classes(ESCAPED, [os.fsdecode(name) for name in CLASSES], "train.beton")

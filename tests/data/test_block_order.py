@@ -58,16 +58,6 @@ def test_an_epoch_has_every_sample_once_and_the_samples_of_a_block_together(beto
         assert not np.array_equal(order, samples)
 
 
-def test_epochs_and_seeds_have_other_blocks_and_the_same_arguments_the_same_order(betons, small_blocks):
-    pages, samples = Pages.of(betons), np.arange(len(betons))
-
-    def order(seed: int, epoch: int) -> bytes:
-        return block_order(pages, samples, seed, epoch, 1).tobytes()
-
-    assert len({order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    assert order(1, 1) == order(1, 1)
-
-
 def test_the_order_by_blocks_never_changes():
     """Written down once, as for random order; 12 samples in 6 pages of two files, three pages a block."""
 
@@ -85,12 +75,6 @@ def test_the_order_by_blocks_never_changes():
     pages = Pages.of(Files())  # type: ignore[arg-type]
     assert pages.of_sample.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert block_order(pages, np.arange(12), 42, 7, 3).tolist() == [11, 10, 4, 5, 0, 1, 6, 8, 7, 2, 9, 3]
-
-
-def test_a_subset_keeps_to_the_blocks(betons, small_blocks):
-    subset = np.arange(1, len(betons), 3)
-    order = SampleOrder(betons, subset, 0, "blocks", 1).of_epoch(2)
-    assert np.array_equal(np.sort(order), subset)
 
 
 @pytest.mark.parametrize("delivered", [0, 5, 13])
@@ -115,7 +99,6 @@ def test_a_loader_resumes_bit_for_bit_and_at_another_world_size(betons, small_bl
 
 
 def test_the_images_of_a_sample_do_not_depend_on_the_order(betons):
-    """The plan contract: a sample of an epoch is augmented in the same way, wherever it comes."""
     seen = []
     for order in ("random", "blocks"):
         with train_loader(betons, order=order, batch_size=4, micro_batch=4) as loader:
@@ -131,14 +114,6 @@ def test_a_state_of_another_order_is_refused(betons):
             other.load_state_dict(state)
     with train_loader(betons) as earlier:
         earlier.load_state_dict({k: v for k, v in earlier.state_dict().items() if k != "order"})
-
-
-@pytest.mark.parametrize(
-    ("options", "words"), [({"order": "sorted"}, "give one of"), ({"order": "blocks", "block_mib": 0}, "1 or")]
-)
-def test_an_impossible_order_is_refused(betons, options, words):
-    with pytest.raises(UserError, match=words):
-        train_loader(betons, **options)
 
 
 # reading ahead

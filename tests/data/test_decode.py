@@ -4,46 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.jpeg import crop
 from beton_tools.jpeg.crop import decode_rgb
-from beton_tools.jpeg.markers import scan_header
-from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE, Beton
 from fastft.augment import parse_policy
 from fastft.augment.draw import draw_plan
 from fastft.augment.plan import PLAN_DTYPE
 from fastft.augment.resize import source_regions
-from fastft.data import decode, pixel_probe
-from fastft.data.decode import decode_stored, find_stored, read_at, read_stored
+from fastft.data import pixel_probe
+from fastft.data.decode import read_at
 from fastft.data.engine import Engine
 from fastft.data.loader import EvalLoader
 from fastft.data.stage import PackedStage
-
-
-def test_the_jpeg_header_of_a_sample_is_scanned_once(indexed_beton, monkeypatch):
-    """Counted in the uncompiled functions, which call the same functions as the compiled ones."""
-    scanned = []
-
-    def count_scan(source):
-        scanned.append(len(source))
-        return scan_header(source)
-
-    for module in (decode, crop):
-        monkeypatch.setattr(module, "scan_header", count_scan)
-    monkeypatch.setattr(decode, "decode_scanned", crop.decode_scanned.py_func)
-    beton, decoders = BetonSet.open(indexed_beton), open_decoders(1)
-    stored = find_stored(beton, np.array([7]))
-    region = np.array([5, 6, 20, 30])
-    buffer, scratch = (np.empty(1 << 22, np.uint8) for _ in range(2))
-    out = np.empty(3 * 20 * 30, np.uint8)
-    assert read_stored(stored, 0, region, buffer) == 0
-    worker = decode.Worker(buffer, scratch, out, scratch, decoders[0], np.zeros(3), np.zeros(2))
-    code = decode_stored.py_func(stored, 0, region, worker, out)
-    close_decoders(decoders)
-    assert code == 0
-    assert scanned == [beton.sizes[7]]
-    assert np.array_equal(out.reshape(20, 30, 3), crop.decode_rgb(beton.image_bytes(7), (5, 6, 20, 30)))
 
 
 def test_reading_beyond_the_end_or_from_a_closed_file_fails(indexed_beton):

@@ -74,13 +74,6 @@ def test_an_epoch_is_whole_steps_of_distinct_samples(indexed_beton, whole_epoch)
     assert all(label == labels[sample] for sample, label, _ in whole_epoch.values())
 
 
-@pytest.mark.parametrize("start_step", [1, 5])
-def test_resuming_gives_exactly_the_rest_of_the_epoch(indexed_beton, whole_epoch, start_step):
-    with train_loader(indexed_beton) as loader:
-        rest = collect(loader.epoch(2, start_step))
-    assert rest == {key: image for key, image in whole_epoch.items() if key[0] >= start_step}
-
-
 def test_a_subset_trains_on_its_samples_only(indexed_beton):
     subset = np.arange(3, 44, 2)
     with train_loader(indexed_beton, subset=subset) as loader:
@@ -271,6 +264,8 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
         ({"batch_size": -1, "micro_batch": None}, "batch size is -1: it must be 1 or more"),
         ({"device": "tpu"}, "device is tpu: give cpu or cuda"),
         ({"device": "cuda:99"}, "device is cuda:99, but torch finds"),
+        ({"order": "sorted"}, "give one of"),
+        ({"order": "blocks", "block_mib": 0}, "1 or"),
     ],
 )
 def test_impossible_options_are_refused(indexed_beton, options, words):

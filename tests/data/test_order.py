@@ -3,7 +3,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.data.classes import training_shares
-from fastft.data.order import BatchLayout, Shard, draw_by_class, epoch_order, eval_share
+from fastft.data.order import BatchLayout, Shard, draw_by_class, epoch_order
 
 
 def test_an_epoch_shows_every_sample_once_and_epochs_and_seeds_differ():
@@ -16,36 +16,6 @@ def test_an_epoch_shows_every_sample_once_and_epochs_and_seeds_differ():
 def test_the_order_of_an_epoch_never_changes():
     """Written down once: a checkpoint resumes in the order it was made with, whatever NumPy is installed."""
     assert epoch_order(10, 42, 7).tolist() == [6, 8, 7, 4, 5, 2, 9, 0, 1, 3]
-
-
-def test_ranks_together_take_exactly_the_global_batch_of_each_step():
-    order = epoch_order(103, 0, 0)
-    for world_size in (1, 2, 4):
-        shares = [BatchLayout(103, 16, 2, Shard(rank, world_size)).rank_order(order) for rank in range(world_size)]
-        steps = [np.concatenate([s.reshape(6, -1)[t] for s in shares]) for t in range(6)]
-        assert np.array_equal(np.concatenate(steps), order[:96])
-
-
-@pytest.mark.parametrize("start_step", [0, 2, 6])
-def test_a_micro_batch_has_its_step_and_its_position_in_the_global_batch(start_step):
-    order = epoch_order(103, 0, 0)
-    for rank in range(2):
-        layout = BatchLayout(103, 16, 4, Shard(rank, 2))
-        share = layout.rank_order(order, start_step)
-        assert len(share) == (6 - start_step) * 8
-        for index in range(len(share) // 4):
-            step, position = layout.locate(index, start_step)
-            begin = step * 16 + position
-            assert np.array_equal(share[index * 4 : index * 4 + 4], order[begin : begin + 4])
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_evaluation_shares_cover_every_sample_once(world_size):
-    indices = np.arange(50)[::-1]
-    shares = [eval_share(indices, Shard(rank, world_size)) for rank in range(world_size)]
-    assert np.array_equal(np.concatenate([share for share, _ in shares]), indices)
-    for share, first in shares:
-        assert np.array_equal(share, indices[first : first + len(share)])
 
 
 @pytest.mark.parametrize(

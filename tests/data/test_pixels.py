@@ -14,7 +14,7 @@ from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
 from fastft.augment.resize import source_regions
 from fastft.data import EvalLoader, Output, TrainLoader
-from tests.augment.pillow_oracle import needs_pillow_13
+from tests.augment.single_ops import needs_pillow_13
 
 SIZE = 56
 COLOURS = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
@@ -46,7 +46,6 @@ def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton)
 
 @pytest.mark.parametrize("augment", ["rand-m9-mstd0.5-inc1", "augmix-m3-w3", "3aug"])
 def test_training_images_are_the_plans_carried_out_on_whole_images(indexed_beton, augment):
-    """Decoding only regions and augmenting in one go leaves no trace in the pixels."""
     policy = parse_policy(augment, **COLOURS)
     beton = Beton.open(indexed_beton)
     with TrainLoader(indexed_beton, policy, Output(SIZE), seed=1, batch_size=22) as loader:

@@ -1,4 +1,4 @@
-"""Several `.beton` files as one set of training images: one index space, the same batches as from one file."""
+"""Several `.beton` files, or some samples of files, as one set of images: one index space, the same pixels."""
 
 import shutil
 from pathlib import Path
@@ -49,7 +49,6 @@ def test_samples_of_all_files_have_the_ids_bytes_and_labels_of_the_single_file(p
 
 
 def test_batches_of_several_files_are_those_of_the_single_file(pattern, indexed_beton):
-    """Image for image and box for box: the plan depends on the sample's id, which runs through the files."""
     with train_loader(indexed_beton) as one, train_loader(pattern) as several:
         assert collect(several.epoch(1)) == collect(one.epoch(1))
     with eval_loader(indexed_beton) as one, eval_loader(pattern) as several:
@@ -111,17 +110,6 @@ def test_a_file_without_manifest_may_join_if_its_labels_are_classes(parts, tmp_p
     assert "checksum" not in joined.content
 
 
-def test_a_file_without_a_label_is_refused(tmp_path):
-    from ffcv.fields import FloatField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    fields = {"image": RGBImageField(write_mode="jpg"), "label": FloatField()}
-    writer = DatasetWriter(str(tmp_path / "other.beton"), fields, num_workers=1)
-    writer.from_indexed_dataset([(np.zeros((8, 8, 3), np.uint8), 0.5)])
-    with pytest.raises(UserError, match="no field of labels"):
-        BetonSet.open(tmp_path / "other.beton")
-
-
 def test_a_damaged_sample_is_named_by_its_file(parts, tmp_path):
     for path in parts.iterdir():
         shutil.copy(path, tmp_path)
@@ -142,3 +130,30 @@ def test_a_missing_part_of_a_conversion_is_noted(parts, pattern):
         assert not any("parts" in note for note in loader.notes)
     with train_loader([parts / "train-1-of-3.beton", parts / "train-3-of-3.beton"]) as loader:
         assert any("parts 2/3 of the conversion are not among the files" in note for note in loader.notes)
+
+
+def test_evaluation_sees_the_pixels_of_the_chosen_samples(indexed_beton: Path, pattern: str) -> None:
+    chosen = np.array([1, 2, 9, 20, 21, 22, 43])
+    with eval_loader(indexed_beton, indices=chosen) as loader:
+        expected = {place: (label, image) for place, (_, label, image) in collect(loader).items()}
+    for data in (indexed_beton, pattern):
+        with eval_loader(BetonSet.open(data).take(chosen)) as loader:
+            found = collect(loader)
+        assert {place: (label, image) for place, (_, label, image) in found.items()} == expected
+        assert [i for i, _, _ in found.values()] == list(range(len(chosen)))
+
+
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_training_sees_each_sample_once_and_the_same_from_parts(order: str, indexed_beton: Path, pattern: str) -> None:
+    chosen = np.flatnonzero(np.arange(44) % 5)
+    epochs = []
+    for data in (indexed_beton, pattern):
+        taken = BetonSet.open(data).take(chosen)
+        with train_loader(taken, order=order, block_mib=1, batch_size=7, micro_batch=7) as loader:
+            assert loader.num_samples == len(chosen)
+            seen = collect(loader.epoch(1))
+        ids = [i for i, _, _ in seen.values()]
+        assert sorted(ids) == list(range(len(chosen)))
+        assert [label for _, label, _ in seen.values()] == taken.labels[ids].tolist()
+        epochs.append({i: (label, image) for i, label, image in seen.values()})
+    assert epochs[0] == epochs[1]

@@ -139,15 +139,13 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp
         (["RUN", "RUN", "--data=nowhere.beton"], "nowhere.beton: cannot be read"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(whole, tmp_path, capsys, arguments, message):
+def test_bad_input_is_one_line_and_nothing_is_written(whole, tmp_path, refused, arguments, message):
     words = [str(whole) if word == "RUN" else word for word in arguments]
-    assert main(["average", "--out", str(tmp_path / "out"), *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in refused(["average", "--out", str(tmp_path / "out"), *words])
     assert not list(tmp_path.iterdir())
 
 
-def test_models_of_other_classes_or_another_shape_are_refused(whole, tiny, tmp_path, capsys):
+def test_models_of_other_classes_or_another_shape_are_refused(whole, tiny, tmp_path, refused):
     images = Path(tiny["data.train"]).parent / "train"
     (tmp_path / "images").mkdir()
     for name, source in (("a", "astronaut"), ("b", "coffee")):
@@ -158,5 +156,6 @@ def test_models_of_other_classes_or_another_shape_are_refused(whole, tiny, tmp_p
     run(renamed, tmp_path / "renamed", **one_epoch)
     run(tiny, tmp_path / "scaled", model__layer_scale="1", **one_epoch)
     for folder, message in (("renamed", "has other classes"), ("scaled", "has another architecture or head")):
-        assert main(["average", str(tmp_path / folder), str(whole), "--alpha=0.5", "--out", str(tmp_path / "out")]) == 2
-        assert message in capsys.readouterr().err
+        assert message in refused(
+            ["average", str(tmp_path / folder), str(whole), "--alpha=0.5", "--out", str(tmp_path / "out")]
+        )

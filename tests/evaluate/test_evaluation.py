@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: figures, tables, only the classes of a file, several files; and the assessment for a report."""
+"""Evaluation of a checkpoint: figures, tables, several files; the assessment for a report; embeddings in a file."""
 
 import csv
 import json
@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.manifest import Manifest
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.assessment import assess_run
 from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
+from fastft.evaluate.trained import load_trained
 from fastft.run.run_directory import load_run
+from tests.train.runs import run
 
 CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
@@ -104,7 +108,7 @@ def test_only_the_classes_with_images_are_ranked(run_of_random_model, subset):
     assert np.isfinite([scores["ece"], scores["ece_scaled"], scores["temperature"]]).all()
 
 
-def test_several_files_make_one_table(run_of_random_model, subset, capsys):
+def test_several_files_make_one_table(run_of_random_model, subset, refused, capsys):
     files = [run_of_random_model / "val.beton", subset]
     command = ["eval", str(run_of_random_model), *(f"--data={file}" for file in files), "--only-present-classes"]
     assert main([*command, "--device=cpu"]) == 0
@@ -118,5 +122,65 @@ def test_several_files_make_one_table(run_of_random_model, subset, capsys):
     assert [scores["ranked_classes"] for scores in listed] == [6, 3]
     alone = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=True)
     assert listed[1] == json.loads(json.dumps(alone))
-    assert main([*command, "--csv=a.csv"]) == 2
-    assert "--csv is a table of one file" in capsys.readouterr().err
+    assert "--csv is a table of one file" in refused([*command, "--csv=a.csv"])
+
+
+@pytest.fixture(scope="module")
+def files(whole: Path, tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Embeddings of the training and the validation images."""
+    folder = tmp_path_factory.mktemp("features")
+    for split in ("train", "val"):
+        command = ["predict", str(whole), tiny[f"data.{split}"], "--features", str(folder / f"{split}.npz")]
+        assert main([*command, "--device", "cpu"]) == 0
+    return {split: folder / f"{split}.npz" for split in ("train", "val")}
+
+
+def test_embeddings_times_the_head_are_the_logits(whole, tiny, files):
+    trained, found = load_trained(whole, torch.device("cpu")), np.load(files["val"])
+    _, want = predict_file(whole, Path(tiny["data.val"]), "cpu")
+    with torch.no_grad():
+        logits_NK = trained.model.head(torch.from_numpy(found["features"])).numpy()
+    np.testing.assert_allclose(logits_NK, want.logits_NK, atol=1e-5)
+    np.testing.assert_array_equal(found["labels"], want.labels_N)
+    manifest = Manifest.of_beton(tiny["data.val"])
+    assert manifest is not None and list(found["files"]) == list(manifest.names)
+    assert list(found["classes"]) == ["astronaut", "coffee"]
+
+
+def test_timms_models_have_embeddings_and_averages(tiny, tmp_path):
+    options = {"model.arch": "timm/test_vit", "schedule.epochs": "1", "schedule.warmup_epochs": "0"}
+    run(tiny | options, tmp_path / "run")
+    out, average = tmp_path / "val.npz", tmp_path / "average"
+    assert main(["predict", str(tmp_path / "run"), tiny["data.val"], "--features", str(out), "--device=cpu"]) == 0
+    with torch.no_grad():
+        head = load_trained(tmp_path / "run", torch.device("cpu")).model.head
+        logits_NK = head(torch.from_numpy(np.load(out)["features"])).numpy()
+    want = predict_file(tmp_path / "run", Path(tiny["data.val"]), "cpu")[1].logits_NK
+    np.testing.assert_allclose(logits_NK, want, atol=1e-5)
+    assert main(["average", "start", str(tmp_path / "run"), "--alpha=0.5", "--out", str(average)]) == 0
+    assert main(["eval", str(average), "--device=cpu"]) == 0
+
+
+def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_named(
+    whole, tiny, files, tmp_path, capsys
+):
+    """Pillow's resize and the loader's differ by at most one level in some pixels."""
+    images = Path(tiny["data.val"]).parent / "val"
+    broken, out = tmp_path / "broken.jpg", tmp_path / "folder.npz"
+    broken.write_bytes(b"no image at all")
+    assert main(["predict", str(whole), str(broken), str(images), "--features", str(out), "--device=cpu"]) == 0
+    assert f"{broken}: not read: " in capsys.readouterr().err
+    found, expected = np.load(out), np.load(files["val"])
+    assert list(found["files"]) == [str(images / name) for name in expected["files"]]
+    np.testing.assert_allclose(found["features"], expected["features"], atol=0.05)
+    assert set(found["labels"]) == {-1} and not len(found["classes"])
+
+
+def test_features_are_refused_under_another_suffix_and_with_options_for_classes(whole, tiny, tmp_path, refused):
+    command = ["predict", str(whole), tiny["data.val"], "--device=cpu"]
+    for extra, message in (
+        (["--features=a.txt"], "must end in .npz"),
+        (["--features=a.npz", "--topk=3"], "omit --csv, --topk and --logit-adjustment"),
+        ([], "is a .beton file"),
+    ):
+        assert message in refused([*command, *extra])

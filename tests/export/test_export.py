@@ -1,10 +1,7 @@
 """An exported model gives the checkpoint's logits in the library that it is for."""
 
 import json
-import resource
-import signal
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.evaluate.trained import Trained, load_trained
+from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, command, export_checkpoint, to_onnx, to_open_clip
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.model.recipe_model import build_model, recipe_arch
@@ -57,7 +54,6 @@ def make_checkpoint(folder: Path, vision: dict, scores: Mapping[str, float] = {}
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("tower", [CLIP, DINO], ids=["clip", "dinov2"])
 def test_the_target_library_gives_the_same_logits(tmp_path, format, tower):
-    """On images other than those the command checks, and at another batch size."""
     checkpoint = make_checkpoint(tmp_path, dict(tower))
     out = tmp_path / OUTS[format]
     done = export_checkpoint(tmp_path / "run", format, out)
@@ -104,22 +100,11 @@ def test_an_export_with_wrong_logits_is_deleted(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, full_disk):
     make_checkpoint(tmp_path, dict(CLIP))
-
-    def write(trained: Trained, path: Path) -> None:
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        try:
-            command.to_safetensors.write(trained, path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
-
-    monkeypatch.setitem(FORMATS, "safetensors", replace(FORMATS["safetensors"], write=write))
     out = tmp_path / "a.safetensors"
-    assert main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(out)]) == 2
+    with full_disk(1000):
+        assert main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(out)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"fastft export: {out} cannot be written (")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
@@ -189,7 +174,7 @@ def test_an_unsuitable_file_name_is_refused(tmp_path, format, out, message):
     ("format", "taken"),
     [("safetensors", "own.safetensors"), ("safetensors", "own.safetensors.md"), ("timm", "own"), ("timm", "own/README.md")],
 )  # fmt: skip
-def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, capsys):
+def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, refused):
     make_checkpoint(tmp_path, dict(CLIP))
     place = tmp_path / taken
     if taken == "own":
@@ -200,9 +185,7 @@ def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, c
         place.write_text("mine")
     out = tmp_path / taken.split("/")[0].removesuffix(".md")
     command = ["export", str(tmp_path / "run"), "--format", format, "--out", str(out)]
-    assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "exists; replace it with --overwrite, or give another --out" in said and said.count("\n") == 1
+    assert "exists; replace it with --overwrite, or give another --out" in refused(command)
     assert place.is_dir() or place.read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
     assert FORMATS[format].load(out)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
@@ -223,7 +206,6 @@ def test_a_link_is_never_written_through(tmp_path, name, capsys):
 
 
 def test_a_safetensors_export_is_self_contained(tmp_path):
-    """It loads where neither the architecture file nor the run is, and names no folder of the machine it came from."""
     checkpoint = make_checkpoint(tmp_path, dict(DINO))
     trained = load_trained(checkpoint, torch.device("cpu")).model
     export_checkpoint(tmp_path / "run", "safetensors", tmp_path / "out.safetensors")

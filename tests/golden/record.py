@@ -3,8 +3,7 @@
 Both run in the root of the checkout: some outputs name files of rcp/ relative to it.
 
 test_golden.py computes the same items again and compares. Record an item again only when its change is intended, and read the
-diff of the .json before committing it. The settings of most recipes are in golden_recipes.json, compared in tests/recipe;
-`settings` has the recipes that are not in it.
+diff of the .json before committing it. The settings of all recipes are in golden_recipes.json, compared in tests/recipe.
 
 Left out of the items, since they differ between runs or machines: times, rates, memory, versions, absolute paths.
 
@@ -37,11 +36,8 @@ from fastft.augment import PLAN_DTYPE, describe_policy, draw_plan, plan_to_json
 from fastft.augment.recipe_policy import build_policy
 
 FOLDER = Path(__file__).parent
-RECIPES = FOLDER.parent.parent / "rcp"
-SETTINGS = FOLDER.parent / "recipe" / "golden_recipes.json"
 
 EXPLAINED = ("final_b16", "final_l14", "frugal_b16_half", "quick_b16")
-ROWS = ("11_final[B/16 at 384, Table 10]", "11_final[L/14 at 336, Table 10]")  # not in golden_recipes.json
 ESTIMATED_KEYS = ("cost", "gpu_hours", "train_flops_per_image")  # only in cost.json
 
 README_RECIPES = (
@@ -125,22 +121,6 @@ def explain(folder: Path) -> dict[str, Any]:
 def lists(folder: Path) -> dict[str, Any]:
     """`fastft recipes` without costs, and `fastft options`."""
     return {"recipes": without(fastft_json("recipes"), ESTIMATED_KEYS), "options": fastft_json("options")}
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    """The options that differ from final_b16's, of the recipes that golden_recipes.json lacks."""
-    known = json.loads(SETTINGS.read_text())
-    names = [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem not in known] + list(ROWS)
-    reference = recipe_options("final_b16")
-    return {
-        name: {key: value for key, value in recipe_options(name).items() if value != reference[key]} for name in names
-    }
-
-
-def recipe_options(name: str) -> dict[str, Any]:
-    sections = fastft_json("explain", name)["recipe"]
-    del sections["name"]
-    return {f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()}
 
 
 def cost(folder: Path) -> dict[str, Any]:
@@ -300,7 +280,6 @@ def evaluation(run: Path) -> dict[str, Any]:
 ITEMS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "explain": explain,
     "lists": lists,
-    "settings": settings,
     "cost": cost,
     "conversion": conversion,
     "augmentation": augmentation,

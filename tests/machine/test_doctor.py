@@ -155,7 +155,6 @@ def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown():
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stubs", "real"])
 def test_command_examines_this_machine(capsys, tmp_path, photographs, monkeypatch, real):
-    """FFCV, torch and TurboJPEG are installed, or no other test would run."""
     if not real:  # what is asked in processes of their own
         monkeypatch.setattr(facts, "_run_python", lambda *arguments: (arguments[-1], None))
     for name in ("astronaut", "coffee"):
@@ -171,10 +170,8 @@ def test_command_examines_this_machine(capsys, tmp_path, photographs, monkeypatc
 
 
 @pytest.mark.parametrize(("data", "message"), [("nowhere.beton", "No such file"), ("README.md", "README.md: ")])
-def test_command_refuses_a_file_that_is_not_a_beton(data, message, capsys):
-    assert main(["doctor", "--data", data]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+def test_command_refuses_a_file_that_is_not_a_beton(data, message, refused):
+    assert message in refused(["doctor", "--data", data])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Instructions that read and write memory. Device memory is reached through ``memory.check_access`` alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llvmlite import ir

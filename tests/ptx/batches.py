@@ -1,7 +1,5 @@
 """Batches to run on both back ends: plans, and real photographs cut down to what the plans touch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

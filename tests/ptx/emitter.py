@@ -1,12 +1,9 @@
 """Values of the thread that a translated function executes: registers, operands, and what the launch shares.
 
-A register is a stack slot. While a thread waits at a barrier, the registers that are live lie in its frame.
-`context` is an array of int64 (CONTEXT); host addresses in it are numbers.
+The registers of a thread lie in its frame, in which every function has places of its own. `context` is an array of int64
+(CONTEXT); host addresses in it are numbers.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -21,8 +18,8 @@ CONTEXT = (
     "records",  # host address
     "end",  # of the memory: an offset
     "log",  # host address
-    "visits",  # host address: of basic blocks, counted
-    "most_visits",  # of one block; more end the launch
+    "steps",  # host address: basic blocks executed
+    "most_steps",  # more end the launch
     "parameters",  # host address, eight bytes each
     "symbols",  # host address of the device addresses of module variables
     "frames",  # host address
@@ -38,14 +35,17 @@ SLOT = 8  # bytes of a frame per register
 
 
 class Emitter:
-    """Emits into ``target``, whose first two arguments are the context and the thread's number."""
+    """Emits into ``target``, whose first two arguments are the context and the thread's number.
 
-    def __init__(self, target: Any, symbols: dict[str, int]) -> None:
+    frame_start: place of its first register in a frame, in bytes.
+    """
+
+    def __init__(self, target: Any, symbols: dict[str, int], frame_start: int) -> None:
+        self.frame_end = frame_start
         self.target, self.symbols = target, symbols
         self.site = 0  # number of the instruction under translation
         self.local_addresses: dict[str, Any] = {}  # of local variables
         self.slots: dict[Register, Any] = {}
-        self.frame: dict[Register, int] = {}  # places in it
         self.prologue = Builder(target.append_basic_block("prologue"))
         self.b = self.prologue
         self.carry = self.b.alloca(I64)
@@ -89,23 +89,10 @@ class Emitter:
 
     def _slot(self, register: Register) -> Any:
         if register not in self.slots:
-            with self.prologue.goto_entry_block():
-                self.slots[register] = self.prologue.alloca(LLVM_TYPES[register.type])
+            address = self.prologue.add(self.frame_address, I64(self.frame_end))
+            self.slots[register] = self.prologue.inttoptr(address, LLVM_TYPES[register.type].as_pointer())
+            self.frame_end += SLOT
         return self.slots[register]
-
-    def _frame_pointer(self, register: Register) -> Any:
-        place = self.frame.setdefault(register, len(self.frame))
-        address = self.b.add(self.frame_address, I64(SLOT * place))
-        return self.host_pointer(address, LLVM_TYPES[register.type])
-
-    def save(self, registers: Iterable[Register]) -> None:
-        """Into the frame."""
-        for register in registers:
-            self.b.store(self.b.load(self._slot(register)), self._frame_pointer(register))
-
-    def restore(self, registers: Iterable[Register]) -> None:
-        for register in registers:
-            self.b.store(self.b.load(self._frame_pointer(register)), self._slot(register))
 
     # -- operands ----------------------------------------------------------------------------------------------
 

@@ -9,8 +9,6 @@ CPU is a tensor in device memory. Inputs (what the caller gives and what the Cud
 are read-only; everything else that it allocates is uninitialised.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field

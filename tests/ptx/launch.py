@@ -4,10 +4,7 @@ Blocks run one after the other; the threads of a block one after the other up to
 depend on that order: accesses without a barrier between them are findings (races), and ``order`` may be any.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +12,6 @@ import numpy as np
 from tests.ptx import memory
 from tests.ptx.emitter import CONTEXT
 from tests.ptx.memory import Allocation, Memory
-from tests.ptx.parser import Instruction
 from tests.ptx.program import Program
 from tests.ptx.translate import ENDLESS, EXITED, START
 
@@ -37,12 +33,10 @@ class Finding(NamedTuple):
         return f"{self.problem} at line {self.line} `{self.text}`: {self.detail}"
 
 
-@dataclass
-class Run:
+class Run(NamedTuple):
     """Results of a launch besides memory."""
 
-    visits: np.ndarray  # of basic blocks, by all threads
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
 
 class Array(NamedTuple):
@@ -78,21 +72,21 @@ def launch(
     arguments: Sequence[Argument],
     *,
     order: np.ndarray | None = None,
-    most_visits: int = NO_LIMIT,
+    most_steps: int = NO_LIMIT,
 ) -> Run:
     """Runs the grid. Ends at the first finding that is fatal.
 
     order: in which the threads of a block run (int32).
-    most_visits: of one basic block, by all threads, before the launch counts as endless.
+    most_steps: basic blocks that all threads execute before the launch counts as endless.
     """
     with device.temporary():
         execution = _Execution(program, device, [*grid, 1, 1][:3], [*block, 1, 1][:3], arguments)
         execution.order = np.arange(execution.threads, dtype=np.int32) if order is None else order
-        execution.set_context(most_visits=most_visits)
+        execution.set_context(most_steps=most_steps)
         for number in range(int(np.prod(grid))):
             if not execution.run_block(number):
                 break
-        return execution.result()
+        return Run(execution.findings + execution.logged())
 
 
 class _Execution:
@@ -103,7 +97,8 @@ class _Execution:
     ) -> None:
         self.program, self.device, self.grid = program, device, grid
         self.threads = int(np.prod(block))
-        self.run = Run(np.zeros(len(program.block_lengths), np.int64))
+        self.findings: list[Finding] = []
+        self.steps = np.zeros(1, np.int64)
         self.interval = 1
         self.log = np.zeros((len(program.sites), len(memory.PROBLEMS), memory.LOG_WORDS), np.int64)
         self.frames = np.zeros(self.threads * program.frame_size + 1, np.uint8)
@@ -119,7 +114,7 @@ class _Execution:
             records=device.records.ctypes.data,
             end=device.end,
             log=self.log.ctypes.data,
-            visits=self.run.visits.ctypes.data,
+            steps=self.steps.ctypes.data,
             parameters=self.parameters.ctypes.data,
             symbols=self.symbols.ctypes.data,
             frames=self.frames.ctypes.data,
@@ -172,7 +167,7 @@ class _Execution:
             status = self.program.run_interval(self.context, self.order, resume)
             if status:
                 if status == ENDLESS:
-                    self.run.findings.append(Finding(NO_END, 0, "", f"block {number}"))
+                    self.findings.append(Finding(NO_END, 0, "", f"block {number}"))
                 return False
             self._check_barrier(resume, number)
             self.interval += 1
@@ -182,24 +177,13 @@ class _Execution:
         """All threads of a block must wait at the same barrier, or all have exited."""
         where = np.unique(resume)
         if len(where) > 1:
-            ins = self._barrier(where[-1])
-            detail = ", ".join(f"{(resume == at).sum()} threads {self._whereabouts(at)}" for at in where)
-            finding = Finding(DIVERGENT_BARRIER, ins.line, ins.text, f"block {number}: {detail}")
-            self.run.findings.append(finding)
+            ins = self.program.sites[self.program.barriers[where[-1] - 1]]
+            self.findings.append(Finding(DIVERGENT_BARRIER, ins.line, ins.text, f"block {number}"))
 
-    def _barrier(self, number: int) -> Instruction:
-        return self.program.instruction(self.program.barriers[number - 1])
-
-    def _whereabouts(self, at: int) -> str:
-        return "have exited" if at == EXITED else f"wait in line {self._barrier(at).line}"
-
-    def result(self) -> Run:
+    def logged(self) -> list[Finding]:
+        found = []
         for site, problem in np.argwhere(self.log[..., memory.COUNT] > 0).tolist():
-            count, offset, tag, other, first_interval = self.log[site, problem].tolist()
-            detail = f"{self.device.locate(offset)}, {memory.describe_tag(tag, first_interval)}"
-            if other:
-                detail += f", against {memory.describe_tag(other, first_interval)}"
-            ins = self.program.instruction(site)
-            text = f"{detail} ({count} times)"
-            self.run.findings.append(Finding(memory.PROBLEMS[problem], ins.line, ins.text, text))
-        return self.run
+            count, offset = self.log[site, problem].tolist()
+            ins, detail = self.program.sites[site], f"{self.device.locate(offset)} ({count} times)"
+            found.append(Finding(memory.PROBLEMS[problem], ins.line, ins.text, detail))
+        return found

@@ -9,8 +9,6 @@ barriers; blocks run one after the other and intervals are numbered through, so 
 are ordered when their intervals differ, and accesses of different blocks never are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -38,9 +36,9 @@ PROBLEMS = (  # an access with one of the first three is not carried out: the la
     "race",
     "non-coherent load of writable memory",
 )
-# The log has five words for every site and problem: how often, and of the first case the rest.
-COUNT, OFFSET, TAG, OTHER, FIRST_INTERVAL = range(5)
-LOG_WORDS = 5
+# The log has two words for every site and problem: how often, and the offset of the first case.
+COUNT, OFFSET = range(2)
+LOG_WORDS = 2
 
 THREAD_BITS = 10
 SEVERAL = (1 << THREAD_BITS) - 1  # in a tag's thread: more than one of the block
@@ -136,26 +134,11 @@ class Memory:
         self.records[: self.end, WRITTEN:] = 0
 
     def locate(self, offset: int) -> str:
-        """In words."""
-        if not self.allocations:
-            return f"offset {offset}"
-
-        def distance(allocation: Allocation) -> int:
-            return max(allocation.start - offset, offset - (allocation.start + allocation.size) + 1, 0)
-
-        nearest = min(self.allocations, key=distance)
+        """In words: the last allocation that begins before, or the first one."""
+        nearest = max(
+            (a for a in self.allocations if a.start <= offset), key=lambda a: a.start, default=self.allocations[0]
+        )
         return f"{nearest.name}[{offset - nearest.start}] of {nearest.size} bytes"
-
-
-def describe_tag(tag: int, first_interval: int) -> str:
-    """A tag in words; ``first_interval`` is that of the block under way."""
-    if tag == SEVERAL_BLOCKS:
-        return "several blocks"
-    thread, interval = tag & SEVERAL, tag >> THREAD_BITS
-    who = "several threads" if thread == SEVERAL else f"thread {thread - 1}"
-    if interval < first_interval:
-        return f"{who} of an earlier block"
-    return f"{who} after {interval - first_interval} barriers"
 
 
 # -- the check, compiled ---------------------------------------------------------------------------------------
@@ -181,11 +164,10 @@ def _joined(other, tag, first_interval):
 
 
 @njit(inline="always")
-def _note(log, site, problem, offset, tag, other, first_interval):
+def _note(log, site, problem, offset):
     at = (site * len(PROBLEMS) + problem) * LOG_WORDS
     if log[at + COUNT] == 0:
-        log[at + OFFSET], log[at + TAG], log[at + OTHER] = offset, tag, other
-        log[at + FIRST_INTERVAL] = first_interval
+        log[at + OFFSET] = offset
     log[at + COUNT] += 1
 
 
@@ -194,13 +176,12 @@ def _check_race(records, log, site, byte, kind, tag, first_interval):
     """Compares with the byte's record and enters this access there."""
     at = byte * WORDS
     written, read, updated = records[at + WRITTEN], records[at + READ], records[at + UPDATED]
-    other = written if _conflicts(written, tag, first_interval) else types.uint32(0)
-    if kind != UPDATE and _conflicts(updated, tag, first_interval):
-        other = updated
-    if kind >= STORE and _conflicts(read, tag, first_interval):
-        other = read
-    if other != 0:
-        _note(log, site, RACE, byte, tag, other, first_interval)
+    if (
+        _conflicts(written, tag, first_interval)
+        or (kind != UPDATE and _conflicts(updated, tag, first_interval))
+        or (kind >= STORE and _conflicts(read, tag, first_interval))
+    ):
+        _note(log, site, RACE, byte)
     if kind == STORE:
         records[at + WRITTEN] = tag
     elif kind == UPDATE:
@@ -245,14 +226,14 @@ def check_access(records, log, end, address, size, kind, space, site, tag, first
     offset = address - BASE
     fatal = _fatal_problem(records, end, offset, size, kind, space)
     if fatal >= 0:
-        _note(log, site, fatal, offset, tag, 0, first_interval)
+        _note(log, site, fatal, offset)
         return 1
     for byte in range(offset, offset + size):
         state = records[byte * WORDS + STATE]
         if kind != STORE and not state & INITIALISED:
-            _note(log, site, UNINITIALISED, byte, tag, 0, first_interval)
+            _note(log, site, UNINITIALISED, byte)
         if kind == CONSTANT_LOAD and not state & READ_ONLY:
-            _note(log, site, NOT_CONSTANT, byte, tag, 0, first_interval)
+            _note(log, site, NOT_CONSTANT, byte)
         if kind >= STORE:
             records[byte * WORDS + STATE] = state | INITIALISED
         if not state & READ_ONLY:

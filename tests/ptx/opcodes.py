@@ -5,8 +5,6 @@ undefined and PTX does not (shifts past the width, division by zero, conversions
 selected. What is not in the tables, or has a modifier that they do not name, is a ``PtxError``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """A PTX module compiled for this machine."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 
@@ -10,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 
 from tests.ptx.emitter import I32
-from tests.ptx.parser import Instruction, parse_module
+from tests.ptx.parser import parse_module
 from tests.ptx.translate import ENTRY_TYPE, FAULT, START, Translation
 
 
@@ -22,7 +20,6 @@ class Program:
         self.variables = translation.module.variables
         self.parameter_count = len(translation.module.entry.parameters)
         self.sites, self.barriers = translation.sites, translation.barriers
-        self.block_lengths = np.array(translation.block_lengths)
         self.frame_size, self.local_size = translation.frame_size, translation.local_size
         _add_thread_loop(translation.ir)
         self._engine = _compiled(translation.ir)
@@ -35,9 +32,6 @@ class Program:
         context: int64, see emitter.CONTEXT. order: int32 thread numbers. resume: int32 per thread, updated.
         """
         return int(self._run(context.ctypes.data, order.ctypes.data, resume.ctypes.data, len(order)))
-
-    def instruction(self, site: int) -> Instruction:
-        return self.sites[site].instruction
 
 
 def _add_thread_loop(module: ir.Module) -> None:

@@ -8,15 +8,13 @@ which runs from the start (resume 0) or from behind barrier number `resume` to t
 one's number, or EXITED, or why the launch ends. A helper function returns 0 or why the launch ends.
 """
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from llvmlite import ir
 
 from tests.ptx.accesses import MemoryAccess
-from tests.ptx.blocks import RETURNS, BasicBlock, basic_blocks
-from tests.ptx.emitter import I8, I32, I64, SLOT, Emitter
+from tests.ptx.emitter import I8, I32, I64, Emitter
 from tests.ptx.opcodes import (
     HALF_TYPES,
     LLVM_TYPES,
@@ -27,17 +25,61 @@ from tests.ptx.opcodes import (
     result_type,
     uses_carry,
 )
-from tests.ptx.parser import Constant, Function, Group, Instruction, Module, PtxError, Symbol
+from tests.ptx.parser import Constant, Function, Group, Instruction, Label, Module, PtxError, Symbol
 
 START, EXITED, FAULT, ENDLESS = 0, -1, -2, -3
 ENTRY_TYPE = ir.FunctionType(I32, [I64.as_pointer(), I32, I32])
 
 
-class Site(NamedTuple):
-    """An instruction of the program, and the number of its basic block."""
+RETURNS = ("ret", "exit")
 
-    instruction: Instruction
-    block: int
+
+@dataclass
+class BasicBlock:
+    """Instructions of which only the last may branch, return or wait at a barrier."""
+
+    labels: list[str] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
+    # numbers of blocks; of a guarded branch the target first
+    successors: list[int] = field(default_factory=list)
+
+
+def basic_blocks(function: Function) -> list[BasicBlock]:
+    """Raises ``PtxError`` for unknown labels and a guarded return or barrier."""
+    blocks = _split(function)
+    _connect(blocks)
+    return blocks
+
+
+def _split(function: Function) -> list[BasicBlock]:
+    blocks = [BasicBlock()]
+    for item in function.body:
+        if isinstance(item, Label):
+            if blocks[-1].instructions:
+                blocks.append(BasicBlock())
+            blocks[-1].labels.append(item.name)
+            continue
+        blocks[-1].instructions.append(item)
+        if item.opcode.name in ("bra", "bar", *RETURNS):
+            if item.guard and item.opcode.name != "bra":
+                raise PtxError(f"line {item.line}: guarded {item.opcode.name}")
+            blocks.append(BasicBlock())
+    return blocks if blocks[-1].instructions else blocks[:-1]
+
+
+def _connect(blocks: list[BasicBlock]) -> None:
+    places = {label: number for number, block in enumerate(blocks) for label in block.labels}
+    for number, block in enumerate(blocks):
+        ins = block.instructions[-1]
+        if ins.opcode.name == "bra":
+            target = ins.operands[0]
+            if not isinstance(target, Symbol) or target.name not in places:
+                raise PtxError(f"line {ins.line}: {ins.text}: unknown label")
+            block.successors.append(places[target.name])
+        if ins.opcode.name not in RETURNS and not (ins.opcode.name == "bra" and ins.guard is None):
+            block.successors.append(number + 1)
+        if max(block.successors, default=0) == len(blocks):
+            raise PtxError(f"line {ins.line}: {ins.text}: the function ends without a return")
 
 
 class Translation:
@@ -46,8 +88,7 @@ class Translation:
     def __init__(self, module: Module) -> None:
         self.module = module
         self.ir = ir.Module()
-        self.sites: list[Site] = []
-        self.block_lengths: list[int] = []  # in instructions
+        self.sites: list[Instruction] = []
         self.barriers: list[int] = []  # sites; that of barrier number 1 first
         self.frame_size = self.local_size = 0
         self.symbols = {variable.name: number for number, variable in enumerate(module.variables)}
@@ -69,9 +110,7 @@ class _FunctionTranslator:
         self.program, self.function = program, function
         self.is_entry = function is program.module.entry
         self.blocks = basic_blocks(function)
-        self.first_block = len(program.block_lengths)  # number in the program
-        program.block_lengths += [len(block.instructions) for block in self.blocks]
-        self.e = Emitter(target, program.symbols)
+        self.e = Emitter(target, program.symbols, program.frame_size)
         self.parameters = self._place_parameters()
         self._place_local_variables()
         self.memory = MemoryAccess(self.e, self.parameters, self._returning(FAULT))
@@ -87,7 +126,7 @@ class _FunctionTranslator:
                 switch.add_case(I32(number), resume)
         else:
             self.e.prologue.branch(self.starts[0])
-        self.program.frame_size = max(self.program.frame_size, SLOT * len(self.e.frame))
+        self.program.frame_size = self.e.frame_end
 
     def _place_parameters(self) -> dict[str, Any]:
         function, e = self.function, self.e
@@ -117,10 +156,10 @@ class _FunctionTranslator:
 
     def _translate_block(self, number: int, block: BasicBlock) -> None:
         self.e.go_on_in(self.starts[number])
-        self._count_visit(self.first_block + number)
+        self._count_step()
         for ins in block.instructions:
             self.e.site = len(self.program.sites)
-            self.program.sites.append(Site(ins, self.first_block + number))
+            self.program.sites.append(ins)
             try:
                 self._translate_instruction(ins, block)
             except (PtxError, KeyError, ValueError, TypeError) as error:
@@ -128,13 +167,13 @@ class _FunctionTranslator:
         if not self.e.b.block.is_terminated:
             self.e.b.branch(self.starts[block.successors[0]])
 
-    def _count_visit(self, number: int) -> None:
-        """Also ends what loops without end."""
+    def _count_step(self) -> None:
+        """Ends what loops without end."""
         b = self.e.b
-        place = self.e.host_pointer(self.e.item_address("visits", number), I64)
-        visits = b.add(b.load(place), I64(1))
-        b.store(visits, place)
-        with b.if_then(b.icmp_unsigned(">", visits, self.e.values["most_visits"]), likely=False):
+        place = self.e.host_pointer(self.e.values["steps"], I64)
+        steps = b.add(b.load(place), I64(1))
+        b.store(steps, place)
+        with b.if_then(b.icmp_unsigned(">", steps, self.e.values["most_steps"]), likely=False):
             b.ret(I32(ENDLESS))
 
     def _translate_instruction(self, ins: Instruction, block: BasicBlock) -> None:
@@ -164,19 +203,13 @@ class _FunctionTranslator:
             self.e.b.cbranch(predicate, *(targets if ins.guard.wanted else targets[::-1]))
 
     def _barrier(self, ins: Instruction, block: BasicBlock) -> None:
-        """Saves the live registers and returns; ``resume`` leads to the block that restores them."""
+        """Returns; ``resume`` leads to the next block."""
         if ins.opcode.modifiers != ("sync",) or ins.operands != (Constant(0),) or not self.is_entry:
             raise PtxError("only bar.sync 0 in the entry is implemented")
         (successor,) = block.successors
         self.program.barriers.append(self.e.site)
-        live = sorted(self.blocks[successor].live_in)
-        self.e.save(live)
         self.e.b.ret(I32(len(self.program.barriers)))
-        resume = self.e.new_block("resume")
-        self.e.go_on_in(resume)
-        self.e.restore(live)
-        self.e.b.branch(self.starts[successor])
-        self.resumes.append(resume)
+        self.resumes.append(self.starts[successor])
 
     # -- instructions ------------------------------------------------------------------------------------------
 

@@ -103,7 +103,6 @@ def test_a_recipe_that_extends_photos_sets_its_own_values(tmp_path):
 
 
 def test_later_rules_use_the_users_values():
-    """lr follows the batch in use, warm-up and EMA the steps in use."""
     recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=512", "--schedule.epochs=10"])
     assert recipe.optim.lr == pytest.approx(3e-4)
     assert build_schedule(recipe, recipe.steps_per_epoch()).warmup_steps == 34  # a fifth of 170

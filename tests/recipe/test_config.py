@@ -1,5 +1,7 @@
-"""Recipes: what is written is what runs, and every mistake is one line that says what to do."""
+"""Recipes: what is written is what runs, every mistake is one line, and `fastft options` lists every option."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import yaml
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.recipe import load_recipe, parse_duration, recipe_from_dict
+from fastft.recipe import SECTIONS, load_recipe, option_fields, parse_duration, recipe_from_dict
+from fastft.recipe.option_list import list_options
+from tests.refusals import refuses
 
 RECIPES = Path("rcp")
 
@@ -66,9 +70,8 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         load_recipe(write(tmp_path, "bad.yaml", text))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["on", "off", "007", "1e3", "2026-11-25", "a: b #1", "[x]", "'x'", "12:30"])
@@ -168,13 +171,6 @@ def test_final_recipes_hold_the_constants_of_the_reference_logs(name, want):
     assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
 
 
-def test_baseline_is_table_1():
-    r = load_recipe(RECIPES / "baseline_b16.yaml")
-    schedule = (r.optim.lr, r.optim.layer_decay, r.schedule.epochs, r.schedule.warmup_epochs)
-    assert schedule == (1e-3, 1.0, 100, 20)
-    assert (r.augment.mixup, r.augment.cutmix, r.ema.decay) == (0.8, 1.0, 0)
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), (" 2d ", 172_800), ("0.5s", 0.5)]
 )
@@ -189,7 +185,50 @@ def test_other_durations_are_refused(text):
 
 
 @pytest.mark.parametrize("flag", ["--train.stop_after=soon", "--augment.mean=[1e38,0.5,0.5]"])
-def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(flag, capsys):
-    assert main(["explain", "final_b16", flag]) == 2
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1 and flag.partition("=")[0][2:] in said
+def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(flag, refused):
+    assert flag.partition("=")[0][2:] in refused(["explain", "final_b16", flag])
+
+
+def test_every_option_has_a_default_limits_and_a_meaning():
+    options = list_options()
+    assert [option.name for option in options] == list(option_fields())
+    for option in options:
+        assert option.default and option.limits and len(option.meaning) > 8, option.name
+        assert not option.meaning.endswith("."), option.name
+
+
+def test_a_section_an_option_and_a_name_in_any_section_can_be_chosen():
+    assert {o.name.split(".")[0] for o in list_options("ema")} == {"ema"}
+    assert [o.name for o in list_options("optim.lr")] == [o.name for o in list_options("lr")] == ["optim.lr"]
+
+
+def test_the_values_of_the_papers_runs_are_those_of_its_logs():
+    """Facts of the logs: L/14-336 was trained with batch 1,920, B/16-384 with lr 7e-4."""
+    paper = {option.name: option.paper for option in list_options()}
+    assert paper["optim.lr"] == "0.0006 (B/16, L/14-336), 0.0007 (B/16-384), 0.0004 (L/14)"
+    assert paper["optim.batch_size"] == "2048 (B/16, B/16-384, L/14), 1920 (L/14-336)"
+    assert paper["optim.weight_decay"] == "0.05"
+    assert paper["train.amp"].startswith("fp16")
+    assert paper["data.train"] is None and paper["train.log_every"] is None
+
+
+def test_the_command_prints_all_or_refuses_with_the_nearest(refused, capsys):
+    assert main(["options"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in option_fields())
+    assert all(f"{section}: " in printed for section in SECTIONS)
+    assert main(["options", "optim.lr", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["default"] == "0.0006"
+    assert "did you mean 'optim.weight_decay'?" in refused(["options", "weightdecay"])
+
+
+def test_the_page_of_options_is_current():
+    assert runpy.run_path("docs/options_page.py")["is_current"](), "run: python docs/options_page.py"
+
+
+def test_a_wrong_option_suggests_the_same_name_in_another_section(refused):
+    for override, meant in (
+        ("--train.epochs=5", "schedule.epochs"), ("--model.lr=1", "optim.lr"),
+        ("--optim.seed=1", "train.seed"), ("--data.batch_size=8", "optim.batch_size"), ("--ema.decai=1", "ema.decay"),
+    ):  # fmt: skip
+        assert f"did you mean --{meant}?" in refused(["train", "final_b16", override])

@@ -4,16 +4,13 @@ import re
 import time
 from pathlib import Path
 
-import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools.base.errors import UserError
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import RECIPES, TABLES
 from fastft.recipe.tables import load_sweep
-from tests import EXTENT
-from tests.beton_tools.fuzzing import fuzz
+from tests.beton_tools.fuzzing import fuzz_target
 
 LIMIT = 5  # seconds of this process for one file
 FILES = [path for folder in (RECIPES, TABLES) for path in sorted(folder.glob("*.yaml"))]
@@ -40,10 +37,8 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-texts = mutated() | st.text(max_size=200)
-
-
-def check(path: Path, text: str) -> None:
+def check(folder: Path, text: str) -> None:
+    path = folder / "x.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     start = time.process_time()
     rows_of: list[str] = []
@@ -59,14 +54,6 @@ def check(path: Path, text: str) -> None:
     assert time.process_time() - start < LIMIT
 
 
-@fuzz(300)
-@given(text=texts)
-def test_any_text_is_a_recipe_or_an_error_of_one_line(tmp_path_factory, text):
-    check(tmp_path_factory.getbasetemp() / "x.yaml", text)
-
-
-@pytest.mark.slow
-@fuzz(int(2_000 * EXTENT), derandomize=False)
-@given(text=texts)
-def test_many_texts_are_recipes_or_errors_of_one_line(tmp_path_factory, text):
-    check(tmp_path_factory.getbasetemp() / "y.yaml", text)
+test_any_text_is_a_recipe_or_an_error_of_one_line, test_many_texts = fuzz_target(
+    check, mutated() | st.text(max_size=200)
+)

@@ -17,6 +17,7 @@ from fastft.recipe.recipe_file import MAX_CHAIN, RECIPES
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.yaml_file import MAX_BYTES, MAX_DEPTH
 from fastft.run.run_directory import load_run
+from tests.refusals import refuses
 
 TABLE = """
 title: Mine
@@ -84,9 +85,8 @@ def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table
 )
 def test_mistakes_in_names_are_one_line(table, reference, message, capsys):
     reference = reference.format(table)
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         load_recipe(reference)
-    assert "\n" not in str(error.value)
     for command in (["train"], ["explain"], ["preview", "--out", "x.png"]):
         assert main([command[0], reference, *command[1:]]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -156,19 +156,6 @@ def test_printed_pages_do_not_break_inside_figures(browser, any_page):
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_text_has_contrast_in_light_and_dark(browser, any_page):
-    def luminance(scheme: str) -> tuple[float, float]:
-        tab = opened(browser, any_page, color_scheme=scheme)
-        style = "getComputedStyle(document.body)"
-        colours = tab.evaluate(f"[{style}.backgroundColor, {style}.color]")
-        paper, ink = (sum(map(int, c[4:-1].split(","))) / 765 for c in colours)
-        return paper, ink
-
-    (light_paper, light_ink), (dark_paper, dark_ink) = luminance("light"), luminance("dark")
-    assert light_paper - light_ink > 0.7
-    assert dark_ink - dark_paper > 0.7
-
-
 def rows_of(tab: Any, table: str) -> list[list[str]]:
     """The text of the cells of a table, by row."""
     return tab.eval_on_selector_all(

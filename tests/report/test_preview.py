@@ -48,10 +48,9 @@ def test_the_picture_and_the_plan_are_written(beton, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.png", "p.json"]
 
 
-def test_an_epoch_beyond_the_recipe_is_refused(beton, tmp_path, capsys):
-    data = f"--data={beton}"
-    assert main(["preview", "final_b16", data, f"--out={tmp_path / 'g.png'}", "--epoch=50"]) == 2
-    assert "there is no epoch 50: the recipe has 50, counted from 0" in capsys.readouterr().err
+def test_an_epoch_beyond_the_recipe_is_refused(beton, tmp_path, refused):
+    command = ["preview", "final_b16", f"--data={beton}", f"--out={tmp_path / 'g.png'}", "--epoch=50"]
+    assert "there is no epoch 50: the recipe has 50, counted from 0" in refused(command)
     assert not (tmp_path / "g.png").exists()
 
 

@@ -1,9 +1,9 @@
 """The page of a run: what it says is what the run directory holds, at every stage of a run."""
 
 import json
-import resource
-import signal
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ from fastft.cost.bottleneck import diagnose
 from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes
 from fastft.report.run_report import accuracy_charts, headline, recipe_diff, reliability_chart, render_run
-from fastft.report.run_times import run_cost, training_seconds
+from fastft.report.run_times import part_seconds, run_cost, time_split, training_seconds
 from fastft.run.prediction_metrics import Calibration, Predictions, Reliability
-from fastft.run.run_directory import load_run
-from tests.written import RECIPES, load_recipe, predictions_of, write_run
+from fastft.run.run_directory import Run, load_run
+from tests.written import CHECKPOINT, EVALUATION, LOADER, RECIPES, STEPS, load_recipe, predictions_of, write_run
 
 
 def test_reference_curves_are_the_logs():
@@ -52,7 +52,6 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
 
 @pytest.mark.parametrize("scaled", [20.0, 5.0])
 def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(run_folder, scaled, capsys):
-    """Before scaling the error is 10 %."""
 
     def with_error(percent: float) -> Reliability:
         return Reliability(np.array([10]), np.array([0.5 + percent / 100]), np.array([0.5]))
@@ -123,7 +122,6 @@ def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path):
 
 
 def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
-    """A start of 1,000 s in the first interval: neither training nor the pace of what is to come."""
     plain = load_run(write_run(tmp_path / "run", "final_b16", 25))
     first, *others = plain.intervals
     first = first | {"split": {"start": 1000.0, "wait": 0.1}}  # images/s leave the start out
@@ -195,15 +193,34 @@ def test_a_step_of_1e30_is_reported_without_a_list_of_all_steps(run_folder):
     assert main(["report", str(run_folder), "--mistakes=never"]) == 0
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_page(run_folder, capsys):
+def test_a_full_disk_is_one_line_and_leaves_the_old_page(run_folder, refused, full_disk):
     (run_folder / "report.html").write_text("old")
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        assert main(["report", str(run_folder), "--mistakes=never"]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    said = capsys.readouterr().err
-    assert "report.html cannot be written (" in said and said.count("\n") == 1
+    with full_disk(1000):
+        assert "report.html cannot be written (" in refused(["report", run_folder, "--mistakes=never"])
     assert (run_folder / "report.html").read_text() == "old" and not list(run_folder.glob(".partial*"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return load_run(write_run(tmp_path / "run", "final_b16", 2))
+
+
+def split(run: Run) -> dict[str, Any]:
+    found = time_split(run)
+    assert found is not None
+    return found
+
+
+def test_parts_are_sums_of_the_lines(run):
+    expected = {part: 2 * s for part, s in (STEPS | LOADER).items()}
+    expected |= {"eval": 2 * EVALUATION, "checkpoint": 2 * CHECKPOINT}
+    run = replace(run, splits=[])
+    assert part_seconds(run) == pytest.approx(expected)
+    assert {r["key"]: r["seconds"] for r in split(run)["loop"]}["eval"] == pytest.approx(2 * EVALUATION)
+    cost = run_cost(run, None, None)
+    assert cost is not None
+    assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
+
+
+def test_without_a_split_in_the_log_the_report_has_none(tmp_path):
+    assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None

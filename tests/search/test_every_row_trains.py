@@ -1,10 +1,8 @@
 """Trainings of the paper's tables and the frugal recipes take a step, with all that their recipes switch on."""
 
 import math
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from fastft.recipe.tables import load_sweep
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
 from fastft.search.runs import plan_runs
-from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.loop import train
 
 pytestmark = pytest.mark.slow
@@ -67,26 +64,6 @@ def test_a_step_changes_what_is_trained_and_nothing_else(reference, one_step, tm
     assert changed <= trained
     assert {"head.weight", "head.bias"} <= changed
     assert {n for n in trained if n.endswith(("out_proj.weight", "rel_pos_bias.table", "gamma"))} <= changed
-
-
-def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(one_step, tmp_path):
-    out = tmp_path / "out"
-    table = Path("rcp/tables/15_drop_path.yaml")
-    overrides = [*one_step(12), "--schedule.epochs=20", "--train.log_every=1"]
-    command = [sys.executable, "-m", "fastft.cli", "sweep", str(table), "--out", str(out), *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(out.glob("runs/*/checkpoints/step-*"))) < 2:
-        time.sleep(0.1)  # until the first of three trainings is under way
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == EXIT_REQUEUE, error
-    assert len(list(out.glob("runs/*"))) == 1
-
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
-    assert len(list(out.glob("runs/*/result.json"))) == 3
-    for run in out.glob("runs/*"):
-        steps = [m["step"] for m in read_metrics(run / "metrics.jsonl") if m["kind"] == "train"]
-        assert steps == list(range(1, 21))
 
 
 def test_two_processes_share_a_sweep(one_step, tmp_path):

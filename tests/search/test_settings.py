@@ -1,12 +1,22 @@
-"""The grid varies the learning rates of head and middle block by 3, and short runs keep the shape of the whole one."""
+"""Settings of a search, its time budget, and the figures that are corrected for the choice."""
 
+import json
+import time
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from beton_tools.base.errors import UserError
 from fastft.recipe import load_recipe
+from fastft.search import tune as tune_module
+from fastft.search.estimate import compare, optimism
 from fastft.search.settings import DEFAULT, Setting, grid, mid_lr, rung_epochs, shortened, with_setting
+from fastft.search.tune import Budget
 from fastft.train.augmentation_choice import DECIDED
+from fastft.train.distributed import World
 
 RECIPE = load_recipe("final_b16")
 LAYERS = 12
@@ -66,3 +76,104 @@ def test_values_that_follow_from_the_images_are_kept_as_shares():
     assert short.schedule.warmup_epochs == pytest.approx(0.2 * 6)
     assert 1 / (1 - short.ema.decay) == pytest.approx(0.16 * 6 * short.steps_per_epoch(), rel=0.01)
     assert short.automatic == DECIDED  # each training decides about its augmentation
+
+
+WORLD = World(0, 1, 0, torch.device("cpu"))
+KEYS = ("a", "b", "c", "short", "long", "new")
+
+
+def opened(path: Path, limit: float, **seconds: float) -> Budget:
+    path.write_text(json.dumps({"seconds": seconds}))
+    return Budget(path, limit, WORLD, KEYS)
+
+
+def test_time_is_remembered_also_after_an_error(tmp_path):
+    budget = Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
+    with pytest.raises(KeyError), budget.timed("a"):
+        raise KeyError
+    again = Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
+    assert 0 < again.spent == budget.spent
+    with again.timed("a"):
+        pass
+    assert again.spent > budget.spent
+
+
+def test_time_is_remembered_by_a_process_that_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_module, "SAVE_SECONDS", 0.01)
+    with Budget(tmp_path / "tune.json", 100, WORLD, KEYS).timed("a"):
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "tune.json").exists():  # as the next process finds it
+            assert time.monotonic() < deadline
+        assert Budget(tmp_path / "tune.json", 100, WORLD, KEYS).spent > 0
+
+
+def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_path):
+    budget = opened(tmp_path / "tune.json", 100, a=30, other=1000)
+    assert budget.spent == 30 and budget.left() == 70 and budget.left(0.5) == 20
+    with budget.timed("b"):
+        pass
+    assert json.loads((tmp_path / "tune.json").read_text())["seconds"]["other"] == 1000
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seconds": {"a": "x"}}', "{}"])
+def test_a_damaged_record_is_one_line(tmp_path, text):
+    (tmp_path / "tune.json").write_text(text)
+    with pytest.raises(UserError, match="cannot be read"):
+        Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
+
+
+def test_the_best_of_nine_equal_settings_is_corrected_to_their_true_accuracy():
+    noise = np.random.default_rng(0)
+    chosen, corrected = [], []
+    for _ in range(60):
+        right = noise.random((9, 200)) < 0.8
+        best = 100 * right.mean(1).max()
+        chosen.append(best)
+        corrected.append(best - optimism(right, np.ones(200), repeats=200))
+    assert np.mean(chosen) > 83.5
+    assert np.mean(corrected) == pytest.approx(80, abs=0.7)
+
+
+def test_weights_make_it_the_bias_of_balanced_accuracy():
+    """One image of a rare class decides half of the figure: the choice among few such images flatters more."""
+    noise = np.random.default_rng(0)
+    labels = np.array([0] * 190 + [1] * 10)
+    balanced = 1 / np.bincount(labels)[labels]
+    gaps = [
+        (optimism(right, np.ones(200), 200), optimism(right, balanced, 200))
+        for right in (noise.random((9, 200)) < 0.8 for _ in range(20))
+    ]
+    plain, weighted = np.mean(gaps, axis=0)
+    assert weighted > 1.5 * plain
+
+
+def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests():
+    noise, labels = np.random.default_rng(0), np.array([0] * 180 + [1] * 20)
+    tuned, own = np.where(labels, 0.5, 0.9), np.where(labels, 0.3, 0.9)
+    found = []
+    for _ in range(400):
+        luck = noise.random(200)
+        found.append(compare(labels, luck < tuned, luck < own))
+    names = ("balanced_accuracy", "balanced_gain", "top1", "gain")
+    values = {name: [f[name] for f in found] for name in names}
+    for name, expected in zip(names, (70, 10, 86, 2), strict=True):
+        assert np.mean(values[name]) == pytest.approx(expected, abs=0.6)
+    for name in ("balanced_accuracy", "balanced_gain"):
+        errors = [f[f"{name.removesuffix('_accuracy')}_standard_error"] for f in found]
+        assert np.mean(errors) == pytest.approx(np.std(values[name]), rel=0.1)
+    assert np.mean([f["default_balanced_accuracy"] for f in found]) == pytest.approx(60, abs=0.6)
+
+
+def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one():
+    right = np.array([True] * 80 + [False] * 20)
+    labels = np.array([0] * 99 + [2])
+    found = compare(labels, right, None)
+    assert found["standard_error"] == pytest.approx(4) and found["gain"] is None
+    assert found["balanced_accuracy"] == pytest.approx(100 * (80 / 99 + 0) / 2)
+    assert found["balanced_standard_error"] > 20
+
+
+def test_the_correction_raises_no_figure():
+    """Nothing is chosen of two equal settings: the images that a resample leaves out may by chance be easier ones."""
+    right = np.tile(np.random.default_rng(0).random(50) < 0.8, (2, 1))
+    assert all(optimism(right, np.ones(50), repeats=20, seed=seed) >= 0 for seed in range(20))

@@ -16,6 +16,7 @@ from fastft.recipe.tables import load_sweep
 from fastft.run.run_directory import read_metrics
 from fastft.search.runs import Outcome, plan_runs, read_result, run_key
 from fastft.search.sweep import print_report, run_sweeps
+from tests.refusals import refuses
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 
@@ -66,7 +67,6 @@ def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(table, one_s
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_figure_is_cut_where_output_is_narrow(width):
-    """Names of rows are folded; 80 columns are what a file or a pipe has."""
     sweep = load_sweep(TABLES / "03_ema.yaml")
     scores = {"top1": 43.75, "samples": 32}
     evaluations = [{"epoch": 19, "raw": scores, "ema": scores}]
@@ -161,7 +161,6 @@ def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys):
 
 
 def test_rows_that_wait_for_the_loader_are_marked(capsys):
-    """At 32 px eight H100 are faster than their cores decode; at 224 px they are not."""
     table = str(TABLES / "15_drop_path.yaml")
     for size, waits in ((32, True), (224, False)):
         assert main(["cost", table, "--gpu", "h100", f"--model.image_size={size}"]) == 0
@@ -170,10 +169,9 @@ def test_rows_that_wait_for_the_loader_are_marked(capsys):
         assert (marked, "* GPUs wait for the loader" in printed) == (waits, waits)
 
 
-def test_a_row_that_cannot_be_priced_is_named(table, capsys):
+def test_a_row_that_cannot_be_priced_is_named(table, refused):
     (table.parent / "plain.yaml").write_text(f"extends: {FINAL.resolve()}\nmodel: {{image_size: 98}}\n")
-    assert main(["cost", str(table), "--gpu", "v100"]) == 2
-    assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
+    assert f"{table}[EMA, a]: image size 98" in refused(["cost", str(table), "--gpu", "v100"])
 
 
 def test_brackets_in_titles_and_labels_are_printed_as_they_are(table, one_step, tmp_path, capsys):
@@ -219,9 +217,8 @@ def test_the_command_ends_in_1_where_a_row_failed(table, one_step, tmp_path, cap
 )
 def test_mistakes_in_a_sweep_are_one_line(table, text, message):
     table.write_text(text)
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         plan_runs(load_sweep(table), (), Path("runs"))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +255,7 @@ def test_photographs_are_converted_once_for_all_rows(one_step, photographs, tmp_
         "  - {label: a}\n  - {label: b, name: other, set: {optim.layer_decay: 0.5}}\n"
     )
     kept = [o for o in one_step(2) if not o.startswith(("--data.", "--optim.lr", "--schedule.", "--ema."))]
-    overrides = [*kept, f"--data.train={tmp_path / 'photos'}", "--schedule.epochs=3"]
+    overrides = [*kept, f"--data.train={tmp_path / 'photos'}", "--schedule.epochs=3", "--optim.batch_size=8"]
     outcomes = run_sweeps([load_sweep(table)], overrides, tmp_path / "out", quiet)
     assert [o.error for o in outcomes] == [None, None]
     assert (tmp_path / "out" / "data" / "train.beton").exists()

@@ -1,12 +1,13 @@
 """Small runs with the real trainer, and their results."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from fastft.recipe import load_recipe
-from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint, step_of
 from fastft.run.run_directory import read_metrics
 from fastft.train.loop import train
 
@@ -24,6 +25,14 @@ def run(tiny: dict[str, str], folder: Path, **changes: str) -> dict:
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     return [(m["step"], m["loss"]) for m in read_metrics(folder / "metrics.jsonl") if m["kind"] == "train"]
+
+
+def rewind(folder: Path, step: int) -> None:
+    """The state of a run that was killed after the checkpoint of this step."""
+    (folder / "result.json").unlink(missing_ok=True)
+    for path in list_checkpoints(folder / "checkpoints"):
+        if step_of(path) > step:
+            shutil.rmtree(path)
 
 
 def end(folder: Path) -> dict[str, torch.Tensor]:

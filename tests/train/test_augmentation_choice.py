@@ -14,7 +14,7 @@ from fastft.run.run_directory import load_run, read_choices
 from fastft.train import augmentation_choice
 from fastft.train.augmentation_choice import PLAIN, Mirrored, is_plain, shares_loss, without_augmentation, without_flips
 from fastft.train.head_start import count_mirrored, fit_ridge_head
-from tests.train.runs import differing, end, flags, losses, run
+from tests.train.runs import differing, end, flags, losses, rewind, run
 
 AUTO = {"model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto"}
 GIVEN = {"model__head_init": "probe", "augment__policy": "none", "augment__scale_min": "1"}
@@ -50,7 +50,6 @@ def test_flips_are_left_out_where_mirrored_images_are_not_recognised(
 
 
 def test_images_are_counted_by_heads_that_have_not_seen_them() -> None:
-    """Random features name nothing, whatever the head has learnt by heart; mirroring exchanges the classes."""
     rng = np.random.default_rng(0)
     labels, noise = rng.integers(0, 2, 400), rng.normal(size=(400, 64)).astype(np.float32)
     signal = noise + 4 * (2 * labels[:, None] - 1)
@@ -91,10 +90,7 @@ def test_a_resumed_training_keeps_the_choice(
 ) -> None:
     run(tiny, tmp_path / "whole", train__keep_checkpoints="100", **AUTO)
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    (tmp_path / "part/result.json").unlink()
-    for checkpoint in (tmp_path / "part/checkpoints").iterdir():
-        if checkpoint.name != "step-00000000":
-            shutil.rmtree(checkpoint)
+    rewind(tmp_path / "part", 0)
     monkeypatch.setattr("fastft.train.head_start.choose_augmentation", None)
     run(tiny, tmp_path / "part", train__keep_checkpoints="100", **AUTO)
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The same training on one process and on many; exact evaluation; errors that say which process failed."""
+"""The same training on one process and on many; errors that say which process failed; a process ends with its launcher."""
 
 import json
 import os
@@ -14,18 +14,12 @@ import pytest
 import torch
 
 from beton_tools.read.format import Beton
-from fastft.augment.recipe_policy import build_policy
-from fastft.cli import main
-from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.trained import load_trained
 from fastft.run.checkpoint import list_checkpoints
-from fastft.train.distributed import World, connected
-from fastft.train.evaluate import evaluate
+from fastft.train.distributed import LAUNCHER, STARTED_BY_TORCHRUN, World, connected, exit_without_launcher
 from fastft.train.exceptions import EXIT_REQUEUE, PeerLost
 from fastft.train.launch import exit_code
-from fastft.train.precision import Precision
 from tests.train.runs import flags, losses, run
 
 PORT = "29617"
@@ -45,6 +39,13 @@ def launch(
         [*before, sys.executable, "-m", "fastft.train.launch", "--nproc-per-node", str(processes), *options, *command],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
     )  # fmt: skip
+
+
+def said_by(process: subprocess.Popen, code: int = 0) -> str:
+    """Its errors, once it has ended with this code."""
+    said: str = process.communicate(timeout=600)[1]
+    assert process.returncode == code, said
+    return said
 
 
 def wait_for_losses(folder: Path, count: int, *processes: subprocess.Popen) -> None:
@@ -83,28 +84,10 @@ def test_two_processes_train_as_one_does(tiny, tmp_path, half, rounding):
     changes |= {"model__drop_path": "0.3", "model__patch_dropout": "0.25"} | half
     run(tiny, tmp_path / "one", train__micro_batch="8", **changes)
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", **changes)
-    process = launch("train", "rcp/final_b16.yaml", *command)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    said_by(launch("train", "rcp/final_b16.yaml", *command))
     assert close(losses(tmp_path / "two"), losses(tmp_path / "one"), rounding)
     one, two = (json.loads((tmp_path / n / "result.json").read_text())["last"]["raw"] for n in ("one", "two"))
     assert two["samples"] == one["samples"] and (half or two["top1"] == one["top1"])
-
-
-@pytest.mark.parametrize("world_size", [3])
-def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole, world_size):
-    """20 images on 3 processes: 7, 7 and 6; the sums are those of one process."""
-    trained = load_trained(whole, torch.device("cpu"))
-    hits, samples = 0.0, 0
-    for rank in range(world_size):
-        shard, policy = Shard(rank, world_size), build_policy(trained.recipe)
-        with EvalLoader(tiny["data.val"], policy, Output(32), batch_size=4, shard=shard, workers=1) as loader:
-            alone = World(0, 1, 0, torch.device("cpu"))
-            (scores,) = evaluate([trained.model], loader, alone, Precision(torch.float32, "cpu"))
-        hits, samples = hits + scores.top1 * scores.samples / 100, samples + scores.samples
-    best = json.loads((whole / "result.json").read_text())["best"]["ema"]
-    assert samples == best["samples"] == 20
-    assert round(hits) == round(best["top1"] * 20 / 100)
 
 
 @pytest.mark.slow
@@ -140,15 +123,12 @@ def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, t
     data[end - int(beton.sizes[bad]) // 2 : end] = bytes(int(beton.sizes[bad]) // 2)
     damaged = tmp_path / "damaged.beton"
     damaged.write_bytes(data)
-    process = launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train=str(damaged)))
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 2, said
+    said = said_by(launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train=str(damaged))), 2)
     assert f"sample {bad}" in said and "damaged JPEG data" in said and "Traceback" not in said
 
 
 @pytest.mark.slow
 def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny, tmp_path):
-    """Two hosts, each with its own files: one line each that says what differs, nothing written."""
     for change, what in (({"data__train": tiny["data.val"]}, "data"), ({"optim__lr": "2e-3"}, "recipes")):
         both = [
             launch(
@@ -170,9 +150,7 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
     """Its peer only loses the connection: both end with 1, and the peer names the process."""
     (tmp_path / "sitecustomize.py").write_text(CRASH)
     command = flags(tiny, tmp_path / "run")
-    process = launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 1, said
+    said = said_by(launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}"), 1)
     assert "process 1 ended with ZeroDivisionError; see its output" in said
 
 
@@ -185,14 +163,12 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
     ],
 )
-def test_variables_that_torchrun_does_not_set_are_one_line(whole, monkeypatch, capsys, environment, message):
+def test_variables_that_torchrun_does_not_set_are_one_line(whole, monkeypatch, refused, environment, message):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert main(["eval", str(whole), "--device=cpu"]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1, error
+    assert message in refused(["eval", str(whole), "--device=cpu"])
 
 
 def test_exit_codes_of_processes_are_ranked():
@@ -220,7 +196,6 @@ def test_a_back_ends_message_is_cut_to_its_first_sentence():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_checkpoints_and_exits_with_75(tiny, tmp_path, number):
-    """Ctrl-C with 130."""
     run(tiny, tmp_path / "whole")
     command = ("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "cut", train__checkpoint_steps="0"))
     process = launch(*command)
@@ -262,7 +237,6 @@ def ip(*arguments: str, check: bool = True) -> int:
 
 @pytest.mark.slow
 def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(tiny, tmp_path, two_hosts):
-    """The link goes down in the middle of a run. Both hosts end within the time-out, then continue together."""
     timeout_seconds, grace_seconds = 12, 60
     run(tiny, tmp_path / "whole", schedule__epochs="20")
     command = flags(tiny, tmp_path / "run", schedule__epochs="20", train__timeout_minutes=str(timeout_seconds / 60))
@@ -294,3 +268,62 @@ def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(t
     ends = [p.communicate(timeout=200) for p in again]
     assert [p.returncode for p in again] == [0, 0], ends
     assert close(losses(tmp_path / "run"), losses(tmp_path / "whole"))
+
+
+SHELL = "{python} -c '{process}' & echo $!; wait"
+PROCESS = """
+from fastft.train.distributed import find_world
+print("connecting", flush=True)
+with find_world("cpu"):
+    pass
+"""
+UNREACHABLE = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29699",
+}  # fmt: skip
+
+
+def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_killed(tmp_path):
+    """torchrun, killed with SIGKILL before its store answered: here a shell, and no store at all."""
+    script = SHELL.format(python=sys.executable, process=PROCESS.replace("'", '"'))
+    with (tmp_path / "errors").open("w") as errors:
+        shell = subprocess.Popen(
+            ["bash", "-c", script], stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | UNREACHABLE | {STARTED_BY_TORCHRUN: "none", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        )  # fmt: skip
+    assert shell.stdout is not None
+    process = int(shell.stdout.readline())
+    assert shell.stdout.readline() == "connecting\n"
+    time.sleep(1)
+    assert Path(f"/proc/{process}").exists()
+    shell.send_signal(signal.SIGKILL)
+    shell.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{process}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    last = (tmp_path / "errors").read_text().splitlines()[-1]
+    assert last == "fastft: error: the launcher ended before all processes were connected; start it again"
+
+
+def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch):
+    parents = iter([1, 2, 3, 4])
+    monkeypatch.setattr("os.getppid", lambda: next(parents))
+    monkeypatch.setattr("os._exit", lambda code: pytest.fail("it must not exit"))
+    monkeypatch.delenv(STARTED_BY_TORCHRUN, raising=False)
+    with exit_without_launcher():
+        time.sleep(0.7)
+    monkeypatch.setenv(STARTED_BY_TORCHRUN, "none")
+    with exit_without_launcher():
+        pass
+    time.sleep(0.7)
+
+
+def test_a_launcher_that_ended_before_the_connection_began_is_noticed(monkeypatch):
+    """While modules are imported, for seconds: the process has another parent by then."""
+    left: list[int] = []
+    monkeypatch.setenv(STARTED_BY_TORCHRUN, "none")
+    monkeypatch.setenv(LAUNCHER, str(os.getppid() + 1))
+    monkeypatch.setattr("os._exit", left.append)
+    with exit_without_launcher():
+        time.sleep(0.7)
+    assert left == [EXIT_REQUEUE]

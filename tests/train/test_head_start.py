@@ -1,19 +1,19 @@
 """A run with `model.head_init=probe` starts from a ridge regression head, which it evaluates, stores and restores."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.data.loader import EvalLoader
 from fastft.evaluate import trained
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
@@ -23,12 +23,16 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import find_weights
+from fastft.run.prediction_metrics import calibrate
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train import head_start
-from fastft.train.exceptions import Preempted
+from fastft.train.distributed import World
+from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
+from fastft.train.precision import Precision
 from fastft.train.progress import conclusion
-from tests.train.runs import differing, end, flags, losses, run
-from tests.train.test_distributed import launch
+from tests.train.runs import differing, end, flags, losses, rewind, run
+from tests.train.test_distributed import launch, said_by
+from tests.written import predictions_of
 
 PROBE = {"model__head_init": "probe"}
 
@@ -46,15 +50,11 @@ def test_the_baseline_is_the_evaluation_of_step_0(probed):
     assert first.name == "step-00000000"
     scores = evaluate_checkpoint(first, None, "cpu")
     assert scores["top1"] == result["baseline"]["raw"]["top1"]
+    assert scores["top1"] > 70  # two photographs differ in colour: features of a random tower are enough
     assert result["baseline"]["images"] == 48 and result["baseline"]["scale"] > 1
     (line,) = (m for m in read_metrics(probed / "metrics.jsonl") if m["kind"] == "baseline")
     assert line["raw_top1"] == scores["top1"] and line["step"] == 0
     assert load_run(probed).baseline == line
-
-
-def test_the_head_beats_a_random_one_before_any_step(tiny, probed):
-    """Two photographs differ in colour: features of a random tower are enough."""
-    assert json.loads((probed / "result.json").read_text())["baseline"]["raw"]["top1"] > 70
 
 
 def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probed, tmp_path, capsys):
@@ -85,7 +85,6 @@ def test_the_probe_is_compared_image_by_image(probed):
 
 
 def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatch):
-    """One whose pretrained weights have changed, or of an earlier version, without the head, says so in one line."""
     shutil.copytree(probed, tmp_path / "run")
     path = tmp_path / "run/result.json"
     result = json.loads(path.read_text())
@@ -133,10 +132,7 @@ def test_only_the_head_differs_from_a_run_without(tiny, probed, tmp_path):
 def test_a_resume_is_bit_exact(tiny, probed, tmp_path, kept, monkeypatch):
     """From step 0 and from a later step; the head is not computed again."""
     shutil.copytree(probed, tmp_path / "run")
-    (tmp_path / "run/result.json").unlink()
-    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
-        if int(checkpoint.name.partition("-")[2]) > kept or checkpoint.name.startswith("best"):
-            shutil.rmtree(checkpoint)
+    rewind(tmp_path / "run", kept)
     monkeypatch.setattr(head_start, "fit_ridge_head", None)
     run(tiny, tmp_path / "run", train__keep_checkpoints="100", **PROBE)
     assert losses(tmp_path / "run") == losses(probed)
@@ -147,30 +143,9 @@ def test_a_resume_is_bit_exact(tiny, probed, tmp_path, kept, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(tiny, probed, tmp_path, monkeypatch):
-    """Nothing is saved yet; the same command starts anew."""
-    whole_pass = EvalLoader.__iter__
-
-    def interrupted(loader: EvalLoader):
-        for batch in whole_pass(loader):
-            os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EvalLoader, "__iter__", interrupted)
-        with pytest.raises(Preempted):
-            run(tiny, tmp_path / "run", **PROBE)
-    assert list_checkpoints(tmp_path / "run/checkpoints") == []
-    run(tiny, tmp_path / "run", **PROBE)
-    assert losses(tmp_path / "run") == losses(probed)
-
-
-@pytest.mark.slow
 def test_two_processes_start_from_the_same_head_as_one(tiny, probed, tmp_path):
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", train__keep_checkpoints="100", **PROBE)
-    process = launch("train", "rcp/final_b16.yaml", *command)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    said_by(launch("train", "rcp/final_b16.yaml", *command))
     heads = [
         read_checkpoint(list_checkpoints(f / "checkpoints")[0]).tensors["model"]["head.weight"].numpy()
         for f in (tmp_path / "two", probed)
@@ -194,6 +169,116 @@ def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tin
     assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
 
 
-def test_a_run_is_not_continued_with_another_head_init(tiny, probed):
-    with pytest.raises(UserError, match=r"model\.head_init 'probe' -> 'small'"):
-        run(tiny, probed)
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and test images and labels, 64 features, in a random order."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.int64)
+    return images[:1200], labels[:1200], images[1200:], labels[1200:]
+
+
+def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits):
+    images, labels, _, _ = digits
+    head = fit_ridge_head(images, labels, 10, seed=0)
+    variance = images.astype(np.float64).var(0).mean()
+    expected = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
+    assert head.weight_KD == pytest.approx(head.scale * expected.coef_, rel=1e-3, abs=1e-4)
+    assert head.bias_K == pytest.approx(head.scale * expected.intercept_, rel=1e-3, abs=1e-4)
+
+
+def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits):
+    images, labels, test_images, test_labels = digits
+    head = fit_ridge_head(images, labels, 10, seed=0)
+    logits = test_images @ head.weight_KD.T + head.bias_K
+    p = predictions_of(logits, test_labels)
+    assert p.right_N.mean() > 0.9
+    found = calibrate(p)
+    assert found.temperature == pytest.approx(1, abs=0.25)
+    unscaled = calibrate(predictions_of(logits / head.scale, test_labels))
+    assert found.plain.ece < unscaled.plain.ece / 4
+
+
+def test_logits_of_many_classes_are_calibrated():
+    """Eight images of each of 400 classes: their scores lie so close together that a scale of 54.6 was too small."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(400), 12)
+    centres, noise = rng.normal(size=(400, 64)), rng.normal(size=(len(labels), 64))
+    images = (centres[labels] + 1.5 * noise).astype(np.float32)
+    fitted = np.arange(len(labels)) % 12 < 8
+    head = fit_ridge_head(images[fitted], labels[fitted], 400, seed=0)
+    p = predictions_of(images[~fitted] @ head.weight_KD.T + head.bias_K, labels[~fitted])
+    assert head.scale > 100
+    assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_few_images_are_enough(count):
+    features = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
+    features[:, 0] = 1
+    head = fit_ridge_head(features, np.arange(count) % 3, 5, seed=0)
+    assert np.isfinite(head.weight_KD).all() and np.isfinite(head.bias_K).all()
+    assert head.weight_KD.shape == (5, 8)
+
+
+class AsFeatures(torch.nn.Module):
+    """A model whose images are its features."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(width, classes)
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+class OneOfTwo(World):
+    """A process whose peer's sums and rows are known already; it records its own."""
+
+    def __init__(self, theirs: list[torch.Tensor]) -> None:
+        super().__init__(0, 1, 0, torch.device("cpu"))
+        self.theirs, self.mine = list(theirs), []
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.mine.append(values.clone())
+        return values.add_(self.theirs.pop(0)) if self.theirs else values
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        self.mine.append(rows)
+        return torch.cat([rows, self.theirs.pop(0)]) if self.theirs else rows
+
+
+def one_pass(images: np.ndarray, labels: np.ndarray, world: World, part: slice = slice(None)) -> RidgeHead:
+    batches = [
+        SimpleNamespace(images=torch.from_numpy(images[ids]), labels=torch.from_numpy(labels[ids]), ids=ids)
+        for ids in np.array_split(np.arange(len(images))[part], 7)
+    ]
+
+    class Loader(list):
+        num_samples = len(images)
+
+    model, precision = AsFeatures(images.shape[1], 10), Precision(torch.float32, "cpu")
+    return _fit_in_one_pass(model, Loader(batches), world, precision, 0, lambda: False)  # type: ignore[arg-type]
+
+
+def test_one_pass_over_many_images_gives_the_dense_solution(digits):
+    images, labels, test_images, test_labels = digits
+    head = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
+    variance = images.astype(np.float64).var(0).mean()
+    dense = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
+    assert head.weight_KD == pytest.approx(head.scale * dense.coef_, rel=1e-4, abs=1e-5)
+    assert head.bias_K == pytest.approx(head.scale * dense.intercept_, rel=1e-4, abs=1e-5)
+    p = predictions_of(test_images @ head.weight_KD.T + head.bias_K, test_labels)
+    assert p.right_N.mean() > 0.9 and calibrate(p).temperature == pytest.approx(1, abs=0.25)
+
+
+def test_two_processes_solve_what_one_does(digits):
+    images, labels, _, _ = digits
+    whole = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
+    second = OneOfTwo([])
+    one_pass(images, labels, second, slice(500, None))
+    both = one_pass(images, labels, OneOfTwo(second.mine), slice(500))
+    assert both.penalty == whole.penalty
+    assert both.weight_KD == pytest.approx(whole.weight_KD, rel=1e-4) and both.scale == pytest.approx(
+        whole.scale, rel=1e-3
+    )

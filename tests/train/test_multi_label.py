@@ -30,7 +30,7 @@ from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.trainer import Trainer
 from tests.train.runs import QUIET, differing, end, losses
-from tests.train.test_distributed import close, launch
+from tests.train.test_distributed import close, launch, said_by
 
 NAMES = ("astronaut", "chelsea", "coffee")
 KEPT = ("model.arch", "model.weights", "model.image_size", "train.amp", "train.device", "train.log_every")
@@ -205,16 +205,13 @@ def test_mixing_blends_label_sets_and_smoothing_keeps_one_hot_rows_as_they_were(
 def test_two_processes_train_as_one_does(tiny, table: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train_recipe(load_recipe("photos", options(tiny, table, one)), QUIET)
-    process = launch("train", "photos", *options(tiny, table, two))
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
+    said_by(launch("train", "photos", *options(tiny, table, two)))
     assert close(losses(two), losses(one))
     ours, theirs = (json.loads((folder / "result.json").read_text())["last"]["raw"] for folder in (one, two))
     assert theirs == {key: pytest.approx(value, rel=1e-3, abs=1e-3) for key, value in ours.items()}
 
 
 def test_thresholds_survive_without_an_evaluation(strips: Path) -> None:
-    """A checkpoint within an epoch has those of the last evaluation."""
     steps = list_checkpoints(strips / "checkpoints")
     state = read_checkpoint(steps[0], ("model",)).state
     assert state["progress"]["step"] != 0

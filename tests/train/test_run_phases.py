@@ -10,12 +10,11 @@ import torch
 from beton_tools.read.beton_set import BetonSet
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
-from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train import run_phases
 from fastft.train.distributed import find_world
 from fastft.train.precision import Precision
-from tests.train.runs import differing, end, flags, losses, run
+from tests.train.runs import differing, end, flags, losses, rewind, run
 
 # 6 steps per epoch; phases: 16 px with half of the patches, 24 px with half, 32 px with half, 32 px whole
 GROWING = {
@@ -53,17 +52,10 @@ def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown)
 
 
 def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown, tmp_path):
-    """Checkpoints are written after every second step and every epoch (6 steps); the sizes change at 12, 18 and 24.
-
-    So does the augmentation, at every epoch.
-    """
     for step in (22, 18, 10):
         folder = tmp_path / str(step)
         shutil.copytree(grown, folder)
-        (folder / "result.json").unlink()
-        for path in list_checkpoints(folder / "checkpoints"):
-            if int(path.name.removeprefix("step-")) > step:
-                shutil.rmtree(path)
+        rewind(folder, step)
         run(tiny, folder, train__keep_checkpoints="100", **GROWING)
         assert losses(folder) == losses(grown), step
         assert differing(end(folder), end(grown)) == [], step
@@ -75,15 +67,7 @@ def test_micro_batches_do_not_change_a_run_that_grows(tiny, grown, tmp_path):
     assert small == pytest.approx(whole, abs=5e-5)
 
 
-def test_other_sizes_are_another_run(tiny, grown):
-    from beton_tools.base.errors import UserError
-
-    with pytest.raises(UserError, match=r"schedule\.sizes '0:16,2:24,3:32' -> '0:16,3:32'"):
-        run(tiny, grown, **(GROWING | {"schedule__sizes": "0:16,3:32"}))
-
-
 def test_the_micro_batch_is_chosen_for_each_size_and_patch_dropout(tiny, tmp_path, monkeypatch):
-    """On a GPU memory is measured at the size of the phase, with the patches that it keeps."""
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, **GROWING))
     model, seen = build_model(recipe), []
 

@@ -1,5 +1,7 @@
 """Signals: training saves and exits with 75, after Ctrl-C with 130, other commands end with 128 + n; one line each."""
 
+import itertools
+import json
 import os
 import pkgutil
 import pty
@@ -10,7 +12,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -18,13 +19,14 @@ from beton_tools.base.signals import STOP_SIGNALS
 from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
-from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.exceptions import EXIT_REQUEUE, Preempted
 from fastft.train.loop import train
 from fastft.train.preempt import SignalGuard
 from tests.train.runs import differing, end, flags, losses, run
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
-LONG = {"model__drop_path": "0.3", "schedule__epochs": "20", "train__checkpoint_steps": "0", "ema__warmup": "true"}
+LIKE_WHOLE = {"model__drop_path": "0.3"}
+LONG = LIKE_WHOLE | {"schedule__epochs": "20", "train__checkpoint_steps": "0"}
 
 
 def fastft(*arguments: str, **options) -> subprocess.Popen[str]:
@@ -39,25 +41,30 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="module")
-def long(tiny, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("long")
-    run(tiny, folder, **LONG)
-    return folder
+def send(monkeypatch: pytest.MonkeyPatch, number: int, target: str, call: int = 1) -> None:
+    """The signal arrives at this call of the function."""
+    module, _, name = target.rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    whole, calls = getattr(owner, name), itertools.count(1)
+
+    def signalled(*args, **kwargs):
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, signalled)
 
 
-@pytest.mark.parametrize("number", [signal.SIGXCPU, *(slow(n) for n in STOP_SIGNALS if n != signal.SIGXCPU)], ids=str)
-def test_training_saves_and_exits_with_75(tiny, long, tmp_path, number):
-    process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
-    wait_for(lambda: len(losses(tmp_path)) >= 3, process)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == EXIT_REQUEUE, error
-    assert error.count("\n") == 1 and "stopped on a signal after step" in error
-    saved = list_checkpoints(tmp_path / "checkpoints")[-1]
-    assert int(saved.name[-8:]) == losses(tmp_path)[-1][0]
-    run(tiny, tmp_path, **LONG)
-    assert differing(end(tmp_path), end(long)) == []
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=str)
+def test_training_saves_and_exits_with_75(tiny, whole, tmp_path, number, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        send(patch, number, "fastft.train.step.Step.update", 7)
+        assert main(["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LIKE_WHOLE)]) == EXIT_REQUEUE
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "stopped on a signal after step 7" in error
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000007"
+    run(tiny, tmp_path, **LIKE_WHOLE)
+    assert losses(tmp_path) == losses(whole) and differing(end(tmp_path), end(whole)) == []
 
 
 @pytest.mark.slow
@@ -102,55 +109,30 @@ def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path):
     assert losses(tmp_path)[-1][0] == 18
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_the_step_and_the_run_continues(tiny, long, tmp_path):
-    process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
-    wait_for(lambda: len(losses(tmp_path)) >= 3, process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    announced, said = error.strip().splitlines()
-    assert process.returncode == 130 and "Ctrl-C again ends at once" in announced
-    step = losses(tmp_path)[-1][0]
-    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == f"step-{step:08}"
-    assert said.startswith(f"fastft train: interrupted; a checkpoint of step {step} is written")
-    run(tiny, tmp_path, **LONG)
-    assert differing(end(tmp_path), end(long)) == []
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    """Ctrl-C when the function is called first."""
-    module, _, name = target.rpartition(".")
-    owner = pkgutil.resolve_name(module)
-    whole = getattr(owner, name)
-
-    def interrupted(*args, **kwargs):
-        monkeypatch.setattr(owner, name, whole)
-        os.kill(os.getpid(), signal.SIGINT)
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, interrupted)
-
-
-def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, long, tmp_path, monkeypatch, capfd):
-    command = ["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG)]
+def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, whole, tmp_path, monkeypatch, capfd):
+    command = ["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LIKE_WHOLE)]
     with monkeypatch.context() as patch:
-        interrupt(patch, "fastft.train.evaluate._image_rows")
+        send(patch, signal.SIGINT, "fastft.train.evaluate._image_rows")
         assert main(command) == 130
     announced, said = capfd.readouterr().err.strip().splitlines()
     said, _, again = said.partition("continues: ")
     assert said == "fastft train: interrupted; a checkpoint of step 6 is written, the same command "
     assert "Ctrl-C again ends at once" in announced and shlex.split(again) == ["fastft", *command]
-    result = run(tiny, tmp_path, **LONG)
-    assert [e["epoch"] for e in result["evaluations"]] == list(range(20))
-    assert differing(end(tmp_path), end(long)) == []
+    result = run(tiny, tmp_path, **LIKE_WHOLE)
+    assert result["evaluations"] == json.loads((whole / "result.json").read_text())["evaluations"]
+    assert differing(end(tmp_path), end(whole)) == []
 
 
-@pytest.mark.parametrize("place", ["fastft.train.setup.build_model", "fastft.train.head_start.forward"])
-def test_ctrl_c_before_the_first_step_ends_without_a_checkpoint(tiny, tmp_path, monkeypatch, place):
-    interrupt(monkeypatch, place)
-    with pytest.raises(KeyboardInterrupt) as stop:
+@pytest.mark.parametrize(
+    ("place", "number", "error"),
+    [("setup.build_model", signal.SIGINT, KeyboardInterrupt), ("head_start.forward", signal.SIGINT, KeyboardInterrupt),
+     ("head_start.forward", signal.SIGTERM, Preempted)],
+)  # fmt: skip
+def test_a_signal_before_the_first_step_ends_without_a_checkpoint(tiny, tmp_path, monkeypatch, place, number, error):
+    send(monkeypatch, number, f"fastft.train.{place}")
+    with pytest.raises(error) as stop:
         run(tiny, tmp_path, model__head_init="probe")
-    assert stop.value.args == () and not list_checkpoints(tmp_path / "checkpoints")
+    assert (error is Preempted or stop.value.args == ()) and not list_checkpoints(tmp_path / "checkpoints")
 
 
 def test_a_run_that_starts_anew_over_an_older_log_says_so(tiny, tmp_path, capsys):

@@ -1,9 +1,8 @@
-"""One run directory is disturbed at random: every run ends with the bits of an undisturbed one, nothing leaks.
+"""One run directory is disturbed at random: every run ends with the bits of an undisturbed one.
 
 An hour: FASTFT_EXTENT=60 pytest -m slow -s tests/train/test_soak.py
 """
 
-import gc
 import os
 import random
 import resource
@@ -11,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,15 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 
-from fastft.augment import parse_policy
-from fastft.data import Output, TrainLoader
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
-from fastft.train.exceptions import EXIT_REQUEUE, Preempted
+from fastft.train.exceptions import EXIT_REQUEUE
 from tests import EXTENT
 from tests.run.test_damage import CASES
-from tests.train.runs import differing, end, flags, losses, run
+from tests.train.runs import differing, end, flags, losses
 
 SECONDS = 60 * EXTENT
 EPOCHS, STEPS_PER_EPOCH = 60, 6
@@ -37,9 +32,6 @@ CHANGES = {
     "model__drop_path": "0.3", "augment__mixup": "0.8", "schedule__epochs": str(EPOCHS), "train__micro_batch": "4",
     "train__checkpoint_steps": "2", "train__keep_checkpoints": "4", "train__eval_every": "7",
 }  # fmt: skip
-# growth of this process after its first rounds
-LIMITS = {"threads": 0, "descriptors": 0, "resident": 64 << 20}
-SETTLED = 2  # rounds
 PORT = 29671
 
 
@@ -127,26 +119,6 @@ class Soak:
         if self.dice.random() < 0.5:
             (found[-1] / CHECKSUMS).unlink(missing_ok=True)  # removed by an earlier call
 
-    def break_off_here(self) -> None:
-        """A training in this process that a signal ends, and a loop over a loader that breaks."""
-        threading.Timer(self.dice.uniform(0, 2), os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        previous = signal.signal(signal.SIGUSR1, lambda *_: None)  # it may come after the training has ended
-        try:
-            run(self.tiny, self.folder, **CHANGES)
-        except Preempted:
-            pass
-        finally:
-            torch.set_num_threads(before)
-            time.sleep(2)
-            signal.signal(signal.SIGUSR1, previous)
-        path, policy = self.tiny["data.train"], parse_policy("3aug")
-        with TrainLoader(path, policy, Output(32), batch_size=8, workers=1) as loader:
-            for batch in loader.epoch(0):
-                if batch.step == self.dice.randrange(3):
-                    break
-
 
 def is_whole(path: Path) -> bool:
     from beton_tools.base.errors import UserError
@@ -156,17 +128,6 @@ def is_whole(path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def held() -> dict[str, int]:
-    """Threads, file descriptors and resident bytes of this process."""
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "threads": threading.active_count(),
-        "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
-        "resident": pages * os.sysconf("SC_PAGE_SIZE"),
-    }
 
 
 @pytest.mark.slow
@@ -181,9 +142,9 @@ def test_a_run_that_is_disturbed_at_random_ends_with_the_same_bits(tiny, tmp_pat
     soak.folder = folder
     disturbances: list[Callable[[], None]] = [
         soak.kill, soak.kill, soak.kill_one_of_two, soak.send_signal, soak.send_signal, soak.fill_the_disk,
-        soak.damage_the_newest, soak.damage_the_newest, soak.break_off_here,
+        soak.damage_the_newest, soak.damage_the_newest,
     ]  # fmt: skip
-    began, rounds, history = time.monotonic(), 0, []
+    began, rounds = time.monotonic(), 0
     while time.monotonic() - began < SECONDS:
         shutil.rmtree(folder, ignore_errors=True)
         while not (folder / "result.json").exists():
@@ -194,8 +155,4 @@ def test_a_run_that_is_disturbed_at_random_ends_with_the_same_bits(tiny, tmp_pat
         assert differing(end(folder), whole) == [], f"seed {seed}, round {rounds}, {dict(soak.done)}"
         assert [step for step, _ in losses(folder)] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
         rounds += 1
-        history.append(held())
-        print(f"round {rounds}, {time.monotonic() - began:.0f} s: {dict(soak.done)}, {history[-1]}", flush=True)
-    for what, allowed in LIMITS.items():
-        settled = history[min(SETTLED, len(history)) - 1]
-        assert history[-1][what] - settled[what] <= allowed, (what, history)
+        print(f"round {rounds}, {time.monotonic() - began:.0f} s: {dict(soak.done)}", flush=True)

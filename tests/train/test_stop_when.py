@@ -18,7 +18,7 @@ from fastft.search.runs import PlannedRun, read_result
 from fastft.train.progress import Progress
 from fastft.train.setup import take_selection
 from tests.train.runs import differing, end, flags, losses, run
-from tests.train.test_distributed import launch
+from tests.train.test_distributed import launch, said_by
 
 # nothing is learnt, so there is never a gain
 STILL = {"optim__lr": "0", "schedule__min_lr": "0", "schedule__epochs": "8", "train__checkpoint_steps": "2"}
@@ -120,20 +120,18 @@ def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"data__val": "none"}, {}])
-def test_it_is_refused_where_only_reported_images_or_none_are_there(tiny, tmp_path, changes, monkeypatch, capsys):
+def test_it_is_refused_where_only_reported_images_or_none_are_there(tiny, tmp_path, changes, monkeypatch, refused):
     monkeypatch.setattr("fastft.train.setup.is_imagenet", lambda recipe: True)
-    assert main(["train", "final_b16", *flags(tiny, tmp_path / "run", train__stop_when="2", **changes)]) == 2
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1 and "--data.selection_share=0.01" in said
+    assert "--data.selection_share=0.01" in refused(
+        ["train", "final_b16", *flags(tiny, tmp_path / "run", train__stop_when="2", **changes)]
+    )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_two_processes_stop_where_one_does(tiny, stopped, tmp_path):
     options = flags(tiny, tmp_path, train__stop_when="2", train__micro_batch="2", **STILL, **SHARE)
-    process = launch("train", "rcp/final_b16.yaml", *options)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    said_by(launch("train", "rcp/final_b16.yaml", *options))
     results = [json.loads((folder / "result.json").read_text()) for folder in (tmp_path, stopped)]
     assert results[0]["stopped"] == results[1]["stopped"]
     assert [e["selection"]["ema"]["samples"] for e in results[0]["evaluations"]] == [12] * 3

@@ -1,12 +1,15 @@
-"""The log splits the time of a run by part."""
+"""The log splits the time of a run by part; `train.profile` writes a trace of some steps and changes nothing that is trained."""
 
+import json
 import time
 
 import pytest
 import torch
 
-from fastft.run.run_directory import read_metrics
+from fastft.report.run_report import render_run
+from fastft.run.run_directory import load_run, read_metrics
 from fastft.train.timing import PARTS, Split
+from tests.train.runs import losses, run
 
 
 def in_steps(line: dict) -> float:
@@ -14,16 +17,7 @@ def in_steps(line: dict) -> float:
     return sum(line["split"][part] for part in PARTS if part != "start")
 
 
-def test_the_loaders_work_is_logged_by_part(whole):
-    epochs = [line["seconds"] for line in read_metrics(whole / "metrics.jsonl") if line["kind"] == "split"]
-    for seconds in epochs:  # of 48 images each
-        assert seconds["read"] >= 0 and seconds["decode"] > 0 and seconds["augment"] > 0
-        # neither nanoseconds nor sums over epochs
-        assert seconds["decode"] + seconds["augment"] < 48 * 50e-3
-
-
 def test_time_split_adds_up_to_the_steps(whole):
-    """In every log line all parts are present, none is negative, and together they are most of the interval, not more."""
     lines = read_metrics(whole / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
     for line in trained:
@@ -45,6 +39,10 @@ def test_the_log_names_the_hardware_and_splits_each_epoch(whole):
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
     for line in epochs:
         assert line["seconds"].keys() >= {*PARTS, "eval", "checkpoint"}
+        loader = [line["seconds"][part] for part in ("read", "decode", "augment")]
+        assert min(loader) >= 0 < min(loader[1:])
+        # of 48 images: neither nanoseconds nor sums over epochs
+        assert sum(loader[1:]) < 48 * 50e-3
         steps = [t["split"]["forward"] for t in lines if t["kind"] == "train" and t["epoch"] == line["epoch"]]
         assert line["seconds"]["forward"] == pytest.approx(sum(steps))
 
@@ -57,3 +55,23 @@ def test_time_before_begin_belongs_to_no_part():
     first, second = split.collect(), split.collect()
     assert 0 <= first["forward"] < 0.05
     assert set(second.values()) == {0.0}
+
+
+def test_a_profiled_run_has_a_trace_and_the_same_losses(tiny, whole, tmp_path):
+    """Two of six steps are profiled; a run that ends before keeps what it has."""
+    assert "profiled steps" not in render_run(load_run(whole))
+    for steps, found in (("2", 2), ("100", 3)):
+        folder = tmp_path / steps
+        run(tiny, folder, train__profile=steps, model__drop_path="0.3", schedule__stop_epoch="1")
+        assert losses(folder) == losses(whole)[:6]
+        trace = json.loads((folder / "profile/trace.json").read_text())
+        names = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+        assert names.count("update") == names.count("forward and backward") == found
+        operations = json.loads((folder / "profile/operations.json").read_text())
+        assert operations["steps"] == found and {"aten::addmm", "aten::mm"} <= {
+            row["name"] for row in operations["operations"]
+        }
+    page = render_run(load_run(tmp_path / "2"))
+    assert "of 2 profiled steps" in page and 'href="profile/trace.json"' in page
+    longest = sorted(operations["operations"], key=lambda row: -row["seconds"])
+    assert operations["operations"] == longest and page.count('<td class="n" data-v="') >= 10

@@ -1,7 +1,5 @@
 """JPEGs made from real photographs, and a decoder with guarded memory."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import mmap

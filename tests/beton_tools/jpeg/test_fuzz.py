@@ -4,20 +4,17 @@ of the buffers.
 The corpus contains small constructed files that once failed, or that are hostile by design.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse, subsampling
 from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import compress
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
-from tests.beton_tools.fuzzing import LONG, damaged, fuzz, time_limit
+from tests.beton_tools.fuzzing import damaged, fuzz_target, time_limit
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.jpg"))
 MARKERS = (0, 0xFF, 0xD0, 0xD9, 0xDA, 0xC0, 0xC4, 0xDD, 0xE9)
@@ -49,7 +46,7 @@ def compiled():
 headers = st.one_of(damaged(SEEDS, 0, 700, MARKERS), st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail))
 
 
-def check_markers(file: bytes, guarded) -> None:
+def check_markers(guarded, file: bytes) -> None:
     """`guarded` ends the process when a byte after the file is read."""
     with time_limit():
         head = scan_header(guarded(file))
@@ -66,17 +63,7 @@ def check_markers(file: bytes, guarded) -> None:
     assert not head.index_at or head.index_at <= head.index_end <= head.scan_at
 
 
-@fuzz(150)
-@given(file=headers)
-def test_markers(file, guarded):
-    check_markers(file, guarded)
-
-
-@pytest.mark.slow
-@fuzz(LONG, derandomize=False)
-@given(file=headers)
-def test_markers_at_length(file, guarded):
-    check_markers(file, guarded)
+test_markers, test_markers_at_length = fuzz_target(check_markers, headers, "guarded")
 
 
 # crop index -----------------------------------------------------------------------------------------------------------
@@ -86,8 +73,9 @@ INDEXED = SEEDS[4:]
 indexed_files = damaged(INDEXED, 20, 150, MARKERS)
 
 
-def check_index(file: bytes, region: tuple[int, int, int, int], decode) -> None:
+def check_index(decode, data: tuple[bytes, tuple[int, int, int, int]]) -> None:
     """An index is found wrong, or its segments are those of the file; a region is that region of the whole image."""
+    file, region = data
     with time_limit():
         code, pixels = decode(file, *region)
         try:
@@ -108,28 +96,18 @@ def check_index(file: bytes, region: tuple[int, int, int, int], decode) -> None:
             np.testing.assert_array_equal(pixels, whole[y : y + h, x : x + w])
 
 
-@fuzz(150)
-@given(file=indexed_files, region=regions)
-def test_crop_index(file, region, decode):
-    check_index(file, region, decode)
-
-
-@pytest.mark.slow
-@fuzz(LONG, derandomize=False)
-@given(file=indexed_files, region=regions)
-def test_crop_index_at_length(file, region, decode):
-    check_index(file, region, decode)
+test_crop_index, test_crop_index_at_length = fuzz_target(check_index, st.tuples(indexed_files, regions), "decode")
 
 
 # conversion and decoding ----------------------------------------------------------------------------------------------
 
 
-def check_all(file: bytes, decode, region=REGION) -> None:
+def check_all(decode, data: tuple[bytes, tuple[int, int, int, int]]) -> None:
     with time_limit():
-        read_all(file, decode, region)
+        read_all(decode, *data)
 
 
-def read_all(file: bytes, decode, region) -> None:
+def read_all(decode, file: bytes, region: tuple[int, int, int, int]) -> None:
     """Run all readers of JPEGs on the file; `decode` guards the memory after its buffers."""
     code, _ = decode(file, *region)
     assert "unknown" not in describe_error(code)
@@ -150,27 +128,19 @@ def read_all(file: bytes, decode, region) -> None:
         assert decode(stored.data, 0, 0, stored.height, stored.width)[0] == OK
 
 
+test_conversion_and_decoding, test_conversion_and_decoding_at_length = fuzz_target(
+    check_all, st.tuples(damaged(SEEDS, 0, 700, MARKERS), regions), "decode"
+)
+
+
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_files_of_the_corpus(path, decode, guarded):
-    check_markers(path.read_bytes(), guarded)
-    check_index(path.read_bytes(), REGION, decode)
-    check_all(path.read_bytes(), decode)
+    check_markers(guarded, path.read_bytes())
+    check_index(decode, (path.read_bytes(), REGION))
+    check_all(decode, (path.read_bytes(), REGION))
 
 
 def test_every_truncation(decode):
     for file in SEEDS[:2] + SEEDS[4:6]:
         for size in range(0, len(file), 3):
-            check_all(file[:size], decode)
-
-
-@fuzz(150)
-@given(file=damaged(SEEDS, 0, 700, MARKERS))
-def test_conversion_and_decoding(file, decode):
-    check_all(file, decode)
-
-
-@pytest.mark.slow
-@fuzz(LONG, derandomize=False)
-@given(file=damaged(SEEDS, 0, 700, MARKERS), region=regions)
-def test_conversion_and_decoding_at_length(file, region, decode):
-    check_all(file, decode, region)
+            check_all(decode, (file[:size], REGION))

@@ -14,6 +14,7 @@ from beton_tools.read.parts import Part
 from beton_tools.read.subset_file import used_files
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from tests.refusals import refuses
 
 CHOSEN = np.array([0, 3, 4, 11, 17, 30, 31, 47])
 
@@ -125,9 +126,8 @@ IDENTITY = {"path": "a.beton", "num_samples": 48, "file_size": 9, "tables_crc32"
 def test_a_damaged_subset_file_is_one_line(change, message, tiny, tmp_path):
     path = write(BetonSet.open(tiny["data.train"]).take(CHOSEN), tmp_path / "x.subset.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         BetonSet.open(path)
-    assert "\n" not in str(error.value)
 
 
 def test_text_that_is_no_json_and_further_files_are_refused(tiny, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from beton_tools import UserError
 from beton_tools.sources import open_source
 from tests.beton_tools.conftest import devkit_files, tar_of
+from tests.refusals import refuses
 
 ValImages = dict[str, tuple[str, bytes]]
 
@@ -98,9 +99,8 @@ LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head>
 def test_a_damaged_list_of_labels_is_named(tmp_path, val_images, name, content, message):
     write_flat(tmp_path / "val", val_images)
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=f"{re.escape(name)}:? {message}") as caught:
+    with refuses(f"{re.escape(name)}:? {message}"):
         open_source(tmp_path, "val")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_archive_of_the_devkit_is_named(tmp_path, val_images):

@@ -3,8 +3,6 @@
 They start from the files in `corpus/`, whose names begin with what they are.
 """
 
-from __future__ import annotations
-
 import resource
 from pathlib import Path
 

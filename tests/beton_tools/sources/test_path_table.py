@@ -48,30 +48,28 @@ def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images)
         assert listed.locate(i).read() == embedded.locate(i).read()
 
 
-@pytest.mark.parametrize("kind", ["paths", "images"])
-@pytest.mark.parametrize("labels", [["cup", " "], [1.0, float("nan")]], ids=["space", "NaN"])
-def test_a_row_of_a_parquet_file_without_a_label_is_named(images, kind, labels):
-    if kind == "images" and labels[0] == 1.0:
-        pytest.skip("labels beside images are integers or text")
+@pytest.fixture(params=["paths", "images"])
+def cells(request: pytest.FixtureRequest, images: Path) -> list[str] | list[bytes]:
+    """The image column of a parquet file."""
     names = ["pictures/coffee.png", "pictures/rocket.png"]
-    cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
+    return names if request.param == "paths" else [(images / name).read_bytes() for name in names]
+
+
+@pytest.mark.parametrize("labels", [["cup", " "], [1.0, float("nan")]], ids=["space", "NaN"])
+def test_a_row_of_a_parquet_file_without_a_label_is_named(images, cells, labels):
+    if isinstance(cells[0], bytes) and labels[0] == 1.0:
+        pytest.skip("labels beside images are integers or text")
     pq.write_table(pa.table({"image": cells, "label": labels}), images / "t.parquet")
     with pytest.raises(UserError, match="row 3: no label; fill the cell, or remove the row"):
         open_source(images / "t.parquet")
 
 
-@pytest.mark.parametrize("kind", ["paths", "images"])
-def test_space_around_a_label_is_no_part_of_it(images, kind):
-    names = ["pictures/coffee.png", "pictures/rocket.png"]
-    cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
+def test_space_around_a_label_is_no_part_of_it(images, cells):
     pq.write_table(pa.table({"image": cells, "label": ["cup ", "cup"]}), images / "t.parquet")
     assert open_source(images / "t.parquet").classes == ("cup",)
 
 
-@pytest.mark.parametrize("kind", ["paths", "images"])
-def test_categories_of_pandas_are_names(images, kind):
-    names = ["pictures/coffee.png", "pictures/rocket.png"]
-    cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
+def test_categories_of_pandas_are_names(images, cells):
     labels = pa.array(["cup", "ship"]).dictionary_encode()
     pq.write_table(pa.table({"image": cells, "id": [7, 8], "label": labels}), images / "t.parquet")
     found = open_source(images / "t.parquet")

@@ -3,10 +3,8 @@
 import errno
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -267,19 +265,3 @@ def test_a_file_is_written_to_a_file_system_without_locks(photo_folder, tmp_path
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
     assert Beton.open(out).num_samples == 24
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments_of_a_long_conversion(imagenet_sample, tmp_path):
-    out, whole = tmp_path / "sample.beton", tmp_path / "whole.beton"
-    write_beton(whole, open_source(imagenet_sample), OPTIONS)
-    rng = random.Random(0)
-    for _ in range(8):
-        child = start(imagenet_sample, out)
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(rng.uniform(0, 1.0))
-        child.kill()
-        child.communicate(timeout=60)
-    write_beton(out, open_source(imagenet_sample), OPTIONS)
-    assert both(out) == both(whole)

@@ -1,0 +1,214 @@
+"""Metrics over classes and label sets equal scikit-learn's; calibration errors are binned, temperatures found."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, classification_report, f1_score
+
+from fastft.run.prediction_metrics import (
+    BINS,
+    Predictions,
+    balanced_accuracy,
+    calibrate,
+    class_metrics,
+    confusion_counts,
+    describe_imbalance,
+    fit_temperature,
+    imbalance,
+    largest_confusions,
+    macro_f1,
+    mean_average_precision,
+    reliability,
+    sigmoid,
+    usable_temperature,
+)
+from fastft.train.distributed import World
+from fastft.train.evaluate import _set_scores
+from tests.written import predictions_of
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    """400 images of 6 classes: class 4 has no images, class 5 is never predicted."""
+    noise = np.random.default_rng(0)
+    labels = noise.choice([0, 1, 2, 3, 5], 400, p=[0.5, 0.2, 0.15, 0.1, 0.05])
+    logits = noise.normal(size=(400, 6)).astype(np.float32)
+    logits[np.arange(400), labels] += 1.5
+    logits[:, 5] = -50
+    return predictions_of(logits, labels)
+
+
+def test_means_over_classes_are_those_of_scikit_learn(predictions):
+    p = predictions
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        expected = balanced_accuracy_score(p.labels_N, p.predicted_N)
+    assert balanced_accuracy(p) == pytest.approx(100 * expected)
+    report = classification_report(p.labels_N, p.predicted_N, output_dict=True, zero_division=0)
+    assert macro_f1(p) == pytest.approx(100 * report["macro avg"]["f1-score"])
+
+
+def test_every_class_has_its_precision_recall_and_images(predictions):
+    p = predictions
+    for c in class_metrics(p):
+        true, predicted = p.labels_N == c.label, p.predicted_N == c.label
+        hits = (true & predicted).sum()
+        assert c.images == true.sum()
+        assert c.precision == (pytest.approx(100 * hits / predicted.sum()) if predicted.any() else None)
+        assert c.recall == (pytest.approx(100 * hits / true.sum()) if true.any() else None)
+        assert (c.f1 is None) == (not true.any())
+    assert [(c.precision, c.recall) for c in class_metrics(p)][4:] == [(0.0, None), (None, 0.0)]
+
+
+def test_the_largest_confusions_are_cells_of_the_matrix(predictions):
+    matrix = confusion_counts(predictions)
+    assert matrix.sum() == 400 and np.trace(matrix) == predictions.right_N.sum()
+    found = largest_confusions(predictions, 1000)
+    assert {(c.label, c.predicted): c.images for c in found} == {
+        (i, j): matrix[i, j] for i in range(6) for j in range(6) if i != j and matrix[i, j]
+    }
+    assert [c.images for c in found] == sorted((c.images for c in found), reverse=True)
+
+
+def test_predictions_of_a_perfect_model_have_no_confusion():
+    p = predictions_of(np.eye(3, dtype=np.float32), np.arange(3))
+    assert largest_confusions(p, 10) == [] and balanced_accuracy(p) == macro_f1(p) == 100
+
+
+def test_imbalance_is_of_the_classes_that_have_images():
+    assert imbalance([120, 0, 10]) == 12
+    assert "10 to 120 training images" in describe_imbalance([120, 0, 10])
+
+
+def calibrated(count: int, classes: int, sharpness: float) -> Predictions:
+    """Labels drawn from the softmax of the logits; the logits are then multiplied by `sharpness`."""
+    noise = np.random.default_rng(0)
+    logits = 2 * noise.normal(size=(count, classes))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (noise.random((count, 1)) > shares.cumsum(1)).sum(1)
+    return predictions_of((sharpness * logits).astype(np.float32), labels)
+
+
+def test_bins_are_those_of_scikit_learn():
+    p = calibrated(2000, 4, 1.7)
+    accuracy, confidence = calibration_curve(p.right_N, p.confidence_N, n_bins=BINS)
+    found = reliability(p.confidence_N, p.right_N)
+    filled = found.images > 0
+    assert found.confidence[filled] == pytest.approx(confidence, abs=1e-6)
+    assert found.accuracy[filled] == pytest.approx(accuracy, abs=1e-6)
+    assert found.images.sum() == 2000
+    expected = sum(found.images[filled] * np.abs(accuracy - confidence)) / 2000
+    assert found.ece == pytest.approx(100 * expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("sharpness", [0.25, 1.0, 4.0])
+def test_temperature_scaling_undoes_over_and_under_confidence(sharpness):
+    found = calibrate(calibrated(20_000, 5, sharpness))
+    assert found.temperature == pytest.approx(sharpness, rel=0.05)
+    assert found.scaled is not None and found.scaled.ece < 1.5
+    if sharpness != 1.0:
+        assert found.plain.ece > 5 * found.scaled.ece
+
+
+def test_the_scaled_error_of_each_half_is_from_the_temperature_of_the_other():
+    """Even images are right at any confidence and odd ones wrong: no temperature of the other half can help."""
+    logits = np.tile(np.array([[2.0, 0.0]], np.float32), (400, 1))
+    found = calibrate(predictions_of(logits, np.arange(400) % 2))
+    assert found.scaled is not None and found.scaled.ece > 45
+
+
+def test_a_temperature_is_used_unless_other_images_get_worse_or_it_is_a_limit_of_the_search():
+    """Where every image is right, the cross-entropy falls without end towards temperature 0."""
+    drawn = calibrated(500, 5, 4.0)
+    assert drawn.logits_NK is not None
+    for p, used in ((drawn, True), (predictions_of(drawn.logits_NK, drawn.predicted_N), False)):
+        found = calibrate(p)
+        assert found.temperature is not None and found.scaled is not None
+        scores = {"temperature": found.temperature, "ece": found.plain.ece, "ece_scaled": found.scaled.ece}
+        assert (usable_temperature(scores) is not None) == used, scores
+        assert usable_temperature(scores | {"ece_scaled": scores["ece"]}) is None
+    assert usable_temperature({}) is None
+
+
+def test_without_logits_there_is_no_temperature():
+    p = calibrated(100, 3, 1.0)
+    found = calibrate(Predictions(p.labels_N, p.predicted_N, p.confidence_N, p.truth_N, 3))
+    assert found.temperature is None and found.scaled is None
+
+
+EMPTY = 3  # a class without images
+
+
+@pytest.fixture(scope="module")
+def sets() -> Predictions:
+    rng = np.random.default_rng(0)
+    labels = rng.random((400, 5)) < [0.5, 0.2, 0.05, 0, 0.9]
+    logits = (rng.normal(size=labels.shape) * 2 + 3 * labels - 2).astype(np.float32)
+    return Predictions.of_sets(labels, logits)
+
+
+def test_metrics_equal_scikit_learns(sets: Predictions) -> None:
+    p, present = sets, [0, 1, 2, 4]
+    labels, scores = p.labels_N[:, present], p.confidence_N[:, present]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mean_average_precision(p) == pytest.approx(
+            100 * average_precision_score(labels, scores, average="macro")
+        )
+        assert macro_f1(p) == pytest.approx(100 * f1_score(labels, p.predicted_N[:, present], average="macro"))
+        rows = class_metrics(p)
+    assert [row.images for row in rows] == p.labels_N.sum(0).tolist()
+    assert (rows[EMPTY].average_precision, rows[EMPTY].f1, rows[EMPTY].threshold) == (None, None, 50)
+    assert rows[0].f1 == pytest.approx(100 * f1_score(p.labels_N[:, 0], p.predicted_N[:, 0]))
+
+
+@pytest.mark.parametrize("present", [[], [1]])
+def test_f1_of_at_most_one_class_with_images_is_that_classs(present: list[int]) -> None:
+    labels = np.zeros((20, 3), bool)
+    labels[:8, present] = True
+    p = Predictions.of_sets(labels, np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32))
+    assert macro_f1(p) == 100 * sum(f1_score(labels[:, k], p.predicted_N[:, k]) for k in present)
+    assert set(p.set_scores(fitted=True)) == {"map", "macro_f1", "thresholds"}
+
+
+def test_the_loss_of_weights_that_give_nan_is_nan() -> None:
+    rows = torch.tensor([[1.0, 0, math.nan, 2], [0, 1, -1, 1]])  # labels, then logits
+    assert math.isnan(_set_scores([rows], 2, World(0, 1, 0, torch.device("cpu")), ()).loss)
+
+
+def test_thresholds_of_small_probabilities_are_kept() -> None:
+    labels = np.arange(40)[:, None] >= np.array([30, 35])
+    p = Predictions.of_sets(labels, (labels - 18).astype(np.float32))
+    scores = p.set_scores(fitted=True)
+    np.testing.assert_array_equal(p.confidence_N >= scores["thresholds"], labels)
+
+
+def test_no_other_threshold_has_a_larger_f1(sets: Predictions) -> None:
+    p = sets
+    for k in (0, 1, 2, 4):
+        probabilities, labels = p.confidence_N[:, k], p.labels_N[:, k]
+        best = max(f1_score(labels, probabilities >= t) for t in probabilities)
+        assert f1_score(labels, p.predicted_N[:, k]) == pytest.approx(best)
+
+
+def test_cross_fitted_f1_does_not_flatter() -> None:
+    """Labels are random here: thresholds fitted on the same few images have a larger F1."""
+    rng, gaps = np.random.default_rng(0), []
+    for _ in range(10):
+        labels, logits = rng.random((40, 4)) < 0.2, rng.normal(size=(40, 4)).astype(np.float32)
+        p = Predictions.of_sets(labels, logits)
+        gaps.append(macro_f1(p) - p.set_scores(fitted=True)["macro_f1"])
+    assert np.mean(gaps) > 5
+
+
+def test_calibration_is_of_all_labels() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3)).astype(np.float32) * 2
+    labels = rng.random(logits.shape) < sigmoid(logits)
+    right, wrong = (calibrate(Predictions.of_sets(labels, factor * logits)).plain for factor in (1, 3))
+    assert right.images.sum() == labels.size and right.ece < 2 < 5 < wrong.ece
+    temperature, _ = fit_temperature(3 * logits, labels)
+    assert temperature == pytest.approx(3, rel=0.05)
