@@ -13,7 +13,7 @@ from beton_tools.base.errors import UserError
 from fastft.photos.layout import open_sets, open_val
 from fastft.photos.photo_plan import check_photos, split_photos
 from tests.photos.conftest import CLASSES, PER_CLASS
-from tests.photos.test_prepare import rows_of, write_csv
+from tests.photos.test_prepare import listed, rows_of, write_csv
 
 
 @pytest.fixture
@@ -76,10 +76,8 @@ def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(alb
 
 
 def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album):
-    rows = [r | {"group": r["label"]} for r in rows_of(album)]
-    (line,) = warnings_of(
-        write_csv(album.parent / "groups.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows])
-    )
+    rows = [r | {"group": r["label"]} for r in listed(album)]
+    (line,) = warnings_of(write_csv(album.parent / "groups.csv", rows))
     assert "groups and identical images must stay on one side" in line and "--data.val" in line
 
 

@@ -62,7 +62,12 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def rows_of(album: Path) -> list[Row]:
-    return [{"image_path": str(file), "label": file.parent.name} for file in sorted(album.rglob("*.jpg"))]
+    files = sorted(album.rglob("*.jpg"))
+    return [{"image_path": str(file.relative_to(album)), "label": file.parent.name} for file in files]
+
+
+def listed(album: Path) -> list[Row]:
+    return [row | {"image_path": str(album / row["image_path"])} for row in rows_of(album)]
 
 
 @pytest.fixture
@@ -295,7 +300,7 @@ def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copie
 
 
 def test_explain_gives_the_warnings_of_a_training(copied, tmp_path, capsys):
-    table = write_csv(tmp_path / "t.csv", rows_of(copied))
+    table = write_csv(tmp_path / "t.csv", listed(copied))
     (copied / "coffee" / "00.jpg").unlink()
     assert main(["explain", "photos", f"--data.train={table}", "--json"]) == 0
     assert "1 of 36 files in the table do not exist" in capsys.readouterr().out
@@ -308,7 +313,7 @@ def test_a_wrong_path_is_no_plan_of_imagenets_size(copied, tmp_path, refused, ca
         for path in ("mistyped", "none*.csv"):
             said = refused([*command, f"--data.train={tmp_path / path}"])
             assert f"{path}: no such file or folder; its images decide" in said
-    pq.write_table(pa.Table.from_pylist(rows_of(copied)), tmp_path / "part-0.parquet")
+    pq.write_table(pa.Table.from_pylist(listed(copied)), tmp_path / "part-0.parquet")
     assert main(["explain", "photos", f"--data.train={tmp_path}/part-*.parquet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["data"]["train_size"] == 29
 
@@ -348,7 +353,7 @@ def test_a_preview_of_photographs_draws_what_training_will_see(album, tmp_path, 
 
 
 def test_groups_stay_on_one_side(album, tmp_path):
-    rows = [row | {"group": f"p{i // 3}"} for i, row in enumerate(rows_of(album))]
+    rows = [row | {"group": f"p{i // 3}"} for i, row in enumerate(listed(album))]
     prepared(write_csv(tmp_path / "grouped.csv", rows), tmp_path / "run")
     split = split_of(tmp_path / "run")
     sides = {(row["group"], split[os.path.relpath(row["image_path"], tmp_path)]) for row in rows}
@@ -379,7 +384,7 @@ def test_duplicates_across_given_splits_are_a_warning(album, tmp_path):
 
 
 def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_path):
-    rows = [row | {"group": f"g{i // 4}", "split": "train" if i % 4 else "val"} for i, row in enumerate(rows_of(album))]
+    rows = [row | {"group": f"g{i // 4}", "split": "train" if i % 4 else "val"} for i, row in enumerate(listed(album))]
     text = said_of(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run")
     assert "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 mo" in text
     assert "1 file is listed several times, and every row counts as an image: " in text
@@ -411,7 +416,7 @@ def test_wrong_options_of_the_model_are_refused_before_the_conversion(option, me
 
 
 def test_missing_files_of_a_table_are_counted_and_named(album, tmp_path):
-    rows = rows_of(album)
+    rows = listed(album)
     rows[5]["image_path"] = str(album / "gone.jpg")
     said = said_of(write_csv(tmp_path / "t.csv", rows), tmp_path / "run")
     assert re.search("1 of 36 files in the table do not exist.*gone.jpg", said)
