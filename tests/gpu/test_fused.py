@@ -53,6 +53,9 @@ def test_operations_are_those_of_fp32_and_repeat_bit_for_bit(dtype, width, devic
         error = (got.float() - want).norm() / want.norm()
         assert error < (1e-3 if dtype == torch.float16 else 8e-3), number
     assert all(map(torch.equal, run(), found))
+    broken = torch.full((2, width), torch.nan, device=device, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(biased_silu(broken, bias), broken, torch.ones_like(broken))
+    assert slope.isnan().all(), "a card's NaN has all bits set, which rounding to bf16 must not carry over"
 
 
 @pytest.mark.parametrize("dtype", HALVES)
