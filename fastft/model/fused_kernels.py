@@ -96,13 +96,28 @@ def _silu_slope(x):
     return share * (float32(1.0) + x * (float32(1.0) - share))
 
 
-@cache
 def kernels(width: int, dtype: torch.dtype) -> dict[str, Callable[..., None]]:
     """The operations, not compiled, for an even width D and float16 or bfloat16."""
-    pair, word = (_bf16_pair, _bf16_word) if dtype == torch.bfloat16 else (_fp16_pair, _fp16_word)
-    (threads, _), pairs = launch_bounds(width), width // 2
-    own = -(-pairs // threads)  # words of a row that a thread has
-    channels, groups, share = 2 * own, threads // GROUP, float32(1 / width)
+    return {
+        "add_norm": _add_norm(width, dtype),
+        "add_norm_backward": _add_norm_backward(width, dtype),
+        "silu_backward": _silu_backward(width, dtype),
+    }
+
+
+def _pair_and_word(dtype):
+    return (_bf16_pair, _bf16_word) if dtype == torch.bfloat16 else (_fp16_pair, _fp16_word)
+
+
+def _row_sizes(width):
+    """Words of a row, threads of a block, channels of a thread."""
+    threads, _ = launch_bounds(width)
+    return width // 2, threads, 2 * -(-(width // 2) // threads)
+
+
+def _row_functions(width, dtype):
+    (pairs, threads, channels), (pair, word) = _row_sizes(width), _pair_and_word(dtype)
+    own, groups, share = channels // 2, threads // GROUP, float32(1 / width)
 
     @cuda.jit(device=True, forceinline=True)
     def load(words, first, values):
@@ -138,6 +153,12 @@ def kernels(width: int, dtype: torch.dtype) -> dict[str, Callable[..., None]]:
             first, second = first + shared[2, k], second + shared[2, groups + k]
         return first * share, second * share
 
+    return load, store, add_up
+
+
+def _add_norm(width, dtype):
+    (pairs, threads, channels), (load, store, add_up) = _row_sizes(width), _row_functions(width, dtype)
+
     def add_norm(x, branch, gain, shift, total, normed, statistics, eps):
         """total = x + branch; normed = LayerNorm(total). statistics (R, 2): mean and 1 / deviation. A block a row."""
         shared = cuda.shared.array((3, threads), float32)
@@ -167,6 +188,12 @@ def kernels(width: int, dtype: torch.dtype) -> dict[str, Callable[..., None]]:
         store(normed, row * pairs, values)
         if cuda.threadIdx.x == 0:
             statistics[2 * row], statistics[2 * row + 1] = mean, scale
+
+    return add_norm
+
+
+def _add_norm_backward(width, dtype):
+    (pairs, threads, channels), (load, store, add_up) = _row_sizes(width), _row_functions(width, dtype)
 
     def add_norm_backward(grad_total, grad_normed, total, gain, statistics, grad, sums, rows):
         """grad: of total through both outputs. sums (blocks, 3, D): gradients of gain, of shift and of a bias in total."""
@@ -202,6 +229,12 @@ def kernels(width: int, dtype: torch.dtype) -> dict[str, Callable[..., None]]:
                 place = int64(cuda.blockIdx.x) * 3 * width + channel
                 sums[place], sums[place + width], sums[place + 2 * width] = for_gain[k], for_shift[k], for_bias[k]
 
+    return add_norm_backward
+
+
+def _silu_backward(width, dtype):
+    (pairs, threads, _), (pair, word) = _row_sizes(width), _pair_and_word(dtype)
+
     def silu_backward(grad_out, x, grad, sums, rows):
         """grad = grad_out silu'(x). sums (blocks, D). The grid: words of a row by blocks of rows."""
         place = cuda.blockIdx.x * threads + cuda.threadIdx.x
@@ -216,4 +249,4 @@ def kernels(width: int, dtype: torch.dtype) -> dict[str, Callable[..., None]]:
             at = int64(cuda.blockIdx.y) * width + 2 * place
             sums[at], sums[at + 1] = first, second
 
-    return {kernel.__name__: kernel for kernel in (add_norm, add_norm_backward, silu_backward)}
+    return silu_backward
