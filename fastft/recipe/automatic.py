@@ -131,9 +131,8 @@ def _lr(recipe: Recipe) -> tuple[float, str]:
     reason = f"the paper's {paper.lr:g} ({paper.name}) * sqrt(batch {batch:,} / {PAPER_BATCH:,})"
     if recipe.data.train_size >= FEW_IMAGES:
         return lr, reason
-    return min(
-        SMALL_SET_LR * lr, paper.lr
-    ), f"{reason} * {SMALL_SET_LR}, at most the paper's: fewer than {FEW_IMAGES:,} images"
+    lr = min(SMALL_SET_LR * lr, paper.lr)
+    return lr, f"{reason} * {SMALL_SET_LR}, at most the paper's: fewer than {FEW_IMAGES:,} images"
 
 
 def _layer_decay(recipe: Recipe) -> tuple[float, str]:
