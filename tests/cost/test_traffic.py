@@ -18,7 +18,7 @@ from fastft.cost.traffic import (
     traced_ops,
     traffic_key,
 )
-from fastft.model import Tower
+from fastft.model import Tower, linear
 from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
@@ -49,7 +49,12 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
     assert norms.calls == 26  # two in each block, ln_pre, fc_norm
     assert norms.bytes == pytest.approx(26 * 2 * 2 * ELEMENTS, rel=0.01)
     assert autocast["add", "forward"].bytes == pytest.approx(24 * (4 + 2 + 4) * ELEMENTS, rel=0.02)
-    fused = step_traffic(load_recipe("rcp/final_b16.yaml"), "half", fused=True)
+    with mock.patch.object(linear, "biased_silu", wraps=linear.biased_silu) as activations:
+        fused = step_traffic(load_recipe("rcp/final_b16.yaml"), "half", fused=True)
+    # the launches of docs/step.md: the last block's activation and sum are PyTorch's
+    assert (
+        fused["add_norm", "forward"].calls + fused["add_norm_backward", "backward"].calls + activations.call_count == 57
+    )
     assert sum(o.bytes for o in fused.values()) <= 40 * GB
     sums, gradients = fused["add_norm", "forward"], fused["silu_backward", "backward"]
     assert sums.calls == 23 and sums.bytes == pytest.approx(23 * 4 * 2 * ELEMENTS, rel=0.01)
