@@ -14,10 +14,11 @@ PER_HOST_OPTIONS = {
     "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "model.head", "train.run_dir",
     "train.step", "train.micro_batch", "train.grad_checkpointing",
 }  # fmt: skip
-# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
+# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data.
+# train.compile: of checkpoints of before 0.3.0
 RESUMABLE_OPTIONS = {
     "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
-    "train.run_dir", "train.device", "train.step", "train.micro_batch", "train.grad_checkpointing",
+    "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",
     "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.stop_when", "train.eval_weights",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
     "train.checkpoint_epochs", "train.profile", "train.refit",

@@ -128,6 +128,9 @@ def test_other_weights_are_refused_but_their_file_may_move(tiny, whole):
         run(tiny, whole, model__drop_path="0.3", model__weights="openai")
     then, now = (load_recipe("rcp/demo.yaml", [f"--model.weights={f}/clip.bin"]) for f in ("old", "new"))
     refuse_changed_recipe(then.as_dict(), now, whole)
+    stored = then.as_dict()
+    stored["train"]["compile"] = "on"  # a checkpoint of before 0.3.0
+    refuse_changed_recipe(stored, now, whole)
 
 
 def test_a_non_finite_loss_stops_and_names_step_samples_and_checkpoint(tiny, tmp_path):
