@@ -175,7 +175,7 @@ class TimmClassifier(ImageClassifier):
         return self.visual.layer_of[name.removeprefix(TRUNK)]
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """As in `timm.optim`: not for 1-D tensors and what the model exempts."""
+        """True if weight decay applies, as in `timm.optim`: not for 1-D tensors and what the model exempts."""
         exempt = any(fnmatch(name.removeprefix(TRUNK), pattern) for pattern in self.visual.no_weight_decay)
         return parameter.ndim > 1 and not exempt
 
