@@ -15,6 +15,11 @@ BetonPaths = StrPath | Sequence[StrPath]
 """A file, a pattern such as "train-*.beton", several of them separated by commas, or a sequence of them."""
 
 
+def is_named_beton(path: Path) -> bool:
+    """True if the name is that of a `.beton` file, or of a subset of one."""
+    return path.name.endswith((SUFFIX, SUBSET))
+
+
 def find_betons(data: BetonPaths) -> list[Path]:
     """The files that `data` names. Those of a pattern are sorted by name; otherwise the order is as given.
 

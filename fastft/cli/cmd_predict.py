@@ -7,7 +7,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_paths import SUBSET, SUFFIX
+from beton_tools.read.beton_paths import is_named_beton
 from fastft.cli.arguments import add_checkpoint, add_shared, positive, say
 
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.prediction import predict_files, write_predictions
 
     for path in args.images:
-        if path.name.endswith((SUFFIX, SUBSET)):
+        if is_named_beton(path):
             raise UserError(
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )

@@ -61,6 +61,11 @@ class Overheads:
 FASTFT = Overheads()
 
 
+def _usual_cores(gpu: str) -> float:
+    """CPU cores beside one GPU of a usual cloud machine."""
+    return _CORES_PER_GPU.get(gpu, _DEFAULT_CORES)
+
+
 def with_cores(cores: float) -> Overheads:
     return replace(FASTFT, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)
 
@@ -145,7 +150,7 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHIN
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
-        gpu, over = GPUS[name], with_cores(_CORES_PER_GPU.get(name, _DEFAULT_CORES))
+        gpu, over = GPUS[name], with_cores(_usual_cores(name))
         found = [estimate(recipe, gpu, gpus, mfu, over) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
             {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by} for e in found
@@ -253,7 +258,7 @@ def read_measured(path: Path) -> dict[str, Any]:
 
 
 def _overheads(query: CostQuery, gpu: Gpu, measured: Mapping[str, Any]) -> Overheads:
-    cores = query.cores_per_gpu or _CORES_PER_GPU.get(gpu.name, _DEFAULT_CORES)
+    cores = query.cores_per_gpu or _usual_cores(gpu.name)
     rates = {"loader_rate": "loader_per_core", "eval_loader_rate": "eval_loader_per_core"}
     known: dict[str, Any] = {name: measured[role] * cores for name, role in rates.items() if role in measured}
     return replace(with_cores(cores), **known, measured=tuple(known))

@@ -14,8 +14,7 @@ import numpy as np
 
 from beton_tools.base.atomic import atomic_output, check_writable
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_paths import SUBSET
-from beton_tools.read.beton_paths import SUFFIX as BETON
+from beton_tools.read.beton_paths import is_named_beton
 from fastft.evaluate.evaluation import eval_loader
 from fastft.evaluate.prediction import compute_outputs, describe_left_out, image_paths, say_notes
 from fastft.evaluate.trained import Trained, load_trained
@@ -79,7 +78,7 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
     parts: list[Features] = []
     left_out, notes = Counter[str](), Counter[str]()
     for source in sources:
-        if source.name.endswith((BETON, SUBSET)):
+        if is_named_beton(source):
             parts.append(beton_features(trained, source, world))
         else:
             parts.append(_image_features(trained, source, world, say, left_out, notes))

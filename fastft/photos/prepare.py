@@ -22,7 +22,7 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
-from beton_tools.read.beton_paths import SUBSET, SUFFIX, find_betons
+from beton_tools.read.beton_paths import SUBSET, find_betons, is_named_beton
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
@@ -133,7 +133,7 @@ def _check_beton(path: str) -> None:
         BetonSet.open(path)
     except UserError:
         for file in files:
-            if not file.name.endswith((SUFFIX, SUBSET)):
+            if not is_named_beton(file):
                 raise UserError(f"{file}: not a .beton file; {GIVE}") from None
         raise
 
