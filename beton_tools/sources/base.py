@@ -62,6 +62,7 @@ class Source(ABC):
     labels: int64 (N,), or of several per image uint8 (N, K), 1 for each class that it has.
     names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
     left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg link").
+    reading: a sentence, if label cells such as "cat;dog" of a table were read as several labels.
     Raises UserError: more classes or a longer name than the file format and the loader accept.
     """
 
@@ -72,6 +73,7 @@ class Source(ABC):
     labels: np.ndarray
     names: Names
     left_out: dict[str, int] = field(default_factory=dict, kw_only=True)
+    reading: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
@@ -220,6 +222,7 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
         labels,
         Names.of(base.names[i] for i in indices.tolist()),
         left_out=base.left_out,
+        reading=base.reading,
         base=base,
         indices=indices,
     )

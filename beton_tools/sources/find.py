@@ -32,7 +32,11 @@ SPLITS = tuple(_SPLIT_NAMES)
 
 
 def open_source(
-    path: AnyPath, split: str | None = None, classes: Sequence[str] | None = None, class_indices: bool = False
+    path: AnyPath,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    class_indices: bool = False,
+    single: bool = False,
 ) -> Source:
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
@@ -42,6 +46,7 @@ def open_source(
     split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
     classes: class list that the labels index (for val: the classes of train); None derives it from the images.
     class_indices: the names of class folders are labels, as in ImageNet-V2.
+    single: a table's label cell such as "cat;dog" is the name of one class, as is one in `classes`; else those of several.
     Raises UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
     """
     path = source_path(path)
@@ -56,10 +61,10 @@ def open_source(
     if matches is None and not path.exists():
         raise UserError(f"{path}: no such file or folder; set --data to the images")
     if matches is None:
-        return _open(path, [path], classes, class_indices)
+        return _open(path, [path], classes, single, class_indices)
     if not matches:
         raise UserError(f"{path}: no file matches")
-    return _open(matches[0].parent, matches, classes)
+    return _open(matches[0].parent, matches, classes, single)
 
 
 def _matches(path: SourcePath) -> Sequence[SourcePath] | None:
@@ -110,18 +115,22 @@ def _files_in(folder: SourcePath, suffix: str) -> Sequence[SourcePath]:
 
 
 def _open(
-    root: SourcePath, found: Sequence[SourcePath], classes: Sequence[str] | None, class_indices: bool = False
+    root: SourcePath,
+    found: Sequence[SourcePath],
+    classes: Sequence[str] | None,
+    single: bool = False,
+    class_indices: bool = False,
 ) -> Source:
     try:
         if len(found) == 1 and found[0].is_dir():
             folder = found[0]
             if isinstance(folder, RemotePath):
-                return _open_prefix(folder, classes)
+                return _open_prefix(folder, classes, single)
             if class_indices:
                 return folder_source(folder, classes, class_indices=True)
-            return _open_folder(folder, classes)
+            return _open_folder(folder, classes, single)
         if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
-            return open_tables(root, found, classes)[0]
+            return open_tables(root, found, classes, single)[0]
         if all(path.suffix == ".tar" for path in found):
             return _open_tars(root, found, classes)
     except OSError as error:
@@ -129,16 +138,16 @@ def _open(
     raise UserError(f"{found[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these")
 
 
-def _open_prefix(folder: RemotePath, classes: Sequence[str] | None) -> Source:
+def _open_prefix(folder: RemotePath, classes: Sequence[str] | None, single: bool) -> Source:
     for suffix in _SHARD_SUFFIXES:
         if shards := _files_in(folder, suffix):
-            return _open(folder, shards, classes)
+            return _open(folder, shards, classes, single)
     raise UserError(
         f"{folder}: no .parquet or .tar in it; folders of images are read from local disks only, pack them into tars"
     )
 
 
-def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
+def _open_folder(folder: Path, classes: Sequence[str] | None, single: bool) -> Source:
     with os.scandir(folder) as entries:
         files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
     for suffix in _SHARD_SUFFIXES:
@@ -146,7 +155,7 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
         if not shards:
             continue
         if not _has_class_images(folder):
-            return _open(folder, shards, classes)
+            return _open(folder, shards, classes, single)
         archive = next((path for path in shards if not _is_path_table(path)), None)
         if archive is not None:
             raise UserError(

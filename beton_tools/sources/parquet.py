@@ -29,6 +29,7 @@ from beton_tools.sources.path_table import (
     PATH_COLUMNS,
     SPLIT_COLUMNS,
     Table,
+    describe_reading,
     find_column,
     is_csv,
     number_label_sets,
@@ -128,24 +129,26 @@ class ParquetSource(Source):
 
 
 def open_tables(
-    root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None = None
+    root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None = None, single: bool = False
 ) -> tuple[Source, list[Table]]:
     """The images of CSV or parquet files, in the given order, and the tables, for `columns_of`.
+
+    single: a label cell such as "cat;dog" is the name of one class.
 
     Raises UserError: a file cannot be read, lacks a column of images or of labels, or has unusable labels.
     """
     local = [path for path in files if isinstance(path, Path)]
     if local and all(map(is_csv, local)):
         tables = [read_csv(path) for path in local]
-        return path_source(tables, classes), tables
+        return path_source(tables, classes, single), tables
     shards = list(map_files(_read_shard, files))
     tables = [shard.table for shard in shards]
     if all(shard.image_column is None for shard in shards):
-        return path_source(tables, classes), tables
+        return path_source(tables, classes, single), tables
     columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
         raise UserError(f"{root}: the image column is named {' and '.join(columns)}; give files of one data set")
-    labels, final = number_label_sets(root, tables, classes) or _number_labels(root, shards, classes)
+    labels, final = number_label_sets(root, tables, classes, single) or _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
     source = ParquetSource(
@@ -161,6 +164,7 @@ def open_tables(
         np.concatenate([[0], np.cumsum(table[:, 2])]),
         table[:, 0],
         table[:, 1],
+        reading=describe_reading(tables, labels),
     )
     return source, tables
 
@@ -179,8 +183,8 @@ class _Shard:
     """One file, without its images.
 
     table: the columns that may be used.
-    image_column: None if the file lists paths; then `labels` and `names` are empty.
-    labels: class numbers, or class names.
+    image_column: None if the file lists paths; then `names` is empty.
+    labels: class numbers; None if `table` has the labels.
     """
 
     stamp: Stamp
@@ -188,7 +192,7 @@ class _Shard:
     group_rows: list[int]
     image_column: str | None = None
     class_names: list[str] | None = None
-    labels: np.ndarray | list[str] = ()  # type: ignore[assignment]
+    labels: np.ndarray | None = None
     names: Sequence[str] = ()
 
 
@@ -221,13 +225,11 @@ def _read_shard(path: SourcePath) -> _Shard:
         table = Table(Path(str(path)), columns, range(2, rows + 2), sets)
         if image is None:
             return _Shard(stamp, table, group_rows)
-        labels: np.ndarray | list[str] = [""] * rows  # of a table of sets, which has them
-        if not lists and table.label_sets() is None:
-            label = label or _label_column(path, schema)
-            labels = table.labels([label]) if text_label else _class_numbers(path, file, label)
+        in_table = lists or text_label or table.label_sets() is not None
+        labels = None if in_table else _class_numbers(path, file, label or _label_column(path, schema))
         paths = _read_text(path, file, path_field) if path_field else [""] * rows
         names = [text or f"{path.name}:{row}" for row, text in enumerate(paths)]
-        if not rows == len(labels) == len(names):
+        if {rows} != {len(names), *map(len, columns.values()), rows if labels is None else len(labels)}:
             raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
         return _Shard(stamp, table, group_rows, image, class_names, labels, names)
 
@@ -393,11 +395,12 @@ def _number_labels(
     root: SourcePath, shards: Sequence[_Shard], classes: Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
-    parts = [shard.labels for shard in shards]
-    if all(isinstance(part, np.ndarray) for part in parts):
-        labels = np.concatenate(parts)
+    numbers = [shard.labels for shard in shards if shard.labels is not None]
+    if len(numbers) == len(shards):
+        labels = np.concatenate(numbers)
     else:
-        labels, classes = number_labels(root, [str(label) for part in parts for label in part], classes)
+        texts = (s.table.labels() if s.labels is None else map(str, s.labels.tolist()) for s in shards)
+        labels, classes = number_labels(root, [label for part in texts for label in part], classes)
     if len(labels) == 0:
         raise UserError(f"{root}: no rows; give parquet files that contain images")
     named = classes or next((shard.class_names for shard in shards if shard.class_names), None)

@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +87,19 @@ class Table:
                 raise UserError(f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
         return cells
 
-    def label_sets(self) -> list[list[str]] | None:
-        """The labels of each row, if it may have several: of lists, cells as "cat;dog", or columns of 0 and 1 for the classes."""
+    def label_sets(self, known: Collection[str] = (), single: bool = False) -> list[list[str]] | None:
+        """The labels of each row, if it may have several: of lists, cells as "cat;dog", or columns of 0 and 1 for the classes.
+
+        Cells that are in `known`, or with `single` all, are one label also with a semicolon.
+        """
         name = find_column(self.columns, LABEL_COLUMNS)
         if self.lists is not None:
             return self.lists
         if name is not None:
-            split = [[label.strip() for label in cell.split(SEPARATOR)] for cell in self.columns[name]]
+            cells = self.columns[name]
+            if single:
+                return None
+            split = [[c] if c in known else [label.strip() for label in c.split(SEPARATOR)] for c in cells]
             return [list(filter(None, labels)) for labels in split] if max(map(len, split), default=0) > 1 else None
         flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
         flags = {n: self.cells([n], "label") for n, cells in flags.items() if _FLAGS.issuperset(map(str.lower, cells))}
@@ -106,10 +112,11 @@ class Table:
         return [[n for n, has in zip(flags, row, strict=True) if has] for row in zip(*truths, strict=True)]
 
 
-def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -> FileSource:
+def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, single: bool = False) -> FileSource:
     """The images that tables list by path, relative to the first table's folder, in the order of the rows.
 
     classes: class list that the labels index; None takes the labels of the tables, numbers in numeric order.
+    single: a label cell such as "cat;dog" is the name of one class.
     """
     first = tables[0].path
     root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
@@ -117,10 +124,10 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -
     columns_of(tables)  # refuses a mistyped split
     if not paths:
         raise UserError(f"{first}: the table has no rows; give one that lists images")
-    numbers, names = number_label_sets(first, tables, classes) or number_labels(
+    numbers, names = number_label_sets(first, tables, classes, single) or number_labels(
         first, [label for table in tables for label in table.labels()], classes
     )
-    return FileSource("table", root, names, None, numbers, Names.of(paths))
+    return FileSource("table", root, names, None, numbers, Names.of(paths), reading=describe_reading(tables, numbers))
 
 
 def number_labels(
@@ -136,10 +143,11 @@ def number_labels(
 
 
 def number_label_sets(
-    source: SourcePath, tables: Sequence[Table], classes: Sequence[str] | None
+    source: SourcePath, tables: Sequence[Table], classes: Sequence[str] | None, single: bool
 ) -> tuple[np.ndarray, tuple[str, ...]] | None:
     """(uint8 (N, K), class names), as `number_labels` for one label per row; None if no table has more."""
-    found = [table.label_sets() for table in tables]
+    known = frozenset(classes or ())
+    found = [table.label_sets(known, single) for table in tables]
     if all(sets is None for sets in found):
         return None
     of_tables = zip(tables, found, strict=True)
@@ -155,6 +163,17 @@ def number_label_sets(
     has = np.zeros((len(sets), len(names)), np.uint8)
     has[np.repeat(np.arange(len(sets)), list(map(len, sets))), numbers] = 1
     return has, names
+
+
+def describe_reading(tables: Sequence[Table], labels: np.ndarray) -> str:
+    """Why label cells give several labels, as a sentence; "" if no cell has a semicolon, or `labels` are single ones."""
+    names = [find_column(table.columns, LABEL_COLUMNS) for table in tables]
+    cells = [cell for table, name in zip(tables, names, strict=True) if name for cell in table.columns[name]]
+    joined = [cell for cell in cells if SEPARATOR in cell]
+    if not joined or labels.ndim == 1:
+        return ""
+    share = f"{len(joined):,} of {len(cells):,} label cells"
+    return f"{share} have a semicolon, such as {joined[0][:60]!r}: read as several labels per image"
 
 
 def read_csv(path: Path) -> Table:

@@ -29,18 +29,20 @@ def convert_folder(
     overwrite: bool = False,
     classes_of: Path | None = None,
     class_indices: bool = False,
+    single_label: bool = False,
 ) -> Manifest:
     """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
     Args:
         classes_of: a converted file, such as the training file, whose classes determine the labels.
         class_indices: the names of class folders are labels: images of folder 7 have the label 7 (ImageNet-V2).
+        single_label: a table's label cell such as "cat;dog" is the name of one class, not those of two.
 
     Raises:
         UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
-    source = open_source(data, classes=classes, class_indices=class_indices)
+    source = open_source(data, classes=classes, class_indices=class_indices, single=single_label)
     return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
 

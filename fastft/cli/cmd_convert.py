@@ -54,6 +54,8 @@ class Folder:
             "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
         )
         parser.add_argument("--class-indices", action="store_true", help=indices)
+        single = 'label cells of a table such as "cat;dog" are names of single classes (default: several labels)'
+        parser.add_argument("--single-label", action="store_true", help=single)
         _add_options(parser)
 
     @staticmethod
@@ -61,8 +63,17 @@ class Folder:
         options = _options_of(args)
         with progress(args.out.name) as show, hint_when_interrupted():
             manifest = convert_folder(
-                args.data, args.out, options, show, args.overwrite, args.classes_of, args.class_indices
+                args.data,
+                args.out,
+                options,
+                show,
+                args.overwrite,
+                args.classes_of,
+                args.class_indices,
+                args.single_label,
             )
+        if "labels" in manifest.source:
+            print(f"{manifest.source['labels']}; --single-label reads each as the name of one class")
         _print_summary(converted_path(args.out, options), manifest)
         return 0
 

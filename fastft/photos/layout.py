@@ -49,11 +49,11 @@ class LabelledSet:
             self.unused,
         )
 
-    def with_label_sets(self) -> "LabelledSet":
-        """The images with their labels as sets, uint8 (N, K)."""
+    def with_label_sets(self, reading: str) -> "LabelledSet":
+        """The images with their labels as sets, uint8 (N, K). reading: the reason, if it is that of a table."""
         labels = self.source.labels
         sets = labels if labels.ndim == 2 else np.eye(len(self.source.classes), dtype=np.uint8)[labels]
-        return replace(self, source=replace(self.source, labels=sets))
+        return replace(self, source=replace(self.source, labels=sets, reading=reading))
 
     def class_text(self, i: int) -> str:
         """The class of an image; of several labels "cat;dog"."""
@@ -63,30 +63,30 @@ class LabelledSet:
         return len(self.source.names)
 
 
-def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
-    """The training set at `path`, and its validation set if it has one.
+def open_sets(path: str, single: bool = False) -> tuple[LabelledSet, LabelledSet | None]:
+    """The training set at `path`, and its validation set if it has one. single: see `open_source`.
 
     Raises UserError: no such path, no images, no training images, or an unknown layout.
     """
-    train, val = _open_sides(path)
+    train, val = _open_sides(path, single)
     if train is None:
         raise UserError(f"{path}: no row is of the split 'train'; correct the split column")
     return train, val
 
 
-def open_val(path: str) -> LabelledSet:
+def open_val(path: str, single: bool = False) -> LabelledSet:
     """The images at `path` to validate on: its validation set, or all images if it has no splits.
 
     Raises UserError: as `open_sets`; a table with test images only.
     """
-    train, val = _open_sides(path)
+    train, val = _open_sides(path, single)
     found = val or train
     if found is None:
         raise UserError(f"{path}: no row is of the split 'val'; correct the split column")
     return found
 
 
-def _open_sides(path: str) -> tuple[LabelledSet | None, LabelledSet | None]:
+def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSet | None]:
     """The training and the validation set at `path`; the first is None only of a table without training rows."""
     if isinstance(source_path(path), RemotePath):
         raise UserError(
@@ -98,13 +98,13 @@ def _open_sides(path: str) -> tuple[LabelledSet | None, LabelledSet | None]:
         raise UserError(f"{place}: no such file or folder; {GIVE}")
     train, val, unused = _split_folders(place)
     if train is not None:
-        opened = _open(train)
-        return replace(opened, unused=(*unused, *opened.unused)), None if val is None else _open(val)
+        opened = _open(train, single)
+        return replace(opened, unused=(*unused, *opened.unused)), None if val is None else _open(val, single)
     shards = _shards(place, "train")
     if shards is not None:
         val_shards = _shards(place, "val")
-        return _open_files(shards), None if val_shards is None else _open_files(val_shards)
-    whole = _open(place)
+        return _open_files(shards, single), None if val_shards is None else _open_files(val_shards, single)
+    whole = _open(place, single)
     splits = whole.columns.splits
     if splits is None:
         return whole, None
@@ -154,11 +154,11 @@ def _shards(place: Path, split: str) -> list[Path] | None:
     return None if found is None or found[0].is_dir() else found
 
 
-def _open(place: Path) -> LabelledSet:
+def _open(place: Path, single: bool) -> LabelledSet:
     if place.is_file() and _is_table(place):
-        return _open_files([place])
+        return _open_files([place], single)
     try:
-        source = open_source(place)
+        source = open_source(place, single=single)
     except UserError:
         if not place.is_dir() or class_folders(place) or not _count_images(place):
             raise
@@ -177,11 +177,11 @@ def _count_images(place: Path) -> int:
         return sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
 
 
-def _open_files(files: list[Path]) -> LabelledSet:
+def _open_files(files: list[Path], single: bool) -> LabelledSet:
     if all(map(_is_table, files)):
-        source, tables = open_tables(files[0].parent, files)
+        source, tables = open_tables(files[0].parent, files, single=single)
         return _in_order(LabelledSet(source, columns_of(tables)))
-    return _in_order(LabelledSet(open_source(files[0].parent)))
+    return _in_order(LabelledSet(open_source(files[0].parent, single=single)))
 
 
 def _is_table(path: Path) -> bool:

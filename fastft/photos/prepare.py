@@ -43,7 +43,13 @@ from fastft.photos.photo_plan import (
 from fastft.photos.same_images import as_source
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.training_images import with_multi_label, with_num_classes, with_train_size, with_training_files
+from fastft.recipe.training_images import (
+    MULTI_LABEL,
+    with_multi_label,
+    with_num_classes,
+    with_train_size,
+    with_training_files,
+)
 from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.run_directory import run_folder
 from fastft.train.distributed import World
@@ -72,7 +78,7 @@ def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
         return with_training_files(recipe, betons.take(np.flatnonzero(~held))), warnings
     _check_paths(recipe)
     plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
-    recipe = with_multi_label(recipe, plan.train.source.labels.ndim == 2, photos)
+    recipe = with_multi_label(recipe, plan.train.source.labels.ndim == 2, photos, plan.train.source.reading)
     recipe = with_num_classes(recipe, len(plan.train.source.classes), photos)
     return with_train_size(recipe, len(plan.train)), plan.warnings
 
@@ -181,7 +187,7 @@ def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
-    recipe = with_multi_label(recipe, found.train.source.labels.ndim == 2, photos)
+    recipe = with_multi_label(recipe, found.train.source.labels.ndim == 2, photos, found.train.source.reading)
     recipe = with_num_classes(recipe, len(found.train.source.classes), photos)
     make = partial(_convert_all, recipe, found, folder)
     stored = prepare_once(folder, inputs, say, partial(check_model, recipe), make)
@@ -193,11 +199,13 @@ def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> Recipe:
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
     """The photographs of `data.train`, and of `data.val` or a split of `data.train`, if there is one."""
-    train, val = open_sets(str(recipe.data.train))
+    single = MULTI_LABEL in recipe.given and not recipe.data.multi_label
+    train, val = open_sets(str(recipe.data.train), single)
     if recipe.data.val is not None:
-        val = open_val(recipe.data.val)
+        val = open_val(recipe.data.val, single)
     if recipe.data.multi_label or train.source.labels.ndim == 2 or (val is not None and val.source.labels.ndim == 2):
-        return train.with_label_sets(), None if val is None else val.with_label_sets()
+        reading = train.source.reading or (val.source.reading if val is not None else "")
+        return train.with_label_sets(reading), None if val is None else val.with_label_sets(reading)
     return train, val
 
 

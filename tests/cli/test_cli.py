@@ -75,7 +75,7 @@ def test_flags_are_frozen() -> None:
         "--write-mode",
     ]  # fmt: skip
     assert flags["convert imagenet"] == image_options
-    assert flags["convert folder"] == sorted(["--class-indices", "--classes-of", *image_options])
+    assert flags["convert folder"] == sorted(["--class-indices", "--classes-of", "--single-label", *image_options])
     assert flags["train"] == ["--config-file"]
     assert flags["explain"] == ["--config-file", "--json", "--verbose"]
     assert flags["recipes"] == flags["options"] == ["--json"]

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
@@ -306,6 +307,24 @@ def test_explain_gives_the_warnings_of_a_training(copied, tmp_path, capsys):
     assert "1 of 36 files in the table do not exist" in capsys.readouterr().out
     for val in ("nowhere", f"{copied}/chelsea/00.jpg"):
         assert main(["explain", "photos", f"--data.train={copied}", f"--data.val={val}"]) == 2
+
+
+def test_semicolons_in_class_names_are_told_and_the_option_decides(album, tmp_path, capsys):
+    rows = listed(album)
+    for row in rows[:2]:
+        row["label"] = "drinks;" + row["label"]
+    table = write_csv(tmp_path / "t.csv", rows)
+    told = "2 of 36 label cells have a semicolon, such as 'drinks;"
+    recipe = count_images(load_recipe("photos", [f"--data.train={table}"]))
+    assert recipe.data.multi_label and told in next(c.reason for c in recipe.choices if c.option == "data.multi_label")
+    recipe = count_images(load_recipe("photos", [f"--data.train={table}", "--data.multi_label=false"]))
+    assert not recipe.data.multi_label and recipe.data.num_classes == len(CLASSES) + 1
+    convert = ["convert", "folder", "--data", str(table), "--workers=0", "--out"]
+    assert main([*convert, str(tmp_path / "several.beton")]) == 0
+    assert told in capsys.readouterr().out
+    assert main([*convert, str(tmp_path / "single.beton"), "--single-label"]) == 0
+    assert told not in capsys.readouterr().out
+    assert BetonSet.open(tmp_path / "single.beton").label_sets is None
 
 
 def test_a_wrong_path_is_no_plan_of_imagenets_size(copied, tmp_path, refused, capsys):

@@ -97,6 +97,25 @@ def test_a_column_with_a_cell_that_is_neither_0_nor_1_is_not_left_out(folder: Pa
         open_source(folder / "unknown.parquet")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "paths", "images"])
+def test_a_semicolon_of_a_class_name_is_one_where_asked_and_told_where_not(folder: Path, suffix: str) -> None:
+    path, cells = folder / f"names-{suffix}.{'csv' if suffix == 'csv' else 'parquet'}", ["pets;cat", "pets;dog", "eel"]
+    files = ["0.jpg", "1.jpg", "2.jpg"]
+    images = [(folder / f).read_bytes() for f in files] if suffix == "images" else files
+    if suffix == "csv":
+        path.write_text("image,label\n" + "".join(f"{f},{cell}\n" for f, cell in zip(files, cells, strict=True)))
+    else:
+        pq.write_table(pa.table({"image": images, "label": cells}), path)
+    several, single = open_source(path), open_source(path, single=True)
+    assert several.classes == ("cat", "dog", "eel", "pets")
+    assert (
+        several.reading == "2 of 3 label cells have a semicolon, such as 'pets;cat': read as several labels per image"
+    )
+    assert (single.classes, single.labels.tolist()) == (("eel", "pets;cat", "pets;dog"), [1, 2, 0])
+    known = open_source(path, classes=("pets;dog", "pets;cat", "eel"))
+    assert (known.labels.tolist(), known.reading, single.reading) == ([1, 0, 2], "", "")
+
+
 def test_null_in_a_list_is_no_label(folder: Path) -> None:
     pq.write_table(pa.table({"image": [b"x", b"y"], "labels": [["b", None], ["a", " "]]}), folder / "null.parquet")
     assert open_source(folder / "null.parquet").classes == ("a", "b")
