@@ -2,21 +2,11 @@
 
 import subprocess
 import sys
-import warnings
-from importlib.metadata import files
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_the_numpy_bound_is_needed_while_numba_cuda_uses_row_stack():
-    sources = [f for f in files("numba-cuda") or [] if f.name == "arrayobj.py"]
-    if not sources:
-        pytest.skip("numba-cuda has no arrayobj.py")
-    if not any("np.row_stack" in Path(str(f.locate())).read_text("utf-8") for f in sources):
-        warnings.warn("numba-cuda no longer uses np.row_stack: remove numpy<2.5 from pyproject.toml", stacklevel=1)
 
 
 def resolved(*extras: str) -> dict[str, str]:

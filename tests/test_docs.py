@@ -29,7 +29,6 @@ def site(tmp_path: Path) -> Path:
 def make_docs(site: Path) -> subprocess.CompletedProcess[str]:
     """The Makefile's own command."""
     line = re.search(r"^\t(NO_MKDOCS.*)$", (ROOT / "Makefile").read_text(), re.M)
-    assert line is not None
     command = line[1].replace("$(BIN)", shlex.quote(str(Path(sys.executable).parent)))
     return subprocess.run(command, shell=True, cwd=site, capture_output=True, text=True)
 

@@ -1,18 +1,24 @@
-"""Run directories and benchmark files to draw, in the form that the trainer and the benchmarks write, with made-up figures."""
+"""Folders of photographs, checkpoints, run directories and benchmark files, in the form that users and fastft write them."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from fastft.cost.published import reference_of
-from fastft.recipe import load_recipe
+from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.recipe import Recipe, load_recipe
+from fastft.run.checkpoint import write_checkpoint
 from fastft.run.prediction_metrics import Predictions
+from fastft.train.progress import describe_model
 
 RECIPES = Path(__file__).parents[1] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50
@@ -30,6 +36,54 @@ def predictions_of(logits_NK: np.ndarray, labels_N: np.ndarray) -> Predictions:
     return Predictions(labels_N, logits_NK.argmax(1), confidence_N, truth_N, logits_NK.shape[1], logits_NK)
 
 
+def write_crops(
+    folder: Path, photographs: Mapping[str, np.ndarray], counts: Mapping[str, int], size: int = 64, suffix: str = "png"
+) -> None:
+    """Square pieces of photographs from random places: <folder>/<name>/<number>.<suffix>, as many of each as `counts` says."""
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            y, x = (int(rng.integers(0, n - size)) for n in photographs[name].shape[:2])
+            crop = Image.fromarray(photographs[name][y : y + size, x : x + size])
+            crop.save(folder / name / f"{i:02}.{suffix}", quality=95)
+
+
+def make_checkpoint(
+    folder: Path,
+    vision: dict,
+    scores: Mapping[str, float] = {},
+    classes: Sequence[str] = "abcdefg",
+    **overrides: object,
+) -> Path:
+    """The run directory `folder`/run with one checkpoint of a tiny model, whose every tensor is away from its initial value."""
+    quick_gelu = vision.pop("quick_gelu", False)
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32} | vision
+    config = {"embed_dim": 32, "quick_gelu": quick_gelu, "vision_cfg": vision}
+    (folder / "arch.json").write_text(json.dumps(config))
+    values = {
+        "model.arch": folder / "arch.json", "model.weights": "random", "model.image_size": 32,
+        "data.num_classes": len(classes), "data.val": "elsewhere/val.beton",
+    }  # fmt: skip
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    recipe = load_recipe(RECIPES / "final_b16.yaml", [f"--{k}={v}" for k, v in values.items()])
+    model = build_model(recipe)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores}}
+    state = {**describe_model(recipe, recipe_arch(recipe), classes, {}), "evaluation": evaluation}
+    path = folder / "run" / "checkpoints" / "best-0003"
+    write_checkpoint(path, state, {"model": model.state_dict()})
+    write_recipe(path.parents[1], recipe)
+    return path
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False))
+
+
 def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:
     """A run of a final recipe after `epochs`: the reference's curve with noise, as lines of metrics.jsonl.
 
@@ -38,7 +92,6 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
     recipe = load_recipe(RECIPES / f"{recipe_name}.yaml", overrides)
     noise = np.random.default_rng(0)
     _, curve = reference_of(recipe.model.arch, recipe.model.image_size)
-    assert curve is not None
     lines: list[dict[str, Any]] = [_start()]
     for epoch in range(epochs):
         here, before = curve["train_loss"][epoch], curve["train_loss"][max(0, epoch - 1)]
@@ -52,7 +105,7 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
         lines += _epoch_end(epoch) if split else []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False))
+    write_recipe(folder, recipe)
     if epochs == recipe.epochs:
         (folder / "result.json").write_text(json.dumps({"recipe": recipe.name}))
     return folder

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from timm.optim import create_optimizer_v2
 
 from beton_tools.base.errors import UserError
@@ -21,6 +20,7 @@ from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.distributed import World
 from fastft.train.precision import choose_precision
 from fastft.train.step import Step, StepChoice
+from tests.written import write_crops
 
 
 def test_our_training_step_has_the_loss_curve_of_timms():
@@ -92,10 +92,7 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
 
 
 def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs):
-    for k in range(4):
-        folder = tmp_path / "images" / ("coffee" if k % 2 else "chelsea")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photographs[folder.name][:64, :64]).save(folder / f"{k}.jpg")
+    write_crops(tmp_path / "images", photographs, {"chelsea": 2, "coffee": 2}, suffix="jpg")
     paths = sorted((tmp_path / "images").glob("*/*"))
     options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
     sections = e2e_bench._sections(options, options.workspace.beton(RESIZED))

@@ -24,22 +24,6 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", "nowhere")
 
 
-@pytest.mark.slow
-def test_quick_decode_writes_file_page_and_table_with_the_same_figures(tmp_path, photographs_only, capsys):
-    options = ["--quick", "--peers", "none", "--count", "6", "--out", str(tmp_path)]
-    assert main(["bench", "decode", *options]) == 0
-    document, printed = read_bench(tmp_path / "decode.json"), capsys.readouterr().out
-    page = (tmp_path / "decode.html").read_text()
-    assert "packaged with scikit-image" in page and "figures mean nothing" in page
-    assert [m["bench"] for m in document["measures"]] == ["decode", "decode"]
-    for measure in document["measures"]:
-        own = measure["contenders"][0]
-        assert own["name"] == "fastft" and len(own["rounds"]) == 2
-        assert figure(own["median"]) in page and figure(own["median"]) in printed
-    assert document["quick"] is True
-    assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
-
-
 def test_every_table_can_be_read_at_80_columns():
     measures = read_bench(RESULTS)["measures"]
     for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
@@ -73,9 +57,16 @@ def test_a_recipe_is_checked_before_anything_is_measured(refused):
 
 
 @pytest.mark.slow
-def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(tmp_path, photographs_only):
+def test_a_quick_run_of_all_benchmarks_has_a_page_and_the_roles_that_the_cost_model_reads(
+    tmp_path, photographs_only, capsys
+):
     assert main(["bench", "all", "--quick", "--out", str(tmp_path)]) == 0
-    document = json.loads((tmp_path / "all.json").read_text())
+    document, printed = read_bench(tmp_path / "all.json"), capsys.readouterr().out
+    page = (tmp_path / "all.html").read_text()
+    assert "packaged with scikit-image" in page and "figures mean nothing" in page and document["quick"] is True
+    for own in (measure["contenders"][0] for measure in document["measures"]):
+        assert figure(own["median"]) in page and figure(own["median"]) in printed
+    assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
     assert {m["bench"] for m in document["measures"]} == set(BENCHES) - {"augment"}  # on a GPU only
     contenders = [c for m in document["measures"] for c in m["contenders"]]
     assert all(c.get("skipped", "not installed").startswith("not installed") for c in contenders)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def tables(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import tables
 
@@ -28,13 +28,13 @@ def test_no_number_was_typed_by_hand():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_changed_number_is_found_and_fixed(tables) -> None:  # type: ignore[no-untyped-def]
+def test_a_changed_number_is_found_and_fixed(tables) -> None:
     page, results = (ROOT / "docs/benchmarks.md").read_text(), tables.Results(tables.RESULTS)
     block = tables.BLOCK.search(page)
     forged = page.replace(block[0], re.sub(r"\d", "7", block[0], count=3))
     assert forged != page and tables.filled(forged, results) == page
 
 
-def test_every_table_is_on_a_page_and_every_marker_has_a_table(tables) -> None:  # type: ignore[no-untyped-def]
+def test_every_table_is_on_a_page_and_every_marker_has_a_table(tables) -> None:
     marked = {found[2] for page in tables.PAGES for found in tables.BLOCK.finditer(page.read_text())}
     assert marked == set(tables.TABLES)

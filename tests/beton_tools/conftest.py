@@ -11,6 +11,9 @@ import skimage
 import sklearn.datasets
 from PIL import Image
 
+from beton_tools.sources import open_source
+from beton_tools.write.writer import WriteOptions, write_beton
+
 _SKIMAGE = Path(skimage.__file__).parent / "data"
 _SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
 
@@ -64,6 +67,14 @@ def photo_folder(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> Path:
     return root
 
 
+@pytest.fixture
+def photo_beton(photo_folder: Path) -> Path:
+    """`photo_folder` converted, with such small pages that there are several."""
+    path = photo_folder.with_suffix(".beton")
+    write_beton(path, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
+    return path
+
+
 def write_folder(root: Path, jpegs: dict[str, list[bytes]]) -> None:
     for wnid, images in jpegs.items():
         (root / wnid).mkdir(parents=True)
@@ -80,6 +91,23 @@ def tar_of(files: dict[str, bytes]) -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+Pairs = list[tuple[bytes, int]]
+
+
+def labelled(jpegs: dict[str, list[bytes]]) -> Pairs:
+    """Images with labels; the classes alternate."""
+    return [pair for row in zip(*jpegs.values(), strict=True) for pair in zip(row, range(len(row)), strict=True)]
+
+
+def shard_of(pairs: Pairs, labels_first: bool = False) -> bytes:
+    """A shard of WebDataset."""
+    files = {}
+    for i, (image, label) in enumerate(pairs):
+        parts = {f"{i:06}.jpg": image, f"{i:06}.cls": b"%d" % label}
+        files |= dict(reversed(parts.items())) if labels_first else parts
+    return tar_of(files)
 
 
 def train_tar(jpegs: dict[str, list[bytes]]) -> bytes:

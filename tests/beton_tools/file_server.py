@@ -3,7 +3,6 @@
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -18,7 +17,6 @@ class FileServer(ThreadingHTTPServer):
     ranges: answer range requests with parts; otherwise with the whole file.
     break_every: of so many responses with contents the last ends after half of them; 0: none does.
     status: answer everything with this status; 0: serve files.
-    delay: seconds before an answer, as a round trip over a network takes.
     versions: send ETag and Last-Modified.
     trick: "other range": a later part under its own Content-Range; "other total": another size in Content-Range; "endless": the
         part and then zeros without end; "gzip": says that the part is compressed; "redirect": to a URL that is none, with a
@@ -32,7 +30,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.ranges, self.versions, self.break_every, self.status = True, True, 0, 0
-        self.delay, self.trick = 0.0, ""
+        self.trick = ""
         self.sent = self.responses = 0
 
     def handle_error(self, *_: object) -> None:
@@ -61,7 +59,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_contents=True)
 
     def _answer(self, with_contents: bool) -> None:
-        time.sleep(self.server.delay)
         path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
         status = self.server.status or (200 if path.is_file() else 404)
         if self.server.trick == "redirect":

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from tests.train.runs import flags
 
@@ -37,14 +36,6 @@ def run(folder: Path, tiny: dict[str, str]) -> Path:
     changes = {"schedule__epochs": "1", "schedule__warmup_epochs": "0"}
     assert main(["train", "rcp/final_b16.yaml", *flags(tiny | data, folder / "run", **changes)]) == 0
     return folder / "run"
-
-
-def test_the_manifest_keeps_the_names(folder):
-    manifest = Manifest.of_beton(folder / "train.beton")
-    assert manifest is not None
-    assert manifest.classes == [os.fsdecode(name) for name in CLASSES]
-    assert [manifest.class_label(i) for i in range(2)] == ESCAPED
-    assert os.fsdecode(CLASSES[0] + b"/\xff.jpg") in list(manifest.names)
 
 
 def test_report(run, tmp_path):

@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.price import FASTFT, CostQuery, Estimate, estimate, price_recipes, with_cores
 from fastft.cost.published import PUBLISHED_RUNS
-from fastft.cost.roofline import K, Mfu, known_mfus, roofline_mfu
+from fastft.cost.roofline import Mfu, roofline_mfu
 from fastft.cost.work import phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model.recipe_model import find_phases, recipe_arch
@@ -48,19 +48,6 @@ def test_reference_l14_run_is_predicted_from_the_b16_log():
     assert 0.94 * 105.6 < run.gpu_hours < 105.6
 
 
-def test_hours_scale_with_gpus_epochs_mfu_and_frozen_layers():
-    bare, v100 = with_cores(1e6), GPUS["V100"]  # no loader limit
-    one = estimate(recipe("final_b16"), v100, 1, GIVEN, bare).train
-    assert one == pytest.approx(8 * estimate(recipe("final_b16"), v100, 8, GIVEN, bare).train)
-    for ratio, options, mfu in (
-        (2, ["--schedule.stop_epoch=25"], GIVEN),
-        (0.5, [], replace(GIVEN, value=0.2)),
-        (1.5, ["--model.trainable_layers=6"], GIVEN),  # without their backward pass
-    ):
-        other = estimate(recipe("final_b16", *options), v100, 1, mfu, bare).train
-        assert one / other == pytest.approx(ratio, rel=0.03)
-
-
 def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
     slow = with_cores(0.2)
     starved = estimate(recipe("final_b16"), GPUS["V100"], 8, GIVEN, slow)
@@ -69,47 +56,6 @@ def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
     for gpu in ("V100", "A100", "H100"):
         values = price_recipes([recipe("final_b16"), recipe("frugal_b16_progressive_half")], CostQuery(gpu))
         assert {e["limited_by"] for r in values["recipes"] for e in r["estimates"]} == {"GPU"}
-
-
-def test_the_roofline_is_below_the_matrix_product_rate_and_pays_for_bytes():
-    """A quarter of the bandwidth lowers it; the larger L/14 has fewer bytes per FLOP."""
-    b16, a100 = recipe("final_b16"), GPUS["A100"]
-    whole = roofline_mfu(b16, a100, 8).value
-    assert 0.4 < whole < 0.75
-    assert roofline_mfu(b16, replace(a100, bandwidth=a100.bandwidth / 4), 8).value < 0.6 * whole
-    assert roofline_mfu(recipe("final_l14"), a100, 8).value > whole
-
-
-def test_one_k_of_the_roofline_is_expected_on_every_card():
-    for name in ("V100", "A100", "H100", "RTX4090"):
-        expected, roofline, *published = known_mfus(recipe("final_b16"), GPUS[name], 8)
-        assert (expected.basis, expected.value) == ("expected", pytest.approx(K * roofline.value))
-        assert [mfu.basis for mfu in published] == ([] if name == "RTX4090" else ["published"])
-        assert all(mfu.value < expected.value for mfu in published)
-
-
-def test_published_runs_are_below_the_roofline_but_for_timms_measured_step():
-    """The roofline is an upper bound with estimated rates: the best measured step reaches 1.04 of it."""
-    ks = {
-        run.name: COSTS["implied_k"](run)
-        for run in PUBLISHED_RUNS
-        if run.name in ("DeiT-B", "timm B/16", "this paper's L/14")
-    }
-    assert ks == {
-        "DeiT-B": pytest.approx(0.39, abs=0.03),
-        "this paper's L/14": pytest.approx(0.32, abs=0.03),
-        "timm B/16": pytest.approx(1.04, abs=0.05),
-    }
-
-
-def test_a_range_from_a_published_run_to_the_roofline_is_shown():
-    values = price_recipes([recipe("final_b16")], CostQuery("v100"))
-    hours = {e["basis"]: e["gpu_hours"] for e in values["recipes"][0]["estimates"]}
-    assert hours == {
-        "expected": pytest.approx(32, abs=2),
-        "roofline": pytest.approx(28, abs=2),
-        "published": pytest.approx(73.7, abs=0.5),
-    }
 
 
 def write_bench(

@@ -1,7 +1,6 @@
 """Logit adjustment subtracts the logarithm of the class sizes; the fitted temperature changes no ranking."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +22,9 @@ from fastft.evaluate.trained import adjust_logits, load_trained, log_shares, sca
 from fastft.export import FORMATS, export_checkpoint
 from fastft.export.card import _temperature
 from fastft.export.to_safetensors import load
-from fastft.run.run_directory import read_metrics
-from tests.export.test_export import CLIP, OUTS, make_checkpoint
-from tests.train.runs import run
+from tests.export.test_export import CLIP, OUTS
+from tests.train.runs import logged, result_of, run
+from tests.written import make_checkpoint, write_crops
 
 CPU = torch.device("cpu")
 
@@ -34,29 +33,23 @@ CPU = torch.device("cpu")
 def imbalanced(tiny: dict[str, str], photographs: dict[str, np.ndarray], tmp_path_factory) -> Path:
     """A run on 44 and 4 training images of two classes."""
     folder = tmp_path_factory.mktemp("imbalanced")
-    noise = np.random.default_rng(0)
-    for name, count in (("astronaut", 44), ("coffee", 4)):
-        (folder / "images" / name).mkdir(parents=True)
-        for k in range(count):
-            y, x = (int(noise.integers(0, n - 64)) for n in photographs[name].shape[:2])
-            crop = Image.fromarray(photographs[name][y : y + 64, x : x + 64])
-            crop.save(folder / f"images/{name}/{k:02}.jpg")
+    write_crops(folder / "images", photographs, {"astronaut": 44, "coffee": 4}, suffix="jpg")
     convert_folder(folder / "images", folder / "train.beton", WriteOptions(workers=0))
     run(tiny, folder / "run", data__train=str(folder / "train.beton"))
     return folder
 
 
 def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imbalanced):
-    result = json.loads((imbalanced / "run/result.json").read_text())
+    result = result_of(imbalanced / "run")
     scores = [e["ema"]["balanced_accuracy"] for e in result["evaluations"]]
     assert result["best"]["ema"]["balanced_accuracy"] == max(scores)
-    lines = [m for m in read_metrics(imbalanced / "run/metrics.jsonl") if m["kind"] == "eval"]
+    lines = logged(imbalanced / "run", "eval")
     assert {line["best_by"] for line in lines} == {"balanced_accuracy"}
     assert [line["ema_balanced_accuracy"] for line in lines] == scores
 
 
 def test_a_balanced_run_is_judged_by_top1(whole):
-    lines = [m for m in read_metrics(whole / "metrics.jsonl") if m["kind"] == "eval"]
+    lines = logged(whole, "eval")
     assert lines and not any("best_by" in line for line in lines)
 
 
@@ -125,11 +118,9 @@ def test_older_checkpoints_take_the_class_sizes_from_the_training_file(imbalance
         adjust_logits(replace(trained, recipe=gone))
 
 
-def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced, tmp_path):
-    shutil.copytree(imbalanced / "run", tmp_path / "run")
-    trained = load_trained(tmp_path / "run", CPU)
+def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced):
     with pytest.raises(UserError, match="damaged"):
-        adjust_logits(replace(trained, class_counts=[1, 2, 3]))
+        adjust_logits(replace(load_trained(imbalanced / "run", CPU), class_counts=[1, 2, 3]))
 
 
 FITTED = {"temperature": 2.5, "ece": 9.0, "ece_scaled": 3.0}

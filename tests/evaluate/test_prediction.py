@@ -33,6 +33,7 @@ from fastft.evaluate.prediction import (
 )
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
+from tests.written import write_crops
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +106,6 @@ def test_every_file_gets_its_classes_or_an_error(trained, photographs, tmp_path)
     assert [(r["file"], r["rank"]) for r in rows] == [("a, b.jpg", "1"), ("a, b.jpg", "2"), (str(found[1].path), "")]
 
 
-def test_one_image_may_be_given_without_a_list(trained, photographs, tmp_path):
-    image, file = Image.fromarray(photographs["coffee"]), tmp_path / "a.png"
-    image.save(file)
-    predictor = Predictor(trained, device="cpu")
-    for given in (image, file, str(file), [file]):
-        (found,) = predictor.predict(given, topk=1)
-        assert found.error is None and len(found.classes) == 1
-
-
 def test_impossible_options_of_a_predictor_are_named(trained):
     with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
         Predictor(trained, device="tpu")
@@ -154,9 +146,7 @@ def test_transparent_pixels_have_the_recipes_background():
 
 
 def test_a_file_with_other_classes_is_not_scored(trained, photographs, tmp_path, refused):
-    for name in ("coffee", "rocket"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        Image.fromarray(photographs["coffee"][:64, :64]).save(tmp_path / "images" / name / "0.png")
+    write_crops(tmp_path / "images", photographs, {"coffee": 1, "rocket": 1})
     data = tmp_path / "other.beton"
     convert_folder(tmp_path / "images", data, WriteOptions(workers=0))
     error = refused(["eval", trained, "--data", data, "--device", "cpu"])

@@ -42,7 +42,7 @@ def test_the_plain_loop_trains_and_resumes(tiny, run):
     arguments = ["plain_loop.py", tiny["data.train"], tiny["data.val"], *MODEL]
     lines = run(*arguments)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
-    assert all(0 < float(re.search(r"loss ([\d.]+)", line)[1]) < 5 for line in lines)  # type: ignore[index]
+    assert all(0 < float(re.search(r"loss ([\d.]+)", line)[1]) < 5 for line in lines)
     assert run(*arguments) == []  # all epochs are done
     (third,) = run(*arguments, "--epochs", "3")
     assert third.startswith("epoch 2: loss")

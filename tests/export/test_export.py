@@ -1,7 +1,5 @@
 """An exported model gives the checkpoint's logits in the library that it is for."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,39 +14,12 @@ from fastft.cli import main
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, command, export_checkpoint, to_onnx, to_open_clip
 from fastft.model import build_classifier, load_arch, load_tower_weights
-from fastft.model.recipe_model import build_model, recipe_arch
-from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
-from fastft.run.checkpoint import write_checkpoint
-from fastft.train.progress import describe_model
+from tests.written import make_checkpoint
 
 OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx"}
 CLIP = {"quick_gelu": True}
 DINO = {"no_ln_pre": True, "ls_init_value": 1e-5, "norm_kwargs": {"eps": 1e-6}}
-
-
-def make_checkpoint(folder: Path, vision: dict, scores: Mapping[str, float] = {}, **overrides: object) -> Path:
-    """A tiny model whose every tensor is drawn away from its initial value, as a run would leave it."""
-    quick_gelu = vision.pop("quick_gelu", False)
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32} | vision
-    config = {"embed_dim": 32, "quick_gelu": quick_gelu, "vision_cfg": vision}
-    (folder / "arch.json").write_text(json.dumps(config))
-    values = {
-        "model.arch": folder / "arch.json", "model.weights": "random", "model.image_size": 32, "data.num_classes": 7,
-        "data.val": "elsewhere/val.beton",
-    }  # fmt: skip
-    values |= {key.replace("__", "."): value for key, value in overrides.items()}
-    recipe = load_recipe("rcp/final_b16.yaml", [f"--{k}={v}" for k, v in values.items()])
-    model = build_model(recipe)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores}}
-    state = {**describe_model(recipe, recipe_arch(recipe), "abcdefg", {}), "evaluation": evaluation}
-    path = folder / "run" / "checkpoints" / "best-0003"
-    write_checkpoint(path, state, {"model": model.state_dict()})
-    return path
 
 
 @pytest.mark.parametrize("format", FORMATS)

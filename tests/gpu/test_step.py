@@ -92,7 +92,7 @@ def test_the_automatic_micro_batch_fits_into_smaller_memories(gib):
     if torch.cuda.get_device_properties(device).total_memory < cap:
         pytest.skip(f"the card has less than {gib} GiB")
     arch, precision = clip_vit(device, 768), choose_precision("auto", device)
-    model = build_classifier(arch, CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_classifier(arch, CLASSES).to(device, memory_format=torch.channels_last)
     with mock.patch.object(torch.cuda, "mem_get_info", lambda *_: (cap - torch.cuda.memory_reserved(), cap)):
         chosen = choose_micro_batch(0, 2048, model, arch.image_size, precision)
     del model

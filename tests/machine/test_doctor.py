@@ -1,14 +1,10 @@
 """`fastft doctor`: every check on described machines, and the command on this machine."""
 
 import json
-import shlex
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
@@ -16,6 +12,7 @@ from fastft.cli import main
 from fastft.machine import facts
 from fastft.machine.doctor import FAIL, OK, WARN, Check, examine
 from fastft.machine.facts import GIB, Facts, GpuFacts
+from tests.written import write_crops
 
 V100, A100, H100 = (
     GpuFacts("Tesla V100-SXM2-16GB", (7, 0)),
@@ -51,7 +48,7 @@ GOOD = Facts(
 
 
 def check(name: str, **changes: object) -> Check:
-    (found,) = [c for c in examine(replace(GOOD, **changes)) if c.name == name]  # type: ignore[arg-type]
+    (found,) = [c for c in examine(replace(GOOD, **changes)) if c.name == name]
     return found
 
 
@@ -111,22 +108,6 @@ def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached():
     assert not forced & set(check("FFCV", ffcv=None, ffcv_error="ImportError").fix.split())
 
 
-@pytest.mark.parametrize(
-    ("executable", "here", "shown"),
-    [
-        ("/home/me/fastft/.venv/bin/python", "/home/me/fastft", ".venv/bin/python"),
-        ("/home/me/fastft/.venv/bin/python", "/home/me/fastft/.venv/bin", "/home/me/fastft/.venv/bin/python"),
-        ("/usr/bin/python3", "/home/me/fastft", "/usr/bin/python3"),
-        ("/home/me/my own/bin/python", "/home/me", "'my own/bin/python'"),
-    ],
-)
-def test_a_shell_in_the_working_directory_finds_the_printed_python(executable, here, shown, monkeypatch):
-    monkeypatch.setattr(sys, "executable", executable)
-    monkeypatch.setattr(Path, "cwd", lambda: Path(here))
-    assert facts._executable() == shown
-    assert Path(here, *shlex.split(shown)) == Path(executable)
-
-
 def test_python_that_hangs_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -157,9 +138,7 @@ def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown():
 def test_command_examines_this_machine(capsys, tmp_path, photographs, monkeypatch, real):
     if not real:  # what is asked in processes of their own
         monkeypatch.setattr(facts, "_run_python", lambda *arguments: (arguments[-1], None))
-    for name in ("astronaut", "coffee"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        Image.fromarray(photographs[name]).save(tmp_path / "in" / name / "a.jpg")
+    write_crops(tmp_path / "in", photographs, {"astronaut": 1, "coffee": 1}, size=300, suffix="jpg")
     data = tmp_path / "train.beton"
     convert_folder(tmp_path / "in", data, WriteOptions(workers=0))
     code = main(["doctor", "--data", str(data), "--json"])

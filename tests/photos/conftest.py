@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fastft.model import weights
+from tests.written import write_crops
 
 CLASSES = ("astronaut", "chelsea", "coffee")
 PER_CLASS = 12
@@ -22,14 +21,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
 def album(photographs, tmp_path_factory) -> Path:
     """`<class>/<number>.jpg`: crops of 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("album") / "photos"
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (folder / name).mkdir(parents=True)
-        image = photographs[name]
-        for i in range(PER_CLASS):
-            y, x = (int(rng.integers(0, n - 64)) for n in image.shape[:2])
-            crop = Image.fromarray(image[y : y + 64, x : x + 64])
-            crop.save(folder / name / f"{i:02}.jpg", quality=95)
+    write_crops(folder, photographs, dict.fromkeys(CLASSES, PER_CLASS), suffix="jpg")
     return folder
 
 

@@ -22,7 +22,7 @@ from fastft.photos.prepare import prepare_data
 from fastft.photos.same_images import as_source, content_ids
 from fastft.recipe import Recipe, load_recipe
 from tests.photos.conftest import CLASSES, PER_CLASS
-from tests.photos.test_prepare import QUIET, prepared, split_of
+from tests.photos.test_prepare import QUIET, prepared, said_of, split_of, with_words
 from tests.train.runs import differing, end, losses
 
 WRITE = WriteOptions(workers=0)
@@ -162,19 +162,16 @@ def test_evaluation_and_report_use_the_hold_out(trained, tmp_path, refused):
 
 
 def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied, tmp_path):
-    said: list[str] = []
-    recipe = prepared(copied, tmp_path / "run", said=said)
-    assert "29 training images of 3 classes, 7 validation images, held out by class" in said[0]
-    first = sides(recipe)
-    said.clear()
-    prepared(copied, tmp_path / "run", said=said)
-    assert "unchanged" in said[0] and "7 validation images" in said[1]
+    recipe, said = with_words(copied, tmp_path / "run")
+    assert "29 training images of 3 classes, 7 validation images, held out by class" in said
+    first, said = sides(recipe), said_of(copied, tmp_path / "run")
+    assert "unchanged" in said and "7 validation images" in said
     moved = tmp_path / "elsewhere" / "moved.beton"
     moved.parent.mkdir()
     manifest_path(copied).rename(manifest_path(moved))
     copied.rename(moved)
-    said.clear()
-    assert sides(prepared(moved, tmp_path / "run", said=said)) == first and "unchanged" in said[0]
+    recipe, said = with_words(moved, tmp_path / "run")
+    assert sides(recipe) == first and "unchanged" in said
 
 
 # what stays as it was ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from fastft import TrainedRun, TrainLoader
 from fastft.cli import main
 from fastft.recipe import differences
 from fastft.recipe.constants import SHORT_NAMES
-from tests.refusals import refuses
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +106,6 @@ def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that
 def test_short_names_are_those_of_the_command_line():
     for name in SHORT_NAMES:
         assert f" {name}" in (fastft.fit.__doc__ or "")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"data": "nowhere"}, "nowhere"),
-        ({"lrr": 1}, "unknown option 'lrr'; did you mean 'optim.lr'"),
-        ({"lr": "fast"}, "optim.lr is 'fast'"),
-    ],
-)
-def test_bad_input_is_one_line(options, message, tmp_path):
-    with refuses(message):
-        fastft.fit("photos", out=tmp_path / "run", **options)
 
 
 def test_a_loader_refuses_a_folder_with_the_call_that_converts_it(album):

@@ -22,11 +22,6 @@ def test_every_class_is_held_out_in_its_share():
     assert np.bincount(labels[held]).tolist() == [80, 60, 40, 20]
 
 
-def test_a_class_of_one_image_stays_in_training():
-    labels = np.array([0] * 30 + [1] * 30 + [2])
-    assert not hold_out(labels, np.arange(61))[-1]
-
-
 def test_a_class_of_one_unit_gives_its_share_to_others():
     labels, units = np.repeat([0, 1], 4), np.array([0, 0, 0, 0, 1, 2, 3, 4])
     assert np.flatnonzero(hold_out(labels, units)).tolist() in ([4], [5], [6], [7])

@@ -12,11 +12,9 @@ import pytest
 import torch
 
 from fastft.augment.recipe_policy import build_mixer, build_policy
-from fastft.cost.price import predict
 from fastft.cost.published import reference_curves
-from fastft.cost.work import recipe_work
-from fastft.model.recipe_model import build_model, find_phases, recipe_arch
-from fastft.optim import decay_for_batch, layer_groups
+from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.optim import layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About
 from fastft.recipe.tables import Row, Sweep, load_sweep
@@ -166,56 +164,3 @@ def test_stopped_recipes_expect_the_mean_of_five_epochs_of_the_log_round_the_sto
     assert differing(recipe, final) == {"schedule.stop_epoch": recipe.epochs} | ONE_EVALUATION
     assert recipe.about.top1 == pytest.approx(sum(curve[last - 2 : last + 3]) / 5, abs=0.006)
     assert recipe.about.source.startswith(f"mean of epochs {last - 2} to {last + 2} of one log")
-
-
-@pytest.mark.parametrize("name", STOPPED)
-def test_complete_recipes_end_where_the_stopped_ones_stop_and_expect_nothing(name):
-    final, stopped = load_recipe(f"final_{name.partition('_')[2]}"), load_recipe(name)
-    complete = load_recipe(f"{name}_complete")
-    assert complete.epochs == complete.schedule.epochs == stopped.epochs and complete.about.top1 is None
-    share = complete.epochs / final.epochs
-    assert complete.schedule.warmup_epochs == pytest.approx(final.schedule.warmup_epochs * share, rel=1e-3)
-    horizons = [
-        1 / (1 - decay_for_batch(r.ema.decay, r.optim.batch_size, r.ema.reference_batch)) for r in (final, complete)
-    ]
-    assert horizons[1] == pytest.approx(horizons[0] * share, rel=0.01)
-    changed = {"schedule.epochs", "schedule.warmup", "schedule.warmup_epochs", "ema.horizon", "ema.decay"}
-    assert differing(complete, final).keys() - ONE_EVALUATION.keys() - {"ema.reference_batch"} == changed
-
-
-@pytest.mark.parametrize(("size", "layers"), [("b16", 6), ("l14", 12)])
-def test_half_frozen_recipes_are_extrapolated_and_cheaper(size, layers):
-    final, frugal, half = (load_recipe(name) for name in (f"final_{size}", f"frugal_{size}", f"frugal_{size}_half"))
-    assert differing(half, frugal) == {"model.trainable_layers": layers}
-    assert half.about.source.startswith("extrapolated")
-    work = [sum(recipe_work(recipe, recipe_arch(final))) for recipe in (final, frugal, half)]
-    assert work[0] > work[1] > work[2]
-
-
-@pytest.mark.parametrize(
-    ("name", "base", "changes", "phases"),
-    [
-        ("frugal_b16_progressive", "frugal_b16", {"schedule.sizes"}, [(24, 160, 196), (6, 224, 196)]),
-        ("frugal_b16_progressive_half", "frugal_b16_half", {"schedule.sizes"}, [(24, 160, 196), (6, 224, 196)]),
-        ("frugal_b16_384_progressive", "frugal_b16_384", {"schedule.sizes"}, [(24, 224, 576), (4, 384, 576)]),
-        ("frugal_b16_sparse", "frugal_b16_half", {"model.patch_dropout"}, [(27, 224, 127), (3, 224, 196)]),
-    ],
-)
-def test_recipes_that_nobody_ran_expect_nothing_and_change_what_they_say(name, base, changes, phases):
-    """phases: epochs, image size, and how many patches of an image of the final size would be kept."""
-    recipe, arch = load_recipe(name), recipe_arch(load_recipe(name))
-    assert differing(recipe, load_recipe(base)).keys() == changes
-    assert recipe.about == About(None, "no expectation: not run")
-    kept = [(p.epochs, p.size, round(arch.grid**2 * (1 - p.patch_dropout))) for p in find_phases(recipe)]
-    assert kept == phases
-
-
-def test_the_cheapest_recipe_of_b16_is_below_8_v100_hours():
-    hours = {}
-    for path in FILES:
-        recipe = load_recipe(path)
-        if "b16" in path.stem and recipe.model.image_size == 224:
-            hours[path.stem] = predict(recipe, ["V100"])["V100"]["hours"]
-    assert hours["frugal_b16_half"] == pytest.approx(12.5, abs=0.5)
-    assert min(hours, key=hours.__getitem__) == "frugal_b16_progressive_half"
-    assert hours["frugal_b16_progressive_half"] < 8

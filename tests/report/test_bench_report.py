@@ -1,7 +1,6 @@
 """The page of a benchmark: medians, spread, ratios as the rounds give them; unreadable files are refused in one line."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,6 @@ def test_command_writes_beside_the_file(tmp_path, bench_document):
     (tmp_path / "b.json").write_text(json.dumps(bench_document))
     assert main(["report", str(tmp_path / "b.json")]) == 0
     assert "Loader, whole recipe" in (tmp_path / "b.html").read_text()
-
-
-def test_the_documented_example_is_a_benchmark_file(tmp_path):
-    text = (Path(__file__).parents[2] / "docs/bench-schema.md").read_text()
-    (tmp_path / "b.json").write_text(re.search(r"```json\n(.*?)```", text, re.S)[1])
-    assert main(["report", str(tmp_path / "b.json")]) == 0
-    assert re.search(r"3\.94 .</span>", (tmp_path / "b.html").read_text())
 
 
 def put(document: Document, path: tuple[str | int, ...], value: Any) -> str:

@@ -18,7 +18,8 @@ from fastft.cli import main
 from fastft.evaluate.assessment import Assessment, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
 from fastft.report.run_report import render_run
-from fastft.run.run_directory import load_run, read_metrics
+from fastft.run.run_directory import load_run
+from tests.train.runs import logged
 from tests.written import predictions_of, write_run
 
 pytestmark = pytest.mark.slow  # starts a browser
@@ -167,32 +168,25 @@ def numbers(tab: Any, cells: str) -> list[float]:
     return tab.eval_on_selector_all(cells, "cells => cells.map(c => Number(c.dataset.v))")
 
 
-def of_kind(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
-
-
 @pytest.mark.parametrize("page", ["run_page", "trained_page"])
 def test_evaluations_in_the_page_are_those_of_the_log(browser, page, request, tmp_path):
     tab = opened(browser, request.getfixturevalue(page))
-    logged = of_kind(tmp_path / "run" if page == "run_page" else request.getfixturevalue("whole"), "eval")
+    evaluations = logged(tmp_path / "run" if page == "run_page" else request.getfixturevalue("whole"), "eval")
     heads = [h.strip("↕ ") for h in tab.locator("#evaluations th").all_text_contents()]
     shown = [dict(zip(heads, row, strict=True)) for row in rows_of(tab, "#evaluations")]
     assert [(int(r["epoch"]), r["raw top-1 %"], r["EMA top-1 %"], r["EMA loss"]) for r in shown] == [
-        (e["epoch"], f"{e['raw_top1']:.3f}", f"{e['ema_top1']:.3f}", f"{e['ema_loss']:.4f}") for e in logged
+        (e["epoch"], f"{e['raw_top1']:.3f}", f"{e['ema_top1']:.3f}", f"{e['ema_loss']:.4f}") for e in evaluations
     ]
     if page == "trained_page":  # two classes
         assert "EMA top-5 %" not in heads
-        assert [r["EMA F1 %"] for r in shown] == [f"{e['ema_macro_f1']:.3f}" for e in logged]
-    best = max(e["ema_top1"] for e in logged)
+        assert [r["EMA F1 %"] for r in shown] == [f"{e['ema_macro_f1']:.3f}" for e in evaluations]
+    best = max(e["ema_top1"] for e in evaluations)
     assert tab.inner_text(".figures .value") == f"{best:.2f} %"
 
 
-@pytest.mark.parametrize("page", ["bench_page", "committed_page"])
-def test_numbers_in_the_page_are_those_of_the_benchmark(browser, page, request, bench_document):
-    tab = opened(browser, request.getfixturevalue(page))
-    committed = json.loads((RESULTS / "all.json").read_text())
-    document = bench_document if page == "bench_page" else committed
-    measured = [c for m in document["measures"] for c in m["contenders"] if "median" in c]
+def test_numbers_in_the_page_are_those_of_the_benchmark(browser, bench_page, bench_document):
+    tab = opened(browser, bench_page)
+    measured = [c for m in bench_document["measures"] for c in m["contenders"] if "median" in c]
     assert numbers(tab, "table.bench td.n:nth-child(3)") == pytest.approx([c["median"] for c in measured])
     for row, contender in zip(rows_of(tab, "table.bench"), measured, strict=True):
         assert row[0].startswith(contender["name"])
@@ -226,11 +220,11 @@ def test_hovering_shows_the_logged_value(browser, run_page, tmp_path, kind, widt
     x = geometry["left"] + share * (geometry["right"] - geometry["left"])
     tab.mouse.move(box["x"] + x / geometry["width"] * box["width"], box["y"] + box["height"] / 2)
     text = tab.locator(".readout:visible").inner_text()
-    logged = next(e for e in of_kind(tmp_path / "run", "eval") if e["epoch"] == epoch)
+    evaluated = next(e for e in logged(tmp_path / "run", "eval") if e["epoch"] == epoch)
     rows = dict(row.split("\t") for row in text.splitlines() if "\t" in row)
     assert float(rows["epochs trained"]) == epoch + 1
-    assert float(rows["EMA"]) == pytest.approx(logged["ema_top1"], abs=0.006)
-    assert float(rows["raw"]) == pytest.approx(logged["raw_top1"], abs=0.006)
+    assert float(rows["EMA"]) == pytest.approx(evaluated["ema_top1"], abs=0.006)
+    assert float(rows["raw"]) == pytest.approx(evaluated["raw_top1"], abs=0.006)
     right = tab.evaluate("document.querySelector('.readout:not([hidden])').getBoundingClientRect().right")
     assert right <= width
     tab.mouse.move(1, 1)

@@ -14,14 +14,13 @@ from fastft.augment import parse_policy
 from fastft.cli import main
 from fastft.data import Output, TrainLoader
 from fastft.report.preview import carry_out, write_preview
+from tests.written import write_crops
 
 
 @pytest.fixture(scope="module")
 def beton(photographs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("preview")
-    for name, image in photographs.items():
-        (folder / "images" / name).mkdir(parents=True)
-        Image.fromarray(image[:200, :240]).save(folder / "images" / name / "0.png")
+    write_crops(folder / "images", photographs, dict.fromkeys(photographs, 1), size=200)
     convert_folder(folder / "images", folder / "p.beton", WriteOptions(workers=0))
     return folder / "p.beton"
 

@@ -207,7 +207,6 @@ def run(tmp_path: Path) -> Run:
 
 def split(run: Run) -> dict[str, Any]:
     found = time_split(run)
-    assert found is not None
     return found
 
 
@@ -218,7 +217,6 @@ def test_parts_are_sums_of_the_lines(run):
     assert part_seconds(run) == pytest.approx(expected)
     assert {r["key"]: r["seconds"] for r in split(run)["loop"]}["eval"] == pytest.approx(2 * EVALUATION)
     cost = run_cost(run, None, None)
-    assert cost is not None
     assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
 
 

@@ -6,15 +6,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from beton_tools.base.errors import UserError
-from fastft.model import build_classifier
-from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.run.checkpoint import (
     CHECKSUMS,
     Damaged,
@@ -25,39 +22,10 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from fastft.train.checkpointing import load_step_tensors, optimizer_tensors
 from tests.model.test_tower import small_arch
 
 STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}}
 WEIGHTS = {"model": {"w": torch.zeros(100)}}
-
-
-def stepped_optimizer(seed: int):
-    torch.manual_seed(seed)
-    model = build_classifier(small_arch(), 5, freeze_conv1=False).to(memory_format=torch.channels_last)
-    optimizer = build_adamw(optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05)), betas=(0.9, 0.999), eps=1e-8)
-    for _ in range(3):
-        for p in model.parameters():
-            p.grad = torch.randn_like(p) if p.requires_grad else None
-        set_lr(optimizer, 1e-3)
-        optimizer.step()
-    return model, optimizer
-
-
-def test_optimizer_state_comes_back_bit_for_bit(tmp_path):
-    model, optimizer = stepped_optimizer(0)
-    path = tmp_path / "step-00000003"
-    write_checkpoint(path, STATE, {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)})
-    loaded = read_checkpoint(path, ("model", "optimizer"))
-    other, fresh = stepped_optimizer(1)
-    load_step_tensors(SimpleNamespace(model=other, optimizer=fresh, ema=None), loaded)  # type: ignore[arg-type]
-    for m, o in ((model, optimizer), (other, fresh)):
-        torch.manual_seed(7)
-        for p in m.parameters():
-            p.grad = torch.randn_like(p) if p.requires_grad else None
-        o.step()
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_a_checkpoint_without_checksums_is_read_with_one_warning(tmp_path, caplog):
@@ -84,7 +52,6 @@ def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):
     )
     command = [sys.executable, "-c", script, str(tmp_path), json.dumps(STATE)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert writer.stdout is not None
     for _ in range(3):
         writer.stdout.readline()
     time.sleep(0.013)

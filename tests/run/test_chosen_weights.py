@@ -65,7 +65,6 @@ def test_the_p_value_is_mcnemars_exact_one(first, second):
 def test_the_rule(entries, take, kind, epoch):
     best = max(entries, key=lambda e: e.get("ema", e["raw"])["top1"])
     chosen = choose_weights(entries, best)
-    assert chosen is not None
     assert (chosen["take"], chosen["kind"], chosen["epoch"]) == (take, kind, epoch)
     assert chosen["top1"] == entries[epoch][kind]["top1"]
 
@@ -92,7 +91,7 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy():
     entry["disagreements"] |= {"balanced_gain": -found["balanced_gain"]}
     assert entry["disagreements"]["balanced_gain"] < 0
     check("it", json.loads(json.dumps(entry)), StoredEvaluation)  # a run with it can be resumed
-    assert choose_weights([entry], entry)["kind"] == "ema"  # type: ignore[index]
+    assert choose_weights([entry], entry)["kind"] == "ema"
 
 
 def against_probe(own_only: int, probe_only: int, **balanced: float) -> dict[str, Any] | None:
@@ -146,7 +145,7 @@ def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images
         assert chosen is not None and chosen["kind"] == kind
     assert chosen["reason"].startswith("raw, because 60% of the EMA's weights are still the initial ones")
     only_ema = {"epoch": 0, "ema": {"top1": 82, "samples": 20}}
-    assert choose_weights([only_ema], only_ema, untrained=0.6)["kind"] == "ema"  # type: ignore[index]
+    assert choose_weights([only_ema], only_ema, untrained=0.6)["kind"] == "ema"
 
 
 def test_without_an_evaluation_there_is_no_choice():

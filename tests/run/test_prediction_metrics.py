@@ -73,11 +73,6 @@ def test_the_largest_confusions_are_cells_of_the_matrix(predictions):
     assert [c.images for c in found] == sorted((c.images for c in found), reverse=True)
 
 
-def test_predictions_of_a_perfect_model_have_no_confusion():
-    p = predictions_of(np.eye(3, dtype=np.float32), np.arange(3))
-    assert largest_confusions(p, 10) == [] and balanced_accuracy(p) == macro_f1(p) == 100
-
-
 def test_imbalance_is_of_the_classes_that_have_images():
     assert imbalance([120, 0, 10]) == 12
     assert "10 to 120 training images" in describe_imbalance([120, 0, 10])

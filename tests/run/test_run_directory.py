@@ -1,8 +1,6 @@
 """Run directories whose files the trainer did not write like this are refused in one line; remains of a crash are read."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,18 +8,14 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.run.run_directory import load_run, read_metrics, read_result
 from fastft.train import reporting
-from tests.train.runs import run
+from tests.train.runs import logged, run
 
 
 def test_no_interval_has_an_mfu_above_1(tiny, tmp_path, monkeypatch):
     """A CPU's peak is measured before the training, perhaps while other processes take the cores."""
     monkeypatch.setattr(reporting, "peak_flops", lambda device, dtype: 1.0)
     run(tiny, tmp_path, schedule__epochs="1", schedule__warmup_epochs="0")
-    assert 0 < of_kind(tmp_path, "train")["mfu"] <= 1
-
-
-def of_kind(folder: Path, kind: str) -> dict[str, Any]:
-    return next(line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind)
+    assert 0 < logged(tmp_path, "train")[0]["mfu"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,7 @@ def of_kind(folder: Path, kind: str) -> dict[str, Any]:
     ],
 )
 def test_lines_that_cannot_be_drawn_are_refused(run_folder, kind, change, message, capsys):
-    line = of_kind(run_folder, kind) | change
+    line = logged(run_folder, kind)[0] | change
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     with pytest.raises(UserError, match=message):

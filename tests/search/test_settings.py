@@ -164,15 +164,6 @@ def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests
     assert np.mean([f["default_balanced_accuracy"] for f in found]) == pytest.approx(60, abs=0.6)
 
 
-def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one():
-    right = np.array([True] * 80 + [False] * 20)
-    labels = np.array([0] * 99 + [2])
-    found = compare(labels, right, None)
-    assert found["standard_error"] == pytest.approx(4) and found["gain"] is None
-    assert found["balanced_accuracy"] == pytest.approx(100 * (80 / 99 + 0) / 2)
-    assert found["balanced_standard_error"] > 20
-
-
 def test_the_correction_raises_no_figure():
     """Nothing is chosen of two equal settings: the images that a resample leaves out may by chance be easier ones."""
     right = np.tile(np.random.default_rng(0).random(50) < 0.8, (2, 1))

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,10 +122,8 @@ def test_table_and_json_are_written(searched):
     folder, result = searched
     table = (folder / "table.md").read_text()
     assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
-    assert (
-        "images, on which nothing was chosen" in table
-        and "images, on which nothing was chosen" in (folder / "tuned.yaml").read_text()
-    )
+    for text in (table, (folder / "tuned.yaml").read_text()):
+        assert "images, on which nothing was chosen" in text
     document = json.loads((folder / "results.json").read_text())
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
 
@@ -220,14 +217,8 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(tiny, un
     document = json.loads((tmp_path / "out/results.json").read_text())
     assert document["measure"] == "balanced_accuracy"
     assert document["test"]["balanced_gain"] == figures["balanced_gain"] is not None
-    other = next(trial for trial in result.trials if trial.setting != DEFAULT)
-    for best in (replace(result.best, setting=DEFAULT), replace(result.best, setting=other.setting)):
-        sentence = conclusion(replace(result, best=best))[1]
-        value, error = figures["balanced_accuracy"], figures["balanced_standard_error"]
-        start = f"test balanced accuracy {value:.2f} ± {error:.2f} % of 13 images"
-        assert sentence.startswith(start) and f"(top-1 {figures['top1']:.2f} %)" in sentence
-    gain = f"gain {figures['balanced_gain']:+.2f} ± {figures['balanced_gain_standard_error']:.2f} points"
-    assert f"own setting {figures['default_balanced_accuracy']:.2f} %, {gain}" in sentence
+    sentence = conclusion(result)[1]
+    assert f"test balanced accuracy {figures['balanced_accuracy']:.2f} ±" in sentence and " of 13 images" in sentence
 
 
 @pytest.mark.parametrize(

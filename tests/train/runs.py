@@ -1,7 +1,12 @@
 """Small runs with the real trainer, and their results."""
 
+import json
 import shutil
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,8 +28,24 @@ def run(tiny: dict[str, str], folder: Path, **changes: str) -> dict:
     return train(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **changes)), QUIET)
 
 
+def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
 def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(m["step"], m["loss"]) for m in read_metrics(folder / "metrics.jsonl") if m["kind"] == "train"]
+    return [(line["step"], line["loss"]) for line in logged(folder, "train")]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
+    """While the processes run, at most two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert all(p.poll() is None for p in processes) and time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def rewind(folder: Path, step: int) -> None:

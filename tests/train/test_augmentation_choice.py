@@ -1,8 +1,6 @@
 """Augmentation that hides the classes from the linear probe is left out where it is automatic, and warned of where it is not."""
 
-import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,30 +71,26 @@ def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]
     assert len(lines) == 2 and lines[-1].startswith("warning: ") != is_plain(changed)
 
 
-def test_a_training_without_what_hides_the_classes_is_one_that_never_had_it(
-    tiny: dict[str, str], tmp_path: Path, hidden: None
-) -> None:
-    run(tiny, tmp_path / "auto", **AUTO)
-    run(tiny, tmp_path / "given", **GIVEN)
-    assert losses(tmp_path / "auto") == losses(tmp_path / "given")
-    assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
-    augment = load_run(tmp_path / "auto").recipe.augment
-    assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
-    assert {option: read_choices(tmp_path / "auto")[option].value for option in PLAIN} == PLAIN
-
-
-def test_a_resumed_training_keeps_the_choice(
+def test_what_hides_the_classes_is_left_out_and_a_resume_keeps_the_choice(
     tiny: dict[str, str], tmp_path: Path, hidden: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tiny, tmp_path / "whole", train__keep_checkpoints="100", **AUTO)
-    shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    rewind(tmp_path / "part", 0)
-    monkeypatch.setattr("fastft.train.head_start.choose_augmentation", None)
-    run(tiny, tmp_path / "part", train__keep_checkpoints="100", **AUTO)
-    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
-    part, whole = (json.loads((tmp_path / name / "choices.json").read_text()) for name in ("part", "whole"))
-    assert part == whole and sum("loss of" in choice["reason"] for choice in part) == 2
-    assert differing(end(tmp_path / "part"), end(tmp_path / "whole")) == []
+    """The training is one that never had it."""
+    kept = {"train__keep_checkpoints": "100"}
+    run(tiny, tmp_path / "auto", **AUTO, **kept)
+    run(tiny, tmp_path / "given", **GIVEN)
+    augment = load_run(tmp_path / "auto").recipe.augment
+    assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
+    choices = read_choices(tmp_path / "auto")
+    assert {option: choices[option].value for option in PLAIN} == PLAIN
+    assert sum("loss of" in choice.reason for choice in choices.values()) == 2
+    for resumed in (False, True):
+        assert losses(tmp_path / "auto") == losses(tmp_path / "given")
+        assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
+        if not resumed:
+            rewind(tmp_path / "auto", 0)
+            monkeypatch.setattr("fastft.train.head_start.choose_augmentation", None)
+            run(tiny, tmp_path / "auto", **AUTO, **kept)
+    assert read_choices(tmp_path / "auto") == choices
 
 
 def test_augmentation_that_shows_the_classes_stays(

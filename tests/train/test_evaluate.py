@@ -10,7 +10,6 @@ from fastft.data import Batch
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import Precision
-from fastft.train.progress import Progress
 from tests.written import predictions_of
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -33,7 +32,6 @@ def test_of_equal_logits_the_lower_class_counts_everywhere(classes):
         [nn.Identity()], batches(logits, labels, 64), WORLD, Precision(torch.float32, "cpu"), with_logits=True
     )
     want = predictions_of(logits.numpy(), labels.numpy())
-    assert scores.predictions is not None
     np.testing.assert_array_equal(scores.predictions.predicted_N, want.predicted_N)
     assert scores.top1 == pytest.approx(100 * want.right_N.mean())
 
@@ -62,7 +60,6 @@ def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits():
     top5 = (logits.argsort(1, descending=True)[:, :5] == labels[:, None]).any(1)
     for scores in (small, whole):
         found = scores.predictions
-        assert found is not None
         assert (found.predicted_N == expected.predicted_N).all()
         assert found.confidence_N == pytest.approx(expected.confidence_N, rel=1e-5)
         assert found.truth_N == pytest.approx(expected.truth_N, rel=1e-5)
@@ -82,14 +79,3 @@ def test_top5_is_given_only_beyond_five_classes():
             [nn.Identity()], batches(logits, torch.arange(classes), 2), WORLD, Precision(torch.float32, "cpu")
         )
         assert ("top5" in scores.as_dict()) == (classes > 5)
-
-
-def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name():
-    first = Scores(90.0, None, 1.0, 100, balanced_accuracy=50.0)
-    second = Scores(80.0, None, 1.0, 100, balanced_accuracy=70.0)
-    for best_by, epoch in (("top1", 0), ("balanced_accuracy", 1)):
-        progress = Progress()
-        for number, scores in enumerate((first, second)):
-            progress.add(number, {"raw": scores}, best_by)
-        best = progress.best()
-        assert best is not None and best["epoch"] == epoch

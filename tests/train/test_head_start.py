@@ -24,17 +24,18 @@ from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import find_weights
 from fastft.run.prediction_metrics import calibrate
-from fastft.run.run_directory import load_run, read_metrics
+from fastft.run.run_directory import load_run
 from fastft.train import head_start
 from fastft.train.distributed import World
 from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
 from fastft.train.precision import Precision
 from fastft.train.progress import conclusion
-from tests.train.runs import differing, end, flags, losses, rewind, run
+from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 from tests.train.test_distributed import launch, said_by
 from tests.written import predictions_of
 
 PROBE = {"model__head_init": "probe"}
+ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +46,14 @@ def probed(tiny: dict[str, str], tmp_path_factory) -> Path:
 
 
 def test_the_baseline_is_the_evaluation_of_step_0(probed):
-    result = json.loads((probed / "result.json").read_text())
+    result = result_of(probed)
     first = list_checkpoints(probed / "checkpoints")[0]
     assert first.name == "step-00000000"
     scores = evaluate_checkpoint(first, None, "cpu")
     assert scores["top1"] == result["baseline"]["raw"]["top1"]
     assert scores["top1"] > 70  # two photographs differ in colour: features of a random tower are enough
     assert result["baseline"]["images"] == 48 and result["baseline"]["scale"] > 1
-    (line,) = (m for m in read_metrics(probed / "metrics.jsonl") if m["kind"] == "baseline")
+    (line,) = logged(probed, "baseline")
     assert line["raw_top1"] == scores["top1"] and line["step"] == 0
     assert load_run(probed).baseline == line
 
@@ -63,7 +64,7 @@ def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probe
     stored = read_checkpoint(list_checkpoints(probed / "checkpoints")[0]).tensors["model"]
     assert found.model.state_dict().keys() == stored.keys()
     assert all(torch.equal(value, stored[name]) for name, value in found.model.state_dict().items())
-    result = json.loads((probed / "result.json").read_text())
+    result = result_of(probed)
     assert evaluate_checkpoint(probed, None, "cpu", weights="probe")["top1"] == result["baseline"]["raw"]["top1"]
     photo, out = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")), tmp_path / "probe.safetensors"
     assert main(["predict", str(probed), str(photo), "--weights=probe", "--device=cpu"]) == 0
@@ -75,7 +76,7 @@ def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probe
 
 
 def test_the_probe_is_compared_image_by_image(probed):
-    result = json.loads((probed / "result.json").read_text())
+    result = result_of(probed)
     last, before = result["last"], result["baseline"]["raw"]
     for weights, found in last["against_probe"].items():
         difference = found[f"{weights}_only"] - found["probe_only"]
@@ -92,7 +93,6 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
     result["weights"] |= {"take": "probe", "kind": "probe", "reason": "it is better"}
     result["weights"]["baseline"]["note"] = note
     path.write_text(json.dumps(result))
-    (tmp_path / "run/recipe.yaml").write_text((probed / "recipe.yaml").read_text())
     assert f"probe {result['weights']['top1']:.3f} (before training)" in conclusion(result)
     scores = evaluate_checkpoint(tmp_path / "run", None, "cpu")
     assert scores["weights"] == "pretrained tower with the head of the linear probe: it is better"
@@ -137,9 +137,8 @@ def test_a_resume_is_bit_exact(tiny, probed, tmp_path, kept, monkeypatch):
     run(tiny, tmp_path / "run", train__keep_checkpoints="100", **PROBE)
     assert losses(tmp_path / "run") == losses(probed)
     assert differing(end(tmp_path / "run"), end(probed)) == []
-    assert len([m for m in read_metrics(tmp_path / "run/metrics.jsonl") if m["kind"] == "baseline"]) == 1
-    results = [json.loads((f / "result.json").read_text()) for f in (tmp_path / "run", probed)]
-    assert results[0]["baseline"] == results[1]["baseline"]
+    assert len(logged(tmp_path / "run", "baseline")) == 1
+    assert result_of(tmp_path / "run")["baseline"] == result_of(probed)["baseline"]
 
 
 @pytest.mark.slow
@@ -151,7 +150,7 @@ def test_two_processes_start_from_the_same_head_as_one(tiny, probed, tmp_path):
         for f in (tmp_path / "two", probed)
     ]
     np.testing.assert_allclose(heads[0], heads[1], rtol=2e-3, atol=1e-4)
-    baselines = [json.loads((f / "result.json").read_text())["baseline"] for f in (tmp_path / "two", probed)]
+    baselines = [result_of(folder)["baseline"] for folder in (tmp_path / "two", probed)]
     assert baselines[0]["raw"]["top1"] == baselines[1]["raw"]["top1"]
 
 
@@ -176,27 +175,6 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     order = np.random.default_rng(0).permutation(len(labels))
     images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.int64)
     return images[:1200], labels[:1200], images[1200:], labels[1200:]
-
-
-def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits):
-    images, labels, _, _ = digits
-    head = fit_ridge_head(images, labels, 10, seed=0)
-    variance = images.astype(np.float64).var(0).mean()
-    expected = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
-    assert head.weight_KD == pytest.approx(head.scale * expected.coef_, rel=1e-3, abs=1e-4)
-    assert head.bias_K == pytest.approx(head.scale * expected.intercept_, rel=1e-3, abs=1e-4)
-
-
-def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits):
-    images, labels, test_images, test_labels = digits
-    head = fit_ridge_head(images, labels, 10, seed=0)
-    logits = test_images @ head.weight_KD.T + head.bias_K
-    p = predictions_of(logits, test_labels)
-    assert p.right_N.mean() > 0.9
-    found = calibrate(p)
-    assert found.temperature == pytest.approx(1, abs=0.25)
-    unscaled = calibrate(predictions_of(logits / head.scale, test_labels))
-    assert found.plain.ece < unscaled.plain.ece / 4
 
 
 def test_logits_of_many_classes_are_calibrated():
@@ -258,23 +236,31 @@ def one_pass(images: np.ndarray, labels: np.ndarray, world: World, part: slice =
         num_samples = len(images)
 
     model, precision = AsFeatures(images.shape[1], 10), Precision(torch.float32, "cpu")
-    return _fit_in_one_pass(model, Loader(batches), world, precision, 0, lambda: False)  # type: ignore[arg-type]
+    return _fit_in_one_pass(model, Loader(batches), world, precision, 0, lambda: False)
 
 
-def test_one_pass_over_many_images_gives_the_dense_solution(digits):
+def at_once(images: np.ndarray, labels: np.ndarray, world: World) -> RidgeHead:
+    return fit_ridge_head(images, labels, 10, seed=0)
+
+
+@pytest.mark.parametrize("fit", [at_once, one_pass])
+def test_the_head_is_scaled_ridge_regression_on_one_hot_labels_and_calibrated(digits, fit):
     images, labels, test_images, test_labels = digits
-    head = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
+    head = fit(images, labels, ALONE)
     variance = images.astype(np.float64).var(0).mean()
-    dense = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
-    assert head.weight_KD == pytest.approx(head.scale * dense.coef_, rel=1e-4, abs=1e-5)
-    assert head.bias_K == pytest.approx(head.scale * dense.intercept_, rel=1e-4, abs=1e-5)
-    p = predictions_of(test_images @ head.weight_KD.T + head.bias_K, test_labels)
-    assert p.right_N.mean() > 0.9 and calibrate(p).temperature == pytest.approx(1, abs=0.25)
+    expected = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
+    assert head.weight_KD == pytest.approx(head.scale * expected.coef_, rel=1e-3, abs=1e-4)
+    assert head.bias_K == pytest.approx(head.scale * expected.intercept_, rel=1e-3, abs=1e-4)
+    logits = test_images @ head.weight_KD.T + head.bias_K
+    p = predictions_of(logits, test_labels)
+    found, unscaled = calibrate(p), calibrate(predictions_of(logits / head.scale, test_labels))
+    assert p.right_N.mean() > 0.9 and found.temperature == pytest.approx(1, abs=0.25)
+    assert found.plain.ece < unscaled.plain.ece / 4
 
 
 def test_two_processes_solve_what_one_does(digits):
     images, labels, _, _ = digits
-    whole = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
+    whole = one_pass(images, labels, ALONE)
     second = OneOfTwo([])
     one_pass(images, labels, second, slice(500, None))
     both = one_pass(images, labels, OneOfTwo(second.mine), slice(500))

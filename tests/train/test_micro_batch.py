@@ -1,21 +1,10 @@
 """The micro-batch divides the batch and fits the memory."""
 
-import weakref
-from collections.abc import Iterable
-from dataclasses import replace
-from functools import cache
-
 import pytest
 import torch
 from rich.console import Console
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from beton_tools.base.errors import UserError
-from fastft.augment import parse_policy
-from fastft.cost.traffic import fake_model
-from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
 from fastft.train import micro_batch, setup
 from fastft.train.loop import train
@@ -24,23 +13,6 @@ from fastft.train.step import Step
 from tests.train.runs import differing, end, flags, run
 
 FP32 = Precision(torch.float32, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("number", "at_most", "unit", "want"),
-    [
-        (256, 100, 1, 64), (250, 100, 1, 50), (7, 3, 1, 1), (80, 80, 1, 80), (12, 0, 1, 1),
-        (50, 32, 2, 10), (42, 32, 2, 14), (80, 7, 2, 4), (6, 1, 2, 2),  # mixed pairs stay together
-    ],
-)  # fmt: skip
-def test_largest_divisor(number, at_most, unit, want):
-    assert micro_batch.largest_divisor(number, at_most, unit) == want
-
-
-def test_a_requested_micro_batch_must_divide_the_batch():
-    assert micro_batch.choose_micro_batch(64, 256, torch.nn.Linear(1, 1), 224, FP32) == 64
-    with pytest.raises(UserError, match="use 64"):
-        micro_batch.choose_micro_batch(100, 256, torch.nn.Linear(1, 1), 224, FP32)
 
 
 def test_mixing_needs_even_micro_batches():
@@ -125,71 +97,6 @@ def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_
     assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 16) == (3 * 4000 + 4000, 20)
     memory = 100
     assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 2048)[1] == pytest.approx(95)  # of 32 and 64 images
-
-
-class Allocated(TorchDispatchMode):
-    """Bytes of the storages that operations make, now and at their peak; exact for fake tensors too."""
-
-    def __init__(self, before: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self.known = {t.untyped_storage()._cdata for t in before}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor) and (key := t.untyped_storage()._cdata) not in self.known:
-                size = t.untyped_storage().nbytes()
-                self.known.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(t.untyped_storage(), self.free, key, size)
-        return out
-
-    def free(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-LAYERS = 3
-
-
-def peak_on_a_gpu(images: int) -> int:
-    """Bytes of a checkpointed pass of B/16 with LAYERS blocks on fake tensors; the second of two that accumulate."""
-    recipe = load_recipe("final_b16", ["--train.grad_checkpointing=true"])
-    with fake_model(recipe, "autocast", replace(recipe_arch(recipe), layers=LAYERS)) as model:
-        pixels = torch.empty(images, 3, 224, 224, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
-        with Allocated([*model.parameters(), *model.buffers(), pixels]) as counted:
-            with torch.autocast("cpu", pixels.dtype):
-                logits = model(pixels)
-            F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64)).backward()
-    return counted.peak
-
-
-def test_the_memory_of_a_checkpointed_step_is_predicted(monkeypatch):
-    peaks = cache(peak_on_a_gpu)
-    monkeypatch.setattr(micro_batch, "_peak_of_pass", lambda model, size, precision, images: peaks(images))
-    recipe = load_recipe("final_b16")
-    with torch.device("meta"):
-        model = build_model(recipe, pretrained=False, arch=replace(recipe_arch(recipe), layers=LAYERS))
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fixed, per_image = micro_batch.measure_memory(model, 224, FP32, micro_batch.PROBES[0], 2048)
-    needed = peaks(1024) + micro_batch.COPIES * trained
-    assert fixed + 1024 * per_image == pytest.approx(needed, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("policy", "dtype", "per_channel"),
-    [
-        ("rand-m9-mstd0.5-inc1", torch.float16, 2 + 2),
-        ("none", torch.float32, 2 + 4),
-        ("augmix", torch.bfloat16, 3 + 4 + 2),
-    ],
-)
-def test_loader_bytes_of_imagenet(policy, dtype, per_channel):
-    """Images of 500 x 375 at 224 px, 4 batches: decoded, finished, and what augmentation works with."""
-    want = 4 * 3 * (375 * 500 + 224 * 224 * per_channel)
-    assert micro_batch.loader_bytes(375 * 500, 224, dtype, 4, parse_policy(policy)) == want
 
 
 def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(tiny, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
-"""A run whose images grow and whose patch dropout ends: resumed anywhere it equals an uninterrupted one."""
+"""A run whose images grow and whose patch dropout ends, with sampling, class weights and an EMA that warms up.
 
-import json
+Resumed anywhere it equals an uninterrupted one.
+"""
+
 import shutil
 from pathlib import Path
 
@@ -10,17 +12,17 @@ import torch
 from beton_tools.read.beton_set import BetonSet
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
-from fastft.run.run_directory import load_run, read_metrics
+from fastft.run.run_directory import load_run
 from fastft.train import run_phases
 from fastft.train.distributed import find_world
 from fastft.train.precision import Precision
-from tests.train.runs import differing, end, flags, losses, rewind, run
+from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 
 # 6 steps per epoch; phases: 16 px with half of the patches, 24 px with half, 32 px with half, 32 px whole
 GROWING = {
     "schedule__epochs": "6", "schedule__sizes": "0:16,2:24,3:32", "model__patch_dropout": "0:0.5,4:0",
     "model__drop_path": "0.3", "schedule__magnitude": "0:1-5:9", "schedule__scale_min": "0:0.5-4:0.08",
-    "schedule__erase_prob": "0:0,3:0.5",
+    "schedule__erase_prob": "0:0,3:0.5", "data__sampling": "balanced", "optim__class_weights": "sqrt", "ema__warmup": "true",
 }  # fmt: skip
 
 
@@ -32,19 +34,17 @@ def grown(tiny, tmp_path_factory) -> Path:
 
 
 def test_it_learns_at_every_size_and_is_evaluated_at_the_last(grown):
-    result = json.loads((grown / "result.json").read_text())
+    result = result_of(grown)
     assert len(result["evaluations"]) == 6
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
     assert end(grown)["model/visual.positional_embedding"].shape == (17, 64)  # of 32 px: 4 x 4 patches
 
 
 def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown):
-    phases = [m for m in read_metrics(grown / "metrics.jsonl") if m["kind"] == "phase"]
-    assert [(p["epoch"], p["image_size"], p["patch_dropout"]) for p in phases] == [
+    assert [(p["epoch"], p["image_size"], p["patch_dropout"]) for p in logged(grown, "phase")] == [
         (0, 16, 0.5), (2, 24, 0.5), (3, 32, 0.5), (4, 32, 0.0)
     ]  # fmt: skip
-    lines = [m for m in read_metrics(grown / "metrics.jsonl") if m["kind"] == "train"]
-    in_steps = [line["seconds_left"] * line["images_per_second"] / 8 for line in lines]
+    in_steps = [line["seconds_left"] * line["images_per_second"] / 8 for line in logged(grown, "train")]
     # a step of whole 32 px images takes several times the FLOPs of the first ones
     assert in_steps[0] > 2 * (36 - 1)
     assert in_steps[24:] == pytest.approx(range(11, -1, -1))

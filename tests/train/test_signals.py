@@ -1,7 +1,6 @@
 """Signals: training saves and exits with 75, after Ctrl-C with 130, other commands end with 128 + n; one line each."""
 
 import itertools
-import json
 import os
 import pkgutil
 import pty
@@ -22,7 +21,8 @@ from fastft.run.checkpoint import list_checkpoints
 from fastft.train.exceptions import EXIT_REQUEUE, Preempted
 from fastft.train.loop import train
 from fastft.train.preempt import SignalGuard
-from tests.train.runs import differing, end, flags, losses, run
+from tests.beton_tools.base.test_signals import check_end
+from tests.train.runs import differing, end, flags, losses, result_of, run, wait_for
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 LIKE_WHOLE = {"model__drop_path": "0.3"}
@@ -32,13 +32,6 @@ LONG = LIKE_WHOLE | {"schedule__epochs": "20", "train__checkpoint_steps": "0"}
 def fastft(*arguments: str, **options) -> subprocess.Popen[str]:
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen([sys.executable, "-m", "fastft.cli", *arguments], **options)
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.005)
 
 
 def send(monkeypatch: pytest.MonkeyPatch, number: int, target: str, call: int = 1) -> None:
@@ -102,7 +95,6 @@ def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path):
 def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path):
     """fastft train ... | head -1"""
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path), stdout=subprocess.PIPE)
-    assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=120) == 0, process.stderr and process.stderr.read()
@@ -119,7 +111,7 @@ def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, whole, tmp
     assert said == "fastft train: interrupted; a checkpoint of step 6 is written, the same command "
     assert "Ctrl-C again ends at once" in announced and shlex.split(again) == ["fastft", *command]
     result = run(tiny, tmp_path, **LIKE_WHOLE)
-    assert result["evaluations"] == json.loads((whole / "result.json").read_text())["evaluations"]
+    assert result["evaluations"] == result_of(whole)["evaluations"]
     assert differing(end(tmp_path), end(whole)) == []
 
 
@@ -154,7 +146,6 @@ def test_a_second_ctrl_c_ends_the_wait_for_data(tiny, tmp_path):
     )
     command = [sys.executable, "-c", stuck, "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     while process.stdout.readline().strip() != "stuck":
         assert process.poll() is None
     for _ in range(2):  # the first waits for the step, the second ends
@@ -172,12 +163,6 @@ def test_the_first_interrupt_is_deferred_and_the_second_raises():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-
-
-def test_an_interrupt_before_training_begins_is_not_deferred():
-    with SignalGuard(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
 
 
 # runs a command whose function argv[1] prints "running" and takes a second more
@@ -220,9 +205,7 @@ def test_other_commands_end_with_one_line_and_leave_nothing_half_written(whole, 
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "running\n", process.communicate()
     process.send_signal(number)
-    _, error = process.communicate(timeout=120)
-    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-    assert (process.returncode, error) == (128 + number, f"fastft {command}: {what}\n")
+    check_end(process, number, f"fastft {command}")
     assert list(tmp_path.iterdir()) == []
 
 

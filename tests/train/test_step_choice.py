@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +19,6 @@ from fastft.model.timm_tower import build_timm_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups
 from fastft.recipe import load_recipe, recipe_from_dict
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.run_directory import read_metrics
 from fastft.train import distributed, step_choice
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
@@ -38,7 +36,7 @@ from fastft.train.step_choice import (
 )
 from tests.model import fused_reference
 from tests.model.test_tower import small_arch
-from tests.train.runs import differing, end, run
+from tests.train.runs import differing, end, logged, run
 from tests.train.test_step_graph import train
 from tests.train.test_sync import CPU
 
@@ -86,9 +84,6 @@ def largest_difference(found: list[Tensor], want: list[Tensor]) -> float:
 @pytest.mark.parametrize("precision", [FP32, HALF], ids=["fp32", "half"])
 def test_all_blocks_share_one_graph(precision, quick_compiler):
     """Also in a second training of the same process, and evaluation compiles nothing."""
-    want = plain_step(precision)
-    want.connect(EAGER)
-    expected = train(want, 2)
     for _ in range(2):
         step = plain_step(precision, accumulation=2)
         step.connect(StepChoice("compile"))
@@ -99,7 +94,6 @@ def test_all_blocks_share_one_graph(precision, quick_compiler):
     want = plain_step(precision, accumulation=2)
     want.connect(EAGER)
     assert largest_difference(found, train(want, 2)) < (1e-5 if precision is FP32 else 2e-2)
-    assert len(expected) == len(found)
 
 
 def test_a_vit_of_timm_is_compiled_by_its_blocks(quick_compiler):
@@ -122,15 +116,11 @@ def first_gradients(step: Step, rank: int, micro_batches: int) -> list[Tensor]:
     return [step.loss_sum.clone(), *(p.grad.clone() for p in step.trained.parameters() if p.grad is not None)]
 
 
-def distributed_gradients(rank: int, results: str, backend: str, cases: list) -> None:
+def distributed_gradients(rank: int, results: str, cases: list) -> None:
     """In one of two processes: for each case `first_gradients` of an eager and of a compiled step."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{results}.store", rank=rank, world_size=2)
     distributed.DistributedDataParallel = partial(distributed.DistributedDataParallel, bucket_cap_mb=0.02)
-    torch.compile = partial(torch.compile, backend=backend)
-    torch.nn.Module.compile = lambda self, **how: setattr(
-        self, "_compiled_call_impl", torch.compile(self._call_impl, **how)
-    )
     found = []
     with World(rank, 2, rank, CPU) as world:
         for precision, accumulation in cases:
@@ -142,17 +132,11 @@ def distributed_gradients(rank: int, results: str, backend: str, cases: list) ->
         torch.save(found, results)
 
 
-ALL_CASES = list(itertools.product([FP32, HALF], [1, 2]))
-
-
-@pytest.mark.parametrize(
-    ("backend", "cases"), [("aot_eager", ALL_CASES[1:2]), ("inductor", ALL_CASES)], ids=["one case", "all"]
-)
 @pytest.mark.slow  # `test_all_blocks_share_one_graph` compares the gradients of one process
-def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path, backend, cases):
+def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path):
     """Two processes, several buckets of gradients, micro-batches that accumulate: equal to rounding."""
-    results = tmp_path / "results"
-    mp.spawn(distributed_gradients, (str(results), backend, cases), nprocs=2)
+    results, cases = tmp_path / "results", list(itertools.product([FP32, HALF], [1, 2]))
+    mp.spawn(distributed_gradients, (str(results), cases), nprocs=2)
     found = torch.load(results)
     for (precision, _), eager, compiled in zip(cases, found[::2], found[1::2], strict=True):
         assert len(eager) > 40 and largest_difference(compiled, eager) < TOLERANCE[precision.dtype] / 2
@@ -291,7 +275,7 @@ def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch,
     monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(COMPILED, "measurement", MEASURED))
     step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)), precision=HALF)
     recipe = load_recipe("final_b16", [f"--train.step={requested}", *options])
-    return choose_step(recipe, step, 4, recorded, reserve_bytes=0, say=print)  # type: ignore[arg-type]
+    return choose_step(recipe, step, 4, recorded, reserve_bytes=0, say=print)
 
 
 @pytest.mark.parametrize(
@@ -380,15 +364,11 @@ def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reas
 # training -------------------------------------------------------------------------------------------------------------
 
 
-def start_line(folder: Path) -> dict:
-    return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "start"][-1]
-
-
 def test_a_run_records_what_was_measured_and_its_resume_takes_it(tiny, tmp_path, monkeypatch, quick_compiler):
     """Candidates really run, which changes neither weights nor random numbers; the fastest is a stub."""
     monkeypatch.setattr(step_choice, "fastest", lambda trials: trials[0].choice)
     run(tiny, tmp_path / "measured", train__step="measure", schedule__stop_epoch="1")
-    trials = start_line(tmp_path / "measured")["step_trials"]
+    trials = logged(tmp_path / "measured", "start")[-1]["step_trials"]
     assert [(t["mode"], t["attention"]) for t in trials] == [
         ("eager", "auto"), ("eager", "batched"), ("compile", "auto"),
     ]  # fmt: skip
@@ -400,7 +380,7 @@ def test_a_run_records_what_was_measured_and_its_resume_takes_it(tiny, tmp_path,
 
     monkeypatch.setattr(step_choice, "_measure", None)
     run(tiny, tmp_path / "measured", train__step="measure", schedule__stop_epoch="2")
-    last = start_line(tmp_path / "measured")
+    last = logged(tmp_path / "measured", "start")[-1]
     assert (last["step_mode"], last["step_origin"], last["step_trials"]) == ("eager", "checkpoint", [])
 
 
@@ -408,5 +388,5 @@ def test_the_processes_get_the_choice_of_process_0():
     """A stub of two processes: the second one measures nothing and returns what it receives."""
     world = SimpleNamespace(is_main=False, broadcast=lambda value: value or Decision(COMPILED, "measurement"))
     step = SimpleNamespace(world=world)
-    decision = choose_step(load_recipe("final_b16"), step, 4, None, reserve_bytes=0, say=print)  # type: ignore[arg-type]
+    decision = choose_step(load_recipe("final_b16"), step, 4, None, reserve_bytes=0, say=print)
     assert decision.choice == COMPILED

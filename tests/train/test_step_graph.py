@@ -11,7 +11,7 @@ from fastft.train import step as step_module
 from fastft.train.precision import Precision
 from fastft.train.step import WARM_UP_PASSES, GraphedPass, Step, StepChoice
 from tests.model.test_tower import small_arch
-from tests.train.test_sync import NoWaiting, new_step
+from tests.train.test_sync import check_steps, new_step
 
 
 class StubGraph:
@@ -83,14 +83,7 @@ def test_gradients_stay_in_place(monkeypatch):
 
 
 def test_no_graphed_step_waits_for_the_device(monkeypatch):
-    step = graphed(Precision(torch.bfloat16, "cpu"), StubGraph(), monkeypatch)
-    size = small_arch().image_size
-    images, labels = torch.randn(4, 3, size, size, dtype=torch.bfloat16), torch.arange(4)
-    noise = torch.rand(4, step.model.visual.noise_columns)
-    for number in range(2):
-        with NoWaiting():
-            step.micro_batch(images, labels, noise, step=number, last=True)
-            step.update()
+    check_steps(graphed(Precision(torch.bfloat16, "cpu"), StubGraph(), monkeypatch))
 
 
 @pytest.mark.parametrize(

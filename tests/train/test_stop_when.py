@@ -1,6 +1,5 @@
 """`train.stop_when` ends a run without gain, by training images that `data.selection_share` leaves out."""
 
-import json
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fastft.run.run_directory import load_run
 from fastft.search.runs import PlannedRun, read_result
 from fastft.train.progress import Progress
 from fastft.train.setup import take_selection
-from tests.train.runs import differing, end, flags, losses, run
+from tests.train.runs import differing, end, flags, losses, result_of, run
 from tests.train.test_distributed import launch, said_by
 
 # nothing is learnt, so there is never a gain
@@ -72,7 +71,7 @@ def stopped(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny, stopped, tmp_path):
-    result = json.loads((stopped / "result.json").read_text())
+    result = result_of(stopped)
     assert result["epochs"] == 3 and "after 3 of 8 epochs: no gain in 2 evaluations" in result["stopped"]
     run(tiny, tmp_path, schedule__stop_epoch="3", **STILL, **SHARE)
     assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
@@ -132,6 +131,6 @@ def test_it_is_refused_where_only_reported_images_or_none_are_there(tiny, tmp_pa
 def test_two_processes_stop_where_one_does(tiny, stopped, tmp_path):
     options = flags(tiny, tmp_path, train__stop_when="2", train__micro_batch="2", **STILL, **SHARE)
     said_by(launch("train", "rcp/final_b16.yaml", *options))
-    results = [json.loads((folder / "result.json").read_text()) for folder in (tmp_path, stopped)]
+    results = [result_of(folder) for folder in (tmp_path, stopped)]
     assert results[0]["stopped"] == results[1]["stopped"]
     assert [e["selection"]["ema"]["samples"] for e in results[0]["evaluations"]] == [12] * 3

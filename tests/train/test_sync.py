@@ -45,6 +45,20 @@ def new_step(precision: Precision, **options) -> Step:
     return step
 
 
+def check_steps(step: Step) -> None:
+    """Two steps that do not wait."""
+    size = small_arch().image_size
+    images, labels = torch.randn(4, 3, size, size, dtype=step.precision.dtype), torch.arange(4)
+    noise = torch.rand(4, step.model.visual.noise_columns)
+    for number in range(2):
+        with NoWaiting():
+            step.split.mark(None)
+            set_lr(step.optimizer, 1e-3)
+            step.micro_batch(images, labels, noise, step=number, last=True)
+            step.update()
+    assert torch.isfinite(step.loss_sum)
+
+
 @pytest.mark.parametrize("waits", [
     lambda t: t.sum().item(), lambda t: bool(t.any()), lambda t: t[t > 0], lambda t: t.nonzero(),
     lambda t: t.new_tensor(3), lambda t: torch.tensor([1.0]),
@@ -66,17 +80,7 @@ def test_waiting_is_noticed(waits):
 )
 def test_no_step_waits_for_the_device(precision, options):
     """The first step allocates the optimiser's state, the second is like all others. fp16 has the loss scaler."""
-    step = new_step(precision, **options)
-    size = small_arch().image_size
-    images, labels = torch.randn(4, 3, size, size, dtype=precision.dtype), torch.arange(4)
-    noise = torch.rand(4, step.model.visual.noise_columns)
-    for number in range(2):
-        with NoWaiting():
-            step.split.mark(None)
-            set_lr(step.optimizer, 1e-3)
-            step.micro_batch(images, labels, noise, step=number, last=True)
-            step.update()
-    assert torch.isfinite(step.loss_sum)
+    check_steps(new_step(precision, **options))
 
 
 def test_mixing_does_not_wait_for_the_device():

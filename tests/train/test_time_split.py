@@ -1,14 +1,12 @@
 """The log splits the time of a run by part; `train.profile` writes a trace of some steps and changes nothing that is trained."""
 
 import json
-import time
 
 import pytest
-import torch
 
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run, read_metrics
-from fastft.train.timing import PARTS, Split
+from fastft.train.timing import PARTS
 from tests.train.runs import losses, run
 
 
@@ -45,16 +43,6 @@ def test_the_log_names_the_hardware_and_splits_each_epoch(whole):
         assert sum(loader[1:]) < 48 * 50e-3
         steps = [t["split"]["forward"] for t in lines if t["kind"] == "train" and t["epoch"] == line["epoch"]]
         assert line["seconds"]["forward"] == pytest.approx(sum(steps))
-
-
-def test_time_before_begin_belongs_to_no_part():
-    split = Split(torch.device("cpu"))
-    time.sleep(0.05)
-    split.mark(None)
-    split.mark("forward")
-    first, second = split.collect(), split.collect()
-    assert 0 <= first["forward"] < 0.05
-    assert set(second.values()) == {0.0}
 
 
 def test_a_profiled_run_has_a_trace_and_the_same_losses(tiny, whole, tmp_path):

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,10 +67,18 @@ def start(*command: object, before: Callable[[], None] | None = None, **environm
         preexec_fn=before,
         env=os.environ | environment,
     )
-    assert child.stdout is not None
     if child.stdout.readline() != "ready\n":
         raise AssertionError(child.communicate()[1])
     return child
+
+
+def check_end(child: "Popen[str]", number: int, *commands: str, then: str = "") -> str:
+    """The process ends with 128 + n and one line, which begins with one of the commands. Returns its output."""
+    output, errors = child.communicate(timeout=60)
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    assert errors in {f"{command}: {what}{then}\n" for command in commands}
+    assert child.returncode == 128 + number
+    return output
 
 
 @pytest.mark.parametrize(
@@ -86,10 +92,7 @@ def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(pho
     out, whole = tmp_path / "photos.beton", tmp_path / "whole.beton"
     child = start("-c", CONVERT, 600, photo_folder, out)
     (os.killpg if to_group else os.kill)(child.pid, number)
-    _, errors = child.communicate(timeout=60)
-    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-    assert errors == f"fastft convert: {what}; the same command continues the conversion\n"
-    assert child.returncode == 128 + number
+    check_end(child, number, "fastft convert", then="; the same command continues the conversion")
     assert not out.exists()
     assert out.with_name("photos.beton.part.journal").exists()
     options, done = WriteOptions(workers=0, page_size=PAGE), []
@@ -110,16 +113,10 @@ def test_a_conversion_under_nohup_survives_hangup(photo_folder, tmp_path):
 
 
 @pytest.mark.parametrize("number", EACH_SIGNAL, ids=str)
-def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(photo_folder, tmp_path, number):
-    path = tmp_path / "photos.beton"
-    write_beton(path, open_source(photo_folder), WriteOptions(workers=0))
-    child = start("-c", VERIFY, path)
+def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(photo_beton, number):
+    child = start("-c", VERIFY, photo_beton)
     os.kill(child.pid, number)
-    output, errors = child.communicate(timeout=60)
-    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-    assert errors == f"beton verify: {what}\n"
-    assert child.returncode == 128 + number
-    assert output.count("ready") < 12  # of 24 images
+    assert check_end(child, number, "beton verify").count("ready") < 12  # of 24 images
 
 
 # a module that is imported by both programs, in place of the real one
@@ -141,10 +138,7 @@ def test_a_signal_during_the_imports_is_one_line(tmp_path, program, number):
     root = Path(__file__).parents[3]
     child = start(*command, argument, PYTHONPATH=f"{tmp_path}:{root}")
     os.kill(child.pid, number)
-    _, errors = child.communicate(timeout=60)
-    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-    assert errors in (f"{shown}: {what}\n", f"{shown} options: {what}\n")
-    assert child.returncode == 128 + number
+    check_end(child, number, shown, f"{shown} options")
 
 
 @pytest.mark.parametrize("is_worker", [False, True])
@@ -181,16 +175,6 @@ def test_handlers_are_restored_and_those_of_others_kept():
     with imports_of("beton"):  # not started as this program
         assert [signal.getsignal(number) for number in SIGNALS] == before
     assert [signal.getsignal(number) for number in SIGNALS] == before
-
-
-def test_a_signal_ends_a_wait():
-    never = threading.Event()
-    began = time.monotonic()
-    with pytest.raises(StoppedBySignal), raise_on_stop_signals("beton verify"):
-        threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM)).start()
-        while not never.wait(60) and time.monotonic() < began + 60:
-            pass
-    assert time.monotonic() < began + 5
 
 
 def test_a_stop_that_python_had_to_ignore_ends_the_process():

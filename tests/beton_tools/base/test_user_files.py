@@ -11,7 +11,7 @@ import pytest
 
 from beton_tools.base.atomic import _found_partials, atomic_path, check_writable, scratch_folder
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import check_user_file, open_own, open_user_file, read_user_file, read_user_text
+from beton_tools.base.user_files import check_user_file, open_own, open_user_file, read_user_file
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_everything_but_a_regular_file_is_refused_at_once(special, read):
     for reason, path in special:
         began = time.monotonic()
         with pytest.raises(UserError, match=reason) as caught:
-            read(path, "a recipe")  # type: ignore[operator]
+            read(path, "a recipe")
         assert time.monotonic() - began < 5
         assert str(caught.value).endswith("; give a recipe")
 
@@ -78,15 +78,6 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
         read_user_file(path, 9)
     with pytest.raises(UserError, match="larger than the limit of 9 bytes"):
         read_user_file("/proc/self/maps", 9)  # its size is given as 0
-
-
-def test_text_must_be_utf8(tmp_path):
-    path = tmp_path / "x"
-    path.write_text("Größe", encoding="utf-8")
-    assert read_user_text(path, 100) == "Größe"
-    path.write_text("Größe", encoding="latin-1")
-    with pytest.raises(UserError, match=r"x: not UTF-8 text \(byte 2\)"):
-        read_user_text(path, 100)
 
 
 def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(special, tmp_path):
@@ -156,7 +147,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_kep
     for path, then, stays in ((tmp_path / "a", "os._exit(9)", False), (tmp_path / "b", "input()", True)):
         command = [sys.executable, "-c", code.format(then), str(path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
-            partial, folder = map(Path, writer.stdout.readline().split())  # type: ignore[union-attr]
+            partial, folder = map(Path, writer.stdout.readline().split())
             if not stays:
                 writer.wait()
             _found_partials.cache_clear()

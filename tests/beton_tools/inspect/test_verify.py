@@ -18,65 +18,61 @@ from beton_tools.write.writer import WriteOptions, write_beton
 METADATA = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
 
 
-@pytest.fixture
-def written(photo_folder: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "photos.beton"
-    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
-    return out
-
-
-def flip(path: Path, offset: int, count: int = 1) -> None:
+def put(path: Path, offset: int, content: bytes) -> None:
     data = bytearray(path.read_bytes())
-    for i in range(count):
-        data[offset + i] ^= 0xFF
+    data[offset : offset + len(content)] = content
     path.write_bytes(data)
 
 
-def test_an_intact_file_has_no_problems(written):
-    report = verify(written)
+def flip(path: Path, offset: int, count: int = 1) -> None:
+    put(path, offset, bytes(byte ^ 0xFF for byte in path.read_bytes()[offset : offset + count]))
+
+
+def test_an_intact_file_has_no_problems(photo_beton):
+    report = verify(photo_beton)
     assert report.ok
     assert report.images_decoded == report.num_indexed == 24
-    assert report.pages_checked == Beton.open(written).num_pages >= 2
+    assert report.pages_checked == Beton.open(photo_beton).num_pages >= 2
+    manifest_path(photo_beton).unlink()
+    report = verify(photo_beton)
+    assert report.ok and (report.pages_checked, report.images_decoded) == (0, 24)
 
 
-def test_an_intact_file_without_manifest_has_no_problems(written):
-    manifest_path(written).unlink()
-    report = verify(written)
-    assert report.ok
-    assert (report.pages_checked, report.images_decoded) == (0, 24)
-
-
-def test_one_flipped_bit_is_found_without_decoding(written):
-    beton = Beton.open(written)
-    flip(written, int(beton.pointers[20]) + 700)
-    report = verify(written, decode=False)
+def test_one_flipped_bit_is_found_without_decoding(photo_beton):
+    beton = Beton.open(photo_beton)
+    flip(photo_beton, int(beton.pointers[20]) + 700)
+    report = verify(photo_beton, decode=False)
     assert [where for where, _ in report.problems] == ["page 1"]
     assert "samples" in report.problems[0][1]
 
 
-def test_damaged_image_data_is_found_without_manifest(written):
-    manifest_path(written).unlink()
-    beton = Beton.open(written)
-    middle = int(beton.pointers[5] + beton.sizes[5] // 2)
-    flip(written, middle, 300)
-    report = verify(written)
-    assert "sample 5" in [where for where, _ in report.problems]
+LABEL = METADATA + 16  # of the first sample
+WITHOUT_MANIFEST = {
+    "image data": (lambda path, beton: flip(path, int(beton.pointers[5] + beton.sizes[5] // 2), 300), "sample 5", ""),
+    "negative label": (lambda path, _: put(path, LABEL, b"\xff" * 8), "tables", "labels run from -1"),
+    "large label": (lambda path, _: put(path, LABEL + 5, b"\1"), "tables", "expected 0 to 1048575"),
+    "width": (
+        lambda path, beton: put(path, METADATA + 1, bytes([beton.widths[0] ^ 1])), "sample 0", "the metadata table states"
+    ),
+    "crop index": (
+        lambda path, beton: flip(path, path.read_bytes().index(b"cropidx", int(beton.pointers[0])) + 9), "sample 0", "index"
+    ),
+}  # fmt: skip
 
 
-def test_a_changed_label_is_found(written):
-    flip(written, METADATA + 16)  # the first sample's label
-    problems = dict(verify(written, decode=False).problems)
+@pytest.mark.parametrize("case", WITHOUT_MANIFEST)
+def test_damage_is_found_without_a_manifest(photo_beton, case):
+    damage, where, what = WITHOUT_MANIFEST[case]
+    manifest_path(photo_beton).unlink()
+    damage(photo_beton, Beton.open(photo_beton))
+    ((place, text),) = verify(photo_beton).problems
+    assert place == where and what in text
+
+
+def test_a_changed_label_is_found(photo_beton):
+    flip(photo_beton, LABEL)
+    problems = dict(verify(photo_beton, decode=False).problems)
     assert "changed since they were written" in problems["tables"] or "labels run" in problems["tables"]
-
-
-@pytest.mark.parametrize("label", [-1, 1 << 40])
-def test_an_impossible_label_is_found_without_manifest(written, label):
-    manifest_path(written).unlink()
-    data = bytearray(written.read_bytes())
-    data[METADATA + 16 : METADATA + 24] = label.to_bytes(8, "little", signed=True)
-    written.write_bytes(data)
-    ((where, what),) = verify(written, decode=False).problems
-    assert where == "tables" and what.startswith("labels run from") and what.endswith("expected 0 to 1048575")
 
 
 def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path):
@@ -98,40 +94,21 @@ def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path):
     assert (where, what) == ("sample 0", "64 x 64 pixels, the metadata table states 20000 x 20000")
 
 
-def test_a_wrong_image_size_in_the_metadata_is_found(written):
-    manifest_path(written).unlink()
-    data = bytearray(written.read_bytes())
-    data[METADATA + 1] ^= 1  # width
-    written.write_bytes(data)
-    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == ["sample 0"]
-
-
-def test_a_wrong_crop_index_is_found(written):
-    manifest_path(written).unlink()
-    beton = Beton.open(written)
-    start = int(beton.pointers[0])
-    at = written.read_bytes().index(b"cropidx", start)
-    flip(written, at + 9)
-    report = verify(written)
-    assert report.problems == [("sample 0", report.problems[0][1])]
-    assert "index" in report.problems[0][1]
-
-
-def test_a_manifest_of_another_file_is_found(written, photo_folder, tmp_path):
+def test_a_manifest_of_another_file_is_found(photo_beton, photo_folder, tmp_path):
     other = tmp_path / "other.beton"
     write_beton(other, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
-    manifest_path(other).rename(manifest_path(written))
-    report = verify(written, decode=False)
+    manifest_path(other).rename(manifest_path(photo_beton))
+    report = verify(photo_beton, decode=False)
     assert ("manifest", "num_samples is 24, the manifest states 6") in report.problems
 
 
-def test_a_damaged_name_table_is_found_together_with_other_damage(written):
-    path = manifest_path(written)
+def test_a_damaged_name_table_is_found_together_with_other_damage(photo_beton):
+    path = manifest_path(photo_beton)
     entries = json.loads(path.read_text())
     entries["names"]["text"] = entries["names"]["text"][:-8]
     path.write_text(json.dumps(entries))
-    flip(written, written.stat().st_size // 2)
-    report = verify(written, decode=False)
+    flip(photo_beton, photo_beton.stat().st_size // 2)
+    report = verify(photo_beton, decode=False)
     assert report.pages_checked > 0
     assert {where.split()[0] for where, _ in report.problems} == {"page", "manifest"}
 

@@ -105,14 +105,6 @@ def turbo(jpeg, height, width):
     return code, out
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (17, 4), (16, 16), (33, 65), (250, 400)])
-def test_pixels_equal_pillows_in_every_subsampling(jpeg, subsampling, size):
-    file = jpeg(*size, subsampling)
-    code, pixels = turbo(file, *size)
-    assert code == OK
-    np.testing.assert_array_equal(pixels, pillow(file))
-
-
 def test_missing_and_changed_data_are_reported(jpeg):
     file = jpeg(100, 120)
     assert turbo(file[: len(file) // 2], 100, 120)[0] == DAMAGED

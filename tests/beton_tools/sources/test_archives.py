@@ -12,20 +12,12 @@ import pytest
 
 from beton_tools import UserError
 from beton_tools.sources import Source, open_source
-from tests.beton_tools.conftest import tar_of, train_tar
+from tests.beton_tools.conftest import Pairs, labelled, tar_of, train_tar
 from tests.refusals import refuses
 
 
 def contents(source: Source) -> list[tuple[str, int, bytes]]:
     return [(Path(name).name, int(source.labels[i]), source.locate(i).read()) for i, name in enumerate(source.names)]
-
-
-def test_the_train_tar_reads_like_its_folder(tmp_path, photo_folder, photo_jpegs):
-    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(train_tar(photo_jpegs))
-    tar, folder = open_source(tmp_path, "train"), open_source(photo_folder)
-    assert tar.classes == folder.classes
-    assert list(tar.names) == list(folder.names)
-    assert contents(tar) == contents(folder)
 
 
 def test_a_folder_of_class_tars_reads_like_the_train_tar(tmp_path, photo_jpegs):
@@ -87,15 +79,7 @@ def test_a_damaged_tar_is_an_error_not_fewer_images(tmp_path, photo_jpegs, damag
         open_source(tmp_path)
 
 
-Jpegs = dict[str, list[bytes]]
-
-
-def labelled(jpegs: Jpegs) -> list[tuple[bytes, int]]:
-    """Images with labels; the classes alternate."""
-    return [(images[i], label) for i in range(8) for label, images in enumerate(jpegs.values())]
-
-
-def write_shards(folder: Path, pairs: list[tuple[bytes, int]], label_as: str) -> None:
+def write_shards(folder: Path, pairs: Pairs, label_as: str) -> None:
     folder.mkdir()
     for shard in range(3):
         files = {}
@@ -137,7 +121,7 @@ def test_samples_without_an_image_are_counted(tmp_path):
     assert source.left_out == {".avif": 1, ".cls": 1, "": 1, ".json": 1}
 
 
-def write_parquet(path: Path, pairs: list[tuple[bytes, int]], names: list[str] | None) -> None:
+def write_parquet(path: Path, pairs: Pairs, names: list[str] | None) -> None:
     images = [{"bytes": data, "path": f"photo_{i}.JPEG" if i % 2 else None} for i, (data, _) in enumerate(pairs)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({"image": pa.array(images, kind), "label": pa.array([label for _, label in pairs], pa.int64())})

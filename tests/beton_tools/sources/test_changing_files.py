@@ -11,7 +11,7 @@ import pytest
 from beton_tools.sources import FileSpan, Source, base, open_source
 from beton_tools.sources.base import Stamp, stamp_of
 from beton_tools.write.writer import WriteOptions, write_beton
-from tests.beton_tools.conftest import tar_of
+from tests.beton_tools.conftest import labelled, shard_of, tar_of
 from tests.refusals import refuses
 
 Jpegs = dict[str, list[bytes]]
@@ -48,10 +48,7 @@ def tar(folder: Path, jpegs: Jpegs) -> Path:
 
 def shard(folder: Path, jpegs: Jpegs) -> Path:
     path = folder / "s.tar"
-    files = {}
-    for i, data in enumerate(jpegs["n01440764"]):
-        files |= {f"{i}.jpg": data, f"{i}.cls": b"0"}
-    path.write_bytes(tar_of(files))
+    path.write_bytes(shard_of(labelled(jpegs)))
     return path
 
 

@@ -28,24 +28,6 @@ def check_source(source, images: ValImages) -> None:
     assert [source.locate(i).read() for i in range(len(images))] == [data for _, data in images.values()]
 
 
-def test_devkit_labels_of_a_flat_folder(tmp_path, val_images):
-    write_flat(tmp_path / "val", val_images)
-    data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    for name, content in devkit_files([wnid for wnid, _ in val_images.values()]).items():
-        (data / name).write_bytes(content)
-    check_source(open_source(tmp_path, "val"), val_images)
-
-
-def test_both_archives_as_downloaded(tmp_path, val_images):
-    shuffled = dict(sorted(val_images.items(), reverse=True))
-    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of({n: data for n, (_, data) in shuffled.items()}))
-    files = devkit_files([wnid for wnid, _ in val_images.values()])
-    devkit = tar_of({f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in files.items()})
-    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(devkit))
-    check_source(open_source(tmp_path, "val"), val_images)
-
-
 def test_kaggles_table(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     rows = [f"{Path(name).stem},{wnid} 1 2 30 40 {wnid} 5 6 70 80" for name, (wnid, _) in val_images.items()]

@@ -13,11 +13,11 @@ from beton_tools import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source, servers
 from beton_tools.sources.remote import RemotePath, expand_pattern, read_range, source_path
-from beton_tools.sources.remote_files import BLOCK, RemoteFile
+from beton_tools.sources.remote_files import BLOCK
 from beton_tools.sources.servers import RemoteError, retrying
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions, write_beton
-from tests.beton_tools.conftest import tar_of
+from tests.beton_tools.conftest import labelled, shard_of, tar_of
 from tests.beton_tools.file_server import FileServer, serve, touch_later
 from tests.refusals import refuses
 
@@ -38,18 +38,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServ
 def shards(folder: Path, jpegs: Jpegs) -> None:
     """Three shards of WebDataset, labels before images in one of them, and a list of classes."""
     for number in range(3):
-        files = {}
-        for label, images in enumerate(jpegs.values()):
-            for i in range(number, len(images), 3):
-                parts = {f"{label}_{i}.cls": b"%d" % label, f"{label}_{i}.jpg": images[i]}
-                files |= parts if number == 0 else dict(reversed(parts.items()))
-        (folder / f"s-{number:02d}.tar").write_bytes(tar_of(files))
+        shard = shard_of(labelled(jpegs)[number::3], labels_first=number == 0)
+        (folder / f"s-{number:02d}.tar").write_bytes(shard)
     (folder / "classes.txt").write_text("cup\ncat\nrocket\n")
 
 
 def parquet(path: Path, jpegs: Jpegs, group: int = 4) -> None:
-    images = [{"bytes": data, "path": f"{i}.jpg"} for data_of in jpegs.values() for i, data in enumerate(data_of)]
-    labels = [label for label, data_of in enumerate(jpegs.values()) for _ in data_of]
+    images, labels = zip(*labelled(jpegs), strict=True)
+    images = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(images)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(
         pa.table({"image": pa.array(images, kind), "label": labels}),
@@ -87,7 +83,7 @@ def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(se
     shards(server.folder, photo_jpegs)
     source, out = open_source(f"{server.url}/s-00.tar"), tmp_path / "o.beton"
     server.status = 503
-    with refuses(r"0_0\.cls|0_0\.jpg.*s-00\.tar: .*503.*, 5 attempts"):
+    with refuses(r"000000\.(cls|jpg).*s-00\.tar: .*503.*, 5 attempts"):
         write_beton(out, source, WriteOptions(workers=0, on_error=on_error))
     assert not out.exists()
 
@@ -199,33 +195,10 @@ def test_large_members_are_not_downloaded_for_the_index(server):
     assert server.sent < 5 * BLOCK  # the file is opened twice, and has a first and a last block
 
 
-def test_an_open_file_reads_like_a_local_one(server):
-    data = bytes(range(256)) * 1000
-    (server.folder / "f").write_bytes(data)
-    with RemoteFile(RemotePath(f"{server.url}/f")) as file:
-        assert isinstance(file, RemoteFile)
-        assert file.seek(-10, 2) == len(data) - 10 == file.tell()
-        assert file.read(100) == data[-10:]
-        assert file.read(5) == b""
-        file.seek(1000)
-        buffer = bytearray(300)
-        assert file.readinto(buffer) == 300
-        assert bytes(buffer) + file.read() == data[1000:]
-    server.status = 404
-    with pytest.raises(RemoteError, match="no such file"):
-        RemoteFile(RemotePath(f"{server.url}/f"))
-
-
-def test_paths():
+def test_credentials_are_kept_and_not_shown():
     path = RemotePath("https://user:pw@host:80/a/b/train-0.tar?sig=1")
-    assert (path.name, path.stem, path.suffix) == ("train-0.tar", "train-0", ".tar")
     assert str(path) == "https://host:80/a/b/train-0.tar"
     assert (path.parent / "x").url == "https://user:pw@host:80/a/b/x"
-    assert [str(p) for p in path.parents] == ["https://host:80/a/b", "https://host:80/a", "https://host:80/"]
-    assert str(RemotePath("s3://bucket/a.tar").parent / "data" / "b") == "s3://bucket/data/b"
-    assert source_path("s3://bucket/a.tar") == RemotePath("s3://bucket/a.tar")
-    assert source_path("s3:/a.tar") == Path("s3:/a.tar")
-    assert source_path("photos/s3://a") == Path("photos/s3://a")
     with pytest.raises(UserError, match="not a valid URL"):
         source_path("https://[host/a.tar")
 

@@ -43,7 +43,7 @@ class FakeFileSystem:
         return url.partition("://")[2]
 
     def split_path(self, path: str) -> tuple[str, str, None]:
-        return *path.split("/", 1), None  # type: ignore[return-value]
+        return *path.split("/", 1), None
 
     def url(self, path: str) -> str:
         return f"{self.server.url}/{path.partition('/')[2]}"

@@ -4,7 +4,6 @@ import io
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ from beton_tools import UserError
 from beton_tools.sources import open_source, servers
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions
-from tests.beton_tools.conftest import devkit_files, tar_of, train_tar
+from tests.beton_tools.conftest import labelled, shard_of
+from tests.beton_tools.write.test_convert import write_tars
 
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -81,34 +81,16 @@ def upload(bucket: Any, folder: Path) -> None:
             bucket.pipe(f"photos/{path.relative_to(folder)}", path.read_bytes())
 
 
-def train_shard(jpegs: Jpegs) -> bytes:
-    files = {}
-    for label, images in enumerate(jpegs.values()):
-        for i, data in enumerate(images):
-            files |= {f"{label}_{i}.jpg": data, f"{label}_{i}.cls": b"%d" % label}
-    return tar_of(files)
-
-
-def as_ilsvrc_tars(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> None:
-    (folder / "ILSVRC2012_img_train.tar").write_bytes(train_tar(jpegs))
-    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_of({name: data for name, (_, data) in val.items()}))
-    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
-        for name, data in devkit_files([wnid for wnid, _ in val.values()]).items():
-            info = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/data/{name}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
 def as_shards(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> None:
-    (folder / "a-train-0.tar").write_bytes(train_shard(jpegs))
-    (folder / "a-val-0.tar").write_bytes(train_shard({wnid: images[:2] for wnid, images in jpegs.items()}))
+    folder.mkdir()
+    (folder / "a-train-0.tar").write_bytes(shard_of(labelled(jpegs)))
+    (folder / "a-val-0.tar").write_bytes(shard_of(labelled(jpegs)[:6]))
     (folder / "classes.txt").write_text("cup\ncat\nrocket\n")
 
 
-@pytest.mark.parametrize("layout", [pytest.param(as_ilsvrc_tars, marks=pytest.mark.slow), as_shards])
+@pytest.mark.parametrize("layout", [pytest.param(write_tars, marks=pytest.mark.slow), as_shards])
 def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(bucket, tmp_path, photo_jpegs, val_images, layout):
     folder = tmp_path / "local"
-    folder.mkdir()
     layout(folder, photo_jpegs, val_images)
     upload(bucket, folder)
     local = convert_imagenet(folder, tmp_path / "a", ALONE)
@@ -126,7 +108,7 @@ def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(bucket, tmp_path, ph
 @pytest.mark.parametrize("url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"])
 def test_prefixes_and_patterns(bucket, tmp_path, photo_jpegs, url):
     for number in range(2):
-        bucket.pipe(f"photos/shards/s-{number}.tar", train_shard(photo_jpegs))
+        bucket.pipe(f"photos/shards/s-{number}.tar", shard_of(labelled(photo_jpegs)))
     source = open_source(url)
     assert (source.kind, len(source.names)) == ("webdataset", 48)
     assert source.names[24].startswith("s-1.tar/")

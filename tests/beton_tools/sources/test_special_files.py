@@ -1,7 +1,6 @@
 """FIFOs, devices and links that lead nowhere, in the place of data files, are refused or skipped at once."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ def device(path: Path) -> None:
 
 
 SPECIAL = pytest.mark.parametrize("make", [fifo, device])
-Make = Callable[[Path], None]
 
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"

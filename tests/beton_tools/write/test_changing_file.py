@@ -9,22 +9,13 @@ import pytest
 from beton_tools import UserError
 from beton_tools.cli import main
 from beton_tools.read.format import Beton
-from beton_tools.sources import open_source
 from beton_tools.write.images import decode_sample
-from beton_tools.write.writer import WriteOptions, write_beton
-
-
-@pytest.fixture
-def written(photo_folder: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "photos.beton"
-    write_beton(path, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
-    return path
 
 
 @pytest.mark.parametrize("change", ["half", "empty", "overwritten", "renamed"])
-def test_every_command_ends_with_one_line_that_names_the_file(written, tmp_path, monkeypatch, capsys, change):
+def test_every_command_ends_with_one_line_that_names_the_file(photo_beton, tmp_path, monkeypatch, capsys, change):
     """The file changes each time that it has been opened and before it is read; a memory map would end with SIGBUS."""
-    whole, truly_open = written.read_bytes(), Beton.open
+    whole, truly_open = photo_beton.read_bytes(), Beton.open
 
     def open_then_change(path: Path) -> Beton:
         beton = truly_open(path)
@@ -41,48 +32,49 @@ def test_every_command_ends_with_one_line_that_names_the_file(written, tmp_path,
     sheet, files = ["--out", str(tmp_path / "sheet.png")], ["--out", str(tmp_path / "files")]
     commands = (["verify"], ["verify", "--no-decode"], ["stats"], ["sheet", *sheet], ["extract", *files])
     for command, *more in commands:
-        written.write_bytes(whole)
+        photo_beton.write_bytes(whole)
         # what was renamed is still there, without a name
-        assert main([command, str(written), *more]) == (0 if change == "renamed" else 2)
+        assert main([command, str(photo_beton), *more]) == (0 if change == "renamed" else 2)
         said = capsys.readouterr().err
         if change != "renamed":
             assert (
-                said.startswith(f"beton {command}: {written}: changed while it was in use (") and said.count("\n") == 1
+                said.startswith(f"beton {command}: {photo_beton}: changed while it was in use (")
+                and said.count("\n") == 1
             )
 
 
-def test_a_read_behind_the_end_is_an_error_that_names_the_file(written):
-    beton = Beton.open(written)
+def test_a_read_behind_the_end_is_an_error_that_names_the_file(photo_beton):
+    beton = Beton.open(photo_beton)
     last = int(np.argmax(beton.pointers))
-    os.truncate(written, int(beton.pointers[last]) + 10)
+    os.truncate(photo_beton, int(beton.pointers[last]) + 10)
     for read in (beton.image_bytes, beton.read_bytes, lambda i: decode_sample(beton, i)):
         with pytest.raises(UserError, match=r"photos\.beton: changed while it was in use \(it ends at byte"):
             read(last)
     assert len(beton.read_bytes(int(np.argmin(beton.pointers)))) > 100
 
 
-def test_a_disk_error_is_an_error_that_names_the_file(written, monkeypatch):
+def test_a_disk_error_is_an_error_that_names_the_file(photo_beton, monkeypatch):
     def fail(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    beton = Beton.open(written)
+    beton = Beton.open(photo_beton)
     monkeypatch.setattr("os.preadv", fail)
     with pytest.raises(UserError, match=r"photos\.beton: cannot be read \(Input/output error\)"):
         beton.image_bytes(0)
 
 
-def test_a_read_that_returns_less_is_continued(written, monkeypatch):
-    beton, truly_read = Beton.open(written), os.preadv
+def test_a_read_that_returns_less_is_continued(photo_beton, monkeypatch):
+    beton, truly_read = Beton.open(photo_beton), os.preadv
     whole = beton.read_bytes(3)
     monkeypatch.setattr("os.preadv", lambda fd, parts, at: truly_read(fd, [parts[0][:100]], at))
     assert beton.read_bytes(3) == whole
 
 
-def test_the_descriptor_is_closed_with_the_object(written):
+def test_the_descriptor_is_closed_with_the_object(photo_beton):
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    beton = Beton.open(written)
+    beton = Beton.open(photo_beton)
     assert beton.read_bytes(0)
     del beton
     with pytest.raises(UserError):
-        Beton.open(written.with_name("missing.beton"))
+        Beton.open(photo_beton.with_name("missing.beton"))
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

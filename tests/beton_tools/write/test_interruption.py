@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,50 +14,33 @@ from beton_tools.read.format import Beton
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
+from tests.beton_tools.base.test_signals import start
+from tests.refusals import refuses
 
 PAGE = 1 << 16
 OPTIONS = WriteOptions(workers=2, page_size=PAGE, max_resolution=120)
+INLINE = replace(OPTIONS, workers=0)
 
-# converts argv[1] to argv[2]; waits after argv[3] images; argv[4]: limit of the file size in bytes
+# converts argv[1] to argv[2]; waits after 21 images
 CHILD = f"""
-import resource, sys, time
+import sys, time
 from pathlib import Path
-from beton_tools import UserError
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
 def watch(done, total, skipped):
-    print(done, flush=True)
-    if done == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-    if done == int(sys.argv[3]):
+    if done == 21:
+        print("ready", flush=True)
         time.sleep(600)
 options = WriteOptions(workers=2, page_size={PAGE}, max_resolution=120)
-try:
-    write_beton(Path(sys.argv[2]), open_source(sys.argv[1]), options, watch)
-except UserError as error:
-    sys.exit(f"one line: {{error}}")
+write_beton(Path(sys.argv[2]), open_source(sys.argv[1]), options, watch)
 """
-
-
-def start(photos: Path | str, out: Path, pause_at: int = -1, file_limit: int = -1) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", CHILD, str(photos), str(out), str(pause_at), str(file_limit)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def wait_until(images: int, child: "subprocess.Popen[str]") -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
-        if int(line) == images:
-            return
-    raise AssertionError(child.communicate()[1])
 
 
 @pytest.fixture
 def whole(photo_folder: Path, tmp_path: Path) -> tuple[bytes, bytes]:
     """The file and the manifest of an uninterrupted conversion."""
     out = tmp_path / "whole" / "photos.beton"
-    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    write_beton(out, open_source(photo_folder), INLINE)
     return out.read_bytes(), manifest_path(out).read_bytes()
 
 
@@ -68,8 +50,7 @@ def both(out: Path) -> tuple[bytes, bytes]:
 
 def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(photo_folder, tmp_path, whole):
     out = tmp_path / "photos.beton"
-    child = start(photo_folder, out, pause_at=21)
-    wait_until(21, child)
+    child = start("-c", CHILD, photo_folder, out)
     child.kill()
     child.communicate(timeout=60)
     assert not out.exists()
@@ -97,7 +78,7 @@ def test_damage_left_by_a_kill_is_written_again(photo_folder, tmp_path, whole, d
         journal.write_bytes(os.urandom(500))
     if damage == "no journal":
         journal.unlink()
-    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    write_beton(out, open_source(photo_folder), INLINE)
     assert both(out) == whole
 
 
@@ -152,9 +133,8 @@ def test_an_image_that_changed_since_the_kill_is_read_again(photo_folder, tmp_pa
     leave_unfinished(photo_folder, out)
     first, *_, last = sorted(photo_folder.rglob("*.JPEG"))
     first.write_bytes(last.read_bytes())
-    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
-    write_beton(out, open_source(photo_folder), options)
-    write_beton(fresh, open_source(photo_folder), options)
+    write_beton(out, open_source(photo_folder), INLINE)
+    write_beton(fresh, open_source(photo_folder), INLINE)
     assert both(out) == both(fresh)
 
 
@@ -206,7 +186,7 @@ def leave_unfinished(photos: Path, out: Path) -> None:
     good, before = bad.read_bytes(), bad.stat()
     bad.write_bytes(b"")
     with pytest.raises(UserError):
-        write_beton(out, open_source(photos), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+        write_beton(out, open_source(photos), INLINE)
     bad.write_bytes(good)
     os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -220,15 +200,10 @@ def test_other_options_start_over(photo_folder, tmp_path):
     assert both(out) == both(fresh)
 
 
-@pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(photo_folder, tmp_path, whole):
+def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(photo_folder, tmp_path, whole, full_disk):
     out = tmp_path / "photos.beton"
-    child = start(photo_folder, out, file_limit=PAGE + 1000)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 1
-    assert errors.startswith("one line: ")
-    assert "cannot be written" in errors and "free some space" in errors
-    assert errors.count("\n") == 1
+    with full_disk(2 * PAGE), refuses("cannot be written .*free some space"):
+        write_beton(out, open_source(photo_folder), INLINE)
     assert not out.exists()
     write_beton(out, open_source(photo_folder), OPTIONS)
     assert both(out) == whole

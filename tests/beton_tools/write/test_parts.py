@@ -20,7 +20,7 @@ SLURM = Path(__file__).parents[3] / "rcp" / "slurm"
 
 
 def options(**changes: object) -> WriteOptions:
-    return WriteOptions(**({"workers": 0, "max_resolution": 120} | changes))  # type: ignore[arg-type]
+    return WriteOptions(**({"workers": 0, "max_resolution": 120} | changes))
 
 
 @pytest.mark.parametrize("choice", [{}, {"shuffle_seed": 3}, {"subset_per_class": 2}])
