@@ -14,10 +14,12 @@ import yaml
 from PIL import Image
 
 from fastft.cost.published import reference_of
+from fastft.evaluate.assessment import Assessment, Mistakes
+from fastft.evaluate.evaluation import describe_classes
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import write_checkpoint
-from fastft.run.prediction_metrics import Predictions
+from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.train.progress import describe_model
 
 RECIPES = Path(__file__).parents[1] / "rcp"
@@ -82,6 +84,15 @@ def make_checkpoint(
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False))
+
+
+def assessment_of(predictions: Predictions, names: Sequence[str], mistakes: Mistakes | None = None) -> Assessment:
+    """As `assess_run` gives it."""
+    calibration = calibrate(predictions)
+    scores = describe_classes(predictions, names) | {
+        "balanced_accuracy": balanced_accuracy(predictions), "macro_f1": macro_f1(predictions), "ece": calibration.plain.ece,
+    }  # fmt: skip
+    return Assessment("EMA weights", mistakes or Mistakes(len(predictions.labels_N), 0, []), scores, calibration)
 
 
 def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:

@@ -17,7 +17,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.format import Beton
 from fastft.bench.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
-from fastft.evaluate.evaluation import predict_file
+from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.prediction import predict_files
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
@@ -74,7 +74,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         run = folder / contender.name
         overrides = [*data, f"--model.weights={weights}", *contender.overrides.split(), f"--train.run_dir={run}"]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
-        right[contender.name] = predict_file(run, betons["val"], "cpu")[1].right_N
+        right[contender.name] = evaluate_file(run, betons["val"], "cpu")[1].predictions.right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     figures |= {"image_size": load_recipe(recipe).model.image_size, "seconds": seconds}

@@ -14,29 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastft.bench.augment_bench import gpu_augment
 from fastft.bench.child import Arm, library
-from fastft.bench.harness import (
-    Contender,
-    Findings,
-    Options,
-    Rounds,
-    Trial,
-    alternate,
-    measure,
-    per_second,
-    reported,
-    summary,
-)
-from fastft.bench.loaders import AUGMENT
-from fastft.cost.roofline import roofline_mfu
-from fastft.machine.gpus import Gpu, find_gpu, peak_flops
+from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second, reported
+from fastft.machine.gpus import peak_flops
 from fastft.model import Arch, build_classifier, count_flops
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.attention import BF16_NATIVE
 from fastft.model.recipe_model import can_compile
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
-from fastft.recipe import recipe_from_dict
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import Step, StepChoice
@@ -74,7 +59,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def run(options: Options) -> Findings:
-    """Per case: throughput, MFU, and on a GPU the seconds of the first step and the share of augmentation."""
+    """Per case: throughput, MFU, and on a GPU the seconds of the first step."""
     for case in cases(options.quick):
         yield from _measure_case(options, case)
 
@@ -99,20 +84,6 @@ def _measure_case(options: Options, case: Case) -> Findings:
             "First training step, with compilation", rounds, "step", reported("first_seconds"), "s", setting,
             only=whole, better="lower",
         )  # fmt: skip
-        yield _augmentation_share(options, rounds, setting, case)
-
-
-def _augmentation_share(options: Options, rounds: Rounds, setting: dict[str, Any], case: Case) -> dict[str, Any]:
-    """The time of an image's augmentation on the GPU over that of its training step."""
-    arguments = {"device": device().type, "policies": [AUGMENT], "size": case.size, "batch": case.batch}
-    own = alternate([Contender("fastft", gpu_augment, arguments)], options.rounds, options.threads)
-    pairs = zip(own.trials["fastft"][AUGMENT], rounds.trials["fastft"]["step"], strict=True)
-    shares = [per_second(step) / per_second(augment) for augment, step in pairs]
-    given = {**setting, "augment": AUGMENT, "rounds": len(shares)}
-    return {
-        "name": "Augmentation, share of a training step", "unit": "share", "better": "lower", "setting": given,
-        "contenders": [summary("fastft", shares)],
-    }  # fmt: skip
 
 
 def measured_dtypes() -> tuple[str, str]:
@@ -134,22 +105,7 @@ def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    found = measure("Training step, MFU", rounds, "step", share, "share", given, **role)
-    card = find_gpu(setting["device"])
-    if card is not None and case.dtype != "fp32":
-        found["contenders"].append(modelled_mfu(case, card))
-    yield found
-
-
-def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:
-    """The cost model's roofline, an upper bound, as a contender."""
-    sections: dict[str, Any] = {
-        "model": {"arch": ARCHS[case.letter], "image_size": case.size},
-        "optim": {"batch_size": case.batch},
-    }
-    mfu = roofline_mfu(recipe_from_dict("step", sections), card, 1)
-    assert mfu is not None  # own towers can be traced
-    return summary("modelled roofline", [mfu.value], note=mfu.source, modelled=True)
+    yield measure("Training step, MFU", rounds, "step", share, "share", given, **role)
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:

@@ -78,7 +78,7 @@ def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
-        "total_flops": sum(recipe_work(recipe, arch)),
+        "total_flops": recipe_work(recipe, arch).total,
         "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
         "assumptions": predicted,
         "val_images": val_images_row(recipe),

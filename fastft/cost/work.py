@@ -1,6 +1,6 @@
 """The work of a recipe: FLOPs, images and parameters, counted from shapes."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
 from fastft.model.recipe_model import Phase, find_phases
@@ -8,11 +8,16 @@ from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """Floating-point operations of a whole run."""
 
     train: float
     evaluate: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.evaluate
 
 
 def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:

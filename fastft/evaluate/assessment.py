@@ -16,24 +16,13 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import open_image
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
-from beton_tools.read.manifest import Manifest
 from beton_tools.read.sample_table import SampleTable, classes_of
-from fastft.evaluate.evaluation import MATRIX_CLASSES, predict_file
+from fastft.evaluate.evaluation import describe_scores, evaluate_file
 from fastft.recipe.constants import AUTO
-from fastft.run.prediction_metrics import (
-    Predictions,
-    balanced_accuracy,
-    calibrate,
-    class_metrics,
-    confusion_counts,
-    largest_confusions,
-    macro_f1,
-    mean_average_precision,
-)
+from fastft.run.prediction_metrics import Calibration, Predictions, calibrate
 from fastft.run.run_directory import Run
 
 FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
-LISTED_CLASSES = 200  # those with the lowest F1
 LISTED_MISTAKES = 12
 THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
@@ -66,11 +55,12 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class Assessment:
-    """weights: which ones it is of, in words. classes: see `report_classes`."""
+    """weights: which ones it is of, in words. scores: as `fastft.evaluate.evaluation.describe_scores`."""
 
     weights: str
     mistakes: Mistakes
-    classes: dict[str, Any]
+    scores: dict[str, Any]
+    calibration: Calibration
 
 
 def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment | None, str]:
@@ -86,25 +76,24 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        trained, predictions = predict_file(run.folder, Path(run.recipe.data.val), "auto", weights)
+        trained, found = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
     except UserError as error:
         if insist:
             raise
         return None, f"Left out: {error}."
-    manifest = Manifest.of_beton(betons.files[0].path)
-    names = (manifest and manifest.class_names) or trained.classes
-    mistakes = find_mistakes(predictions, names)
+    mistakes = find_mistakes(found.predictions, trained.outputs)
     files = betons.read_names()
     shown = [
         replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
         for m in mistakes.most_confident
     ]
     mistakes = replace(mistakes, most_confident=shown)
-    return Assessment(trained.weights, mistakes, report_classes(predictions, names)), ""
+    scores = describe_scores(trained, found)
+    return Assessment(trained.weights, mistakes, scores, calibrate(found.predictions)), ""
 
 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
-    """The mistakes, the LISTED_MISTAKES with the highest probability of the wrong class first. names: as `class_name`."""
+    """The mistakes, the LISTED_MISTAKES with the highest probability of the wrong class first. names: of all outputs."""
     p = predictions
     if p.thresholds_K is not None:
         return _wrong_labels(p, names)
@@ -113,9 +102,9 @@ def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
     listed = [
         Mistake(
             sample=int(k),
-            truth=class_name(names, p.labels_N[k]),
+            truth=names[p.labels_N[k]],
             truth_probability=float(p.truth_N[k]),
-            predicted=class_name(names, p.predicted_N[k]),
+            predicted=names[p.predicted_N[k]],
             predicted_probability=float(p.confidence_N[k]),
         )
         for k in shown
@@ -129,41 +118,10 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
     wrong, listed = np.flatnonzero(~p.right_N.all(1)), []
     for i in wrong[np.argsort(-odds_NK[wrong].max(1), kind="stable")][:LISTED_MISTAKES].tolist():
         k = int(odds_NK[i].argmax())
-        truth = ", ".join(class_name(names, label) for label in classes_of(p.labels_N[i])) or "nothing"
-        predicted = f"{'no ' if p.labels_N[i, k] else ''}{class_name(names, k)}"
+        truth = ", ".join(names[label] for label in classes_of(p.labels_N[i])) or "nothing"
+        predicted = f"{'no ' if p.labels_N[i, k] else ''}{names[k]}"
         listed.append(Mistake(i, truth, None, predicted, float(odds_NK[i, k])))
     return Mistakes(len(p.labels_N), len(wrong), listed)
-
-
-def report_classes(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """The metrics of the classes that a report shows. names: as `class_name`.
-
-    rows: (name, ClassMetrics, class that most of its other images are predicted as, how many) of those that have images, at most
-    LISTED_CLASSES, lowest F1 first; `classes` counts all. matrix_KK: as `confusion_counts`, of at most MATRIX_CLASSES.
-    """
-    every = [class_name(names, label) for label in range(predictions.num_classes)]
-    several = predictions.thresholds_K is not None
-    confusions = [] if several else largest_confusions(predictions, len(predictions.labels_N))
-    most_confused = {c.label: (every[c.predicted], c.images) for c in reversed(confusions)}
-    metrics = [found for found in class_metrics(predictions) if found.images]
-    rows = [(every[found.label], found, *most_confused.get(found.label, ("", 0))) for found in metrics]
-    rows.sort(key=lambda row: (row[1].f1 or 0.0, row[0]))
-    with_matrix = not several and predictions.num_classes <= MATRIX_CLASSES
-    return {
-        "names": every,
-        "rows": rows[:LISTED_CLASSES],
-        "classes": len(rows),
-        "balanced_accuracy": None if several else balanced_accuracy(predictions),
-        "macro_f1": macro_f1(predictions),
-        "matrix_KK": confusion_counts(predictions) if with_matrix else None,
-        "calibration": calibrate(predictions),
-        "map": mean_average_precision(predictions) if several else None,
-    }
-
-
-def class_name(names: Sequence[str], label: int) -> str:
-    """The name of a class by its label, or "class k" where there is none for it."""
-    return names[label] if label < len(names) else f"class {label}"
 
 
 def thumbnail(table: SampleTable, sample: int) -> str:

@@ -70,12 +70,12 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **opti
     return scores
 
 
-def predict_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, Predictions]:
-    """The model of a checkpoint and its predictions for every image of a `.beton`, in the order of the file."""
+def evaluate_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, FileScores]:
+    """The model of a checkpoint, and its scores and predictions for every image of a `.beton`, in the order of the file."""
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
-        return trained, evaluate_model(trained, data, world).predictions
+        return trained, evaluate_model(trained, data, world)
 
 
 def evaluate_files(
@@ -169,18 +169,23 @@ def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:
     }
 
 
-def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, Any]:
-    """Metrics per class, largest confusions, bins of the reliability diagram, and with few classes the confusion matrix."""
+def describe_classes(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
+    """Metrics per class, largest confusions, bins of the reliability diagram, and with few classes the confusion matrix.
+
+    confused_with, confused: of each class the one that most of its other images are predicted as, and how many.
+    """
+    classes: list[dict[str, Any]] = [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)]
     bins = reliability(predictions.confidence_N, predictions.outcomes_N)
-    found: dict[str, Any] = {
-        "classes": [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)],
-        "reliability": {name: values.tolist() for name, values in vars(bins).items()},
-    }
+    found = {"classes": classes, "reliability": {name: values.tolist() for name, values in vars(bins).items()}}
     if predictions.thresholds_K is not None:
         return found
+    for one in classes:
+        one |= {"confused_with": None, "confused": 0}
+    confusions = largest_confusions(predictions)
+    for c in reversed(confusions):
+        classes[c.label] |= {"confused_with": names[c.predicted], "confused": c.images}
     found["confusions"] = [
-        {"class": names[c.label], "predicted": names[c.predicted], "images": c.images}
-        for c in largest_confusions(predictions, CONFUSIONS)
+        {"class": names[c.label], "predicted": names[c.predicted], "images": c.images} for c in confusions[:CONFUSIONS]
     ]
     if predictions.num_classes <= MATRIX_CLASSES:
         found["confusion_matrix"] = confusion_counts(predictions).tolist()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,10 +29,16 @@ PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's 
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
 
 
-class NoisyDropPath(nn.Module):
-    """In the place of timm's DropPath, which draws from torch's generator. noise: shared by all stochastic layers of a tower."""
+class Noise:
+    """Uniform numbers (B, columns) of the pass in progress, for all stochastic layers of a tower; None: they do nothing."""
 
-    def __init__(self, rate: float, noise: SimpleNamespace, column: int):
+    uniform_BC: Tensor | None = None
+
+
+class NoisyDropPath(nn.Module):
+    """In the place of timm's DropPath, which draws from torch's generator."""
+
+    def __init__(self, rate: float, noise: Noise, column: int):
         super().__init__()
         self.drop_path, self._noise, self._column = DropPath(rate), noise, column
 
@@ -45,7 +50,7 @@ class NoisyDropPath(nn.Module):
 class NoisyPatchDropout(nn.Module):
     """In the place of timm's PatchDropout, or of its form that also returns the indices of the kept tokens."""
 
-    def __init__(self, dropout: PatchDropout, noise: SimpleNamespace, columns: slice, returns_indices: bool):
+    def __init__(self, dropout: PatchDropout, noise: Noise, columns: slice, returns_indices: bool):
         super().__init__()
         self.dropout, self._noise, self._columns = dropout, noise, columns
         self._returns_indices = returns_indices
@@ -70,8 +75,7 @@ class TimmTower(ImageTower):
     def __init__(self, arch: TimmArch, trunk: Trunk):
         super().__init__()
         self.arch, self.trunk = arch, trunk
-        # uniform numbers (B, columns) of the pass in progress; None: stochastic layers do nothing
-        self._noise = SimpleNamespace(uniform_BC=None)
+        self._noise = Noise()
         self._grad_checkpointing = False
         self.layer_of = layer_ids(trunk)  # timm's name of every parameter -> its layer
         self.no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()

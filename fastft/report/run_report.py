@@ -35,6 +35,7 @@ SCORES = (
 )  # fmt: skip
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
+LISTED_CLASSES = 200  # those with the lowest F1
 # of the confusion matrix
 COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
 # CSS class, width and width of names in pixels, their characters
@@ -60,7 +61,9 @@ def render_run(
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     base = against_recipe(against, reference_name)
-    classes = assessment.classes if assessment else None
+    scores = assessment.scores if assessment else {}
+    with_images = (c for c in scores.get("classes", ()) if c["images"])
+    classes = sorted(with_images, key=lambda c: (c["f1"] or 0.0, c["name"]))
     if not run.on_imagenet:
         reference_name, reference = None, None
     return render_page(
@@ -78,10 +81,12 @@ def render_run(
         profile=profiled(run),
         cost=run_cost(run, gpus, price),
         mistakes=assessment.mistakes if assessment else None,
-        classes=classes,
+        found=scores,
+        classes=classes[:LISTED_CLASSES],
+        num_classes=len(classes),
         weights=assessment.weights if assessment else "",
-        confusion=confusion_picture(classes["names"], classes["matrix_KK"]) if classes else "",
-        reliability=render_chart(reliability_chart(classes["calibration"], _score(run) == MAP)) if classes else "",
+        confusion=confusion_picture(scores),
+        reliability=render_chart(reliability_chart(assessment.calibration, _score(run) == MAP)) if assessment else "",
         note=note,
         evaluations=run.evaluations,
         scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
@@ -301,10 +306,11 @@ def _series(name: str, style: str, reliability: Reliability) -> Series:
     return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
 
 
-def confusion_picture(names: list[str], matrix_KK: np.ndarray | None) -> Markup:
+def confusion_picture(scores: Mapping[str, Any]) -> Markup:
     """The confusion matrix as a <figure>: a row per class, shaded by the share of its images; empty if there is none."""
-    if matrix_KK is None:
+    if "confusion_matrix" not in scores:
         return Markup("")
+    names, matrix_KK = [c["name"] for c in scores["classes"]], np.array(scores["confusion_matrix"])
     drawings = Markup("").join(_draw(names, matrix_KK, *size) for size in SIZES)
     return Markup(
         '<figure class="picture"><figcaption><b>Confusion</b> <span class="unit">rows: class, columns: prediction, in the same '

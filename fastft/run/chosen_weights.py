@@ -101,11 +101,13 @@ def choose_weights(
     best: Mapping[str, Any] | None,
     baseline: Mapping[str, Any] | None = None,
     untrained: float = 0.0,
+    head_only: bool = False,
 ) -> dict[str, Any] | None:
     """The `weights` entry of result.json: what to take, why, and the evidence; None without an evaluation.
 
     best: the evaluation of the best epoch. baseline: that of the linear probe, if the run starts from one. untrained: the share
-    of the initial weights in the EMA. The images of `data.selection_share` decide if there are any.
+    of the initial weights in the EMA. head_only: the tower is not trained, and gets no advice on fine-tuning. The images
+    of `data.selection_share` decide if there are any.
     """
     if not evaluations or best is None:
         return None
@@ -136,11 +138,15 @@ def choose_weights(
         "reason": f"{why}; {when}",
         "evidence": {"samples": images, **evidence},
     }
-    return choice if baseline is None or RAW not in baseline else _against_probe(choice, entry, baseline[RAW])
+    return (
+        choice if baseline is None or RAW not in baseline else _against_probe(choice, entry, baseline[RAW], head_only)
+    )
 
 
-def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapping[str, Any]) -> dict[str, Any]:
-    """The choice with `baseline`: its comparison with the linear probe, and a note where that is not clearly worse.
+def _against_probe(
+    choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapping[str, Any], head_only: bool
+) -> dict[str, Any]:
+    """The choice with `baseline`: its comparison with the linear probe, and a note where fine-tuning is not clearly better.
 
     entry: the evaluation of the chosen weights. probe: the scores of the linear probe.
     """
@@ -163,10 +169,8 @@ def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapp
     elif found.gain <= found.error:
         limit = "not significantly" if found.gain < -found.error else "within the standard error"
         note = f"{says}, {limit}; {advice}" + ("; --weights=probe takes the baseline" if paired else "")
-    return {
-        **choice,
-        "baseline": {"gain": found.gain, "standard_error": found.error, "paired": bool(paired), "note": note},
-    }
+    compared = {"gain": found.gain, "standard_error": found.error, "paired": bool(paired)}
+    return {**choice, "baseline": {**compared, "note": "" if head_only else note}}
 
 
 def describe_weights(choice: Mapping[str, Any]) -> str:
@@ -250,8 +254,8 @@ def _choose_so_far(run: Path) -> dict[str, Any] | None:
     checkpoint = read_checkpoint(found[-1], needed=())
     progress = checkpoint.state.get("progress", {})
     evaluations = progress.get("evaluations", [])
-    share = _untrained_share(checkpoint)
-    choice = choose_weights(evaluations, best_evaluation(evaluations), progress.get("baseline"), share)
+    share, head_only = _untrained_share(checkpoint), stored_recipe(checkpoint).model.trainable_layers == 0
+    choice = choose_weights(evaluations, best_evaluation(evaluations), progress.get("baseline"), share, head_only)
     if choice is not None and choice["take"] == LAST:
         choice["reason"] += f"; {NOT_ENDED}"
     return choice

@@ -171,12 +171,12 @@ def confusion_counts(p: Predictions) -> np.ndarray:
     return confusion_matrix(p.labels_N, p.predicted_N, labels=range(p.num_classes))
 
 
-def largest_confusions(p: Predictions, count: int) -> list[Confusion]:
-    """The most frequent pairs of class and wrong prediction."""
+def largest_confusions(p: Predictions) -> list[Confusion]:
+    """The pairs of class and wrong prediction, the most frequent first."""
     wrong = ~p.right_N
     pairs = np.stack([p.labels_N[wrong], p.predicted_N[wrong]])
     (labels, predicted), images = np.unique(pairs, axis=1, return_counts=True)
-    order = np.argsort(-images, kind="stable")[:count]
+    order = np.argsort(-images, kind="stable")
     return [Confusion(int(labels[k]), int(predicted[k]), int(images[k])) for k in order]
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fastft.evaluate.evaluation import predict_file
+from fastft.evaluate.evaluation import evaluate_file
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
@@ -15,7 +14,6 @@ from fastft.run.prediction_metrics import balanced_weights
 from fastft.search.runs import PlannedRun
 from fastft.search.settings import Setting
 
-BALANCED = "balanced_"  # before the names of figures
 REPEATS = 1000
 SEED = 0
 
@@ -39,11 +37,41 @@ class ShortRun:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Percent; points for the gain over the recipe's own setting, image by image on the same images, if that was measured."""
+
+    value: float
+    standard_error: float
+    default: float | None = None
+    gain: float | None = None
+    gain_standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Accuracy of the tuned run on so many test images, of which `shared` are training or validation images."""
+
+    images: int
+    shared: int
+    top1: Accuracy
+    balanced_accuracy: Accuracy
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The numbers by name, for JSON."""
+        found: dict[str, float | None] = {"shared": self.shared, "images": self.images}
+        for name, prefix, a in ((TOP1, "", self.top1), (BALANCED_ACCURACY, "balanced_", self.balanced_accuracy)):
+            found |= {
+                name: a.value, f"default_{name}": a.default, f"{prefix}standard_error": a.standard_error,
+                f"{prefix}gain": a.gain, f"{prefix}gain_standard_error": a.gain_standard_error,
+            }  # fmt: skip
+        return found
+
+
+@dataclass(frozen=True)
 class Result:
     """A search so far. skipped: (setting, epochs) that did not fit into the budget.
 
-    complete: whether the best setting was trained in full. figures: see `measure`. optimism: see `optimism`; None with a test
-    file.
+    complete: whether the best setting was trained in full. optimism: see `optimism`; None with a test file.
     """
 
     recipe: Recipe
@@ -54,36 +82,34 @@ class Result:
     skipped: list[tuple[Setting, int]]
     complete: bool
     spent: float
-    figures: dict[str, Any] | None = None
+    figures: Figures | None = None
     optimism: float | None = None
     test: Path | None = None
 
 
-def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: int) -> dict[str, Any]:
-    """Figures of the tuned run. default: run directory of the recipe's own setting; `tuned` itself if that is the best.
+def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: int) -> Figures:
+    """Evaluate the tuned run. default: run directory of the recipe's own setting; `tuned` itself if that is the best.
 
     Raises UserError: the test file cannot be read.
     """
-    _, found = predict_file(tuned, test, device)
-    own = found if default == tuned else None if default is None else predict_file(default, test, device)[1]
-    return {"shared": shared, **compare(found.labels_N, found.right_N, None if own is None else own.right_N)}
+    found = evaluate_file(tuned, test, device)[1].predictions
+    right_N = found.right_N if default == tuned else None
+    if default not in (None, tuned):
+        right_N = evaluate_file(default, test, device)[1].predictions.right_N
+    return compare(found.labels_N, found.right_N, right_N, shared)
 
 
-def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> dict[str, Any]:
-    """Figures from which images are classified correctly: bool (N,), of the tuned run and of the recipe's own setting.
+def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None, shared: int = 0) -> Figures:
+    """Figures from which images are classified correctly: bool (N,), of the tuned run and of the recipe's own setting."""
 
-    images: N. Of top-1, and with the prefix `BALANCED` of balanced accuracy: the accuracy in percent, that of the recipe's own
-    setting, the gain over it in points, image by image on the same images, and standard errors. Without a second run None.
-    """
-    figures: dict[str, Any] = {"images": len(labels_N)}
-    for name, prefix, groups_N in ((TOP1, "", np.zeros_like(labels_N)), (BALANCED_ACCURACY, BALANCED, labels_N)):
-        figures[name], figures[f"{prefix}standard_error"] = _mean_and_error(right_N, groups_N)
-        default = gain = gain_error = None
-        if default_right_N is not None:
-            default, _ = _mean_and_error(default_right_N, groups_N)
-            gain, gain_error = _mean_and_error(right_N.astype(int) - default_right_N, groups_N)
-        figures |= {f"default_{name}": default, f"{prefix}gain": gain, f"{prefix}gain_standard_error": gain_error}
-    return figures
+    def accuracy(groups_N: np.ndarray) -> Accuracy:
+        own = _mean_and_error(right_N, groups_N)
+        if default_right_N is None:
+            return Accuracy(*own)
+        gain = _mean_and_error(right_N.astype(int) - default_right_N, groups_N)
+        return Accuracy(*own, _mean_and_error(default_right_N, groups_N)[0], *gain)
+
+    return Figures(len(labels_N), shared, top1=accuracy(np.zeros_like(labels_N)), balanced_accuracy=accuracy(labels_N))
 
 
 def _mean_and_error(values_N: np.ndarray, groups_N: np.ndarray) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from beton_tools.base.console import compact_table, format_duration, markdown_ta
 from beton_tools.base.errors import report_disk_errors
 from fastft.recipe.schema import AUTO
 from fastft.run.evaluations import TOP1
-from fastft.search.estimate import BALANCED, Result, ShortRun
+from fastft.search.estimate import Result, ShortRun
 from fastft.search.runs import DOCUMENT, SPACE, TABLE, write_results
 from fastft.search.settings import DEFAULT, FACTORS, count_epochs, grid, mid_lr, with_setting
 from fastft.train.augmentation_choice import DECIDED
@@ -69,17 +69,15 @@ def _measure(result: Result) -> str:
 def _accuracy(result: Result) -> str:
     best, f = result.best, result.figures
     if f is not None:
-        prefix, use = "" if best.measure == TOP1 else BALANCED, "on which nothing was chosen"
-        if f["shared"]:
-            use = f"{f['shared']:,} of them training or validation images"
-        value, error = f[best.measure], f[f"{prefix}standard_error"]
-        text = f"test {_measure(result)} {value:.2f} ± {error:.2f} % of {f['images']:,} images, {use}"
+        found = f.top1 if best.measure == TOP1 else f.balanced_accuracy
+        use = f"{f.shared:,} of them training or validation images" if f.shared else "on which nothing was chosen"
+        text = f"test {_measure(result)} {found.value:.2f} ± {found.standard_error:.2f} % of {f.images:,} images, {use}"
         if best.measure != TOP1:
-            text += f" (top-1 {f[TOP1]:.2f} %)"
-        if f["gain"] is None or best.setting == DEFAULT:
+            text += f" (top-1 {f.top1.value:.2f} %)"
+        if found.gain is None or best.setting == DEFAULT:
             return text
-        gain = f"gain {f[f'{prefix}gain']:+.2f} ± {f[f'{prefix}gain_standard_error']:.2f} points on the same images"
-        return f"{text}; the recipe's own setting {f[f'default_{best.measure}']:.2f} %, {gain}"
+        gain = f"gain {found.gain:+.2f} ± {found.gain_standard_error:.2f} points on the same images"
+        return f"{text}; the recipe's own setting {found.default:.2f} %, {gain}"
     assert best.score is not None and result.optimism is not None
     corrected = best.score - result.optimism
     text = (
@@ -111,7 +109,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "measure": result.best.measure,
         "seconds": result.spent,
         "best": _trial_json(result, result.best),
-        "test": None if result.figures is None else {"file": str(result.test), **result.figures},
+        "test": None if result.figures is None else {"file": str(result.test), **result.figures.as_dict()},
         "optimism": result.optimism,
         "conclusion": conclusion(result),
         "trials": [_trial_json(result, trial) for trial in result.trials],

@@ -110,7 +110,8 @@ class Progress:
 
     def choose_weights(self, recipe: Recipe) -> dict[str, Any] | None:
         """`choose_weights` so far."""
-        return choose_weights(self.evaluations, self.best(), self.baseline, self._untrained_share(recipe))
+        head_only = recipe.model.trainable_layers == 0
+        return choose_weights(self.evaluations, self.best(), self.baseline, self._untrained_share(recipe), head_only)
 
     def _untrained_share(self, recipe: Recipe) -> float:
         return untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)

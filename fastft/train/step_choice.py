@@ -90,7 +90,7 @@ def refuse_impossible(recipe: Recipe, device: torch.device, processes: int) -> N
     """Raise UserError if `train.step` names a way in which this recipe's steps cannot be computed."""
     mode, train = recipe.train.step, recipe.train
     half = mode == "fused" and choose_precision(train.amp, device, train.half_residual).half_residual
-    if (reason := obstacle(mode, recipe, device, processes, half)) is not None:
+    if (reason := failure(mode, recipe, device, processes, half)) is not None:
         raise UserError(f"train.step is {mode}, which {reason}; use --train.step=auto")
 
 
@@ -109,6 +109,21 @@ def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, ha
     if find_spec("numba_cuda") is None:
         return "needs numba-cuda (pip install 'fastft[cuda12]')"
     return None if can_fuse(recipe) else "does not know timm's models, LayerScale and stochastic depth"
+
+
+def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
+    """As `obstacle`, and why a fused kernel cannot be compiled or run, as where numba-cuda does not fit the driver."""
+    if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode != "fused":
+        return reason
+    try:
+        x, one = (
+            torch.zeros(1, 64, dtype=torch.float16, device=device),
+            torch.ones(64, dtype=torch.float16, device=device),
+        )
+        torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
+    except Exception as error:  # numba, the compiler and the driver raise many types
+        return f"needs numba-cuda, which fails here ({_first_line(error)}; fastft doctor examines it)"
+    return None
 
 
 def device_name(device: torch.device) -> str:
@@ -133,10 +148,10 @@ def choose_step(
     reserve_bytes: int,
     say: Callable[[str], None],
 ) -> Decision:
-    """The decision of process 0, in every process; all call this once, before `step.connect`.
+    """The decision, the same in every process; all call this once, before `step.connect`.
 
-    The choice that the recipe names, else the run's earlier one, else the fastest candidate. 'auto' measures nothing on a CPU,
-    where the step is eager.
+    The choice that the recipe names, else the run's earlier one if every process can compute it, else the fastest candidate in
+    process 0. 'auto' measures nothing on a CPU, where the step is eager.
 
     Args:
         stored: the choice that the checkpoint records (`fastft.train.progress.Progress.step_choice`).
@@ -146,19 +161,24 @@ def choose_step(
     world, requested = step.world, recipe.train.step
     if "torch._dynamo" in sys.modules:  # the runs of a sweep would reach the limit of recompilations
         torch.compiler.reset()
-    decision = None
-    if world.is_main:
-        if requested in MODES:
-            decision = Decision(StepChoice(requested), "recipe")
-        elif (earlier := stored_choice(stored, device_name(world.device))) is not None and not obstacle(
-            earlier.mode, recipe, world.device, world.size, earlier.half or step.precision.half_residual
-        ):
-            decision = Decision(earlier, "checkpoint")
-        elif requested == "auto" and world.device.type == "cpu":
-            decision = Decision(StepChoice(), "default")
-        else:
-            decision = _measure(recipe, step, micro_batch, reserve_bytes, say)
-    return world.broadcast(decision)
+    if requested in MODES:  # which every process's set-up has examined
+        return Decision(StepChoice(requested), "recipe")
+
+    def failure_here(mode: str, half: bool) -> str | None:
+        return failure(mode, recipe, world.device, world.size, half)
+
+    earlier = world.broadcast(stored_choice(stored, device_name(world.device)))
+    if earlier is not None:
+        reason = failure_here(earlier.mode, earlier.half or step.precision.half_residual)
+        if not world.any(reason is not None):
+            return Decision(earlier, "checkpoint")
+        say(f"step: {earlier} (from checkpoint) {reason or 'is not possible in another process'}; choosing another")
+    if requested == "auto" and world.device.type == "cpu":
+        return Decision(StepChoice(), "default")
+    with_fused = not world.any(not world.is_main and failure_here("fused", half=True) is not None)
+    return world.broadcast(
+        _measure(recipe, step, micro_batch, reserve_bytes, say, with_fused) if world.is_main else None
+    )
 
 
 def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
@@ -192,7 +212,10 @@ class Dropped(Exception):
     """Why a candidate is not taken."""
 
 
-def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, say: Callable[[str], None]) -> Decision:
+def _measure(
+    recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, say: Callable[[str], None], with_fused: bool
+) -> Decision:
+    """with_fused: the other processes can run fused kernels."""
     device, dtype = step.world.device, step.precision.dtype
     kernels = ["auto"]
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
@@ -200,7 +223,9 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
     half = step.precision.half_residual
     is_open = recipe.train.half_residual == "auto" and not half and dtype != torch.float32
-    modes, half_modes = (candidate_modes(recipe, device, micro_batch, step.world.size, h) for h in (half, True))
+    modes, half_modes = (
+        candidate_modes(recipe, device, micro_batch, step.world.size, h and with_fused) for h in (half, True)
+    )
     if len(kernels) + len(modes) == 1 and not is_open:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
@@ -269,8 +294,7 @@ def run_trials(
         except Dropped as error:
             trials.append(StepTrial(choice, None, str(error)))
         except Exception as error:  # a kernel or a compiler that this device lacks
-            text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            trials.append(StepTrial(choice, None, text[:160]))
+            trials.append(StepTrial(choice, None, _first_line(error)))
 
     for kernel in kernels:
         attempt(StepChoice("eager", kernel, half))
@@ -280,6 +304,10 @@ def run_trials(
     for mode in modes:
         attempt(StepChoice(mode, attention, half))
     return trials
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:

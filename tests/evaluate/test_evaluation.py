@@ -14,7 +14,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.assessment import assess_run
-from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
+from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.trained import load_trained
 from fastft.run.run_directory import load_run
 from tests.train.runs import run
@@ -31,15 +31,17 @@ def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model):
     assert found.weights == scores["weights"]
     assert all(m.image.startswith("data:image/jpeg") for m in found.mistakes.most_confident)
     assert all(m.file.startswith(f"{m.truth}/") for m in found.mistakes.most_confident)
-    assert found.classes["balanced_accuracy"] == pytest.approx(scores["balanced_accuracy"])
-    assert found.classes["calibration"].plain.ece == pytest.approx(scores["ece"], abs=1e-3)
-    assert found.classes["calibration"].temperature == pytest.approx(scores["temperature"], rel=1e-3)
-    assert found.classes["matrix_KK"].tolist() == scores["confusion_matrix"]
+    assert {**found.scores, "data": scores["data"]} == {k: v for k, v in scores.items() if k != "logit_adjustment"}
+    assert found.calibration.plain.ece == pytest.approx(scores["ece"], abs=1e-3)
+    assert found.calibration.temperature == pytest.approx(scores["temperature"], rel=1e-3)
+    confused = np.array(scores["confusion_matrix"]) * (1 - np.eye(6, dtype=int))
+    assert [c["confused"] for c in scores["classes"]] == confused.max(1).tolist()
+    for c, row in zip(scores["classes"], confused, strict=True):
+        assert (
+            c["confused_with"] == scores["classes"][row.argmax()]["name"] if row.any() else c["confused_with"] is None
+        )
     assert sum(scores["reliability"]["images"]) == 36
     assert len(scores["reliability"]["accuracy"]) == len(scores["reliability"]["confidence"]) == 15
-    evaluated = {c["name"]: (c["precision"], c["recall"], c["f1"]) for c in scores["classes"]}
-    rows = {name: (c.precision, c.recall, c.f1) for name, c, *_ in found.classes["rows"]}
-    assert rows == evaluated and len(rows) == 6
 
 
 def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_random_model, tmp_path):
@@ -88,7 +90,8 @@ def subset(
 
 
 def test_only_the_classes_with_images_are_ranked(run_of_random_model, subset):
-    trained, found = predict_file(run_of_random_model, subset, "cpu")
+    trained, scored = evaluate_file(run_of_random_model, subset, "cpu")
+    found = scored.predictions
     present = [trained.classes.index(name) for name in sorted(PRESENT, key=trained.classes.index)]
     among_all, among_present = (found.logits_NK.argmax(1), np.take(present, found.logits_NK[:, present].argmax(1)))
     assert (among_all != among_present).any()  # otherwise this would show nothing
@@ -133,7 +136,7 @@ def files(whole: Path, tiny: dict[str, str], tmp_path_factory: pytest.TempPathFa
 
 def test_embeddings_times_the_head_are_the_logits(whole, tiny, files):
     trained, found = load_trained(whole, torch.device("cpu")), np.load(files["val"])
-    _, want = predict_file(whole, Path(tiny["data.val"]), "cpu")
+    want = evaluate_file(whole, Path(tiny["data.val"]), "cpu")[1].predictions
     with torch.no_grad():
         logits_NK = trained.model.head(torch.from_numpy(found["features"])).numpy()
     np.testing.assert_allclose(logits_NK, want.logits_NK, atol=1e-5)
@@ -151,7 +154,7 @@ def test_timms_models_have_embeddings_and_averages(tiny, tmp_path):
     with torch.no_grad():
         head = load_trained(tmp_path / "run", torch.device("cpu")).model.head
         logits_NK = head(torch.from_numpy(np.load(out)["features"])).numpy()
-    want = predict_file(tmp_path / "run", Path(tiny["data.val"]), "cpu")[1].logits_NK
+    want = evaluate_file(tmp_path / "run", Path(tiny["data.val"]), "cpu")[1].predictions.logits_NK
     np.testing.assert_allclose(logits_NK, want, atol=1e-5)
     assert main(["average", "start", str(tmp_path / "run"), "--alpha=0.5", "--out", str(average)]) == 0
     assert main(["eval", str(average), "--device=cpu"]) == 0

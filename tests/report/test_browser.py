@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.evaluate.assessment import Assessment, Mistake, Mistakes, report_classes
+from fastft.evaluate.assessment import Assessment, Mistake, Mistakes
 from fastft.report.bench_report import render_bench
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run
 from tests.train.runs import logged
-from tests.written import predictions_of, write_run
+from tests.written import assessment_of, predictions_of, write_run
 
 pytestmark = pytest.mark.slow  # starts a browser
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
@@ -79,19 +79,18 @@ def run_page(tmp_path: Path) -> Path:
         most_confident=[Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)],
     )
     page = tmp_path / "run.html"
-    assessment = Assessment("EMA weights of step-00000010", mistakes, made_up_classes(CLASS_NAMES))
-    page.write_text(render_run(load_run(folder), assessment=assessment, price=2.48))
+    page.write_text(render_run(load_run(folder), assessment=made_up_classes(CLASS_NAMES, mistakes), price=2.48))
     return page
 
 
-def made_up_classes(names: Sequence[str]) -> dict[str, Any]:
+def made_up_classes(names: Sequence[str], mistakes: Mistakes | None = None) -> Assessment:
     """Figures of a model that is right for most of 50 images of each class, except for two classes without a mistake."""
     noise = np.random.default_rng(0)
     labels = np.arange(50 * len(names)) % len(names)
     logits = noise.normal(size=(len(labels), len(names)))
     logits[np.arange(len(labels)), labels] += np.where(labels < 2, 20, 2)
     logits[:, :2] -= 20 * (labels >= 2)[:, None]
-    return report_classes(predictions_of(logits, labels), names)
+    return assessment_of(predictions_of(logits, labels), names, mistakes)
 
 
 @pytest.fixture
@@ -99,9 +98,8 @@ def many_classes_page(tmp_path: Path) -> Path:
     """A page with as many classes as a confusion matrix can have, with long names."""
     folder = write_run(tmp_path / "run", "final_b16", 3)
     names = [f"{k} maillot, tank suit or bathing costume" for k in range(100)]
-    assessment = Assessment("EMA weights of step-00000010", Mistakes(5000, 0, []), made_up_classes(names))
     page = tmp_path / "many.html"
-    page.write_text(render_run(load_run(folder), assessment=assessment))
+    page.write_text(render_run(load_run(folder), assessment=made_up_classes(names)))
     return page
 
 

@@ -13,12 +13,22 @@ from fastft.cli import main
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.cost.bottleneck import diagnose
 from fastft.cost.published import reference_of
-from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes
+from fastft.evaluate.assessment import find_mistakes
 from fastft.report.run_report import accuracy_charts, headline, recipe_diff, reliability_chart, render_run
 from fastft.report.run_times import part_seconds, run_cost, time_split, training_seconds
 from fastft.run.prediction_metrics import Calibration, Predictions, Reliability
 from fastft.run.run_directory import Run, load_run
-from tests.written import CHECKPOINT, EVALUATION, LOADER, RECIPES, STEPS, load_recipe, predictions_of, write_run
+from tests.written import (
+    CHECKPOINT,
+    EVALUATION,
+    LOADER,
+    RECIPES,
+    STEPS,
+    assessment_of,
+    load_recipe,
+    predictions_of,
+    write_run,
+)
 
 
 def test_reference_curves_are_the_logs():
@@ -56,12 +66,12 @@ def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(run_f
     def with_error(percent: float) -> Reliability:
         return Reliability(np.array([10]), np.array([0.5 + percent / 100]), np.array([0.5]))
 
-    classes = report_classes(
+    found = assessment_of(
         Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
     )
     calibration = Calibration(with_error(10), 1.5, with_error(scaled))
-    assessment = Assessment("raw", Mistakes(10, 0, []), classes | {"calibration": calibration})
-    page = render_run(load_run(run_folder), assessment=assessment)
+    scores = found.scores | {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5}
+    page = render_run(load_run(run_folder), assessment=replace(found, scores=scores, calibration=calibration))
     figures = dict.fromkeys(("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0)
     scores = {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5, "ranked_classes": 0}
     print_evaluation(figures | scores | {"classes": [], "confusions": []}, Console())
@@ -163,12 +173,9 @@ def test_the_bottleneck_is_named(seconds, limit):
 def test_mistakes_are_the_most_confident_wrong_predictions():
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
-    found = find_mistakes(predictions_of(logits, labels), ["ant", "bee"])
+    found = find_mistakes(predictions_of(logits, labels), ["ant", "bee", "cow"])
     assert (found.wrong, found.images) == (2, 5)
-    assert [(m.sample, m.truth, m.predicted) for m in found.most_confident] == [
-        (3, "class 2", "ant"),
-        (1, "ant", "bee"),
-    ]
+    assert [(m.sample, m.truth, m.predicted) for m in found.most_confident] == [(3, "cow", "ant"), (1, "ant", "bee")]
     assert found.most_confident[0].predicted_probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
 
 

@@ -13,14 +13,16 @@ from scipy.stats import binom
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import check
 from fastft.cli import main
-from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
+from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.trained import load_trained
+from fastft.recipe import load_recipe
 from fastft.report.run_report import _used_evaluation
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import choose_weights, count_disagreements, find_weights, mcnemar, with_choice_so_far
 from fastft.run.evaluations import StoredEvaluation
 from fastft.run.run_directory import _Weights, load_run
 from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.progress import Progress
 from tests.train.runs import flags, run
 
 
@@ -128,6 +130,17 @@ def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only, probe
     assert words in note and ("--optim.lr three times larger" in note and "--weights=probe" in note) == bool(words)
 
 
+@pytest.mark.parametrize(("own", "probe"), [(80, 80), (70, 90)])
+def test_a_run_that_trains_nothing_but_the_head_gets_no_advice_to_fine_tune(own, probe):
+    entry = {"epoch": 0, "raw": {"top1": own, "samples": 200}}
+    entry["against_probe"] = {"raw": {"raw_only": 0, "probe_only": 2 * (probe - own)}}
+    progress = Progress(1, evaluations=[entry], baseline={"images": 800, "raw": {"top1": probe, "samples": 200}})
+    for layers, is_advised in (("1", True), ("0", False)):
+        chosen = progress.choose_weights(load_recipe("final_b16", [f"--model.trainable_layers={layers}"]))
+        assert chosen is not None and (chosen["kind"] == "probe") is (own < probe)
+        assert ("train longer" in chosen["baseline"]["note"]) is is_advised
+
+
 def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken():
     """Checkpoints of earlier versions."""
     entry = evaluation(3, 80, 70, 200)
@@ -193,10 +206,10 @@ def test_weights_can_be_chosen(weights, untrained_ema):
         "last": result["last"]["raw"],
     }[weights]
     assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights)["top1"] == pytest.approx(want["top1"])
-    _, found = predict_file(
+    _, found = evaluate_file(
         untrained_ema, Path(evaluate_checkpoint(untrained_ema, None, "cpu")["data"]), "cpu", weights
     )
-    assert 100 * found.right_N.mean() == pytest.approx(want["top1"])
+    assert 100 * found.predictions.right_N.mean() == pytest.approx(want["top1"])
 
 
 def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole, tmp_path):

@@ -66,7 +66,7 @@ def test_every_class_has_its_precision_recall_and_images(predictions):
 def test_the_largest_confusions_are_cells_of_the_matrix(predictions):
     matrix = confusion_counts(predictions)
     assert matrix.sum() == 400 and np.trace(matrix) == predictions.right_N.sum()
-    found = largest_confusions(predictions, 1000)
+    found = largest_confusions(predictions)
     assert {(c.label, c.predicted): c.images for c in found} == {
         (i, j): matrix[i, j] for i in range(6) for j in range(6) if i != j and matrix[i, j]
     }

@@ -153,7 +153,7 @@ def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests
     found = []
     for _ in range(400):
         luck = noise.random(200)
-        found.append(compare(labels, luck < tuned, luck < own))
+        found.append(compare(labels, luck < tuned, luck < own).as_dict())
     names = ("balanced_accuracy", "balanced_gain", "top1", "gain")
     values = {name: [f[name] for f in found] for name in names}
     for name, expected in zip(names, (70, 10, 86, 2), strict=True):

@@ -94,7 +94,7 @@ def test_images_that_chose_the_setting_are_no_test(tiny, untouched, searched, tm
     shutil.copytree(Path(tiny["data.val"]).with_suffix("") / "coffee", images / "coffee", dirs_exist_ok=True)
     convert_folder(images, tmp_path / "half.beton", WriteOptions(workers=0))
     result = tune(RECIPE, options(tiny), searched[0], test=tmp_path / "half.beton", console=QUIET)
-    assert result.figures is not None and result.figures["shared"] == 10
+    assert result.figures is not None and result.figures.shared == 10
     assert "of 20 images, 10 of them training or validation images" in conclusion(result)[1]
 
 
@@ -109,8 +109,8 @@ def test_the_same_call_trains_nothing_again(tiny, untouched, searched):
 
 def test_the_figure_is_the_evaluation_of_the_untouched(untouched, searched):
     _, result = searched
-    figures = result.figures
-    assert figures is not None and result.optimism is None
+    assert result.figures is not None and result.optimism is None
+    figures = result.figures.as_dict()
     default = next(t for t in result.trials if t.rung == 2 and t.setting == DEFAULT)
     tuned, own = (evaluate_checkpoint(t.run.folder, untouched, "cpu") for t in (result.best, default))
     assert figures["top1"] == pytest.approx(tuned["top1"]) and figures["default_top1"] == pytest.approx(own["top1"])
@@ -210,8 +210,8 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(tiny, un
     changed = tiny | {"data.train": str(tmp_path / "train.beton"), "schedule.epochs": "2"}
     recipe = [f"--{key}={value}" for key, value in changed.items()]
     result = tune(RECIPE, recipe, tmp_path / "out", test=tmp_path / "test.beton", console=QUIET)
-    figures, folder = result.figures, result.best.run.folder
-    assert figures is not None and result.best.measure == "balanced_accuracy" and result.complete
+    assert result.figures is not None and result.best.measure == "balanced_accuracy" and result.complete
+    figures, folder = result.figures.as_dict(), result.best.run.folder
     expected = evaluate_checkpoint(folder, tmp_path / "test.beton", "cpu")
     assert figures["balanced_accuracy"] == pytest.approx(expected["balanced_accuracy"])
     document = json.loads((tmp_path / "out/results.json").read_text())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from fastft.train.step_choice import (
     candidate_modes,
     choose_step,
     fastest,
+    obstacle,
     refuse_impossible,
     run_trials,
     stored_choice,
@@ -296,6 +298,7 @@ def test_recipe_then_checkpoint_then_measurement(requested, device, stored, choi
 def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(mode, monkeypatch):
     """Gradient checkpointing may be switched on when a run is resumed."""
     monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(step_choice, "failure", obstacle)
     stored = StepChoice(mode, "batched")
     assert decided("auto", "cuda", stored, monkeypatch) == Decision(stored, "checkpoint")
     assert decided("auto", "cuda", stored, monkeypatch, "--train.grad_checkpointing=true").origin == "measurement"
@@ -350,6 +353,7 @@ def test_the_older_option_does_not_hide_a_wrong_value():
 def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(step_choice, "failure", obstacle)
     recipe, device = load_recipe("final_b16", [*options, f"--train.step={mode}"]), torch.device(device)
     with pytest.raises(UserError, match=f"train.step is {mode}, which {reason}"):
         refuse_impossible(recipe, device, processes)
@@ -386,7 +390,50 @@ def test_a_run_records_what_was_measured_and_its_resume_takes_it(tiny, tmp_path,
 
 def test_the_processes_get_the_choice_of_process_0():
     """A stub of two processes: the second one measures nothing and returns what it receives."""
-    world = SimpleNamespace(is_main=False, broadcast=lambda value: value or Decision(COMPILED, "measurement"))
-    step = SimpleNamespace(world=world)
-    decision = choose_step(load_recipe("final_b16"), step, 4, None, reserve_bytes=0, say=print)
+    received = iter([None, Decision(COMPILED, "measurement")])
+    world = SimpleNamespace(
+        is_main=False, size=2, device=torch.device("cpu"), broadcast=lambda value: next(received), any=lambda flag: flag
+    )
+    step = SimpleNamespace(world=world, precision=HALF)
+    recipe = load_recipe("final_b16", ["--train.step=measure"])
+    decision = choose_step(recipe, step, 4, None, reserve_bytes=0, say=print)  # type: ignore[arg-type]
     assert decision.choice == COMPILED
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, monkeypatch):
+    """A stub of two processes, in the other of which the fused kernels fail."""
+    said: list[str] = []
+    with_fused: list[bool] = []
+
+    def measured(*arguments: Any) -> Decision:
+        with_fused.append(arguments[-1])
+        return Decision(EAGER, "measurement")
+
+    monkeypatch.setattr(step_choice, "failure", lambda *_: None)
+    monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
+    monkeypatch.setattr(step_choice, "_measure", measured)
+    received = iter([StepChoice("fused"), Decision(EAGER, "measurement")])
+    world = SimpleNamespace(
+        is_main=rank == 0, size=2, device=torch.device("cuda"), any=lambda flag: True,
+        broadcast=lambda value: value if rank == 0 else next(received),
+    )  # fmt: skip
+    recorded = {"mode": "fused", "attention": "auto", "device": "card" if rank == 0 else "another"}
+    step = SimpleNamespace(world=world, precision=HALF)
+    decision = choose_step(load_recipe("final_b16"), step, 4, recorded, reserve_bytes=0, say=said.append)  # type: ignore[arg-type]
+    assert decision == Decision(EAGER, "measurement") and with_fused == [False] * (rank == 0)
+    assert said == ["step: fused (from checkpoint) is not possible in another process; choosing another"]
+
+
+def test_fused_kernels_that_fail_are_one_line_or_another_choice(monkeypatch):
+    """As where numba-cuda does not fit the driver; without kernels for the CPU they fail here."""
+    options = [*HALF_ON, "--train.amp=bf16", "--train.step=fused"]
+    recipe, cpu = load_recipe("final_b16", options), torch.device("cpu")
+    monkeypatch.setattr(step_choice, "obstacle", lambda *_: None)
+    with pytest.raises(
+        UserError, match=r"train\.step is fused, which needs numba-cuda, which fails here \(NotImpl.*doctor"
+    ):
+        refuse_impossible(recipe, cpu, 1)
+    with fused_reference.cpu_operations():
+        refuse_impossible(recipe, cpu, 1)
+    assert decided("measure", "cpu", StepChoice("fused"), monkeypatch).origin == "measurement"
