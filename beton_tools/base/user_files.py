@@ -92,8 +92,8 @@ def open_user_file(path: StrPath, expected: str = "a readable file") -> Buffered
         raise _unreadable(path, error, expected) from error
 
 
-def open_own(path: StrPath, flags: int, create: bool = True) -> int:
-    """A descriptor of a file that fastft keeps beside its results, made if there is none and `create` is set.
+def open_own(path: StrPath, flags: int) -> int:
+    """A descriptor of a file that fastft keeps beside its results, made if there is none.
 
     A link could lead to any file of the user, and a FIFO could block: both are refused, because folders come from others too.
 
@@ -103,10 +103,9 @@ def open_own(path: StrPath, flags: int, create: bool = True) -> int:
         UserError: something else than a regular file has this name.
         OSError: it cannot be opened.
     """
-    flags |= os.O_CREAT if create else 0
     refused = UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise refused from None

@@ -80,8 +80,8 @@ class Table:
             )
         return cells
 
-    def labels(self, wanted: Sequence[str] = LABEL_COLUMNS) -> list[str]:
-        cells = self.cells(wanted, "label")
+    def labels(self) -> list[str]:
+        cells = self.cells(LABEL_COLUMNS, "label")
         for row, cell in zip(self.rows, cells, strict=True):
             if not _is_utf8(cell):
                 raise UserError(f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")

@@ -84,12 +84,12 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
+    """how: KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...; after RAW, what the file was."""
+
     data: bytes
     height: int
     width: int
-    how: (
-        str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...; after RAW, what the file was
-    )
+    how: str
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:

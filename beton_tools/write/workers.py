@@ -24,7 +24,7 @@ from beton_tools.sources.servers import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
 CHUNK = (
-    8  # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole:
+    8  # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole
 )
 MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting

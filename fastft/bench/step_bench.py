@@ -1,9 +1,8 @@
 """The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA; random images in memory.
 
 Ours is the trainer's own step (fastft.train.step). timm is what its train.py does with the same shape, with its optimiser
-factory and ModelEmaV3. open_clip is its own image tower under the same head, with PyTorch's AdamW and ModelEmaV3, for it
-has neither. MFU is from `count_flops` over the device's peak: of a GPU its data sheet, of a CPU the best of a few square
-matrix products. A GPU whose peak is not known has no MFU.
+factory and ModelEmaV3. MFU is from `count_flops` over the device's peak: of a GPU its data sheet, of a CPU the best of a few
+square matrix products. A GPU whose peak is not known has no MFU.
 """
 
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastft.bench.child import Arm, library
+from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second, reported
 from fastft.machine.gpus import peak_flops
 from fastft.model import Arch, build_classifier, count_flops
@@ -115,7 +114,6 @@ def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contend
             Contender(HALF, ours, {**arguments, "half": True}),
         ],
         "timm": [Contender("timm", timm_step, arguments)],
-        "open_clip": [Contender("open_clip tower", open_clip_step, arguments)],
     })  # fmt: skip
 
 
@@ -194,7 +192,6 @@ class StepRunner:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.scaler = step.scaler
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.step.split.mark(None)
@@ -269,36 +266,6 @@ def timm_train_step(a: Arch, dtype: str) -> Callable[..., torch.Tensor]:
 
 def timm_step(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
     arch = shape(letter, size)
-    return _peer_arm(timm_train_step(arch, dtype), arch, batch, steps, dtype)
-
-
-def open_clip_step(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
-    open_clip = library("open_clip", "open_clip_torch")
-
-    class Tower(nn.Module):
-        """open_clip's image tower up to its last block, under our head."""
-
-        def __init__(self, a: Arch) -> None:
-            super().__init__()
-            self.visual = open_clip.transformer.VisionTransformer(
-                image_size=a.image_size, patch_size=a.patch_size, width=a.width, layers=a.layers, heads=a.heads,
-                mlp_ratio=a.mlp_width / a.width, output_dim=a.embed_dim, act_layer=open_clip.transformer.QuickGELU,
-            )  # fmt: skip
-            del self.visual.ln_post, self.visual.proj
-            self.fc_norm, self.head = nn.LayerNorm(a.width), nn.Linear(a.width, CLASSES)
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            tokens_BND = self.visual.transformer(self.visual._embeds(images))
-            return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
-
-    torch.manual_seed(0)
-    arch = shape(letter, size)
-    model = Tower(arch).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-    return _peer_arm(peer_step(model, dtype, optimizer), arch, batch, steps, dtype)
-
-
-def _peer_arm(step: Callable[..., object], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
-    images, labels = random_batch(arch, batch)
+    step, (images, labels) = timm_train_step(arch, dtype), random_batch(arch, batch)
     precision = choose_precision(dtype, device())
     return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch), precision.dtype)}

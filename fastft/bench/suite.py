@@ -1,7 +1,6 @@
 """`fastft bench NAME`: measure, write JSON and HTML, print a table."""
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,7 +25,7 @@ from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES, harness
 from fastft.bench.dataset import Images, Workspace, find_images
 from fastft.bench.harness import Options, parse_peers
-from fastft.machine.facts import GIB, cpu_name
+from fastft.machine.facts import GIB, cpu_name, package_version
 from fastft.recipe import load_recipe
 from fastft.report.bench_report import measure_view, render_bench
 from fastft.report.page import figure
@@ -167,12 +166,5 @@ def describe_machine() -> dict[str, Any]:
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "versions": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name))),
+        "versions": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := package_version(name))),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -67,7 +67,7 @@ def gather(data: Path | None = None) -> Facts:
         data_size = BetonSet.open(data).file_size
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = memory_bytes()
-    numba_cuda = _version("numba-cuda")
+    numba_cuda = package_version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
     ffcv_error = _run_python("-c", "import ffcv")[1]
     turbojpeg = _run_python("-c", "from beton_tools.jpeg.turbo import open_library; print(open_library()._name)")[0]
@@ -88,7 +88,7 @@ def gather(data: Path | None = None) -> Facts:
         kernel_error=kernel_error,
         pixels=pixels,
         pixels_error=pixels_error,
-        ffcv=_version("ffcv"),
+        ffcv=package_version("ffcv"),
         ffcv_error=ffcv_error,
         turbojpeg=turbojpeg,
         cores=usable_cpus(),
@@ -127,7 +127,8 @@ def _nvidia_smi() -> str | None:
     return next(iter(done.stdout.splitlines()), None)
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -136,9 +137,9 @@ def _version(package: str) -> str | None:
 
 def _cuda_wheels() -> int | None:
     """12 or 13: the major version of the CUDA runtime wheel that numba-cuda's extra installs."""
-    if _version("nvidia-cuda-runtime-cu12") is not None:
+    if package_version("nvidia-cuda-runtime-cu12") is not None:
         return 12
-    runtime = _version("nvidia-cuda-runtime")  # CUDA 13 dropped the suffix
+    runtime = package_version("nvidia-cuda-runtime")  # CUDA 13 dropped the suffix
     return None if runtime is None else int(runtime.split(".")[0])
 
 

@@ -203,7 +203,7 @@ def build_timm_classifier(
     Raises UserError: the model lacks what is asked for, or the weights cannot be downloaded.
     """
     create = partial(create_timm, image_size=arch.image_size, num_classes=num_classes)
-    dynamic = smaller_images and needs_dynamic_size(arch)
+    dynamic = smaller_images and bool(timm_args(arch.timm, arch.image_size))  # the model takes one size only
     options: dict[str, Any] = {
         "drop_path_rate": drop_path,
         "patch_drop_rate": patch_dropout,
@@ -228,11 +228,6 @@ def build_timm_classifier(
             for parameter in model.head.parameters():
                 parameter.mul_(head_init_scale)
     return model
-
-
-def needs_dynamic_size(arch: TimmArch) -> bool:
-    """True if the model takes one image size only, unless it interpolates positions in the forward pass."""
-    return bool(timm_args(arch.timm, arch.image_size))
 
 
 def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:

@@ -83,6 +83,8 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
     rounds = in_this_process(step_bench.step_contenders(options, asdict(case))[:1], 2, 1)
     assert all(trial["first_seconds"] > 0 for trial in rounds.trials["fastft"]["step"])
+    arms = augment_bench.gpu_augment("cpu", ["none"], size=32, batch=2)
+    assert arms["none"]() == 2
 
 
 def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs):
