@@ -181,13 +181,6 @@ def test_fifos_and_devices_are_refused_without_waiting(trained, photographs, tmp
             list(predict_files(trained, [path], topk=1, device="cpu"))
 
 
-def test_a_file_name_that_is_not_utf8_is_written_unchanged(tmp_path):
-    name = b"caf\xe9.jpg"
-    table = tmp_path / "out.csv"
-    write_predictions(iter([Prediction(Path(os.fsdecode(name)), ["coffee"], [1.0])]), table)
-    assert table.read_bytes().splitlines()[1] == name + b",1,coffee,1.000000,"
-
-
 def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_path):
     def disk_full() -> Iterator[Prediction]:
         yield Prediction(Path("a.jpg"), ["coffee"], [1.0])

@@ -229,19 +229,6 @@ def test_what_a_model_lacks_is_refused_in_one_line(name, changes, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_model_without_gradient_checkpointing_says_so(monkeypatch):
-    model = build("test_vit", 32)
-
-    def refuse(self, enable=True):
-        assert not enable, "gradient checkpointing not supported"
-
-    monkeypatch.setattr(type(model.visual.trunk), "set_grad_checkpointing", refuse)
-    with pytest.raises(
-        UserError, match=r"test_vit has no gradient checkpointing; set --train.grad_checkpointing=false"
-    ):
-        model.visual.grad_checkpointing = True
-
-
 def test_copies_share_no_noise_with_the_model():
     model, images, noise = noisy("test_vit", model__drop_path=0.5)
     other = copy.deepcopy(model)

@@ -287,19 +287,6 @@ def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_kill
     assert last == "fastft: error: the launcher ended before all processes were connected; start it again"
 
 
-def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch):
-    parents = iter([1, 2, 3, 4])
-    monkeypatch.setattr("os.getppid", lambda: next(parents))
-    monkeypatch.setattr("os._exit", lambda code: pytest.fail("it must not exit"))
-    monkeypatch.delenv(STARTED_BY_TORCHRUN, raising=False)
-    with exit_without_launcher():
-        time.sleep(0.7)
-    monkeypatch.setenv(STARTED_BY_TORCHRUN, "none")
-    with exit_without_launcher():
-        pass
-    time.sleep(0.7)
-
-
 def test_a_launcher_that_ended_before_the_connection_began_is_noticed(monkeypatch):
     """While modules are imported, for seconds: the process has another parent by then."""
     left: list[int] = []

@@ -10,6 +10,7 @@ from fastft.data import Batch
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import Precision
+from fastft.train.progress import Progress
 from tests.written import predictions_of
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -79,3 +80,14 @@ def test_top5_is_given_only_beyond_five_classes():
             [nn.Identity()], batches(logits, torch.arange(classes), 2), WORLD, Precision(torch.float32, "cpu")
         )
         assert ("top5" in scores.as_dict()) == (classes > 5)
+
+
+def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name():
+    first = Scores(90.0, None, 1.0, 100, balanced_accuracy=50.0)
+    second = Scores(80.0, None, 1.0, 100, balanced_accuracy=70.0)
+    for best_by, epoch in (("top1", 0), ("balanced_accuracy", 1)):
+        progress = Progress()
+        for number, scores in enumerate((first, second)):
+            progress.add(number, {"raw": scores}, best_by)
+        best = progress.best()
+        assert best is not None and best["epoch"] == epoch

@@ -22,7 +22,7 @@ from fastft.train.exceptions import EXIT_REQUEUE, Preempted
 from fastft.train.loop import train
 from fastft.train.preempt import SignalGuard
 from tests.beton_tools.base.test_signals import check_end
-from tests.train.runs import differing, end, flags, losses, result_of, run, wait_for
+from tests.train.runs import differing, end, flags, logged, losses, result_of, run, wait_for
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 LIKE_WHOLE = {"model__drop_path": "0.3"}
@@ -106,6 +106,7 @@ def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, whole, tmp
     with monkeypatch.context() as patch:
         send(patch, signal.SIGINT, "fastft.train.evaluate._image_rows")
         assert main(command) == 130
+    assert not logged(tmp_path, "eval")  # the next start evaluates
     announced, said = capfd.readouterr().err.strip().splitlines()
     said, _, again = said.partition("continues: ")
     assert said == "fastft train: interrupted; a checkpoint of step 6 is written, the same command "

@@ -138,7 +138,7 @@ def test_segments_are_as_short_as_allowed(jpeg):
         file = add_index(jpeg(200, width, "4:4:4"))
         segments = index.read(file)
         mean = (segments[..., 1] - segments[..., 0]).mean()
-        assert segments.shape[1] == 1 if width == 376 else mean >= 0.9 * MIN_SEGMENT_BYTES
+        assert segments.shape[1] == 1 if width == 376 else segments.shape[1] > 1 and mean >= 0.9 * MIN_SEGMENT_BYTES
 
 
 @pytest.mark.slow

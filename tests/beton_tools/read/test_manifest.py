@@ -109,6 +109,17 @@ def test_only_a_regular_file_of_limited_size_is_read(tmp_path):
         Manifest.of_beton(tmp_path / "a.beton")
 
 
+def test_an_interrupted_save_leaves_nothing(tmp_path, entries, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    manifest = load(tmp_path, entries)
+    monkeypatch.setattr("json.dump", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.save(tmp_path / "new.json")
+    assert not list(tmp_path.glob("new.json*"))
+
+
 def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path):
     assert Manifest.of_beton(tmp_path / "a.beton") is None
     for content in (b"", b"\xff\xfe\0", b"[" * 100_000, b'{"format": NaN}', b"[]"):
