@@ -4,19 +4,14 @@ import json
 import os
 import resource
 import signal
+import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-torch_threads = torch.get_num_threads()
-import ffcv  # noqa: E402, F401  before any test does: this import leaves torch with one thread
-
-torch.set_num_threads(torch_threads)
 
 # shells start background jobs with SIGINT ignored, nohup ignores SIGHUP, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +21,16 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest
 
 # One process compiles the loader with the first of these; the other meanwhile runs tests that compile little.
 FIRST = ("data/test_loader.py", "model", "recipe", "optim", "cost", "cli", "train", "data")
+
+
+def pytest_collection() -> None:
+    """Imports FFCV before any test does, as it leaves torch with one thread; not in xdist's process that hands out the tests."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with unittest.mock.patch("numba.typed.Dict", dict):  # of two image modes; Numba would compile it for four seconds
+        import ffcv  # noqa: F401
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

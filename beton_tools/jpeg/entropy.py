@@ -304,7 +304,7 @@ def recut(
         w = _copy(out, w, clean, begin, bit)
         new_dc[:] = old_dc
         mcu = following
-    w = _finish_segment(out, w, EOI)
+    w = _finish_segment(out, w, np.int64(EOI))
     ends[-1] = w.at - 2
     return OK
 

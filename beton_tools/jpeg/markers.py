@@ -140,7 +140,7 @@ def scan_header(src: np.ndarray) -> Header:
     """Walk the segments of `src` (u8) up to the first scan."""
     if src.size < 4 or src[0] != 0xFF or src[1] != SOI:
         return failed(NOT_JPEG)
-    at = 2
+    at = np.int64(2)  # not a constant of type int: `next_segment` would be compiled again for it
     sof, height, width, components, h_max, v_max = 0, 0, 0, 0, 0, 0
     interval, sof_at, dri_at, index_at, index_end = 0, 0, 0, 0, 0
     jfif, adobe = False, -1
@@ -199,8 +199,10 @@ def segment(marker: int, payload: bytes) -> bytes:
 
 
 def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
-    """The file as a contiguous u8 array, without a copy if possible."""
-    return np.ascontiguousarray(np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg)
+    """The file as a contiguous u8 array; a copy if it is read-only, for which Numba would compile everything again."""
+    return np.require(
+        np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg, requirements=["C", "W"]
+    )
 
 
 def parse(jpeg: bytes | np.ndarray) -> Header:

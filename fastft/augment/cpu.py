@@ -7,19 +7,21 @@ For a loader that has just decoded an image, inside its own parallel loop:
     status = augment_image(pixels, stride, region, row, augment.finish, scratch[thread], out[b])
 
 `pixels` (flat uint8) holds the region (y, x, h, w) of the source, as resize.source_region gives it, row r
-beginning at r*stride; `row` is one row of the plan; `out[b]` is (size, size, 3), float32 or the uint16 bits
-of the half types. The status is resize.OK, or why nothing was written. For a batch decoded beforehand into
-one packed buffer: `augment(packed, offsets, plan)`.
+beginning at r*stride; `row` is one row of the plan; `out[b]` is (size, size, bytes of a pixel) uint8: a view of float32,
+or of the uint16 bits of the half types, so that one function is compiled for all. The status is resize.OK, or why nothing
+was written. For a batch decoded beforehand into one packed buffer: `augment(packed, offsets, plan)`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba._dispatcher import compute_fingerprint
 
 from beton_tools.base.errors import UserError
-from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
+from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, UINT8, bfloat16_bits, erase, float16_bits
 from fastft.augment.ops import blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_CHAINS, MAX_OPS, OP_ID, TRANSPOSE, VFLIP
@@ -45,9 +47,9 @@ REASONS = {
 class Finish(NamedTuple):
     """Parameters that all images of a run share."""
 
-    table: np.ndarray  # (768,) in the output's storage: the normalised value of each byte, channel by channel
+    table: np.ndarray  # uint8, view of (768,) in the output's storage: the normalised value of each byte, by channels
     fill: np.ndarray  # (3,) uint8: colour of what geometric ops uncover
-    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16
+    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16; UINT8: pixels as they are, and plans must not erase
 
 
 @njit(cache=True)
@@ -64,7 +66,7 @@ def _run_ops(row, begin, end, image, other, size, fill, scratch):
     return image
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
     """AugMix as timm: float32 sum of the weighted chains, truncated to bytes, blended into `image`."""
     mixed[:] = 0
@@ -99,9 +101,16 @@ def image_scratch_size(height: int, width: int, size: int) -> int:
 
 
 @njit(cache=True)
+def _normalise_and_erase(image, row, size, dtype, table, out):
+    look_up(image, table, out)
+    erase(row, size, out, dtype)
+
+
+@njit(cache=True)
 def augment_image(pixels, stride, region, row, finish, scratch, out):
     """Resize, flip, ops, normalise, erase: one image. The arguments: this module's docstring."""
-    size, count = out.shape[0], out.size
+    size = out.shape[0]
+    count = size * size * 3
     image, at = take(scratch, 0, count)
     first, at = take(scratch, at, count)
     second, at = take(scratch, at, count)
@@ -123,19 +132,44 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):
         begin = np.int64(JITTER if row.chain_weights[MAX_CHAINS - 1] == 0 else MAX_OPS)
     last = _run_ops(row, begin, np.int64(MAX_OPS), image, first, size, finish.fill, rest)
     flat = out.reshape(-1)
-    look_up(last, finish.table, flat)
-    erase(row, size, flat, finish.dtype)
+    if finish.dtype == UINT8:
+        copy(last, flat)
+    elif finish.dtype == FLOAT32:
+        _normalise_and_erase(last, row, size, finish.dtype, finish.table.view(np.float32), flat.view(np.float32))
+    else:
+        _normalise_and_erase(last, row, size, finish.dtype, finish.table.view(np.uint16), flat.view(np.uint16))
     return OK
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def augment_batch(packed, offsets, plan, finish, scratch, out, status):
-    """`augment_image` for every row of the plan, in parallel; region b begins at packed[offsets[b]]."""
-    for b in prange(len(plan)):
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+_COMPILED: dict[tuple[Callable[..., None], bytes], Any] = {}
+
+
+def by_address(function: Callable[..., None], *arguments: Any) -> Any:
+    """`function(thread, *arguments)` of Python, compiled for arguments of these types, to be passed to a parallel loop.
+
+    Numba compiles a parallel loop four times, with the code of all functions that it calls, but not of one that it is given.
+    """
+    key = function, compute_fingerprint(arguments)  # of their types, in 3 microseconds; `typeof` takes 200
+    if key not in _COMPILED:
+        signature = types.void(types.int64, *map(numba.typeof, arguments))
+        _COMPILED[key] = numba.cfunc(signature, cache=True)(function)
+    return _COMPILED[key]
+
+
+def _augment_rows(thread, packed, offsets, plan, finish, scratch, out, status):
+    for b in range(thread, len(plan), len(scratch)):
         region = source_region(plan[b], out.shape[1])
         pixels = packed[offsets[b] : offsets[b] + region[2] * region[3] * 3]
-        own = scratch[numba.get_thread_id()]
-        status[b] = augment_image(pixels, region[3] * 3, region, plan[b], finish, own, out[b])
+        status[b] = augment_image(pixels, region[3] * 3, region, plan[b], finish, scratch[thread], out[b])
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _in_threads(augment_rows, packed, offsets, plan, finish, scratch, out, status):
+    for thread in prange(len(scratch)):
+        augment_rows(np.int64(thread), packed, offsets, plan, finish, scratch, out, status)
 
 
 def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
@@ -160,12 +194,13 @@ class CpuAugment:
             raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
         self.size, code = size, DTYPES.index(dtype)
         table = normalise_table(policy.mean, policy.std, code)
-        self.finish = Finish(table, np.array(policy.fill, np.uint8), code)
+        self.storage = table.dtype
+        self.finish = Finish(table.view(np.uint8), np.array(policy.fill, np.uint8), code)
         self._scratch = self.new_scratch(1, size, size)
 
     def new_output(self, batch: int) -> np.ndarray:
         """Uninitialised (batch, size, size, 3) in the storage of the dtype."""
-        return np.empty((batch, self.size, self.size, 3), self.finish.table.dtype)
+        return np.empty((batch, self.size, self.size, 3), self.storage)
 
     def new_scratch(self, threads: int, height: int, width: int) -> np.ndarray:
         """(threads, bytes) uint8, enough for crops, and so for images, up to height x width."""
@@ -180,7 +215,8 @@ class CpuAugment:
         """
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)
-        augment_batch(packed, offsets, plan, self.finish, self._scratch_for(plan), out, status)
+        arguments = (packed, offsets, plan, self.finish, self._scratch_for(plan), out.view(np.uint8), status)
+        _in_threads(by_address(_augment_rows, *arguments), *arguments)
         for b in np.flatnonzero(status)[:1]:
             raise UserError(f"sample {plan['sample'][b]}: {REASONS[status[b]]}")
         return out

@@ -29,19 +29,20 @@ SIMPLE_CROP_PADDING = 4  # DeiT III
 BLUR_RADIUS = (0.1, 2.0)  # DeiT III
 SOLARIZE_THRESHOLD = 128.0  # DeiT III: Pillow's default
 
-# Counter word 0 says what is drawn; word 1 the epoch; words 2 and 3 the sample.
-CROP = 0  # + attempt: area, aspect, top, left
-ONCE = 10  # flip, erase, number of boxes
-NOISE_KEY = 11
-THREE_JITTER = 12  # 3-Augment's colour jitter: order, brightness, contrast, colour
-TURN = 13  # vertical flip, whether to turn, quarter turns, whether to jitter the colours
-COLOR_JITTER = 14  # as THREE_JITTER
+# Counter word 0 says what is drawn; word 1 the epoch; words 2 and 3 the sample. np.int64: what gets a constant of type int as
+# an argument is compiled again for each value.
+CROP = np.int64(0)  # + attempt: area, aspect, top, left
+ONCE = np.int64(10)  # flip, erase, number of boxes
+NOISE_KEY = np.int64(11)
+THREE_JITTER = np.int64(12)  # 3-Augment's colour jitter: order, brightness, contrast, colour
+TURN = np.int64(13)  # vertical flip, whether to turn, quarter turns, whether to jitter the colours
+COLOR_JITTER = np.int64(14)  # as THREE_JITTER
 ERASE = 16  # + ATTEMPTS * box + attempt: area, aspect, top, left
-OP = 64  # + op: which, whether, sign
+OP = np.int64(64)  # + op: which, whether, sign
 MAGNITUDE = 80  # + op: two words of a normal, or one of a uniform
 DEPTH = 96  # + chain
 WEIGHT = rng.GAMMA_COUNTERS  # + GAMMA_COUNTERS * chain
-BLEND = rng.GAMMA_COUNTERS * 16
+BLEND = np.int64(rng.GAMMA_COUNTERS * 16)
 
 NONE, RAND, AUGMIX, THREE = range(4)
 
@@ -196,7 +197,7 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
         elif p.kind == THREE:
             _draw_three(p, who, row)
         if p.color_jitter > 0.0 and rng.unit(jitter) < p.color_jitter_prob:
-            _draw_jitter(who, COLOR_JITTER, JITTER, p.color_jitter, row)
+            _draw_jitter(who, COLOR_JITTER, np.int64(JITTER), p.color_jitter, row)
         row.erase_mode = p.erase_mode
         if rng.unit(erase) < p.erase_prob:
             _draw_boxes(who, 1 + rng.below(boxes, p.erase_count), size, row)
@@ -326,7 +327,7 @@ def _draw_three(p, who, row):
     else:
         row.op[0], row.argument[0] = BLUR, rng.between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
     if p.jitter > 0.0:
-        _draw_jitter(who, THREE_JITTER, 1, p.jitter, row)
+        _draw_jitter(who, THREE_JITTER, np.int64(1), p.jitter, row)
 
 
 @njit(cache=True)

@@ -6,7 +6,9 @@ from numba import njit
 from fastft.augment.rng import HALF_NORMAL, noise_rgb
 from fastft.recipe.constants import ERASE_MODES, MAX_ERASE
 
-FLOAT32, FLOAT16, BFLOAT16 = range(3)  # an output stores float32, or uint16 bits of the other two
+FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(
+    4
+)  # an output stores float32, uint16 bits of the next two, or bytes as they are
 DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_NORMAL = np.float32(2.0**-14)  # of float16
 CONST, RAND = ERASE_MODES.index("const"), ERASE_MODES.index("rand")

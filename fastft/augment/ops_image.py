@@ -186,7 +186,7 @@ def op_scratch_size(height: int, width: int) -> int:
     return max(tables, blur, affine_scratch_size(height, width))
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")  # optimised once, together with its only caller
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
     if op in (ops.AUTO_CONTRAST, ops.EQUALIZE):

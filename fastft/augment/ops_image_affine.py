@@ -187,7 +187,7 @@ def _move_along_rows(image, line, row):
         begin, end = _begin_row(image, i)
         if begin == end:
             continue
-        _pad_row(image, i, line, 0)
+        _pad_row(image, i, line, np.int64(0))
         low, high = 3 * begin, 3 * end
         for k in range(np.uintp(low), np.uintp(high)):
             row.place[k] = ops.affine_source(image.matrix, i, row.column[k])[0] - 0.5

@@ -280,7 +280,7 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
     rows, width, row_bytes = region[2], region[3], size * 3
     if _scratch_size(rows, width, size, pitch_y, pitch_x) > scratch.size or out.size < size * row_bytes:
         return SCRATCH_TOO_SMALL
-    taps_y, at = _allocate_taps(scratch, 0, size, pitch_y)
+    taps_y, at = _allocate_taps(scratch, np.int64(0), size, pitch_y)
     taps_x, at = _allocate_taps(scratch, at, size, pitch_x)
     top, bottom = axis_taps(crop[2], resize[0], window[0], size, bicubic, region[0] - crop[0], taps_y)
     left, right = axis_taps(crop[3], resize[1], window[1], size, bicubic, region[1] - crop[1], taps_x)

@@ -2,7 +2,8 @@
 
 One thread per element of `decoders` and row of `Scratch`. Images differ in cost, so each thread takes the next image when
 it has finished one, instead of a fixed share. The functions are long on purpose: Numba optimises whatever a function calls
-again together with it, so that each level of functions adds seconds to the compilation.
+again together with it, so that each level of functions adds seconds to the compilation. `by_address` stops that at the
+parallel loops.
 """
 
 import os
@@ -20,7 +21,7 @@ from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
-from fastft.augment.cpu import Finish, augment_image
+from fastft.augment.cpu import augment_image, by_address
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
     # two loaders may run at the same time: Numba's "workqueue" layer would abort the process
@@ -169,7 +170,8 @@ def decode_stored(stored: Stored, b: int, region: np.ndarray, worker: Worker, ou
 
     worker.stored holds what `read_stored` wrote for the same image and region.
     """
-    y, x, h, w = region[0], region[1], region[2], region[3]
+    # int64, as the writer has them: Numba would compile the decoder again for int32
+    y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
     if stored.mode[b] != RAW_MODE:
         source = worker.stored[: stored.num_bytes[b]]
         head = scan_header(source)
@@ -188,11 +190,7 @@ def decode_stored(stored: Stored, b: int, region: np.ndarray, worker: Worker, ou
 
 @njit(cache=True, nogil=True)
 def _read_and_decode(stored: Stored, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
-    """Read image b and write `region` to `out` as packed RGB; 0 or an error code.
-
-    Separate from the parallel loops: there Numba 0.68 on Python 3.12 and later loses values that are set under one `if` and
-    used under another.
-    """
+    """Read image b and write `region` to `out` as packed RGB; 0 or an error code."""
     begun = now(WALL, worker.timespec)
     code = read_stored(stored, b, region, worker.stored)
     worker.spent[READ] += now(WALL, worker.timespec) - begun
@@ -203,66 +201,58 @@ def _read_and_decode(stored: Stored, b: int, region: np.ndarray, worker: Worker,
     return code
 
 
+def _decode_images(thread, stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket):
+    worker = _new_worker(thread, scratch, decoders, spent)
+    b = _take_ticket(ticket)
+    while b < len(regions):
+        codes[b] = _read_and_decode(stored, b, regions[b], worker, packed[offsets[b] : offsets[b + 1]])
+        b = _take_ticket(ticket)
+
+
 @njit(cache=True, nogil=True, parallel=True)
-def decode_packed(
-    stored: Stored,
-    regions: np.ndarray,
-    offsets: np.ndarray,
-    packed: np.ndarray,
-    scratch: Scratch,
-    decoders: np.ndarray,
-    codes: np.ndarray,
-    spent: np.ndarray,
-) -> None:
+def _decode_in_threads(decode, stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket):
+    for thread in prange(len(decoders)):
+        decode(np.int64(thread), stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket)
+
+
+def decode_packed(stored: Stored, regions: np.ndarray, *arguments: Any) -> None:
     """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`.
 
-    codes: int64 (B,), set to 0 or an error code. spent: int64 (threads, 3), nanoseconds are added to it (`WorkClock`).
+    arguments: offsets, packed, scratch (`Scratch`), decoders, codes (int64 (B,), set to 0 or an error code) and spent
+    (int64 (threads, 3), nanoseconds are added to it, see `WorkClock`).
     """
-    ticket = np.zeros(1, np.int64)
-    for thread in prange(len(decoders)):
-        worker = _new_worker(thread, scratch, decoders, spent)
-        b: int = _take_ticket(ticket)
-        while b < len(regions):
-            codes[b] = _read_and_decode(stored, b, regions[b], worker, packed[offsets[b] : offsets[b + 1]])
-            b = _take_ticket(ticket)
+    every = (stored, regions, *arguments, np.zeros(1, np.int64))
+    _decode_in_threads(by_address(_decode_images, *every), *every)
 
 
-@njit(cache=True, nogil=True)
-def _decode_and_augment_one(
-    stored: Stored, b: int, region: np.ndarray, row: np.record, finish: Finish, worker: Worker, out: np.ndarray
-) -> int:
-    """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`."""
-    # int64, as in augment_batch: Numba would compile augment_image again for int32
-    y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
-    pixels = worker.pixels[: CHANNELS * h * w]
-    code = _read_and_decode(stored, b, region, worker, pixels)
-    if code == OK:
-        begun = now(CPU, worker.timespec)
-        code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), row, finish, worker.augment, out)
-        worker.spent[AUGMENT] += now(CPU, worker.timespec) - begun
-    return code
+def _augment_images(thread, stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket):
+    worker = _new_worker(thread, scratch, decoders, spent)
+    b = _take_ticket(ticket)
+    while b < len(plan):
+        # int64, as in `_augment_rows`: Numba would compile augment_image again for int32
+        y, x, h, w = np.int64(regions[b, 0]), np.int64(regions[b, 1]), np.int64(regions[b, 2]), np.int64(regions[b, 3])
+        pixels = worker.pixels[: CHANNELS * h * w]
+        code = _read_and_decode(stored, b, regions[b], worker, pixels)
+        if code == OK:
+            begun = now(CPU, worker.timespec)
+            code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), plan[b], finish, worker.augment, out[b])
+            worker.spent[AUGMENT] += now(CPU, worker.timespec) - begun
+        codes[b] = code
+        b = _take_ticket(ticket)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def decode_and_augment(
-    stored: Stored,
-    regions: np.ndarray,
-    plan: np.ndarray,
-    finish: Finish,
-    scratch: Scratch,
-    decoders: np.ndarray,
-    out: np.ndarray,
-    codes: np.ndarray,
-    spent: np.ndarray,
-) -> None:
-    """Carry out `plan` (B,) to `out` (B, S, S, 3), each image while its pixels are in cache.
-
-    codes: int64 (B,), set to 0, an error code, or minus the status of `augment_image`. spent as in `decode_packed`.
-    """
-    ticket = np.zeros(1, np.int64)
+def _augment_in_threads(augment, stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket):
     for thread in prange(len(decoders)):
-        worker = _new_worker(thread, scratch, decoders, spent)
-        b: int = _take_ticket(ticket)
-        while b < len(plan):
-            codes[b] = _decode_and_augment_one(stored, b, regions[b], plan[b], finish, worker, out[b])
-            b = _take_ticket(ticket)
+        augment(np.int64(thread), stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket)
+
+
+def decode_and_augment(stored: Stored, regions: np.ndarray, *arguments: Any) -> None:
+    """Carry out a plan of B images, each image while its pixels are in cache.
+
+    arguments: plan (B,), finish (`Finish`), scratch (`Scratch`), decoders, out (uint8 view of (B, S, S, 3), see
+    `augment_image`), codes (int64 (B,), set to 0, an error code, or minus the status of `augment_image`) and spent as in
+    `decode_packed`.
+    """
+    every = (stored, regions, *arguments, np.zeros(1, np.int64))
+    _augment_in_threads(by_address(_augment_images, *every), *every)

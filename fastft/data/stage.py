@@ -167,7 +167,8 @@ class CpuStage(Stage):
         plan = draw(ids, stored.height, stored.width)
         codes = np.empty(len(ids), np.int64)
         regions, spent = source_regions(plan, self.size), self.clock.spent
-        decode_and_augment(stored, regions, plan, self.finish, self.scratch, self.decoders, out, codes, spent)
+        pixels = out.view(np.uint8)
+        decode_and_augment(stored, regions, plan, self.finish, self.scratch, self.decoders, pixels, codes, spent)
         self.check(ids, codes)
 
 

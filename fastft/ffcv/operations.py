@@ -22,7 +22,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan, eval_plan
-from fastft.augment.erase import DTYPES
+from fastft.augment.erase import DTYPES, UINT8
 from fastft.augment.policies import parse_policy
 from fastft.data.stage import CHANNELS, CpuStage, Output
 from fastft.ffcv.loader_thread import Pass, current_pass, reporting
@@ -37,7 +37,7 @@ class PixelStage(CpuStage):
 
     def _augment(self, size: int) -> CpuAugment:
         augment = CpuAugment(self.policy, size)
-        augment.finish = augment.finish._replace(table=np.tile(np.arange(256, dtype=np.uint8), 3))
+        augment.finish = augment.finish._replace(dtype=UINT8)
         return augment
 
 
@@ -232,8 +232,7 @@ class Augment(Operation):
                 tables = (torch.from_numpy(table).to(images.device) for table in (offsets, plan.view(np.uint8)))
                 return self._augment(flat, *tables)
             bits = destination if self.dtype == torch.float32 else destination.view(torch.int16)
-            out = bits.numpy().view(self._augment.finish.table.dtype)
-            self._augment(flat.numpy(), offsets, plan, out)
+            self._augment(flat.numpy(), offsets, plan, bits.numpy())
         return destination.permute(0, 3, 1, 2)
 
     def _new_augment(self, size: int, device: torch.device) -> Any:

@@ -99,7 +99,7 @@ def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs):
         image, region = np.ascontiguousarray(batch.images[b]), tuple(batch.regions[b].tolist())
         stride = image.shape[1] * 3
         pixels = image.reshape(-1)[region[0] * stride + region[1] * 3 :]
-        assert augment_image(pixels, stride, region, batch.plan[b], augment.finish, scratch, out) == OK
+        assert augment_image(pixels, stride, region, batch.plan[b], augment.finish, scratch, out.view(np.uint8)) == OK
         np.testing.assert_array_equal(out, together[b])
 
 
@@ -133,7 +133,7 @@ def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(photographs)
         augment(batch.packed[:-1], batch.offsets, batch.plan)
     with pytest.raises(UserError, match="sample 0"):
         augment(batch.packed, batch.offsets - 1, batch.plan)
-    scratch, out = augment.new_scratch(1, 200, 230)[0], augment.new_output(1)[0]
+    scratch, out = augment.new_scratch(1, 200, 230)[0], augment.new_output(1)[0].view(np.uint8)
     row, region = batch.plan[0], tuple(batch.regions[0].tolist())
     part, stride = batch.packed[: batch.offsets[1]], region[3] * 3
     assert augment_image(part, stride, region, row, augment.finish, scratch, out) == OK

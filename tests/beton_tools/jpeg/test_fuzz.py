@@ -4,6 +4,7 @@ of the buffers.
 The corpus contains small constructed files that once failed, or that are hostile by design.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse, subsampling
-from beton_tools.jpeg.markers import OK, scan_header
+from beton_tools.jpeg.markers import OK, as_bytes_array, scan_header
 from beton_tools.jpeg.turbo import compress
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
 from tests.beton_tools.fuzzing import damaged, fuzz_target, time_limit
@@ -21,6 +22,7 @@ MARKERS = (0, 0xFF, 0xD0, 0xD9, 0xDA, 0xC0, 0xC4, 0xDD, 0xE9)
 REGION = (3, 5, 20, 30)
 
 
+@cache  # not at import, which would compile it in every process of the tests at the same time
 def seeds() -> list[bytes]:
     """Small valid files with and without index, of several kinds of sampling."""
     rng = np.random.default_rng(0)
@@ -29,21 +31,21 @@ def seeds() -> list[bytes]:
     return plain + [add_index(file, 1) for file in plain]
 
 
-SEEDS = seeds()
+damaged_seeds = st.deferred(lambda: damaged(seeds(), 0, 700, MARKERS))
 regions = st.tuples(st.integers(-1, 47), st.integers(-1, 71), st.integers(0, 49), st.integers(0, 73))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled():
     """Compile before the time limit applies; compiling may take longer."""
-    for file in SEEDS:
+    for file in seeds():
         encode_sample(file, EncodeOptions())
         index.read(file)
 
 
 # markers --------------------------------------------------------------------------------------------------------------
 
-headers = st.one_of(damaged(SEEDS, 0, 700, MARKERS), st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail))
+headers = st.one_of(damaged_seeds, st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail))
 
 
 def check_markers(guarded, file: bytes) -> None:
@@ -57,7 +59,7 @@ def check_markers(guarded, file: bytes) -> None:
         assert "\n" not in str(caught.value)
         return
     assert parse(file) == head and min(head.height, head.width) > 0 and head.components in (1, 3)
-    assert subsampling(np.frombuffer(file, np.uint8), head)
+    assert subsampling(as_bytes_array(file), head)
     for at in (head.sof_at, head.sos_at):
         assert 2 <= at < head.scan_at <= len(file) and file[at] == 0xFF
     assert not head.index_at or head.index_at <= head.index_end <= head.scan_at
@@ -68,9 +70,8 @@ test_markers, test_markers_at_length = fuzz_target(check_markers, headers, "guar
 
 # crop index -----------------------------------------------------------------------------------------------------------
 
-INDEXED = SEEDS[4:]
 # the index begins after SOI, JFIF and its own marker, length and magic; it has 3 * 5 to 6 * 9 entries of two bytes
-indexed_files = damaged(INDEXED, 20, 150, MARKERS)
+indexed_files = st.deferred(lambda: damaged(seeds()[4:], 20, 150, MARKERS))
 
 
 def check_index(decode, data: tuple[bytes, tuple[int, int, int, int]]) -> None:
@@ -83,7 +84,7 @@ def check_index(decode, data: tuple[bytes, tuple[int, int, int, int]]) -> None:
         except JpegError as error:
             assert "\n" not in str(error)
             segments = None
-        head = scan_header(np.frombuffer(file, np.uint8))
+        head = scan_header(as_bytes_array(file))
         if segments is not None:
             flat = segments.reshape(-1, 2)
             assert flat[0, 0] == head.scan_at and flat[-1, 1] <= len(file) - 2
@@ -129,7 +130,7 @@ def read_all(decode, file: bytes, region: tuple[int, int, int, int]) -> None:
 
 
 test_conversion_and_decoding, test_conversion_and_decoding_at_length = fuzz_target(
-    check_all, st.tuples(damaged(SEEDS, 0, 700, MARKERS), regions), "decode"
+    check_all, st.tuples(damaged_seeds, regions), "decode"
 )
 
 
@@ -141,6 +142,6 @@ def test_files_of_the_corpus(path, decode, guarded):
 
 
 def test_every_truncation(decode):
-    for file in SEEDS[:2] + SEEDS[4:6]:
+    for file in seeds()[:2] + seeds()[4:6]:
         for size in range(0, len(file), 3):
             check_all(decode, (file[:size], REGION))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from beton_tools.jpeg import JpegError, add_index, index, markers, parse
-from beton_tools.jpeg.markers import OK, SOF_PROGRESSIVE, scan_header, segment
+from beton_tools.jpeg.markers import OK, SOF_PROGRESSIVE, as_bytes_array, scan_header, segment
 
 from .conftest import pillow
 
@@ -76,7 +76,7 @@ def test_hostile_and_unsupported_headers_are_refused_in_one_line(file, why):
 
 def entries(file):
     """(offset of the first entry, number of entries of two bytes)."""
-    head = scan_header(np.frombuffer(file, np.uint8))
+    head = scan_header(as_bytes_array(file))
     assert file[head.index_at + 7] == 2
     return head.index_at + 8, (head.index_end - head.index_at - 8) // 2
 
@@ -86,7 +86,7 @@ def test_segments_follow_each_other_up_to_the_end_of_the_image(jpeg, subsampling
     segments = index.read(file)
     flat = segments.reshape(-1, 2)
     numbers = [file[end + 1] for _, end in flat]
-    assert flat[0, 0] == scan_header(np.frombuffer(file, np.uint8)).scan_at
+    assert flat[0, 0] == scan_header(as_bytes_array(file)).scan_at
     assert (flat[1:, 0] == flat[:-1, 1] + 2).all()
     assert numbers == [0xD0 + k % 8 for k in range(len(flat) - 1)] + [0xD9]
     assert flat[-1, 1] == len(file) - 2
@@ -120,7 +120,7 @@ def test_every_wrong_entry_is_detected_and_the_pixels_are_right(jpeg, decode, ch
 @pytest.mark.parametrize("offset", [-1, 7, 8])
 def test_an_index_of_the_wrong_shape_is_not_used(jpeg, decode, offset):
     file = add_index(jpeg(64, 96), 2)
-    head = scan_header(np.frombuffer(file, np.uint8))
+    head = scan_header(as_bytes_array(file))
     false = bytearray(file)
     false[head.index_at + 7] ^= 6  # entries of 4 bytes
     if offset < 0:  # a restart interval that does not divide the row

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from beton_tools.jpeg import JpegError, add_index, index, parse
-from beton_tools.jpeg.markers import scan_header, segment
+from beton_tools.jpeg.markers import as_bytes_array, scan_header, segment
 from beton_tools.jpeg.transcode import MIN_SEGMENT_BYTES
 
 from .conftest import pillow
@@ -21,7 +21,7 @@ def saved(pixels, mode="RGB", **options):
 
 
 def scan(file):
-    return file[scan_header(np.frombuffer(file, np.uint8)).scan_at :]
+    return file[scan_header(as_bytes_array(file)).scan_at :]
 
 
 @pytest.mark.parametrize("optimize", [False, True])
@@ -35,7 +35,7 @@ def test_pixels_of_noise_are_equal(quality, optimize):
 
 def test_transcoding_twice_equals_transcoding_once(jpeg, subsampling):
     file = jpeg(100, 128, subsampling)
-    columns = index.mcu_grid(scan_header(np.frombuffer(file, np.uint8)))[1]
+    columns = index.mcu_grid(scan_header(as_bytes_array(file)))[1]
     once = add_index(file, columns)
     np.testing.assert_array_equal(pillow(once), pillow(file))
     for interval in (d for d in range(1, columns + 1) if columns % d == 0):
@@ -152,7 +152,7 @@ def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(ima
             refused += 1
             continue
         np.testing.assert_array_equal(pillow(indexed), pillow(file))
-        columns = index.mcu_grid(scan_header(np.frombuffer(file, np.uint8)))[1]
+        columns = index.mcu_grid(scan_header(as_bytes_array(file)))[1]
         before += len(scan(add_index(file, columns)))
         after += len(indexed)
     assert after <= 1.03 * before and refused <= 7
