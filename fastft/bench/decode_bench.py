@@ -4,6 +4,7 @@ FFCV's decoder cannot be told not to resize, and takes the fast, less exact DCT;
 """
 
 import itertools
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import numpy as np
 from numba import njit
 
 from beton_tools.jpeg import decode_region, open_decoders, scratch_bytes
+from beton_tools.jpeg.turbo import decompress
 from beton_tools.read.format import Beton
 from fastft.augment import draw_plan, parse_policy
 from fastft.bench.child import Arm, calling, library
 from fastft.bench.dataset import ORIGINAL, SETS
-from fastft.bench.harness import Contender, Findings, Options, alternate, measure, per_cpu_second
+from fastft.bench.harness import LIMIT, Contender, Findings, Options, alternate, measure, per_cpu_second
 from fastft.bench.loaders import DALI
 
 OUTPUT = 224
@@ -39,6 +41,7 @@ def contenders(options: Options, name: str) -> list[Contender]:
         "fastft": [
             Contender("fastft", crops, path, "only the crop"),
             Contender("whole image, same decoder", whole, path),
+            Contender(LIMIT, crop_limit, path, "libjpeg-turbo's time for the crop's share of the bytes"),
         ],
         "ffcv": [Contender("stock FFCV Loader", ffcv_loader, path, "with its resize to 224")],
     }
@@ -108,6 +111,30 @@ def packed_offsets(regions: np.ndarray, capacity: int) -> np.ndarray:
     return offsets
 
 
+def crop_limit(path: str) -> dict[str, Arm]:
+    """A lower bound of the time: libjpeg-turbo's own for the bytes of the crops' share of each image, spread over its area."""
+    jpegs = JpegSet(Path(path))
+    share = float(np.mean([byte_share(jpegs, random_crops(jpegs, epoch)) for epoch in range(PLANS)]))
+    heights, widths = jpegs.shapes
+    pixels, handle = np.empty(3 * int((heights * widths).max()), np.uint8), open_decoders(1)[0]
+
+    def run() -> dict[str, float]:
+        began = time.process_time()
+        if decompress_all(jpegs.data, jpegs.ends, heights, widths, pixels, handle):
+            raise RuntimeError("an image could not be decoded: the limit would mean nothing")
+        seconds = share * (time.process_time() - began)
+        return {"count": len(jpegs), "cpu": seconds, "wall": seconds}
+
+    return {"decode": run}
+
+
+def byte_share(jpegs: JpegSet, regions: np.ndarray) -> float:
+    """Share of all JPEG bytes that the regions (N, 4) of y, x, h, w need, each image's bytes spread evenly over its area."""
+    num_bytes, (heights, widths) = np.diff(jpegs.ends), jpegs.shapes
+    areas = regions[:, 2].astype(float) * regions[:, 3] / (heights * widths)
+    return float(num_bytes @ areas / num_bytes.sum())
+
+
 def ffcv_loader(path: str) -> dict[str, Arm]:
     """Stock FFCV, driven through its Loader."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
@@ -162,4 +189,17 @@ def decode_all(
         y, x, h, w = regions[k, 0], regions[k, 1], regions[k, 2], regions[k, 3]
         out = packed[offsets[k] : offsets[k] + 3 * h * w]
         failures += decode_region(data[ends[k] : ends[k + 1]], y, x, h, w, out, scratch, handle) != 0
+    return failures
+
+
+@njit(cache=True, nogil=True)
+def decompress_all(
+    data: np.ndarray, ends: np.ndarray, heights: np.ndarray, widths: np.ndarray, pixels: np.ndarray, handle: int
+) -> int:  # fmt: skip
+    """Decode every image whole, by libjpeg-turbo alone; returns the number of failures."""
+    failures = 0
+    for k in range(len(heights)):
+        jpeg = data[ends[k] : ends[k + 1]]
+        status = decompress(handle, jpeg.ctypes.data, jpeg.size, pixels.ctypes.data, heights[k], widths[k])
+        failures += status != 0
     return failures

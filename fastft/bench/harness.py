@@ -29,6 +29,7 @@ Make = Callable[..., dict[str, Arm]]
 # A benchmark is a module with `run(options)`, which yields measures (docs/bench-schema.md) and notes as they come.
 Findings = Iterator[dict[str, Any] | str]
 GRACE_SECONDS = 10
+LIMIT = "hardware limit"  # begins the names of contenders that are a limit, of which fastft reaches a share
 TRIAL_SECONDS = 1800  # time limit of a round
 SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 
@@ -265,5 +266,5 @@ def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) 
     """A contender as in docs/bench-schema.md, from its rounds."""
     return {
         "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
-        "note": note, **keys,
+        "note": note, **({"limit": True} if name.startswith(LIMIT) else {}), **keys,
     }  # fmt: skip

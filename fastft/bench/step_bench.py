@@ -14,13 +14,26 @@ import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second, reported
-from fastft.machine.gpus import peak_flops
+from fastft.bench.harness import (
+    Contender,
+    Findings,
+    Options,
+    Rounds,
+    Trial,
+    alternate,
+    measure,
+    per_second,
+    reported,
+    summary,
+)
+from fastft.cost.roofline import roofline_mfu
+from fastft.machine.gpus import Gpu, find_gpu, peak_flops
 from fastft.model import Arch, build_classifier, count_flops
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.attention import BF16_NATIVE
 from fastft.model.recipe_model import can_compile
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.recipe import recipe_from_dict
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import Step, StepChoice
@@ -104,7 +117,22 @@ def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    yield measure("Training step, MFU", rounds, "step", share, "share", given, **role)
+    found = measure("Training step, MFU", rounds, "step", share, "share", given, **role)
+    card = find_gpu(setting["device"])
+    if card is not None and case.dtype != "fp32":
+        found["contenders"].append(modelled_mfu(case, card))
+    yield found
+
+
+def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:
+    """The cost model's roofline, an upper bound, as a contender."""
+    sections: dict[str, Any] = {
+        "model": {"arch": ARCHS[case.letter], "image_size": case.size},
+        "optim": {"batch_size": case.batch},
+    }
+    mfu = roofline_mfu(recipe_from_dict("step", sections), card, 1)
+    assert mfu is not None  # own towers can be traced
+    return summary("modelled roofline", [mfu.value], note=mfu.source, modelled=True)
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:

@@ -144,6 +144,8 @@ def print_group(measures: list[dict[str, Any]], console: Console) -> None:
 def _figures(contender: dict[str, Any]) -> list[str]:
     ratio = contender["ratio"]
     times = [f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"] if ratio else []
+    if ratio and contender["limit"]:
+        times = [f"at {ratio['median']:.0%} of it"]
     return [figure(contender["median"]), f"{figure(contender['min'])}-{figure(contender['max'])}", *times]
 
 

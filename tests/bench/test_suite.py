@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fastft.bench import BENCHES
-from fastft.bench.harness import parse_peers, summary
+from fastft.bench.harness import LIMIT, parse_peers, summary
 from fastft.bench.suite import print_group
 from fastft.cli import main
 from fastft.cost.benchmark_file import read_bench
@@ -37,7 +37,8 @@ def test_every_table_can_be_read_at_80_columns():
         for contender in (c for m in several for c in m["contenders"]):
             ours = [line.split() for line in lines if line.strip().startswith(contender["name"])]
             assert any(figure(contender["median"]) in words for words in ours)
-            assert all(" ".join(words).endswith((")", *"0123456789")) for words in ours)
+            whole = (")", *"0123456789", "of it") if contender.get("limit") else (")", *"0123456789")
+            assert all(" ".join(words).endswith(whole) for words in ours)
 
 
 def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
@@ -77,8 +78,13 @@ def test_a_quick_run_of_all_benchmarks_has_a_page_and_the_roles_that_the_cost_mo
     assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
 
 
-def test_a_limit_of_older_files_is_shown_as_the_share_that_is_reached():
-    contenders = [summary("fastft", [60.0]), summary("hardware limit", [80.0], limit=True)]
+def test_a_limit_is_shown_as_the_share_that_is_reached():
+    contenders = [summary(n, [v, v]) for n, v in (("fastft", 60.0), ("peer", 30.0), (LIMIT, 80.0))]
     measure = {"name": "m", "bench": "decode", "unit": "images/s", "setting": {}, "contenders": contenders}
-    page = render_bench({"measures": [measure]}, "bench.json").partition("hardware limit")[2]
-    assert "75" in page and "of it" in page and "0.75 " not in page
+    console = Console(width=80)
+    with console.capture() as capture:
+        print_group([measure], console)
+    for text in (capture.get(), render_bench({"measures": [measure]}, "bench.json")):
+        assert "75" in text.partition(LIMIT)[2] and "of it" in text.partition(LIMIT)[2]
+        assert "1.33" not in text and "0.75 " not in text
+    assert "limit" not in contenders[1] and contenders[2]["limit"] is True
