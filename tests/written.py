@@ -87,7 +87,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def assessment_of(predictions: Predictions, names: Sequence[str], mistakes: Mistakes | None = None) -> Assessment:
-    """As `assess_run` gives it."""
+    """Equal to what `assess_run` gives."""
     calibration = calibrate(predictions)
     scores = describe_classes(predictions, names) | {
         "balanced_accuracy": balanced_accuracy(predictions), "macro_f1": macro_f1(predictions), "ece": calibration.plain.ece,

@@ -6,9 +6,8 @@ from numba import njit
 from fastft.augment.rng import HALF_NORMAL, noise_rgb
 from fastft.recipe.constants import ERASE_MODES, MAX_ERASE
 
-FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(
-    4
-)  # an output stores float32, uint16 bits of the next two, or bytes as they are
+# an output stores float32, uint16 bits of the next two, or bytes as they are
+FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
 DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_NORMAL = np.float32(2.0**-14)  # of float16
 CONST, RAND = ERASE_MODES.index("const"), ERASE_MODES.index("rand")

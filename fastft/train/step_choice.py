@@ -112,7 +112,7 @@ def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, ha
 
 
 def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
-    """As `obstacle`, and why a fused kernel cannot be compiled or run, as where numba-cuda does not fit the driver."""
+    """The reason of `obstacle`, or why a fused kernel cannot be compiled or run, as where numba-cuda does not fit the driver."""
     if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode != "fused":
         return reason
     try:

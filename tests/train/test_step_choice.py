@@ -426,7 +426,7 @@ def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, 
 
 
 def test_fused_kernels_that_fail_are_one_line_or_another_choice(monkeypatch):
-    """As where numba-cuda does not fit the driver; without kernels for the CPU they fail here."""
+    """The case of a numba-cuda that does not fit the driver; without kernels for the CPU they fail here."""
     options = [*HALF_ON, "--train.amp=bf16", "--train.step=fused"]
     recipe, cpu = load_recipe("final_b16", options), torch.device("cpu")
     monkeypatch.setattr(step_choice, "obstacle", lambda *_: None)
