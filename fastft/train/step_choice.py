@@ -116,10 +116,8 @@ def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, hal
     if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode != "fused":
         return reason
     try:
-        x, one = (
-            torch.zeros(1, 64, dtype=torch.float16, device=device),
-            torch.ones(64, dtype=torch.float16, device=device),
-        )
+        x = torch.zeros(1, 64, dtype=torch.float16, device=device)
+        one = torch.ones(64, dtype=torch.float16, device=device)
         torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
     except Exception as error:  # numba, the compiler and the driver raise many types
         return f"needs numba-cuda, which fails here ({_first_line(error)}; fastft doctor examines it)"
