@@ -6,7 +6,7 @@ compiler that contracts a*b + c into one rounding breaks that, so CUDA kernels m
 
 Four kinds of op: tables (every channel value is looked up in 256 entries, which may depend on statistics
 of the whole image), colour (one pixel), neighbourhood (sharpness, blur), and geometric ones (Pillow's affine
-transform in float64, operation by operation).
+transform in float64, operation by operation). Names and numbers of the ops: plan.py; lists of them: policies.py.
 """
 
 import math

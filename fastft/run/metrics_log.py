@@ -1,4 +1,7 @@
-"""The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, TensorBoard and the tracker."""
+"""The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, TensorBoard and the tracker.
+
+`fastft.train.reporting` gives the fields of a line.
+"""
 
 import json
 import os

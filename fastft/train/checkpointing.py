@@ -1,4 +1,7 @@
-"""The checkpoints of a run: when to save, writing in the background, restoring the newest undamaged one; their tensors."""
+"""The checkpoints of a run: when to save within an epoch, writing in the background, restoring the newest undamaged one; tensors.
+
+`fastft.train.trainer` decides at the end of an epoch and when a run stops.
+"""
 
 import time
 from collections.abc import Callable, Mapping
