@@ -1,5 +1,6 @@
 """A run is logged to TensorBoard, W&B and MLflow; a resumed run continues the same record."""
 
+import itertools
 import json
 import os
 import sys
@@ -11,9 +12,11 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from beton_tools.base.errors import UserError
+from fastft.run import event_file
+from fastft.run.event_file import EventFile
 from fastft.run.metrics_log import RunLog
 from fastft.run.tracking import open_tracker
-from tests.train.runs import losses, rewind, run
+from tests.train.runs import losses, rewind, run, wait_for
 
 
 @pytest.mark.slow
@@ -42,7 +45,9 @@ def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path, monkeypatch
     run(tiny, tmp_path, schedule__stop_epoch="2", train__tracker="wandb")
     assert json.loads((tmp_path / "wandb.json").read_text())["id"] == first
     records = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{first}.wandb"))
-    assert records and all(b"train/loss" in record.read_bytes() for record in records)
+    assert records
+    # wandb's own process may still be writing when `finish` returns
+    wait_for(lambda: all(b"train/loss" in record.read_bytes() for record in records))
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(tiny, tmp_path, monkeypatch):
@@ -117,3 +122,20 @@ def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_p
     want = losses(tmp_path)
     assert [step for step, _ in loss] == [step for step, _ in want] == list(range(1, 19))
     assert all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(loss, want, strict=True))
+
+
+def test_files_begun_in_one_second_are_read_in_their_order(tmp_path, monkeypatch):
+    """The ninth and tenth file of a process: their names must not be in the order of the text "10" before "9"."""
+
+    monkeypatch.setattr(event_file, "_numbers", itertools.count(9))
+    monkeypatch.setattr(event_file.time, "time", lambda: 1_800_000_000.0)
+    for first, last in ((1, 6), (4, 8)):
+        file = EventFile(tmp_path, first)
+        for step in range(first, last + 1):
+            file.add({"train/loss": 10.0 * first + step}, step)
+        file.close()
+    shown = EventAccumulator(str(tmp_path))
+    shown.Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("train/loss")] == [
+        (1, 11.0), (2, 12.0), (3, 13.0), (4, 44.0), (5, 45.0), (6, 46.0), (7, 47.0), (8, 48.0)
+    ]  # fmt: skip
