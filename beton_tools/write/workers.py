@@ -23,9 +23,8 @@ from beton_tools.sources.base import Location, fetch_remote
 from beton_tools.sources.servers import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
-CHUNK = (
-    8  # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole
-)
+# images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole
+CHUNK = 8
 MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker

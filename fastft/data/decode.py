@@ -21,7 +21,7 @@ from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
-from fastft.augment.cpu import augment_image, by_address
+from fastft.augment.cpu import Finish, augment_image, by_address
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
     # two loaders may run at the same time: Numba's "workqueue" layer would abort the process
@@ -215,14 +215,22 @@ def _decode_in_threads(decode, stored, regions, offsets, packed, scratch, decode
         decode(np.int64(thread), stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket)
 
 
-def decode_packed(stored: Stored, regions: np.ndarray, *arguments: Any) -> None:
+def decode_packed(
+    stored: Stored,
+    regions: np.ndarray,
+    offsets: np.ndarray,
+    packed: np.ndarray,
+    scratch: Scratch,
+    decoders: np.ndarray,
+    codes: np.ndarray,
+    spent: np.ndarray,
+) -> None:
     """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`.
 
-    arguments: offsets, packed, scratch (`Scratch`), decoders, codes (int64 (B,), set to 0 or an error code) and spent
-    (int64 (threads, 3), nanoseconds are added to it, see `WorkClock`).
+    codes: int64 (B,), set to 0 or an error code. spent: int64 (threads, 3), nanoseconds are added to it (`WorkClock`).
     """
-    every = (stored, regions, *arguments, np.zeros(1, np.int64))
-    _decode_in_threads(by_address(_decode_images, *every), *every)
+    arguments = stored, regions, offsets, packed, scratch, decoders, codes, spent, np.zeros(1, np.int64)
+    _decode_in_threads(by_address(_decode_images, *arguments), *arguments)
 
 
 def _augment_images(thread, stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket):
@@ -247,12 +255,20 @@ def _augment_in_threads(augment, stored, regions, plan, finish, scratch, decoder
         augment(np.int64(thread), stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket)
 
 
-def decode_and_augment(stored: Stored, regions: np.ndarray, *arguments: Any) -> None:
-    """Carry out a plan of B images, each image while its pixels are in cache.
+def decode_and_augment(
+    stored: Stored,
+    regions: np.ndarray,
+    plan: np.ndarray,
+    finish: Finish,
+    scratch: Scratch,
+    decoders: np.ndarray,
+    out: np.ndarray,
+    codes: np.ndarray,
+    spent: np.ndarray,
+) -> None:
+    """Carry out `plan` (B,) to `out`, a uint8 view of (B, S, S, 3), each image while its pixels are in cache.
 
-    arguments: plan (B,), finish (`Finish`), scratch (`Scratch`), decoders, out (uint8 view of (B, S, S, 3), see
-    `augment_image`), codes (int64 (B,), set to 0, an error code, or minus the status of `augment_image`) and spent as in
-    `decode_packed`.
+    codes: int64 (B,), set to 0, an error code, or minus the status of `augment_image`. spent as in `decode_packed`.
     """
-    every = (stored, regions, *arguments, np.zeros(1, np.int64))
-    _augment_in_threads(by_address(_augment_images, *every), *every)
+    arguments = stored, regions, plan, finish, scratch, decoders, out, codes, spent, np.zeros(1, np.int64)
+    _augment_in_threads(by_address(_augment_images, *arguments), *arguments)
