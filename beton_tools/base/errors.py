@@ -15,3 +15,8 @@ def report_disk_errors(what: object, then: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{what} cannot be written ({error.strerror or error}); {then}") from None
+
+
+def first_line(error: Exception) -> str:
+    """An error of another library in a few words: its type and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_line
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet
@@ -275,16 +275,22 @@ class PinnedBuffer:
 def new_stage(
     betons: BetonSet, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
 ) -> Stage:
-    """The stage that makes `output` of the samples. Raises UserError: a GPU without numba-cuda, or as `check_shrink`."""
+    """The stage that makes `output` of the samples. Raises UserError: a GPU without numba-cuda that works, or as `check_shrink`."""
     size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)
     if find_spec("numba_cuda") is None:
         raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
-    from fastft.augment.cuda import CudaAugment
-
     check_shrink(betons, device, size)
-    augment = CudaAugment(policy, size, output.dtype, device)
+    try:
+        from fastft.augment.cuda import CudaAugment
+
+        augment = CudaAugment(policy, size, output.dtype, device)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # numba, the compiler and the driver raise many types
+        problem = f"augmentation on a GPU needs numba-cuda, which fails here ({first_line(error)})"
+        raise UserError(f"{problem}; fastft doctor examines it") from error
     return PackedStage(betons, size, device, augment, workers, slots)
 
 

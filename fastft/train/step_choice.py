@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_line
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.recipe_model import can_compile, can_fuse, phase_at
@@ -120,7 +120,7 @@ def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, hal
         one = torch.ones(64, dtype=torch.float16, device=device)
         torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
     except Exception as error:  # numba, the compiler and the driver raise many types
-        return f"needs numba-cuda, which fails here ({_first_line(error)}; fastft doctor examines it)"
+        return f"needs numba-cuda, which fails here ({first_line(error)}; fastft doctor examines it)"
     return None
 
 
@@ -297,7 +297,7 @@ def run_trials(
         except Dropped as error:
             trials.append(StepTrial(choice, None, str(error)))
         except Exception as error:  # a kernel or a compiler that this device lacks
-            trials.append(StepTrial(choice, None, _first_line(error)))
+            trials.append(StepTrial(choice, None, first_line(error)))
 
     for kernel in kernels:
         attempt(StepChoice("eager", kernel, half))
@@ -307,10 +307,6 @@ def run_trials(
     for mode in modes:
         attempt(StepChoice(mode, attention, half))
     return trials
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:

@@ -1,7 +1,9 @@
 import json
+import sys
 import threading
 import time
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import numba
 import numpy as np
@@ -237,6 +239,17 @@ def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setattr("fastft.data.stage.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
+        eval_loader(indexed_beton, device="cuda")
+
+
+def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
+    """Such as numba-cuda 0.30.4 with NumPy 2.5."""
+    broken = ModuleType("fastft.augment.cuda")
+    broken.CudaAugment = Mock(side_effect=TypeError("no such dtype\nmore lines"))
+    monkeypatch.setitem(sys.modules, "fastft.augment.cuda", broken)
+    monkeypatch.setattr("fastft.data.stage.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"fails here \(TypeError: no such dtype\); fastft doctor examines it$"):
         eval_loader(indexed_beton, device="cuda")
 
 
