@@ -275,7 +275,7 @@ class PinnedBuffer:
 def new_stage(
     betons: BetonSet, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
 ) -> Stage:
-    """The stage that makes `output` of the samples. Raises UserError: a GPU without numba-cuda that works, or as `check_shrink`."""
+    """The stage that makes `output` of the samples. Raises UserError: a GPU without a working numba-cuda, or `check_shrink`."""
     size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)
