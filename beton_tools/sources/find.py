@@ -16,7 +16,7 @@ from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import lists_paths, open_tables
-from beton_tools.sources.path_table import is_csv
+from beton_tools.sources.path_table import columns_of, is_csv
 from beton_tools.sources.remote import AnyPath, RemotePath, SourcePath, expand_pattern, has_pattern, source_path
 from beton_tools.sources.remote_files import open_source_file
 from beton_tools.sources.side_files import is_present, is_wnid
@@ -130,7 +130,13 @@ def _open(
                 return folder_source(folder, classes, class_indices=True)
             return _open_folder(folder, classes, single)
         if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
-            return open_tables(root, found, classes, single)[0]
+            source, tables = open_tables(root, found, classes, single)
+            if len(splits := sorted(set(columns_of(tables).splits or ()))) > 1:
+                raise UserError(
+                    f"{found[0]}: lists images of {', '.join(splits)}; write a table for each of them (fastft train photos "
+                    "reads such a table as it is)"
+                )
+            return source
         if all(path.suffix == ".tar" for path in found):
             return _open_tars(root, found, classes)
     except OSError as error:

@@ -41,7 +41,7 @@ SEPARATOR = ";"  # between the labels of an image
 MAX_SETS = 1 << 32  # rows x classes, of a byte each
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
 _UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in the column of a class
-_FLAGS = {word for words in _IS_VALID.values() for word in words} | _UNKNOWN
+_KNOWN = {word for words in _IS_VALID.values() for word in words}
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,22 @@ class Table:
             split = [[c] if c in known else [label.strip() for label in c.split(SEPARATOR)] for c in cells]
             return [list(filter(None, labels)) for labels in split] if max(map(len, split), default=0) > 1 else None
         flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
-        flags = {n: self.cells([n], "label") for n, cells in flags.items() if _FLAGS.issuperset(map(str.lower, cells))}
+        flags = {n: self.cells([n], "label") for n, cells in flags.items() if _are_flags(cells)}
         if len(flags) < 2:
             return None
         for n, cells in flags.items():
-            if unknown := [row for row, cell in zip(self.rows, cells, strict=True) if cell.lower() in _UNKNOWN]:
-                raise UserError(f"{self.path}, row {unknown[0]}: {n} is neither 0 nor 1; correct it, or remove the row")
+            if unknown := [(row, c) for row, c in zip(self.rows, cells, strict=True) if c.lower() not in _KNOWN]:
+                row, cell = unknown[0]
+                raise UserError(
+                    f"{self.path}, row {row}: {n} is {cell!r}, neither 0 nor 1; correct it, or remove the row"
+                )
         truths = [[cell.lower() in _IS_VALID["val"] for cell in cells] for cells in flags.values()]
         return [[n for n, has in zip(flags, row, strict=True) if has] for row in zip(*truths, strict=True)]
+
+
+def _are_flags(cells: Sequence[str]) -> bool:
+    """True if more than half of the cells are those of a class; the others are mistakes to report."""
+    return 2 * sum(cell.lower() in _KNOWN | _UNKNOWN for cell in cells) > len(cells)
 
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, single: bool = False) -> FileSource:
@@ -121,7 +129,6 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, s
     first = tables[0].path
     root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
     paths = [_below(root, t.path, cell) for t in tables for cell in t.cells(PATH_COLUMNS, "image path")]
-    columns_of(tables)  # refuses a mistyped split
     if not paths:
         raise UserError(f"{first}: the table has no rows; give one that lists images")
     numbers, names = number_label_sets(first, tables, classes, single) or number_labels(

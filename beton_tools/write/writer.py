@@ -79,6 +79,8 @@ class WriteOptions(EncodeOptions):
         check_colour("--background", self.background)
         if not 0 <= self.compress_probability <= 1:
             raise _impossible("compress_probability", self.compress_probability, "0 to 1")
+        if self.compress_probability != EncodeOptions.compress_probability and self.write_mode != "proportion":
+            raise UserError("--compress-probability goes with --write-mode proportion; give both, or neither")
         if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
             raise UserError(
                 f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
@@ -145,8 +147,9 @@ def write_beton(
         _write_images(pages, source, order, options, progress)
         written = pages.seal(source.labels[order] if sets else None)
         if written.count == 0:
-            reason = written.skipped[0][1]
-            raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {reason}")
+            position, reason = written.skipped[0]
+            first = f"{printable(source.names[int(order[position])])}: {reason}"
+            raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {first}")
         manifest = _describe(pages, written, source, order, options, fingerprint)
         path.unlink(missing_ok=True)  # an old file must never be beside the new manifest
         manifest.save(manifest_path(path))  # before the file: a .beton always has its manifest

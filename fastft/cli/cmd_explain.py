@@ -25,14 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_explanation
     from fastft.cost.explanation import explain
+    from fastft.cost.price import MACHINE_GPUS
     from fastft.photos.counts import list_images
 
     recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
     values = explain(recipe, warnings)
+    values |= {"gpus": MACHINE_GPUS} | _on_one_gpu(recipe, values["cost"])
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_explanation(values | _on_one_gpu(recipe, values["cost"]), make_console(), args.verbose)
+        print_explanation(values, make_console(), args.verbose)
     return 0
 
 
@@ -57,4 +59,5 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
         hours = cost["total_flops"] / (CPU_SHARE * rate) / 3600
         how = f"on this machine's CPU, at {CPU_SHARE:g} of its {rate / 1e9:,.0f} GFLOP/s in matrix products; within a factor of 2"
     here = {} if hours is None else {"here": f"about {format_duration(3600 * hours)} {how}"}
-    return here | {"cost": cost | {"assumptions": on_one}, "gpus": 1}
+    hours_of = {name: priced["hours"] for name, priced in on_one.items()}
+    return here | {"cost": cost | {"gpu_hours": hours_of, "assumptions": on_one}, "gpus": 1}

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
-from fastft.cost.price import LOADER_LIMITS, MACHINE_GPUS, format_hours
+from fastft.cost.price import LOADER_LIMITS, format_hours
 from fastft.cost.roofline import K
 from fastft.machine.doctor import FAIL, OK, WARN
 from fastft.recipe import describe_choice
@@ -24,7 +24,7 @@ EXPECTED = f"{K:g} of the roofline's speed is expected"
 def print_explanation(values: dict[str, Any], console: Console, verbose: bool) -> None:
     """Choices, cost, what is done; with `verbose` also every option, parameter group and learning rate.
 
-    values["gpus"]: the number that `values["cost"]["assumptions"]` is about; 8 if missing.
+    values["gpus"]: the number that `values["cost"]["assumptions"]` is about.
     """
     schedule, recipe = values["schedule"], values["recipe"]
     console.rule(recipe["name"])
@@ -32,7 +32,7 @@ def print_explanation(values: dict[str, Any], console: Console, verbose: bool) -
         console.print(describe_choice(**choice))
     for warning in values["warnings"]:
         console.print(f"warning: {warning}")
-    _print_cost(values["cost"], values.get("gpus", MACHINE_GPUS), console)
+    _print_cost(values["cost"], values["gpus"], console)
     lines = {"time": values["here"]} if "here" in values else {}
     lines |= {"accuracy": values["expectation"], "augment": "; ".join(values["augment"])}
     lines["schedule"] = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"

@@ -278,6 +278,8 @@ class TrainLoader(_BetonLoader):
             UserError: the state is of another file, seed or batch size, or lies within a step that is divided differently.
         """
         own, state = self._state_of_layout(), {"order": RANDOM} | state  # earlier versions had no other order
+        if missing := self.state_dict().keys() - state.keys():
+            raise UserError(f"not the state of a loader: it has no {min(missing)}; give what state_dict() returned")
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
         for name in ("seed", "num_samples", "batch_size", "order", *layout):
             if state[name] != own[name]:

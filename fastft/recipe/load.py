@@ -1,5 +1,6 @@
 """Load a recipe: read its files, apply the command line's options, check every value, and check the expected accuracy."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
@@ -90,6 +91,9 @@ def _dict_layers(options: Mapping[str, Any]) -> list[Layer]:
         nested = isinstance(value, Mapping)
         values = {f"{key}.{name}": v for name, v in value.items()} if nested else {full_name(str(key)): value}
         layers.append(Layer(f"{key}={shown(value)}", values))
+    given = Counter(name for layer in layers for name in layer.values)
+    if twice := [name for name, count in given.items() if count > 1]:
+        raise UserError(f"{twice[0]} is given twice, by its name and by a short one or a section; give it once")
     return layers
 
 

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import UNSET, Document, Number, Numbers, Positive, Unset, check
 from beton_tools.base.user_files import open_own, read_user_file, read_user_text, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
@@ -254,9 +254,10 @@ def run_folder(recipe: Recipe) -> Path:
 def lock_run(folder: Path) -> IO[str]:
     """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
 
-    Raises UserError: another process holds the lock, or the lock file is not a regular file.
+    Raises UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with report_disk_errors(folder, "give another --train.run_dir"):
+        folder.mkdir(parents=True, exist_ok=True)
     file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
     if not try_lock(file):
         file.close()

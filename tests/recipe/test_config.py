@@ -121,6 +121,7 @@ def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path):
         ({"optim": 3}, "'optim' must hold 'key: value' lines"),
         ({"lr": [1, 2]}, "optim.lr is \\[1, 2\\]"),
         ({5: 5}, "unknown option '5'"),
+        ({"lr": 1e-4, "optim": {"lr": 2e-4}}, "optim.lr is given twice"),
     ],
 )
 def test_a_wrong_entry_of_a_dict_is_named(options, message):

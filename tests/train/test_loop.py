@@ -305,6 +305,12 @@ def test_the_raw_weights_are_evaluated_where_a_horizon_of_one_step_leaves_no_ema
     assert set(run(tiny, tmp_path, **changes)["last"]) >= {"raw"}
 
 
+def test_a_run_without_an_ema_that_is_continued_with_one_is_another_recipe_not_damage(tiny, tmp_path):
+    run(tiny, tmp_path, ema__decay="0", schedule__stop_epoch="1")
+    with pytest.raises(UserError, match=r"was trained with another recipe \(ema\.decay"):
+        run(tiny, tmp_path, schedule__stop_epoch="1")
+
+
 def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"train\.eval_weights is ema, but ema\.decay is 0"):
         run(tiny, tmp_path, ema__decay="0", train__eval_weights="ema")

@@ -128,6 +128,10 @@ def test_numbers_are_sorted_by_value():
         ("path,label,path\na.png,x,b.png\n", "2 columns are named path; rename all but one"),
         ("where,label\na.png,x\n", "no image path column among where, label"),
         ("path,label,is_valid\na.png,x,perhaps\n", "is_valid is 'perhaps'; write true or false"),
+        (
+            "path,label,split\na.png,x,train\nb.png,y,TEST\n",
+            "lists images of test, train; write a table for each of them",
+        ),
         ('path,label\n"a.png,x\n', "cannot be read as CSV"),
         ("path,label\nhttps://x.org/a.png,x\n", "https://x.org/a.png is a URL; download the images"),
     ],
