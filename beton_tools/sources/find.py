@@ -131,7 +131,8 @@ def _open(
             return _open_folder(folder, classes, single)
         if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
             source, tables = open_tables(root, found, classes, single)
-            if len(splits := sorted(set(columns_of(tables).splits or ()))) > 1:
+            splits = sorted(set(columns_of(tables).splits or ())) if source.kind == "table" else []
+            if len(splits) > 1:
                 raise UserError(
                     f"{found[0]}: lists images of {', '.join(splits)}; write a table for each of them (fastft train photos "
                     "reads such a table as it is)"

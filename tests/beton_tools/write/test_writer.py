@@ -104,7 +104,7 @@ def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(photo_f
 def test_a_data_set_without_a_valid_image_is_an_error(tmp_path):
     (tmp_path / "photos" / "a").mkdir(parents=True)
     (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 1 images could be stored; first: .*x.jpg: empty file"):
+    with pytest.raises(UserError, match=r"none of the 1 images could be stored; first: .*x\.jpg: empty file"):
         write_beton(tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip"))
 
 
