@@ -17,7 +17,7 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.format import RAW_MODE, Beton
 from beton_tools.read.manifest import Manifest
-from beton_tools.read.sample_table import classes_of, count_classes
+from beton_tools.read.sample_table import classes_of
 from beton_tools.write.images import decode_sample
 
 _GAP, _LINE, _FONT_SIZE, _CHARACTER = 12, 16, 13, 7  # pixels between pictures, and of text
@@ -47,8 +47,7 @@ def choose_samples(
     if limit is not None and limit < chosen.size:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))
     if chosen.size == 0:
-        of_label = "" if label is None else f" of label {label}; labels are 0 to {count_classes(beton.labels).size - 1}"
-        raise UserError(f"{beton.path}: no samples{of_label}")
+        raise UserError(f"{beton.path}: no such samples; `beton info --json` lists the classes, the first has label 0")
     return chosen.tolist()
 
 

@@ -25,14 +25,16 @@ def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
     """
     heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
     labels = beton.labels
-    counts = count_classes(labels, 0 if manifest is None else manifest.num_classes)
+    counts = np.unique(labels, return_counts=True)[1] if labels.ndim == 1 else count_classes(labels)
+    num_classes = len(counts) if manifest is None else manifest.num_classes
+    counts = np.pad(counts, (0, max(0, num_classes - len(counts))))  # those without images
     jpeg_shares = _jpeg_shares(beton)
     beton.check_unchanged()
     return {
         "path": str(beton.path),
         "file_size": beton.file_size,
         "num_samples": len(beton),
-        "num_classes": len(counts),
+        "num_classes": num_classes,
         "pages": {
             "size": beton.page_size,
             "count": beton.num_pages,

@@ -72,7 +72,7 @@ class Checkpointing:
                 load_step_tensors(step, checkpoint)
             except Damaged as error:
                 with suppress(Damaged):  # a checkpoint of another recipe has other files
-                    refuse_other(read_checkpoint(path, ()).state)
+                    refuse_other(read_checkpoint(path, (), resumable=True).state)
                 self.damaged.append(error)
                 continue
             if scaler := checkpoint.state["scaler"]:  # empty if it was trained without one, in bf16 or fp32
