@@ -123,6 +123,7 @@ def _run_info(args: argparse.Namespace) -> int:
         "fields": fields,
         "page_size": beton.page_size,
         "pages": beton.num_pages,
+        "classes": None if manifest is None else [manifest.class_label(i) for i in range(manifest.num_classes)],
         "manifest": manifest.summary() if manifest is not None else None,
     }
     if args.json:

@@ -40,7 +40,7 @@ def test_info_shows_what_was_converted(written, capsys):
     assert "24 kept" in text
     values = json.loads(run(capsys, "info", written, "--json"))
     assert values["num_samples"] == values["manifest"]["num_samples"] == 24
-    assert values["fields"] == ["image", "label"]
+    assert values["fields"] == ["image", "label"] and len(values["classes"]) == 3
 
 
 def test_verify_prints_ok_or_exits_with_1(written, tmp_path, capsys):
