@@ -1,4 +1,4 @@
-"""What `beton stats` counts."""
+"""The numbers of `beton stats`."""
 
 import pytest
 
