@@ -130,14 +130,7 @@ def _open(
                 return folder_source(folder, classes, class_indices=True)
             return _open_folder(folder, classes, single)
         if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
-            source, tables = open_tables(root, found, classes, single)
-            splits = sorted(set(columns_of(tables).splits or ())) if source.kind == "table" else []
-            if len(splits) > 1:
-                raise UserError(
-                    f"{found[0]}: lists images of {', '.join(splits)}; write a table for each of them (fastft train photos "
-                    "reads such a table as it is)"
-                )
-            return source
+            return _open_tables(root, found, classes, single)
         if all(path.suffix == ".tar" for path in found):
             return _open_tars(root, found, classes)
     except OSError as error:
@@ -190,6 +183,18 @@ def _is_path_table(path: Path) -> bool:
 
 def _has_class_images(folder: Path) -> bool:
     return any(has_images(folder, name) for name in class_folders(folder))
+
+
+def _open_tables(root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None, single: bool) -> Source:
+    source, tables = open_tables(root, files, classes, single)
+    if source.kind != "table":  # a split beside embedded images is free text
+        return source
+    if len(splits := sorted(set(columns_of(tables).splits or ()))) > 1:
+        raise UserError(
+            f"{files[0]}: lists images of {', '.join(splits)}; write a table for each of them (fastft train photos reads "
+            "such a table as it is)"
+        )
+    return source
 
 
 def _open_tars(root: SourcePath, tars: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:

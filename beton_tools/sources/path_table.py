@@ -42,6 +42,7 @@ MAX_SETS = 1 << 32  # rows x classes, of a byte each
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
 _UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in the column of a class
 _KNOWN = {word for words in _IS_VALID.values() for word in words}
+_FLAGS = _KNOWN | _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Table:
 
 def _are_flags(cells: Sequence[str]) -> bool:
     """True if more than half of the cells are those of a class; the others are mistakes to report."""
-    return 2 * sum(cell.lower() in _KNOWN | _UNKNOWN for cell in cells) > len(cells)
+    return 2 * sum(cell.lower() in _FLAGS for cell in cells) > len(cells)
 
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, single: bool = False) -> FileSource:

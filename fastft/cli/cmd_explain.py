@@ -25,12 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_explanation
     from fastft.cost.explanation import explain
-    from fastft.cost.price import MACHINE_GPUS
     from fastft.photos.counts import list_images
 
     recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
     values = explain(recipe, warnings)
-    values |= {"gpus": MACHINE_GPUS} | _on_one_gpu(recipe, values["cost"])
+    values |= _on_one_gpu(recipe, values["cost"])
     if args.json:
         print(json.dumps(values, indent=1))
     else:
@@ -42,22 +41,21 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
     """The cost of a small recipe on one GPU, and its time `here`, in words; empty for others."""
     import torch
 
-    from fastft.cost.price import predict
+    from fastft.cost.explanation import predicted_cost
     from fastft.machine.gpus import find_gpu, peak_flops
     from fastft.train.precision import inference_precision
 
-    on_one = predict(recipe, cost["assumptions"], gpus=1)
-    hours = on_one["A100"]["hours"]
+    on_one = predicted_cost(recipe, gpus=1)
+    hours = on_one["gpu_hours"]["A100"]
     if hours is None or hours > SMALL:
         return {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         gpu = find_gpu(torch.cuda.get_device_name())
-        hours, how = on_one[gpu.name]["hours"] if gpu else None, "on this machine's GPU, modelled"
+        hours, how = on_one["gpu_hours"][gpu.name] if gpu else None, "on this machine's GPU, modelled"
     else:
         rate = peak_flops(device, inference_precision(recipe.train.amp, device).dtype) or 1.0
         hours = cost["total_flops"] / (CPU_SHARE * rate) / 3600
         how = f"on this machine's CPU, at {CPU_SHARE:g} of its {rate / 1e9:,.0f} GFLOP/s in matrix products; within a factor of 2"
     here = {} if hours is None else {"here": f"about {format_duration(3600 * hours)} {how}"}
-    hours_of = {name: priced["hours"] for name, priced in on_one.items()}
-    return here | {"cost": cost | {"gpu_hours": hours_of, "assumptions": on_one}, "gpus": 1}
+    return here | {"cost": cost | on_one, "gpus": 1}

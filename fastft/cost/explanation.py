@@ -8,7 +8,7 @@ import torch
 
 from fastft.augment import describe_policy
 from fastft.augment.recipe_policy import build_policy, scheduled
-from fastft.cost.price import predict
+from fastft.cost.price import MACHINE_GPUS, predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model import TowerArch
@@ -28,7 +28,7 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
 
     Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
     total_steps, lr_by_epoch), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
-    words, or why there is none).
+    words, or why there is none), gpus (those that the cost is for).
 
     Raises:
         UserError: unknown architecture or one that the image size does not fit, or fewer images than one batch.
@@ -70,20 +70,25 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
+        "gpus": MACHINE_GPUS,
     }
 
 
 def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
-    predicted = predict(recipe, GPUS)
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
         "total_flops": recipe_work(recipe, arch).total,
-        "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
-        "assumptions": predicted,
+        **predicted_cost(recipe, MACHINE_GPUS),
         "val_images": val_images_row(recipe),
         "modelled": True,
     }
+
+
+def predicted_cost(recipe: Recipe, gpus: int) -> dict[str, Any]:
+    """GPU-hours and assumptions by GPU kind, on so many GPUs."""
+    predicted = predict(recipe, GPUS, gpus)
+    return {"gpu_hours": {name: p["hours"] for name, p in predicted.items()}, "assumptions": predicted}
 
 
 def list_recipes() -> dict[str, Any]:

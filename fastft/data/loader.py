@@ -269,7 +269,11 @@ class TrainLoader(_BetonLoader):
         """The position behind the micro-batch that was delivered last, for `load_state_dict`."""
         epoch, done = self._position
         step, inner = divmod(done, self._per_step)
-        return {"epoch": epoch, "step": step, "micro_batch_of_step": inner} | self._state_of_layout()
+        return {
+            "epoch": epoch, "step": step, "micro_batch_of_step": inner, "seed": self.seed, "num_samples": self.num_samples,
+            "batch_size": self.layout.batch_size, "order": self.order.name,
+            "world_size": self.layout.shard.world_size, "micro_batch": self.batch,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the loader was that returned `state`, also one of another world size.
@@ -277,8 +281,8 @@ class TrainLoader(_BetonLoader):
         Raises:
             UserError: the state is of another file, seed or batch size, or lies within a step that is divided differently.
         """
-        own, state = self._state_of_layout(), {"order": RANDOM} | state  # earlier versions had no other order
-        if missing := self.state_dict().keys() - state.keys():
+        own, state = self.state_dict(), {"order": RANDOM} | state  # earlier versions had no other order
+        if missing := own.keys() - state.keys():
             raise UserError(f"not the state of a loader: it has no {min(missing)}; give what state_dict() returned")
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
         for name in ("seed", "num_samples", "batch_size", "order", *layout):
@@ -286,12 +290,6 @@ class TrainLoader(_BetonLoader):
                 raise UserError(f"the loader's state was saved with {name} {state[name]}, this loader has {own[name]}")
         done = state["step"] * self._per_step + state["micro_batch_of_step"]
         self._next = self._position = (state["epoch"], done)
-
-    def _state_of_layout(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed, "num_samples": self.num_samples, "batch_size": self.layout.batch_size,
-            "order": self.order.name, "world_size": self.layout.shard.world_size, "micro_batch": self.batch,
-        }  # fmt: skip
 
 
 class EvalLoader(_BetonLoader):

@@ -6,7 +6,6 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,12 @@ class Checkpointing:
         """
         for path in reversed(self._existing):
             try:
+                # before the tensors: a checkpoint of another recipe has other files
+                refuse_other(read_checkpoint(path, (), resumable=True).state)
                 checkpoint = read_checkpoint(path, tuple(step_tensors(step)), resumable=True)
-                refuse_other(checkpoint.state)
                 progress = _stored_progress(checkpoint, steps_per_epoch)
                 load_step_tensors(step, checkpoint)
             except Damaged as error:
-                with suppress(Damaged):  # a checkpoint of another recipe has other files
-                    refuse_other(read_checkpoint(path, (), resumable=True).state)
                 self.damaged.append(error)
                 continue
             if scaler := checkpoint.state["scaler"]:  # empty if it was trained without one, in bf16 or fp32
