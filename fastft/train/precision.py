@@ -74,12 +74,12 @@ def inference_precision(amp: str, device: torch.device) -> Precision:
 
 
 def cpu_has_bf16() -> bool:
-    """True if the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); other CPUs emulate bf16 slowly."""
+    """True if the CPU multiplies bf16 faster than fp32: with AMX, or AVX512-BF16 of AMD; Intel's reaches 0.6 of fp32's rate."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in flags)
 
 
 def _best_on_gpu(device: torch.device) -> str:

@@ -101,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes) -> None:
         server = self.server
+        endless = server.trick == "endless"  # of this response: the test goes on once the body has arrived
         server.responses += 1
         if server.break_every and server.responses % server.break_every == 0:
             body = body[: len(body) // 2]
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.sent += len(body)
         try:
             self.wfile.write(body)
-            while server.trick == "endless":
+            while endless:
                 self.wfile.write(bytes(1 << 16))
                 server.sent += 1 << 16
         except OSError:  # the client had enough

@@ -106,7 +106,7 @@ def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path):
     process = launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton"))
     out, said = process.communicate(timeout=200)
     assert process.returncode == 2
-    assert out == "" and len(said.strip().splitlines()) == 1 and "nowhere.beton" in said
+    assert out == "" and len(said.strip().splitlines()) == 1 and "nowhere.beton" in said, said
     assert not (tmp_path / "run").exists()
 
 

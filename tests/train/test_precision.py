@@ -20,9 +20,17 @@ def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capabili
     assert chosen.scaled == (dtype == torch.float16)
 
 
-@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_cpu_gets_bf16_only_if_it_has_bf16_instructions(monkeypatch, has, dtype):
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
+@pytest.mark.parametrize(
+    ("cpuinfo", "dtype"),
+    [
+        ("AuthenticAMD avx512f avx512_bf16", torch.bfloat16),
+        ("GenuineIntel avx512_bf16 amx_bf16", torch.bfloat16),
+        ("GenuineIntel avx512f avx512_bf16", torch.float32),
+        ("AuthenticAMD avx2", torch.float32),
+    ],
+)
+def test_cpu_gets_bf16_only_where_it_is_faster_than_fp32(monkeypatch, cpuinfo, dtype):
+    monkeypatch.setattr(precision.Path, "read_text", lambda *_, **__: cpuinfo)
     assert precision.choose_precision("auto", torch.device("cpu")).dtype == dtype
 
 
