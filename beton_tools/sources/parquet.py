@@ -32,6 +32,7 @@ from beton_tools.sources.path_table import (
     describe_reading,
     find_column,
     is_csv,
+    number_by_name,
     number_label_sets,
     number_labels,
     path_source,
@@ -396,12 +397,12 @@ def _number_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
     numbers = [shard.labels for shard in shards if shard.labels is not None]
+    own = next((shard.class_names for shard in shards if shard.class_names), None)
     if len(numbers) == len(shards):
-        labels = np.concatenate(numbers)
+        labels = number_by_name(root, np.concatenate(numbers), own, classes)
     else:
         texts = (s.table.labels() if s.labels is None else map(str, s.labels.tolist()) for s in shards)
         labels, classes = number_labels(root, [label for part in texts for label in part], classes)
     if len(labels) == 0:
         raise UserError(f"{root}: no rows; give parquet files that contain images")
-    named = classes or next((shard.class_names for shard in shards if shard.class_names), None)
-    return labels, check_labels(root, int(labels.max()), named)
+    return labels, check_labels(root, int(labels.max()), classes or own)

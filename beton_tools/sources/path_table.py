@@ -15,7 +15,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.base import FileSource, check_classes, sort_labels
+from beton_tools.sources.base import FileSource, check_classes, is_number, sort_labels
 from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -148,6 +148,22 @@ def number_labels(
     names = check_classes(source, sort_labels(set(labels)), classes, "correct it")
     position = {name: label for label, name in enumerate(names)}
     return np.array([position[label] for label in labels], np.int64), names
+
+
+def number_by_name(
+    source: SourcePath, labels: np.ndarray, own: Sequence[str] | None, classes: Sequence[str] | None
+) -> np.ndarray:
+    """Class numbers as in `classes` of labels that are numbers, int64 (N,).
+
+    own: names of the labels; None: they have the numbers as names. Where no name is one of `classes`, such as ImageNet's words
+    beside its WordNet ids, the numbers are taken as those of `classes`.
+    """
+    if classes is None or (own is not None and list(own) == list(classes)):
+        return labels
+    used = labels.tolist() if own is None or labels.max(initial=-1) >= len(own) else [own[k] for k in labels.tolist()]
+    names = list(map(str, used))
+    is_named = not set(names).isdisjoint(classes) or (own is None and all(map(is_number, classes)))
+    return number_labels(source, names, classes)[0] if is_named else labels
 
 
 def number_label_sets(

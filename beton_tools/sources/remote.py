@@ -154,6 +154,14 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
 
     Raises UserError: the server cannot be reached, refuses access, or a package is missing.
     """
+    try:
+        return _find_info(path)
+    except RemoteError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _find_info(path: RemotePath) -> dict[str, Any] | None:
+    """As `info_of`; raises RemoteError in the place of its UserError."""
     fs, inside = path.open_file_system()
     try:
         if path.protocol in WEB:
@@ -162,17 +170,17 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise
 
 
 def stamp_of_url(path: RemotePath) -> Stamp:
     """Size and a hash of the version of a file as it is now; the hash is 0 where the server states no version.
 
     Raises:
-        RemoteError: there is no such file, or the server does not state the size.
-        UserError: as `info_of`.
+        RemoteError: there is no such file, the server cannot be reached, refuses access, or does not state the size.
+        UserError: a package is missing.
     """
-    info = info_of(path)
+    info = _find_info(path)
     if info is None:
         raise RemoteError(path, "no such file")
     if info["type"] != "file":

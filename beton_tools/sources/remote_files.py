@@ -72,7 +72,7 @@ def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
 
     Raises:
         OSError: as `open_regular`, or a RemoteError.
-        UserError: a package is missing, access is refused, or the server cannot be reached.
+        UserError: a package is missing.
     """
     return cast(BinaryIO, RemoteFile(path, read_ahead)) if isinstance(path, RemotePath) else open_regular(path)
 

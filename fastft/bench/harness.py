@@ -149,7 +149,8 @@ class _Process:
         """Run one round; None if this contender has no such arm or has failed."""
         if arm not in self.arms or self.failed:
             return None
-        print(json.dumps(arm), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it ended after its last round, which `_answer` reports
+            print(json.dumps(arm), file=self.process.stdin, flush=True)
         answer = self._answer()
         if "wall" not in answer:
             self._skip(answer, result)

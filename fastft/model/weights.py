@@ -218,6 +218,8 @@ def _check_same_tower(
         raise UserError(
             f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
         )
+    if folder is not None and arch.quick_gelu and not folder.quick_gelu:
+        raise UserError(f"weights {weights} were trained with GELU; set model.arch to the name without -quickgelu")
     width, _, patch, _ = state["conv1.weight"].shape
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
     if (width, patch, layers) != (arch.width, arch.patch_size, arch.layers):

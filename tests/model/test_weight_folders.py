@@ -232,6 +232,7 @@ def refusals(folders: Path) -> dict[str, tuple[str, str, str]]:
         "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
         "transformers, timm": ("timm/test_vit", f"{folders}/clip", "is CLIP of transformers; set model.arch to open_clip's"),
         "not quick_gelu": (f"{folders}/gelu.json", f"{folders}/clip", "trained with QuickGELU"),
+        "quick_gelu": (own, f"{folders}/trained-with-gelu", "trained with GELU; .* the name without -quickgelu"),
         "other heads": (f"{folders}/heads.json", f"{folders}/clip", "2 attention heads, .* has 4"),
         "no folder of weights": ("timm/test_vit", f"{folders}/empty", "is not a folder with open_clip_config.json"),
         "no weights in it": ("timm/test_vit", f"{folders}/bare", "holds no weights; expected model.safetensors"),
@@ -251,6 +252,8 @@ def test_what_does_not_fit_is_one_line_that_says_what_does(folders, case):
     heads = CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"head_width": 16}}
     (folders / "gelu.json").write_text(json.dumps(gelu))
     (folders / "heads.json").write_text(json.dumps(heads))
+    shutil.copytree(folders / "open_clip", folders / "trained-with-gelu", dirs_exist_ok=True)
+    (folders / "trained-with-gelu" / "open_clip_config.json").write_text(json.dumps({"model_cfg": gelu}))
     (folders / "empty").mkdir(exist_ok=True)
     (folders / "bare").mkdir(exist_ok=True)
     shutil.copy(folders / "timm" / "config.json", folders / "bare")

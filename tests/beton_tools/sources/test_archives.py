@@ -153,6 +153,37 @@ def test_plain_parquet_of_bytes_and_numbers(tmp_path, photo_jpegs):
     assert source.labels[23] == pairs[23][1]
 
 
+@pytest.mark.parametrize(
+    ("own", "classes", "expected"),
+    [
+        (None, ["2", "0", "1"], [1, 2, 0]),
+        (None, ["0", "1", "2", "3"], [0, 1, 2]),
+        (["cup", "cat", "rocket"], ["cat", "cup", "dog", "rocket"], [1, 0, 3]),
+        (["cup", "cat", "rocket"], ["n0", "n1", "n2"], [0, 1, 2]),  # other names of the same numbers, as ImageNet has
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_labels_that_are_numbers_are_numbered_by_name_as_in_the_given_classes(
+    tmp_path, photo_jpegs, kind, own, classes, expected
+):
+    pairs = labelled(photo_jpegs)
+    if kind == "parquet":
+        write_parquet(tmp_path / "a.parquet", pairs, own)
+    else:
+        write_shards(tmp_path / "a", pairs, "cls")
+        (tmp_path / "a" / "classes.txt").write_text("\n".join(own or ["0", "1", "2"]) + "\n")
+        pairs = [pairs[i] for shard in range(3) for i in range(shard, 24, 3)]
+    source = open_source(next(tmp_path.iterdir()), classes=classes)
+    assert source.classes == tuple(classes)
+    assert source.labels.tolist() == [expected[label] for _, label in pairs]
+
+
+def test_a_number_that_is_not_one_of_the_given_classes_is_refused(tmp_path, photo_jpegs):
+    write_parquet(tmp_path / "a.parquet", labelled(photo_jpegs), None)
+    with pytest.raises(UserError, match="class '1' is not one of the 3 training classes"):
+        open_source(tmp_path, classes=["0", "2", "3"])
+
+
 def test_unusable_parquet_is_refused_in_one_line(tmp_path, photo_jpegs):
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 not really")

@@ -79,11 +79,15 @@ def test_connections_that_break_are_made_again(server, tmp_path, photo_jpegs):
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(server, tmp_path, photo_jpegs, on_error):
+@pytest.mark.parametrize(("name", "image"), [("s-00.tar", r"000000\.(cls|jpg)"), ("a.parquet", r"0\.jpg")])
+def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(
+    server, tmp_path, photo_jpegs, on_error, name, image
+):
     shards(server.folder, photo_jpegs)
-    source, out = open_source(f"{server.url}/s-00.tar"), tmp_path / "o.beton"
+    parquet(server.folder / "a.parquet", photo_jpegs)
+    source, out = open_source(f"{server.url}/{name}"), tmp_path / "o.beton"
     server.status = 503
-    with refuses(r"000000\.(cls|jpg).*s-00\.tar: .*503.*, 5 attempts"):
+    with refuses(rf"{image}.*{name}: .*503.*, 5 attempts"):
         write_beton(out, source, WriteOptions(workers=0, on_error=on_error))
     assert not out.exists()
 
