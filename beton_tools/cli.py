@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print_error(command, describe_stop(stop))
         return exit_code(stop)
-    except BrokenPipeError:  # the reader of our output, such as head, has closed it
+    except (BrokenPipeError, SystemExit):  # the reader of our output, such as head, has closed it; SystemExit: rich's
         sys.stderr.close()
         return 0
     except OSError as error:

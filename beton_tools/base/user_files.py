@@ -31,6 +31,11 @@ _KINDS = {
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
+def expand_home(path: str) -> Path:
+    """The path with `~` and `~USER` expanded; unchanged if there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises RuntimeError
+
+
 def open_regular(path: StrPath) -> BufferedReader:
     """Open a regular file for reading.
 

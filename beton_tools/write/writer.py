@@ -92,7 +92,10 @@ class WriteOptions(EncodeOptions):
         values = asdict(self)
         for name in ("workers", "on_error", "part", "compress_probability", "upright"):
             del values[name]
-        values |= {"quality": self.quality or QUALITY, "subsampling": self.subsampling or SUBSAMPLING}
+        for name, default in (("quality", QUALITY), ("subsampling", SUBSAMPLING)):
+            if values[name] == default:  # also of images without loss, which have better ones unless told otherwise
+                values[f"{name}_of_all"] = True
+            values[name] = values[name] or default
         if self.background == WHITE:
             del values["background"]
         if self.write_mode == AUTO:

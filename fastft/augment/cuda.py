@@ -72,7 +72,7 @@ class CudaAugment:
     def __call__(self, packed: Tensor, offsets: Tensor, plan: Tensor) -> Tensor:
         """Images (B, 3, size, size) of the dtype, channels last.
 
-        packed: uint8; region b (geometry.source_region) begins at offsets[b] (int64). plan: its rows as uint8.
+        packed: uint8; region b (resize.source_region) begins at offsets[b] (int64). plan: its rows as uint8.
         """
         batch = len(plan) // PLAN_DTYPE.itemsize
         length = CHANNELS * self.size * self.size

@@ -190,7 +190,7 @@ AUGMIX_KEYS: dict[str, Bounds | None] = {
     "m": (int, 0, 10),
     "w": (int, 1, MAX_CHAINS),
     "d": (int, -1, CHAIN_DEPTH),
-    "a": (float, 1e-3, 1e3),
+    "a": (float, 0.2, 1e3),  # weights of a smaller one underflow in float32
     "mstd": (float, 0, math.inf),
 }
 UNIFORM_ABOVE = 100.0  # timm: a standard deviation above this means "uniform in 0..m"

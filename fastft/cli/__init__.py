@@ -17,7 +17,13 @@ from beton_tools.base import torchrun
 from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
-    from beton_tools.base.console import describe_os_error, print_error, print_warnings_in_one_line, start_command
+    from beton_tools.base.console import (
+        describe_os_error,
+        discard_closed_output,
+        print_error,
+        print_warnings_in_one_line,
+        start_command,
+    )  # fmt: skip
     from beton_tools.base.errors import UserError
     from fastft import __version__
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
@@ -94,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_unknown(args.parser, rest)
         print_warnings_in_one_line(f"fastft {args.command}")
         with raise_on_stop_signals(f"fastft {args.command}"):
-            return args.run(args)
+            code = args.run(args)
+            sys.stdout.flush()  # an error, such as that of a full disk, is reported here
+            return code
     except UserError as error:
         _print_error(args.command, error)
         return EXIT_BAD_INPUT
@@ -107,11 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _print_error(args.command, describe_stop(stop))
         return exit_code(stop)
-    except BrokenPipeError:  # the reader of our output, such as head, has closed it
+    except (BrokenPipeError, SystemExit):  # the reader of our output, such as head, has closed it; SystemExit: rich's
         sys.stderr.close()
         return 0
     except OSError as error:
         _print_error(args.command, describe_os_error(error))
+        discard_closed_output()
         return EXIT_BAD_INPUT
 
 

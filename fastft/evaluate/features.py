@@ -68,7 +68,10 @@ def beton_features(trained: Trained, path: Path, world: World) -> Features:
     """The embeddings of a `.beton`, in every process."""
     precision = inference_precision(trained.recipe.train.amp, world.device)
     with eval_loader(trained, path, world) as loader:
-        features_ND, labels_N = pooled_features(trained.model, loader, world, precision, stop=lambda: False)
+        try:
+            features_ND, labels_N = pooled_features(trained.model, loader, world, precision, stop=lambda: False)
+        except UserError as error:  # a damaged image, which only this process has met
+            raise world.publish_error(error) from error
         names = loader.betons.read_names()
         files = [f"{path.name}[{i}]" for i in range(len(labels_N))] if names is None else names
         return Features(features_ND, labels_N, files, loader.class_names)

@@ -15,7 +15,7 @@ from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
 from fastft.run.chosen_weights import evaluation_of
-from fastft.run.evaluations import MAP, main_score
+from fastft.run.evaluations import MAP, SELECTION, main_score
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
@@ -93,7 +93,8 @@ def _metrics(trained: Trained) -> str:
             # top-5 of more than 5 classes
             figures = (f"{s[key]:.3f}" if key in s else "-" for key in (score, "macro_f1" if score == MAP else "top5"))
             rows.append([name, *figures, f"{s['loss']:.4f}", f"{s['samples']:,}"])
-    best = ", the best of the run by its own validation images" if "evaluation" in state else ""
+    chose = "training images that were left out" if SELECTION in found else "its own validation images"
+    best = f", the best of the run by {chose}" if "evaluation" in state else ""
     epoch = f"{names[trained.kind]} weights of epoch {found.get('epoch')} (from 0){best}"
     chosen = f"{'Head of the linear probe' if trained.kind == PROBE else epoch}: {trained.scores[score]:.3f} %."
     titles = ["mAP %", "F1 %"] if score == MAP else ["top-1 %", "top-5 %"]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
 
 import torch
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import expand_home
 from fastft.model.arch import Arch, refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
 from fastft.model.classifier import TOKEN, build_classifier
@@ -43,7 +43,7 @@ def check_model(recipe: Recipe) -> None:
     with torch.device("meta"):
         build_model(recipe, pretrained=False, arch=arch)
     if recipe.model.head is not None:
-        read_head(Path(recipe.model.head).expanduser())
+        read_head(expand_home(recipe.model.head))
     if weights == "random":
         return
     if isinstance(arch, TimmArch) and find_tag(weights, arch.timm) is not None:
@@ -78,7 +78,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
     if pretrained and m.weights != "random":
         load_tower_weights(model.visual, m.weights, m.arch)
     if pretrained and m.head is not None:
-        path = Path(m.head).expanduser()
+        path = expand_home(m.head)
         set_head(model, read_head(path), path)
     return model
 

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import expand_home
 from fastft.model.classifier import count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
 from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers, timm_args
@@ -260,7 +260,7 @@ def find_tag(weights: str, name: str) -> str | None:
     """
     if weights == PRETRAINED:
         return ""
-    if Path(weights).suffix or Path(weights).exists() or weights.startswith(HUB):
+    if (path := expand_home(weights)).suffix or path.exists() or weights.startswith(HUB):
         return None
     known = pretrained_tags(name.partition(".")[0])
     if weights not in known:
@@ -300,7 +300,7 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     theirs = None if folder is None else folder.timm_name  # None also for CLIP's own ViT, which timm converts
     if theirs is not None and theirs.partition(".")[0] != name.partition(".")[0]:
         raise UserError(f"{weights} holds timm's {theirs}; set --model.arch={TIMM}{theirs}")
-    state = without_wrappers(read_state_dict(Path(weights)) if folder is None else folder.read())
+    state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
     if is_transformers(state):
         raise UserError(
             f"{weights} is CLIP of transformers; set model.arch to open_clip's name, such as ViT-B-16-quickgelu"

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import check_user_file, open_user_file, read_regular
+from beton_tools.base.user_files import check_user_file, expand_home, open_user_file, read_regular
 from fastft.model.torchscript import (
     HAS_BYTEARRAY,
     check_records,
@@ -184,7 +184,7 @@ def find_weight_folder(weights: str) -> WeightFolder | None:
     """
     if weights.startswith(HUB):
         return open_weight_folder(fetch(weights.removeprefix(HUB)))
-    path = Path(weights)
+    path = expand_home(weights)
     return open_weight_folder(path) if path.is_dir() else None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import check_user_file
+from beton_tools.base.user_files import check_user_file, expand_home
 from fastft.model.arch import Arch
 from fastft.model.tower import Tower, resample_positions
 from fastft.model.weight_files import (
@@ -152,10 +152,7 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
 
 def _as_file(weights: str) -> Path | None:
     """The path of a file, whether it exists or not; None for a tag."""
-    try:
-        path = Path(weights).expanduser()
-    except RuntimeError:  # no such user
-        path = Path(weights)
+    path = expand_home(weights)
     return path if path.suffix or path.exists() else None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
+from beton_tools.base.user_files import expand_home
 from beton_tools.read.sample_table import classes_of
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.base import sort_labels, subset
@@ -93,7 +94,7 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
             f"{path}: a training reads local files; convert it first (`fastft convert folder --data {path} --out "
             "photos.beton`), then give --data.train=photos.beton"
         )
-    place = Path(path).expanduser()
+    place = expand_home(path)
     if not os.path.lexists(place) and not glob.has_magic(str(place)):
         raise UserError(f"{place}: no such file or folder; {GIVE}")
     train, val, unused = _split_folders(place)

@@ -1,9 +1,9 @@
 """Which data must be prepared before a training; imports few modules, as most commands look at it."""
 
 import glob
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_paths import exist_betons, is_beton_pattern
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def needs_conversion(path: str | None) -> bool:
         return False
     if is_beton_pattern(path):
         return False
-    place = Path(path).expanduser()
+    place = expand_home(path)
     is_pattern = glob.has_magic(path) and not place.exists()
     return place.is_dir() or is_pattern or place.suffix.lower() in (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)
 
@@ -29,7 +29,7 @@ def exists(path: str) -> bool:
     """Return True if `data.train` or `data.val` names files or a folder that exist, or a pattern that some files match."""
     if not needs_conversion(path):
         return exist_betons(path)
-    place = Path(path).expanduser()
+    place = expand_home(path)
     return place.exists() or bool(glob.glob(str(place)))  # noqa: PTH207 - may be absolute
 
 

@@ -80,8 +80,12 @@ def prepare_once(
 def _compare(folder: Path, inputs: Inputs) -> tuple[dict[str, Any], str, list[str]]:
     """(the record of the last preparation, which input has changed since, its files that are missing)."""
     stored = _read(folder)
+    before = stored.get("inputs", {})
+    change = inputs.changed_since(before)
+    if stored and not stored.get("complete") and before.get("data") != inputs.data:
+        change = change or "its path has changed"  # an unfinished conversion is only continued from the same path
     lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
-    return stored, inputs.changed_since(stored.get("inputs", {})), lost
+    return stored, change, lost
 
 
 def _finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:

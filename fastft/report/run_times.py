@@ -38,7 +38,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
     so_far = sum(parts.values())
     rows = [_row(name, seconds, devices, price) for name, seconds in parts.items()]
     rows.append(_row("so far", so_far, devices, price))
-    if (left := seconds_left(run)) > 0:
+    if not run.stopped and (left := seconds_left(run)) > 0:
         rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
     device, known = run.machine.get("device", "device"), gpus is not None or world is not None
     return {"device": device, "devices": devices, "devices_known": known, "price": price, "rows": rows}

@@ -36,13 +36,11 @@ class _Weights(Document):
     raw: _Scores | Unset = UNSET
     ema: _Scores | Unset = UNSET
     disagreements: _Disagreements | Unset = UNSET
-    best_by: Literal["top1", "balanced_accuracy", "map"] | Unset = UNSET
 
-    def __post_init__(self) -> None:
+    def check(self, best_by: str) -> None:
         found = [scores for scores in (self.raw, self.ema) if isinstance(scores, _Scores)]
         if not found:
             raise ValueError("an evaluation has no 'raw'")
-        best_by = TOP1 if isinstance(self.best_by, Unset) else self.best_by
         if any(getattr(s, best_by) is UNSET for s in found):
             raise ValueError(f"an evaluation has no '{best_by}'")
 
@@ -51,7 +49,14 @@ class StoredEvaluation(_Weights, kw_only=True):
     """An entry of `evaluations` in a checkpoint or a result.json."""
 
     epoch: Count
+    best_by: Literal["top1", "balanced_accuracy", "map"] | Unset = UNSET
     selection: _Weights | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        best_by = TOP1 if isinstance(self.best_by, Unset) else self.best_by
+        for weights in (self, self.selection):
+            if isinstance(weights, _Weights):
+                weights.check(best_by)
 
 
 def flatten(evaluation: Evaluation) -> dict[str, Any]:

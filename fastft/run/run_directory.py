@@ -12,7 +12,7 @@ import yaml
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import UNSET, Document, Number, Numbers, Positive, Unset, check
-from beton_tools.base.user_files import open_own, read_user_file, read_user_text, try_lock
+from beton_tools.base.user_files import expand_home, open_own, read_user_file, read_user_text, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
@@ -248,7 +248,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def run_folder(recipe: Recipe) -> Path:
-    return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
+    return expand_home(recipe.train.run_dir or f"runs/{recipe.name}")
 
 
 def lock_run(folder: Path) -> IO[str]:

@@ -41,12 +41,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
     """
     if kind == "none":
         return None
-    try:
-        library = importlib.import_module(kind)
-    except ImportError:
-        raise UserError(
-            f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
-        ) from None
+    library = import_tracker(kind)
     stored = folder / f"{kind}.json"
     known = read_json(stored, _Record, "delete it to begin a new record").get("id")
     try:
@@ -60,6 +55,16 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
     if known is None:
         write_text(stored, json.dumps({"id": tracker.id}))
     return tracker
+
+
+def import_tracker(kind: str) -> Any:
+    """The library of `train.tracker`. Raises UserError: it is not installed."""
+    try:
+        return importlib.import_module(kind)
+    except ImportError:
+        raise UserError(
+            f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
+        ) from None
 
 
 class _Wandb:

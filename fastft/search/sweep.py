@@ -28,7 +28,7 @@ from fastft.search.runs import (
     train_run,
     write_results,
 )
-from fastft.train.distributed import World, find_world
+from fastft.train.distributed import World, connected, find_world
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
@@ -50,7 +50,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     recipe = load_recipe(sweeps[0].reference(sweeps[0].rows[0]), overrides)
     options, outcomes = recipe.train, []
     # one process group for all trainings
-    with find_world(options.device, options.timeout_minutes, "train.device") as world:
+    with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         overrides = prepare_overrides(recipe, overrides, out, line_printer(console), world)
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for several in planned for run in several]

@@ -7,10 +7,9 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +21,7 @@ from beton_tools.base.typed_json import Document, Numbers
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_multi_label, refuse_other_classes
 from fastft.model.recipe_model import recipe_arch
+from fastft.optim.schedule import untrained_share
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.photos.same_images import count_shared
 from fastft.recipe import Recipe, load_recipe
@@ -44,7 +44,7 @@ from fastft.search.settings import (
     with_setting,
 )
 from fastft.search.tune_report import print_result, write_report
-from fastft.train.distributed import World, find_world
+from fastft.train.distributed import World, connected, find_world
 from fastft.train.exceptions import TimeUp
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
@@ -71,16 +71,17 @@ def tune(
     """
     recipe = _read(reference, overrides)
     folder = out or Path("runs") / f"tune-{recipe.name}"
-    with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
+    world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
+    with connected(world), ExitStack() as opened:
+
+        def lock() -> None:
+            opened.enter_context(lock_run(folder))
+
         recipe = _prepare(recipe, folder, test, console, world)
         shared = 0 if test is None else _count_shared(recipe, test, world)
-        lock: IO[str] | None = lock_run(folder) if world.is_main else None
-        try:
-            search = _Search(recipe, folder, budget, world, console if world.is_main else Console(quiet=True))
-            result = search.run(test, shared)
-        finally:
-            if lock is not None:
-                lock.close()
+        world.in_main(lock)
+        search = _Search(recipe, folder, budget, world, console if world.is_main else Console(quiet=True))
+        result = search.run(test, shared)
         if world.is_main:
             write_report(result, folder)
             print_result(result, folder, console)
@@ -126,12 +127,8 @@ def _count_shared(recipe: Recipe, test: Path, world: World) -> int:
 
     Raises UserError: all of them are.
     """
-    images = BetonSet.open(test)
-    shared = None
-    if world.is_main:
-        used = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
-        shared = count_shared(images, used)
-    shared = world.broadcast(shared)
+    images, used = BetonSet.open(test), (str(recipe.data.train), str(recipe.data.val))
+    shared = world.in_main(lambda: count_shared(images, list(map(BetonSet.open, used))))
     if shared == len(images):
         raise UserError(
             f"{test}: all its images are training or validation images, which choose the setting; give others, or leave "
@@ -226,7 +223,7 @@ class _Search:
         epochs, last = self.rungs[rung], len(self.rungs) - 1
         run = self._plan(setting, epochs)
         failure = None
-        if (evaluations := read_result(run)) is None:
+        if (evaluations := self._read_result(run)) is None:
             if self.time_up or self.budget.left(BUDGET_SHARES[rung]) <= 0:
                 self.skipped.append((setting, epochs))
                 return None
@@ -238,7 +235,7 @@ class _Search:
                 self.time_up = True
                 self.skipped.append((setting, epochs))
                 return None
-            evaluations = read_result(run)
+            evaluations = self._read_result(run)
         if evaluations is None:
             trial = ShortRun(setting, rung, epochs, run, failure=failure)
         else:
@@ -247,6 +244,10 @@ class _Search:
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.trials.append(trial)
         return trial
+
+    def _read_result(self, run: PlannedRun) -> list[Evaluation] | None:
+        """The same in every process: the main one writes it after the others have finished."""
+        return self.world.in_main(lambda: read_result(run))
 
     def _plan(self, setting: Setting, epochs: int) -> PlannedRun:
         return plan_run(shortened(with_setting(self.recipe, setting, self.layers), epochs), self.folder / "runs")
@@ -290,7 +291,8 @@ class _Search:
         )  # fmt: skip
 
     def _optimism(self) -> float:
-        first = [trial for trial in self.trials if trial.rung == 0 and trial.score is not None]
+        scored = [trial for trial in self.trials if trial.score is not None]
+        first = [trial for trial in scored if trial.rung == min(t.rung for t in scored)]
         saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
         right_SN = np.stack([labels_N == predicted_N for labels_N, predicted_N in saved])
         labels_N = saved[0][0]
@@ -301,7 +303,8 @@ class _Search:
 
 def _finished(setting: Setting, rung: int, epochs: int, run: PlannedRun, evaluations: Sequence[Evaluation]) -> ShortRun:
     last = evaluations[-1]
-    chosen, measure = choose_weights(evaluations, last), last.get("best_by", TOP1)
+    untrained = untrained_share(run.recipe, epochs * run.recipe.steps_per_epoch())
+    chosen, measure = choose_weights(evaluations, last, untrained=untrained), last.get("best_by", TOP1)
     assert chosen is not None  # there is an evaluation
     weights = chosen["kind"]
     return ShortRun(setting, rung, epochs, run, float(last[weights][measure]), measure, weights)

@@ -176,7 +176,9 @@ class World:
         if self.size == 1:
             return work()
         group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
-        dist.barrier(group=group)  # process 0 may end at once; gloo prints a line for each process that still connects to it
+        dist.barrier(
+            group=group
+        )  # process 0 may end at once; gloo prints a line for each process that still connects to it
         answers: list[Any] = [(None, None)]
         if self.is_main:
             try:

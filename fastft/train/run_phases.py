@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.work import phase_flops
@@ -68,8 +69,12 @@ def plan_phases(
 ) -> RunPhases:
     """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
 
-    Raises UserError: as `find_phases` and `choose_micro_batch`.
+    Raises UserError: the batch cannot be divided among the processes; as `find_phases` and `choose_micro_batch`.
     """
+    if recipe.optim.batch_size % world.size:
+        raise UserError(
+            f"optim.batch_size {recipe.optim.batch_size} is not a multiple of {world.size} processes; change one of the two"
+        )
     files = [train_files, *([] if recipe.data.val is None else [BetonSet.open(recipe.data.val)])]
     policy, batches = build_policy(recipe), Engine.slots(recipe.data.batches_ahead)
     rank_batch = max(1, recipe.optim.batch_size // world.size)

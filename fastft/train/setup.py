@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import strata
 from fastft.augment import Mixer
@@ -32,7 +33,7 @@ from fastft.recipe.training_images import NO_DATA, is_imagenet, with_training_fi
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
-from fastft.run.tracking import Tracker, open_tracker
+from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.distributed import World
 from fastft.train.evaluate import Validation
@@ -189,7 +190,7 @@ def _open_training_files(recipe: Recipe) -> BetonSet:
     if recipe.data.train is None:
         raise UserError(NO_DATA)
     for path in filter(None, (recipe.data.train, recipe.data.val)):
-        if Path(path).expanduser().is_dir():
+        if expand_home(path).is_dir():
             raise UserError(
                 f"{path} is a folder of photographs; in Python, train(prepare_data(recipe, print)) converts it first, with "
                 "prepare_data of fastft.photos.prepare"
@@ -220,6 +221,8 @@ def take_selection(recipe: Recipe, files: BetonSet) -> tuple[BetonSet, BetonSet 
 
 def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) -> None:
     """Raise UserError for what cannot be trained, before weights are fetched."""
+    if world.is_main and recipe.train.tracker != NONE:
+        import_tracker(recipe.train.tracker)
     if recipe.data.val is not None:
         val = BetonSet.open(recipe.data.val)
         refuse_other_classes(val.class_names, train_files.class_names, recipe.data.val)
@@ -265,7 +268,7 @@ def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
     """Raise UserError if the classes of `model.head` are not those of the training file."""
     if recipe.model.head is None:
         return
-    path = Path(recipe.model.head).expanduser()
+    path = expand_home(recipe.model.head)
     try:
         refuse_other_classes(class_names, read_head(path).classes, str(recipe.data.train))
     except UserError as error:

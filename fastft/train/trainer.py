@@ -49,6 +49,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end; returns the content of result.json."""
         self._start()
+        if self.world.is_main and not self._is_done():  # of a run that had ended and has more epochs now
+            (self.setup.folder / "result.json").unlink(missing_ok=True)
         if self.setup.validation.is_due(self.progress):  # a signal interrupted it
             self._finish_epoch()
         with closing(self.profiler):
@@ -165,9 +167,9 @@ class Trainer:
             except EvaluationStopped:
                 self._save()
                 self._stop()
-        is_last = self._is_done()
-        stop = not is_last and self.world.any(self._is_stop_due())
-        if best or stop or is_last or done % self.recipe.train.checkpoint_epochs == 0:
+        is_last, request = self._is_done(), self._request()
+        stop = not is_last and request == STOP
+        if best or is_last or request >= SAVE or done % self.recipe.train.checkpoint_epochs == 0:
             self._save(best)
         self.reporter.epoch(done - 1, self.global_step)
         if stop:
@@ -187,12 +189,16 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         self.setup.checkpoints.raise_if_failed()
-        due = self.setup.checkpoints.is_due(self.global_step)
-        request = self.world.max(STOP if self._is_stop_due() else SAVE if due else CONTINUE)
+        request = self._request()
         if request >= SAVE:
             self._save()
         if request == STOP:
             self._stop()
+
+    def _request(self) -> int:
+        """CONTINUE, SAVE or STOP, for all processes."""
+        due = self.setup.checkpoints.is_due(self.global_step)
+        return self.world.max(STOP if self._is_stop_due() else SAVE if due else CONTINUE)
 
     def _save(self, best: bool = False) -> None:
         s = self.setup

@@ -96,6 +96,13 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy():
     assert choose_weights([entry], entry)["kind"] == "ema"
 
 
+def test_selection_images_are_judged_by_the_score_of_their_evaluation():
+    entry = {"epoch": 0, "best_by": "map", "raw": {"map": 50.0, "samples": 8, "loss": 0.1}}
+    check("it", entry | {"selection": {"raw": entry["raw"]}}, StoredEvaluation)
+    with pytest.raises(ValueError, match="no 'map'"):
+        check("it", entry | {"selection": {"raw": {"top1": 50.0, "samples": 8, "loss": 0.1}}}, StoredEvaluation)
+
+
 def against_probe(own_only: int, probe_only: int, **balanced: float) -> dict[str, Any] | None:
     """The choice of a run whose EMA and probe differ on so many of 200 images."""
     entry = evaluation(3, 80, 80, 200)

@@ -50,10 +50,11 @@ def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path, monkeypatch
     wait_for(lambda: all(b"train/loss" in record.read_bytes() for record in records))
 
 
-def test_a_tracker_that_is_not_installed_is_one_line(tiny, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_one_line_and_leaves_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="wandb, which is not installed; pip install wandb"):
-        run(tiny, tmp_path, train__tracker="wandb")
+        run(tiny, tmp_path / "run", train__tracker="wandb")
+    assert not (tmp_path / "run").exists()
 
 
 class Gone:

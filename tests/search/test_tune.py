@@ -173,6 +173,25 @@ def test_runs_of_the_first_rung_alone_change_nothing(tiny, searched, tmp_path, m
     assert tuned.optim.lr == load_recipe(RECIPE, options(tiny)).optim.lr
 
 
+def test_a_search_without_runs_of_the_first_rung_is_corrected_by_those_of_the_second(
+    tiny, searched, tmp_path, monkeypatch
+):
+    """A larger budget may leave no time for the first rung, whose runs an earlier one has used up, but for the second."""
+    folder, expected = searched
+
+    def already_trained(run, world, console, ending):
+        if run.recipe.epochs == expected.rungs[-1]:
+            raise TimeUp("the budget has ended")
+        (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
+        run.folder.symlink_to(folder / "runs" / run.key)
+
+    monkeypatch.setattr(search, "BUDGET_SHARES", (0.0, 1.0, 1.0))
+    monkeypatch.setattr(search, "train_run", already_trained)
+    result = tune(RECIPE, options(tiny), tmp_path / "out", budget=1e9, console=QUIET)
+    assert {t.rung for t in result.trials} == {1} and not result.complete
+    assert result.optimism is not None and (tmp_path / "out/tuned.yaml").exists()
+
+
 def test_the_first_rungs_leave_half_of_the_budget_and_what_did_not_fit_is_listed(tiny, searched, tmp_path, monkeypatch):
     """Each epoch takes a second: the first rung has time for one run of one epoch, the second for none."""
     folder, _ = searched

@@ -30,6 +30,7 @@ from fastft.train.exceptions import NonFinite
 from fastft.train.precision import Precision
 from fastft.train.progress import conclusion
 from fastft.train.step import Step
+from fastft.train.trainer import Trainer
 from tests.refusals import refuses
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 
@@ -179,6 +180,27 @@ def test_the_run_directory_is_locked_before_its_checkpoints_are_read(tiny, tmp_p
     monkeypatch.setattr("fastft.train.checkpointing.list_checkpoints", lambda folder: pytest.fail("it was read"))
     with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
         run(tiny, tmp_path, schedule__stop_epoch="1")
+
+
+def test_a_run_that_goes_on_has_not_ended(tiny, tmp_path, monkeypatch):
+    run(tiny, tmp_path, schedule__stop_epoch="1")
+    assert (tmp_path / "result.json").exists()
+
+    def interrupted(self: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    run(tiny, tmp_path, schedule__stop_epoch="1")  # nothing is left to do
+    assert (tmp_path / "result.json").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_checkpoints_by_steps_are_also_made_at_the_end_of_an_epoch(tiny, tmp_path):
+    by_steps = {"train__checkpoint_steps": "6", "train__checkpoint_epochs": "100", "train__eval_every": "100"}
+    run(tiny, tmp_path, **by_steps)
+    assert [line["step"] for line in logged(tmp_path, "checkpoint")][:2] == [6, 12]
 
 
 def converted(images: Path, out: Path, **classes: str) -> str:

@@ -10,6 +10,7 @@ from ffcv.fields import FloatField, IntField, JSONField, RGBImageField
 from ffcv.writer import DatasetWriter
 
 from beton_tools import UserError
+from beton_tools.inspect.verify import verify
 from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, Beton
 from beton_tools.sources import open_source
 from beton_tools.write.images import decode_sample
@@ -54,6 +55,17 @@ def test_a_file_with_more_fields_than_ours(tmp_path):
     assert [f.name for f in beton.fields] == ["picture", "class", "weight", "note"]
     assert beton.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     np.testing.assert_array_equal(decode_sample(beton, 3), photos.images[3])
+
+
+def test_a_file_without_labels_is_verified(tmp_path):
+    class Weighted(Photos):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0], 0.5
+
+    fields = {"picture": RGBImageField("raw"), "weight": FloatField()}
+    DatasetWriter(str(tmp_path / "ffcv.beton"), fields, num_workers=1).from_indexed_dataset(Weighted())
+    report = verify(tmp_path / "ffcv.beton")
+    assert report.ok and report.images_decoded == 7
 
 
 def test_a_file_of_a_killed_ffcv_writer_is_refused(tmp_path):

@@ -200,6 +200,12 @@ def test_other_options_start_over(photo_folder, tmp_path):
     assert both(out) == both(fresh)
 
 
+def test_the_default_quality_given_for_all_images_is_another_option():
+    given = WriteOptions(quality=90, subsampling="4:2:0").recorded()
+    assert WriteOptions().recorded() == WriteOptions(quality=None).recorded() != given
+    assert given | WriteOptions().recorded() == given  # the same values, and that they are those of every image
+
+
 def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(photo_folder, tmp_path, whole, full_disk):
     out = tmp_path / "photos.beton"
     with full_disk(2 * PAGE), refuses("cannot be written .*free some space"):
