@@ -30,21 +30,9 @@ _MODULES = {
 }
 # imported when first used; the training function is `fastft.train.train`
 __all__ = [
-    "AsTuples",
-    "AugmentPolicy",
-    "Batch",
-    "EvalLoader",
-    "Output",
-    "Prediction",
-    "Predictor",
-    "Recipe",
-    "Shard",
-    "TrainLoader",
-    "TrainedRun",
-    "fit",
-    "load_recipe",
-    "parse_policy",
-]
+    "AsTuples", "AugmentPolicy", "Batch", "EvalLoader", "Output", "Prediction", "Predictor", "Recipe", "Shard",
+    "TrainLoader", "TrainedRun", "fit", "load_recipe", "parse_policy",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,16 +6,6 @@ from beton_tools.jpeg.transcode import add_index
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 
 __all__ = [
-    "DamagedJpeg",
-    "Header",
-    "JpegError",
-    "add_index",
-    "close_decoders",
-    "decode_region",
-    "decode_rgb",
-    "describe_error",
-    "open_decoders",
-    "parse",
-    "scratch_bytes",
-    "subsampling",
-]
+    "DamagedJpeg", "Header", "JpegError", "add_index", "close_decoders", "decode_region", "decode_rgb",
+    "describe_error", "open_decoders", "parse", "scratch_bytes", "subsampling",
+]  # fmt: skip

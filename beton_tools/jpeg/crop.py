@@ -16,23 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from beton_tools.jpeg import markers
 from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
-from beton_tools.jpeg.markers import (
-    BAD_HEADER,
-    BAD_REGION,
-    DAMAGED,
-    EOI,
-    OK,
-    RST0,
-    SMALL_SCRATCH,
-    DamagedJpeg,
-    Header,
-    JpegError,
-    as_bytes_array,
-    describe_error,
-    parse,
-    scan_header,
-)
+from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
@@ -80,9 +66,9 @@ def decode_scanned(
 ) -> int:
     """The same as `decode_region`, for a caller that has scanned the header: `head` belongs to `src` and its code is OK."""
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
-        return BAD_REGION
+        return markers.BAD_REGION
     if out.size < CHANNELS * h * w:
-        return BAD_REGION
+        return markers.BAD_REGION
     region = Rectangle(y, x, h, w)
     if segment_grid(src, head)[0] > 0 and _decode_segments(src, head, region, out, scratch, handle) == OK:
         return OK
@@ -120,11 +106,11 @@ def _decode_segments(
     w = min(cover.right * strip_w, head.width) - x
     h = min(cover.bottom * mcu_h, head.height, region.y + region.h + 1) - y  # may end inside an MCU
     if scratch.size < src.size + CHANNELS * h * w:
-        return SMALL_SCRATCH
+        return markers.SMALL_SCRATCH
     n = _write_header(src, head, h, w, scratch)
     n = _write_segments(src, head, cover, scratch, n)
     if n == 0:
-        return BAD_HEADER
+        return markers.BAD_HEADER
     jpeg, pixels = scratch.ctypes.data, scratch[src.size :]
     code = decompress(handle, jpeg, n, pixels.ctypes.data, h, w)
     if code == OK:
@@ -167,10 +153,10 @@ def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarr
             if cover.top <= row < cover.bottom and cover.left <= column < cover.right:
                 copy_bytes(small, n, src, start, end - start)
                 n += end - start
-                small[n - 1] = RST0 + (count & 7)
+                small[n - 1] = markers.RST0 + (count & 7)
                 count += 1
             start = end
-    small[n - 1] = EOI
+    small[n - 1] = markers.EOI
     return n
 
 
@@ -181,7 +167,7 @@ def _decode_whole(
     if region.h == head.height and region.w == head.width:
         return decompress(handle, src.ctypes.data, src.size, out.ctypes.data, head.height, head.width)
     if scratch.size < CHANNELS * head.height * head.width:
-        return SMALL_SCRATCH
+        return markers.SMALL_SCRATCH
     code = decompress(handle, src.ctypes.data, src.size, scratch.ctypes.data, head.height, head.width)
     if code == OK:
         _copy_rectangle(scratch, head.width, region.y, region.x, region.h, region.w, out)
@@ -203,7 +189,7 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
         DamagedJpeg: the data are damaged, so that the decoder would have to guess pixels.
     """
     src = as_bytes_array(jpeg)
-    head = parse(src)
+    head = markers.parse(src)
     y, x, h, w = region or (0, 0, head.height, head.width)
     out = np.empty((h, w, CHANNELS), np.uint8)
     scratch = np.empty(scratch_bytes(head.height, head.width, src.size), np.uint8)
@@ -213,5 +199,5 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
     finally:
         close_decoders(handles)
     if code != OK:
-        raise (DamagedJpeg if code == DAMAGED else JpegError)(describe_error(code))
+        raise (DamagedJpeg if code == markers.DAMAGED else JpegError)(describe_error(code))
     return out

@@ -9,19 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from beton_tools.jpeg.markers import (
-    APP_INDEX,
-    EOI,
-    INDEX_MAGIC,
-    RST0,
-    SOF_PROGRESSIVE,
-    Header,
-    JpegError,
-    as_bytes_array,
-    parse,
-    segment,
-    u16,
-)
+from beton_tools.jpeg import markers
+from beton_tools.jpeg.markers import INDEX_MAGIC, Header, JpegError, as_bytes_array, parse, segment, u16
 
 _HEAD = INDEX_MAGIC.size + 1
 _MAX_PAYLOAD = 65533  # T.81 B.2.4.6: the 16-bit length counts itself
@@ -44,7 +33,7 @@ def mcu_grid(head: Header) -> tuple[int, int]:
 @njit(cache=True, nogil=True)
 def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
     """(rows, segments per row) of the crop index; (0, 0) if there is none or it does not match the frame."""
-    if head.index_at == 0 or not head.single_scan or head.sof == SOF_PROGRESSIVE:
+    if head.index_at == 0 or not head.single_scan or head.sof == markers.SOF_PROGRESSIVE:
         return 0, 0
     rows, columns = mcu_grid(head)
     if head.restart_interval == 0 or columns % head.restart_interval != 0:
@@ -72,7 +61,7 @@ def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
     """True if the marker at `end` is the one after segment k: restart marker k modulo 8, or EOI after the last."""
     if end + 2 > src.size or src[end] != 0xFF:
         return False
-    return src[end + 1] == (EOI if k == segments - 1 else RST0 + (k & 7))
+    return src[end + 1] == (markers.EOI if k == segments - 1 else markers.RST0 + (k & 7))
 
 
 @njit(cache=True, nogil=True)
@@ -112,4 +101,4 @@ def write(lengths: np.ndarray) -> bytes:
     payload = INDEX_MAGIC.tobytes() + bytes([size]) + lengths.astype(f">u{size}").tobytes()
     if len(payload) > _MAX_PAYLOAD:
         raise ValueError(f"{len(lengths)} restart segments do not fit into one index")
-    return segment(APP_INDEX, payload)
+    return segment(markers.APP_INDEX, payload)

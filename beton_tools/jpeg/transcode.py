@@ -9,29 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from beton_tools.jpeg import index
+from beton_tools.jpeg import index, markers
 from beton_tools.jpeg.entropy import MAX_BLOCKS, SPARE_BYTES, out_capacity, recut, unstuff
 from beton_tools.jpeg.huffman import AC, Spec, derive, extend_table, read_tables, write_tables
-from beton_tools.jpeg.markers import (
-    APP0,
-    APP14,
-    BAD_HEADER,
-    DAMAGED,
-    DHT,
-    DQT,
-    DRI,
-    OK,
-    SOF_PROGRESSIVE,
-    SOI,
-    DamagedJpeg,
-    Header,
-    JpegError,
-    as_bytes_array,
-    describe_error,
-    next_segment,
-    parse,
-    segment,
-)
+from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error, parse, segment
 
 # A restart segment costs about 6 bytes: marker 2, index entry 2, padding and the DC terms coded from zero. Segments
 # of this size keep that at 3 %. As the interval must divide the row, most are longer: on 234 ImageNet files the
@@ -53,26 +34,26 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     """
     src = as_bytes_array(jpeg)
     head = parse(src)
-    if not head.single_scan or head.sof == SOF_PROGRESSIVE:
+    if not head.single_scan or head.sof == markers.SOF_PROGRESSIVE:
         raise JpegError("a progressive or multi-scan JPEG cannot be indexed; re-encode it")
     if interval is None:
         interval = choose_interval(head, src.size - head.scan_at)
     elif index.mcu_grid(head)[1] % interval:
         raise ValueError(f"an interval of {interval} does not divide the MCUs of a row")
     payloads = _payloads(src, head)
-    spec = read_tables(payloads[DHT])
+    spec = read_tables(payloads[markers.DHT])
     blocks = _mcu_blocks(src, head)
     used = np.array(sorted({table for block in blocks for table in block[1:]}))
     scan, lengths = _recut(src, head, interval, np.array(blocks), used, spec)
     parts = [
-        bytes([0xFF, SOI]),
-        segment(APP0, _JFIF) if head.jfif else b"",
-        segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])) if head.adobe >= 0 else b"",
+        bytes([0xFF, markers.SOI]),
+        segment(markers.APP0, _JFIF) if head.jfif else b"",
+        segment(markers.APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])) if head.adobe >= 0 else b"",
         index.write(lengths),
-        *(segment(DQT, payload) for payload in payloads[DQT]),
+        *(segment(markers.DQT, payload) for payload in payloads[markers.DQT]),
         src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes(),
         write_tables(spec, used.tolist()),
-        segment(DRI, interval.to_bytes(2, "big")),
+        segment(markers.DRI, interval.to_bytes(2, "big")),
         src[head.sos_at : head.scan_at].tobytes(),
         scan,
     ]
@@ -92,10 +73,10 @@ def choose_interval(head: Header, scan_bytes: int) -> int:
 
 def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
     """Marker -> payloads of its segments before the scan, for the markers that define tables."""
-    found: dict[int, list[bytes]] = {DQT: [], DHT: []}
+    found: dict[int, list[bytes]] = {markers.DQT: [], markers.DHT: []}
     at = 2
     while at <= head.sos_at:
-        marker, begin, at = next_segment(src, at)
+        marker, begin, at = markers.next_segment(src, at)
         if marker in found:
             found[marker].append(src[begin:at].tobytes())
     return found
@@ -110,13 +91,13 @@ def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
     if scan[::2] != ids or len(set(ids)) != head.components:
         raise JpegError("the scan of this JPEG does not list its components in order; re-encode it")
     if spectral != b"\0\x3f\0" or any(tables & 0xCC for tables in scan[1::2]):
-        raise JpegError(describe_error(BAD_HEADER))
+        raise JpegError(describe_error(markers.BAD_HEADER))
     blocks = []
     for component, (factors, tables) in enumerate(zip(frame[1::3], scan[1::2], strict=True)):
         count = 1 if head.components == 1 else (factors >> 4) * (factors & 15)
         blocks += [(component, tables >> 4, AC + (tables & 15))] * count
     if len(blocks) > MAX_BLOCKS:
-        raise JpegError(describe_error(BAD_HEADER))
+        raise JpegError(describe_error(markers.BAD_HEADER))
     return blocks
 
 
@@ -130,12 +111,12 @@ def _recut(
     scan_bytes = src.size - head.scan_at
     # an MCU has at least 2 bits, a marker 2 bytes
     if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:
-        raise DamagedJpeg(describe_error(DAMAGED))
+        raise DamagedJpeg(describe_error(markers.DAMAGED))
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
     clean = np.empty(scan_bytes + SPARE_BYTES, np.uint8)
     code, segments = unstuff(src, head.scan_at, clean, starts)
     if code != OK or segments != starts.size - 1:
-        raise DamagedJpeg(describe_error(DAMAGED))
+        raise DamagedJpeg(describe_error(markers.DAMAGED))
     ends = np.empty(mcus // interval, np.int64)
     out = np.empty(out_capacity(int(starts[-1]), starts.size + ends.size), np.uint8)
     tables = derive(spec, used)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -148,8 +147,6 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
 
 def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:
     """ILSVRC id -> wnid of the classes, from the devkit's meta.mat."""
-    if importlib.util.find_spec("scipy") is None:
-        raise UserError(f"{folder}: reading the devkit's {_SYNSETS} needs SciPy; pip install scipy")
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
     with _readable(f"{folder}: {_SYNSETS}"):

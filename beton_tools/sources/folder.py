@@ -65,15 +65,8 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
     if not names:
         others = f" (but {by_suffix(left_out)})" if left_out else ""
         raise UserError(f"{root}: no images in class folders below it{others}; give a folder with one folder per class")
-    return FileSource(
-        "folder",
-        root,
-        classes,
-        class_names_of(classes, root),
-        np.array(labels),
-        Names.of(names),
-        left_out=dict(left_out),
-    )
+    readable = class_names_of(classes, root)
+    return FileSource("folder", root, classes, readable, np.array(labels), Names.of(names), left_out=dict(left_out))
 
 
 def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:

@@ -60,10 +60,6 @@ class Written:
     encodings: Counter[str] = field(default_factory=Counter)
     damaged: list[int] = field(default_factory=list)  # sample ids
 
-    @classmethod
-    def allocate(cls, n: int) -> Written:
-        return cls(np.zeros(n, SAMPLE_DTYPE), np.zeros(n, np.int64), np.zeros(n, np.int64))
-
     def add(self, record: PageRecord, page_offset: int) -> None:
         ptr = page_offset
         for position, height, width, size, label, how in record.samples:
@@ -92,12 +88,12 @@ class PageFile:
         stamps: one row per image, in writing order, that changes when the image's content changes.
         Raises UserError: another process writes the same file, or the disk is full.
         """
-        num_samples = len(stamps)
+        n = len(stamps)
         self.path, self.page_size, self.stamps = path, page_size, stamps
         self.part = path.with_name(path.name + ".part")
         self.journal_path = path.with_name(path.name + ".part.journal")
-        self.data_start = first_page_offset(num_samples, page_size)
-        self.written = Written.allocate(num_samples)
+        self.data_start = first_page_offset(n, page_size)
+        self.written = Written(np.zeros(n, SAMPLE_DTYPE), np.zeros(n, np.int64), np.zeros(n, np.int64))
         self.next_position = self._page_begin = 0
         self._page, self._used = memoryview(bytearray(page_size)), 0
         self._samples: list[tuple[int, int, int, int, int, str]] = []

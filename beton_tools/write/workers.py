@@ -37,12 +37,6 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    name: str
-    location: Location
-
-
-@dataclass(frozen=True, slots=True)
 class Failed:
     """is_lost: the image may be in order, but its remote file cannot be read; it must not be skipped."""
 
@@ -53,29 +47,29 @@ class Failed:
 Result = EncodedImage | Failed
 
 
-def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Generator[Result]:
-    """One result per task, in the order of the tasks. workers = 0 encodes in this process.
+def encode_in_order(locations: Iterable[Location], options: EncodeOptions, workers: int) -> Generator[Result]:
+    """One result per image, in the order of the locations. workers = 0 encodes in this process.
 
     An image on which worker processes die twice is Failed. Closing the iterator ends the workers. Raises UserError: a worker
     process died while it was starting.
     """
     if workers == 0:
-        chunks = (fetch_remote([task.location for task in chunk]) for chunk in _in_chunks(tasks))
+        chunks = map(fetch_remote, _in_chunks(locations))
         return (_encode(location, options) for chunk in chunks for location in chunk)
-    return _encode_pooled(_in_chunks(tasks), options, workers)
+    return _encode_pooled(_in_chunks(locations), options, workers)
 
 
-def _in_chunks(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    """Lists of CHUNK tasks; longer ones where the locations that follow belong to the group of the last."""
-    chunk: list[Task] = []
-    for task in tasks:
+def _in_chunks(locations: Iterable[Location]) -> Iterator[list[Location]]:
+    """Lists of CHUNK locations; longer ones where those that follow belong to the group of the last."""
+    chunk: list[Location] = []
+    for location in locations:
         if len(chunk) >= CHUNK:
-            group = getattr(task.location, "group", None)
-            same = group is not None and group == getattr(chunk[-1].location, "group", None)
+            group = getattr(location, "group", None)
+            same = group is not None and group == getattr(chunk[-1], "group", None)
             if not same or len(chunk) == MAX_CHUNK:
                 yield chunk
                 chunk = []
-        chunk.append(task)
+        chunk.append(location)
     if chunk:
         yield chunk
 
@@ -125,12 +119,12 @@ def _receive(pipe: Connection) -> list[Location]:
 
 @dataclass(slots=True)
 class _Chunk:
-    tasks: list[Task]
+    locations: list[Location]
     results: list[Result]
 
     @property
     def is_complete(self) -> bool:
-        return len(self.results) == len(self.tasks)
+        return len(self.results) == len(self.locations)
 
 
 class _Worker:
@@ -139,7 +133,7 @@ class _Worker:
     def __init__(self, options: EncodeOptions) -> None:
         self.options = options
         self.queue: deque[_Chunk] = deque()
-        self._suspects: list[Task] = []  # images on which a process has died
+        self._suspects: list[Location] = []  # images on which a process has died
         self._start()
 
     def _start(self) -> None:
@@ -159,7 +153,7 @@ class _Worker:
 
     def _send(self, chunk: _Chunk) -> None:
         with contextlib.suppress(OSError):  # the process died, which `receive` notices
-            self.pipe.send([task.location for task in chunk.tasks[len(chunk.results) :]])
+            self.pipe.send(chunk.locations[len(chunk.results) :])
 
     def receive(self) -> None:
         """Receive a result of the oldest chunk. If the process died, start another one with what is missing."""
@@ -187,15 +181,14 @@ class _Worker:
             raise UserError(f"a worker ended with the Python error above; {_GUARD}")
         if not self.has_started:
             raise UserError(f"a worker died while it was starting (exit code {code}); {_CONTINUE}")
-        tasks, number = self.queue[0].tasks, len(self.queue[0].results)
-        task = tasks[number]
-        if any(task is suspect for suspect in self._suspects):
-            reason = f"a worker died on it twice (exit code {code}); {_REMEDY}"
-            tasks[number] = Task(task.name, _Deadly(reason))
-        self._suspects.append(task)
+        locations, number = self.queue[0].locations, len(self.queue[0].results)
+        location = locations[number]
+        if any(location is suspect for suspect in self._suspects):
+            locations[number] = _Deadly(f"a worker died on it twice (exit code {code}); {_REMEDY}")
+        self._suspects.append(location)
 
 
-def _encode_pooled(chunks: Iterator[list[Task]], options: EncodeOptions, count: int) -> Generator[Result]:
+def _encode_pooled(chunks: Iterator[list[Location]], options: EncodeOptions, count: int) -> Generator[Result]:
     warm_up()  # fills Numba's cache, so that the server does not compile
     _start_server()
     pool: list[_Worker] = []
@@ -234,11 +227,11 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _send_tasks(chunks: Iterator[list[Task]], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
+def _send_tasks(chunks: Iterator[list[Location]], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
     for worker in sorted(pool, key=lambda w: len(w.queue)):
         while len(worker.queue) < QUEUED and len(window) < limit:
             chunk = _Chunk(next(chunks, []), [])
-            if not chunk.tasks:
+            if not chunk.locations:
                 return
             worker.assign(chunk)
             window.append(chunk)

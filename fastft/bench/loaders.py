@@ -8,7 +8,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,18 +171,6 @@ MAKERS: dict[str, Callable[..., Pass]] = {
 # transforms and pipelines of other libraries --------------------------------------------------------------------------
 
 
-def retrying(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The transform, repeated if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises; picklable."""
-    return partial(_again, transform)
-
-
-def _again(transform: Callable[[Any], Any], image: Any) -> Any:
-    for _ in range(TRIES):
-        with suppress(ValueError):
-            return transform(image)
-    return transform(image)
-
-
 def timm_batches(
     folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE,
     train: bool = True,
@@ -193,7 +180,10 @@ def timm_batches(
 
     class RetryingDataset(timm.data.ImageDataset):
         def __getitem__(self, index: int) -> tuple:
-            return retrying(super().__getitem__)(index)
+            for _ in range(TRIES):  # timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises
+                with suppress(ValueError):
+                    return super().__getitem__(index)
+            return super().__getitem__(index)
 
     dataset = RetryingDataset(folder)
     dataset.reader.samples = dataset.reader.samples * repeat

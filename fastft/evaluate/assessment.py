@@ -13,10 +13,9 @@ from PIL import Image
 
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import open_image
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.format import RAW_MODE
 from beton_tools.read.sample_table import SampleTable, classes_of
+from beton_tools.write.images import decode_sample
 from fastft.evaluate.evaluation import describe_scores, evaluate_file
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import Calibration, Predictions, calibrate
@@ -126,12 +125,7 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
 
 def thumbnail(table: SampleTable, sample: int) -> str:
     """A small JPEG of one image, as a data URI."""
-    stored = table.image_bytes(sample)
-    if table.modes[sample] == RAW_MODE:
-        shape = int(table.heights[sample]), int(table.widths[sample]), 3
-        image = Image.fromarray(stored.reshape(shape))
-    else:
-        image = open_image(stored.tobytes()).convert("RGB")
+    image = Image.fromarray(decode_sample(table, sample))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)

@@ -182,10 +182,10 @@ def describe_classes(predictions: Predictions, names: Sequence[str]) -> dict[str
     for one in classes:
         one |= {"confused_with": None, "confused": 0}
     confusions = largest_confusions(predictions)
-    for c in reversed(confusions):
-        classes[c.label] |= {"confused_with": names[c.predicted], "confused": c.images}
+    for label, predicted, images in reversed(confusions):
+        classes[label] |= {"confused_with": names[predicted], "confused": images}
     found["confusions"] = [
-        {"class": names[c.label], "predicted": names[c.predicted], "images": c.images} for c in confusions[:CONFUSIONS]
+        {"class": names[label], "predicted": names[wrong], "images": n} for label, wrong, n in confusions[:CONFUSIONS]
     ]
     if predictions.num_classes <= MATRIX_CLASSES:
         found["confusion_matrix"] = confusion_counts(predictions).tolist()

@@ -83,12 +83,9 @@ def read_start(run: Trained) -> State:
 
 def _refuse_other(found: Trained, expected: Trained, name: str) -> None:
     """Raise UserError if two models cannot be averaged."""
-    ours, theirs = ({k: v.shape for k, v in t.model.state_dict().items()} for t in (found, expected))
-    if (
-        ours != theirs
-        or found.model.visual.arch != expected.model.visual.arch
-        or found.model.pool != expected.model.pool
-    ):
+    models = found.model, expected.model
+    ours, theirs = ((m.visual.arch, m.pool, {k: v.shape for k, v in m.state_dict().items()}) for m in models)
+    if ours != theirs:
         raise UserError(f"{name} has another architecture or head than {expected.path}; average models of one recipe")
     if found.outputs != expected.outputs:
         raise UserError(f"{name} has other classes than {expected.path}; average models of the same classes")

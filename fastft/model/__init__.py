@@ -9,21 +9,7 @@ from fastft.model.tower import Tower
 from fastft.model.weights import interpolate_positions, load_tower_weights, read_visual_state
 
 __all__ = [
-    "Arch",
-    "Classifier",
-    "Flops",
-    "ImageClassifier",
-    "ImageTower",
-    "TimmArch",
-    "Tower",
-    "TowerArch",
-    "arch_from_dict",
-    "build_classifier",
-    "count_flops",
-    "count_frozen_blocks",
-    "freeze",
-    "interpolate_positions",
-    "load_arch",
-    "load_tower_weights",
-    "read_visual_state",
-]
+    "Arch", "Classifier", "Flops", "ImageClassifier", "ImageTower", "TimmArch", "Tower", "TowerArch", "arch_from_dict",
+    "build_classifier", "count_flops", "count_frozen_blocks", "freeze", "interpolate_positions", "load_arch",
+    "load_tower_weights", "read_visual_state",
+]  # fmt: skip

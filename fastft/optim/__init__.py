@@ -9,16 +9,9 @@ from fastft.optim.groups import Group, layer_groups, optimizer_groups
 from fastft.optim.schedule import WarmupCosine, set_lr
 
 __all__ = [
-    "Ema",
-    "Group",
-    "HalfCopy",
-    "WarmupCosine",
-    "build_adamw",
-    "decay_for_batch",
-    "layer_groups",
-    "optimizer_groups",
+    "Ema", "Group", "HalfCopy", "WarmupCosine", "build_adamw", "decay_for_batch", "layer_groups", "optimizer_groups",
     "set_lr",
-]
+]  # fmt: skip
 
 
 def build_adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:

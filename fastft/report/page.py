@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 
 from beton_tools.base.console import format_bytes, format_duration
 from fastft import __version__
+from fastft.recipe.check import show_value
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -24,21 +25,12 @@ def chart_style(theme: str) -> Markup:
 
 @cache
 def _environment() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("fastft.report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fastft.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {
-        "figure": figure,
-        "hours": format_duration,
-        "option": option,
-        "size": format_bytes,
-        "percent": percent,
-        "flags": flags,
-    }
+    environment.filters |= {"hours": format_duration, "size": format_bytes, "option": show_value}
+    environment.filters |= {"figure": figure, "percent": percent, "flags": flags}
     return environment
 
 
@@ -58,11 +50,3 @@ def flags(text: str) -> Markup:
     """Mark up command-line options in a sentence as code."""
     words = [Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")]
     return Markup(" ").join(words)
-
-
-def option(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -137,12 +137,10 @@ def _checksum(path: Path) -> str:
 # reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(
-    path: Path, needed: Sequence[str] = ("model",), optional: Sequence[str] = (), resumable: bool = False
-) -> Checkpoint:
+def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: bool = False) -> Checkpoint:
     """Read and check a checkpoint folder, to the CPU.
 
-    needed, optional: file stems of the tensors to read. resumable: also check the state that a run continues from.
+    needed: file stems of the tensors to read. resumable: also check the state that a run continues from.
 
     Raises:
         UserError: not a checkpoint, another version, or the disk fails.
@@ -150,8 +148,7 @@ def read_checkpoint(
     """
     try:
         state = _read_state(path)
-        present = [stem for stem in optional if (path / f"{stem}.safetensors").exists()]
-        files = {stem: path / f"{stem}.safetensors" for stem in (*needed, *present)}
+        files = {stem: path / f"{stem}.safetensors" for stem in needed}
         _check_files(path, [path / STATE, *files.values()])
         _check_state(state, resumable)
         tensors = {stem: load_file(file) for stem, file in files.items()}

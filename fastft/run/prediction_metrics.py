@@ -81,15 +81,6 @@ class ClassMetrics:
     threshold: float | None = None
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Number of images of the class `label` that are predicted as the class `predicted`."""
-
-    label: int
-    predicted: int
-    images: int
-
-
 def balanced_accuracy(p: Predictions) -> float:
     """Mean recall over the classes that have images, in percent: scikit-learn's balanced_accuracy_score."""
     from sklearn.metrics import recall_score
@@ -171,13 +162,12 @@ def confusion_counts(p: Predictions) -> np.ndarray:
     return confusion_matrix(p.labels_N, p.predicted_N, labels=range(p.num_classes))
 
 
-def largest_confusions(p: Predictions) -> list[Confusion]:
-    """The pairs of class and wrong prediction, the most frequent first."""
+def largest_confusions(p: Predictions) -> list[list[int]]:
+    """[class, wrong prediction, images] of each pair that occurs, the most frequent first."""
     wrong = ~p.right_N
     pairs = np.stack([p.labels_N[wrong], p.predicted_N[wrong]])
-    (labels, predicted), images = np.unique(pairs, axis=1, return_counts=True)
-    order = np.argsort(-images, kind="stable")
-    return [Confusion(int(labels[k]), int(predicted[k]), int(images[k])) for k in order]
+    pairs, images = np.unique(pairs, axis=1, return_counts=True)
+    return np.vstack([pairs, images]).T[np.argsort(-images, kind="stable")].tolist()
 
 
 def _percent(value: float) -> float | None:

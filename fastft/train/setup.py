@@ -112,11 +112,8 @@ class Setup:
         loaders = [self.loader, *self.validation.loaders]
         # files may have other names on other hosts
         data = [{k: v for k, v in loader.content.items() if k != "files"} for loader in loaders]
-        return {
-            "checkpoints": str(self.position(self.progress)),
-            "data": json.dumps(data, sort_keys=True),
-            "recipes": shared_options(self.recipe),
-        }
+        position, content = str(self.position(self.progress)), json.dumps(data, sort_keys=True)
+        return {"checkpoints": position, "data": content, "recipes": shared_options(self.recipe)}
 
 
 def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitStack) -> Setup:
@@ -208,11 +205,8 @@ def take_selection(recipe: Recipe, files: BetonSet) -> tuple[BetonSet, BetonSet 
         is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
         return files.take(np.sort(by_class_N[~is_held_N])), files.take(np.sort(by_class_N[is_held_N]))
     if recipe.train.stop_when is not None and (recipe.data.val is None or is_imagenet(recipe)):
-        what = (
-            "no images to look at"
-            if recipe.data.val is None
-            else "only the validation images, whose accuracy is reported"
-        )
+        reported = "only the validation images, whose accuracy is reported"
+        what = "no images to look at" if recipe.data.val is None else reported
         raise UserError(
             f"train.stop_when has {what}; set --data.selection_share=0.01, which leaves this share of the training images out"
         )
@@ -292,11 +286,8 @@ def open_loaders(
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
     first = phases.all[0]
-    common: dict[str, Any] = {
-        "shard": Shard(world.rank, world.size),
-        "workers": r.data.workers or None,
-        "batches_ahead": r.data.batches_ahead,
-    }
+    common: dict[str, Any] = {"workers": r.data.workers or None, "batches_ahead": r.data.batches_ahead}
+    common |= {"shard": Shard(world.rank, world.size)}
     loader: TrainLoader = opened.enter_context(TrainLoader(
         train_files, policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
         micro_batch=first.micro_batch, order=r.data.order, block_mib=r.data.block_mib,

@@ -67,8 +67,8 @@ def test_splits_are_disjoint_and_cells_have_the_class_given_by_the_experts(tmp_p
 
 
 def test_a_wheel_with_another_checksum_is_refused(tmp_path):
-    package = Package("elpv-dataset==1.0.0.post1", "w.whl", "0" * 64)
-    (tmp_path / "w.whl").write_bytes(b"cut short")
+    package = Package("elpv-dataset==1.0.0.post1", "0" * 64)
+    (tmp_path / package.wheel).write_bytes(b"cut short")
     with pytest.raises(UserError, match="checksum differs"):
         fetch(package, tmp_path)
 

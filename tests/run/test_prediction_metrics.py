@@ -67,10 +67,10 @@ def test_the_largest_confusions_are_cells_of_the_matrix(predictions):
     matrix = confusion_counts(predictions)
     assert matrix.sum() == 400 and np.trace(matrix) == predictions.right_N.sum()
     found = largest_confusions(predictions)
-    assert {(c.label, c.predicted): c.images for c in found} == {
+    assert {(label, predicted): images for label, predicted, images in found} == {
         (i, j): matrix[i, j] for i in range(6) for j in range(6) if i != j and matrix[i, j]
     }
-    assert [c.images for c in found] == sorted((c.images for c in found), reverse=True)
+    assert [images for *_, images in found] == sorted((images for *_, images in found), reverse=True)
 
 
 def test_imbalance_is_of_the_classes_that_have_images():

@@ -58,7 +58,9 @@ def rewind(folder: Path, step: int) -> None:
 
 def end(folder: Path) -> dict[str, torch.Tensor]:
     """Weights, EMA and optimiser state of the newest checkpoint. A loss is a mean, which can hide differences in last bits."""
-    tensors = read_checkpoint(list_checkpoints(folder / "checkpoints")[-1], ("model", "optimizer"), ("ema",)).tensors
+    path = list_checkpoints(folder / "checkpoints")[-1]
+    stems = [stem for stem in ("model", "optimizer", "ema") if (path / f"{stem}.safetensors").exists()]
+    tensors = read_checkpoint(path, stems).tensors
     return {f"{kind}/{name}": tensor for kind, named in tensors.items() for name, tensor in named.items()}
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from beton_tools.base.signals import raise_on_stop_signals
-from beton_tools.sources import FileSpan
+from beton_tools.sources import FileSpan, Location
 from beton_tools.write.images import EncodedImage, EncodeOptions
-from beton_tools.write.workers import CHUNK, WINDOW, Failed, Task, encode_in_order
+from beton_tools.write.workers import CHUNK, WINDOW, Failed, encode_in_order
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Unreadable:
         raise OSError(5, "Input/output error")
 
 
-def tasks_of(folder: Path, count: int) -> list[Task]:
+def tasks_of(folder: Path, count: int) -> list[Location]:
     paths = sorted(folder.glob("*/*.JPEG"))
-    return [Task(f"{i}", FileSpan(str(paths[i % len(paths)]))) for i in range(count)]
+    return [FileSpan(str(paths[i % len(paths)])) for i in range(count)]
 
 
 def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder):
@@ -77,13 +77,13 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder, tmp_path
     expected = list(encode_in_order(tasks, EncodeOptions(), 0))
     image = tasks[12].location
     assert isinstance(image, FileSpan)
-    tasks[12] = Task("12", DeadlyOnce(image, tmp_path / "died"))
+    tasks[12] = DeadlyOnce(image, tmp_path / "died")
     assert list(encode_in_order(tasks, EncodeOptions(), 2)) == expected
     assert (tmp_path / "died").exists()
 
 
 def test_an_image_that_is_too_large_for_the_memory_fails_alone(photo_folder):
-    tasks = [Task("0", Huge()), *tasks_of(photo_folder, 3)]
+    tasks = [Huge(), *tasks_of(photo_folder, 3)]
     failed, *others = encode_in_order(tasks, EncodeOptions(), 1)
     assert isinstance(failed, Failed) and "a worker died on it twice" in failed.reason
     assert all(isinstance(result, EncodedImage) for result in others)
@@ -132,7 +132,7 @@ def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_fol
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_a_result_not_an_exception(photo_folder, workers):
-    tasks = [*tasks_of(photo_folder, 1), Task("bad", Unreadable()), Task("gone", FileSpan("/nowhere/x.jpg"))]
+    tasks = [*tasks_of(photo_folder, 1), Unreadable(), FileSpan("/nowhere/x.jpg")]
     image, *failures = encode_in_order(tasks, EncodeOptions(), workers)
     assert isinstance(image, EncodedImage)
     assert failures == [
