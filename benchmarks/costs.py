@@ -29,7 +29,7 @@ LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 # figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
 PASS_START_SECONDS = 23.7
 REFERENCE = Overheads(float("inf"), float("inf"), pass_start_seconds=2 * PASS_START_SECONDS, start_seconds=0.0)
-README_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half", "final_l14")
+README_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half", "quick_b16_half", "final_l14")
 COST_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half")
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
 

@@ -1,11 +1,11 @@
 """Tables and picture of docs/study.md, made by tables.py from the trainings in results/study.jsonl.
 
-Each line is a training of a row of study.yaml with one seed. Its gain is taken seed by seed over the line through the complete
-schedules, at as many training FLOPs. The standard error has the scatter of all rows' gains between their seeds.
+Each line is a training of a row of study.yaml with one seed. Gains are taken seed by seed: over the whole schedule, and over the
+line through the complete schedules at as many training FLOPs. Their standard errors have the scatter of all rows between seeds.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,15 +18,21 @@ from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.work import recipe_work
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
-from fastft.report.charts import svg_file
+from fastft.report.charts import svg_file, svg_text
 
-BENCHMARKS = Path(__file__).parent
-RESULT = BENCHMARKS / "results" / "study.jsonl"
+FOLDER = Path(__file__).parent
 IMAGES = 1000  # of an epoch
 WHOLE = "complete 100%"
 TOLD_APART = 2  # standard errors
-VERDICTS = {1: "better", 0: "not told apart", -1: "worse"}
-LEFT, TOP, WIDTH, HEIGHT = 56, 12, 560, 300  # of the picture's plot, pixels
+RECIPES = {  # row -> recipes that save in this way
+    "stopped 70%": "`frugal_*`, `quick_*`",
+    "complete 70%": "`*_complete`",
+    "freeze 1/2": "`frugal_*_half`",
+    "28 px, last 12 epochs 42": "`*_progressive`, `frugal_b16_progressive_half`",
+    "drop 1/3 of the patches, last 12 epochs whole": "`frugal_b16_sparse`",
+    "probe head, freeze 1/2, 40%": "`quick_b16_half`",
+}
+LEFT, TOP, WIDTH, HEIGHT, LETTER, LINE = 56, 12, 560, 300, 7, 13  # pixels, of the picture's plot and of its text
 
 
 @dataclass(frozen=True)
@@ -46,19 +52,18 @@ class Way:
 @cache
 def ways() -> Sequence[Way]:
     """All rows, those with fewer FLOPs first."""
-    text = RESULT.read_text(encoding="utf-8")
-    trainings = [json.loads(line) for line in text.splitlines()]
+    trainings = [json.loads(line) for line in (FOLDER / "results" / "study.jsonl").read_text().splitlines()]
     whole, found = _flops({"schedule": WHOLE, "images_share": 1}), []
     for name in dict.fromkeys(t["row"] for t in trainings):
         mine = [t for t in trainings if t["row"] == name]
-        share = fmean(_flops(t) for t in mine) / whole
-        found.append(Way(name, share, fmean(t["minutes"] for t in mine), {t["seed"]: t["top1"] for t in mine}))
+        share, minutes = fmean(map(_flops, mine)) / whole, fmean(t["minutes"] for t in mine)
+        found.append(Way(name, share, minutes, {t["seed"]: t["top1"] for t in mine}))
     return sorted(found, key=lambda way: way.share)
 
 
 def _flops(training: Mapping[str, float | str]) -> float:
     """Of training and of the head's features; `images_share` of the schedule's images were trained on."""
-    recipe = load_recipe(f"{BENCHMARKS / 'study.yaml'}[{training['schedule']}]", [f"--data.train_size={IMAGES}"])
+    recipe = load_recipe(f"{FOLDER / 'study.yaml'}[{training['schedule']}]", [f"--data.train_size={IMAGES}"])
     work = recipe_work(recipe, recipe_arch(recipe), val_images=0)
     return work.train * float(training["images_share"]) + work.evaluate
 
@@ -68,8 +73,18 @@ def line() -> Sequence[Way]:
     return [way for way in ways() if way.name.startswith("complete") and way.share <= 1]
 
 
-def gains(way: Way) -> list[float]:
-    """Points above the line of the same seed, at as many FLOPs."""
+def others() -> Sequence[Way]:
+    return [way for way in ways() if not way.name.startswith("complete")]
+
+
+def over_whole(way: Way) -> list[float]:
+    """Points above the whole schedule of the same seed."""
+    whole = next(w for w in line() if w.name == WHOLE)
+    return [top1 - whole.top1[seed] for seed, top1 in way.top1.items() if seed in whole.top1]
+
+
+def over_line(way: Way) -> list[float]:
+    """Points above the complete schedules of the same seed, at as many FLOPs."""
     found = []
     for seed, top1 in way.top1.items():
         known = [w for w in line() if seed in w.top1]
@@ -78,37 +93,42 @@ def gains(way: Way) -> list[float]:
     return found
 
 
-def others() -> Sequence[Way]:
-    return [way for way in ways() if way not in line()]
+def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float]:
+    """(mean gain, its standard error)."""
+    several = [found for w in others() if len(found := gains(w)) > 1]
+    scatter = (sum(variance(g) * (len(g) - 1) for g in several) / sum(len(g) - 1 for g in several)) ** 0.5
+    return fmean(gains(way)), scatter / len(way.top1) ** 0.5
 
 
-@cache
-def scatter() -> float:
-    """Standard deviation of a gain between seeds, pooled over all rows."""
-    found = [gains(way) for way in others() if len(way.top1) > 1]
-    return (sum(variance(g) * (len(g) - 1) for g in found) / sum(len(g) - 1 for g in found)) ** 0.5
-
-
-def judged(way: Way) -> tuple[float, float, int]:
-    """(gain over the line, its standard error, whether it is told apart: 1 above, -1 below)."""
-    found = gains(way)
-    gain, error = fmean(found), scatter() / len(found) ** 0.5
-    return gain, error, int(np.sign(gain)) * (abs(gain) > TOLD_APART * error)
+def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
+    """The gain with its standard error, in bold if it is told apart from 0."""
+    gain, error = gain_of(way, gains)
+    text = f"{round(gain, 1) + 0.0:+.1f} ± {error:.1f}"  # + 0.0: no -0.0
+    return f"**{text}**" if abs(gain) > TOLD_APART * error else text
 
 
 def complete(_: object) -> str:
     rows = [_cells(way) for way in ways() if way.name.startswith("complete")]
-    return markdown(["schedule", "FLOPs", "minutes", "top-1 %", "seeds"], rows, 1)
+    return markdown(["schedule", "FLOPs", "minutes", "top-1 %", "seeds"], rows)
 
 
 def compared(_: object) -> str:
-    """Every way against a complete schedule of as many FLOPs; numbers are those of the picture."""
-    rows = []
-    for number, way in enumerate((w for w in others() if w.share <= 1.05), 1):
-        gain, error, sign = judged(way)
-        rows.append([str(number), *_cells(way), f"{gain:+.1f} ± {error:.1f}", VERDICTS[sign]])
-    head = ["", "way", "FLOPs", "minutes", "top-1 %", "seeds", "above the line", "verdict"]
+    """Every way beside the whole schedule and beside a complete one of as many FLOPs; numbers are those of the picture."""
+    rows = [
+        [str(number), *_cells(way), judged(way, over_whole), judged(way, over_line)]
+        for number, way in enumerate(others(), 1)
+    ]
+    head = ["", "way", "FLOPs", "minutes", "top-1 %", "seeds", "over the whole schedule", "over as many FLOPs"]
     return markdown(head, rows, 2)
+
+
+def savers(_: object) -> str:
+    """The ways of the recipes: what each saves of the training FLOPs, and costs in the study."""
+    rows = [
+        [way.name, RECIPES[way.name], f"{1 - way.share:.0%}", judged(way, over_whole), str(len(way.top1))]
+        for way in sorted(ways(), key=lambda way: -way.share) if way.name in RECIPES
+    ]  # fmt: skip
+    return markdown(["way", "recipes", "saves, of the FLOPs", "points, in the study", "seeds"], rows, 2)
 
 
 def _cells(way: Way) -> list[str]:
@@ -120,31 +140,34 @@ def picture(_: object, theme: str) -> str:
 
 
 def _drawing() -> Iterator[Markup]:
-    shown = [w for w in others() if w.share <= 1.05]
-    means = [w.mean for w in [*line(), *shown]]
-    low, high, first = np.floor(min(means)), np.ceil(max(means)), min(w.share for w in [*line(), *shown]) - 0.03
-    place = lambda w: (LEFT + (w.share - first) / (1.03 - first) * WIDTH, TOP + (high - w.mean) / (high - low) * HEIGHT)  # noqa: E731
+    shown = [*line(), *others()]
+    low, high = np.floor(min(w.mean for w in shown)), np.ceil(max(w.mean for w in shown))
+    first = min(w.share for w in shown) - 0.03
+
+    def place(share: float, top1: float) -> tuple[float, float]:
+        x = LEFT + (share - first) / (1.03 - first) * WIDTH
+        return x, TOP + (high - top1) / (high - low) * HEIGHT
+
     for top1 in np.arange(low, high + 1):
-        y = TOP + (high - top1) / (high - low) * HEIGHT
-        yield Markup('<path class="grid" d="M{} {:.1f}h{}"/>').format(LEFT, y, WIDTH) + _text(
-            LEFT - 8, y + 4, f"{top1:.0f} %", "end"
-        )
-    yield Markup('<path class="line accent" d="M{}"/>').format(
-        "L".join("{:.1f} {:.1f}".format(*place(w)) for w in line())
-    )
+        _, y = place(first, top1)
+        yield Markup('<path class="grid" d="M{} {:.1f}h{}"/>').format(LEFT, y, WIDTH)
+        yield svg_text(LEFT - 8, y + 4, f"{top1:.0f} %", "end")
+    path = "L".join("{:.1f} {:.1f}".format(*place(w.share, w.mean)) for w in line())
+    yield Markup('<path class="line accent" d="M{}"/>').format(path)
     for w in line():
-        x, y = place(w)
+        x, y = place(w.share, w.mean)
         yield Markup('<circle class="dot accent" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y)
-        yield _text(x, TOP + HEIGHT + 18, f"{w.share:.0%}", "middle")
-    for number, w in enumerate(shown, 1):
-        x, y = place(w)
-        yield Markup('<circle class="dot peer-1" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y) + _text(
-            x + 6, y + 4, str(number), "start"
-        )
-    yield _text(
-        LEFT + WIDTH / 2, TOP + HEIGHT + 38, "training FLOPs of the whole schedule; line: complete schedules", "middle"
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+        yield svg_text(x, TOP + HEIGHT + 18, f"{w.share:.0%}", "middle")
+    labels: list[tuple[float, float, float]] = []  # left, right, y
+    for number, w in enumerate(others(), 1):
+        x, y = place(w.share, w.mean)
+        yield Markup('<circle class="dot peer-1" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y)
+        gain, error = gain_of(w, over_line)
+        text = w.name if gain > TOLD_APART * error else str(number)
+        right = x + LETTER * len(text)
+        near = [at for begin, end, at in labels if x < end and begin < right and abs(y - at) < LINE]
+        y = y if not near else min(near) - LINE if y < min(near) else max(near) + LINE
+        labels.append((x, right, y))
+        yield svg_text(x + 6, y + 4, text, "start")
+    caption = "training FLOPs; line: complete schedules; named: better than these"
+    yield svg_text(LEFT + WIDTH / 2, TOP + HEIGHT + 38, caption, "middle")

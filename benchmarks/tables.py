@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import costs
+import study
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.demo import CONTENDERS, figure_cells
 from fastft.report.bench_report import measure_view
-from fastft.report.charts import svg_file
+from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos", "study")),
 )
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
@@ -222,6 +223,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-work": comparison("e2e", "What the loader's time goes to"),
     "words": words,
     "models": costs.model_costs,
+    "study-complete": study.complete,
+    "study-ways": study.compared,
+    "study-savers": study.savers,
 }  # fmt: skip
 
 
@@ -253,7 +257,7 @@ def speed(results: Results, theme: str) -> str:
             m for m in results.measures("augment", name) + results.measures("loader", name)
             if files in m["setting"].values()
         )  # fmt: skip
-        parts.append(_label(BAR_LEFT, y + 15, title, "start"))
+        parts.append(svg_text(BAR_LEFT, y + 15, title, "start"))
         y += 22
         for label, who in shown.items():
             rate = contender(found, who)["median"]
@@ -263,20 +267,16 @@ def speed(results: Results, theme: str) -> str:
                 Markup('<rect class="bar {}" x="{}" y="{}" width="{:.1f}" height="{}"/>').format(
                     style, BAR_LEFT, y, width, BAR
                 ),
-                _label(BAR_LEFT - 8, y + 12, label, "end"),
-                _label(BAR_LEFT + width + 6, y + 12, f"{rate:,.0f}", "start"),
+                svg_text(BAR_LEFT - 8, y + 12, label, "end"),
+                svg_text(BAR_LEFT + width + 6, y + 12, f"{rate:,.0f}", "start"),
             ]
             y += BAR_ROW
         y += 8
-    parts.append(_label(BAR_LEFT, y + 12, "images per second of one core", "start"))
+    parts.append(svg_text(BAR_LEFT, y + 12, "images per second of one core", "start"))
     return svg_file(parts, BAR_LEFT + BAR_WIDTH + 64, y + 20, theme)
 
 
-def _label(x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
-
-
-PICTURES: dict[str, Callable[[Results, str], str]] = {"speed": speed}
+PICTURES: dict[str, Callable[[Results, str], str]] = {"speed": speed, "study": study.picture}
 
 
 def filled(text: str, results: Results) -> str:

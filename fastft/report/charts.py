@@ -225,13 +225,13 @@ def _grid(c: Canvas) -> Iterator[Markup]:
 
 def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
     for value, label in _y_labels(c.y_range):
-        yield _text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
+        yield svg_text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
     for value, label in _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
-        yield _text(c.x(value), floor + 16, label, "middle")
-    yield _text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
+        yield svg_text(c.x(value), floor + 16, label, "middle")
+    yield svg_text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
 
 
 def _y_labels(y_range: tuple[float, float]) -> list[tuple[float, str]]:
@@ -243,7 +243,7 @@ def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
     return [(value, tick_label(value, step)) for value in values]
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+def svg_text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
