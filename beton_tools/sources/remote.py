@@ -161,7 +161,7 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
 
 
 def _find_info(path: RemotePath) -> dict[str, Any] | None:
-    """As `info_of`; raises RemoteError in the place of its UserError."""
+    """The answer of `info_of`; raises RemoteError in the place of its UserError."""
     fs, inside = path.open_file_system()
     try:
         if path.protocol in WEB:

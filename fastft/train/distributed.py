@@ -176,9 +176,8 @@ class World:
         if self.size == 1:
             return work()
         group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
-        dist.barrier(
-            group=group
-        )  # process 0 may end at once; gloo prints a line for each process that still connects to it
+        # process 0 may end at once; gloo prints a line for each process that still connects to it
+        dist.barrier(group=group)
         answers: list[Any] = [(None, None)]
         if self.is_main:
             try:

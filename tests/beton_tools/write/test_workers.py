@@ -75,7 +75,7 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder):
 def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder, tmp_path):
     tasks = tasks_of(photo_folder, 30)
     expected = list(encode_in_order(tasks, EncodeOptions(), 0))
-    image = tasks[12].location
+    image = tasks[12]
     assert isinstance(image, FileSpan)
     tasks[12] = DeadlyOnce(image, tmp_path / "died")
     assert list(encode_in_order(tasks, EncodeOptions(), 2)) == expected
