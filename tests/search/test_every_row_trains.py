@@ -57,7 +57,8 @@ def test_a_step_changes_what_is_trained_and_nothing_else(reference, one_step, tm
     result = train(recipe, quiet)
 
     (loss,) = (m["loss"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["kind"] == "train")
-    assert math.isfinite(loss) and loss == pytest.approx(math.log(2), rel=0.2)  # the head starts near 0
+    near_0 = recipe.model.head_init == "small"  # the head's start; a fitted one has another loss
+    assert math.isfinite(loss) and (not near_0 or loss == pytest.approx(math.log(2), rel=0.2))
     assert ("ema" in result["last"]) == (recipe.ema.decay > 0)
     after = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
     changed = {name for name in after if not torch.equal(after[name], start[name])}
