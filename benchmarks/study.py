@@ -18,7 +18,7 @@ from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.work import recipe_work
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
-from fastft.report.charts import svg_file, svg_text
+from fastft.report.charts import Canvas, svg_file, svg_text
 
 FOLDER = Path(__file__).parent
 IMAGES = 1000  # of an epoch
@@ -32,7 +32,7 @@ RECIPES = {  # row -> recipes that save in this way
     "drop 1/3 of the patches, last 12 epochs whole": "`frugal_b16_sparse`",
     "probe head, freeze 1/2, 40%": "`quick_b16_half`",
 }
-LEFT, TOP, WIDTH, HEIGHT, LETTER, LINE = 56, 12, 560, 300, 7, 13  # pixels, of the picture's plot and of its text
+LETTER, LINE = 7, 13  # pixels, of the picture's text
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,17 @@ def over_line(way: Way) -> list[float]:
     return found
 
 
+@cache
+def scatter(gains: Callable[[Way], list[float]]) -> float:
+    """Standard deviation of a gain between seeds, pooled over all rows."""
+    several = [found for way in others() if len(found := gains(way)) > 1]
+    return (sum(variance(g) * (len(g) - 1) for g in several) / sum(len(g) - 1 for g in several)) ** 0.5
+
+
 def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float]:
     """(mean gain, its standard error)."""
-    several = [found for w in others() if len(found := gains(w)) > 1]
-    scatter = (sum(variance(g) * (len(g) - 1) for g in several) / sum(len(g) - 1 for g in several)) ** 0.5
-    return fmean(gains(way)), scatter / len(way.top1) ** 0.5
+    found = gains(way)
+    return fmean(found), scatter(gains) / len(found) ** 0.5
 
 
 def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
@@ -136,38 +142,39 @@ def _cells(way: Way) -> list[str]:
 
 
 def picture(_: object, theme: str) -> str:
-    return svg_file(list(_drawing()), LEFT + WIDTH + 24, TOP + HEIGHT + 44, theme)
-
-
-def _drawing() -> Iterator[Markup]:
     shown = [*line(), *others()]
-    low, high = np.floor(min(w.mean for w in shown)), np.ceil(max(w.mean for w in shown))
-    first = min(w.share for w in shown) - 0.03
+    means = [w.mean for w in shown]
+    x_range = min(w.share for w in shown) - 0.03, 1.03
+    y_range = float(np.floor(min(means))), float(np.ceil(max(means)))
+    canvas = Canvas("wide", 640, 356, x_range, y_range, left=56, right=24, bottom=44)
+    return svg_file(list(_drawing(canvas)), canvas.width, canvas.height, theme)
 
-    def place(share: float, top1: float) -> tuple[float, float]:
-        x = LEFT + (share - first) / (1.03 - first) * WIDTH
-        return x, TOP + (high - top1) / (high - low) * HEIGHT
 
-    for top1 in np.arange(low, high + 1):
-        _, y = place(first, top1)
-        yield Markup('<path class="grid" d="M{} {:.1f}h{}"/>').format(LEFT, y, WIDTH)
-        yield svg_text(LEFT - 8, y + 4, f"{top1:.0f} %", "end")
-    path = "L".join("{:.1f} {:.1f}".format(*place(w.share, w.mean)) for w in line())
+def _drawing(c: Canvas) -> Iterator[Markup]:
+    floor, right = c.height - c.bottom, c.width - c.right
+    for top1 in np.arange(c.y_range[0], c.y_range[1] + 1):
+        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(top1), right)
+        yield svg_text(c.left - 8, c.y(top1) + 4, f"{top1:.0f} %", "end")
+    path = "L".join(f"{c.x(w.share):.1f} {c.y(w.mean):.1f}" for w in line())
     yield Markup('<path class="line accent" d="M{}"/>').format(path)
     for w in line():
-        x, y = place(w.share, w.mean)
-        yield Markup('<circle class="dot accent" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y)
-        yield svg_text(x, TOP + HEIGHT + 18, f"{w.share:.0%}", "middle")
+        yield _dot("accent", c.x(w.share), c.y(w.mean))
+        yield svg_text(c.x(w.share), floor + 18, f"{w.share:.0%}", "middle")
     labels: list[tuple[float, float, float]] = []  # left, right, y
     for number, w in enumerate(others(), 1):
-        x, y = place(w.share, w.mean)
-        yield Markup('<circle class="dot peer-1" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y)
+        x, y = c.x(w.share), c.y(w.mean)
+        yield _dot("peer-1", x, y)
         gain, error = gain_of(w, over_line)
         text = w.name if gain > TOLD_APART * error else str(number)
-        right = x + LETTER * len(text)
-        near = [at for begin, end, at in labels if x < end and begin < right and abs(y - at) < LINE]
-        y = y if not near else min(near) - LINE if y < min(near) else max(near) + LINE
-        labels.append((x, right, y))
+        end = x + LETTER * len(text)
+        near = [at for begin, other, at in labels if x < other and begin < end and abs(y - at) < LINE]
+        if near:
+            y = min(near) - LINE if y < min(near) else max(near) + LINE
+        labels.append((x, end, y))
         yield svg_text(x + 6, y + 4, text, "start")
     caption = "training FLOPs; line: complete schedules; named: better than these"
-    yield svg_text(LEFT + WIDTH / 2, TOP + HEIGHT + 38, caption, "middle")
+    yield svg_text((c.left + right) / 2, floor + 38, caption, "middle")
+
+
+def _dot(style: str, x: float, y: float) -> Markup:
+    return Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(style, x, y)

@@ -23,7 +23,7 @@ with imports_of("fastft"):
         print_error,
         print_warnings_in_one_line,
         start_command,
-    )  # fmt: skip
+    )
     from beton_tools.base.errors import UserError
     from fastft import __version__
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown

@@ -29,8 +29,14 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"hours": format_duration, "size": format_bytes, "option": show_value}
-    environment.filters |= {"figure": figure, "percent": percent, "flags": flags}
+    environment.filters |= {
+        "figure": figure,
+        "hours": format_duration,
+        "option": show_value,
+        "size": format_bytes,
+        "percent": percent,
+        "flags": flags,
+    }
     return environment
 
 

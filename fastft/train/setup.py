@@ -112,8 +112,11 @@ class Setup:
         loaders = [self.loader, *self.validation.loaders]
         # files may have other names on other hosts
         data = [{k: v for k, v in loader.content.items() if k != "files"} for loader in loaders]
-        position, content = str(self.position(self.progress)), json.dumps(data, sort_keys=True)
-        return {"checkpoints": position, "data": content, "recipes": shared_options(self.recipe)}
+        return {
+            "checkpoints": str(self.position(self.progress)),
+            "data": json.dumps(data, sort_keys=True),
+            "recipes": shared_options(self.recipe),
+        }
 
 
 def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitStack) -> Setup:
@@ -286,8 +289,11 @@ def open_loaders(
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
     first = phases.all[0]
-    common: dict[str, Any] = {"workers": r.data.workers or None, "batches_ahead": r.data.batches_ahead}
-    common |= {"shard": Shard(world.rank, world.size)}
+    common: dict[str, Any] = {
+        "shard": Shard(world.rank, world.size),
+        "workers": r.data.workers or None,
+        "batches_ahead": r.data.batches_ahead,
+    }
     loader: TrainLoader = opened.enter_context(TrainLoader(
         train_files, policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
         micro_batch=first.micro_batch, order=r.data.order, block_mib=r.data.block_mib,

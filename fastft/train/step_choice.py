@@ -222,8 +222,12 @@ def _measure(
     half = step.precision.half_residual
     is_open = recipe.train.half_residual == "auto" and not half and dtype != torch.float32
     modes, half_modes = (
-        [m for m in candidate_modes(recipe, device, micro_batch, step.world.size, h) if with_fused or m != "fused"]
-        for h in (half, True)
+        [
+            mode
+            for mode in candidate_modes(recipe, device, micro_batch, step.world.size, also_half)
+            if with_fused or mode != "fused"
+        ]
+        for also_half in (half, True)
     )
     if len(kernels) + len(modes) == 1 and not is_open:
         return Decision(StepChoice(), "default")
