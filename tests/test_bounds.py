@@ -1,5 +1,6 @@
 """Version bounds of pyproject.toml: each warns when the reason for it is gone; the extras resolve to current packages."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ def resolved(*extras: str) -> dict[str, str]:
         sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config",
         "--python-version", "3.11", "--python-platform", "linux", *options, str(ROOT / "pyproject.toml"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    opencv = {"PKG_CONFIG_PATH": str(ROOT / ".ci/ffcv")}  # FFCV's setup.py asks for it, even for the metadata
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | opencv)
     if done.returncode and "error sending request" in done.stderr.lower():
         pytest.skip("PyPI cannot be reached")
     assert done.returncode == 0, done.stderr
