@@ -73,12 +73,12 @@ def recipes(only: Sequence[str] = ()) -> str:
         found[family].append((at["V100"]["hours"], cells))
     rows = [cells for family in FAMILIES for _, cells in sorted(found[family], key=lambda row: -row[0])]
     ranges = "; ".join(f"{gpu} {_range(gpu)}" for gpu in MAIN_GPUS)
-    header = ["recipe", "expected top-1", "which is", *(f"{gpu}-hours" for gpu in MAIN_GPUS)]
+    header = ["recipe", "expected top-1", "source", *(f"{gpu}-hours" for gpu in MAIN_GPUS)]
     return (
         f"{markdown(header, rows)}\n\nModelled on eight GPUs, "
-        f"not measured: plan with these hours, {K:g} of the speed that FLOPs and memory traffic allow; from that bound to the "
-        f"slowest published training of a ViT `final_b16` takes {ranges}. Where expected top-1 says 'not run', nobody has "
-        "measured what smaller images, dropped patches or a complete schedule of this length (`*_complete`) give."
+        f"not measured. Plan with these hours, which assume {K:g} of the speed that FLOPs and memory traffic allow. Hours of "
+        f"`final_b16` from that limit to the slowest published training of a ViT: {ranges}. 'not run': nobody has measured the "
+        "accuracy."
     )
 
 

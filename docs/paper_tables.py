@@ -47,6 +47,8 @@ roofline's speed; they are not measurements.
 
 Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
 
+CHEAPER_RECIPES = "Recipes that cost less: [What a recipe costs](cost.md#all-recipes)."
+
 
 def headed_recipes() -> list[Path]:
     """Every recipe whose head gives its cost."""
@@ -85,7 +87,7 @@ def with_cost(path: Path) -> str:
 
 def page() -> str:
     sweeps = [load_sweep(path) for path in sorted(RECIPES.glob("tables/*.yaml"))]
-    return "\n\n".join([INTRO, _totals(sweeps), *map(_table, sweeps), _cheaper()]) + "\n"
+    return "\n\n".join([INTRO, _totals(sweeps), *map(_table, sweeps), CHEAPER_RECIPES]) + "\n"
 
 
 def _totals(sweeps: list[Sweep]) -> str:
@@ -110,21 +112,6 @@ def _table(sweep: Sweep) -> str:
 def _recipe(sweep: Sweep, row: Row) -> str:
     """The name of the row's recipe, with the table or recipe that it comes from if it is another one."""
     return f"`{row.name or read_recipe(sweep.reference(row)).name}`" + (f" of `{row.recipe}`" if row.recipe else "")
-
-
-def _cheaper() -> str:
-    lines = []
-    for path in headed_recipes():
-        if path.name.startswith(("final_", *CHEAPER)):
-            recipe = load_recipe(path)
-            expected = [as_published(recipe.about.top1), *_cells(recipe_hours(recipe)), recipe.about.source or ""]
-            lines.append([f"`{path.stem}`", *expected])
-    table = markdown_table(["recipe", "expected", *MAIN_GPUS, "source"], lines)
-    intro = (
-        "Not in the paper: stops and freezing that its logs and its Figure 3 support, and smaller images and dropped patches, "
-        "which nobody has run."
-    )
-    return f"## Cheaper recipes\n\n{intro}\n\n{table}"
 
 
 def _cells(hours: dict[str, float]) -> list[str]:

@@ -66,7 +66,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
     for sample_id in ids:
         labels = classes_of(beton.labels[sample_id])
         named = [folders[label] if 0 <= label < len(folders) else str(label) for label in labels]
-        class_folder = ";".join(named) or "none"
+        class_folder = _safe(";".join(named) or "none")
         path = folder / class_folder / _file_name(beton, manifest, sample_id)
         with report_disk_errors(f"{path}:", "give another --out"):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,10 +76,11 @@ class BetonSet(SampleTable):
     ids_in_files: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, data: BetonPaths) -> BetonSet:
+    def open(cls, data: BetonPaths, *, labelled: bool = True) -> BetonSet:
         """Open and validate files.
 
         data: a file, a pattern, or several of them (see `find_betons`); or a subset file, for its samples.
+        labelled: read classes and manifests too; without them `labels` may be missing, or be other numbers.
         Raises UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a
         label is outside its classes, or the files differ in fields or classes; a file has changed since a subset was
         made of it.
@@ -90,7 +92,7 @@ class BetonSet(SampleTable):
         if subset is not None:
             raise UserError(f"{subset}: a subset ({SUBSET}) is read alone; name no other file beside it")
         with ThreadPoolExecutor(min(len(paths), usable_cpus(), MOST_THREADS)) as threads:
-            opened = list(threads.map(_open_file, paths))
+            opened = list(threads.map(partial(_open_file, labelled=labelled), paths))
         betons, classes = tuple(beton for beton, _ in opened), tuple(found for _, found in opened)
         _check_fields(betons)
         _check_classes(betons, classes)
@@ -264,8 +266,10 @@ class BetonSet(SampleTable):
             beton.check_unchanged()
 
 
-def _open_file(path: Path) -> tuple[Beton, FileClasses]:
+def _open_file(path: Path, labelled: bool) -> tuple[Beton, FileClasses]:
     beton = Beton.open(path)
+    if not labelled:
+        return beton, FileClasses(None, np.zeros(0, np.int64), None, None)
     return beton, _read_classes(beton, _read_manifest(beton))
 
 

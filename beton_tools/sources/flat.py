@@ -86,7 +86,9 @@ def _build_truth(
             f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}; "
             "complete the file, download it again, or remove it"
         )
-    if classes is not None and all(map(is_number, wnid_of.values())):
+    found = set(wnid_of.values())
+    is_named = classes is not None and (not found.isdisjoint(classes) or all(map(is_number, classes)))
+    if classes is not None and not is_named and all(map(is_number, found)):
         classes = check_labels(file, max(map(int, wnid_of.values()), default=-1), classes)
         wnid_of = {stem: classes[int(number)] for stem, number in wnid_of.items()}
     classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "correct the file")

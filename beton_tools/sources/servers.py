@@ -40,6 +40,11 @@ class RemoteError(OSError):
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteError, (self.filename, self.strerror)
 
+    @property
+    def is_denial(self) -> bool:
+        """True if the server refuses access. S3 and Google answer so for a missing file too, without the right to list."""
+        return self.__cause__ is not None and _is_denial(self.__cause__)
+
 
 @lru_cache
 def file_system(protocol: str) -> Any:
@@ -86,9 +91,7 @@ def retrying(url: object, protocol: str, request: Callable[[], T]) -> T:
 def _explain(error: Exception, protocol: str) -> tuple[str, bool]:
     """(the reason on one line, whether the same request may succeed later)."""
     hint = _CREDENTIALS.get(protocol, "use a URL that needs no login")
-    of_aiohttp = type(error).__module__.startswith("aiohttp")
-    status = getattr(error if of_aiohttp else getattr(error, "response", None), "status", 0)
-    status = status or getattr(getattr(error, "response", None), "status_code", 0)
+    status = _status_of(error)
     if isinstance(error, RemoteError):
         return str(error.strerror), True
     if isinstance(error, FileNotFoundError):
@@ -96,15 +99,29 @@ def _explain(error: Exception, protocol: str) -> tuple[str, bool]:
         return (text if "bucket" in text else "no such file"), False
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return f"no credentials: {hint}", False
-    if isinstance(error, PermissionError) or status in (401, 403):
+    if _is_denial(error):
         what = f"HTTP status {status}" if status else _first_line(error)
         return f"access denied ({what}); {hint}", False
     if status:  # the library's text repeats the URL
         return f"HTTP status {status}", status >= 500 or status in (408, 429)
-    if isinstance(error, ValueError) and not of_aiohttp:
+    if isinstance(error, ValueError) and not _is_of_aiohttp(error):
         return _first_line(error), False
     passing = not isinstance(error, (ImportError, TypeError, ValueError))
     return f"{type(error).__name__}: {_first_line(error)}", passing
+
+
+def _is_of_aiohttp(error: BaseException) -> bool:
+    return type(error).__module__.startswith("aiohttp")
+
+
+def _status_of(error: BaseException) -> int:
+    """HTTP status; 0 without one."""
+    response = error if _is_of_aiohttp(error) else getattr(error, "response", None)
+    return getattr(response, "status", 0) or getattr(response, "status_code", 0)
+
+
+def _is_denial(error: BaseException) -> bool:
+    return isinstance(error, PermissionError) or _status_of(error) in (401, 403)
 
 
 def _first_line(error: BaseException) -> str:

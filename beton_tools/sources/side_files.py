@@ -11,8 +11,9 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.remote import RemotePath, SourcePath
+from beton_tools.sources.remote import RemotePath, SourcePath, find_info
 from beton_tools.sources.remote_files import open_source_file
+from beton_tools.sources.servers import RemoteError
 
 MAX_BYTES = 256 << 20  # the labels of five million images; those of ImageNet's validation set take 2 MB
 _PARENTS = 4
@@ -31,9 +32,18 @@ def folder_and_parents(folder: SourcePath) -> list[SourcePath]:
 
 
 def is_present(path: SourcePath) -> bool:
-    """True if there is anything but a folder at `path`. A FIFO or device counts, so that reading it is refused."""
+    """True if there is anything but a folder at `path`. A FIFO or device counts, so that reading it is refused.
+
+    False if access is denied. Raises UserError: the server cannot be reached, or a package is missing.
+    """
     if isinstance(path, RemotePath):
-        return path.is_file()
+        try:
+            info = find_info(path)
+        except RemoteError as error:
+            if error.is_denial:
+                return False
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        return info is not None and info["type"] == "file"
     return os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - Path's raise PermissionError
 
 

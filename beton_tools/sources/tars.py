@@ -279,11 +279,15 @@ def _read_samples(path: SourcePath) -> tuple[Stamp, list[tuple[str, Member, int]
 
 def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterator[tuple[str, Member, int]]:
     """left_out: counts the files of samples without an image."""
-    for key, group in groupby(members(file, path, left_out=left_out), key=_sample_key):
+    visible = (m for m in members(file, path, left_out=left_out) if not m.name.rpartition("/")[2].startswith("."))
+    for key, group in groupby(visible, key=_sample_key):
         parts = {_extension(member): member for member in group}
-        images = [m for extension, m in parts.items() if f".{extension}".endswith(IMAGE_SUFFIXES)]
+        images = [extension for extension in parts if f".{extension}".endswith(IMAGE_SUFFIXES)]
         if images:
-            yield key, images[0], _sample_label(file, path, key, parts)
+            image = next(
+                (extension for extension in images if f".{extension}" in IMAGE_SUFFIXES), images[0]
+            )  # jpg, not depth.png
+            yield key, parts[image], _sample_label(file, path, key, parts)
         else:
             left_out.update(f".{extension}" if extension else "" for extension in parts)
 

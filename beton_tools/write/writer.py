@@ -143,7 +143,9 @@ def write_beton(
     fingerprint = hashlib.blake2b(stamps.tobytes(), key=inputs.encode(), digest_size=16).hexdigest()
     if path.exists() and not overwrite:
         return _finished(path, fingerprint, source.classes, options)
-    with PageFile(path, options.page_size, inputs, stamps) as pages:
+    # the fingerprint, which is older than `upright`, must stay as it is
+    journal_key = inputs + "-upright" * options.upright
+    with PageFile(path, options.page_size, journal_key, stamps) as pages:
         for position, reason in pages.written.skipped[:1]:  # by an earlier run with on_error "skip"
             if options.on_error == "fail":
                 raise _bad_image(source.names[int(order[position])], reason)
@@ -167,6 +169,7 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
         manifest is None
         or (manifest.fingerprint, manifest.classes) != (fingerprint, list(classes))
         or manifest.file_size != path.stat().st_size
+        or manifest.options.get("upright", options.upright) != options.upright
     ):
         raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
     if options.on_error == "fail" and manifest.skipped:
@@ -244,7 +247,7 @@ def _describe(
         classes=list(source.classes),
         class_names=list(source.class_names) if source.class_names is not None else None,
         source={"kind": source.kind, "root": str(source.root)} | ({"labels": source.reading} if source.reading else {}),
-        options=options.recorded(),
+        options=options.recorded() | {"upright": options.upright},
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
         damaged=[source.names[int(order[positions[i]])] for i in written.damaged],

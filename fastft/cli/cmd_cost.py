@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     files = f"{RECIPE}; tables are priced with all rows and a total"
     add("files", metavar="RECIPE|TABLE", type=recipe_reference, nargs="+", help=files)
-    add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
+    add("--gpu", help="needed: V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
     add("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")

@@ -224,7 +224,7 @@ class TrainLoader(_BetonLoader):
         return self._read_epoch(epoch, order, partial(self.layout.locate, start_step=start_step))
 
     def _read_epoch(self, epoch: int, order: np.ndarray, locate: Locate) -> Iterator[Batch]:
-        read_ahead, begun = self.order.read_ahead(epoch, order), 0
+        read_ahead, begun, policy = self.order.read_ahead(epoch, order), 0, self.policy
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             nonlocal begun
@@ -232,7 +232,7 @@ class TrainLoader(_BetonLoader):
             if read_ahead is not None:
                 read_ahead.advance(len(ids))
             return draw_plan(
-                self.policy, seed=self.seed, epoch=epoch, sample_ids=keys, heights=heights, widths=widths,
+                policy, seed=self.seed, epoch=epoch, sample_ids=keys, heights=heights, widths=widths,
                 size=self.output.size,
             )  # fmt: skip
 
@@ -372,7 +372,10 @@ def default_workers() -> int:
 
 
 def _checked_indices(betons: BetonSet, indices: np.ndarray) -> np.ndarray:
-    indices = np.asarray(indices, np.int64)
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not (np.issubdtype(indices.dtype, np.integer) or len(indices) == 0):
+        raise UserError(f"{betons.title}: indices must be sample numbers; of a mask give np.flatnonzero(mask)")
+    indices = indices.astype(np.int64)
     if len(indices) and not 0 <= indices.min() <= indices.max() < betons.num_samples:
         raise UserError(f"{betons.title}: indices must be from 0 to {betons.num_samples - 1}")
     return indices

@@ -299,7 +299,7 @@ def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_
 class SampleOrder:
     """A pure function of (seed, epoch) for given files, samples and settings.
 
-    Raises UserError: no such order or sampling, or a block has no size.
+    Raises UserError: no such order or sampling, sampling by class of images with several labels, or a block has no size.
     """
 
     def __init__(
@@ -310,6 +310,8 @@ class SampleOrder:
             raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
         if sampling not in REBALANCING:
             raise UserError(f"sampling is {sampling!r}: give one of {', '.join(REBALANCING)}")
+        if sampling != NONE and betons.label_sets is not None:
+            raise UserError(f"sampling is {sampling!r}: images with several labels have no single class; give {NONE!r}")
         if block_mib < 1:
             raise UserError(f"block_mib is {block_mib}: give 1 or more")
         self.betons, self.subset, self.seed, self.block_mib = betons, subset, seed, block_mib

@@ -82,7 +82,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
     def _stage_for(self, given: Pass, size: int) -> PixelStage:
         """The stage of the loader's file, opened at the first batch."""
         if self._stage is None or self._opened != (given.path, given.workers):
-            betons, self._opened = BetonSet.open(given.path), (given.path, given.workers)
+            betons, self._opened = BetonSet.open(given.path, labelled=False), (given.path, given.workers)
             policy = parse_policy("none", erase_prob=0.0)
             self._stage = PixelStage(betons, policy, Output(size), workers=given.workers, slots=0, batch=0)
             weakref.finalize(self, self._stage.close)

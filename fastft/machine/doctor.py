@@ -14,7 +14,7 @@ CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V
 SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
 # L/14: two checkpoints and a third being written, 4.9 GB each; the best weights and their successor, 1.2 GB each
 DISK_NEEDED = 20 << 30
-DISK_OF_IMAGENET = "60-130 GB"  # converted; depends on --max-resolution
+DISK_OF_IMAGENET = "75 GB (--max-resolution 500) to 150 GB"  # converted
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 

@@ -337,9 +337,9 @@ class Train:
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)",
     )  # fmt: skip
     half_residual: str = neutral(
-        "auto", "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: on with "
-        "fp16 on GPUs below compute capability 8.0 (V100, T4)", choices=("auto", "on", "off"),
-        paper="on (DeepSpeed's model.half())", since="0.2.0",
+        "auto", "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: with "
+        "fp16, on GPUs below compute capability 8.0 (V100, T4) and where it is measured to be faster",
+        choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", since="0.2.0",
     )  # fmt: skip
     micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH)
     step: str = neutral(

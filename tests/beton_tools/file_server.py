@@ -16,7 +16,7 @@ class FileServer(ThreadingHTTPServer):
 
     ranges: answer range requests with parts; otherwise with the whole file.
     break_every: of so many responses with contents the last ends after half of them; 0: none does.
-    status: answer everything with this status; 0: serve files.
+    status: answer everything with this status; 0: serve files. absent: the status of a file that is not there.
     versions: send ETag and Last-Modified.
     trick: "other range": a later part under its own Content-Range; "other total": another size in Content-Range; "endless": the
         part and then zeros without end; "gzip": says that the part is compressed; "redirect": to a URL that is none, with a
@@ -30,6 +30,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.ranges, self.versions, self.break_every, self.status = True, True, 0, 0
+        self.absent = 404
         self.trick = ""
         self.sent = self.responses = 0
 
@@ -60,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_contents: bool) -> None:
         path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
-        status = self.server.status or (200 if path.is_file() else 404)
+        status = self.server.status or (200 if path.is_file() else self.server.absent)
         if self.server.trick == "redirect":
             self.send_response(302)
             self.send_header("Location", "ftp://user:password@[other/a.tar?signature=secret")

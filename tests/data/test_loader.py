@@ -269,6 +269,7 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
     [
         ({"batch_size": 6}, "not a multiple"),
         ({"subset": np.array([44])}, "from 0 to 43"),
+        ({"subset": np.arange(44) < 20}, "flatnonzero"),
         ({"dtype": torch.int32}, "int32"),
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"workers": -1}, "workers is -1"),

@@ -10,9 +10,11 @@ import numba
 import numpy as np
 import pytest
 import torch
+from ffcv.fields import FloatField, IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder as StockDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import ToTensor
+from ffcv.writer import DatasetWriter
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
@@ -102,6 +104,15 @@ def test_the_crop_alone_takes_the_place_of_the_stock_decoder(indexed_beton):
     assert crops[0][5][0].dtype == torch.uint8 and crops[0][5][0].shape == (SIZE, SIZE, 3)
     assert_equal(crops[0], crops[1])
     assert not torch.equal(crops[0][5][0], crops[2][5][0])
+
+
+@pytest.mark.parametrize("others", [{}, {"value": FloatField()}, {"id": IntField()}], ids=["image", "float", "ids"])
+def test_files_without_class_labels_are_decoded(images, tmp_path, others):
+    path, fields = tmp_path / "a.beton", {"image": RGBImageField(write_mode="jpg"), **others}
+    rows = [(image, *(10_000_000 + k for _ in others)) for k, image in enumerate(images)]
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(rows)
+    loader = stock_loader(path, CenterCropRGBImageDecoder((SIZE, SIZE), ratio=1.0), ToTensor())
+    assert sum(len(batch[0]) for batch in loader) == len(images)
 
 
 def test_a_damaged_sample_raises_in_the_loop_and_ends_the_thread(indexed_beton, tmp_path):

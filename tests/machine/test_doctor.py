@@ -131,7 +131,7 @@ def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown():
     need = 4 * 304e6 * (3 * 4 + 2)
     assert check("disk", disk_free=int(need)).status == WARN
     found = check("disk", disk_free=25 * GIB)
-    assert found.status == OK and "ImageNet 60-130 GB" in found.found
+    assert found.status == OK and "ImageNet 75 GB (--max-resolution 500) to 150 GB" in found.found
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stubs", "real"])

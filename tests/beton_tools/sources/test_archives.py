@@ -121,6 +121,19 @@ def test_samples_without_an_image_are_counted(tmp_path):
     assert source.left_out == {".avif": 1, ".cls": 1, "": 1, ".json": 1}
 
 
+def test_the_image_of_a_sample_is_its_jpg_and_hidden_files_are_none(tmp_path):
+    files = {
+        "._0.jpg": b"mac",
+        "0.cls": b"0",
+        "0.depth.png": b"depth",
+        "0.jpg": b"photo",
+        "1.cls": b"1",
+        "1.input.png": b"b",
+    }
+    (tmp_path / "s.tar").write_bytes(tar_of(files))
+    assert contents(open_source(tmp_path)) == [("0.jpg", 0, b"photo"), ("1.input.png", 1, b"b")]
+
+
 def write_parquet(path: Path, pairs: Pairs, names: list[str] | None) -> None:
     images = [{"bytes": data, "path": f"photo_{i}.JPEG" if i % 2 else None} for i, (data, _) in enumerate(pairs)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

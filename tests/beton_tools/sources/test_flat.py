@@ -45,6 +45,14 @@ def test_a_text_file_of_names_and_classes(tmp_path, val_images, form):
     check_source(open_source(tmp_path, "val", classes if form == "number" else None), val_images)
 
 
+def test_numbers_are_names_where_the_given_classes_are_numbers(tmp_path):
+    """Folders 0 to 11 are sorted as text: position 2 is class 10."""
+    write_flat(tmp_path / "val", {f"{k}.jpg": ("", b"x") for k in range(12)})
+    (tmp_path / "val.txt").write_text("".join(f"{k}.jpg {k}\n" for k in range(12)))
+    source = open_source(tmp_path, "val", sorted(map(str, range(12))))
+    assert [source.classes[label] for label in source.labels] == [Path(name).stem for name in source.names]
+
+
 def test_unlabelled_images_are_refused_with_what_to_add(tmp_path, val_images):
     write_flat(tmp_path / "val", val_images)
     with pytest.raises(UserError, match="devkit"):

@@ -69,6 +69,24 @@ def test_a_conversion_equals_that_of_local_files(server, tmp_path, photo_jpegs, 
     assert (ours.classes, list(ours.names)) == (local.classes, list(local.names))
 
 
+def test_a_server_that_denies_access_to_absent_files_is_read_without_them(server, photo_jpegs):
+    """As S3 and Google do for those who may read but not list."""
+    (server.folder / "s-00.tar").write_bytes(shard_of(labelled(photo_jpegs)))
+    server.absent = 403
+    assert open_source(f"{server.url}/s-00.tar").classes == ("0", "1", "2")
+    with refuses("s-01.tar: .*access denied"):
+        open_source(f"{server.url}/s-01.tar")
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_parquet_file_that_changes_ends_the_conversion(server, tmp_path, photo_jpegs, on_error):
+    parquet(server.folder / "a.parquet", photo_jpegs)
+    source = open_source(f"{server.url}/a.parquet")
+    parquet(server.folder / "a.parquet", photo_jpegs, group=6)
+    with refuses(r"a\.parquet: changed after it was indexed; run the same command again"):
+        write_beton(tmp_path / "o.beton", source, WriteOptions(workers=0, on_error=on_error))
+
+
 def test_connections_that_break_are_made_again(server, tmp_path, photo_jpegs):
     shards(server.folder, photo_jpegs)
     convert_folder(server.folder, tmp_path / "local.beton", ALONE)

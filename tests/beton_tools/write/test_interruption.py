@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from PIL import Image
+from PIL.ExifTags import Base
 
 from beton_tools import UserError
 from beton_tools.read.format import Beton
@@ -180,13 +182,13 @@ def test_a_kill_between_manifest_and_file_leaves_no_file_with_another_files_mani
     assert write_beton(out, open_source(photo_folder), WriteOptions(workers=0)).num_samples == 24
 
 
-def leave_unfinished(photos: Path, out: Path) -> None:
+def leave_unfinished(photos: Path, out: Path, options: WriteOptions = INLINE) -> None:
     """One page written, then the 22nd image could not be stored: what --on-error fail leaves."""
     bad = photos / "n04008634" / "n04008634_5.JPEG"
     good, before = bad.read_bytes(), bad.stat()
     bad.write_bytes(b"")
     with pytest.raises(UserError):
-        write_beton(out, open_source(photos), INLINE)
+        write_beton(out, open_source(photos), options)
     bad.write_bytes(good)
     os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -198,6 +200,22 @@ def test_other_options_start_over(photo_folder, tmp_path):
     write_beton(out, open_source(photo_folder), other)
     write_beton(fresh, open_source(photo_folder), other)
     assert both(out) == both(fresh)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_turned_and_unturned_images_are_never_in_one_file(photo_folder, tmp_path, first):
+    out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
+    for path in photo_folder.glob("*/*"):
+        image, exif = Image.open(path), Image.Exif()
+        exif[Base.Orientation] = 6
+        image.save(path, format="JPEG", exif=exif)
+    leave_unfinished(photo_folder, out, replace(INLINE, upright=first))
+    other = replace(INLINE, upright=not first)
+    write_beton(out, open_source(photo_folder), other)
+    write_beton(fresh, open_source(photo_folder), other)
+    assert both(out) == both(fresh)
+    with refuses("exists already, from other images or options"):
+        write_beton(out, open_source(photo_folder), replace(INLINE, upright=first))
 
 
 def test_the_default_quality_given_for_all_images_is_another_option():
