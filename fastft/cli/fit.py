@@ -10,7 +10,7 @@ from typing import Any
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
-from beton_tools.write.writer import write_beton
+from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.cli.cmd_report import write_run_page
 from fastft.cli.training import train_recipe
 from fastft.evaluate.evaluation import evaluate_checkpoint
@@ -74,11 +74,15 @@ class TrainedRun:
         Raises:
             UserError: no such images, or images of other classes.
         """
+        if options.get("csv") is not None:
+            options["csv"] = Path(options["csv"])
         if data is None or not needs_conversion(str(data)):
             return evaluate_checkpoint(self.folder, None if data is None else Path(data), self.device, **options)
         with TemporaryDirectory() as folder:
             converted = Path(folder) / "images.beton"
-            write_beton(converted, open_source(data, classes=self.predictor.trained.classes))
+            trained = self.predictor.trained
+            source = open_source(data, classes=trained.classes)
+            write_beton(converted, source, WriteOptions(background=trained.recipe.data.background))
             found = evaluate_checkpoint(self.folder, converted, self.device, **options)
         return found | {"data": str(data)}
 

@@ -24,8 +24,8 @@ def train_recipe(recipe: Recipe, console: Console) -> tuple[Path, dict[str, Any]
     options = recipe.train
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         prepared = prepare_data(recipe, line_printer(console), world)
-        whole = holds_out_of_beton(recipe) or prepared.data.val is None
-        data = recipe.data.train if whole else f"{prepared.data.train},{prepared.data.val}"
+        own = ",".join(filter(None, (prepared.data.train, prepared.data.val))) or None
+        data = recipe.data.train if holds_out_of_beton(recipe) else own
         if options.refit and data is not None:  # refuse files that cannot be read together before the first training
             world.in_main(lambda: BetonSet.open(data).title)
         result = train(prepared, console)

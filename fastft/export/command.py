@@ -74,7 +74,7 @@ def export_checkpoint(
     Raises UserError: no such checkpoint, a model that the format cannot hold, files in the way, `out` not writable, or logits
     that differ.
     """
-    kind = FORMATS[format]
+    kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name; links stay
     card = out / CARD if kind.folder else out.with_name(out.name + ".md")
     _check_out(out, card, format, overwrite)
     trained = load_trained(checkpoint, torch.device("cpu"), weights)

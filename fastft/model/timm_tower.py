@@ -222,12 +222,32 @@ def build_timm_classifier(
     if dynamic and not getattr(trunk, "dynamic_img_size", False):
         raise UserError(f"{TIMM}{arch.timm} takes images of one size; leave schedule.sizes at its default")
     model = TimmClassifier(tower)
+    if drop_path and model.head.weight.is_meta:
+        _check_branches(tower)
     # arithmetic on the meta device imports torch's compiler, which takes a second
     if not model.head.weight.is_meta:
         with torch.no_grad():
             for parameter in model.head.parameters():
                 parameter.mul_(head_init_scale)
     return model
+
+
+def _check_branches(tower: TimmTower) -> None:
+    """Refuse a model, on the meta device, with a stochastic depth for several branches or for rows that are no images.
+
+    timm draws random numbers for each of them; here a layer has one for each image.
+    """
+    calls: list[tuple[nn.Module, int]] = []
+    for layer in tower.modules():
+        if isinstance(layer, NoisyDropPath):
+            layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0].shape[0])))
+    with torch.no_grad():
+        tower.eval()(torch.empty(2, 3, tower.arch.image_size, tower.arch.image_size, device="meta"))
+    tower.train()
+    if len({layer for layer, _ in calls}) < len(calls) or any(rows != 2 for _, rows in calls):
+        raise UserError(
+            f"{TIMM}{tower.arch.timm} shares a stochastic depth between branches; leave model.drop_path at 0"
+        )
 
 
 def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:

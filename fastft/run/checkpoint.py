@@ -117,10 +117,13 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str,
         (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
             sync(file)
-        if path.exists():  # the same step again, after resuming from an older checkpoint
-            _remove(path)
+        doomed = (
+            _set_aside(path) if path.exists() else None
+        )  # the same step again, after resuming from an older checkpoint
         partial.rename(path)
         sync(path.parent)
+        if doomed is not None:
+            shutil.rmtree(doomed, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"checkpoint {path} could not be written: {error}; free some space and run again") from None
@@ -313,6 +316,10 @@ def keep_only(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Rename, then remove: an interrupted removal must not leave half a checkpoint under a valid name."""
+    shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
     doomed = path.parent / f"{PARTIAL}old-{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
-    shutil.rmtree(path.rename(doomed), ignore_errors=True)
+    return path.rename(doomed)

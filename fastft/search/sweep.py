@@ -47,11 +47,12 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         UserError: a sweep, recipe or override is wrong, or there is no validation data.
         Preempted: stopped by a signal; the same call continues.
     """
-    recipe = load_recipe(sweeps[0].reference(sweeps[0].rows[0]), overrides)
-    options, outcomes = recipe.train, []
+    recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
+    largest = max(recipes, key=lambda recipe: recipe.model.image_size)  # photographs are stored large enough for it
+    options, outcomes = recipes[0].train, []
     # one process group for all trainings
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
-        overrides = prepare_overrides(recipe, overrides, out, line_printer(console), world)
+        overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for several in planned for run in several]
         refuse_multi_label(count_images(runs[0].recipe), "fastft sweep")

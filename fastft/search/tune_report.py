@@ -70,7 +70,11 @@ def _accuracy(result: Result) -> str:
     best, f = result.best, result.figures
     if f is not None:
         found = f.top1 if best.measure == TOP1 else f.balanced_accuracy
-        use = f"{f.shared:,} of them training or validation images" if f.shared else "on which nothing was chosen"
+        use = (
+            f"{f.shared:,} of them training or validation images"
+            if f.shared
+            else "none of which has the bytes of a training or validation image"
+        )
         text = f"test {_measure(result)} {found.value:.2f} ± {found.standard_error:.2f} % of {f.images:,} images, {use}"
         if best.measure != TOP1:
             text += f" (top-1 {f.top1.value:.2f} %)"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from beton_tools.base.errors import UserError
 from beton_tools.read.sample_table import count_classes, strata
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch, EvalLoader, Output, Shard
@@ -197,7 +198,7 @@ class _Sums:
         count = self.counts_K.sum()
         shares_K, mean_D = self.counts_K / count, self.sums_KD.sum(0) / count
         covariance_KD = self.sums_KD / count - shares_K[:, None] * mean_D
-        eigenvalues_D, eigenvectors_DD = np.linalg.eigh((self.gram_DD / count - mean_D[:, None] * mean_D).cpu().numpy())
+        eigenvalues_D, eigenvectors_DD = _eigen((self.gram_DD / count - mean_D[:, None] * mean_D).cpu().numpy())
         shares, mean, covariance = (tensor.cpu().numpy() for tensor in (shares_K, mean_D, covariance_KD))
         return _Moments(shares, mean, covariance, eigenvalues_D, eigenvectors_DD)
 
@@ -217,7 +218,12 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
                for rows in held_out]  # fmt: skip
     kept = max(1, SCORED_VALUES // num_classes // len(held_out))
-    scored = [(features_ND[rows[:kept]], labels_N[rows[:kept]]) for rows in held_out]
+    if max(map(len, held_out)) > kept:  # files are sorted by class
+        rng = np.random.default_rng(seed)
+        chosen = [np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
+    else:
+        chosen = held_out
+    scored = [(features_ND[rows], labels_N[rows]) for rows in chosen]
     penalty, scale = _choose(moments, scored, num_classes)
     whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
     return _scaled(whole, penalty, scale, labels_N.ndim == 2)
@@ -270,6 +276,15 @@ def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
     return fold_N
 
 
+def _eigen(matrix_DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(values, vectors) of a covariance. Raises UserError: it has NaN or Inf."""
+    if not np.isfinite(matrix_DD).all():
+        raise UserError(
+            "the tower gives NaN or Inf for training images; check model.weights, or set --train.amp=bf16 or fp32"
+        )
+    return np.linalg.eigh(matrix_DD)
+
+
 def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, num_classes: int) -> _Moments:
     count, width = len(rows), features_ND.shape[1]
     mean_D = features_ND[rows].mean(0, dtype=np.float64)
@@ -283,7 +298,7 @@ def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, nu
         else:
             sums_KD += labels_N[part].T @ centred
     shares_K = count_classes(labels_N[rows], num_classes) / count
-    return _Moments(shares_K, mean_D, sums_KD / count, *np.linalg.eigh(gram_DD / count))
+    return _Moments(shares_K, mean_D, sums_KD / count, *_eigen(gram_DD / count))
 
 
 def _score(moments: _Moments, features: np.ndarray, penalty: float) -> np.ndarray:

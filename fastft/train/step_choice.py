@@ -112,15 +112,22 @@ def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, ha
 
 
 def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
-    """The reason of `obstacle`, or why a fused kernel cannot be compiled or run, as where numba-cuda does not fit the driver."""
-    if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode != "fused":
+    """The reason of `obstacle`, or why nothing can be compiled or run in this mode.
+
+    As where there is no compiler, or numba-cuda does not fit the driver.
+    """
+    if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode not in ("compile", "fused"):
         return reason
+    needs, hint = ("a compiler", "") if mode == "compile" else ("numba-cuda", "; fastft doctor examines it")
     try:
+        if mode == "compile":
+            torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+            return None
         x = torch.zeros(1, 64, dtype=torch.float16, device=device)
         one = torch.ones(64, dtype=torch.float16, device=device)
         torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
     except Exception as error:  # numba, the compiler and the driver raise many types
-        return f"needs numba-cuda, which fails here ({first_line(error)}; fastft doctor examines it)"
+        return f"needs {needs}, which fails here ({first_line(error)}{hint})"
     return None
 
 

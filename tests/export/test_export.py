@@ -164,6 +164,14 @@ def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, r
     assert not list(tmp_path.glob(".partial*"))
 
 
+def test_the_working_directory_is_a_place(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path, dict(CLIP))
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    assert main(["export", "../run", "--format", "timm", "--out", ".", "--overwrite"]) == 0
+    assert FORMATS["timm"].load(tmp_path / "own")(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
 @pytest.mark.parametrize("name", ["own.safetensors", "own.safetensors.md"])
 def test_a_link_is_never_written_through(tmp_path, name, capsys):
     make_checkpoint(tmp_path, dict(CLIP))

@@ -216,6 +216,8 @@ def test_large_models_follow_the_papers_large_recipe():
         ("vit_relpos_small_patch16_224", {}, "dropout of its own"),
         ("poolformerv2_s12", {}, "no group_matcher"),
         ("test_convnext", {"model.patch_dropout": 0.5}, "has no patch_drop_rate; leave model.patch_dropout at its default"),
+        ("mixer_s32_224", {"model.drop_path": 0.1}, "shares a stochastic depth between branches"),
+        ("tnt_s_patch16_224", {"model.drop_path": 0.1}, "shares a stochastic depth between branches"),
         ("test_vit", {"model.layer_scale": 1.0}, "model.layer_scale is an option of fastft's own tower"),
         ("test_vit", {"model.rel_pos_bias": "true"}, "model.rel_pos_bias is an option of fastft's own tower"),
         ("test_vit", {"model.image_size": 70}, "not a multiple of the patch size 16; use 64 or 80"),

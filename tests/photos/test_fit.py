@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from PIL import Image
 import fastft
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
+from beton_tools.write.images import decode_sample
 from fastft import TrainedRun, TrainLoader
 from fastft.cli import main
 from fastft.recipe import differences
@@ -62,6 +66,18 @@ def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run, album)
     assert found["top1"] == pytest.approx(100 * right / 36)
 
 
+def test_a_folder_is_evaluated_on_the_background_of_the_training(run, tmp_path, monkeypatch):
+    (tmp_path / run.classes[0]).mkdir()
+    Image.new("RGBA", (40, 40)).save(tmp_path / run.classes[0] / "a.png")
+    recipe = run.predictor.trained.recipe.with_option("data.background", "black")
+    monkeypatch.setattr(run.predictor, "trained", replace(run.predictor.trained, recipe=recipe))
+    monkeypatch.setattr(
+        "fastft.cli.fit.evaluate_checkpoint",
+        lambda _, path, *__, **___: {"pixels": decode_sample(Beton.open(path), 0).max()},
+    )
+    assert run.evaluate(tmp_path)["pixels"] == 0
+
+
 def test_a_run_exports_and_reports(run, tmp_path):
     assert run.export("safetensors", tmp_path / "m.safetensors").stat().st_size > 1000
     assert run.report() == run.folder / "report.html"
@@ -88,6 +104,15 @@ def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_ha
     assert json.loads((run.folder / "result.json").read_text())["weights"] == run.result["weights"]
     assert main(["predict", str(refit.folder), str(album / "coffee/00.jpg"), "--device=cpu"]) == 0
     assert f"using the {run.result['weights']['kind']}" in capsys.readouterr().err.replace("EMA", "ema")
+
+
+def test_a_refit_without_held_out_images_is_the_run_itself(given, album, tmp_path, capsys):
+    for name in ("chelsea", "coffee"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        shutil.copy(next((album / name).iterdir()), tmp_path / "few" / name)
+    few = {"data": tmp_path / "few", "out": tmp_path / "run", "batch_size": 2, "train": {"refit": True}, "quiet": False}
+    assert fastft.fit("photos", **given | few).folder == tmp_path / "run"
+    assert "no images were held out, the weights are of all images already" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that_cannot_be_joined(run, given, tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,15 @@ def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):
         want = torch.full((200_000,), float(checkpoint.state["i"]))
         assert torch.equal(checkpoint.tensors["model"]["w"], want)
         assert torch.equal(checkpoint.tensors["ema"]["w"], want)
+
+
+def test_the_same_step_written_again_is_there_before_the_old_one_is_deleted(tmp_path, monkeypatch):
+    path = tmp_path / "step-00000001"
+    write_checkpoint(path, STATE, WEIGHTS)
+    seen, delete = [], shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (seen.append(list_checkpoints(tmp_path)), delete(*a, **k)))
+    write_checkpoint(path, STATE, WEIGHTS)
+    assert seen and all(found == [path] for found in seen)
 
 
 def test_pruning_keeps_the_newest_and_removes_remains(tmp_path):

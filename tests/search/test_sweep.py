@@ -241,18 +241,26 @@ def test_a_row_of_raw_weights_is_refused_where_only_the_ema_is_evaluated():
         plan_runs(load_sweep(TABLES / "03_ema.yaml"), ["--train.eval_weights=ema"], Path("runs"))
 
 
-def test_photographs_are_converted_once_for_all_rows(one_step, photographs, tmp_path, quiet):
+def test_photographs_are_converted_once_for_all_rows(one_step, photographs, tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr("fastft.photos.prepare.LEAST_LONG_SIDE", 10)
     write_crops(tmp_path / "photos", photographs, {"coffee": 20, "rocket": 20})
     table = tmp_path / "mine.yaml"
     table.write_text(
         "title: Mine\nsource: nobody\nbase: photos\nrows:\n"
-        "  - {label: a}\n  - {label: b, name: other, set: {optim.layer_decay: 0.5}}\n"
+        "  - {label: a, set: {model.image_size: 32}}\n"
+        "  - {label: b, name: other, set: {optim.layer_decay: 0.5, model.image_size: 64}}\n"
     )
-    kept = [o for o in one_step(2) if not o.startswith(("--data.", "--optim.lr", "--schedule.", "--ema."))]
+    kept = [
+        o
+        for o in one_step(2)
+        if not o.startswith(("--data.", "--optim.lr", "--schedule.", "--ema.", "--model.image_size"))
+    ]
     overrides = [*kept, f"--data.train={tmp_path / 'photos'}", "--schedule.epochs=3", "--optim.batch_size=8"]
     outcomes = run_sweeps([load_sweep(table)], overrides, tmp_path / "out", quiet)
     assert [o.error for o in outcomes] == [None, None]
     assert (tmp_path / "out" / "data" / "train.beton").exists()
     assert not list(tmp_path.glob("out/runs/*/data"))
+    prepared = json.loads((tmp_path / "out" / "data" / "train.beton.manifest.json").read_text())
+    assert prepared["options"]["max_resolution"] == 128, "twice the largest image size of a row"
     for outcome in outcomes:
         assert outcome.run.recipe.data.num_classes == 2 and outcome.run.recipe.data.train_size == 32

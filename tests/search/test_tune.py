@@ -123,7 +123,7 @@ def test_table_and_json_are_written(searched):
     table = (folder / "table.md").read_text()
     assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
     for text in (table, (folder / "tuned.yaml").read_text()):
-        assert "images, on which nothing was chosen" in text
+        assert "images, none of which has the bytes of a training" in text
     document = json.loads((folder / "results.json").read_text())
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
 

@@ -190,6 +190,19 @@ def test_logits_of_many_classes_are_calibrated():
     assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
 
 
+def test_the_images_that_choose_penalty_and_scale_are_of_all_classes(digits, monkeypatch):
+    images, labels, _, _ = digits
+    by_class, whole = np.argsort(labels, kind="stable"), fit_ridge_head(images, labels, 10, seed=0)
+    monkeypatch.setattr(head_start, "SCORED_VALUES", 10 * 300)
+    head = fit_ridge_head(images[by_class], labels[by_class], 10, seed=0)
+    assert head.scale == pytest.approx(whole.scale, rel=0.2)
+
+
+def test_features_that_are_nan_are_one_line():
+    with pytest.raises(UserError, match=r"gives NaN or Inf for training images; check model\.weights"):
+        fit_ridge_head(np.full((6, 8), np.nan, np.float32), np.arange(6) % 3, 3, seed=0)
+
+
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_a_few_images_are_enough(count):
     features = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)

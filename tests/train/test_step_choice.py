@@ -294,6 +294,17 @@ def test_recipe_then_checkpoint_then_measurement(requested, device, stored, choi
     assert (decision.choice, decision.origin) == (choice, origin)
 
 
+def test_without_a_compiler_compile_is_refused_and_a_recorded_one_measured_anew(monkeypatch, capsys):
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    assert decided("measure", "cpu", COMPILED, monkeypatch).origin == "measurement"
+    assert "needs a compiler, which fails here (RuntimeError: No working C++ compiler found)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train\.step is compile, which needs a compiler"):
+        step_choice.refuse_impossible(load_recipe("final_b16", ["--train.step=compile"]), torch.device("cpu"), 1)
+
+
 @pytest.mark.parametrize("mode", ["graph", "fused"])
 def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(mode, monkeypatch):
     """Gradient checkpointing may be switched on when a run is resumed."""
