@@ -10,15 +10,17 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
+from beton_tools.base.signals import imports_of, raise_on_stop_signals
 
 with imports_of("beton"):
     from beton_tools.base.console import (
-        describe_os_error,
-        discard_closed_output,
+        ENDINGS,
+        EXIT_BAD_INPUT,
+        end_command,
         format_bytes,
         print_error,
         printable,
@@ -29,7 +31,7 @@ with imports_of("beton"):
     from beton_tools.read.format import Beton
     from beton_tools.read.manifest import Manifest
 
-EXIT_PROBLEMS, EXIT_BAD_INPUT = 1, 2
+EXIT_PROBLEMS = 1
 _SHOWN_PROBLEMS = 20  # on the screen; --json prints all
 
 
@@ -44,19 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = args.run(args)
             sys.stdout.flush()  # an error, such as that of a full disk, is reported here
             return code
-    except UserError as error:
-        print_error(command, error)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt as stop:
-        print_error(command, describe_stop(stop))
-        return exit_code(stop)
-    except (BrokenPipeError, SystemExit):  # the reader of our output, such as head, has closed it; SystemExit: rich's
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        print_error(command, describe_os_error(error))
-        discard_closed_output()
-        return EXIT_BAD_INPUT
+    except ENDINGS as error:
+        return end_command(error, partial(print_error, command))
 
 
 def build_parser() -> argparse.ArgumentParser:

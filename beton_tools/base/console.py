@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from beton_tools.base.errors import UserError
+from beton_tools.base.signals import describe_stop, exit_code
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -20,6 +23,13 @@ if TYPE_CHECKING:
 # (images done, images in total, skipped or bad images among those done)
 ProgressCallback = Callable[[int, int, int], None]
 
+EXIT_BAD_INPUT = 2
+ENDINGS = (
+    UserError,
+    KeyboardInterrupt,
+    SystemExit,
+    OSError,
+)  # what ends a command in one line; SystemExit: rich's, of a closed output
 WIDEST = 10_000  # columns of a line, more than any table needs
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
@@ -129,10 +139,20 @@ def print_warnings_in_one_line(command: str) -> None:
     warnings.showwarning = show
 
 
-def describe_os_error(error: OSError) -> str:
-    """The file, if it is known, and the reason: no space, no permission, no such file."""
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
+def end_command(error: BaseException, show: Callable[[object], None]) -> int:
+    """Print the line of an error of ENDINGS; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        show(describe_stop(error))
+        return exit_code(error)
+    if isinstance(error, (BrokenPipeError, SystemExit)):  # the reader of our output, such as head, has closed it
+        sys.stderr.close()
+        return 0
+    if isinstance(error, OSError):  # the file, if it is known, and the reason: no space, no permission, no such file
+        show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
+        discard_closed_output()
+    else:
+        show(error)
+    return EXIT_BAD_INPUT
 
 
 def start_command(program: str) -> bool:

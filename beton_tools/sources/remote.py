@@ -132,7 +132,7 @@ def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
             try:
                 names = retrying(path, path.protocol, lambda fs=fs, inside=inside: fs.glob(inside))  # type: ignore[misc]
             except RemoteError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+                raise error.as_user_error() from error
             found += [RemotePath(fs.unstrip_protocol(name)) for name in sorted(names)]
         else:
             found.append(path)
@@ -155,12 +155,12 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
     Raises UserError: the server cannot be reached, refuses access, or a package is missing.
     """
     try:
-        return find_info(path)
+        return _find_info(path)
     except RemoteError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise error.as_user_error() from error
 
 
-def find_info(path: RemotePath) -> dict[str, Any] | None:
+def _find_info(path: RemotePath) -> dict[str, Any] | None:
     """The answer of `info_of`; raises RemoteError in the place of its UserError."""
     fs, inside = path.open_file_system()
     try:
@@ -180,7 +180,7 @@ def stamp_of_url(path: RemotePath) -> Stamp:
         RemoteError: there is no such file, the server cannot be reached, refuses access, or does not state the size.
         UserError: a package is missing.
     """
-    info = find_info(path)
+    info = _find_info(path)
     if info is None:
         raise RemoteError(path, "no such file")
     if info["type"] != "file":

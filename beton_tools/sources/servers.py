@@ -28,6 +28,10 @@ _CREDENTIALS = {
 T = TypeVar("T")
 
 
+class AccessDenied(UserError):
+    """The server refuses access. S3 and Google do so for a missing file too, without the right to list."""
+
+
 class RemoteError(OSError):
     """A remote file cannot be read. `filename` is its URL, `strerror` the reason."""
 
@@ -40,10 +44,9 @@ class RemoteError(OSError):
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteError, (self.filename, self.strerror)
 
-    @property
-    def is_denial(self) -> bool:
-        """True if the server refuses access. S3 and Google answer so for a missing file too, without the right to list."""
-        return self.__cause__ is not None and _is_denial(self.__cause__)
+    def as_user_error(self) -> UserError:
+        kind = UserError if self.__cause__ is None or not _is_denial(self.__cause__) else AccessDenied
+        return kind(f"{self.filename}: cannot be read ({self.strerror})")
 
 
 @lru_cache

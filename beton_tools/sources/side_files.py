@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.remote import RemotePath, SourcePath, find_info
+from beton_tools.sources.remote import RemotePath, SourcePath
 from beton_tools.sources.remote_files import open_source_file
-from beton_tools.sources.servers import RemoteError
+from beton_tools.sources.servers import AccessDenied
 
 MAX_BYTES = 256 << 20  # the labels of five million images; those of ImageNet's validation set take 2 MB
 _PARENTS = 4
@@ -37,13 +38,9 @@ def is_present(path: SourcePath) -> bool:
     False if access is denied. Raises UserError: the server cannot be reached, or a package is missing.
     """
     if isinstance(path, RemotePath):
-        try:
-            info = find_info(path)
-        except RemoteError as error:
-            if error.is_denial:
-                return False
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        return info is not None and info["type"] == "file"
+        with suppress(AccessDenied):
+            return path.is_file()
+        return False
     return os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - Path's raise PermissionError
 
 

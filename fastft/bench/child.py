@@ -10,15 +10,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+import psutil
 
 from beton_tools.base.errors import UserError
 
 # one round; returns the number of images, or several figures including "count"
 Arm = Callable[[], int | dict[str, Any]]
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class NotInstalled(Exception):
@@ -89,32 +90,12 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 def workers_seconds() -> float:
     """CPU time of this process's current and former workers."""
-    reaped = os.times()
-    ticks = sum(sum(_stat(pid)[11:15]) for pid in descendants())
-    return reaped.children_user + reaped.children_system + ticks / TICKS
-
-
-def descendants() -> list[int]:
-    """Process ids of all descendants."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
-            parents.setdefault(stat[1], []).append(int(entry.name))
-    found, waiting = [], [os.getpid()]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def _stat(pid: int) -> list[int]:
-    """Fields of /proc/PID/stat after the name: [1] parent, [11:15] CPU ticks of it and its children; empty if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-    return [0, *map(int, fields[1:15])]
+    own = psutil.Process()
+    seconds = sum(own.cpu_times()[2:4])  # user and system time of children that have ended
+    for worker in own.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            seconds += sum(worker.cpu_times()[:4])  # its own and of its children that have ended
+    return seconds
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Protocol, cast
 
 from beton_tools.base import torchrun
-from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
+from beton_tools.base.signals import imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
     from beton_tools.base.console import (
-        describe_os_error,
-        discard_closed_output,
+        ENDINGS,
+        EXIT_BAD_INPUT,
+        end_command,
         print_error,
         print_warnings_in_one_line,
         start_command,
@@ -30,7 +32,6 @@ with imports_of("fastft"):
     from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
 
 
 class Command(Protocol):
@@ -53,40 +54,22 @@ CONVERT_KINDS = {
 }
 COMMANDS = {
     "train": ("cmd_train", "train a recipe; the same command on the same run directory continues it"),
-    "recipes": (
-        "cmd_recipes.Recipes",
-        "list the recipes and tables of fastft, with expected accuracy and predicted cost",
-    ),
-    "options": (
-        "cmd_recipes.Options",
-        "list every recipe option: meaning, default, limits, and the value in the paper's runs",
-    ),
+    "recipes": ("cmd_recipes.Recipes", "list fastft's recipes and tables, with expected accuracy and predicted cost"),
+    "options": ("cmd_recipes.Options", "list every recipe option: meaning, default, limits, value in the paper's runs"),
     "explain": ("cmd_explain", "show what a recipe will do and cost, without data, weights or GPU"),
     "preview": ("cmd_preview", "draw what the model will see: originals, crops, results and the ops between"),
     "cost": ("cmd_cost", "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"),
-    "sweep": (
-        "cmd_search.Sweep",
-        "train or resume the rows of a paper table, and print the paper's figures beside ours",
-    ),
+    "sweep": ("cmd_search.Sweep", "train or resume the rows of a paper table, with the paper's figures beside ours"),
     "tune": ("cmd_search.Tune", "search the learning rates of head and tower for your images, within a time budget"),
     "eval": ("cmd_eval", "accuracy, metrics per class and calibration of a checkpoint on .beton files"),
     "predict": ("cmd_predict", "label image files with a checkpoint, or write their embeddings"),
-    "zeroshot": (
-        "cmd_zeroshot",
-        "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from",
-    ),
-    "average": (
-        "cmd_average",
-        "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)",
-    ),
+    "zeroshot": ("cmd_zeroshot", "evaluate CLIP's zero-shot classifier, and write it as a head to start training from"),
+    "average": ("cmd_average", "average weights: between start and end of a run (WiSE-FT), or of several runs (soups)"),
     "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
     "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
     "report": ("cmd_report", "one HTML page of a run, or of a benchmark file"),
     "bench": ("cmd_bench", "measure this machine, against what one would use instead; JSON, a table and an HTML page"),
-    "doctor": (
-        "cmd_doctor",
-        "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be fixed",
-    ),
+    "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk; exit code 1 if it is not"),
 }
 
 
@@ -103,25 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = args.run(args)
             sys.stdout.flush()  # an error, such as that of a full disk, is reported here
             return code
-    except UserError as error:
-        _print_error(args.command, error)
-        return EXIT_BAD_INPUT
     except Preempted as stop:
         _print_error(args.command, stop)
         return EXIT_REQUEUE
     except (NonFinite, PeerCrashed) as error:
         _print_error(args.command, error)
         return EXIT_FAILED
-    except KeyboardInterrupt as stop:
-        _print_error(args.command, describe_stop(stop))
-        return exit_code(stop)
-    except (BrokenPipeError, SystemExit):  # the reader of our output, such as head, has closed it; SystemExit: rich's
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        _print_error(args.command, describe_os_error(error))
-        discard_closed_output()
-        return EXIT_BAD_INPUT
+    except ENDINGS as error:
+        return end_command(error, partial(_print_error, args.command))
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:

@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from beton_tools.base.cgroup import memory_limit, usable_cpus
 
 GIB = 1 << 30
@@ -167,12 +169,8 @@ def cpu_name() -> str:
 
 def memory_bytes() -> tuple[int, int]:
     """Total and available bytes: the machine's, or the control group's where that is smaller."""
-    values = {}
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        key, _, rest = line.partition(":")
-        values[key] = int(rest.split()[0]) * 1024
-    total, available = values["MemTotal"], values["MemAvailable"]
-    limit = memory_limit()
+    memory, limit = psutil.virtual_memory(), memory_limit()
+    total, available = memory.total, memory.available
     return (total, available) if limit is None else (min(total, limit), min(available, limit))
 
 

@@ -28,10 +28,10 @@ from fastft.recipe.constants import (
 )
 from fastft.recipe.values import epoch_values
 
-LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
-LARGEST_BATCH = 2**20
+MAX_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
+MAX_BATCH = 2**20
 MAX_EPOCHS = 100_000
-LARGEST_COUNT = 2**31 - 1  # of steps and epochs between two events
+MAX_COUNT = 2**31 - 1  # of steps and epochs between two events
 MINUTES_PER_YEAR = 525_600.0
 FIRST_VERSION = "0.1"
 AUTO = "auto"  # written in the place of a value that follows from the training images
@@ -87,14 +87,9 @@ class Data:
     hold_out_beton: bool = neutral(
         False, "without data.val, hold validation images out of a .beton too, as of a folder or table", since="0.3.0"
     )
-    background: str = option(
-        "white",
-        "colour under transparent pixels of photographs and of images for predict: a name or '#rrggbb'",
-        since="0.3.0",
-    )
+    background: str = option("white", "colour under transparent pixels, a name or '#rrggbb'", since="0.3.0")
     train_size: int = option(
-        IMAGENET_TRAIN_SIZE,
-        "number of training images, for explain and cost; a training file that exists overrides it",
+        IMAGENET_TRAIN_SIZE, "number of training images, for explain and cost; a training file that exists overrides it",
         low=1, high=2**40,
     )  # fmt: skip
     selection_share: float = option(
@@ -120,12 +115,9 @@ class Data:
     sampling: str = option(
         NONE,
         "images of an epoch, which keeps its length: none, each once; balanced, all classes equally often; sqrt, by the square "
-        "root of their sizes",
-        choices=REBALANCING, paper=NONE, since="0.3.0",
+        "root of their sizes", choices=REBALANCING, paper=NONE, since="0.3.0",
     )  # fmt: skip
-    workers: int = neutral(
-        0, "decode and augmentation threads per process; 0: this process's share of the cores", low=0, high=4096
-    )
+    workers: int = neutral(0, "loader threads per process; 0: its share of the cores", low=0, high=4096)
     batches_ahead: int = neutral(
         2, "micro-batches that the loader prepares in advance, the one in progress included", low=1, high=1024
     )
@@ -144,21 +136,13 @@ class Model:
         "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a file; a folder of open_clip, timm or "
         "transformers, also hf-hub:ORG/NAME; 'random'",
     )
-    image_size: int = option(
-        224, "image size in pixels; position embeddings of another size are interpolated", low=1, high=8192
-    )
-    freeze_conv1: bool = option(
-        True, "freeze the patch embedding (the paper does not say; the reference freezes it at 224 px only)"
-    )
+    image_size: int = option(224, "in pixels; position embeddings of another size are interpolated", low=1, high=8192)
+    freeze_conv1: bool = option(True, "freeze the patch embedding (the reference does at 224 px; not in the paper)")
     trainable_layers: int | None = option(
         None, "train only the top N blocks and the head; 0: linear probe, none: all", low=0, high=1000
     )
-    layer_scale: float | None = option(
-        None, "add LayerScale with this initial value; none: no LayerScale (paper Table 12: 1.0)", low=0
-    )
-    rel_pos_bias: bool = option(
-        False, "add a relative position bias, initialised to 0, to every block (paper Table 12)"
-    )
+    layer_scale: float | None = option(None, "add LayerScale with this initial value (paper Table 12: 1.0)", low=0)
+    rel_pos_bias: bool = option(False, "add a relative position bias, initially 0, to every block (paper Table 12)")
     drop_path: float = option(
         0.0, "stochastic depth rate of the last block, growing linearly from 0 at the first", low=0, high=0.99
     )
@@ -169,8 +153,7 @@ class Model:
     pool: str = option(
         "patches",
         "the head's input: patches, the mean of the normalised patch tokens; token, CLIP's own embedding (class token, ln_post, "
-        "projection, length 1)",
-        choices=("patches", "token"), since="0.3.0",
+        "projection, length 1)", choices=("patches", "token"), since="0.3.0",
     )  # fmt: skip
     head: str | None = option(
         None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", since="0.3.0",
@@ -187,19 +170,14 @@ class Augment:
     """Augmentation of training images, and normalisation."""
 
     policy: str = option(
-        "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'",
-        auto=True,
+        "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'", auto=True,
     )  # fmt: skip
     crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
-    scale_min: float = option(
-        0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1, auto=True
-    )
-    scale_max: float = option(1.0, "upper bound of the crop's area, as a share of the image", low=1e-4, high=1)
+    scale_min: float = option(0.08, "lower bound of the crop's area, a share of the image", low=1e-4, high=1, auto=True)
+    scale_max: float = option(1.0, "upper bound of the crop's area, a share of the image", low=1e-4, high=1)
     ratio_min: float = option(3 / 4, "lower bound of the crop's width / height", low=0.05, high=20)
     ratio_max: float = option(4 / 3, "upper bound of the crop's width / height", low=0.05, high=20)
-    interpolation: str = option(
-        "bicubic", "interpolation of the crop and of geometric operations", choices=INTERPOLATIONS
-    )
+    interpolation: str = option("bicubic", "interpolation of crop and geometric operations", choices=INTERPOLATIONS)
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, auto=True)
     vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1, since="0.3.0")
     quarter_turns: float = option(
@@ -213,24 +191,19 @@ class Augment:
     color_jitter_prob: float = option(1.0, "probability of the colour jitter", low=0, high=1, since="0.3.0")
     erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
     erase_mode: str = option(
-        "pixel", "erase with zeros, with one random colour, or with noise per pixel",
-        choices=ERASE_MODES,
+        "pixel", "erase with zeros, with one random colour, or with noise per pixel", choices=ERASE_MODES,
     )  # fmt: skip
     erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=MAX_ERASE)
     mixup: float = option(0.0, "mixup alpha; 0: off", low=0, high=1000)
     cutmix: float = option(0.0, "CutMix alpha; 0: off", low=0, high=1000)
-    mix_prob: float = option(
-        1.0, "probability that a group of images is mixed, where mixup or CutMix is on", low=0, high=1
-    )
+    mix_prob: float = option(1.0, "probability that a group of images is mixed if mixup or CutMix is on", low=0, high=1)
     mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1)
     mean: tuple[float, float, float] = option(
         CLIP_MEAN, "per-channel mean of pixel values in 0..1; unless set, that of timm/NAME or of model.arch's .json",
         low=-10, high=10,
     )  # fmt: skip
     std: tuple[float, float, float] = option(
-        CLIP_STD,
-        "per-channel standard deviation of pixel values in 0..1; unless set, as augment.mean",
-        low=0.001, high=10,
+        CLIP_STD, "per-channel standard deviation of pixel values in 0..1; unless set, as augment.mean", low=0.001, high=10,
     )  # fmt: skip
 
     @property
@@ -243,15 +216,10 @@ class Augment:
 class Optim:
     """AdamW, batch size and loss."""
 
-    batch_size: int = option(
-        2048, "images per optimiser step, over all processes", low=1, high=LARGEST_BATCH, auto=True
-    )
-    lr: float = option(
-        6e-4, "peak learning rate of the head; a number is not scaled with the batch size", low=0, auto=True
-    )
+    batch_size: int = option(2048, "images per optimiser step, over all processes", low=1, high=MAX_BATCH, auto=True)
+    lr: float = option(6e-4, "peak learning rate of the head; a number is not scaled with the batch", low=0, auto=True)
     layer_decay: float = option(
-        0.6, "factor on the learning rate from each layer to the one below; 1: no decay",
-        low=1e-3, high=1, auto=True,
+        0.6, "factor on the learning rate from each layer to the one below; 1: no decay", low=1e-3, high=1, auto=True,
     )  # fmt: skip
     weight_decay: float = option(
         0.05, "AdamW weight decay; 1-D tensors, position embeddings and biases and the class token are exempt", low=0,
@@ -264,8 +232,7 @@ class Optim:
     class_weights: str = option(
         NONE,
         "factor on an image's loss, 1 on average: balanced, by 1 / images of its class; sqrt, by the square root of that; mixed "
-        "images by their shares",
-        choices=REBALANCING, paper=NONE, since="0.3.0",
+        "images by their shares", choices=REBALANCING, paper=NONE, since="0.3.0",
     )  # fmt: skip
 
 
@@ -280,14 +247,11 @@ class Schedule:
         low=0, below=1, since="0.3.0", auto=True,
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
-    stop_epoch: int | None = option(
-        None, "stop after this many epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS
-    )
+    stop_epoch: int | None = option(None, "stop after N epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS)
     sizes: str | None = option(
         None,
         "image size in training by epoch, up to model.image_size: 0:160,24:224 changes at epoch 24, 0:160-24:224 in steps of a "
-        "patch until then; none: always model.image_size",
-        low=1, high=8192, by_epoch=int, since="0.3.0",
+        "patch until then; none: always model.image_size", low=1, high=8192, by_epoch=int, since="0.3.0",
     )  # fmt: skip
     magnitude: str | None = option(
         None, "magnitude of RandAugment or AugMix by epoch, as schedule.sizes: 0:1-30:9; none: that of augment.policy",
@@ -309,9 +273,7 @@ class Ema:
 
     decay: float = option(0.9998, "decay per optimiser step at the reference batch; 0: no EMA", low=0, below=1)
     reference_batch: int = option(
-        2048,
-        "batch size that the decay is given for; it is converted to optim.batch_size",
-        low=1, high=LARGEST_BATCH,
+        2048, "batch size that the decay is given for; it is converted to optim.batch_size", low=1, high=MAX_BATCH,
     )  # fmt: skip
     horizon: float | None = option(
         None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
@@ -328,9 +290,7 @@ class Train:
     """Run directory, device, precision, evaluation, checkpoints and logging."""
 
     run_dir: str | None = neutral(None, "run directory; none: runs/<recipe name>")
-    seed: int = neutral(
-        0, "seed of order, augmentation, head and stochastic depth", low=0, high=LARGEST_SEED, paper="0"
-    )
+    seed: int = neutral(0, "seed of order, augmentation, head and stochastic depth", low=0, high=MAX_SEED, paper="0")
     device: str = neutral("auto", "auto: the GPU if there is one", choices=DEVICES)
     amp: str = neutral(
         "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
@@ -341,15 +301,13 @@ class Train:
         "fp16, on GPUs below compute capability 8.0 (V100, T4) and where it is measured to be faster",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", since="0.2.0",
     )  # fmt: skip
-    micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH)
+    micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=MAX_BATCH)
     step: str = neutral(
         "auto", "how a step is computed: eagerly, by torch.compile, as a CUDA graph or, with half-precision weights, by fused "
         "kernels; measure: the fastest here; auto: measure on a GPU, and eager on a CPU",
         choices=("auto", "measure", "eager", "compile", "graph", "fused"), since="0.3.0",
     )  # fmt: skip
-    grad_checkpointing: bool = neutral(
-        False, "recompute activations in the backward pass: less memory, a third more FLOPs"
-    )
+    grad_checkpointing: bool = neutral(False, "recompute activations in the backward pass: less memory, 1/3 more FLOPs")
     stop_after: str | None = neutral(
         None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
         since="0.3.0",
@@ -357,7 +315,7 @@ class Train:
     stop_when: int | None = option(
         None, "stop after so many evaluations without gain of the weights that are chosen, on the images of "
         "data.selection_share, or without these on data.val (refused on ImageNet); none: train all epochs",
-        low=1, high=LARGEST_COUNT, paper="none", since="0.3.0",
+        low=1, high=MAX_COUNT, paper="none", since="0.3.0",
     )  # fmt: skip
     timeout_minutes: float = neutral(
         10.0, "minutes without an answer from another process after which the run ends", low=0.01, high=MINUTES_PER_YEAR
@@ -366,35 +324,29 @@ class Train:
         False, "fastft train: after the run, train again on training and held-out images together, with what it chose, "
         "into RUN/refit", since="0.3.0",
     )  # fmt: skip
-    log_every: int = neutral(50, "steps between log lines", low=1, high=LARGEST_COUNT)
+    log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT)
     eval_every: int = option(
-        1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=LARGEST_COUNT, paper="1", auto=True,
+        1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=MAX_COUNT, paper="1", auto=True,
     )  # fmt: skip
     eval_weights: str = neutral(
         "both", "weights that are evaluated; ema: only those of the EMA, in half the time", choices=("both", "ema"),
         paper="both", since="0.3.0",
     )  # fmt: skip
     eval_crop_pct: float = option(
-        1.0, "centre crop at evaluation, as a share of the resized short side", low=0.1, high=1, paper="1"
+        1.0, "centre crop in evaluation, a share of the short side", low=0.1, high=1, paper="1"
     )
-    checkpoint_steps: int = neutral(
-        500, "steps between checkpoints; 0: only at the end of each epoch", low=0, high=LARGEST_COUNT
-    )
+    checkpoint_steps: int = neutral(500, "steps between checkpoints; 0: only after each epoch", low=0, high=MAX_COUNT)
     checkpoint_epochs: int = neutral(
         1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved", low=1,
-        high=LARGEST_COUNT, since="0.3.0", auto=True,
+        high=MAX_COUNT, since="0.3.0", auto=True,
     )  # fmt: skip
-    checkpoint_minutes: float = neutral(
-        15.0, "minutes between checkpoints; 0: not by time", low=0, high=MINUTES_PER_YEAR
-    )
+    checkpoint_minutes: float = neutral(15.0, "minutes between checkpoints; 0: off", low=0, high=MINUTES_PER_YEAR)
     tracker: str = neutral("none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow"))
     profile: int = neutral(
         0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
         since="0.3.0",
     )  # fmt: skip
-    keep_checkpoints: int = neutral(
-        2, "number of newest checkpoints that are kept, besides the best", low=1, high=LARGEST_COUNT
-    )
+    keep_checkpoints: int = neutral(2, "newest checkpoints that are kept, besides the best", low=1, high=MAX_COUNT)
 
 
 @dataclass(frozen=True)

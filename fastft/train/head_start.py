@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.sample_table import count_classes, strata
+from beton_tools.read.sample_table import strata
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch, EvalLoader, Output, Shard
 from fastft.data.classes import name_outputs
@@ -140,7 +140,7 @@ def _fit_in_one_pass(
         sums.add(features_BD[~is_kept_B], batch.labels[~is_kept_B])
         rows.append(torch.cat([batch.labels[is_kept_B, None].float(), features_BD[is_kept_B]], dim=1))
     table = world.gather_rows(torch.cat(rows) if rows else torch.empty(0, 1)).cpu()
-    for summed in (sums.counts_K, sums.sums_KD, sums.gram_DD):
+    for summed in sums.parts:
         world.sum(summed)
     features_HD, labels_H = table[:, 1:], table[:, 0].long()
     penalty, scale = _choose([sums.moments()], [(features_HD.numpy(), labels_H.numpy())], classes)
@@ -183,24 +183,30 @@ class _Sums:
     """Sums over images, float64 on the device: images by class, features by class, and products of features."""
 
     def __init__(self, classes: int, width: int, device: torch.device) -> None:
-        self.counts_K, self.sums_KD, self.gram_DD = (
-            torch.zeros(shape, dtype=torch.float64, device=device)
-            for shape in ((classes,), (classes, width), (width, width))
-        )
+        shapes = (1,), (width,), (classes,), (classes, width), (width, width)
+        self.parts = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
+        self.count, self.sum_D, self.counts_K, self.sums_KD, self.gram_DD = self.parts
 
     def add(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
-        exact_BD, one_hot_BK = features_BD.double(), F.one_hot(labels_B, len(self.counts_K)).double()
+        """labels_B: int64, or (B, K) of several."""
+        exact_BD = features_BD.double()
+        one_hot_BK = (F.one_hot(labels_B, len(self.counts_K)) if labels_B.ndim == 1 else labels_B).double()
+        self.count += len(exact_BD)
+        self.sum_D += exact_BD.sum(0)
         self.counts_K += one_hot_BK.sum(0)
         self.sums_KD += one_hot_BK.T @ exact_BD
         self.gram_DD += exact_BD.T @ exact_BD
 
     def moments(self) -> _Moments:
-        count = self.counts_K.sum()
-        shares_K, mean_D = self.counts_K / count, self.sums_KD.sum(0) / count
-        covariance_KD = self.sums_KD / count - shares_K[:, None] * mean_D
-        eigenvalues_D, eigenvectors_DD = _eigen((self.gram_DD / count - mean_D[:, None] * mean_D).cpu().numpy())
+        shares_K, mean_D = self.counts_K / self.count, self.sum_D / self.count
+        covariance_KD = self.sums_KD / self.count - shares_K[:, None] * mean_D
+        variance_DD = self.gram_DD / self.count - mean_D[:, None] * mean_D
+        if not variance_DD.isfinite().all():
+            raise UserError(
+                "the tower gives NaN or Inf for training images; check model.weights, or set --train.amp=bf16 or fp32"
+            )
         shares, mean, covariance = (tensor.cpu().numpy() for tensor in (shares_K, mean_D, covariance_KD))
-        return _Moments(shares, mean, covariance, eigenvalues_D, eigenvectors_DD)
+        return _Moments(shares, mean, covariance, *np.linalg.eigh(variance_DD.cpu().numpy()))
 
 
 def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int, seed: int) -> RidgeHead:
@@ -218,11 +224,8 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
                for rows in held_out]  # fmt: skip
     kept = max(1, SCORED_VALUES // num_classes // len(held_out))
-    if max(map(len, held_out)) > kept:  # files are sorted by class
-        rng = np.random.default_rng(seed)
-        chosen = [np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
-    else:
-        chosen = held_out
+    rng = np.random.default_rng(seed)  # files are sorted by class
+    chosen = [rows if len(rows) <= kept else np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
     scored = [(features_ND[rows], labels_N[rows]) for rows in chosen]
     penalty, scale = _choose(moments, scored, num_classes)
     whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
@@ -276,29 +279,11 @@ def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
     return fold_N
 
 
-def _eigen(matrix_DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(values, vectors) of a covariance. Raises UserError: it has NaN or Inf."""
-    if not np.isfinite(matrix_DD).all():
-        raise UserError(
-            "the tower gives NaN or Inf for training images; check model.weights, or set --train.amp=bf16 or fp32"
-        )
-    return np.linalg.eigh(matrix_DD)
-
-
 def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, num_classes: int) -> _Moments:
-    count, width = len(rows), features_ND.shape[1]
-    mean_D = features_ND[rows].mean(0, dtype=np.float64)
-    gram_DD, sums_KD = np.zeros((width, width)), np.zeros((num_classes, width))
-    for start in range(0, count, CHUNK):
-        part = rows[start : start + CHUNK]
-        centred = features_ND[part].astype(np.float64) - mean_D
-        gram_DD += centred.T @ centred
-        if labels_N.ndim == 1:
-            np.add.at(sums_KD, labels_N[part], centred)
-        else:
-            sums_KD += labels_N[part].T @ centred
-    shares_K = count_classes(labels_N[rows], num_classes) / count
-    return _Moments(shares_K, mean_D, sums_KD / count, *_eigen(gram_DD / count))
+    sums = _Sums(num_classes, features_ND.shape[1], torch.device("cpu"))
+    for part in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+        sums.add(torch.from_numpy(features_ND[part]), torch.from_numpy(labels_N[part]))
+    return sums.moments()
 
 
 def _score(moments: _Moments, features: np.ndarray, penalty: float) -> np.ndarray:

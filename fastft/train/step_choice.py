@@ -112,10 +112,7 @@ def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, ha
 
 
 def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
-    """The reason of `obstacle`, or why nothing can be compiled or run in this mode.
-
-    As where there is no compiler, or numba-cuda does not fit the driver.
-    """
+    """The reason of `obstacle`, or why nothing compiles or runs in this mode, as where numba-cuda does not fit the driver."""
     if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode not in ("compile", "fused"):
         return reason
     needs, hint = ("a compiler", "") if mode == "compile" else ("numba-cuda", "; fastft doctor examines it")
