@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, int], None]
 
 EXIT_BAD_INPUT = 2
-ENDINGS = (
-    UserError,
-    KeyboardInterrupt,
-    SystemExit,
-    OSError,
-)  # what ends a command in one line; SystemExit: rich's, of a closed output
+# what ends a command with one line; SystemExit is rich's, of a closed output
+ENDINGS = UserError, KeyboardInterrupt, SystemExit, OSError
 WIDEST = 10_000  # columns of a line, more than any table needs
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)

@@ -91,11 +91,9 @@ def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: i
 
 def _changed(path: str | RemotePath, what: str) -> OSError:
     """Of a remote file an error that ends the conversion: none of its images may be skipped."""
-    return (
-        RemoteError(path, f"{what}; run the same command again")
-        if isinstance(path, RemotePath)
-        else OSError(f"{path} {what}")
-    )
+    if isinstance(path, RemotePath):
+        return RemoteError(path, f"{what}; run the same command again")
+    return OSError(f"{path} {what}")
 
 
 @contextmanager

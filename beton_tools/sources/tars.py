@@ -284,9 +284,7 @@ def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterat
         parts = {_extension(member): member for member in group}
         images = [extension for extension in parts if f".{extension}".endswith(IMAGE_SUFFIXES)]
         if images:
-            image = next(
-                (extension for extension in images if f".{extension}" in IMAGE_SUFFIXES), images[0]
-            )  # jpg, not depth.png
+            image = next((e for e in images if f".{e}" in IMAGE_SUFFIXES), images[0])  # jpg before depth.png
             yield key, parts[image], _sample_label(file, path, key, parts)
         else:
             left_out.update(f".{extension}" if extension else "" for extension in parts)

@@ -7,6 +7,7 @@ Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -238,10 +239,11 @@ def _check_branches(tower: TimmTower) -> None:
     timm draws random numbers for each of them; here a layer has one for each image.
     """
     calls: list[tuple[nn.Module, int]] = []
-    for layer in tower.modules():
-        if isinstance(layer, NoisyDropPath):
-            layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0].shape[0])))
-    with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in tower.modules():
+            if isinstance(layer, NoisyDropPath):
+                note = layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0].shape[0])))
+                hooks.callback(note.remove)
         tower.eval()(torch.empty(2, 3, tower.arch.image_size, tower.arch.image_size, device="meta"))
     tower.train()
     if len({layer for layer, _ in calls}) < len(calls) or any(rows != 2 for _, rows in calls):
