@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 CARDS = {  # what nvidia-smi says, TORCH: what is asked of PyPI when PyTorch's index cannot be reached, extras
     "no GPU": (None, "", "torch torchvision", "demo"),
-    "V100": ("7.0, 535.104.05", "", "torch<2.8 torchvision", "demo,cuda12"),
+    "P100": ("6.0, 535.104.05", "", "torch<2.8 torchvision", "demo,cuda12"),
+    "V100": ("7.0, 535.104.05", "", "torch<2.11 torchvision", "demo,cuda12"),
     "A100, old driver": ("8.0, 550.54.15", "", "torch<2.11 torchvision", "demo,cuda12"),
-    "H100 and V100": ("9.0, 580.65.06\n7.0, 580.65.06", "", "torch<2.8 torchvision", "demo,cuda12"),
+    "H100 and V100": ("9.0, 580.65.06\n7.0, 580.65.06", "", "torch<2.11 torchvision", "demo,cuda12"),
     "H100": ("9.0, 580.65.06", "", "torch>=2.11 torchvision", "demo,cuda13"),
     "an image for H100, built without one": (None, "cuda13", "torch>=2.11 torchvision", "demo,cuda13"),
     "H100, CPU asked for": ("9.0, 580.65.06", "cpu", "torch torchvision", "demo"),

@@ -90,7 +90,7 @@ def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: i
 
 
 def _changed(path: str | RemotePath, what: str) -> OSError:
-    """Of a remote file an error that ends the conversion: none of its images may be skipped."""
+    """The error; that of a remote file ends the conversion, as none of its images may be skipped."""
     if isinstance(path, RemotePath):
         return RemoteError(path, f"{what}; run the same command again")
     return OSError(f"{path} {what}")

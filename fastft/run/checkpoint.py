@@ -117,9 +117,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str,
         (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
             sync(file)
-        doomed = (
-            _set_aside(path) if path.exists() else None
-        )  # the same step again, after resuming from an older checkpoint
+        # the same step again, after resuming from an older checkpoint
+        doomed = _set_aside(path) if path.exists() else None
         partial.rename(path)
         sync(path.parent)
         if doomed is not None:

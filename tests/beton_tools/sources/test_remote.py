@@ -70,7 +70,7 @@ def test_a_conversion_equals_that_of_local_files(server, tmp_path, photo_jpegs, 
 
 
 def test_a_server_that_denies_access_to_absent_files_is_read_without_them(server, photo_jpegs):
-    """As S3 and Google do for those who may read but not list."""
+    """S3 and Google do so to those who may read but not list."""
     (server.folder / "s-00.tar").write_bytes(shard_of(labelled(photo_jpegs)))
     server.absent = 403
     assert open_source(f"{server.url}/s-00.tar").classes == ("0", "1", "2")
