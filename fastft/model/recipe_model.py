@@ -14,7 +14,7 @@ from fastft.model.classifier import TOKEN, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_tower import build_timm_classifier, find_tag, freeze_timm, load_timm_weights
+from fastft.model.timm_tower import build_timm_classifier, check_drop_path, find_tag, freeze_timm, load_timm_weights
 from fastft.model.weights import check_weights, load_tower_weights
 from fastft.recipe import Recipe, epoch_values
 
@@ -41,7 +41,7 @@ def check_model(recipe: Recipe) -> None:
     """
     arch, weights = recipe_arch(recipe), recipe.model.weights
     with torch.device("meta"):
-        build_model(recipe, pretrained=False, arch=arch)
+        build_model(recipe, pretrained=False)
     if recipe.model.head is not None:
         read_head(expand_home(recipe.model.head))
     if weights == "random":
@@ -57,9 +57,13 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
 
     Args:
         pretrained: False leaves the model at its random initialisation, for checkpoints that hold the weights.
-        arch: the architecture stored in a checkpoint; None for the one that the recipe names.
+        arch: the architecture stored in a checkpoint; None for the one that the recipe names, which is to be trained.
     """
-    m, arch = recipe.model, arch or recipe_arch(recipe)
+    m = recipe.model
+    if arch is None:
+        arch = recipe_arch(recipe)
+        if isinstance(arch, TimmArch) and m.drop_path:
+            check_drop_path(arch)
     torch.manual_seed(recipe.train.seed)
     if isinstance(arch, TimmArch):
         return _build_timm(recipe, arch, pretrained)

@@ -7,7 +7,6 @@ Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -223,8 +222,6 @@ def build_timm_classifier(
     if dynamic and not getattr(trunk, "dynamic_img_size", False):
         raise UserError(f"{TIMM}{arch.timm} takes images of one size; leave schedule.sizes at its default")
     model = TimmClassifier(tower)
-    if drop_path and model.head.weight.is_meta:
-        _check_branches(tower)
     # arithmetic on the meta device imports torch's compiler, which takes a second
     if not model.head.weight.is_meta:
         with torch.no_grad():
@@ -233,23 +230,20 @@ def build_timm_classifier(
     return model
 
 
-def _check_branches(tower: TimmTower) -> None:
-    """Refuse a model, on the meta device, with a stochastic depth for several branches or for rows that are no images.
+def check_drop_path(arch: TimmArch) -> None:
+    """Raise UserError if a stochastic depth of the model serves several branches, or rows that are no images.
 
-    timm draws random numbers for each of them; here a layer has one for each image.
+    timm draws random numbers for each of them; here a layer has one for each image. Found on the meta device in a pass of 2.
     """
     calls: list[tuple[nn.Module, int]] = []
-    with ExitStack() as hooks, torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
+        tower = TimmTower(arch, create_timm(arch.timm, arch.image_size, num_classes=2, drop_path_rate=0.1)).eval()
         for layer in tower.modules():
             if isinstance(layer, NoisyDropPath):
-                note = layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0].shape[0])))
-                hooks.callback(note.remove)
-        tower.eval()(torch.empty(2, 3, tower.arch.image_size, tower.arch.image_size, device="meta"))
-    tower.train()
+                layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0].shape[0])))
+        tower(torch.empty(2, 3, arch.image_size, arch.image_size))
     if len({layer for layer, _ in calls}) < len(calls) or any(rows != 2 for _, rows in calls):
-        raise UserError(
-            f"{TIMM}{tower.arch.timm} shares a stochastic depth between branches; leave model.drop_path at 0"
-        )
+        raise UserError(f"{TIMM}{arch.timm} shares a stochastic depth between branches; leave model.drop_path at 0")
 
 
 def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:

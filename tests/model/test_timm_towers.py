@@ -231,6 +231,13 @@ def test_what_a_model_lacks_is_refused_in_one_line(name, changes, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_shared_stochastic_depth_is_refused_where_a_model_is_trained_not_where_its_weights_are_read():
+    mixer = recipe("mixer_s32_224", 64, model__drop_path=0.1)
+    with pytest.raises(UserError, match="shares a stochastic depth between branches"):
+        build_model(mixer)
+    assert build_model(mixer, pretrained=False, arch=recipe_arch(mixer)).visual.noise_columns > 0
+
+
 def test_copies_share_no_noise_with_the_model():
     model, images, noise = noisy("test_vit", model__drop_path=0.5)
     other = copy.deepcopy(model)
