@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol, TypeVar
 
@@ -251,6 +251,11 @@ def check_classes(
     if unknown is not None:
         raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}")
     return names
+
+
+def are_positions(labels: Collection[str], classes: Sequence[str]) -> bool:
+    """True if labels are numbers and count the classes: none of them is a class, and not all classes are numbers too."""
+    return all(map(is_number, labels)) and set(labels).isdisjoint(classes) and not all(map(is_number, classes))
 
 
 def is_number(text: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import FileSource, SpanSource, check_classes, check_labels, is_number, sort_labels
+from beton_tools.sources.base import FileSource, SpanSource, are_positions, check_classes, check_labels, sort_labels
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.remote import SourcePath
 from beton_tools.sources.remote_files import open_regular_source
@@ -86,9 +86,7 @@ def _build_truth(
             f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}; "
             "complete the file, download it again, or remove it"
         )
-    found = set(wnid_of.values())
-    is_named = classes is not None and (not found.isdisjoint(classes) or all(map(is_number, classes)))
-    if classes is not None and not is_named and all(map(is_number, found)):
+    if classes is not None and are_positions(wnid_of.values(), classes):
         classes = check_labels(file, max(map(int, wnid_of.values()), default=-1), classes)
         wnid_of = {stem: classes[int(number)] for stem, number in wnid_of.items()}
     classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "correct the file")

@@ -77,23 +77,16 @@ class ParquetCell:
 
 @lru_cache(maxsize=1)
 def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: int) -> pa.ChunkedArray:
-    with open_regular_source(source_path(path), read_ahead=False) as file:
+    with open_regular_source(source_path(path), read_ahead=False, stamp=stamp) as file:
         if stamp_of(file) != stamp:
-            raise _changed(path, "changed after it was indexed")
+            raise OSError(f"{path} changed after it was indexed")
         with _one_line(path, OSError):
             values = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
             if pa.types.is_struct(values.type):
                 values = pc.struct_field(values, "bytes")
         if stamp_of(file) != stamp:
-            raise _changed(path, "changed while it was being read")
+            raise OSError(f"{path} changed while it was being read")
     return values
-
-
-def _changed(path: str | RemotePath, what: str) -> OSError:
-    """The error; that of a remote file ends the conversion, as none of its images may be skipped."""
-    if isinstance(path, RemotePath):
-        return RemoteError(path, f"{what}; run the same command again")
-    return OSError(f"{path} {what}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.base import FileSource, check_classes, is_number, sort_labels
+from beton_tools.sources.base import FileSource, are_positions, check_classes, sort_labels
 from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -162,7 +162,7 @@ def number_by_name(
         return labels
     used = labels.tolist() if own is None or labels.max(initial=-1) >= len(own) else [own[k] for k in labels.tolist()]
     names = list(map(str, used))
-    is_named = not set(names).isdisjoint(classes) or (own is None and all(map(is_number, classes)))
+    is_named = not are_positions(names, classes) if own is None else not set(names).isdisjoint(classes)
     return number_labels(source, names, classes)[0] if is_named else labels
 
 

@@ -28,13 +28,13 @@ T = TypeVar("T")
 class RemoteFile(io.RawIOBase):
     """A remote file, opened for reading at any position; no read returns too little.
 
-    stamp: that of the file when it was opened.
+    stamp: of the file that is read; every read compares it. None: as the file is now.
     read_ahead: request blocks of BLOCK bytes, for a file that is read from its start to its end.
     """
 
-    def __init__(self, path: RemotePath, read_ahead: bool = True) -> None:
+    def __init__(self, path: RemotePath, read_ahead: bool = True, stamp: Stamp | None = None) -> None:
         super().__init__()
-        self.path, self.stamp, self._at = path, stamp_of_url(path), 0
+        self.path, self.stamp, self._at = path, stamp or stamp_of_url(path), 0
         self._fetch: Callable[[int, int], bytes] = self._read_range
         if read_ahead:
             caching = module("fsspec.caching", path.protocol)
@@ -67,14 +67,14 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
 
-def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
-    """Open a regular local file, or a remote one.
+def open_regular_source(path: SourcePath, read_ahead: bool = True, stamp: Stamp | None = None) -> BinaryIO:
+    """Open a regular local file, or a remote one, of which read_ahead and stamp are as in `RemoteFile`.
 
     Raises:
         OSError: as `open_regular`, or a RemoteError.
         UserError: a package is missing.
     """
-    return cast(BinaryIO, RemoteFile(path, read_ahead)) if isinstance(path, RemotePath) else open_regular(path)
+    return cast(BinaryIO, RemoteFile(path, read_ahead, stamp)) if isinstance(path, RemotePath) else open_regular(path)
 
 
 def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True) -> BinaryIO:

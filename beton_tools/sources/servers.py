@@ -45,7 +45,7 @@ class RemoteError(OSError):
         return RemoteError, (self.filename, self.strerror)
 
     def as_user_error(self) -> UserError:
-        kind = UserError if self.__cause__ is None or not _is_denial(self.__cause__) else AccessDenied
+        kind = AccessDenied if _is_denial(self.__cause__) else UserError
         return kind(f"{self.filename}: cannot be read ({self.strerror})")
 
 
@@ -113,17 +113,17 @@ def _explain(error: Exception, protocol: str) -> tuple[str, bool]:
     return f"{type(error).__name__}: {_first_line(error)}", passing
 
 
-def _is_of_aiohttp(error: BaseException) -> bool:
+def _is_of_aiohttp(error: BaseException | None) -> bool:
     return type(error).__module__.startswith("aiohttp")
 
 
-def _status_of(error: BaseException) -> int:
+def _status_of(error: BaseException | None) -> int:
     """HTTP status; 0 without one."""
     response = error if _is_of_aiohttp(error) else getattr(error, "response", None)
     return getattr(response, "status", 0) or getattr(response, "status_code", 0)
 
 
-def _is_denial(error: BaseException) -> bool:
+def _is_denial(error: BaseException | None) -> bool:
     return isinstance(error, PermissionError) or _status_of(error) in (401, 403)
 
 

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +70,9 @@ class Stage(ABC):
         self.decoders = open_decoders(workers)
         self.clock = WorkClock(workers)
 
-    @cached_property
-    def _labels(self) -> np.ndarray:
-        return self.betons.labels
-
     def targets(self, ids: np.ndarray) -> np.ndarray:
         """The labels of samples, int64 (B,), or float32 (B, K) of label sets."""
-        labels: np.ndarray = self._labels[ids]
+        labels: np.ndarray = self.betons.labels[ids]
         return labels if labels.ndim == 1 else labels.astype(np.float32)
 
     @abstractmethod

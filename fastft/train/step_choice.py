@@ -113,19 +113,30 @@ def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, ha
 
 def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
     """The reason of `obstacle`, or why nothing compiles or runs in this mode, as where numba-cuda does not fit the driver."""
-    if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode not in ("compile", "fused"):
+    if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode not in PROBES:
         return reason
-    needs, hint = ("a compiler", "") if mode == "compile" else ("numba-cuda", "; fastft doctor examines it")
+    probe, needed, hint = PROBES[mode]
     try:
-        if mode == "compile":
-            torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
-            return None
-        x = torch.zeros(1, 64, dtype=torch.float16, device=device)
-        one = torch.ones(64, dtype=torch.float16, device=device)
-        torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
+        probe(device)
     except Exception as error:  # numba, the compiler and the driver raise many types
-        return f"needs {needs}, which fails here ({first_line(error)}{hint})"
+        return f"needs {needed}, which fails here ({first_line(error)}{hint})"
     return None
+
+
+def _probe_compile(device: torch.device) -> None:
+    torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+
+
+def _probe_fused(device: torch.device) -> None:
+    x = torch.zeros(1, 64, dtype=torch.float16, device=device)
+    one = torch.ones(64, dtype=torch.float16, device=device)
+    torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
+
+
+PROBES = {  # mode -> (the least that it computes, what that needs, a hint)
+    "compile": (_probe_compile, "a compiler", ""),
+    "fused": (_probe_fused, "numba-cuda", "; fastft doctor examines it"),
+}
 
 
 def device_name(device: torch.device) -> str:
