@@ -59,8 +59,7 @@ COMMANDS = {
     "explain": ("cmd_explain", "show what a recipe will do and cost, without data, weights or GPU"),
     "preview": ("cmd_preview", "draw what the model will see: originals, crops, results and the ops between"),
     "cost": ("cmd_cost", "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"),
-    "sweep": ("cmd_search.Sweep", "train or resume the rows of a paper table, with the paper's figures beside ours"),
-    "tune": ("cmd_search.Tune", "search the learning rates of head and tower for your images, within a time budget"),
+    "sweep": ("cmd_sweep", "train or resume the rows of a paper table, with the paper's figures beside ours"),
     "eval": ("cmd_eval", "accuracy, metrics per class and calibration of a checkpoint on .beton files"),
     "predict": ("cmd_predict", "label image files with a checkpoint, or write their embeddings"),
     "zeroshot": ("cmd_zeroshot", "evaluate CLIP's zero-shot classifier, and write it as a head to start training from"),
@@ -78,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not start_command("fastft"):
         return EXIT_BAD_INPUT
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["tune"]:  # removed in 0.3.0
+        print_error("fastft tune", "this command is gone; examples/tune_optuna.py searches learning rates with Optuna")
+        return EXIT_BAD_INPUT
     args, rest = build_parser(argv).parse_known_args(argv)
     try:
         refuse_unknown(args.parser, rest)

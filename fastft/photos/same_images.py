@@ -87,9 +87,3 @@ def as_source(betons: BetonSet) -> SpanSource:
         offsets=betons.pointers,
         lengths=betons.sizes,
     )
-
-
-def count_shared(images: BetonSet, others: Sequence[BetonSet]) -> int:
-    """The number of images of a set that are also in one of the others, with identical bytes."""
-    ids, *other_ids = content_ids([as_source(betons) for betons in (images, *others)])
-    return int(np.isin(ids, np.concatenate(other_ids)).sum())

@@ -16,7 +16,7 @@ from beton_tools.read.manifest import manifest_path
 from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
-TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft tune`
+TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft sweep`
 MAX_BYTES = 64 << 20  # of prepared.json
 
 Say = Callable[[str], None]
@@ -105,7 +105,7 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], ch
         if any(any(folder.parent.glob(pattern)) for pattern in TRAINED):
             run = folder.parent
             reason = f"{change} since {run} was trained" if same else f"{run} was trained on {before}"
-            raise UserError(f"{reason}; use another --train.run_dir (fastft tune and sweep: --out)")
+            raise UserError(f"{reason}; use another --train.run_dir (fastft sweep: --out)")
         reason = f"{change} since {folder} was prepared" if same else f"{folder} is of {before}"
         say(f"{reason}: preparing {inputs.data}{' again' if same else ''}")
     for split in ("train", "val"):

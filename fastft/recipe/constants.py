@@ -19,7 +19,7 @@ BLOCK_MIB = 1024
 TIMM = "timm/"  # start of a `model.arch` that names a model of timm
 
 # Short names of the options that are set most often, as timm and lightly-train call them: `--batch-size 64` on the command
-# line, `batch_size=64` in Python. A command's own argument of the same name, such as `fastft tune --out`, comes first.
+# line, `batch_size=64` in Python. A command's own argument of the same name, such as `fastft sweep --out`, comes first.
 SHORT_NAMES = {
     "data": "data.train",
     "val_data": "data.val",

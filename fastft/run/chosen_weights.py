@@ -158,7 +158,7 @@ def _against_probe(
         error = math.hypot(*(standard_error(s[score], s["samples"]) for s in (entry[kind], probe)))
         found = Comparison("accuracy", entry[kind][score] - probe[score], error, 1.0)
     says = f"fine-tuning changes the {found.measure} of the frozen-tower baseline by {found.gain:+.2f} ± {found.error:.2f} points"
-    advice = "train longer, or try --optim.lr three times larger and smaller (fastft tune searches it)"
+    advice = "train longer, or try --optim.lr three times larger and smaller"
     note = ""
     if paired and found.gain < 0 and found.p_value < SIGNIFICANT:
         reason = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.base.atomic import atomic_path
-from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.errors import report_disk_errors
 
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 EVEN = 0.5  # threshold of a label without images
@@ -296,16 +296,3 @@ def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predict
     path = folder / VALIDATION
     with report_disk_errors(path, "free some space and run again"), atomic_path(path) as partial:
         np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-
-
-def read_validation(folder: Path, weights: str) -> tuple[np.ndarray, np.ndarray]:
-    """(labels, predictions) of the "raw" or "ema" weights of a run, int64 (N,).
-
-    Raises UserError: there is none, or it cannot be read.
-    """
-    path = folder / VALIDATION
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["labels"], arrays[f"{weights}_predicted"]
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} and run again") from None

@@ -1,4 +1,4 @@
-"""The trainings of sweeps and searches, and their results as Markdown and JSON.
+"""The trainings of sweeps, and their results as Markdown and JSON.
 
 Rows that train the same thing share a run directory, over all sweeps.
 """
@@ -54,7 +54,7 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
         raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
-    return [plan_run(_recipe(sweep, row, overrides), runs) for row in sweep.rows]
+    return [_plan_run(_recipe(sweep, row, overrides), runs) for row in sweep.rows]
 
 
 def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
@@ -70,8 +70,7 @@ def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def plan_run(recipe: Recipe, runs: Path) -> PlannedRun:
-    """The run of a recipe, with its run directory in `runs`."""
+def _plan_run(recipe: Recipe, runs: Path) -> PlannedRun:
     key = run_key(recipe)
     folder = runs / key
     return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder)
@@ -98,10 +97,8 @@ def _content(path: str | None, stated: int) -> int | str:
     return found
 
 
-def train_run(run: PlannedRun, world: World, console: Console, ending: type[Exception] | tuple[()] = ()) -> str | None:
+def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     """Train or resume a run of several; returns the error that ended it, which is printed, or None.
-
-    ending: errors that are raised, because they would end the other runs too.
 
     Raises:
         Preempted: stopped; the same call continues.
@@ -111,8 +108,6 @@ def train_run(run: PlannedRun, world: World, console: Console, ending: type[Exce
     try:
         train(run.recipe, console)
     except (Preempted, LocalRankError, PeerFailed):
-        raise
-    except ending:
         raise
     except reported as error:
         failure = " ".join(str(error).split()) or type(error).__name__

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split at the first subcommand: (torchrun's options, `fastft`'s command line)."""
-    subcommands = [i for i, word in enumerate(argv) if word in ("train", "eval", "sweep", "tune")]
+    subcommands = [i for i, word in enumerate(argv) if word in ("train", "eval", "sweep")]
     if not subcommands:
         print("fastft launch: no subcommand; end with: train RECIPE ...", file=sys.stderr)
         raise SystemExit(2)

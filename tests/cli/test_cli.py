@@ -80,10 +80,10 @@ SHORT = [
 
 def test_every_command_that_reads_a_recipe_takes_its_options_and_their_short_names() -> None:
     options = {f"--{name}" for name in (*option_fields(), *SHORT)}
-    for name in ("train", "explain", "preview", "cost", "sweep", "tune", "zeroshot"):
+    for name in ("train", "explain", "preview", "cost", "sweep", "zeroshot"):
         assert options <= set(COMMANDS[name]._option_string_actions), name
         own = {flag for flag in SHORT if COMMANDS[name]._option_string_actions[f"--{flag}"].dest != "overrides"}
-        assert own == {"preview": {"out"}, "sweep": {"out"}, "tune": {"out"}, "zeroshot": {"data", "device", "out"}}.get(
+        assert own == {"preview": {"out"}, "sweep": {"out"}, "zeroshot": {"data", "device", "out"}}.get(
             name, set()
         ), name  # fmt: skip
 
@@ -179,8 +179,9 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tune", "photos", "--budgt=2h", "--optim.lr=1e-4"], "argument --budgt; did you mean --budget?"),
-        (["tune", "photos", "--budgt", "2h"], "argument --budgt; did you mean --budget?"),
+        (["cost", "photos", "--prce=2", "--optim.lr=1e-4"], "argument --prce; did you mean --price?"),
+        (["cost", "photos", "--prce", "2"], "argument --prce; did you mean --price?"),
+        (["tune", "photos", "--budget=2h"], "this command is gone; examples/tune_optuna.py searches learning rates"),
         (["train", "photos", "--optim.rl", "1"], "argument --optim.rl; did you mean --optim.lr?"),
         (["cost", "photos", "--model.lr=1"], "argument --model.lr; did you mean --optim.lr?"),
         (["train", "photos", "--batchsize", "8"], "argument --batchsize; did you mean --batch-size?"),

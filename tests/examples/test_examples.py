@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastft
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.run.run_directory import read_metrics
+from fastft.train.exceptions import NonFinite
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ["--model", "vit_tiny_patch16_224", "--size", "32", "--batch-size", "8", "--epochs", "2"]
@@ -84,6 +87,44 @@ def test_a_script_trains_on_photographs_in_one_call(tiny, pictures, run):
     top1, label, files = run("fit.py", "pics", *options, "--predict", image)[-3:]
     assert top1.startswith("top-1") and label.startswith(image)
     assert all((pictures.parent / file).is_file() for file in files.split())
+
+
+@pytest.mark.slow
+def test_a_search_of_learning_rates_continues_and_prunes(tiny, run, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    fit, calls = fastft.fit, []
+
+    def interrupted_once(*arguments, **options):
+        calls.append(arguments[1])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(fastft, "fit", interrupted_once, raising=False)
+    options = [f"--{key}={value}" for key, value in (tiny | {"schedule.epochs": "4"}).items()]
+    search = ["tune_optuna.py", str(ROOT / "rcp/final_b16.yaml"), *options, "--out=tune"]
+    with pytest.raises(KeyboardInterrupt):
+        run(*search, "--trials=1")
+    assert "--optim.lr=0.001 --optim.layer_decay=0.6" in run(*search, "--trials=1")[-1]
+    (folder,) = Path("tune").glob("lr-*")  # the recipe's own setting, whose epochs were trained once each
+    starts = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "start"]
+    assert starts == [0, 6, 6, 12]
+    before = len(calls)
+    run(*search, "--trials=1")
+    assert len(calls) == before
+
+    def diverges(*arguments, **options):
+        raise NonFinite("the loss is NaN")
+
+    monkeypatch.setattr(fastft, "fit", diverges)
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda *arguments: True)
+    run(*search, "--trials=2")
+    monkeypatch.setattr(fastft, "fit", fit)
+    run(*search, "--trials=3")
+    study = optuna.load_study(study_name="tune", storage="sqlite:///tune/study.db")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "PRUNED", "PRUNED"]
+    assert [len(trial.intermediate_values) for trial in study.trials] == [1, 3, 0, 1]
+    assert len(list(Path("tune").glob("lr-*/checkpoints"))) == 1  # pruned trials keep none
 
 
 @pytest.mark.slow

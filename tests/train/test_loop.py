@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -41,6 +42,10 @@ def test_it_learns(whole):
     assert last < first
     assert result["last"]["raw"]["samples"] == 20
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
+    with np.load(whole / "validation.npz") as arrays:  # what it predicts at its last evaluation
+        assert 100 * (arrays["labels"] == arrays["ema_predicted"]).mean() == pytest.approx(
+            result["last"]["ema"]["top1"]
+        )
 
 
 KILLED = """

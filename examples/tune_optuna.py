@@ -1,0 +1,83 @@
+"""Search the learning rate and its decay over the layers with Optuna; the same command continues after a stop.
+
+python examples/tune_optuna.py photos --data.train=train.beton --data.val=val.beton --trials 20 --out runs/tune
+
+Every trial is a run directory in --out. It is evaluated after an eighth and three eighths of the epochs, and pruned where it is
+below the median of the trials so far. Several GPUs or machines share the trials: start the command on each, with an --out and a
+--storage that all of them reach (mysql://..., postgresql://...; SQLite only on one machine).
+"""
+
+import argparse
+import shutil
+import warnings
+from pathlib import Path
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+import fastft
+from fastft.photos.counts import load_counted
+from fastft.train.exceptions import NonFinite, Preempted
+
+SHARES = (1 / 8, 3 / 8, 1)  # of the recipe's epochs, after which a trial is evaluated
+TRIED = (TrialState.COMPLETE, TrialState.PRUNED)
+SECONDS_BETWEEN_SIGNS = 60  # a trial without a sign of life for twice as long is given to the next process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--trials", type=int, default=20, help="of all processes and starts together")
+    parser.add_argument("--out", type=Path, default=Path("runs/tune"))
+    parser.add_argument("--storage", help="URL of a database (default: SQLite in --out)")
+    args, rest = parser.parse_known_args()
+    options = dict(word.removeprefix("--").split("=", 1) for word in rest)  # --section.key=value
+    recipe = load_counted(args.recipe, rest)
+    own = {"lr": recipe.optim.lr, "layer_decay": recipe.optim.layer_decay}
+
+    def objective(trial: Trial) -> float:
+        lr = trial.suggest_float("lr", own["lr"] / 9, own["lr"] * 9, log=True)
+        layer_decay = trial.suggest_float("layer_decay", min(0.4, own["layer_decay"]), 1.0)
+        folder = args.out / f"lr-{lr:.4g}-decay-{layer_decay:.4g}"
+        tried = options | {"optim.lr": lr, "optim.layer_decay": layer_decay, "train.run_dir": str(folder)}
+        try:
+            for epochs in sorted({max(1, round(share * recipe.epochs)) for share in SHARES}):
+                run = fastft.fit(args.recipe, tried | {"schedule.stop_epoch": epochs})
+                top1 = run.result["weights"]["top1"]
+                trial.report(top1, epochs)
+                if epochs < recipe.epochs and trial.should_prune():
+                    raise optuna.TrialPruned
+        except (NonFinite, optuna.TrialPruned) as error:  # too large a learning rate, or below the median
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            raise optuna.TrialPruned(str(error)) from None
+        except (Preempted, KeyboardInterrupt):  # the next start continues its run directory
+            study.enqueue_trial(trial.params)
+            raise
+        return top1
+
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
+    args.out.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=optuna.storages.RDBStorage(
+            args.storage or f"sqlite:///{args.out}/study.db",
+            heartbeat_interval=SECONDS_BETWEEN_SIGNS,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        ),
+        study_name=args.out.name,
+        sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    study.enqueue_trial(own, skip_if_exists=True)
+    left = args.trials - len(study.get_trials(states=TRIED))
+    enough = optuna.study.MaxTrialsCallback(args.trials, TRIED)
+    study.optimize(objective, n_trials=max(0, left), callbacks=[enough])
+    flags = [f"--optim.{name}={value:.4g}" for name, value in study.best_params.items()]
+    print(
+        f"{study.best_value:.2f} % of the validation images, which also chose: fastft train {args.recipe} {' '.join(flags)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
