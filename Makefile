@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_STAMP := $(VENV)/.ready-demo
 
-.PHONY: demo test test-slow test-gpu test-python lint docs setup wheels clean
+.PHONY: demo test test-slow test-gpu test-python test-bare lint docs setup wheels clean
 
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools for development, if they are not there yet
 	$(BIN)/fastft demo
@@ -21,6 +21,9 @@ test-gpu: setup  ## kernels, loader, step and trainer on a CUDA card; skipped wi
 
 test-python:  ## set-up and tests in a fresh environment: make test-python VERSION=3.13; without VERSION, every Python found
 	bash .ci/test-python $(VERSION)
+
+test-bare:  ## the README's commands and its lines for pip in an empty Debian; root and debootstrap only
+	bash .ci/test-bare
 
 wheels:  ## dist/ffcv-*.whl: FFCV for machines without a compiler, one wheel per Python found here
 	bash .ci/wheels $(VERSION)
