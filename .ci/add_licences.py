@@ -1,5 +1,7 @@
 """usage: add_licences.py WHEEL FOLDER: write the wheel to FOLDER with the licences of the libraries that auditwheel added.
 
+Its metadata then ask for opencv-python-headless: opencv-python, the same module with a GUI, needs libGL and GLib of the system.
+
 A licence is the file /usr/share/doc/PACKAGE/copyright of the Debian package of a library, or what rpm lists for it.
 """
 
@@ -33,7 +35,13 @@ def main(wheel: Path, out: Path) -> None:
             [sys.executable, "-m", "wheel", "unpack", "-d", name, wheel], check=True, stdout=subprocess.DEVNULL
         )
         content = next(Path(name).iterdir())
-        licences = next(content.glob("*.dist-info")) / "licenses"
+        information = next(content.glob("*.dist-info"))
+        metadata = (information / "METADATA").read_text("utf-8")
+        headless = metadata.replace("Requires-Dist: opencv-python\n", "Requires-Dist: opencv-python-headless\n")
+        if headless == metadata:
+            sys.exit("FFCV does not ask for opencv-python")
+        (information / "METADATA").write_text(headless, "utf-8")
+        licences = information / "licenses"
         licences.mkdir(exist_ok=True)
         for library in sorted(next(content.glob("*.libs")).iterdir()):
             original = re.sub(r"-[0-9a-f]{8}(?=\.so|-|\.)", "", library.name)  # without auditwheel's hash

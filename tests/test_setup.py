@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fastft.machine import doctor
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -60,6 +62,15 @@ def test_the_torch_and_the_extra_fit_the_card(card, tmp_path):
 def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path):
     done = set_up(tmp_path, None, "rocm")
     assert (done.returncode, done.stderr) == (2, "setup: TORCH is cpu, cuda12 or cuda13, not rocm\n")
+
+
+def test_all_instructions_name_the_packages_that_set_up_installs():
+    packages = set((ROOT / ".ci/packages").read_text("utf-8").split())
+    assert packages == set(doctor.FFCV_NEEDS.split())
+    for page in ("README.md", "docs/install.md", "docs/notebooks.md"):
+        text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
+        line = next(line for line in text.splitlines() if re.match(r"(!|sudo )apt-get", line))
+        assert packages <= set(line.split()), page
 
 
 def script(dockerfile: str, root: Path) -> str:

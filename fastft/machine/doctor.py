@@ -16,7 +16,9 @@ SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "75 GB (--max-resolution 500) to 150 GB"  # converted
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
-FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
+# of .ci/packages: what FFCV loads beside the libraries that it was built on, and all that building it needs
+FFCV_LOADS = "libgl1 libglib2.0-0"
+FFCV_NEEDS = f"build-essential pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev {FFCV_LOADS}"
 
 Found = tuple[str, str, str]  # status, what was found, and a command or an instruction that mends it ("" if ok)
 
@@ -116,11 +118,14 @@ def cuda_extra(f: Facts) -> str:
 
 
 def check_ffcv(f: Facts) -> Found:
-    """Check if FFCV loads; if not, give the commands that rebuild it, even if a build is installed or cached."""
+    """Check if FFCV loads; if not, give the commands that mend it: a rebuild is one even if a build is installed or cached."""
     if f.ffcv_error is None:
         return OK, f"{f.ffcv}, its libraries can be loaded", ""
+    if "libGL" in f.ffcv_error or "libglib" in f.ffcv_error or "libgthread" in f.ffcv_error:
+        return FAIL, f.ffcv_error, f"apt-get install {FFCV_LOADS}"
     anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
-    return FAIL, f.ffcv_error, f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
+    build = "PKG_CONFIG_PATH=$PWD/.ci/ffcv " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
+    return FAIL, f.ffcv_error, f"apt-get install {FFCV_NEEDS} python3-dev; in a clone of fastft: {build}"
 
 
 def check_turbojpeg(f: Facts) -> Found:

@@ -101,9 +101,10 @@ def test_every_problem_is_found_and_has_a_fix(name, status, changes):
     assert found.fix.count("pip ") == found.fix.count(".venv/bin/python -m pip install ")
 
 
-def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached():
+def test_ffcv_that_lacks_a_library_needs_that_and_a_broken_one_is_rebuilt_even_if_cached():
     """A plain install would find the requirement satisfied, and a cached wheel has the same broken links."""
     forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
+    assert check("FFCV", ffcv_error="ImportError: libGL.so.1").fix == "apt-get install libgl1 libglib2.0-0"
     assert forced < set(check("FFCV", ffcv_error="ImportError").fix.split())
     assert not forced & set(check("FFCV", ffcv=None, ffcv_error="ImportError").fix.split())
 
