@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import IO, Protocol, TypeVar
 
 import numpy as np
@@ -15,15 +15,14 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names
 from beton_tools.base.user_files import open_regular
 from beton_tools.read.format import MAX_CLASSES
-from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
-from beton_tools.sources.remote_files import RemoteFile, RemoteSpan, read_spans
+from beton_tools.sources.remote import BLOCK, RemotePath, SourcePath, Stamp, map_files, read_range
 
 T = TypeVar("T")
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:
     """Size and modification time, or version, of an open file: they differ once its content does."""
-    if isinstance(file, RemoteFile):
+    if hasattr(file, "stamp"):
         return file.stamp
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
@@ -97,18 +96,25 @@ class Source(ABC):
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """A whole file (length -1), or `length` bytes of an archive.
+    """A whole local file (length -1), or `length` bytes of a local or remote archive.
 
     stamp: that of the archive when it was indexed; None for a file that was not opened before.
     """
 
-    path: str
+    path: str | RemotePath
     offset: int = 0
     length: int = -1
     stamp: Stamp | None = None
 
+    @property
+    def group(self) -> tuple[RemotePath, int] | None:
+        """Spans of the same BLOCK of a remote archive are read in one request."""
+        return (self.path, self.offset // BLOCK) if isinstance(self.path, RemotePath) else None
+
     def read(self) -> bytes:
-        with open_regular(self.path) as file:
+        if isinstance(self.path, RemotePath) and self.stamp is not None:
+            return read_range(self.path, self.stamp, self.offset, self.offset + self.length)
+        with open_regular(str(self.path)) as file:
             stamp = stamp_of(file)
             if self.stamp is not None and stamp != self.stamp:
                 raise OSError(f"{self.path} changed after it was indexed")
@@ -133,21 +139,31 @@ class Fetched:
 
 
 def fetch_remote(locations: Sequence[Location]) -> list[Location]:
-    """Read the images that lie in remote files, spans of archives at the same time; other locations stay as they are."""
-    spans = [place for place in locations if isinstance(place, RemoteSpan)]
-    contents = _try_to(lambda: read_spans(spans))
+    """Read the images that lie in remote files; other locations stay as they are.
 
-    def fetch(place: Location) -> Location:
-        if isinstance(place, RemoteSpan):
-            return Fetched(contents[place] if isinstance(contents, dict) else contents)
-        return Fetched(_try_to(place.read)) if getattr(place, "is_remote", False) else place
+    Groups of spans are requested at the same time, each with what lies between its spans.
+    """
+    groups: dict[tuple[RemotePath, int], list[FileSpan]] = {}
+    fetched: dict[Location, Location] = {}
+    for place in locations:
+        if isinstance(place, FileSpan) and place.group is not None:
+            groups.setdefault(place.group, []).append(place)
+        elif isinstance(getattr(place, "path", None), RemotePath):
+            fetched[place] = Fetched(_try_to_read(place))
+    whole = []
+    for spans in groups.values():
+        start, end = min(s.offset for s in spans), max(s.offset + s.length for s in spans)
+        whole.append(replace(spans[0], offset=start, length=end - start))
+    for request, result, spans in zip(whole, map_files(_try_to_read, whole), groups.values(), strict=True):
+        for s in spans:
+            part = result[s.offset - request.offset :][: s.length] if isinstance(result, bytes) else result
+            fetched[s] = Fetched(part)
+    return [fetched.get(place, place) for place in locations]
 
-    return [fetch(place) for place in locations]
 
-
-def _try_to(read: Callable[[], T]) -> T | OSError | UserError:
+def _try_to_read(place: Location) -> bytes | OSError | UserError:
     try:
-        return read()
+        return place.read()
     except (OSError, UserError) as error:
         return error
 
@@ -176,12 +192,11 @@ class SpanSource(Source):
     offsets: np.ndarray
     lengths: np.ndarray
 
-    def locate(self, i: int) -> FileSpan | RemoteSpan:
-        archive, stamp = self.archives[self.archive_ids[i]], self.archive_stamps[self.archive_ids[i]]
-        offset, length = int(self.offsets[i]), int(self.lengths[i])
-        if isinstance(archive, RemotePath):
-            return RemoteSpan(archive, offset, length, stamp)
-        return FileSpan(archive, offset, length, stamp)
+    def locate(self, i: int) -> FileSpan:
+        archive = self.archive_ids[i]
+        return FileSpan(
+            self.archives[archive], int(self.offsets[i]), int(self.lengths[i]), self.archive_stamps[archive]
+        )
 
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
         archives = np.array(self.archive_stamps, np.int64)[self.archive_ids[chosen]]

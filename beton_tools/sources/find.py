@@ -17,8 +17,15 @@ from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import lists_paths, open_tables
 from beton_tools.sources.path_table import columns_of, is_csv
-from beton_tools.sources.remote import AnyPath, RemotePath, SourcePath, expand_pattern, has_pattern, source_path
-from beton_tools.sources.remote_files import open_source_file
+from beton_tools.sources.remote import (
+    AnyPath,
+    RemotePath,
+    SourcePath,
+    expand_pattern,
+    has_pattern,
+    open_source_file,
+    source_path,
+)
 from beton_tools.sources.side_files import is_present, is_wnid
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source, webdataset_source
 
@@ -41,7 +48,7 @@ def open_source(
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
     A CSV or parquet table may list image paths; its split and group columns are not used. Tars and parquet files may be
-    at URLs (s3://, hf://, https://); their patterns may have braces too ("train-{000..146}.tar").
+    at URLs (https://, s3://, gs://, hf://); their patterns may have braces too ("train-{000..146}.tar").
 
     split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
     classes: class list that the labels index (for val: the classes of train); None derives it from the images.

@@ -18,8 +18,7 @@ from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
 from beton_tools.sources.base import FileSource, SpanSource, are_positions, check_classes, check_labels, sort_labels
 from beton_tools.sources.folder import is_folder
-from beton_tools.sources.remote import SourcePath
-from beton_tools.sources.remote_files import open_regular_source
+from beton_tools.sources.remote import SourcePath, open_source_file
 from beton_tools.sources.side_files import class_names_of, folder_and_parents, is_present, read_lines, read_side_file
 from beton_tools.sources.tars import SpanTable, members, read_member
 
@@ -131,7 +130,7 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
     archive = folder / f"{_DEVKIT}.tar.gz"
     if not is_present(archive):
         return None
-    with _readable(f"{archive}:"), open_regular_source(archive) as file, gzip.open(file) as stream:
+    with _readable(f"{archive}:"), open_source_file(archive, _USABLE_FILES) as file, gzip.open(file) as stream:
         content = stream.read(_MAX_DEVKIT_BYTES + 1)
     if len(content) > _MAX_DEVKIT_BYTES:
         raise UserError(

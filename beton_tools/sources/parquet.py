@@ -39,9 +39,7 @@ from beton_tools.sources.path_table import (
     read_csv,
     refuse_ambiguous,
 )
-from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, source_path
-from beton_tools.sources.remote_files import map_files, open_regular_source, open_source_file
-from beton_tools.sources.servers import RemoteError
+from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files, open_source_file, source_path
 from beton_tools.sources.side_files import class_names_of
 
 MAX_LABELS = 1 << 27  # of a file with several labels per row
@@ -65,10 +63,6 @@ class ParquetCell:
     def group(self) -> tuple[str | RemotePath, int]:
         return self.path, self.row_group
 
-    @property
-    def is_remote(self) -> bool:
-        return isinstance(self.path, RemotePath)
-
     def read(self) -> bytes:
         values = _read_row_group(self.path, self.stamp, self.column, self.row_group)
         with _one_line(self.path, OSError):
@@ -77,7 +71,7 @@ class ParquetCell:
 
 @lru_cache(maxsize=1)
 def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: int) -> pa.ChunkedArray:
-    with open_regular_source(source_path(path), read_ahead=False, stamp=stamp) as file:
+    with open_source_file(source_path(path), "a .parquet file", read_ahead=False, stamp=stamp) as file:
         if stamp_of(file) != stamp:
             raise OSError(f"{path} changed after it was indexed")
         with _one_line(path, OSError):
@@ -94,7 +88,7 @@ def _one_line(path: str | SourcePath, kind: type[Exception] = UserError) -> Iter
     """Any exception becomes a `kind` of one line: pyarrow raises many types on damaged files."""
     try:
         yield
-    except (UserError, RemoteError):
+    except UserError:
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0][:200]

@@ -1,29 +1,61 @@
-"""Files at URLs (s3://, hf://, https://) by fsspec: paths, listings, versions, and ranges of bytes."""
+"""Files at URLs (https://, s3://, gs://, hf://) by fsspec: paths, patterns, versions, ranges of bytes, open files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from beton_tools.base.console import hide_secrets
 from beton_tools.base.errors import UserError
-from beton_tools.sources.servers import IDENTITY, NO_RANGES, PROTOCOLS, WEB, RemoteError, file_system, module, retrying
+from beton_tools.base.user_files import open_user_file
 
 # of a local file: bytes and modification time in ns; of a remote one: bytes and version hash
 Stamp = tuple[int, int]
 
+BLOCK = 4 << 20  # bytes per request while an archive is indexed; takes longer than a round trip
 MAX_RANGE = 2 << 30  # bytes of one answer; a row group of a parquet file is read at once
-_GOOGLE = ("gs://", "gcs://")
+ATTEMPTS = 5  # of one request, beside those of the file system's own library
+FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
+_BLOCKS = 3  # that an open file keeps: labels of WebDataset samples may lie before the image
+_CONNECTIONS = 8
+_NO_ANSWER = 60  # seconds without data after which a connection counts as broken
+_WEB = ("http", "https")
+# protocol -> package of its file system, and what to do if access is denied
+_PROTOCOLS = {
+    **dict.fromkeys(_WEB, ("aiohttp", "use a URL that needs no login")),
+    "s3": (
+        "s3fs",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; FSSPEC_S3_ANON=true for a public bucket",
+    ),
+    "gs": ("gcsfs", "run `gcloud auth application-default login`; FSSPEC_GS_TOKEN=anon for a public bucket"),
+    "hf": ("huggingface_hub", "run `hf auth login`, and accept the data set's terms on its page"),
+}
+# arguments of fsspec's `info` that make it ask the server
 _FRESH: dict[str, dict[str, Any]] = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
-_NO_SIZE = "the server does not state the file's size; download it, and give the local file"
-# keys of fsspec's `info` that change with the content: S3 and http, Hugging Face; then times of modification
-_VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "Content-MD5", "Digest")
-_TIME_KEYS = ("LastModified", "Last-Modified", "mtime")
+# what `info` calls that which changes with the content: S3, Google and http; Hugging Face; then times of modification
+_VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "LastModified", "Last-Modified", "mtime")
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+class RemoteError(UserError):
+    """A remote file cannot be read, or has changed: the image in it must not be skipped."""
+
+
+class AccessDenied(RemoteError):
+    """The server refuses access. S3 and Google do so for a missing file too, without the right to list."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -36,57 +68,33 @@ class RemotePath:
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
-    @property
-    def protocol(self) -> str:
-        return urlsplit(self.url).scheme
-
-    @property
-    def name(self) -> str:
-        return self._pure.name
-
-    @property
-    def stem(self) -> str:
-        return self._pure.stem
-
-    @property
-    def suffix(self) -> str:
-        return self._pure.suffix
-
-    @property
-    def parent(self) -> RemotePath:
-        return self._with_path(str(self._pure.parent))
+    protocol = property(lambda self: urlsplit(self.url).scheme)
+    name = property(lambda self: self._pure.name)
+    stem = property(lambda self: self._pure.stem)
+    suffix = property(lambda self: self._pure.suffix)
+    parent = property(lambda self: self._with_path(self._pure.parent))
+    _pure = property(lambda self: PurePosixPath(urlsplit(self.url).path))
 
     @property
     def parents(self) -> list[RemotePath]:
-        return [self._with_path(str(path)) for path in self._pure.parents]
+        return [self._with_path(path) for path in self._pure.parents]
 
     def __truediv__(self, name: str) -> RemotePath:
-        return self._with_path(str(self._pure / name))
+        return self._with_path(self._pure / name)
 
-    @property
-    def _pure(self) -> PurePosixPath:
-        return PurePosixPath(urlsplit(self.url).path)
-
-    def _with_path(self, path: str) -> RemotePath:
+    def _with_path(self, path: PurePosixPath) -> RemotePath:
         parts = urlsplit(self.url)
-        return RemotePath(urlunsplit((parts.scheme, parts.netloc, "" if path == "." else path, "", "")))
-
-    def open_file_system(self) -> tuple[Any, str]:
-        """(fsspec's file system, the path in it); a UserError if a package is missing."""
-        fs = file_system(self.protocol)
-        return fs, fs._strip_protocol(self.url)
+        return RemotePath(urlunsplit((parts.scheme, parts.netloc, "" if str(path) == "." else str(path), "", "")))
 
     def exists(self) -> bool:
-        return info_of(self) is not None
+        return _info(self) is not None
 
     def is_file(self) -> bool:
-        info = info_of(self)
-        return info is not None and info["type"] == "file"
+        return (_info(self) or {}).get("type") == "file"
 
     def is_dir(self) -> bool:
         """Return True if there are objects with this prefix. Always False for web servers, which have no folders."""
-        info = None if self.protocol in WEB else info_of(self)
-        return info is not None and info["type"] == "directory"
+        return self.protocol not in _WEB and (_info(self) or {}).get("type") == "directory"
 
 
 SourcePath = Path | RemotePath
@@ -98,12 +106,7 @@ def source_path(value: AnyPath) -> SourcePath:
     if isinstance(value, RemotePath):
         return value
     text = os.fspath(value)
-    if text.startswith(_GOOGLE):
-        raise UserError(
-            f"{text}: read Google's buckets as https://storage.googleapis.com/BUCKET/..., or with an HMAC key as s3:// and "
-            "AWS_ENDPOINT_URL=https://storage.googleapis.com"
-        )
-    if "://" not in text or text.partition("://")[0] not in PROTOCOLS:
+    if "://" not in text or text.partition("://")[0] not in _PROTOCOLS:
         return Path(text)
     try:
         urlsplit(text)
@@ -113,60 +116,91 @@ def source_path(value: AnyPath) -> SourcePath:
 
 
 def has_pattern(path: RemotePath) -> bool:
-    """Return True if the URL's path contains a pattern: `*`, `[...]` or `{000..146}`."""
+    """Return True if the URL's path contains `*`, `[...]` or `{000..146}`."""
     return any(sign in urlsplit(path.url).path for sign in "*[{")
 
 
 def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
     """The files that a URL with `*`, `[...]` or `{000..146}` stands for, sorted unless it has braces only.
 
-    Raises UserError: the server cannot be reached or refuses access, is a web server, which has no lists of files for `*`, a
-    package is missing, or a brace is not closed.
+    Raises UserError: the files cannot be listed, which web servers never do; or a brace is not closed.
     """
     found: list[RemotePath] = []
-    for path in _expand_braces(pattern):
-        if has_pattern(path) and path.protocol in WEB:
-            raise UserError(f"{path}: web servers do not list files; use braces, as in train-{{000..146}}.tar")
-        if has_pattern(path):
-            fs, inside = path.open_file_system()
-            try:
-                names = retrying(path, path.protocol, lambda fs=fs, inside=inside: fs.glob(inside))  # type: ignore[misc]
-            except RemoteError as error:
-                raise error.as_user_error() from error
-            found += [RemotePath(fs.unstrip_protocol(name)) for name in sorted(names)]
-        else:
-            found.append(path)
+    try:
+        has_braces = "{" in pattern.url
+        urls = _package("braceexpand", pattern.protocol).braceexpand(pattern.url) if has_braces else [pattern.url]
+        for path in map(RemotePath, urls):
+            if not has_pattern(path):
+                found.append(path)
+            elif path.protocol in _WEB:
+                raise UserError(f"{path}: web servers do not list files; use braces, as in train-{{000..146}}.tar")
+            else:
+                found += map(RemotePath, sorted(_retrying(path, lambda fs, at: map(fs.unstrip_protocol, fs.glob(at)))))
+    except ValueError as error:
+        raise UserError(f"{pattern}: {error}; close every brace, as in train-{{000..146}}.tar") from error
     return found
 
 
-def _expand_braces(path: RemotePath) -> list[RemotePath]:
-    if "{" not in path.url:
-        return [path]
-    braces: Any = module("braceexpand", path.protocol)
+# requests -------------------------------------------------------------------------------------------------------------
+
+
+def _package(name: str, protocol: str) -> Any:
     try:
-        return [RemotePath(url) for url in braces.braceexpand(path.url)]
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; close every brace, as in train-{{000..146}}.tar") from error
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"{protocol}:// files need the package {name}; pip install 'fastft[cloud]'") from error
 
 
-def info_of(path: RemotePath) -> dict[str, Any] | None:
-    """fsspec's description of a file or prefix: "size", "type" and more; None if there is none. Of a web server as fsspec's.
+@lru_cache
+def file_system(protocol: str) -> Any:
+    """fsspec's file system of a protocol; a UserError if a package is missing. Listings are not cached: files may change."""
+    library, fsspec = _package(_PROTOCOLS[protocol][0], protocol), _package("fsspec", protocol)
+    if protocol in _WEB:
+        timeout = library.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
+        return fsspec.filesystem(protocol, client_kwargs={"timeout": timeout, "auto_decompress": False})
+    return fsspec.filesystem(protocol, **({} if protocol == "hf" else {"use_listings_cache": False}))
 
-    Raises UserError: the server cannot be reached, refuses access, or a package is missing.
+
+def _retrying(path: RemotePath, request: Callable[[Any, str], T]) -> T:
+    """`request(file system, path in it)`, tried again after errors that may pass, such as a connection that broke.
+
+    Raises UserError: a package is missing; RemoteError: the last error, on one line; its cause is the library's.
     """
-    try:
-        return _find_info(path)
-    except RemoteError as error:
-        raise error.as_user_error() from error
+    fs = file_system(path.protocol)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return request(fs, fs._strip_protocol(path.url))
+        except Exception as error:  # each file system has exceptions of its own
+            reason, may_pass, kind = _explain(error, path.protocol)
+            if attempt == ATTEMPTS or not may_pass:
+                tried = f", {attempt} attempts" if attempt > 1 else ""
+                raise kind(f"{path}: cannot be read ({reason}{tried})") from error
+        time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
 
 
-def _find_info(path: RemotePath) -> dict[str, Any] | None:
-    """The answer of `info_of`; raises RemoteError in the place of its UserError."""
-    fs, inside = path.open_file_system()
+def _explain(error: Exception, protocol: str) -> tuple[str, bool, type[RemoteError]]:
+    """(the reason on one line, whether the same request may succeed later, the error to raise)."""
+    name, text = type(error).__name__, hide_secrets(str(error).partition("\n")[0])[:200]
+    status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
+    if isinstance(error, FileNotFoundError):
+        return text if "bucket" in text else "no such file", False, RemoteError
+    if isinstance(error, PermissionError) or status in (401, 403) or re.search("^Forbidden|Credential", text + name):
+        what = f"HTTP status {status}" if status else text or name
+        return f"access denied ({what}); {_PROTOCOLS[protocol][1]}", False, AccessDenied
+    if status:  # the library's text repeats the URL
+        return f"HTTP status {status}", status >= 500 or status in (408, 429), RemoteError
+    reason = text if text and name in ("OSError", "ValueError") else f"{name}: {text}"
+    return reason, not isinstance(error, (ImportError, TypeError, ValueError)), RemoteError
+
+
+def _info(path: RemotePath) -> dict[str, Any] | None:
+    """fsspec's description of a file or prefix; "type" and "stamp" of a web server's file; None if there is none."""
     try:
-        if path.protocol in WEB:
-            return {"type": "file", "stamp": _Request(path, 0, 1).run()[1]}
-        return retrying(path, path.protocol, lambda: fs.info(inside, **_FRESH.get(path.protocol, {})))
+        if path.protocol in _WEB:
+            return {"type": "file", "stamp": _read_web(path, 0, 1)[1]}
+        return _retrying(path, lambda fs, inside: fs.info(inside, **_FRESH.get(path.protocol, {})))
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -174,124 +208,92 @@ def _find_info(path: RemotePath) -> dict[str, Any] | None:
 
 
 def stamp_of_url(path: RemotePath) -> Stamp:
-    """Size and a hash of the version of a file as it is now; the hash is 0 where the server states no version.
-
-    Raises:
-        RemoteError: there is no such file, the server cannot be reached, refuses access, or does not state the size.
-        UserError: a package is missing.
-    """
-    info = _find_info(path)
-    if info is None:
-        raise RemoteError(path, "no such file")
-    if info["type"] != "file":
-        raise RemoteError(path, "a folder, not a file")
-    stamp = info.get("stamp") or (info.get("size"), _version_hash(info))
-    if not isinstance(stamp[0], int):
-        raise RemoteError(path, _NO_SIZE)
-    return stamp[0], stamp[1]
+    """Size and a hash of the version of a file as it is now; the hash is 0 where the server states no version."""
+    info = _info(path) or {}
+    size, version = info.get("stamp") or (info.get("size"), _version_hash(info))
+    if info.get("type") != "file" or not isinstance(size, int):
+        raise RemoteError(f"{path}: cannot be read (no such file, or the server does not state its size)")
+    return size, version
 
 
 def _version_hash(info: Mapping[str, Any]) -> int:
     """info: of fsspec, or the headers of an answer."""
-    version = next((str(info[key]) for key in (*_VERSION_KEYS, *_TIME_KEYS) if info.get(key)), "")
+    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
     digest = hashlib.blake2b(version.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) if version else 0
 
 
-# ranges ---------------------------------------------------------------------------------------------------------------
-
-
 def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
-    """The bytes [start, end) of a file that has the stamp. No more are received, whatever the server sends.
-
-    Raises RemoteError: they cannot be read, other bytes arrive, or the file has changed.
-    """
+    """The bytes [start, end) of a file that has the stamp; a RemoteError if they cannot be read or it has changed."""
     if not 0 <= end - start <= MAX_RANGE:
-        raise RemoteError(path, f"{end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
+        raise RemoteError(f"{path}: {end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
     if start == end:
         return b""
-    data, (size, version) = _Request(path, start, end).run()
-    if path.protocol == "hf":  # its answers state no version that `info` has too
+    if path.protocol in _WEB:
+        data, (size, version) = _read_web(path, start, end)
+    else:
+        options = {"cache_type": "none"} if path.protocol == "hf" else {}  # hf's would read 5 MiB more
+        data = _retrying(path, lambda fs, inside: fs.cat_file(inside, start=start, end=end, **options))
         size, version = stamp_of_url(path)
     if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
-        raise RemoteError(path, "changed after it was indexed; run the same command again")
+        raise RemoteError(f"{path}: changed after it was indexed; run the same command again")
+    if len(data) != end - start:
+        raise RemoteError(f"{path}: {len(data):,} bytes arrived in the place of {end - start:,}")
     return data
 
 
-class _Request:
-    """A request for the bytes [start, end) of a file.
+def _read_web(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
+    """(the bytes [start, end) of a web server's file, fewer if it is shorter; its stamp). The rest of an answer is not read."""
 
-    No more is read than was asked for, and the Content-Range of the answer is compared.
-    """
-
-    def __init__(self, path: RemotePath, start: int, end: int) -> None:
-        self.path, self.start, self.end = path, start, end
-        self.fs, self.inside = path.open_file_system()
-        self.headers = {**IDENTITY, "Range": f"bytes={start}-{end - 1}"}
-
-    def run(self) -> tuple[bytes, Stamp]:
-        """(the bytes, stamp of the file); fewer bytes if it is shorter. The version is 0 if the answer has none to compare.
-
-        Raises RemoteError: as `retrying`; the server sends other bytes, or does not say which.
-        """
-        protocol = self.path.protocol
-        if protocol == "hf":
-            return retrying(self.path, protocol, self._from_hub)
-        asyn: Any = module("fsspec.asyn", protocol)
-        read = self._from_s3 if protocol == "s3" else self._from_web
-        return retrying(self.path, protocol, lambda: asyn.sync(self.fs.loop, read))
-
-    def _expected(self, stated: str | None) -> tuple[int, int]:
-        """(number of bytes that follow, size of the file) by a Content-Range."""
-        numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated or "")
-        if numbers is None:
-            raise ValueError(_NO_SIZE)
-        first, last, size = map(int, numbers.groups())
-        if (first, last) != (self.start, min(self.end, size) - 1):
-            asked = f"{self.start}-{self.end - 1}"
-            raise RemoteError(self.path, f"bytes {first}-{last} arrived in the place of {asked}")
-        return last + 1 - first, size
-
-    def _complete(self, data: bytes | bytearray, count: int) -> bytes:
-        if len(data) != count:
-            raise RemoteError(self.path, f"{len(data):,} of {count:,} bytes arrived")
-        return bytes(data)
-
-    async def _from_web(self) -> tuple[bytes, Stamp]:
-        session = await self.fs.set_session()
-        async with session.get(self.fs.encode_url(self.path.url), headers=self.headers) as answer:
-            version = _version_hash(answer.headers)
-            if answer.status == 416 and answer.headers.get("Content-Range", "").endswith("*/0"):
+    async def read(fs: Any) -> tuple[bytes, Stamp]:
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}  # of the file itself
+        async with (await fs.set_session()).get(fs.encode_url(path.url), headers=headers) as answer:
+            version, stated = _version_hash(answer.headers), answer.headers.get("Content-Range", "")
+            if answer.status == 416 and stated.endswith("*/0"):
                 return b"", (0, version)
             if answer.status in (404, 410):
-                raise FileNotFoundError("no such file")
+                raise FileNotFoundError
             answer.raise_for_status()
-            if answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
-                raise ValueError(NO_RANGES)
-            count, size = self._expected(answer.headers.get("Content-Range"))
-            return await answer.content.readexactly(count), (size, version)
+            numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)
+            if not numbers or answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise ValueError(
+                    "the server cannot send parts of a file (range requests); download it, and give the local file"
+                )
+            first, last, size = map(int, numbers.groups())
+            if (first, last) != (start, min(end, size) - 1):
+                raise OSError(f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
+            return await answer.content.readexactly(last + 1 - first), (size, version)
 
-    async def _from_s3(self) -> tuple[bytes, Stamp]:
-        bucket, key, _ = self.fs.split_path(self.inside)
-        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, Range=self.headers["Range"])
-        data, body = bytearray(), answer["Body"]
-        try:
-            count, size = self._expected(answer.get("ContentRange"))
-            while len(data) < count and (part := await body.read(count - len(data))):
-                data += part
-        finally:
-            body.close()
-        return self._complete(data, count), (size, _version_hash(answer))
+    return _retrying(path, lambda fs, _: import_module("fsspec.asyn").sync(fs.loop, read, fs))
 
-    def _from_hub(self) -> tuple[bytes, Stamp]:
-        hub: Any = module("huggingface_hub.utils", self.path.protocol)
-        headers = hub.build_hf_headers(token=self.fs.token) | self.headers
-        with hub.get_session().stream("GET", self.fs.url(self.inside), headers=headers) as answer:
-            hub.hf_raise_for_status(answer)
-            count, size = self._expected(answer.headers.get("Content-Range"))
-            data = bytearray()
-            for part in answer.iter_raw():
-                data += part[: count - len(data)]
-                if len(data) == count:
-                    break
-        return self._complete(data, count), (size, 0)
+
+# open files -----------------------------------------------------------------------------------------------------------
+
+
+def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True, stamp: Stamp | None = None) -> BinaryIO:
+    """Open a local file by `open_user_file`, or a remote one, whose attribute `stamp` every read compares.
+
+    read_ahead: request blocks of BLOCK bytes, for a file that is read from its start to its end.
+    stamp: of the remote file to read; None: as it is now.
+    Raises UserError: it does not exist, cannot be opened, or is not a regular file.
+    """
+    if not isinstance(path, RemotePath):
+        return open_user_file(path, expected)
+    stamp = stamp or stamp_of_url(path)
+    file = _package("fsspec.spec", path.protocol).AbstractBufferedFile(None, str(path), size=stamp[0])
+    read: Callable[[int, int], bytes] = lambda start, end: read_range(path, stamp, start, min(end, stamp[0]))  # noqa: E731
+    caching = import_module("fsspec.caching")
+    file.cache = (
+        caching.BlockCache(BLOCK, read, stamp[0], _BLOCKS) if read_ahead else caching.BaseCache(0, read, stamp[0])
+    )
+    file.stamp = stamp
+    return file
+
+
+def map_files(function: Callable[[P], T], paths: Sequence[P]) -> Iterator[T]:
+    """`function` of every path or span, in order; of several remote ones at a time."""
+    if len(paths) < 2 or not isinstance(getattr(paths[0], "path", paths[0]), RemotePath):
+        yield from map(function, paths)
+        return
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        yield from pool.map(function, paths)  # cancels what is left when it is closed

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.remote import RemotePath, SourcePath
-from beton_tools.sources.remote_files import open_source_file
-from beton_tools.sources.servers import AccessDenied
+from beton_tools.sources.remote import AccessDenied, RemotePath, SourcePath, open_source_file
 
 MAX_BYTES = 256 << 20  # the labels of five million images; those of ImageNet's validation set take 2 MB
 _PARENTS = 4

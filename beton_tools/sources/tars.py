@@ -23,8 +23,7 @@ from beton_tools.base.names import Names
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.base import SpanSource, check_classes, check_labels, stamp_of
 from beton_tools.sources.path_table import number_by_name
-from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
-from beton_tools.sources.remote_files import map_files, open_source_file
+from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files, open_source_file
 from beton_tools.sources.side_files import class_names_of, is_wnid, read_lines
 
 _BLOCK = 512  # POSIX ustar

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 
 from beton_tools.base.errors import UserError
 from beton_tools.sources.base import Location, fetch_remote
-from beton_tools.sources.servers import RemoteError
+from beton_tools.sources.remote import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
 # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole
@@ -78,9 +78,7 @@ def _encode(location: Location, options: EncodeOptions) -> Result:
     try:
         return encode_sample(location.read(), options)
     except (BadImage, UserError) as error:
-        return Failed(str(error))
-    except RemoteError as error:
-        return Failed(f"cannot be read ({error})", is_lost=True)
+        return Failed(str(error), is_lost=isinstance(error, RemoteError))
     except OSError as error:
         return Failed(f"cannot be read ({error.strerror or error})")
 

@@ -44,7 +44,7 @@ class Folder:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         kinds = (
             "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards; the last three may be URLs "
-            "(s3://, hf://, https://)"
+            "(s3://, gs://, hf://, https://)"
         )
         parser.add_argument("--data", required=True, metavar="DIR", help=kinds)
         parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
@@ -86,7 +86,7 @@ class Imagenet:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        data = "folder with the data set; of tars and parquet files also a URL (s3://, hf://)"
+        data = "folder with the data set; of tars and parquet files also a URL (s3://, gs://, hf://)"
         parser.add_argument("--data", required=True, metavar="DIR", help=data)
         out = "folder for train.beton and val.beton"
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
-from beton_tools.sources import open_source, servers
+from beton_tools.sources import open_source, remote
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions
 from tests.beton_tools.conftest import labelled, shard_of
@@ -59,7 +59,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     forget_file_systems()
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     if fs.exists("photos"):
@@ -71,7 +71,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 def forget_file_systems() -> None:
     """Their clients keep the credentials and the address that the environment had."""
-    servers.file_system.cache_clear()
+    remote.file_system.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 
