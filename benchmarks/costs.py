@@ -1,16 +1,19 @@
 """The tables of modelled costs, made by tables.py, and the traced traffic that they read."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 from beton_tools.base.console import markdown_table as markdown
+from fastft.cost.explanation import NOT_RUN, list_recipes
 from fastft.cost.price import MACHINE_GPUS, CostQuery, Overheads, estimate, format_hours, predict, price_recipes
-from fastft.cost.published import PUBLISHED_RUNS, PublishedRun
-from fastft.cost.roofline import K, Mfu, roofline_mfu
+from fastft.cost.published import PAPER_HOURS
+from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
@@ -20,7 +23,6 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import RECIPES, recipe_names
-from fastft.search.sweep import as_published
 
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
@@ -29,62 +31,180 @@ LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 # figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
 PASS_START_SECONDS = 23.7
 REFERENCE = Overheads(float("inf"), float("inf"), pass_start_seconds=2 * PASS_START_SECONDS, start_seconds=0.0)
-README_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half", "quick_b16_half", "final_l14")
-COST_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half")
-FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
+README_RECIPES = ("final_b16", "frugal_b16_half", "quick_b16_half", "brief_b16_half", "final_l14", "frugal_l14_half")
+COST_RECIPES = ("final_b16", "frugal_b16_half", "final_l14")
+PAPER_ROWS = {"baseline_b16": "baseline", "final_b16": "no mixup or CutMix", "final_b16_384": "resolution 384"}
+VAL_IMAGES = 50_000  # that an expected accuracy was measured on
+EXTRAPOLATED = (
+    0.1  # points by which a loss from another schedule or size may be wrong, beside the images' error: assumed
+)
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """A training whose speed was published. mfu: of the GPU's dense peak (`fastft.machine.gpus`).
+
+    arch, image_size: what `implied_k` compares it with: the same model, or one of its width, depth and number of tokens.
+    """
+
+    gpu: str
+    name: str
+    mfu: float
+    arch: str
+    source: str
+    image_size: int = 224
+    remark: str = ""
+
+
+# trainings on V100 whose authors had tuned the step: K is their mean
+TUNED = (
+    PublishedRun(
+        "V100", "DeepSpeed BERT-large", 0.528, "ViT-L-14-quickgelu", "66 TFLOP/s (deepspeed.ai, 2020-05-18)", 154,
+        "fused kernels, half-precision weights; the record",
+    ),
+    PublishedRun(
+        "V100", "Megatron-LM 1.0, 1.2 billion", 0.48, "ViT-g-14", "62 of 130 TFLOP/s (nv-adlr.github.io/MegatronLMV1)", 448,
+        "fused kernels, half-precision weights; one GPU of a DGX-2H",
+    ),
+    PublishedRun(
+        "V100", "ZeRO-Offload, 10 billion", 0.32, "ViT-bigG-14", "40 TFLOP/s (arXiv 2101.06840)", 448,
+        "optimiser on the CPU",
+    ),
+    PublishedRun(
+        "V100", "Megatron-LM, 1.2 billion", 0.30, "ViT-g-14", "39 of 130 TFLOP/s (arXiv 1909.08053)", 448,
+        "before the fused kernels of 1.0",
+    ),
+)  # fmt: skip
+OTHERS = (
+    PublishedRun(
+        "V100", "this paper's B/16 at 384 px", 0.217, "ViT-B-16-quickgelu", "218.1 V100-hours (its Figure 1)", 384,
+        "DeepSpeed fp16, Pillow loader; with evaluation",
+    ),
+    PublishedRun(
+        "V100", "this paper's B/16", 0.198, "ViT-B-16-quickgelu", "75.6 V100-hours (its Figure 1)",
+        remark="the same",
+    ),
+    PublishedRun(
+        "V100", "DeiT-B on 8 GPUs", 0.212, "timm/vit_base_patch16_224", "252 images/s per GPU (arXiv 2012.12877, section 5.6)",
+        remark="PyTorch of 2020, autocast",
+    ),
+    PublishedRun(
+        "V100", "DeiT-B on 16 GPUs", 0.152, "timm/vit_base_patch16_224", "180 images/s per GPU (the same section)",
+        remark="two machines",
+    ),
+    PublishedRun(
+        "V100", "MAE, fine-tuning ViT-B on 32 GPUs", 0.131, "timm/vit_base_patch16_224", "7 h 11 min (its FINETUNE.md)",
+        remark="four machines, autocast",
+    ),
+    PublishedRun(
+        "A100", "this paper's B/16", 0.143, "ViT-B-16-quickgelu", "424 images/s per GPU in its log",
+        remark="DeepSpeed fp16, Pillow loader",
+    ),
+    PublishedRun(
+        "A100", "this paper's L/14", 0.176, "ViT-L-14-quickgelu", "113 images/s per GPU in its log",
+        remark="the same",
+    ),
+    PublishedRun(
+        "A100", "PLSC B/16", 0.151, "timm/vit_base_patch16_224", "3,583 images/s on 8 A100 (PLSC, task/classification/vit)",
+        remark="PaddlePaddle fp16",
+    ),
+    PublishedRun(
+        "A100", "PLSC L/16", 0.194, "timm/vit_large_patch16_224", "5,256 images/s on 32 A100 (the same page)",
+        remark="as its B/16, ImageNet-21k",
+    ),
+    PublishedRun(
+        "A100", "NeMo g/14", 0.445, "timm/vit_giant_patch14_224", "693 images/s on a DGX A100 (NeMo performance page)",
+        remark="Megatron; twelve times the parameters",
+    ),
+    PublishedRun(
+        "H100", "ViT-5-S, compiled", 0.221, "timm/vit_small_patch16_224", "7,716 images/s (nvSubquadratic benchmarks)",
+        remark="a step alone, a quarter of the parameters; compiled, moves fewer bytes than are counted",
+    ),
+    PublishedRun(
+        "H100", "NeMo g/14", 0.289, "timm/vit_giant_patch14_224", "1,428 images/s on a DGX H100 (NeMo performance page)",
+        remark="as on A100",
+    ),
+)  # fmt: skip
 
 
 def cost(_: Any) -> str:
-    """Expected hours of the B/16 recipes on each main GPU, with the range from the roofline to the slowest published run."""
-    recipes = [load_recipe(RECIPES / f"{name}.yaml") for name in COST_RECIPES]
-    priced = [price_recipes(recipes, CostQuery(gpu)) for gpu in MAIN_GPUS]
-    rows, sources = [], []
-    for k, recipe in enumerate(recipes):
-        cells = []
-        for card in priced:
-            hours = {e["basis"]: e["gpu_hours"] for e in card["recipes"][k]["estimates"]}
-            cells.append(f"{hours['expected']:.1f} ({hours['roofline']:.1f}-{hours['published']:.1f})")
-        rows.append([f"`{recipe.name}`", f"{recipe.about.top1:g}", *cells])
-    for card in priced:
-        by_basis = {e["basis"]: e for e in card["recipes"][0]["estimates"]}
-        shown = "; ".join(f"{e['value']:.1%} {b}, {e['source']}" for b, e in by_basis.items())
-        sources.append(f"MFU of `{recipes[0].name}` on {card['gpu']} ({card['peak_flops'] / 1e12:g} TFLOP/s): {shown}.")
-    assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in priced[0]["assumptions"])
+    """Expected hours of some recipes on each main GPU, with the limit and the spread of published trainings."""
+    recipes = [load_recipe(name) for name in COST_RECIPES]
+    rows = [
+        [f"`{recipe.name}`", *(_with_spread(recipe, gpu) for gpu in MAIN_GPUS), _paper_hours(recipe.name)]
+        for recipe in recipes
+    ]
+    sources = []
+    for gpu in MAIN_GPUS:
+        card = price_recipes(recipes, CostQuery(gpu))
+        shown = "; ".join(f"{e['value']:.1%} {e['basis']}, {e['source']}" for e in card["recipes"][0]["estimates"])
+        sources.append(f"MFU of `{recipes[0].name}` on {gpu} ({card['peak_flops'] / 1e12:g} TFLOP/s): {shown}.")
+    assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in card["assumptions"])
+    head = ["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS), "the paper's own V100-hours"]
     return (
-        f"{markdown(['recipe', 'expected top-1', *(f'{gpu}-hours' for gpu in MAIN_GPUS)], rows, 2)}\n\n"
-        "Modelled, not measured; eight GPUs. In brackets: at the roofline, and at the slowest published training of a ViT on "
-        f"that GPU. {' '.join(sources)} Assumed on {priced[0]['gpu']}: {assumed}."
+        f"{markdown(head, rows)}\n\nModelled, not measured; eight GPUs. In brackets: at the highest and the lowest k of tuned "
+        f"trainings, {K_RANGE[1]:g} and {K_RANGE[0]:g}. {' '.join(sources)} Assumed on {gpu}: {assumed}."
     )
+
+
+def _with_spread(recipe: Recipe, gpu: str) -> str:
+    """Expected hours, and those at the ends of K's range."""
+    found = predict(recipe, [gpu])[gpu]
+    share = {k: k * found["mfu"] / K for k in K_RANGE}
+    slow, fast = (estimate(recipe, GPUS[gpu], MACHINE_GPUS, Mfu(mfu, "", "")).gpu_hours for mfu in share.values())
+    return f"{format_hours(found)} ({fast:.0f}-{slow:.0f})"
+
+
+def _paper_hours(name: str) -> str:
+    return f"{PAPER_HOURS[PAPER_ROWS[name]]:.1f}" if name in PAPER_ROWS else ""
 
 
 def recipes(only: Sequence[str] = ()) -> str:
-    """The recipes of the paper's models, or some of them, with their cost on three GPUs, each model's dearest first."""
-    found: dict[str, list[tuple[float, list[str]]]] = {family: [] for family in FAMILIES}
-    for path in sorted((RECIPES).glob("[bfq]*_*.yaml")):
-        family = max((f for f in FAMILIES if path.stem.partition("_")[2].startswith(f)), key=len)
-        recipe = load_recipe(path)
-        if only and recipe.name not in only:
+    """The recipes for ImageNet that have an expected accuracy, or some of them, the cheapest first."""
+    rows = []
+    for found in _by_hours():
+        recipe = load_recipe(found["name"])
+        if found["expected_top1"] is None or (only and recipe.name not in only):
             continue
-        at = predict(recipe)
-        top1 = "not run" if recipe.about.top1 is None else as_published(recipe.about.top1)
-        of = recipe.about.source or "" if recipe.about.top1 else ""
-        of = f"best epoch of one log, {of}" if of.startswith("paper") else of  # final_*: as the paper reports
-        cells = [f"`{recipe.name}`", top1, of, *(format_hours(at[gpu]) for gpu in MAIN_GPUS)]
-        found[family].append((at["V100"]["hours"], cells))
-    rows = [cells for family in FAMILIES for _, cells in sorted(found[family], key=lambda row: -row[0])]
-    ranges = "; ".join(f"{gpu} {_range(gpu)}" for gpu in MAIN_GPUS)
-    header = ["recipe", "expected top-1", "source", *(f"{gpu}-hours" for gpu in MAIN_GPUS)]
+        source = str(recipe.about.source)
+        source = f"best epoch of one log, {source}" if source.startswith("paper") else source
+        top1 = f"{found['expected_top1']:.1f} ± {_error(recipe):.2f}"
+        rows.append([f"`{recipe.name}`", source, top1, *_hours(recipe), _paper_hours(recipe.name)])
+    gpus = [f"{gpu}-hours" for gpu in MAIN_GPUS]
+    head = ["recipe", "source of the top-1", "expected top-1", *gpus, "the paper's own V100-hours"]
+    low, high = K_RANGE
+    own = _with_spread(load_recipe("final_b16"), "V100")
     return (
-        f"{markdown(header, rows)}\n\nModelled on eight GPUs, "
-        f"not measured. Plan with these hours, which assume {K:g} of the speed that FLOPs and memory traffic allow. Hours of "
-        f"`final_b16` from that limit to the slowest published training of a ViT: {ranges}. 'not run': nobody has measured the "
-        "accuracy."
+        f"{markdown(head, rows, 2)}\n\nHours are modelled on eight GPUs, not measured: at {K:g} of the speed that FLOPs and "
+        f"memory traffic allow, the mean of tuned trainings on V100. These reached {low:g} to {high:g}: `final_b16` in {own} "
+        f"V100-hours. ±: the standard error of one training on {VAL_IMAGES:,} images; of an extrapolated figure also "
+        f"{EXTRAPOLATED:g} points, an assumption, for the loss that is taken over."
     )
 
 
-def _range(gpu: str) -> str:
-    rows = {row["basis"]: row["hours"] for row in predict(load_recipe("final_b16"), [gpu])[gpu]["estimates"]}
-    return f"{rows['roofline']:.0f} to {rows['published']:.0f} hours"
+def not_run(_: Any) -> str:
+    """The recipes for ImageNet whose accuracy nobody has measured."""
+    recipes = [load_recipe(r["name"]) for r in _by_hours() if r["group"] == NOT_RUN]
+    rows = [[f"`{recipe.name}`", *_hours(recipe)] for recipe in recipes]
+    return markdown(["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS)], rows)
+
+
+@cache
+def _by_hours() -> list[dict[str, Any]]:
+    priced = [r for r in list_recipes()["recipes"] if r["gpu_hours"]["V100"]]
+    return sorted(priced, key=lambda r: r["gpu_hours"]["V100"])
+
+
+def _hours(recipe: Recipe) -> list[str]:
+    at = predict(recipe)
+    return [format_hours(at[gpu]) for gpu in MAIN_GPUS]
+
+
+def _error(recipe: Recipe) -> float:
+    """Standard error of the expected accuracy in points."""
+    wrong = 100 - float(recipe.about.top1 or 0)
+    images = ((100 - wrong) * wrong / VAL_IMAGES) ** 0.5
+    return math.hypot(images, EXTRAPOLATED * str(recipe.about.source).startswith("extrapolated"))
 
 
 def cost_check(_: Any) -> str:
@@ -92,8 +212,8 @@ def cost_check(_: Any) -> str:
     rows = []
     for name, (title, logged) in LOGS.items():
         recipe = load_recipe(RECIPES / f"{name}.yaml")
-        run = next(run for run in PUBLISHED_RUNS if run.name == f"this paper's {title}")
-        hours = estimate(recipe, GPUS["A100"], MACHINE_GPUS, Mfu(run.mfu, "published", ""), REFERENCE).gpu_hours
+        run = next(run for run in OTHERS if (run.gpu, run.name) == ("A100", f"this paper's {title}"))
+        hours = estimate(recipe, GPUS["A100"], MACHINE_GPUS, Mfu(run.mfu, "given", ""), REFERENCE).gpu_hours
         rows.append([title, f"{run.mfu:.1%}", f"{hours:.1f}", f"{logged}"])
     head = ["the paper's own run", "MFU, from its log", "A100-hours, modelled", "A100-hours, from its log"]
     return (
@@ -113,14 +233,18 @@ def implied_k(run: PublishedRun) -> float:
 def cost_published(_: Any) -> str:
     """The k that each published training would give."""
     rows = []
-    for run in PUBLISHED_RUNS:
+    for run in (*TUNED, *OTHERS):
         k = implied_k(run)
         rows.append(
             [f"{run.name}, {run.source}", run.gpu, f"{run.mfu:.1%}", f"{run.mfu / k:.1%}", f"{k:.2f}", run.remark]
         )
     head = ["published training", "GPU", "its MFU", "our roofline for its model", "k", "differs from ours in"]
-    peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in dict.fromkeys(r.gpu for r in PUBLISHED_RUNS))
-    return f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}."
+    peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in MAIN_GPUS)
+    mean = math.exp(fmean(math.log(implied_k(run)) for run in TUNED))
+    return (
+        f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}. The first {len(TUNED)} are "
+        f"trainings on V100 whose authors had tuned the step; the geometric mean of their k is {mean:.2f}."
+    )
 
 
 # models

@@ -196,6 +196,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "cost": costs.cost,
     "cost-check": costs.cost_check,
     "recipes": lambda _: costs.recipes(),
+    "recipes-not-run": costs.not_run,
     "readme-cost": lambda _: costs.recipes(costs.README_RECIPES),
     "cost-published": costs.cost_published,
     "machine": machine,

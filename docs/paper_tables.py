@@ -11,6 +11,7 @@ from pathlib import Path
 
 from beton_tools.base.console import markdown_table
 from fastft.cost.price import predict
+from fastft.cost.published import PAPER_HOURS
 from fastft.cost.roofline import K
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import Recipe, load_recipe
@@ -21,16 +22,14 @@ from fastft.search.sweep import as_published
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"
-HEADED = ("final_*.yaml", "baseline_*.yaml", "frugal_*.yaml", "quick_*.yaml")
-CHEAPER = ("frugal_", "quick_")  # their cost is also given as a share of the final recipe's
-LEVERS = re.compile(r"(_(half|progressive|sparse|complete))+$")  # in the names of recipes
+HEADED = ("baseline_*.yaml", "final_*.yaml", "frugal_*.yaml", "quick_*.yaml", "brief_*.yaml", "fitted_*.yaml")
 COST = re.compile(r"^# Cost: .*$", re.MULTILINE)
 NO_RUNS = Path("no-such-folder")
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
 
 INTRO = f"""# Every row of the paper
 
-Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each point of Figures 1 to 3 is a recipe that can be
+Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each bar or point of Figures 1 to 3 is a recipe that can be
 trained. One file holds one table. The slow tests train one step of every row on a tiny tower.
 
 ```
@@ -43,7 +42,7 @@ fastft cost '02_lr[1e-5]' --gpu a100
 A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
 the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at {K:g} of the
-roofline's speed; they are not measurements.
+roofline's speed; they are not measurements. The paper's own V100-hours are on the axis of its Figure 1, and beside its rows here.
 
 Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
 
@@ -70,8 +69,8 @@ def total_hours(sweeps: list[Sweep]) -> tuple[dict[str, float], int]:
 def cost_line(path: Path) -> str:
     hours = recipe_hours(load_recipe(path))
     listed = ", ".join(f"{h:.1f} on {kind}" for kind, h in hours.items()).replace(" on", " GPU-hours on", 1)
-    if path.name.startswith(CHEAPER):
-        final = RECIPES / f"final_{LEVERS.sub('', path.stem.partition('_')[2])}.yaml"
+    final = RECIPES / f"final_{path.stem.partition('_')[2].removesuffix('_half')}.yaml"
+    if final.exists() and final != path and not path.name.startswith("baseline"):
         share = hours["V100"] / recipe_hours(load_recipe(final))["V100"]
         listed += f", {share:.0%} of {final.stem}"
     return f"# Cost: {listed} (modelled; fastft cost {path.stem} --gpu v100)."
@@ -99,13 +98,14 @@ def _totals(sweeps: list[Sweep]) -> str:
 
 
 def _table(sweep: Sweep) -> str:
+    own = {label: [f"{hours:.1f}"] for label, hours in PAPER_HOURS.items()} if sweep.name == "fig1_steps" else {}
     lines = []
     for row, run in zip(sweep.rows, plan_runs(sweep, (), NO_RUNS), strict=True):
         figures = [as_published(row.paper), WEIGHTS[row.number], *_cells(recipe_hours(run.recipe))]
-        lines.append([row.title, _recipe(sweep, row), *figures])
+        lines.append([row.title, _recipe(sweep, row), *figures, *own.get(row.label, [])])
     total = _cells(total_hours([sweep])[0])
-    lines.append(["**this table, shared rows once**", "", "", "", *total])
-    header = [sweep.source, "recipe", "paper", "of", *MAIN_GPUS]
+    lines.append(["**this table, shared rows once**", "", "", "", *total, *[""] * bool(own)])
+    header = [sweep.source, "recipe", "paper", "of", *MAIN_GPUS, *["the paper's own V100-hours"] * bool(own)]
     return f"## {sweep.title}\n\n`rcp/tables/{sweep.path.name}`\n\n{markdown_table(header, lines, left=2)}"
 
 

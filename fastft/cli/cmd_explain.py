@@ -2,11 +2,14 @@
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beton_tools.base.console import format_duration, make_console
 from fastft.cli.arguments import add_recipe, add_shared
 from fastft.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from fastft.machine.gpus import Gpu
 
 EXAMPLE = "fastft explain final_b16 --json"
 TAKES_OPTIONS = True
@@ -18,13 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_shared(parser, "json")
     parser.add_argument(
-        "--verbose", action="store_true", help="also print every option, parameter group and learning rate"
+        "--verbose", action="store_true", help="also print other GPUs, every option, parameter group and learning rate"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_explanation
     from fastft.cost.explanation import explain
+    from fastft.machine.gpus import GPUS, MAIN_GPUS
     from fastft.photos.counts import list_images
 
     recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
@@ -33,8 +37,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_explanation(values, make_console(), args.verbose)
+        shown = [*GPUS] if args.verbose else [gpu.name] if (gpu := _this_gpu()) else MAIN_GPUS
+        print_explanation(values, make_console(), shown, args.verbose)
     return 0
+
+
+def _this_gpu() -> "Gpu | None":
+    """The GPU of this machine, if it has one whose peak is known."""
+    import torch
+
+    from fastft.machine.gpus import find_gpu
+
+    return find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from fastft.cost.explanation import predicted_cost
-    from fastft.machine.gpus import find_gpu, peak_flops
+    from fastft.machine.gpus import peak_flops
     from fastft.train.precision import inference_precision
 
     on_one = predicted_cost(recipe, gpus=1)
@@ -51,7 +65,7 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
         return {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        gpu = find_gpu(torch.cuda.get_device_name())
+        gpu = _this_gpu()
         hours, how = on_one["gpu_hours"][gpu.name] if gpu else None, "on this machine's GPU, modelled"
     else:
         rate = peak_flops(device, inference_precision(recipe.train.amp, device).dtype) or 1.0

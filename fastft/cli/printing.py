@@ -1,5 +1,6 @@
 """Tables that the commands print: explanations, prices, recipes and checks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,15 +15,15 @@ from fastft.recipe.check import show_value
 from fastft.recipe.training_images import NO_EXPECTATION
 
 LISTED_LRS = 100  # at most; --json has those of all epochs
-WITH_SOURCE = 120  # characters; below it the last column would be a word wide
+WIDE = 80  # characters, from which tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
-EXPECTED = f"{K:g} of the roofline's speed is expected"
+EXPECTED = f"expected: {K:g} of the limit's speed"
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
 
 
-def print_explanation(values: dict[str, Any], console: Console, verbose: bool) -> None:
-    """Choices, cost, what is done; with `verbose` also every option, parameter group and learning rate.
+def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[str], verbose: bool) -> None:
+    """What is done, then the cost on some GPUs; with `verbose` also every option, parameter group and learning rate.
 
     values["gpus"]: the number that `values["cost"]["assumptions"]` is about.
     """
@@ -32,22 +33,22 @@ def print_explanation(values: dict[str, Any], console: Console, verbose: bool) -
         console.print(describe_choice(**choice))
     for warning in values["warnings"]:
         console.print(f"warning: {warning}")
-    _print_cost(values["cost"], values["gpus"], console)
-    lines = {"time": values["here"]} if "here" in values else {}
-    lines |= {"accuracy": values["expectation"], "augment": "; ".join(values["augment"])}
-    lines["schedule"] = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
+    lines = {"schedule": f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"}
     if verbose:
         lines["schedule"] += _listed_lrs(schedule)
     if len(values["phases"]) > 1:
         lines["phases"] = "; ".join(map(_phase, values["phases"]))
+    lines |= {"augment": "; ".join(values["augment"]), "accuracy": values["expectation"]}
+    lines |= {"time": values["here"]} if "here" in values else {}
     _print_lines(lines, console)
+    _print_cost(values["cost"], values["gpus"], gpus, console)
     if verbose:
         _print_groups(values, console)
         sections = {name: options for name, options in recipe.items() if name not in ("name", "about")}
         shown = {s: ", ".join(f"{k} {show_value(v)}" for k, v in sections[s].items()) for s in sections}
         _print_lines(shown, console)
     else:
-        console.print("--verbose adds every option, parameter group and learning rate")
+        console.print("--verbose adds other GPUs, every option, parameter group and learning rate")
 
 
 def _print_lines(lines: dict[str, str], console: Console) -> None:
@@ -79,23 +80,19 @@ def _print_groups(values: dict[str, Any], console: Console) -> None:
     print_table(compact_table(title, header, rows, left=0), console)
 
 
-def _print_cost(cost: dict[str, Any], gpus: int, console: Console) -> None:
+def _print_cost(cost: dict[str, Any], count: int, gpus: Sequence[str], console: Console) -> None:
     gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
-    hours = "GPU-hours on 8 GPUs" if gpus > 1 else "hours on one GPU"
+    hours = "GPU-hours on 8 GPUs" if count > 1 else "hours on one GPU"
     rows = []
-    for name, predicted in cost["assumptions"].items():
-        of_basis = {row["basis"]: row for row in predicted["estimates"]}
+    for name in gpus:
         cells = [name]
-        for basis in ("expected", "roofline", "published"):
-            row = of_basis.get(basis)
-            cells += ["-", "-"] if row is None else [f"{row['mfu']:.1%}", format_hours(row)]
-        rows.append(cells)
-    header = ["GPU", "MFU", "hours", "roofline MFU", "hours", "slowest published", "hours"]
+        for row in cost["assumptions"][name]["estimates"]:
+            cells += [f"{row['mfu']:.1%}", format_hours(row)]
+        rows.append(cells if len(cells) > 1 else [name, "not", "counted"])
+    header = ["GPU", "MFU", "hours", "limit: MFU", "hours"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
-    console.print(
-        f"{val['what']}: {val['value']:,}; {EXPECTED}; - cannot be counted; * the loader is the bottleneck, with the cores of a "
-        "usual cloud machine"
-    )
+    star = f"; {LOADER_LIMITS}" if any("*" in row[2] for row in rows if len(row) > 2) else ""
+    console.print(f"{val['what']}: {val['value']:,}; {EXPECTED}{star}")
 
 
 # fastft cost -------------------------------------------------------------------------------------------------------------
@@ -155,32 +152,32 @@ def _money(e: dict[str, Any]) -> list[str]:
 
 # fastft recipes, doctor -----------------------------------------------------------------------------------------
 
+RECIPE_NAMES = (
+    "final: the paper's schedule. The same schedule, stopped: frugal where the EMA is best in the paper's log, quick and brief "
+    "earlier, 0.2 and 0.5 points below. fitted: a short schedule from a fitted head. _half: the lower half of the blocks frozen.",
+    "Take first: frugal_b16_half, or frugal_b16, whose accuracy is in a log; for photographs photos.",
+    "Hours are GPU-hours, modelled on eight GPUs: fastft cost NAME --gpu GPU. Source of the top-1: fastft explain NAME.",
+    "Tables train as fastft sweep NAME, one row as fastft train 'NAME[ROW]'.",
+)
+
 
 def print_recipes(values: dict[str, Any], console: Console) -> None:
-    """The tables as text; a narrow console gets no column of sources."""
-    recipes = values["recipes"]
-    with_source = console.width >= WITH_SOURCE
-    header = ["recipe", "px", "epochs", "top-1", *recipes[0]["gpu_hours"]]
-    rows = []
-    for r in recipes:
-        top1 = "-" if r["expected_top1"] is None else f"{r['expected_top1']:g}"
-        hours = ["-" if h is None else f"{h:.1f}" for h in r["gpu_hours"].values()]
-        # the brackets of 'expected 85.7 % top-1 (SOURCE)'
-        source = str(r["expectation"]).partition("(")[2].removesuffix(")")
-        cells = [r["name"], str(r["image_size"]), str(r["epochs"]), top1, *hours]
-        rows.append([*cells, *[source] * with_source])
-    table = compact_table(None, [*header, *["source of the expected top-1"] * with_source], rows)
-    table.columns[0].no_wrap = True
-    if with_source:
-        table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    """The recipes by group, then the tables; a narrow console gets the hours of the first GPU only."""
+    gpus = list(values["recipes"][0]["gpu_hours"])[: None if console.width >= WIDE else 1]
+    table = compact_table(None, ["recipe", "top-1", *(f"{gpu} h" for gpu in gpus), ""])
+    table.columns[0].no_wrap, table.columns[-1].no_wrap, table.columns[-1].justify, group = True, False, "left", ""
+    for recipe in values["recipes"]:
+        if recipe["group"] != group:
+            group = recipe["group"]
+            table.add_row(Text(group, style="bold"))
+        figures = [recipe["expected_top1"], *(recipe["gpu_hours"][gpu] for gpu in gpus)]
+        cells = ["" if figure is None else f"{figure:.1f}" for figure in figures]
+        table.add_row(*map(Text, (recipe["name"], *cells, recipe["what"])))
     print_table(table, console)
-    console.print(
-        f"GPU-hours modelled on eight GPUs: {EXPECTED}; fastft cost NAME --gpu GPU gives details, fastft explain NAME the source "
-        "of the expected top-1. photos is priced for ImageNet's images\n"
-        "Tables, with their number of rows (fastft sweep NAME, or one row: fastft train 'NAME[ROW]'):"
-    )
-    for t in values["tables"]:
-        console.print(f"  {t['name']:<18} {t['source']}: {t['title']} ({t['rows']})")
+    for sentence in RECIPE_NAMES:
+        console.print(sentence)
+    rows = [[t["name"], f"{t['source']}: {t['title']}", str(t["rows"])] for t in values["tables"]]
+    print_table(compact_table(None, ["table", "", "rows"], rows, left=2), console)
 
 
 def print_checks(values: dict[str, Any], console: Console) -> None:

@@ -10,8 +10,8 @@ from fastft.augment import describe_policy
 from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.cost.price import MACHINE_GPUS, predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
-from fastft.machine.gpus import GPUS
-from fastft.model import TowerArch
+from fastft.machine.gpus import GPUS, MAIN_GPUS
+from fastft.model import TowerArch, count_frozen_blocks
 from fastft.model.recipe_model import build_model, find_phases, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
@@ -91,26 +91,56 @@ def predicted_cost(recipe: Recipe, gpus: int) -> dict[str, Any]:
     return {"gpu_hours": {name: p["hours"] for name, p in predicted.items()}, "assumptions": predicted}
 
 
-def list_recipes() -> dict[str, Any]:
-    """Plain values for JSON.
+# fastft recipes
 
-    Keys: recipes (name, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind), cheapest last in each
-    family of names; tables (name, title, source, rows).
+PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", "photographs")
+
+
+def list_recipes() -> dict[str, Any]:
+    """Plain values for JSON; the recipes by group, the dearest first.
+
+    Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind, None for
+    recipes for photographs); tables (name, title, source, rows).
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
-    recipes = map(load_recipe, recipe_names())
+    recipes = [(recipe, _group(recipe)) for recipe in map(load_recipe, recipe_names())]
+    listed: list[dict[str, Any]] = [
+        {
+            "name": recipe.name,
+            "group": group,
+            "what": _what(recipe),
+            "arch": recipe.model.arch,
+            "image_size": recipe.model.image_size,
+            "epochs": recipe.epochs,
+            "expected_top1": expected_top1(recipe),
+            "expectation": describe_expectation(recipe),
+            "gpu_hours": dict.fromkeys(MAIN_GPUS)
+            if group == PHOTOGRAPHS
+            else {kind: cost["hours"] for kind, cost in predict(recipe).items()},
+        }
+        for recipe, group in recipes
+    ]
+    listed.sort(key=lambda r: (GROUPS.index(r["group"]), -(r["gpu_hours"]["V100"] or 0)))
     return {
-        "recipes": [
-            {
-                "name": recipe.name,
-                "arch": recipe.model.arch,
-                "image_size": recipe.model.image_size,
-                "epochs": recipe.epochs,
-                "expected_top1": expected_top1(recipe),
-                "expectation": describe_expectation(recipe),
-                "gpu_hours": {kind: cost["hours"] for kind, cost in predict(recipe).items()},
-            }
-            for recipe in recipes
-        ],
+        "recipes": listed,
         "tables": [{"name": t.name, "title": t.title, "source": t.source, "rows": len(t.rows)} for t in tables],
     }
+
+
+def _group(recipe: Recipe) -> str:
+    if recipe.automatic:
+        return PHOTOGRAPHS
+    if recipe.about.top1 is None:
+        return NOT_RUN
+    return PAPER if str(recipe.about.source).startswith("paper") else CHEAPER
+
+
+def _what(recipe: Recipe) -> str:
+    """What the recipe does, in a few words."""
+    if recipe.automatic:
+        return "settings follow from the images"
+    whole, layers, trained = recipe.schedule.epochs, recipe_arch(recipe).layers, recipe.model.trainable_layers
+    frozen = count_frozen_blocks(layers, trained)
+    words = ["half frozen" if 2 * frozen == layers else f"last {trained} blocks"] if frozen else []
+    words.append(f"{recipe.epochs} epochs" if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")
+    return ", ".join(words + ["fitted head"] * (recipe.model.head_init == "probe"))

@@ -1,28 +1,29 @@
 """MFU (model FLOP/s over the GPU's dense peak) of training a recipe: a roofline from FLOPs and traced memory traffic.
 
 The expected MFU is K times the roofline's, on every GPU. It is a model until a GPU has measured K; docs/cost.md compares it with
-published runs.
+published trainings.
 """
 
 from dataclasses import dataclass
 
-from fastft.cost.published import PUBLISHED_RUNS
 from fastft.cost.traffic import image_traffic
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import Gpu
 from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
 from fastft.recipe import Recipe
 
-# Expected share of the roofline. An estimate: the roofline leaves out what a step loses besides (second passes of LayerNorm's
-# backward, kernels shorter than a launch, the all-reduce, the loss scaler), 5 to 8 of 44 to 55 points of MFU. timm's measured
-# step of B/16 on an RTX 3090 reaches 1.0 of it.
-K = 0.87
+# Expected share of the roofline: the geometric mean of published trainings on V100 whose authors had tuned the step (`TUNED` of
+# benchmarks/costs.py), and the lowest and the highest of them
+K, K_RANGE = 0.74, (0.58, 0.94)
 
 # Shares of the data sheet's peaks that large fp16/bf16 matrix products and streaming kernels sustain: 90 TFLOP/s and 0.79 TB/s
 # on V100, 235 and 1.75 on A100, 630 and 2.9 on H100 (estimates; other GPUs assumed alike)
 GEMM_SHARE = {"V100": 0.72, "A100": 0.75, "A100-40": 0.75, "H100": 0.64, "H200": 0.64}
 DEFAULT_GEMM_SHARE = 0.70
 MEMORY_SHARE = 0.87
+# of the peak, by the products of attention in fused kernels: an estimate. CUTLASS's were measured on an A100 with 20 TFLOP/s
+# backward at 197 tokens (NVIDIA/cutlass#992) and 41 forward at 128 (facebookresearch/xformers#387); V100's 0.2 are 25
+ATTENTION_SHARE = 0.2
 # fp32 reads and writes per trained parameter of AdamW (gradient, weight, two moments), the inf check and the EMA
 UPDATE_BYTES = 48
 PATHS = {"autocast": "autocast", "half": "half-precision weights"}
@@ -30,7 +31,7 @@ PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 
 @dataclass(frozen=True)
 class Mfu:
-    """An MFU and its origin. `basis`: given, measured, expected, roofline or published."""
+    """An MFU and its origin. `basis`: given, measured, expected or roofline."""
 
     value: float
     basis: str
@@ -38,35 +39,30 @@ class Mfu:
 
 
 def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
-    """Expected, roofline, and the slowest published training on that GPU if it is slower than expected.
-
-    The first is the headline. Empty if the traffic of a step cannot be counted, as `describe_uncounted` says.
-    """
+    """The expected one, which is the headline, and the roofline's; none if the traffic of a step cannot be counted."""
     roofline = roofline_mfu(recipe, gpu, gpus)
     if roofline is None:
         return []
-    expected = Mfu(K * roofline.value, "expected", f"{K:g} x roofline, an estimate")
-    slowest = min((run for run in PUBLISHED_RUNS if run.gpu == gpu.name), key=lambda run: run.mfu, default=None)
-    if slowest is None or slowest.mfu >= expected.value:
-        return [expected, roofline]
-    return [expected, roofline, Mfu(slowest.mfu, "published", f"{slowest.name}: {slowest.source}, the slowest")]
+    spread = "tuned trainings on V100 reached {:g} to {:g}".format(*K_RANGE)
+    return [Mfu(K * roofline.value, "expected", f"{K:g} x roofline: {spread}"), roofline]
 
 
 def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
-    """MFU if matrix products run at their sustained rate, all other traffic at the memory's, and neither overlaps.
+    """MFU if matrix products and attention run at their sustained rates, all other traffic at the memory's, without overlap.
 
     None if the traffic of a step cannot be counted.
     """
-    flops, traffic = recipe_flops(recipe, recipe_arch(recipe)).train, image_bytes(recipe, gpu, gpus)
+    flops, traffic = recipe_flops(recipe, recipe_arch(recipe)), image_bytes(recipe, gpu, gpus)
     if traffic is None:
         return None
     gemm_share = GEMM_SHARE.get(gpu.name, DEFAULT_GEMM_SHARE)
-    seconds = flops / (gpu.peak_flops * gemm_share) + traffic / (gpu.bandwidth * MEMORY_SHARE)
+    computed = (flops.train - flops.attention) / gemm_share + flops.attention / ATTENTION_SHARE
+    seconds = computed / gpu.peak_flops + traffic / (gpu.bandwidth * MEMORY_SHARE)
     source = (
-        f"upper bound: {PATHS[chosen_path(gpu)]}, matrix products at {gemm_share:.0%} of the peak, other traffic at "
-        f"{MEMORY_SHARE:.0%} of {gpu.bandwidth / 1e9:,.0f} GB/s, no overlap"
+        f"upper bound: {PATHS[chosen_path(gpu)]}, matrix products at {gemm_share:.0%} of the peak, attention at "
+        f"{ATTENTION_SHARE:.0%}, other traffic at {MEMORY_SHARE:.0%} of {gpu.bandwidth / 1e9:,.0f} GB/s, no overlap"
     )
-    return Mfu(flops / seconds / gpu.peak_flops, "roofline", source)
+    return Mfu(flops.train / seconds / gpu.peak_flops, "roofline", source)
 
 
 def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float | None:

@@ -1,6 +1,8 @@
 """The work of a recipe: FLOPs, images and parameters, counted from shapes."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+
+import numpy as np
 
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
 from fastft.model.recipe_model import Phase, find_phases
@@ -23,9 +25,8 @@ class Work:
 def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
     """FLOPs per training image, with the recipe's frozen blocks, image sizes and patch dropout: the mean of all epochs."""
     phases = find_phases(recipe, arch)
-    flops = [(phase.epochs, phase_flops(recipe, arch, phase)) for phase in phases]
-    forward, train = (sum(n * getattr(f, name) for n, f in flops) for name in ("forward", "train"))
-    return Flops(forward / recipe.epochs, train / recipe.epochs)
+    counts = [astuple(phase_flops(recipe, arch, phase)) for phase in phases]
+    return Flops(*map(float, np.average(counts, axis=0, weights=[phase.epochs for phase in phases])))
 
 
 def phase_flops(recipe: Recipe, arch: TowerArch, phase: Phase) -> Flops:

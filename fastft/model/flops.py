@@ -19,10 +19,14 @@ from fastft.model.timm_tower import build_timm_classifier
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations per image. `train` is the forward pass and the backward pass of the trained part."""
+    """Operations per image. `train` is the forward pass and the backward pass of the trained part.
+
+    attention: of `train`, the products of query and key and of their softmax and value.
+    """
 
     forward: float
     train: float
+    attention: float
 
 
 def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0) -> Flops:
@@ -32,8 +36,9 @@ def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, pa
     patch embedding below trained blocks counts as trained even if it is frozen.
     """
     if isinstance(arch, TimmArch):
-        forward, frozen = _count_timm_forward(arch, num_classes, frozen_blocks, patch_dropout)
-        return Flops(forward, frozen + 3 * (forward - frozen))
+        forward, frozen, attention = _count_timm_forward(arch, num_classes, frozen_blocks, patch_dropout)
+        train = frozen + 3 * (forward - frozen)
+        return Flops(forward, train, train * attention / forward)
     patches = count_kept(arch.grid**2, patch_dropout)
     tokens = patches + 1
     embed = arch.grid**2 * arch.width * 3 * arch.patch_size**2
@@ -43,15 +48,15 @@ def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, pa
     head = arch.width * num_classes
     frozen = embed * (frozen_blocks > 0) + frozen_blocks * block
     total = embed + arch.layers * block + head
-    forward = 2.0 * total
-    return Flops(forward, 2.0 * (frozen + 3 * (total - frozen)))
+    attended = 2.0 * attention * (3 * arch.layers - 2 * frozen_blocks)
+    return Flops(2.0 * total, 2.0 * (frozen + 3 * (total - frozen)), attended)
 
 
 @lru_cache(maxsize=64)
 def _count_timm_forward(
     arch: TimmArch, num_classes: int, frozen_layers: int, patch_dropout: float
-) -> tuple[float, float]:
-    """(operations of a forward pass per image, those of them in frozen modules), 2 per multiply-add.
+) -> tuple[float, float, float]:
+    """(operations of a forward pass per image, those of them in frozen modules, those in attention), 2 per multiply-add.
 
     frozen_layers: of these layers and the stem everything is frozen; with 0 nothing is.
     """
@@ -64,9 +69,12 @@ def _count_timm_forward(
         images = torch.empty(1, 3, arch.image_size, arch.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images)
-    by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    total = float(counter.get_total_flops())
-    return total, _frozen(model, frozen_layers, by_module) if frozen_layers else 0.0
+    counts = counter.get_flop_counts()
+    by_module = {name: sum(ops.values()) for name, ops in counts.items()}
+    # on the meta device attention is two batched products, which no other part of these models has
+    attention = float(sum(n for op, n in counts["Global"].items() if "attention" in str(op) or "bmm" in str(op)))
+    frozen = _frozen(model, frozen_layers, by_module) if frozen_layers else 0.0
+    return float(counter.get_total_flops()), frozen, attention
 
 
 def _frozen(model: ImageClassifier, layers: int, by_module: dict[str, int]) -> float:

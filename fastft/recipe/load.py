@@ -176,13 +176,14 @@ def _check_together(recipe: Recipe) -> None:
             )
     sizes = None if schedule.sizes is None else epoch_values(schedule.sizes)
     rules = {
-        f"schedule.warmup_epochs ({schedule.warmup_epochs:g}) must be smaller than schedule.epochs ({schedule.epochs})":
+        f"schedule.warmup_epochs ({schedule.warmup_epochs:g}) must be smaller than schedule.epochs "
+        f"({schedule.epochs}); set --schedule.warmup=0.2, a share of the epochs":
             schedule.warmup_epochs >= schedule.epochs,
         "augment.scale_min is larger than augment.scale_max; swap them": augment.scale_min > augment.scale_max,
         "augment.ratio_min is larger than augment.ratio_max; swap them": augment.ratio_min > augment.ratio_max,
-        f"schedule.magnitude needs RandAugment or AugMix, not augment.policy={augment.policy}":
+        f"schedule.magnitude needs RandAugment or AugMix, not augment.policy={augment.policy}; omit schedule.magnitude":
             schedule.magnitude is not None and not augment.policy.startswith(("rand", "augmix")),
-        f"schedule.scale_min ({schedule.scale_min}) must not exceed augment.scale_max":
+        f"schedule.scale_min ({schedule.scale_min}) must not exceed augment.scale_max; lower it":
             schedule.scale_min is not None and max(epoch_values(schedule.scale_min).values) > augment.scale_max,
         "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both":
             train.eval_weights == "ema" and recipe.ema.decay == 0,
@@ -190,7 +191,7 @@ def _check_together(recipe: Recipe) -> None:
             model.head is not None and model.head_init == "probe",
         "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false":
             model.rel_pos_bias and recipe.largest_patch_dropout > 0,
-        f"schedule.sizes ({schedule.sizes}) must end with model.image_size ({model.image_size}) and not exceed it":
+        f"schedule.sizes ({schedule.sizes}) must end with model.image_size ({model.image_size}) and not exceed it; change it":
             sizes is not None and (sizes.last != model.image_size or max(sizes.values) > model.image_size),
         "model.rel_pos_bias has a table for one image size; set schedule.sizes to none or model.rel_pos_bias to false":
             model.rel_pos_bias and sizes is not None,

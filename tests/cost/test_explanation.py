@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.explanation import explain
+from fastft.cost.explanation import explain, list_recipes
 from fastft.data.order import BatchLayout
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import RECIPES, TABLES
@@ -108,19 +109,52 @@ def test_sizes_by_epoch_are_explained_with_their_flops(capsys):
 # fastft recipes ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_recipe_and_table_is_listed_with_accuracy_and_cost(capsys, monkeypatch):
+def test_recipes_are_listed_by_group_in_60_columns(capsys, monkeypatch):
     assert main(["recipes", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert {r["name"] for r in values["recipes"]} == {path.stem for path in RECIPES.glob("*.yaml")}
     assert {t["name"] for t in values["tables"]} == {path.stem for path in TABLES.glob("*.yaml")}
     for recipe in values["recipes"]:
         assert recipe["expected_top1"] == load_recipe(recipe["name"]).about.top1
-        assert set(recipe["gpu_hours"]) >= {"V100", "A100", "H100"}
-    for width, with_source in ((80, False), (160, True)):  # a recipe is one line, also in a narrow console
+    found = {r["name"]: (r["group"], r["what"], r["expected_top1"]) for r in values["recipes"]}
+    assert found["final_b16"] == ("paper", "50 epochs", 85.7)
+    assert found["frugal_b16_half"] == ("cheaper", "half frozen, 30 of 50 epochs", 85.5)
+    assert found["fitted_dinov2_b14"] == ("not run", "last 3 blocks, 5 epochs, fitted head", None)
+    assert found["demo"][0] == "photographs"
+    for width, gpus in ((60, ["V100"]), (100, ["V100", "A100", "H100"])):
         monkeypatch.setenv("COLUMNS", str(width))
         assert main(["recipes"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        row = next(line for line in lines if "frugal_b16 " in line)
-        assert len(row) <= width and ("of one log" in row) == with_source
-        assert "frugal_b16_384" in lines[lines.index(row) + 1]
-        assert any("02_lr" in line for line in lines)
+        assert max(map(len, lines)) <= width
+        assert [gpu for gpu in ("V100", "A100", "H100") if f"{gpu} h" in lines[1]] == gpus
+        row = next(line.split() for line in lines if "frugal_b16_half" in line)
+        assert row[1] == "85.5" and len([cell for cell in row[2:5] if "." in cell]) == len(gpus)
+        assert next(line for line in lines if line.startswith(" demo")).split()[1] == "settings"  # no hours
+
+
+def test_the_cheapest_recipes_with_a_published_source():
+    """In shares of the hours of the paper's schedule, which do not depend on the price of an hour."""
+    hours = {r["name"]: (r["expected_top1"], r["gpu_hours"]["V100"]) for r in list_recipes()["recipes"]}
+    whole = hours["final_b16"][1]
+    for top1, share in ((85.0, 0.27), (85.3, 0.31)):
+        assert any(has and has >= top1 and h <= share * whole for has, h in hours.values())
+
+
+def test_the_run_comes_before_its_cost_on_three_gpus_or_with_verbose_on_all(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for verbose in ([], ["--verbose"]):
+        assert main(["explain", "final_b16", *verbose]) == 0
+        out = capsys.readouterr().out
+        assert out.index("schedule") < out.index("augment") < out.index("accuracy") < out.index("V100")
+        assert ("L40S" in out) == bool(verbose) and "H100" in out and "*" not in out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L40S")
+    assert main(["explain", "final_b16"]) == 0
+    out = capsys.readouterr().out
+    assert "L40S" in out and "V100" not in out
+
+
+def test_a_schedule_that_is_shorter_than_its_warm_up_is_refused_with_what_to_set(capsys):
+    assert main(["explain", "final_b16", "--epochs=3"]) == 2
+    assert "set --schedule.warmup=0.2, a share of the epochs" in capsys.readouterr().err
+    assert main(["explain", "final_b16", "--epochs=3", "--schedule.warmup=0.2"]) == 0

@@ -78,7 +78,7 @@ def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts():
     for recipe in map(load_recipe, recipe_names()):
         for phase in find_phases(recipe):
             assert {traffic_key(with_phase(recipe, phase), path) for path in KERNELS} <= stored_traffic().keys()
-    for name, path in (("final_b16", "autocast"), ("frugal_l14_half", "half")):
+    for name, path in (("final_b16", "autocast"), ("quick_l14_half", "half")):
         traced = trace_image(load_recipe(name), path)
         assert stored_traffic()[traffic_key(load_recipe(name), path)] == pytest.approx(astuple(traced))
 

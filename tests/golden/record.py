@@ -37,19 +37,12 @@ from fastft.augment.recipe_policy import build_policy
 
 FOLDER = Path(__file__).parent
 
-EXPLAINED = ("final_b16", "final_l14", "frugal_b16_half", "quick_b16")
+EXPLAINED = ("final_b16", "final_l14", "frugal_b16_half", "quick_b16_half")
 ESTIMATED_KEYS = ("cost", "gpu_hours", "train_flops_per_image")  # only in cost.json
 
-README_RECIPES = (
-    "baseline_b16", "final_b16", "frugal_b16", "quick_b16", "frugal_b16_half", "frugal_b16_progressive",
-    "frugal_b16_sparse", "frugal_b16_progressive_half", "final_b16_384", "frugal_b16_384",
-    "frugal_b16_384_progressive", "final_l14", "frugal_l14", "quick_l14", "frugal_l14_half", "final_l14_336",
-    "frugal_l14_336", "quick_l14_336",
-)  # fmt: skip
-README_GPUS = ("V100", "A100", "H100")
 COSTS = {
     "one recipe with a price": "final_b16 --gpu v100 --price 2.48",
-    "two recipes on two GPUs": "frugal_b16_half quick_l14 --gpu h100 --gpus 2 --val-images 10000",
+    "two recipes on two GPUs": "frugal_b16_half quick_l14_half --gpu h100 --gpus 2 --val-images 10000",
     "MFU of one's own": "final_l14 --gpu a100 --mfu 0.4 --cores-per-gpu 4",
     "a table": "07_erase --gpu a100",
 }
@@ -132,15 +125,8 @@ def cost(folder: Path) -> dict[str, Any]:
             for name, values in explained.items()
         },
         "recipes": {r["name"]: r["gpu_hours"] for r in fastft_json("recipes")["recipes"]},
-        "readme": {gpu: readme_column(gpu) for gpu in README_GPUS},
         "cost": {title: fastft_json("cost", *arguments.split()) for title, arguments in COSTS.items()},
     }
-
-
-def readme_column(gpu: str) -> dict[str, dict[str, float]]:
-    """GPU-hours of the recipes of the README's table: recipe -> where the MFU is from -> hours."""
-    priced = fastft_json("cost", *README_RECIPES, "--gpu", gpu)["recipes"]
-    return {r["recipe"]: {e["basis"]: e["gpu_hours"] for e in r["estimates"]} for r in priced}
 
 
 def betons(folder: Path) -> tuple[Path, Path]:
