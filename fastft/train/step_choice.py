@@ -34,9 +34,6 @@ GRAPH_MICRO_BATCH = 64
 # largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
 # 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
-# dtypes in which the loss of a half-precision copy is that of fp32 weights (docs/v100.md): it is taken where faster. In bf16
-# its time is only shown
-HALF_BY_DEFAULT = (torch.float16,)
 LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
 SEED = 0
 
@@ -235,7 +232,8 @@ def _measure(
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
     half = step.precision.half_residual
-    is_open = recipe.train.half_residual == "auto" and not half and dtype != torch.float32
+    # in bf16 the loss of a half-precision copy may differ from that of fp32 weights (docs/v100.md)
+    is_open = recipe.train.half_residual == "auto" and not half and dtype == torch.float16
     modes, half_modes = (
         [
             mode
@@ -263,18 +261,18 @@ def _measure(
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    allowed = [trial for trial in trials if not trial.choice.half or dtype in HALF_BY_DEFAULT]
-    return Decision(fastest(allowed), "measurement", tuple(trials))
+    return Decision(fastest(trials), "measurement", tuple(trials))
 
 
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int, half: bool) -> list[str]:
     """The modes to compare with eager, compilation last because it takes longest. half: with half-precision weights.
 
-    No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process.
+    No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process. There
+    the fused kernels do what Inductor does on newer cards.
     """
-    modes = ["fused"] + ["graph"] * (micro_batch <= GRAPH_MICRO_BATCH)
-    if can_compile(device) and (device.type == "cpu" or torch.cuda.get_device_capability(device) >= BF16_NATIVE):
-        modes.append("compile")
+    newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
+    modes = ["fused"] * (not newer) + ["graph"] * (micro_batch <= GRAPH_MICRO_BATCH)
+    modes += ["compile"] * ((newer or device.type == "cpu") and can_compile(device))
     return [mode for mode in modes if obstacle(mode, recipe, device, processes, half) is None]
 
 
