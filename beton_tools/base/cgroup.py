@@ -13,9 +13,9 @@ OWN = Path("/proc/self/cgroup")  # "0::/path below ROOT"; version 1: "4:memory:/
 UNLIMITED = 1 << 62  # version 1 has a number near 2^63 instead of "max"
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may use: by its affinity and by the CPU limit of its control group, at least 1."""
-    allowed, limit = len(os.sched_getaffinity(0)), cpu_limit()
+def usable_cpus(process: int = 0) -> int:
+    """CPUs that this process may use: by the affinity of `process`, 0: its own, and by its control group's limit; at least 1."""
+    allowed, limit = len(os.sched_getaffinity(process)), cpu_limit()
     return allowed if limit is None else max(1, min(allowed, int(limit)))
 
 

@@ -7,6 +7,7 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -367,8 +368,12 @@ def _check_device(device: torch.device | str) -> None:
 
 
 def default_workers() -> int:
-    """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
-    return max(1, usable_cpus() // torchrun.local_world_size())
+    """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE).
+
+    Those of the launcher are divided: with `torchrun --numa-binding` a process has the CPUs of its GPU's node alone.
+    """
+    processes = torchrun.local_world_size()
+    return usable_cpus() if processes == 1 else max(1, min(usable_cpus(), usable_cpus(os.getppid()) // processes))
 
 
 def _checked_indices(betons: BetonSet, indices: np.ndarray) -> np.ndarray:

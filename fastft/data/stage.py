@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import MOST_SHRINK, source_regions
 from fastft.data.decode import CHANNELS, READ_FAILED, Scratch, WorkClock, decode_and_augment, decode_packed, find_stored
+from fastft.machine.facts import has_numba_cuda
 
 if TYPE_CHECKING:
     from fastft.augment.cuda import CudaAugment
@@ -175,6 +175,7 @@ class CpuStage(Stage):
 
 
 ALIGNMENT = 64  # bytes, of the parts of a packed buffer: a view of any dtype may begin there
+TIMED_BATCHES = 1000  # whose times are kept where nothing reads them
 HEADROOM = 1.25  # a buffer that must grow takes this much more, so that it soon stops growing
 
 
@@ -188,8 +189,8 @@ class PackedStage(Stage):
         self.device, self.augment = device, augment
         self.scratch = self.new_scratch()
         self.buffers = [PinnedBuffer(device) for _ in range(slots)]
-        # CUDA events of each batch: before the copy, after it, after augmentation
-        self.events: deque[list[Any]] = deque()
+        # CUDA events of the latest batches: before the copy, after it, after augmentation
+        self.events: deque[list[Any]] = deque(maxlen=TIMED_BATCHES)
 
     def resize(self, size: int, batch: int) -> None:
         self.size, self.augment = size, self.augment.at(size)  # buffers grow with the batches
@@ -221,7 +222,8 @@ class PackedStage(Stage):
         self._record_event(events)
         if events:
             self.events.append(events)
-        return images, label_bytes.view(torch.from_numpy(targets).dtype).view(targets.shape)
+        labels = label_bytes.view(torch.from_numpy(targets).dtype).view(targets.shape)
+        return images, labels.clone()  # a view would keep the packed batch
 
     def _record_event(self, events: list[Any]) -> None:
         """Append a timing event of the current stream; none on a CPU."""
@@ -278,7 +280,7 @@ def new_stage(
     size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)
-    if find_spec("numba_cuda") is None:
+    if not has_numba_cuda():
         raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
     check_shrink(betons, device, size)
     try:

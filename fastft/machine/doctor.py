@@ -108,7 +108,10 @@ def check_kernels(f: Facts) -> Found | None:
         return None
     if f.kernel_error is None:
         return OK, f.kernel or "", ""
-    return FAIL if f.gpus else WARN, f.kernel_error, _install(f, cuda_extra(f))
+    package = (
+        "'numpy<2.5'" if "row_stack" in f.kernel_error else cuda_extra(f)
+    )  # numba-cuda 0.30 uses what NumPy 2.5 removed
+    return FAIL if f.gpus else WARN, f.kernel_error, _install(f, package)
 
 
 def cuda_extra(f: Facts) -> str:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -135,6 +136,12 @@ def package_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def has_numba_cuda() -> bool:
+    """True if `numba.cuda` is numba-cuda: a .pth file puts it there, which Python reads in site-packages, not on PYTHONPATH."""
+    found = find_spec("numba.cuda")
+    return found is not None and "numba_cuda" in str(found.origin)
 
 
 def _cuda_wheels() -> int | None:

@@ -13,12 +13,15 @@ from numba import cuda
 from fastft.augment.cuda import RESIZE_BOUNDS, RESIZE_SIGNATURE, compiled
 from fastft.augment.cuda_compile import compile_to_ptx, no_fma
 from fastft.augment.cuda_resize import resize_kernel
+from fastft.machine.facts import has_numba_cuda
 
 PTX_TARGET = (8, 0)  # every CUDA toolkit from 11 on compiles for it
 
 
 def probe() -> str:
     """Compile the resize kernel; returns what was done, in one line."""
+    if not has_numba_cuda():
+        raise ImportError("numba's own CUDA target is loaded; numba-cuda must be installed in site-packages")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 0:
         compile_to_ptx(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, PTX_TARGET)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_line
-from fastft.machine.facts import cpu_name
+from fastft.machine.facts import cpu_name, has_numba_cuda
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.recipe_model import can_compile, can_fuse, phase_at
 from fastft.recipe import Recipe
@@ -103,7 +102,7 @@ def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, ha
         return "does not average gradients over processes" if processes > 1 else None
     if not half:
         return "needs half-precision weights (--train.half_residual=on)"
-    if find_spec("numba_cuda") is None:
+    if not has_numba_cuda():
         return "needs numba-cuda (pip install 'fastft[cuda12]')"
     return None if can_fuse(recipe) else "does not know timm's models, LayerScale and stochastic depth"
 

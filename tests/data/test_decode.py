@@ -45,8 +45,11 @@ def packed_batches(path, order):
     beton = BetonSet.open(path)
     stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=Engine.slots(2))
     engine = Engine(stage, batch_size=BATCH, workers=2, batches_ahead=2)
-    labels = [labels.clone() for _, labels in engine.start(order, draw)]
+    labels = [labels for _, labels in engine.start(order, draw)]
     stage.close()
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in labels), (
+        "labels must not keep the packed batches"
+    )
     return beton, calls, torch.cat(labels).numpy()
 
 

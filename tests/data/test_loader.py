@@ -236,7 +236,7 @@ def test_a_closed_loader_says_so(indexed_beton):
 
 
 def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
-    monkeypatch.setattr("fastft.data.stage.find_spec", lambda name: None)
+    monkeypatch.setattr("fastft.data.stage.has_numba_cuda", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
         eval_loader(indexed_beton, device="cuda")
@@ -247,7 +247,7 @@ def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     broken = ModuleType("fastft.augment.cuda")
     broken.CudaAugment = Mock(side_effect=TypeError("no such dtype\nmore lines"))
     monkeypatch.setitem(sys.modules, "fastft.augment.cuda", broken)
-    monkeypatch.setattr("fastft.data.stage.find_spec", lambda name: name)
+    monkeypatch.setattr("fastft.data.stage.has_numba_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"fails here \(TypeError: no such dtype\); fastft doctor examines it$"):
         eval_loader(indexed_beton, device="cuda")

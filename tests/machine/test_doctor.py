@@ -1,9 +1,14 @@
 """`fastft doctor`: every check on described machines, and the command on this machine."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
+import numba
 import pytest
 
 from beton_tools.write.convert import convert_folder
@@ -101,6 +106,10 @@ def test_every_problem_is_found_and_has_a_fix(name, status, changes):
     assert found.fix.count("pip ") == found.fix.count(".venv/bin/python -m pip install ")
 
 
+def test_numba_cuda_that_needs_an_earlier_numpy_gets_one():
+    assert "'numpy<2.5'" in check("CUDA kernels", kernel=None, kernel_error="AttributeError: row_stack").fix
+
+
 def test_ffcv_that_lacks_a_library_needs_that_and_a_broken_one_is_rebuilt_even_if_cached():
     """A plain install would find the requirement satisfied, and a cached wheel has the same broken links."""
     forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
@@ -125,6 +134,16 @@ def test_a_kernel_is_compiled_rather_than_versions_compared(tmp_path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done, error = facts._run_python("-m", facts.KERNEL_PROBE)
     assert done is None and "row_stack" in str(error)
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda")
+def test_numba_cuda_on_pythonpath_is_not_taken_for_installed():
+    """There its .pth file, which replaces numba's own CUDA target, is not read; -S keeps Python from reading it here."""
+    assert facts.has_numba_cuda()
+    path = os.pathsep.join([str(Path(numba.__file__).parents[1]), str(Path(facts.__file__).parents[2])])
+    command = [sys.executable, "-S", "-c", "from fastft.machine.facts import has_numba_cuda; print(has_numba_cuda())"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown():

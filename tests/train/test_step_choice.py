@@ -263,7 +263,7 @@ def test_candidates_depend_on_the_card(capability, micro_batch, processes, half,
     """Never the compiler on a V100, which it may crash on; there fused kernels with half-precision weights."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(step_choice, "can_compile", lambda device: True)
-    monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: True)
     recipe = load_recipe("final_b16")
     assert candidate_modes(recipe, torch.device("cuda"), micro_batch, processes, half) == modes
 
@@ -308,7 +308,7 @@ def test_without_a_compiler_compile_is_refused_and_a_recorded_one_measured_anew(
 @pytest.mark.parametrize("mode", ["graph", "fused"])
 def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(mode, monkeypatch):
     """Gradient checkpointing may be switched on when a run is resumed."""
-    monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: True)
     monkeypatch.setattr(step_choice, "failure", obstacle)
     stored = StepChoice(mode, "batched")
     assert decided("auto", "cuda", stored, monkeypatch) == Decision(stored, "checkpoint")
@@ -363,7 +363,7 @@ def test_the_older_option_does_not_hide_a_wrong_value():
 )  # fmt: skip
 def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(step_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: True)
     monkeypatch.setattr(step_choice, "failure", obstacle)
     recipe, device = load_recipe("final_b16", [*options, f"--train.step={mode}"]), torch.device(device)
     with pytest.raises(UserError, match=f"train.step is {mode}, which {reason}"):
@@ -371,7 +371,7 @@ def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reas
     refuse_impossible(load_recipe("final_b16", options), device, processes)
     if mode == "fused":
         refuse_impossible(load_recipe("final_b16", [*HALF_ON, "--train.step=fused"]), torch.device("cuda"), 2)
-        monkeypatch.setattr(step_choice, "find_spec", lambda name: None)
+        monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: False)
         with pytest.raises(UserError, match=r"train\.step is fused, which needs numba-cuda"):
             refuse_impossible(load_recipe("final_b16", [*HALF_ON, "--train.step=fused"]), torch.device("cuda"), 2)
 

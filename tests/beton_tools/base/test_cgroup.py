@@ -66,6 +66,10 @@ def test_the_loaders_default_number_of_threads_follows_the_limit(control_group, 
     assert default_workers() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert default_workers() == 2
+    (control_group / "job/cpu.max").write_text("max 100000\n")
+    # torchrun --numa-binding=node: the CPUs of half of the processes
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16 if process else 8)))
+    assert default_workers() == 4
 
 
 def test_the_memory_limit_of_a_version_1_group_applies(control_group):
