@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,14 @@ class CudaAugment:
         self.buffers = AUGMIX_BUFFERS if isinstance(policy.recipe, AugMix) else PLAIN_BUFFERS
         table = normalise_table(policy.mean, policy.std, self.code)
         self.storage = table.dtype
-        self.table = torch.from_numpy(table.view(np.uint8)).to(self.device)
-        self.quantiles = torch.from_numpy(HALF_NORMAL).to(self.device)
-        self.fill = torch.tensor(policy.fill, dtype=torch.uint8, device=self.device)
-        with cuda.gpus[self.device.index], no_fma():
-            self._resize = compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS)
-            self._ops = compiled(ops_kernel, ops_signature(self.code), OPS_BOUNDS)
+        constants = np.array(policy.fill, np.uint8), table, HALF_NORMAL
+        with cuda.gpus[self.device.index]:
+            self._resize = compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, self.device.index)
+            self._ops = compiled(ops_kernel, ops_signature(self.code), OPS_BOUNDS, self.device.index)
+            self.constants = [
+                device_array(torch.from_numpy(array.view(np.uint8)).to(self.device), array.dtype, array.shape)
+                for array in constants
+            ]
 
     def at(self, size: int) -> CudaAugment:
         """The same for images of another size, with the same compiled kernels."""
@@ -99,22 +102,22 @@ class CudaAugment:
                 self.size,
                 images,
                 device_array(mixed, np.float32, shape),
-                device_array(self.fill, np.uint8, (3,)),
-                device_array(self.table, self.storage, (len(self.table) // self.storage.itemsize,)),
-                device_array(self.quantiles, np.float32, HALF_NORMAL.shape),
+                *self.constants,
                 self.code,
                 device_array(out, self.storage, (batch, length)),
             )
         return out.permute(0, 3, 1, 2)
 
 
-def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tuple[int, int]) -> Any:
-    """The kernel, compiled for the current device: other argument types are then an error, not a compilation.
+@cache
+def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tuple[int, int], device: int) -> Any:
+    """The kernel, compiled for the current device, number `device`: other argument types are then an error, no compilation.
 
     Without link-time optimisation, which would fuse the operations that `no_fma` keeps apart.
     """
     dispatcher: Any = cuda.jit(kernel, lto=False, launch_bounds=bounds)
-    dispatcher.compile(signature)
+    with no_fma():
+        dispatcher.compile(signature)
     dispatcher.disable_compile()
     return dispatcher
 

@@ -16,6 +16,7 @@ from numba.np.numpy_support import from_dtype
 
 from fastft.augment.plan import PLAN_DTYPE
 
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is no mistake
 PLAN_ARRAY = from_dtype(PLAN_DTYPE)[::1]
 
 

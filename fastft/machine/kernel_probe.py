@@ -11,7 +11,7 @@ import torch
 from numba import cuda
 
 from fastft.augment.cuda import RESIZE_BOUNDS, RESIZE_SIGNATURE, compiled
-from fastft.augment.cuda_compile import compile_to_ptx, no_fma
+from fastft.augment.cuda_compile import compile_to_ptx
 from fastft.augment.cuda_resize import resize_kernel
 from fastft.machine.facts import has_numba_cuda
 
@@ -27,8 +27,8 @@ def probe() -> str:
         compile_to_ptx(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, PTX_TARGET)
         return "compiled to PTX for sm_{}{}".format(*PTX_TARGET)
     for index in range(gpus):
-        with cuda.gpus[index], no_fma():
-            compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS)
+        with cuda.gpus[index]:
+            compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, index)
     return f"compiled, linked and loaded on {gpus} GPU(s)"
 
 

@@ -13,10 +13,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from numba import cuda, float32, int16, int32, int64, types, uint16, uint32
+from numba import config, cuda, float32, int16, int32, int64, types, uint16, uint32
 from numba.cuda import libdevice
 from torch import Tensor
 
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is no mistake
 LANES = 128  # threads of a block for each 1024 channels
 GROUP = 8  # threads whose numbers one thread adds up
 WORDS, FLOATS = types.CPointer(uint32), types.CPointer(float32)

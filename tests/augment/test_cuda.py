@@ -127,7 +127,9 @@ def test_a_batch_is_two_launches_of_the_compiled_types(augment, dtype, monkeypat
     monkeypatch.setattr(backend, "cuda", SimpleNamespace(gpus=Gpus(), external_stream=lambda number: number))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(backend, "compiled", lambda kernel, signature, bounds: RecordedKernel(signature, launches))
+    monkeypatch.setattr(
+        backend, "compiled", lambda kernel, signature, bounds, device: RecordedKernel(signature, launches)
+    )
     monkeypatch.setattr(backend, "from_address", fake_device_array)
     run = backend.CudaAugment(parse_policy(augment), SIZE, dtype, torch.device("cpu"))
     plan = torch.zeros(5 * PLAN_DTYPE.itemsize, dtype=torch.uint8)
