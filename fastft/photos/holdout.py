@@ -6,7 +6,7 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 
 from beton_tools.write.write_order import seeded_order
 
-VERSION = 2  # of the rules that split and order the images
+VERSION = 3  # of the rules that split and order the images
 
 # AutoGluon's share of the rows that it holds out
 SMALL_SET = 5000
@@ -57,7 +57,7 @@ def _quotas(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
     exact = np.where(can_give, total * counts / images, 0)
     least = can_give.astype(np.int64) if total >= classes else np.zeros_like(counts)
     quotas = np.maximum(np.floor(exact).astype(np.int64), least)
-    remainders = np.where(can_give, exact - np.floor(exact), -1)
+    remainders = np.where(can_give, exact - quotas, -1)  # negative where raised to one
     for label in np.argsort(-remainders, kind="stable")[: max(0, total - int(quotas.sum()))].tolist():
         quotas[label] += 1
     return np.where(can_give, np.minimum(quotas, counts - 1), 0)

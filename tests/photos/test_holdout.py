@@ -33,6 +33,15 @@ def test_at_most_a_fifth_is_held_out_even_with_many_classes():
 
 
 @settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 200), min_size=2, max_size=20))
+def test_a_rare_class_gives_one_image(counts):
+    counts = [3, 4, *counts]
+    labels = np.repeat(np.arange(len(counts)), counts)
+    held = np.bincount(labels[hold_out(labels, np.arange(len(labels)))], minlength=len(counts))
+    assert held[:2].max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=4, max_size=120))
 def test_no_unit_is_on_both_sides_and_every_class_keeps_training_images(rows):
     labels, units = np.array(rows).T
