@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from fastft.photos.holdout import hold_out, join_units
 from fastft.photos.layout import LabelledSet
 from fastft.photos.same_images import content_ids
 
+LEAST_PER_CLASS = 2  # images on average, where the names of all classes are numbers
+NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", re.IGNORECASE)
 LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
@@ -168,6 +171,11 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if len(used) < 2:
         raise UserError(f"{source.root}: images of only one class ({printable(used[0])}); give at least two classes")
+    if counts.sum() < LEAST_PER_CLASS * len(used) and all(map(NUMBER.fullmatch, used)):
+        raise UserError(
+            f"{source.root}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images; "
+            "regression is not supported: give classes, such as ranges of the numbers"
+        )
     warnings = _warning("{} left out", "class without images is", "classes without images are", empty)
     return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings
 

@@ -158,6 +158,12 @@ def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]
     return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
 
 
+def _hflip(recipe: Recipe) -> tuple[float, str]:
+    if recipe.data.multi_label:
+        return PAPER_HFLIP, "as in the paper"
+    return _unless_probe(PAPER_HFLIP, "0 if the linear probe does not recognise mirrored images", recipe)
+
+
 def _scale_min(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_SCALE, f"{FEW_IMAGES:,} images or more: as in the paper"
@@ -197,7 +203,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
         _unless_probe, PAPER_POLICY, "none, and no crops, if the linear probe shows that they hide the classes"
     ),
     "augment.scale_min": _scale_min,
-    "augment.hflip": partial(_unless_probe, PAPER_HFLIP, "0 if the linear probe does not recognise mirrored images"),
+    "augment.hflip": _hflip,
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,
     "train.eval_every": _eval_every,

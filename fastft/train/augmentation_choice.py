@@ -48,11 +48,11 @@ class Mirrored:
 def choose_augmentation(recipe: Recipe, setup: "Setup", mirrored: Mirrored | None = None) -> tuple[Recipe, list[str]]:
     """(the recipe to train, lines for the log): without flips, and without augmentation, if they hide the classes from the head.
 
-    Values that the recipe gives are kept, with a warning. Raises EvaluationStopped: in every process, if a stop was requested
-    in one of them.
+    The reasons of the recipe's choices become what was decided. Values that it gives are kept, with a warning. Raises
+    EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, loader = setup, setup.loader
-    recipe, lines = without_flips(recipe, mirrored)
+    recipe, lines = choose_flips(recipe, mirrored)
     if is_plain(recipe) or scheduled(recipe, 0):
         return recipe, lines
     loader.set_policy(build_policy(recipe))
@@ -62,21 +62,19 @@ def choose_augmentation(recipe: Recipe, setup: "Setup", mirrored: Mirrored | Non
     shares = shares_loss(
         loader.class_counts, recipe.data.sampling, len(loader.betons) if recipe.data.multi_label else None
     )
-    if scores.loss > shares:
-        recipe, more = without_augmentation(recipe, scores.loss, shares)
-        lines += more
-    return recipe, lines
+    recipe, more = keep_or_leave_out(recipe, scores.loss, shares)
+    return recipe, lines + more
 
 
-def without_flips(recipe: Recipe, mirrored: Mirrored | None) -> tuple[Recipe, list[str]]:
-    """The recipe without flips, and why, if significantly fewer mirrored images are recognised, and a tenth fewer at least."""
-    if mirrored is None or mirrored.mirrored > (1 - LOST) * mirrored.plain:
+def choose_flips(recipe: Recipe, mirrored: Mirrored | None) -> tuple[Recipe, list[str]]:
+    """The recipe without flips if significantly fewer mirrored images are recognised, and a tenth fewer at least; and why."""
+    if mirrored is None:
         return recipe, []
-    if mcnemar(mirrored.plain_only, mirrored.mirrored_only) >= SIGNIFICANT:
-        return recipe, []
+    few = mirrored.mirrored <= (1 - LOST) * mirrored.plain
+    lost = few and mcnemar(mirrored.plain_only, mirrored.mirrored_only) < SIGNIFICANT
     plain, flipped = (100 * count / mirrored.images for count in (mirrored.plain, mirrored.mirrored))
     reason = f"the linear probe recognises {plain:.1f} % of images, {flipped:.1f} % mirrored"
-    return _with_choices(recipe, [Choice(HFLIP, 0.0, reason)])
+    return _with_choices(recipe, [Choice(HFLIP, 0.0 if lost else recipe.augment.hflip, reason)])
 
 
 def is_plain(recipe: Recipe) -> bool:
@@ -96,17 +94,17 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
     return -sum(share * math.log(own) for own, share in zip(known, drawn, strict=True) if share)
 
 
-def without_augmentation(recipe: Recipe, loss: float, shares: float) -> tuple[Recipe, list[str]]:
-    """(the recipe with the values of PLAIN for those options that are `auto`, lines for the log).
+def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recipe, list[str]]:
+    """(the recipe, where augmentation hides the classes with the values of PLAIN for options that are `auto`; lines for the log).
 
     loss, shares: of the head on augmented images, and `shares_loss`.
     """
-    found = f"on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of knowing only the class shares"
-    changed = [
-        Choice(o, v, f"augmentation hides the classes: {found}") for o, v in PLAIN.items() if o in recipe.automatic
-    ]
-    recipe, lines = _with_choices(recipe, changed)
-    if not is_plain(recipe):
+    hidden = loss > shares
+    found = f"on augmented images the head has a loss of {loss:.2f}, knowing only the class shares {shares:.2f}"
+    reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {found}"
+    values = PLAIN if hidden else {option: recipe.flat()[option] for option in PLAIN}
+    recipe, lines = _with_choices(recipe, [Choice(o, v, reason) for o, v in values.items() if o in recipe.automatic])
+    if hidden and not is_plain(recipe):
         lines.append(
             f"warning: {found}; augmentation may hide what makes the classes: compare with --augment.policy=none "
             "--augment.scale_min=1"

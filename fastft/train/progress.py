@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from beton_tools.base.console import format_duration
 from fastft.model import TowerArch
 from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
-from fastft.recipe.constants import PROBE
+from fastft.recipe.constants import BEST, PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
 from fastft.run.evaluations import (
@@ -22,8 +23,6 @@ from fastft.run.evaluations import (
     TOP1,
     WEIGHTS,
     best_evaluation,
-    flatten,
-    headline_score,
     main_score,
 )
 from fastft.train.evaluate import Scores
@@ -163,32 +162,35 @@ def _describe_stop(progress: Progress, recipe: Recipe) -> str:
     return f"stopped after {epochs}: no gain in {count} (train.stop_when) on the {images}"
 
 
+def _figure(scores: Mapping[str, Any], best_by: str | None) -> str:
+    """The main score; with balanced accuracy, where that compares epochs and weights."""
+    balanced = f" (balanced {scores[BALANCED_ACCURACY]:.3f})" if best_by == BALANCED_ACCURACY else ""
+    return f"{scores[main_score(scores)]:.3f}{balanced}"
+
+
 def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     """The log line of an evaluation; with balanced accuracy, where the best epoch is chosen by it."""
     best_by = evaluation.get("best_by")
     score = MAP if best_by == MAP else TOP1
 
-    def shown(scores: Mapping[str, Any]) -> str:
-        balanced = f" (balanced {scores[BALANCED_ACCURACY]:.3f})" if best_by == BALANCED_ACCURACY else ""
-        return f"{scores[score]:.3f}{balanced}" + (f" (F1 {scores['macro_f1']:.3f})" if score == MAP else "")
-
     def listed(found: Mapping[str, Any], images: str) -> str:
         by_name = {name: found[weights] for weights, name in WEIGHTS.items() if weights in found}
-        figures = ", ".join(f"{name} {shown(scores)}" for name, scores in by_name.items())
+        f1 = {name: f" (F1 {scores['macro_f1']:.3f})" if score == MAP else "" for name, scores in by_name.items()}
+        figures = ", ".join(f"{name} {_figure(scores, best_by)}{f1[name]}" for name, scores in by_name.items())
         return f"{figures} % of {next(iter(by_name.values()))['samples']} {images}"
 
     left_out = f"; {listed(evaluation[SELECTION], 'left-out images')}" if SELECTION in evaluation else ""
     return f"epoch {evaluation['epoch']}: {SCORE_NAMES[score]} {listed(evaluation, 'images')}{left_out}"
 
 
-def describe_baseline(baseline: Mapping[str, Any]) -> str:
+def describe_baseline(baseline: Mapping[str, Any], best_by: str) -> str:
     """The log line of a head that starts from ridge regression."""
     took = f" in {format_duration(baseline['seconds'])}" if "seconds" in baseline else ""
     made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images{took}"
     if "raw" not in baseline:
         return made
     raw, score = baseline["raw"], main_score(baseline["raw"])
-    figure = f"{SCORE_NAMES[score]} {raw[score]:.3f} % of {raw['samples']} images"
+    figure = f"{SCORE_NAMES[score]} {_figure(raw, best_by)} % of {raw['samples']} images"
     return f"{made}: {figure}, the baseline that fine-tuning must beat"
 
 
@@ -206,14 +208,19 @@ def conclusion(result: dict[str, Any]) -> str:
     stopped = f"{result['stopped']}; " if "stopped" in result else ""
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
-    used, score = result["weights"], main_score(result["weights"])
-    when = "before training" if used["kind"] == PROBE else f"epoch {used['epoch']}"
-    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {used[score]:.3f} ({when})"]
-    if "raw" in result.get("baseline", {}):
-        parts += [f"frozen-tower baseline {result['baseline']['raw'][score]:.3f}"]
-    parts += [f"best epoch {headline_score(flatten(best)):.3f} ({best['epoch']})"]
-    parts += [f"last EMA {last['ema'][score]:.3f}"] if "ema" in last else []
-    parts += [f"last raw {last['raw'][score]:.3f}"] if "raw" in last else []
+    used, score, figure = (
+        result["weights"],
+        main_score(result["weights"]),
+        partial(_figure, best_by=last.get("best_by")),
+    )
+    is_probe = used["kind"] == PROBE
+    baseline = result.get("baseline", {}).get("raw")
+    chosen = baseline if is_probe else (best if used["take"] == BEST else last)[used["kind"]]
+    when = "before training" if is_probe else f"epoch {used['epoch']}"
+    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {figure(chosen)} ({when})"]
+    parts += [f"frozen-tower baseline {figure(baseline)}"] if baseline else []
+    parts += [f"best epoch {figure(best['ema' if 'ema' in best else 'raw'])} ({best['epoch']})"]
+    parts += [f"last {name} {figure(last[weights])}" for weights, name in reversed(WEIGHTS.items()) if weights in last]
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_duration(result["seconds"])
     note = used.get("baseline", {}).get("note")

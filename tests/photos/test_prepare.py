@@ -398,6 +398,20 @@ def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_pa
     assert "1 file is listed several times, and every row counts as an image: " in text
 
 
+def test_measurements_are_refused_and_classes_that_are_numbers_are_not(album, tmp_path):
+    rows = listed(album)
+    for name, labels in (
+        ("weights", [f"{i / 7:.3f}" for i in range(36)]),
+        ("classes", [f"{i % 3}.5" for i in range(36)]),
+    ):
+        write_csv(tmp_path / f"{name}.csv", [row | {"label": label} for row, label in zip(rows, labels, strict=True)])
+    assert prepared(tmp_path / "classes.csv", tmp_path / "run").data.num_classes == 3
+    with pytest.raises(
+        UserError, match="look like measurements, 36 numbers for 36 images; regression is not supported"
+    ):
+        prepared(tmp_path / "weights.csv", tmp_path / "run2")
+
+
 def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(album, tmp_path):
     image = (album / "coffee/00.jpg").read_bytes()
     for name in ("a", "b", "c", "d", "e", "f"):

@@ -29,7 +29,7 @@ from fastft.train import head_start
 from fastft.train.distributed import World
 from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
 from fastft.train.precision import Precision
-from fastft.train.progress import conclusion
+from fastft.train.progress import conclusion, describe_baseline
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 from tests.train.test_distributed import launch, said_by
 from tests.written import predictions_of
@@ -85,6 +85,13 @@ def test_the_probe_is_compared_image_by_image(probed):
     assert chosen["baseline"]["paired"] and chosen["baseline"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
 
 
+def test_where_balanced_accuracy_decides_every_figure_of_the_log_has_it(probed):
+    result = result_of(probed)
+    result["last"]["best_by"] = "balanced_accuracy"
+    assert conclusion(result).count("(balanced ") == len(["chosen", "baseline", "best", "EMA", "raw"])
+    assert "(balanced " in describe_baseline(result["baseline"], "balanced_accuracy")
+
+
 def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatch):
     shutil.copytree(probed, tmp_path / "run")
     path = tmp_path / "run/result.json"
@@ -93,7 +100,7 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
     result["weights"] |= {"take": "probe", "kind": "probe", "reason": "it is better"}
     result["weights"]["baseline"]["note"] = note
     path.write_text(json.dumps(result))
-    assert f"probe {result['weights']['top1']:.3f} (before training)" in conclusion(result)
+    assert f"probe {result['baseline']['raw']['top1']:.3f} (before training)" in conclusion(result)
     scores = evaluate_checkpoint(tmp_path / "run", None, "cpu")
     assert scores["weights"] == "pretrained tower with the head of the linear probe: it is better"
     assert scores["top1"] == result["baseline"]["raw"]["top1"]
