@@ -8,10 +8,10 @@ import torch
 
 from beton_tools.base.errors import UserError
 
-INITIAL_SCALE = 2.0**7  # the reference's (DeepSpeed)
-# clean steps until the scale doubles: PyTorch's default. The reference doubles after 128, and each doubling that overflows
-# costs one skipped step
-GROWTH_INTERVAL = 2000
+INITIAL_SCALE = 2.0**12  # at the reference's 2**7 many gradients of the first steps are 0 (docs/v100.md)
+# clean steps until the scale doubles: the reference's (DeepSpeed), and from YOUNG_STEPS on PyTorch's default. Each doubling that
+# overflows costs one skipped step, and the reference's scale has reached its final range after three epochs of 625 steps
+YOUNG_INTERVAL, GROWTH_INTERVAL, YOUNG_STEPS = 128, 2000, 2000
 AMPERE = (8, 0)  # first compute capability with native bf16
 
 
@@ -46,7 +46,7 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(
-            self.device_type, init_scale=INITIAL_SCALE, growth_interval=GROWTH_INTERVAL, enabled=self.scaled
+            self.device_type, init_scale=INITIAL_SCALE, growth_interval=YOUNG_INTERVAL, enabled=self.scaled
         )
 
 

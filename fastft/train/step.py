@@ -14,11 +14,11 @@ from fastft.model import ImageClassifier
 from fastft.model.recipe_model import compile_blocks
 from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
-from fastft.train.precision import Precision
+from fastft.train.precision import GROWTH_INTERVAL, YOUNG_STEPS, Precision
 from fastft.train.timing import Split
 
 NEVER = 1 << 62  # later than any step
-SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step has overflowed
+SMALLEST_LOSS_SCALE = 2.0**-10  # 22 halvings below the start: every recent step has overflowed
 MODES = ("eager", "compile", "graph", "fused")
 WARM_UP_PASSES = 3  # as PyTorch's documentation of CUDA graphs does: libraries allocate their workspaces
 Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -158,6 +158,8 @@ class Step:
         """
         if self.world.size > 1:
             self.forward.require_backward_grad_sync = last
+        if step == YOUNG_STEPS:  # checkpoints have the interval
+            self.scaler.set_growth_interval(GROWTH_INTERVAL)
         logits_BK, loss = (self._graph or self._pass)(images, targets, noise)
         self.loss_sum += loss / self.accumulation
         bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
