@@ -5,6 +5,7 @@ factory and ModelEmaV3. MFU is from `count_flops` over the device's peak: of a G
 square matrix products. A GPU whose peak is not known has no MFU.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from fastft.recipe import recipe_from_dict
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import Step, StepChoice
+from fastft.train.step_choice import choose_step
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 ARCHS = {"B": "ViT-B-16-quickgelu", "L": "ViT-L-14-quickgelu"}
@@ -149,7 +151,7 @@ def device() -> torch.device:
 
 
 def compiles() -> bool:
-    """Return True if the benchmark compiles its steps: on GPUs that Triton supports."""
+    """Return True if the benchmark compiles timm's steps: on GPUs that Triton supports."""
     native = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE
     return native and can_compile(device())
 
@@ -198,7 +200,7 @@ def step_flops(arch: Arch, half: bool = False) -> float:
 def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
     arch = shape(letter, size)
     precision = choose_precision(dtype, device(), "auto")
-    step = our_step(arch, precision, arch.layers // 2 if half else None)
+    step = our_step(arch, precision, arch.layers // 2 if half else None, batch=batch)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
     return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
@@ -218,11 +220,11 @@ class StepRunner:
 
 
 def our_step(
-    arch: Arch, precision: Precision, trainable: int | None = None, choice: StepChoice | None = None
+    arch: Arch, precision: Precision, trainable: int | None = None, choice: StepChoice | None = None, batch: int = 1
 ) -> StepRunner:
     """The step on the precision's device; all parameters train, or only the upper `trainable` blocks.
 
-    choice: how the step is computed; None: compiled where timm's is.
+    choice: how the step is computed; None: as a training of CLIP's tower chooses for a micro-batch of `batch` images.
     """
     world = World(0, 1, 0, torch.device(precision.device_type))
     torch.manual_seed(0)
@@ -231,7 +233,12 @@ def our_step(
     groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
     step = Step(model, optimizer, Ema(model, EMA_DECAY), world, precision, label_smoothing=SMOOTHING)
-    step.connect(choice or StepChoice("compile" if compiles() else "eager"))
+    if choice is None:
+        recipe = recipe_from_dict("step", {"model": {"image_size": arch.image_size}, "data": {"num_classes": CLASSES}})
+        decision = choose_step(recipe, step, batch, None, reserve_bytes=0, say=lambda line: None)
+        print(decision.describe(), file=sys.stderr)
+        choice = decision.choice
+    step.connect(choice)
     return StepRunner(step)
 
 

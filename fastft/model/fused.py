@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# of threads, each of which sums its own rows: four for each multiprocessor of a V100. Fixed, because sums depend on it
-BLOCKS = 320
+# blocks of threads, each of which sums its own rows, for each multiprocessor; sums depend on their number
+BLOCKS_PER_MULTIPROCESSOR = 4
+BLOCKS = 80 * BLOCKS_PER_MULTIPROCESSOR  # of a V100, for counts on fake tensors
+
+
+def _blocks(like: Tensor) -> int:
+    if not like.is_cuda:
+        return BLOCKS
+    return BLOCKS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(like.device).multi_processor_count
 
 
 def _floats(like: Tensor, *shape: int) -> Tensor:
@@ -31,12 +38,12 @@ OPERATIONS: dict[str, tuple[str, Callable[..., tuple[Tensor, ...]]]] = {
     # gradient of the sum; those of gain, of shift and of a bias that is part of the sum, by block (blocks, 3, D)
     "add_norm_backward": (
         "(Tensor grad_total, Tensor grad_normed, Tensor total, Tensor gain, Tensor statistics) -> (Tensor, Tensor)",
-        lambda grad, *_: (torch.empty_like(grad), _floats(grad, BLOCKS, 3, grad.shape[-1])),
+        lambda grad, *_: (torch.empty_like(grad), _floats(grad, _blocks(grad), 3, grad.shape[-1])),
     ),
     # gradient of x; that of a bias that is part of x, by block (blocks, D)
     "silu_backward": (
         "(Tensor grad, Tensor x) -> (Tensor, Tensor)",
-        lambda grad, x: (torch.empty_like(x), _floats(x, BLOCKS, x.shape[-1])),
+        lambda grad, x: (torch.empty_like(x), _floats(x, _blocks(x), x.shape[-1])),
     ),
 }
 

@@ -118,7 +118,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     return model
 
 
-def compile_blocks(model: ImageClassifier) -> None:
+def compile_blocks(model: ImageClassifier, mode: str) -> None:
     """Compile the forward pass of each block in place; blocks of the same shape share one graph.
 
     Compiling the whole model takes several times as long and gives a graph for each image size, or several under
@@ -130,7 +130,7 @@ def compile_blocks(model: ImageClassifier) -> None:
     # would split the graph of each block at the buckets of DistributedDataParallel; blocks are smaller than buckets
     torch._dynamo.config.optimize_ddp = False
     for block in model.visual.blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, mode=mode)
 
 
 def can_fuse(recipe: Recipe) -> bool:

@@ -103,7 +103,10 @@ class World:
             on_gpu = self.device.type == "cuda"
             limit = self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
             with exit_without_launcher():
-                dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit)
+                # with device_id NCCL starts here: failures show before anything is prepared, and its memory counts as used
+                dist.init_process_group(
+                    "nccl" if on_gpu else "gloo", timeout=limit, device_id=self.device if on_gpu else None
+                )
         # control messages use gloo on the CPU, so that they never wait for the GPU
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self

@@ -19,7 +19,8 @@ from fastft.train.timing import Split
 
 NEVER = 1 << 62  # later than any step
 SMALLEST_LOSS_SCALE = 2.0**-10  # 22 halvings below the start: every recent step has overflowed
-MODES = ("eager", "compile", "graph", "fused")
+COMPILED = {"compile": "default", "autotune": "max-autotune-no-cudagraphs"}  # Inductor's modes
+MODES = ("eager", *COMPILED, "graph", "fused")
 WARM_UP_PASSES = 3  # as PyTorch's documentation of CUDA graphs does: libraries allocate their workspaces
 Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -100,8 +101,8 @@ class Step:
             self.half = HalfCopy(self.model, self.precision.dtype)
             self.trained = self.half.module
         self.trained.visual.fused = choice.mode == "fused"
-        if choice.mode == "compile":
-            compile_blocks(self.trained)
+        if choice.mode in COMPILED:
+            compile_blocks(self.trained, COMPILED[choice.mode])
             self._compiled = True
         self.forward = self.world.wrap(self.trained)
         if choice.mode == "graph":

@@ -131,6 +131,7 @@ def _probe_fused(device: torch.device) -> None:
 
 PROBES = {  # mode -> (the least that it computes, what that needs, a hint)
     "compile": (_probe_compile, "a compiler", ""),
+    "autotune": (_probe_compile, "a compiler", ""),
     "fused": (_probe_fused, "numba-cuda", "; fastft doctor examines it"),
 }
 

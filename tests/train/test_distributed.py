@@ -72,6 +72,16 @@ def close(got: list[tuple[int, float]], want: list[tuple[int, float]], rounding:
 HALF = {"train__amp": "bf16", "train__half_residual": "on"}
 
 
+def test_nccl_starts_with_the_process_group(monkeypatch):
+    """Given the device, else at the first all-reduce: after memory was sized, with errors that show late."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: given.update(options))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
+    device = torch.device("cuda", 1)
+    World(1, 2, 1, device).__enter__()
+    assert given["device_id"] == device
+
+
 @pytest.mark.parametrize(
     ("half", "rounding"), [({}, ROUNDING), pytest.param(HALF, 0.02, marks=pytest.mark.slow)], ids=["fp32", "half"]
 )

@@ -98,6 +98,13 @@ def test_all_blocks_share_one_graph(precision, quick_compiler):
     assert largest_difference(found, train(want, 2)) < (1e-5 if precision is FP32 else 2e-2)
 
 
+def test_autotuning_is_inductors(monkeypatch):
+    modes: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode, **_: modes.append(mode))
+    plain_step(FP32).connect(StepChoice("autotune"))
+    assert len(modes) == small_arch().layers and set(modes) == {"max-autotune-no-cudagraphs"}
+
+
 def test_a_vit_of_timm_is_compiled_by_its_blocks(quick_compiler):
     model = build_timm_classifier(load_timm_arch("vit_tiny_patch16_224").at(32), 5)
     assert len(model.visual.blocks) == 12
