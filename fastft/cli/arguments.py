@@ -12,16 +12,17 @@ from beton_tools.base import torchrun
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
-from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
-from fastft.recipe.load import nearest_option
+from fastft.recipe.constants import AUTO, DEVICES, OTHER_NAMES, SHORT_NAMES, WEIGHT_CHOICES
+from fastft.recipe.load import full_name, nearest_option
 from fastft.recipe.recipe_file import is_elsewhere
 from fastft.recipe.schema import SECTIONS, option_fields
 
+_SHORT = {option: name.replace("_", "-") for name, option in SHORT_NAMES.items()}
 CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
 SIMILAR = 0.75  # least similarity of an argument that is suggested
 OVERRIDES = (
     "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all);\n"
-    "short names: " + ", ".join(f"--{name.replace('_', '-')}" for name in SHORT_NAMES)
+    "short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
 )
 RECIPE = (
     "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
@@ -50,7 +51,14 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and to which `-C RECIPE` is the same as `RECIPE`."""
 
     def error(self, message: str) -> Any:
-        self.exit(2, printable(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
+        help = "" if message.endswith("?") else f"; see {self.prog} --help"
+        self.exit(2, printable(f"{self.prog}: {message}{help}") + "\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = get_close_matches(str(value), action.choices, 1)
+            choose = f"did you mean {near[0]}?" if near else f"choose from {', '.join(map(str, action.choices))}"
+            raise argparse.ArgumentError(action, f"'{value}' is not known; {choose}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else args
@@ -71,7 +79,6 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
 
     listed: show them in the help of the command.
     """
-    short = {option: f"--{name.replace('_', '-')}" for name, option in SHORT_NAMES.items()}
     taken = set(parser._option_string_actions)
     parser.set_defaults(overrides=[])
     usage = " ".join(parser.format_usage().split()).removeprefix("usage: ").replace("%", "%%")
@@ -80,7 +87,8 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__) if listed else parser
         for option in (name for name in fields if name.startswith(f"{section}.")):
-            flags = [flag for flag in (f"--{option}", short.get(option)) if flag and flag not in taken]
+            names = dict.fromkeys((option, _SHORT.get(option, option)))
+            flags = [f"--{name}" for name in names if f"--{name}" not in taken]
             text = f"{fields[option].metadata['help']} (default {show_value(fields[option].default)})"
             group.add_argument(
                 *flags, action=_Override, default=argparse.SUPPRESS, dest="overrides", metavar="X",
@@ -90,22 +98,29 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
 
 def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Refuse what the parser did not know. Raises UserError: there is such a word; with the most similar argument."""
-    for name in (word.partition("=")[0] for word in words):
-        near = _nearest(name, parser._option_string_actions) if name.startswith("-") else None
+    for word in words:
+        name, equals, _ = word.partition("=")
+        near = _nearest(name.lstrip("-"), parser._option_string_actions) if equals or name.startswith("-") else None
         hint = f"did you mean {near}?" if near else f"see {parser.prog} --help"
         raise UserError(f"unrecognized argument {name}; {hint}")
 
 
-def _nearest(flag: str, known: Iterable[str]) -> str | None:
-    """The argument that was probably meant: for `--section.key` an option of a recipe."""
-    own = [] if "." in flag else get_close_matches(flag, [f for f in known if "." not in f], 1, SIMILAR)
-    name = flag.lstrip("-").replace("-", "_")
-    option = nearest_option(name) if "--optim.lr" in known and not own else None
-    return own[0] if own else f"--{option}" if option else None
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """The argument that was probably meant: one of the command, or an option of a recipe."""
+    own = [] if "." in name else get_close_matches(name, [flag[2:] for flag in known if "." not in flag], 1, SIMILAR)
+    if "--optim.lr" in known and (not own or name.replace("-", "_") in OTHER_NAMES):
+        option = nearest_option(name)
+        own = [] if option is None else [option if "." in name else _SHORT.get(option, option)]
+    return f"--{own[0]}" if own else None
 
 
 def recipe_reference(text: str) -> str:
     """An argparse type: a recipe. Says on stderr that `rcp/...` is not here where the one of fastft is used."""
+    option = None if Path(text).exists() else nearest_option(full_name(text.partition("=")[0])) if "=" in text else None
+    if option is not None:  # Ultralytics writes options so
+        raise argparse.ArgumentTypeError(
+            f"give a recipe, such as photos, before options; did you mean --{_SHORT.get(option, option)}?"
+        )
     if is_elsewhere(text) and torchrun.rank() == 0:
         say(f"there is no {text} here: the one that comes with fastft is used")
     return text

@@ -13,7 +13,7 @@ import fastargs
 from beton_tools.base.errors import UserError
 from fastft.recipe.automatic import NORMALISATION, model_normalisation, resolve
 from fastft.recipe.check import fastargs_config
-from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.constants import OTHER_NAMES, SHORT_NAMES
 from fastft.recipe.recipe_file import Layer, read_recipe
 from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Choice, Recipe, option_fields
 from fastft.recipe.values import epoch_values, parse_duration
@@ -22,7 +22,7 @@ from fastft.recipe.yaml_file import CONTROL, shown
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
-SIMILAR = 0.5  # least similarity of an option that is suggested
+SIMILAR = 0.6  # least similarity of an option that is suggested
 
 
 def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
@@ -214,8 +214,10 @@ def _unknown(key: str) -> str:
 
 
 def nearest_option(key: str, names: Iterable[str] = FIELDS) -> str | None:
-    """The option that was probably meant: the same name in another section, else the most similar one."""
-    section, _, option = key.rpartition(".")
+    """The option that was probably meant: by its name in other libraries, the same name in another section, or the most similar."""
+    section, _, option = key.lower().replace("-", "_").rpartition(".")
+    if option in OTHER_NAMES:
+        return OTHER_NAMES[option] or None
 
     def similarity(name: str) -> float:
         """0..1: mostly of the option's own name, a little of its section."""

@@ -33,7 +33,7 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'; did you mean"),
+        ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'; did you mean 'optim.lr'"),
         ("optimizer: {lr: 1}", "did you mean 'optim.lr'"),
         ("optim: {lr: fast}", "optim.lr is 'fast'; it must be a number >= 0"),
         ("optim: {batch_size: 12.5}", "it must be a whole number >= 1"),
