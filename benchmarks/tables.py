@@ -132,7 +132,8 @@ def machine(results: Results) -> str:
         benches = [bench for bench, d in results.documents.items() if d["date"] == date]
         facts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in document["machine"].items() if v is not None)
         what, when = ", ".join(sorted(benches)), date[:16].replace("T", " ")
-        lines.append(f"- {what}: `{document['command']}`, {when}. {facts}.")
+        gone = f" (a program that is no longer kept: `{document['program']}`)" if "program" in document else ""
+        lines.append(f"- {what}: `{document['command']}`{gone}, {when}. {facts}.")
     return "\n".join(lines)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -19,24 +20,35 @@ PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 def progress(title: str, things: str = "images", unit: str = "img") -> Iterator[ProgressCallback]:
     """A callback that shows things done, their number per second and the time left, on stderr."""
     console = Console(stderr=True)
-    rate = _Rate(unit)
     if not console.is_terminal:
-        following = time.monotonic() + PLAIN_INTERVAL
-
-        def print_line(done: int, total: int, skipped: int) -> None:
-            nonlocal following
-            text = rate.text(done, total, skipped)
-            if time.monotonic() >= following:
-                following = time.monotonic() + PLAIN_INTERVAL
-                line = f"{title}: {done:,} of {total:,} {things}" + (f", {text}" if text else "")
-                print(line, file=sys.stderr, flush=True)
-
-        yield print_line
+        with progress_lines(title, partial(print, file=sys.stderr, flush=True), things, unit) as show:
+            yield show
         return
+    rate = _Rate(unit)
     description, rates = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}"))
     with Progress(description, BarColumn(), MofNCompleteColumn(), rates, console=console) as bars:
         bar = bars.add_task(title, total=None, rate="")
         yield lambda done, total, bad: bars.update(bar, completed=done, total=total, rate=rate.text(done, total, bad))
+
+
+@contextmanager
+def progress_lines(
+    title: str, say: Callable[[str], object], things: str = "images", unit: str = "img"
+) -> Iterator[ProgressCallback]:
+    """A callback that says the same in a line, at most every PLAIN_INTERVAL seconds; after such a line the end has one too."""
+    rate, unsaid, lines, following = _Rate(unit), "", 0, time.monotonic() + PLAIN_INTERVAL
+
+    def show(done: int, total: int, skipped: int) -> None:
+        nonlocal unsaid, lines, following
+        text = rate.text(done, total, skipped)
+        unsaid = f"{title}: {done:,} of {total:,} {things}" + (f", {text}" if text else "")
+        if time.monotonic() >= following:
+            say(unsaid)
+            unsaid, lines, following = "", lines + 1, time.monotonic() + PLAIN_INTERVAL
+
+    yield show
+    if lines and unsaid:
+        say(unsaid)
 
 
 class _Rate:

@@ -1,6 +1,8 @@
 """`fastft predict CKPT IMAGE ...`."""
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from beton_tools.base import torchrun
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
     parser.add_argument("--topk", type=positive(int), help="classes per image (default 5, or all at their thresholds)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per image, each on its line")
     features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
     add_shared(parser, "logit-adjustment", "no-temperature", "device")
@@ -45,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
         write_predictions(predictions, args.csv)
         return 0
     for p in predictions:
+        if args.json:
+            print(json.dumps(asdict(p) | {"path": str(p.path)}), flush=True)
+            continue
         classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True))
         nothing = "no label reaches its threshold" if p.error is None else f"not read: {p.error}"
         print(printable(f"{p.path}: {classes or nothing}"), flush=True)
@@ -54,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 def _write_features(args: argparse.Namespace) -> int:
     from fastft.evaluate.features import save_features
 
-    if args.csv is not None or args.topk is not None or args.logit_adjustment:
-        raise UserError("--features writes embeddings, not classes; omit --csv, --topk and --logit-adjustment")
+    if args.csv is not None or args.topk is not None or args.logit_adjustment or args.json:
+        raise UserError("--features writes embeddings, not classes; omit --csv, --json, --topk and --logit-adjustment")
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
         print(printable(done))

@@ -214,7 +214,7 @@ def _unknown(key: str) -> str:
 
 
 def nearest_option(key: str, names: Iterable[str] = FIELDS) -> str | None:
-    """The option that was probably meant: by its name in other libraries, the same name in another section, or the most similar."""
+    """The option that was probably meant: by another library's name, the same name elsewhere, or the most similar one."""
     section, _, option = key.lower().replace("-", "_").rpartition(".")
     if option in OTHER_NAMES:
         return OTHER_NAMES[option] or None

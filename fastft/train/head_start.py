@@ -7,6 +7,7 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.progress_bar import progress_lines
 from beton_tools.read.sample_table import strata
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch, EvalLoader, Output, Shard
@@ -54,7 +56,7 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
     """
     s, model = setup, setup.step.model
     say(f"head: computing the features of {s.loader.num_samples:,} training images")
-    baseline, mirrored = set_probe_head(s, recipe)
+    baseline, mirrored = set_probe_head(s, recipe, say)
     scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
     chosen, lines = choose_augmentation(recipe, s, mirrored)
     for line in lines:
@@ -75,7 +77,9 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
     return chosen
 
 
-def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirrored | None]:
+def set_probe_head(
+    setup: "Setup", recipe: Recipe, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Mirrored | None]:
     """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
 
     The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, seconds, penalty
@@ -83,20 +87,27 @@ def set_probe_head(setup: "Setup", recipe: Recipe) -> tuple[dict[str, Any], Mirr
     EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, r, model, began = setup, recipe, setup.step.model, time.monotonic()
-    stop, output = s.guard.is_stop_requested, Output(r.model.image_size, s.world.device, s.precision.dtype)
+    output, batch = Output(r.model.image_size, s.world.device, s.precision.dtype), s.phases.smallest_micro_batch
+    tries_mirrored = HFLIP in r.automatic and not r.data.multi_label
     with EvalLoader(
-        s.loader.betons, build_policy(r), output, batch_size=s.phases.smallest_micro_batch,
+        s.loader.betons, build_policy(r), output, batch_size=batch,
         shard=Shard(s.world.rank, s.world.size), workers=r.data.workers or None,
-    ) as loader:  # fmt: skip
-        images, head, mirrored = loader.num_samples, None, None
+    ) as loader, progress_lines("head", say, "images, mirrored too" if tries_mirrored else "images") as show:  # fmt: skip
+        images, head, mirrored, batches = loader.num_samples, None, None, count()
+
+        def stop() -> bool:
+            total = images * (1 + tries_mirrored)
+            show(min(total, next(batches) * batch * s.world.size), total, 0)
+            return s.guard.is_stop_requested()
+
         if images > MOST_IMAGES and not r.data.multi_label:
             head = _fit_in_one_pass(model, loader, s.world, s.precision, r.train.seed, stop)
         else:
             features_ND, labels_N = pooled_features(model, loader, s.world, s.precision, stop)
             mirrored_ND, fit = None, (labels_N, r.data.num_classes, r.train.seed)
-            if HFLIP in r.automatic and not r.data.multi_label:
-                batches = (replace(batch, images=batch.images.flip(-1)) for batch in loader)
-                mirrored_ND, _ = pooled_features(model, batches, s.world, s.precision, stop)
+            if tries_mirrored:
+                flipped = (replace(b, images=b.images.flip(-1)) for b in loader)
+                mirrored_ND, _ = pooled_features(model, flipped, s.world, s.precision, stop)
             if s.world.is_main:
                 head = fit_ridge_head(features_ND, *fit)
                 if mirrored_ND is not None:

@@ -55,6 +55,10 @@ def test_a_run_predicts_files_folders_and_images(run, album, capsys):
     assert main(["predict", str(run.folder), str(files[0]), "--device=cpu", "--csv", str(run.folder / "p.csv")]) == 0
     first = next(csv.DictReader((run.folder / "p.csv").open()))
     assert first["class"] == held.classes[0]
+    capsys.readouterr()
+    assert main(["predict", str(run.folder), *map(str, files[:2]), "--device=cpu", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == [str(f) for f in files[:2]] and lines[0]["classes"] == held.classes
 
 
 def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run, album):

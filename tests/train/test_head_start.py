@@ -12,6 +12,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
+from beton_tools.base import progress_bar
+from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.evaluate import trained
@@ -28,6 +30,7 @@ from fastft.run.run_directory import load_run
 from fastft.train import head_start
 from fastft.train.distributed import World
 from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
+from fastft.train.loop import train
 from fastft.train.precision import Precision
 from fastft.train.progress import conclusion, describe_baseline
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
@@ -170,9 +173,12 @@ def test_the_head_of_many_images_is_made_in_one_pass(tiny, probed, tmp_path, mon
     assert run(tiny, tmp_path / "large", schedule__stop_epoch="1", **PROBE)["baseline"]["raw"]["top1"] > 70
 
 
-def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tiny, tmp_path):
-    result = run(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
+def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress_bar, "PLAIN_INTERVAL", 0)  # a line for every batch
+    options = flags(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
+    result = train(load_recipe("rcp/final_b16.yaml", options), make_console())
     assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
+    assert "head: 0 of 48 images\nhead: 4 of 48 images" in (said := capsys.readouterr().out), said
 
 
 @pytest.fixture(scope="module")
