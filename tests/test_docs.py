@@ -8,11 +8,18 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.nn.functional import cross_entropy
 
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.cli import build_parser, main
 from fastft.cost.price import CostQuery, price_recipes
 from fastft.recipe import load_recipe
+from fastft.recipe.tables import load_sweep
+from fastft.recipe.yaml_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = (ROOT / "docs/bench-schema.md").read_text()
@@ -112,3 +119,89 @@ def test_no_docstring_begins_with_a_word_that_is_read_twice():
     folders = ("fastft", "beton_tools", "benchmarks", "examples", "tests")
     found = {path for folder in folders for path in (ROOT / folder).rglob("*.py") if begin.search(path.read_text())}
     assert found <= {Path(__file__)}, found
+
+
+# code ------------------------------------------------------------------------------------------------------------------
+
+BLOCK = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.S | re.M)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [(page, language, text) for page in PAGES for language, text in BLOCK.findall(page.read_text())]
+OTHERS = ("ffcv.", "lightly_train.")  # FFCV compiles for half a minute: a slow test; lightly-train is not installed
+# a small model in the place of a large one, few images in the place of many
+SMALLER = {
+    '"timm/vit_small_patch14_dinov2.lvd142m"': "ARCH",
+    'weights="timm"': 'weights="random", image_size=32, epochs=2, quiet=True, options={"train.amp": "fp32"}',
+    "batch_size=256": "batch_size=8", "batch_size=64": "batch_size=8", '"train.beton", 256': '"train.beton", 8',
+    'export("timm", "pics_timm")': 'export("safetensors", "pics.safetensors")',
+}  # fmt: skip
+
+
+def python_blocks(wanted: bool) -> list[str]:
+    """Blocks that need none of OTHERS, or those that need FFCV."""
+    found = [text for _, language, text in BLOCKS if language == "python" and "lightly_train" not in text]
+    return [text for text in found if any(name in text for name in OTHERS) != wanted]
+
+
+@pytest.fixture
+def place(tiny, tmp_path, monkeypatch):
+    """The current folder, with the files that pages name."""
+    photos = Path(tiny["data.train"]).parent
+    for name, target in (("pics", "train"), ("more_pics", "val"), ("holiday", "val/coffee")):
+        (tmp_path / name).symlink_to(photos / target)
+    convert_folder(photos / "train", tmp_path / "train.beton", WriteOptions(workers=0))
+    monkeypatch.chdir(tmp_path)
+
+
+def execute(text: str, tiny: dict[str, str]) -> dict[str, Any]:
+    for large, small in SMALLER.items():
+        text = text.replace(large, small)
+    names = {"ARCH": tiny["model.arch"], "model": lambda images: images.mean((2, 3)), "criterion": cross_entropy}
+    exec(text, names)
+    return names
+
+
+@pytest.mark.parametrize("text", python_blocks(True))
+def test_python_in_the_pages_runs(text, place, tiny):
+    execute(text, tiny)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", python_blocks(False))
+def test_ffcvs_loader_in_the_pages_runs(text, place, tiny):
+    for images, labels in execute(text, tiny).get("loader", ()):
+        assert images.shape == (8, 3, 224, 224) and labels.shape == (8,)
+
+
+@pytest.mark.parametrize("text", [text for _, language, text in BLOCKS if language == "yaml"])
+def test_recipes_and_tables_in_the_pages_are_valid(text, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("../final_b16", "final_b16"))
+    if "rows:" in text:
+        assert len(load_sweep(path).rows) == text.count("label:")
+    else:
+        assert load_recipe("final_b16") != load_recipe(path) if "extends" in text else read_yaml(path, "options")
+
+
+def commands() -> dict[str, str]:
+    """Command lines of fastft -> their page; also those that help texts give as examples."""
+    found = {}
+    for page, _, text in BLOCKS:
+        for line in text.replace("\\\n", "").splitlines():
+            words = line.partition(" #")[0].replace("!fastft", "fastft").strip()
+            if words.startswith("fastft ") and " ... " not in words:
+                found[words] = page.name
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_in_the_pages_are_those_of_the_program(line, place, capsys):
+    words = shlex.split(line)[1:]
+    if "--help" in words:
+        return
+    args, rest = build_parser(words).parse_known_args(words)
+    recipe = getattr(args, "recipe", "mine.yaml")
+    assert rest == []
+    if not recipe.startswith(("mine", "runs/")):
+        load_recipe(recipe, args.overrides)
+    if args.command in ("cost", "options") or (args.command == "explain" and recipe != "mine.yaml"):
+        assert main(words) == 0

@@ -1,6 +1,6 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,16 +14,17 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment
-from fastft.recipe import Recipe, differences, load_recipe
-from fastft.recipe.constants import PROBE
+from fastft.recipe import Choice, Recipe, differences, load_recipe
+from fastft.recipe.constants import AUTO, PROBE
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.evaluations import MAP, SCORE_NAMES, TOP1, WEIGHTS, best_line, headline_score, standard_error
 from fastft.run.prediction_metrics import Calibration, Reliability
-from fastft.run.run_directory import Run
+from fastft.run.run_directory import Run, read_choices
 
+PHOTOS = "photos"  # the recipe of automatic values
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 BEST = "best epoch"  # of the tile and of the mark in the chart
@@ -60,7 +61,8 @@ def render_run(
     GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
-    base = against_recipe(against, reference_name)
+    choices = read_choices(run.folder)
+    base = against_recipe(run, against, reference_name, bool(choices))
     scores = assessment.scores if assessment else {}
     with_images = (c for c in scores.get("classes", ()) if c["images"])
     classes = sorted(with_images, key=lambda c: (c["f1"] or 0.0, c["name"]))
@@ -68,7 +70,7 @@ def render_run(
         reference_name, reference = None, None
     return render_page(
         "run.html",
-        title=run.recipe.name,
+        title=run.folder.resolve().name,
         run=run,
         state=_state(run),
         headline=headline(run),
@@ -76,6 +78,7 @@ def render_run(
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
         machine=machine_line(run),
+        speed_figures=_tiles(_speed_figures(run)),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
         profile=profiled(run),
@@ -91,27 +94,38 @@ def render_run(
         evaluations=run.evaluations,
         scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
         base=base,
-        diff=[] if base is None else recipe_diff(run.recipe, base),
+        diff=[] if base is None else recipe_diff(run.recipe, base, choices),
+        reasons=bool(choices),
         sections=run.recipe.as_dict(),
         manifests=manifests(run.recipe),
     )
 
 
-def against_recipe(reference: str | None, reference_name: str | None) -> Recipe | None:
-    """The recipe to compare with; None if the final recipes are not available."""
-    if reference is not None:
-        return load_recipe(reference)
-    default = RECIPES / f"{reference_name or FINALS[0]}.yaml"
+def against_recipe(run: Run, asked: str | None, paper_name: str | None, is_automatic: bool) -> Recipe | None:
+    """The recipe to compare with: of a run on other images than ImageNet its own, as it comes with fastft, or `photos`.
+
+    None if the recipes are not available.
+    """
+    if asked is not None:
+        return load_recipe(asked)
+    own = RECIPES / f"{run.recipe.name}.yaml"
+    if run.on_imagenet or not (own.is_file() or is_automatic):
+        own = RECIPES / f"{paper_name or FINALS[0]}.yaml"
+    default = own if own.is_file() else RECIPES / f"{PHOTOS}.yaml"
     return load_recipe(default) if default.is_file() else None
 
 
-def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
-    """Options that differ, in the order of the schema: option, base, run."""
+def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> list[dict[str, Any]]:
+    """Options that differ or were chosen automatically, in the order of the schema: option, base, run, and the reason."""
+    differing, ours = differences(recipe, base), recipe.flat()
     return [
-        {"option": key, "base": theirs, "run": ours}
-        for key, (ours, theirs) in differences(recipe, base).items()
-        if key not in NOT_COMPARED
-    ]
+        {
+            "option": key, "base": AUTO if key in base.automatic else theirs, "run": ours[key],
+            "reason": choices[key].reason if key in choices else "",
+        }
+        for key, theirs in base.flat().items()
+        if (key in differing or key in choices) and key not in NOT_COMPARED
+    ]  # fmt: skip
 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
@@ -133,7 +147,10 @@ def _summary(path: str) -> dict[str, Any] | None:
 
 def headline(run: Run) -> list[dict[str, str]]:
     """The figures at the top: label, value, and the note below."""
-    figures = [*_accuracy_figures(run), *_speed_figures(run)]
+    return _tiles(_accuracy_figures(run))
+
+
+def _tiles(figures: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
     return [dict(zip(("label", "value", "below"), figure, strict=True)) for figure in figures]
 
 
@@ -208,7 +225,8 @@ def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     wait = percent(median(i["wait_share"] for i in run.intervals))
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
     yield "images/s", shown, f"median; {wait} of the time waiting for data"
-    yield (("MFU", percent(median(mfus)), "median") if mfus else ("MFU", "unknown", "no peak known for the device"))
+    if run.on_gpu:
+        yield (("MFU", percent(median(mfus)), "median") if mfus else ("MFU", "unknown", "no peak known for the device"))
 
 
 def _state(run: Run) -> str:
@@ -259,9 +277,10 @@ def speed_charts(run: Run) -> list[Chart]:
         series, epochs = _lines(run, lines, key, name), (0, run.recipe.schedule.epochs)
         return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=epochs)
 
+    mfu = [chart("MFU", "% of the device's peak", "mfu", "MFU", 1, 100)] if run.on_gpu else []
     return [
         chart("Throughput", "images/s, all processes", "images_per_second", "images/s", 1),
-        chart("MFU", "% of the device's peak", "mfu", "MFU", 1, 100),
+        *mfu,
         chart("Waiting for data", "% of wall time", "wait_share", "wait", 2, 100),
         chart("Memory", "GiB, peak of one process", "memory_gib", "memory", 2),
     ]

@@ -113,7 +113,7 @@ def choose_weights(
         return None
     last = evaluations[-1]
     judged, what = (last[SELECTION], "left-out images") if SELECTION in last else (last, "images")
-    kind, why = (EMA, "the EMA, as in the paper") if EMA in last else (RAW, "there is no EMA")
+    kind, why = (EMA, "the moving average is the default") if EMA in last else (RAW, "there is no EMA")
     images, evidence = int(judged[kind]["samples"]), {}
     if EMA in last and judged.get("disagreements"):
         found = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[main_score(last[EMA])])
@@ -126,7 +126,7 @@ def choose_weights(
     # only the weights that the best epoch is chosen by are kept of it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == (EMA if EMA in best else RAW)
     entry = best if by_best else last
-    few = f"last epoch: {images:,} {what} are too few to choose an epoch by"
+    few = f"the last epoch, since {images:,} {what} are too few to choose one by"
     when = f"best epoch by {images:,} {what}" if by_best else few
     if not by_best and images >= LEAST_IMAGES_FOR_BEST:
         when = "last epoch: of the best one only the EMA is kept"

@@ -23,18 +23,16 @@ from fastft.run.event_file import EventFile
 from fastft.run.run_directory import Line, read_metrics
 from fastft.run.tracking import Tracker
 
-HEADER = (
-    f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>12}"
-)
+HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6}{{mfu}} {'memory':>8} {'left':>12}"
 LINES_PER_HEADER = 20
 
 
-def format_interval(i: Line, step: int, total_steps: int) -> str:
-    """The line of the console. i: as a 'train' line of metrics.jsonl."""
-    mfu = "-" if i["mfu"] is None else f"{i['mfu']:.1%}"
+def format_interval(i: Line, step: int, total_steps: int, on_gpu: bool) -> str:
+    """The line of the console. i: as a 'train' line of metrics.jsonl. MFU is shown of GPUs only: a CPU's peak is not known."""
+    mfu = f" {'-' if i['mfu'] is None else format(i['mfu'], '.1%'):>6}" if on_gpu else ""
     return (
         f"{i['epoch']:>6} {f'{step}/{total_steps}':>15} {i['loss']:>8.4f} {i['lr']:>9.2e} {i['images_per_second']:>8.1f} "
-        f"{i['wait_share']:>6.1%} {mfu:>6} {i['memory_gib']:>7.2f}G {format_duration(i['seconds_left']):>12}"
+        f"{i['wait_share']:>6.1%}{mfu} {i['memory_gib']:>7.2f}G {format_duration(i['seconds_left']):>12}"
     )
 
 
@@ -52,8 +50,10 @@ class RunLog:
         enabled: bool,
         console: Console,
         tracker: Tracker | None = None,
+        on_gpu: bool = False,
     ):
         self.enabled, self.total_steps, self.console, self.tracker = enabled, total_steps, console, tracker
+        self._on_gpu = on_gpu
         self._lines = 0
         if not enabled:
             return
@@ -82,9 +82,9 @@ class RunLog:
 
     def interval(self, step: int, values: Line) -> None:
         if self._lines % LINES_PER_HEADER == 0:
-            self.info(HEADER)
+            self.info(HEADER.format(mfu=f" {'mfu':>6}" if self._on_gpu else ""))
         self._lines += 1
-        self.info(format_interval(values, step, self.total_steps))
+        self.info(format_interval(values, step, self.total_steps, self._on_gpu))
         self.record("train", step, values)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:

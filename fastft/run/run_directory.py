@@ -113,6 +113,11 @@ class Run:
         return self.starts[-1] if self.starts else {}
 
     @property
+    def on_gpu(self) -> bool:
+        """False of a process that says so: the peak of a CPU, and so its MFU, is not known."""
+        return bool(self.machine.get("device_type") != "cpu")
+
+    @property
     def steps(self) -> int:
         """Optimiser steps done, as far as logged."""
         return int(self.intervals[-1]["step"]) if self.intervals else 0

@@ -241,8 +241,9 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
         write_recipe(setup.folder, setup.recipe)
         write_choices(setup.folder, setup.recipe)
     log = RunLog(
-        setup.folder, setup.total_steps, setup.position(setup.progress), setup.world.is_main, console, setup.tracker
-    )
+        setup.folder, setup.total_steps, setup.position(setup.progress), setup.world.is_main, console, setup.tracker,
+        on_gpu=setup.world.device.type == "cuda",
+    )  # fmt: skip
     try:
         if replaced:
             log.info(

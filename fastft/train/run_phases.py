@@ -27,7 +27,9 @@ class RunPhase(Phase):
 
     def describe(self, world_size: int) -> str:
         batch = world_size * self.accumulation * self.micro_batch
-        return f"{self.size} px, batch {batch} = {world_size} x {self.accumulation} x {self.micro_batch}"
+        factors = {"processes": world_size, "micro-batches": self.accumulation}
+        parts = [f"{count} {name} x " for name, count in factors.items() if count > 1]
+        return f"{self.size} px, batch {batch}" + (f" = {''.join(parts)}{self.micro_batch} images" if parts else "")
 
 
 class RunPhases:

@@ -1,6 +1,7 @@
 """The page of a run: what it says is what the run directory holds, at every stage of a run."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,25 @@ def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
 def test_diff_names_exactly_the_options_that_differ():
     base = load_recipe(RECIPES / "final_b16.yaml")
     changed = load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr=1e-3", "--data.val=x.beton"])
-    assert recipe_diff(changed, base) == [{"option": "optim.lr", "base": 6e-4, "run": 1e-3}]
+    assert recipe_diff(changed, base, {}) == [{"option": "optim.lr", "base": 6e-4, "run": 1e-3, "reason": ""}]
+
+
+def test_a_page_of_photographs_begins_with_its_classes_and_gives_the_reasons_of_what_was_chosen(tmp_path):
+    folder = write_run(tmp_path / "birds", "photos", 3, "--data.num_classes=2", "--data.train_size=400", "--lr=1e-4")
+    choices = [{"option": "optim.batch_size", "value": 16, "reason": "25 steps an epoch"}]
+    (folder / "choices.json").write_text(json.dumps(choices))
+    assessment = assessment_of(
+        Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
+    )
+    page = render_run(load_run(folder), assessment=assessment)
+    headings = ["Classes", "Mistakes", "Accuracy", "Recipe", "Data", "Speed", "Where the time went", "Cost"]
+    assert re.findall("<h2>(.*?)</h2>", page) == headings
+    assert "<h1>birds</h1>" in page and "<th>photos</th>" in page
+    row = re.search("<tr><td><code>optim.batch_size</code>.*?</tr>", page)[0]
+    assert "<td>auto</td>" in row and "25 steps an epoch" in row
+    assert re.search("<tr><td><code>optim.lr</code></td><td>auto</td><td><b>0.0001</b></td>", page)
+    unseen = render_run(load_run(folder))
+    assert re.findall("<h2>(.*?)</h2>", unseen)[:3] == ["Accuracy", "Classes", "Mistakes"]
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tin
     options = flags(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
     result = train(load_recipe("rcp/final_b16.yaml", options), make_console())
     assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
-    assert "head: 0 of 48 images\nhead: 4 of 48 images" in (said := capsys.readouterr().out), said
+    assert "head: 0 of 48 images\nhead: 8 of 48 images" in (said := capsys.readouterr().out), said
 
 
 @pytest.fixture(scope="module")
