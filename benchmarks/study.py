@@ -32,7 +32,8 @@ RECIPES = {  # row -> recipes or options that save in this way
     "drop 1/3 of the patches, last 12 epochs whole": "`model.patch_dropout`",
     "probe head, freeze 1/2, 40%": "`fitted_b16_half`",
 }
-LETTER, LINE = 7, 13  # pixels, of the picture's text
+LETTER, LINE = 6.4, 13  # pixels, of the picture's text
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def picture(_: object, theme: str) -> str:
     means = [w.mean for w in shown]
     x_range = min(w.share for w in shown) - 0.03, 1.03
     y_range = float(np.floor(min(means))), float(np.ceil(max(means)))
-    canvas = Canvas("wide", 640, 356, x_range, y_range, left=56, right=24, bottom=44)
+    canvas = Canvas("narrow", 480, 356, x_range, y_range, left=56, right=24, bottom=44)
     return svg_file(list(_drawing(canvas)), canvas.width, canvas.height, theme)
 
 
@@ -160,20 +161,37 @@ def _drawing(c: Canvas) -> Iterator[Markup]:
     for w in line():
         yield _dot("accent", c.x(w.share), c.y(w.mean))
         yield svg_text(c.x(w.share), floor + 18, f"{w.share:.0%}", "middle")
-    labels: list[tuple[float, float, float]] = []  # left, right, y
-    for number, w in enumerate(others(), 1):
+    dots = [(c.x(w.share), c.y(w.mean)) for w in (*line(), *others())]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    shares, means = [w.share for w in line()], [w.mean for w in line()]
+    for share in np.arange(shares[0], shares[-1], 0.005):  # the line
+        x, y = c.x(share), c.y(float(np.interp(share, shares, means)))
+        taken.append((x - 1, y - 1, x + 1, y + 1))
+    # names first: numbers fit into what they leave
+    named = {k: gain_of(w, over_line) for k, w in enumerate(others(), 1)}
+    texts = {k: w.name if (g := named[k])[0] > TOLD_APART * g[1] else str(k) for k, w in enumerate(others(), 1)}
+    for number, w in sorted(enumerate(others(), 1), key=lambda pair: -len(texts[pair[0]])):
         x, y = c.x(w.share), c.y(w.mean)
         yield _dot("peer-1", x, y)
-        gain, error = gain_of(w, over_line)
-        text = w.name if gain > TOLD_APART * error else str(number)
-        end = x + LETTER * len(text)
-        near = [at for begin, other, at in labels if x < other and begin < end and abs(y - at) < LINE]
-        if near:
-            y = min(near) - LINE if y < min(near) else max(near) + LINE
-        labels.append((x, end, y))
-        yield svg_text(x + 6, y + 4, text, "start")
+        left, top = _free_place(x, y, LETTER * len(texts[number]), taken, (c.left, right))
+        taken.append((left, top, left + LETTER * len(texts[number]), top + LINE))
+        yield svg_text(left, top + LINE - 2, texts[number], "start")
     caption = "training FLOPs; line: complete schedules; named: better than these"
     yield svg_text((c.left + right) / 2, floor + 38, caption, "middle")
+
+
+def _free_place(x: float, y: float, width: float, taken: list[Box], sides: tuple[float, float]) -> tuple[float, float]:
+    """The corner of a text beside a dot, right, left, above or below it, that covers the least of what is there."""
+
+    def covered(corner: tuple[float, float]) -> float:
+        (left, top), found = corner, 0.0
+        for begin, high, end, low in taken:
+            wide, tall = min(left + width, end) - max(left, begin), min(top + LINE, low) - max(top, high)
+            found += max(0.0, wide) * max(0.0, tall)
+        return found + 1000 * (left < sides[0] or left + width > sides[1] + LINE)
+
+    beside = [(x + 6, y - LINE / 2), (x - 6 - width, y - LINE / 2)]
+    return min([*beside, *((x - width * part, y + dy) for dy in (-LINE - 4, 4) for part in (0, 1, 0.5))], key=covered)
 
 
 def _dot(style: str, x: float, y: float) -> Markup:

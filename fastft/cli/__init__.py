@@ -7,6 +7,7 @@ same command again), 128 + n stopped by signal n (130: Ctrl-C, of a training aft
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -74,6 +75,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow: `eval "$(register-python-argcomplete fastft)"`
+        import argcomplete
+
+        argcomplete.autocomplete(build_parser(os.environ["COMP_LINE"].split()[1:]))
     if not start_command("fastft"):
         return EXIT_BAD_INPUT
     argv = sys.argv[1:] if argv is None else argv

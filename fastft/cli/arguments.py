@@ -14,7 +14,7 @@ from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, OTHER_NAMES, SHORT_NAMES, WEIGHT_CHOICES
 from fastft.recipe.load import full_name, nearest_option
-from fastft.recipe.recipe_file import is_elsewhere
+from fastft.recipe.recipe_file import is_elsewhere, recipe_names
 from fastft.recipe.schema import SECTIONS, option_fields
 
 _SHORT = {option: name.replace("_", "-") for name, option in SHORT_NAMES.items()}
@@ -127,7 +127,8 @@ def recipe_reference(text: str) -> str:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", type=recipe_reference, help=RECIPE)
+    recipe = parser.add_argument("recipe", metavar="RECIPE", type=recipe_reference, help=RECIPE)
+    recipe.completer = lambda **_: recipe_names()  # type: ignore[attr-defined]  # argcomplete's
     parser.add_argument(*CONFIG_FLAGS, metavar="RECIPE", dest="recipe", help="the same as RECIPE alone")
 
 

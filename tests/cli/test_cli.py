@@ -204,6 +204,22 @@ def test_a_mistyped_argument_is_refused_with_the_nearest(words: list[str], messa
     assert message in refused(words)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fastft tr", ["train "]),
+        ("fastft train pho", ["photos "]),
+        ("fastft train photos --optim.l", ["--optim.lr", "--optim.layer_decay", "--optim.label_smoothing"]),
+        ("fastft export runs/x --format saf", ["safetensors "]),
+    ],
+)
+def test_the_shell_completes_commands_recipes_options_and_choices(line: str, expected: list[str], tmp_path: Path) -> None:
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    asked |= {"_ARGCOMPLETE_SUPPRESS_SPACE": "0", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer")}
+    subprocess.run([sys.executable, "-m", "fastft.cli"], env=os.environ | asked, check=False)
+    assert sorted((tmp_path / "answer").read_text().split("\n")) == sorted(expected)
+
+
 def test_the_augmentation_the_model_and_the_optimiser_work_without_ffcv_and_a_policy_without_torch() -> None:
     code = (
         "import sys; sys.modules['ffcv'] = None\n"
