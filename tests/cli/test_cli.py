@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -213,7 +214,9 @@ def test_a_mistyped_argument_is_refused_with_the_nearest(words: list[str], messa
         ("fastft export runs/x --format saf", ["safetensors "]),
     ],
 )
-def test_the_shell_completes_commands_recipes_options_and_choices(line: str, expected: list[str], tmp_path: Path) -> None:
+def test_the_shell_completes_commands_recipes_options_and_choices(
+    line: str, expected: list[str], tmp_path: Path
+) -> None:
     asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
     asked |= {"_ARGCOMPLETE_SUPPRESS_SPACE": "0", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer")}
     subprocess.run([sys.executable, "-m", "fastft.cli"], env=os.environ | asked, check=False)
