@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_MESSAGE = 200  # characters of a library's message, which may quote a file
+
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, and what to do about it."""
@@ -20,3 +22,9 @@ def report_disk_errors(what: object, then: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """An error of another library in a few words: its type and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, or its type where it has none."""
+    line = (str(error).splitlines() or [""])[0]
+    return line[:LONGEST_MESSAGE].partition(". ")[0].rstrip(".") or type(error).__name__

@@ -20,23 +20,9 @@ from fastft.model.classifier import TOKEN
 from fastft.model.timm_arch import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 from fastft.model.weight_files import save_tensors
+from fastft.model.weights import TIMM_BLOCK_NAMES
 
-NAMES = {  # ours -> timm's, within a block
-    "ln_1.weight": "norm1.weight",
-    "ln_1.bias": "norm1.bias",
-    "attn.in_proj_weight": "attn.qkv.weight",
-    "attn.in_proj_bias": "attn.qkv.bias",
-    "attn.out_proj.weight": "attn.proj.weight",
-    "attn.out_proj.bias": "attn.proj.bias",
-    "ls_1.gamma": "ls1.gamma",
-    "ln_2.weight": "norm2.weight",
-    "ln_2.bias": "norm2.bias",
-    "mlp.c_fc.weight": "mlp.fc1.weight",
-    "mlp.c_fc.bias": "mlp.fc1.bias",
-    "mlp.c_proj.weight": "mlp.fc2.weight",
-    "mlp.c_proj.bias": "mlp.fc2.bias",
-    "ls_2.gamma": "ls2.gamma",
-}
+NAMES = {own: theirs for theirs, own in TIMM_BLOCK_NAMES.items()}
 # timm's registered CLIP towers; other shapes are described as variants of the B/16
 ARCHITECTURES = {(768, 32): "vit_base_patch32", (768, 16): "vit_base_patch16", (1024, 14): "vit_large_patch14"}
 CLIP_EPS = 1e-5  # LayerNorm eps of these towers; timm's default is 1e-6

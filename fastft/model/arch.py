@@ -171,7 +171,11 @@ def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
 
 def load_open_clip_config(name: str) -> dict[str, Any]:
     """open_clip's model configuration. Its JSON files are read directly, because importing open_clip takes seconds."""
-    path = Path(name) if name.endswith(".json") else _open_clip_configs() / f"{name.replace('/', '-')}.json"
+    path = (
+        Path(name)
+        if name.endswith(".json")
+        else open_clip_folder() / "model_configs" / f"{name.replace('/', '-')}.json"
+    )
     try:
         config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except FileNotFoundError:
@@ -191,8 +195,9 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
     return config
 
 
-def _open_clip_configs() -> Path:
+def open_clip_folder() -> Path:
+    """The installed package, without importing it."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise UserError("open_clip is not installed; run: pip install open_clip_torch")
-    return Path(spec.origin).parent / "model_configs"
+    return Path(spec.origin).parent

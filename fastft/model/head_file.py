@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from beton_tools.base.atomic import atomic_output
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file
 from fastft.model.interface import ImageClassifier
-from fastft.model.weight_files import first_sentence, read_state_dict, save_tensors
+from fastft.model.weight_files import read_state_dict, save_tensors
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 EXPECTED = "a .safetensors file that fastft zeroshot wrote"

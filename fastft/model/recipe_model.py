@@ -14,16 +14,21 @@ from fastft.model.classifier import TOKEN, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_tower import build_timm_classifier, check_drop_path, find_tag, freeze_timm, load_timm_weights
-from fastft.model.weights import check_weights, load_tower_weights
+from fastft.model.timm_tower import build_timm_classifier, check_drop_path, freeze_timm, load_timm_weights, name_weights
+from fastft.model.weights import check_activation, check_weights, load_tower_weights
 from fastft.recipe import Recipe, epoch_values
 
 RECOMPILE_LIMIT = 128  # PyTorch's is 8, beyond which blocks run uncompiled
 
 
 def recipe_arch(recipe: Recipe) -> TowerArch:
-    """The recipe's architecture at its image size. Raises as `load_arch`, `refuse_pool_without_class_token` and `Arch.at`."""
+    """The recipe's architecture at its image size.
+
+    Raises as `load_arch`, `refuse_pool_without_class_token`, `check_activation` and `Arch.at`.
+    """
     arch = load_arch(recipe.model.arch)
+    if isinstance(arch, Arch) and recipe.model.weights != "random":
+        check_activation(recipe.model.weights, recipe.model.arch, arch.quick_gelu)
     if recipe.model.pool == TOKEN:
         if isinstance(arch, TimmArch):
             raise UserError(
@@ -44,12 +49,9 @@ def check_model(recipe: Recipe) -> None:
         build_model(recipe, pretrained=False)
     if recipe.model.head is not None:
         read_head(expand_home(recipe.model.head))
-    if weights == "random":
-        return
-    if isinstance(arch, TimmArch) and find_tag(weights, arch.timm) is not None:
-        build_model(recipe, arch=arch)
-        return
-    check_weights(weights, recipe.model.arch)
+    if weights != "random":
+        name = name_weights(weights, arch.timm) if isinstance(arch, TimmArch) else weights
+        check_weights(name, recipe.model.arch)
 
 
 def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | None = None) -> ImageClassifier:
@@ -101,19 +103,16 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     ):
         if is_set:
             raise UserError(f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out")
-    pretrained = pretrained and m.weights != "random"
-    tag = find_tag(m.weights, arch.timm) if pretrained else None
     model = build_timm_classifier(
         arch,
         recipe.data.num_classes,
         drop_path=m.drop_path,
         patch_dropout=recipe.largest_patch_dropout,
         smaller_images=recipe.schedule.sizes is not None,
-        pretrained_tag=tag,
         head_init_scale=m.head_init_scale,
     )
-    if pretrained and tag is None:
-        load_timm_weights(model, m.weights)
+    if pretrained and m.weights != "random":
+        load_timm_weights(model, name_weights(m.weights, arch.timm))
     freeze_timm(model, first_conv=m.freeze_conv1, trainable_layers=m.trainable_layers)
     return model
 

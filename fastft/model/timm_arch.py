@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_sentence
 from fastft.model.arch import check_image_size
-from fastft.model.weight_files import first_sentence
 from fastft.recipe.constants import TIMM
 
 Trunk: TypeAlias = Any  # an nn.Module with the methods of timm's models, which have no common class
+NATIVE = "natively QuickGELU"  # in timm's notes about weights
 # arguments of timm's models, and the options that they come from
 OPTIONS = {
     "img_size": "model.image_size",
@@ -26,23 +26,23 @@ OPTIONS = {
 }
 
 
-def pretrained_cfg(name: str) -> Any:
+def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
     """timm's `PretrainedCfg` of a model name with or without a pretrained tag: normalisation, input size, names of layers.
 
-    Raises UserError: timm has no such model or tag; with the nearest name.
+    option: for the message. Raises UserError: timm has no such model or tag; with the nearest name.
     """
     import timm
 
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
-        raise UserError(f"model.arch '{TIMM}{name}' is not known; {_suggest(model, timm.list_models())}")
+        raise UserError(f"{option} '{TIMM}{name}' is not known; {_suggest(model, timm.list_models())}")
     try:
         found = timm.get_pretrained_cfg(name)
     except RuntimeError:  # no such tag
         found = None
     if found is None:
         near = _suggest(tag, pretrained_tags(model), f"{model}.")
-        raise UserError(f"model.arch '{TIMM}{name}' is not known; {near}")
+        raise UserError(f"{option} '{TIMM}{name}' is not known; {near}")
     return found
 
 
@@ -51,6 +51,23 @@ def pretrained_tags(model: str) -> list[str]:
     import timm
 
     return [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+
+
+@lru_cache(maxsize=64)
+def clip_numbers(name: str) -> tuple[bool, int]:
+    """(QuickGELU, attention heads) of timm's CLIP ViT of this name, with or without a pretrained tag.
+
+    QuickGELU: the model has it, or timm's note about the weights says that they were trained with it. Raises UserError: no
+    such model or tag, or another kind of tower.
+    """
+    found = pretrained_cfg(name, "model.weights")
+    with torch.device("meta"):
+        trunk = create_timm(name, found.input_size[-1], num_classes=2)
+    if not isinstance(getattr(trunk, "norm_pre", None), nn.LayerNorm) or trunk.num_prefix_tokens != 1:
+        raise UserError(f"timm's {name} is not a plain CLIP ViT; set --model.arch={TIMM}{name}")
+    block = trunk.blocks[0]
+    stated = type(block.mlp.act).__name__ == "QuickGELU" or any(NATIVE in note for note in found.notes or ())
+    return stated, block.attn.num_heads
 
 
 def _suggest(wrong: str, names: list[str], prefix: str = "") -> str:
@@ -78,8 +95,6 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
         for argument, option in OPTIONS.items():
             if argument in arguments and f"'{argument}'" in str(error):
                 raise UserError(f"{TIMM}{name} has no {argument}; leave {option} at its default") from None
-        if more.get("pretrained"):  # the hub's errors, some of which are ValueErrors
-            raise
         raise UserError(
             f"{TIMM}{name} cannot be built at {image_size} px ({first_sentence(error)}); use another image size or model"
         ) from None

@@ -6,20 +6,19 @@ Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import expand_home
 from fastft.model.classifier import count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
 from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers, timm_args
-from fastft.model.weight_files import HUB, find_weight_folder, first_sentence, hub_failure, read_state_dict
+from fastft.model.weight_files import HUB, find_weight_folder, read_state_dict
 from fastft.model.weights import is_transformers, load_fitting, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
 
@@ -191,28 +190,20 @@ def build_timm_classifier(
     drop_path: float = 0.0,
     patch_dropout: float = 0.0,
     smaller_images: bool = False,
-    pretrained_tag: str | None = None,
     head_init_scale: float = 1.0,
 ) -> TimmClassifier:
     """A classifier as timm initialises it, with the head's weights times `head_init_scale`.
 
     Args:
         smaller_images: interpolate positions in the forward pass, for images below the architecture's size.
-        pretrained_tag: load these weights of timm's; "" for the model's default. The head stays new.
 
-    Raises UserError: the model lacks what is asked for, or the weights cannot be downloaded.
+    Raises UserError: the model lacks what is asked for.
     """
-    create = partial(create_timm, image_size=arch.image_size, num_classes=num_classes)
     dynamic = smaller_images and bool(timm_args(arch.timm, arch.image_size))  # the model takes one size only
-    options: dict[str, Any] = {
-        "drop_path_rate": drop_path,
-        "patch_drop_rate": patch_dropout,
-        "dynamic_img_size": dynamic,
-    }
-    if pretrained_tag is None:
-        trunk = create(arch.timm, **options)
-    else:
-        trunk = _create_pretrained(create, arch.timm, pretrained_tag, options)
+    trunk = create_timm(
+        arch.timm, arch.image_size, num_classes,
+        drop_path_rate=drop_path, patch_drop_rate=patch_dropout, dynamic_img_size=dynamic,
+    )  # fmt: skip
     tower = TimmTower(arch, trunk)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
         raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
@@ -269,44 +260,24 @@ def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: in
 # pretrained weights -----------------------------------------------------------------------------------------------------
 
 
-def find_tag(weights: str, name: str) -> str | None:
-    """The pretrained tag that `model.weights` names, "" for the default; None for a file or folder.
+def name_weights(weights: str, name: str) -> str:
+    """`model.weights` of timm's model: 'timm/NAME.TAG' for 'timm' or a tag; anything else as it is.
 
-    Raises UserError: neither.
+    Raises UserError: timm has none, or something else that is no file or folder.
     """
-    if weights == PRETRAINED:
-        return ""
-    if (path := expand_home(weights)).suffix or path.exists() or weights.startswith(HUB):
-        return None
-    known = pretrained_tags(name.partition(".")[0])
-    if weights not in known:
-        raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
-    return weights
-
-
-def _create_pretrained(create: Callable[..., Trunk], name: str, tag: str, options: dict[str, Any]) -> Trunk:
-    """The model with weights that timm downloads or has in its cache; the head is new.
-
-    Raises UserError: timm offers none, or they cannot be downloaded.
-    """
-    full = f"{name.partition('.')[0]}.{tag}" if tag else name
-    if not pretrained_tags(name.partition(".")[0]):
+    if weights.startswith((HUB, TIMM)) or (path := expand_home(weights)).suffix or path.exists():
+        return weights
+    model = name.partition(".")[0]
+    known = pretrained_tags(model)
+    if not known:
         raise UserError(f"timm has no weights for {name}; set model.weights to a file, or to random")
-    failure = hub_failure()
-    try:
-        # another number of classes than the model's makes timm leave out its head
-        return create(full, pretrained=True, pretrained_cfg_overlay={"num_classes": -1}, **options)
-    except UserError:
-        raise
-    except Exception as error:  # the hub's client and its HTTP library have many
-        raise UserError(
-            f"weights of timm's {full} could not be downloaded ({failure or first_sentence(error)}); download them elsewhere and "
-            "set model.weights to the file"
-        ) from None
+    if weights not in (PRETRAINED, *known):
+        raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
+    return TIMM + (name if weights == PRETRAINED else f"{model}.{weights}")
 
 
 def load_timm_weights(model: TimmClassifier, weights: str) -> None:
-    """Fill everything but the head from a file, a folder of timm or open_clip, or 'hf-hub:ORG/NAME'.
+    """Fill everything but the head from a file, a folder of timm or open_clip, 'timm/NAME', or 'hf-hub:ORG/NAME'.
 
     timm's own converters read the forms that it knows: its own, open_clip's, MAE's, DINO's, BEiT's, and others of the
     authors of its models; positions are interpolated. Raises UserError: unreadable, or weights of another model.

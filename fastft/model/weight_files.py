@@ -10,21 +10,24 @@ import pickle
 import ssl
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from reprlib import repr
 from typing import Any, BinaryIO
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home, open_user_file, read_regular
+from fastft.model.timm_arch import NATIVE, pretrained_cfg
 from fastft.model.torchscript import (
     HAS_BYTEARRAY,
     check_records,
@@ -34,11 +37,11 @@ from fastft.model.torchscript import (
     open_archive,
     read_torchscript,
 )
+from fastft.recipe.constants import TIMM
 
 LEAST_TORCH = "2.6"
 # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 WRAPPERS = ("state_dict", "model")
-LONGEST_MESSAGE = 200  # characters of a library's message, which may quote the file
 WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
@@ -118,17 +121,12 @@ def _check_memory(file: BinaryIO) -> None:
 
 
 def is_torchscript_file(path: Path) -> bool:
-    """True if a file that `read_state_dict` has read is TorchScript."""
+    """True if a file is TorchScript that `read_state_dict` can read."""
     if path.suffix == ".safetensors" or not path.is_file():
         return False
-    with open_user_file(path, WEIGHTS) as file:
+    with open_user_file(path, WEIGHTS) as file, suppress(ValueError, BadZipFile):
         return is_torchscript(file)
-
-
-def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's message, or its type where it has none."""
-    line = (str(error).splitlines() or [""])[0]
-    return line[:LONGEST_MESSAGE].partition(". ")[0].rstrip(".") or type(error).__name__
+    return False
 
 
 HUB = "hf-hub:"
@@ -151,7 +149,8 @@ class WeightFolder:
     """A folder of weights.
 
     library: that wrote it, 'open_clip', 'timm' or 'transformers'. timm_name: the timm model whose weights these are, None for
-    CLIP's own ViT. quick_gelu: the tower was trained with QuickGELU. heads: attention heads, where they are stated.
+    open_clip's own ViT. quick_gelu: the tower was trained with QuickGELU. heads: attention heads, where they are stated. Of
+    timm's models `clip_numbers` says more.
     """
 
     path: Path
@@ -178,12 +177,17 @@ def _indexed_files(folder: Path) -> list[str]:
 
 
 def find_weight_folder(weights: str) -> WeightFolder | None:
-    """The folder that `model.weights` names, after its download from the hub for 'hf-hub:ORG/NAME'; None for anything else.
+    """The folder that `model.weights` names, after a download for 'hf-hub:ORG/NAME' and 'timm/NAME'; None for anything else.
 
-    Raises UserError: the hub cannot be reached or lacks it, or a folder of another kind.
+    Raises UserError: the hub cannot be reached or lacks it, a name that timm does not have, or a folder of another kind.
     """
     if weights.startswith(HUB):
-        return open_weight_folder(fetch(weights.removeprefix(HUB)))
+        return fetch(weights.removeprefix(HUB))
+    if weights.startswith(TIMM):
+        found = pretrained_cfg(weights.removeprefix(TIMM), "model.weights")
+        if not found.hf_hub_id:
+            raise UserError(f"{weights} is not on the hub; download {found.url} and set model.weights to the file")
+        return fetch(found.hf_hub_id, weights.removeprefix(TIMM))
     path = expand_home(weights)
     return open_weight_folder(path) if path.is_dir() else None
 
@@ -200,7 +204,8 @@ def open_weight_folder(path: Path) -> WeightFolder:
         quick_gelu, heads = vision.get("hidden_act", "quick_gelu") == "quick_gelu", vision.get("num_attention_heads")
         return WeightFolder(path, "transformers", None, quick_gelu, heads if isinstance(heads, int) else None)
     if isinstance(config.get("architecture"), str):
-        return WeightFolder(path, "timm", config["architecture"])
+        notes = str(_part(config, "pretrained_cfg").get("notes"))
+        return WeightFolder(path, "timm", config["architecture"], NATIVE in notes)
     raise UserError(f"{path} is not {WEIGHT_FOLDER}; give such a folder or a file of weights")
 
 
@@ -219,24 +224,28 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def fetch(repository: str) -> Path:
+def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
     """The local folder of a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION', with its configuration and weights.
 
-    Only the files that `WeightFolder` reads are downloaded, to the hub's cache; without a network, those there are used.
-    Raises UserError: not reachable and not in the cache, or not one of the three formats.
+    timm_name: of the model whose weights timm has there; they are read whatever other libraries have there too. Only the files
+    that `WeightFolder` reads are downloaded, to the hub's cache; without a network, those there are used. Raises UserError: not
+    reachable and not in the cache, or not one of the three formats.
     """
     name, _, revision = repository.partition("@")
-    configs = [found for file in (OPEN_CLIP_CONFIG, CONFIG) if (found := _download(name, revision, file))]
-    if not configs:
-        raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}; use another repository")
-    folder = open_weight_folder(configs[0].parent)
+    if timm_name is None:
+        configs = [found for file in (OPEN_CLIP_CONFIG, CONFIG) if (found := _download(name, revision, file))]
+        if not configs:
+            raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}; use another repository")
+        folder = open_weight_folder(configs[0].parent)
+    else:
+        folder = WeightFolder(Path(), "timm", timm_name)
     for file in WEIGHT_FILES[folder.library]:
         if (found := _download(name, revision, file)) is None:
             continue
         if file == INDEX:
             for part in _indexed_files(found.parent):
                 _download(name, revision, part)
-        return found.parent
+        return replace(folder, path=found.parent)
     raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository")
 
 

@@ -1,29 +1,35 @@
-"""Pretrained weights into fastft's own tower: from open_clip tags, files, and folders as their libraries write them."""
+"""Pretrained weights into fastft's own tower: from tags of open_clip, names of timm, files, and folders of libraries."""
 
+import importlib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
-from fastft.model.arch import Arch
+from fastft.model.arch import Arch, open_clip_folder
+from fastft.model.timm_arch import clip_numbers
 from fastft.model.tower import Tower, resample_positions
 from fastft.model.weight_files import (
     HUB,
     WEIGHTS,
     WeightFolder,
     find_weight_folder,
-    first_sentence,
     hub_failure,
     is_torchscript_file,
+    open_weight_folder,
     read_state_dict,
 )
+from fastft.recipe.constants import TIMM
 
 PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
@@ -33,8 +39,9 @@ PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts
 def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     """Fill `tower`; positions are interpolated to the tower's grid.
 
-    weights: an open_clip pretrained tag, a file, or a folder of open_clip or transformers, also 'hf-hub:ORG/NAME'. Raises
-    UserError: unknown tag or file, download impossible, damaged file, or weights of another architecture.
+    weights: an open_clip pretrained tag, 'timm/NAME', a file, or a folder of open_clip, timm or transformers, also
+    'hf-hub:ORG/NAME'. Raises UserError: unknown tag or file, download impossible, damaged file, or weights of another
+    architecture.
     """
     folder = find_weight_folder(weights)
     state = read_visual_state(weights, arch_name, folder)
@@ -75,7 +82,7 @@ def check_weights(weights: str, arch_name: str) -> None:
 
     Raises as `load_tower_weights`.
     """
-    if weights.startswith(HUB):
+    if weights.startswith((HUB, TIMM)):
         find_weight_folder(weights)
         return
     path = _as_file(weights)
@@ -90,6 +97,8 @@ def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None 
     state = _read_clip_state(weights, arch_name, folder)
     if is_transformers(state):
         state = from_transformers(state)
+    elif TIMM_MARKER in state:
+        state = from_timm(state)
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
     visual = visual or state
     if "positional_embedding" not in visual or "conv1.weight" not in visual:
@@ -123,7 +132,7 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
     if folder is None:
         path = _as_file(weights)
         return without_wrappers(read_state_dict(_fetch_tag(weights, arch_name) if path is None else path))
-    if folder.timm_name is not None:
+    if folder.timm_name is not None and folder.library != "timm":
         raise UserError(f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}")
     return without_wrappers(folder.read())
 
@@ -156,31 +165,57 @@ def _as_file(weights: str) -> Path | None:
     return path if path.suffix or path.exists() else None
 
 
-def _needs_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool:
-    """True if the weights were trained with QuickGELU: as listed for a tag or a folder; OpenAI's files are TorchScript."""
+def check_activation(weights: str, arch_name: str, quick_gelu: bool, folder: WeightFolder | None = None) -> None:
+    """Refuse weights that were trained with the other GELU than the tower has, where that is known without a download.
+
+    Tags and timm's names are listed with it, folders state it, and TorchScript files are OpenAI's. folder: that `weights`
+    names. Raises UserError: it is the other one, or an unknown tag or name.
+    """
+    trained = _trained_with_quick_gelu(weights, arch_name, folder)
+    if trained is True and not quick_gelu:
+        raise UserError(
+            f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
+        )
+    if trained is False and quick_gelu:
+        raise UserError(f"weights {weights} were trained with GELU; set model.arch to the name without -quickgelu")
+
+
+def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool | None:
+    """None where it is not known."""
+    if weights.startswith(TIMM):
+        return clip_numbers(weights.removeprefix(TIMM))[0]
+    path = None if weights.startswith(HUB) else _as_file(weights)
+    if folder is None and path is not None:
+        folder = open_weight_folder(path) if path.is_dir() else None
     if folder is not None:
-        return folder.quick_gelu
-    if (path := _as_file(weights)) is not None:
-        return is_torchscript_file(path)
-    return bool(_describe_tag(weights, arch_name).get("quick_gelu"))
+        return folder.quick_gelu or (folder.timm_name is not None and clip_numbers(folder.timm_name)[0])
+    if weights.startswith(HUB):
+        return None
+    known = is_torchscript_file(path) if path is not None else _describe_tag(weights, arch_name).get("quick_gelu")
+    return known or None
+
+
+@cache
+def _open_clip_tags() -> Any:
+    """open_clip's module of pretrained tags, in an empty package: importing open_clip itself takes seconds."""
+    package = ModuleType("open_clip_tags")
+    package.__path__ = [str(open_clip_folder())]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"{package.__name__}.pretrained")
 
 
 def _describe_tag(tag: str, arch_name: str) -> Any:
     """open_clip's configuration of a pretrained tag. Raises UserError if there is no such tag."""
-    import open_clip  # takes seconds
-
-    known = open_clip.list_pretrained_tags_by_model(arch_name)
+    known = _open_clip_tags().list_pretrained_tags_by_model(arch_name)
     if tag not in known:
         raise UserError(unknown_tag(tag, arch_name, known))
-    return open_clip.get_pretrained_cfg(arch_name, tag)
+    return _open_clip_tags().get_pretrained_cfg(arch_name, tag)
 
 
 def _fetch_tag(tag: str, arch_name: str) -> Path:
-    import open_clip
-
     described, failure = _describe_tag(tag, arch_name), hub_failure()
     try:
-        return Path(open_clip.download_pretrained(described))
+        return Path(_open_clip_tags().download_pretrained(described))
     except Exception as error:
         raise UserError(
             f"weights '{tag}' of {arch_name} could not be downloaded ({failure or first_sentence(error)}); "
@@ -211,12 +246,7 @@ def _check_same_tower(
 ) -> None:
     """Refuse weights of another activation, width, patch size or number of blocks or heads, and name the difference."""
     arch = tower.arch
-    if _needs_quick_gelu(weights, arch_name, folder) and not arch.quick_gelu:
-        raise UserError(
-            f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
-        )
-    if folder is not None and arch.quick_gelu and not folder.quick_gelu:
-        raise UserError(f"weights {weights} were trained with GELU; set model.arch to the name without -quickgelu")
+    check_activation(weights, arch_name, arch.quick_gelu, folder)
     width, _, patch, _ = state["conv1.weight"].shape
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
     if (width, patch, layers) != (arch.width, arch.patch_size, arch.layers):
@@ -224,9 +254,10 @@ def _check_same_tower(
             f"weights {weights} are of width {width}, patch {patch}, {layers} blocks; {arch_name} has {arch.width}, "
             f"{arch.patch_size}, {arch.layers}; set model.arch to the architecture of the weights"
         )
-    if folder is not None and folder.heads not in (None, arch.heads):
+    heads = None if folder is None else clip_numbers(folder.timm_name)[1] if folder.timm_name else folder.heads
+    if heads not in (None, arch.heads):
         raise UserError(
-            f"weights {weights} are of {folder.heads} attention heads, {arch_name} has {arch.heads}; set model.arch to the "
+            f"weights {weights} are of {heads} attention heads, {arch_name} has {arch.heads}; set model.arch to the "
             "architecture of the weights"
         )
 
@@ -258,6 +289,48 @@ BLOCK_NAMES = {
 }
 BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+TIMM_MARKER = "norm_pre.weight"  # of timm's CLIP ViTs, no other model of timm's
+TIMM_NAMES = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj.weight": "conv1.weight",
+    "norm_pre.weight": "ln_pre.weight",
+    "norm_pre.bias": "ln_pre.bias",
+    "norm.weight": "ln_post.weight",
+    "norm.bias": "ln_post.bias",
+}
+TIMM_BLOCK_NAMES = {
+    "norm1.weight": "ln_1.weight",
+    "norm1.bias": "ln_1.bias",
+    "attn.qkv.weight": "attn.in_proj_weight",
+    "attn.qkv.bias": "attn.in_proj_bias",
+    "attn.proj.weight": "attn.out_proj.weight",
+    "attn.proj.bias": "attn.out_proj.bias",
+    "ls1.gamma": "ls_1.gamma",
+    "norm2.weight": "ln_2.weight",
+    "norm2.bias": "ln_2.bias",
+    "mlp.fc1.weight": "mlp.c_fc.weight",
+    "mlp.fc1.bias": "mlp.c_fc.bias",
+    "mlp.fc2.weight": "mlp.c_proj.weight",
+    "mlp.fc2.bias": "mlp.c_proj.bias",
+    "ls2.gamma": "ls_2.gamma",
+}
+TIMM_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+TIMM_HEAD = ("head.", "fc_norm.")
+
+
+def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image tower's tensors under open_clip's names, without the head; names that it does not know stay."""
+    tower: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if (match := TIMM_BLOCK.fullmatch(name)) is not None:
+            tower[f"transformer.resblocks.{match[1]}.{TIMM_BLOCK_NAMES.get(match[2], match[2])}"] = value
+        elif not name.startswith(TIMM_HEAD):
+            # (1, 1, D) and (1, N, D) in timm
+            tower[TIMM_NAMES.get(name, name)] = value.squeeze() if name in ("cls_token", "pos_embed") else value
+    return tower
 
 
 def is_transformers(state: Mapping[str, Tensor]) -> bool:

@@ -210,13 +210,15 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
 }
 
 
-def model_normalisation(arch: str) -> tuple[Mapping[str, Any], str]:
-    """(values that a model states, mean and std among them; where): timm's configuration, or `preprocess_cfg` of a .json file.
+def model_normalisation(arch: str, weights: str) -> tuple[Mapping[str, Any], str]:
+    """(values that a model states, mean and std among them; where).
 
-    Empty for other models, and for one that cannot be read, which is refused where it is built.
+    Of weights or a model of timm its configuration, of a .json file its `preprocess_cfg`. Empty for others, and for one that
+    cannot be read, which is refused where it is built.
     """
-    if arch.startswith(TIMM):
-        return _of_timm(arch)
+    for name in (weights, arch):
+        if name.startswith(TIMM):
+            return _of_timm(name)
     return _of_file(arch) if arch.endswith(".json") else {}, f"preprocess_cfg of {arch}"
 
 

@@ -116,9 +116,10 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         for share, option in SHARES.items():  # what is set later wins over the other form of the same option
             if option in layer.values and share not in layer.values:
                 written.pop(share, None)
-    arch, choices = written.get("model.arch", (FIELDS["model.arch"].default, ""))[0], []
+    arch, weights = (str(written.get(key, (FIELDS[key].default, ""))[0]) for key in ("model.arch", "model.weights"))
+    choices = []
     missing = [option for option in NORMALISATION if option not in written]
-    stated, source = model_normalisation(str(arch)) if missing else ({}, "")
+    stated, source = model_normalisation(arch, weights) if missing else ({}, "")
     for option in missing:
         if (value := stated.get(option.rpartition(".")[2])) is not None:
             written[option] = list(value) if isinstance(value, tuple) else value, source

@@ -1,6 +1,7 @@
 """Folders that open_clip, timm and transformers write themselves load, on disk and from the hub's cache."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
+from fastft.cli import main
 from fastft.model import Tower, load_tower_weights
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.recipe_model import build_model
@@ -193,6 +195,90 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_nothing_is_created(of
     hub_failure.cache_clear()
 
 
+def random_clip(name: str, **changes: object) -> torch.nn.Module:
+    """timm's model with random values everywhere: timm itself starts with norms of 1 and a class token of almost 0."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=11, **changes).eval()
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in model.to_empty(device="cpu").named_parameters():
+        parameter.data.normal_("norm" in key and key.endswith("weight"), 0.02, generator=generator)
+    return model
+
+
+def timm_tokens(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Of the last block."""
+    found: list[torch.Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda _, __, out: found.append(out))
+    model(images)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "size"),
+    [
+        ("vit_base_patch16_clip_224.laion2b_ft_in12k", "ViT-B-16", 224),
+        pytest.param("vit_base_patch32_clip_quickgelu_224.openai", "ViT-B-32-quickgelu", 224, marks=pytest.mark.slow),
+        pytest.param("vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "ViT-B-16", 384, marks=pytest.mark.slow),
+        pytest.param("vit_large_patch14_clip_224.openai_ft_in12k", "ViT-L-14", 224, marks=pytest.mark.slow),
+        pytest.param("vit_large_patch14_clip_336.laion2b_ft_in12k_in1k", "ViT-L-14", 336, marks=pytest.mark.slow),
+    ],
+)
+def test_timms_clip_by_its_name_gives_the_own_tower_timms_tokens(tmp_path, offline, name, arch, size):
+    theirs, images = random_clip(name), torch.randn(1, 3, size, size)
+    timm.models.save_for_hf(theirs, tmp_path / "saved", safe_serialization=True)
+    in_hub_cache(tmp_path / "saved", offline, timm.get_pretrained_cfg(name).hf_hub_id)
+    tower = Tower(load_open_clip_arch(arch).at(size)).eval()
+    load_tower_weights(tower, f"timm/{name}", arch)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images), timm_tokens(theirs, images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "bin"])
+def test_timms_format_of_a_large_clip_loads_from_files_and_folders(tmp_path, form):
+    """With the shapes of L/14, two blocks and LayerScale."""
+    theirs = random_clip("vit_large_patch14_clip_quickgelu_224", depth=2, img_size=28, init_values=0.5)
+    vision = {"image_size": 28, "layers": 2, "width": 1024, "patch_size": 14, "ls_init_value": 1.0}
+    (tmp_path / "l14.json").write_text(json.dumps({"embed_dim": 768, "quick_gelu": True, "vision_cfg": vision}))
+    timm.models.save_for_hf(theirs, tmp_path / "saved", safe_serialization=form != "bin")
+    path = tmp_path / "saved" / {"file": "model.safetensors", "bin": "pytorch_model.bin"}.get(form, "")
+    tower = Tower(load_open_clip_arch(str(tmp_path / "l14.json")), layer_scale=1.0).eval()
+    load_tower_weights(tower, str(path), "l14")
+    images = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images), timm_tokens(theirs, images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights", "message"),
+    [
+        ("ViT-B-16", "dfn2b", "dfn2b were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"),
+        ("ViT-B-16", "timm/vit_base_patch16_clip_224.openai", "were trained with QuickGELU"),
+        ("ViT-L-14", "timm/vit_large_patch14_clip_quickgelu_224.metaclip_400m", "were trained with QuickGELU"),
+        ("ViT-B-16-quickgelu", "timm/vit_base_patch16_clip_224.openai_ft_in12k", "were trained with GELU"),
+        ("ViT-B-16", "timm/vit_base_patch16_clip_224.laion2b_ft_in12", "weights .* did you mean 'timm/.*laion2b_ft_in12k'"),
+        ("ViT-B-16", "timm/vit_base_patch16_siglip_224.webli", "not a plain CLIP ViT; set --model.arch=timm/vit_base"),
+        ("ViT-B-16", "opnai", "did you mean 'openai'"),
+    ],
+)  # fmt: skip
+def test_explain_and_cost_refuse_weights_of_the_other_gelu(arch, weights, message, capsys):
+    flags = [f"--model.arch={arch}", f"--model.weights={weights}"]
+    for command in (["explain", "final_b16"], ["cost", "final_b16", "--gpu=V100"]):
+        assert main([*command, *flags]) == 2
+        assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights"),
+    [("ViT-L-14", "timm/vit_large_patch14_clip_224.laion2b_ft_in12k"), ("ViT-B-16-quickgelu", "dfn2b"),
+     ("ViT-L-14-quickgelu", "timm/vit_large_patch14_clip_224.openai")],
+)  # fmt: skip
+def test_explain_prices_weights_that_fit_without_a_network(offline, arch, weights, capsys):
+    assert main(["explain", "final_b16", f"--model.arch={arch}", f"--model.weights={weights}", "--json"]) == 0
+    explained = json.loads(capsys.readouterr().out)
+    assert explained["cost"]["gpu_hours"]["V100"] > 1
+    assert explained["recipe"]["augment"]["mean"][0] == (0.5 if "laion2b" in weights else 0.48145466)
+
+
 def converted(source: dict[str, torch.Tensor], form: str) -> dict:
     """A state dict as others publish it."""
     if form == "open_clip":
@@ -226,7 +312,7 @@ def refusals(folders: Path) -> dict[str, tuple[str, str, str]]:
     """Case -> (model.arch, model.weights, message)."""
     own = str(folders / "open_clip-config.json")
     return {
-        "timm folder, own tower": (own, f"{folders}/timm", "holds timm's test_vit; set --model.arch=timm/test_vit"),
+        "timm folder, own tower": (own, f"{folders}/timm", "timm's test_vit is not a plain CLIP ViT; set --model.arch=timm/test_vit"),
         "siglip, own tower": (own, f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
         "siglip arch": (f"{folders}/siglip-config.json", "random", "has timm's image tower; set --model.arch=timm/test_vit3"),
         "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
