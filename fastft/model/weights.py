@@ -191,8 +191,11 @@ def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder 
         return folder.quick_gelu or (folder.timm_name is not None and clip_numbers(folder.timm_name)[0])
     if weights.startswith(HUB):
         return None
-    known = is_torchscript_file(path) if path is not None else _describe_tag(weights, arch_name).get("quick_gelu")
-    return known or None
+    if path is not None:
+        return is_torchscript_file(path) or None
+    if not _open_clip_tags().list_pretrained_tags_by_model(arch_name):  # a .json file
+        return None
+    return _describe_tag(weights, arch_name).get("quick_gelu") or None
 
 
 @cache
