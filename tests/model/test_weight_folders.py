@@ -312,7 +312,7 @@ def refusals(folders: Path) -> dict[str, tuple[str, str, str]]:
     """Case -> (model.arch, model.weights, message)."""
     own = str(folders / "open_clip-config.json")
     return {
-        "timm folder, own tower": (own, f"{folders}/timm", "timm's test_vit is not a plain CLIP ViT; set --model.arch=timm/test_vit"),
+        "timm folder, own tower": (own, f"{folders}/timm", "test_vit is not a plain CLIP ViT; set --model.arch=timm/test_vit"),
         "siglip, own tower": (own, f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
         "siglip arch": (f"{folders}/siglip-config.json", "random", "has timm's image tower; set --model.arch=timm/test_vit3"),
         "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
