@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 
+import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 from beton_tools.base.errors import UserError
@@ -21,7 +22,7 @@ IMAGE_SUFFIXES = (
 )
 _HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # brands of ISO/IEC 23008-12, HEVC-coded
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
-DEEP_IMAGES = "16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale them to 8 bits"
+DEEP_IMAGES = "16 or 32 bits per value, stretched to 8: each file's smallest value to black, its largest to white"
 TRANSPARENT = "transparent pixels, which are laid on the background colour"
 WHITE = "white"
 _ORIENTATION = 0x0112  # the tag of Exif, which Pillow reads from XMP too
@@ -52,7 +53,7 @@ def is_image_name(name: str) -> bool:
 
 
 def depth_prefix(image: Image.Image) -> str:
-    """The prefix "16-bit " or "32-bit " for an image of so many bits per value, which `convert("RGB")` clips; "" for 8."""
+    """The prefix "16-bit " or "32-bit " for an image of so many bits per value; "" for 8."""
     return DEEP_MODES.get(image.mode[:4], "")
 
 
@@ -93,11 +94,19 @@ def orientation_of(image: Image.Image) -> int:
 def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -> tuple[Image.Image, bool]:
     """An image as people see it, in RGB: turned as `orientation` says, and laid on `background` where it is transparent.
 
+    Values of 16 or 32 bits are stretched from the range of the file to 0..255; NaN becomes black.
+
     Returns:
         The image, and whether a pixel of it was transparent.
     """
     turned = image.transpose(_TURNS[orientation]) if orientation != 1 else image
-    if not turned.has_transparency_data or depth_prefix(turned):
+    if depth_prefix(turned):
+        values = np.asarray(turned, np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        stretched = np.nan_to_num((values - low) * (255 / (high - low) if high > low else 0.0))
+        return Image.fromarray(stretched.clip(0, 255).round().astype(np.uint8)).convert("RGB"), False
+    if not turned.has_transparency_data:
         return turned.convert("RGB"), False
     rgba = turned.convert("RGBA")
     if rgba.getchannel("A").getextrema()[0] == 255:

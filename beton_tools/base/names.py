@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,11 @@ MAX_NAME_BYTES = 4096  # of one name; PATH_MAX of Linux
 def escape_undecodable(name: str) -> str:
     """The name with `\\udcXX` in the place of each byte XX that is not UTF-8, so that the result is valid text."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def composed(name: str) -> str:
+    """A class name in Unicode's form C: macOS and Linux write the same accented name as different characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, eq=False)

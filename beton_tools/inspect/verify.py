@@ -18,7 +18,6 @@ from beton_tools.jpeg import index
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.read.format import MAX_CLASSES, RAW_MODE, Beton
 from beton_tools.read.manifest import Manifest
-from beton_tools.read.sample_table import INT_TYPE
 
 _CHUNK = 64  # images per task
 
@@ -89,10 +88,15 @@ def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
-    """Labels that are no class; nothing of a file without labels. Label sets have a column for each class."""
-    if beton.label_sets is None and all(field.type_id != INT_TYPE for field in beton.fields):
+    """Labels that are no class, or that the reader refuses. Label sets have a column for each class."""
+    if len(beton.fields) == 1:  # images without labels
         return
-    low, high = (0, beton.labels.shape[1] - 1) if beton.labels.ndim == 2 else (beton.labels.min(), beton.labels.max())
+    try:
+        labels = beton.labels
+    except UserError as error:
+        yield "tables", str(error).removeprefix(f"{beton.title}: ")
+        return
+    low, high = (0, labels.shape[1] - 1) if labels.ndim == 2 else (labels.min(), labels.max())
     if low < 0 or high >= num_classes:
         yield "tables", f"labels run from {low} to {high}, expected 0 to {num_classes - 1}"
 

@@ -12,7 +12,7 @@ from typing import IO, Protocol, TypeVar
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.names import MAX_NAME_BYTES, Names
+from beton_tools.base.names import MAX_NAME_BYTES, Names, composed
 from beton_tools.base.user_files import open_regular
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.remote import BLOCK, RemotePath, SourcePath, Stamp, map_files, read_range
@@ -62,6 +62,8 @@ class Source(ABC):
     names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
     left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg link").
     reading: a sentence, if label cells such as "cat;dog" of a table were read as several labels.
+    columns: how each column of a table was read, as a line.
+    listed_in: the table that lists the images by path.
     Raises UserError: more classes or a longer name than the file format and the loader accept.
     """
 
@@ -73,17 +75,24 @@ class Source(ABC):
     names: Names
     left_out: dict[str, int] = field(default_factory=dict, kw_only=True)
     reading: str = field(default="", kw_only=True)
+    columns: str = field(default="", kw_only=True)
+    listed_in: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
-            raise UserError(f"{self.root}: {len(self.classes):,} classes; give at most {MAX_CLASSES:,}")
+            raise UserError(f"{self.title}: {len(self.classes):,} classes; give at most {MAX_CLASSES:,}")
         lengths = np.diff(self.names.offsets)
         if lengths.max(initial=0) > MAX_NAME_BYTES:
             name = self.names[int(lengths.argmax())]
             raise UserError(
-                f"{self.root}: the name of an image has {lengths.max():,} bytes ({name[:40]}...); "
+                f"{self.title}: the name of an image has {lengths.max():,} bytes ({name[:40]}...); "
                 f"rename it to at most {MAX_NAME_BYTES:,} bytes"
             )
+
+    @property
+    def title(self) -> str:
+        """The table or folder that a message names."""
+        return self.listed_in or str(self.root)
 
     @abstractmethod
     def locate(self, i: int) -> Location:
@@ -238,6 +247,8 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
         Names.of(base.names[i] for i in indices.tolist()),
         left_out=base.left_out,
         reading=base.reading,
+        columns=base.columns,
+        listed_in=base.listed_in,
         base=base,
         indices=indices,
     )
@@ -261,7 +272,7 @@ def check_classes(
     Raises UserError: one is not in `classes`; the message ends with `advice`.
     """
     found = tuple(found)
-    names = found if classes is None else tuple(classes)
+    names = found if classes is None else tuple(map(composed, classes))
     unknown = next(iter(sorted(set(found) - set(names))), None)
     if unknown is not None:
         raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}")

@@ -13,7 +13,7 @@ import numpy as np
 from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
-from beton_tools.base.names import Names
+from beton_tools.base.names import Names, composed
 from beton_tools.sources.base import FileSource, check_classes, check_labels, is_number
 from beton_tools.sources.side_files import class_names_of
 
@@ -51,8 +51,9 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
     else:
         hint = ", or give --class-indices if the folders are numbers of classes"
         advice = f"remove it{hint if all(map(is_number, found)) else ''}"
-        classes = check_classes(root, found, classes, advice)
-        label_of = {name: label for label, name in enumerate(classes)}
+        classes = check_classes(root, dict.fromkeys(map(composed, found)), classes, advice)
+        position = {name: label for label, name in enumerate(classes)}
+        label_of = {name: position[composed(name)] for name in found}
     names: list[str] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()

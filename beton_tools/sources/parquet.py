@@ -29,6 +29,7 @@ from beton_tools.sources.path_table import (
     PATH_COLUMNS,
     SPLIT_COLUMNS,
     Table,
+    describe_columns,
     describe_reading,
     find_column,
     is_csv,
@@ -160,6 +161,7 @@ def open_tables(
         table[:, 0],
         table[:, 1],
         reading=describe_reading(tables, labels),
+        columns=describe_columns(tables),
     )
     return source, tables
 
@@ -217,7 +219,8 @@ def _read_shard(path: SourcePath) -> _Shard:
         }
         class_names = _class_names(schema, str(lists or label))
         sets = _read_lists(path, file, lists, class_names) if lists else None
-        table = Table(Path(str(path)), columns, range(2, rows + 2), sets)
+        roles = {name: role for name, role in ((image, "image"), (label or lists, "label")) if name}
+        table = Table(Path(str(path)), columns, range(2, rows + 2), schema.names, sets, roles)
         if image is None:
             return _Shard(stamp, table, group_rows)
         in_table = lists or text_label or table.label_sets() is not None
@@ -275,8 +278,13 @@ def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list
     cells = (cell.strip() for cell in _read_text(path, file, column))
     if names is not None:
         cells = (names[int(cell)] if is_number(cell) and int(cell) < len(names) else cell for cell in cells)
-    lengths = pc.list_value_length(file.read(columns=[column]).column(0)).to_pylist()
-    return [list(filter(None, islice(cells, length or 0))) for length in lengths]
+    lists = file.read(columns=[column]).column(0)
+    sets = [list(islice(cells, length or 0)) for length in pc.list_value_length(lists).to_pylist()]
+    is_numeric = pa.types.is_integer(lists.type.value_type)
+    for row, labels in enumerate(sets, 2):
+        if wrong := [label for label in labels if not label or (is_numeric and label.startswith("-"))]:
+            raise UserError(f"{path}, row {row}: {column} has the label {wrong[0]!r}; correct it, or remove the row")
+    return sets
 
 
 def _text(value: Any) -> str:

@@ -6,14 +6,16 @@ import codecs
 import csv
 import io
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.names import Names
+from beton_tools.base.names import Names, composed
 from beton_tools.base.user_files import read_user_file
 from beton_tools.sources.base import FileSource, are_positions, check_classes, sort_labels
 from beton_tools.sources.remote import SourcePath
@@ -39,6 +41,7 @@ _NUMBERS = ("id", "index", "image_id", "img_id", "__index_level_0__", "width", "
 NO_CLASSES = {name.lower() for name in (*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS, *_NUMBERS)}
 SEPARATOR = ";"  # between the labels of an image
 MAX_SETS = 1 << 32  # rows x classes, of a byte each
+_SHOWN = 8  # column names in a line
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
 _UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in the column of a class
 _KNOWN = {word for words in _IS_VALID.values() for word in words}
@@ -60,12 +63,15 @@ def is_csv(path: Path) -> bool:
 @dataclass(frozen=True)
 class Table:
     """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV.
-    lists: the labels of each row, from a column of lists."""
+    lists: the labels of each row, from a column of lists. names: of all columns of the file. roles: of those that names do not
+    tell, "image" or "label"."""
 
     path: Path
     columns: dict[str, list[str]]
     rows: Sequence[int]
+    names: Sequence[str]
     lists: list[list[str]] | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self, wanted: Sequence[str], what: str) -> list[str]:
         """The cells of the first of the wanted columns that there is. Raises UserError: there is none, or a cell is empty."""
@@ -74,12 +80,44 @@ class Table:
             raise UserError(
                 f"{self.path}: no {what} column among {', '.join(self.columns)}; name it one of {', '.join(wanted)}"
             )
+        return self._filled(name)
+
+    def _filled(self, name: str) -> list[str]:
         cells = self.columns[name]
         if "" in cells:
             raise UserError(
                 f"{self.path}, row {self.rows[cells.index('')]}: no {name}; fill the cell, or remove the row"
             )
         return cells
+
+    @cached_property
+    def flags(self) -> dict[str, list[str]]:
+        """Class -> its cells of 0 and 1, if every class has a column; none if there is a column of labels."""
+        if find_column(self.names, LABEL_COLUMNS) is not None:
+            return {}
+        likely = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
+        flags = {n.strip(): self._filled(n) for n, cells in likely.items() if _are_flags(cells)}
+        if len(flags) < 2:
+            return {}
+        for n, cells in flags.items():
+            if unknown := [(row, c) for row, c in zip(self.rows, cells, strict=True) if c.lower() not in _KNOWN]:
+                row, cell = unknown[0]
+                raise UserError(
+                    f"{self.path}, row {row}: {n} is {cell!r}, neither 0 nor 1; correct it, or remove the row"
+                )
+        return flags
+
+    def describe(self) -> str:
+        """How each column was read, as a line."""
+        usual = {"image": PATH_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
+        role_of: dict[str | None, str] = {find_column(self.names, names): role for role, names in usual.items()}
+        if "image" in self.roles.values():  # a column of paths beside images is not used
+            role_of.pop(find_column(self.names, PATH_COLUMNS), None)
+        role_of.update(self.roles)
+        parts = [f"{role_of[name]} from {name!r}" for name in self.names if name in role_of]
+        parts += [f"{len(self.flags)} classes from {_first_of(list(self.flags))}"] * bool(self.flags)
+        others = [n for n in self.names if n not in role_of and n.strip() not in self.flags]
+        return f"columns: {', '.join(parts)}" + (f"; not used: {_first_of(others)}" if others else "")
 
     def labels(self) -> list[str]:
         cells = self.cells(LABEL_COLUMNS, "label")
@@ -102,23 +140,18 @@ class Table:
                 return None
             split = [[c] if c in known else [label.strip() for label in c.split(SEPARATOR)] for c in cells]
             return [list(filter(None, labels)) for labels in split] if max(map(len, split), default=0) > 1 else None
-        flags = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
-        flags = {n: self.cells([n], "label") for n, cells in flags.items() if _are_flags(cells)}
-        if len(flags) < 2:
-            return None
-        for n, cells in flags.items():
-            if unknown := [(row, c) for row, c in zip(self.rows, cells, strict=True) if c.lower() not in _KNOWN]:
-                row, cell = unknown[0]
-                raise UserError(
-                    f"{self.path}, row {row}: {n} is {cell!r}, neither 0 nor 1; correct it, or remove the row"
-                )
-        truths = [[cell.lower() in _IS_VALID["val"] for cell in cells] for cells in flags.values()]
-        return [[n for n, has in zip(flags, row, strict=True) if has] for row in zip(*truths, strict=True)]
+        truths = [[cell.lower() in _IS_VALID["val"] for cell in cells] for cells in self.flags.values()]
+        return [[n for n, has in zip(self.flags, row, strict=True) if has] for row in zip(*truths, strict=True)] or None
 
 
 def _are_flags(cells: Sequence[str]) -> bool:
     """True if more than half of the cells are those of a class; the others are mistakes to report."""
     return 2 * sum(cell.lower() in _FLAGS for cell in cells) > len(cells)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, single: bool = False) -> FileSource:
@@ -135,19 +168,28 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, s
     numbers, names = number_label_sets(first, tables, classes, single) or number_labels(
         first, [label for table in tables for label in table.labels()], classes
     )
-    return FileSource("table", root, names, None, numbers, Names.of(paths), reading=describe_reading(tables, numbers))
+    reading, columns = describe_reading(tables, numbers), describe_columns(tables)
+    images, table = Names.of(paths), str(first)
+    return FileSource("table", root, names, None, numbers, images, reading=reading, columns=columns, listed_in=table)
+
+
+def describe_columns(tables: Sequence[Table]) -> str:
+    """How the columns were read; of tables whose columns differ, each way once."""
+    return "; ".join(dict.fromkeys(table.describe() for table in tables))
 
 
 def number_labels(
-    source: SourcePath, labels: Sequence[str], classes: Sequence[str] | None
+    source: SourcePath, labels: Sequence[str], classes: Sequence[str] | None, columns: Iterable[str] = ()
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order.
+    """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order, with those of `columns`.
 
     source: the file or folder of the labels, for the error message.
     """
-    names = check_classes(source, sort_labels(set(labels)), classes, "correct it")
+    written = {label: composed(label) for label in (*labels, *columns)}
+    found = {written[label] for label in labels} | ({*written.values()} if classes is None else set())
+    names = check_classes(source, sort_labels(found), classes, "correct it")
     position = {name: label for label, name in enumerate(names)}
-    return np.array([position[label] for label in labels], np.int64), names
+    return np.array([position[written[label]] for label in labels], np.int64), names
 
 
 def number_by_name(
@@ -181,7 +223,9 @@ def number_label_sets(
     labels = [label for labels in sets for label in labels]
     if not all(map(_is_utf8, set(labels))):
         raise UserError(f"{source}: a label is not UTF-8 text; save the table as UTF-8")
-    numbers, names = number_labels(source, labels, classes)
+    numbers, names = number_labels(source, labels, classes, (name for table in tables for name in table.flags))
+    if not labels:
+        raise UserError(f"{source}: no image has a label; give each class images, or remove its column")
     if len(sets) * len(names) > MAX_SETS:
         raise UserError(f"{source}: {len(sets):,} x {len(names):,} labels; the limit is {MAX_SETS:,}, split the table")
     has = np.zeros((len(sets), len(names)), np.uint8)
@@ -221,12 +265,16 @@ def read_csv(path: Path) -> Table:
                 f"{path}, row {number}: {len(row)} cells, but the first line names {len(header)} columns; correct it"
             )
     columns = {name: [row[k].strip() for _, row in numbered] for k, name in enumerate(header)}
-    return Table(path, columns, [number for number, _ in numbered])
+    return Table(path, columns, [number for number, _ in numbered], header)
 
 
 def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
-    """Raise UserError if several columns have the name of one that is used, compared without case."""
+    """Raise UserError if several columns have the name of one that is used, compared without case; of a class with it."""
     lower = [name.lower() for name in names]
+    if find_column(names, LABEL_COLUMNS) is None:  # then a column may be a class
+        stripped = Counter(composed(name.strip()) for name in names if name.strip().lower() not in NO_CLASSES)
+        for twice in [name for name, count in stripped.items() if count > 1]:
+            raise UserError(f"{path}: {stripped[twice]} columns are named {twice}; rename all but one")
     for wanted in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS, GROUP_COLUMNS):
         name = find_column(names, wanted)
         if name is not None and (count := lower.count(name.lower())) > 1:

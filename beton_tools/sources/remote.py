@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -29,20 +30,18 @@ ATTEMPTS = 5  # of one request, beside those of the file system's own library
 FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
 _BLOCKS = 3  # that an open file keeps: labels of WebDataset samples may lie before the image
 _CONNECTIONS = 8
+_NO_RANGES = "the server cannot send parts of a file (range requests); download it, and give the local file"
 _NO_ANSWER = 60  # seconds without data after which a connection counts as broken
 _WEB = ("http", "https")
 # protocol -> package of its file system, and what to do if access is denied
 _PROTOCOLS = {
     **dict.fromkeys(_WEB, ("aiohttp", "use a URL that needs no login")),
-    "s3": (
-        "s3fs",
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; FSSPEC_S3_ANON=true for a public bucket",
-    ),
+    "s3": ("s3fs", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; if public, FSSPEC_S3_ANON=true"),
     "gs": ("gcsfs", "run `gcloud auth application-default login`; FSSPEC_GS_TOKEN=anon for a public bucket"),
     "hf": ("huggingface_hub", "run `hf auth login`, and accept the data set's terms on its page"),
 }
 # arguments of fsspec's `info` that make it ask the server
-_FRESH: dict[str, dict[str, Any]] = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
+_FRESH = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
 # what `info` calls that which changes with the content: S3, Google and http; Hugging Face; then times of modification
 _VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "LastModified", "Last-Modified", "mtime")
 
@@ -116,20 +115,15 @@ def source_path(value: AnyPath) -> SourcePath:
 
 
 def has_pattern(path: RemotePath) -> bool:
-    """Return True if the URL's path contains `*`, `[...]` or `{000..146}`."""
     return any(sign in urlsplit(path.url).path for sign in "*[{")
 
 
 def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
-    """The files that a URL with `*`, `[...]` or `{000..146}` stands for, sorted unless it has braces only.
-
-    Raises UserError: the files cannot be listed, which web servers never do; or a brace is not closed.
-    """
+    """The files that a URL with `*`, `[...]` or `{000..146}` stands for, in order; a UserError if they cannot be listed."""
     found: list[RemotePath] = []
+    url, protocol = pattern.url, pattern.protocol
     try:
-        has_braces = "{" in pattern.url
-        urls = _package("braceexpand", pattern.protocol).braceexpand(pattern.url) if has_braces else [pattern.url]
-        for path in map(RemotePath, urls):
+        for path in map(RemotePath, _package("braceexpand", protocol).braceexpand(url) if "{" in url else [url]):
             if not has_pattern(path):
                 found.append(path)
             elif path.protocol in _WEB:
@@ -162,12 +156,8 @@ def file_system(protocol: str) -> Any:
 
 
 def _retrying(path: RemotePath, request: Callable[[Any, str], T]) -> T:
-    """`request(file system, path in it)`, tried again after errors that may pass, such as a connection that broke.
-
-    Raises UserError: a package is missing; RemoteError: the last error, on one line; its cause is the library's.
-    """
-    fs = file_system(path.protocol)
-    attempt = 0
+    """`request(file system, path in it)`, tried again after errors that may pass; a RemoteError with the last one's reason."""
+    fs, attempt = file_system(path.protocol), 0
     while True:
         attempt += 1
         try:
@@ -199,7 +189,7 @@ def _info(path: RemotePath) -> dict[str, Any] | None:
     """fsspec's description of a file or prefix; "type" and "stamp" of a web server's file; None if there is none."""
     try:
         if path.protocol in _WEB:
-            return {"type": "file", "stamp": _read_web(path, 0, 1)[1]}
+            return {"type": "file", "stamp": _request(path, 0, 1)[1]}
         return _retrying(path, lambda fs, inside: fs.info(inside, **_FRESH.get(path.protocol, {})))
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -229,12 +219,7 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
         raise RemoteError(f"{path}: {end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
     if start == end:
         return b""
-    if path.protocol in _WEB:
-        data, (size, version) = _read_web(path, start, end)
-    else:
-        options = {"cache_type": "none"} if path.protocol == "hf" else {}  # hf's would read 5 MiB more
-        data = _retrying(path, lambda fs, inside: fs.cat_file(inside, start=start, end=end, **options))
-        size, version = stamp_of_url(path)
+    data, (size, version) = _request(path, start, end)
     if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
         raise RemoteError(f"{path}: changed after it was indexed; run the same command again")
     if len(data) != end - start:
@@ -242,11 +227,33 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
     return data
 
 
-def _read_web(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
-    """(the bytes [start, end) of a web server's file, fewer if it is shorter; its stamp). The rest of an answer is not read."""
+def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
+    """(the bytes [start, end) of a file, fewer if it is shorter; its stamp). Web servers and S3 may send more: it is not read."""
+    if path.protocol in ("gs", "hf"):
+        options = {"cache_type": "none"} if path.protocol == "hf" else {}  # hf's would read 5 MiB more
+        data = _retrying(path, lambda fs, inside: fs.cat_file(inside, start=start, end=end, **options))
+        return data, stamp_of_url(path)
 
-    async def read(fs: Any) -> tuple[bytes, Stamp]:
+    def count_of(stated: str) -> tuple[int, int]:
+        """(number of bytes that follow, size of the file) by a Content-Range."""
+        if not (numbers := re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)):
+            raise ValueError(_NO_RANGES)
+        first, last, size = map(int, numbers.groups())
+        if (first, last) != (start, min(end, size) - 1):
+            raise OSError(f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
+        return last + 1 - first, size
+
+    async def read(fs: Any, inside: str) -> tuple[bytes, Stamp]:
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}  # of the file itself
+        if path.protocol == "s3":
+            bucket, key, _ = fs.split_path(inside)
+            found = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
+            data = bytearray()
+            with closing(found["Body"]) as body:
+                count, size = count_of(found.get("ContentRange", ""))
+                while len(data) < count and (part := await body.read(count - len(data))):
+                    data += part
+            return bytes(data), (size, _version_hash(found))
         async with (await fs.set_session()).get(fs.encode_url(path.url), headers=headers) as answer:
             version, stated = _version_hash(answer.headers), answer.headers.get("Content-Range", "")
             if answer.status == 416 and stated.endswith("*/0"):
@@ -254,17 +261,12 @@ def _read_web(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
             if answer.status in (404, 410):
                 raise FileNotFoundError
             answer.raise_for_status()
-            numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)
-            if not numbers or answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
-                raise ValueError(
-                    "the server cannot send parts of a file (range requests); download it, and give the local file"
-                )
-            first, last, size = map(int, numbers.groups())
-            if (first, last) != (start, min(end, size) - 1):
-                raise OSError(f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
-            return await answer.content.readexactly(last + 1 - first), (size, version)
+            if answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise ValueError(_NO_RANGES)
+            count, size = count_of(stated)
+            return await answer.content.readexactly(count), (size, version)
 
-    return _retrying(path, lambda fs, _: import_module("fsspec.asyn").sync(fs.loop, read, fs))
+    return _retrying(path, lambda fs, inside: import_module("fsspec.asyn").sync(fs.loop, read, fs, inside))
 
 
 # open files -----------------------------------------------------------------------------------------------------------
@@ -274,7 +276,6 @@ def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True, s
     """Open a local file by `open_user_file`, or a remote one, whose attribute `stamp` every read compares.
 
     read_ahead: request blocks of BLOCK bytes, for a file that is read from its start to its end.
-    stamp: of the remote file to read; None: as it is now.
     Raises UserError: it does not exist, cannot be opened, or is not a regular file.
     """
     if not isinstance(path, RemotePath):

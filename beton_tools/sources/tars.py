@@ -32,6 +32,7 @@ _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per
 _MAX_JSON_BYTES = 1 << 20
 _MAX_NUMBER_BYTES = 32  # of a .cls file, with white space
 MAX_MEMBERS = 10_000_000  # of one archive; a hostile server sends headers without end
+MAX_EMPTY = 100_000  # folders, links and empty files that may be more than half of an archive's members
 # Before Python 3.11.10, tarfile reads a pax header in a time quadratic in its longest run of digits (CVE-2024-6232).
 # A file name has at most 255 characters, a number in a header fewer.
 _TOO_MANY_DIGITS = re.compile(rb"[0-9]{256}")
@@ -85,19 +86,22 @@ def members(
     try:
         # closing a TarFile does not close its fileobj
         tar = tarfile.open(fileobj=cast(BinaryIO, _HeaderReader(file, end)), mode="r:")  # noqa: SIM115
-        position, count = start, 0
+        position, count, empty = start, 0, 0
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
             if info.size < 0 or tar.offset <= position:  # the same headers could be read forever
                 raise tarfile.ReadError("a member of negative size")
-            position, count = tar.offset, count + 1
+            position, count, empty = tar.offset, count + 1, empty + (info.size == 0)
+            if empty > max(MAX_EMPTY, count / 2):
+                raise UserError(f"{path}: {empty:,} of {count:,} members are empty; give an archive of images")
             if count > MAX_MEMBERS:
                 raise UserError(f"{path}: more than {MAX_MEMBERS:,} members; divide it into several archives")
             if info.isreg() and not 0 <= info.size <= end - info.offset_data:
                 raise tarfile.ReadError("unexpected end of data")
             member = _as_member(info, earlier)
             if member is not None:
-                earlier[member.name] = member
+                if member.size:
+                    earlier[member.name] = member
                 after = file.tell()
                 yield member
                 file.seek(after)

@@ -181,8 +181,7 @@ def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
 def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]:
     """(RGB pixels (H, W, 3) uint8, the format or unusual mode, whether the file was stored without loss).
 
-    As by timm's and torchvision's loaders, samples of 16 or 32 bits are clipped to 255, not scaled, and missing parts of a
-    damaged JPEG are filled in.
+    As by timm's and torchvision's loaders, missing parts of a damaged JPEG are filled in.
     """
     try:
         with warnings.catch_warnings():

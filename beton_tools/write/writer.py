@@ -246,7 +246,8 @@ def _describe(
         page_crc32=written.page_crcs,
         classes=list(source.classes),
         class_names=list(source.class_names) if source.class_names is not None else None,
-        source={"kind": source.kind, "root": str(source.root)} | ({"labels": source.reading} if source.reading else {}),
+        source={"kind": source.kind, "root": str(source.root)}
+        | {key: text for key, text in (("labels", source.reading), ("columns", source.columns)) if text},
         options=options.recorded() | {"upright": options.upright},
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],

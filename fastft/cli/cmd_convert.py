@@ -155,6 +155,8 @@ def _options_of(args: argparse.Namespace) -> WriteOptions:
 def _print_summary(path: Path, manifest: Manifest) -> None:
     images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
     print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
+    if "columns" in manifest.source:
+        print(f"  {printable(manifest.source['columns'])}")
     kept = manifest.encodings.get(KEPT, 0)
     raw = sum(count for how, count in manifest.encodings.items() if how.startswith(RAW))
     others = [f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)]

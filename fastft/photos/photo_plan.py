@@ -11,6 +11,7 @@ import numpy as np
 
 from beton_tools.base.console import by_suffix, printable
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import open_image
 from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.photos.holdout import hold_out, join_units
@@ -156,7 +157,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
     if not exists.any():
         windows = ", with / between folders" if "\\" in missing[0] else ""
         raise UserError(
-            f"{source.root}: none of the {len(found):,} files that the table lists exists ({listed}); paths are relative to "
+            f"{source.title}: none of the {len(found):,} files that the table lists exists ({listed}); paths are relative to "
             f"the table{windows}"
         )
     warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
@@ -170,10 +171,10 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if len(used) < 2:
-        raise UserError(f"{source.root}: images of only one class ({printable(used[0])}); give at least two classes")
+        raise UserError(f"{source.title}: images of only one class ({printable(used[0])}); give at least two classes")
     if counts.sum() < LEAST_PER_CLASS * len(used) and all(map(NUMBER.fullmatch, used)):
         raise UserError(
-            f"{source.root}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images; "
+            f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images; "
             "regression is not supported: give classes, such as ranges of the numbers"
         )
     warnings = _warning("{} left out", "class without images is", "classes without images are", empty)
@@ -190,7 +191,7 @@ def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
         first = next(name for name, own in zip(source.names, source.labels, strict=True) if label in classes_of(own))
         count = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         raise UserError(
-            f"{source.root}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}); "
+            f"{source.title}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}); "
             "add training images, or remove these"
         )
     return val.take(np.arange(len(val), dtype=np.int64), classes)
@@ -226,8 +227,17 @@ def _other_labels(train: LabelledSet, ids: np.ndarray) -> list[str]:
     pairs = np.unique(np.column_stack([ids, train.source.labels]), axis=0)[:, 0]
     counts = np.unique(pairs, return_counts=True)[1]
     first = np.unique(ids, return_index=True)[1][counts > 1]
-    names = [train.source.names[i] for i in first.tolist()]
+    names = [train.source.names[i] for i in first.tolist() if _is_image(train.source, i)]
     return _warning("{} in several classes", "image appears", "images appear", names)
+
+
+def _is_image(source: Source, i: int) -> bool:
+    """False for an empty or damaged file, such as a server's page of an error: equal ones are not the same image."""
+    try:
+        open_image(source.locate(i).read())
+    except Exception:  # Pillow raises many types
+        return False
+    return True
 
 
 def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:

@@ -182,6 +182,9 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
 def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     """Convert `data.train` and `data.val`."""
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
+    for source in [each.source for each in (train, val) if each is not None]:
+        if source.columns:
+            say(f"{source.title}: {source.columns}")
     of_val = "" if val is None else _fingerprint(val)
     inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution, recipe.data.background)
     for photographs in (train, val):

@@ -76,7 +76,7 @@ def test_images_that_lose_values_are_counted_in_one_line(trained, photographs, t
     for name, dtype in (("b.png", np.uint16), ("c.tiff", np.int32), ("d.tiff", np.float32)):
         Image.fromarray(grey.astype(dtype)).save(tmp_path / name)
     images = [str(tmp_path / name) for name in ("a.png", "b.png", "c.tiff", "d.tiff")]
-    line = "3 images have 16 or 32 bits per value: values above 255 become white, fractions of 1 black;"
+    line = "3 images have 16 or 32 bits per value, stretched to 8: each file's smallest value to black"
     for extra in ([], [f"--csv={tmp_path / 'x.csv'}"], [f"--features={tmp_path / 'x.npz'}"]):
         assert main(["predict", str(trained), *images, "--device=cpu", *extra]) == 0
         assert capsys.readouterr().err.count(line) == 1

@@ -374,6 +374,9 @@ def test_warnings_name_and_count_what_is_unusual(copied, tmp_path):
     (copied / "empty").mkdir()
     (copied / "single").mkdir()
     shutil.copy(copied / "coffee" / "01.jpg", copied / "single" / "a.jpg")
+    for content in ("", "<html>404</html>"):  # equal, but no image
+        for name in ("coffee", "chelsea"):
+            (copied / name / f"{len(content)}.jpg").write_text(content)
     recipe, text = with_words(copied, tmp_path / "run")
     assert recipe.data.num_classes == 4  # an empty folder shifts no label
     assert "1 class without images is left out: empty" in text
@@ -394,6 +397,7 @@ def test_duplicates_across_given_splits_are_a_warning(album, tmp_path):
 def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_path):
     rows = [row | {"group": f"g{i // 4}", "split": "train" if i % 4 else "val"} for i, row in enumerate(listed(album))]
     text = said_of(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run")
+    assert f"{tmp_path / 't.csv'}: columns: image from 'file', label from 'label', split from 'split'" in text
     assert "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 mo" in text
     assert "1 file is listed several times, and every row counts as an image: " in text
 
@@ -467,7 +471,7 @@ def make_missing(folder: Path) -> None:
         (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file; give a folder with a folder per class"),
         (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
         (make_unknown_class, "set", r"validation images of 1 class without training images \(tea; tea/00.jpg\)"),
-        (make_missing, "set.csv", "none of the 3 files that the table lists exists"),
+        (make_missing, "set.csv", r"/set\.csv: none of the 3 files that the table lists exists"),
         (table("file,score\na.jpg,1\n"), "x.csv", "no label column among file, score; name it one of label"),
         (table("file,label,split\na.jpg,1,later\n"), "x.csv", "row 2: split is 'later'; write train, val or test"),
     ],

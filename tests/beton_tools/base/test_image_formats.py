@@ -3,10 +3,11 @@
 import io
 import os
 
+import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from beton_tools.base.image_formats import FORMATS, MAX_FILE_BYTES, open_image
+from beton_tools.base.image_formats import FORMATS, MAX_FILE_BYTES, open_image, upright_rgb
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"
@@ -73,3 +74,19 @@ def test_a_large_image_is_opened_without_a_warning(recwarn):
     Image.new("1", (13_000, 13_000)).save(file, "PNG")
     assert open_image(file.getvalue()).size == (13_000, 13_000)
     assert not list(recwarn)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (np.array([[1000, 1100, 5080]], np.uint16), [0, 6, 255]),
+        (np.array([[-40, 0, 40]], np.int32), [0, 128, 255]),
+        (np.array([[0.25, np.nan, np.inf, 0.75, 0.3]], np.float32), [0, 0, 255, 255, 26]),
+        (np.array([[7, 7]], np.uint16), [0, 0]),
+    ],
+)
+def test_deep_images_are_stretched_by_their_own_range(values, shown):
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    rgb, _ = upright_rgb(open_image(file.getvalue()), 1)
+    assert np.asarray(rgb)[0, :, 0].tolist() == shown

@@ -5,10 +5,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numba
 import pytest
 
+from beton_tools.base.console import damaged_cache_as_user_error
 from beton_tools.base.jit_cache import PACKAGES, fingerprint
+from tests.refusals import refuses
 
 SOURCES = Path(__file__).parents[3] / "beton_tools"
 
@@ -51,6 +55,25 @@ def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(
     assert fingerprint(tmp_path) == before
     (package / "limits.py").write_text("LIMIT = 2\n")
     assert fingerprint(tmp_path) != before
+
+
+def test_a_damaged_file_of_the_cache_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    (tmp_path / "compiled.py").write_text("from numba import njit\n@njit(cache=True)\ndef one():\n    return 1\n")
+    code = compile((tmp_path / "compiled.py").read_text(), tmp_path / "compiled.py", "exec")
+
+    def run_compiled() -> None:
+        names: dict[str, Any] = {"__name__": "compiled"}
+        exec(code, names)
+        with damaged_cache_as_user_error():
+            names["one"]()
+
+    run_compiled()
+    for index in tmp_path.rglob("*.nbi"):
+        index.write_bytes(index.read_bytes()[:100])
+    with refuses(f"compiled code in {tmp_path} is damaged; delete the folder"):
+        run_compiled()
 
 
 @pytest.fixture

@@ -10,7 +10,15 @@ import pytest
 from beton_tools import UserError
 from beton_tools.inspect.verify import verify
 from beton_tools.jpeg.turbo import compress
-from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton, first_page_offset, write_tables
+from beton_tools.read.format import (
+    FIELD_DTYPE,
+    FLOAT_TYPE,
+    HEADER_DTYPE,
+    SAMPLE_DTYPE,
+    Beton,
+    first_page_offset,
+    write_tables,
+)
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
@@ -51,6 +59,9 @@ WITHOUT_MANIFEST = {
     "image data": (lambda path, beton: flip(path, int(beton.pointers[5] + beton.sizes[5] // 2), 300), "sample 5", ""),
     "negative label": (lambda path, _: put(path, LABEL, b"\xff" * 8), "tables", "labels run from -1"),
     "large label": (lambda path, _: put(path, LABEL + 5, b"\1"), "tables", "expected 0 to 1048575"),
+    "type of the labels": (
+        lambda path, _: put(path, METADATA - FIELD_DTYPE.itemsize, bytes([FLOAT_TYPE])), "tables", "no field of labels"
+    ),
     "width": (
         lambda path, beton: put(path, METADATA + 1, bytes([beton.widths[0] ^ 1])), "sample 0", "the metadata table states"
     ),

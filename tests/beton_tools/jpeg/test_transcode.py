@@ -103,6 +103,23 @@ def test_bytes_after_the_end_are_removed(jpeg):
     assert add_index(jpeg(50, 70) + b"\0garbage") == add_index(jpeg(50, 70))
 
 
+@pytest.mark.parametrize("where", ["a segment", "the last segment"])
+def test_code_words_that_are_left_over_are_damage(photographs, where):
+    """Those before them were misread: Pillow shows other pixels than were encoded, without an error."""
+    file = saved(photographs["coffee"][:64, :96], restart_marker_blocks=6)
+    assert parse(add_index(file))
+    if where == "a segment":
+        body = scan(file)
+        first = body[: body.index(b"\xff\xd0")]
+        file = file.replace(first, first + first)
+    else:  # the frame claims fewer rows than were encoded
+        file = saved(photographs["coffee"][:64, :96])
+        at = file.index(b"\xff\xc0") + 5
+        file = file[:at] + b"\0\x30" + file[at + 2 :]
+    with pytest.raises(JpegError, match="damaged"):
+        add_index(file)
+
+
 def test_files_that_cannot_be_transcoded_are_refused(photographs, jpeg):
     small = photographs["coffee"][:64, :96]
     damaged = bytearray(jpeg(64, 96))

@@ -149,3 +149,15 @@ def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder):
 def test_folders_that_are_no_labels_are_refused(photo_folder, names, message):
     with pytest.raises(UserError, match=message):
         open_source(numbered(photo_folder, *names), class_indices=True)
+
+
+def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path):
+    """macOS writes "cafe" with a combining accent; another system with an accented letter."""
+    for name in ("caf\u00e9", "cafe\u0301"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "0.jpg").touch()
+    source = open_source(tmp_path / "train")
+    assert (source.classes, source.labels.tolist()) == (("caf\u00e9",), [0, 0])
+    assert open_source(tmp_path / "train", classes=["cafe\u0301", "x"]).labels.tolist() == [0, 0]
+    (tmp_path / "t.csv").write_text("path,label\n0.jpg,caf\u00e9\n1.jpg,cafe\u0301\n")
+    assert open_source(tmp_path / "t.csv").classes == ("caf\u00e9",)

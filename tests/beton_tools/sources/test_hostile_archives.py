@@ -17,7 +17,7 @@ import pytest
 from beton_tools import UserError
 from beton_tools.base.names import MAX_NAME_BYTES
 from beton_tools.read.format import MAX_CLASSES
-from beton_tools.sources import open_source
+from beton_tools.sources import open_source, tars
 from tests.beton_tools.conftest import tar_of
 from tests.refusals import refuses
 
@@ -48,6 +48,32 @@ def pax_tar(name: str, **records: str) -> bytes:
             info.size, info.mtime, info.pax_headers = len(data), 1700000000.123456789, records
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+class EndlessTar(io.RawIOBase):
+    """What a hostile server sends: headers of empty files, as many as are read."""
+
+    at = 0
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = offset if whence == 0 else 1 << 60
+        return self.at
+
+    def read(self, size: int = -1) -> bytes:
+        self.at += size
+        return header(f"{self.at}.jpg", 0, "0")
+
+
+def test_headers_without_end_are_refused_early(monkeypatch):
+    monkeypatch.setattr(tars, "MAX_EMPTY", 1000)
+    tracemalloc.start()
+    with refuses("endless.tar: 1,001 of 1,001 members are empty; give an archive of images"):
+        list(tars.members(EndlessTar(), Path("endless.tar")))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("digits", [300, 32_000, 65_000])

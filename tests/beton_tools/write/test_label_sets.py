@@ -21,6 +21,8 @@ from beton_tools.sources.base import subset
 from beton_tools.write import pagefile
 from beton_tools.write.pagefile import PageFile
 from beton_tools.write.writer import WriteOptions, write_beton
+from fastft.cli import main
+from tests.refusals import refuses
 
 NAMES = ("cat", "dog", "eel")
 SETS = [("dog", "cat"), (), ("eel",), ("cat",), ("dog", "eel", "cat"), ("dog",), ("eel", "cat"), ("dog",)]
@@ -116,9 +118,62 @@ def test_a_semicolon_of_a_class_name_is_one_where_asked_and_told_where_not(folde
     assert (known.labels.tolist(), known.reading, single.reading) == ([1, 0, 2], "", "")
 
 
-def test_null_in_a_list_is_no_label(folder: Path) -> None:
-    pq.write_table(pa.table({"image": [b"x", b"y"], "labels": [["b", None], ["a", " "]]}), folder / "null.parquet")
-    assert open_source(folder / "null.parquet").classes == ("a", "b")
+@pytest.mark.parametrize("labels", [[["a"], ["b", None]], [["a"], ["b", " "]], [[1], [0, -1]], [[1], [None]]])
+def test_a_list_with_an_empty_or_negative_label_is_not_shortened(folder: Path, labels: list) -> None:
+    pq.write_table(pa.table({"image": [b"x", b"y"], "labels": labels}), folder / "null.parquet")
+    with refuses("null.parquet, row 3: labels has the label '(-1)?'; correct it"):
+        open_source(folder / "null.parquet")
+
+
+def test_class_columns_that_differ_in_case_are_two_classes(folder: Path) -> None:
+    (folder / "case.csv").write_text("path,a,A\n1.jpg,1,0\n2.jpg,0,1\n")
+    source = open_source(folder / "case.csv")
+    assert (source.classes, source.labels.tolist()) == (("A", "a"), [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("head", ["a,a,b", "a,a ,b", "caf\u00e9,cafe\u0301,b"])
+def test_two_columns_of_one_class_are_refused(folder: Path, head: str) -> None:
+    (folder / "twice.csv").write_text(f"path,{head}\n1.jpg,1,0,0\n2.jpg,0,1,0\n")
+    cells = [pa.array(["1.jpg", "2.jpg"]), *(pa.array(flags) for flags in ([1, 0], [0, 1], [0, 0]))]
+    pq.write_table(pa.Table.from_arrays(cells, ["path", *head.split(",")]), folder / "twice.parquet")
+    for name in ("twice.csv", "twice.parquet"):
+        with refuses(f"{name}: 2 columns are named (a|caf\u00e9); rename"):
+            open_source(folder / name)
+
+
+def test_a_class_without_images_stays_and_a_table_without_labels_is_refused(folder: Path) -> None:
+    (folder / "never.csv").write_text("path,cat,dog\n1.jpg,1,0\n2.jpg,0,0\n")
+    source = open_source(folder / "never.csv")
+    assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [[1, 0], [0, 0]])
+    (folder / "none.csv").write_text("path,cat,dog\n1.jpg,0,0\n2.jpg,0,0\n")
+    with refuses("none.csv: no image has a label"):
+        open_source(folder / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ("path,file,width,group,cat,dog",
+         "image from 'path', group from 'group', 2 classes from 'cat', 'dog'; not used: 'file', 'width'"),
+        ("path,class,cat,dog,split", "image from 'path', label from 'class', split from 'split'; not used: 'cat', 'dog'"),
+    ],
+)  # fmt: skip
+def test_how_each_column_was_read_is_told(folder: Path, capsys, head: str, told: str) -> None:
+    rows = "".join(
+        f"{k}.jpg{f',{k}' * (head.count(',') - ('split' in head))}{',val' * ('split' in head)}\n" for k in (0, 1)
+    )
+    (folder / "told.csv").write_text(f"{head}\n{rows}")
+    assert (
+        main(["convert", "folder", f"--data={folder / 'told.csv'}", f"--out={folder / head}.beton", "--workers=0"]) == 0
+    )
+    assert f"columns: {told}\n" in capsys.readouterr().out
+
+
+def test_columns_beside_images_are_told_too(folder: Path) -> None:
+    columns = {"image": [b"x", b"y"], "path": ["a", "b"], "kind": [0, 1], "is_grey": [True, False]}
+    pq.write_table(pa.table(columns), folder / "beside.parquet")
+    told = "columns: image from 'image', label from 'kind'; not used: 'path', 'is_grey'"
+    assert open_source(folder / "beside.parquet").columns == told
 
 
 def test_tables_of_too_many_labels_are_refused(folder: Path, monkeypatch) -> None:
