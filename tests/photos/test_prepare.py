@@ -397,7 +397,8 @@ def test_duplicates_across_given_splits_are_a_warning(album, tmp_path):
 def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_path):
     rows = [row | {"group": f"g{i // 4}", "split": "train" if i % 4 else "val"} for i, row in enumerate(listed(album))]
     text = said_of(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run")
-    assert f"{tmp_path / 't.csv'}: columns: image from 'file', label from 'label', split from 'split'" in text
+    used = "image from 'image_path', label from 'label', group from 'group', split from 'split'"
+    assert f"{tmp_path / 't.csv'}: columns: {used}" in text
     assert "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 mo" in text
     assert "1 file is listed several times, and every row counts as an image: " in text
 
