@@ -22,7 +22,9 @@ from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
-from fastft.recipe.recipe_file import RECIPES, recipe_names
+from fastft.recipe.recipe_file import RECIPES, TABLES, recipe_names
+from fastft.recipe.tables import load_sweep
+from fastft.search.sweep import as_published
 
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
@@ -187,6 +189,18 @@ def not_run(_: Any) -> str:
     recipes = [load_recipe(r["name"]) for r in _by_hours() if r["group"] == NOT_RUN]
     rows = [[f"`{recipe.name}`", *_hours(recipe)] for recipe in recipes]
     return markdown(["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS)], rows)
+
+
+def starts(_: Any) -> str:
+    """timm's figures of other starts of B/16, and what the paper's schedule costs from them."""
+    sweep, rows = load_sweep(TABLES / "starts.yaml"), []
+    for label in sweep.labels:
+        found = [row for row in sweep.rows if row.label == label]
+        recipes = [load_recipe(sweep.reference(row)) for row in found]
+        hours = " / ".join(format_hours(predict(recipe, ["V100"])["V100"]) for recipe in recipes)
+        rows.append([label, f"`{recipes[0].model.weights}`", as_published(found[0].paper), hours])
+    head = ["start", "`model.weights`", "timm's top-1", f"V100-hours, {' / '.join(sweep.series)}"]
+    return f"{markdown(head, rows, 2)}\n\nTop-1: {sweep.source}. Nobody has run the paper's schedule from these starts."
 
 
 @cache

@@ -225,6 +225,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-work": comparison("e2e", "What the loader's time goes to"),
     "words": words,
     "models": costs.model_costs,
+    "starts": costs.starts,
     "study-complete": study.complete,
     "study-ways": study.compared,
     "study-savers": study.savers,

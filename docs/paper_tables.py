@@ -85,7 +85,8 @@ def with_cost(path: Path) -> str:
 
 
 def page() -> str:
-    sweeps = [load_sweep(path) for path in sorted(RECIPES.glob("tables/*.yaml"))]
+    tables = [load_sweep(path) for path in sorted(RECIPES.glob("tables/*.yaml"))]
+    sweeps = [sweep for sweep in tables if sweep.source.startswith("paper")]
     return "\n\n".join([INTRO, _totals(sweeps), *map(_table, sweeps), CHEAPER_RECIPES]) + "\n"
 
 
