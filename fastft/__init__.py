@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy, parse_policy
-    from fastft.cli.fit import TrainedRun, fit
+    from fastft.cli.fit import TrainedRun, fit, load
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
     from fastft.evaluate.prediction import Prediction, Predictor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "augment.policies": ("AugmentPolicy", "parse_policy"),
-    "cli.fit": ("TrainedRun", "fit"),
+    "cli.fit": ("TrainedRun", "fit", "load"),
     "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
     "data.order": ("Shard",),
     "evaluate.prediction": ("Prediction", "Predictor"),
@@ -31,7 +31,7 @@ _MODULES = {
 # imported when first used; the training function is `fastft.train.train`
 __all__ = [
     "AsTuples", "AugmentPolicy", "Batch", "EvalLoader", "Output", "Prediction", "Predictor", "Recipe", "Shard",
-    "TrainLoader", "TrainedRun", "fit", "load_recipe", "parse_policy",
+    "TrainLoader", "TrainedRun", "fit", "load", "load_recipe", "parse_policy",
 ]  # fmt: skip
 
 

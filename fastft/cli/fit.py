@@ -19,9 +19,12 @@ from fastft.export import export_checkpoint
 from fastft.photos.paths import needs_conversion
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
+from fastft.run.chosen_weights import describe_weights
+from fastft.run.evaluations import SCORE_NAMES, main_score
+from fastft.run.run_directory import read_result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A run directory whose training has ended. Its methods use the weights that the run chose.
 
@@ -34,6 +37,15 @@ class TrainedRun:
     folder: Path
     result: Mapping[str, Any]
     device: str = "auto"
+
+    def __repr__(self) -> str:
+        chosen = self.result.get("weights")
+        if chosen is None:
+            return f"TrainedRun({str(self.folder)!r})\nno images were held out: there is no accuracy"
+        score = main_score(chosen)
+        return (
+            f"TrainedRun({str(self.folder)!r}): {SCORE_NAMES[score]} {chosen[score]:.2f} %\n{describe_weights(chosen)}"
+        )
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -128,6 +140,20 @@ def fit(
     """
     console = make_console(quiet=quiet)
     loaded = load_recipe(recipe, {**(options or {}), **short})
-    folder, result = train_recipe(loaded, console)
+    folder, _ = train_recipe(loaded, console)
     console.print(printable(f"{folder}: the run"))
-    return TrainedRun(folder, result, loaded.train.device)
+    return load(folder, loaded.train.device)
+
+
+def load(run: str | Path, device: str = "auto") -> TrainedRun:
+    """The run of a run directory whose training has ended, as `fit` returned it; the directory may have been moved.
+
+    fastft.load("runs/photos").predict("holiday/")
+
+    Raises:
+        UserError: no run directory, or its training has not ended.
+    """
+    folder = Path(run)
+    if result := read_result(folder):
+        return TrainedRun(folder, result, device)
+    raise UserError(f"{folder} has no result.json: give the run directory of a training that has ended")

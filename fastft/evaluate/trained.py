@@ -19,6 +19,7 @@ from fastft.recipe.constants import AUTO, PROBE
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores, stored_thresholds
 from fastft.run.prediction_metrics import EVEN, usable_temperature
+from fastft.run.run_directory import with_moved_data
 
 BATCH = 32  # images per forward pass
 
@@ -67,6 +68,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     chosen = find_weights(checkpoint, weights)
     read = read_probe if chosen.kind == PROBE else read_model
     model, recipe, found = read(chosen.path, chosen.stem)
+    recipe = with_moved_data(recipe, found.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
     several, classes = recipe.data.multi_label, recipe.data.num_classes

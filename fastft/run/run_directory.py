@@ -163,7 +163,7 @@ def load_run(folder: Path) -> Run:
     if not all(isinstance(section, dict) for section in sections.values()):
         raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
     result = read_result(folder)
-    recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
+    recipe = with_moved_data(recipe_from_dict(str(result.get("recipe") or folder.name), sections), folder)
     lines = read_metrics(folder / "metrics.jsonl")
     by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
     try:
@@ -183,6 +183,16 @@ def load_run(folder: Path) -> Run:
         weights=result.get("weights") or {},
         stopped=result.get("stopped", ""),
     )
+
+
+def with_moved_data(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the images that were converted into the run directory where they are now: it may have been moved."""
+    for name in ("train", "val"):
+        stored = getattr(recipe.data, name)
+        here = folder / "data" / Path(stored or "").name
+        if stored and not os.path.lexists(stored) and here.is_file():
+            recipe = recipe.with_option(f"data.{name}", str(here))
+    return recipe
 
 
 def read_metrics(path: Path) -> list[Line]:
