@@ -162,7 +162,7 @@ class Reporter:
     def baseline(self, baseline: Mapping[str, Any]) -> None:
         made = {key: value for key, value in baseline.items() if key not in ("raw", SELECTION)}
         self.record("baseline", 0, made | flatten(baseline))
-        self.say(describe_baseline(baseline, self.setup.validation.best_by))
+        self.say(describe_baseline(baseline, self._setup.validation.best_by))
 
     def interval(self, epoch: int, step: int, lr: float, phase: RunPhase) -> float:
         """A line for the steps since the previous one; returns their seconds."""
