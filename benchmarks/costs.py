@@ -17,7 +17,7 @@ from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
-from fastft.model.recipe_model import find_phases, with_phase
+from fastft.model.phases import find_phases, with_phase
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe

@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 import fastft
+from fastft.machine.exits import NonFinite, Preempted
 from fastft.photos.counts import load_counted
-from fastft.train.exceptions import NonFinite, Preempted
 
 SHARES = (1 / 8, 3 / 8, 1)  # of the recipe's epochs, after which a trial is evaluated
 TRIED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -13,8 +13,8 @@ __version__ = "0.3.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from fastft.api.fit import TrainedRun, fit, load
     from fastft.augment.policies import AugmentPolicy, parse_policy
-    from fastft.cli.fit import TrainedRun, fit, load
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
     from fastft.evaluate.prediction import Prediction, Predictor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "augment.policies": ("AugmentPolicy", "parse_policy"),
-    "cli.fit": ("TrainedRun", "fit", "load"),
+    "api.fit": ("TrainedRun", "fit", "load"),
     "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
     "data.order": ("Shard",),
     "evaluate.prediction": ("Prediction", "Predictor"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.machine import doctor
+from fastft.cli import doctor
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,7 +24,7 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.preview import SIDE
-from fastft.train.loop import train
+from fastft.train.train import train
 
 PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
 RIGHT, WRONG = "#1a7f37", "#cf222e"

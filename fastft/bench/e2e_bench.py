@@ -21,11 +21,11 @@ from fastft.bench.harness import Contender, Findings, Options, Trial, alternate,
 from fastft.bench.loaders import timm_batches, warm
 from fastft.bench.step_bench import device, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, NAMES, diagnose
+from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.run.run_directory import load_run
-from fastft.train.loop import train
-from fastft.train.precision import choose_precision
+from fastft.train.train import train
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")

@@ -18,14 +18,14 @@ from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second, summary
 from fastft.cost.roofline import roofline_mfu
 from fastft.machine.gpus import Gpu, find_gpu, peak_flops
+from fastft.machine.precision import Precision, choose_precision
+from fastft.machine.processes import World
 from fastft.model import Arch, build_classifier, count_flops
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.attention import BF16_NATIVE
 from fastft.model.recipe_model import can_compile
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.recipe import recipe_from_dict
-from fastft.train.distributed import World
-from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import Step, StepChoice
 from fastft.train.step_choice import choose_step
 

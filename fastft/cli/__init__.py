@@ -31,7 +31,7 @@ with imports_of("fastft"):
     from beton_tools.base.errors import UserError
     from fastft import __version__
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
-    from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
+    from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 

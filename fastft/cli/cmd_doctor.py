@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from fastft.cli.doctor import as_json, examine
     from fastft.cli.printing import print_checks
-    from fastft.machine.doctor import as_json, examine
     from fastft.machine.facts import gather
 
     waiting = "examining; compiles the loader and a kernel the first time, a minute or two"

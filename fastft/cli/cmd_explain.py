@@ -57,7 +57,7 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
 
     from fastft.cost.explanation import predicted_cost
     from fastft.machine.gpus import peak_flops
-    from fastft.train.precision import inference_precision
+    from fastft.machine.precision import inference_precision
 
     on_one = predicted_cost(recipe, gpus=1)
     hours = on_one["gpu_hours"]["A100"]

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastft.augment.recipe_policy import build_policy
-    from fastft.model.recipe_model import phase_at
+    from fastft.model.phases import phase_at
     from fastft.report.preview import write_preview
 
     check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])

@@ -2,16 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_shared, positive, recipe_reference
-from fastft.recipe.constants import AUTO
 
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
 TAKES_OPTIONS = False
-SUFFIXES = (".html", ".htm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.cost.benchmark_file import read_bench
     from fastft.report.bench_report import render_bench
-    from fastft.report.run_report import write_page
+    from fastft.report.run_report import SUFFIXES, write_page, write_run_page
 
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
@@ -42,22 +39,3 @@ def run(args: argparse.Namespace) -> int:
     write_page(render_bench(read_bench(args.source), args.source.name), out)
     print(out)
     return 0
-
-
-def write_run_page(
-    folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, **asked: Any
-) -> Path:
-    """Write the page of a run; returns its path. The other arguments are those of `render_run`."""
-    from fastft.evaluate.assessment import assess_run
-    from fastft.report.run_report import render_run, write_page
-    from fastft.run.chosen_weights import with_choice_so_far
-    from fastft.run.run_directory import load_run
-
-    if out is not None:
-        check_writable(out, suffixes=SUFFIXES)
-    run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
-    assessment, note = None, "Left out, as asked (--mistakes=never)."
-    if mistakes != "never":
-        assessment, note = assess_run(run, insist=mistakes == "always", weights=weights)
-    write_page(render_run(run, assessment=assessment, note=note, **asked), out)
-    return out

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
+from fastft.cli.doctor import FAIL, OK, WARN
 from fastft.cost.price import LOADER_LIMITS, format_hours
 from fastft.cost.roofline import K
-from fastft.machine.doctor import FAIL, OK, WARN
 from fastft.recipe import describe_choice
 from fastft.recipe.check import show_value
 from fastft.recipe.training_images import NO_EXPECTATION

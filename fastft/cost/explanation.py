@@ -12,7 +12,8 @@ from fastft.cost.price import MACHINE_GPUS, predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import TowerArch, count_frozen_blocks
-from fastft.model.recipe_model import build_model, find_phases, recipe_arch
+from fastft.model.phases import find_phases
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, load_recipe

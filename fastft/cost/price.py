@@ -15,7 +15,8 @@ from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
 from fastft.cost.work import phase_flops, probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu, find_gpu
 from fastft.model import TowerArch
-from fastft.model.recipe_model import find_phases, recipe_arch
+from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
 

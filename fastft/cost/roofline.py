@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fastft.cost.traffic import image_traffic
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import Gpu
-from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
+from fastft.model.phases import find_phases, with_phase
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
 # Expected share of the roofline: the geometric mean of published trainings on V100 whose authors had tuned the step (`TUNED` of

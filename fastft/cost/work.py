@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
-from fastft.model.recipe_model import Phase, find_phases
+from fastft.model.phases import Phase, find_phases
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images
 

@@ -18,13 +18,13 @@ from beton_tools.sources.path_table import SEPARATOR
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_multi_label, refuse_other_classes, refuse_other_labels
+from fastft.evaluate.scores import TOP5_CLASSES, Scores, evaluate
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
+from fastft.machine.precision import inference_precision
+from fastft.machine.processes import World, connected, find_world
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
-from fastft.train.distributed import World, connected, find_world
-from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate
-from fastft.train.precision import inference_precision
 
 KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
 CONFUSIONS = 100  # pairs of classes that are listed

@@ -17,11 +17,11 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
 from fastft.evaluate.evaluation import eval_loader
 from fastft.evaluate.prediction import compute_outputs, describe_left_out, image_paths, say_notes
+from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import Trained, load_trained
+from fastft.machine.precision import inference_precision
+from fastft.machine.processes import World, connected, find_world
 from fastft.model.head_file import tower_checksum
-from fastft.train.distributed import World, connected, find_world
-from fastft.train.head_start import pooled_features
-from fastft.train.precision import inference_precision
 
 SUFFIX = ".npz"
 NO_LABEL = -1

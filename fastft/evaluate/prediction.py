@@ -29,13 +29,13 @@ from beton_tools.base.image_formats import (
     upright_rgb,
 )
 from beton_tools.base.user_files import check_user_file
+from fastft.evaluate.scores import forward
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
+from fastft.machine.precision import inference_precision
+from fastft.machine.processes import World, find_world
 from fastft.model.classifier import rank_classes
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
-from fastft.train.distributed import World, find_world
-from fastft.train.evaluate import forward
-from fastft.train.precision import inference_precision
 
 Source = Path | str | Image.Image
 Colour = Sequence[float]  # per channel, in 0..1

@@ -20,11 +20,11 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.data.classes import refuse_multi_label
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained, load_trained
+from fastft.machine.processes import connected, find_world
 from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
 from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
 from fastft.run.chosen_weights import STEMS
-from fastft.train.distributed import connected, find_world
 
 State = dict[str, Tensor]
 WISE = "WiSE-FT"

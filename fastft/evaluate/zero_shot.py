@@ -27,6 +27,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.sources.side_files import imagenet_wnids, is_wnid
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained
+from fastft.machine.processes import World, connected, find_world
 from fastft.model.arch import load_open_clip_config
 from fastft.model.classifier import TOKEN
 from fastft.model.head_file import Head, check_head_path, set_head, write_head
@@ -35,7 +36,6 @@ from fastft.model.weights import read_text_state
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
 from fastft.recipe.training_images import with_num_classes
-from fastft.train.distributed import World, connected, find_world
 
 CLASSES_PER_PASS = 10  # open_clip's default: with 80 templates, 800 texts
 Template = Callable[[str], str]  # a class name to a text

@@ -19,7 +19,7 @@ from beton_tools.base.cgroup import memory_limit, usable_cpus
 GIB = 1 << 30
 RAM_SHARE = 0.9  # files up to this share of the available memory stay in the page cache
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
-KERNEL_PROBE, PIXEL_PROBE = "fastft.machine.kernel_probe", "fastft.data.pixel_probe"
+KERNEL_PROBE, PIXEL_PROBE = "fastft.augment.kernel_probe", "fastft.data.pixel_probe"
 # time limit of a probe; importing torch from a slow disk takes long, and so does compiling the loader
 PYTHON_SECONDS = 300
 

@@ -1,8 +1,6 @@
-"""The model that a recipe describes, and the phases of a run: consecutive epochs at one image size and one patch dropout."""
+"""The model that a recipe describes."""
 
-from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from itertools import groupby
 
 import torch
 
@@ -16,7 +14,7 @@ from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
 from fastft.model.timm_tower import build_timm_classifier, check_drop_path, freeze_timm, load_timm_weights, name_weights
 from fastft.model.weights import check_activation, check_weights, load_tower_weights
-from fastft.recipe import Recipe, epoch_values
+from fastft.recipe import Recipe
 
 RECOMPILE_LIMIT = 128  # PyTorch's is 8, beyond which blocks run uncompiled
 
@@ -141,60 +139,3 @@ def can_fuse(recipe: Recipe) -> bool:
 def can_compile(device: torch.device) -> bool:
     """Return True if torch.compile has a back end for the device; on a GPU this is Triton."""
     return device.type == "cpu" or find_spec("triton") is not None
-
-
-# phases ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Epochs `first` to `first + epochs - 1`; size in pixels."""
-
-    first: int
-    epochs: int
-    size: int
-    patch_dropout: float
-
-
-def find_phases(recipe: Recipe, arch: TowerArch | None = None) -> list[Phase]:
-    """The phases of the epochs that are trained, in order; one phase without schedules.
-
-    arch: the recipe's, if the caller has it. Raises UserError: a size is not a multiple of the patch size.
-    """
-    arch = arch or recipe_arch(recipe)
-    check_sizes(recipe, arch)
-    phases, first = [], 0
-    for (size, dropout), epochs in groupby(_settings(recipe, arch, epoch) for epoch in range(recipe.epochs)):
-        count = len(list(epochs))
-        phases.append(Phase(first, count, size, dropout))
-        first += count
-    return phases
-
-
-def phase_at(recipe: Recipe, epoch: int) -> Phase:
-    """The phase of an epoch; after the last epoch the last one. Raises as `find_phases`."""
-    phases = find_phases(recipe)
-    return next(phase for phase in reversed(phases) if phase.first <= epoch)
-
-
-def check_sizes(recipe: Recipe, arch: TowerArch) -> None:
-    """Raise UserError if a size in `schedule.sizes` is not a multiple of the patch size."""
-    if recipe.schedule.sizes is None:
-        return
-    for size in epoch_values(recipe.schedule.sizes).values:
-        try:
-            arch.at(int(size))
-        except UserError as error:
-            raise UserError(f"schedule.sizes: {error}") from None
-
-
-def with_phase(recipe: Recipe, phase: Phase) -> Recipe:
-    """A recipe whose every epoch trains as the phase does; its length is that of the whole run."""
-    model = replace(recipe.model, image_size=phase.size, patch_dropout=phase.patch_dropout)
-    return replace(recipe, model=model, schedule=replace(recipe.schedule, sizes=None))
-
-
-def _settings(recipe: Recipe, arch: TowerArch, epoch: int) -> tuple[int, float]:
-    """(image size, patch dropout) of an epoch; sizes within a ramp are rounded to whole patches."""
-    size = arch.patch_size * round(recipe.size_at(epoch) / arch.patch_size)
-    return size, recipe.patch_dropout_at(epoch)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from fastft.model.recipe_model import find_phases
+from fastft.model.phases import find_phases
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import with_training_files

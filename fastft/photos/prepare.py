@@ -27,6 +27,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
+from fastft.machine.processes import World
 from fastft.model.recipe_model import check_model
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_sets, open_val
@@ -52,7 +53,6 @@ from fastft.recipe.training_images import (
 )
 from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.run_directory import run_folder
-from fastft.train.distributed import World
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
 TO_VAL = "val.beton"

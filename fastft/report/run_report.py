@@ -8,23 +8,25 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from beton_tools.base.atomic import write_text
+from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.cost.published import reference_of
-from fastft.evaluate.assessment import Assessment
+from fastft.evaluate.assessment import Assessment, assess_run
 from fastft.recipe import Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO, PROBE
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
+from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import MAP, SCORE_NAMES, TOP1, WEIGHTS, best_line, headline_score, standard_error
 from fastft.run.prediction_metrics import Calibration, Reliability
-from fastft.run.run_directory import Run, read_choices
+from fastft.run.run_directory import Run, load_run, read_choices
 
 PHOTOS = "photos"  # the recipe of automatic values
+SUFFIXES = (".html", ".htm")
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 BEST = "best epoch"  # of the tile and of the mark in the chart
@@ -380,3 +382,17 @@ def _cells(names: list[str], matrix_KK: np.ndarray, cell: float, left: int) -> I
 def write_page(page: str, out: Path) -> None:
     with report_disk_errors(out, "choose another --out"):
         write_text(out, page)
+
+
+def write_run_page(
+    folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, **asked: Any
+) -> Path:
+    """Write the page of a run; returns its path. The other arguments are those of `render_run`."""
+    if out is not None:
+        check_writable(out, suffixes=SUFFIXES)
+    run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
+    assessment, note = None, "Left out, as asked (--mistakes=never)."
+    if mistakes != "never":
+        assessment, note = assess_run(run, insist=mistakes == "always", weights=weights)
+    write_page(render_run(run, assessment=assessment, note=note, **asked), out)
+    return out

@@ -10,8 +10,8 @@ from typing import Any
 
 from beton_tools.base.user_files import read_user_text
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, diagnose, shares
+from fastft.run import profile
 from fastft.run.run_directory import Run
-from fastft.train import profile
 
 MOST_OPERATIONS = 10
 MAX_PROFILE_BYTES = 16 << 20

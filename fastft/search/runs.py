@@ -18,15 +18,15 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet
+from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
+from fastft.machine.processes import World
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.tables import Row, Sweep
 from fastft.run import run_directory
 from fastft.run.continuation import RESUMABLE_OPTIONS
 from fastft.run.evaluations import StoredEvaluation, standard_error
-from fastft.train.distributed import World
-from fastft.train.exceptions import LocalRankError, NonFinite, PeerFailed, Preempted
-from fastft.train.loop import train
+from fastft.train.train import train
 
 # a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
 # epochs and weights are evaluated, and so the best one

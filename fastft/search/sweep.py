@@ -12,6 +12,7 @@ from rich.console import Console
 from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.data.classes import refuse_multi_label
+from fastft.machine.processes import World, connected, find_world
 from fastft.photos.counts import count_images, load_counted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
@@ -28,7 +29,6 @@ from fastft.search.runs import (
     train_run,
     write_results,
 )
-from fastft.train.distributed import World, connected, find_world
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (

@@ -1,16 +1,5 @@
-"""The training loop, checkpoints, evaluation, distribution, preemption."""
+"""The training loop: steps, distributed training, evaluation within a run, checkpoints, preemption."""
 
-from typing import TYPE_CHECKING, Any
+from fastft.train.train import train
 
-if TYPE_CHECKING:
-    from fastft.train.loop import train
-
-__all__ = ["train"]  # imported when first used: `fastft.run.checkpoint` and others do not need the loop
-
-
-def __getattr__(name: str) -> Any:
-    if name != "train":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastft.train.loop import train
-
-    return train
+__all__ = ["train"]

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.data.classes import training_shares
+from fastft.evaluate.scores import evaluate
 from fastft.recipe import Choice, Recipe, describe_choice
 from fastft.recipe.constants import NONE
 from fastft.run.chosen_weights import SIGNIFICANT, mcnemar
-from fastft.train.evaluate import evaluate
 
 if TYPE_CHECKING:
     from fastft.train.setup import Setup

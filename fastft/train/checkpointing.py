@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
+from fastft.machine.processes import World
 from fastft.recipe.schema import Train as TrainOptions
 from fastft.run.checkpoint import (
     Checkpoint,
@@ -28,7 +29,6 @@ from fastft.run.checkpoint import (
     step_of,
     write_checkpoint,
 )
-from fastft.train.distributed import World
 from fastft.train.progress import Progress
 from fastft.train.step import Step
 

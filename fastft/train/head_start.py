@@ -5,7 +5,7 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,11 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.progress_bar import progress_lines
 from beton_tools.read.sample_table import strata
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import Batch, EvalLoader, Output, Shard
+from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import name_outputs
+from fastft.evaluate.scores import forward, pooled_features
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.head_file import Head, tower_checksum, write_head
 from fastft.recipe import Recipe
@@ -28,9 +31,6 @@ from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 from fastft.run.run_directory import write_choices, write_recipe
 from fastft.train.augmentation_choice import HFLIP, Mirrored, choose_augmentation
 from fastft.train.checkpointing import init_optimizer_state
-from fastft.train.distributed import World
-from fastft.train.evaluate import forward
-from fastft.train.precision import Precision
 from fastft.train.progress import Progress
 
 if TYPE_CHECKING:
@@ -118,20 +118,6 @@ def set_probe_head(
         model.head.bias.copy_(torch.from_numpy(head.bias_K))
     found = {"images": images, "seconds": time.monotonic() - began, "penalty": head.penalty, "scale": head.scale}
     return found, mirrored
-
-
-@torch.inference_mode()
-def pooled_features(
-    model: ImageClassifier, batches: Iterable[Batch], world: World, precision: Precision, stop: Callable[[], bool]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 (N, D), int64 (N,)): the head's input for every image of all processes' batches, and its label; or sets (N, K)."""
-    rows = []
-    for batch, (features_BD,) in forward([model], batches, world, precision, stop, "pooled"):
-        rows.append(torch.cat([batch.labels.reshape(len(features_BD), -1).float(), features_BD], dim=1))
-    mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
-    table = world.gather_rows(mine).cpu().numpy()
-    labels, features_ND = np.split(table, [-model.head.in_features], axis=1)
-    return features_ND, labels[:, 0].astype(np.int64) if labels.shape[1] == 1 else labels
 
 
 @torch.inference_mode()

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.augment import AugmentPolicy
 from fastft.augment.policies import AugMix
+from fastft.machine.precision import Precision
 from fastft.optim import HalfCopy
-from fastft.train.precision import Precision
 
 CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
 # Pairs of micro-batches whose peak memory is measured first. The second pair is for models of which 8 images do not fit.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.base.console import format_duration
+from fastft.evaluate.scores import Scores
 from fastft.model import TowerArch
 from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
@@ -25,7 +26,6 @@ from fastft.run.evaluations import (
     best_evaluation,
     main_score,
 )
-from fastft.train.evaluate import Scores
 
 
 @dataclass

@@ -15,8 +15,12 @@ from rich.console import Console
 from beton_tools.base.console import format_duration
 from fastft.cost.work import evaluated_models
 from fastft.data import TrainLoader
+from fastft.evaluate.scores import Scores
+from fastft.machine.exits import Preempted
 from fastft.machine.facts import cpu_name
 from fastft.machine.gpus import peak_flops
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.model import count_flops
 from fastft.optim.schedule import recipe_warnings
 from fastft.recipe import Recipe, describe_choice
@@ -24,10 +28,6 @@ from fastft.run.evaluations import SELECTION, flatten
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import read_metrics, write_choices, write_recipe
-from fastft.train.distributed import World
-from fastft.train.evaluate import Scores
-from fastft.train.exceptions import Preempted
-from fastft.train.precision import Precision
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.run_phases import RunPhase
 from fastft.train.setup import Setup

@@ -8,12 +8,12 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.work import phase_flops
 from fastft.data.engine import Engine
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.model import ImageClassifier
-from fastft.model.recipe_model import Phase, find_phases
+from fastft.model.phases import Phase, find_phases
 from fastft.recipe import Recipe
-from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
-from fastft.train.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,13 @@ from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import class_factors, refuse_other_classes, refuse_other_labels, training_shares
 from fastft.data.stage import check_shrink
+from fastft.machine.exits import NonFinite
+from fastft.machine.precision import Precision, choose_precision
+from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
-from fastft.model.recipe_model import build_model, with_phase
+from fastft.model.phases import with_phase
+from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
@@ -35,16 +39,13 @@ from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.distributed import World
-from fastft.train.evaluate import Validation
-from fastft.train.exceptions import NonFinite
 from fastft.train.micro_batch import COPIES
-from fastft.train.precision import Precision, choose_precision
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
 from fastft.train.run_phases import RunPhases, plan_phases
 from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
+from fastft.train.validation import Validation
 
 OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
 ONE_LABEL = {"model.head": None, "data.sampling": NONE, "optim.class_weights": NONE, "train.refit": False}

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.augment.rng import step_seed
+from fastft.machine.precision import GROWTH_INTERVAL, YOUNG_STEPS, Precision
+from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import compile_blocks
 from fastft.optim import Ema, HalfCopy
-from fastft.train.distributed import World
-from fastft.train.precision import GROWTH_INTERVAL, YOUNG_STEPS, Precision
 from fastft.train.timing import Split
 
 NEVER = 1 << 62  # later than any step

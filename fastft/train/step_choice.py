@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_line
 from fastft.machine.facts import cpu_name, has_numba_cuda
+from fastft.machine.precision import choose_precision
+from fastft.machine.processes import World
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.recipe_model import can_compile, can_fuse, phase_at
+from fastft.model.phases import phase_at
+from fastft.model.recipe_model import can_compile, can_fuse
 from fastft.recipe import Recipe
-from fastft.train.distributed import World
-from fastft.train.precision import choose_precision
 from fastft.train.step import MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise

@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 from fastft.augment.mix import smoothed_targets
 from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.data import Batch
-from fastft.model.recipe_model import with_phase
+from fastft.evaluate.scores import EvaluationStopped
+from fastft.machine.exits import Preempted, TimeUp
+from fastft.model.phases import with_phase
 from fastft.optim import set_lr
 from fastft.recipe.constants import PROBE
+from fastft.run import profile
 from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_result
-from fastft.train import profile
-from fastft.train.evaluate import EvaluationStopped
-from fastft.train.exceptions import Preempted, TimeUp
 from fastft.train.head_start import start_from_probe
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
@@ -51,7 +51,7 @@ class Trainer:
         self._start()
         if self.world.is_main and not self._is_done():  # of a run that had ended and has more epochs now
             (self.setup.folder / "result.json").unlink(missing_ok=True)
-        if self.setup.validation.is_due(self.progress):  # a signal interrupted it
+        if self.progress.step == 0 and self._is_evaluation_due():  # a signal interrupted it
             self._finish_epoch()
         with closing(self.profiler):
             while not self._is_done():
@@ -161,7 +161,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Evaluate if due, and save; a signal postpones an evaluation to the next start."""
         done, best = self.progress.epoch, False
-        if self.setup.validation.is_due(self.progress):
+        if self._is_evaluation_due():
             try:
                 best = self._evaluate_epoch(done - 1)
             except EvaluationStopped:
@@ -174,6 +174,9 @@ class Trainer:
         self.reporter.epoch(done - 1, self.global_step)
         if stop:
             self._stop()
+
+    def _is_evaluation_due(self) -> bool:
+        return self.setup.validation.is_due(self.progress.epoch, self.progress.evaluations)
 
     def _evaluate_epoch(self, epoch: int) -> bool:
         """Evaluate and log; whether it is the best epoch so far."""

@@ -19,10 +19,10 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.trained import load_trained
+from fastft.machine.processes import World
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train.checkpointing import step_tensors
-from fastft.train.distributed import World
 from fastft.train.preempt import SignalGuard
 from fastft.train.setup import build_setup
 from tests.train.runs import differing, end, losses

@@ -15,7 +15,8 @@ from fastft.cost.price import FASTFT, CostQuery, Estimate, estimate, price_recip
 from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
 from fastft.cost.work import phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
-from fastft.model.recipe_model import find_phases, recipe_arch
+from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 
 GIVEN = Mfu(0.4, "given", "")

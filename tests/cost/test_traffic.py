@@ -9,7 +9,8 @@ import pytest
 
 from fastft.cost.traffic import KERNELS, OpTraffic, image_traffic, stored_traffic, trace_image, traced_ops, traffic_key
 from fastft.model import Tower, linear
-from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
+from fastft.model.phases import find_phases, with_phase
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
 

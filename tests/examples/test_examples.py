@@ -18,8 +18,8 @@ import fastft
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.machine.exits import NonFinite
 from fastft.run.run_directory import read_metrics
-from fastft.train.exceptions import NonFinite
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ["--model", "vit_tiny_patch16_224", "--size", "32", "--batch-size", "8", "--epochs", "2"]

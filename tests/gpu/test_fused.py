@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastft.bench.step_bench import our_step, random_batch
+from fastft.machine.precision import Precision
 from fastft.model.fused import add_norm, biased_silu
-from fastft.train.precision import Precision
 from fastft.train.step import StepChoice
 from fastft.train.step_choice import TOLERANCE, compare
 from tests.gpu.test_step import clip_vit, no_synchronisation

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastft.bench.step_bench import CLASSES, StepRunner, our_step, random_batch
+from fastft.machine.precision import Precision, choose_precision
 from fastft.model import Arch, build_classifier
 from fastft.train.micro_batch import choose_micro_batch
-from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import StepChoice
 
 STEPS, WINDOW = 20, 10

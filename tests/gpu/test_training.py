@@ -16,9 +16,9 @@ from fastft.augment import parse_policy
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.data import Output, TrainLoader
 from fastft.recipe import recipe_from_dict
+from fastft.run.profile import MEMORY, OPERATIONS, TRACE
 from fastft.run.run_directory import load_run
-from fastft.train.loop import train
-from fastft.train.profile import MEMORY, OPERATIONS, TRACE
+from fastft.train.train import train
 
 POLICY = parse_policy("rand-m9-mstd0.5-inc1", erase_prob=0.25)
 SLOW_CONSUMER_SECONDS = 0.01

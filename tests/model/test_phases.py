@@ -4,7 +4,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.model import load_arch
-from fastft.model.recipe_model import Phase, find_phases, phase_at, with_phase
+from fastft.model.phases import Phase, find_phases, phase_at, with_phase
 from fastft.recipe import epoch_values, load_recipe
 
 SIZES = "--schedule.sizes=0:160,24:224"

@@ -14,8 +14,8 @@ from beton_tools.read.manifest import manifest_path
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.api.training import train_recipe as train
 from fastft.cli import main
-from fastft.cli.training import train_recipe as train
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data

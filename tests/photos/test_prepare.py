@@ -21,8 +21,8 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
+from fastft.api.training import train_recipe as train
 from fastft.cli import main
-from fastft.cli.training import train_recipe as train
 from fastft.photos import prepare, state
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data

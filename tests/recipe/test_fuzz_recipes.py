@@ -4,6 +4,7 @@ import re
 import time
 from pathlib import Path
 
+import timm  # noqa: F401 - before the clock starts: recipes name towers of timm
 from hypothesis import strategies as st
 
 from beton_tools.base.errors import UserError

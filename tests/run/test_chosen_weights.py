@@ -15,13 +15,13 @@ from beton_tools.base.typed_json import check
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.trained import load_trained
+from fastft.machine.exits import EXIT_REQUEUE
 from fastft.recipe import load_recipe
 from fastft.report.run_report import _used_evaluation
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import choose_weights, count_disagreements, find_weights, mcnemar, with_choice_so_far
 from fastft.run.evaluations import StoredEvaluation
 from fastft.run.run_directory import _Weights, load_run
-from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.progress import Progress
 from tests.train.runs import flags, run
 

@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
+from fastft.machine.processes import World
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.distributed import World
-from fastft.train.loop import train
 from fastft.train.preempt import SignalGuard
 from fastft.train.setup import build_setup
 from fastft.train.step import Step
+from fastft.train.train import train
 from tests.train.runs import differing, end, flags, losses, run
 
 Damage = Callable[[Path], None]

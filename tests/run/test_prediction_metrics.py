@@ -9,6 +9,8 @@ import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, classification_report, f1_score
 
+from fastft.evaluate.scores import _set_scores
+from fastft.machine.processes import World
 from fastft.run.prediction_metrics import (
     BINS,
     Predictions,
@@ -26,8 +28,6 @@ from fastft.run.prediction_metrics import (
     sigmoid,
     usable_temperature,
 )
-from fastft.train.distributed import World
-from fastft.train.evaluate import _set_scores
 from tests.written import predictions_of
 
 

@@ -15,7 +15,7 @@ from fastft.recipe.tables import load_sweep
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
 from fastft.search.runs import plan_runs
-from fastft.train.loop import train
+from fastft.train.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint, step_of
 from fastft.run.run_directory import read_metrics
-from fastft.train.loop import train
+from fastft.train.train import train
 
 QUIET = Console(quiet=True)
 

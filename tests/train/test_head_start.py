@@ -19,6 +19,8 @@ from fastft.cli import main
 from fastft.evaluate import trained
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
@@ -28,11 +30,9 @@ from fastft.run.chosen_weights import find_weights
 from fastft.run.prediction_metrics import calibrate
 from fastft.run.run_directory import load_run
 from fastft.train import head_start
-from fastft.train.distributed import World
 from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
-from fastft.train.loop import train
-from fastft.train.precision import Precision
 from fastft.train.progress import conclusion, describe_baseline
+from fastft.train.train import train
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 from tests.train.test_distributed import launch, said_by
 from tests.written import predictions_of

@@ -22,13 +22,13 @@ from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.augment.mix import smoothed_targets
+from fastft.machine.exits import NonFinite
+from fastft.machine.precision import Precision
 from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from fastft.run.continuation import refuse_changed_recipe
 from fastft.run.run_directory import load_run, lock_run
-from fastft.train.exceptions import NonFinite
-from fastft.train.precision import Precision
 from fastft.train.progress import conclusion
 from fastft.train.step import Step
 from fastft.train.trainer import Trainer

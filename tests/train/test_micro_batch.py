@@ -5,11 +5,11 @@ import torch
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from fastft.machine.precision import Precision
 from fastft.recipe import load_recipe
 from fastft.train import micro_batch, setup
-from fastft.train.loop import train
-from fastft.train.precision import Precision
 from fastft.train.step import Step
+from fastft.train.train import train
 from tests.train.runs import differing, end, flags, run
 
 FP32 = Precision(torch.float32, "cpu")

@@ -18,11 +18,10 @@ from beton_tools.inspect.extract import extract
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
+from fastft.api.training import train_recipe
 from fastft.augment.draw import eval_plan
 from fastft.augment.mix import Mixer, smoothed_targets
 from fastft.cli import main
-from fastft.cli.cmd_report import write_run_page
-from fastft.cli.training import train_recipe
 from fastft.data import EvalLoader, TrainLoader
 from fastft.data.stage import Output, PackedStage
 from fastft.evaluate.evaluation import evaluate_checkpoint
@@ -31,6 +30,7 @@ from fastft.evaluate.trained import load_trained
 from fastft.export import export_checkpoint
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
+from fastft.report.run_report import write_run_page
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.trainer import Trainer
 from tests.train.runs import QUIET, differing, end, losses

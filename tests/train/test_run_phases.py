@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from beton_tools.read.beton_set import BetonSet
+from fastft.machine.precision import Precision
+from fastft.machine.processes import find_world
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run
 from fastft.train import run_phases
-from fastft.train.distributed import find_world
-from fastft.train.precision import Precision
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 
 # 6 steps per epoch; phases: 16 px with half of the patches, 24 px with half, 32 px with half, 32 px whole

@@ -16,11 +16,11 @@ import pytest
 
 from beton_tools.base.signals import STOP_SIGNALS
 from fastft.cli import main
+from fastft.machine.exits import EXIT_REQUEUE, Preempted
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
-from fastft.train.exceptions import EXIT_REQUEUE, Preempted
-from fastft.train.loop import train
 from fastft.train.preempt import SignalGuard
+from fastft.train.train import train
 from tests.beton_tools.base.test_signals import check_end
 from tests.train.runs import differing, end, flags, logged, losses, result_of, run, wait_for
 
@@ -104,7 +104,7 @@ def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path):
 def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, whole, tmp_path, monkeypatch, capfd):
     command = ["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LIKE_WHOLE)]
     with monkeypatch.context() as patch:
-        send(patch, signal.SIGINT, "fastft.train.evaluate._image_rows")
+        send(patch, signal.SIGINT, "fastft.evaluate.scores._image_rows")
         assert main(command) == 130
     assert not logged(tmp_path, "eval")  # the next start evaluates
     announced, said = capfd.readouterr().err.strip().splitlines()
@@ -118,11 +118,11 @@ def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, whole, tmp
 
 @pytest.mark.parametrize(
     ("place", "number", "error"),
-    [("setup.build_model", signal.SIGINT, KeyboardInterrupt), ("head_start.forward", signal.SIGINT, KeyboardInterrupt),
-     ("head_start.forward", signal.SIGTERM, Preempted)],
+    [("train.setup.build_model", signal.SIGINT, KeyboardInterrupt), ("evaluate.scores.forward", signal.SIGINT, KeyboardInterrupt),
+     ("evaluate.scores.forward", signal.SIGTERM, Preempted)],
 )  # fmt: skip
 def test_a_signal_before_the_first_step_ends_without_a_checkpoint(tiny, tmp_path, monkeypatch, place, number, error):
-    send(monkeypatch, number, f"fastft.train.{place}")
+    send(monkeypatch, number, f"fastft.{place}")
     with pytest.raises(error) as stop:
         run(tiny, tmp_path, model__head_init="probe")
     assert (error is Preempted or stop.value.args == ()) and not list_checkpoints(tmp_path / "checkpoints")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from fastft.machine.exits import EXIT_REQUEUE
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
-from fastft.train.exceptions import EXIT_REQUEUE
 from tests import EXTENT
 from tests.run.test_damage import CASES
 from tests.train.runs import differing, end, flags, losses

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
+from fastft.machine.precision import Precision
 from fastft.optim import set_lr
 from fastft.train import step as step_module
-from fastft.train.precision import Precision
 from fastft.train.step import WARM_UP_PASSES, GraphedPass, Step, StepChoice
 from tests.model.test_tower import small_arch
 from tests.train.test_sync import check_steps, new_step

@@ -6,9 +6,9 @@ import re
 import torch
 
 from fastft.cli import main
+from fastft.machine.exits import EXIT_REQUEUE
 from fastft.run.checkpoint import list_checkpoints, step_of
 from fastft.train import reporting
-from fastft.train.exceptions import EXIT_REQUEUE
 from tests.train.runs import differing, end, flags, losses, run
 
 

@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastft.augment import Mixer
 from fastft.data import Batch
+from fastft.evaluate.scores import evaluate
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.model import build_classifier
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
-from fastft.train.distributed import World
-from fastft.train.evaluate import evaluate
-from fastft.train.precision import Precision
 from fastft.train.step import Step, StepChoice
 from tests.model.test_tower import small_arch
 

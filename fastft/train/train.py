@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from fastft.machine.processes import World, connected, find_world
 from fastft.recipe import Recipe
-from fastft.train.distributed import World, connected, find_world
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import run_folder
 from fastft.train.preempt import SignalGuard
 from fastft.train.reporting import open_log
 from fastft.train.setup import Setup, build_setup, halve_if_too_large
@@ -30,15 +32,21 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
     """
-    console = console or Console(markup=False)
+    console, advice = console or Console(markup=False), partial(_where_it_continues, recipe)
     with (
-        connected(find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device"), recipe) as world,
+        connected(find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device"), advice) as world,
         SignalGuard() as guard,
         training_stream(world.device),
         _set_up(recipe, world, guard, console) as setup,
         open_log(setup, console) as log,
     ):
         return _fit(Trainer(setup, log))
+
+
+def _where_it_continues(recipe: Recipe) -> str:
+    found = list_checkpoints(run_folder(recipe) / "checkpoints")
+    after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
+    return f"the same command {after}"
 
 
 @contextmanager

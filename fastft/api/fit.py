@@ -11,14 +11,14 @@ from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.cli.cmd_report import write_run_page
-from fastft.cli.training import train_recipe
+from fastft.api.training import train_recipe
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
 from fastft.export import export_checkpoint
 from fastft.photos.paths import needs_conversion
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
+from fastft.report.run_report import write_run_page
 from fastft.run.chosen_weights import describe_weights
 from fastft.run.evaluations import SCORE_NAMES, main_score
 from fastft.run.run_directory import read_result

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from beton_tools.read.beton_set import BetonSet
+from fastft.machine.processes import World, connected, find_world
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe
@@ -13,8 +14,7 @@ from fastft.recipe.constants import LAST, PROBE
 from fastft.run.chosen_weights import describe_weights
 from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.run_directory import load_run, run_folder, write_result
-from fastft.train.distributed import World, connected, find_world
-from fastft.train.loop import train
+from fastft.train.train import train
 
 REFIT = "refit"  # folder in the run directory
 

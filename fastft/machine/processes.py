@@ -18,19 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
-from fastft.recipe import Recipe
+from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 from fastft.recipe.constants import DEVICES
-from fastft.run.checkpoint import list_checkpoints
-from fastft.run.run_directory import run_folder
-from fastft.train.exceptions import (
-    EXIT_REQUEUE,
-    LocalRankError,
-    NonFinite,
-    PeerCrashed,
-    PeerFailed,
-    PeerLost,
-    Preempted,
-)
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # a conversion takes as long as it takes; if process 0 ends, waiting ends at once
@@ -275,8 +264,8 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
 
 
 @contextmanager
-def connected(world: World, trained: Recipe | None = None) -> Iterator[World]:
-    """The world, with the error of a lost process replaced by one line. trained: whose checkpoint the line names.
+def connected(world: World, advice: Callable[[], str] = lambda: "run the same command again") -> Iterator[World]:
+    """The world, with the error of a lost process replaced by one line that ends with `advice`.
 
     Raises PeerLost: another process died or stopped responding.
     """
@@ -286,12 +275,7 @@ def connected(world: World, trained: Recipe | None = None) -> Iterator[World]:
     except RuntimeError as error:
         if not world.is_peer_loss(error):
             raise
-        then = "run the same command again"
-        if trained is not None:
-            found = list_checkpoints(run_folder(trained) / "checkpoints")
-            after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
-            then = f"the same command {after}"
         # without the back end's source location and advice
         text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
         text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
-        raise PeerLost(f"another process died or stopped responding ({text}); {then}") from None
+        raise PeerLost(f"another process died or stopped responding ({text}); {advice()}") from None

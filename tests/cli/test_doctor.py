@@ -14,8 +14,8 @@ import pytest
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
+from fastft.cli.doctor import FAIL, OK, WARN, Check, examine
 from fastft.machine import facts
-from fastft.machine.doctor import FAIL, OK, WARN, Check, examine
 from fastft.machine.facts import GIB, Facts, GpuFacts
 from tests.written import write_crops
 

@@ -1,4 +1,4 @@
-"""The forward loop over batches; exact evaluation: every sample once at any world size; the evaluations of a run.
+"""The forward loop over batches, and exact scores: every sample counts once at any world size.
 
 An evaluation keeps a row of numbers (COLUMNS) for each image, on the device until the last batch; the logits of few images too.
 """
@@ -7,23 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
+from fastft.model import ImageClassifier
 from fastft.model.classifier import rank_classes
-from fastft.recipe import Recipe
-from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1, standard_error
-from fastft.run.prediction_metrics import IMBALANCED, Predictions, balanced_accuracy, calibrate, imbalance, macro_f1
-from fastft.train.distributed import World
-from fastft.train.precision import Precision
+from fastft.run.evaluations import standard_error
+from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 
 if TYPE_CHECKING:
-    from fastft.data import Batch, EvalLoader  # imports Numba, which prediction does without
-    from fastft.train.progress import Progress
-    from fastft.train.step import Step
+    from fastft.data import Batch  # imports Numba, which prediction does without
 
-KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
 COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy; float32 holds labels to 2^24 exactly
 
@@ -98,6 +96,24 @@ def forward(
 
 
 @torch.inference_mode()
+def pooled_features(
+    model: ImageClassifier,
+    batches: "Iterable[Batch]",
+    world: World,
+    precision: Precision,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 (N, D), int64 (N,)): the head's input for every image of all processes' batches, and its label; or sets (N, K)."""
+    rows = []
+    for batch, (features_BD,) in forward([model], batches, world, precision, stop, "pooled"):
+        rows.append(torch.cat([batch.labels.reshape(len(features_BD), -1).float(), features_BD], dim=1))
+    mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
+    table = world.gather_rows(mine).cpu().numpy()
+    labels, features_ND = np.split(table, [-model.head.in_features], axis=1)
+    return features_ND, labels[:, 0].astype(np.int64) if labels.shape[1] == 1 else labels
+
+
+@torch.inference_mode()
 def evaluate(
     models: Sequence[nn.Module],
     batches: "Iterable[Batch]",
@@ -168,61 +184,3 @@ def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequ
         None, None, float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)), len(labels_NK), predictions=p,
         ece=calibrate(p).plain.ece, **p.set_scores(fitted=not thresholds),
     )  # fmt: skip
-
-
-# the evaluations of a run ---------------------------------------------------------------------------------------------
-
-
-class Validation:
-    """Evaluates the raw and the EMA weights on the validation file, if the run has one.
-
-    loaders: of the validation images, if the run has any, then of the images of `data.selection_share`, which are the only ones
-    without validation images. class_counts: training images by label.
-    is_stop_requested: called while it evaluates; True ends the evaluation.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        loaders: "Sequence[EvalLoader]",
-        class_counts: Sequence[int],
-        world: World,
-        precision: Precision,
-        is_stop_requested: Callable[[], bool],
-    ) -> None:
-        self.recipe, self.loaders, self.loader = recipe, loaders, loaders[0] if loaders else None
-        self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
-        several = recipe.data.multi_label
-        self.is_imbalanced = not several and imbalance(class_counts) > IMBALANCED
-        self.best_by = MAP if several else BALANCED_ACCURACY if self.is_imbalanced else TOP1
-
-    def is_due(self, progress: "Progress") -> bool:
-        """True if the epoch that has just ended is to be evaluated and is not yet."""
-        return (
-            self.loader is not None
-            and progress.step == 0
-            and self.recipe.evaluates_after(progress.epoch)
-            and all(entry["epoch"] != progress.epoch - 1 for entry in progress.evaluations)
-        )
-
-    def evaluate_step(self, step: "Step") -> tuple[dict[str, Scores], dict[str, Scores] | None]:
-        """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
-
-        Raises EvaluationStopped: a stop was requested.
-        """
-        # a horizon of one step leaves no EMA
-        only_ema = self.recipe.train.eval_weights == "ema" and step.ema is not None
-        models: dict[str, nn.Module] = {} if only_ema else {"raw": step.model}
-        models |= {} if step.ema is None else {"ema": step.ema.module}
-        with step.evaluation_context():
-            found = [
-                dict(zip(models, self.scores(list(models.values()), loader), strict=True)) for loader in self.loaders
-            ]
-        return found[0], found[1] if len(found) > 1 else None
-
-    def scores(self, models: Sequence[nn.Module], loader: "EvalLoader") -> list[Scores]:
-        """Scores of each model. Raises EvaluationStopped: a stop was requested."""
-        with_logits = loader.num_samples * self.recipe.data.num_classes <= KEPT_IN_TRAINING
-        found = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
-        loader.pop_timings()  # not part of the training loader's work
-        return found

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from beton_tools.base.errors import UserError
-from fastft.train import precision
-from fastft.train.distributed import World
-from fastft.train.precision import Precision
+from fastft.machine import precision
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.train.step import Step
 
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
-from fastft.train.distributed import World
-from fastft.train.evaluate import Scores, evaluate
-from fastft.train.precision import Precision
+from fastft.evaluate.scores import Scores, evaluate
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
 from fastft.train.progress import Progress
 from tests.written import predictions_of
 

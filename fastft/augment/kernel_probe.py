@@ -1,4 +1,4 @@
-"""`python -m fastft.machine.kernel_probe`: compile one augmentation kernel as training would.
+"""`python -m fastft.augment.kernel_probe`: compile one augmentation kernel as training would.
 
 On every visible GPU the kernel is compiled, linked and loaded; without a GPU it is compiled to PTX for sm_80. The exit code
 is 0 on success. `fastft doctor` runs it in a process of its own, because a failing CUDA driver can abort the process.

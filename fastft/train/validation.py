@@ -1,0 +1,71 @@
+"""The evaluations of a run: the raw and the EMA weights on the validation file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastft.data import EvalLoader
+from fastft.evaluate.scores import Scores, evaluate
+from fastft.machine.precision import Precision
+from fastft.machine.processes import World
+from fastft.recipe import Recipe
+from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1
+from fastft.run.prediction_metrics import IMBALANCED, imbalance
+from fastft.train.step import Step
+
+KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
+
+
+class Validation:
+    """Evaluates the raw and the EMA weights on the validation file, if the run has one.
+
+    loaders: of the validation images, if the run has any, then of the images of `data.selection_share`, which are the only ones
+    without validation images. class_counts: training images by label.
+    is_stop_requested: called while it evaluates; True ends the evaluation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaders: Sequence[EvalLoader],
+        class_counts: Sequence[int],
+        world: World,
+        precision: Precision,
+        is_stop_requested: Callable[[], bool],
+    ) -> None:
+        self.recipe, self.loaders, self.loader = recipe, loaders, loaders[0] if loaders else None
+        self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
+        several = recipe.data.multi_label
+        self.is_imbalanced = not several and imbalance(class_counts) > IMBALANCED
+        self.best_by = MAP if several else BALANCED_ACCURACY if self.is_imbalanced else TOP1
+
+    def is_due(self, epochs_done: int, evaluations: Sequence[Mapping[str, Any]]) -> bool:
+        """True if the epoch that has just ended is to be evaluated and is not yet."""
+        return (
+            self.loader is not None
+            and self.recipe.evaluates_after(epochs_done)
+            and all(entry["epoch"] != epochs_done - 1 for entry in evaluations)
+        )
+
+    def evaluate_step(self, step: Step) -> tuple[dict[str, Scores], dict[str, Scores] | None]:
+        """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
+
+        Raises EvaluationStopped: a stop was requested.
+        """
+        # a horizon of one step leaves no EMA
+        only_ema = self.recipe.train.eval_weights == "ema" and step.ema is not None
+        models: dict[str, nn.Module] = {} if only_ema else {"raw": step.model}
+        models |= {} if step.ema is None else {"ema": step.ema.module}
+        with step.evaluation_context():
+            found = [
+                dict(zip(models, self.scores(list(models.values()), loader), strict=True)) for loader in self.loaders
+            ]
+        return found[0], found[1] if len(found) > 1 else None
+
+    def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Scores]:
+        """Scores of each model. Raises EvaluationStopped: a stop was requested."""
+        with_logits = loader.num_samples * self.recipe.data.num_classes <= KEPT_IN_TRAINING
+        found = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
+        loader.pop_timings()  # not part of the training loader's work
+        return found
