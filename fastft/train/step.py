@@ -230,8 +230,8 @@ class GraphedPass:
     """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
 
     One launch instead of some 700, which pays at small micro-batches, where the host needs longer to launch the kernels than
-    the GPU to run them. `torch.cuda.make_graphed_callables` is not used: its gradients are overwritten when micro-batches
-    accumulate (pytorch#181723).
+    the GPU to run them. Neither `torch.cuda.make_graphed_callables` nor `torch.compile(mode="reduce-overhead")` is used: their
+    gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
 
     Inputs are copied to fixed tensors; a new shape is recorded anew. Results lie in fixed tensors too: the next call
     overwrites them. Gradients must stay where they are between calls: `zero_grad(set_to_none=False)`.
