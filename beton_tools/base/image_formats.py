@@ -35,6 +35,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+CHANNELS = 3  # of every image that is stored, decoded and augmented: RGB
 MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
 
 # Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from beton_tools.base.image_formats import CHANNELS
 from beton_tools.jpeg import markers
 from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
 from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
-CHANNELS = 3
 _NARROW = 4  # pixels; libjpeg repeats chroma instead of interpolating it where a row has at most two samples
 
 

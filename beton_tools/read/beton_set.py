@@ -16,6 +16,7 @@ import numpy as np
 
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import CHANNELS
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest
@@ -23,7 +24,6 @@ from beton_tools.read.parts import Part
 from beton_tools.read.sample_table import SampleTable, count_classes, image_field
 from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
-CHANNELS = 3
 MOST_THREADS = 16  # that open files: more would only wait for each other
 _LISTED_PARTS = 10  # of the missing ones
 

@@ -22,9 +22,9 @@ from numba._dispatcher import compute_fingerprint
 
 from beton_tools.base.errors import UserError
 from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, UINT8, bfloat16_bits, erase, float16_bits
-from fastft.augment.ops import blend
+from fastft.augment.ops import IDENTITY, blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
-from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_CHAINS, MAX_OPS, OP_ID, TRANSPOSE, VFLIP
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_CHAINS, MAX_OPS, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import (
     OK,
@@ -37,7 +37,6 @@ from fastft.augment.resize import (
 )
 from fastft.augment.simd import copy, take
 
-IDENTITY = OP_ID["Identity"]
 REASONS = {
     REGION_TOO_SMALL: "its pixels do not cover what the plan touches; decode source_regions of the plan",
     SCRATCH_TOO_SMALL: "the scratch is too small; make it with new_scratch for the largest image",

@@ -24,10 +24,11 @@ from numba import cuda, float32, int64, uint8, uint16
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import CHANNELS
 from fastft.augment.cpu import normalise_table
 from fastft.augment.cuda_compile import PLAN_ARRAY, no_fma
 from fastft.augment.cuda_ops import AUGMIX_BUFFERS, OPS_THREADS, PLAIN_BUFFERS, ops_kernel
-from fastft.augment.cuda_resize import CHANNELS, INNER, OUTER, RESIZE_THREADS, resize_kernel
+from fastft.augment.cuda_resize import INNER, OUTER, RESIZE_THREADS, resize_kernel
 from fastft.augment.erase import DTYPES, FLOAT32
 from fastft.augment.plan import PLAN_DTYPE
 from fastft.augment.policies import AugmentPolicy, AugMix
@@ -54,7 +55,7 @@ class CudaAugment:
             raise UserError(f"augmentation writes {', '.join(DTYPES)}, not {name}")
         self.size, self.dtype, self.code = size, dtype, DTYPES.index(name)
         self.device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
-        self.buffers = AUGMIX_BUFFERS if isinstance(policy.recipe, AugMix) else PLAIN_BUFFERS
+        self.buffers = AUGMIX_BUFFERS if isinstance(policy.auto_augment, AugMix) else PLAIN_BUFFERS
         table = normalise_table(policy.mean, policy.std, self.code)
         self.storage = table.dtype
         constants = np.array(policy.fill, np.uint8), table, HALF_NORMAL

@@ -8,16 +8,12 @@ The arithmetic of every pixel and table entry is that of ops.py.
 
 from numba import cuda, float32, int32, uint8, uint32
 
+from beton_tools.base.image_formats import CHANNELS
 from fastft.augment import ops
 from fastft.augment.erase import erase_pixel
-from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS
-from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS, OP_ID
+from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS
 from fastft.recipe.constants import MAX_ERASE
 
-CHANNELS = 3
-ENTRIES = CHANNELS * ops.BYTE_VALUES
-COUNTS = ENTRIES + CHANNELS
-IDENTITY = OP_ID["Identity"]
 OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit the registers of a V100
 PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images of global memory per sample
 
@@ -32,71 +28,48 @@ def _threads():
     return cuda.blockDim.x * cuda.blockDim.y
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------
+# -- points and tables -------------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True)
-def _count(source, counts):
-    """counts (3 x 256, flat) = histogram of each channel."""
-    for i in range(_thread(), ENTRIES, _threads()):
-        counts[i] = 0
-    cuda.syncthreads()
-    for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
-        for c in range(CHANNELS):
-            cuda.atomic.add(counts, c * ops.BYTE_VALUES + int32(source[i + c]), 1)
-    cuda.syncthreads()
-
-
-@cuda.jit(device=True)
-def _equalize_tables(source, counts, tables):
-    """Per channel: the histogram becomes "pixels below", and the step takes the place of a 257th entry."""
-    _count(source, counts)
-    c = _thread()
-    if c < CHANNELS:
-        below, last = int32(0), int32(0)
-        for v in range(c * ops.BYTE_VALUES, (c + 1) * ops.BYTE_VALUES):
-            number = counts[v]
-            last = number if number > 0 else last
-            counts[v] = below
-            below += number
-        counts[ENTRIES + c] = ops.equalize_step(below, last)
-    cuda.syncthreads()
-    for i in range(_thread(), ENTRIES, _threads()):
-        tables[i] = ops.equalize_entry(i % ops.BYTE_VALUES, counts[i], counts[ENTRIES + i // ops.BYTE_VALUES])
-
-
-@cuda.jit(device=True)
-def _autocontrast_tables(source, counts, tables):
-    """Lowest and highest value per channel in counts[0:6], then the tables."""
-    if _thread() < CHANNELS:
-        counts[_thread()], counts[CHANNELS + _thread()] = ops.BYTE_VALUES - 1, 0
-    cuda.syncthreads()
-    for c in range(CHANNELS):
-        low, high = int32(ops.BYTE_VALUES - 1), int32(0)
-        for i in range(CHANNELS * _thread() + c, source.size, CHANNELS * _threads()):
-            low, high = min(low, int32(source[i])), max(high, int32(source[i]))
-        cuda.atomic.min(counts, c, low)
-        cuda.atomic.max(counts, CHANNELS + c, high)
-    cuda.syncthreads()
-    for i in range(_thread(), ENTRIES, _threads()):
-        c = i // ops.BYTE_VALUES
-        tables[i] = ops.autocontrast_entry(i % ops.BYTE_VALUES, counts[c], counts[CHANNELS + c])
-
-
-@cuda.jit(device=True)
-def _contrast_tables(source, argument, counts, tables):
-    """The sum of lumas (int32: images below 2,900 pixels square) in counts[0], then the tables."""
+def _mean_luma(source, statistics):
+    """The sum of lumas (int32: images below 2,900 pixels square) in statistics[0], then the mean."""
     if _thread() == 0:
-        counts[0] = 0
+        statistics[0] = 0
     cuda.syncthreads()
     total = int32(0)
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
         total += int32(ops.luma(source[i], source[i + 1], source[i + 2]))
-    cuda.atomic.add(counts, 0, total)
+    cuda.atomic.add(statistics, 0, total)
     cuda.syncthreads()
-    mean = ops.contrast_mean(counts[0], source.size // CHANNELS)
-    for i in range(_thread(), ENTRIES, _threads()):
-        tables[i] = ops.contrast_entry(i % ops.BYTE_VALUES, mean, argument)
+    return ops.mean_luma(statistics[0], source.size // CHANNELS)
+
+
+@cuda.jit(device=True)
+def _measure(op, source, statistics):
+    """What `ops.table_entry` needs to know of the image."""
+    if op == ops.EQUALIZE:
+        for i in range(_thread(), ops.ENTRIES, _threads()):
+            statistics[i] = 0
+        cuda.syncthreads()
+        for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
+            for c in range(CHANNELS):
+                cuda.atomic.add(statistics, c * ops.BYTE_VALUES + int32(source[i + c]), 1)
+        cuda.syncthreads()
+        if _thread() < CHANNELS:
+            ops.accumulate(statistics, _thread())
+    elif op == ops.AUTO_CONTRAST:
+        least, greatest = ops.ENTRIES, ops.ENTRIES + CHANNELS
+        if _thread() < CHANNELS:
+            statistics[least + _thread()], statistics[greatest + _thread()] = ops.BYTE_VALUES - 1, 0
+        cuda.syncthreads()
+        for c in range(CHANNELS):
+            low, high = int32(ops.BYTE_VALUES - 1), int32(0)
+            for i in range(CHANNELS * _thread() + c, source.size, CHANNELS * _threads()):
+                low, high = min(low, int32(source[i])), max(high, int32(source[i]))
+            cuda.atomic.min(statistics, least + c, low)
+            cuda.atomic.max(statistics, greatest + c, high)
+    cuda.syncthreads()
 
 
 @cuda.jit(device=True)
@@ -186,43 +159,40 @@ def _blur(source, size, sigma, target):
 
 
 @cuda.jit(device=True)
-def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables):
+def _run_op(op, argument, source, target, size, fill, bicubic, statistics, tables):
     """One op on the whole image; returns whether the result is in `target` (else it is in `source`)."""
-    if op == GAUSSIAN_BLUR:
+    if op == ops.GAUSSIAN_BLUR:
         _blur(source, size, argument, target)
         return False
-    if op == ops.EQUALIZE:
-        _equalize_tables(source, counts, tables)
+    if ops.is_point(op):
+        mean = _mean_luma(source, statistics) if op == ops.CONTRAST else int32(0)
+        for i in range(_thread(), ops.ENTRIES, _threads()):
+            tables[i] = ops.point_entry(op, i % ops.BYTE_VALUES, argument, mean)
         _look_up(source, tables, target)
-    elif op == ops.AUTO_CONTRAST:
-        _autocontrast_tables(source, counts, tables)
-        _look_up(source, tables, target)
-    elif op == ops.CONTRAST:
-        _contrast_tables(source, argument, counts, tables)
-        _look_up(source, tables, target)
-    elif op in (ops.INVERT, ops.BRIGHTNESS) or ops.POSTERIZE <= op <= ops.SOLARIZE_ADD:
-        for i in range(_thread(), ENTRIES, _threads()):
-            tables[i] = ops.point_entry(op, i % ops.BYTE_VALUES, argument)
+    elif ops.is_table(op):
+        _measure(op, source, statistics)
+        for i in range(_thread(), ops.ENTRIES, _threads()):
+            tables[i] = ops.table_entry(op, i, argument, statistics)
         _look_up(source, tables, target)
     elif ops.is_affine(op):
         _transform(source, size, ops.affine_matrix(op, argument, size, size), fill, bicubic, target)
-    elif op in (COLOR, GRAYSCALE):
-        _saturate(source, float32(argument if op == COLOR else 0.0), target)
-    elif op == SHARPNESS:
+    elif op in (ops.COLOR, ops.GRAYSCALE):
+        _saturate(source, float32(argument if op == ops.COLOR else 0.0), target)
+    elif op == ops.SHARPNESS:
         _sharpen(source, size, float32(argument), target)
     cuda.syncthreads()
     return True
 
 
 @cuda.jit(device=True)
-def _run_ops(row, begin, end, image, other, size, fill, counts, tables):
+def _run_ops(row, begin, end, image, other, size, fill, statistics, tables):
     """Ops begin..end-1 of the row; returns whether the result is in `other` (else it is in `image`)."""
     swapped, bicubic = False, row.bicubic != 0
     for k in range(begin, end):
         op = row.op[k]
-        if op != IDENTITY:
+        if op != ops.IDENTITY:
             source, target = (other, image) if swapped else (image, other)
-            moved = _run_op(op, row.argument[k], source, target, size, fill, bicubic, counts, tables)
+            moved = _run_op(op, row.argument[k], source, target, size, fill, bicubic, statistics, tables)
             swapped = swapped != moved
     return swapped
 
@@ -244,14 +214,14 @@ def _blend_mixture(image, mixed, weight):
 
 
 @cuda.jit(device=True)
-def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
+def _run_chains(row, buffers, b, mixing, mixed, size, fill, statistics, tables):
     """All ops of the row on buffers[0, b], or AugMix's chains on copies of it; returns the number of the buffer with the result.
 
     Of AugMix, `mixed` gets the float32 sum of the weighted chains. A last chain without weight is colour jitter of the mixture.
     """
     spare = 1 if mixing else 0
     image, first, second = buffers[0, b], buffers[spare, b], buffers[spare + 1, b]
-    jitter = mixing and row.op[JITTER] != IDENTITY and row.chain_weights[MAX_CHAINS - 1] == 0
+    jitter = mixing and row.op[JITTER] != ops.IDENTITY and row.chain_weights[MAX_CHAINS - 1] == 0
     swapped = False
     if mixing:
         for i in range(_thread(), image.size, _threads()):
@@ -267,7 +237,7 @@ def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
                 first[i] = image[i]
             cuda.syncthreads()
         begin, length = chain * CHAIN_DEPTH, CHAIN_DEPTH if mixing else MAX_OPS
-        swapped = _run_ops(row, begin, begin + length, first, second, size, fill, counts, tables)
+        swapped = _run_ops(row, begin, begin + length, first, second, size, fill, statistics, tables)
         if mixing:
             last = second if swapped else first
             for i in range(_thread(), image.size, _threads()):
@@ -310,10 +280,10 @@ def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, o
     fill: (3,) uint8. normalised: (768,) and out: (B, size*size*3) in the storage of dtype (erase.DTYPES).
     quantiles: rng.HALF_NORMAL.
     """
-    counts = cuda.shared.array(COUNTS, int32)
-    tables = cuda.shared.array(ENTRIES, uint8)
+    statistics = cuda.shared.array(ops.STATISTICS, int32)
+    tables = cuda.shared.array(ops.ENTRIES, uint8)
     b, row = cuda.blockIdx.x, plan[cuda.blockIdx.x]
     mixing = mixed.shape[1] == out.shape[1] and _has_chains(row)
     mixture = mixed[b if mixing else 0]
-    last = _run_chains(row, buffers, b, mixing, mixture, size, fill, counts, tables)
+    last = _run_chains(row, buffers, b, mixing, mixture, size, fill, statistics, tables)
     _finish(row, buffers[last, b], size, normalised, quantiles, dtype, out[b])

@@ -9,6 +9,7 @@ its axis (0: y, 1: x), *outer* the other one, and a source line runs along the i
 
 from numba import cuda, int32, uint8
 
+from beton_tools.base.image_formats import CHANNELS
 from fastft.augment.resize import (
     CUDA_WEIGHTS,
     PRECISION_BITS,
@@ -22,7 +23,6 @@ from fastft.augment.resize import (
     weighted_byte,
 )
 
-CHANNELS = 3
 INNER = OUTER = 32  # most pixels of a tile along either axis
 ROW = CHANNELS * INNER
 LINES = 16  # source lines per round

@@ -7,17 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OPS, TRANSPOSE, VFLIP
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OPS, TRANSPOSE, VFLIP, Op
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.recipe.constants import ERASE_MODES
-
-# How an op's argument reads behind its name; ops without an argument are not listed.
-ARGUMENT_FORMATS = {
-    "Rotate": "{:+.1f}°", "Posterize": "{:.0f} bits", "Solarize": "from {:.0f}", "SolarizeAdd": "+{:.0f}", "Color": "x{:.2f}",
-    "Contrast": "x{:.2f}", "Brightness": "x{:.2f}", "Sharpness": "x{:.2f}", "ShearX": "{:+.2f}", "ShearY": "{:+.2f}",
-    "TranslateX": "{:+.0f} px", "TranslateY": "{:+.0f} px", "GaussianBlur": "radius {:.2f}",
-}  # fmt: skip
-
 
 FLIPS = {HFLIP: "flip", VFLIP: "vertical flip", TRANSPOSE: "transpose"}
 
@@ -31,17 +23,17 @@ def describe_row(row: Any) -> list[str]:
     if row["chain_weights"].any():
         words.append(f"mixture {row['blend']:.0%}")
     for weight, ops in _chains(row):
-        described = [f"{op} {ARGUMENT_FORMATS.get(op, '').format(argument)}".rstrip() for op, argument in ops]
+        described = [f"{op.name} {op.format.format(argument)}".rstrip() for op, argument in ops]
         words += described if weight is None else [f"{weight:.0%} {' then '.join(described)}"]
     return words + [f"erase {h}x{w}" for _, _, h, w in row["erase"].tolist() if h > 0]
 
 
-def _chains(row: Any) -> list[tuple[float | None, list[tuple[str, float]]]]:
+def _chains(row: Any) -> list[tuple[float | None, list[tuple[Op, float]]]]:
     """(weight, (op, argument) in order) of each of AugMix's chains, and without a weight the colour jitter after them; of other
     policies one without a weight."""
     ops = [(OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)]
     weights = row["chain_weights"].tolist()
-    parts: list[tuple[float | None, list[tuple[str, float]]]] = [
+    parts: list[tuple[float | None, list[tuple[Op, float]]]] = [
         (weight, ops[chain * CHAIN_DEPTH :][:CHAIN_DEPTH]) for chain, weight in enumerate(weights) if weight > 0
     ]
     if not parts or weights[-1] == 0:
@@ -65,7 +57,7 @@ def _row_to_json(row: Any) -> dict[str, Any]:
         "interpolation": "bicubic" if row["bicubic"] else "bilinear",
     }
     chains = [
-        (weight, [{"op": op, **({"argument": value} if op in ARGUMENT_FORMATS else {})} for op, value in ops])
+        (weight, [{"op": op.name, **({"argument": value} if op.format else {})} for op, value in ops])
         for weight, ops in _chains(row)
     ]
     mixed = [{"weight": weight, "ops": ops} for weight, ops in chains if weight is not None]
@@ -91,7 +83,7 @@ def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:
         lines.append(f"vertical flip of {policy.vflip:.0%}")
     if policy.quarter_turns:
         lines.append(f"quarter turns of {policy.quarter_turns:.0%}: by 0, 90, 180 or 270 degrees")
-    lines += _describe_recipe(policy)
+    lines += _describe_ops(policy)
     if policy.color_jitter and policy.color_jitter_prob:
         lines.append(f"colour jitter of {policy.color_jitter_prob:.0%}: {_describe_jitter(policy.color_jitter)}")
     if policy.erase_prob:
@@ -109,18 +101,18 @@ def _describe_crop(policy: AugmentPolicy, size: int) -> str:
     return f"random crop of {area}, {aspect}, {policy.interpolation} resize to {size} px"
 
 
-def _describe_recipe(policy: AugmentPolicy) -> list[str]:
-    recipe = policy.recipe
-    if isinstance(recipe, RandAugment):
-        drawn = "distinct" if not recipe.replacement else "any"
-        ops = f"{recipe.count} of {len(recipe.ops)} ops ({drawn}), each applied to {recipe.probability:.0%}"
-        return [f"{policy.augment}: {ops}, magnitude {_describe_magnitude(recipe)}"]
-    if isinstance(recipe, AugMix):
-        depth = f"{recipe.depth}" if recipe.depth > 0 else f"1 to {CHAIN_DEPTH}"
-        chains = f"{recipe.width} chains of {depth} of {len(recipe.ops)} ops"
-        return [f"{policy.augment}: {chains}, magnitude {_describe_magnitude(recipe)}, alpha {recipe.alpha:g}"]
-    if isinstance(recipe, ThreeAugment):
-        return [f"{policy.augment}: one of grayscale, solarise and blur; {_describe_jitter(recipe.jitter)}"]
+def _describe_ops(policy: AugmentPolicy) -> list[str]:
+    drawn = policy.auto_augment
+    if isinstance(drawn, RandAugment):
+        repeats = "distinct" if not drawn.replacement else "any"
+        ops = f"{drawn.count} of {len(drawn.ops)} ops ({repeats}), each applied to {drawn.probability:.0%}"
+        return [f"{policy.augment}: {ops}, magnitude {_describe_magnitude(drawn)}"]
+    if isinstance(drawn, AugMix):
+        depth = f"{drawn.depth}" if drawn.depth > 0 else f"1 to {CHAIN_DEPTH}"
+        chains = f"{drawn.width} chains of {depth} of {len(drawn.ops)} ops"
+        return [f"{policy.augment}: {chains}, magnitude {_describe_magnitude(drawn)}, alpha {drawn.alpha:g}"]
+    if isinstance(drawn, ThreeAugment):
+        return [f"{policy.augment}: one of grayscale, solarise and blur; {_describe_jitter(drawn.jitter)}"]
     return []
 
 
@@ -128,9 +120,9 @@ def _describe_jitter(strength: float) -> str:
     return f"brightness, contrast and colour by 1 ± {strength:g} in random order"
 
 
-def _describe_magnitude(recipe: RandAugment | AugMix) -> str:
-    greatest = recipe.magnitude_max if isinstance(recipe, RandAugment) else 10
-    if recipe.magnitude_std == math.inf:
-        return f"uniform in 0..{min(recipe.magnitude, greatest):g}"
-    spread = f" ± {recipe.magnitude_std:g}" if recipe.magnitude_std else ""
-    return f"{recipe.magnitude:g}{spread}, clipped to 0..{greatest}"
+def _describe_magnitude(drawn: RandAugment | AugMix) -> str:
+    greatest = drawn.magnitude_max if isinstance(drawn, RandAugment) else 10
+    if drawn.magnitude_std == math.inf:
+        return f"uniform in 0..{min(drawn.magnitude, greatest):g}"
+    spread = f" ± {drawn.magnitude_std:g}" if drawn.magnitude_std else ""
+    return f"{drawn.magnitude:g}{spread}, clipped to 0..{greatest}"

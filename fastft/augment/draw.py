@@ -4,20 +4,20 @@ Each decision has its own counters of the generator (below), so no draw depends 
 The distributions are those of timm's and DeiT III's transforms, formula by formula.
 """
 
-from __future__ import annotations
-
 import math
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numba import njit
 
 from beton_tools.base.errors import UserError
 from fastft.augment import rng
-from fastft.augment.levels import TIMM_OPS, argument, op_of
-from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_OPS, OP_ID, PLAN_DTYPE, TRANSPOSE, VFLIP
+from fastft.augment.levels import argument
+from fastft.augment.ops import BRIGHTNESS, COLOR, CONTRAST, GAUSSIAN_BLUR, GRAYSCALE, SOLARIZE
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_OPS, PLAN_DTYPE, TIMM_OPS, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.augment.resize import resized_shape
 from fastft.recipe.constants import ERASE_MODES
@@ -44,7 +44,8 @@ DEPTH = 96  # + chain
 WEIGHT = rng.GAMMA_COUNTERS  # + GAMMA_COUNTERS * chain
 BLEND = np.int64(rng.GAMMA_COUNTERS * 16)
 
-NONE, RAND, AUGMIX, THREE = range(4)
+_, RAND, AUGMIX, THREE = range(4)
+KINDS = type(None), RandAugment, AugMix, ThreeAugment
 
 
 class Parameters(NamedTuple):
@@ -126,40 +127,25 @@ def _checked(sample_ids: Any, heights: Any, widths: Any, size: int) -> list[np.n
 
 @lru_cache(maxsize=64)
 def _parameters(policy: AugmentPolicy) -> Parameters:
-    recipe = policy.recipe
-    names = recipe.ops if isinstance(recipe, RandAugment | AugMix) else ()
-    rand = recipe if isinstance(recipe, RandAugment) else RandAugment((), (), True)
-    mix = recipe if isinstance(recipe, AugMix) else AugMix()
-    three = recipe if isinstance(recipe, ThreeAugment) else ThreeAugment()
-    magnitudes = mix if isinstance(recipe, AugMix) else rand
+    chosen = policy.auto_augment
+    values: dict[str, Any] = asdict(policy)
+    for part in (RandAugment((), (), True), AugMix(), ThreeAugment(), *([] if chosen is None else [chosen])):
+        values |= asdict(part)
+    numbers = [TIMM_OPS[name] for name in (() if isinstance(chosen, ThreeAugment | None) else chosen.ops)]
+    values |= {
+        "kind": KINDS.index(type(chosen)),
+        "ops": np.array([op for op, _ in numbers], np.uint8),
+        "rules": np.array([rule for _, rule in numbers], np.uint8),
+        "weights": np.array(values["weights"], np.float64),
+        "layers": values["count"],
+        "resized_crop": policy.crop == "rrc",
+        "log_ratio": tuple(map(math.log, policy.ratio)),
+        "bicubic": policy.interpolation == "bicubic",
+        "erase_mode": ERASE_MODES.index(policy.erase_mode),
+    }
+    types = get_type_hints(Parameters)
     return Parameters(
-        kind=NONE if recipe is None else {RandAugment: RAND, AugMix: AUGMIX, ThreeAugment: THREE}[type(recipe)],
-        ops=np.array([op_of(name) for name in names], np.uint8),
-        rules=np.array([TIMM_OPS[name][1] for name in names], np.uint8),
-        weights=np.array(rand.weights, np.float64),
-        replacement=rand.replacement,
-        magnitude=float(magnitudes.magnitude),
-        magnitude_std=float(magnitudes.magnitude_std),
-        magnitude_max=float(rand.magnitude_max),
-        layers=rand.count,
-        probability=float(rand.probability),
-        width=mix.width,
-        depth=mix.depth,
-        alpha=float(mix.alpha),
-        jitter=float(three.jitter),
-        resized_crop=policy.crop == "rrc",
-        scale=policy.scale,
-        ratio=policy.ratio,
-        log_ratio=(math.log(policy.ratio[0]), math.log(policy.ratio[1])),
-        hflip=float(policy.hflip),
-        vflip=float(policy.vflip),
-        quarter_turns=float(policy.quarter_turns),
-        color_jitter=float(policy.color_jitter),
-        color_jitter_prob=float(policy.color_jitter_prob),
-        bicubic=int(policy.interpolation == "bicubic"),
-        erase_prob=float(policy.erase_prob),
-        erase_mode=ERASE_MODES.index(policy.erase_mode),
-        erase_count=policy.erase_count,
+        **{name: kind(values[name]) if kind in (int, float) else values[name] for name, kind in types.items()}
     )
 
 
@@ -311,8 +297,7 @@ def _draw_augmix(p, who, size, row):
     row.blend = rng.beta(p.alpha, who[0], BLEND, who[1], who[2], who[3])
 
 
-GRAYSCALE, SOLARIZE, BLUR = OP_ID["Grayscale"], OP_ID["Solarize"], OP_ID["GaussianBlur"]
-JITTER_ORDERS = np.array(list(permutations([OP_ID["Brightness"], OP_ID["Contrast"], OP_ID["Color"]])), np.uint8)
+JITTER_ORDERS = np.array(list(permutations([BRIGHTNESS, CONTRAST, COLOR])), np.uint8)
 
 
 @njit(cache=True)
@@ -325,7 +310,7 @@ def _draw_three(p, who, row):
     elif choice == 1:
         row.op[0], row.argument[0] = SOLARIZE, SOLARIZE_THRESHOLD
     else:
-        row.op[0], row.argument[0] = BLUR, rng.between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
+        row.op[0], row.argument[0] = GAUSSIAN_BLUR, rng.between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
     if p.jitter > 0.0:
         _draw_jitter(who, THREE_JITTER, np.int64(1), p.jitter, row)
 

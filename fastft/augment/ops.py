@@ -4,9 +4,8 @@ Scalar functions on explicit types, without allocation or Python objects, for CP
 CUDA kernels alike. Each gives what Pillow 13 gives for the op of that name, float32 roundings included; a
 compiler that contracts a*b + c into one rounding breaks that, so CUDA kernels must be built without it.
 
-Four kinds of op: tables (every channel value is looked up in 256 entries, which may depend on statistics
-of the whole image), colour (one pixel), neighbourhood (sharpness, blur), and geometric ones (Pillow's affine
-transform in float64, operation by operation). Names and numbers of the ops: plan.py; lists of them: policies.py.
+Names, numbers and kinds of the ops: plan.py; lists of them: policies.py. Geometric ops are Pillow's affine transform in
+float64, operation by operation.
 """
 
 import math
@@ -14,16 +13,21 @@ import math
 import numpy as np
 from numba import njit
 
-from fastft.augment.plan import OP_ID
+from beton_tools.base.image_formats import CHANNELS
+from fastft.augment.plan import AFFINE, OPS, POINT, TABLE
 
-AUTO_CONTRAST, EQUALIZE, INVERT = OP_ID["AutoContrast"], OP_ID["Equalize"], OP_ID["Invert"]
-POSTERIZE, SOLARIZE, SOLARIZE_ADD = OP_ID["Posterize"], OP_ID["Solarize"], OP_ID["SolarizeAdd"]
-CONTRAST, BRIGHTNESS = OP_ID["Contrast"], OP_ID["Brightness"]
-
-ROTATE, SHEAR_X, SHEAR_Y = OP_ID["Rotate"], OP_ID["ShearX"], OP_ID["ShearY"]
-TRANSLATE_X, TRANSLATE_Y = OP_ID["TranslateX"], OP_ID["TranslateY"]
+(
+    IDENTITY, AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE, POSTERIZE, SOLARIZE, SOLARIZE_ADD, COLOR, CONTRAST, BRIGHTNESS, SHARPNESS,
+    SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, GRAYSCALE, GAUSSIAN_BLUR,
+) = range(len(OPS))  # fmt: skip
+# bit k: op k is of that kind
+POINTS, TABLES, AFFINES = (
+    sum(1 << k for k, op in enumerate(OPS) if op.kind == kind) for kind in (POINT, TABLE, AFFINE)
+)
 
 BYTE_VALUES = 256
+ENTRIES = CHANNELS * BYTE_VALUES  # of the tables of an image's channels
+STATISTICS = ENTRIES + 2 * CHANNELS  # int32 values that `table_entry` reads
 SOLARIZE_ADD_BELOW = 128  # timm's threshold
 BLUR_PASSES = 3  # box passes per direction in Pillow's GaussianBlur
 BOX_ONE = 1 << 24  # fixed-point 1 of Pillow's box blur
@@ -48,12 +52,22 @@ def luma(red, green, blue):
     return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 0x8000) >> 16
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------
+# -- points and tables -------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True)
-def point_entry(op, value, argument):
-    """Entry `value` of the ops whose table depends on the argument alone."""
+def is_point(op):
+    return POINTS >> op & 1 == 1
+
+
+@njit(cache=True)
+def is_table(op):
+    return TABLES >> op & 1 == 1
+
+
+@njit(cache=True)
+def point_entry(op, value, argument, mean):
+    """New value of a byte by the ops that treat every byte alike. mean: for Contrast the image's `mean_luma`, else 0."""
     if op == INVERT:
         return np.uint8(255 - value)
     if op == POSTERIZE:  # 0 bits: black, as Pillow before 13 made it
@@ -62,12 +76,26 @@ def point_entry(op, value, argument):
         return np.uint8(value if value < np.int32(argument) else 255 - value)
     if op == SOLARIZE_ADD:
         return np.uint8(min(value + np.int32(argument), 255) if value < SOLARIZE_ADD_BELOW else value)
-    return blend(0, value, np.float32(argument))  # Brightness
+    return blend(mean, value, np.float32(argument))  # Brightness, Contrast
 
 
 @njit(cache=True)
-def autocontrast_entry(value, low, high):
-    """Entry of a channel whose least and greatest values are `low` and `high`."""
+def mean_luma(luma_sum, pixels):
+    return np.int32(luma_sum / pixels + 0.5)
+
+
+@njit(cache=True)
+def table_entry(op, i, argument, statistics):
+    """Entry i = 256 * channel + value of the ops with a table for each channel.
+
+    statistics: (STATISTICS,) int32 of the image. Equalize: pixels of the channel with lesser values, for every entry, and
+    from ENTRIES the step of each channel. AutoContrast: from ENTRIES the least value of each channel, then the greatest.
+    """
+    channel, value = i // BYTE_VALUES, i % BYTE_VALUES
+    if op == EQUALIZE:
+        step = statistics[ENTRIES + channel]
+        return np.uint8(min((step // 2 + statistics[i]) // step, 255)) if step > 0 else np.uint8(value)
+    low, high = statistics[ENTRIES + channel], statistics[ENTRIES + CHANNELS + channel]  # AutoContrast
     if high <= low:
         return np.uint8(value)
     scale = 255.0 / (high - low)
@@ -75,26 +103,15 @@ def autocontrast_entry(value, low, high):
 
 
 @njit(cache=True)
-def equalize_step(total, last):
-    """Pixels per output level: `total` in the channel, `last` at its greatest value. 0: leave it as it is."""
-    return (total - last) // 255
-
-
-@njit(cache=True)
-def equalize_entry(value, below, step):
-    """Entry of a channel where `below` pixels are less than `value`."""
-    return np.uint8(min((step // 2 + below) // step, 255)) if step > 0 else np.uint8(value)
-
-
-@njit(cache=True)
-def contrast_entry(value, mean, argument):
-    """Entry for an image whose mean luma, rounded by `contrast_mean`, is `mean`."""
-    return blend(mean, value, np.float32(argument))
-
-
-@njit(cache=True)
-def contrast_mean(luma_sum, pixels):
-    return np.int32(luma_sum / pixels + 0.5)
+def accumulate(statistics, channel):
+    """Equalize's statistics from the histogram of a channel, in place. step: pixels per output level; 0: no change."""
+    below, last = np.int32(0), np.int32(0)
+    for i in range(channel * BYTE_VALUES, (channel + 1) * BYTE_VALUES):
+        number = statistics[i]
+        last = number if number > 0 else last
+        statistics[i] = below
+        below += number
+    statistics[ENTRIES + channel] = (below - last) // 255
 
 
 # -- colour and neighbourhood ------------------------------------------------------------------------------------------
@@ -140,7 +157,7 @@ def box_byte(inner_sum, edge_sum, inner, edge):
 
 @njit(cache=True)
 def is_affine(op):
-    return op == ROTATE or SHEAR_X <= op <= TRANSLATE_Y
+    return AFFINES >> op & 1 == 1
 
 
 @njit(cache=True)

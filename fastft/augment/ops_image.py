@@ -10,12 +10,8 @@ from numba import njit
 
 from fastft.augment import ops
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
-from fastft.augment.plan import OP_ID
 from fastft.augment.simd import copy, take
 
-COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
-GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
-ENTRIES = 3 * ops.BYTE_VALUES
 TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 
@@ -26,60 +22,40 @@ def _row(image, y, pitch):
 
 
 @njit(cache=True)
-def _point(op, argument, source, target):
-    """Ops that depend on their argument alone. Vector code computes them faster than a table is read."""
-    for i in range(source.size):
-        target[i] = ops.point_entry(op, source[i], argument)
-
-
-@njit(cache=True)
-def _contrast(argument, source, target):
+def _mean_luma(source):
     total = 0
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         total += ops.luma(source[i], source[i + ONE], source[i + TWO])
-    mean = ops.contrast_mean(total, source.size // 3)
+    return ops.mean_luma(total, source.size // 3)
+
+
+@njit(cache=True)
+def _point(op, argument, source, target):
+    """Vector code computes these ops faster than a table is read."""
+    mean = _mean_luma(source) if op == ops.CONTRAST else np.int32(0)
     for i in range(source.size):
-        target[i] = ops.contrast_entry(source[i], mean, argument)
+        target[i] = ops.point_entry(op, source[i], argument, mean)
 
 
 @njit(cache=True)
-def _equalize_channel(histogram, table):
-    last = 0
-    for v in range(ops.BYTE_VALUES):
-        last = histogram[v] if histogram[v] > 0 else last
-    step, below = ops.equalize_step(histogram.sum(), last), 0
-    for v in range(ops.BYTE_VALUES):
-        table[v] = ops.equalize_entry(v, below, step)
-        below += histogram[v]
-
-
-@njit(cache=True)
-def _count(source, counts):
-    """counts (768,) = histogram of each channel."""
-    counts[:] = 0
-    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        for c in range(np.uintp(3)):
-            counts[c * np.uintp(ops.BYTE_VALUES) + np.uintp(source[i + c])] += 1
-
-
-@njit(cache=True)
-def _equalize_tables(source, counts, tables):
-    _count(source, counts)
-    for c in range(3):
-        _equalize_channel(_row(counts, c, ops.BYTE_VALUES), _row(tables, c, ops.BYTE_VALUES))
-
-
-@njit(cache=True)
-def _autocontrast_tables(source, tables):
-    low_r = low_g = low_b = np.uint8(255)
-    high_r = high_g = high_b = np.uint8(0)
-    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        r, g, b = source[i], source[i + ONE], source[i + TWO]
-        low_r, low_g, low_b = min(low_r, r), min(low_g, g), min(low_b, b)
-        high_r, high_g, high_b = max(high_r, r), max(high_g, g), max(high_b, b)
-    for c, low, high in ((0, low_r, high_r), (1, low_g, high_g), (2, low_b, high_b)):
-        for v in range(ops.BYTE_VALUES):
-            tables[c * ops.BYTE_VALUES + v] = ops.autocontrast_entry(v, np.int32(low), np.int32(high))
+def _measure(op, source, statistics):
+    """What `ops.table_entry` needs to know of the image."""
+    if op == ops.EQUALIZE:
+        statistics[:] = 0
+        for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+            for c in range(np.uintp(3)):
+                statistics[c * np.uintp(ops.BYTE_VALUES) + np.uintp(source[i + c])] += 1
+        for c in range(3):
+            ops.accumulate(statistics, c)
+    elif op == ops.AUTO_CONTRAST:
+        low_r = low_g = low_b = np.uint8(255)
+        high_r = high_g = high_b = np.uint8(0)
+        for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+            r, g, b = source[i], source[i + ONE], source[i + TWO]
+            low_r, low_g, low_b = min(low_r, r), min(low_g, g), min(low_b, b)
+            high_r, high_g, high_b = max(high_r, r), max(high_g, g), max(high_b, b)
+        for k, value in enumerate((low_r, low_g, low_b, high_r, high_g, high_b)):
+            statistics[ops.ENTRIES + k] = value
 
 
 @njit(cache=True)
@@ -181,7 +157,7 @@ def _blur(source, height, width, sigma, other, sums, target):
 @njit(cache=True)
 def op_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for any op on an image of that size."""
-    tables = ENTRIES * (1 + 4) + 2 * 64
+    tables = ops.ENTRIES + 4 * ops.STATISTICS + 2 * 64
     blur = 3 * height * width + 12 * max(height, width) + 2 * 64
     return max(tables, blur, affine_scratch_size(height, width))
 
@@ -189,28 +165,26 @@ def op_scratch_size(height: int, width: int) -> int:
 @njit(cache=True, inline="always")  # optimised once, together with its only caller
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
-    if op in (ops.AUTO_CONTRAST, ops.EQUALIZE):
-        tables, at = take(scratch, 0, ENTRIES)
-        counts, at = take(scratch, at, ENTRIES * 4)
-        if op == ops.EQUALIZE:
-            _equalize_tables(source, counts.view(np.int32), tables)
-        else:
-            _autocontrast_tables(source, tables)
-        look_up(source, tables, target)
-    elif op in (ops.INVERT, ops.BRIGHTNESS) or ops.POSTERIZE <= op <= ops.SOLARIZE_ADD:
+    if ops.is_point(op):
         _point(op, argument, source, target)
-    elif op == ops.CONTRAST:
-        _contrast(argument, source, target)
+    elif ops.is_table(op):
+        tables, at = take(scratch, 0, ops.ENTRIES)
+        part, at = take(scratch, at, 4 * ops.STATISTICS)
+        statistics = part.view(np.int32)
+        _measure(op, source, statistics)
+        for i in range(ops.ENTRIES):
+            tables[i] = ops.table_entry(op, i, argument, statistics)
+        look_up(source, tables, target)
     elif ops.is_affine(op):
         run_affine(op, argument, source, target, height, width, fill, bicubic, scratch)
-    elif op == COLOR:
+    elif op == ops.COLOR:
         grey, _ = take(scratch, 0, 3 * width)
         _saturate(source, 3 * width, np.float32(argument), grey, target)
-    elif op == GRAYSCALE:
+    elif op == ops.GRAYSCALE:
         _grey(source, target)
-    elif op == SHARPNESS:
+    elif op == ops.SHARPNESS:
         _sharpen(source, height, width, np.float32(argument), target)
-    elif op == GAUSSIAN_BLUR:
+    elif op == ops.GAUSSIAN_BLUR:
         other, at = take(scratch, 0, 3 * height * width)
         sums, at = take(scratch, at, 12 * max(height, width))
         _blur(source, height, width, argument, other, sums.view(np.uint32), target)

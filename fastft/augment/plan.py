@@ -1,4 +1,8 @@
-"""The plan of a batch: everything random about it, drawn beforehand, one row per image."""
+"""The ops, one row each; and the plan of a batch: everything random about it, drawn beforehand, one row per image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 
@@ -10,28 +14,63 @@ CHAIN_DEPTH = MAX_OPS // MAX_CHAINS
 JITTER = MAX_OPS - CHAIN_DEPTH  # colour jitter's ops are the last three, after AugMix's mixture of the other chains
 HFLIP, VFLIP, TRANSPOSE = 1, 2, 4  # bits of a row's `flip`, carried out in this order
 
-# The op id in a plan is the position in this tuple; the comment gives the meaning of its argument.
+# kinds of op: what a new pixel follows from
+POINT = 0  # the same for each byte: its value, the argument and the image's mean luma (ops.point_entry)
+TABLE = 1  # a table for each channel, which may follow from the image (ops.table_entry)
+AFFINE = 2  # a place in the image (ops.affine_matrix)
+IMAGE = 3  # other pixels or channels: code of its own in ops_image.py and cuda_ops.py
+
+
+class Rule(IntEnum):
+    """How a magnitude on the 0..10 scale becomes an op's argument (levels.argument)."""
+
+    NO_ARGUMENT, ROTATE, SHEAR, TRANSLATE_X, TRANSLATE_Y, ENHANCE, ENHANCE_INCREASING = range(7)
+    POSTERIZE, POSTERIZE_INCREASING, SOLARIZE, SOLARIZE_INCREASING, SOLARIZE_ADD, DESATURATE, BLUR = range(7, 14)
+
+
+@dataclass(frozen=True)
+class Op:
+    """format: how its argument reads behind its name; empty: no argument. timm: timm's names, with rules of the argument."""
+
+    name: str
+    kind: int
+    format: str = ""
+    timm: Mapping[str, Rule] = field(default_factory=dict)
+
+
+def _enhance(name: str, kind: int, **more: Rule) -> Op:
+    """An op with a Pillow enhance factor as argument."""
+    return Op(name, kind, "x{:.2f}", {name: Rule.ENHANCE, f"{name}Increasing": Rule.ENHANCE_INCREASING, **more})
+
+
+# An op's number in a plan is its position here; the comment gives the meaning of its argument.
 OPS = (
-    "Identity",
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",  # degrees counter-clockwise, as Pillow
-    "Posterize",  # bits kept, 0..8
-    "Solarize",  # threshold: pixels >= it are inverted, 0..256
-    "SolarizeAdd",  # added to pixels < 128
-    "Color",  # Pillow enhance factor
-    "Contrast",  # Pillow enhance factor
-    "Brightness",  # Pillow enhance factor
-    "Sharpness",  # Pillow enhance factor
-    "ShearX",  # shear factor
-    "ShearY",  # shear factor
-    "TranslateX",  # pixels
-    "TranslateY",  # pixels
-    "Grayscale",
-    "GaussianBlur",  # radius (standard deviation) in pixels
-)
-OP_ID = {name: i for i, name in enumerate(OPS)}
+    Op("Identity", IMAGE),
+    Op("AutoContrast", TABLE, timm={"AutoContrast": Rule.NO_ARGUMENT}),
+    Op("Equalize", TABLE, timm={"Equalize": Rule.NO_ARGUMENT}),
+    Op("Invert", POINT, timm={"Invert": Rule.NO_ARGUMENT}),
+    Op("Rotate", AFFINE, "{:+.1f}°", {"Rotate": Rule.ROTATE}),  # degrees counter-clockwise, as Pillow
+    Op(  # bits kept, 0..8
+        "Posterize", POINT, "{:.0f} bits",
+        {"Posterize": Rule.POSTERIZE, "PosterizeIncreasing": Rule.POSTERIZE_INCREASING},
+    ),
+    Op(  # threshold: pixels >= it are inverted, 0..256
+        "Solarize", POINT, "from {:.0f}", {"Solarize": Rule.SOLARIZE, "SolarizeIncreasing": Rule.SOLARIZE_INCREASING},
+    ),
+    Op("SolarizeAdd", POINT, "+{:.0f}", {"SolarizeAdd": Rule.SOLARIZE_ADD}),  # added to pixels < 128
+    _enhance("Color", IMAGE, Desaturate=Rule.DESATURATE),
+    _enhance("Contrast", POINT),
+    _enhance("Brightness", POINT),
+    _enhance("Sharpness", IMAGE),
+    Op("ShearX", AFFINE, "{:+.2f}", {"ShearX": Rule.SHEAR}),  # shear factor
+    Op("ShearY", AFFINE, "{:+.2f}", {"ShearY": Rule.SHEAR}),
+    Op("TranslateX", AFFINE, "{:+.0f} px", {"TranslateXRel": Rule.TRANSLATE_X}),  # pixels
+    Op("TranslateY", AFFINE, "{:+.0f} px", {"TranslateYRel": Rule.TRANSLATE_Y}),
+    Op("Grayscale", IMAGE),
+    Op("GaussianBlur", IMAGE, "radius {:.2f}", {"GaussianBlur": Rule.BLUR}),  # radius (standard deviation) in pixels
+)  # fmt: skip
+OP_ID = {op.name: number for number, op in enumerate(OPS)}
+TIMM_OPS = {name: (OP_ID[op.name], rule) for op in OPS for name, rule in op.timm.items()}  # (number, rule)
 
 PLAN_DTYPE = np.dtype(
     [

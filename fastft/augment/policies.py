@@ -13,15 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS
+from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS, TIMM_OPS
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
 
 PLAIN_OPS = (  # timm's RandAugment list without "inc1"
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast", "Brightness",
     "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
 )  # fmt: skip
-HAVE_INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
-INCREASING_OPS = tuple(name + "Increasing" if name in HAVE_INCREASING else name for name in PLAIN_OPS)
+INCREASING_OPS = tuple(f"{name}Increasing" if f"{name}Increasing" in TIMM_OPS else name for name in PLAIN_OPS)
 
 OP_SETS: dict[str, dict[str, float]] = {  # timm's named sets (key "t"), weight of each op
     "weights": {
@@ -77,7 +76,7 @@ class ThreeAugment:
     jitter: float = 0.3
 
 
-Recipe = RandAugment | AugMix | ThreeAugment | None
+AutoAugment = RandAugment | AugMix | ThreeAugment | None
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,14 @@ class AugmentPolicy:
             raise UserError(
                 f"mean is {self.mean}, std is {self.std}: give three numbers each, mean within -10 and 10, std above 0"
             )
-        recipe = parse_augment(self.augment)
-        slots = getattr(recipe, "count", 0) or CHAIN_DEPTH * getattr(recipe, "width", 0)
+        parsed = parse_augment(self.augment)
+        slots = getattr(parsed, "count", 0) or CHAIN_DEPTH * getattr(parsed, "width", 0)
         if self.color_jitter > 0 and slots > JITTER:
             most = f"n{JITTER} or w{MAX_CHAINS - 1}"
             raise UserError(f"augmentation {self.augment!r}: with color_jitter use {most} at most")
 
     @property
-    def recipe(self) -> Recipe:
+    def auto_augment(self) -> AutoAugment:
         """The parsed `augment` string, at `magnitude` if that is set."""
         parsed = parse_augment(self.augment)
         if self.magnitude is None or not isinstance(parsed, RandAugment | AugMix):
@@ -164,7 +163,7 @@ def parse_policy(augment: str = "rand-m9-mstd0.5-inc1", **options: Any) -> Augme
 
 
 @lru_cache
-def parse_augment(text: str) -> Recipe:
+def parse_augment(text: str) -> AutoAugment:
     """Parse an augmentation string. Raises as `parse_policy`."""
     kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
     if kind not in KINDS:

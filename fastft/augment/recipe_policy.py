@@ -1,8 +1,9 @@
 """Augmentation policy and mixer that a recipe describes."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.recipe import Recipe, epoch_values
 
 if TYPE_CHECKING:
@@ -17,24 +18,10 @@ def scheduled(recipe: Recipe, epoch: int) -> dict[str, float]:
 
 def build_policy(recipe: Recipe, epoch: int = 0) -> AugmentPolicy:
     a, now = recipe.augment, scheduled(recipe, epoch)
-    return parse_policy(
-        a.policy,
-        crop=a.crop,
-        scale=(now.get("scale_min", a.scale_min), a.scale_max),
-        ratio=(a.ratio_min, a.ratio_max),
-        hflip=a.hflip,
-        vflip=a.vflip,
-        quarter_turns=a.quarter_turns,
-        color_jitter=a.color_jitter,
-        color_jitter_prob=a.color_jitter_prob,
-        magnitude=now.get("magnitude"),
-        erase_prob=now.get("erase_prob", a.erase_prob),
-        erase_mode=a.erase_mode,
-        erase_count=a.erase_count,
-        interpolation=a.interpolation,
-        mean=a.mean,
-        std=a.std,
-        crop_pct=recipe.train.eval_crop_pct,
+    options = {field.name: getattr(a, field.name) for field in fields(AugmentPolicy) if hasattr(a, field.name)} | now
+    scale = options.pop("scale_min", a.scale_min), a.scale_max
+    return AugmentPolicy(
+        a.policy, scale=scale, ratio=(a.ratio_min, a.ratio_max), crop_pct=recipe.train.eval_crop_pct, **options
     )
 
 

@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from beton_tools.base.image_formats import CHANNELS
 from beton_tools.jpeg.crop import decode_scanned
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
@@ -27,7 +28,6 @@ if "NUMBA_THREADING_LAYER" not in os.environ:
     # two loaders may run at the same time: Numba's "workqueue" layer would abort the process
     numba.config.THREADING_LAYER = "threadsafe"
 
-CHANNELS = 3
 # beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
 READ_FAILED = 1000
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError, first_line
+from beton_tools.base.image_formats import CHANNELS
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet
@@ -22,7 +23,7 @@ from beton_tools.read.manifest import Manifest
 from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import MOST_SHRINK, source_regions
-from fastft.data.decode import CHANNELS, READ_FAILED, Scratch, WorkClock, decode_and_augment, decode_packed, find_stored
+from fastft.data.decode import READ_FAILED, Scratch, WorkClock, decode_and_augment, decode_packed, find_stored
 from fastft.machine.facts import has_numba_cuda
 
 if TYPE_CHECKING:

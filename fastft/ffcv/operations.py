@@ -19,12 +19,13 @@ from numba import objmode
 from numba.core.errors import NumbaWarning
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import CHANNELS
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.erase import DTYPES, UINT8
 from fastft.augment.policies import parse_policy
-from fastft.data.stage import CHANNELS, CpuStage, Output
+from fastft.data.stage import CpuStage, Output
 from fastft.ffcv.loader_thread import Pass, current_pass, reporting
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import CHANNELS
 from fastft.augment import AugmentPolicy
 from fastft.augment.policies import AugMix
 from fastft.machine.precision import Precision
@@ -18,7 +19,6 @@ PROBES = ((4, 8), (1, 2))
 DOMINANT = 4
 HEADROOM = 0.9  # share of free memory to use; the rest is for allocator fragments
 TENSOR_CORE_MULTIPLE = 8  # matrix products are fastest if their dimensions are multiples of this
-CHANNELS = 3
 COPIES = 3  # of what is trained, in fp32, beside the weights: gradients and AdamW's two moments
 # bytes of a pixel's channel that augmentation on a GPU takes beside the finished images: two uint8 images, of AugMix three and
 # their mixture in fp32 (fastft.augment.cuda)
@@ -69,7 +69,7 @@ def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batche
     batches: that are finished, in use or in progress at a time. Of each it holds the decoded pixels, at most the whole
     images, the finished images, and what augmentation worked with, which PyTorch keeps for the next batch.
     """
-    augment = AUGMIX_BYTES if isinstance(policy.recipe, AugMix) else AUGMENT_BYTES
+    augment = AUGMIX_BYTES if isinstance(policy.auto_augment, AugMix) else AUGMENT_BYTES
     return batches * CHANNELS * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
 
 

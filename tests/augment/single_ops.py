@@ -57,4 +57,4 @@ def apply_op(
     """timm's op `name` at a magnitude of 0..10."""
     height, width = image_HWC.shape[:2]
     op, argument = level_argument(name, magnitude, sign, height=height, width=width)
-    return apply_argument(OPS[op], image_HWC, argument, bicubic=bicubic)
+    return apply_argument(OPS[op].name, image_HWC, argument, bicubic=bicubic)

@@ -62,7 +62,7 @@ def with_pillow(image: np.ndarray, row: np.void) -> np.ndarray:
 
 def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray:
     for op, argument in zip(row["op"][begin:end], row["argument"][begin:end], strict=True):
-        image = apply_argument(OPS[op], image, argument)
+        image = apply_argument(OPS[op].name, image, argument)
     return image
 
 

@@ -10,10 +10,10 @@ from numba import njit
 from PIL import Image, ImageFilter
 
 from beton_tools.base.errors import UserError
-from fastft.augment.levels import TIMM_OPS, level_argument
+from fastft.augment.levels import level_argument
 from fastft.augment.ops import affine_matrix, affine_source, inside, sample_bicubic, sample_bilinear, truncate
 from fastft.augment.ops_image_affine import UNSURE
-from fastft.augment.plan import OP_ID
+from fastft.augment.plan import OP_ID, TIMM_OPS
 from fastft.augment.simd import columns_cubic, columns_linear, rows_cubic, rows_linear
 from tests.augment.single_ops import FILL, RESAMPLE, apply_argument, apply_op, timm_op
 

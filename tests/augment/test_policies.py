@@ -13,7 +13,7 @@ from timm.data.auto_augment import LEVEL_TO_ARG, augment_and_mix_transform, rand
 
 from beton_tools.base.errors import UserError
 from fastft.augment import AugmentPolicy, level_argument, parse_policy
-from fastft.augment.levels import TIMM_OPS
+from fastft.augment.plan import TIMM_OPS
 from fastft.augment.policies import AugMix, RandAugment, ThreeAugment
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.explanation import explain
@@ -47,7 +47,7 @@ def strings(kind: str, parts: dict[str, st.SearchStrategy[str]]) -> st.SearchStr
 @settings(max_examples=60, deadline=None)
 @given(strings("rand", RAND_PARTS))
 def test_every_rand_string_is_parsed_as_by_timm(text):
-    ours, theirs = parse_policy(text).recipe, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
+    ours, theirs = parse_policy(text).auto_augment, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, RandAugment)
     assert ours.ops == tuple(op.name for op in theirs.ops)
     assert ours.count == theirs.num_layers
@@ -62,7 +62,7 @@ def test_every_rand_string_is_parsed_as_by_timm(text):
 @settings(max_examples=30, deadline=None)
 @given(strings("augmix", AUGMIX_PARTS))
 def test_every_augmix_string_is_parsed_as_by_timm(text):
-    ours, theirs = parse_policy(text).recipe, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
+    ours, theirs = parse_policy(text).auto_augment, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, AugMix)
     assert ours.ops == tuple(op.name for op in theirs.ops)
     assert (ours.width, ours.depth, ours.alpha) == (theirs.width, theirs.depth, theirs.alpha)
@@ -71,10 +71,10 @@ def test_every_augmix_string_is_parsed_as_by_timm(text):
 
 
 def test_the_strings_of_the_documentation_parse():
-    assert parse_policy("augmix-m3-w3-d-1").recipe == AugMix()
-    assert parse_policy("3aug").recipe == ThreeAugment(jitter=0.3)
-    assert parse_policy("3aug-j0").recipe == ThreeAugment(jitter=0.0)
-    assert parse_policy("none").recipe is None
+    assert parse_policy("augmix-m3-w3-d-1").auto_augment == AugMix()
+    assert parse_policy("3aug").auto_augment == ThreeAugment(jitter=0.3)
+    assert parse_policy("3aug-j0").auto_augment == ThreeAugment(jitter=0.0)
+    assert parse_policy("none").auto_augment is None
 
 
 @settings(max_examples=150, deadline=None)
@@ -168,14 +168,14 @@ def test_magnitude_crop_and_erasing_follow_the_schedule_and_nothing_else_changes
     weak = ["--schedule.magnitude=0:1-40:9", "--schedule.scale_min=0:0.5,10:0.08", "--schedule.erase_prob=0:0,20:0.25"]
     recipe, plain = load_recipe("final_b16", weak), build_policy(load_recipe("final_b16"))
     policies = [build_policy(recipe, epoch) for epoch in (0, 10, 20, 49)]
-    assert [p.recipe.magnitude for p in policies] == [1, 3, 5, 9]
+    assert [p.auto_augment.magnitude for p in policies] == [1, 3, 5, 9]
     assert [p.scale[0] for p in policies] == [0.5, 0.08, 0.08, 0.08]
     assert [p.erase_prob for p in policies] == [0, 0, 0.25, 0.25]
-    assert policies[-1] == replace(plain, magnitude=9.0) and policies[-1].recipe == plain.recipe
+    assert policies[-1] == replace(plain, magnitude=9.0) and policies[-1].auto_augment == plain.auto_augment
     assert explain(recipe)["augment"][-3:] == [
         "magnitude by epoch: 0:1-40:9", "scale_min by epoch: 0:0.5,10:0.08", "erase_prob by epoch: 0:0,20:0.25"
     ]  # fmt: skip
-    assert build_policy(recipe.with_option("augment.policy", "none"), 49).recipe is None  # as evaluation does
+    assert build_policy(recipe.with_option("augment.policy", "none"), 49).auto_augment is None  # as evaluation does
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from fastft.augment import CpuAugment, draw_plan, eval_plan, level_argument, parse_policy, source_regions
-from fastft.augment.levels import TIMM_OPS
-from fastft.augment.plan import OP_ID, OPS
+from fastft.augment.plan import OP_ID, OPS, TIMM_OPS
 from fastft.augment.policies import AugmentPolicy
 from fastft.recipe.constants import ERASE_MODES
 from tests.ptx.gpu import SimulatedGpu
@@ -43,7 +42,7 @@ class Batch:
         return gpu.augment(self.policy, self.size, getattr(torch, dtype), *given)
 
     def ops(self, image: int) -> str:
-        return ", ".join(OPS[op] for op in self.plan["op"][image] if op) or "no op"
+        return ", ".join(OPS[op].name for op in self.plan["op"][image] if op) or "no op"
 
 
 def pack(policy: AugmentPolicy, size: int, plan: np.ndarray, images: Sequence[np.ndarray]) -> Batch:
