@@ -93,7 +93,8 @@ def every_op(
 ) -> Batch:
     """Each of timm's ops at each (magnitude, sign), and the ops that timm lacks."""
     calls = [level_argument(name, m, s, height=size, width=size) for name in TIMM_OPS for m, s in magnitudes]
-    return with_ops([*dict.fromkeys(calls), (OP_ID["Grayscale"], 0.0), (OP_ID["GaussianBlur"], 0.0)], images, size)
+    lacking = [(OP_ID[op.name], 100.0) for op in OPS if not op.timm]
+    return with_ops([*dict.fromkeys(calls), *lacking, (OP_ID["GaussianBlur"], 0.0)], images, size)
 
 
 def enhancements_by_tenths(images: Sequence[np.ndarray], size: int) -> Batch:
