@@ -11,6 +11,7 @@ from numba import cuda, float32, int32, uint8, uint32
 from beton_tools.base.image_formats import CHANNELS
 from fastft.augment import ops
 from fastft.augment.erase import erase_pixel
+from fastft.augment.ops import ENTRIES, STATISTICS
 from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS
 from fastft.recipe.constants import MAX_ERASE
 
@@ -49,7 +50,7 @@ def _mean_luma(source, statistics):
 def _measure(op, source, statistics):
     """What `ops.table_entry` needs to know of the image."""
     if op == ops.EQUALIZE:
-        for i in range(_thread(), ops.ENTRIES, _threads()):
+        for i in range(_thread(), ENTRIES, _threads()):
             statistics[i] = 0
         cuda.syncthreads()
         for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
@@ -59,7 +60,7 @@ def _measure(op, source, statistics):
         if _thread() < CHANNELS:
             ops.accumulate(statistics, _thread())
     elif op == ops.AUTO_CONTRAST:
-        least, greatest = ops.ENTRIES, ops.ENTRIES + CHANNELS
+        least, greatest = ENTRIES, ENTRIES + CHANNELS
         if _thread() < CHANNELS:
             statistics[least + _thread()], statistics[greatest + _thread()] = ops.BYTE_VALUES - 1, 0
         cuda.syncthreads()
@@ -166,12 +167,12 @@ def _run_op(op, argument, source, target, size, fill, bicubic, statistics, table
         return False
     if ops.is_point(op):
         mean = _mean_luma(source, statistics) if op == ops.CONTRAST else int32(0)
-        for i in range(_thread(), ops.ENTRIES, _threads()):
+        for i in range(_thread(), ENTRIES, _threads()):
             tables[i] = ops.point_entry(op, i % ops.BYTE_VALUES, argument, mean)
         _look_up(source, tables, target)
     elif ops.is_table(op):
         _measure(op, source, statistics)
-        for i in range(_thread(), ops.ENTRIES, _threads()):
+        for i in range(_thread(), ENTRIES, _threads()):
             tables[i] = ops.table_entry(op, i, argument, statistics)
         _look_up(source, tables, target)
     elif ops.is_affine(op):
@@ -280,8 +281,8 @@ def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, o
     fill: (3,) uint8. normalised: (768,) and out: (B, size*size*3) in the storage of dtype (erase.DTYPES).
     quantiles: rng.HALF_NORMAL.
     """
-    statistics = cuda.shared.array(ops.STATISTICS, int32)
-    tables = cuda.shared.array(ops.ENTRIES, uint8)
+    statistics = cuda.shared.array(STATISTICS, int32)
+    tables = cuda.shared.array(ENTRIES, uint8)
     b, row = cuda.blockIdx.x, plan[cuda.blockIdx.x]
     mixing = mixed.shape[1] == out.shape[1] and _has_chains(row)
     mixture = mixed[b if mixing else 0]
