@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fastft.augment.describe import plan_to_json as plan_to_json
     from fastft.augment.draw import draw_plan as draw_plan
     from fastft.augment.draw import eval_plan as eval_plan
-    from fastft.augment.levels import level_argument as level_argument
     from fastft.augment.mix import Mixer as Mixer
     from fastft.augment.plan import PLAN_DTYPE as PLAN_DTYPE
     from fastft.augment.policies import AugmentPolicy as AugmentPolicy
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLAN_DTYPE", "AugmentPolicy", "CpuAugment", "CudaAugment", "Mixer", "describe_policy",
-    "describe_row", "draw_plan", "eval_plan", "level_argument", "parse_policy", "plan_to_json", "source_region",
+    "describe_row", "draw_plan", "eval_plan", "parse_policy", "plan_to_json", "source_region",
     "source_regions",
 ]  # fmt: skip
 # in the order in which a name is looked for, the light ones first
-_MODULES = ("policies", "plan", "describe", "levels", "draw", "resize", "cpu", "mix", "cuda")
+_MODULES = ("policies", "plan", "describe", "draw", "resize", "cpu", "mix", "cuda")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from beton_tools.base.errors import UserError
-from fastft.augment.plan import OP_ID, TIMM_OPS, Rule
+from fastft.augment.plan import Rule
 
 DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 
@@ -55,17 +54,3 @@ def argument(rule, magnitude, sign, height, width):
     elif rule == Rule.BLUR:
         value = _clamp(0.1 + (2.0 - 0.1) * level, 0.1, 2.0)
     return value
-
-
-def level_argument(name: str, magnitude: float, sign: int = 1, *, height: int, width: int) -> tuple[int, float]:
-    """(op id, argument) that a plan holds for timm's op `name` on an image of height x width.
-
-    Names of `plan.OPS` that timm lacks (Identity, Grayscale) take no argument. Raises UserError: the name is unknown, the
-    magnitude negative or the sign neither +1 nor -1.
-    """
-    if sign not in (1, -1) or not magnitude >= 0:
-        raise UserError(f"magnitude {magnitude} with sign {sign}: give a magnitude >= 0 and the sign 1 or -1")
-    if name not in TIMM_OPS and name not in OP_ID:
-        raise UserError(f"unknown op {name!r}: use one of {', '.join(sorted({*TIMM_OPS, *OP_ID}))}")
-    op, rule = TIMM_OPS[name] if name in TIMM_OPS else (OP_ID[name], Rule.NO_ARGUMENT)
-    return op, float(argument(rule, float(magnitude), float(sign), height, width))

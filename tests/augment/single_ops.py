@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
-from fastft.augment.levels import level_argument
+from fastft.augment.levels import argument
 from fastft.augment.ops_image import op_scratch_size, run_op
-from fastft.augment.plan import OP_ID, OPS
+from fastft.augment.plan import OP_ID, OPS, TIMM_OPS
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13,
@@ -18,6 +18,12 @@ needs_pillow_13 = pytest.mark.skipif(
 )
 FILL = (123, 117, 104)
 RESAMPLE = {True: Image.Resampling.BICUBIC, False: Image.Resampling.BILINEAR}
+
+
+def level_argument(name: str, magnitude: float, sign: int = 1, *, height: int, width: int) -> tuple[int, float]:
+    """(op id, argument) that a plan holds for timm's op `name` on an image of height x width."""
+    op, rule = TIMM_OPS[name]
+    return op, float(argument(rule, float(magnitude), float(sign), height, width))
 
 
 def timm_op(name: str, image_HWC: np.ndarray, magnitude: float, sign: int = 1, bicubic: bool = True) -> np.ndarray:

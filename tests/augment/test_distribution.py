@@ -20,9 +20,10 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
-from fastft.augment import draw_plan, level_argument, parse_policy
+from fastft.augment import draw_plan, parse_policy
 from fastft.augment.draw import QUARTER_TURNS
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, OPS, VFLIP
+from tests.augment.single_ops import level_argument
 
 N = 40_000
 SIZE = 224

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastft.augment import CpuAugment, draw_plan, eval_plan, level_argument, parse_policy, source_regions
+from fastft.augment import CpuAugment, draw_plan, eval_plan, parse_policy, source_regions
 from fastft.augment.plan import OP_ID, OPS, TIMM_OPS
 from fastft.augment.policies import AugmentPolicy
 from fastft.recipe.constants import ERASE_MODES
+from tests.augment.single_ops import level_argument
 from tests.ptx.gpu import SimulatedGpu
 
 GAP = 37  # bytes between packed regions where nothing may be read
