@@ -54,7 +54,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
-        runs = [run for several in planned for run in several]
+        runs = [run for row_runs in planned for run in row_runs]
         refuse_multi_label(count_images(runs[0].recipe), "fastft sweep")
         if any(run.recipe.data.val is None for run in runs):
             raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
