@@ -42,6 +42,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.demo: dict[str, Any] = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        self.processors: dict[str, Any] = json.loads((folder / "processors.json").read_text(encoding="utf-8"))
         self.documents: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*.json")):
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -178,6 +179,27 @@ def summary(results: Results) -> str:
     return f"{markdown(head, rows)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
 
 
+def processors(results: Results) -> str:
+    """The main ratios on both kinds of processor that they were measured on."""
+    found = {
+        f"{name}{part and f', {part}'}": contender(
+            next(m for m in results.measures(bench, name) if part in str(m["setting"].values())), peer
+        )["ratio"]["median"]
+        for bench, name, part, peer in (
+            ("augment", "Whole recipe", "500", "timm"), ("augment", "Whole recipe", "lossless", "timm"),
+            ("loader", "Loader, crop and flip, per core", "", "stock FFCV"),
+        )
+    }  # fmt: skip
+    small, original, crop = (f"{value:.1f}" for value in found.values())
+    others = [f"{results.processors['ratios'][key]:.1f}" for key in found]
+    cpu = results.documents["augment"]["machine"]["cpu"]
+    return (
+        f"Whole recipe on one core of an {cpu}: {small} times timm's images per second from files of 500 px, {original} "
+        f"times from original files; crop and flip: {crop} times stock FFCV's. "
+        f"On an {results.processors['cpu']}: {others[0]}, {others[1]} and {others[2]} times."
+    )
+
+
 def demo(results: Results) -> str:
     """The contenders of `make demo`."""
     d = results.demo
@@ -193,6 +215,7 @@ def demo(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
+    "processors": processors,
     "demo": demo,
     "cost": costs.cost,
     "cost-check": costs.cost_check,
@@ -275,7 +298,14 @@ def speed(results: Results, theme: str) -> str:
             ]
             y += BAR_ROW
         y += 8
-    parts.append(svg_text(BAR_LEFT, y + 12, "images per second of one core", "start"))
+    parts.append(
+        svg_text(
+            BAR_LEFT,
+            y + 12,
+            f"images per second of one core, {results.documents['augment']['machine']['cpu']}",
+            "start",
+        )
+    )
     return svg_file(parts, BAR_LEFT + BAR_WIDTH + 64, y + 20, theme)
 
 
