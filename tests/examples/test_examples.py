@@ -167,8 +167,6 @@ def test_wrong_labels_and_near_duplicates_are_found_in_embeddings(tmp_path, run)
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "convert_ray.py"
 PARTS = 3
 
-pytest.importorskip("ray")
-
 
 def writers(path: Path) -> list[int]:
     """Processes that have the file open."""
@@ -184,6 +182,7 @@ def writers(path: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_changes_no_byte(imagenet_sample, tmp_path):
+    pytest.importorskip("ray")
     out, journal = tmp_path / "ray/photos.beton", tmp_path / "ray/photos-2-of-3.beton.part.journal"
     data = imagenet_sample.resolve()
     command = [
