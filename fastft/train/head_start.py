@@ -94,9 +94,9 @@ def set_probe_head(
         shard=Shard(s.world.rank, s.world.size), workers=r.data.workers or None,
     ) as loader, progress_lines("head", say, "images, mirrored too" if tries_mirrored else "images") as show:  # fmt: skip
         images, head, mirrored, batches = loader.num_samples, None, None, count()
+        total = images * (1 + tries_mirrored)
 
         def stop() -> bool:
-            total = images * (1 + tries_mirrored)
             show(min(total, next(batches) * batch * s.world.size), total, 0)
             return s.guard.is_stop_requested()
 
@@ -108,6 +108,7 @@ def set_probe_head(
             if tries_mirrored:
                 flipped = (replace(b, images=b.images.flip(-1)) for b in loader)
                 mirrored_ND, _ = pooled_features(model, flipped, s.world, s.precision, stop)
+            show(total, total, 0)
             if s.world.is_main:
                 head = fit_ridge_head(features_ND, *fit)
                 if mirrored_ND is not None:
