@@ -21,6 +21,7 @@ RAM_SHARE = 0.9  # files up to this share of the available memory stay in the pa
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
 KERNEL_PROBE, PIXEL_PROBE = "fastft.augment.kernel_probe", "fastft.data.pixel_probe"
 # time limit of a probe; importing torch from a slow disk takes long, and so does compiling the loader
+UNFINISHED = "did not finish within"
 PYTHON_SECONDS = 300
 
 
@@ -158,7 +159,7 @@ def _run_python(*arguments: str) -> tuple[str | None, str | None]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PYTHON_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return None, f"{shlex.join(arguments)} did not finish within {PYTHON_SECONDS} s"
+        return None, f"{shlex.join(arguments)} {UNFINISHED} {PYTHON_SECONDS} s"
     if done.returncode == 0:
         return done.stdout.strip(), None
     lines = done.stderr.strip().splitlines()

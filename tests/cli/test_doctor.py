@@ -91,6 +91,7 @@ def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus():
         ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
         ("TurboJPEG", FAIL, {"turbojpeg": None}),
         ("CPU loader", FAIL, {"pixels": None, "pixels_error": "differ from Pillow's by 200 of 255 levels"}),
+        ("CPU loader", WARN, {"pixels": None, "pixels_error": "pixel_probe did not finish within 300 s"}),
         ("cores", WARN, {"cores": 8}),
         ("memory", WARN, {"data_size": 449 * GIB}),
         ("disk", WARN, {"disk_free": GIB}),
