@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import yaml
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.explanation import NOT_RUN, list_recipes
@@ -44,10 +47,7 @@ EXTRAPOLATED = (
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A training whose speed was published. mfu: of the GPU's dense peak (`fastft.machine.gpus`).
-
-    arch, image_size: what `implied_k` compares it with: the same model, or one of its width, depth and number of tokens.
-    """
+    """A row of published.yaml."""
 
     gpu: str
     name: str
@@ -58,75 +58,10 @@ class PublishedRun:
     remark: str = ""
 
 
-# trainings on V100 whose authors had tuned the step: K is their mean
-TUNED = (
-    PublishedRun(
-        "V100", "DeepSpeed BERT-large", 0.528, "ViT-L-14-quickgelu", "66 TFLOP/s (deepspeed.ai, 2020-05-18)", 154,
-        "fused kernels, half-precision weights; the record",
-    ),
-    PublishedRun(
-        "V100", "Megatron-LM 1.0, 1.2 billion", 0.48, "ViT-g-14", "62 of 130 TFLOP/s (nv-adlr.github.io/MegatronLMV1)", 448,
-        "fused kernels, half-precision weights; one GPU of a DGX-2H",
-    ),
-    PublishedRun(
-        "V100", "ZeRO-Offload, 10 billion", 0.32, "ViT-bigG-14", "40 TFLOP/s (arXiv 2101.06840)", 448,
-        "optimiser on the CPU",
-    ),
-    PublishedRun(
-        "V100", "Megatron-LM, 1.2 billion", 0.30, "ViT-g-14", "39 of 130 TFLOP/s (arXiv 1909.08053)", 448,
-        "before the fused kernels of 1.0",
-    ),
-)  # fmt: skip
-OTHERS = (
-    PublishedRun(
-        "V100", "this paper's B/16 at 384 px", 0.217, "ViT-B-16-quickgelu", "218.1 V100-hours (its Figure 1)", 384,
-        "DeepSpeed fp16, Pillow loader; with evaluation",
-    ),
-    PublishedRun(
-        "V100", "this paper's B/16", 0.198, "ViT-B-16-quickgelu", "75.6 V100-hours (its Figure 1)",
-        remark="the same",
-    ),
-    PublishedRun(
-        "V100", "DeiT-B on 8 GPUs", 0.212, "timm/vit_base_patch16_224", "252 images/s per GPU (arXiv 2012.12877, section 5.6)",
-        remark="PyTorch of 2020, autocast",
-    ),
-    PublishedRun(
-        "V100", "DeiT-B on 16 GPUs", 0.152, "timm/vit_base_patch16_224", "180 images/s per GPU (the same section)",
-        remark="two machines",
-    ),
-    PublishedRun(
-        "V100", "MAE, fine-tuning ViT-B on 32 GPUs", 0.131, "timm/vit_base_patch16_224", "7 h 11 min (its FINETUNE.md)",
-        remark="four machines, autocast",
-    ),
-    PublishedRun(
-        "A100", "this paper's B/16", 0.143, "ViT-B-16-quickgelu", "424 images/s per GPU in its log",
-        remark="DeepSpeed fp16, Pillow loader",
-    ),
-    PublishedRun(
-        "A100", "this paper's L/14", 0.176, "ViT-L-14-quickgelu", "113 images/s per GPU in its log",
-        remark="the same",
-    ),
-    PublishedRun(
-        "A100", "PLSC B/16", 0.151, "timm/vit_base_patch16_224", "3,583 images/s on 8 A100 (PLSC, task/classification/vit)",
-        remark="PaddlePaddle fp16",
-    ),
-    PublishedRun(
-        "A100", "PLSC L/16", 0.194, "timm/vit_large_patch16_224", "5,256 images/s on 32 A100 (the same page)",
-        remark="as its B/16, ImageNet-21k",
-    ),
-    PublishedRun(
-        "A100", "NeMo g/14", 0.445, "timm/vit_giant_patch14_224", "693 images/s on a DGX A100 (NeMo performance page)",
-        remark="Megatron; twelve times the parameters",
-    ),
-    PublishedRun(
-        "H100", "ViT-5-S, compiled", 0.221, "timm/vit_small_patch16_224", "7,716 images/s (nvSubquadratic benchmarks)",
-        remark="a step alone, a quarter of the parameters; compiled, moves fewer bytes than are counted",
-    ),
-    PublishedRun(
-        "H100", "NeMo g/14", 0.289, "timm/vit_giant_patch14_224", "1,428 images/s on a DGX H100 (NeMo performance page)",
-        remark="as on A100",
-    ),
-)  # fmt: skip
+def published(kind: str) -> list[PublishedRun]:
+    """Trainings on V100 whose authors had tuned the step ('tuned'), or the 'others'."""
+    rows = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))[kind]
+    return [PublishedRun(**row) for row in rows]
 
 
 def cost(_: Any) -> str:
@@ -226,7 +161,7 @@ def cost_check(_: Any) -> str:
     rows = []
     for name, (title, logged) in LOGS.items():
         recipe = load_recipe(RECIPES / f"{name}.yaml")
-        run = next(run for run in OTHERS if (run.gpu, run.name) == ("A100", f"this paper's {title}"))
+        run = next(run for run in published("others") if (run.gpu, run.name) == ("A100", f"this paper's {title}"))
         hours = estimate(recipe, GPUS["A100"], MACHINE_GPUS, Mfu(run.mfu, "given", ""), REFERENCE).gpu_hours
         rows.append([title, f"{run.mfu:.1%}", f"{hours:.1f}", f"{logged}"])
     head = ["the paper's own run", "MFU, from its log", "A100-hours, modelled", "A100-hours, from its log"]
@@ -238,25 +173,26 @@ def cost_check(_: Any) -> str:
 
 def implied_k(run: PublishedRun) -> float:
     """The k that a published training gives: its MFU over the roofline of its model on its GPU."""
-    options = [f"--model.arch={run.arch}", f"--model.image_size={run.image_size}", "--model.freeze_conv1=false"]
-    roofline = roofline_mfu(load_recipe("final_b16", options), GPUS[run.gpu], 8)
+    options = [f"arch={run.arch}", f"image_size={run.image_size}", "freeze_conv1=false", "weights=random"]
+    recipe = load_recipe("final_b16", [f"--model.{option}" for option in options])
+    roofline = roofline_mfu(recipe, GPUS[run.gpu], MACHINE_GPUS)
     assert roofline is not None
     return run.mfu / roofline.value
 
 
 def cost_published(_: Any) -> str:
     """The k that each published training would give."""
-    rows = []
-    for run in (*TUNED, *OTHERS):
+    rows, tuned = [], published("tuned")
+    for run in (*tuned, *published("others")):
         k = implied_k(run)
         rows.append(
             [f"{run.name}, {run.source}", run.gpu, f"{run.mfu:.1%}", f"{run.mfu / k:.1%}", f"{k:.2f}", run.remark]
         )
     head = ["published training", "GPU", "its MFU", "our roofline for its model", "k", "differs from ours in"]
     peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in MAIN_GPUS)
-    mean = math.exp(fmean(math.log(implied_k(run)) for run in TUNED))
+    mean = math.exp(fmean(math.log(implied_k(run)) for run in tuned))
     return (
-        f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}. The first {len(TUNED)} are "
+        f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}. The first {len(tuned)} are "
         f"trainings on V100 whose authors had tuned the step; the geometric mean of their k is {mean:.2f}."
     )
 

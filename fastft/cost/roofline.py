@@ -13,8 +13,8 @@ from fastft.model.phases import find_phases, with_phase
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
-# Expected share of the roofline: the geometric mean of published trainings on V100 whose authors had tuned the step (`TUNED` of
-# benchmarks/costs.py), and the lowest and the highest of them
+# Expected share of the roofline: the geometric mean of published trainings on V100 whose authors had tuned the step (benchmarks/
+# published.yaml), and the lowest and the highest of them
 K, K_RANGE = 0.74, (0.58, 0.94)
 
 # Shares of the data sheet's peaks that large fp16/bf16 matrix products and streaming kernels sustain: 90 TFLOP/s and 0.79 TB/s

@@ -29,7 +29,9 @@ def recipe(name: str, *overrides: str) -> Recipe:
 
 def of_reference(name: str) -> Estimate:
     """The paper's own run, on its 8 A100."""
-    run = next(r for r in COSTS["OTHERS"] if (r.gpu, r.name) == ("A100", f"this paper's {COSTS['LOGS'][name][0]}"))
+    run = next(
+        r for r in COSTS["published"]("others") if (r.gpu, r.name) == ("A100", f"this paper's {COSTS['LOGS'][name][0]}")
+    )
     return estimate(recipe(name), GPUS["A100"], 8, Mfu(run.mfu, "given", ""), COSTS["REFERENCE"])
 
 
@@ -50,7 +52,7 @@ def test_reference_l14_run_is_predicted_from_the_b16_log():
 
 
 def test_the_expected_share_is_the_mean_of_tuned_trainings_on_v100():
-    found = [COSTS["implied_k"](run) for run in COSTS["TUNED"]]
+    found = [COSTS["implied_k"](run) for run in COSTS["published"]("tuned")]
     assert pytest.approx(geometric_mean(found), abs=0.005) == K
     assert pytest.approx((min(found), max(found)), abs=0.005) == K_RANGE
 
