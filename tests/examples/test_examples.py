@@ -80,6 +80,17 @@ def pictures(tiny: dict[str, str], tmp_path: Path) -> Path:
     return tmp_path / "pics"
 
 
+def test_the_plain_timm_loop_fits_photographs(pictures, tmp_path, run):
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
+    options = ["--model=test_vit", "--weights=vit.pt", "--image-size=64", "--batch-size=8", "--workers=0", "--epochs=8"]
+    *epochs, last = run("timm_baseline.py", "pics", "pics", *options)
+    assert len(epochs) == 8 and float(re.search(r"top-1 ([\d.]+) %", last)[1]) > 60
+
+
 @pytest.mark.slow  # the call itself is tested in tests/photos/test_fit.py
 def test_a_script_trains_on_photographs_in_one_call(tiny, pictures, run):
     options = [f"--model={tiny['model.arch']}", "--weights=random", "--image-size=32", "--epochs=2"]
