@@ -99,7 +99,7 @@ class SimulatedGpu:
         devices = {0: contextlib.nullcontext()}
         return [
             (backend, "cuda", SimpleNamespace(gpus=devices, external_stream=lambda number: number)),
-            (backend, "compiled", lambda *kernel: _Launcher(self, Kernel(*kernel))),
+            (backend, "compiled", lambda *given: _Launcher(self, Kernel(*given[:3]))),  # without the device
             (backend, "from_address", self._array),
             (torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0)),
             (torch.cuda, "current_device", lambda: 0),
