@@ -5,7 +5,8 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 - Warm-up and EMA horizon are shares of the run. Given in images, as in the paper, the horizon of 8 ImageNet epochs is longer
   than a whole training of 9,000 images, whose EMA would stay 95.7 % its initial weights.
 - The learning rate follows the square root of the batch, as for other Adam-like optimisers (timm, lightly-train). Below 20,000
-  images it is three times that, which was better on seven of eight sets of 40 to 3,000 images (docs/photos.md, "Few images").
+  images it is three times that, which was better on seven of eight sets of 40 to 3,000 images; in runs shorter than those of
+  the next rule it is 5e-4 at batch 32, with less layer decay and clipped gradients (docs/photos.md, "Few images").
 - The number of steps has a floor of 1,000 (VTAB-1k trains as many; BiT 500 from fewer than 20,000 images on).
 """
 
@@ -30,7 +31,8 @@ FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 20
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
-SMALL_SET_SCALE, SMALL_SET_LR = 0.5, 3
+SMALL_SET_SCALE, SMALL_SET_LR = 0.5, 3.0
+SHORT_RUN_LR, SHORT_RUN_DECAY, SHORT_RUN_CLIP = 20 / 3, 0.1, 1.0  # of fewer than FEWEST_STEPS; 5e-4 at batch 32
 NORMALISATION = ("augment.mean", "augment.std")
 MAX_CONFIG_BYTES = 1 << 20
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
@@ -131,13 +133,29 @@ def _lr(recipe: Recipe) -> tuple[float, str]:
     reason = f"the paper's {paper.lr:g} ({paper.name}) * sqrt(batch {batch:,} / {PAPER_BATCH:,})"
     if recipe.data.train_size >= FEW_IMAGES:
         return lr, reason
-    lr = min(SMALL_SET_LR * lr, paper.lr)
-    return lr, f"{reason} * {SMALL_SET_LR}, at most the paper's: fewer than {FEW_IMAGES:,} images"
+    factor, few = SMALL_SET_LR, f"fewer than {FEW_IMAGES:,} images"
+    if _is_short(recipe):
+        factor, few = SHORT_RUN_LR, f"{few} and {FEWEST_STEPS:,} steps"
+    return min(factor * lr, paper.lr), f"{reason} * {factor:.3g}, at most the paper's: {few}"
+
+
+def _is_short(recipe: Recipe) -> bool:
+    """Return True for few images in fewer steps than the rule for `schedule.epochs` gives."""
+    return recipe.data.train_size < FEW_IMAGES and schedule_steps(recipe) < FEWEST_STEPS
 
 
 def _layer_decay(recipe: Recipe) -> tuple[float, str]:
     paper = paper_recipe(recipe)
-    return paper.layer_decay, f"as in the paper ({paper.name})"
+    if not _is_short(recipe):
+        return paper.layer_decay, f"as in the paper ({paper.name})"
+    reason = f"the paper's {paper.layer_decay:g} ({paper.name}) + {SHORT_RUN_DECAY}: fewer than {FEWEST_STEPS:,} steps"
+    return round(paper.layer_decay + SHORT_RUN_DECAY, 2), reason
+
+
+def _clip_grad(recipe: Recipe) -> tuple[float | None, str]:
+    if not _is_short(recipe):
+        return None, "as in the paper"
+    return SHORT_RUN_CLIP, f"fewer than {FEWEST_STEPS:,} steps, at a high learning rate"
 
 
 def _share(recipe: Recipe, share: float) -> tuple[float, str]:
@@ -196,6 +214,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "schedule.epochs": _epochs,
     "optim.lr": _lr,
     "optim.layer_decay": _layer_decay,
+    "optim.clip_grad": _clip_grad,
     "schedule.warmup": lambda recipe: _share(recipe, paper_recipe(recipe).warmup),
     "ema.horizon": lambda recipe: _share(recipe, paper_recipe(recipe).horizon),
     "model.head_init": _head_init,

@@ -227,7 +227,7 @@ class Optim:
     beta1: float = option(0.9, "AdamW beta1", low=0, below=1)
     beta2: float = option(0.999, "AdamW beta2", low=0, below=1)
     eps: float = option(1e-8, "AdamW epsilon", low=0)
-    clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0)
+    clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0, auto=True)
     label_smoothing: float = option(0.1, "share of the target that is spread over all classes", low=0, high=1)
     class_weights: str = option(
         NONE,

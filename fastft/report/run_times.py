@@ -21,14 +21,15 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
     """Device-hours and money; None if nothing is logged yet.
 
     Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
-    money, extrapolated. Start is the wait for a process's first batch; it and checkpoints count where
-    the log tells them apart. What a process does before that is not logged.
+    money, extrapolated. Head is its fit, its evaluation and the choice of augmentation; start the wait for a process's first
+    batch; start and checkpoints count where the log tells them apart. What a process does before that is not logged.
     """
     if not run.intervals:
         return None
     world = run.machine.get("world_size")
     devices = int(gpus or world or 1)
     parts = {
+        "head": run.baseline.get("seconds", 0.0),
         "start": part_seconds(run).get("start", 0.0),
         "training": sum(training_seconds(run)),
         "evaluation": sum(e["seconds"] for e in run.evaluations),

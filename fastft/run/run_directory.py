@@ -60,6 +60,7 @@ class _Start(Document):
 
 class _Baseline(_Line):
     images: Number
+    seconds: Number | Unset = UNSET
 
 
 # the lines of metrics.jsonl by their kind; an evaluation also has scores, whose names begin with `raw_` or `ema_`

@@ -54,7 +54,7 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
 
     Raises EvaluationStopped: in every process, if a stop was requested in one of them.
     """
-    s, model = setup, setup.step.model
+    s, model, began = setup, setup.step.model, time.monotonic()
     say(f"head: computing the features of {s.loader.num_samples:,} training images")
     baseline, mirrored = set_probe_head(s, recipe, say)
     scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
@@ -65,7 +65,7 @@ def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Ca
     if s.step.ema is not None:
         s.step.ema.module.load_state_dict(model.state_dict())
     init_optimizer_state(s.step.optimizer)
-    progress.baseline = baseline
+    progress.baseline = {**baseline, "seconds": time.monotonic() - began}
     progress.add_baseline(scores)
     if s.world.is_main:
         classes = name_outputs(s.loader.class_names, recipe.data.num_classes)
@@ -82,11 +82,11 @@ def set_probe_head(
 ) -> tuple[dict[str, Any], Mirrored | None]:
     """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
 
-    The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, seconds, penalty
+    The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, penalty
     and scale of `fit_ridge_head`; and how it recognises mirrored images, if the recipe leaves `augment.hflip` to it. Raises
     EvaluationStopped: in every process, if a stop was requested in one of them.
     """
-    s, r, model, began = setup, recipe, setup.step.model, time.monotonic()
+    s, r, model = setup, recipe, setup.step.model
     output, batch = Output(r.model.image_size, s.world.device, s.precision.dtype), s.phases.smallest_micro_batch
     tries_mirrored = HFLIP in r.automatic and not r.data.multi_label
     with EvalLoader(
@@ -117,7 +117,7 @@ def set_probe_head(
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight_KD))
         model.head.bias.copy_(torch.from_numpy(head.bias_K))
-    found = {"images": images, "seconds": time.monotonic() - began, "penalty": head.penalty, "scale": head.scale}
+    found = {"images": images, "penalty": head.penalty, "scale": head.scale}
     return found, mirrored
 
 

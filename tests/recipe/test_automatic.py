@@ -32,6 +32,7 @@ TABLE = {
     100_000: (1_024, 50, 4_850, 970, 776, 4.24e-4, 0.08, 0.25),
     1_281_167: (2_048, 50, 31_250, 6_250, 5_000, 6e-4, 0.08, 0.25),
 }
+SHORT = ["--data.train_size=300", "--schedule.epochs=10"]
 LARGE = "--model.arch=ViT-L-14-quickgelu"
 
 
@@ -49,6 +50,7 @@ def test_the_values_for_a_number_of_images_are_those_of_the_table(images):
     assert schedule.warmup_steps == warmup
     assert horizon(recipe) == pytest.approx(ema)
     assert recipe.optim.lr == pytest.approx(lr, rel=0.01)
+    assert (recipe.optim.layer_decay, recipe.optim.clip_grad) == (0.6, None)
     assert (recipe.augment.scale_min, recipe.augment.erase_prob) == (scale, erase)
     assert recipe_warnings(recipe) == []
 
@@ -59,6 +61,14 @@ def test_with_imagenets_images_it_is_exactly_the_papers_recipe(paper, options):
     found = differences(load_recipe(paper), load_recipe("photos", options))
     expected = {"schedule.warmup", "ema.horizon", "data.hold_out_beton"}
     assert {key for key in found if not key.startswith("about.")} == expected
+
+
+@pytest.mark.parametrize(("options", "values"), [([], (5e-4, 0.7, 1)), ([LARGE], (3.33e-4, 0.75, 1))])
+def test_short_runs_on_few_images_move_the_tower_further(options, values):
+    optim = load_recipe("photos", [*SHORT, *options]).optim
+    assert (optim.lr, optim.layer_decay, optim.clip_grad) == pytest.approx(values, rel=0.01)
+    given = load_recipe("photos", [*SHORT, "--optim.clip_grad=none", "--optim.lr=1e-4"]).optim
+    assert (given.lr, given.layer_decay, given.clip_grad) == (1e-4, 0.7, None)
 
 
 def test_fewer_images_than_the_smallest_batch_are_one_batch():
@@ -104,7 +114,7 @@ def test_a_recipe_that_extends_photos_sets_its_own_values(tmp_path):
 
 def test_later_rules_use_the_users_values():
     recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=512", "--schedule.epochs=10"])
-    assert recipe.optim.lr == pytest.approx(6e-4)  # three times 3e-4, but not more than the paper's
+    assert recipe.optim.lr == pytest.approx(6e-4)  # 6.7 times 3e-4, but not more than the paper's
     assert build_schedule(recipe, recipe.steps_per_epoch()).warmup_steps == 34  # a fifth of 170
     assert horizon(recipe) == pytest.approx(27)  # 0.16 of them
 

@@ -25,6 +25,7 @@ from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import render_run
+from fastft.report.run_times import run_cost
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import find_weights
 from fastft.run.prediction_metrics import calibrate
@@ -93,6 +94,11 @@ def test_where_balanced_accuracy_decides_every_figure_of_the_log_has_it(probed):
     result["last"]["best_by"] = "balanced_accuracy"
     assert conclusion(result).count("(balanced ") == len(["chosen", "baseline", "best", "EMA", "raw"])
     assert "(balanced " in describe_baseline(result["baseline"], "balanced_accuracy")
+
+
+def test_the_cost_of_a_run_includes_its_head(probed):
+    cost = run_cost(load_run(probed), None, None)
+    assert cost["rows"][0]["what"] == "head" and cost["rows"][0]["wall_seconds"] > 0
 
 
 def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatch):
