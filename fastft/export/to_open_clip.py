@@ -1,8 +1,8 @@
 """A folder with open_clip's image tower and, beside its tensors, what it has no place for.
 
 With `model.pool=patches` logits are the tower's output plus `head.bias`: open_clip's tower with `pool_type: avg` normalises,
-averages patch tokens and multiplies by `proj`, the head without its bias. With `model.pool=token` the tower is CLIP's own, and
-logits are the product of its output, scaled to length 1, with `head.weight`, plus `head.bias`.
+averages patch tokens and multiplies by `proj`, the head without its bias; with `class` likewise, of the class token. With `token`
+the tower is CLIP's own, and logits are the product of its output, scaled to length 1, with `head.weight`, plus `head.bias`.
 
 Files under these names are also what `model.arch` and `model.weights` of a recipe take: fine-tuning can go on.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
-from fastft.model.classifier import TOKEN
+from fastft.model.classifier import PATCHES, TOKEN
 from fastft.model.weight_files import save_tensors
 
 CONFIG, WEIGHTS, WEIGHT, BIAS = (
@@ -55,7 +55,8 @@ def write(trained: Trained, path: Path) -> None:
     if trained.model.pool == TOKEN:
         state |= {WEIGHT: ours["head.weight"]}
     else:
-        state |= {f"visual.ln_post.{k}": ours[f"fc_norm.{k}"] for k in ("weight", "bias")}
+        if trained.model.pool == PATCHES:
+            state |= {f"visual.ln_post.{k}": ours[f"fc_norm.{k}"] for k in ("weight", "bias")}
         state |= {"visual.proj": ours["head.weight"].T}
     state |= {BIAS: ours["head.bias"]}
     path.mkdir()
@@ -81,7 +82,7 @@ def usage(trained: Trained, path: Path) -> str:
 
 
 def open_clip_config(trained: Trained) -> dict[str, Any]:
-    """open_clip's model configuration; with `model.pool=patches`, embed_dim is the number of classes."""
+    """open_clip's model configuration; except with `model.pool=token`, embed_dim is the number of classes."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     assert isinstance(arch, Arch)
     clip = trained.model.pool == TOKEN
@@ -93,7 +94,7 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
         "patch_size": arch.patch_size,
         "mlp_ratio": arch.mlp_width / arch.width,
         "norm_kwargs": {"eps": arch.norm_eps},
-        "pool_type": "tok" if clip else "avg",
+        "pool_type": "avg" if trained.model.pool == PATCHES else "tok",
         "final_ln_after_pool": False,
     }
     if not arch.ln_pre:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
-from fastft.model.classifier import TOKEN
+from fastft.model.classifier import PATCHES, TOKEN
 from fastft.model.timm_arch import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 from fastft.model.weight_files import save_tensors
@@ -73,7 +73,8 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
         if name.startswith("visual.transformer.resblocks."):
             _, _, _, i, part = name.split(".", 4)
             state[f"blocks.{i}.{NAMES[part]}"] = value
-    for theirs, own in (("norm", "fc_norm"), ("head", "head")):
+    norm = "fc_norm" if trained.model.pool == PATCHES else "visual.ln_post"
+    for theirs, own in (("norm", norm), ("head", "head")):
         state |= {f"{theirs}.{k}": ours[f"{own}.{k}"] for k in ("weight", "bias")}
     return state
 
@@ -128,7 +129,7 @@ def _model_args(trained: Trained, arch: Arch) -> dict[str, Any]:
         "num_heads": arch.heads,
         "mlp_ratio": arch.mlp_width / arch.width,
         "pre_norm": arch.ln_pre,
-        "global_pool": "avg",
+        "global_pool": "avg" if trained.model.pool == PATCHES else "token",
         "final_norm": True,
         "fc_norm": False,
     }

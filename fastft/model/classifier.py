@@ -4,6 +4,7 @@
 
 - patches, as in the paper: LayerNorm of every patch token, then the mean. The reference does it in this order
   (`fc_norm(x[:, 1:]).mean(1)`); BEiT and timm average first. The class token is part of the sequence but not of the mean.
+- class, as timm's fine-tuned CLIP: the class token through ln_post.
 - token, as CLIP itself: the class token through ln_post and proj, scaled to length 1. A head of text embeddings times CLIP's
   logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from beton_tools.base.errors import UserError
 from fastft.model.arch import Arch
 from fastft.model.interface import ImageClassifier
-from fastft.model.tower import Tower
+from fastft.model.tower import PROJECTION, Tower
 
 # reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both multiplied by 0.001
 HEAD_STD = 0.02
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 # no weight decay; all 1-D tensors are exempt too
 NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
-PATCHES, TOKEN = "patches", "token"  # of `model.pool`
+PATCHES, CLASS, TOKEN = "patches", "class", "token"  # of `model.pool`
 
 
 class Classifier(ImageClassifier):
@@ -34,7 +35,7 @@ class Classifier(ImageClassifier):
         self.visual, self.pool = tower, pool
         if pool == PATCHES:
             self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as the reference
-        self.head = nn.Linear(tower.arch.width if pool == PATCHES else tower.arch.embed_dim, num_classes)
+        self.head = nn.Linear(tower.arch.embed_dim if pool == TOKEN else tower.arch.width, num_classes)
         # arithmetic on the meta device imports torch's compiler, which takes a second
         if self.head.weight.is_meta:
             return
@@ -47,10 +48,12 @@ class Classifier(ImageClassifier):
         return self.head(self.pooled(images, noise))
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input: the mean of the normalised patch tokens (B, width), or CLIP's embedding (B, embed_dim)."""
+        """The head's input: (B, width), or CLIP's embedding (B, embed_dim)."""
         tokens_BND = self.visual(images, noise)
         if self.pool == TOKEN:
             return self.visual.embedding(tokens_BND)
+        if self.pool == CLASS:
+            return self.visual.ln_post(tokens_BND[:, 0])
         return self.fc_norm(tokens_BND[:, 1:]).mean(1)
 
     def layer_id(self, name: str) -> int:
@@ -92,9 +95,10 @@ def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> N
     tower.requires_grad_(False)
     for block in tower.transformer.resblocks[tower.frozen_blocks :]:
         block.requires_grad_(True)
-    if model.pool == TOKEN and trainable_layers:
-        tower.ln_post.requires_grad_(True)
-        tower.proj.requires_grad_(True)
+    if trainable_layers:
+        for name, parameter in tower.named_parameters():
+            if name.startswith(PROJECTION):
+                parameter.requires_grad_(True)
 
 
 def build_classifier(
@@ -118,6 +122,7 @@ def build_classifier(
         rel_pos_bias=rel_pos_bias,
         drop_path=drop_path,
         patch_dropout=patch_dropout,
+        ln_post=pool != PATCHES,
         projection=pool == TOKEN,
     )
     model = Classifier(tower, num_classes, head_init_scale, pool)

@@ -6,6 +6,7 @@ and where it comes from.
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import read_state_dict, save_tensors
+from fastft.model.weights import read_head_state
+from fastft.recipe import Recipe
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 EXPECTED = "a .safetensors file that fastft zeroshot wrote"
@@ -78,6 +81,32 @@ def tower_checksum(model: ImageClassifier) -> str:
         if id(parameter) not in of_head:
             crc = zlib.crc32(parameter.detach().cpu().contiguous().numpy().data, crc)
     return f"{crc:08x}"
+
+
+@torch.no_grad()
+def set_head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Sequence[str]) -> str:
+    """Copy the rows of `classes`, WordNet ids by label, from the head in timm's weights; classes it lacks start at the mean row.
+
+    Returns a line for the log. Raises UserError: the weights have no head over a set of ImageNet's classes of which timm has the
+    ids, or one without any of `classes`.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # takes seconds
+
+    weights = recipe.model.weights
+    weight_KD, bias_K = read_head_state(weights, recipe.model.arch)
+    subset = infer_imagenet_subset({"num_classes": len(bias_K)})
+    row_of = {wnid: row for row, wnid in enumerate(ImageNetInfo(subset).label_names() if subset else ())}
+    rows = {label: row_of[wnid] for label, wnid in enumerate(classes) if wnid in row_of}
+    if not rows or weight_KD.shape != (len(bias_K), model.head.in_features):
+        raise UserError(
+            f"the head in {weights}, of {len(bias_K):,} classes, has none of {recipe.data.train} by WordNet id; set "
+            "--model.head_init=probe"
+        )
+    for own, theirs in ((model.head.weight, weight_KD), (model.head.bias, bias_K)):
+        known = theirs[list(rows.values())]
+        own.copy_(known.mean(0).expand_as(own))
+        own[list(rows)] = known
+    return f"head: {len(rows):,} of {len(own):,} classes from {weights}, the others at the mean of these"
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from fastft.model.arch import Arch, refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
-from fastft.model.classifier import TOKEN, build_classifier
+from fastft.model.classifier import PATCHES, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
@@ -27,11 +27,11 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
     arch = load_arch(recipe.model.arch)
     if isinstance(arch, Arch) and recipe.model.weights != "random":
         check_activation(recipe.model.weights, recipe.model.arch, arch.quick_gelu)
-    if recipe.model.pool == TOKEN:
+    if (pool := recipe.model.pool) != PATCHES:
         if isinstance(arch, TimmArch):
             raise UserError(
-                f"{recipe.model.arch} has no embedding of CLIP (model.pool=token), which zero-shot heads need; use an open_clip "
-                "--model.arch, or --model.pool=patches"
+                f"{recipe.model.arch} pools as timm does, not as model.pool={pool}; use an open_clip --model.arch, or "
+                "--model.pool=patches"
             )
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
@@ -96,7 +96,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     for option, is_set in (
         ("layer_scale", m.layer_scale is not None),
         ("rel_pos_bias", m.rel_pos_bias),
-        ("pool", m.pool == TOKEN),
+        ("pool", m.pool != PATCHES),
         ("head", m.head is not None),
     ):
         if is_set:

@@ -1,7 +1,7 @@
 """The CLIP image tower with open_clip's parameter names, so that its state dicts load unchanged.
 
-It computes the same numbers as open_clip's `VisionTransformer` up to the last block; ln_post and proj are used only where
-`model.pool` is token. The paper's ablations add LayerScale, relative position bias, stochastic depth and frozen lower blocks.
+It computes the same numbers as open_clip's `VisionTransformer` up to the last block; ln_post and proj are there for the
+`model.pool` that uses them. The paper's ablations add LayerScale, relative position bias, stochastic depth and frozen blocks.
 Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
@@ -20,6 +20,8 @@ from fastft.model.attention import self_attention
 from fastft.model.fused import add_norm
 from fastft.model.interface import DropPath, ImageTower, PatchDropout
 from fastft.model.linear import norm_branch, quick_gelu_mlp
+
+PROJECTION = ("ln_post.", "proj")  # parameters after the blocks, which not every `model.pool` has
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -198,7 +200,7 @@ class Tower(ImageTower):
         rel_pos_bias: zero-initialised relative position bias in every block.
         drop_path: rate of the last block, growing linearly from 0 at the first.
         patch_dropout: share of patch tokens that are dropped in training.
-        projection: with CLIP's ln_post and proj, for `embedding`.
+        ln_post, projection: with CLIP's last LayerNorm, and with its projection; `embedding` needs both.
     """
 
     arch: Arch
@@ -212,13 +214,13 @@ class Tower(ImageTower):
         rel_pos_bias: bool = False,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
+        ln_post: bool = False,
         projection: bool = False,
     ):
         super().__init__()
         self.arch = arch
         self.frozen_blocks = 0  # the embeddings and this many lower blocks run without gradient
         self.grad_checkpointing = False
-        self.has_projection = projection
         self.conv1 = PatchEmbedding(arch.width, arch.patch_size)
         scale = arch.width**-0.5
         self.class_embedding = nn.Parameter(_normal(scale, arch.width))
@@ -228,8 +230,10 @@ class Tower(ImageTower):
         self.ln_pre = nn.LayerNorm(arch.width, arch.norm_eps) if arch.ln_pre else nn.Identity()
         rates = [drop_path * i / max(1, arch.layers - 1) for i in range(arch.layers)]
         self.transformer = Transformer([Block(arch, layer_scale, rel_pos_bias, rate) for rate in rates])
-        if projection:  # created last: the other initial weights are the same without it
+        # created last: the other initial weights are the same without them
+        if ln_post:
             self.ln_post = nn.LayerNorm(arch.width, arch.norm_eps)
+        if projection:
             self.proj = nn.Parameter(_normal(scale, arch.width, arch.embed_dim))
 
     @property

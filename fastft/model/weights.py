@@ -18,7 +18,7 @@ from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from fastft.model.arch import Arch, open_clip_folder
 from fastft.model.timm_arch import clip_numbers
-from fastft.model.tower import Tower, resample_positions
+from fastft.model.tower import PROJECTION, Tower, resample_positions
 from fastft.model.weight_files import (
     HUB,
     WEIGHTS,
@@ -31,7 +31,6 @@ from fastft.model.weight_files import (
 )
 from fastft.recipe.constants import TIMM
 
-PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
 PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 
@@ -45,15 +44,16 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     """
     folder = find_weight_folder(weights)
     state = read_visual_state(weights, arch_name, folder)
-    if not tower.has_projection:
-        state = {name: value for name, value in state.items() if not name.startswith(PROJECTION)}
+    own = tower.state_dict()
+    state = {name: value for name, value in state.items() if name in own or not name.startswith(PROJECTION)}
     _check_tensors(state, weights)
     _check_same_tower(tower, state, weights, arch_name, folder)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
-    missing = [name for name in tower.state_dict() if name not in state and name.startswith(PROJECTION)]
+    missing = [name for name in own if name not in state and name.startswith(PROJECTION)]
     if missing:
+        pool = "token" if "proj" in own else "class"
         raise UserError(
-            f"weights {weights} have no projection ({missing[0]}), which --model.pool=token needs; use CLIP's own weights"
+            f"weights {weights} have no {missing[0]}, which --model.pool={pool} needs; use CLIP's own weights"
         )
     error = f"weights {weights} do not fit {arch_name}"
     # what the recipe adds to the pretrained tower starts fresh
@@ -107,6 +107,17 @@ def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None 
             f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights{other}"
         )
     return visual
+
+
+def read_head_state(weights: str, arch_name: str) -> tuple[Tensor, Tensor]:
+    """(weight (K, D), bias (K,)) of the head in timm's weights. Raises as `load_tower_weights`; or there is none."""
+    state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
+    weight, bias = state.get("head.weight"), state.get("head.bias")
+    if TIMM_MARKER not in state or weight is None or bias is None:
+        raise UserError(
+            f"weights {weights} have no head; set --model.head_init=probe, or use fine-tuned weights of timm"
+        )
+    return weight.float(), bias.float()
 
 
 def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:

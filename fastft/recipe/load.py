@@ -188,8 +188,10 @@ def _check_together(recipe: Recipe) -> None:
             schedule.scale_min is not None and max(epoch_values(schedule.scale_min).values) > augment.scale_max,
         "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both":
             train.eval_weights == "ema" and recipe.ema.decay == 0,
-        "model.head and model.head_init=probe both set the head; omit one of them":
-            model.head is not None and model.head_init == "probe",
+        f"model.head and model.head_init={model.head_init} both set the head; omit one of them":
+            model.head is not None and model.head_init != "small",
+        "model.head_init=weights takes a head that reads the class token; set model.pool to class":
+            model.head_init == "weights" and model.pool != "class",
         "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false":
             model.rel_pos_bias and recipe.largest_patch_dropout > 0,
         f"schedule.sizes ({schedule.sizes}) must end with model.image_size ({model.image_size}) and not exceed it; change it":

@@ -152,15 +152,17 @@ class Model:
     )  # fmt: skip
     pool: str = option(
         "patches",
-        "the head's input: patches, the mean of the normalised patch tokens; token, CLIP's own embedding (class token, ln_post, "
-        "projection, length 1)", choices=("patches", "token"), since="0.3.0",
+        "the head's input: patches, the mean of the normalised patch tokens; class, the class token through ln_post, as timm's "
+        "fine-tuned CLIP; token, CLIP's own embedding (class token, ln_post, projection, length 1)",
+        choices=("patches", "class", "token"), since="0.3.0",
     )  # fmt: skip
     head: str | None = option(
         None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", since="0.3.0",
     )  # fmt: skip
     head_init: str = option(
-        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
-        choices=("small", "probe"), paper="small", since="0.3.0", auto=True,
+        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features; weights: "
+        "the classes' rows of the head in timm's weights, by WordNet id",
+        choices=("small", "probe", "weights"), paper="small", since="0.3.0", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 

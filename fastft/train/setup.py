@@ -16,6 +16,7 @@ import torch
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
 from beton_tools.read.sample_table import strata
 from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
@@ -26,7 +27,7 @@ from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision, choose_precision
 from fastft.machine.processes import World
 from fastft.model import ImageClassifier
-from fastft.model.head_file import read_head
+from fastft.model.head_file import read_head, set_head_of_weights
 from fastft.model.phases import with_phase
 from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
@@ -57,7 +58,7 @@ class Setup:
     """The parts of a run.
 
     recipe: for the training files, with the automatic values of the run directory. progress: restored, or of a new run; the run
-    goes on from it. deadline: by `time.monotonic`, after which the run stops. tracker: of the main process.
+    goes on from it. head_note: for the log. deadline: by `time.monotonic`, when the run stops. tracker: of the main process.
     """
 
     recipe: Recipe
@@ -75,6 +76,7 @@ class Setup:
     checkpoints: Checkpointing
     progress: Progress
     tracker: Tracker | None
+    head_note: str | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,7 +144,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     _refuse_before_weights(recipe, train_files, world)
 
     precision = choose_precision(recipe.train.amp, world.device, recipe.train.half_residual)
-    model, ema = _build_models(recipe, world.device, pretrained=not checkpoints.exist)
+    model, ema, head_note = _build_models(recipe, world.device, train_files, pretrained=not checkpoints.exist)
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
     phases = plan_phases(recipe, model, world, precision, train_files, unit)
@@ -165,6 +167,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
         recipe, folder, world, guard, deadline, precision, phases, mixer, loader, validation, step,
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
         tracker=open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict()) if world.is_main else None,
+        head_note=head_note,
     )  # fmt: skip
 
 
@@ -231,16 +234,24 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     refuse_impossible(recipe, world.device, world.size)
 
 
-def _build_models(recipe: Recipe, device: torch.device, pretrained: bool) -> tuple[ImageClassifier, Ema | None]:
-    """The model on its device, and its EMA if the recipe has one. pretrained: False leaves the weights to a checkpoint."""
-    model = build_model(recipe, pretrained=pretrained).to(device)
+def _build_models(
+    recipe: Recipe, device: torch.device, train_files: BetonSet, pretrained: bool
+) -> tuple[ImageClassifier, Ema | None, str | None]:
+    """The model on its device, its EMA if the recipe has one, and what the log says about the head of `head_init=weights`.
+
+    pretrained: False leaves the weights to a checkpoint.
+    """
+    model, note = build_model(recipe, pretrained=pretrained).to(device), None
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
+    if pretrained and recipe.model.head_init == "weights":
+        manifest = Manifest.of_beton(train_files.files[0].path)
+        note = set_head_of_weights(model, recipe, manifest.classes if manifest else ())
     options = recipe.ema
     if options.decay == 0:
-        return model, None
+        return model, None, note
     decay = decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch)
-    return model, Ema(model, decay, options.warmup)
+    return model, Ema(model, decay, options.warmup), note
 
 
 def _build_step(

@@ -80,6 +80,8 @@ class Trainer:
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
         self._enter_phase()
         self.reporter.start(self.recipe, self.phase, decision, self.global_step)
+        if s.head_note is not None:
+            self.reporter.say(s.head_note)
         if self.global_step == 0 and self.recipe.model.head_init == PROBE and self.progress.baseline is None:
             self._start_head()
         self.step.connect(decision.choice)

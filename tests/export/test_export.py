@@ -23,9 +23,11 @@ DINO = {"no_ln_pre": True, "ls_init_value": 1e-5, "norm_kwargs": {"eps": 1e-6}}
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("tower", [CLIP, DINO], ids=["clip", "dinov2"])
-def test_the_target_library_gives_the_same_logits(tmp_path, format, tower):
-    checkpoint = make_checkpoint(tmp_path, dict(tower))
+@pytest.mark.parametrize(
+    ("tower", "pool"), [(CLIP, "patches"), (CLIP, "class"), (DINO, "patches")], ids=["clip", "class", "dinov2"]
+)
+def test_the_target_library_gives_the_same_logits(tmp_path, format, tower, pool):
+    checkpoint = make_checkpoint(tmp_path, dict(tower), model__pool=pool)
     out = tmp_path / OUTS[format]
     done = export_checkpoint(tmp_path / "run", format, out)
     images = torch.rand(5, 3, 32, 32) * 4 - 2

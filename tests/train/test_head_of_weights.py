@@ -1,0 +1,106 @@
+"""A run whose head starts from that of timm's weights, by WordNet id (`model.head_init=weights`)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+
+from beton_tools.base.errors import UserError
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.evaluate.trained import load_trained
+from fastft.model.head_file import set_head_of_weights
+from fastft.model.recipe_model import build_model
+from fastft.recipe import load_recipe
+from tests.refusals import refuses
+from tests.train.runs import flags, run
+
+TENCH, GOLDFISH, SPANIEL = "n01440764", "n01443537", "n02085782"  # ImageNet-12k does not have the last
+WIDTH = {"patch_size": 8, "img_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 2}
+
+
+def random_timm(classes: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_clip_224", num_classes=classes, **WIDTH).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tiny, tmp_path_factory) -> tuple[torch.nn.Module, dict[str, str]]:
+    """timm's model with a head over ImageNet-12k, and options of a run on photographs of a tench and a spaniel, so called."""
+    folder, source = tmp_path_factory.mktemp("wnids"), Path(tiny["data.train"]).parent
+    for split in ("train", "val"):
+        for name, wnid in (("astronaut", TENCH), ("coffee", SPANIEL)):
+            shutil.copytree(source / split / name, folder / split / wnid)
+        convert_folder(folder / split, folder / f"{split}.beton", WriteOptions(workers=0))
+    model = random_timm(11821)
+    save_file(model.state_dict(), folder / "in12k.safetensors")
+    options = {
+        "data.train": str(folder / "train.beton"), "data.val": str(folder / "val.beton"), "model.pool": "class",
+        "model.weights": str(folder / "in12k.safetensors"), "model.head_init": "weights",
+    }  # fmt: skip
+    return model, tiny | options
+
+
+def test_logits_are_timms_of_the_same_classes(fine_tuned):
+    theirs, options = fine_tuned
+    recipe = load_recipe("final_b16", flags(options, Path("run"), data__num_classes="3"))
+    ours = build_model(recipe).eval()
+    note = set_head_of_weights(ours, recipe, [GOLDFISH, SPANIEL, TENCH])
+    assert note.startswith("head: 2 of 3 classes from ")
+    names, images = ImageNetInfo("imagenet-12k").label_names(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        want = theirs(images)[:, [names.index(GOLDFISH), names.index(TENCH)]]
+        got = ours(images)
+    torch.testing.assert_close(got[:, [0, 2]], want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[:, 1], want.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_starts_from_these_rows_also_its_ema(fine_tuned, tmp_path, monkeypatch):
+    theirs, options = fine_tuned
+    lines: list[str] = []
+    monkeypatch.setattr("fastft.train.reporting.Reporter.say", lambda _, line: lines.append(line))
+    still = {"optim.lr": "0", "schedule.min_lr": "0", "schedule.epochs": "2"}
+    run(options | still, tmp_path)
+    row = theirs.head.weight[ImageNetInfo("imagenet-12k").label_names().index(TENCH)]
+    for weights in ("raw", "ema"):
+        head = load_trained(tmp_path, torch.device("cpu"), weights).model.head
+        torch.testing.assert_close(head.weight, row.expand(2, -1))
+    assert sum(line.startswith("head: 1 of 2 classes from ") for line in lines) == 1
+
+
+def refused_runs(tiny: dict[str, str], options: dict[str, str], other: Path) -> dict[str, tuple[dict[str, str], str]]:
+    """Case -> (options, message)."""
+    return {
+        "other classes": (
+            options | {"data.train": tiny["data.train"], "data.val": tiny["data.val"]},
+            "the head in .*, of 11,821 classes, has none of .*by WordNet id; set --model.head_init=probe",
+        ),
+        "another pool": (options | {"model.pool": "patches"}, "reads the class token; set model.pool to class"),
+        "no set of ImageNet's": (options | {"model.weights": str(other)}, "of 11 classes, has none of"),
+        "two heads": (options | {"model.head": "head.safetensors"}, "model.head and model.head_init=weights both set"),
+    }
+
+
+@pytest.mark.parametrize("case", list(refused_runs({"data.train": "", "data.val": ""}, {}, Path())))
+def test_what_gives_no_head_is_one_line_and_leaves_no_run(tiny, fine_tuned, tmp_path, case):
+    save_file(random_timm(11).state_dict(), tmp_path / "eleven.safetensors")
+    options, message = refused_runs(tiny, fine_tuned[1], tmp_path / "eleven.safetensors")[case]
+    with refuses(message):
+        run(options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_without_a_head_are_one_line(tiny, fine_tuned, tmp_path):
+    recipe = load_recipe("final_b16", flags(fine_tuned[1], Path("run")))
+    model = build_model(recipe)
+    save_file({f"visual.{k}": v for k, v in model.visual.state_dict().items()}, tmp_path / "clip.safetensors")
+    with pytest.raises(UserError, match=r"clip\.safetensors have no head; set --model.head_init=probe"):
+        set_head_of_weights(model, recipe.with_option("model.weights", str(tmp_path / "clip.safetensors")), [TENCH])
