@@ -95,7 +95,10 @@ class TrainedRun:
             trained = self.predictor.trained
             source = open_source(data, classes=trained.classes)
             write_beton(converted, source, WriteOptions(background=trained.recipe.data.background))
-            found = evaluate_checkpoint(self.folder, converted, self.device, **options)
+            try:
+                found = evaluate_checkpoint(self.folder, converted, self.device, **options)
+            except UserError as error:
+                raise UserError(str(error).replace(str(converted), str(data))) from None
         return found | {"data": str(data)}
 
     def export(self, format: str, path: str | Path) -> Path:

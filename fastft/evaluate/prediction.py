@@ -28,7 +28,6 @@ from beton_tools.base.image_formats import (
     orientation_of,
     upright_rgb,
 )
-from beton_tools.base.user_files import check_user_file
 from fastft.evaluate.scores import forward
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.machine.precision import inference_precision
@@ -114,10 +113,11 @@ class Predictor:
             if isinstance(read, str):
                 yield Prediction(path, [], [], read)
                 continue
-            ranked = rank_classes(logits_K[None], topk)[0]
+            ranked = rank_classes(logits_K[None], len(self.classes))[0]
             shares_K = logits_K.sigmoid() if several else (logits_K / self.temperature).softmax(0)
             if several:
                 ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
+            ranked = ranked[:topk]
             names = [self.classes[k] for k in ranked.tolist()]
             yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes)
 
@@ -134,7 +134,7 @@ def predict_files(
 
     say: called with the weights in words, the temperature, and lines about files in folders that are left out and, at the end,
     for each of the notes on images. options: as `Predictor`.
-    Raises UserError: there is no such checkpoint or image; when the iteration ends, that no file could be read.
+    Raises UserError: there is no such checkpoint; when the iteration ends, that no file could be read.
     """
     find_world(device)  # refuses a device that is not there
     left_out: Counter[str] = Counter()
@@ -155,13 +155,13 @@ def describe_left_out(left_out: Counter[str]) -> str:
 
 
 def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Path]:
-    """The given files, and all image files in the given folders and their subfolders, found as in class folders.
+    """The given paths, for folders all image files in them and their subfolders, found as in class folders.
 
     left_out: counts the other files in the folders, by suffix.
     """
     for path in given:
         if not path.is_dir():
-            yield check_user_file(path, "an image file or a folder of images")
+            yield path
             continue
         from beton_tools.sources.folder import images_below  # loads Arrow, which single files do without
 

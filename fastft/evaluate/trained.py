@@ -72,10 +72,12 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
     several, classes = recipe.data.multi_label, recipe.data.num_classes
+    thresholds = stored_thresholds(found.state, chosen.kind) or [EVEN] * classes if several else ()
+    if several and len(thresholds) != classes:
+        raise Damaged(found.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
         model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores,
-        temperature=usable_temperature(scores),
-        thresholds=stored_thresholds(found.state, chosen.kind) or [EVEN] * classes if several else (),
+        temperature=usable_temperature(scores), thresholds=thresholds,
     )  # fmt: skip
 
 

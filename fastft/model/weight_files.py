@@ -305,6 +305,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, dict(header or {})
         )
+        _sort_header(path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(permissions)
+
+
+def _sort_header(path: Path) -> None:
+    """Order the texts in a file's header by key: safetensors has another order in each process."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        names = json.loads(file.read(size))
+        texts = {key: dict(sorted(value.items())) for key, value in names.items() if key == "__metadata__"}
+        file.seek(8)
+        file.write(json.dumps(names | texts, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))

@@ -176,9 +176,12 @@ def test_fifos_and_devices_are_refused_without_waiting(trained, photographs, tmp
     assert errors == {
         "a.png": None, "b.jpg": "a FIFO, not a regular file", "c.jpg": "a device, not a regular file"
     }  # fmt: skip
-    for path in (folder / "b.jpg", Path("/dev/zero"), folder / "none.jpg"):
-        with pytest.raises(UserError, match=f"{path}: cannot be read"):
+    missing = folder / "none.jpg"
+    for path in (folder / "b.jpg", Path("/dev/zero"), missing):
+        with pytest.raises(UserError, match=f"no image could be read; the first, {path}: "):
             list(predict_files(trained, [path], topk=1, device="cpu"))
+    others = list(predict_files(trained, [missing, folder / "a.png"], topk=1, device="cpu"))
+    assert [p.error for p in others] == ["No such file or directory", None], "one missing file stops no others"
 
 
 def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_path):

@@ -1,9 +1,12 @@
-"""Files of tensors have the permissions of other files."""
+"""Files of tensors have the permissions of other files, and the same bytes in every process."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastft.model.weight_files import save_tensors
 
@@ -16,3 +19,16 @@ def test_permissions_are_those_of_new_files(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == mode
+
+
+def test_a_header_has_the_same_order_in_every_process(tmp_path):
+    """safetensors orders texts at random in each."""
+    code = (
+        "import sys, torch; from pathlib import Path; from fastft.model.weight_files import save_tensors\n"
+        "texts = {f'k{i}': 'K\u00e4se \\n\\x7f' * i for i in range(12)}\n"
+        "save_tensors(Path(sys.argv[1]), {'b': torch.ones(3), 'a': torch.zeros(2)}, texts)"
+    )
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=True)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert load_file(tmp_path / "one")["b"].tolist() == [1, 1, 1]

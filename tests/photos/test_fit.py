@@ -72,6 +72,14 @@ def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run, album)
     assert found["top1"] == pytest.approx(100 * right / 36)
 
 
+def test_labelled_images_of_another_kind_are_named_not_the_file_made_of_them(run, album, tmp_path):
+    first = next((album / "chelsea").iterdir())
+    shutil.copy(first, tmp_path / first.name)
+    (tmp_path / "several.csv").write_text(f"image,labels\n{first.name},{run.classes[0]};{run.classes[1]}\n")
+    with pytest.raises(UserError, match=f"^{tmp_path}/several.csv has several labels per image"):
+        run.evaluate(tmp_path / "several.csv")
+
+
 def test_a_folder_is_evaluated_on_the_background_of_the_training(run, tmp_path, monkeypatch):
     (tmp_path / run.classes[0]).mkdir()
     Image.new("RGBA", (40, 40)).save(tmp_path / run.classes[0] / "a.png")

@@ -107,6 +107,11 @@ def test_predictions_are_the_labels_above_their_thresholds(strips: Path, table: 
     assert max(len(p.classes) for p in predictor.predict(images, topk=1)) == 1
     predictor.trained = type(trained)(**{**vars(trained), "thresholds": [1.1] * 3})
     assert next(predictor.predict(images[:1])).classes == []
+    predictor.trained = type(trained)(**{**vars(trained), "thresholds": [0.0] * 3})
+    likeliest, second, _ = next(predictor.predict(images[:1])).classes
+    too_high = [1.1 if name == likeliest else 0.0 for name in NAMES]
+    predictor.trained = type(trained)(**{**vars(trained), "thresholds": too_high})
+    assert next(predictor.predict(images[:1], topk=1)).classes == [second]
     assert main(["eval", str(strips), "--device", "cpu"]) == 0
     assert "mAP" in (said := capsys.readouterr().out) and "threshold" in said
 
@@ -207,6 +212,12 @@ def test_thresholds_survive_without_an_evaluation(strips: Path) -> None:
     state = read_checkpoint(steps[0], ("model",)).state
     assert state["progress"]["step"] != 0
     assert len(load_trained(steps[0], torch.device("cpu")).thresholds) == len(NAMES)
+
+
+def test_a_checkpoint_with_fewer_thresholds_than_classes_is_damaged(strips: Path, monkeypatch) -> None:
+    monkeypatch.setattr("fastft.evaluate.trained.stored_thresholds", lambda *_: [0.5])
+    with pytest.raises(UserError, match="it has 3 classes and 1 thresholds"):
+        load_trained(strips, torch.device("cpu"))
 
 
 def test_an_image_of_an_unknown_label_is_named(tiny, table: Path, tmp_path: Path) -> None:
