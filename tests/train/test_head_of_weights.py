@@ -1,11 +1,13 @@
 """A run whose head starts from that of timm's weights, by WordNet id (`model.head_init=weights`)."""
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
@@ -16,6 +18,7 @@ from fastft.evaluate.trained import load_trained
 from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
+from fastft.train.loop import train
 from tests.refusals import refuses
 from tests.train.runs import flags, run
 
@@ -63,17 +66,15 @@ def test_logits_are_timms_of_the_same_classes(fine_tuned):
     torch.testing.assert_close(got[:, 1], want.mean(1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_starts_from_these_rows_also_its_ema(fine_tuned, tmp_path, monkeypatch):
+def test_a_run_starts_from_these_rows_also_its_ema(fine_tuned, tmp_path):
     theirs, options = fine_tuned
-    lines: list[str] = []
-    monkeypatch.setattr("fastft.train.reporting.Reporter.say", lambda _, line: lines.append(line))
-    still = {"optim.lr": "0", "schedule.min_lr": "0", "schedule.epochs": "2"}
-    run(options | still, tmp_path)
+    still, said = {"optim.lr": "0", "schedule.min_lr": "0", "schedule.epochs": "2"}, StringIO()
+    train(load_recipe("rcp/final_b16.yaml", flags(options | still, tmp_path)), Console(file=said, width=400))
     row = theirs.head.weight[ImageNetInfo("imagenet-12k").label_names().index(TENCH)]
     for weights in ("raw", "ema"):
         head = load_trained(tmp_path, torch.device("cpu"), weights).model.head
         torch.testing.assert_close(head.weight, row.expand(2, -1))
-    assert sum(line.startswith("head: 1 of 2 classes from ") for line in lines) == 1
+    assert said.getvalue().count("head: 1 of 2 classes from ") == 1
 
 
 def refused_runs(tiny: dict[str, str], options: dict[str, str], other: Path) -> dict[str, tuple[dict[str, str], str]]:
