@@ -107,6 +107,12 @@ def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directorie
     raise UserError(f"{path}: cannot be written ({reason}); give another path")
 
 
+def refuse_existing(path: Path, overwrite: bool, option: str = "--out") -> None:
+    """Refuse to replace a file, which may be a user's own, unless asked to."""
+    if not overwrite and os.path.lexists(path):
+        raise UserError(f"{path} exists; replace it with --overwrite, or give another {option}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file. Bytes of paths that are not UTF-8 are written as escapes (`\\udcXX`)."""
     with atomic_path(path) as partial:

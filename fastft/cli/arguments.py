@@ -197,6 +197,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "do not divide logits by the temperature that was fitted on held-out images: the plain softmax",
     },
+    "overwrite": {"action": "store_true", "help": "replace files of the same names"},
     "only-present-classes": {
         "action": "store_true",
         "help": "rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",

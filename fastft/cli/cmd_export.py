@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="a new folder (timm, open_clip) or a .safetensors or .onnx file"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files of the same names")
+    add_shared(parser, "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:

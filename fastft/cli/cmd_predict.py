@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from beton_tools.base.atomic import check_writable
+from beton_tools.base.atomic import check_writable, refuse_existing
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object per image, each on its line")
     features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
-    add_shared(parser, "logit-adjustment", "no-temperature", "device")
+    add_shared(parser, "logit-adjustment", "no-temperature", "device", "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.csv is not None:
         check_writable(args.csv, suffixes=[".csv"])
+        refuse_existing(args.csv, args.overwrite, "--csv")
     options = {
         "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature
     }  # fmt: skip

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.atomic import check_writable
+from beton_tools.base.atomic import check_writable, refuse_existing
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_shared, positive, recipe_reference
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)")
     mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
     add("--mistakes", choices=("auto", "always", "never"), default="auto", help=mistakes)
-    add_shared(parser, "weights")
+    add_shared(parser, "weights", "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
+    if args.out is not None:
+        check_writable(args.out, suffixes=SUFFIXES)
+        refuse_existing(args.out, args.overwrite)
     if args.source.is_dir():
         asked = {"gpus": args.gpus, "price": args.price, "against": args.against}
         print(write_run_page(args.source, args.out, args.mistakes, args.weights, **asked))

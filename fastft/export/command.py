@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beton_tools.base.atomic import check_writable, scratch_folder
+from beton_tools.base.atomic import check_writable, refuse_existing, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.evaluate.trained import Trained, adjust_logits, load_trained, scale_head
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
@@ -118,8 +118,7 @@ def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
     else:
         check_writable(out, makes_directories=True)
     for path in (out, card):
-        if not overwrite and os.path.lexists(path):
-            raise UserError(f"{path} exists; replace it with --overwrite, or give another --out")
+        refuse_existing(path, overwrite)
     if os.path.lexists(card):
         check_writable(card)
 

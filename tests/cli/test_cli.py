@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastft.cli import SECONDS_TO_REPORT, build_parser, main
 from fastft.recipe import load_recipe, option_fields
@@ -59,6 +60,21 @@ def test_outputs_replace_no_other_kind_of_file(
     assert "cannot be written" in refused(given)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"kept"}
     assert (tmp_path / "LINK.csv").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "command", [["predict", "RUN", "a.png", "--csv", "mine.csv"], ["report", "RUN", "--out", "mine.html"]]
+)
+def test_a_users_file_is_replaced_only_if_asked(
+    command: list[str], whole: Path, tmp_path: Path, refused: Refused
+) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    given = [str(whole) if word == "RUN" else str(tmp_path / word) if "." in word else word for word in command]
+    Path(given[-1]).write_text("mine")
+    assert f"{given[-1]} exists; replace it with --overwrite, or give another {given[-2]}" in refused(given)
+    assert Path(given[-1]).read_text() == "mine"
+    assert main([*given, "--overwrite"]) == 0
+    assert len(Path(given[-1]).read_text()) > 40
 
 
 def test_flags_are_frozen() -> None:

@@ -80,7 +80,7 @@ def test_images_that_lose_values_are_counted_in_one_line(trained, photographs, t
     for extra in ([], [f"--csv={tmp_path / 'x.csv'}"], [f"--features={tmp_path / 'x.npz'}"]):
         assert main(["predict", str(trained), *images, "--device=cpu", *extra]) == 0
         assert capsys.readouterr().err.count(line) == 1
-        assert main(["predict", str(trained), images[0], "--device=cpu", *extra]) == 0
+        assert main(["predict", str(trained), images[0], "--device=cpu", "--overwrite", *extra]) == 0
         assert "bits per value" not in capsys.readouterr().err
     in_memory = Predictor(trained, "cpu").predict([Image.open(image) for image in images])
     assert [len(p.notes) for p in in_memory] == [0, 1, 1, 1]
