@@ -199,7 +199,7 @@ def test_commands_in_the_pages_are_those_of_the_program(line, place, capsys):
     if "--help" in words:
         return
     args, rest = build_parser(words).parse_known_args(words)
-    recipe = getattr(args, "recipe", "mine.yaml")
+    recipe = getattr(args, "recipe", None) or "mine.yaml"
     assert rest == []
     if not recipe.startswith(("mine", "runs/")):
         load_recipe(recipe, args.overrides)
