@@ -194,7 +194,7 @@ def commands() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_in_the_pages_are_those_of_the_program(line, place, capsys):
+def test_commands_in_the_pages_are_those_of_the_program(line):
     words = shlex.split(line)[1:]
     if "--help" in words:
         return
