@@ -28,6 +28,7 @@ class Report:
 
     Attributes:
         num_indexed: number of JPEGs with a correct crop index.
+        has_labels: a field can be read as classes; not so in FFCV's files of other targets.
         problems: (where, what), in file order.
     """
 
@@ -36,6 +37,7 @@ class Report:
     pages_checked: int = 0
     images_decoded: int = 0
     num_indexed: int = 0
+    has_labels: bool = True
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -52,7 +54,7 @@ def verify(
     Raises UserError: the file cannot be opened as `.beton`, or changes while it is being read.
     """
     beton, manifest = Beton.open(path), Manifest.of_beton(path)
-    report = Report(str(path), beton.num_samples)
+    report = Report(str(path), beton.num_samples, has_labels=_has_labels(beton))
     if manifest is not None:
         report.problems += _compare(beton, manifest)
     report.problems += _check_labels(beton, MAX_CLASSES if manifest is None else manifest.num_classes)
@@ -72,6 +74,13 @@ def verify(
     return report
 
 
+def _has_labels(beton: Beton) -> bool:
+    try:
+        return beton.labels is not None
+    except UserError:
+        return False
+
+
 def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Differences between the manifest and the file, and changes of the tables since they were written."""
     pairs = {
@@ -88,14 +97,12 @@ def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
-    """Labels that are no class, or that the reader refuses. Label sets have a column for each class."""
-    if len(beton.fields) == 1:  # images without labels
+    """Labels that are no class, or a field of that name that the reader refuses. Label sets have a column for each class."""
+    if not _has_labels(beton):
+        if {"label", "labels"} & {field.name for field in beton.fields}:
+            yield "tables", "the field of labels is neither int nor array; it cannot be used for classification"
         return
-    try:
-        labels = beton.labels
-    except UserError as error:
-        yield "tables", str(error).removeprefix(f"{beton.title}: ")
-        return
+    labels = beton.labels
     low, high = (0, labels.shape[1] - 1) if labels.ndim == 2 else (labels.min(), labels.max())
     if low < 0 or high >= num_classes:
         yield "tables", f"labels run from {low} to {high}, expected 0 to {num_classes - 1}"

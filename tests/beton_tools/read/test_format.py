@@ -65,7 +65,7 @@ def test_a_file_without_labels_is_verified(tmp_path):
     fields = {"picture": RGBImageField("raw"), "weight": FloatField()}
     DatasetWriter(str(tmp_path / "ffcv.beton"), fields, num_workers=1).from_indexed_dataset(Weighted())
     report = verify(tmp_path / "ffcv.beton")
-    assert report.ok and report.images_decoded == 7
+    assert (report.ok, report.has_labels, report.images_decoded) == (True, False, 7)
 
 
 def test_a_file_of_a_killed_ffcv_writer_is_refused(tmp_path):
