@@ -16,8 +16,8 @@ test: setup  ## in two processes, each test file in one of them; a thread each i
 test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, fuzzing; FASTFT_EXTENT=60 for hours of it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not gpu" --timeout 3600
 
-test-gpu: setup  ## kernels, loader, step and trainer on a CUDA card; skipped without one
-	$(BIN)/python -m pytest -m gpu -rs --durations 0
+test-gpu:  ## kernels, loader, step and trainer on a CUDA card, without set-up: of a borrowed card's own Python, if there is no .venv
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest tests/gpu -m gpu -rs --durations 0 --timeout 540
 
 test-python:  ## set-up and tests in a fresh environment: make test-python VERSION=3.13; without VERSION, every Python found
 	bash .ci/test-python $(VERSION)

@@ -1,0 +1,222 @@
+"""What one borrowed GPU can show, in five calls of less than 10 minutes (docs/gpu-day.md).
+
+    python benchmarks/gpu_day.py CALL --out DIR
+
+    kernels    versions, fastft doctor, tests of the augmentation and fused kernels
+    training   tests of the step, the loader and the trainer
+    steps      every way to compute B/16's step in bf16 and fp16: ms, MFU, peak memory; the fused kernels' GB/s
+    data       augmentation and loader, then three minutes of `fastft train`: images/s, share of waiting
+    sanitizer  compute-sanitizer over the augmentation kernels
+
+A call writes DIR/CALL.json (card, date, command, rows) after each result, and the output of its commands to DIR/CALL.log: a stop
+loses what was running, no more. --dry-run: tiny shapes, also on a CPU.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from beton_tools.base.atomic import atomic_path
+from beton_tools.base.errors import first_line
+from fastft.bench.dataset import ORIGINAL, Workspace, find_images
+from fastft.bench.step_bench import our_step, random_batch, shape, step_flops
+from fastft.machine.gpus import peak_flops
+from fastft.model import fused
+from fastft.model.attention import attention_candidates
+from fastft.train.precision import Precision
+from fastft.train.step import StepChoice
+
+Row = dict[str, Any]
+COMMAND_SECONDS = 540  # limit of a call's commands, and of the time in which measurements begin
+PYTEST = (sys.executable, "-m", "pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--timeout=500")
+ROWS, WIDTH, MLP = 256 * 197, 768, 3072  # of B/16 with 256 images
+
+
+class Call:
+    """Writes rows as they come, and runs commands within the time that is left."""
+
+    def __init__(self, name: str, out: Path, dry_run: bool) -> None:
+        self.name, self.out, self.dry_run, self.began = name, out, dry_run, time.monotonic()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.head = {
+            "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv, "torch": torch.__version__,
+        }  # fmt: skip
+        self.rows: list[Row] = []
+
+    @property
+    def seconds_left(self) -> float:
+        return COMMAND_SECONDS - (time.monotonic() - self.began)
+
+    def write(self, row: Row) -> None:
+        self.rows.append(row)
+        print(row, flush=True)
+        with atomic_path(self.out / f"{self.name}.json") as path:
+            path.write_text(json.dumps({**self.head, "rows": self.rows}, indent=1) + "\n")
+
+    def run(self, *command: str) -> None:
+        began, code = time.monotonic(), None
+        with (self.out / f"{self.name}.log").open("ab") as log, suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(
+                command, stdout=log, stderr=log, timeout=max(1.0, self.seconds_left), check=False,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+            code = done.returncode
+        self.write({"ran": command[1:], "code": code, "seconds": round(time.monotonic() - began, 1)})
+
+    def test(self, *arguments: str) -> None:
+        self.run(*PYTEST, "-m", "not gpu" if self.dry_run else "gpu", *arguments)
+
+
+def kernels(call: Call) -> None:
+    call.run(sys.executable, "-m", "pip", "list")
+    call.run(sys.executable, "-m", "fastft.cli", "doctor", "--json")
+    call.test("tests/gpu/test_fused.py", "tests/gpu/test_kernels.py", "-k", "not sanitizer")
+
+
+def training(call: Call) -> None:
+    call.test("tests/gpu/test_step.py", "tests/gpu/test_training.py")
+
+
+def sanitizer(call: Call) -> None:
+    call.test("tests/gpu/test_kernels.py", "-k", "sanitizer")
+
+
+def data(call: Call) -> None:
+    quick = ["--quick"] if call.dry_run else []
+    call.run(sys.executable, "-m", "fastft.cli", "bench", "augment", "loader", "--out", str(call.out / "bench"), *quick)
+    with tempfile.TemporaryDirectory() as scratch:
+        images = find_images(None, Path(scratch), 32 if call.dry_run else 2560)
+        beton, run = Workspace(Path(scratch), images).beton(ORIGINAL), Path(scratch, "run")
+        small = ("--optim.batch_size=16", "--model.image_size=32") if call.dry_run else ("--optim.batch_size=256",)
+        call.run(
+            sys.executable, "-m", "fastft.cli", "train", "final_b16", f"--data.train={beton}", f"--data.val={beton}",
+            "--model.weights=random", "--schedule.epochs=1000", "--train.eval_every=1000", f"--train.run_dir={run}",
+            f"--train.stop_after={'20s' if call.dry_run else '3m'}", *small,
+        )  # fmt: skip
+        if (run / "metrics.jsonl").exists():
+            shutil.copy(run / "metrics.jsonl", call.out / "train.jsonl")
+
+
+# measurements in this process -----------------------------------------------------------------------------------------
+
+
+def ways(call: Call) -> Iterator[tuple[torch.dtype, StepChoice]]:
+    """dtypes and choices; those that compile last, as they take longest."""
+    dtypes, attention = (torch.bfloat16, torch.float16), attention_candidates(call.device)
+    eager = [StepChoice("eager", kernel, half) for half in (False, True) for kernel in attention]
+    modes = [
+        StepChoice("fused", half=True),
+        StepChoice("compile"),
+        StepChoice("compile", half=True),
+        StepChoice("autotune"),
+    ]
+    yield from product(dtypes, eager)
+    yield from ((dtype, mode) for mode in modes for dtype in dtypes)
+
+
+def steps(call: Call) -> None:
+    measure(call, lambda: kernel_rates(call))
+    arch, batch = (shape("T", 32), 2) if call.dry_run else (shape("B"), 256)
+    for dtype, choice in ways(call):
+        measure(call, lambda: [step_row(call, arch, batch, dtype, choice)], dtype=str(dtype), step=str(choice))  # noqa: B023
+
+
+def measure(call: Call, rows: Callable[[], list[Row]], **about: str) -> None:
+    """Write the rows, or the reason why there are none."""
+    if call.seconds_left < 30:
+        return call.write({**about, "error": "no time left"})
+    try:
+        for row in rows():
+            call.write({**about, **row})
+    except Exception as error:  # of a kernel, a compiler, or memory
+        call.write({**about, "error": first_line(error)})
+    if call.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def timed(call: Call, function: Callable[[], Any], count: int) -> tuple[float, float]:
+    """Seconds of a call, and those of them in which the host was busy."""
+    wait = torch.cuda.synchronize if call.device.type == "cuda" else lambda: None
+    function()
+    wait()
+    began = time.perf_counter()
+    for _ in range(count):
+        function()
+    queued = time.perf_counter() - began
+    wait()
+    return (time.perf_counter() - began) / count, queued / count
+
+
+def step_row(call: Call, arch: Any, batch: int, dtype: torch.dtype, choice: StepChoice) -> Row:
+    step = our_step(arch, Precision(dtype, call.device.type), choice=choice)
+    images, labels = random_batch(arch, batch, call.device)
+    images = images.to(dtype)
+    first, _ = timed(call, lambda: step(images, labels), 1)
+    seconds, host = timed(call, lambda: step(images, labels), 2 if call.dry_run else 10)
+    peak = peak_flops(call.device, dtype)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if call.device.type == "cuda" else None
+    mfu = batch * step_flops(arch) / seconds / peak if peak else None
+    return {
+        "ms": 1e3 * seconds,
+        "host_ms": 1e3 * host,
+        "mfu": mfu,
+        "peak_gb": memory,
+        "second_ms": 1e3 * first,
+        "images": batch,
+    }
+
+
+def kernel_rates(call: Call) -> list[Row]:
+    """GB/s and host microseconds of each fused kernel, with a V100's number of blocks and the card's own."""
+    make: Row = {"device": call.device, "dtype": torch.float16}
+    rows = 8 if call.dry_run else ROWS
+    x, branch, grad = (torch.randn(rows, WIDTH, **make) for _ in range(3))
+    wide, grad_wide = (torch.randn(rows, MLP, **make) for _ in range(2))
+    gain, shift = torch.ones(WIDTH, **make), torch.zeros(WIDTH, **make)
+    operations, found, own = torch.ops.fastft, [], fused._blocks(x)
+    for blocks in sorted({fused.BLOCKS, own}):
+        with mock.patch.object(fused, "_blocks", lambda like: blocks):  # noqa: B023
+            total, _, statistics = operations.add_norm(x, branch, gain, shift, 1e-5)
+            runs: dict[str, tuple[int, Callable[[], Any]]] = {  # tensors read and written
+                "add_norm": (4 * x.nbytes, lambda: operations.add_norm(x, branch, gain, shift, 1e-5)),
+                "add_norm_backward": (
+                    4 * x.nbytes, lambda: operations.add_norm_backward(grad, branch, total, gain, statistics),  # noqa: B023
+                ),
+                "silu_backward": (3 * wide.nbytes, lambda: operations.silu_backward(grad_wide, wide)),
+            }  # fmt: skip
+            for name, (moved, function) in runs.items():
+                seconds, host = timed(call, function, 50)
+                found.append(
+                    {"kernel": name, "blocks": blocks, "gb_per_s": moved / seconds / 1e9, "launch_us": 1e6 * host}
+                )
+    return found
+
+
+CALLS = {f.__name__: f for f in (kernels, training, steps, data, sanitizer)}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("call", choices=CALLS)
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", "gpu-day")), help="folder (default: $OUT or gpu-day)"
+    )
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    CALLS[args.call](Call(args.call, args.out, args.dry_run))
