@@ -35,14 +35,23 @@ from beton_tools.base.errors import first_line
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.bench.step_bench import our_step, random_batch, shape, step_flops
 from fastft.machine.gpus import peak_flops
+from fastft.machine.precision import Precision
 from fastft.model import fused
 from fastft.model.attention import attention_candidates
-from fastft.train.precision import Precision
 from fastft.train.step import StepChoice
 
 Row = dict[str, Any]
 COMMAND_SECONDS = 540  # limit of a call's commands, and of the time in which measurements begin
-PYTEST = (sys.executable, "-m", "pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--timeout=500")
+# with tests that need no card: those of tests/gpu have tiny shapes on a CPU
+PYTEST = ("pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--timeout=500", "-m", "gpu or not gpu")
+COMMANDS: dict[str, list[tuple[str, ...]]] = {
+    "kernels": [
+        ("pip", "list"), ("fastft.cli", "doctor", "--json"),
+        (*PYTEST, "tests/gpu/test_fused.py", "tests/gpu/test_kernels.py", "-k", "not compute_sanitizer"),
+    ],
+    "training": [(*PYTEST, "tests/gpu/test_step.py", "tests/gpu/test_training.py")],
+    "sanitizer": [(*PYTEST, "tests/gpu/test_kernels.py", "-k", "compute_sanitizer")],
+}  # fmt: skip
 ROWS, WIDTH, MLP = 256 * 197, 768, 3072  # of B/16 with 256 images
 
 
@@ -68,43 +77,26 @@ class Call:
         with atomic_path(self.out / f"{self.name}.json") as path:
             path.write_text(json.dumps({**self.head, "rows": self.rows}, indent=1) + "\n")
 
-    def run(self, *command: str) -> None:
+    def run(self, *module: str) -> None:
         began, code = time.monotonic(), None
         with (self.out / f"{self.name}.log").open("ab") as log, suppress(subprocess.TimeoutExpired):
             done = subprocess.run(
-                command, stdout=log, stderr=log, timeout=max(1.0, self.seconds_left), check=False,
+                [sys.executable, "-m", *module], stdout=log, stderr=log, timeout=max(1.0, self.seconds_left), check=False,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
             code = done.returncode
-        self.write({"ran": command[1:], "code": code, "seconds": round(time.monotonic() - began, 1)})
-
-    def test(self, *arguments: str) -> None:
-        self.run(*PYTEST, "-m", "not gpu" if self.dry_run else "gpu", *arguments)
-
-
-def kernels(call: Call) -> None:
-    call.run(sys.executable, "-m", "pip", "list")
-    call.run(sys.executable, "-m", "fastft.cli", "doctor", "--json")
-    call.test("tests/gpu/test_fused.py", "tests/gpu/test_kernels.py", "-k", "not sanitizer")
-
-
-def training(call: Call) -> None:
-    call.test("tests/gpu/test_step.py", "tests/gpu/test_training.py")
-
-
-def sanitizer(call: Call) -> None:
-    call.test("tests/gpu/test_kernels.py", "-k", "sanitizer")
+        self.write({"ran": module, "code": code, "seconds": round(time.monotonic() - began, 1)})
 
 
 def data(call: Call) -> None:
     quick = ["--quick"] if call.dry_run else []
-    call.run(sys.executable, "-m", "fastft.cli", "bench", "augment", "loader", "--out", str(call.out / "bench"), *quick)
+    call.run("fastft.cli", "bench", "augment", "loader", "--out", str(call.out / "bench"), *quick)
     with tempfile.TemporaryDirectory() as scratch:
         images = find_images(None, Path(scratch), 32 if call.dry_run else 2560)
         beton, run = Workspace(Path(scratch), images).beton(ORIGINAL), Path(scratch, "run")
         small = ("--optim.batch_size=16", "--model.image_size=32") if call.dry_run else ("--optim.batch_size=256",)
         call.run(
-            sys.executable, "-m", "fastft.cli", "train", "final_b16", f"--data.train={beton}", f"--data.val={beton}",
+            "fastft.cli", "train", "final_b16", f"--data.train={beton}", f"--data.val={beton}",
             "--model.weights=random", "--schedule.epochs=1000", "--train.eval_every=1000", f"--train.run_dir={run}",
             f"--train.stop_after={'20s' if call.dry_run else '3m'}", *small,
         )  # fmt: skip
@@ -117,16 +109,11 @@ def data(call: Call) -> None:
 
 def ways(call: Call) -> Iterator[tuple[torch.dtype, StepChoice]]:
     """dtypes and choices; those that compile last, as they take longest."""
-    dtypes, attention = (torch.bfloat16, torch.float16), attention_candidates(call.device)
-    eager = [StepChoice("eager", kernel, half) for half in (False, True) for kernel in attention]
-    modes = [
-        StepChoice("fused", half=True),
-        StepChoice("compile"),
-        StepChoice("compile", half=True),
-        StepChoice("autotune"),
-    ]
-    yield from product(dtypes, eager)
-    yield from ((dtype, mode) for mode in modes for dtype in dtypes)
+    dtypes = (torch.bfloat16, torch.float16)
+    kernels = attention_candidates(call.device)
+    yield from product(dtypes, (StepChoice("eager", kernel, half) for half in (False, True) for kernel in kernels))
+    for mode, half in (("fused", True), ("compile", False), ("compile", True), ("autotune", False)):
+        yield from ((dtype, StepChoice(mode, half=half)) for dtype in dtypes)
 
 
 def steps(call: Call) -> None:
@@ -167,19 +154,12 @@ def step_row(call: Call, arch: Any, batch: int, dtype: torch.dtype, choice: Step
     step = our_step(arch, Precision(dtype, call.device.type), choice=choice)
     images, labels = random_batch(arch, batch, call.device)
     images = images.to(dtype)
-    first, _ = timed(call, lambda: step(images, labels), 1)
+    timed(call, lambda: step(images, labels), 2)  # compiles
     seconds, host = timed(call, lambda: step(images, labels), 2 if call.dry_run else 10)
     peak = peak_flops(call.device, dtype)
     memory = torch.cuda.max_memory_allocated() / 1e9 if call.device.type == "cuda" else None
     mfu = batch * step_flops(arch) / seconds / peak if peak else None
-    return {
-        "ms": 1e3 * seconds,
-        "host_ms": 1e3 * host,
-        "mfu": mfu,
-        "peak_gb": memory,
-        "second_ms": 1e3 * first,
-        "images": batch,
-    }
+    return {"images": batch, "ms": 1e3 * seconds, "host_ms": 1e3 * host, "mfu": mfu, "peak_gb": memory}
 
 
 def kernel_rates(call: Call) -> list[Row]:
@@ -208,15 +188,16 @@ def kernel_rates(call: Call) -> list[Row]:
     return found
 
 
-CALLS = {f.__name__: f for f in (kernels, training, steps, data, sanitizer)}
-
 if __name__ == "__main__":
+    measurements = {"steps": steps, "data": data}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("call", choices=CALLS)
-    parser.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT", "gpu-day")), help="folder (default: $OUT or gpu-day)"
-    )
+    parser.add_argument("call", choices=[*COMMANDS, *measurements])
+    parser.add_argument("--out", type=Path, default=Path("gpu-day"), help="folder (default gpu-day)")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    CALLS[args.call](Call(args.call, args.out, args.dry_run))
+    made = Call(args.call, args.out, args.dry_run)
+    for module in COMMANDS.get(args.call, []):
+        made.run(*module)
+    if args.call in measurements:
+        measurements[args.call](made)

@@ -1,5 +1,8 @@
 """The training loop: steps, distributed training, evaluation within a run, checkpoints, preemption."""
 
-from fastft.train.train import train
+from contextlib import suppress
+
+with suppress(ModuleNotFoundError):  # FFCV, which steps do not need
+    from fastft.train.train import train
 
 __all__ = ["train"]
