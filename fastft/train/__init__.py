@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-with suppress(ModuleNotFoundError):  # FFCV, which steps do not need
+with suppress(ImportError):  # of FFCV, which steps do not need
     from fastft.train.train import train
 
 __all__ = ["train"]
