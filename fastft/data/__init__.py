@@ -1,6 +1,6 @@
-"""`.beton` files to batches: order, decode, augmentation and exact evaluation on FFCV's engine.
+"""`.beton` files to batches: order, decode, augmentation and exact evaluation in a thread ahead of training.
 
-The names are imported when first used, so that `fastft.data.classes` and `fastft.data.order` load neither torch nor FFCV.
+The names are imported when first used, so that `fastft.data.classes` and `fastft.data.order` load no torch.
 """
 
 from importlib import import_module

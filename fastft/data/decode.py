@@ -1,6 +1,6 @@
 """Read, decode and augment a batch in compiled code: only the pixels that its plans need.
 
-One thread per element of `decoders` and row of `Scratch`. Images differ in cost, so each thread takes the next image when
+One thread per row of `Workers`. Images differ in cost, so each thread takes the next image when
 it has finished one, instead of a fixed share. The functions are long on purpose: Numba optimises whatever a function calls
 again together with it, so that each level of functions adds seconds to the compilation. `by_address` stops that at the
 parallel loops.
@@ -90,8 +90,8 @@ def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) ->
 # one image -----------------------------------------------------------------------------------------------------------
 
 
-class Stored(NamedTuple):
-    """Where the images of a batch are, and what they are; arrays (B,)."""
+class Job(NamedTuple):
+    """The images of a batch that threads share: where they are, what they are, and what became of them; arrays (B,)."""
 
     descriptor: np.ndarray  # int32, of the open file
     start: np.ndarray  # int64, byte offset in the file
@@ -99,24 +99,47 @@ class Stored(NamedTuple):
     height: np.ndarray  # int64
     width: np.ndarray  # int64
     mode: np.ndarray  # uint8, JPEG_MODE or RAW_MODE
+    codes: np.ndarray  # int64, set to 0, an error code, or minus the status of `augment_image`
+    ticket: np.ndarray  # int64 (1,), the number of images that are begun
 
 
-def find_stored(betons: BetonSet, ids: np.ndarray) -> Stored:
-    """The `Stored` of a batch of sample ids (B,)."""
+def new_job(betons: BetonSet, ids: np.ndarray) -> Job:
+    """The job of a batch of sample ids (B,)."""
     rows = betons.image_column[ids]
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
     descriptor = betons.descriptors[betons.files_of(ids)]
-    start = rows["data_ptr"].astype(np.int64)
-    return Stored(descriptor, start, betons.sizes[ids], height, width, rows["mode"].copy())
+    start, codes, ticket = rows["data_ptr"].astype(np.int64), np.empty(len(ids), np.int64), np.zeros(1, np.int64)
+    return Job(descriptor, start, betons.sizes[ids], height, width, rows["mode"].copy(), codes, ticket)
 
 
-class Scratch(NamedTuple):
-    """Memory that each thread overwrites for every image; uint8 (threads, bytes)."""
+class Workers(NamedTuple):
+    """What threads work with, a row each. Memory, uint8 (threads, bytes), is overwritten for every image."""
 
     stored: np.ndarray  # bytes of the image as read from the file
     decode: np.ndarray
     pixels: np.ndarray  # of the decoded region
     augment: np.ndarray
+    decoders: np.ndarray
+    spent: np.ndarray  # int64 (threads, 3), of `WorkClock`
+
+
+class Worker(NamedTuple):
+    """What one thread works with."""
+
+    stored: np.ndarray
+    decode: np.ndarray
+    pixels: np.ndarray
+    augment: np.ndarray
+    decoder: int
+    spent: np.ndarray
+    timespec: np.ndarray
+
+
+@njit(cache=True, nogil=True)
+def _worker(workers: Workers, thread: int) -> Worker:
+    rows = workers.stored[thread], workers.decode[thread], workers.pixels[thread], workers.augment[thread]
+    decoder, spent = workers.decoders[thread], workers.spent[thread]
+    return Worker(rows[0], rows[1], rows[2], rows[3], decoder, spent, np.empty(2, np.int64))
 
 
 @intrinsic
@@ -131,144 +154,106 @@ def _take_ticket(typing_context: Any, counter: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def read_stored(stored: Stored, b: int, region: np.ndarray, buffer: np.ndarray) -> int:
+def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int:
     """Read image b to `buffer`: a whole JPEG, or the rows of a raw image that `region` (y, x, h, w) covers.
 
     Returns 0 or an error code.
     """
-    start, num_bytes = stored.start[b], stored.num_bytes[b]
-    if stored.mode[b] == RAW_MODE:
+    start, num_bytes = job.start[b], job.num_bytes[b]
+    if job.mode[b] == RAW_MODE:
         y, x, h, w = region[0], region[1], region[2], region[3]
-        height, width = stored.height[b], stored.width[b]
+        height, width = job.height[b], job.width[b]
         if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
             return BAD_REGION
         start, num_bytes = start + CHANNELS * width * y, CHANNELS * width * h
-    return OK if read_at(stored.descriptor[b], start, num_bytes, buffer) else READ_FAILED
-
-
-class Worker(NamedTuple):
-    """The rows of `Scratch`, the decoder and the row of `WorkClock.spent` that one thread works with."""
-
-    stored: np.ndarray
-    decode: np.ndarray
-    pixels: np.ndarray
-    augment: np.ndarray
-    decoder: int
-    spent: np.ndarray
-    timespec: np.ndarray
+    return OK if read_at(job.descriptor[b], start, num_bytes, buffer) else READ_FAILED
 
 
 @njit(cache=True, nogil=True)
-def _new_worker(thread: int, scratch: Scratch, decoders: np.ndarray, spent: np.ndarray) -> Worker:
-    rows = scratch.stored[thread], scratch.decode[thread], scratch.pixels[thread], scratch.augment[thread]
-    return Worker(rows[0], rows[1], rows[2], rows[3], decoders[thread], spent[thread], np.empty(2, np.int64))
-
-
-@njit(cache=True, nogil=True)
-def decode_stored(stored: Stored, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
+def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
     """Write `region` (y, x, h, w) of image b to `out` as packed RGB; 0 or an error code.
 
     worker.stored holds what `read_stored` wrote for the same image and region.
     """
     # int64, as the writer has them: Numba would compile the decoder again for int32
     y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
-    if stored.mode[b] != RAW_MODE:
-        source = worker.stored[: stored.num_bytes[b]]
+    if job.mode[b] != RAW_MODE:
+        source = worker.stored[: job.num_bytes[b]]
         head = scan_header(source)
         if head.code != OK:
             return head.code
-        if head.height != stored.height[b] or head.width != stored.width[b]:
+        if head.height != job.height[b] or head.width != job.width[b]:
             return OTHER_SIZE
         return decode_scanned(source, head, y, x, h, w, out, worker.decode, worker.decoder)
     if out.size < CHANNELS * h * w:
         return BAD_REGION
     for row in range(h):
-        source_at = CHANNELS * (row * stored.width[b] + x)
+        source_at = CHANNELS * (row * job.width[b] + x)
         copy_bytes(out, CHANNELS * w * row, worker.stored, source_at, CHANNELS * w)
     return OK
 
 
 @njit(cache=True, nogil=True)
-def _read_and_decode(stored: Stored, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
+def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
     """Read image b and write `region` to `out` as packed RGB; 0 or an error code."""
     begun = now(WALL, worker.timespec)
-    code = read_stored(stored, b, region, worker.stored)
+    code = read_stored(job, b, region, worker.stored)
     worker.spent[READ] += now(WALL, worker.timespec) - begun
     if code == OK:
         begun = now(CPU, worker.timespec)
-        code = decode_stored(stored, b, region, worker, out)
+        code = decode_stored(job, b, region, worker, out)
         worker.spent[DECODE] += now(CPU, worker.timespec) - begun
     return code
 
 
-def _decode_images(thread, stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket):
-    worker = _new_worker(thread, scratch, decoders, spent)
-    b = _take_ticket(ticket)
-    while b < len(regions):
-        codes[b] = _read_and_decode(stored, b, regions[b], worker, packed[offsets[b] : offsets[b + 1]])
-        b = _take_ticket(ticket)
+# batches -------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _decode_in_threads(decode, stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket):
-    for thread in prange(len(decoders)):
-        decode(np.int64(thread), stored, regions, offsets, packed, scratch, decoders, codes, spent, ticket)
-
-
-def decode_packed(
-    stored: Stored,
-    regions: np.ndarray,
-    offsets: np.ndarray,
-    packed: np.ndarray,
-    scratch: Scratch,
-    decoders: np.ndarray,
-    codes: np.ndarray,
-    spent: np.ndarray,
-) -> None:
-    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`.
-
-    codes: int64 (B,), set to 0 or an error code. spent: int64 (threads, 3), nanoseconds are added to it (`WorkClock`).
-    """
-    arguments = stored, regions, offsets, packed, scratch, decoders, codes, spent, np.zeros(1, np.int64)
+def decode_packed(job: Job, workers: Workers, regions: np.ndarray, offsets: np.ndarray, packed: np.ndarray) -> None:
+    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; sets `job.codes`."""
+    arguments = job, workers, regions, offsets, packed
     _decode_in_threads(by_address(_decode_images, *arguments), *arguments)
 
 
-def _augment_images(thread, stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket):
-    worker = _new_worker(thread, scratch, decoders, spent)
-    b = _take_ticket(ticket)
+@njit(cache=True, nogil=True, parallel=True)
+def _decode_in_threads(decode, job, workers, regions, offsets, packed):
+    for thread in prange(len(workers.decoders)):
+        decode(np.int64(thread), job, workers, regions, offsets, packed)
+
+
+def _decode_images(thread, job, workers, regions, offsets, packed):
+    worker = _worker(workers, thread)
+    b = _take_ticket(job.ticket)
+    while b < len(regions):
+        job.codes[b] = _read_and_decode(job, b, regions[b], worker, packed[offsets[b] : offsets[b + 1]])
+        b = _take_ticket(job.ticket)
+
+
+def decode_and_augment(
+    job: Job, workers: Workers, regions: np.ndarray, plan: np.ndarray, finish: Finish, out: np.ndarray
+) -> None:
+    """Carry out `plan` (B,) to `out`, a uint8 view of (B, S, S, 3), each image while its pixels are in cache."""
+    arguments = job, workers, regions, plan, finish, out
+    _augment_in_threads(by_address(_augment_images, *arguments), *arguments)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _augment_in_threads(augment, job, workers, regions, plan, finish, out):
+    for thread in prange(len(workers.decoders)):
+        augment(np.int64(thread), job, workers, regions, plan, finish, out)
+
+
+def _augment_images(thread, job, workers, regions, plan, finish, out):
+    worker = _worker(workers, thread)
+    b = _take_ticket(job.ticket)
     while b < len(plan):
         # int64, as in `_augment_rows`: Numba would compile augment_image again for int32
         y, x, h, w = np.int64(regions[b, 0]), np.int64(regions[b, 1]), np.int64(regions[b, 2]), np.int64(regions[b, 3])
         pixels = worker.pixels[: CHANNELS * h * w]
-        code = _read_and_decode(stored, b, regions[b], worker, pixels)
+        code = _read_and_decode(job, b, regions[b], worker, pixels)
         if code == OK:
             begun = now(CPU, worker.timespec)
             code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), plan[b], finish, worker.augment, out[b])
             worker.spent[AUGMENT] += now(CPU, worker.timespec) - begun
-        codes[b] = code
-        b = _take_ticket(ticket)
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _augment_in_threads(augment, stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket):
-    for thread in prange(len(decoders)):
-        augment(np.int64(thread), stored, regions, plan, finish, scratch, decoders, out, codes, spent, ticket)
-
-
-def decode_and_augment(
-    stored: Stored,
-    regions: np.ndarray,
-    plan: np.ndarray,
-    finish: Finish,
-    scratch: Scratch,
-    decoders: np.ndarray,
-    out: np.ndarray,
-    codes: np.ndarray,
-    spent: np.ndarray,
-) -> None:
-    """Carry out `plan` (B,) to `out`, a uint8 view of (B, S, S, 3), each image while its pixels are in cache.
-
-    codes: int64 (B,), set to 0, an error code, or minus the status of `augment_image`. spent as in `decode_packed`.
-    """
-    arguments = stored, regions, plan, finish, scratch, decoders, out, codes, spent, np.zeros(1, np.int64)
-    _augment_in_threads(by_address(_augment_images, *arguments), *arguments)
+        job.codes[b] = code
+        b = _take_ticket(job.ticket)

@@ -87,10 +87,7 @@ class _BetonLoader:
         self.stage = new_stage(
             self.betons, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
         )
-        self.engine = Engine(
-            self.stage, batch_size=self.batch, workers=self.workers,
-            batches_ahead=self.batches_ahead,
-        )  # fmt: skip
+        self.engine = Engine(self.stage, batch_size=self.batch, batches_ahead=self.batches_ahead)
 
     def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
         if self.closed:

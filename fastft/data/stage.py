@@ -23,7 +23,7 @@ from beton_tools.read.manifest import Manifest
 from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import MOST_SHRINK, source_regions
-from fastft.data.decode import READ_FAILED, Scratch, WorkClock, decode_and_augment, decode_packed, find_stored
+from fastft.data.decode import READ_FAILED, WorkClock, Workers, decode_and_augment, decode_packed, new_job
 from fastft.machine.facts import has_numba_cuda
 
 if TYPE_CHECKING:
@@ -91,28 +91,30 @@ class Stage(ABC):
     def resize(self, size: int, batch: int) -> None:
         """Make images of another size, `batch` at a time; between two passes. No kernel is compiled."""
 
-    def new_scratch(self, augment_bytes: int = 0) -> Scratch:
-        """Scratch memory for the largest image.
+    def new_workers(self, augment_bytes: int = 0) -> Workers:
+        """The workers, with memory for the largest image.
 
         The operating system provides only the pages that are written to. Raises SampleError: the memory is too small for the
         largest image, or for the size that the file states.
         """
-        workers, largest = len(self.decoders), self.betons.largest
+        count, largest = len(self.decoders), self.betons.largest
 
         def allocate(num_bytes: int) -> np.ndarray:
-            return np.empty((workers, num_bytes), np.uint8)
+            return np.empty((count, num_bytes), np.uint8)
 
         try:
-            return Scratch(
+            return Workers(
                 stored=allocate(largest.num_bytes),
                 decode=allocate(largest.pixels_and_bytes),
                 pixels=allocate(CHANNELS * largest.pixels),
                 augment=allocate(augment_bytes),
+                decoders=self.decoders,
+                spent=self.clock.spent,
             )
         except MemoryError as error:
             heights, widths = self.betons.heights.astype(np.int64), self.betons.widths
             sample = int((heights * widths).argmax())
-            reason = f"{heights[sample]} x {widths[sample]} pixels for each of {workers} workers do not fit the memory"
+            reason = f"{heights[sample]} x {widths[sample]} pixels for each of {count} workers do not fit the memory"
             raise SampleError(self.betons, sample, reason) from error
 
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
@@ -153,7 +155,7 @@ class CpuStage(Stage):
         augment = self._augment(size)
         self.batches = [augment.new_output(batch) for _ in range(self.slots)]
         largest = self.betons.largest
-        self.scratch = self.new_scratch(augment.new_scratch(1, largest.height, largest.width).nbytes)
+        self.workers = self.new_workers(augment.new_scratch(1, largest.height, largest.width).nbytes)
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.batches[slot][: len(ids)]
@@ -163,13 +165,11 @@ class CpuStage(Stage):
 
     def fill(self, ids: np.ndarray, out: np.ndarray, draw: DrawPlan) -> None:
         """Write the images of `run` to `out` (B, S, S, 3), in the storage of the dtype."""
-        stored = find_stored(self.betons, ids)
-        plan = draw(ids, stored.height, stored.width)
-        codes = np.empty(len(ids), np.int64)
-        regions, spent = source_regions(plan, self.size), self.clock.spent
-        pixels = out.view(np.uint8)
-        decode_and_augment(stored, regions, plan, self.finish, self.scratch, self.decoders, pixels, codes, spent)
-        self.check(ids, codes)
+        job = new_job(self.betons, ids)
+        plan = draw(ids, job.height, job.width)
+        regions = source_regions(plan, self.size)
+        decode_and_augment(job, self.workers, regions, plan, self.finish, out.view(np.uint8))
+        self.check(ids, job.codes)
 
 
 # GPU -----------------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class PackedStage(Stage):
     ) -> None:
         super().__init__(betons, size, workers)
         self.device, self.augment = device, augment
-        self.scratch = self.new_scratch()
+        self.workers = self.new_workers()
         self.buffers = [PinnedBuffer(device) for _ in range(slots)]
         # CUDA events of the latest batches: before the copy, after it, after augmentation
         self.events: deque[list[Any]] = deque(maxlen=TIMED_BATCHES)
@@ -197,8 +197,8 @@ class PackedStage(Stage):
         self.size, self.augment = size, self.augment.at(size)  # buffers grow with the batches
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = find_stored(self.betons, ids)
-        plan = draw(ids, stored.height, stored.width)
+        job = new_job(self.betons, ids)
+        plan = draw(ids, job.height, job.width)
         regions = source_regions(plan, self.size)
         offsets = np.append(0, np.cumsum(CHANNELS * regions[:, 2].astype(np.int64) * regions[:, 3]))
         targets = self.targets(ids)
@@ -208,10 +208,8 @@ class PackedStage(Stage):
         host = buffer.reserve(begins[-1] + int(offsets[-1]))
         for begin, table in zip(begins, tables, strict=False):
             host[begin : begin + len(table)] = table
-        codes = np.empty(len(ids), np.int64)
-        pixels = host[begins[-1] :]
-        decode_packed(stored, regions, offsets, pixels, self.scratch, self.decoders, codes, self.clock.spent)
-        self.check(ids, codes)
+        decode_packed(job, self.workers, regions, offsets, host[begins[-1] :])
+        self.check(ids, job.codes)
         events: list[Any] = []
         self._record_event(events)
         copied = buffer.copy(len(host))

@@ -44,7 +44,7 @@ def packed_batches(path, order):
 
     beton = BetonSet.open(path)
     stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=Engine.slots(2))
-    engine = Engine(stage, batch_size=BATCH, workers=2, batches_ahead=2)
+    engine = Engine(stage, batch_size=BATCH, batches_ahead=2)
     labels = [labels for _, labels in engine.start(order, draw)]
     stage.close()
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in labels), (

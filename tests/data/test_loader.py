@@ -16,6 +16,7 @@ from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Bet
 from beton_tools.read.manifest import Manifest, manifest_path
 from fastft.augment import parse_policy
 from fastft.data import EvalLoader, Output, SampleError, Shard, TrainLoader
+from fastft.data.engine import Pass
 from fastft.data.stage import Stage
 
 SIZE, BATCH = 48, 8
@@ -45,7 +46,7 @@ def collect(batches):
 
 
 def loader_threads():
-    return [thread for thread in threading.enumerate() if "EpochThread" in type(thread).__name__]
+    return [thread for thread in threading.enumerate() if isinstance(thread, Pass)]
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +128,9 @@ def test_a_batch_stays_intact_until_the_next_one_is_requested(indexed_beton):
     with train_loader(indexed_beton, micro_batch=1) as loader:
         for batch in loader.epoch(0):
             before = batch.images.clone()
-            while not loader.engine.thread.output_queue.full() and loader.engine.thread.is_alive():
+            while not loader.engine.thread.free.empty() and loader.engine.thread.is_alive():
                 time.sleep(0.005)
-            time.sleep(0.02)  # the thread may be one batch beyond the full queue
+            time.sleep(0.02)  # the thread works on the last free slot
             assert torch.equal(batch.images, before)
 
 
@@ -195,7 +196,7 @@ def test_an_image_that_does_not_fit_the_memory_is_named(indexed_beton):
     sample = int((betons.heights.astype(int) * betons.widths).argmax())
     stage = SimpleNamespace(betons=betons, decoders=range(1 << 40))  # as many workers, each with its scratch
     with pytest.raises(SampleError, match=f"sample {sample}.* do not fit the memory; .*beton verify"):
-        Stage.new_scratch(stage)
+        Stage.new_workers(stage)
 
 
 def copied(beton, folder):
