@@ -45,14 +45,14 @@ class Mirrored:
     mirrored_only: int
 
 
-def choose_augmentation(recipe: Recipe, setup: "Setup", mirrored: Mirrored | None = None) -> tuple[Recipe, list[str]]:
+def choose_augmentation(setup: "Setup", mirrored: Mirrored | None) -> tuple[Recipe, list[str]]:
     """(the recipe to train, lines for the log): without flips, and without augmentation, if they hide the classes from the head.
 
     The reasons of the recipe's choices become what was decided. Values that it gives are kept, with a warning. Raises
     EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, loader = setup, setup.loader
-    recipe, lines = choose_flips(recipe, mirrored)
+    recipe, lines = choose_flips(s.recipe, mirrored)
     if is_plain(recipe) or scheduled(recipe, 0):
         return recipe, lines
     loader.set_policy(build_policy(recipe))

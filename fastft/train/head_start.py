@@ -25,13 +25,11 @@ from fastft.machine.precision import Precision
 from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.head_file import Head, tower_checksum, write_head
-from fastft.recipe import Recipe
 from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 from fastft.run.run_directory import write_choices, write_recipe
 from fastft.train.augmentation_choice import HFLIP, Mirrored, choose_augmentation
 from fastft.train.checkpointing import init_optimizer_state
-from fastft.train.progress import Progress
 
 if TYPE_CHECKING:
     from fastft.train.setup import Setup
@@ -49,44 +47,41 @@ MOST_KEPT = 2**14  # of more images: features that are kept to choose penalty an
 CHUNK = 8192  # rows that are converted to float64 at a time
 
 
-def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Callable[[str], None]) -> Recipe:
-    """Fit the head of a new run and evaluate it; its copy in the run directory stays. Returns the recipe to train.
+def start_from_probe(setup: "Setup", say: Callable[[str], None]) -> None:
+    """Fit the head of a new run and evaluate it; its copy in the run directory stays. May replace the recipe.
 
     Raises EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, model, began = setup, setup.step.model, time.monotonic()
     say(f"head: computing the features of {s.loader.num_samples:,} training images")
-    baseline, mirrored = set_probe_head(s, recipe, say)
+    baseline, mirrored = set_probe_head(s, say)
     scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
-    chosen, lines = choose_augmentation(recipe, s, mirrored)
+    s.recipe, lines = choose_augmentation(s, mirrored)
     for line in lines:
         say(line)
-    s.loader.set_policy(build_policy(chosen))
+    s.loader.set_policy(build_policy(s.recipe))
     if s.step.ema is not None:
         s.step.ema.module.load_state_dict(model.state_dict())
     init_optimizer_state(s.step.optimizer)
-    progress.baseline = {**baseline, "seconds": time.monotonic() - began}
-    progress.add_baseline(scores)
+    s.progress.baseline = {**baseline, "seconds": time.monotonic() - began}
+    s.progress.add_baseline(scores)
     if s.world.is_main:
-        classes = name_outputs(s.loader.class_names, recipe.data.num_classes)
+        classes = name_outputs(s.loader.class_names, s.recipe.data.num_classes)
         tensors = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
-        source = {"weights": recipe.model.weights, "tower": tower_checksum(model)}
+        source = {"weights": s.recipe.model.weights, "tower": tower_checksum(model)}
         write_head(s.folder / PROBE_HEAD, Head(*tensors, classes, model.pool, source))
-        write_recipe(s.folder, chosen)
-        write_choices(s.folder, chosen)
-    return chosen
+        write_recipe(s.folder, s.recipe)
+        write_choices(s.folder, s.recipe)
 
 
-def set_probe_head(
-    setup: "Setup", recipe: Recipe, say: Callable[[str], None]
-) -> tuple[dict[str, Any], Mirrored | None]:
+def set_probe_head(setup: "Setup", say: Callable[[str], None]) -> tuple[dict[str, Any], Mirrored | None]:
     """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
 
     The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, penalty
     and scale of `fit_ridge_head`; and how it recognises mirrored images, if the recipe leaves `augment.hflip` to it. Raises
     EvaluationStopped: in every process, if a stop was requested in one of them.
     """
-    s, r, model = setup, recipe, setup.step.model
+    s, r, model = setup, setup.recipe, setup.step.model
     output, batch = Output(r.model.image_size, s.world.device, s.precision.dtype), s.phases.smallest_micro_batch
     tries_mirrored = HFLIP in r.automatic and not r.data.multi_label
     with EvalLoader(

@@ -90,6 +90,11 @@ class Progress:
             assert s.predictions is not None
             self.probe_right = np.packbits(s.predictions.right_N).tobytes().hex()
 
+    def awaits_evaluation(self, recipe: Recipe) -> bool:
+        """True if the epoch that has just ended is to be evaluated and is not yet."""
+        is_new = all(entry["epoch"] != self.epoch - 1 for entry in self.evaluations)
+        return self.step == 0 and recipe.evaluates_after(self.epoch) and is_new
+
     def is_stalled(self, recipe: Recipe) -> bool:
         """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now."""
         patience = recipe.train.stop_when

@@ -23,7 +23,7 @@ from fastft.machine.precision import Precision
 from fastft.machine.processes import World
 from fastft.model import count_flops
 from fastft.optim.schedule import recipe_warnings
-from fastft.recipe import Recipe, describe_choice
+from fastft.recipe import describe_choice
 from fastft.run.evaluations import SELECTION, flatten
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
@@ -124,9 +124,9 @@ class Reporter:
         self.say, self.record = log.info, log.record
         self._timed: list[float] = []  # ends of the first steps
 
-    def start(self, recipe: Recipe, phase: RunPhase, decision: Decision, step: int) -> None:
+    def start(self, phase: RunPhase, decision: Decision, step: int) -> None:
         """The lines before the first step of this process; step: optimiser steps done."""
-        s = self._setup
+        s, recipe = self._setup, self._setup.recipe
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
             f"{recipe.name}: {trained:,} trainable parameters, {s.loader.num_samples:,} images, "

@@ -53,12 +53,13 @@ ONE_LABEL = {"model.head": None, "data.sampling": NONE, "optim.class_weights": N
 SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
     """The parts of a run.
 
-    recipe: for the training files, with the automatic values of the run directory. progress: restored, or of a new run; the run
-    goes on from it. head_note: for the log. deadline: by `time.monotonic`, when the run stops. tracker: of the main process.
+    recipe: for the training files, with the automatic values of the run directory; the linear probe of a new run may replace it
+    by one with less augmentation (`start_from_probe`), all else stays. progress: restored, or of a new run; the run goes on
+    from it. head_note: for the log. deadline: by `time.monotonic`, when the run stops. tracker: of the main process.
     """
 
     recipe: Recipe

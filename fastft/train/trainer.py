@@ -14,6 +14,7 @@ from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import Preempted, TimeUp
 from fastft.model.phases import with_phase
 from fastft.optim import set_lr
+from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.run import profile
 from fastft.run.metrics_log import RunLog
@@ -34,13 +35,17 @@ class Trainer:
 
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self.setup, self.world, self.guard, self.step = setup, setup.world, setup.guard, setup.step
-        self.recipe, self.progress = setup.recipe, setup.progress
+        self.progress = setup.progress
         self.phase = setup.phases.at(self.progress.epoch)
         self.reporter = Reporter(setup, log)
         profiled = self.recipe.train.profile if self.world.is_main else 0
         self.profiler = profile.StepProfiler(setup.folder / profile.FOLDER, profiled, self.world.device)
         self._lr = 0.0  # of the last step
         self._augment: dict[str, float] = {}  # `scheduled` values of the last epoch
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
 
     @property
     def global_step(self) -> int:
@@ -51,7 +56,7 @@ class Trainer:
         self._start()
         if self.world.is_main and not self._is_done():  # of a run that had ended and has more epochs now
             (self.setup.folder / "result.json").unlink(missing_ok=True)
-        if self.progress.step == 0 and self._is_evaluation_due():  # a signal interrupted it
+        if self._is_evaluation_due():  # a signal interrupted it
             self._finish_epoch()
         with closing(self.profiler):
             while not self._is_done():
@@ -79,7 +84,7 @@ class Trainer:
         )  # fmt: skip
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
         self._enter_phase()
-        self.reporter.start(self.recipe, self.phase, decision, self.global_step)
+        self.reporter.start(self.phase, decision, self.global_step)
         if s.head_note is not None:
             self.reporter.say(s.head_note)
         if self.global_step == 0 and self.recipe.model.head_init == PROBE and self.progress.baseline is None:
@@ -91,7 +96,7 @@ class Trainer:
     def _start_head(self) -> None:
         """Fit the head, evaluate the baseline, and save them as step 0."""
         try:
-            self.recipe = start_from_probe(self.setup, self.recipe, self.progress, self.reporter.say)
+            start_from_probe(self.setup, self.reporter.say)
         except EvaluationStopped:
             self._stop()
         self._save()
@@ -178,7 +183,7 @@ class Trainer:
             self._stop()
 
     def _is_evaluation_due(self) -> bool:
-        return self.setup.validation.is_due(self.progress.epoch, self.progress.evaluations)
+        return self.setup.validation.loader is not None and self.progress.awaits_evaluation(self.recipe)
 
     def _evaluate_epoch(self, epoch: int) -> bool:
         """Evaluate and log; whether it is the best epoch so far."""

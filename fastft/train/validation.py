@@ -1,7 +1,6 @@
 """The evaluations of a run: the raw and the EMA weights on the validation file."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -34,19 +33,11 @@ class Validation:
         precision: Precision,
         is_stop_requested: Callable[[], bool],
     ) -> None:
-        self.recipe, self.loaders, self.loader = recipe, loaders, loaders[0] if loaders else None
+        self.loaders, self.loader = loaders, loaders[0] if loaders else None
         self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
-        several = recipe.data.multi_label
-        self.is_imbalanced = not several and imbalance(class_counts) > IMBALANCED
-        self.best_by = MAP if several else BALANCED_ACCURACY if self.is_imbalanced else TOP1
-
-    def is_due(self, epochs_done: int, evaluations: Sequence[Mapping[str, Any]]) -> bool:
-        """True if the epoch that has just ended is to be evaluated and is not yet."""
-        return (
-            self.loader is not None
-            and self.recipe.evaluates_after(epochs_done)
-            and all(entry["epoch"] != epochs_done - 1 for entry in evaluations)
-        )
+        self.only_ema, self.num_classes = recipe.train.eval_weights == "ema", recipe.data.num_classes
+        self.is_imbalanced = not recipe.data.multi_label and imbalance(class_counts) > IMBALANCED
+        self.best_by = MAP if recipe.data.multi_label else BALANCED_ACCURACY if self.is_imbalanced else TOP1
 
     def evaluate_step(self, step: Step) -> tuple[dict[str, Scores], dict[str, Scores] | None]:
         """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
@@ -54,7 +45,7 @@ class Validation:
         Raises EvaluationStopped: a stop was requested.
         """
         # a horizon of one step leaves no EMA
-        only_ema = self.recipe.train.eval_weights == "ema" and step.ema is not None
+        only_ema = self.only_ema and step.ema is not None
         models: dict[str, nn.Module] = {} if only_ema else {"raw": step.model}
         models |= {} if step.ema is None else {"ema": step.ema.module}
         with step.evaluation_context():
@@ -65,7 +56,7 @@ class Validation:
 
     def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Scores]:
         """Scores of each model. Raises EvaluationStopped: a stop was requested."""
-        with_logits = loader.num_samples * self.recipe.data.num_classes <= KEPT_IN_TRAINING
+        with_logits = loader.num_samples * self.num_classes <= KEPT_IN_TRAINING
         found = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
         loader.pop_timings()  # not part of the training loader's work
         return found
