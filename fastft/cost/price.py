@@ -24,9 +24,6 @@ MACHINE_GPUS = 8  # of a usual cloud machine
 # images/s of one core where the GPU augments, and of whole images for evaluation (benchmarks/results/all.json; ImageNet with its
 # longest side at 500 px, at 224 px)
 IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
-# physical cores (two vCPU each) per GPU of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
-_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0, "H200": 12.0, "B200": 12.0}
-_DEFAULT_CORES = 4.0  # assumed for other GPUs
 LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
 
 
@@ -44,8 +41,8 @@ SOURCES = {
 class Overheads:
     """Rates are images/s per GPU. `measured` lists the fields that were measured."""
 
-    loader_rate: float = IMAGES_PER_CORE * _DEFAULT_CORES
-    eval_loader_rate: float = EVAL_IMAGES_PER_CORE * _DEFAULT_CORES
+    loader_rate: float = IMAGES_PER_CORE * Gpu.cores
+    eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
     pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
     start_seconds: float = 120.0  # assumed, once
     measured: tuple[str, ...] = ()
@@ -60,11 +57,6 @@ class Overheads:
 
 
 FASTFT = Overheads()
-
-
-def _usual_cores(gpu: str) -> float:
-    """CPU cores beside one GPU of a usual cloud machine."""
-    return _CORES_PER_GPU.get(gpu, _DEFAULT_CORES)
 
 
 def with_cores(cores: float) -> Overheads:
@@ -151,8 +143,8 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHIN
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
-        gpu, over = GPUS[name], with_cores(_usual_cores(name))
-        found = [estimate(recipe, gpu, gpus, mfu, over) for mfu in known_mfus(recipe, gpu, gpus)]
+        gpu = GPUS[name]
+        found = [estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores)) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
             {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by} for e in found
         ]
@@ -259,7 +251,7 @@ def read_measured(path: Path) -> dict[str, Any]:
 
 
 def _overheads(query: CostQuery, gpu: Gpu, measured: Mapping[str, Any]) -> Overheads:
-    cores = query.cores_per_gpu or _usual_cores(gpu.name)
+    cores = query.cores_per_gpu or gpu.cores
     rates = {"loader_rate": "loader_per_core", "eval_loader_rate": "eval_loader_per_core"}
     known: dict[str, Any] = {name: measured[role] * cores for name, role in rates.items() if role in measured}
     return replace(with_cores(cores), **known, measured=tuple(known))

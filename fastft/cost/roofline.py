@@ -17,10 +17,7 @@ from fastft.recipe import Recipe
 # published.yaml), and the lowest and the highest of them
 K, K_RANGE = 0.74, (0.58, 0.94)
 
-# Shares of the data sheet's peaks that large fp16/bf16 matrix products and streaming kernels sustain: 90 TFLOP/s and 0.79 TB/s
-# on V100, 235 and 1.75 on A100, 630 and 2.9 on H100 (estimates; other GPUs assumed alike)
-GEMM_SHARE = {"V100": 0.72, "A100": 0.75, "A100-40": 0.75, "H100": 0.64, "H200": 0.64}
-DEFAULT_GEMM_SHARE = 0.70
+# Share of the data sheet's bandwidth that streaming kernels sustain: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100 (estimates)
 MEMORY_SHARE = 0.87
 # of the peak, by the products of attention in fused kernels: an estimate. CUTLASS's were measured on an A100 with 20 TFLOP/s
 # backward at 197 tokens (NVIDIA/cutlass#992) and 41 forward at 128 (facebookresearch/xformers#387); V100's 0.2 are 25
@@ -56,11 +53,10 @@ def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
     flops, traffic = recipe_flops(recipe, recipe_arch(recipe)), image_bytes(recipe, gpu, gpus)
     if traffic is None:
         return None
-    gemm_share = GEMM_SHARE.get(gpu.name, DEFAULT_GEMM_SHARE)
-    computed = (flops.train - flops.attention) / gemm_share + flops.attention / ATTENTION_SHARE
+    computed = (flops.train - flops.attention) / gpu.gemm_share + flops.attention / ATTENTION_SHARE
     seconds = computed / gpu.peak_flops + traffic / (gpu.bandwidth * MEMORY_SHARE)
     source = (
-        f"upper bound: {PATHS[chosen_path(gpu)]}, matrix products at {gemm_share:.0%} of the peak, attention at "
+        f"upper bound: {PATHS[chosen_path(gpu)]}, matrix products at {gpu.gemm_share:.0%} of the peak, attention at "
         f"{ATTENTION_SHARE:.0%}, other traffic at {MEMORY_SHARE:.0%} of {gpu.bandwidth / 1e9:,.0f} GB/s, no overlap"
     )
     return Mfu(flops.train / seconds / gpu.peak_flops, "roofline", source)
