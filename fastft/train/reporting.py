@@ -1,5 +1,6 @@
 """The log of a training: what it starts with, its intervals, evaluations and epochs; and the hardware of its process."""
 
+import math
 import os
 import resource
 import time
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 
 from beton_tools.base.console import format_duration
+from fastft import __version__
 from fastft.cost.work import evaluated_models
 from fastft.data import TrainLoader
 from fastft.evaluate.scores import Scores
@@ -177,6 +179,7 @@ class Reporter:
             "epoch": epoch,
             "loss": now["loss_sum"] / now["steps"],
             "lr": lr,
+            "grad_norm": norm if math.isfinite(norm := float(s.step.grad_norm)) else None,
             "images_per_second": rate,
             "wait_share": now["waited"] / now["seconds"],
             "mfu": None if self._peak is None else achieved / self._peak,
@@ -266,6 +269,7 @@ def describe_process(world: World, precision: Precision) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "precision": precision.name,
+        "fastft": __version__,
         "torch": torch.__version__,
     }
 

@@ -89,6 +89,7 @@ class Step:
         self._compiled = False
         self.scaler = precision.scaler()
         self.split = Split(world.device)
+        self.grad_norm = torch.zeros(())  # of all gradients together, before clipping
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self.reset_loss()
 
@@ -192,13 +193,16 @@ class Step:
         shares_BK = (targets - self.label_smoothing / targets.shape[1]) / max(1 - self.label_smoothing, 1e-6)
         return (shares_BK @ weights_K * loss_B).mean()
 
-    def update(self) -> None:
-        """Update weights, loss scale and EMA from the gradients, and reset these."""
+    def update(self, is_logged: bool = False) -> None:
+        """Update weights, loss scale and EMA from the gradients, and reset these. is_logged: also compute `grad_norm`."""
         if self.half is not None:
             self.half.move_gradients()
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        elif is_logged:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.clear_gradients()

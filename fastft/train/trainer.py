@@ -123,17 +123,18 @@ class Trainer:
             self.reporter.say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.3g}" for name, value in augment.items()))
         batches = s.loader.epoch(epoch, start)
         for step in range(start, s.steps_per_epoch):
-            self._train_step(epoch, step, islice(batches, self.phase.accumulation))
+            is_logged = (step + 1) % self.recipe.train.log_every == 0 or step + 1 == s.steps_per_epoch
+            self._train_step(epoch, step, islice(batches, self.phase.accumulation), is_logged)
             self.progress.step = step + 1
             self.guard.defer_interrupts()
             self.reporter.advance(self.global_step, self.phase, len(self.progress.evaluations))
-            if (step + 1) % self.recipe.train.log_every == 0 or step + 1 == s.steps_per_epoch:
+            if is_logged:
                 self._log_interval(epoch)
             if step + 1 < s.steps_per_epoch:
                 self._save_if_due()
         self.progress.epoch, self.progress.step = epoch + 1, 0
 
-    def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
+    def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch], is_logged: bool) -> None:
         s, meter, global_step = self.setup, self.reporter.meter, self.global_step
         noise = draw_noise(
             self.step.model.visual.noise_columns, s.recipe.optim.batch_size, s.recipe.train.seed, global_step,
@@ -156,7 +157,7 @@ class Trainer:
             with self.profiler.range("forward and backward"):
                 self.step.micro_batch(images, targets, mine, step=global_step, last=last)
         with self.profiler.range("update"):
-            self.step.update()
+            self.step.update(is_logged)
         meter.steps += 1
         self.profiler.count_step()
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import fastft
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
@@ -34,6 +35,11 @@ from fastft.train.step import Step
 from fastft.train.trainer import Trainer
 from tests.refusals import refuses
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
+
+
+def test_the_log_has_what_runs_are_compared_by(whole):
+    assert logged(whole, "start")[0]["fastft"] == fastft.__version__
+    assert all(0 < line["grad_norm"] < 100 for line in logged(whole, "train"))
 
 
 def test_it_learns(whole):

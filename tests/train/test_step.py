@@ -42,6 +42,16 @@ def test_a_loss_scale_changes_no_update(clip_grad, monkeypatch):
         torch.testing.assert_close(got - before, want - before, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("clip_grad", [None, 0.01])
+def test_the_logged_norm_is_that_of_all_gradients_unscaled_and_before_clipping(clip_grad, monkeypatch):
+    step = trained(True, range(0), monkeypatch, clip_grad=clip_grad)
+    step.micro_batch(torch.randn(4, 3, 32, 32), torch.arange(4), step=0, last=True)
+    gradients = [p.grad / step.scaler.get_scale() for p in step.model.parameters() if p.grad is not None]
+    want = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    step.update(is_logged=True)
+    assert step.grad_norm.item() == pytest.approx(want.item(), rel=1e-5) and want > 0.01
+
+
 def test_the_loss_scale_grows_fast_while_a_run_is_young(monkeypatch):
     step = trained(True, range(130), monkeypatch, lr=1e-3)
     assert step.scaler.get_scale() == 2 * INITIAL_SCALE
