@@ -97,13 +97,13 @@ def _percent(value: float | None) -> str:
 
 def print_table_of_files(files: Sequence[Mapping[str, Any]], console: "Console") -> None:
     """Print one row of figures for each evaluated file."""
-    several = "map" in files[0]
-    header = ["file", "images", "classes", *(("mAP", "F1") if several else ("top-1", "top-5")), "loss", "ECE"]
+    multi_label = "map" in files[0]
+    header = ["file", "images", "classes", *(("mAP", "F1") if multi_label else ("top-1", "top-5")), "loss", "ECE"]
     rows = [
         [
             Path(s["data"]).stem, f"{s['samples']:,}", f"{s['ranked_classes']:,}",
-            f"{s['map']:.2f}" if several else f"{s['top1']:.2f} ± {s['standard_error']:.2f}",
-            f"{s['macro_f1']:.2f}" if several else f"{s['top5']:.2f}" if "top5" in s else "-",
+            f"{s['map']:.2f}" if multi_label else f"{s['top1']:.2f} ± {s['standard_error']:.2f}",
+            f"{s['macro_f1']:.2f}" if multi_label else f"{s['top5']:.2f}" if "top5" in s else "-",
             f"{s['loss']:.4f}", f"{s['ece']:.2f}",
         ]
         for s in files

@@ -43,7 +43,7 @@ class Batch:
     """One micro-batch. `images` is a view of a reused buffer, valid until the next batch is requested."""
 
     images: torch.Tensor  # (b, 3, S, S), as `Output` says
-    labels: torch.Tensor  # (b,) int64 on the same device, or (b, K) float32 where images have several
+    labels: torch.Tensor  # (b,) int64 on the same device, or multi-label (b, K) float32
     ids: np.ndarray  # (b,) int64, indices of the samples: in the file, or through all files
     step: int  # optimiser step within the epoch (evaluation: index of the batch)
     first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)

@@ -29,7 +29,7 @@ THUMBNAIL_QUALITY = 82
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong prediction. `sample` is the index in the validation file; truth_probability: None of several labels.
+    """One wrong prediction. `sample` is the index in the validation file; truth_probability: None if multi-label.
 
     file: name in the source of the validation file; "" if it is not known.
     """

@@ -196,7 +196,7 @@ def write_predictions_table(predictions: Predictions, names: Sequence[str], data
     """Write a CSV file with one row per image, in the order of the file `data`.
 
     image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
-    probability, class_probability: softmax probability of the predicted and of the true class. Of several labels: labels and
+    probability, class_probability: softmax probability of the predicted and of the true class. Multi-label: labels and
     predicted, "cat;dog", and a column with the probability of each label.
     """
     p = predictions

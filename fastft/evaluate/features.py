@@ -1,6 +1,6 @@
 """Embeddings of images: the head's input, in one .npz file (`fastft predict --features`).
 
-Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an image without a label, or where images have several
+Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an image without a label, or if multi-label
 float32 (N, K); `files` (N,) names;
 `classes` (K,) names by label, empty without labels; `model`, a checksum of the weights.
 """

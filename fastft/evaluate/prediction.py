@@ -47,7 +47,7 @@ MOST_PIXELS = 1 << 26  # of a resized image; one of 1 x 65,000 pixels would have
 class Prediction:
     """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
-    Of several labels per image: those that reach their thresholds, which may be none.
+    Multi-label: those that reach their thresholds, which may be none.
     path: of the file; empty for an image in memory. notes: what to know of the pixels, for "1 image has ...": that those above 8
     bits per value were clipped, that transparent ones were laid on `data.background`.
     """
@@ -98,13 +98,13 @@ class Predictor:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
 
         images: paths or Pillow images, or one. An image that cannot be read gives a `Prediction` whose `error` is the reason.
-        topk: default 5; of several labels per image at most so many, by default all that reach their thresholds.
+        topk: default 5; multi-label: at most so many, by default all that reach their thresholds.
 
         Raises:
             UserError: topk < 1.
         """
-        several, thresholds_K = self.trained.recipe.data.multi_label, torch.tensor(self.trained.thresholds)
-        topk = topk if topk is not None else len(self.classes) if several else TOPK
+        multi_label, thresholds_K = self.trained.recipe.data.multi_label, torch.tensor(self.trained.thresholds)
+        topk = topk if topk is not None else len(self.classes) if multi_label else TOPK
         if topk < 1:
             raise UserError(f"topk is {topk}: give 1 or more")
         given = [images] if isinstance(images, Source) else images
@@ -114,8 +114,8 @@ class Predictor:
                 yield Prediction(path, [], [], read)
                 continue
             ranked = rank_classes(logits_K[None], len(self.classes))[0]
-            shares_K = logits_K.sigmoid() if several else (logits_K / self.temperature).softmax(0)
-            if several:
+            shares_K = logits_K.sigmoid() if multi_label else (logits_K / self.temperature).softmax(0)
+            if multi_label:
                 ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
             ranked = ranked[:topk]
             names = [self.classes[k] for k in ranked.tolist()]

@@ -34,7 +34,7 @@ class EvaluationStopped(Exception):
 class Scores:
     """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples.
 
-    map: mean average precision, in the place of top1 with several labels per image; the loss is then a mean over classes too.
+    map: mean average precision, instead of top1 if multi-label; the loss is then a mean over classes too.
     top5: None with at most 5 classes. balanced_accuracy, macro_f1, ece in percent. temperature, ece_scaled: None if the
     logits were not kept; see `fastft.run.prediction_metrics`.
     """
@@ -126,17 +126,17 @@ def evaluate(
     """Scores of every model over all processes' `batches`, which are read once for all models.
 
     Nothing waits for the device before the last batch. stop: called before each batch. with_logits: keep the logits, which
-    temperature scaling needs. thresholds: of several labels per image, by default fitted here. Raises EvaluationStopped: in
+    temperature scaling needs. thresholds: multi-label, by default fitted here. Raises EvaluationStopped: in
     every process, if `stop` returned true in one of them.
     """
     kept: list[list[Tensor]] = [[] for _ in models]
-    classes, several = 0, False
+    classes, multi_label = 0, False
     for batch, logits in forward(models, batches, world, precision, stop):
         for rows, logits_BK in zip(kept, logits, strict=True):
             rows.append(_image_rows(logits_BK, batch.labels, with_logits))
-            classes, several = logits_BK.shape[1], batch.labels.ndim == 2
+            classes, multi_label = logits_BK.shape[1], batch.labels.ndim == 2
     classes = world.max(classes)
-    if world.any(several):
+    if world.any(multi_label):
         return [_set_scores(rows, classes, world, thresholds) for rows in kept]
     return [_scores(rows, classes, world) for rows in kept]
 

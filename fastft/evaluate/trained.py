@@ -39,7 +39,7 @@ class Trained:
     is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
     temperature: float | None = None  # that logits are divided by for probabilities; fitted on the images of `scores`
     has_scaled_head: bool = False  # its logits are divided by the temperature already
-    thresholds: Sequence[float] = ()  # of the probabilities by class, of a model with several labels per image
+    thresholds: Sequence[float] = ()  # of the probabilities by class, of a multi-label model
 
     @property
     def outputs(self) -> list[str]:
@@ -48,7 +48,7 @@ class Trained:
 
     @property
     def temperature_record(self) -> dict[str, Any]:
-        """The temperature, or the thresholds of several labels, for the configuration file of an export; else empty."""
+        """The temperature, or the thresholds of a multi-label model, for the configuration file of an export; else empty."""
         if self.thresholds:
             return {"multi_label": True, "thresholds": list(self.thresholds)}
         if self.temperature is None:
@@ -71,9 +71,9 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     recipe = with_moved_data(recipe, found.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
-    several, classes = recipe.data.multi_label, recipe.data.num_classes
-    thresholds = stored_thresholds(found.state, chosen.kind) or [EVEN] * classes if several else ()
-    if several and len(thresholds) != classes:
+    multi_label, classes = recipe.data.multi_label, recipe.data.num_classes
+    thresholds = stored_thresholds(found.state, chosen.kind) or [EVEN] * classes if multi_label else ()
+    if multi_label and len(thresholds) != classes:
         raise Damaged(found.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
         model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores,

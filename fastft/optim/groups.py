@@ -1,4 +1,4 @@
-"""Parameter groups: layer-wise lr decay and which parameters take weight decay (paper section 2.1, reference facts 2)."""
+"""Parameter groups: layer-wise lr decay and which parameters take weight decay (paper section 2.1)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

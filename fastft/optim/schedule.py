@@ -1,4 +1,4 @@
-"""The learning rate of every step: linear warm-up from 0, then a cosine to min_lr (reference facts 2, last item).
+"""The learning rate of every step: linear warm-up from 0, then a cosine to min_lr.
 
 And the schedule and EMA that a recipe describes, with warnings about them.
 """

@@ -57,7 +57,7 @@ class LabelledSet:
         return replace(self, source=replace(self.source, labels=sets, reading=reading))
 
     def class_text(self, i: int) -> str:
-        """The class of an image; of several labels "cat;dog"."""
+        """The class of an image; multi-label: "cat;dog"."""
         return SEPARATOR.join(self.source.classes[k] for k in classes_of(self.source.labels[i]))
 
     def __len__(self) -> int:

@@ -117,7 +117,7 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:
-    """int64 (N,): labels in the alphabetical order of the class names, as folders have them; see `strata` for several.
+    """int64 (N,): labels in the alphabetical order of the class names, as folders have them; see `strata` for multi-label.
 
     Tables number classes that are numbers by value; the hold-out must not depend on that.
     """

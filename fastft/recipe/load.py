@@ -106,7 +106,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
     written: dict[str, tuple[Any, str]] = {}
     for layer in layers:
         for key, value in layer.values.items():
-            if key == "train.compile":  # in recipes and checkpoints of before 0.3.0
+            if key == "train.compile":  # in recipes and checkpoints earlier than 0.3.0
                 if value == "auto":
                     continue
                 key, value = "train.step", {"on": "compile", "off": "eager"}.get(str(value), value)

@@ -94,7 +94,7 @@ class Data:
     )  # fmt: skip
     selection_share: float = option(
         0.0, "share of the training images that is left out of training; train.stop_when, the best epoch and raw or EMA then "
-        "follow from these images, and the accuracy of data.val is that of images that chose nothing; 0: none",
+        "follow from these images, and no choice from those of data.val; 0: none",
         low=0, high=0.5, since="0.3.0",
     )  # fmt: skip
     num_classes: int = option(

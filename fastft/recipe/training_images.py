@@ -80,15 +80,15 @@ def with_train_size(recipe: Recipe, samples: int) -> Recipe:
     return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
 
 
-def with_multi_label(recipe: Recipe, several: bool, source: object, reading: str = "") -> Recipe:
-    """The recipe for training images with one label each, or `several`. Raises UserError: the command line says otherwise.
+def with_multi_label(recipe: Recipe, multi_label: bool, source: object, reading: str = "") -> Recipe:
+    """The recipe for training images with one label each, or multi-label. Raises UserError: the command line says otherwise.
 
     reading: see `beton_tools.sources.Source`; with `data.multi_label=false` on the command line cells are not read so.
     """
-    if several == recipe.data.multi_label:
+    if multi_label == recipe.data.multi_label:
         return recipe
-    if not several or MULTI_LABEL in recipe.given:
-        found, stated = ("several labels", "false") if several else ("one label", "true")
+    if not multi_label or MULTI_LABEL in recipe.given:
+        found, stated = ("several labels", "false") if multi_label else ("one label", "true")
         raise UserError(f"{source} has {found} per image, --{MULTI_LABEL} is {stated}; leave the option out")
     reason = f"several labels per image in {source}: sigmoids instead of a softmax"
     if reading:

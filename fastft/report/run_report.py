@@ -204,7 +204,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def _score(run: Run) -> str:
-    """The accuracy of the run's images: `TOP1`, or `MAP` with several labels per image."""
+    """The accuracy of the run's images: `TOP1`, or `MAP` if multi-label."""
     return MAP if run.recipe.data.multi_label else TOP1
 
 
@@ -308,15 +308,15 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 # classes: reliability diagram and confusion matrix --------------------------------------------------------------------
 
 
-def reliability_chart(calibration: Calibration, several: bool = False) -> Chart:
+def reliability_chart(calibration: Calibration, multi_label: bool = False) -> Chart:
     """Accuracy over confidence, of the softmax and, where it helps, after temperature scaling; the diagonal is perfect."""
-    plain = _series("sigmoid" if several else "softmax", "raw", calibration.plain)
+    plain = _series("sigmoid" if multi_label else "softmax", "raw", calibration.plain)
     series = [Series("perfect", "reference", [0, 100], [0, 100]), plain]
     if calibration.scaled is not None and calibration.scaled.ece < calibration.plain.ece:
         series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
     return Chart(
-        "Reliability", "probability of a label, %" if several else "confidence, %",
-        "images that have the label, %" if several else "accuracy of images with that confidence, %", series,
+        "Reliability", "probability of a label, %" if multi_label else "confidence, %",
+        "images that have the label, %" if multi_label else "accuracy of images with that confidence, %", series,
         from_zero=True, decimals=1, x_range=(0, 100),
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ PROBE_WORDS = "pretrained tower with the head of the linear probe"
 def count_disagreements(right: Mapping[str, np.ndarray], labels_N: np.ndarray | None = None) -> dict[str, float]:
     """Images that only one of two models classifies correctly, or more of their labels than the other: `<name>_only` of each.
 
-    right: bool (N,), or of several labels (N, K), by the name of the model, of the same images. labels_N: int64 (N,); given, also
+    right: bool (N,), or multi-label (N, K), by the name of the model, of the same images. labels_N: int64 (N,); given, also
     the balanced accuracy of the first minus that of the second, in points (`balanced_gain`), and the standard error of the
     difference (`balanced_error`).
     """

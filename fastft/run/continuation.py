@@ -15,7 +15,7 @@ PER_HOST_OPTIONS = {
     "train.step", "train.micro_batch", "train.grad_checkpointing",
 }  # fmt: skip
 # may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data.
-# train.compile: of checkpoints of before 0.3.0
+# train.compile: of checkpoints earlier than 0.3.0
 RESUMABLE_OPTIONS = {
     "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
     "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",

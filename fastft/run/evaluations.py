@@ -6,7 +6,7 @@ from typing import Any, Literal
 from beton_tools.base.typed_json import UNSET, Count, Document, Number, Signed, Unset
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
-# without "raw" if train.eval_weights is ema; with several labels per image "map" in the place of "top1"
+# without "raw" if train.eval_weights is ema; "map" instead of "top1" if multi-label
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 SELECTION = "selection"  # the same of the images of `data.selection_share`, within an evaluation
@@ -68,7 +68,7 @@ def flatten(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def main_score(scores: Mapping[str, Any]) -> str:
-    """The accuracy among the scores of an evaluation, or of an 'eval' line: `MAP` with several labels per image."""
+    """The accuracy among the scores of an evaluation, or of an 'eval' line: `MAP` if multi-label."""
     return MAP if any(name.split("_")[-1] == MAP for name in scores) else TOP1
 
 
@@ -80,7 +80,7 @@ def headline_score(line: Mapping[str, Any], score: str | None = None) -> float:
 
 
 def selection_score(line: Mapping[str, Any]) -> float:
-    """The score of an 'eval' line that the best epoch is the first to have the largest value of.
+    """The score of an 'eval' line whose largest value, or the first of equal ones, makes the best epoch.
 
     Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes. Of the images of
     `data.selection_share`, if there are any.

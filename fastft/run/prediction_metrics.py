@@ -28,7 +28,7 @@ class Predictions:
     labels_N, predicted_N: int64. confidence_N, truth_N: float32, softmax probability of the predicted and of the true class.
     logits_NK: float32, or None if they were not kept.
 
-    With several labels per image, `thresholds_K` are of the sigmoids, and all arrays are (N, K): labels_N, predicted_N bool,
+    Multi-label: `thresholds_K` are of the sigmoids, and all arrays are (N, K): labels_N, predicted_N bool,
     confidence_N and truth_N the probability of each label.
     """
 
@@ -48,7 +48,7 @@ class Predictions:
         return cls(labels, shares >= of_class, shares, shares, labels.shape[1], logits, of_class)
 
     def set_scores(self, fitted: bool) -> dict[str, Any]:
-        """Scores of several labels per image. fitted: the thresholds are of these images; F1 has those of the other half."""
+        """Multi-label scores. fitted: the thresholds are of these images; F1 has those of the other half."""
         assert self.thresholds_K is not None
         predicted = self.predicted_N.copy()
         for own, other in (HALVES, HALVES[::-1]) if fitted else ():
@@ -63,14 +63,14 @@ class Predictions:
 
     @property
     def outcomes_N(self) -> np.ndarray:
-        """The events that `confidence_N` is the probability of: that a prediction is right, or each of several labels."""
+        """The events that `confidence_N` is the probability of: that a prediction is right, or each label if multi-label."""
         return self.right_N if self.thresholds_K is None else self.labels_N
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
     """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images.
-    average_precision (None without images), threshold: of several labels per image."""
+    average_precision (None without images), threshold: multi-label."""
 
     label: int
     images: int
@@ -122,7 +122,7 @@ def class_metrics(p: Predictions) -> list[ClassMetrics]:
     return [replace(one, average_precision=_percent(ap), threshold=float(t)) for one, ap, t in more]
 
 
-# several labels per image ----------------------------------------------------------------------------------------------
+# multi-label ----------------------------------------------------------------------------------------------------------
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -220,7 +220,7 @@ class Calibration:
 
 
 def calibrate(p: Predictions) -> Calibration:
-    """Calibration of the predictions; with several labels per image without a temperature, which would move the thresholds."""
+    """Calibration of the predictions; multi-label without a temperature, which would move the thresholds."""
     plain = reliability(p.confidence_N, p.outcomes_N)
     if p.logits_NK is None or len(p.labels_N) < 2 or p.thresholds_K is not None:
         return Calibration(plain)
@@ -260,7 +260,7 @@ def fit_temperature(
 ) -> tuple[float, float]:
     """(temperature with the smallest cross-entropy, that cross-entropy).
 
-    shifted_NK: logits minus the largest one of each image; with several labels, labels_N (N, K), the logits themselves.
+    shifted_NK: logits minus the largest one of each image; multi-label: labels_N (N, K), the logits themselves.
     logs: smallest and largest logarithm of the temperature.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
@@ -279,7 +279,7 @@ def fit_temperature(
 
 # validation.npz of a run directory: what the run predicts for its validation images, at its last evaluation ----------------
 
-# of several labels per image labels and predictions are bool (N, K)
+# multi-label: labels and predictions are bool (N, K)
 # arrays: epoch; labels (N,); for `raw` and `ema` weights `<weights>_predicted` (N,), and `<weights>_logits` (N, K) if the
 # evaluation kept them; in the order of the validation file
 VALIDATION = "validation.npz"

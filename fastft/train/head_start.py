@@ -181,7 +181,7 @@ class _Sums:
         self.count, self.sum_D, self.counts_K, self.sums_KD, self.gram_DD = self.parts
 
     def add(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """labels_B: int64, or (B, K) of several."""
+        """labels_B: int64, or multi-label (B, K)."""
         exact_BD = features_BD.double()
         one_hot_BK = (F.one_hot(labels_B, len(self.counts_K)) if labels_B.ndim == 1 else labels_B).double()
         self.count += len(exact_BD)
@@ -206,10 +206,10 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     """The head for pooled features of training images.
 
     The regression estimates for each class the probability of its label, 0 to 1. As logits such scores would give almost
-    equal softmax probabilities; they are multiplied by a scale, of several labels less 1/2. Penalty and scale are those with the
+    equal softmax probabilities; they are multiplied by a scale, multi-label less 1/2. Penalty and scale are those with the
     smallest cross-entropy of images that the regression has not seen, by cross-validation in FOLDS parts of equal class shares.
 
-    features_ND: float32. labels_N: int64 below num_classes, or (N, num_classes) of several. Memory: num_classes * D values, and
+    features_ND: float32. labels_N: int64 below num_classes, or multi-label (N, num_classes). Memory: num_classes * D values, and
     D * D for each fold.
     """
     fold_N = _folds(labels_N, seed)
@@ -225,9 +225,9 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     return _scaled(whole, penalty, scale, labels_N.ndim == 2)
 
 
-def _scaled(moments: _Moments, penalty: float, scale: float, several: bool = False) -> RidgeHead:
+def _scaled(moments: _Moments, penalty: float, scale: float, multi_label: bool = False) -> RidgeHead:
     weight_KD, bias_K = moments.solve(penalty)
-    bias_K = bias_K - several / 2
+    bias_K = bias_K - multi_label / 2
     return RidgeHead((scale * weight_KD).astype(np.float32), (scale * bias_K).astype(np.float32), penalty, scale)
 
 
@@ -240,8 +240,8 @@ def _choose(
     logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
     best = None
     for penalty in reversed(PENALTIES):  # of equal ones the strongest
-        several = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
-        scores = np.concatenate(several)
+        parts = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
+        scores = np.concatenate(parts)
         shifted = scores - (scores.max(1, keepdims=True) if labels.ndim == 1 else 0.5)
         temperature, cross_entropy = fit_temperature(shifted, labels, logs)
         if best is None or cross_entropy < best[0]:

@@ -51,7 +51,7 @@ class Progress:
     ) -> dict[str, Any]:
         """Append an evaluation; returns its entry.
 
-        scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch has the largest of.
+        scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch is chosen by.
         selection: scores of the images of `data.selection_share`.
         """
         entry: dict[str, Any] = {"epoch": epoch, **self._compared(scores, best_by, is_judged=not selection)}

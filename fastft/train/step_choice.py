@@ -146,7 +146,7 @@ def stored_choice(stored: Mapping[str, Any] | None, device: str) -> StepChoice |
     if stored is None or stored["device"] != device:
         return None
     known = stored["mode"] in MODES and stored["attention"] in ("auto", *ATTENTION_KERNELS)
-    # `half` is missing in checkpoints of before
+    # `half` is missing in earlier checkpoints
     return StepChoice(stored["mode"], stored["attention"], stored.get("half", False)) if known else None
 
 
@@ -381,7 +381,7 @@ def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Ten
 def _random_batch(
     recipe: Recipe, columns: int, images: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images, labels or (with mixup or several labels) distributions, and noise of the stochastic layers."""
+    """Images, labels or (with mixup or multi-label) distributions, and noise of the stochastic layers."""
     options: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(SEED), "device": device}
     size, classes = recipe.model.image_size, recipe.data.num_classes
     pixels = torch.randn(images, 3, size, size, **options).to(dtype)
