@@ -69,7 +69,7 @@ class Pass(Thread):
             raise batch
         if stream is not None:
             stream.wait_stream(self.engine.streams[self._taken])
-        return batch  # type: ignore[no-any-return]
+        return batch
 
     def close(self) -> None:
         """End the thread and wait for its end, which the batch in progress can delay."""

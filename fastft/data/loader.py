@@ -175,9 +175,7 @@ class TrainLoader(_BetonLoader):
     ) -> None:
         if micro_batch is None:
             micro_batch = max(1, batch_size // shard.world_size)
-        super().__init__(
-            data, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead
-        )  # fmt: skip
+        super().__init__(data, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead)
         self.seed = seed
         if subset is not None:
             subset = _checked_indices(self.betons, subset)
