@@ -2,13 +2,12 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from timm.utils import ModelEma
 
 from fastft.model import build_classifier, load_arch
-from fastft.optim import Ema, WarmupCosine, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
+from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
 from fastft.optim.schedule import untrained_share
 from fastft.recipe import load_recipe
 from tests.model.test_tower import small_arch
@@ -70,18 +69,6 @@ def test_layers_are_numbered_from_embeddings_to_head():
     assert where["visual.transformer.resblocks.0.ln_1.weight"] == 1
     assert where["visual.transformer.resblocks.11.mlp.c_fc.weight"] == 12
     assert {where["fc_norm.weight"], where["head.bias"]} == {13}
-
-
-def test_schedule_is_that_of_the_reference():
-    """np.linspace from 0 for the warm-up, then the cosine from the full lr to min_lr, per iteration."""
-    epochs, warmup, spe, lr, floor = 50, 10, 625, 6e-4, 1e-6
-    steps = np.arange((epochs - warmup) * spe)
-    want = np.concatenate(
-        [np.linspace(0, lr, warmup * spe), floor + 0.5 * (lr - floor) * (1 + np.cos(np.pi * steps / len(steps)))]
-    )
-    schedule = WarmupCosine(lr, floor, warmup * spe, epochs * spe)
-    assert [schedule(i) for i in range(epochs * spe)] == pytest.approx(want, abs=1e-15)
-    assert (schedule(0), schedule(6249), schedule(6250)) == (0, 6e-4, 6e-4)
 
 
 def test_fused_adamw_equals_the_textbook():

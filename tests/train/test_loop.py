@@ -1,40 +1,34 @@
 """A resumed run equals an uninterrupted one; other recipes and data are refused; a diverged run stops."""
 
-import itertools
 import json
 import math
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 import fastft
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.augment.mix import smoothed_targets
 from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision
 from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
-from fastft.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.continuation import refuse_changed_recipe
-from fastft.run.run_directory import load_run, lock_run
+from fastft.run.run_directory import load_run
 from fastft.train.progress import conclusion
-from fastft.train.step import Step
 from fastft.train.trainer import Trainer
 from tests.refusals import refuses
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
+from tests.train.test_checkpointing import spoil_gradients
 
 
 def test_the_log_has_what_runs_are_compared_by(whole):
@@ -59,7 +53,7 @@ import os, signal, sys
 from fastft.cli import main
 from fastft.train.step import Step
 updates, update = iter(range(8)), Step.update
-Step.update = lambda step: update(step) if next(updates, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
+Step.update = lambda *a: update(*a) if next(updates, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
 
@@ -87,17 +81,6 @@ def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path):
     assert 0 < result["seconds"] < 3 * seconds
 
 
-def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels():
-    logits, labels, weights = torch.randn(4, 3), torch.tensor([0, 2, 1, 0]), torch.tensor([0.5, 3.0, 1.5])
-    step = SimpleNamespace(class_weights_K=weights, label_smoothing=0.1, multi_label=False)
-    each = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
-    torch.testing.assert_close(Step._loss(step, logits, labels), (weights[labels] * each).mean())
-    mixed = 0.7 * smoothed_targets(labels, 3, 0.1) + 0.3 * smoothed_targets(labels.flip(0), 3, 0.1)
-    each = F.cross_entropy(logits, mixed, reduction="none")
-    expected = ((0.7 * weights[labels] + 0.3 * weights[labels.flip(0)]) * each).mean()
-    torch.testing.assert_close(Step._loss(step, logits, mixed), expected)
-
-
 def test_a_changed_recipe_is_refused_with_the_keys_that_differ_but_weights_may_move(tiny, whole):
     with pytest.raises(UserError, match=r"model\.weights 'random' -> 'openai'.*optim\.lr 0\.001 -> 0\.01"):
         run(tiny, whole, model__drop_path="0.3", model__weights="openai", optim__lr="1e-2")
@@ -113,37 +96,6 @@ def test_a_non_finite_loss_stops_and_names_step_samples_and_checkpoint(tiny, tmp
         run(tiny, tmp_path, optim__lr="1e30", train__checkpoint_steps="1")
     for path in list_checkpoints(tmp_path / "checkpoints"):
         assert all(torch.isfinite(v).all() for v in read_checkpoint(path).tensors["model"].values())
-
-
-def spoil_gradients(monkeypatch: pytest.MonkeyPatch, value: float, steps: range) -> None:
-    """Set one gradient of the head to `value` in these updates of the process."""
-    update, done = Step.update, itertools.count()
-
-    def spoiled(step: Step) -> None:
-        if next(done) in steps:
-            step.model.head.weight.grad[0, 0] = value
-        update(step)
-
-    monkeypatch.setattr(Step, "update", spoiled)
-
-
-def test_weights_with_nan_are_never_saved(tiny, tmp_path, monkeypatch):
-    """The loss shows a bad gradient one step later: too late for a checkpoint of every step, of which one is kept."""
-    changes = {"train__checkpoint_steps": "1", "train__keep_checkpoints": "1"}
-    with monkeypatch.context() as spoiled:
-        spoil_gradients(spoiled, math.nan, range(4, 5))
-        with pytest.raises(NonFinite, match=r"the weights contain NaN or Inf at step 4 .*step-00000004"):
-            run(tiny, tmp_path, **changes)
-    run(tiny, tmp_path, **changes)
-    run(tiny, tmp_path / "whole", **changes)
-    assert losses(tmp_path) == losses(tmp_path / "whole")
-
-
-def test_a_second_moment_that_overflows_stops_the_run(tiny, tmp_path, monkeypatch):
-    """The square of a large finite gradient is Inf in fp32: its weight would never move again."""
-    spoil_gradients(monkeypatch, 1e30, range(4, 5))
-    with pytest.raises(NonFinite, match="the optimiser's moments contain NaN or Inf at step 5"):
-        run(tiny, tmp_path)
 
 
 @pytest.mark.slow
@@ -186,13 +138,6 @@ def test_endless_overflow_stops(tiny, tmp_path, monkeypatch):
         run(tiny, tmp_path, schedule__epochs="4")
 
 
-def test_the_run_directory_is_locked_before_its_checkpoints_are_read(tiny, tmp_path, monkeypatch):
-    run(tiny, tmp_path, schedule__stop_epoch="1")
-    monkeypatch.setattr("fastft.train.checkpointing.list_checkpoints", lambda folder: pytest.fail("it was read"))
-    with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
-        run(tiny, tmp_path, schedule__stop_epoch="1")
-
-
 def test_a_run_that_goes_on_has_not_ended(tiny, tmp_path, monkeypatch):
     run(tiny, tmp_path, schedule__stop_epoch="1")
     assert (tmp_path / "result.json").exists()
@@ -206,12 +151,6 @@ def test_a_run_that_goes_on_has_not_ended(tiny, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tiny, tmp_path)
     assert not (tmp_path / "result.json").exists()
-
-
-def test_checkpoints_by_steps_are_also_made_at_the_end_of_an_epoch(tiny, tmp_path):
-    by_steps = {"train__checkpoint_steps": "6", "train__checkpoint_epochs": "100", "train__eval_every": "100"}
-    run(tiny, tmp_path, **by_steps)
-    assert [line["step"] for line in logged(tmp_path, "checkpoint")][:2] == [6, 12]
 
 
 def converted(images: Path, out: Path, **classes: str) -> str:
@@ -268,52 +207,6 @@ def test_an_architecture_file_that_was_edited_is_noticed(tiny, tmp_path):
     arch.write_text(json.dumps(json.loads(arch.read_text()) | {"quick_gelu": True}))
     with pytest.raises(UserError, match=r"another architecture \(quick_gelu False -> True\)"):
         run(changes, tmp_path / "run")
-
-
-def slow_writer(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Writing a checkpoint takes at least so long."""
-
-    def slowly(*arguments: Any) -> None:
-        time.sleep(seconds)
-        write_checkpoint(*arguments)
-
-    monkeypatch.setattr("fastft.train.checkpointing.write_checkpoint", slowly)
-
-
-def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path, monkeypatch):
-    slow_writer(monkeypatch, 1.0)
-    began = time.time()
-    run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="2")
-    times = {line["step"]: line["time"] - began for line in logged(tmp_path, "train")}
-    (first, *_) = logged(tmp_path, "checkpoint")
-    assert first["step"] == 2 and first["seconds"] < 0.5
-    assert times[4] - times[2] < 0.5
-    # at the end every write is waited for: of steps 2 and 4, the best, and step 6
-    assert time.time() - began > 4
-    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
-
-
-@pytest.mark.slow
-def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(tiny, whole, tmp_path, monkeypatch):
-    """The weights change while they are written; resuming from what was written gives the uninterrupted losses."""
-    with monkeypatch.context() as slow:
-        slow_writer(slow, 0.3)
-        changes = {"model__drop_path": "0.3", "train__keep_checkpoints": "100"}
-        run(tiny, tmp_path, train__checkpoint_steps="4", **changes)
-    rewind(tmp_path, 4)
-    run(tiny, tmp_path, **changes)
-    assert losses(tmp_path) == losses(whole)
-    assert differing(end(tmp_path), end(whole)) == []
-
-
-def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_path, monkeypatch):
-    def full(*arguments: Any) -> None:
-        raise UserError("checkpoint could not be written: No space left on device")
-
-    monkeypatch.setattr("fastft.train.checkpointing.write_checkpoint", full)
-    with pytest.raises(UserError, match="No space left"):
-        run(tiny, tmp_path, schedule__epochs="1000", train__checkpoint_steps="2", train__eval_every="1000")
-    assert losses(tmp_path)[-1][0] < 12
 
 
 def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, whole, tmp_path):
