@@ -1,4 +1,4 @@
-"""`.beton` files to batches: order, decode, augmentation and exact evaluation in a thread ahead of training.
+"""`.beton` files to batches: order, decode, augmentation and exact evaluation, in a thread that works ahead of training.
 
 The names are imported when first used, so that `fastft.data.classes` and `fastft.data.order` load no torch.
 """
