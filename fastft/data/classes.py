@@ -22,21 +22,21 @@ def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
     return [*classes, *(f"class {k}" for k in range(len(classes), outputs))]
 
 
-def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
+def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
     """Compare the classes of the file `path` with those of a model, label by label.
 
     A file without a manifest has placeholder names, only as many as the labels that it uses: they match any class, unless
     they are the name of another one, as where one side numbers folders 0 to 11 by value and the other alphabetically. Raises
     UserError: there are more classes than expected; or a class differs or is missing, and the first such is named.
     """
-    if len(found) > len(expected):
+    if len(classes) > len(expected):
         raise UserError(
-            f"{path} has {len(found)} classes, the model {len(expected)}; give a file with the model's classes"
+            f"{path} has {len(classes)} classes, the model {len(expected)}; give a file with the model's classes"
         )
-    made_up = all(_is_placeholder(name, label) for label, name in enumerate(found))
+    made_up = all(_is_placeholder(name, label) for label, name in enumerate(classes))
     names = set(expected)
     for label, want in enumerate(expected):
-        have = found[label] if label < len(found) else None
+        have = classes[label] if label < len(classes) else None
         # checkpoints of earlier versions contain names as folders have them
         if have in (want, escape_undecodable(want)):
             continue
@@ -66,8 +66,8 @@ def training_shares(class_counts: Sequence[int], sampling: str = NONE, weights: 
 
 def refuse_other_labels(betons: BetonSet, recipe: Recipe) -> None:
     if (betons.label_sets is not None) != recipe.data.multi_label:
-        found, own = ("one label", "several") if recipe.data.multi_label else ("several labels", "one")
-        raise UserError(f"{betons.title} has {found} per image, the model was trained with {own}; give another file")
+        theirs, own = ("one label", "several") if recipe.data.multi_label else ("several labels", "one")
+        raise UserError(f"{betons.title} has {theirs} per image, the model was trained with {own}; give another file")
 
 
 def refuse_multi_label(recipe: Recipe, what: str) -> None:

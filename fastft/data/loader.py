@@ -353,12 +353,12 @@ class AsTuples:
 def _check_device(device: torch.device | str) -> None:
     """Raise UserError if it is not the CPU or a GPU that torch finds."""
     try:
-        found = torch.device(device)
-        if found.type not in ("cpu", "cuda"):
+        known = torch.device(device)
+        if known.type not in ("cpu", "cuda"):
             raise TypeError
     except (RuntimeError, TypeError):
         raise UserError(f"device is {device}: give cpu or cuda") from None
-    if found.type == "cuda" and (found.index or 0) >= (gpus := torch.cuda.device_count()):
+    if known.type == "cuda" and (known.index or 0) >= (gpus := torch.cuda.device_count()):
         raise UserError(f"device is {device}, but torch finds {gpus or 'no'} GPUs; run 'nvidia-smi', or give another")
 
 

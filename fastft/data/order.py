@@ -266,12 +266,12 @@ class Pages:
     def spans(self, pages: np.ndarray) -> Sequence[Span]:
         """Where pages (ascending numbers) are, one span for each."""
         files = np.searchsorted(self.starts, pages, side="right") - 1
-        found = []
+        spans = []
         for file, page in zip(files.tolist(), pages.tolist(), strict=True):
             beton = self.betons.files[file]
             offset = beton.data_start + (page - int(self.starts[file])) * beton.page_size
-            found.append(Span(beton.descriptor, offset, beton.page_size))
-        return found
+            spans.append(Span(beton.descriptor, offset, beton.page_size))
+        return spans
 
 
 def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_mib: int) -> np.ndarray:

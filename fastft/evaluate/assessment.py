@@ -75,20 +75,20 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        trained, found = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
+        trained, file_scores = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
     except UserError as error:
         if insist:
             raise
         return None, f"Left out: {error}."
-    mistakes = find_mistakes(found.predictions, trained.outputs)
+    mistakes = find_mistakes(file_scores.predictions, trained.outputs)
     files = betons.read_names()
     shown = [
         replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
         for m in mistakes.most_confident
     ]
     mistakes = replace(mistakes, most_confident=shown)
-    scores = describe_scores(trained, found)
-    return Assessment(trained.weights, mistakes, scores, calibrate(found.predictions)), ""
+    scores = describe_scores(trained, file_scores)
+    return Assessment(trained.weights, mistakes, scores, calibrate(file_scores.predictions)), ""
 
 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:

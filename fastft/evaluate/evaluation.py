@@ -106,10 +106,10 @@ def evaluate_files(
         paths = files or [validation_file(trained.recipe)]
         if logit_adjustment:
             trained = adjust_logits(trained)
-        found = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
+        scores = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
     if csv is not None and world.is_main:
-        write_predictions_table(found[0].predictions, trained.outputs, found[0].path, csv)
-    return [{**describe_scores(trained, one), "logit_adjustment": logit_adjustment} for one in found]
+        write_predictions_table(scores[0].predictions, trained.outputs, scores[0].path, csv)
+    return [{**describe_scores(trained, one), "logit_adjustment": logit_adjustment} for one in scores]
 
 
 def validation_file(recipe: Recipe) -> Path:
@@ -156,16 +156,16 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
     return FileScores(path, scores if ranked >= TOP5_CLASSES else replace(scores, top5=None), ranked)
 
 
-def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:
+def describe_scores(trained: Trained, file_scores: FileScores) -> dict[str, Any]:
     """The scores as JSON values, with the names of classes."""
     return {
         "checkpoint": str(trained.path),
         "weights": trained.weights,
-        "data": str(found.path),
-        "ranked_classes": found.ranked_classes,
-        **found.scores.as_dict(),
-        **({} if found.scores.top1 is None else {"standard_error": found.scores.standard_error}),
-        **describe_classes(found.predictions, trained.outputs),
+        "data": str(file_scores.path),
+        "ranked_classes": file_scores.ranked_classes,
+        **file_scores.scores.as_dict(),
+        **({} if file_scores.scores.top1 is None else {"standard_error": file_scores.scores.standard_error}),
+        **describe_classes(file_scores.predictions, trained.outputs),
     }
 
 
@@ -176,20 +176,20 @@ def describe_classes(predictions: Predictions, names: Sequence[str]) -> dict[str
     """
     classes: list[dict[str, Any]] = [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)]
     bins = reliability(predictions.confidence_N, predictions.outcomes_N)
-    found = {"classes": classes, "reliability": {name: values.tolist() for name, values in vars(bins).items()}}
+    described = {"classes": classes, "reliability": {name: values.tolist() for name, values in vars(bins).items()}}
     if predictions.thresholds_K is not None:
-        return found
+        return described
     for one in classes:
         one |= {"confused_with": None, "confused": 0}
     confusions = largest_confusions(predictions)
     for label, predicted, images in reversed(confusions):
         classes[label] |= {"confused_with": names[predicted], "confused": images}
-    found["confusions"] = [
+    described["confusions"] = [
         {"class": names[label], "predicted": names[wrong], "images": n} for label, wrong, n in confusions[:CONFUSIONS]
     ]
     if predictions.num_classes <= MATRIX_CLASSES:
-        found["confusion_matrix"] = confusion_counts(predictions).tolist()
-    return found
+        described["confusion_matrix"] = confusion_counts(predictions).tolist()
+    return described
 
 
 def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:

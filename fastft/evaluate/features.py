@@ -52,15 +52,15 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
         say = say if world.is_main else lambda text: None
-        found = _extract(trained, sources, world, say)
+        extracted = _extract(trained, sources, world, say)
     say(f"using the {trained.weights}")
     if world.is_main:
         with atomic_output(path) as partial:
             np.savez(
-                partial, features=found.features_ND, labels=found.labels_N, files=np.array(found.files),
-                classes=np.array(found.classes, dtype=np.str_), model=np.array(tower_checksum(trained.model)),
+                partial, features=extracted.features_ND, labels=extracted.labels_N, files=np.array(extracted.files),
+                classes=np.array(extracted.classes, dtype=np.str_), model=np.array(tower_checksum(trained.model)),
             )  # fmt: skip
-    count, width = found.features_ND.shape
+    count, width = extracted.features_ND.shape
     return f"{path}: {count:,} embeddings of {width} values"
 
 

@@ -165,10 +165,10 @@ def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> 
             continue
         from beton_tools.sources.folder import images_below  # loads Arrow, which single files do without
 
-        found = images_below(path, left_out)
-        if not found:
+        names = images_below(path, left_out)
+        if not names:
             raise UserError(f"{path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
-        yield from (path / name for name in found)
+        yield from (path / name for name in names)
 
 
 def say_notes(notes: Counter[str], say: Callable[[str], None]) -> None:

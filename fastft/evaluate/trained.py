@@ -67,16 +67,16 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     """
     chosen = find_weights(checkpoint, weights)
     read = read_probe if chosen.kind == PROBE else read_model
-    model, recipe, found = read(chosen.path, chosen.stem)
-    recipe = with_moved_data(recipe, found.path.parent.parent)
+    model, recipe, stored = read(chosen.path, chosen.stem)
+    recipe = with_moved_data(recipe, stored.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
+    counts, scores = stored.state.get("class_counts", []), stored_scores(stored.state, chosen.kind)
     multi_label, classes = recipe.data.multi_label, recipe.data.num_classes
-    thresholds = stored_thresholds(found.state, chosen.kind) or [EVEN] * classes if multi_label else ()
+    thresholds = stored_thresholds(stored.state, chosen.kind) or [EVEN] * classes if multi_label else ()
     if multi_label and len(thresholds) != classes:
-        raise Damaged(found.path, f"it has {classes} classes and {len(thresholds)} thresholds")
+        raise Damaged(stored.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
-        model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores,
+        model, recipe, stored.state["classes"], stored.path, counts, chosen.description, chosen.kind, scores,
         temperature=usable_temperature(scores), thresholds=thresholds,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
     cpu = torch.device("cpu")
     last = load_trained(Path(models[-1]), cpu, weights)
     refuse_multi_label(last.recipe, "fastft average")
-    found, labels = [], _labels(models)
+    ingredients, labels = [], _labels(models)
     for position, name in enumerate(models):
         path = Path(models[position + 1] if name == START else name)
         model = load_trained(path, cpu, weights)
@@ -61,8 +61,8 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         read = partial(_read, path, PROBE if is_probe and name == START else weights)
         if name == START and not is_probe:
             read = partial(read_start, model)
-        found.append(Ingredient(labels[position], read))
-    return last, found
+        ingredients.append(Ingredient(labels[position], read))
+    return last, ingredients
 
 
 def _labels(models: Sequence[str]) -> list[str]:
@@ -81,13 +81,13 @@ def read_start(run: Trained) -> State:
     return build_model(run.recipe, arch=run.model.visual.arch).state_dict()
 
 
-def _refuse_other(found: Trained, expected: Trained, name: str) -> None:
+def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:
     """Raise UserError if two models cannot be averaged."""
-    models = found.model, expected.model
+    models = trained.model, expected.model
     ours, theirs = ((m.visual.arch, m.pool, {k: v.shape for k, v in m.state_dict().items()}) for m in models)
     if ours != theirs:
         raise UserError(f"{name} has another architecture or head than {expected.path}; average models of one recipe")
-    if found.outputs != expected.outputs:
+    if trained.outputs != expected.outputs:
         raise UserError(f"{name} has other classes than {expected.path}; average models of the same classes")
 
 
@@ -191,18 +191,18 @@ def average(
             return {"name": name, "alpha": alpha, "files": []}
         trained.model.load_state_dict(state)
         scores = (evaluate_model(trained, path, world, only_present_classes) for path in files)
-        found = [describe_scores(trained, of_file) for of_file in scores]
-        say(f"{name}: " + ", ".join(f"{Path(s['data']).name} {s['top1']:.3f} %" for s in found))
-        return {"name": name, "alpha": alpha, "files": [{key: s[key] for key in SCORES} for s in found]}
+        described = [describe_scores(trained, of_file) for of_file in scores]
+        say(f"{name}: " + ", ".join(f"{Path(s['data']).name} {s['top1']:.3f} %" for s in described))
+        return {"name": name, "alpha": alpha, "files": [{key: s[key] for key in SCORES} for s in described]}
 
     with connected(world):
         trained.model.to(world.device)
         if soup is None:
-            found = _interpolate(evaluate, ingredients, sorted(set(alphas)))
+            averaged = _interpolate(evaluate, ingredients, sorted(set(alphas)))
         else:
-            found = (_greedy if soup == GREEDY else _uniform)(evaluate, ingredients)
-        trained.model.load_state_dict(found.state)
-    return trained, replace(found, data=files, selection=files[0] if chooses else None)
+            averaged = (_greedy if soup == GREEDY else _uniform)(evaluate, ingredients)
+        trained.model.load_state_dict(averaged.state)
+    return trained, replace(averaged, data=files, selection=files[0] if chooses else None)
 
 
 def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: Sequence[float]) -> Average:

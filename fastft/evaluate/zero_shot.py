@@ -63,16 +63,16 @@ def read_prompts(
     names: a file with a class name on each line, in the order of labels; None: as `find_names`.
     templates: "openai", "simple", or a file with a template on each line, such as `a photo of a {}.`
     """
-    found, names_source = (
+    texts, names_source = (
         (_lines(names, "a text file with a class name on each line"), str(names))
         if names is not None
         else find_names(data, manifest)
     )
-    if len(found) != len(classes):
+    if len(texts) != len(classes):
         raise UserError(
-            f"{names_source} has {len(found)} class names, {data} has {len(classes)} classes; give one for each"
+            f"{names_source} has {len(texts)} class names, {data} has {len(classes)} classes; give one for each"
         )
-    return Prompts(found, _templates(templates), names_source, templates)
+    return Prompts(texts, _templates(templates), names_source, templates)
 
 
 def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
@@ -156,13 +156,13 @@ def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
     given = config.get("text_cfg")
     if not isinstance(given, dict):
         raise UserError(f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models")
-    found = CLIPTextCfg(**given)
-    if found.hf_model_name or found.hf_tokenizer_name:
-        library = found.hf_model_name or found.hf_tokenizer_name
+    text_config = CLIPTextCfg(**given)
+    if text_config.hf_model_name or text_config.hf_tokenizer_name:
+        library = text_config.hf_model_name or text_config.hf_tokenizer_name
         raise UserError(
             f"{name} takes its texts through transformers ({library}); use an architecture with CLIP's own tokenizer"
         )
-    return found
+    return text_config
 
 
 def class_embeddings(
@@ -214,13 +214,13 @@ def evaluate_zero_shot(
     world = find_world(device)
     with connected(world):
         trained = _build(recipe, classes, prompts, world, progress)
-        found = evaluate_model(trained, path, world, only_present_classes)
+        file_scores = evaluate_model(trained, path, world, only_present_classes)
     if out is not None and world.is_main:
         head, source = trained.model.head, {"arch": recipe.model.arch, "weights": recipe.model.weights}
         source |= {"names": prompts.names_source, "templates": prompts.templates_source}
         tensors = head.weight.detach().cpu(), head.bias.detach().cpu()
         write_head(out, Head(*tensors, trained.classes, TOKEN, source))
-    return describe_scores(trained, found), prompts
+    return describe_scores(trained, file_scores), prompts
 
 
 def _build(

@@ -141,8 +141,8 @@ def package_version(package: str) -> str | None:
 
 def has_numba_cuda() -> bool:
     """True if `numba.cuda` is numba-cuda: a .pth file puts it there, which Python reads in site-packages, not on PYTHONPATH."""
-    found = find_spec("numba.cuda")
-    return found is not None and "numba_cuda" in str(found.origin)
+    spec = find_spec("numba.cuda")
+    return spec is not None and "numba_cuda" in str(spec.origin)
 
 
 def _cuda_wheels() -> int | None:

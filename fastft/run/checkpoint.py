@@ -238,19 +238,19 @@ def forms(tensors: Mapping[str, Tensor]) -> Forms:
 
 
 def check_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
 ) -> None:
     """Compare names, shapes and dtypes of a checkpoint's tensors with what they are to be loaded into.
 
     Raises Damaged: an entry is missing, superfluous, or has another shape or dtype.
     """
-    for name in sorted(expected.keys() - found.keys())[:1]:
+    for name in sorted(expected.keys() - tensors.keys())[:1]:
         raise Damaged(path, f"{what} has no {name}")
-    for name in sorted(found.keys() - expected.keys())[:1]:
+    for name in sorted(tensors.keys() - expected.keys())[:1]:
         raise Damaged(path, f"{what} has an unknown {name}")
     for name, (shape, dtype) in expected.items():
-        if found[name].shape != shape or found[name].dtype != dtype:
-            form = f"{tuple(found[name].shape)} {found[name].dtype}"
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            form = f"{tuple(tensors[name].shape)} {tensors[name].dtype}"
             raise Damaged(path, f"{name} of {what} is {form}, expected {tuple(shape)} {dtype}")
 
 
@@ -265,10 +265,10 @@ def find_checkpoint(path: Path) -> Path:
     if is_checkpoint(path):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = list_checkpoints(folder, "best") or list_checkpoints(folder)
-    if not found:
+    checkpoints = list_checkpoints(folder, "best") or list_checkpoints(folder)
+    if not checkpoints:
         raise UserError(f"{path} holds no checkpoint; give a run directory or one of its checkpoints")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -278,8 +278,8 @@ def is_checkpoint(path: Path) -> bool:
 
 def list_checkpoints(folder: Path, kind: str = "step") -> list[Path]:
     """The checkpoints of a folder, oldest first; kind: "step" or "best"."""
-    found = (p for p in folder.glob(f"{kind}-*") if _is_checkpoint_name(p.name) and p.is_dir())
-    return sorted(found, key=step_of)
+    checkpoints = (p for p in folder.glob(f"{kind}-*") if _is_checkpoint_name(p.name) and p.is_dir())
+    return sorted(checkpoints, key=step_of)
 
 
 def step_of(path: Path) -> int:

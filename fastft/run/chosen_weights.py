@@ -56,15 +56,15 @@ def count_disagreements(right: Mapping[str, np.ndarray], labels_N: np.ndarray | 
     difference (`balanced_error`).
     """
     first, second = right
-    first_N, second_N = (found if found.ndim == 1 else found.sum(1) for found in right.values())
-    found: dict[str, float] = {
+    first_N, second_N = (mine if mine.ndim == 1 else mine.sum(1) for mine in right.values())
+    counts: dict[str, float] = {
         f"{first}_only": int((first_N > second_N).sum()),
         f"{second}_only": int((second_N > first_N).sum()),
     }
     if labels_N is None:
-        return found
+        return counts
     signed_N = balanced_weights(labels_N) * (first_N.astype(int) - second_N.astype(int))
-    return found | {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
+    return counts | {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
@@ -85,13 +85,13 @@ class Comparison(NamedTuple):
     p_value: float
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], first: str, second: str, images: int, measure: str) -> "Comparison":
+    def of(cls, counts: Mapping[str, Any], first: str, second: str, images: int, measure: str) -> "Comparison":
         """From their disagreements. Balanced accuracy, where it is there: a normal approximation, images weighted by class."""
-        if "balanced_gain" in found:
-            gain, error = found["balanced_gain"], found["balanced_error"]
+        if "balanced_gain" in counts:
+            gain, error = counts["balanced_gain"], counts["balanced_error"]
             p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
             return cls("balanced accuracy", gain, error, p_value)
-        ours, theirs = found[f"{first}_only"], found[f"{second}_only"]
+        ours, theirs = counts[f"{first}_only"], counts[f"{second}_only"]
         variance = (ours + theirs - (ours - theirs) ** 2 / images) / images**2
         return cls(measure, 100 * (ours - theirs) / images, 100 * math.sqrt(variance), mcnemar(ours, theirs))
 
@@ -116,11 +116,11 @@ def choose_weights(
     kind, why = (EMA, "the moving average is the default") if EMA in last else (RAW, "there is no EMA")
     images, evidence = int(judged[kind]["samples"]), {}
     if EMA in last and judged.get("disagreements"):
-        found = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[main_score(last[EMA])])
-        evidence = {**judged["disagreements"], "p_value": found.p_value}
-        if found.gain > 0 and found.p_value < SIGNIFICANT:
-            ahead = f"its {found.measure} is {found.gain:.2f} points above the EMA's"
-            kind, why = RAW, f"raw, because {ahead} (p = {found.p_value:.2g})"
+        compared = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[main_score(last[EMA])])
+        evidence = {**judged["disagreements"], "p_value": compared.p_value}
+        if compared.gain > 0 and compared.p_value < SIGNIFICANT:
+            ahead = f"its {compared.measure} is {compared.gain:.2f} points above the EMA's"
+            kind, why = RAW, f"raw, because {ahead} (p = {compared.p_value:.2g})"
     if kind == EMA and RAW in last and untrained > MOSTLY_INITIAL:
         kind, why = RAW, f"raw, because {describe_initial(untrained)}"
     # only the weights that the best epoch is chosen by are kept of it
@@ -153,23 +153,23 @@ def _against_probe(
     kind, images, score = choice["kind"], choice["evidence"]["samples"], main_score(probe)
     paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
     if paired:
-        found = Comparison.of(paired, kind, PROBE, images, PAIRED[score])
+        delta = Comparison.of(paired, kind, PROBE, images, PAIRED[score])
     else:  # checkpoints of earlier versions do not say which images the probe classifies correctly
         error = math.hypot(*(standard_error(s[score], s["samples"]) for s in (entry[kind], probe)))
-        found = Comparison("accuracy", entry[kind][score] - probe[score], error, 1.0)
-    says = f"fine-tuning changes the {found.measure} of the frozen-tower baseline by {found.gain:+.2f} ± {found.error:.2f} points"
+        delta = Comparison("accuracy", entry[kind][score] - probe[score], error, 1.0)
+    says = f"fine-tuning changes the {delta.measure} of the frozen-tower baseline by {delta.gain:+.2f} ± {delta.error:.2f} points"
     advice = "train longer, or try --optim.lr three times larger and smaller"
     note = ""
-    if paired and found.gain < 0 and found.p_value < SIGNIFICANT:
+    if paired and delta.gain < 0 and delta.p_value < SIGNIFICANT:
         reason = (
-            f"fine-tuning is worse than the probe: {found.gain:.2f} points of {found.measure} (p = {found.p_value:.2g})"
+            f"fine-tuning is worse than the probe: {delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
         )
         choice |= {"take": PROBE, "kind": PROBE, score: float(probe[score]), "reason": reason}
         note = f"{says}, significantly: the baseline is used instead; {advice}"
-    elif found.gain <= found.error:
-        limit = "not significantly" if found.gain < -found.error else "within the standard error"
+    elif delta.gain <= delta.error:
+        limit = "not significantly" if delta.gain < -delta.error else "within the standard error"
         note = f"{says}, {limit}; {advice}" + ("; --weights=probe takes the baseline" if paired else "")
-    compared = {"gain": found.gain, "standard_error": found.error, "paired": bool(paired)}
+    compared = {"gain": delta.gain, "standard_error": delta.error, "paired": bool(paired)}
     return {**choice, "baseline": {**compared, "note": "" if head_only else note}}
 
 
@@ -229,12 +229,12 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
 
 
 def _probe(run: Path, reason: str = "") -> ChosenWeights:
-    found = list_checkpoints(run / "checkpoints")
-    if not found or not (run / PROBE_HEAD).is_file():
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints or not (run / PROBE_HEAD).is_file():
         raise UserError(
             f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep since version 0.3; give other --weights"
         )
-    return ChosenWeights(found[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
+    return ChosenWeights(checkpoints[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
 
 
 def with_choice_so_far(run: Run) -> Run:
@@ -248,10 +248,10 @@ def with_choice_so_far(run: Run) -> Run:
 
 def _choose_so_far(run: Path) -> dict[str, Any] | None:
     """The choice of a run that has not ended, by the evaluations before its newest checkpoint."""
-    found = list_checkpoints(run / "checkpoints")
-    if not found:
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints:
         return None
-    checkpoint = read_checkpoint(found[-1], needed=())
+    checkpoint = read_checkpoint(checkpoints[-1], needed=())
     progress = checkpoint.state.get("progress", {})
     evaluations = progress.get("evaluations", [])
     share, head_only = _untrained_share(checkpoint), stored_recipe(checkpoint).model.trainable_layers == 0
@@ -264,10 +264,10 @@ def _choose_so_far(run: Path) -> dict[str, Any] | None:
 def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
     """The weights of a run's best or last checkpoint."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    found = list_checkpoints(folder, "best" if take == BEST else "step")
-    if not found:
+    checkpoints = list_checkpoints(folder, "best" if take == BEST else "step")
+    if not checkpoints:
         raise UserError(f"{run} has no checkpoint of its {take} epoch; see {folder}, or give other --weights")
-    return _of_checkpoint(found[-1], AUTO if take == BEST else kind, reason)
+    return _of_checkpoint(checkpoints[-1], AUTO if take == BEST else kind, reason)
 
 
 def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
@@ -300,9 +300,9 @@ def _untrained_share(checkpoint: Checkpoint) -> float:
     if not state.get("progress") and not state.get("evaluation"):
         return 0.0
     best = state.get("evaluation") or {"epoch": 0}
-    found = state.get("progress", {"epoch": best["epoch"] + 1, "step": 0})
+    progress = state.get("progress", {"epoch": best["epoch"] + 1, "step": 0})
     recipe = stored_recipe(checkpoint)
-    return untrained_share(recipe, found["epoch"] * recipe.steps_per_epoch() + found["step"])
+    return untrained_share(recipe, progress["epoch"] * recipe.steps_per_epoch() + progress["step"])
 
 
 def evaluation_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -324,5 +324,5 @@ def stored_scores(state: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def stored_thresholds(state: Mapping[str, Any], kind: str) -> list[float]:
     """The thresholds of a checkpoint's weights, or else of the evaluation before it; empty without one."""
     before = reversed(state.get("progress", {}).get("evaluations", ()))
-    found = [stored_scores(state, kind), *(e.get(kind, {}) for e in before)]
-    return next((scores["thresholds"] for scores in found if "thresholds" in scores), [])
+    all_scores = [stored_scores(state, kind), *(e.get(kind, {}) for e in before)]
+    return next((scores["thresholds"] for scores in all_scores if "thresholds" in scores), [])

@@ -68,25 +68,25 @@ def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], fold
         raise UserError(f"{folder} was trained with another architecture ({listing}); use another --train.run_dir")
 
 
-def refuse_changed_data(stored: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+def refuse_changed_data(stored: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
     """Raise UserError if the training files differ from the checkpoint's: the order of samples depends on them.
 
-    stored, found: `BetonSet.content`; stored may lack entries. Files may have other names.
+    stored, current: `BetonSet.content`; stored may lack entries. Files may have other names.
     """
     advice = "use the same files in the same order, or another --train.run_dir"
     for key in ("file_samples", "file_checksums") if stored else ():
-        then, now = stored.get(key), found.get(key)
+        then, now = stored.get(key), current.get(key)
         if then == now:
             continue
         if not (isinstance(then, list) and isinstance(now, list) and len(then) == len(now)):
             counts = [len(value) if isinstance(value, list) else 1 for value in (then, now)]
             raise UserError(f"{folder} was trained on {counts[0]} files, there are {counts[1]}; {advice}")
-        name = found["files"][next(k for k in range(len(now)) if now[k] != then[k])]
+        name = current["files"][next(k for k in range(len(now)) if now[k] != then[k])]
         raise UserError(f"{folder} was trained on other data ({name} differs); {advice}")
     for key, value in stored.items():
-        if key != "files" and found.get(key, value) != value:
+        if key != "files" and current.get(key, value) != value:
             raise UserError(
-                f"{folder} was trained on other data ({key} {value} -> {found[key]}); use the same file, or another "
+                f"{folder} was trained on other data ({key} {value} -> {current[key]}); use the same file, or another "
                 "--train.run_dir"
             )
 

@@ -38,10 +38,10 @@ class _Weights(Document):
     disagreements: _Disagreements | Unset = UNSET
 
     def check(self, best_by: str) -> None:
-        found = [scores for scores in (self.raw, self.ema) if isinstance(scores, _Scores)]
-        if not found:
+        all_scores = [scores for scores in (self.raw, self.ema) if isinstance(scores, _Scores)]
+        if not all_scores:
             raise ValueError("an evaluation has no 'raw'")
-        if any(getattr(s, best_by) is UNSET for s in found):
+        if any(getattr(s, best_by) is UNSET for s in all_scores):
             raise ValueError(f"an evaluation has no '{best_by}'")
 
 

@@ -136,11 +136,11 @@ class RunLog:
 
 def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:
     """Numbers by name: train/loss, train/split/forward, ..."""
-    found = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "epoch"}
+    scalars = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "epoch"}
     for key, inner in values.items():
         if isinstance(inner, dict):
-            found |= {f"{kind}/{key}/{part}": number for part, number in inner.items()}
-    return found
+            scalars |= {f"{kind}/{key}/{part}": number for part, number in inner.items()}
+    return scalars
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -112,13 +112,13 @@ def class_metrics(p: Predictions) -> list[ClassMetrics]:
     columns = precision_recall_fscore_support(
         p.labels_N, p.predicted_N, labels=range(p.num_classes), average=None, zero_division=np.nan
     )
-    found = [
+    metrics = [
         ClassMetrics(label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None)
         for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
     ]
     if p.thresholds_K is None:
-        return found
-    more = zip(found, average_precisions(p), 100 * p.thresholds_K, strict=True)
+        return metrics
+    more = zip(metrics, average_precisions(p), 100 * p.thresholds_K, strict=True)
     return [replace(one, average_precision=_percent(ap), threshold=float(t)) for one, ap, t in more]
 
 
@@ -146,13 +146,13 @@ def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.nd
     """float64 (K,): for each class the threshold with the largest F1, half way to the next lower probability; else EVEN."""
     from sklearn.metrics import precision_recall_curve
 
-    found = np.full(labels_NK.shape[1], EVEN)
+    chosen_K = np.full(labels_NK.shape[1], EVEN)
     for k in np.flatnonzero(labels_NK.any(0)).tolist():
         precision, recall, thresholds = precision_recall_curve(labels_NK[:, k], probabilities_NK[:, k])
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         best = int(f1[:-1].argmax())
-        found[k] = (thresholds[best] + (thresholds[best - 1] if best else 0)) / 2
-    return found
+        chosen_K[k] = (thresholds[best] + (thresholds[best - 1] if best else 0)) / 2
+    return chosen_K
 
 
 def confusion_counts(p: Predictions) -> np.ndarray:
@@ -273,8 +273,8 @@ def fit_temperature(
             return float(np.mean(np.logaddexp(0, shifted_NK / temperature) - labels_N * (shifted_NK / temperature)))
         return float(np.mean(np.log(np.exp(shifted_NK / temperature).sum(1)) - truth_N / temperature))
 
-    found = minimize_scalar(cross_entropy, bounds=logs, method="bounded", options={"xatol": TOLERANCE})
-    return float(np.exp(found.x)), float(found.fun)
+    smallest = minimize_scalar(cross_entropy, bounds=logs, method="bounded", options={"xatol": TOLERANCE})
+    return float(np.exp(smallest.x)), float(smallest.fun)
 
 
 # validation.npz of a run directory: what the run predicts for its validation images, at its last evaluation ----------------

@@ -84,7 +84,7 @@ def operations(recording: profile) -> list[dict[str, Any]]:
         if row.device_type == DeviceType.CPU and not row.is_user_annotation  # kernels count for their operations
     ]
     on_gpu = any(row.self_device_time_total for row in rows)
-    found = [
+    listed = [
         {
             "name": row.key,
             "calls": row.count,
@@ -92,4 +92,4 @@ def operations(recording: profile) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-    return sorted(found, key=lambda row: -row["seconds"])
+    return sorted(listed, key=lambda row: -row["seconds"])

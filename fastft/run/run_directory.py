@@ -260,8 +260,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises UserError: the file cannot be read, or is not as the trainer writes it.
     """
     advice = "delete it and run the same fastft train again"
-    found: dict[str, Any] = read_json(folder / "result.json", _Result, advice)
-    return found
+    result: dict[str, Any] = read_json(folder / "result.json", _Result, advice)
+    return result
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -296,8 +296,8 @@ def write_choices(folder: Path, recipe: Recipe) -> None:
 
 def read_choices(folder: Path) -> dict[str, Choice]:
     """The choices of choices.json by option; empty without the file. Raises UserError: the file cannot be read."""
-    found = read_json(folder / CHOICES, list[Choice], "delete it and run the same command again")
-    return {entry["option"]: Choice(entry["option"], entry["value"], entry["reason"]) for entry in found}
+    stored = read_json(folder / CHOICES, list[Choice], "delete it and run the same command again")
+    return {entry["option"]: Choice(entry["option"], entry["value"], entry["reason"]) for entry in stored}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ HFLIP = "augment.hflip"
 LOST = 0.1  # of the images that are recognised, at least, must be lost by mirroring them
 IMAGES = 2048  # augmented images whose loss decides, in whole steps
 PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
-DECIDED = {*PLAIN, HFLIP}
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,13 @@ def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recip
     loss, shares: of the head on augmented images, and `shares_loss`.
     """
     hidden = loss > shares
-    found = f"on augmented images the head has a loss of {loss:.2f}, knowing only the class shares {shares:.2f}"
-    reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {found}"
+    losses = f"on augmented images the head has a loss of {loss:.2f}, knowing only the class shares {shares:.2f}"
+    reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {losses}"
     values = PLAIN if hidden else {option: recipe.flat()[option] for option in PLAIN}
     recipe, lines = _with_choices(recipe, [Choice(o, v, reason) for o, v in values.items() if o in recipe.automatic])
     if hidden and not is_plain(recipe):
         lines.append(
-            f"warning: {found}; augmentation may hide what makes the classes: compare with --augment.policy=none "
+            f"warning: {losses}; augmentation may hide what makes the classes: compare with --augment.policy=none "
             "--augment.scale_min=1"
         )
     return recipe, lines

@@ -112,8 +112,7 @@ def set_probe_head(setup: "Setup", say: Callable[[str], None]) -> tuple[dict[str
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight_KD))
         model.head.bias.copy_(torch.from_numpy(head.bias_K))
-    found = {"images": images, "penalty": head.penalty, "scale": head.scale}
-    return found, mirrored
+    return {"images": images, "penalty": head.penalty, "scale": head.scale}, mirrored
 
 
 @torch.inference_mode()

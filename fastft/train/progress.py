@@ -65,9 +65,9 @@ class Progress:
     def _compared(self, scores: Mapping[str, Scores], best_by: str, is_judged: bool) -> dict[str, Any]:
         """The scores of raw and EMA weights, and on how many images they disagree; where they are judged, also with the probe."""
         entry: dict[str, Any] = {weights: s.as_dict() for weights, s in scores.items()}
-        found = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
-        right = {weights: p.right_N for weights, p in found.items()}
-        labels_N = next(iter(found.values())).labels_N if found and best_by == BALANCED_ACCURACY else None
+        predictions = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
+        right = {weights: p.right_N for weights, p in predictions.items()}
+        labels_N = next(iter(predictions.values())).labels_N if predictions and best_by == BALANCED_ACCURACY else None
         if len(right) == len(WEIGHTS):
             entry["disagreements"] = count_disagreements(right, labels_N)
         probe = {} if self.baseline is None else self.baseline.get(SELECTION, self.baseline)
@@ -85,8 +85,8 @@ class Progress:
         """Keep the scores of the head that the run starts from, on validation and then selection images, if there are any."""
         assert self.baseline is not None
         for images, s in zip(("validation", SELECTION), scores, strict=False):
-            found = {"raw": s.as_dict()}
-            self.baseline = self.baseline | ({SELECTION: found} if images == SELECTION else found)
+            raw = {"raw": s.as_dict()}
+            self.baseline = self.baseline | ({SELECTION: raw} if images == SELECTION else raw)
             assert s.predictions is not None
             self.probe_right = np.packbits(s.predictions.right_N).tobytes().hex()
 
@@ -178,8 +178,8 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     best_by = evaluation.get("best_by")
     score = MAP if best_by == MAP else TOP1
 
-    def listed(found: Mapping[str, Any], images: str) -> str:
-        by_name = {name: found[weights] for weights, name in WEIGHTS.items() if weights in found}
+    def listed(evaluated: Mapping[str, Any], images: str) -> str:
+        by_name = {name: evaluated[weights] for weights, name in WEIGHTS.items() if weights in evaluated}
         f1 = {name: f" (F1 {scores['macro_f1']:.3f})" if score == MAP else "" for name, scores in by_name.items()}
         figures = ", ".join(f"{name} {_figure(scores, best_by)}{f1[name]}" for name, scores in by_name.items())
         return f"{figures} % of {next(iter(by_name.values()))['samples']} {images}"

@@ -89,12 +89,12 @@ def plan_phases(
         micro_batch = choose_micro_batch(
             recipe.train.micro_batch, rank_batch, model, phase.size, precision, unit=unit, loader_bytes=per_image
         )
-        found = RunPhase(
+        run_phase = RunPhase(
             **asdict(phase),
             micro_batch=micro_batch,
             accumulation=rank_batch // micro_batch,
             flops=phase_flops(recipe, model.visual.arch, phase).train,
             loader_bytes=micro_batch * per_image,
         )
-        phases.append(found)
+        phases.append(run_phase)
     return RunPhases(phases)

@@ -99,10 +99,10 @@ class Setup:
 
     def check_finite(self, steps_done: int, weights: bool = False) -> None:
         """Raise NonFinite, in all processes, if the run has diverged. weights: look at weights and moments too."""
-        found = self.step.find_divergence(steps_done, weights)
-        if found is None:
+        divergence = self.step.find_divergence(steps_done, weights)
+        if divergence is None:
             return
-        step, what = found
+        step, what = divergence
         samples = self.loader.samples_of_step(*divmod(step, self.steps_per_epoch)).tolist()
         listed = ", ".join(map(str, samples[:SHOWN_SAMPLES]))
         rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""

@@ -68,10 +68,10 @@ class Decision:
 
     def describe(self) -> str:
         """The log line: what was chosen, and how the others did."""
-        found = {trial.choice: trial for trial in self.trials}
-        chosen = found.pop(self.choice, None)
+        by_choice = {trial.choice: trial for trial in self.trials}
+        chosen = by_choice.pop(self.choice, None)
         time = f": {chosen.milliseconds:.1f} ms per micro-batch" if chosen and chosen.milliseconds else ""
-        others = f"; {', '.join(map(str, found.values()))}" if found else ""
+        others = f"; {', '.join(map(str, by_choice.values()))}" if by_choice else ""
         return f"step: {self.choice} (from {self.origin}){time}{others}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -330,16 +330,16 @@ def fastest(trials: Sequence[StepTrial]) -> StepChoice:
     return next((choice for choice, time in measured.items() if time <= limit), StepChoice())
 
 
-def compare(found: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> None:
+def compare(computed: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> None:
     """Compare tensors by the norm of their difference over the reference's norm.
 
     Raises:
         Dropped: a tensor is missing, has NaN or Inf, or differs by more than the tolerance.
     """
     for name, exact in reference.items():
-        if name not in found:
+        if name not in computed:
             raise Dropped(f"no {name}")
-        got, want = found[name].float(), exact.float()
+        got, want = computed[name].float(), exact.float()
         if not torch.isfinite(got).all():
             raise Dropped(f"NaN or Inf in {name}")
         error = float((got - want).norm() / want.norm().clamp_min(torch.finfo(torch.float32).tiny))

@@ -44,8 +44,8 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
 
 
 def _where_it_continues(recipe: Recipe) -> str:
-    found = list_checkpoints(run_folder(recipe) / "checkpoints")
-    after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
+    checkpoints = list_checkpoints(run_folder(recipe) / "checkpoints")
+    after = f"continues after {checkpoints[-1].name}" if checkpoints else "starts anew: there is no checkpoint yet"
     return f"the same command {after}"
 
 

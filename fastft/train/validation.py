@@ -49,14 +49,14 @@ class Validation:
         models: dict[str, nn.Module] = {} if only_ema else {"raw": step.model}
         models |= {} if step.ema is None else {"ema": step.ema.module}
         with step.evaluation_context():
-            found = [
+            scores = [
                 dict(zip(models, self.scores(list(models.values()), loader), strict=True)) for loader in self.loaders
             ]
-        return found[0], found[1] if len(found) > 1 else None
+        return scores[0], scores[1] if len(scores) > 1 else None
 
     def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Scores]:
         """Scores of each model. Raises EvaluationStopped: a stop was requested."""
         with_logits = loader.num_samples * self.num_classes <= KEPT_IN_TRAINING
-        found = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
+        scores = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
         loader.pop_timings()  # not part of the training loader's work
-        return found
+        return scores
