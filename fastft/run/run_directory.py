@@ -37,9 +37,7 @@ class _Interval(_Line):
     memory_gib: Number  # peak, of the device (GPU) or the process (CPU)
     seconds_left: Number
     split: Numbers | Unset = UNSET  # seconds of this process by part (train/timing.py), and its loader's in parallel
-    grad_norm: Number | Unset | None = (
-        UNSET  # of the last step, before clipping; None of a step that overflowed in fp16
-    )
+    grad_norm: Number | Unset | None = UNSET  # of the last step, before clipping; None: it overflowed in fp16
 
 
 class _Evaluation(_Line):
