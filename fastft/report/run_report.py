@@ -21,7 +21,16 @@ from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.chosen_weights import with_choice_so_far
-from fastft.run.evaluations import MAP, SCORE_NAMES, TOP1, WEIGHTS, best_line, headline_score, standard_error
+from fastft.run.evaluations import (
+    BALANCED_ACCURACY,
+    MAP,
+    SCORE_NAMES,
+    TOP1,
+    WEIGHTS,
+    best_line,
+    headline_score,
+    standard_error,
+)
 from fastft.run.prediction_metrics import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
 
@@ -184,6 +193,8 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
             shown = [f"{n} {entry[f'{w}_{score}']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_{score}" in entry]
             yield f"{label}, {entry['epoch']}", f"{headline_score(entry):.2f} %", ", ".join(shown)
         gain, every = run.weights.get("baseline"), "" if score == TOP1 else ": images with the better labels"
+        if run.evaluations[-1].get("best_by") == BALANCED_ACCURACY:
+            every = ": balanced accuracy"
         then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
         if gain:
             then = f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}{', paired' if gain['paired'] else ''}{every}"
