@@ -245,7 +245,7 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
         (["--out=head.pt"], "name ends in .safetensors"),
         (["--model.weights=random"], "knows no class names"),
         (["--model.arch=ViT-H-14-CLIPA"], "pools its tokens by 'avg'"),
-        (["--model.arch=timm/test_vit"], "timm/test_vit has no embedding of CLIP"),
+        (["--model.arch=timm/test_vit"], "timm/test_vit pools as timm does, not as model.pool=token"),
     ],
 )
 def test_bad_input_is_one_line(clip_options, refused, arguments, message):
@@ -259,7 +259,9 @@ def test_weights_without_a_text_tower_or_a_projection_are_refused(clip_options, 
         save_file({name: value for name, value in state.items() if name.startswith(kept)}, path)
         assert message in refused(command(clip_options | {"model.weights": str(path)}))
     save_file({name: value for name, value in state.items() if name != "visual.proj"}, path)
-    assert "have no projection (proj)" in refused(command(clip_options | {"model.weights": str(path)}))
+    assert "have no proj, which --model.pool=token needs" in refused(
+        command(clip_options | {"model.weights": str(path)})
+    )
 
 
 def test_imagenets_classes_have_open_clips_names_also_in_a_subset(tmp_path):

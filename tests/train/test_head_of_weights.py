@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fastft.train.loop import train
 from rich.console import Console
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
@@ -19,6 +18,7 @@ from fastft.evaluate.trained import load_trained
 from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
+from fastft.train.train import train
 from tests.refusals import refuses
 from tests.train.runs import flags, run
 
