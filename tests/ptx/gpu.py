@@ -84,10 +84,11 @@ class SimulatedGpu:
         with contextlib.ExitStack() as stack:
             for target, name, value in self._patches():
                 stack.enter_context(mock.patch.object(target, name, value))
+            self.is_set_up = False
             augment = backend.CudaAugment(policy, size, dtype, torch.device("cpu"))
-            for tensor in (*inputs, *vars(augment).values()):
-                if isinstance(tensor, Tensor):
-                    self._place(tensor, is_input=True)
+            self.is_set_up = True
+            for tensor in inputs:
+                self._place(tensor, is_input=True)
             if filled is not None:
                 place = self.tensors[inputs[0].data_ptr()].allocation
                 self.device.mark_uninitialised(place, ~filled)
@@ -117,9 +118,9 @@ class SimulatedGpu:
         return self.tensors[address].bytes
 
     def _array(self, address: int, nbytes: int, owner: Tensor) -> np.ndarray:
-        """Stands for cuda.from_address."""
+        """Stands for cuda.from_address. What is there before the first launch, such as tables, is read only."""
         assert address == owner.data_ptr()
-        return self._place(owner)[:nbytes]
+        return self._place(owner, is_input=not self.is_set_up)[:nbytes]
 
     def run(self, kernel: Kernel, grid: Any, block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         """Executes a launch and brings the tensors up to date."""
