@@ -100,11 +100,8 @@ def data(call: Call) -> None:
             "--model.weights=random", "--schedule.epochs=1000", "--train.eval_every=1000", f"--train.run_dir={run}",
             f"--train.stop_after={'20s' if call.dry_run else '3m'}", *small,
         )  # fmt: skip
-        if (run / "metrics.jsonl").exists():
+        with suppress(FileNotFoundError):
             shutil.copy(run / "metrics.jsonl", call.out / "train.jsonl")
-
-
-# measurements in this process -----------------------------------------------------------------------------------------
 
 
 def ways(call: Call) -> Iterator[tuple[torch.dtype, StepChoice]]:
@@ -165,9 +162,8 @@ def step_row(call: Call, arch: Any, batch: int, dtype: torch.dtype, choice: Step
 def kernel_rates(call: Call) -> list[Row]:
     """GB/s and host microseconds of each fused kernel, with a V100's number of blocks and the card's own."""
     make: Row = {"device": call.device, "dtype": torch.float16}
-    rows = 8 if call.dry_run else ROWS
-    x, branch, grad = (torch.randn(rows, WIDTH, **make) for _ in range(3))
-    wide, grad_wide = (torch.randn(rows, MLP, **make) for _ in range(2))
+    x, branch, grad = (torch.randn(8 if call.dry_run else ROWS, WIDTH, **make) for _ in range(3))
+    wide, grad_wide = (torch.randn(len(x), MLP, **make) for _ in range(2))
     gain, shift = torch.ones(WIDTH, **make), torch.zeros(WIDTH, **make)
     operations, found, own = torch.ops.fastft, [], fused._blocks(x)
     for blocks in sorted({fused.BLOCKS, own}):
@@ -189,15 +185,14 @@ def kernel_rates(call: Call) -> list[Row]:
 
 
 if __name__ == "__main__":
-    measurements = {"steps": steps, "data": data}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("call", choices=[*COMMANDS, *measurements])
-    parser.add_argument("--out", type=Path, default=Path("gpu-day"), help="folder (default gpu-day)")
+    parser.add_argument("call", choices=[*COMMANDS, "steps", "data"])
+    parser.add_argument("--out", type=Path, default=Path("gpu-day"))
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     made = Call(args.call, args.out, args.dry_run)
     for module in COMMANDS.get(args.call, []):
         made.run(*module)
-    if args.call in measurements:
-        measurements[args.call](made)
+    if args.call not in COMMANDS:
+        {"steps": steps, "data": data}[args.call](made)
