@@ -21,8 +21,8 @@ RAM_SHARE = 0.9  # files up to this share of the available memory stay in the pa
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
 KERNEL_PROBE, PIXEL_PROBE = "fastft.augment.kernel_probe", "fastft.data.pixel_probe"
 # time limit of a probe; importing torch from a slow disk takes long, and so does compiling the loader
-UNFINISHED = "did not finish within"
 PYTHON_SECONDS = 300
+UNFINISHED = "did not finish within"  # begins the error of a probe that met it
 
 
 @dataclass(frozen=True)
