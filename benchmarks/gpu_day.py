@@ -1,4 +1,4 @@
-"""What one borrowed GPU can show, in five calls of less than 10 minutes (docs/gpu-day.md).
+"""All that one borrowed GPU can show, in five calls of less than 10 minutes (docs/gpu-day.md).
 
     python benchmarks/gpu_day.py CALL --out DIR
 

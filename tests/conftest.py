@@ -31,10 +31,8 @@ def pytest_collection() -> None:
     import torch
 
     threads = torch.get_num_threads()
-    with (
-        unittest.mock.patch("numba.typed.Dict", dict),
-        suppress(ImportError),
-    ):  # two image modes, which compile for four seconds
+    # its dictionary of two image modes compiles for four seconds
+    with unittest.mock.patch("numba.typed.Dict", dict), suppress(ImportError):
         import ffcv  # noqa: F401
     torch.set_num_threads(threads)
 

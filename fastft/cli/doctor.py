@@ -108,9 +108,8 @@ def check_kernels(f: Facts) -> Found | None:
         return None
     if f.kernel_error is None:
         return OK, f.kernel or "", ""
-    package = (
-        "'numpy<2.5'" if "row_stack" in f.kernel_error else cuda_extra(f)
-    )  # numba-cuda 0.30 uses what NumPy 2.5 removed
+    # numba-cuda 0.30 uses row_stack, which NumPy 2.5 removed
+    package = "'numpy<2.5'" if "row_stack" in f.kernel_error else cuda_extra(f)
     return FAIL if f.gpus else WARN, f.kernel_error, _install(f, package)
 
 
