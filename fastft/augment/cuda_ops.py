@@ -48,7 +48,7 @@ def _mean_luma(source, statistics):
 
 @cuda.jit(device=True)
 def _measure(op, source, statistics):
-    """What `ops.table_entry` needs to know of the image."""
+    """The values of the image that `ops.table_entry` needs."""
     if op == ops.EQUALIZE:
         for i in range(_thread(), ENTRIES, _threads()):
             statistics[i] = 0

@@ -1,4 +1,4 @@
-"""What a magnitude on the 0..10 scale means for an op.
+"""The meaning of a magnitude on the 0..10 scale for each op.
 
 The formulae are those of timm's `auto_augment.py` in the same floating-point order: a magnitude gives the
 very argument that timm would hand to Pillow.

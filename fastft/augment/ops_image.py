@@ -39,7 +39,7 @@ def _point(op, argument, source, target):
 
 @njit(cache=True)
 def _measure(op, source, statistics):
-    """What `ops.table_entry` needs to know of the image."""
+    """The values of the image that `ops.table_entry` needs."""
     if op == ops.EQUALIZE:
         statistics[:] = 0
         for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):

@@ -23,7 +23,7 @@ EXPECTED = f"expected: {K:g} of the limit's speed"
 
 
 def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[str], verbose: bool) -> None:
-    """What is done, then the cost on some GPUs; with `verbose` also every option, parameter group and learning rate.
+    """Print the run, then its cost on some GPUs; with `verbose` also every option, parameter group and learning rate.
 
     values["gpus"]: the number that `values["cost"]["assumptions"]` is about.
     """

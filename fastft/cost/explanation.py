@@ -11,12 +11,13 @@ from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.cost.price import MACHINE_GPUS, predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.model import TowerArch, count_frozen_blocks
+from fastft.model import TowerArch
 from fastft.model.phases import find_phases
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
@@ -100,8 +101,8 @@ PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", 
 def list_recipes() -> dict[str, Any]:
     """Plain values for JSON; the recipes by group, the dearest first.
 
-    Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind, None for
-    recipes for photographs); tables (name, title, source, rows).
+    Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind: None for
+    recipes for photographs and for towers of timm, whose import takes seconds); tables (name, title, source, rows).
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
     recipes = [(recipe, _group(recipe)) for recipe in map(load_recipe, recipe_names())]
@@ -116,7 +117,7 @@ def list_recipes() -> dict[str, Any]:
             "expected_top1": expected_top1(recipe),
             "expectation": describe_expectation(recipe),
             "gpu_hours": dict.fromkeys(MAIN_GPUS)
-            if group == PHOTOGRAPHS
+            if group == PHOTOGRAPHS or recipe.model.arch.startswith(TIMM)
             else {kind: cost["hours"] for kind, cost in predict(recipe).items()},
         }
         for recipe, group in recipes
@@ -137,11 +138,14 @@ def _group(recipe: Recipe) -> str:
 
 
 def _what(recipe: Recipe) -> str:
-    """What the recipe does, in a few words."""
+    """A few words on the recipe."""
     if recipe.automatic:
         return "settings follow from the images"
-    whole, layers, trained = recipe.schedule.epochs, recipe_arch(recipe).layers, recipe.model.trainable_layers
-    frozen = count_frozen_blocks(layers, trained)
-    words = ["half frozen" if 2 * frozen == layers else f"last {trained} blocks"] if frozen else []
+    whole, trained, words = recipe.schedule.epochs, recipe.model.trainable_layers, []
+    if (
+        trained is not None
+    ):  # of a tower of timm, half is not told from other numbers of blocks: importing timm takes seconds
+        half = not recipe.model.arch.startswith(TIMM) and 2 * trained == recipe_arch(recipe).layers
+        words = ["half frozen" if half else f"last {trained} blocks"]
     words.append(f"{recipe.epochs} epochs" if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")
     return ", ".join(words + ["fitted head"] * (recipe.model.head_init == "probe"))

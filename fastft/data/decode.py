@@ -113,7 +113,7 @@ def new_job(betons: BetonSet, ids: np.ndarray) -> Job:
 
 
 class Workers(NamedTuple):
-    """What threads work with, a row each. Memory, uint8 (threads, bytes), is overwritten for every image."""
+    """Arrays that threads work with, a row each. Memory, uint8 (threads, bytes), is overwritten for every image."""
 
     stored: np.ndarray  # bytes of the image as read from the file
     decode: np.ndarray
@@ -124,7 +124,7 @@ class Workers(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """What one thread works with."""
+    """The rows of one thread."""
 
     stored: np.ndarray
     decode: np.ndarray

@@ -206,7 +206,7 @@ def random_clip(name: str, **changes: object) -> torch.nn.Module:
 
 
 def timm_tokens(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Of the last block."""
+    """Tokens after the last block."""
     found: list[torch.Tensor] = []
     model.blocks[-1].register_forward_hook(lambda _, __, out: found.append(out))
     model(images)

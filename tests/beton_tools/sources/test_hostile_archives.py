@@ -51,7 +51,7 @@ def pax_tar(name: str, **records: str) -> bytes:
 
 
 class EndlessTar(io.RawIOBase):
-    """What a hostile server sends: headers of empty files, as many as are read."""
+    """A hostile server's answer: headers of empty files, as many as are read."""
 
     at = 0
 
