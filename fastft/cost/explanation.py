@@ -141,11 +141,10 @@ def _what(recipe: Recipe) -> str:
     """A few words on the recipe."""
     if recipe.automatic:
         return "settings follow from the images"
-    whole, trained, words = recipe.schedule.epochs, recipe.model.trainable_layers, []
-    if (
-        trained is not None
-    ):  # of a tower of timm, half is not told from other numbers of blocks: importing timm takes seconds
-        half = not recipe.model.arch.startswith(TIMM) and 2 * trained == recipe_arch(recipe).layers
-        words = ["half frozen" if half else f"last {trained} blocks"]
+    whole, trained = recipe.schedule.epochs, recipe.model.trainable_layers
+    words = [] if trained is None else [f"last {trained} blocks"]
+    # importing timm for its towers' number of blocks takes seconds
+    if trained is not None and not recipe.model.arch.startswith(TIMM) and 2 * trained == recipe_arch(recipe).layers:
+        words = ["half frozen"]
     words.append(f"{recipe.epochs} epochs" if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")
     return ", ".join(words + ["fitted head"] * (recipe.model.head_init == "probe"))
