@@ -140,7 +140,7 @@ def starts(_: Any) -> str:
 
 @cache
 def _by_hours() -> list[dict[str, Any]]:
-    priced = [r for r in list_recipes()["recipes"] if r["gpu_hours"]["V100"]]
+    priced = [r for r in list_recipes(timm=True)["recipes"] if r["gpu_hours"]["V100"]]
     return sorted(priced, key=lambda r: r["gpu_hours"]["V100"])
 
 

@@ -98,11 +98,12 @@ def predicted_cost(recipe: Recipe, gpus: int) -> dict[str, Any]:
 PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", "photographs")
 
 
-def list_recipes() -> dict[str, Any]:
+def list_recipes(timm: bool = False) -> dict[str, Any]:
     """Plain values for JSON; the recipes by group, the dearest first.
 
     Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind: None for
-    recipes for photographs and for towers of timm, whose import takes seconds); tables (name, title, source, rows).
+    recipes for photographs, and for towers of timm without `timm`, as its import takes seconds);
+    tables (name, title, source, rows).
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
     recipes = [(recipe, _group(recipe)) for recipe in map(load_recipe, recipe_names())]
@@ -117,7 +118,7 @@ def list_recipes() -> dict[str, Any]:
             "expected_top1": expected_top1(recipe),
             "expectation": describe_expectation(recipe),
             "gpu_hours": dict.fromkeys(MAIN_GPUS)
-            if group == PHOTOGRAPHS or recipe.model.arch.startswith(TIMM)
+            if group == PHOTOGRAPHS or (recipe.model.arch.startswith(TIMM) and not timm)
             else {kind: cost["hours"] for kind, cost in predict(recipe).items()},
         }
         for recipe, group in recipes
