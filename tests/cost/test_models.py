@@ -10,7 +10,7 @@ from fastft.cli import main
 from fastft.cost import roofline
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-LISTED = dict.fromkeys(re.findall(r"^\| `timm/([^`]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+LISTED = dict.fromkeys(re.findall(r"^\| `timm/([a-z0-9_.]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
 FAST = "swin_tiny_patch4_window7_224"
 MODELS = [*LISTED, "beit_base_patch16_224"]
 

@@ -210,7 +210,7 @@ def test_clicking_a_heading_sorts_and_then_reverses(browser, run_page):
 @pytest.mark.parametrize(("kind", "width"), [("wide", 1200), ("narrow", 390)])
 def test_hovering_shows_the_logged_value(browser, run_page, tmp_path, kind, width):
     tab = opened(browser, run_page, width)
-    plot = tab.locator(f".plot.{kind}").first
+    plot = tab.locator(f"h2:text-is('Accuracy') ~ .charts .plot.{kind}").first
     plot.scroll_into_view_if_needed()
     box, geometry = plot.bounding_box(), json.loads(plot.get_attribute("data-plot"))
     epoch = 20  # drawn at 21: after it
