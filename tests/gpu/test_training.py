@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-pytest.importorskip("ffcv")
+pytest.importorskip("ffcv", exc_type=ImportError)  # also where OpenCV lacks libGL
 
 from fastft.augment import parse_policy
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
