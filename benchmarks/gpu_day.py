@@ -90,7 +90,8 @@ class Call:
 
 def data(call: Call) -> None:
     quick = ["--quick"] if call.dry_run else []
-    call.run("fastft.cli", "bench", "augment", "loader", "--out", str(call.out / "bench"), *quick)
+    for name in ("augment", "loader"):
+        call.run("fastft.cli", "bench", name, "--out", str(call.out / "bench"), *quick)
     with tempfile.TemporaryDirectory() as scratch:
         images = find_images(None, Path(scratch), 32 if call.dry_run else 2560)
         beton, run = Workspace(Path(scratch), images).beton(ORIGINAL), Path(scratch, "run")

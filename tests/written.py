@@ -171,16 +171,3 @@ def _epoch_end(epoch: int) -> list[dict[str, Any]]:
 def run_folder(tmp_path: Path) -> Path:
     """A finished run of final_b16."""
     return write_run(tmp_path / "final_b16", "final_b16", 50)
-
-
-@pytest.fixture
-def bench_document() -> dict[str, Any]:
-    """The example of docs/bench-schema.md, and a modelled measure."""
-    text = (RECIPES.parent / "docs/bench-schema.md").read_text()
-    document: dict[str, Any] = json.loads(text[text.index("```json") + 7 :].partition("```")[0])
-    modelled = {
-        "name": "Needed to feed one GPU", "unit": "images/s",
-        "setting": {"gpu": "V100", "mfu": 0.52}, "modelled": True,
-        "contenders": [{"name": "ViT-B/16", "median": 617.0}, {"name": "ViT-L/14", "median": 133.7}],
-    }  # fmt: skip
-    return document | {"measures": [*document["measures"], modelled]}

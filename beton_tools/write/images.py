@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from beton_tools.write.area import shrink_by_area
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 AUTO = "auto"
-WRITE_MODES = (AUTO, "jpg", "raw", "proportion")  # the others are FFCV's names; its "smart" is not offered
+WRITE_MODES = (AUTO, "jpg", "raw")  # the last two are FFCV's names
 QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, and the paper's files
 # mean error of four photographs of scikit-image 0.2 to 1.1 levels of 255, against 2.0 to 2.9 as above; half of the PNG's bytes
 LOSSLESS_QUALITY, LOSSLESS_SUBSAMPLING = 98, "4:4:4"
@@ -57,9 +56,8 @@ class EncodeOptions:
         lossless: keep the coefficients of JPEGs that need no other change.
         index: give every JPEG a crop index.
         page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
-        write_mode: "jpg"; "raw" stores pixels, which need no decoding; "proportion" a share of the images as JPEGs; "auto" the
-            pixels of small files without loss, at most RAW_PIXELS, and JPEGs of all others.
-        compress_probability: that share; the choice depends on the image's contents only.
+        write_mode: "jpg"; "raw" stores pixels, which need no decoding; "auto" the pixels of small files without loss, at most
+            RAW_PIXELS, and JPEGs of all others.
         background: colour under transparent pixels, as Pillow's `ImageColor` reads it.
         upright: turn images as their Exif orientation says; False stores them as timm's and torchvision's loaders read them.
     """
@@ -71,15 +69,8 @@ class EncodeOptions:
     index: bool = True
     page_size: int = DEFAULT_PAGE_SIZE
     write_mode: str = AUTO
-    compress_probability: float = 0.5
     background: str = WHITE
     upright: bool = True
-
-    def stores_raw(self, data: bytes) -> bool:
-        """Return True if the image file with these contents is stored as pixels."""
-        if self.write_mode != "proportion":
-            return self.write_mode == "raw"
-        return zlib.crc32(data) >= self.compress_probability * 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +88,7 @@ def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
     if not data:
         raise BadImage("empty file")
     try:
-        kept = _keep(data, options) if options.lossless and not options.stores_raw(data) else None
+        kept = _keep(data, options) if options.lossless and options.write_mode != "raw" else None
     except DamagedJpeg:
         return replace(_reencode(data, options), how=DAMAGED)
     return kept or _reencode(data, options)
@@ -119,7 +110,7 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
             f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side; give --max-resolution"
         )
     is_small = options.write_mode == AUTO and is_lossless and stored.size <= 3 * RAW_PIXELS
-    raw = options.stores_raw(data) or is_small
+    raw = options.write_mode == "raw" or is_small
     encoded = stored.tobytes() if raw else _encode_jpeg(stored, options, is_lossless)
     if len(encoded) > options.page_size:
         raise BadImage(f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution")

@@ -77,10 +77,6 @@ class WriteOptions(EncodeOptions):
             if getattr(self, option) not in choices:
                 raise _impossible(option, getattr(self, option), " or ".join(filter(None, choices)))
         check_colour("--background", self.background)
-        if not 0 <= self.compress_probability <= 1:
-            raise _impossible("compress_probability", self.compress_probability, "0 to 1")
-        if self.compress_probability != EncodeOptions.compress_probability and self.write_mode != "proportion":
-            raise UserError("--compress-probability goes with --write-mode proportion; give both, or neither")
         if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
             raise UserError(
                 f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
@@ -90,7 +86,7 @@ class WriteOptions(EncodeOptions):
         """The options that determine the file's bytes."""
         # left out where they have no influence: such files keep their fingerprint from versions without these options
         values = asdict(self)
-        for name in ("workers", "on_error", "part", "compress_probability", "upright"):
+        for name in ("workers", "on_error", "part", "upright"):
             del values[name]
         for name, default in (("quality", QUALITY), ("subsampling", SUBSAMPLING)):
             if values[name] == default:  # also of images without loss, which have better ones unless told otherwise
@@ -100,8 +96,6 @@ class WriteOptions(EncodeOptions):
             del values["background"]
         if self.write_mode == AUTO:
             del values["write_mode"]
-        elif self.write_mode == "proportion":
-            values["compress_probability"] = str(self.compress_probability)  # manifests have no fractions
         return values if self.part is None else values | {"part": str(self.part)}
 
 

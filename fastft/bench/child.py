@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -32,18 +32,6 @@ def library(module: str, package: str) -> Any:
         return import_module(module)
     except ImportError:
         raise NotInstalled(f"pip install {package}") from None
-
-
-def calling(calls: Iterable[Callable[[], object]], images: int = 1) -> Arm:
-    """An arm that makes the calls in order, each for so many images."""
-    given = list(calls)
-
-    def run() -> int:
-        for call in given:
-            call()
-        return len(given) * images
-
-    return run
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ Make = Callable[..., dict[str, Arm]]
 # A benchmark is a module with `run(options)`, which yields measures (docs/bench-schema.md) and notes as they come.
 Findings = Iterator[dict[str, Any] | str]
 GRACE_SECONDS = 10
-LIMIT = "hardware limit"  # begins the names of contenders that are a limit, of which fastft reaches a share
 TRIAL_SECONDS = 1800  # time limit of a round
 SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 
@@ -93,8 +92,8 @@ def show_progress(text: str, of_round: str = "") -> None:
     """Replaced by `fastft bench`."""
 
 
-def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup: int = 1) -> Rounds:
-    """Run `warmup` + `rounds` rounds of every arm, alternating between contenders, on `threads` cores.
+def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
+    """Run 1 + `rounds` rounds of every arm, alternating between contenders, on `threads` cores.
 
     Raises:
         UserError: fastft cannot use this input.
@@ -106,28 +105,14 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(c, threads)) for c in contenders]
         running = [p for p in processes if p.ready(result)]
-        for number in range(warmup + rounds):
-            show_progress(names, f"round {number + 1} of {warmup + rounds}: ")
+        for number in range(1 + rounds):
+            show_progress(names, f"round {number + 1} of {1 + rounds}: ")
             for arm in dict.fromkeys(a for p in running for a in p.arms):
                 for process in running:
                     trial = process.trial(arm, result)
-                    if trial is not None and number >= warmup:
+                    if trial is not None and number > 0:
                         by_arm = result.trials.setdefault(process.contender.name, {})
                         by_arm.setdefault(arm, []).append(trial)
-    return result
-
-
-def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
-    """The same as `alternate`, with a new process for every round: for memory and one-time costs."""
-    result = Rounds(notes={c.name: c.note for c in contenders})
-    for _ in range(rounds):
-        for contender in (c for c in contenders if c.name not in result.skipped):
-            one = alternate([contender], rounds=1, threads=threads, warmup=0)
-            result.skipped |= one.skipped
-            for arm, trials in one.trials.get(contender.name, {}).items():
-                result.trials.setdefault(contender.name, {}).setdefault(arm, []).extend(trials)
-    for name in result.skipped:
-        result.trials.pop(name, None)
     return result
 
 
@@ -229,11 +214,6 @@ def per_cpu_second(trial: Trial) -> float:
     return trial["count"] / trial["cpu"]
 
 
-def reported(key: str) -> Figure:
-    """A figure that the arm reports itself."""
-    return lambda trial: trial[key]
-
-
 def measure(
     name: str,
     rounds: Rounds,
@@ -265,7 +245,5 @@ def measure(
 
 def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) -> dict[str, Any]:
     """A contender as in docs/bench-schema.md, from its rounds."""
-    return {
-        "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
-        "note": note, **({"limit": True} if name.startswith(LIMIT) else {}), **keys,
-    }  # fmt: skip
+    spread = {"median": median(values), "min": min(values), "max": max(values)}
+    return {"name": name, "rounds": list(values), **spread, "note": note, **keys}

@@ -5,7 +5,6 @@ they are used: a contender's process holds its own only.
 """
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,32 +22,11 @@ DALI = "nvidia-dali-cuda120"
 PREFETCH = 2  # batches in progress, DALI's default
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
 
-# measurements --------------------------------------------------------------------------------------------------------
-
 
 def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
     """Whole passes with the files in the page cache."""
     one_pass = MAKERS[maker](**arguments)
     return {"pass": lambda: sum(one_pass())}
-
-
-def first(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """Seconds of imports, of building the loader and for its first batch; this process's peak memory in MB over a whole pass."""
-
-    def run() -> dict[str, float]:
-        began = time.perf_counter()
-        batches = MAKERS[maker](**arguments)()
-        count = next(batches)
-        seconds = time.perf_counter() - began
-        return {"count": count + sum(batches), "seconds": seconds, "peak_mb": peak_mb()}
-
-    return {"first": run}
-
-
-def peak_mb() -> float:
-    """Peak memory of this process (getrusage would give a child its parent's)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 # loaders -------------------------------------------------------------------------------------------------------------
@@ -89,25 +67,14 @@ def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pa
 
 
 def ffcv(
-    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True,
-    policy: str | None = None,
-) -> Pass:  # fmt: skip
-    """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8.
-
-    policy: with fastft's operations instead; "crop" is uint8, another policy has erasing and normalisation too.
-    """
+    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True
+) -> Pass:
+    """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    last: list[Any] = [ToTorchImage()]
-    if policy is not None:
-        from fastft import ffcv as ours
-
-        operations = [ours.RandomResizedCropRGBImageDecoder((size, size), hflip=0.5)]
-        if policy != "crop":
-            last = [ours.Augment(policy, erase_prob=0.0 if policy == "none" else ERASE)]
-    elif train:
+    if train:
         operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
     else:
         operations = [CenterCropRGBImageDecoder((size, size), ratio=1.0)]
@@ -117,7 +84,7 @@ def ffcv(
     loader = Loader(
         path, batch, threads, order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL, seed=0,
         indices=repeated(path, repeat), drop_last=train,
-        pipelines={"image": [*operations, ToTensor(), *last]},
+        pipelines={"image": [*operations, ToTensor(), ToTorchImage()]},
     )  # fmt: skip
     return lambda: (len(images) for images, _ in loader)
 
@@ -131,17 +98,6 @@ def repeated(path: str, times: int) -> np.ndarray | None:
 
 def timm(folder: str, size: int, batch: int, threads: int, repeat: int, **options: Any) -> Pass:
     loader = timm_batches(folder, size, batch, threads, repeat, **options)
-    return lambda: (len(images) for images, _ in loader)
-
-
-def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
-    """ImageFolder and torch's DataLoader, as torchvision's references do."""
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
-
-    dataset = ImageFolder(folder, torchvision_transform(size))
-    dataset.samples = dataset.samples * repeat
-    loader = DataLoader(dataset, batch, shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True)
     return lambda: (len(images) for images, _ in loader)
 
 
@@ -164,7 +120,7 @@ def dali(folder: str, size: int, batch: int, threads: int, repeat: int, gpu: boo
 
 
 MAKERS: dict[str, Callable[..., Pass]] = {
-    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "torchvision": torchvision, "dali": dali,
+    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "dali": dali,
 }  # fmt: skip
 
 
@@ -192,22 +148,6 @@ def timm_batches(
         interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
         auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
     )  # fmt: skip
-
-
-def torchvision_transform(size: int) -> Any:
-    """torchvision's v2 transforms closest to the recipe, on Pillow images: its tensor ops have no bicubic resampling.
-
-    Its RandAugment has other ops and one fixed magnitude.
-    """
-    import torch
-    from torchvision.transforms import InterpolationMode, v2
-
-    bicubic = InterpolationMode.BICUBIC
-    return v2.Compose([
-        v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip(),
-        v2.RandAugment(num_ops=2, magnitude=9, interpolation=bicubic), v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True), v2.Normalize(CLIP_MEAN, CLIP_STD), v2.RandomErasing(ERASE),
-    ])  # fmt: skip
 
 
 def dali_pipeline(paths: list[str], size: int, batch: int, *, threads: int, gpu: bool = False) -> Any:

@@ -97,22 +97,20 @@ def measured_dtypes() -> tuple[str, str]:
 
 
 def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
-    """Share of the device's peak, if that is known; the cost model uses that of B/16 at 224 px on a GPU."""
+    """Share of the device's peak, if that is known."""
     peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
     if not peak:
         return
-    gpu: dict[str, Any] = {} if setting["device"].startswith("CPU") else {"gpu": setting["device"]}
-    role: dict[str, Any] = {"role": "mfu"} if gpu and (case.letter, case.size) == ("B", 224) else {}
-    given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
+    given = {**setting, "peak TFLOP/s": round(peak / 1e12, 3)}
 
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    found = measure("Training step, MFU", rounds, "step", share, "share", given, **role)
+    mfus = measure("Training step, MFU", rounds, "step", share, "share", given)
     card = find_gpu(setting["device"])
     if card is not None and case.dtype != "fp32":
-        found["contenders"].append(modelled_mfu(case, card))
-    yield found
+        mfus["contenders"].append(modelled_mfu(case, card))
+    yield mfus
 
 
 def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`fastft bench NAME`: measure, write JSON and HTML, print a table."""
+"""`fastft bench NAME`: measure, write JSON, print a table."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,9 +28,7 @@ from fastft.bench.dataset import Images, Workspace, find_images
 from fastft.bench.harness import Options, parse_peers
 from fastft.machine.facts import GIB, cpu_name, package_version
 from fastft.recipe import load_recipe
-from fastft.report.bench_report import measure_view, render_bench
 from fastft.report.page import figure
-from fastft.report.run_report import write_page
 
 IMAGES, ROUNDS = 700, 7
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
@@ -39,7 +38,7 @@ LIBRARIES = (
 
 
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json and NAME.html."""
+    """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json."""
     peers = parse_peers(args.peers)
     if args.recipe and name not in ("e2e", "all"):
         raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
@@ -68,11 +67,10 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
         for bench in BENCHES if name == "all" else (name,):
             with console.status(f"measuring {bench}") as status:
                 harness.show_progress = partial(_show_progress, console, status, bench)
-                found = _kept(bench, options, document, args.out / f"{name}.json")
-                for _, group in groupby(found, key=lambda m: (m["name"], m["unit"])):
+                measures = _kept(bench, options, document, args.out / f"{name}.json")
+                for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
                     print_group(list(group), console)
-            write_page(render_bench(document, f"{name}.json"), args.out / f"{name}.html")
-    console.print(f"{args.out / name}.json and .html", highlight=False)
+    console.print(f"{args.out / name}.json", highlight=False)
     return document
 
 
@@ -87,15 +85,15 @@ def _show_progress(console: Console, status: Status, bench: str, text: str, of_r
 
 def _kept(bench: str, options: Options, document: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
     """The measures of a benchmark as they come, each in the document and its file at once."""
-    for found in import_module(f"fastft.bench.{bench}_bench").run(options):
-        if isinstance(found, str):
-            document["notes"].append(found)
+    for result in import_module(f"fastft.bench.{bench}_bench").run(options):
+        if isinstance(result, str):
+            document["notes"].append(result)
         else:
-            document["measures"].append(_rounded({"bench": bench, **found}))
+            document["measures"].append(_rounded({"bench": bench, **result}))
         load = f"{os.getloadavg()[0]:.1f} at the end, the benchmark's own included"
         document["machine"]["load_average"] = load
         write_text(path, json.dumps(document, indent=1) + "\n")
-        if not isinstance(found, str):
+        if not isinstance(result, str):
             yield document["measures"][-1]
 
 
@@ -144,9 +142,34 @@ def print_group(measures: list[dict[str, Any]], console: Console) -> None:
 def _figures(contender: dict[str, Any]) -> list[str]:
     ratio = contender["ratio"]
     times = [f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"] if ratio else []
-    if ratio and contender["limit"]:
-        times = [f"at {ratio['median']:.0%} of it"]
     return [figure(contender["median"]), f"{figure(contender['min'])}-{figure(contender['max'])}", *times]
+
+
+def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
+    """The measure, with how many times better fastft is than each contender; those that did not run apart."""
+    contenders = [{"note": "", "limit": False, **c} for c in measure["contenders"]]
+    shown = [c for c in contenders if "median" in c]
+    own = next((c for c in shown if c["name"] == "fastft"), None)
+    for c in shown:
+        c["ratio"] = None if own in (None, c) else _ratio(own, c, measure.get("better") == "lower")
+    return {
+        **measure,
+        "contenders": shown,
+        "skipped": [c for c in contenders if "median" not in c],
+        "modelled": measure.get("modelled", False),
+        "compared": any(c["ratio"] for c in shown),
+    }
+
+
+def _ratio(own: dict[str, Any], peer: dict[str, Any], lower_is_better: bool) -> dict[str, float] | None:
+    """How many times better `own` is: round by round if the rounds alternated, because load slows both sides."""
+    top, bottom = (peer, own) if lower_is_better else (own, peer)
+    if len(top["rounds"]) != len(bottom["rounds"]):
+        top, bottom = ({"rounds": [c["median"]]} for c in (top, bottom))
+    if not all(bottom["rounds"]):
+        return None
+    by_round = [a / b for a, b in zip(top["rounds"], bottom["rounds"], strict=True)]
+    return {"median": median(by_round), "min": min(by_round), "max": max(by_round)}
 
 
 def _rounded(value: Any) -> Any:

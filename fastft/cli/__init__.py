@@ -68,8 +68,8 @@ COMMANDS = {
     "average": ("cmd_average", "average weights: between start and end of a run (WiSE-FT), or of several runs (soups)"),
     "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
     "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
-    "report": ("cmd_report", "one HTML page of a run, or of a benchmark file"),
-    "bench": ("cmd_bench", "measure this machine, against what one would use instead; JSON, a table and an HTML page"),
+    "report": ("cmd_report", "one HTML page of a run"),
+    "bench": ("cmd_bench", "measure this machine, against what one would use instead; JSON and a table"),
     "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk; exit code 1 if it is not"),
 }
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
     add("--recipe", type=recipe_reference, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)")
     add("--quick", action="store_true", help="every path once on few images; the figures mean nothing")
-    add("--out", type=Path, default=Path("bench"), metavar="DIR", help="JSON and HTML (default bench/)")
+    add("--out", type=Path, default=Path("bench"), metavar="DIR", help="for the JSON file (default bench/)")
 
 
 def run(args: argparse.Namespace) -> int:

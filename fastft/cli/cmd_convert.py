@@ -124,14 +124,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
     images.add_argument("--no-index", action="store_true", help=index)
     mode = (
-        "store JPEGs, raw pixels, which are ten times as large and need no decoding, or a proportion of JPEGs (default: auto, "
-        "raw pixels of files without loss of at most 128 x 128 pixels, otherwise JPEGs)"
+        "store JPEGs, or raw pixels, which are ten times as large and need no decoding (default: auto, raw pixels of files "
+        "without loss of at most 128 x 128 pixels, otherwise JPEGs)"
     )
     images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
-    share = f"with --write-mode proportion, the share of JPEGs, 0 to 1 (default: {default.compress_probability})"
-    images.add_argument(
-        "--compress-probability", type=float, default=default.compress_probability, metavar="P", help=share
-    )
     error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
     number(file, "subset_per_class", "N", "only N images of each class, {}, drawn by the seed")

@@ -1,7 +1,6 @@
 """`fastft cost RECIPE|TABLE ...`."""
 
 import argparse
-from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", help="needed: V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
-    add("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
     add("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
     add("--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU")
     val_images = "images per evaluation (default: 50,000 for ImageNet, as large a share of other data)"
@@ -40,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
         recipes = [load_counted(name, args.overrides) for name in args.files]
-    query = CostQuery(args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images)
+    query = CostQuery(args.gpu, args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images)
     values = price_recipes(recipes, query, rows)
     return show(values, args.json, print_prices)

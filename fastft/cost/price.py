@@ -4,16 +4,14 @@ A model, not a measurement, and marked as such wherever it is shown. Checkpoints
 nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's own runs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from fastft.cost.benchmark_file import read_bench
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
 from fastft.cost.work import phase_flops, probed_images, recipe_flops, recipe_work, train_images
-from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu, find_gpu
+from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model import TowerArch
 from fastft.model.phases import find_phases
 from fastft.model.recipe_model import recipe_arch
@@ -39,19 +37,17 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Overheads:
-    """Rates are images/s per GPU. `measured` lists the fields that were measured."""
+    """Rates are images/s per GPU; all figures are assumptions."""
 
     loader_rate: float = IMAGES_PER_CORE * Gpu.cores
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
     pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
     start_seconds: float = 120.0  # assumed, once
-    measured: tuple[str, ...] = ()
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per assumption: name, what, value, basis."""
-        basis = {True: "measured", False: "assumed"}
         return [
-            {"name": name, "what": what, "value": getattr(self, name), "basis": basis[name in self.measured]}
+            {"name": name, "what": what, "value": getattr(self, name), "basis": "assumed"}
             for name, what in SOURCES.items()
         ]
 
@@ -165,18 +161,14 @@ def format_hours(predicted: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class CostQuery:
-    """Options of `price_recipes`: `price` is money per GPU-hour, `measured` a file of `fastft bench`."""
+    """Options of `price_recipes`: `price` is money per GPU-hour."""
 
     gpu: str
     gpus: int = MACHINE_GPUS
     price: float | None = None
-    measured: Path | None = None
     cores_per_gpu: float | None = None  # default: those of a usual cloud machine
     mfu: float | None = None
     val_images: int | None = None  # default: `assumed_val_images`
-
-
-ROLES = ("mfu", "loader_per_core", "eval_loader_per_core")  # of figures in a benchmark file
 
 
 def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
@@ -185,13 +177,12 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     rows: number of sweep rows that the recipes train; if given, the result has a total.
 
     Raises:
-        UserError: unknown GPU, a benchmark file without figures for it, or a recipe that cannot be built.
+        UserError: unknown GPU, or a recipe that cannot be built.
     """
     gpu = known_gpu(query.gpu)
-    measured = {} if query.measured is None else read_measured(query.measured)
-    over = _overheads(query, gpu, measured)
-    own, remarks = _own_mfus(query, measured, gpu)
-    priced = []
+    over = with_cores(query.cores_per_gpu or gpu.cores)
+    own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
+    priced, remarks = [], []
     for recipe in recipes:
         known = known_mfus(recipe, gpu, query.gpus)
         remarks += [] if known else [describe_uncounted(recipe, gpu)]
@@ -221,55 +212,6 @@ def known_gpu(name: str) -> Gpu:
     if found is None:
         raise UserError(f"no data are known for GPU '{name}'; choose one of {', '.join(GPUS)}")
     return found
-
-
-def read_measured(path: Path) -> dict[str, Any]:
-    """Read fastft's figures that have a `role` in a benchmark file (docs/bench-schema.md), by role; with an MFU also its `gpu`.
-
-    Raises:
-        UserError: not a benchmark file, a quick run, no measure with such a role, or an impossible figure.
-    """
-    document = read_bench(path)
-    if document.get("quick"):
-        raise UserError(
-            f"{path} comes from a quick run, whose figures are meaningless; run fastft bench without --quick"
-        )
-    found: dict[str, Any] = {}
-    for measure in document["measures"]:
-        role = measure.get("role")
-        own = next((c for c in measure["contenders"] if c["name"] == "fastft" and "median" in c), None)
-        if role in ROLES and own is not None:
-            found[role] = value = float(own["median"])
-            if value <= 0 or (role == "mfu" and value > 1):
-                bound = "above 0 and at most 1" if role == "mfu" else "above 0"
-                raise UserError(f"{path}: {role} is {value:g}; it must be {bound}; measure again with fastft bench")
-            if role == "mfu":
-                found["gpu"] = str(measure.get("setting", {}).get("gpu", "a GPU without a name"))
-    if not found:
-        raise UserError(f"{path} has no figure that costs depend on; run fastft bench all")
-    return found
-
-
-def _overheads(query: CostQuery, gpu: Gpu, measured: Mapping[str, Any]) -> Overheads:
-    cores = query.cores_per_gpu or gpu.cores
-    rates = {"loader_rate": "loader_per_core", "eval_loader_rate": "eval_loader_per_core"}
-    known: dict[str, Any] = {name: measured[role] * cores for name, role in rates.items() if role in measured}
-    return replace(with_cores(cores), **known, measured=tuple(known))
-
-
-def _own_mfus(query: CostQuery, measured: Mapping[str, Any], gpu: Gpu) -> tuple[list[Mfu], list[str]]:
-    """MFUs given by --mfu or measured on this GPU; and remarks on figures that are not used."""
-    own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
-    if "mfu" not in measured:
-        return own, []
-    if find_gpu(measured["gpu"]) == gpu:
-        return [*own, Mfu(measured["mfu"], "measured", str(query.measured))], []
-    elsewhere = (
-        f"{query.measured} was measured on {measured['gpu']}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
-    )
-    if "loader_per_core" not in measured:
-        raise UserError(f"{elsewhere}; measure there, or leave it out")
-    return own, [f"{elsewhere}: its MFU is not used"]
 
 
 def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) -> dict[str, Any]:

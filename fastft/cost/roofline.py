@@ -29,7 +29,7 @@ PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 
 @dataclass(frozen=True)
 class Mfu:
-    """An MFU and its origin. `basis`: given, measured, expected or roofline."""
+    """An MFU and its origin. `basis`: given, expected or roofline."""
 
     value: float
     basis: str

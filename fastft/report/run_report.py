@@ -390,11 +390,6 @@ def _cells(names: list[str], matrix_KK: np.ndarray, cell: float, left: int) -> I
             )
 
 
-def write_page(page: str, out: Path) -> None:
-    with report_disk_errors(out, "choose another --out"):
-        write_text(out, page)
-
-
 def write_run_page(
     folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, **asked: Any
 ) -> Path:
@@ -405,5 +400,7 @@ def write_run_page(
     assessment, note = None, "Left out, as asked (--mistakes=never)."
     if mistakes != "never":
         assessment, note = assess_run(run, insist=mistakes == "always", weights=weights)
-    write_page(render_run(run, assessment=assessment, note=note, **asked), out)
+    page = render_run(run, assessment=assessment, note=note, **asked)
+    with report_disk_errors(out, "choose another --out"):
+        write_text(out, page)
     return out

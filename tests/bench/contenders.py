@@ -67,13 +67,5 @@ def refusing() -> dict[str, Arm]:
     raise UserError("no image at all; give one")
 
 
-def second_time(mark: str) -> dict[str, Arm]:
-    """Fails once `mark` is there."""
-    if Path(mark).exists():
-        raise ValueError("not twice")
-    Path(mark).touch()
-    return {"a": lambda: 1}
-
-
 def dying() -> dict[str, Arm]:
     return {"a": lambda: os._exit(9)}

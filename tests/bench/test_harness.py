@@ -7,7 +7,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.bench import harness
-from fastft.bench.harness import Contender, alternate, alternate_fresh, measure, per_cpu_second, per_second
+from fastft.bench.harness import Contender, alternate, measure, per_cpu_second, per_second
 from tests.bench import contenders
 
 
@@ -43,11 +43,6 @@ def test_every_contender_has_its_own_process_on_the_given_cores():
             os.kill(trial["pid"], 0)
 
 
-def test_every_fresh_round_has_a_new_process():
-    trials = alternate_fresh([contender("A", "described")], rounds=2, threads=1).trials["A"]["a"]
-    assert len({trial["pid"] for trial in trials}) == 2
-
-
 @pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing", "missing_later"])
 def test_a_failing_peer_is_skipped_and_the_others_continue(function):
     rounds = alternate([contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1)
@@ -73,8 +68,3 @@ def test_a_hanging_peer_is_killed_and_the_others_continue(monkeypatch):
     pair = [contender("peer", "sleeping", seconds=60), contender("fastft", "sleeping", seconds=0)]
     rounds = alternate(pair, 1, threads=1)
     assert rounds.skipped["peer"].startswith("no answer") and len(rounds.trials["fastft"]["a"]) == 1
-
-
-def test_a_peer_that_fails_in_a_later_fresh_round_has_no_results(tmp_path):
-    rounds = alternate_fresh([contender("peer", "second_time", mark=str(tmp_path / "mark"))], 2, threads=1)
-    assert rounds.trials == {} and "not twice" in rounds.skipped["peer"]

@@ -9,7 +9,6 @@ from statistics import geometric_mean
 
 import pytest
 
-from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.price import FASTFT, CostQuery, Estimate, estimate, price_recipes, with_cores
 from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
@@ -77,64 +76,6 @@ def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
     for gpu in ("V100", "A100", "H100"):
         values = price_recipes([recipe("final_b16"), recipe("fitted_dinov2_b14")], CostQuery(gpu))
         assert {e["limited_by"] for r in values["recipes"] for e in r["estimates"]} == {"GPU"}
-
-
-def write_bench(
-    path: Path, mfu: float = 0.41, gpu: str = "Tesla V100-SXM2-16GB", loader: float = 800.0, **keys: object
-) -> Path:
-    def measure(name: str, role: str, median: float, **setting: object) -> dict[str, object]:
-        contenders = [{"name": "fastft", "rounds": [median], "median": median}]
-        return {"name": name, "unit": "x", "role": role, "setting": setting, "contenders": contenders}
-
-    measures = [measure("step", "mfu", mfu, gpu=gpu), measure("loader", "loader_per_core", loader)]
-    path.write_text(json.dumps({"measures": measures, **keys}))
-    return path
-
-
-def test_measured_figures_replace_assumptions_and_are_marked(tmp_path):
-    query = CostQuery("v100", measured=write_bench(tmp_path / "bench.json"), cores_per_gpu=4, price=2.48)
-    values = price_recipes([recipe("final_b16")], query)
-    measured, *others = values["recipes"][0]["estimates"]
-    assert (measured["basis"], measured["value"]) == ("measured", 0.41)
-    assert [e["basis"] for e in others] == ["expected", "roofline"]
-    assert measured["money"] == pytest.approx(2.48 * measured["gpu_hours"])
-    basis = {row["name"]: (row["value"], row["basis"]) for row in values["assumptions"]}
-    assert basis["loader_rate"] == (3200.0, "measured")
-    assert basis["eval_loader_rate"][1] == "assumed"
-    assert values["modelled"] is True and values["remarks"] == []
-
-
-@pytest.mark.parametrize("card", ["Tesla V100-SXM2-16GB", "NVIDIA H100 PCIe"])
-def test_mfu_of_another_gpu_is_not_used_and_a_remark_says_so(tmp_path, card):
-    path = write_bench(tmp_path / "bench.json", gpu=card)
-    values = price_recipes([recipe("final_b16")], CostQuery("h100", measured=path))
-    (remark,) = values["remarks"]
-    assert card in remark and "H100 of 989 TFLOP/s" in remark and remark.endswith("its MFU is not used")
-    assert [e["basis"] for e in values["recipes"][0]["estimates"]] == ["expected", "roofline"]
-
-
-@pytest.mark.parametrize(
-    ("figures", "message"),
-    [
-        ({"mfu": 0}, "mfu is 0; it must be above 0 and at most 1"),
-        ({"mfu": 52}, "mfu is 52; it must be above 0 and at most 1"),
-        ({"mfu": float("nan")}, "NaN, which is not a number"),
-        ({"loader": 0}, "loader_per_core is 0; it must be above 0"),
-        ({"quick": True}, "quick run, whose figures are meaningless"),
-    ],
-)
-def test_impossible_or_meaningless_figures_are_refused(tmp_path, figures, message, capsys):
-    path = write_bench(tmp_path / "bench.json", **figures)
-    assert main(["cost", "final_b16", "--gpu", "v100", "--measured", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-def test_a_benchmark_file_without_a_role_is_refused(tmp_path):
-    path = tmp_path / "bench.json"
-    path.write_text('{"measures": []}')
-    with pytest.raises(UserError, match="fastft bench"):
-        price_recipes([recipe("final_b16")], CostQuery("v100", measured=path))
 
 
 def test_validation_images_are_an_assumption_that_can_be_replaced(capsys):

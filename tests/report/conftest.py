@@ -1,1 +1,1 @@
-from tests.written import bench_document, run_folder  # noqa: F401 - fixtures
+from tests.written import run_folder  # noqa: F401 - a fixture

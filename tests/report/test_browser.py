@@ -1,7 +1,6 @@
 """The pages in a real browser: laid out, hovered, sorted, printed. Needs Chromium and playwright's Python package.
 
-Five pages: of a made-up run that has everything, of one with many classes, of a run that was trained here, of a made-up
-benchmark, and the committed page of the benchmark.
+Three pages: of a made-up run that has everything, of one with many classes, and of a run that was trained here.
 """
 
 import json
@@ -16,18 +15,16 @@ import pytest
 
 from fastft.cli import main
 from fastft.evaluate.assessment import Assessment, Mistake, Mistakes
-from fastft.report.bench_report import render_bench
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run
 from tests.train.runs import logged
 from tests.written import assessment_of, predictions_of, write_run
 
 pytestmark = pytest.mark.slow  # starts a browser
-RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WIDTHS = {"desktop": 1200, "phone": 390}
-PAGES = ("run_page", "many_classes_page", "trained_page", "bench_page", "committed_page")
+PAGES = ("run_page", "many_classes_page", "trained_page")
 CLASS_NAMES = [f"class {k}" for k in range(1, 8)] + ["maillot, tank suit"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
@@ -111,18 +108,6 @@ def trained_page(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page
 
 
-@pytest.fixture
-def committed_page() -> Path:
-    return RESULTS / "all.html"
-
-
-@pytest.fixture
-def bench_page(tmp_path: Path, bench_document: dict[str, Any]) -> Path:
-    page = tmp_path / "bench.html"
-    page.write_text(render_bench(bench_document, "bench.json"))
-    return page
-
-
 @pytest.fixture(params=PAGES)
 def any_page(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
@@ -162,10 +147,6 @@ def rows_of(tab: Any, table: str) -> list[list[str]]:
     )
 
 
-def numbers(tab: Any, cells: str) -> list[float]:
-    return tab.eval_on_selector_all(cells, "cells => cells.map(c => Number(c.dataset.v))")
-
-
 @pytest.mark.parametrize("page", ["run_page", "trained_page"])
 def test_evaluations_in_the_page_are_those_of_the_log(browser, page, request, tmp_path):
     tab = opened(browser, request.getfixturevalue(page))
@@ -180,14 +161,6 @@ def test_evaluations_in_the_page_are_those_of_the_log(browser, page, request, tm
         assert [r["EMA F1 %"] for r in shown] == [f"{e['ema_macro_f1']:.3f}" for e in evaluations]
     best = max(e["ema_top1"] for e in evaluations)
     assert tab.inner_text(".figures .value") == f"{best:.2f} %"
-
-
-def test_numbers_in_the_page_are_those_of_the_benchmark(browser, bench_page, bench_document):
-    tab = opened(browser, bench_page)
-    measured = [c for m in bench_document["measures"] for c in m["contenders"] if "median" in c]
-    assert numbers(tab, "table.bench td.n:nth-child(3)") == pytest.approx([c["median"] for c in measured])
-    for row, contender in zip(rows_of(tab, "table.bench"), measured, strict=True):
-        assert row[0].startswith(contender["name"])
 
 
 def test_clicking_a_heading_sorts_and_then_reverses(browser, run_page):

@@ -303,11 +303,3 @@ def test_raw_mode_stores_the_pixels_of_pillow(form):
     assert stored.how == f"raw, {'RGB JPEG' if form == 'JPEG' else form}"
     with pytest.raises(BadImage, match="do not fit a page of 65536; give --max-resolution"):
         encode_sample(saved(PHOTO.resize((200, 150)), form), EncodeOptions(write_mode="raw", page_size=1 << 16))
-
-
-def test_proportion_stores_that_share_as_jpegs_chosen_by_contents():
-    images = [jpeg_of(crop) for crop in crops("coffee.png", 60)]
-    options = EncodeOptions(write_mode="proportion", compress_probability=0.3)
-    raw = [encode_sample(image, options).how.startswith("raw, ") for image in images]
-    assert 60 * 0.5 < sum(raw) < 60 * 0.9
-    assert [encode_sample(image, options).how.startswith("raw, ") for image in reversed(images)] == raw[::-1]
