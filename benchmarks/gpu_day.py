@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_day.py CALL --out DIR
 
-    kernels    versions, fastft doctor, tests of the augmentation and fused kernels
+    kernels    versions, fastft doctor, tests of the augmentation kernels
     training   tests of the step, the loader and the trainer
-    steps      every way to compute B/16's step in bf16 and fp16: ms, MFU, peak memory; the fused kernels' GB/s
+    steps      every way to compute B/16's step in bf16 and fp16: ms, MFU, peak memory
     data       augmentation and loader, then three minutes of `fastft train`: images/s, share of waiting
     sanitizer  compute-sanitizer over the augmentation kernels
 
@@ -26,7 +26,6 @@ from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -36,7 +35,6 @@ from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.bench.step_bench import our_step, random_batch, shape, step_flops
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
-from fastft.model import fused
 from fastft.model.attention import attention_candidates
 from fastft.train.step import StepChoice
 
@@ -47,12 +45,11 @@ PYTEST = ("pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--t
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "kernels": [
         ("pip", "list"), ("fastft.cli", "doctor", "--json"),
-        (*PYTEST, "tests/gpu/test_fused.py", "tests/gpu/test_kernels.py", "-k", "not compute_sanitizer"),
+        (*PYTEST, "tests/gpu/test_kernels.py", "-k", "not compute_sanitizer"),
     ],
     "training": [(*PYTEST, "tests/gpu/test_step.py", "tests/gpu/test_training.py")],
     "sanitizer": [(*PYTEST, "tests/gpu/test_kernels.py", "-k", "compute_sanitizer")],
 }  # fmt: skip
-ROWS, WIDTH, MLP = 256 * 197, 768, 3072  # of B/16 with 256 images
 
 
 class Call:
@@ -110,12 +107,11 @@ def ways(call: Call) -> Iterator[tuple[torch.dtype, StepChoice]]:
     dtypes = (torch.bfloat16, torch.float16)
     kernels = attention_candidates(call.device)
     yield from product(dtypes, (StepChoice("eager", kernel, half) for half in (False, True) for kernel in kernels))
-    for mode, half in (("fused", True), ("compile", False), ("compile", True), ("autotune", False)):
+    for mode, half in (("compile", False), ("compile", True), ("autotune", False)):
         yield from ((dtype, StepChoice(mode, half=half)) for dtype in dtypes)
 
 
 def steps(call: Call) -> None:
-    measure(call, lambda: kernel_rates(call))
     arch, batch = (shape("T", 32), 2) if call.dry_run else (shape("B"), 256)
     for dtype, choice in ways(call):
         measure(call, lambda: [step_row(call, arch, batch, dtype, choice)], dtype=str(dtype), step=str(choice))  # noqa: B023
@@ -158,31 +154,6 @@ def step_row(call: Call, arch: Any, batch: int, dtype: torch.dtype, choice: Step
     memory = torch.cuda.max_memory_allocated() / 1e9 if call.device.type == "cuda" else None
     mfu = batch * step_flops(arch) / seconds / peak if peak else None
     return {"images": batch, "ms": 1e3 * seconds, "host_ms": 1e3 * host, "mfu": mfu, "peak_gb": memory}
-
-
-def kernel_rates(call: Call) -> list[Row]:
-    """GB/s and host microseconds of each fused kernel, with a V100's number of blocks and the card's own."""
-    make: Row = {"device": call.device, "dtype": torch.float16}
-    x, branch, grad = (torch.randn(8 if call.dry_run else ROWS, WIDTH, **make) for _ in range(3))
-    wide, grad_wide = (torch.randn(len(x), MLP, **make) for _ in range(2))
-    gain, shift = torch.ones(WIDTH, **make), torch.zeros(WIDTH, **make)
-    operations, found, own = torch.ops.fastft, [], fused._blocks(x)
-    for blocks in sorted({fused.BLOCKS, own}):
-        with mock.patch.object(fused, "_blocks", lambda like: blocks):  # noqa: B023
-            total, _, statistics = operations.add_norm(x, branch, gain, shift, 1e-5)
-            runs: dict[str, tuple[int, Callable[[], Any]]] = {  # tensors read and written
-                "add_norm": (4 * x.nbytes, lambda: operations.add_norm(x, branch, gain, shift, 1e-5)),
-                "add_norm_backward": (
-                    4 * x.nbytes, lambda: operations.add_norm_backward(grad, branch, total, gain, statistics),  # noqa: B023
-                ),
-                "silu_backward": (3 * wide.nbytes, lambda: operations.silu_backward(grad_wide, wide)),
-            }  # fmt: skip
-            for name, (moved, function) in runs.items():
-                seconds, host = timed(call, function, 50)
-                found.append(
-                    {"kernel": name, "blocks": blocks, "gb_per_s": moved / seconds / 1e9, "launch_us": 1e6 * host}
-                )
-    return found
 
 
 if __name__ == "__main__":

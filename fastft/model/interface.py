@@ -93,14 +93,12 @@ class ImageTower(nn.Module):
         grad_checkpointing: recompute activations in the backward pass.
         patch_dropout: its `rate` may be set between two steps.
         has_attention_kernels: whether `set_attention_kernel` has a choice.
-        fused: compute training steps by `fastft.model.fused`; only where `step_choice.obstacle` finds none.
     """
 
     arch: TowerArch
     grad_checkpointing: bool
     patch_dropout: PatchDropout
     has_attention_kernels: bool
-    fused = False
 
     @property
     def noise_columns(self) -> int:

@@ -130,12 +130,6 @@ def compile_blocks(model: ImageClassifier, mode: str) -> None:
         block.compile(dynamic=False, mode=mode)
 
 
-def can_fuse(recipe: Recipe) -> bool:
-    """True if `fastft.model.fused` computes the tower's blocks: those of CLIP, without LayerScale and stochastic depth."""
-    arch, m = recipe_arch(recipe), recipe.model
-    return isinstance(arch, Arch) and not arch.layer_scale and m.layer_scale is None and m.drop_path == 0
-
-
 def can_compile(device: torch.device) -> bool:
     """Return True if torch.compile has a back end for the device; on a GPU this is Triton."""
     return device.type == "cpu" or find_spec("triton") is not None

@@ -305,9 +305,9 @@ class Train:
     )  # fmt: skip
     micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=MAX_BATCH)
     step: str = neutral(
-        "auto", "how a step is computed: eagerly, by torch.compile, also autotuned, as a CUDA graph or, with half-precision "
-        "weights, by fused kernels; measure: the fastest here; auto: measure on a GPU, and eager on a CPU",
-        choices=("auto", "measure", "eager", "compile", "autotune", "graph", "fused"), since="0.3.0",
+        "auto", "how a step is computed: eagerly, by torch.compile, also autotuned, or as a CUDA graph; measure: the fastest "
+        "here; auto: measure on a GPU, and eager on a CPU",
+        choices=("auto", "measure", "eager", "compile", "autotune", "graph"), since="0.3.0",
     )  # fmt: skip
     grad_checkpointing: bool = neutral(False, "recompute activations in the backward pass: less memory, 1/3 more FLOPs")
     stop_after: str | None = neutral(

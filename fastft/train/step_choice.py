@@ -1,4 +1,4 @@
-"""How the training step is computed: eagerly, compiled, as a CUDA graph or by fused kernels, and by which attention kernel.
+"""How the training step is computed: eagerly, compiled or as a CUDA graph, and by which attention kernel.
 
 `train.step` names it; 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model. Checkpoints
 record the choice, so that a resumed run computes as before. docs/step.md lists the candidates of each kind of device.
@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_line
-from fastft.machine.facts import cpu_name, has_numba_cuda
-from fastft.machine.precision import choose_precision
+from fastft.machine.facts import cpu_name
 from fastft.machine.processes import World
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.phases import phase_at
-from fastft.model.recipe_model import can_compile, can_fuse
+from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
-from fastft.train.step import MODES, Step, StepChoice
+from fastft.train.step import COMPILED, MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
 WARM_UP_CALLS, TIMED_CALLS = 2, 3
@@ -85,56 +84,25 @@ class Decision:
 
 def refuse_impossible(recipe: Recipe, device: torch.device, processes: int) -> None:
     """Raise UserError if `train.step` names a way in which this recipe's steps cannot be computed."""
-    mode, train = recipe.train.step, recipe.train
-    half = mode == "fused" and choose_precision(train.amp, device, train.half_residual).half_residual
-    if (reason := failure(mode, recipe, device, processes, half)) is not None:
+    mode = recipe.train.step
+    if (reason := failure(mode, recipe, device, processes)) is not None:
         raise UserError(f"train.step is {mode}, which {reason}; use --train.step=auto")
 
 
-def obstacle(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
-    """Why a step cannot be computed in this mode; None if it can. half: with half-precision weights."""
-    if mode not in ("graph", "fused"):
+def failure(mode: str, recipe: Recipe, device: torch.device, processes: int) -> str | None:
+    """Why a step cannot be computed in this mode; None if it can."""
+    if mode in COMPILED:
+        try:
+            torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+        except Exception as error:  # a compiler raises many types
+            return f"needs a compiler, which fails here ({first_line(error)})"
+    if mode != "graph":
         return None
     if device.type != "cuda":
         return "needs a GPU"
     if recipe.train.grad_checkpointing:
         return "does not work with train.grad_checkpointing"
-    if mode == "graph":
-        return "does not average gradients over processes" if processes > 1 else None
-    if not half:
-        return "needs half-precision weights (--train.half_residual=on)"
-    if not has_numba_cuda():
-        return "needs numba-cuda (pip install 'fastft[cuda12]')"
-    return None if can_fuse(recipe) else "does not know timm's models, LayerScale and stochastic depth"
-
-
-def failure(mode: str, recipe: Recipe, device: torch.device, processes: int, half: bool) -> str | None:
-    """The reason of `obstacle`, or why nothing compiles or runs in this mode, as where numba-cuda does not fit the driver."""
-    if (reason := obstacle(mode, recipe, device, processes, half)) is not None or mode not in PROBES:
-        return reason
-    probe, needed, hint = PROBES[mode]
-    try:
-        probe(device)
-    except Exception as error:  # numba, the compiler and the driver raise many types
-        return f"needs {needed}, which fails here ({first_line(error)}{hint})"
-    return None
-
-
-def _probe_compile(device: torch.device) -> None:
-    torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
-
-
-def _probe_fused(device: torch.device) -> None:
-    x = torch.zeros(1, 64, dtype=torch.float16, device=device)
-    one = torch.ones(64, dtype=torch.float16, device=device)
-    torch.ops.fastft.add_norm(x, x, one, one, 1e-5)[0].cpu()
-
-
-PROBES = {  # mode -> (the least that it computes, what that needs, a hint)
-    "compile": (_probe_compile, "a compiler", ""),
-    "autotune": (_probe_compile, "a compiler", ""),
-    "fused": (_probe_fused, "numba-cuda", "; fastft doctor examines it"),
-}
+    return "does not average gradients over processes" if processes > 1 else None
 
 
 def device_name(device: torch.device) -> str:
@@ -174,22 +142,15 @@ def choose_step(
         torch.compiler.reset()
     if requested in MODES:  # which every process's set-up has examined
         return Decision(StepChoice(requested), "recipe")
-
-    def failure_here(mode: str, half: bool) -> str | None:
-        return failure(mode, recipe, world.device, world.size, half)
-
     earlier = world.broadcast(stored_choice(stored, device_name(world.device)))
     if earlier is not None:
-        reason = failure_here(earlier.mode, earlier.half or step.precision.half_residual)
+        reason = failure(earlier.mode, recipe, world.device, world.size)
         if not world.any(reason is not None):
             return Decision(earlier, "checkpoint")
         say(f"step: {earlier} (from checkpoint) {reason or 'is not possible in another process'}; choosing another")
     if requested == "auto" and world.device.type == "cpu":
         return Decision(StepChoice(), "default")
-    with_fused = not world.any(not world.is_main and failure_here("fused", half=True) is not None)
-    return world.broadcast(
-        _measure(recipe, step, micro_batch, reserve_bytes, say, with_fused) if world.is_main else None
-    )
+    return world.broadcast(_measure(recipe, step, micro_batch, reserve_bytes, say) if world.is_main else None)
 
 
 def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
@@ -223,26 +184,15 @@ class Dropped(Exception):
     """Why a candidate is not taken."""
 
 
-def _measure(
-    recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, say: Callable[[str], None], with_fused: bool
-) -> Decision:
-    """with_fused: the other processes can run fused kernels."""
+def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, say: Callable[[str], None]) -> Decision:
     device, dtype = step.world.device, step.precision.dtype
     kernels = ["auto"]
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
-    half = step.precision.half_residual
     # in bf16 the loss of a half-precision copy may differ from that of fp32 weights (docs/v100.md)
-    is_open = recipe.train.half_residual == "auto" and not half and dtype == torch.float16
-    modes, half_modes = (
-        [
-            mode
-            for mode in candidate_modes(recipe, device, micro_batch, step.world.size, also_half)
-            if with_fused or mode != "fused"
-        ]
-        for also_half in (half, True)
-    )
+    is_open = recipe.train.half_residual == "auto" and not step.precision.half_residual and dtype == torch.float16
+    modes = candidate_modes(recipe, device, micro_batch, step.world.size)
     if len(kernels) + len(modes) == 1 and not is_open:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
@@ -254,8 +204,7 @@ def _measure(
             trial
             for also_half in ((False, True) if is_open else (False,))
             for trial in run_trials(
-                lambda choice: _trial_pass(step, choice, batch), kernels, half_modes if also_half else modes,
-                TOLERANCE[dtype], also_half,
+                lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], also_half
             )
         ]  # fmt: skip
         del reserved
@@ -265,16 +214,15 @@ def _measure(
     return Decision(fastest(trials), "measurement", tuple(trials))
 
 
-def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int, half: bool) -> list[str]:
-    """The modes to compare with eager, compilation last because it takes longest. half: with half-precision weights.
+def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
+    """The modes to compare with eager, compilation last because it takes longest.
 
-    No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process. There
-    the fused kernels do what Inductor does on newer cards.
+    No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process.
     """
     newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
-    modes = ["fused"] * (not newer) + ["graph"] * (micro_batch <= GRAPH_MICRO_BATCH)
-    modes += ["compile"] * ((newer or device.type == "cpu") and can_compile(device))
-    return [mode for mode in modes if obstacle(mode, recipe, device, processes, half) is None]
+    graph = micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device, processes) is None
+    compiled = (newer or device.type == "cpu") and can_compile(device)
+    return ["graph"] * graph + ["compile"] * compiled
 
 
 def run_trials(

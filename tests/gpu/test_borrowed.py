@@ -18,7 +18,7 @@ def test_what_needs_ffcv_is_skipped_with_a_reason_and_all_else_collected(tmp_pat
     path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert all(f"tests/gpu/test_{name}.py:" in done.stdout for name in ("fused", "kernels", "step"))
+    assert all(f"tests/gpu/test_{name}.py:" in done.stdout for name in ("kernels", "step"))
     assert "test_training.py:" in done.stdout and "no ffcv here" in done.stdout
 
 
@@ -30,7 +30,7 @@ def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
 
     measure(call, lambda: [{"ms": 1.0}], step="eager")
     assert written()["rows"] == [{"step": "eager", "ms": 1.0}] and written()["torch"] == torch.__version__
-    measure(call, lambda: [1 / 0], step="fused")
+    measure(call, lambda: [1 / 0], step="graph")
     monkeypatch.setattr("benchmarks.gpu_day.COMMAND_SECONDS", 0)
     measure(call, lambda: [{"ms": 2.0}], step="compile")
     call.run("http.server", "0")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -32,12 +31,10 @@ from fastft.train.step_choice import (
     candidate_modes,
     choose_step,
     fastest,
-    obstacle,
     refuse_impossible,
     run_trials,
     stored_choice,
 )
-from tests.model import fused_reference
 from tests.model.test_tower import small_arch
 from tests.train.runs import differing, end, logged, run
 from tests.train.test_step_graph import train
@@ -46,7 +43,6 @@ from tests.train.test_sync import CPU
 EAGER, BATCHED = StepChoice(), StepChoice("eager", "batched")
 GRAPH, COMPILED = StepChoice("graph", "batched"), StepChoice("compile", "batched")
 WRONG, NOT_FINITE = torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.0, 1.0, 1.0, torch.nan])
-HALF_ON = ("--train.amp=fp16", "--train.half_residual=on")
 RIGHT = {"logits": torch.ones(4), "weight": torch.ones(3)}
 MEASURED = (StepTrial(EAGER, 9.0), StepTrial(COMPILED, 5.0), StepTrial(GRAPH, None, "CUDA error: out of memory"))
 FP32, HALF = Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)
@@ -234,24 +230,6 @@ def test_half_precision_weights_are_measured_only_where_losses_are_the_same(monk
     assert str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
 
 
-def wrong_silu(grad: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    found, sums = fused_reference.silu_backward(grad, x)
-    return found, 1.1 * sums
-
-
-@pytest.mark.parametrize(("silu", "chosen"), [(fused_reference.silu_backward, True), (wrong_silu, False)])
-def test_fused_kernels_are_measured_and_taken_only_if_they_are_right(silu, chosen, monkeypatch):
-    """With CPU implementations, which count as faster than eager here."""
-    monkeypatch.setattr(step_choice, "obstacle", lambda mode, *_: None if mode == "fused" else "not now")
-    monkeypatch.setattr(step_choice, "fastest", lambda trials: [t for t in trials if t.milliseconds][-1].choice)
-    recipe = load_recipe("final_b16", ["--model.image_size=32", "--data.num_classes=5", "--train.step=measure"])
-    with fused_reference.cpu_operations(silu_backward=silu):
-        decision = choose_step(recipe, plain_step(HALF), 4, None, reserve_bytes=0, say=print)
-    assert (decision.choice.mode == "fused") is chosen
-    trial = next(trial for trial in decision.trials if trial.choice.mode == "fused")
-    assert chosen or "c_fc.bias differs by 10.1% from eager" in str(trial)
-
-
 def test_a_choice_of_half_precision_weights_trains_as_the_option_does():
     chosen, asked = plain_step(Precision(torch.bfloat16, "cpu")), plain_step(HALF)
     chosen.connect(StepChoice(half=True))
@@ -260,20 +238,18 @@ def test_a_choice_of_half_precision_weights_trains_as_the_option_does():
 
 
 @pytest.mark.parametrize(
-    ("capability", "micro_batch", "processes", "half", "modes"),
+    ("capability", "micro_batch", "processes", "modes"),
     [
-        ((7, 0), 256, 1, False, []), ((7, 0), 32, 1, False, ["graph"]), ((7, 0), 32, 2, False, []),
-        ((8, 0), 256, 1, False, ["compile"]), ((9, 0), 32, 1, False, ["graph", "compile"]), ((9, 0), 32, 8, False, ["compile"]),
-        ((7, 0), 256, 8, True, ["fused"]), ((9, 0), 32, 1, True, ["graph", "compile"]),
+        ((7, 0), 256, 1, []), ((7, 0), 32, 1, ["graph"]), ((7, 0), 32, 2, []), ((8, 0), 256, 1, ["compile"]),
+        ((9, 0), 32, 1, ["graph", "compile"]), ((9, 0), 32, 8, ["compile"]),
     ],
 )  # fmt: skip
-def test_candidates_depend_on_the_card(capability, micro_batch, processes, half, modes, monkeypatch):
-    """Never the compiler on a V100, which it may crash on; there fused kernels with half-precision weights."""
+def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes, monkeypatch):
+    """Never the compiler on a V100, which it may crash on."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(step_choice, "can_compile", lambda device: True)
-    monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: True)
     recipe = load_recipe("final_b16")
-    assert candidate_modes(recipe, torch.device("cuda"), micro_batch, processes, half) == modes
+    assert candidate_modes(recipe, torch.device("cuda"), micro_batch, processes) == modes
 
 
 # the decision ---------------------------------------------------------------------------------------------------------
@@ -313,14 +289,10 @@ def test_without_a_compiler_compile_is_refused_and_a_recorded_one_measured_anew(
         step_choice.refuse_impossible(load_recipe("final_b16", ["--train.step=compile"]), torch.device("cpu"), 1)
 
 
-@pytest.mark.parametrize("mode", ["graph", "fused"])
-def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(mode, monkeypatch):
+def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(monkeypatch):
     """Gradient checkpointing may be switched on when a run is resumed."""
-    monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: True)
-    monkeypatch.setattr(step_choice, "failure", obstacle)
-    stored = StepChoice(mode, "batched")
-    assert decided("auto", "cuda", stored, monkeypatch) == Decision(stored, "checkpoint")
-    assert decided("auto", "cuda", stored, monkeypatch, "--train.grad_checkpointing=true").origin == "measurement"
+    assert decided("auto", "cuda", GRAPH, monkeypatch) == Decision(GRAPH, "checkpoint")
+    assert decided("auto", "cuda", GRAPH, monkeypatch, "--train.grad_checkpointing=true").origin == "measurement"
 
 
 def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
@@ -361,27 +333,13 @@ def test_the_older_option_does_not_hide_a_wrong_value():
         ("graph", [], "cpu", 1, "needs a GPU"),
         ("graph", [], "cuda", 2, "does not average gradients over processes"),
         ("graph", ["--train.grad_checkpointing=true"], "cuda", 1, "does not work with train.grad_checkpointing"),
-        ("fused", [], "cpu", 1, "needs a GPU"),
-        ("fused", ["--train.amp=fp16"], "cuda", 1, r"needs half-precision weights \(--train.half_residual=on\)"),
-        ("fused", [*HALF_ON, "--train.grad_checkpointing=true"], "cuda", 2, "does not work with train.grad_checkpointing"),
-        ("fused", [*HALF_ON, "--model.drop_path=0.1"], "cuda", 2, "does not know timm's models, LayerScale and"),
-        ("fused", [*HALF_ON, "--model.layer_scale=0.1"], "cuda", 2, "does not know timm's models, LayerScale and"),
-        ("fused", [*HALF_ON, "--model.arch=timm/test_vit"], "cuda", 2, "does not know timm's models, LayerScale and"),
     ],
-)  # fmt: skip
-def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reason, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: True)
-    monkeypatch.setattr(step_choice, "failure", obstacle)
+)
+def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reason):
     recipe, device = load_recipe("final_b16", [*options, f"--train.step={mode}"]), torch.device(device)
     with pytest.raises(UserError, match=f"train.step is {mode}, which {reason}"):
         refuse_impossible(recipe, device, processes)
     refuse_impossible(load_recipe("final_b16", options), device, processes)
-    if mode == "fused":
-        refuse_impossible(load_recipe("final_b16", [*HALF_ON, "--train.step=fused"]), torch.device("cuda"), 2)
-        monkeypatch.setattr(step_choice, "has_numba_cuda", lambda: False)
-        with pytest.raises(UserError, match=r"train\.step is fused, which needs numba-cuda"):
-            refuse_impossible(load_recipe("final_b16", [*HALF_ON, "--train.step=fused"]), torch.device("cuda"), 2)
 
 
 # training -------------------------------------------------------------------------------------------------------------
@@ -421,38 +379,18 @@ def test_the_processes_get_the_choice_of_process_0():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, monkeypatch):
-    """A stub of two processes, in the other of which the fused kernels fail."""
+    """A stub of two processes, in the other of which nothing compiles."""
     said: list[str] = []
-    with_fused: list[bool] = []
-
-    def measured(*arguments: Any) -> Decision:
-        with_fused.append(arguments[-1])
-        return Decision(EAGER, "measurement")
-
     monkeypatch.setattr(step_choice, "failure", lambda *_: None)
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
-    monkeypatch.setattr(step_choice, "_measure", measured)
-    received = iter([StepChoice("fused"), Decision(EAGER, "measurement")])
+    monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(EAGER, "measurement"))
+    received = iter([StepChoice("compile"), Decision(EAGER, "measurement")])
     world = SimpleNamespace(
         is_main=rank == 0, size=2, device=torch.device("cuda"), any=lambda flag: True,
         broadcast=lambda value: value if rank == 0 else next(received),
     )  # fmt: skip
-    recorded = {"mode": "fused", "attention": "auto", "device": "card" if rank == 0 else "another"}
+    recorded = {"mode": "compile", "attention": "auto", "device": "card" if rank == 0 else "another"}
     step = SimpleNamespace(world=world, precision=HALF)
     decision = choose_step(load_recipe("final_b16"), step, 4, recorded, reserve_bytes=0, say=said.append)  # type: ignore[arg-type]
-    assert decision == Decision(EAGER, "measurement") and with_fused == [False] * (rank == 0)
-    assert said == ["step: fused (from checkpoint) is not possible in another process; choosing another"]
-
-
-def test_fused_kernels_that_fail_are_one_line_or_another_choice(monkeypatch):
-    """The case of a numba-cuda that does not fit the driver; without kernels for the CPU they fail here."""
-    options = [*HALF_ON, "--train.amp=bf16", "--train.step=fused"]
-    recipe, cpu = load_recipe("final_b16", options), torch.device("cpu")
-    monkeypatch.setattr(step_choice, "obstacle", lambda *_: None)
-    with pytest.raises(
-        UserError, match=r"train\.step is fused, which needs numba-cuda, which fails here \(NotImpl.*doctor"
-    ):
-        refuse_impossible(recipe, cpu, 1)
-    with fused_reference.cpu_operations():
-        refuse_impossible(recipe, cpu, 1)
-    assert decided("measure", "cpu", StepChoice("fused"), monkeypatch).origin == "measurement"
+    assert decision == Decision(EAGER, "measurement")
+    assert said == ["step: compile (from checkpoint) is not possible in another process; choosing another"]
