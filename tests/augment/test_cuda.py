@@ -5,27 +5,20 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from numba import cuda, float32, typeof
+from numba import cuda, float32
 
-from fastft.augment import parse_policy
 from fastft.augment.erase import FLOAT16
-from fastft.augment.plan import PLAN_DTYPE
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
-from numba.cuda.cudadrv.devicearray import DeviceNDArray
 from numba.cuda.cudadrv.error import CCSupportError
 
 from fastft.augment import cuda as backend
 from fastft.augment.cuda_compile import compile_to_ptx
 
 V100, A100, H100 = (7, 0), (8, 0), (9, 0)
-SIZE = 32
 
 
 def compiled(kernel: Any, signature: tuple[Any, ...], bounds: tuple[int, int], arch: tuple[int, int]) -> str:
@@ -92,48 +85,3 @@ def test_products_and_sums_are_rounded_separately_as_on_the_cpu():
     assert "fma.rn.f32" not in compiled(multiply_and_add, signature, (32, 1), V100)
     fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
     assert "fma.rn.f32" in fused
-
-
-class RecordedKernel:
-    """Stands for a compiled kernel: notes the launch and checks the arguments against the compiled signature."""
-
-    def __init__(self, signature: tuple[Any, ...], launches: list[Any]) -> None:
-        self.signature, self.launches = signature, launches
-
-    def __getitem__(self, configuration: Any) -> Any:
-        def launch(*arguments: Any) -> None:
-            for argument, type_ in zip(arguments, self.signature, strict=True):
-                assert typeof(argument) == type_
-            self.launches.append(configuration)
-
-        return launch
-
-
-def fake_device_array(address: int, nbytes: int, owner: Any) -> DeviceNDArray:
-    """A device array as Numba makes it of an address, without a device."""
-    memory = SimpleNamespace(size=nbytes, device_ctypes_pointer=address)
-    return DeviceNDArray(shape=(nbytes,), strides=(1,), dtype=np.dtype(np.uint8), stream=0, gpu_data=memory)
-
-
-@pytest.mark.parametrize("augment", ["rand-m9-mstd0.5-inc1", "augmix"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_batch_is_two_launches_of_the_compiled_types(augment, dtype, monkeypatch):
-    launches: list[Any] = []
-
-    class Gpus:
-        def __getitem__(self, index: int) -> Any:
-            return pytest.MonkeyPatch().context()
-
-    monkeypatch.setattr(backend, "cuda", SimpleNamespace(gpus=Gpus(), external_stream=lambda number: number))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(
-        backend, "compiled", lambda kernel, signature, bounds, device: RecordedKernel(signature, launches)
-    )
-    monkeypatch.setattr(backend, "from_address", fake_device_array)
-    run = backend.CudaAugment(parse_policy(augment), SIZE, dtype, torch.device("cpu"))
-    plan = torch.zeros(5 * PLAN_DTYPE.itemsize, dtype=torch.uint8)
-    images = run(torch.zeros(9, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), plan)
-    assert images.shape == (5, 3, SIZE, SIZE) and images.dtype == dtype
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert [(grid, stream) for grid, _, stream in launches] == [((1, 5), 7), (5, 7)]

@@ -233,12 +233,6 @@ def test_erase_probability_count_area_aspect_and_position_follow_timm(count, n):
     assert_same_boxes(ours, theirs)
 
 
-def test_flip_probability_and_distinct_noise_keys():
-    ours = plans("none", hflip=0.3)
-    assert stats.binomtest(int(ours["flip"].sum()), len(ours), 0.3).pvalue > LEAST_P
-    assert len(np.unique(ours["noise_key"])) == len(ours)
-
-
 # -- flips, turns and colour jitter --------------------------------------------------------------------------
 
 

@@ -41,17 +41,6 @@ def test_erase_modes_are_zero_one_colour_per_box_and_noise_per_pixel():
     assert len(np.unique(pixels)) > 250
 
 
-def test_noise_is_standard_normal_per_pixel_and_channel():
-    noise = erased("pixel", [(0, 0, SIZE, SIZE)]).reshape(-1, 3).astype(np.float64)
-    n = len(noise)
-    assert np.abs(noise.mean(0)).max() < 4 / np.sqrt(n)
-    assert np.abs(noise.var(0) - 1).max() < 4 * np.sqrt(2 / n)
-    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 4 / np.sqrt(n)
-    assert np.abs((noise[1:] * noise[:-1]).mean(0)).max() < 4 / np.sqrt(n)
-    share_beyond_two = (np.abs(noise) > 2).mean()
-    assert abs(share_beyond_two - 0.0455) < 0.003
-
-
 def test_the_noise_of_a_pixel_depends_on_key_and_position_only():
     whole = erased("pixel", [(0, 0, SIZE, SIZE)])
     part = erased("pixel", [(30, 40, 50, 60)])

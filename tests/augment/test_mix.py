@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
+from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 
 from beton_tools.base.errors import UserError
 from fastft.augment import Mixer
-from fastft.augment.mix import BLOCK, cutmix, smoothed_targets
+from fastft.augment.mix import BLOCK, cutmix
 
 CLASSES, SIDE = 10, 12
 LEAST_P = 1e-4
@@ -53,11 +53,6 @@ def test_the_cutmix_box_and_lambda_are_timms_at_the_same_draws(monkeypatch):
             monkeypatch.setattr("numpy.random.randint", lambda *a, places=places, **k: next(places))
             (y0, y1, x0, x1), theirs = cutmix_bbox_and_lam((2, 3, SIDE, SIDE), lam)
             assert cutmix(lam, centre, SIDE, SIDE) == (pytest.approx(theirs), (y0, x0, y1 - y0, x1 - x0))
-
-
-def test_targets_are_smoothed_as_timm_smooths():
-    _, labels = batch(64)
-    assert torch.equal(smoothed_targets(labels, CLASSES, 0.1), mixup_target(labels, CLASSES, 1.0, 0.1))
 
 
 @pytest.mark.parametrize(

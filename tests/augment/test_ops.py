@@ -74,11 +74,6 @@ def test_grayscale_equals_pillows_conversion(crops):
         np.testing.assert_array_equal(apply_argument("Grayscale", image), grey)
 
 
-def test_posterising_to_no_bits_is_black_and_never_raises(crops):
-    assert not apply_op("PosterizeIncreasing", crops[0], 10).any()
-    assert not apply_op("PosterizeIncreasing", crops[0], 11).any()
-
-
 def test_identity_returns_the_image_and_no_op_writes_to_its_input(crops):
     image = crops[0].copy()
     image.flags.writeable = False

@@ -214,17 +214,8 @@ def test_the_json_contains_every_field_of_the_plan():
             assert values["erase"] == row["erase"][row["erase"][:, 2] > 0].tolist()
 
 
-def test_a_policy_description_lists_its_steps():
-    assert describe_policy(parse_policy("rand-m9-mstd0.5-inc1"), 224) == [
-        "random crop of 8% to 100% of the image, aspect 0.75 to 1.33, bicubic resize to 224 px",
-        "horizontal flip of 50%",
-        "rand-m9-mstd0.5-inc1: 2 of 15 ops (any), each applied to 50%, magnitude 9 ± 0.5, clipped to 0..10",
-        "random erase of 25%: 1 box, noise per pixel",
-    ]
-    simple = describe_policy(parse_policy("3aug", crop="src", erase_prob=0.0, hflip=0.0), 224)
-    assert simple[0].startswith("bicubic resize of the short side to 224") and len(simple) == 2
-    assert "uniform in 0..3" in describe_policy(parse_policy("augmix"), 224)[2]
-    assert len(describe_policy(parse_policy("none", erase_prob=0.0), 224)) == 2
+def test_a_policy_description_lists_turns_and_jitter():
+    """The other steps are in tests/golden."""
     assert describe_policy(parse_policy("none", erase_prob=0.0, hflip=0.0, **TURNED), 224)[1:] == [
         "vertical flip of 50%",
         "quarter turns of 50%: by 0, 90, 180 or 270 degrees",

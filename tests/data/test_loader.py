@@ -103,13 +103,6 @@ def test_a_sampled_epoch_is_the_same_at_any_world_size_and_repeats_images_with_o
 # what a batch is
 
 
-@pytest.mark.parametrize("kind", ["jpg", "raw"])
-def test_files_of_stock_ffcv_are_read(stock_beton, kind):
-    with train_loader(stock_beton(kind)) as loader:
-        assert (loader.num_samples, loader.num_classes, loader.steps_per_epoch) == (44, 5, 5)
-        assert len(collect(loader.epoch(0))) == 40
-
-
 def test_a_batch_is_channels_last_in_the_requested_dtype(indexed_beton):
     pairs = {}
     for dtype in (torch.float32, torch.bfloat16):

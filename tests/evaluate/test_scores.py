@@ -47,10 +47,6 @@ def test_every_model_is_scored_in_one_pass_and_its_mode_restored():
     assert wrong.training and scores[1].samples == 4
 
 
-def test_standard_error_is_binomial():
-    assert Scores(50.0, 90.0, 1.0, 400).standard_error == pytest.approx(2.5)
-
-
 def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits():
     torch.manual_seed(0)
     logits, labels = torch.randn(101, 20), torch.randint(20, (101,))

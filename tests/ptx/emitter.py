@@ -18,8 +18,6 @@ CONTEXT = (
     "records",  # host address
     "end",  # of the memory: an offset
     "log",  # host address
-    "steps",  # host address: basic blocks executed
-    "most_steps",  # more end the launch
     "parameters",  # host address, eight bytes each
     "symbols",  # host address of the device addresses of module variables
     "frames",  # host address
@@ -30,7 +28,7 @@ CONTEXT = (
     "interval",
     *(f"{name}.{axis}" for name in ("ntid", "ctaid", "nctaid") for axis in "xyz"),
 )
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 SLOT = 8  # bytes of a frame per register
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from fastft.augment import cuda as backend
 from fastft.augment.cuda_compile import compile_to_ptx
 from fastft.augment.policies import AugmentPolicy
-from tests.ptx.launch import Argument, Array, Finding, Run, launch
+from tests.ptx.launch import Argument, Array, Finding, launch
 from tests.ptx.memory import Allocation, Memory
 from tests.ptx.program import Program
 
@@ -58,11 +58,11 @@ class _DeviceTensor(NamedTuple):
 class SimulatedGpu:
     arch: tuple[int, int] = OLDEST
     order: np.ndarray | None = None  # of the threads of a block
-    runs: list[Run] = field(default_factory=list)
+    launches: list[list[Finding]] = field(default_factory=list)
 
     @property
     def findings(self) -> list[Finding]:
-        return [finding for run in self.runs for finding in run.findings]
+        return [finding for found in self.launches for finding in found]
 
     def augment(
         self,
@@ -93,6 +93,7 @@ class SimulatedGpu:
                 place = self.tensors[inputs[0].data_ptr()].allocation
                 self.device.mark_uninitialised(place, ~filled)
             images = augment(*inputs)
+        assert images.dtype == dtype and images.is_contiguous(memory_format=torch.channels_last)
         storage = torch.float32 if dtype == torch.float32 else torch.uint16
         return images.permute(0, 2, 3, 1).view(storage).numpy()
 
@@ -128,7 +129,7 @@ class SimulatedGpu:
         given: list[Argument] = [self._argument(argument) for argument in arguments]
         grid = grid if isinstance(grid, tuple) else (grid,)
         program = compiled(kernel, self.arch)
-        self.runs.append(launch(program, self.device, grid, block, given, order=self.order))
+        self.launches.append(launch(program, self.device, grid, block, given, order=self.order))
         for tensor in self.tensors.values():
             if not tensor.is_input:
                 tensor.bytes[:] = self.device.bytes(tensor.allocation)

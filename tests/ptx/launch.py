@@ -13,30 +13,22 @@ from tests.ptx import memory
 from tests.ptx.emitter import CONTEXT
 from tests.ptx.memory import Allocation, Memory
 from tests.ptx.program import Program
-from tests.ptx.translate import ENDLESS, EXITED, START
+from tests.ptx.translate import EXITED, START
 
 DIVERGENT_BARRIER = "divergent barrier"
-NO_END = "executed without end"
-NO_LIMIT = 1 << 60
 LOCAL_GUARD = 64  # bytes, at least, between the local memory of two threads
 
 
 class Finding(NamedTuple):
     """Something that a kernel must not do."""
 
-    problem: str  # one of memory.PROBLEMS, DIVERGENT_BARRIER, NO_END
+    problem: str  # one of memory.PROBLEMS, DIVERGENT_BARRIER
     line: int  # of the PTX
     text: str
     detail: str
 
     def __str__(self) -> str:
         return f"{self.problem} at line {self.line} `{self.text}`: {self.detail}"
-
-
-class Run(NamedTuple):
-    """Results of a launch besides memory."""
-
-    findings: list[Finding]
 
 
 class Array(NamedTuple):
@@ -72,21 +64,18 @@ def launch(
     arguments: Sequence[Argument],
     *,
     order: np.ndarray | None = None,
-    most_steps: int = NO_LIMIT,
-) -> Run:
+) -> list[Finding]:
     """Runs the grid. Ends at the first finding that is fatal.
 
     order: in which the threads of a block run (int32).
-    most_steps: basic blocks that all threads execute before the launch counts as endless.
     """
     with device.temporary():
         execution = _Execution(program, device, [*grid, 1, 1][:3], [*block, 1, 1][:3], arguments)
         execution.order = np.arange(execution.threads, dtype=np.int32) if order is None else order
-        execution.set_context(most_steps=most_steps)
         for number in range(int(np.prod(grid))):
             if not execution.run_block(number):
                 break
-        return Run(execution.findings + execution.logged())
+        return execution.findings + execution.logged()
 
 
 class _Execution:
@@ -98,7 +87,6 @@ class _Execution:
         self.program, self.device, self.grid = program, device, grid
         self.threads = int(np.prod(block))
         self.findings: list[Finding] = []
-        self.steps = np.zeros(1, np.int64)
         self.interval = 1
         self.log = np.zeros((len(program.sites), len(memory.PROBLEMS), memory.LOG_WORDS), np.int64)
         self.frames = np.zeros(self.threads * program.frame_size + 1, np.uint8)
@@ -114,7 +102,6 @@ class _Execution:
             records=device.records.ctypes.data,
             end=device.end,
             log=self.log.ctypes.data,
-            steps=self.steps.ctypes.data,
             parameters=self.parameters.ctypes.data,
             symbols=self.symbols.ctypes.data,
             frames=self.frames.ctypes.data,
@@ -164,10 +151,7 @@ class _Execution:
         while (resume != EXITED).any():
             memory.check_limits(self.threads, self.interval)
             self.set_context(interval=self.interval)
-            status = self.program.run_interval(self.context, self.order, resume)
-            if status:
-                if status == ENDLESS:
-                    self.findings.append(Finding(NO_END, 0, "", f"block {number}"))
+            if self.program.run_interval(self.context, self.order, resume):
                 return False
             self._check_barrier(resume, number)
             self.interval += 1

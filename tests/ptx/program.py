@@ -27,7 +27,7 @@ class Program:
         self._run = signature(self._engine.get_function_address("run_interval"))
 
     def run_interval(self, context: np.ndarray, order: np.ndarray, resume: np.ndarray) -> int:
-        """Runs every thread up to its next barrier. 0, or why the launch ends (FAULT, ENDLESS).
+        """Runs every thread up to its next barrier. 0, or why the launch ends (FAULT).
 
         context: int64, see emitter.CONTEXT. order: int32 thread numbers. resume: int32 per thread, updated.
         """

@@ -25,7 +25,7 @@ def assert_same_bytes(
     gpu = SimulatedGpu(arch, order)
     ours = batch.on(gpu, dtype)
     assert not gpu.findings, "\n".join(map(str, gpu.findings))
-    assert len(gpu.runs) == 2
+    assert len(gpu.launches) == 2
     theirs = batch.expected(dtype)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     different = (ours.view(np.uint8) != theirs.view(np.uint8)).reshape(len(batch.plan), -1).sum(1)

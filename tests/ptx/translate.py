@@ -27,7 +27,7 @@ from tests.ptx.opcodes import (
 )
 from tests.ptx.parser import Constant, Function, Group, Instruction, Label, Module, PtxError, Symbol
 
-START, EXITED, FAULT, ENDLESS = 0, -1, -2, -3
+START, EXITED, FAULT = 0, -1, -2
 ENTRY_TYPE = ir.FunctionType(I32, [I64.as_pointer(), I32, I32])
 
 
@@ -156,7 +156,6 @@ class _FunctionTranslator:
 
     def _translate_block(self, number: int, block: BasicBlock) -> None:
         self.e.go_on_in(self.starts[number])
-        self._count_step()
         for ins in block.instructions:
             self.e.site = len(self.program.sites)
             self.program.sites.append(ins)
@@ -166,15 +165,6 @@ class _FunctionTranslator:
                 raise PtxError(f"line {ins.line}: {ins.text}: {error}") from error
         if not self.e.b.block.is_terminated:
             self.e.b.branch(self.starts[block.successors[0]])
-
-    def _count_step(self) -> None:
-        """Ends what loops without end."""
-        b = self.e.b
-        place = self.e.host_pointer(self.e.values["steps"], I64)
-        steps = b.add(b.load(place), I64(1))
-        b.store(steps, place)
-        with b.if_then(b.icmp_unsigned(">", steps, self.e.values["most_steps"]), likely=False):
-            b.ret(I32(ENDLESS))
 
     def _translate_instruction(self, ins: Instruction, block: BasicBlock) -> None:
         if ins.opcode.name == "bra":

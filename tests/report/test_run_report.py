@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -230,17 +229,12 @@ def run(tmp_path: Path) -> Run:
     return load_run(write_run(tmp_path / "run", "final_b16", 2))
 
 
-def split(run: Run) -> dict[str, Any]:
-    found = time_split(run)
-    return found
-
-
 def test_parts_are_sums_of_the_lines(run):
     expected = {part: 2 * s for part, s in (STEPS | LOADER).items()}
     expected |= {"eval": 2 * EVALUATION, "checkpoint": 2 * CHECKPOINT}
     run = replace(run, splits=[])
     assert part_seconds(run) == pytest.approx(expected)
-    assert {r["key"]: r["seconds"] for r in split(run)["loop"]}["eval"] == pytest.approx(2 * EVALUATION)
+    assert {r["key"]: r["seconds"] for r in time_split(run)["loop"]}["eval"] == pytest.approx(2 * EVALUATION)
     cost = run_cost(run, None, None)
     assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
 

@@ -109,12 +109,6 @@ def test_the_best_epoch_is_the_one_of_the_highest_top1(one_step, tmp_path, quiet
     assert outcome.last("raw").epoch == 2
 
 
-def test_both_lines_of_table_3_come_from_one_training():
-    runs = plan_runs(load_sweep(TABLES / "03_ema.yaml"), (), Path("runs"))
-    assert [run.key for run in runs[:5]] == [run.key for run in runs[5:]]
-    assert len({run.key for run in runs}) == 5
-
-
 @pytest.mark.parametrize(
     ("override", "same"),
     [

@@ -304,15 +304,6 @@ def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
     assert stored_choice(None, "V100") is None
 
 
-def test_one_line_says_what_was_chosen_and_how_the_others_did():
-    line = Decision(COMPILED, "measurement", MEASURED).describe()
-    assert line == (
-        "step: compile with batched attention (from measurement): 5.0 ms per micro-batch; eager 9.0 ms, "
-        "graph with batched attention dropped (CUDA error: out of memory)"
-    )
-    assert not Decision(EAGER, "default").is_worth_a_line
-
-
 @pytest.mark.parametrize(("older", "step"), [("on", "compile"), ("off", "eager"), ("auto", "auto")])
 def test_the_older_option_means_the_same(older, step):
     assert load_recipe("final_b16", [f"--train.compile={older}"]).train.step == step

@@ -17,7 +17,6 @@ from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, load_recipe
 from tests.train.runs import differing, end, flags, losses, rewind, run
 
-ROOT = Path(__file__).parents[2]
 TINY = {"test_vit": "32", "test_convnext": "64"}
 NAMES = ["test_vit", pytest.param("test_convnext", marks=pytest.mark.slow)]
 NOISE = {"model__drop_path": "0.5", "train__keep_checkpoints": "100"}

@@ -81,17 +81,6 @@ def entries(file):
     return head.index_at + 8, (head.index_end - head.index_at - 8) // 2
 
 
-def test_segments_follow_each_other_up_to_the_end_of_the_image(jpeg, subsampling):
-    file = add_index(jpeg(100, 160, subsampling))
-    segments = index.read(file)
-    flat = segments.reshape(-1, 2)
-    numbers = [file[end + 1] for _, end in flat]
-    assert flat[0, 0] == scan_header(as_bytes_array(file)).scan_at
-    assert (flat[1:, 0] == flat[:-1, 1] + 2).all()
-    assert numbers == [0xD0 + k % 8 for k in range(len(flat) - 1)] + [0xD9]
-    assert flat[-1, 1] == len(file) - 2
-
-
 def test_long_segments_get_wide_entries():
     lengths = np.array([70_000, 3, 2])
     assert index.write(lengths)[11:] == b"\4" + lengths.astype(">u4").tobytes()

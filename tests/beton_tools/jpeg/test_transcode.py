@@ -124,15 +124,11 @@ def test_files_that_cannot_be_transcoded_are_refused(photographs, jpeg):
     small = photographs["coffee"][:64, :96]
     damaged = bytearray(jpeg(64, 96))
     damaged[-40:-2] = bytes(38)
-    shorter = bytearray(jpeg(64, 96, "4:4:4"))  # eight of its rows are left over
-    at = parse(bytes(shorter)).sof_at + 5
-    shorter[at : at + 2] = (56).to_bytes(2, "big")
     for file, why in [
         (saved(small, progressive=True), "progressive"),
         (saved(small, mode="CMYK"), "unsupported"),
         (saved(small)[:-200], "damaged"),
         (bytes(damaged), "damaged"),
-        (bytes(shorter), "damaged"),
         (saved(small).replace(b"\xff\xda\0\x0c\3\1", b"\xff\xda\0\x0c\3\2"), "in order"),
     ]:
         with pytest.raises(JpegError, match=why):

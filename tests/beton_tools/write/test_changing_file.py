@@ -3,13 +3,11 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from beton_tools import UserError
 from beton_tools.cli import main
 from beton_tools.read.format import Beton
-from beton_tools.write.images import decode_sample
 
 
 @pytest.mark.parametrize("change", ["half", "empty", "overwritten", "renamed"])
@@ -43,16 +41,6 @@ def test_every_command_ends_with_one_line_that_names_the_file(photo_beton, tmp_p
             )
 
 
-def test_a_read_behind_the_end_is_an_error_that_names_the_file(photo_beton):
-    beton = Beton.open(photo_beton)
-    last = int(np.argmax(beton.pointers))
-    os.truncate(photo_beton, int(beton.pointers[last]) + 10)
-    for read in (beton.image_bytes, beton.read_bytes, lambda i: decode_sample(beton, i)):
-        with pytest.raises(UserError, match=r"photos\.beton: changed while it was in use \(it ends at byte"):
-            read(last)
-    assert len(beton.read_bytes(int(np.argmin(beton.pointers)))) > 100
-
-
 def test_a_disk_error_is_an_error_that_names_the_file(photo_beton, monkeypatch):
     def fail(*_: object) -> int:
         raise OSError(5, "Input/output error")
@@ -68,13 +56,3 @@ def test_a_read_that_returns_less_is_continued(photo_beton, monkeypatch):
     whole = beton.read_bytes(3)
     monkeypatch.setattr("os.preadv", lambda fd, parts, at: truly_read(fd, [parts[0][:100]], at))
     assert beton.read_bytes(3) == whole
-
-
-def test_the_descriptor_is_closed_with_the_object(photo_beton):
-    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    beton = Beton.open(photo_beton)
-    assert beton.read_bytes(0)
-    del beton
-    with pytest.raises(UserError):
-        Beton.open(photo_beton.with_name("missing.beton"))
-    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
