@@ -60,7 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     tables = "check tables and checksums only, which is as fast as the disk"
     verify.add_argument("--no-decode", action="store_true", help=tables)
     verify.add_argument("--workers", type=int, metavar="N", help="threads (default: one per usable CPU)")
-    _command(commands, "stats", _run_stats, "show sizes, resolutions and classes", "train.beton")
     help = "draw images with their classes on one contact sheet"
     sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
     sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
@@ -164,27 +163,6 @@ def _run_verify(args: argparse.Namespace) -> int:
             + ("" if report.has_labels else "; no class labels")
         )
     return 0 if report.ok else EXIT_PROBLEMS
-
-
-def _run_stats(args: argparse.Namespace) -> int:
-    from beton_tools.inspect.stats import compute
-
-    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
-    values = compute(beton, manifest)
-    if args.json:
-        return _print_json(values)
-    pages, jpegs = values["pages"], values["jpeg"]
-    print(f"{args.file}: {len(beton):,} images, {values['num_classes']:,} classes, {format_bytes(values['file_size'])}")
-    print(f"{'':18}{'mean':>10}{'min':>10}{'5 %':>10}{'median':>10}{'95 %':>10}{'max':>10}")
-    for key in ("image_bytes", "long_side", "short_side", "images_per_class"):
-        spread = values[key]["percentiles"]
-        row = [values[key]["mean"], *(spread[p] for p in ("0", "5", "50", "95", "100"))]
-        print(f"{key.replace('_', ' '):18}" + "".join(f"{value:>10,.0f}" for value in row))
-    print(f"pages             {pages['count']:,} of {pages['size'] >> 10:,} KiB, {pages['filled']:.1%} filled")
-    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in jpegs["subsampling"].items())
-    print(f"subsampling       {shares or 'none: all images are raw'}")
-    print(f"crop index        {jpegs['indexed']:.1%} of {jpegs['headers_read']:,} images whose headers were read")
-    return 0
 
 
 def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:

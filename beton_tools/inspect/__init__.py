@@ -1,1 +1,1 @@
-"""Look into `.beton` files: statistics, verification, contact sheets, extraction."""
+"""Look into `.beton` files: verification, contact sheets, extraction."""

@@ -182,17 +182,6 @@ def scan_header(src: np.ndarray) -> Header:
     )  # fmt: skip
 
 
-def subsampling(src: np.ndarray, head: Header) -> str:
-    """The common name: 4:2:0, 4:2:2, 4:4:0, 4:4:4, 4:1:1, gray; otherwise the factors. `head` belongs to `src`."""
-    if head.components == 1:
-        return "gray"
-    luma, *chroma = (divmod(int(src[head.sof_at + 11 + 3 * c]), 16) for c in range(head.components))
-    names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1"}
-    if luma in names and all(c == (1, 1) for c in chroma):
-        return names[luma]
-    return " ".join(f"{h}x{v}" for h, v in (luma, *chroma))
-
-
 def segment(marker: int, payload: bytes) -> bytes:
     """The bytes of a marker segment."""
     return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload

@@ -54,7 +54,6 @@ class EncodeOptions:
         quality: JPEG quality of re-encoded images; None: 90, and 98 of files without loss, such as PNG.
         subsampling: chroma subsampling of re-encoded images; None: 4:2:0, and 4:4:4 of files without loss.
         lossless: keep the coefficients of JPEGs that need no other change.
-        index: give every JPEG a crop index.
         page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
         write_mode: "jpg"; "raw" stores pixels, which need no decoding; "auto" the pixels of small files without loss, at most
             RAW_PIXELS, and JPEGs of all others.
@@ -66,7 +65,6 @@ class EncodeOptions:
     quality: int | None = None
     subsampling: str | None = None
     lossless: bool = True
-    index: bool = True
     page_size: int = DEFAULT_PAGE_SIZE
     write_mode: str = AUTO
     background: str = WHITE
@@ -134,13 +132,11 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
                 return None
             data = turn_upright(data, orientation)
             head = jpeg.parse(data)
-        # also without index, because it reads every code word and so finds damage
-        indexed = jpeg.add_index(data)
+        stored = jpeg.add_index(data)
     except DamagedJpeg:
         raise
     except (JpegError, Image.DecompressionBombError):
         return None
-    stored = indexed if options.index else data
     if len(stored) > options.page_size:
         return None
     try:  # one pixel needs the first segment only, and shows whether libjpeg-turbo accepts header and tables
@@ -228,8 +224,7 @@ def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
 
 def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions, is_lossless: bool) -> bytes:
     quality, subsampling = (LOSSLESS_QUALITY, LOSSLESS_SUBSAMPLING) if is_lossless else (QUALITY, SUBSAMPLING)
-    encoded = compress(pixels, options.quality or quality, options.subsampling or subsampling)
-    return jpeg.add_index(encoded) if options.index else encoded
+    return jpeg.add_index(compress(pixels, options.quality or quality, options.subsampling or subsampling))
 
 
 def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:

@@ -121,8 +121,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--background", metavar="COLOUR", default=default.background, help=background)
     reencode = "re-encode every image, as FFCV does (default: JPEGs that fit keep their coefficients, bit for bit)"
     images.add_argument("--reencode", action="store_true", help=reencode)
-    index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
-    images.add_argument("--no-index", action="store_true", help=index)
     mode = (
         "store JPEGs, or raw pixels, which are ten times as large and need no decoding (default: auto, raw pixels of files "
         "without loss of at most 128 x 128 pixels, otherwise JPEGs)"
@@ -144,7 +142,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _options_of(args: argparse.Namespace) -> WriteOptions:
     """WriteOptions from parsed flags. Raises UserError: a value outside its limits."""
     values = {field.name: getattr(args, field.name) for field in fields(WriteOptions) if hasattr(args, field.name)}
-    values |= {"lossless": not args.reencode, "index": not args.no_index}
+    values["lossless"] = not args.reencode
     return WriteOptions(**values | {"part": None if args.part is None else Part.parse(args.part)})
 
 

@@ -133,7 +133,7 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
     out = str(tmp_path / "files")
     commands = [
         ["fastft", "convert", "folder", "--data", str(tmp_path / "photos"), "--out", path, "--workers", "0"],
-        *(["beton", command, path] for command in ("info", "verify", "stats")),
+        *(["beton", command, path] for command in ("info", "verify")),
         ["beton", "info", path, "--json"],
         ["beton", "sheet", path, "--out", str(tmp_path / "sheet.png")],
         ["beton", "extract", path, "--out", out],
@@ -215,7 +215,7 @@ def test_a_locale_that_cannot_name_a_file_is_the_reason_given():
     assert "the locale's encoding, ascii, has no such name; set LC_ALL=C.UTF-8" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "stats", "sheet", "extract"])
+@pytest.mark.parametrize("command", ["info", "verify", "sheet", "extract"])
 def test_help_shows_an_example_that_parses(command, capsys):
     from beton_tools.cli import build_parser
 
@@ -230,6 +230,6 @@ def test_beton_tools_needs_neither_torch_nor_ffcv():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['ffcv'] = None\n"
         "import beton_tools.cli, beton_tools.write.convert, beton_tools.inspect.verify\n"
-        "import beton_tools.inspect.extract, beton_tools.inspect.stats, beton_tools.jpeg"
+        "import beton_tools.inspect.extract, beton_tools.jpeg"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

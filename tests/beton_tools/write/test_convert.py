@@ -162,12 +162,10 @@ def test_only_imagenet_is_stored_as_timm_reads_it(tmp_path, photo_jpegs, val_ima
     assert [(beton.widths[0], beton.heights[0]) for beton in sizes] == [(96, 64), (64, 96)]
 
 
-def test_reencode_and_no_index_store_plain_jpegs_as_ffcv_does(tmp_path, photo_folder):
+def test_reencode_encodes_every_image_as_ffcv_does(tmp_path, photo_folder):
     out = tmp_path / "a.beton"
-    folder("--data", photo_folder, "--out", out, "--reencode", "--no-index", "--quality", 40, "--workers", 0)
-    manifest = Manifest.load(manifest_path(out))
-    assert manifest.encodings == {"RGB JPEG": 24}
-    assert b"cropidx" not in out.read_bytes()
+    folder("--data", photo_folder, "--out", out, "--reencode", "--quality", 40, "--workers", 0)
+    assert Manifest.load(manifest_path(out)).encodings == {"RGB JPEG": 24}
 
 
 def test_readable_numbers():

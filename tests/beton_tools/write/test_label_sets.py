@@ -11,7 +11,6 @@ from PIL import Image
 
 from beton_tools.base.errors import UserError
 from beton_tools.inspect.extract import extract
-from beton_tools.inspect.stats import compute
 from beton_tools.inspect.verify import verify
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, Beton
@@ -204,7 +203,6 @@ def test_the_file_holds_them(written: Path, tmp_path: Path) -> None:
     assert len(both.labels) == 2 * len(SETS) and both.class_counts == (2 * WANT.sum(0)).tolist()
     assert verify(written).ok
     beton, manifest = Beton.open(written), Manifest.of_beton(written)
-    assert compute(beton, manifest)["images_per_class"]["mean"] == 3.7  # 11 labels of 3 classes
     folders = {path.parent.name for path in extract(beton, manifest, range(len(SETS)), tmp_path / "out")}
     assert folders == {";".join(sorted(labels)) or "none" for labels in SETS}
 
