@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -65,6 +65,7 @@ class EncodeOptions:
     quality: int | None = None
     subsampling: str | None = None
     lossless: bool = True
+    index: bool = field(default=True, init=False)  # no option any more, but a part of the fingerprints of files
     page_size: int = DEFAULT_PAGE_SIZE
     write_mode: str = AUTO
     background: str = WHITE

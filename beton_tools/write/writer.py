@@ -85,7 +85,7 @@ class WriteOptions(EncodeOptions):
     def recorded(self) -> dict[str, Any]:
         """The options that determine the file's bytes."""
         # left out where they have no influence: such files keep their fingerprint from versions without these options
-        values = {**asdict(self), "index": True}
+        values = asdict(self)
         for name in ("workers", "on_error", "part", "upright"):
             del values[name]
         for name, default in (("quality", QUALITY), ("subsampling", SUBSAMPLING)):
