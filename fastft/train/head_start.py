@@ -30,6 +30,7 @@ from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 from fastft.run.run_directory import write_choices, write_recipe
 from fastft.train.augmentation_choice import HFLIP, Mirrored, choose_augmentation
 from fastft.train.checkpointing import init_optimizer_state
+from fastft.train.near_copies import warn_of_copies
 
 if TYPE_CHECKING:
     from fastft.train.setup import Setup
@@ -54,10 +55,12 @@ def start_from_probe(setup: "Setup", say: Callable[[str], None]) -> None:
     """
     s, model, began = setup, setup.step.model, time.monotonic()
     say(f"head: computing the features of {s.loader.num_samples:,} training images")
-    baseline, mirrored = set_probe_head(s, say)
-    scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
+    baseline, mirrored, features_ND = set_probe_head(s, say)
+    inputs: list[torch.Tensor] = []  # of the head, for validation images
+    with model.head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].float())):
+        scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
     s.recipe, lines = choose_augmentation(s, mirrored)
-    for line in lines:
+    for line in _warn_of_copies(s, features_ND, inputs) + lines:
         say(line)
     s.loader.set_policy(build_policy(s.recipe))
     if s.step.ema is not None:
@@ -74,7 +77,19 @@ def start_from_probe(setup: "Setup", say: Callable[[str], None]) -> None:
         write_choices(s.folder, s.recipe)
 
 
-def set_probe_head(setup: "Setup", say: Callable[[str], None]) -> tuple[dict[str, Any], Mirrored | None]:
+def _warn_of_copies(setup: "Setup", features_ND: np.ndarray | None, inputs: list[torch.Tensor]) -> list[str]:
+    """`warn_of_copies` in process 0, for the first validation loader. inputs: of the head, in this process's batches."""
+    loader = setup.validation.loader
+    if features_ND is None or loader is None:
+        return []
+    mine = torch.cat(inputs)[: len(loader.share)] if inputs else torch.empty(0, 1)
+    val_ND = setup.world.gather_rows(mine).cpu().numpy()
+    return warn_of_copies(setup.loader.betons, features_ND, loader.betons, val_ND) if setup.world.is_main else []
+
+
+def set_probe_head(
+    setup: "Setup", say: Callable[[str], None]
+) -> tuple[dict[str, Any], Mirrored | None, np.ndarray | None]:
     """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
 
     The images are seen as in evaluation. The head is the same in all processes. Returns for the log images, penalty
@@ -88,7 +103,7 @@ def set_probe_head(setup: "Setup", say: Callable[[str], None]) -> tuple[dict[str
         s.loader.betons, build_policy(r), output, batch_size=batch,
         shard=Shard(s.world.rank, s.world.size), workers=r.data.workers or None,
     ) as loader, progress_lines("head", say, "images, mirrored too" if tries_mirrored else "images") as show:  # fmt: skip
-        images, head, mirrored, batches = loader.num_samples, None, None, count()
+        images, head, mirrored, features_ND, batches = loader.num_samples, None, None, None, count()
         total = images * (1 + tries_mirrored)
 
         def stop() -> bool:
@@ -112,7 +127,7 @@ def set_probe_head(setup: "Setup", say: Callable[[str], None]) -> tuple[dict[str
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight_KD))
         model.head.bias.copy_(torch.from_numpy(head.bias_K))
-    return {"images": images, "penalty": head.penalty, "scale": head.scale}, mirrored
+    return {"images": images, "penalty": head.penalty, "scale": head.scale}, mirrored, features_ND
 
 
 @torch.inference_mode()

@@ -1,0 +1,50 @@
+"""Almost equal images on both sides of a hold-out are a warning that names them; groups end it."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastft.cli import main
+from tests.photos.conftest import album, tower  # noqa: F401 - fixtures
+
+FRAMES, SIZE = 8, 96
+
+
+@pytest.fixture(scope="module")
+def clips(photographs, tmp_path_factory) -> Path:
+    """<class>/<clip>-<frame>.jpg: six clips of a camera that moves by a pixel, with noise and changing light."""
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    for k, (name, image) in enumerate(photographs.items()):
+        (folder / "ab"[k % 2]).mkdir(exist_ok=True)
+        for j in range(FRAMES):
+            frame = image[40 + j : 40 + j + SIZE, 60 : 60 + SIZE] * rng.uniform(0.95, 1.05)
+            frame = (frame + rng.normal(0, 3, frame.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(frame).save(folder / "ab"[k % 2] / f"{name}-{j}.jpg")
+    return folder
+
+
+def said(data: Path, tower: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:  # noqa: F811
+    """The warning, or "": of a run on the photographs."""
+    assert main(["train", "photos", f"--data.train={data}", f"--train.run_dir={folder}", *tower]) == 0
+    return next((line for line in capsys.readouterr().out.splitlines() if "almost equal" in line), "")
+
+
+def test_frames_on_both_sides_are_named_and_groups_keep_them_together(clips, tower, tmp_path, capsys):  # noqa: F811
+    line = said(clips, tower, tmp_path / "folder", capsys)
+    assert line.startswith("warning: 9 of 9 validation images are almost equal to a training image")
+    val, train = line.split("(")[1].split(",")[0].split(" and ")
+    assert val != train and val.split("-")[0] == train.split("-")[0] and "`group` column" in line
+    table = clips / "clips.csv"
+    files = sorted(path.relative_to(clips) for path in clips.glob("*/*.jpg"))
+    with table.open("w") as out:
+        csv.writer(out).writerows(
+            [("path", "label", "group"), *((f, f.parent.name, f.name.split("-")[0]) for f in files)]
+        )
+    assert said(table, tower, tmp_path / "table", capsys) == ""
+
+
+def test_crops_of_the_same_photographs_are_no_copies(album, tower, tmp_path, capsys):  # noqa: F811
+    assert said(album, tower, tmp_path, capsys) == ""
