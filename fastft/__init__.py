@@ -13,7 +13,7 @@ __version__ = "0.3.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from fastft.api.fit import TrainedRun, fit, load
+    from fastft.api import TrainedRun, fit, load
     from fastft.augment.policies import AugmentPolicy, parse_policy
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "augment.policies": ("AugmentPolicy", "parse_policy"),
-    "api.fit": ("TrainedRun", "fit", "load"),
+    "api": ("TrainedRun", "fit", "load"),
     "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
     "data.order": ("Shard",),
     "evaluate.prediction": ("Prediction", "Predictor"),

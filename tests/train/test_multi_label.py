@@ -18,7 +18,6 @@ from beton_tools.inspect.extract import extract
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
-from fastft.api.training import train_recipe
 from fastft.augment.draw import eval_plan
 from fastft.augment.mix import Mixer, smoothed_targets
 from fastft.cli import main
@@ -33,6 +32,7 @@ from fastft.recipe import load_recipe
 from fastft.report.run_report import write_run_page
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.trainer import Trainer
+from fastft.train_recipe import train_recipe
 from tests.train.runs import QUIET, differing, end, losses
 from tests.train.test_distributed import close, launch, said_by
 

@@ -11,7 +11,6 @@ from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.api.training import train_recipe
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
 from fastft.export import export_checkpoint
@@ -22,6 +21,7 @@ from fastft.report.run_report import write_run_page
 from fastft.run.chosen_weights import describe_weights
 from fastft.run.evaluations import SCORE_NAMES, main_score
 from fastft.run.run_directory import read_result
+from fastft.train_recipe import train_recipe
 
 
 @dataclass(frozen=True, repr=False)
