@@ -239,11 +239,14 @@ def test_the_shell_completes_commands_recipes_options_and_choices(
     assert sorted((tmp_path / "answer").read_text().split("\n")) == sorted(expected)
 
 
-def test_the_augmentation_the_model_and_the_optimiser_work_without_ffcv_and_a_policy_without_torch() -> None:
+def test_what_works_without_ffcv_a_policy_without_torch_and_loaders_without_libraries_of_other_commands() -> None:
+    """OpenCV, SciPy's linear algebra and pyarrow are for conversion and other commands: 150 MB."""
     code = (
         "import sys; sys.modules['ffcv'] = None\n"
         "from fastft.augment import parse_policy; parse_policy('rand-m9-mstd0.5-inc1')\n"
         "assert not {'torch', 'numba'} & set(sys.modules)\n"
+        "import fastft.data.loader\n"
+        "assert not {'cv2', 'pyarrow', 'setuptools'} & set(sys.modules)\n"
         "import fastft.model, fastft.optim"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

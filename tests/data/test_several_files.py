@@ -35,19 +35,6 @@ def pattern(parts: Path) -> str:
     return str(parts / "train-*.beton")
 
 
-def test_samples_of_all_files_have_the_ids_bytes_and_labels_of_the_single_file(pattern, indexed_beton):
-    whole, together = Beton.open(indexed_beton), BetonSet.open(pattern)
-    assert len(together.files) == PARTS and len(together) == len(whole)
-    assert np.array_equal(together.labels, whole.labels)
-    for column in ("heights", "widths", "modes"):
-        assert np.array_equal(getattr(together, column), getattr(whole, column))
-    for sample in range(len(whole)):
-        assert together.image_bytes(sample).tobytes() == whole.image_bytes(sample).tobytes()
-    assert together.class_names == BetonSet.open(indexed_beton).class_names
-    assert together.class_counts == BetonSet.open(indexed_beton).class_counts
-    assert together.largest == BetonSet.open(indexed_beton).largest
-
-
 def test_batches_of_several_files_are_those_of_the_single_file(pattern, indexed_beton):
     with train_loader(indexed_beton) as one, train_loader(pattern) as several:
         assert collect(several.epoch(1)) == collect(one.epoch(1))

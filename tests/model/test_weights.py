@@ -135,18 +135,15 @@ def test_another_mlp_width_is_one_line(clip, tmp_path):
         load_tower_weights(Tower(load_arch(arch)), write(clip, "safetensors", tmp_path), arch)
 
 
-def test_unknown_architecture_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'ViT-B-16-quickgelu'"):
-        load_arch("ViT-B-16-quikgelu")
-
-
-def test_towers_that_are_not_plain_vits_are_refused():
-    with pytest.raises(UserError, match="not a plain CLIP ViT"):
-        load_arch("RN50")
-
-
-def test_image_size_must_fit_the_patches():
-    with pytest.raises(UserError, match=r"use 224 or 240$"):
-        load_arch("ViT-B-16-quickgelu").at(230)
-    with pytest.raises(UserError, match=r"use 16$"):
-        load_arch("ViT-B-16-quickgelu").at(8)
+@pytest.mark.parametrize(
+    ("arch", "size", "message"),
+    [
+        ("ViT-B-16-quikgelu", 224, "did you mean 'ViT-B-16-quickgelu'"),
+        ("RN50", 224, "not a plain CLIP ViT"),
+        ("ViT-B-16-quickgelu", 230, "use 224 or 240$"),
+        ("ViT-B-16-quickgelu", 8, "use 16$"),
+    ],
+)
+def test_what_is_no_tower_is_refused_with_the_nearest(arch, size, message):
+    with pytest.raises(UserError, match=message):
+        load_arch(arch).at(size)

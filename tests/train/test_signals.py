@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 
@@ -21,10 +20,8 @@ from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.train.preempt import SignalGuard
 from fastft.train.train import train
-from tests.beton_tools.base.test_signals import check_end
 from tests.train.runs import differing, end, flags, logged, losses, result_of, run, wait_for
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
 LIKE_WHOLE = {"model__drop_path": "0.3"}
 LONG = LIKE_WHOLE | {"schedule__epochs": "20", "train__checkpoint_steps": "0"}
 
@@ -48,7 +45,11 @@ def send(monkeypatch: pytest.MonkeyPatch, number: int, target: str, call: int = 
     monkeypatch.setattr(owner, name, signalled)
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS, ids=str)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in STOP_SIGNALS if n != signal.SIGTERM)],
+    ids=str,
+)
 def test_training_saves_and_exits_with_75(tiny, whole, tmp_path, number, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         send(patch, number, "fastft.train.step.Step.update", 7)
@@ -166,47 +167,24 @@ def test_the_first_interrupt_is_deferred_and_the_second_raises():
             time.sleep(1)
 
 
-# runs a command whose function argv[1] prints "running" and takes a second more
-SLOW = """
-import importlib, sys, time
-module, name = sys.argv[1].split(":")
-owner = importlib.import_module(module)
-*path, name = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-whole = getattr(owner, name)
-def slow(*args, **kwargs):
-    print("running", flush=True)
-    time.sleep(1)
-    return whole(*args, **kwargs)
-setattr(owner, name, slow)
-from fastft.cli import main
-sys.exit(main(sys.argv[2:]))
-"""
 COMMANDS = {  # a function that is called in the middle of the command, and its arguments
-    "eval": ("fastft.data.stage:CpuStage.run", ["RUN", "--device=cpu"]),
-    "report": ("fastft.data.stage:CpuStage.run", ["RUN", "--mistakes=always", "--out=OUT.html"]),
-    "export": ("fastft.export.command:model_card", ["RUN", "--format=safetensors", "--out=OUT.safetensors"]),
+    "eval": ("data.stage.CpuStage.run", ["RUN", "--device=cpu"]),
+    "report": ("data.stage.CpuStage.run", ["RUN", "--mistakes=always", "--out=OUT.html"]),
+    "export": ("export.command.model_card", ["RUN", "--format=safetensors", "--out=OUT.safetensors"]),
 }
 
 
-@pytest.mark.parametrize(
-    ("command", "number"),
-    [
-        ("eval", signal.SIGTERM),
-        *(slow(c, n) for c in COMMANDS for n in (signal.SIGINT, *STOP_SIGNALS) if (c, n) != ("eval", signal.SIGTERM)),
-    ],
-)
-def test_other_commands_end_with_one_line_and_leave_nothing_half_written(whole, tmp_path, command, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, *STOP_SIGNALS], ids=str)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
+    whole, tmp_path, monkeypatch, capfd, command, number
+):
     function, arguments = COMMANDS[command]
     places = [a.replace("RUN", str(whole)).replace("OUT", str(tmp_path / "out")) for a in arguments]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, function, command, *places],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == "running\n", process.communicate()
-    process.send_signal(number)
-    check_end(process, number, f"fastft {command}")
+    send(monkeypatch, number, f"fastft.{function}")
+    assert main([command, *places]) == 128 + number
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    assert capfd.readouterr().err == f"fastft {command}: {what}\n"
     assert list(tmp_path.iterdir()) == []
 
 

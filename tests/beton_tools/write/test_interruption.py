@@ -193,15 +193,6 @@ def leave_unfinished(photos: Path, out: Path, options: WriteOptions = INLINE) ->
     os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_other_options_start_over(photo_folder, tmp_path):
-    out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
-    leave_unfinished(photo_folder, out)
-    other = WriteOptions(workers=0, page_size=PAGE, max_resolution=90)
-    write_beton(out, open_source(photo_folder), other)
-    write_beton(fresh, open_source(photo_folder), other)
-    assert both(out) == both(fresh)
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_turned_and_unturned_images_are_never_in_one_file(photo_folder, tmp_path, first):
     out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"

@@ -65,17 +65,6 @@ def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(photo
     assert beton.data_end + len(beton) * ALLOC_DTYPE.itemsize == photo_beton.stat().st_size
 
 
-def test_bad_images_are_skipped_named_and_counted(photo_folder, tmp_path):
-    (photo_folder / "n01440764" / "n01440764_0.JPEG").write_bytes(b"")
-    (photo_folder / "n02123045" / "a_text.JPEG").write_text("<html>404</html>")
-    out = tmp_path / "photos.beton"
-    manifest = write_beton(out, open_source(photo_folder), WriteOptions(workers=2, on_error="skip"))
-    assert manifest.num_samples == Beton.open(out).num_samples == 23
-    assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_0.JPEG", "n02123045/a_text.JPEG"]
-    assert manifest.skipped[0][1] == "empty file"
-    assert Manifest.of_beton(out) == manifest
-
-
 class DeadlySource(FileSource):
     """The sixth image kills the process that reads it."""
 
@@ -91,14 +80,6 @@ def test_an_image_that_kills_workers_is_a_bad_image(photo_folder, tmp_path):
     manifest = write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2, on_error="skip"))
     assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_5.JPEG"]
     assert Beton.open(tmp_path / "a.beton").num_samples == 23
-
-
-def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(photo_folder, tmp_path):
-    (photo_folder / "n02123045" / "n02123045_3.JPEG").write_bytes(b"\xff\xd8\xff nonsense")
-    for workers in (0, 2):
-        with pytest.raises(UserError, match=r"n02123045/n02123045_3\.JPEG: cannot be decoded"):
-            write_beton(tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=workers))
-    assert not (tmp_path / "a.beton").exists()
 
 
 def test_a_data_set_without_a_valid_image_is_an_error(tmp_path):
