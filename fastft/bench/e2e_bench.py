@@ -18,16 +18,15 @@ from rich.console import Console
 from fastft.bench.child import Arm
 from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
 from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, summary
-from fastft.bench.loaders import timm_batches, warm
+from fastft.bench.loaders import timm_batches
 from fastft.bench.step_bench import device, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, NAMES, diagnose
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
-from fastft.recipe import Recipe, recipe_from_dict
+from fastft.recipe import recipe_from_dict
 from fastft.run.run_directory import load_run
 from fastft.train.train import train
 
-ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
@@ -38,17 +37,13 @@ def run(options: Options) -> Findings:
     beton = options.workspace.beton(RESIZED)
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
-    rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
+    rounds = alternate(_contenders(options, sections), options.rounds, options.threads)
     default = "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
     setting = {
         "model": options.recipe.name if options.recipe else default, "size": recipe.model.image_size,
         "batch": recipe.optim.batch_size, "threads": options.threads, "images": options.images,
     }  # fmt: skip
-    yield measure("End to end", rounds, "pass", _rate, "images/s", setting, only=["fastft", "timm"])
-    yield measure(
-        "End to end, the loader alone", rounds, "pass", _rate, "images/s", setting, only=[ALONE],
-        rename={ALONE: "fastft"},
-    )  # fmt: skip
+    yield measure("End to end", rounds, "pass", _rate, "images/s", setting)
     trials = rounds.trials["fastft"]["pass"]
     # evaluation and checkpoint come once per epoch and are divided by its steps; the loader's time is from the trainer's clocks
     yield _parts("Where a step's time goes", "ms per step", trials, LOOP_PARTS, "steps", setting)
@@ -60,21 +55,12 @@ def run(options: Options) -> Findings:
         yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
 
 
-def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:
-    """Contenders: the trainer, its loader alone, and timm's loader with timm's step."""
-    name, threads = RESIZED, options.threads
-    loader = {
-        "path": str(options.workspace.beton(name)), "size": recipe.model.image_size, "threads": threads,
-        "batch": recipe.optim.batch_size, "policy": recipe.augment.policy, "erase": recipe.augment.erase_prob,
-    }  # fmt: skip
-    theirs = {"sections": sections, "folder": str(options.workspace.jpegs(name)), "threads": threads}
-    return options.wanted({
-        "fastft": [
-            Contender("fastft", train_recipe, {"sections": sections}),
-            Contender(ALONE, warm, {"maker": "ours", "repeat": 1, **loader}),
-        ],
-        "timm": [Contender("timm", train_timm, theirs)],
-    })  # fmt: skip
+def _contenders(options: Options, sections: dict[str, Any]) -> list[Contender]:
+    """Contenders: the trainer, and timm's loader with timm's step."""
+    given = {"sections": sections}
+    theirs = {**given, "folder": str(options.workspace.jpegs(RESIZED)), "threads": options.threads}
+    timm = Contender("timm", train_timm, theirs)
+    return options.wanted({"fastft": [Contender("fastft", train_recipe, given)], "timm": [timm]})
 
 
 def _for_an_epoch(options: Options) -> Options:

@@ -215,31 +215,16 @@ def per_cpu_second(trial: Trial) -> float:
 
 
 def measure(
-    name: str,
-    rounds: Rounds,
-    arm: str,
-    figure: Figure,
-    unit: str,
-    setting: dict[str, Any],
-    *,
-    only: Sequence[str] | None = None,
-    rename: dict[str, str] | None = None,
-    **keys: Any,
+    name: str, rounds: Rounds, arm: str, figure: Figure, unit: str, setting: dict[str, Any], **keys: Any
 ) -> dict[str, Any]:
-    """One measure over the contenders that have this arm (restricted to `only`), renamed by `rename`."""
-    names = rename or {}
+    """One measure over the contenders that have this arm."""
     contenders = [
-        summary(names.get(who, who), [figure(t) for t in arms[arm]], note=rounds.notes.get(who, ""))
+        summary(who, [figure(trial) for trial in arms[arm]], note=rounds.notes.get(who, ""))
         for who, arms in rounds.trials.items()
-        if arm in arms and (only is None or who in only)
+        if arm in arms
     ]
-    skipped = [
-        {"name": names.get(who, who), "skipped": why}
-        for who, why in rounds.skipped.items()
-        if only is None or who in only
-    ]
-    counted = len(contenders[0]["rounds"]) if contenders else 0
-    setting = {**setting, "rounds": counted}
+    skipped = [{"name": who, "skipped": why} for who, why in rounds.skipped.items()]
+    setting = {**setting, "rounds": len(contenders[0]["rounds"]) if contenders else 0}
     return {"name": name, "unit": unit, "setting": setting, **keys, "contenders": [*contenders, *skipped]}
 
 

@@ -31,7 +31,6 @@ from fastft.train.step_choice import choose_step
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 ARCHS = {"B": "ViT-B-16-quickgelu", "L": "ViT-L-14-quickgelu"}
-HALF = "fastft, lower half frozen"
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,12 @@ def _measure_case(options: Options, case: Case) -> Findings:
         "model": case.model, "size": case.size, "batch": case.batch, "dtype": case.dtype,
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
     }  # fmt: skip
-    whole = [who for who in (*rounds.trials, *rounds.skipped) if who != HALF]
-    yield measure("Training step", rounds, "step", per_second, "images/s", setting, only=whole)
-    yield measure(
-        "Training step, lower half frozen", rounds, "step", per_second, "images/s", setting,
-        only=[HALF, "timm"], rename={HALF: "fastft"},
-    )  # fmt: skip
+    yield measure("Training step", rounds, "step", per_second, "images/s", setting)
     yield from _mfu(rounds, setting, case)
     if on_gpu:
         yield measure(
             "First training step, with compilation", rounds, "step", lambda trial: trial["first_seconds"], "s", setting,
-            only=whole, better="lower",
+            better="lower",
         )  # fmt: skip
 
 
@@ -125,13 +119,9 @@ def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
-    return options.wanted({
-        "fastft": [
-            Contender("fastft", ours, arguments),
-            Contender(HALF, ours, {**arguments, "half": True}),
-        ],
-        "timm": [Contender("timm", timm_step, arguments)],
-    })  # fmt: skip
+    return options.wanted(
+        {"fastft": [Contender("fastft", ours, arguments)], "timm": [Contender("timm", timm_step, arguments)]}
+    )
 
 
 # in the contender's process ------------------------------------------------------------------------------------------
@@ -190,18 +180,18 @@ def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype:
     return run
 
 
-def step_flops(arch: Arch, half: bool = False) -> float:
-    """Training FLOPs of an image; half: only the upper half of the blocks trains."""
-    return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
+def step_flops(arch: Arch) -> float:
+    """Training FLOPs of an image."""
+    return count_flops(arch, CLASSES).train
 
 
-def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+def ours(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
     arch = shape(letter, size)
     precision = choose_precision(dtype, device(), "auto")
-    step = our_step(arch, precision, arch.layers // 2 if half else None, batch=batch)
+    step = our_step(arch, precision, batch=batch)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
-    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
+    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch), precision.dtype)}
 
 
 class StepRunner:
@@ -217,16 +207,14 @@ class StepRunner:
         self.step.update()
 
 
-def our_step(
-    arch: Arch, precision: Precision, trainable: int | None = None, choice: StepChoice | None = None, batch: int = 1
-) -> StepRunner:
-    """The step on the precision's device; all parameters train, or only the upper `trainable` blocks.
+def our_step(arch: Arch, precision: Precision, choice: StepChoice | None = None, batch: int = 1) -> StepRunner:
+    """The step on the precision's device; all parameters train.
 
     choice: how the step is computed; None: as a training of CLIP's tower chooses for a micro-batch of `batch` images.
     """
     world = World(0, 1, 0, torch.device(precision.device_type))
     torch.manual_seed(0)
-    model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
+    model = build_classifier(arch, CLASSES, freeze_conv1=False)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)

@@ -6,7 +6,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
@@ -48,13 +47,6 @@ SCORES = (
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
 LISTED_CLASSES = 200  # those with the lowest F1
-# of the confusion matrix
-COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
-# CSS class, width and width of names in pixels, their characters
-SIZES = (("wide", 520, 130, 16), ("narrow", 340, 96, 10))
-LARGEST_GAP = 1  # pixels between cells
-ROW = 12  # height of a line of text
-NUMBER_ROW = 22  # height of the numbers above the columns
 
 
 def render_run(
@@ -62,14 +54,13 @@ def render_run(
     *,
     assessment: Assessment | None = None,
     note: str = "",
-    gpus: int | None = None,
     price: float | None = None,
     against: str | None = None,
 ) -> str:
     """The page as HTML.
 
-    note: why there is no assessment. gpus: where the run does not say how many it had. price: of a
-    GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
+    note: why there is no assessment. price: of a GPU-hour. against: recipe to compare with; default: the final recipe of the same
+    architecture and size.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     choices = read_choices(run.folder)
@@ -93,13 +84,13 @@ def render_run(
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
         profile=profiled(run),
-        cost=run_cost(run, gpus, price),
+        cost=run_cost(run, price),
         mistakes=assessment.mistakes if assessment else None,
         found=scores,
         classes=classes[:LISTED_CLASSES],
         num_classes=len(classes),
         weights=assessment.weights if assessment else "",
-        confusion=confusion_picture(scores),
+        confusion=confusion(scores),
         reliability=render_chart(reliability_chart(assessment.calibration, _score(run) == MAP)) if assessment else "",
         note=note,
         evaluations=run.evaluations,
@@ -338,56 +329,20 @@ def _series(name: str, style: str, reliability: Reliability) -> Series:
     return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
 
 
-def confusion_picture(scores: Mapping[str, Any]) -> Markup:
-    """The confusion matrix as a <figure>: a row per class, shaded by the share of its images; empty if there is none."""
+def confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The confusion matrix: the names of its classes, and its cells that are not 0; None if there is none.
+
+    A cell: row and column from 1, images, and `share` of the row's images.
+    """
     if "confusion_matrix" not in scores:
-        return Markup("")
-    names, matrix_KK = [c["name"] for c in scores["classes"]], np.array(scores["confusion_matrix"])
-    drawings = Markup("").join(_draw(names, matrix_KK, *size) for size in SIZES)
-    return Markup(
-        '<figure class="picture"><figcaption><b>Confusion</b> <span class="unit">rows: class, columns: prediction, in the same '
-        "order; shade: share of the class's images</span></figcaption>{}</figure>"
-    ).format(drawings)
-
-
-def _draw(names: list[str], matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int) -> Markup:
-    cell = (width - left) / len(matrix_KK)
-    height = NUMBER_ROW + cell * len(matrix_KK)
-    parts = [*_labels(names, cell, left, longest), *_cells(names, matrix_KK, cell, left)]
-    return Markup(
-        '<svg class="plot matrix {}" viewBox="0 0 {} {:.1f}" role="img" aria-label="Confusion matrix">{}</svg>'
-    ).format(kind, width, height, Markup("").join(parts))
-
-
-def _labels(names: list[str], cell: float, left: int, longest: int) -> Iterator[Markup]:
-    """Names beside the rows and numbers above the columns; where cells are smaller than text, of some rows only."""
-    every = max(1, int(np.ceil(ROW / cell)))
-    for k in range(0, len(names), every):
-        name = names[k] if len(names[k]) <= longest else f"{names[k][: longest - 1]}…"
-        middle = NUMBER_ROW + (k + 0.5) * cell + 4
-        yield Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{} {}</text>').format(left - 6, middle, name, k + 1)
-    # a number of three digits is twice as wide as a line is high
-    every = max(1, int(np.ceil(2 * ROW / cell)))
-    for k in range(0, len(names), every):
-        yield Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-            left + (k + 0.5) * cell, NUMBER_ROW - 7, k + 1
-        )
-
-
-def _cells(names: list[str], matrix_KK: np.ndarray, cell: float, left: int) -> Iterator[Markup]:
-    """A square for each pair that occurs, with its number of images where that fits."""
-    totals, side = matrix_KK.sum(1), cell - min(LARGEST_GAP, cell / 10)
-    for i, j in zip(*np.nonzero(matrix_KK), strict=True):
-        images, x, y = int(matrix_KK[i, j]), left + j * cell, NUMBER_ROW + i * cell
-        share = images / totals[i]
-        tip = f"{names[i]} predicted as {names[j]}: {images:,} of {int(totals[i]):,}"
-        yield Markup(
-            '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}"><title>{}</title></rect>'
-        ).format("right" if i == j else "wrong", x, y, side, side, 0.08 + 0.72 * share, tip)
-        if len(matrix_KK) <= COUNTED_CELLS:
-            yield Markup('<text class="count" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
-                x + cell / 2, y + cell / 2 + 4, images
-            )
+        return None
+    matrix_KK = np.array(scores["confusion_matrix"])
+    totals = matrix_KK.sum(1)
+    cells = [
+        {"row": i + 1, "column": j + 1, "images": int(matrix_KK[i, j]), "share": matrix_KK[i, j] / totals[i]}
+        for i, j in zip(*np.nonzero(matrix_KK), strict=True)
+    ]
+    return {"names": [c["name"] for c in scores["classes"]], "cells": cells}
 
 
 def write_run_page(

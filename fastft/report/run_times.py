@@ -17,17 +17,16 @@ MOST_OPERATIONS = 10
 MAX_PROFILE_BYTES = 16 << 20
 
 
-def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] | None:
+def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
     """Device-hours and money; None if nothing is logged yet.
 
-    Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
+    Keys: device, devices, price, rows. A row: what, wall_seconds, hours (of all devices),
     money, extrapolated. Head is its fit, its evaluation and the choice of augmentation; start the wait for a process's first
     batch; start and checkpoints count where the log tells them apart. What a process does before that is not logged.
     """
     if not run.intervals:
         return None
-    world = run.machine.get("world_size")
-    devices = int(gpus or world or 1)
+    device, devices = run.machine.get("device", "device"), run.machine.get("world_size", 1)
     parts = {
         "head": run.baseline.get("seconds", 0.0),
         "start": part_seconds(run).get("start", 0.0),
@@ -41,8 +40,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
     rows.append(_row("so far", so_far, devices, price))
     if not run.stopped and (left := seconds_left(run)) > 0:
         rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
-    device, known = run.machine.get("device", "device"), gpus is not None or world is not None
-    return {"device": device, "devices": devices, "devices_known": known, "price": price, "rows": rows}
+    return {"device": device, "devices": devices, "price": price, "rows": rows}
 
 
 def training_seconds(run: Run) -> list[float]:

@@ -97,7 +97,7 @@ def test_where_balanced_accuracy_decides_every_figure_of_the_log_has_it(probed):
 
 
 def test_the_cost_of_a_run_includes_its_head(probed):
-    cost = run_cost(load_run(probed), None, None)
+    cost = run_cost(load_run(probed), None)
     assert cost["rows"][0]["what"] == "head" and cost["rows"][0]["wall_seconds"] > 0
 
 
