@@ -20,7 +20,6 @@ from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
-from fastft.model.phases import find_phases, with_phase
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
@@ -256,12 +255,10 @@ def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
 def traced_traffic() -> str:
     """The content of fastft/cost/traffic.json, which saves `recipes`, `explain` and `cost` from tracing fastft's own recipes."""
     traced = {}
-    for recipe in map(load_recipe, recipe_names()):
-        for phase, path in product(find_phases(recipe), KERNELS):
-            of_phase = with_phase(recipe, phase)
-            key = traffic_key(of_phase, path)
-            if key not in traced:
-                found = trace_image(of_phase, path)
-                traced[key] = None if found is None else astuple(found)
+    for recipe, path in product(map(load_recipe, recipe_names()), KERNELS):
+        key = traffic_key(recipe, path)
+        if key not in traced:
+            image = trace_image(recipe, path)
+            traced[key] = None if image is None else astuple(image)
     lines = (f" {json.dumps(key)}: {json.dumps(traced[key])}" for key in sorted(traced))
     return "{\n" + ",\n".join(lines) + "\n}\n"

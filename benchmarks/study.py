@@ -28,8 +28,6 @@ RECIPES = {  # row -> recipes or options that save in this way
     "stopped 70%": "`frugal_*`",
     "complete 70%": "`schedule.epochs`",
     "freeze 1/2": "`*_half`",
-    "28 px, last 12 epochs 42": "`schedule.sizes`",
-    "drop 1/3 of the patches, last 12 epochs whole": "`model.patch_dropout`",
     "probe head, freeze 1/2, 40%": "`fitted_b16_half`",
 }
 LETTER, LINE = 6.4, 13  # pixels, of the picture's text

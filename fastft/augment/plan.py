@@ -51,11 +51,13 @@ OPS = (
     Op("Invert", POINT, timm={"Invert": Rule.NO_ARGUMENT}),
     Op("Rotate", AFFINE, "{:+.1f}°", {"Rotate": Rule.ROTATE}),  # degrees counter-clockwise, as Pillow
     Op(  # bits kept, 0..8
-        "Posterize", POINT, "{:.0f} bits",
+        "Posterize",
+        POINT,
+        "{:.0f} bits",
         {"Posterize": Rule.POSTERIZE, "PosterizeIncreasing": Rule.POSTERIZE_INCREASING},
     ),
     Op(  # threshold: pixels >= it are inverted, 0..256
-        "Solarize", POINT, "from {:.0f}", {"Solarize": Rule.SOLARIZE, "SolarizeIncreasing": Rule.SOLARIZE_INCREASING},
+        "Solarize", POINT, "from {:.0f}", {"Solarize": Rule.SOLARIZE, "SolarizeIncreasing": Rule.SOLARIZE_INCREASING}
     ),
     Op("SolarizeAdd", POINT, "+{:.0f}", {"SolarizeAdd": Rule.SOLARIZE_ADD}),  # added to pixels < 128
     _enhance("Color", IMAGE, Desaturate=Rule.DESATURATE),
@@ -68,7 +70,7 @@ OPS = (
     Op("TranslateY", AFFINE, "{:+.0f} px", {"TranslateYRel": Rule.TRANSLATE_Y}),
     Op("Grayscale", IMAGE),
     Op("GaussianBlur", IMAGE, "radius {:.2f}", {"GaussianBlur": Rule.BLUR}),  # radius (standard deviation) in pixels
-)  # fmt: skip
+)
 OP_ID = {op.name: number for number, op in enumerate(OPS)}
 TIMM_OPS = {name: (OP_ID[op.name], rule) for op in OPS for name, rule in op.timm.items()}  # (number, rule)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -89,7 +89,7 @@ class AugmentPolicy:
 
     The image is mirrored with probability `hflip` and `vflip`, turned by 0, 90, 180 or 270 degrees with `quarter_turns`, and,
     after `augment`, its brightness, contrast and saturation are changed by factors of 1 +- `color_jitter` in random order with
-    `color_jitter_prob`, as timm's `color_jitter` does. `magnitude`: in place of that in `augment`, if it has one.
+    `color_jitter_prob`, as timm's `color_jitter` does.
 
     Raises:
         UserError: a value is out of range.
@@ -104,7 +104,6 @@ class AugmentPolicy:
     quarter_turns: float = 0.0
     color_jitter: float = 0.0
     color_jitter_prob: float = 1.0
-    magnitude: float | None = None
     interpolation: str = "bicubic"
     erase_prob: float = 0.25
     erase_mode: str = "pixel"
@@ -137,11 +136,8 @@ class AugmentPolicy:
 
     @property
     def auto_augment(self) -> AutoAugment:
-        """The parsed `augment` string, at `magnitude` if that is set."""
-        parsed = parse_augment(self.augment)
-        if self.magnitude is None or not isinstance(parsed, RandAugment | AugMix):
-            return parsed
-        return replace(parsed, magnitude=self.magnitude)
+        """The parsed `augment` string."""
+        return parse_augment(self.augment)
 
     @property
     def fill(self) -> tuple[int, int, int]:

@@ -4,25 +4,17 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from fastft.augment.policies import AugmentPolicy
-from fastft.recipe import Recipe, epoch_values
+from fastft.recipe import Recipe
 
 if TYPE_CHECKING:
     from fastft.augment.mix import Mixer
 
 
-def scheduled(recipe: Recipe, epoch: int) -> dict[str, float]:
-    """The values of an epoch of the augmentation options that `schedule` gives by epoch, by name."""
-    texts = {name: getattr(recipe.schedule, name) for name in ("magnitude", "scale_min", "erase_prob")}
-    return {name: epoch_values(text).at(epoch) for name, text in texts.items() if text is not None}
-
-
-def build_policy(recipe: Recipe, epoch: int = 0) -> AugmentPolicy:
-    a, now = recipe.augment, scheduled(recipe, epoch)
-    options = {field.name: getattr(a, field.name) for field in fields(AugmentPolicy) if hasattr(a, field.name)} | now
-    scale = options.pop("scale_min", a.scale_min), a.scale_max
-    return AugmentPolicy(
-        a.policy, scale=scale, ratio=(a.ratio_min, a.ratio_max), crop_pct=recipe.train.eval_crop_pct, **options
-    )
+def build_policy(recipe: Recipe) -> AugmentPolicy:
+    a = recipe.augment
+    options = {field.name: getattr(a, field.name) for field in fields(AugmentPolicy) if hasattr(a, field.name)}
+    scale, ratio = (a.scale_min, a.scale_max), (a.ratio_min, a.ratio_max)
+    return AugmentPolicy(a.policy, scale=scale, ratio=ratio, crop_pct=recipe.train.eval_crop_pct, **options)
 
 
 def build_mixer(recipe: Recipe) -> "Mixer | None":

@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastft.augment.recipe_policy import build_policy
-    from fastft.model.phases import phase_at
     from fastft.report.preview import write_preview
 
     check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])
@@ -38,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     _check_epoch(recipe, args.epoch)
     write_preview(
         str(recipe.data.train),
-        build_policy(recipe, args.epoch),
-        phase_at(recipe, args.epoch).size,
+        build_policy(recipe),
+        recipe.model.image_size,
         seed=recipe.train.seed,
         epoch=args.epoch,
         count=args.count,

@@ -36,8 +36,6 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[s
     lines = {"schedule": f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"}
     if verbose:
         lines["schedule"] += _listed_lrs(schedule)
-    if len(values["phases"]) > 1:
-        lines["phases"] = "; ".join(map(_phase, values["phases"]))
     lines |= {"augment": "; ".join(values["augment"]), "accuracy": values["expectation"]}
     lines |= {"time": values["here"]} if "here" in values else {}
     _print_lines(lines, console)
@@ -61,13 +59,6 @@ def _listed_lrs(schedule: dict[str, Any]) -> str:
     every = -(-len(lrs) // LISTED_LRS)
     of = "each epoch" if every == 1 else f"every {every} epochs"
     return f"; lr at the start of {of}: " + " ".join(lrs[::every])
-
-
-def _phase(phase: dict[str, Any]) -> str:
-    last = phase["first_epoch"] + phase["epochs"] - 1
-    dropped = f", {phase['patch_dropout']:.0%} of the patches dropped" if phase["patch_dropout"] else ""
-    flops = f"{phase['train_flops_per_image'] / 1e9:.1f} GFLOP per image"
-    return f"epochs {phase['first_epoch']}-{last} {phase['image_size']} px{dropped}, {flops}"
 
 
 def _print_groups(values: dict[str, Any], console: Console) -> None:

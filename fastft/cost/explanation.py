@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from fastft.augment import describe_policy
-from fastft.augment.recipe_policy import build_policy, scheduled
+from fastft.augment.recipe_policy import build_policy
 from fastft.cost.price import MACHINE_GPUS, predict
-from fastft.cost.work import phase_flops, recipe_flops, recipe_work
+from fastft.cost.work import recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import TowerArch
-from fastft.model.phases import find_phases
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
@@ -29,7 +28,7 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
     warnings: about its images, put before those about its options.
 
     Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
-    total_steps, lr_by_epoch), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
+    total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an expectation), expectation (in
     words, or why there is none), gpus (those that the cost is for).
 
     Raises:
@@ -38,9 +37,9 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
-    a, more = recipe.augment, [f"{name} by epoch: {getattr(recipe.schedule, name)}" for name in scheduled(recipe, 0)]
+    a, more = recipe.augment, []
     if a.mixes:
-        more += [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
+        more = [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
     steps = recipe.steps_per_epoch()
     schedule = build_schedule(recipe, steps)
@@ -58,16 +57,6 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
             "total_steps": recipe.epochs * steps,
             "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
         },
-        "phases": [
-            {
-                "first_epoch": phase.first,
-                "epochs": phase.epochs,
-                "image_size": phase.size,
-                "patch_dropout": phase.patch_dropout,
-                "train_flops_per_image": phase_flops(recipe, arch, phase).train,
-            }
-            for phase in find_phases(recipe, arch)
-        ],
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + more,
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),

@@ -10,10 +10,9 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
-from fastft.cost.work import phase_flops, probed_images, recipe_flops, recipe_work, train_images
+from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model import TowerArch
-from fastft.model.phases import find_phases
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
@@ -118,12 +117,8 @@ def estimate(
 
 
 def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rate: float) -> float:
-    """Seconds that the GPUs wait for the loader: in each phase the excess of its time over theirs."""
-    stall = 0.0
-    for phase in find_phases(recipe, arch):
-        images = phase.epochs * train_images(recipe) / recipe.epochs
-        stall += images * max(0.0, 1 / loader_rate - phase_flops(recipe, arch, phase).train / sustained)
-    return stall
+    """Seconds that the GPUs wait for the loader: the excess of its time over theirs."""
+    return train_images(recipe) * max(0.0, 1 / loader_rate - recipe_flops(recipe, arch).train / sustained)
 
 
 def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:

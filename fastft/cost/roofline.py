@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fastft.cost.traffic import image_traffic
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import Gpu
-from fastft.model.phases import find_phases, with_phase
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
@@ -63,15 +62,11 @@ def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
 
 
 def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float | None:
-    """Memory traffic per training image outside matrix products, the mean of all epochs; None if it cannot be counted."""
-    total = 0.0
-    for phase in find_phases(recipe):
-        traced = image_traffic(with_phase(recipe, phase), chosen_path(gpu))
-        if traced is None:
-            return None
-        update = UPDATE_BYTES * traced.trained_parameters * gpus / recipe.optim.batch_size
-        total += phase.epochs * (traced.bytes_per_image + update)
-    return total / recipe.epochs
+    """Memory traffic per training image outside matrix products; None if it cannot be counted."""
+    traced = image_traffic(recipe, chosen_path(gpu))
+    if traced is None:
+        return None
+    return traced.bytes_per_image + UPDATE_BYTES * traced.trained_parameters * gpus / recipe.optim.batch_size
 
 
 def chosen_path(gpu: Gpu) -> str:

@@ -71,7 +71,7 @@ def count_images(recipe: Recipe) -> int:
 
 
 def image_traffic(recipe: Recipe, path: str) -> Traced | None:
-    """Traffic of a step of a recipe that has one phase in the 'autocast' or the 'half' path.
+    """Traffic of a step of a recipe in the 'autocast' or the 'half' path.
 
     None if the model cannot be traced in this path: some of timm's do not run with half-precision weights.
     """

@@ -1,11 +1,8 @@
 """The work of a recipe: FLOPs, images and parameters, counted from shapes."""
 
-from dataclasses import astuple, dataclass
-
-import numpy as np
+from dataclasses import dataclass
 
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
-from fastft.model.phases import Phase, find_phases
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images
 
@@ -23,18 +20,9 @@ class Work:
 
 
 def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
-    """FLOPs per training image, with the recipe's frozen blocks, image sizes and patch dropout: the mean of all epochs."""
-    phases = find_phases(recipe, arch)
-    counts = [astuple(phase_flops(recipe, arch, phase)) for phase in phases]
-    return Flops(*map(float, np.average(counts, axis=0, weights=[phase.epochs for phase in phases])))
-
-
-def phase_flops(recipe: Recipe, arch: TowerArch, phase: Phase) -> Flops:
-    """FLOPs per training image in one phase."""
+    """FLOPs per training image, with the recipe's frozen blocks and patch dropout."""
     frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
-    return count_flops(
-        arch.at(phase.size), recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=phase.patch_dropout
-    )
+    return count_flops(arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout)
 
 
 def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int | None = None) -> Work:

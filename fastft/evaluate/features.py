@@ -57,9 +57,13 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
     if world.is_main:
         with atomic_output(path) as partial:
             np.savez(
-                partial, features=extracted.features_ND, labels=extracted.labels_N, files=np.array(extracted.files),
-                classes=np.array(extracted.classes, dtype=np.str_), model=np.array(tower_checksum(trained.model)),
-            )  # fmt: skip
+                partial,
+                features=extracted.features_ND,
+                labels=extracted.labels_N,
+                files=np.array(extracted.files),
+                classes=np.array(extracted.classes, dtype=np.str_),
+                model=np.array(tower_checksum(trained.model)),
+            )
     count, width = extracted.features_ND.shape
     return f"{path}: {count:,} embeddings of {width} values"
 

@@ -181,6 +181,11 @@ def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequ
     labels_NK, logits_NK = world.gather_rows(mine).cpu().double().split(classes, dim=1)
     p = Predictions.of_sets(labels_NK.numpy() > 0.5, logits_NK.nan_to_num().float().numpy(), thresholds)
     return Scores(
-        None, None, float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)), len(labels_NK), predictions=p,
-        ece=calibrate(p).plain.ece, **p.set_scores(fitted=not thresholds),
-    )  # fmt: skip
+        None,
+        None,
+        float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)),
+        len(labels_NK),
+        predictions=p,
+        ece=calibrate(p).plain.ece,
+        **p.set_scores(fitted=not thresholds),
+    )

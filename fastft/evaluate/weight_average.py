@@ -147,12 +147,16 @@ class Average:
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values."""
         return {
-            "method": self.method, "description": self.describe(), "models": self.models, "members": self.members,
-            "alpha": self.chosen["alpha"], "data": [str(path) for path in self.data],
+            "method": self.method,
+            "description": self.describe(),
+            "models": self.models,
+            "members": self.members,
+            "alpha": self.chosen["alpha"],
+            "data": [str(path) for path in self.data],
             "selection": None if self.selection is None else str(self.selection),
             "chosen": self.chosen if self.data else None,
             "rows": self.rows if self.data else [],
-        }  # fmt: skip
+        }
 
 
 Evaluate = Callable[[str, State, float | None], Row]  # (name, weights, alpha) to scores

@@ -117,10 +117,10 @@ def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
     """
     if head.pool != model.pool:
         raise UserError(f"model.head {path} is for --model.pool={head.pool}, the recipe has {model.pool}")
-    found, expected = tuple(head.weight_KD.shape), tuple(model.head.weight.shape)
-    if found != expected:
+    shape, expected = tuple(head.weight_KD.shape), tuple(model.head.weight.shape)
+    if shape != expected:
         raise UserError(
-            f"model.head {path} has {found[0]} classes and {found[1]} inputs, the model {expected[0]} and {expected[1]}; "
+            f"model.head {path} has {shape[0]} classes and {shape[1]} inputs, the model {expected[0]} and {expected[1]}; "
             "make the head for these classes and this architecture"
         )
     model.head.weight.copy_(head.weight_KD)

@@ -91,7 +91,6 @@ class ImageTower(nn.Module):
     Attributes:
         arch: its architecture, which together with the recipe builds it again.
         grad_checkpointing: recompute activations in the backward pass.
-        patch_dropout: its `rate` may be set between two steps.
         has_attention_kernels: whether `set_attention_kernel` has a choice.
     """
 

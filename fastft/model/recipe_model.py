@@ -73,7 +73,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
         layer_scale=m.layer_scale,
         rel_pos_bias=m.rel_pos_bias,
         drop_path=m.drop_path,
-        patch_dropout=recipe.largest_patch_dropout,
+        patch_dropout=m.patch_dropout,
         head_init_scale=m.head_init_scale,
         pool=m.pool,
         freeze_conv1=m.freeze_conv1,
@@ -105,8 +105,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
         arch,
         recipe.data.num_classes,
         drop_path=m.drop_path,
-        patch_dropout=recipe.largest_patch_dropout,
-        smaller_images=recipe.schedule.sizes is not None,
+        patch_dropout=m.patch_dropout,
         head_init_scale=m.head_init_scale,
     )
     if pretrained and m.weights != "random":
@@ -122,7 +121,7 @@ def compile_blocks(model: ImageClassifier, mode: str) -> None:
     DistributedDataParallel.
     """
     prepare_for_compile()
-    # a block compiles again for each image size of a schedule, and for each rate of stochastic depth
+    # a block compiles again for each rate of stochastic depth
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     # would split the graph of each block at the buckets of DistributedDataParallel; blocks are smaller than buckets
     torch._dynamo.config.optimize_ddp = False

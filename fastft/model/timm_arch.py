@@ -3,6 +3,7 @@
 timm is imported when it is used: the import takes three seconds.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -22,7 +23,6 @@ OPTIONS = {
     "img_size": "model.image_size",
     "drop_path_rate": "model.drop_path",
     "patch_drop_rate": "model.patch_dropout",
-    "dynamic_img_size": "schedule.sizes",
 }
 
 
@@ -36,14 +36,13 @@ def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
         raise UserError(f"{option} '{TIMM}{name}' is not known; {_suggest(model, timm.list_models())}")
-    try:
-        found = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # no such tag
-        found = None
-    if found is None:
+    config = None
+    with suppress(RuntimeError):  # no such tag
+        config = timm.get_pretrained_cfg(name)
+    if config is None:
         near = _suggest(tag, pretrained_tags(model), f"{model}.")
         raise UserError(f"{option} '{TIMM}{name}' is not known; {near}")
-    return found
+    return config
 
 
 def pretrained_tags(model: str) -> list[str]:
@@ -60,13 +59,13 @@ def clip_numbers(name: str) -> tuple[bool, int]:
     QuickGELU: the model has it, or timm's note about the weights says that they were trained with it. Raises UserError: no
     such model or tag, or another kind of tower.
     """
-    found = pretrained_cfg(name, "model.weights")
+    config = pretrained_cfg(name, "model.weights")
     with torch.device("meta"):
-        trunk = create_timm(name, found.input_size[-1], num_classes=2)
+        trunk = create_timm(name, config.input_size[-1], num_classes=2)
     if not isinstance(getattr(trunk, "norm_pre", None), nn.LayerNorm) or trunk.num_prefix_tokens != 1:
         raise UserError(f"timm's {name} is not a plain CLIP ViT; set --model.arch={TIMM}{name}")
     block = trunk.blocks[0]
-    stated = type(block.mlp.act).__name__ == "QuickGELU" or any(NATIVE in note for note in found.notes or ())
+    stated = type(block.mlp.act).__name__ == "QuickGELU" or any(NATIVE in note for note in config.notes or ())
     return stated, block.attn.num_heads
 
 

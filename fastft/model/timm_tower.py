@@ -17,7 +17,7 @@ from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import expand_home
 from fastft.model.classifier import count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
-from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers, timm_args
+from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers
 from fastft.model.weight_files import HUB, find_weight_folder, read_state_dict
 from fastft.model.weights import is_transformers, load_fitting, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
@@ -189,29 +189,20 @@ def build_timm_classifier(
     *,
     drop_path: float = 0.0,
     patch_dropout: float = 0.0,
-    smaller_images: bool = False,
     head_init_scale: float = 1.0,
 ) -> TimmClassifier:
     """A classifier as timm initialises it, with the head's weights times `head_init_scale`.
 
-    Args:
-        smaller_images: interpolate positions in the forward pass, for images below the architecture's size.
-
     Raises UserError: the model lacks what is asked for.
     """
-    dynamic = smaller_images and bool(timm_args(arch.timm, arch.image_size))  # the model takes one size only
     trunk = create_timm(
-        arch.timm, arch.image_size, num_classes,
-        drop_path_rate=drop_path, patch_drop_rate=patch_dropout, dynamic_img_size=dynamic,
-    )  # fmt: skip
+        arch.timm, arch.image_size, num_classes, drop_path_rate=drop_path, patch_drop_rate=patch_dropout
+    )
     tower = TimmTower(arch, trunk)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
         raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
     if patch_dropout and tower.patch_dropout.rate == 0:
         raise UserError(f"{TIMM}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
-    # some models ignore arguments that they do not know
-    if dynamic and not getattr(trunk, "dynamic_img_size", False):
-        raise UserError(f"{TIMM}{arch.timm} takes images of one size; leave schedule.sizes at its default")
     model = TimmClassifier(tower)
     # arithmetic on the meta device imports torch's compiler, which takes a second
     if not model.head.weight.is_meta:

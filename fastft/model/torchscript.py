@@ -135,7 +135,7 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
 
     Raises ValueError: the names are too long: nested objects could have names of many times the file's size.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     characters = 0
     pending: list[tuple[str, Any]] = [("", module)]
@@ -152,6 +152,6 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
             if characters > MAX_NAMES:
                 raise ValueError(f"names of more than {MAX_NAMES:,} characters")
             if isinstance(value, Tensor):
-                found[whole] = value
+                tensors[whole] = value
             pending.append((f"{whole}.", value))
-    return found
+    return tensors

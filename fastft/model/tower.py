@@ -5,7 +5,6 @@ It computes the same numbers as open_clip's `VisionTransformer` up to the last b
 Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -41,19 +40,6 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     grid = size // patch_size
     blocks = images.view(B, C, grid, patch_size, grid, patch_size)
     return blocks.permute(0, 2, 4, 3, 5, 1).reshape(B, grid**2, patch_size**2 * C)
-
-
-def resample_positions(positions_ND: Tensor, grid: int) -> Tensor:
-    """Positions (1 + grid^2, D) in fp32: bicubic, align_corners=False, the class position unchanged (as the reference).
-
-    The positions themselves if they are of this grid.
-    """
-    old = math.isqrt(positions_ND.shape[0] - 1)
-    if old == grid:
-        return positions_ND
-    patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
-    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([positions_ND[:1].float(), patches.flatten(2)[0].T])
 
 
 class LayerScale(nn.Module):
@@ -164,9 +150,6 @@ def _normal(scale: float, *shape: int) -> Tensor:
 class Tower(ImageTower):
     """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
 
-    Images may be smaller than the architecture's, down to one patch: the position embeddings, which are those of the
-    architecture's size, are interpolated in the forward pass. Not with a relative position bias.
-
     Args:
         layer_scale: initial value of LayerScale factors, None for none.
         rel_pos_bias: zero-initialised relative position bias in every block.
@@ -210,10 +193,7 @@ class Tower(ImageTower):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image of a training pass: two per block and one per patch; 0 without stochastic layers.
-
-        As many for smaller images, which leave those of the last patches unused.
-        """
+        """Uniform numbers per image of a training pass: two per block and one per patch; 0 without stochastic layers."""
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
     @property
@@ -232,9 +212,8 @@ class Tower(ImageTower):
         Blocks add to them: under autocast in fp32, so that the sum over blocks is never rounded to half precision.
         """
         x = self.conv1(images)
-        positions = resample_positions(self.positional_embedding, images.shape[-1] // self.arch.patch_size)
         token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([token, x], dim=1) + positions.to(x.dtype)
+        x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:

@@ -107,16 +107,16 @@ def _check_memory(file: BinaryIO) -> None:
 
     Raises as `open_archive` and `check_records` for a zip file, or a pickle does.
     """
-    size, found = file.seek(0, 2), False
+    size, calls_bytearray = file.seek(0, 2), False
     if is_zip(file):
         with open_archive(file) as archive:
             check_records(archive.infolist(), size)
             pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
-            found = any(makes_bytearray(archive.read(name)) for name in pickles)
+            calls_bytearray = any(makes_bytearray(archive.read(name)) for name in pickles)
     elif size:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = makes_bytearray(data)
-    if found:
+            calls_bytearray = makes_bytearray(data)
+    if calls_bytearray:
         raise ValueError(HAS_BYTEARRAY)
 
 
@@ -136,10 +136,15 @@ OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that the tensors are in
 # the first that exists is read
 WEIGHT_FILES = {
-    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin"),
+    "open_clip": (
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "model.safetensors",
+        "pytorch_model.bin",
+    ),
     "timm": ("model.safetensors", "pytorch_model.bin"),
     "transformers": ("model.safetensors", INDEX, "pytorch_model.bin"),
-}  # fmt: skip
+}
 WEIGHT_FOLDER = f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} of timm or of transformers' CLIP"
 CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
 
@@ -184,10 +189,10 @@ def find_weight_folder(weights: str) -> WeightFolder | None:
     if weights.startswith(HUB):
         return fetch(weights.removeprefix(HUB))
     if weights.startswith(TIMM):
-        found = pretrained_cfg(weights.removeprefix(TIMM), "model.weights")
-        if not found.hf_hub_id:
-            raise UserError(f"{weights} is not on the hub; download {found.url} and set model.weights to the file")
-        return fetch(found.hf_hub_id, weights.removeprefix(TIMM))
+        config = pretrained_cfg(weights.removeprefix(TIMM), "model.weights")
+        if not config.hf_hub_id:
+            raise UserError(f"{weights} is not on the hub; download {config.url} and set model.weights to the file")
+        return fetch(config.hf_hub_id, weights.removeprefix(TIMM))
     path = expand_home(weights)
     return open_weight_folder(path) if path.is_dir() else None
 
@@ -210,8 +215,8 @@ def open_weight_folder(path: Path) -> WeightFolder:
 
 
 def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
-    found = config.get(key)
-    return found if isinstance(found, dict) else {}
+    part = config.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -233,19 +238,19 @@ def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
     """
     name, _, revision = repository.partition("@")
     if timm_name is None:
-        configs = [found for file in (OPEN_CLIP_CONFIG, CONFIG) if (found := _download(name, revision, file))]
+        configs = [config for file in (OPEN_CLIP_CONFIG, CONFIG) if (config := _download(name, revision, file))]
         if not configs:
             raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}; use another repository")
         folder = open_weight_folder(configs[0].parent)
     else:
         folder = WeightFolder(Path(), "timm", timm_name)
     for file in WEIGHT_FILES[folder.library]:
-        if (found := _download(name, revision, file)) is None:
+        if (local := _download(name, revision, file)) is None:
             continue
         if file == INDEX:
-            for part in _indexed_files(found.parent):
+            for part in _indexed_files(local.parent):
                 _download(name, revision, part)
-        return replace(folder, path=found.parent)
+        return replace(folder, path=local.parent)
     raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository")
 
 
@@ -282,7 +287,7 @@ def _download(name: str, revision: str, file: str) -> Path | None:
         # neither reachable nor in the cache, which may have the others
         if isinstance(error, LocalEntryNotFoundError):
             configs = (try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG))
-            missing = any(isinstance(found, str) for found in configs)
+            missing = any(isinstance(config, str) for config in configs)
         else:
             missing = isinstance(error, EntryNotFoundError)
         if missing:

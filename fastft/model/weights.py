@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from fastft.model.arch import Arch, open_clip_folder
 from fastft.model.timm_arch import clip_numbers
-from fastft.model.tower import PROJECTION, Tower, resample_positions
+from fastft.model.tower import PROJECTION, Tower
 from fastft.model.weight_files import (
     HUB,
     WEIGHTS,
@@ -167,7 +168,9 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
     old = math.isqrt(max(0, count - 1))
     if old < 1 or old * old != count - 1:
         raise UserError(f"{source}: {count} positions are not a square grid and a class token; use other weights")
-    return resample_positions(positions_ND, arch.grid)
+    patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
+    patches = F.interpolate(patches, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False)
+    return torch.cat([positions_ND[:1].float(), patches.flatten(2)[0].T])
 
 
 def _as_file(weights: str) -> Path | None:
@@ -384,8 +387,8 @@ def _blocks(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts.setdefault((index, kind), {})[layer] = value
         elif layer in BLOCK_NAMES:
             blocks[f"transformer.resblocks.{index}.{BLOCK_NAMES[layer]}.{kind}"] = value
-    for (index, kind), found in parts.items():
-        if found.keys() == set(PACKED):  # a missing one is reported as a missing tensor of the tower
-            packed = torch.cat([found[part] for part in PACKED])
+    for (index, kind), by_layer in parts.items():
+        if by_layer.keys() == set(PACKED):  # a missing one is reported as a missing tensor of the tower
+            packed = torch.cat([by_layer[layer] for layer in PACKED])
             blocks[f"transformer.resblocks.{index}.attn.in_proj_{kind}"] = packed
     return blocks

@@ -18,13 +18,11 @@ def decay_for_batch(decay: float, batch_size: int, reference_batch: int) -> floa
 class Ema:
     """Holds `module`, a copy of the model with averaged weights; frozen parameters are shared, not copied.
 
-    ema <- ema + (1 - decay) * (model - ema), without bias correction (timm's ModelEma, which the reference uses). warmup: the
-    decay of update t = 0, 1, ... is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage.
+    ema <- ema + (1 - decay) * (model - ema), without bias correction (timm's ModelEma, which the reference uses).
     """
 
-    def __init__(self, model: nn.Module, decay: float, warmup: bool = False):
-        self.decay, self.warmup = decay, warmup
-        self.updates = 0  # done before; a resumed run sets it
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
         # frozen parameters never change: the copy points at the same tensors
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.module = copy.deepcopy(model, memo=dict(shared)).requires_grad_(False).eval()
@@ -35,9 +33,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        torch._foreach_lerp_(self._target, self._source, 1 - decay)
-        self.updates += 1
+        torch._foreach_lerp_(self._target, self._source, 1 - self.decay)
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from fastft.optim.copies import decay_for_batch
-from fastft.recipe import Recipe, epoch_values
+from fastft.recipe import Recipe
 from fastft.recipe.automatic import paper_recipe
 
 
@@ -42,25 +42,19 @@ UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """Warnings about a recipe, one line each: an end before a schedule's last change, an untrained EMA."""
-    warnings = [
-        f"the training stops after epoch {recipe.epochs - 1}, before {option} ({text}) reaches its last value at epoch "
-        f"{change}; the evaluation uses that value"
-        for option, text in recipe.changing.items()
-        if (change := epoch_values(text).last_change) >= recipe.epochs
-    ]
+    """Warnings about a recipe, one line each: an untrained EMA."""
     steps = recipe.epochs * recipe.steps_per_epoch()
     horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
-    if untrained > UNTRAINED_SHARE:
-        better = "--ema.horizon=auto"
-        if recipe.ema.horizon is not None:
-            share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
-            better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
-        warnings.append(
-            f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
-            f"the initial ones; set {better}"
-        )
-    return warnings
+    if untrained <= UNTRAINED_SHARE:
+        return []
+    better = "--ema.horizon=auto"
+    if recipe.ema.horizon is not None:
+        share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
+        better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
+    return [
+        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
+        f"the initial ones; set {better}"
+    ]
 
 
 def ema_horizon(recipe: Recipe) -> float:
@@ -73,8 +67,6 @@ def ema_horizon(recipe: Recipe) -> float:
 def untrained_share(recipe: Recipe, steps: int) -> float:
     """How much of the EMA are the initial weights after so many steps, from 0 to 1; 0 without an EMA."""
     horizon = ema_horizon(recipe)
-    if horizon and recipe.ema.warmup:
-        return 1 / math.comb(steps + 9, 9)  # the product of (1 + t) / (10 + t)
     return math.exp(-steps / horizon) if horizon else 0.0
 
 

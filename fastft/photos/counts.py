@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import with_training_files
@@ -17,7 +17,7 @@ def load_counted(reference: str | Path, overrides: Sequence[str]) -> Recipe:
     """
     recipe = count_images(load_recipe(reference, overrides))
     try:
-        find_phases(recipe)
+        recipe_arch(recipe)
         recipe.steps_per_epoch()
     except UserError as error:
         raise UserError(f"{reference}: {error}") from None

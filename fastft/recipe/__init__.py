@@ -5,12 +5,12 @@ the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets 
 """
 
 from fastft.recipe.automatic import describe_choice, resolve
+from fastft.recipe.check import parse_duration
 from fastft.recipe.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.recipe.schema import SECTIONS, Choice, Recipe, count_steps, option_fields
-from fastft.recipe.values import EpochValues, epoch_values, parse_duration
 
 __all__ = [
-    "SECTIONS", "Choice", "EpochValues", "Recipe", "count_steps", "describe_choice", "differences", "epoch_values",
+    "SECTIONS", "Choice", "Recipe", "count_steps", "describe_choice", "differences",
     "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve",
     "without_expectation",
 ]  # fmt: skip

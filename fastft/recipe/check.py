@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -10,12 +11,13 @@ from typing import Any
 import fastargs
 from fastargs.validation import Checker
 
+from beton_tools.base.errors import UserError
 from fastft.recipe.schema import AUTO, SECTIONS
-from fastft.recipe.values import FORM, epoch_values
 from fastft.recipe.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
 NONE = ("none", "null", "~")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "three numbers"}
 
 
@@ -32,7 +34,6 @@ class OptionChecker(Checker):
         self.type: type = typing.get_origin(kind) or kind
         self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
         self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
-        self.by_epoch = field.metadata["by_epoch"]
 
     def check(self, value: Any) -> Any:
         """The value converted to the option's type, or `AUTO`.
@@ -45,8 +46,6 @@ class OptionChecker(Checker):
             if self.optional:
                 return None
             raise ValueError("no value")
-        if self.by_epoch and (self.type is str or ":" in str(value)):
-            return self._by_epoch(str(value).replace(" ", ""))
         if self.auto and value == AUTO:
             return AUTO
         value = self._convert(value)
@@ -63,12 +62,6 @@ class OptionChecker(Checker):
         below = math.inf if self.below is None else self.below
         if not (low <= number <= high and -math.inf < number < below):
             raise ValueError("out of range")
-
-    def _by_epoch(self, text: str) -> str:
-        """The text, if it has a value of the option's type and limits for every epoch."""
-        for number in epoch_values(text).values:
-            self._check_limits(_whole_number(number) if self.by_epoch is int else number)
-        return text
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
@@ -93,9 +86,7 @@ class OptionChecker(Checker):
             return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
         bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
-        kind = TYPE_NAMES[self.by_epoch or self.type] + (f" {bounds}" if bounds else "")
-        if self.by_epoch:
-            kind = f"{FORM}, each {kind}" if self.type is str else f"{kind}, or {FORM}"
+        kind = TYPE_NAMES[self.type] + (f" {bounds}" if bounds else "")
         others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]
         return " or ".join([kind, *others])
 
@@ -107,6 +98,18 @@ def _whole_number(value: Any) -> int:
     if number != int(number):
         raise ValueError("not a whole number")
     return int(number)
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of a text such as 45m. option: what the user set, for the message.
+
+    Raises UserError: not a number greater than 0 with a unit.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip())
+    seconds = float(match[1]) * SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise UserError(f"{option} is {text!r}; it must be a duration such as 90s, 45m, 1.5h or 2d")
+    return seconds
 
 
 def show_value(value: Any) -> str:

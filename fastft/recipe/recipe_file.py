@@ -60,11 +60,11 @@ def find_file(name: str, folder: Path = Path()) -> Path:
     Raises UserError: there is none; with the nearest name.
     """
     path = folder / name
-    found = next(filter(_is_file, (path, *_shipped(name))), None)
-    if found is None and os.path.lexists(path):
+    file = next(filter(_is_file, (path, *_shipped(name))), None)
+    if file is not None:
+        return file
+    if os.path.lexists(path):
         return path  # a directory, FIFO, symlink loop, ...: refused with its reason where it is opened
-    if found is not None:
-        return found
     left = _LOST.sub("", path.stem)
     if (instead := _CHEAPER.get(left, left)) != path.stem and instead in recipe_names():
         raise UserError(f"recipe {path.stem} is no longer part of fastft; use {instead} (fastft recipes)")

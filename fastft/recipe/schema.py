@@ -26,7 +26,6 @@ from fastft.recipe.constants import (
     RANDOM,
     REBALANCING,
 )
-from fastft.recipe.values import epoch_values
 
 MAX_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
 MAX_BATCH = 2**20
@@ -47,7 +46,6 @@ def option(
     choices: Sequence[str] = (),
     paper: str | None = None,
     changes_accuracy: bool = True,
-    by_epoch: type | None = None,
     since: str = FIRST_VERSION,
     auto: bool = False,
 ) -> Any:
@@ -58,12 +56,11 @@ def option(
         paper: what the paper or its reference code used, where the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
         changes_accuracy: see `neutral`.
-        by_epoch: int or float for options that may have a value per epoch (`fastft.recipe.values`), each of this type.
         since: the version that added the option; see `Recipe.identity`.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
-        "changes_accuracy": changes_accuracy, "by_epoch": by_epoch, "since": since, "auto": auto,
+        "changes_accuracy": changes_accuracy, "since": since, "auto": auto,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -146,10 +143,7 @@ class Model:
     drop_path: float = option(
         0.0, "stochastic depth rate of the last block, growing linearly from 0 at the first", low=0, high=0.99
     )
-    patch_dropout: float | str = option(
-        0.0, "share of the patch tokens that is dropped during training; by epoch: 0:0.35,27:0",
-        low=0, high=0.95, by_epoch=float,
-    )  # fmt: skip
+    patch_dropout: float = option(0.0, "share of the patch tokens that is dropped during training", low=0, high=0.95)
     pool: str = option(
         "patches",
         "the head's input: patches, the mean of the normalised patch tokens; class, the class token through ln_post, as timm's "
@@ -250,23 +244,6 @@ class Schedule:
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(None, "stop after N epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS)
-    sizes: str | None = option(
-        None,
-        "image size in training by epoch, up to model.image_size: 0:160,24:224 changes at epoch 24, 0:160-24:224 in steps of a "
-        "patch until then; none: always model.image_size", low=1, high=8192, by_epoch=int, since="0.3.0",
-    )  # fmt: skip
-    magnitude: str | None = option(
-        None, "magnitude of RandAugment or AugMix by epoch, as schedule.sizes: 0:1-30:9; none: that of augment.policy",
-        low=0, high=100, by_epoch=float, since="0.3.0",
-    )  # fmt: skip
-    scale_min: str | None = option(
-        None, "augment.scale_min by epoch, as schedule.sizes: 0:0.5-30:0.08; none: augment.scale_min", low=1e-4, high=1,
-        by_epoch=float, since="0.3.0",
-    )  # fmt: skip
-    erase_prob: str | None = option(
-        None, "augment.erase_prob by epoch, as schedule.sizes: 0:0,20:0.25; none: augment.erase_prob", low=0, high=1,
-        by_epoch=float, since="0.3.0",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -280,10 +257,6 @@ class Ema:
     horizon: float | None = option(
         None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
         low=0, high=1, since="0.3.0", auto=True,
-    )  # fmt: skip
-    warmup: bool = option(
-        False, "let the decay of step t grow as (1 + t) / (10 + t) up to ema.decay, so that the EMA of a short run is trained",
-        since="0.3.0",
     )  # fmt: skip
 
 
@@ -343,7 +316,11 @@ class Train:
         high=MAX_COUNT, since="0.3.0", auto=True,
     )  # fmt: skip
     checkpoint_minutes: float = neutral(15.0, "minutes between checkpoints; 0: off", low=0, high=MINUTES_PER_YEAR)
-    tracker: str = neutral("none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow"))
+    tracker: str = neutral(
+        "none",
+        "also log to TensorBoard, Weights & Biases or MLflow",
+        choices=("none", "tensorboard", "wandb", "mlflow"),
+    )
     profile: int = neutral(
         0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
         since="0.3.0",
@@ -432,28 +409,6 @@ class Recipe:
     def epochs(self) -> int:
         """Epochs that are trained: the whole schedule, or up to `stop_epoch`."""
         return min(self.schedule.epochs, self.schedule.stop_epoch or self.schedule.epochs)
-
-    def size_at(self, epoch: int) -> float:
-        """Training image size of an epoch; within a ramp not yet rounded to whole patches."""
-        sizes = self.schedule.sizes
-        return self.model.image_size if sizes is None else epoch_values(sizes).at(epoch)
-
-    def patch_dropout_at(self, epoch: int) -> float:
-        rate = self.model.patch_dropout
-        return epoch_values(rate).at(epoch) if isinstance(rate, str) else rate
-
-    @property
-    def changing(self) -> dict[str, str]:
-        """Options whose value changes between epochs, as they are written (`fastft.recipe.values`)."""
-        values = self.flat()
-        by_epoch = (key for key, field in option_fields().items() if field.metadata["by_epoch"])
-        return {key: values[key] for key in by_epoch if isinstance(values[key], str)}
-
-    @property
-    def largest_patch_dropout(self) -> float:
-        """Over all epochs; 0: no patches are ever dropped."""
-        rate = self.model.patch_dropout
-        return max(epoch_values(rate).values) if isinstance(rate, str) else rate
 
     def selection_images(self, samples: int) -> int:
         """Images of `data.selection_share`, of so many training images."""

@@ -70,8 +70,8 @@ class Sweep:
 
 def split_reference(reference: str) -> tuple[str, str | None]:
     """(file or name, row) of FILE[ROW]; row is None without brackets."""
-    found = _REFERENCE.fullmatch(reference)
-    return (found[1], found[2]) if found else (reference, None)
+    match = _REFERENCE.fullmatch(reference)
+    return (match[1], match[2]) if match else (reference, None)
 
 
 def is_sweep(document: Mapping[str, Any]) -> bool:
@@ -109,12 +109,12 @@ def select_row(sweep: Sweep, text: str) -> Sweep:
     """
     keys = (lambda row: row.title, lambda row: row.label, lambda row: row.name)
     for key in keys:
-        found = [row for row in sweep.rows if key(row) == text]
-        if len(found) == 1:
-            return replace(sweep, selected=found[0])
-        if found:
-            titles = " or ".join(f"'{row.title}'" for row in found)
-            raise UserError(f"{sweep.path}: '{text}' is {len(found)} rows; write {titles}")
+        rows = [row for row in sweep.rows if key(row) == text]
+        if len(rows) == 1:
+            return replace(sweep, selected=rows[0])
+        if rows:
+            titles = " or ".join(f"'{row.title}'" for row in rows)
+            raise UserError(f"{sweep.path}: '{text}' is {len(rows)} rows; write {titles}")
     known = dict.fromkeys(str(key(row)) for row in sweep.rows for key in keys if key(row))
     near = get_close_matches(text, known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"its rows are {_rows(sweep)}"

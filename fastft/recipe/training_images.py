@@ -88,8 +88,8 @@ def with_multi_label(recipe: Recipe, multi_label: bool, source: object, reading:
     if multi_label == recipe.data.multi_label:
         return recipe
     if not multi_label or MULTI_LABEL in recipe.given:
-        found, stated = ("several labels", "false") if multi_label else ("one label", "true")
-        raise UserError(f"{source} has {found} per image, --{MULTI_LABEL} is {stated}; leave the option out")
+        labels, stated = ("several labels", "false") if multi_label else ("one label", "true")
+        raise UserError(f"{source} has {labels} per image, --{MULTI_LABEL} is {stated}; leave the option out")
     reason = f"several labels per image in {source}: sigmoids instead of a softmax"
     if reading:
         reason = f"{source}: {reading}; false reads each as the name of one class"

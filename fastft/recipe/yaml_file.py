@@ -61,8 +61,8 @@ class _TextLoader(yaml.BaseLoader):
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
-        if isinstance(node, yaml.ScalarNode) and (found := CONTROL.search(node.value)):
-            raise ValueError(f"it holds the control character {found[0]!a}")
+        if isinstance(node, yaml.ScalarNode) and (control := CONTROL.search(node.value)):
+            raise ValueError(f"it holds the control character {control[0]!a}")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

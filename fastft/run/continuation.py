@@ -14,22 +14,21 @@ PER_HOST_OPTIONS = {
     "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "model.head", "train.run_dir",
     "train.step", "train.micro_batch", "train.grad_checkpointing",
 }  # fmt: skip
-# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data.
-# train.compile: of checkpoints earlier than 0.3.0
+# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
 RESUMABLE_OPTIONS = {
     "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
-    "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",
+    "train.run_dir", "train.device", "train.step", "train.micro_batch", "train.grad_checkpointing",
     "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.stop_when", "train.eval_weights",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
     "train.checkpoint_epochs", "train.profile", "train.refit",
     "schedule.stop_epoch", "about.top1", "about.source",
 }  # fmt: skip
+WEIGHTS_FILES = ("model.weights", "model.head")
 
 
 def shared_options(recipe: Recipe) -> str:
     """The options that all processes of a run must have in common, as JSON."""
-    options = _flatten(recipe.as_dict())
-    return json.dumps({k: v for k, v in options.items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
+    return json.dumps({k: v for k, v in recipe.flat().items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
 
 
 def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path) -> None:
@@ -48,15 +47,16 @@ def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Pat
 
     An option that the checkpoint lacks was added later; its default is the behaviour from before.
     """
-    defaults = recipe_from_dict("defaults", {}).as_dict()
-    now, then = _flatten(recipe.as_dict()), _flatten(defaults) | _flatten(stored)
+    now, then = recipe.flat(), recipe_from_dict(recipe.name, stored).flat()
     changed = sorted(
         k
-        for k in now.keys() | then.keys()
-        if k not in RESUMABLE_OPTIONS and _comparable(k, now.get(k)) != _comparable(k, then.get(k))
+        for k in now
+        if k not in RESUMABLE_OPTIONS
+        # a file of weights may move
+        and (Path(str(now[k])).name != Path(str(then[k])).name if k in WEIGHTS_FILES else now[k] != then[k])
     )
     if changed:
-        listing = ", ".join(f"{k} {then.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        listing = ", ".join(f"{k} {then[k]!r} -> {now[k]!r}" for k in changed)
         raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
 
 
@@ -89,14 +89,3 @@ def refuse_changed_data(stored: Mapping[str, Any], current: Mapping[str, Any], f
                 f"{folder} was trained on other data ({key} {value} -> {current[key]}); use the same file, or another "
                 "--train.run_dir"
             )
-
-
-def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{s}.{k}": v for s, entries in sections.items() for k, v in entries.items()}
-
-
-def _comparable(option: str, value: Any) -> Any:
-    """Tuples as lists, as JSON has them; the name of a file of weights, because it may move."""
-    if option in ("model.weights", "model.head"):
-        return Path(str(value)).name
-    return list(value) if isinstance(value, tuple) else value

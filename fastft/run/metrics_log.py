@@ -1,4 +1,4 @@
-"""The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, TensorBoard and the tracker.
+"""The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, and the tracker.
 
 `fastft.train.reporting` gives the fields of a line.
 """
@@ -19,7 +19,6 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.console import discard_closed_output, format_duration, hide_secrets
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.user_files import open_own
-from fastft.run.event_file import EventFile
 from fastft.run.run_directory import Line, read_metrics
 from fastft.run.tracking import Tracker
 
@@ -62,7 +61,6 @@ class RunLog:
         with self._writing():
             _drop_after(path, resumed_step)
             self._file = os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
-            self._events = EventFile(folder / "tensorboard", first_step=resumed_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
@@ -88,20 +86,17 @@ class RunLog:
         self.record("train", step, values)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and its numbers to TensorBoard and the tracker.
+        """Append a line to metrics.jsonl, and its numbers to the tracker.
 
         Raises UserError: the disk is full or fails.
         """
         if not self.enabled:
             return
         line = {"kind": kind, "time": time.time(), **values, "step": step}
-        scalars = _scalars(kind, values)
         with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            if scalars:
-                self._events.add(scalars, step)
-        if scalars:
+        if scalars := _scalars(kind, values):
             self._track(lambda tracker: tracker.log(scalars, step))
 
     def close(self, failed: bool = False) -> None:
@@ -111,7 +106,6 @@ class RunLog:
                 self._progress.stop()
             with suppress(UserError) if failed else nullcontext(), self._writing():
                 self._file.close()
-                self._events.close()
         self._track(lambda tracker: tracker.close(failed))
 
     def _track(self, call: Callable[[Tracker], None]) -> None:

@@ -66,9 +66,13 @@ class _Baseline(_Line):
 
 # the lines of metrics.jsonl by their kind; an evaluation also has scores, whose names begin with `raw_` or `ema_`
 LINES: dict[str, type[Document]] = {
-    "train": _Interval, "eval": _Evaluation, "checkpoint": _Checkpoint, "split": _Split, "start": _Start,
+    "train": _Interval,
+    "eval": _Evaluation,
+    "checkpoint": _Checkpoint,
+    "split": _Split,
+    "start": _Start,
     "baseline": _Baseline,
-}  # fmt: skip
+}
 
 
 class _Weights(Document):
@@ -135,8 +139,7 @@ class Run:
         if self.evaluations:
             last = self.evaluations[-1]
             return round(last["step"] / (last["epoch"] + 1))
-        # steps of several durations; such runs store the size of their file
-        if not self.intervals or self.recipe.changing:
+        if not self.intervals:
             return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size

@@ -1,6 +1,6 @@
-"""Log to Weights & Biases or MLflow if the recipe says so; a resumed run continues the same record.
+"""Log to TensorBoard, Weights & Biases or MLflow if the recipe says so; a resumed run continues the same record.
 
-Where they write is set by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
+Where the last two write is set by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
 """
 
 import importlib
@@ -16,7 +16,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document
 from fastft.run.run_directory import read_json
 
-PROJECT = "fastft"
+PROJECT, TENSORBOARD = "fastft", "tensorboard"
 FAILED = 1  # exit code that marks a wandb run as failed
 _log = logging.getLogger("fastft.run")
 
@@ -33,8 +33,8 @@ class _Record(Document):
     id: str
 
 
-def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
-    """Start or continue the record of the run in `folder`; None for 'none'.
+def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], steps_done: int = 0) -> Tracker | None:
+    """Start or continue the record of the run in `folder`, after so many steps; None for 'none'.
 
     A resumed run warns of a tracker that does not start, and goes on without it. Raises UserError: the library is not
     installed, or does not start for a new run; the file with the record's name is damaged.
@@ -42,6 +42,8 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
     if kind == "none":
         return None
     library = import_tracker(kind)
+    if kind == TENSORBOARD:  # what earlier files of the folder hold of later steps is discarded
+        return _TensorBoard(library.SummaryWriter(str(folder / kind), purge_step=steps_done + 1))
     stored = folder / f"{kind}.json"
     known = read_json(stored, _Record, "delete it to begin a new record").get("id")
     try:
@@ -60,19 +62,35 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
 def import_tracker(kind: str) -> Any:
     """The library of `train.tracker`. Raises UserError: it is not installed."""
     try:
-        return importlib.import_module(kind)
+        return importlib.import_module("torch.utils.tensorboard" if kind == TENSORBOARD else kind)
     except ImportError:
         raise UserError(
             f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
         ) from None
 
 
+class _TensorBoard:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
 class _Wandb:
     def __init__(self, wandb: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None) -> None:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            dir=folder, name=name, config=dict(recipe), id=known, resume="allow",
-        )  # fmt: skip
+            dir=folder,
+            name=name,
+            config=dict(recipe),
+            id=known,
+            resume="allow",
+        )
         # wandb's own step counter cannot go back, which a resume does
         self._run.define_metric("*", step_metric="step")
         self.id = str(self._run.id)

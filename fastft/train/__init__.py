@@ -1,5 +1,4 @@
-"""The training loop: steps, distributed training, evaluation within a run, checkpoints, preemption."""
+"""The training loop: steps, distributed training, evaluation within a run, checkpoints, preemption.
 
-from fastft.train.train import train
-
-__all__ = ["train"]
+Nothing is imported here: the launcher of processes, `fastft.train.launch`, needs torch alone.
+"""

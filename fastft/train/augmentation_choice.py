@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fastft.augment.recipe_policy import build_policy, scheduled
+from fastft.augment.recipe_policy import build_policy
 from fastft.data.classes import training_shares
 from fastft.evaluate.scores import evaluate
 from fastft.recipe import Choice, Recipe, describe_choice
@@ -52,11 +52,11 @@ def choose_augmentation(setup: "Setup", mirrored: Mirrored | None) -> tuple[Reci
     """
     s, loader = setup, setup.loader
     recipe, lines = choose_flips(s.recipe, mirrored)
-    if is_plain(recipe) or scheduled(recipe, 0):
+    if is_plain(recipe):
         return recipe, lines
     loader.set_policy(build_policy(recipe))
     steps = min(loader.steps_per_epoch, max(1, IMAGES // recipe.optim.batch_size))
-    batches = islice(loader.epoch(0), steps * s.phases.at(0).accumulation)
+    batches = islice(loader.epoch(0), steps * s.micro_batches.count)
     (scores,) = evaluate([s.step.model], batches, s.world, s.precision, s.guard.is_stop_requested)
     shares = shares_loss(
         loader.class_counts, recipe.data.sampling, len(loader.betons) if recipe.data.multi_label else None

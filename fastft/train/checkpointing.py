@@ -75,8 +75,6 @@ class Checkpointing:
                 continue
             if scaler := checkpoint.state["scaler"]:  # empty if it was trained without one, in bf16 or fp32
                 step.scaler.load_state_dict(scaler)
-            if step.ema is not None:
-                step.ema.updates = step_of(path)
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
         raise UserError(

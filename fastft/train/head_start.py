@@ -97,7 +97,7 @@ def set_probe_head(
     EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     s, r, model = setup, setup.recipe, setup.step.model
-    output, batch = Output(r.model.image_size, s.world.device, s.precision.dtype), s.phases.smallest_micro_batch
+    output, batch = Output(r.model.image_size, s.world.device, s.precision.dtype), s.micro_batches.size
     tries_mirrored = HFLIP in r.automatic and not r.data.multi_label
     with EvalLoader(
         s.loader.betons, build_policy(r), output, batch_size=batch,
@@ -228,8 +228,9 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     """
     fold_N = _folds(labels_N, seed)
     held_out = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
-    moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
-               for rows in held_out]  # fmt: skip
+    moments = [
+        _moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes) for rows in held_out
+    ]
     kept = max(1, SCORED_VALUES // num_classes // len(held_out))
     rng = np.random.default_rng(seed)  # files are sorted by class
     chosen = [rows if len(rows) <= kept else np.sort(rng.permutation(rows)[:kept]) for rows in held_out]

@@ -1,15 +1,23 @@
 """How many images per forward pass: as many as fit, the global batch unchanged."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import CHANNELS
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment import AugmentPolicy
 from fastft.augment.policies import AugMix
+from fastft.augment.recipe_policy import build_policy
+from fastft.data.engine import Engine
 from fastft.machine.precision import Precision
+from fastft.machine.processes import World
+from fastft.model import ImageClassifier
 from fastft.optim import HalfCopy
+from fastft.recipe import Recipe
 
 CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
 # Pairs of micro-batches whose peak memory is measured first. The second pair is for models of which 8 images do not fit.
@@ -23,6 +31,43 @@ COPIES = 3  # of what is trained, in fp32, beside the weights: gradients and Ada
 # bytes of a pixel's channel that augmentation on a GPU takes beside the finished images: two uint8 images, of AugMix three and
 # their mixture in fp32 (fastft.augment.cuda)
 AUGMENT_BYTES, AUGMIX_BYTES = 2, 3 + 4
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """This process's share of a batch: `count` passes over `size` images. loader_bytes: GPU memory of the loaders."""
+
+    size: int
+    count: int
+    loader_bytes: float
+
+    def describe(self, world_size: int) -> str:
+        batch = world_size * self.count * self.size
+        factors = {"processes": world_size, "micro-batches": self.count}
+        parts = [f"{count} {name} x " for name, count in factors.items() if count > 1]
+        return f"batch {batch}" + (f" = {''.join(parts)}{self.size} images" if parts else "")
+
+
+def divide_batch(
+    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_files: BetonSet, unit: int
+) -> MicroBatches:
+    """The micro-batches of a recipe. unit: images that must stay together.
+
+    Raises UserError: the batch cannot be divided among the processes; as `choose_micro_batch`.
+    """
+    batch_size, size = recipe.optim.batch_size, recipe.model.image_size
+    if batch_size % world.size:
+        raise UserError(
+            f"optim.batch_size {batch_size} is not a multiple of {world.size} processes; change one of the two"
+        )
+    files = [train_files, *([] if recipe.data.val is None else [BetonSet.open(recipe.data.val)])]
+    policy, batches = build_policy(recipe), Engine.slots(recipe.data.batches_ahead)
+    per_image = sum(loader_bytes(f.largest.mean_pixels, size, precision.dtype, batches, policy) for f in files)
+    rank_batch = batch_size // world.size
+    chosen = choose_micro_batch(
+        recipe.train.micro_batch, rank_batch, model, size, precision, unit=unit, loader_bytes=per_image
+    )
+    return MicroBatches(chosen, rank_batch // chosen, chosen * per_image)
 
 
 def choose_micro_batch(

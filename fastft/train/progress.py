@@ -77,8 +77,8 @@ class Progress:
             bits = np.frombuffer(bytes.fromhex(self.probe_right), np.uint8)
             for weights, mine in right.items():
                 probe_right = np.unpackbits(bits, count=mine.size).reshape(mine.shape).astype(bool)
-                found_by = count_disagreements({weights: mine, PROBE: probe_right}, labels_N)
-                entry.setdefault("against_probe", {})[weights] = found_by
+                counts = count_disagreements({weights: mine, PROBE: probe_right}, labels_N)
+                entry.setdefault("against_probe", {})[weights] = counts
         return entry
 
     def add_baseline(self, scores: Sequence[Scores]) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from beton_tools.base.console import format_duration
 from fastft import __version__
-from fastft.cost.work import evaluated_models
+from fastft.cost.work import evaluated_models, recipe_flops
 from fastft.data import TrainLoader
 from fastft.evaluate.scores import Scores
 from fastft.machine.exits import Preempted
@@ -31,7 +31,6 @@ from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import read_metrics, write_choices, write_recipe
 from fastft.train.progress import describe_baseline, describe_evaluation
-from fastft.train.run_phases import RunPhase
 from fastft.train.setup import Setup
 from fastft.train.step import Step
 from fastft.train.step_choice import Decision
@@ -94,9 +93,12 @@ class Meter:
             self._split[part] += spent
             self._epoch[part] += spent
         return {
-            "steps": self.steps, "loss_sum": loss_sum, "seconds": seconds, "waited": self._loader.wait_seconds,
+            "steps": self.steps,
+            "loss_sum": loss_sum,
+            "seconds": seconds,
+            "waited": self._loader.wait_seconds,
             "split": dict(self._split),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`, on an interval that has just begun."""
@@ -121,18 +123,20 @@ class Reporter:
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self._setup, self._log = setup, log
         self.meter = Meter(setup.step, setup.loader, setup.world)
+        self._flops = recipe_flops(setup.recipe, setup.step.model.visual.arch).train
         # on a CPU this is measured: once, not at every line
         self._peak = peak_flops(setup.world.device, setup.precision.dtype)
         self.say, self.record = log.info, log.record
         self._timed: list[float] = []  # ends of the first steps
 
-    def start(self, phase: RunPhase, decision: Decision, step: int) -> None:
+    def start(self, decision: Decision, step: int) -> None:
         """The lines before the first step of this process; step: optimiser steps done."""
         s, recipe = self._setup, self._setup.recipe
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
             f"{recipe.name}: {trained:,} trainable parameters, {s.loader.num_samples:,} images, "
-            f"{phase.describe(s.world.size)}, {s.precision.name} on {s.world.device}, run in {s.folder}"
+            f"{recipe.model.image_size} px, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
+            f"run in {s.folder}"
         )
         for choice in recipe.choices:
             self.say(describe_choice(**asdict(choice)))
@@ -152,27 +156,18 @@ class Reporter:
         if step:
             self.say(f"continuing after step {step} of {s.total_steps}")
 
-    def phase(self, phase: RunPhase, step: int) -> None:
-        """A phase that begins; nothing if the run has only one."""
-        if len(self._setup.phases.all) > 1:
-            values = {
-                "epoch": phase.first, "image_size": phase.size, "patch_dropout": phase.patch_dropout,
-                "micro_batch": phase.micro_batch, "accumulation": phase.accumulation,
-            }  # fmt: skip
-            self.record("phase", step, values)
-
     def baseline(self, baseline: Mapping[str, Any]) -> None:
         made = {key: value for key, value in baseline.items() if key not in ("raw", SELECTION)}
         self.record("baseline", 0, made | flatten(baseline))
         self.say(describe_baseline(baseline, self._setup.validation.best_by))
 
-    def interval(self, epoch: int, step: int, lr: float, phase: RunPhase) -> float:
+    def interval(self, epoch: int, step: int, lr: float) -> float:
         """A line for the steps since the previous one; returns their seconds."""
         s, now = self._setup, self.meter.state_dict()
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
         rate = now["steps"] * batch / now["seconds"]
-        achieved = rate / s.world.size * phase.flops
+        achieved = rate / s.world.size * self._flops
         if self._peak is not None and s.world.device.type == "cpu":
             self._peak = max(self._peak, achieved)  # measured while other processes took the cores
         line = {
@@ -184,29 +179,29 @@ class Reporter:
             "wait_share": now["waited"] / now["seconds"],
             "mfu": None if self._peak is None else achieved / self._peak,
             "memory_gib": peak_memory(s.world.device) / 2**30,
-            "seconds_left": s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
+            "seconds_left": (s.total_steps - step) * batch / rate,
             "split": now["split"],
         }
         self._log.interval(step, line)
         self.meter.reset()
         return float(now["seconds"])
 
-    def advance(self, step: int, phase: RunPhase, evaluations: int) -> None:
+    def advance(self, step: int, evaluations: int) -> None:
         """Count a step; on a CPU say once how long the rest will take. step, evaluations: done so far."""
         self._log.advance()
         if self._setup.world.device.type != "cpu" or len(self._timed) > TIMED_STEPS:
             return
         self._timed.append(time.monotonic() - self.meter.paused)
         if len(self._timed) > TIMED_STEPS:
-            self._estimate(step, phase, evaluations, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
+            self._estimate(step, evaluations, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
 
-    def _estimate(self, step: int, phase: RunPhase, evaluations: int, seconds: float) -> None:
+    def _estimate(self, step: int, evaluations: int, seconds: float) -> None:
         """seconds: of a step. An image's evaluation takes as much less than its training as it has fewer FLOPs."""
         s, r = self._setup, self._setup.recipe
         steps, passes = s.total_steps - step, r.evaluations - evaluations
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
-        share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / phase.flops / r.optim.batch_size
-        left = seconds * (s.phases.steps_left(step, s.steps_per_epoch, phase) + passes * images * share)
+        share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
+        left = seconds * (steps + passes * images * share)
         self.say(f"about {format_duration(left)} to go: {steps:,} steps of {seconds:.2g} s and {passes} evaluations")
         if left > LONG_SECONDS:
             epochs = max(1, int(r.epochs * LONG_SECONDS / left))

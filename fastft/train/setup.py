@@ -22,13 +22,11 @@ from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import class_factors, refuse_other_classes, refuse_other_labels, training_shares
-from fastft.data.stage import check_shrink
 from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision, choose_precision
 from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head, set_head_of_weights
-from fastft.model.phases import with_phase
 from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
@@ -40,16 +38,14 @@ from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.micro_batch import COPIES
+from fastft.train.micro_batch import COPIES, MicroBatches, divide_batch
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
-from fastft.train.run_phases import RunPhases, plan_phases
 from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
 from fastft.train.validation import Validation
 
 OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
-ONE_LABEL = {"model.head": None, "data.sampling": NONE, "optim.class_weights": NONE, "train.refit": False}
 SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
 
 
@@ -68,7 +64,7 @@ class Setup:
     guard: SignalGuard
     deadline: float
     precision: Precision
-    phases: RunPhases
+    micro_batches: MicroBatches
     mixer: Mixer | None
     loader: TrainLoader
     validation: Validation
@@ -88,11 +84,11 @@ class Setup:
         return self.recipe.epochs * self.steps_per_epoch
 
     @property
-    def moments_bytes(self) -> int:
-        """Memory of the optimiser's state that the first step will make; none if a checkpoint has it."""
-        if self.step.optimizer.state:
-            return 0
-        return (COPIES - 1) * 4 * sum(p.numel() for p in self.step.model.parameters() if p.requires_grad)
+    def reserve_bytes(self) -> int:
+        """Memory that the loaders will take, and the optimiser's state, which the first step makes unless it is restored."""
+        trained = sum(p.numel() for p in self.step.model.parameters() if p.requires_grad)
+        moments = 0 if self.step.optimizer.state else (COPIES - 1) * 4 * trained
+        return moments + int(self.micro_batches.loader_bytes)
 
     def position(self, progress: Progress) -> int:
         return progress.epoch * self.steps_per_epoch + progress.step
@@ -148,13 +144,13 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     model, ema, head_note = _build_models(recipe, world.device, train_files, pretrained=not checkpoints.exist)
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
-    phases = plan_phases(recipe, model, world, precision, train_files, unit)
-    loader, evaluated = open_loaders(recipe, world, precision, phases, train_files, selection_files, opened)
+    micro_batches = divide_batch(recipe, model, world, precision, train_files, unit)
+    loader, evaluated = open_loaders(recipe, world, precision, micro_batches.size, train_files, selection_files, opened)
     if not checkpoints.exist:
         refuse_other_head(recipe, loader.class_names)
     validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
-    step = _build_step(recipe, model, ema, world, precision, loader.class_counts)
+    step = _build_step(recipe, model, ema, world, precision, micro_batches.count, loader.class_counts)
     progress = Progress()
     if checkpoints.exist:
         current = describe_run(recipe, model, loader)
@@ -164,25 +160,30 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     if world.is_main and not exists:
         opened.enter_context(lock_run(folder))
     opened.callback(checkpoints.close)
+    tracker, done = None, progress.epoch * loader.steps_per_epoch + progress.step
+    if world.is_main:
+        tracker = open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict(), done)
     return Setup(
-        recipe, folder, world, guard, deadline, precision, phases, mixer, loader, validation, step,
+        recipe, folder, world, guard, deadline, precision, micro_batches, mixer, loader, validation, step,
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
-        tracker=open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict()) if world.is_main else None,
-        head_note=head_note,
+        tracker=tracker, head_note=head_note,
     )  # fmt: skip
 
 
 def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
-    """The set-up with half the micro-batch if that of the last phase does not fit the GPU's memory in some process."""
-    s, last = setup, setup.phases.all[-1]
+    """The set-up with half the micro-batch if it does not fit the GPU's memory in some process."""
+    s, m, unit = setup, setup.micro_batches, 1 if setup.mixer is None else 2
     if s.world.device.type not in OUT_OF_MEMORY_DEVICES:
         return setup
-    reserve = s.moments_bytes + int(last.loader_bytes)
-    if not is_out_of_memory(with_phase(s.recipe, last), s.step, last.micro_batch, reserve):
+    if not is_out_of_memory(s.recipe, s.step, m.size, s.reserve_bytes):
         return setup
-    phases = s.phases.with_halves(1 if s.mixer is None else 2)
-    say(f"out of memory with {last.micro_batch} images per forward pass: trying {phases.all[-1].micro_batch}")
-    return replace(setup, phases=phases)
+    if m.size % (2 * unit):
+        return setup
+    halves = MicroBatches(m.size // 2, 2 * m.count, m.loader_bytes / 2)
+    say(f"out of memory with {m.size} images per forward pass: trying {halves.size}")
+    s.loader.resize(s.recipe.model.image_size, halves.size)
+    s.step.accumulation = halves.count
+    return replace(setup, micro_batches=halves)
 
 
 def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:
@@ -229,8 +230,14 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
         val = BetonSet.open(recipe.data.val)
         refuse_other_classes(val.class_names, train_files.class_names, recipe.data.val)
         refuse_other_labels(val, recipe)
-    for option, value in ONE_LABEL.items():
-        if recipe.data.multi_label and recipe.flat()[option] != value:
+    one_label = {
+        "model.head": recipe.model.head is not None,
+        "data.sampling": recipe.data.sampling != NONE,
+        "optim.class_weights": recipe.optim.class_weights != NONE,
+        "train.refit": recipe.train.refit,
+    }
+    for option, is_set in one_label.items():
+        if recipe.data.multi_label and is_set:
             raise UserError(f"{option} is for one label per image, and the images have several; leave it out")
     refuse_impossible(recipe, world.device, world.size)
 
@@ -252,11 +259,17 @@ def _build_models(
     if options.decay == 0:
         return model, None, note
     decay = decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch)
-    return model, Ema(model, decay, options.warmup), note
+    return model, Ema(model, decay), note
 
 
 def _build_step(
-    recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision, counts: Sequence[int]
+    recipe: Recipe,
+    model: ImageClassifier,
+    ema: Ema | None,
+    world: World,
+    precision: Precision,
+    accumulation: int,
+    counts: Sequence[int],
 ) -> Step:
     """counts: training images by label."""
     o = recipe.optim
@@ -268,9 +281,9 @@ def _build_step(
         factors_K /= factors_K @ training_shares(counts, recipe.data.sampling)  # 1 on average
         weights_K = torch.zeros(recipe.data.num_classes, device=world.device)
         weights_K[: len(counts)] = torch.from_numpy(factors_K)
-    return Step(  # the phase sets the accumulation
-        model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad,
-        class_weights_K=weights_K, multi_label=recipe.data.multi_label,
+    return Step(
+        model, optimizer, ema, world, precision, accumulation=accumulation, label_smoothing=o.label_smoothing,
+        clip_grad=o.clip_grad, class_weights_K=weights_K, multi_label=recipe.data.multi_label,
     )  # fmt: skip
 
 
@@ -289,38 +302,33 @@ def open_loaders(
     recipe: Recipe,
     world: World,
     precision: Precision,
-    phases: RunPhases,
+    micro_batch: int,
     train_files: BetonSet,
     selection_files: BetonSet | None,
     opened: ExitStack,
 ) -> tuple[TrainLoader, list[EvalLoader]]:
-    """The loaders of the training files, in the first phase, and of validation and selection files if there are any.
+    """The loaders of the training files, and of validation and selection files if there are any.
 
-    The loaders are closed with `opened`. Evaluation is at the final image size. Raises UserError: a file does not fit the
-    recipe, or the validation files have other classes.
+    The loaders are closed with `opened`. Raises UserError: a file does not fit the recipe.
     """
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
-    first = phases.all[0]
     common: dict[str, Any] = {
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
         "batches_ahead": r.data.batches_ahead,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        train_files, policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
-        micro_batch=first.micro_batch, order=r.data.order, block_mib=r.data.block_mib,
-        sampling=r.data.sampling, **common,
+        train_files, policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
+        order=r.data.order, block_mib=r.data.block_mib, sampling=r.data.sampling, **common,
     ))  # fmt: skip
-    for phase in phases.all:
-        check_shrink(loader.betons, world.device, phase.size)
     if loader.num_classes > r.data.num_classes:
         raise UserError(
             f"{r.data.train} has {loader.num_classes} classes, the recipe {r.data.num_classes}; "
             f"set --data.num_classes={loader.num_classes}"
         )
     evaluated = [
-        opened.enter_context(EvalLoader(files, policy, output, batch_size=phases.smallest_micro_batch, **common))
+        opened.enter_context(EvalLoader(files, policy, output, batch_size=micro_batch, **common))
         for files in (r.data.val, selection_files)
         if files is not None
     ]

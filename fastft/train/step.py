@@ -112,18 +112,6 @@ class Step:
         """The context of evaluating `model`: its blocks run uncompiled, which otherwise would be compiled for each batch size."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def set_phase(self, patch_dropout: float, accumulation: int) -> None:
-        """Train with this patch dropout and number of micro-batches per step, between two steps.
-
-        Images may have another size from now on: a CUDA graph is recorded again.
-        """
-        self.accumulation = accumulation
-        self.model.visual.patch_dropout.rate = patch_dropout
-        if self.half is not None:
-            self.half.module.visual.patch_dropout.rate = patch_dropout
-        if self._graph is not None:
-            self._graph = GraphedPass(self._pass, self.trained.parameters())
-
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
 
@@ -236,8 +224,8 @@ class GraphedPass:
     the GPU to run them. Neither `torch.cuda.make_graphed_callables` nor `torch.compile(mode="reduce-overhead")` is used: their
     gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
 
-    Inputs are copied to fixed tensors; a new shape is recorded anew. Results lie in fixed tensors too: the next call
-    overwrites them. Gradients must stay where they are between calls: `zero_grad(set_to_none=False)`.
+    Inputs are copied to fixed tensors, and results lie in fixed tensors, which the next call overwrites. Gradients must stay
+    where they are between calls: `zero_grad(set_to_none=False)`.
     """
 
     def __init__(
@@ -252,7 +240,7 @@ class GraphedPass:
         self._inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __call__(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._inputs is None or self._inputs[0].shape != images.shape:
+        if self._inputs is None:
             self._record(images, targets, noise)
         assert self._inputs is not None
         for fixed, given in zip(self._inputs, (images, targets, noise), strict=True):
@@ -262,7 +250,7 @@ class GraphedPass:
         return self._outputs
 
     def _record(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> None:
-        """Record; the shape changes only between two steps, so there are no gradients yet but those of the recording."""
+        """Record before the first step, so that there are no gradients but those of the recording."""
         self._inputs = (images.clone(), targets.clone(), None if noise is None else noise.clone())
         self._replay = self._capture(self._pass)
         for parameter in self._parameters:

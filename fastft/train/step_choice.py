@@ -21,7 +21,6 @@ from beton_tools.base.errors import UserError, first_line
 from fastft.machine.facts import cpu_name
 from fastft.machine.processes import World
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.phases import phase_at
 from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
 from fastft.train.step import COMPILED, MODES, Step, StepChoice
@@ -77,9 +76,12 @@ class Decision:
         """Fields of the 'start' line of metrics.jsonl."""
         trials = [{**asdict(t.choice), "milliseconds": t.milliseconds, "reason": t.reason} for t in self.trials]
         return {
-            "step_mode": self.choice.mode, "step_attention": self.choice.attention, "step_half": self.choice.half,
-            "step_origin": self.origin, "step_trials": trials,
-        }  # fmt: skip
+            "step_mode": self.choice.mode,
+            "step_attention": self.choice.attention,
+            "step_half": self.choice.half,
+            "step_origin": self.origin,
+            "step_trials": trials,
+        }
 
 
 def refuse_impossible(recipe: Recipe, device: torch.device, processes: int) -> None:
@@ -156,14 +158,13 @@ def choose_step(
 def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
     """True if an eager pass over so many images runs out of memory in some process; before `step.connect`.
 
-    recipe: of one phase. reserve_bytes: as for `choose_step`.
+    reserve_bytes: as for `choose_step`.
     """
     device, failed = step.world.device, False
     try:
         reserved = torch.empty(reserve_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
         trial = Step(step.model, step.optimizer, None, World(0, 1, 0, device), step.precision)
         trial.connect(StepChoice())
-        trial.set_phase(phase_at(recipe, 0).patch_dropout, 1)
         trial.model.train()
         batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, step.precision.dtype)
         trial.micro_batch(*batch, step=0, last=True)
@@ -206,7 +207,7 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
             for trial in run_trials(
                 lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], also_half
             )
-        ]  # fmt: skip
+        ]
         del reserved
     gc.collect()
     if on_gpu:

@@ -68,7 +68,7 @@ def _fit(trainer: Trainer) -> dict[str, Any]:
         return trainer.fit()
     except torch.OutOfMemoryError:
         error = UserError(
-            f"the GPU's memory is too small for micro-batches of {trainer.phase.micro_batch}; set a lower "
+            f"the GPU's memory is too small for micro-batches of {trainer.setup.micro_batches.size}; set a lower "
             "--train.micro_batch, or --train.grad_checkpointing=true"
         )
         raise trainer.world.publish_error(error) from None

@@ -8,11 +8,9 @@ from itertools import islice
 from typing import Any, NoReturn
 
 from fastft.augment.mix import smoothed_targets
-from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.data import Batch
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import Preempted, TimeUp
-from fastft.model.phases import with_phase
 from fastft.optim import set_lr
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
@@ -31,17 +29,15 @@ CONTINUE, SAVE, STOP = range(3)
 
 
 class Trainer:
-    """One process's part of a run; its state is the progress, the phase, the learning rate, and the recipe's augmentation."""
+    """One process's part of a run; its state is the progress and the learning rate."""
 
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self.setup, self.world, self.guard, self.step = setup, setup.world, setup.guard, setup.step
         self.progress = setup.progress
-        self.phase = setup.phases.at(self.progress.epoch)
         self.reporter = Reporter(setup, log)
         profiled = self.recipe.train.profile if self.world.is_main else 0
         self.profiler = profile.StepProfiler(setup.folder / profile.FOLDER, profiled, self.world.device)
         self._lr = 0.0  # of the last step
-        self._augment: dict[str, float] = {}  # `scheduled` values of the last epoch
 
     @property
     def recipe(self) -> Recipe:
@@ -76,15 +72,13 @@ class Trainer:
     # before the first step --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Decide how steps are computed, the same in all processes and phases; fit the head of a new run."""
-        s, last = self.setup, self.setup.phases.all[-1]
+        """Decide how steps are computed, the same in all processes; fit the head of a new run."""
+        s, size, stored = self.setup, self.setup.micro_batches.size, self.progress.step_choice
         decision = choose_step(
-            with_phase(self.recipe, last), self.step, last.micro_batch, self.progress.step_choice,
-            reserve_bytes=s.moments_bytes + int(last.loader_bytes), say=self.reporter.say,
-        )  # fmt: skip
+            self.recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say
+        )
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
-        self._enter_phase()
-        self.reporter.start(self.phase, decision, self.global_step)
+        self.reporter.start(decision, self.global_step)
         if s.head_note is not None:
             self.reporter.say(s.head_note)
         if self.global_step == 0 and self.recipe.model.head_init == PROBE and self.progress.baseline is None:
@@ -103,43 +97,26 @@ class Trainer:
 
     # steps ------------------------------------------------------------------------------------------------------------
 
-    def _enter_phase(self) -> None:
-        """Set image size, patch dropout and micro-batch of the next epoch."""
-        epoch = self.progress.epoch
-        self.phase = phase = self.setup.phases.at(epoch)
-        self.setup.loader.resize(phase.size, phase.micro_batch)
-        self.step.set_phase(phase.patch_dropout, phase.accumulation)
-        self.reporter.phase(phase, self.global_step)
-
     def _train_epoch(self) -> None:
         s, epoch, start = self.setup, self.progress.epoch, self.progress.step
-        if s.phases.at(epoch) is not self.phase:
-            self._enter_phase()
-            self.reporter.say(f"epoch {epoch}: {self.phase.describe(self.world.size)}")
         self.step.model.train()
-        if (augment := scheduled(self.recipe, epoch)) != self._augment:
-            self._augment = augment
-            s.loader.set_policy(build_policy(self.recipe, epoch))
-            self.reporter.say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.3g}" for name, value in augment.items()))
         batches = s.loader.epoch(epoch, start)
         for step in range(start, s.steps_per_epoch):
             is_logged = (step + 1) % self.recipe.train.log_every == 0 or step + 1 == s.steps_per_epoch
-            self._train_step(epoch, step, islice(batches, self.phase.accumulation), is_logged)
+            self._train_step(epoch, step, islice(batches, s.micro_batches.count), is_logged)
             self.progress.step = step + 1
             self.guard.defer_interrupts()
-            self.reporter.advance(self.global_step, self.phase, len(self.progress.evaluations))
+            self.reporter.advance(self.global_step, len(self.progress.evaluations))
             if is_logged:
-                self._log_interval(epoch)
+                self.progress.seconds += self.reporter.interval(epoch, self.global_step, self._lr)
             if step + 1 < s.steps_per_epoch:
                 self._save_if_due()
         self.progress.epoch, self.progress.step = epoch + 1, 0
 
     def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch], is_logged: bool) -> None:
         s, meter, global_step = self.setup, self.reporter.meter, self.global_step
-        noise = draw_noise(
-            self.step.model.visual.noise_columns, s.recipe.optim.batch_size, s.recipe.train.seed, global_step,
-            self.world.device,
-        )  # fmt: skip
+        columns, batch_size = self.step.model.visual.noise_columns, s.recipe.optim.batch_size
+        noise = draw_noise(columns, batch_size, s.recipe.train.seed, global_step, self.world.device)
         self._lr = s.schedule(global_step)
         set_lr(self.step.optimizer, self._lr)
         self.step.split.mark(None)
@@ -153,16 +130,13 @@ class Trainer:
             elif self.step.multi_label:
                 targets = smoothed_targets(targets, targets.shape[1], self.step.label_smoothing)
             mine = None if noise is None else noise[batch.first_position :][: len(images)]
-            last = k == self.phase.accumulation - 1
+            last = k == s.micro_batches.count - 1
             with self.profiler.range("forward and backward"):
                 self.step.micro_batch(images, targets, mine, step=global_step, last=last)
         with self.profiler.range("update"):
             self.step.update(is_logged)
         meter.steps += 1
         self.profiler.count_step()
-
-    def _log_interval(self, epoch: int) -> None:
-        self.progress.seconds += self.reporter.interval(epoch, self.global_step, self._lr, self.phase)
 
     # evaluation -------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 import math
 import re
 import string
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from fastft.augment import AugmentPolicy, parse_policy
 from fastft.augment.plan import TIMM_OPS
 from fastft.augment.policies import AugMix, RandAugment, ThreeAugment
 from fastft.augment.recipe_policy import build_policy
-from fastft.cost.explanation import explain
 from fastft.recipe import load_recipe
 from tests.augment.single_ops import level_argument
 
@@ -158,30 +156,13 @@ def test_magnitudes_become_the_arguments_that_timm_gives_pillow(name, monkeypatc
             assert level_argument(name, magnitude, sign, height=height, width=width)[1] == theirs
 
 
-def test_magnitude_crop_and_erasing_follow_the_schedule_and_nothing_else_changes():
-    weak = ["--schedule.magnitude=0:1-40:9", "--schedule.scale_min=0:0.5,10:0.08", "--schedule.erase_prob=0:0,20:0.25"]
-    recipe, plain = load_recipe("final_b16", weak), build_policy(load_recipe("final_b16"))
-    policies = [build_policy(recipe, epoch) for epoch in (0, 10, 20, 49)]
-    assert [p.auto_augment.magnitude for p in policies] == [1, 3, 5, 9]
-    assert [p.scale[0] for p in policies] == [0.5, 0.08, 0.08, 0.08]
-    assert [p.erase_prob for p in policies] == [0, 0, 0.25, 0.25]
-    assert policies[-1] == replace(plain, magnitude=9.0) and policies[-1].auto_augment == plain.auto_augment
-    assert explain(recipe)["augment"][-3:] == [
-        "magnitude by epoch: 0:1-40:9", "scale_min by epoch: 0:0.5,10:0.08", "erase_prob by epoch: 0:0,20:0.25"
-    ]  # fmt: skip
-    assert build_policy(recipe.with_option("augment.policy", "none"), 49).auto_augment is None  # as evaluation does
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--schedule.magnitude=0:1", "--augment.policy=3aug"], "schedule.magnitude needs RandAugment or AugMix"),
-        (["--schedule.scale_min=0:0.6", "--augment.scale_max=0.5"], "schedule.scale_min .* must not exceed"),
-        (["--schedule.erase_prob=0:1.5"], "erase_prob"),
         (["--augment.color_jitter=0.4", "--augment.policy=rand-m9-n10"], "with color_jitter use n9 or w3 at most"),
         (["--augment.color_jitter=0.4", "--augment.policy=augmix-w4"], "with color_jitter use n9 or w3 at most"),
     ],
 )
-def test_schedules_and_jitter_that_do_not_fit_the_policy_are_refused(options, message):
+def test_jitter_that_does_not_fit_the_policy_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         build_policy(load_recipe("final_b16", options))

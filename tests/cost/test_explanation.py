@@ -94,18 +94,6 @@ def test_mixing_is_listed_only_if_enabled():
     assert any("mixup" in line for line in explained("baseline_b16")["augment"])
 
 
-def test_sizes_by_epoch_are_explained_with_their_flops(capsys):
-    values = explained("frugal_b16", "--schedule.sizes=0:160,24:224", "--model.patch_dropout=0:0.35,27:0")
-    phases = [(p["first_epoch"], p["epochs"], p["image_size"], p["patch_dropout"]) for p in values["phases"]]
-    assert phases == [(0, 24, 160, 0.35), (24, 3, 224, 0.35), (27, 3, 224, 0.0)]
-    mean = sum(p["epochs"] * p["train_flops_per_image"] for p in values["phases"]) / 30
-    assert values["cost"]["train_flops_per_image"] == pytest.approx(mean)
-    assert values["phases"][2]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
-    assert main(["explain", "frugal_b16", "--schedule.sizes=0:160,24:224"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "epochs 0-23 160 px, 53." in said and "epochs 24-29 224 px, 105.4 GFLOP per image" in said
-
-
 # fastft recipes ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,18 +3,16 @@
 import json
 import re
 import runpy
-from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
 import pytest
 
 from fastft.cli import main
-from fastft.cost.price import FASTFT, CostQuery, Estimate, estimate, price_recipes, with_cores
-from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
-from fastft.cost.work import phase_flops, recipe_work
+from fastft.cost.price import CostQuery, Estimate, estimate, price_recipes, with_cores
+from fastft.cost.roofline import K_RANGE, K, Mfu
+from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS
-from fastft.model.phases import find_phases
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 
@@ -60,12 +58,10 @@ def test_attention_takes_longer_than_matrix_products_of_as_many_flops():
     """4 % of the FLOPs of B/16 at 224 px, 10 % at 384 px, at 0.2 of the peak instead of 0.72."""
     for options, share in (([], 0.041), (["--model.image_size=384"], 0.109), (["--model.trainable_layers=6"], 0.041)):
         r = recipe("final_b16", *options)
-        flops = phase_flops(r, recipe_arch(r), find_phases(r)[0])
+        flops = recipe_flops(r, recipe_arch(r))
         assert flops.attention / flops.train == pytest.approx(share, abs=0.002)
     timm = recipe("final_b16", "--model.arch=timm/vit_base_patch16_224", "--model.weights=random")
-    assert phase_flops(timm, recipe_arch(timm), find_phases(timm)[0]).attention == pytest.approx(
-        12 * 3 * 4 * 197**2 * 768
-    )
+    assert recipe_flops(timm, recipe_arch(timm)).attention == pytest.approx(12 * 3 * 4 * 197**2 * 768)
 
 
 def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
@@ -113,32 +109,3 @@ def test_command_prints_recipes_side_by_side_or_json(capsys):
     assert json.loads(capsys.readouterr().out)["recipes"][0]["recipe"] == "final_b16"
     assert main(["cost", "final_b16", "--gpu", "k80"]) == 2
     assert "V100" in capsys.readouterr().err
-
-
-PROGRESSIVE = "--schedule.sizes=0:160,24:224"
-
-
-def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases():
-    """24 epochs as in a recipe of 160 px, 6 as in frugal_b16; evaluation at 224 px throughout."""
-    recipes = [load_recipe("frugal_b16", options) for options in ([PROGRESSIVE], [], ["--model.image_size=160"])]
-    both, large, small = (recipe_work(r, recipe_arch(r)) for r in recipes)
-    assert both.train == pytest.approx(0.8 * small.train + 0.2 * large.train)
-    assert both.evaluate == large.evaluate
-    gpu = GPUS["V100"]
-    hours = [estimate(r, gpu, 8, GIVEN) for r in recipes]
-    assert hours[0].train == pytest.approx(0.8 * hours[2].train + 0.2 * hours[1].train)
-    assert hours[0].evaluate == hours[1].evaluate
-    rooflines = [roofline_mfu(r, gpu, 8).value for r in recipes]
-    assert min(rooflines[1:]) < rooflines[0] < max(rooflines[1:])
-
-
-def test_a_loader_that_is_too_slow_for_small_images_only_stalls_there():
-    recipe, gpu = load_recipe("frugal_b16", [PROGRESSIVE]), GPUS["H100"]
-    rates = {}
-    for phase in find_phases(recipe):
-        work = phase_flops(recipe, recipe_arch(recipe), phase).train
-        rates[phase.size] = gpu.peak_flops * GIVEN.value / work
-    between = replace(FASTFT, loader_rate=(rates[160] + rates[224]) / 2)
-    parts = estimate(recipe, gpu, 8, GIVEN, between)
-    small = 24 * recipe.steps_per_epoch() * recipe.optim.batch_size / 8
-    assert parts.stall == pytest.approx(small * (1 / between.loader_rate - 1 / rates[160]))

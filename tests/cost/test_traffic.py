@@ -7,7 +7,6 @@ from dataclasses import astuple
 import pytest
 
 from fastft.cost.traffic import KERNELS, OpTraffic, image_traffic, stored_traffic, trace_image, traced_ops, traffic_key
-from fastft.model.phases import find_phases, with_phase
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
@@ -64,8 +63,7 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path, kinds, tmp_pat
 def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts():
     """Traced anew for two of them; `python benchmarks/tables.py --check` traces all."""
     for recipe in map(load_recipe, recipe_names()):
-        for phase in find_phases(recipe):
-            assert {traffic_key(with_phase(recipe, phase), path) for path in KERNELS} <= stored_traffic().keys()
+        assert {traffic_key(recipe, path) for path in KERNELS} <= stored_traffic().keys()
     for name, path in (("final_b16", "autocast"), ("quick_l14_half", "half")):
         traced = trace_image(load_recipe(name), path)
         assert stored_traffic()[traffic_key(load_recipe(name), path)] == pytest.approx(astuple(traced))

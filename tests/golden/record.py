@@ -74,7 +74,7 @@ RUNS = {
     "partial": {
         "augment.policy": "none", "augment.erase_prob": "0", "model.patch_dropout": "0.25",
         "model.trainable_layers": "1", "model.pool": "token", "optim.weight_decay": "0.2",
-        "optim.label_smoothing": "0", "schedule.sizes": "0:24,1:32", "train.eval_weights": "ema",
+        "optim.label_smoothing": "0", "train.eval_weights": "ema",
     },
 }  # fmt: skip
 
@@ -107,7 +107,7 @@ def without(values: Any, names: tuple[str, ...]) -> Any:
 
 
 def explain(folder: Path) -> dict[str, Any]:
-    """`fastft explain` without costs: settings, parameter groups, schedule, phases, augmentation in words."""
+    """`fastft explain` without costs: settings, parameter groups, schedule, augmentation in words."""
     return without({name: fastft_json("explain", name) for name in EXPLAINED}, ESTIMATED_KEYS)
 
 
@@ -120,10 +120,7 @@ def cost(folder: Path) -> dict[str, Any]:
     """All figures of the cost model that the commands print."""
     explained = {name: fastft_json("explain", name) for name in EXPLAINED}
     return {
-        "explain": {
-            name: {"cost": values["cost"], "flops": [p["train_flops_per_image"] for p in values["phases"]]}
-            for name, values in explained.items()
-        },
+        "explain": {name: {"cost": values["cost"]} for name, values in explained.items()},
         "recipes": {r["name"]: r["gpu_hours"] for r in fastft_json("recipes")["recipes"]},
         "cost": {title: fastft_json("cost", *arguments.split()) for title, arguments in COSTS.items()},
     }

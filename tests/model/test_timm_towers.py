@@ -166,18 +166,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
         torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize(
-    "name", ["test_vit", "test_convnext", "vit_pe_core_tiny_patch16_384", "swin_tiny_patch4_window7_224"]
-)
-def test_smaller_images_are_taken_where_a_schedule_asks_for_them(name):
-    try:
-        model = build(name, 64, schedule__sizes="0:32,10:64", schedule__epochs=20).train()
-    except UserError as refused:
-        assert "takes images of one size" in str(refused)
-        pytest.skip(f"timm {timm.__version__}: {refused}")
-    assert model(torch.randn(2, 3, 32, 32)).shape == model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
-
-
 def test_buffers_of_a_model_from_the_meta_device_are_timms():
     for name in ("swin_tiny_patch4_window7_224", "eva02_small_patch14_336"):
         whole = build(name, TOWERS[name])
@@ -222,7 +210,6 @@ def test_large_models_follow_the_papers_large_recipe():
         ("test_vit", {"model.rel_pos_bias": "true"}, "model.rel_pos_bias is an option of fastft's own tower"),
         ("test_vit", {"model.image_size": 70}, "not a multiple of the patch size 16; use 64 or 80"),
         ("test_vit", {"model.trainable_layers": 7}, "the tower has 6 blocks"),
-        ("hiera_tiny_224", {"schedule.sizes": "0:32,10:64"}, "no dynamic_img_size; leave schedule.sizes"),
     ],
 )  # fmt: skip
 def test_what_a_model_lacks_is_refused_in_one_line(name, changes, message):

@@ -182,25 +182,3 @@ def test_a_mistake_in_a_model_configuration_is_one_line(tmp_path, key, value, me
     (tmp_path / "tiny.json").write_text(json.dumps(config))
     with refuses(f"tiny.json.*{message}"):
         load_arch(str(tmp_path / "tiny.json"))
-
-
-def test_a_smaller_image_equals_the_tower_of_that_size_with_interpolated_positions():
-    """Parameters are those of 32 px; 24 and 16 px take their positions from them, as weights of another size do."""
-    tower = Tower(small_arch()).eval()
-    for size in (24, 16):
-        arch, state = small_arch(image_size=size), tower.state_dict()
-        own = Tower(arch).eval()
-        own.load_state_dict(
-            state | {"positional_embedding": interpolate_positions(state["positional_embedding"], arch)}
-        )
-        images = torch.randn(2, 3, size, size)
-        assert torch.equal(tower(images), own(images))
-
-
-def test_smaller_images_train_all_positions_and_drop_their_share_of_patches():
-    torch.manual_seed(0)
-    tower = Tower(small_arch(), patch_dropout=0.5).train()
-    tokens = tower(torch.randn(8, 3, 24, 24), torch.rand(8, tower.noise_columns))
-    assert tokens.shape == (8, 1 + round(9 / 2), 64)
-    tokens.square().sum().backward()
-    assert (tower.positional_embedding.grad.abs().sum(1) > 0).all()

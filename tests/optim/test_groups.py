@@ -8,8 +8,6 @@ from timm.utils import ModelEma
 
 from fastft.model import build_classifier, load_arch
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
-from fastft.optim.schedule import untrained_share
-from fastft.recipe import load_recipe
 from tests.model.test_tower import small_arch
 
 B16_SCALES = [  # printed by the reference's B/16 run, layer decay 0.6
@@ -119,25 +117,3 @@ def test_ema_decay_keeps_its_horizon_in_images():
     assert decay_for_batch(0.9998, 1024, 2048) == pytest.approx(0.99990, abs=5e-7)
     assert decay_for_batch(0.9998, 256, 2048) ** 8 == pytest.approx(0.9998)
     assert math.isclose(decay_for_batch(0.9998, 4096, 2048), 0.9998**2)
-
-
-def test_the_decay_of_a_warm_up_grows_with_the_step_up_to_the_constant_one():
-    """min(decay, (1 + t) / (10 + t)): after 100 steps nothing is left of the initial weights, and of the constant EMA 98 %."""
-    finals = {}
-    for warmup in (False, True):
-        model = torch.nn.Linear(1, 1, bias=False)
-        torch.nn.init.constant_(model.weight, 1.0)
-        ema = Ema(model, 0.9998, warmup)
-        torch.nn.init.constant_(model.weight, 0.0)
-        for _ in range(100):
-            ema.update()
-        finals[warmup] = ema.module.weight.item()
-        options = ["--optim.batch_size=2048", f"--ema.warmup={str(warmup).lower()}"]
-        assert untrained_share(load_recipe("final_b16", options), 100) == pytest.approx(finals[warmup], rel=1e-4)
-    assert finals[False] == pytest.approx(0.9998**100, rel=1e-5) and finals[True] < 1e-9
-    assert untrained_share(load_recipe("final_b16", ["--ema.decay=0", "--ema.warmup=true"]), 0) == 0
-    late = Ema(model, 0.99, warmup=True)
-    late.updates = 10_000  # (1 + t) / (10 + t) is above the constant
-    torch.nn.init.constant_(model.weight, 1.0)
-    late.update()
-    assert late.module.weight.item() == pytest.approx(0.01)

@@ -170,6 +170,16 @@ def test_other_durations_are_refused(text):
         parse_duration(text, "--budget")
 
 
+def test_ways_that_lost_answer_in_one_line_and_stored_recipes_are_read():
+    with pytest.raises(UserError, match=r"ema\.warmup is no longer part of fastft \(docs/study.md\); leave it out"):
+        load_recipe("final_b16", ["--ema.warmup=true"])
+    recipe = load_recipe("final_b16")
+    stored = recipe.as_dict()
+    stored["schedule"] |= {"sizes": None, "magnitude": None}
+    stored["ema"] |= {"warmup": False}
+    assert recipe_from_dict("final_b16", stored) == recipe
+
+
 def test_every_option_has_a_default_limits_and_a_meaning():
     options = list_options()
     assert [option.name for option in options] == list(option_fields())

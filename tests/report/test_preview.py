@@ -11,7 +11,6 @@ from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.augment import parse_policy
-from fastft.cli import main
 from fastft.data import Output, TrainLoader
 from fastft.report.preview import carry_out, write_preview
 from tests.written import write_crops
@@ -51,12 +50,3 @@ def test_an_epoch_beyond_the_recipe_is_refused(beton, tmp_path, refused):
     command = ["preview", "final_b16", f"--data={beton}", f"--out={tmp_path / 'g.png'}", "--epoch=50"]
     assert "there is no epoch 50: the recipe has 50, counted from 0" in refused(command)
     assert not (tmp_path / "g.png").exists()
-
-
-def test_preview_follows_the_size_of_the_epoch(tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr("fastft.report.preview.write_preview", lambda data, policy, size, **_: sizes.append(size))
-    for epoch in ("0", "24"):
-        command = ["preview", "frugal_b16", "--data", "x.beton", "--out", str(tmp_path / "x.png")]
-        assert main([*command, "--epoch", epoch, "--schedule.sizes=0:160,24:224"]) == 0
-    assert sizes == [160, 224]

@@ -1,6 +1,5 @@
 """A run is logged to TensorBoard, W&B and MLflow; a resumed run continues the same record."""
 
-import itertools
 import json
 import os
 import sys
@@ -12,8 +11,6 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from beton_tools.base.errors import UserError
-from fastft.run import event_file
-from fastft.run.event_file import EventFile
 from fastft.run.metrics_log import RunLog
 from fastft.run.tracking import open_tracker
 from tests.train.runs import losses, rewind, run, wait_for
@@ -110,8 +107,7 @@ def test_only_a_new_run_needs_the_server(tmp_path, monkeypatch, caplog):
 
 
 def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_path):
-
-    changes = {"train__keep_checkpoints": "100"}
+    changes = {"train__keep_checkpoints": "100", "train__tracker": "tensorboard"}
     run(tiny, tmp_path, schedule__stop_epoch="1", **changes)
     run(tiny, tmp_path, schedule__stop_epoch="2", **changes)
     rewind(tmp_path, 4)
@@ -123,20 +119,3 @@ def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_p
     want = losses(tmp_path)
     assert [step for step, _ in loss] == [step for step, _ in want] == list(range(1, 19))
     assert all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(loss, want, strict=True))
-
-
-def test_files_begun_in_one_second_are_read_in_their_order(tmp_path, monkeypatch):
-    """The ninth and tenth file of a process: their names must not be in the order of the text "10" before "9"."""
-
-    monkeypatch.setattr(event_file, "_numbers", itertools.count(9))
-    monkeypatch.setattr(event_file.time, "time", lambda: 1_800_000_000.0)
-    for first, last in ((1, 6), (4, 8)):
-        file = EventFile(tmp_path, first)
-        for step in range(first, last + 1):
-            file.add({"train/loss": 10.0 * first + step}, step)
-        file.close()
-    shown = EventAccumulator(str(tmp_path))
-    shown.Reload()
-    assert [(event.step, event.value) for event in shown.Scalars("train/loss")] == [
-        (1, 11.0), (2, 12.0), (3, 13.0), (4, 44.0), (5, 45.0), (6, 46.0), (7, 47.0), (8, 48.0)
-    ]  # fmt: skip

@@ -31,7 +31,7 @@ from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
 from fastft.report.run_report import write_run_page
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.train.trainer import Trainer
+from fastft.train.reporting import Reporter
 from fastft.train_recipe import train_recipe
 from tests.train.runs import QUIET, differing, end, losses
 from tests.train.test_distributed import close, launch, said_by
@@ -120,9 +120,9 @@ def test_a_run_resumes_bit_for_bit_and_the_page_shows_it(
     tiny, table: Path, strips: Path, tmp_path: Path, monkeypatch
 ) -> None:
     flags = options(tiny, table, tmp_path / "run")
-    interval = Trainer._log_interval
+    interval = Reporter.interval
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_log_interval", lambda t, e: 1 / 0 if t.global_step == 7 else interval(t, e))
+        patched.setattr(Reporter, "interval", lambda r, e, step, lr: 1 / 0 if step == 7 else interval(r, e, step, lr))
         with pytest.raises(ZeroDivisionError):
             train_recipe(load_recipe("photos", flags), QUIET)
     train_recipe(load_recipe("photos", flags), QUIET)

@@ -105,7 +105,7 @@ class Soak:
         self.finish(process, {0, EXIT_REQUEUE, 128 + number, -number})
 
     def fill_the_disk(self) -> None:
-        """No file may grow beyond a limit, as on a full disk: of the log, of TensorBoard or of a checkpoint."""
+        """No file may grow beyond a limit, as on a full disk: of the log or of a checkpoint."""
         limit = self.dice.choice([2_000, 50_000, 200_000, 400_000])
         process = self.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         self.finish(process, {0, 2})

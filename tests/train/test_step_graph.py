@@ -84,17 +84,3 @@ def test_gradients_stay_in_place(monkeypatch):
 
 def test_no_graphed_step_waits_for_the_device(monkeypatch):
     check_steps(graphed(Precision(torch.bfloat16, "cpu"), StubGraph(), monkeypatch))
-
-
-@pytest.mark.parametrize(
-    "precision", [Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)]
-)
-def test_another_image_size_patch_dropout_and_accumulation_are_recorded_again(precision, monkeypatch):
-    graph = StubGraph()
-    found, want = graphed(precision, graph, monkeypatch), new_step(precision)
-    for phase, size in enumerate((16, 24, 32)):
-        for step in (found, want):
-            step.set_phase(0.25 * phase, 1 + phase)
-        pair = [train(step, 1 + phase, 2, size) for step in (found, want)]
-        assert all(map(torch.equal, *pair))
-    assert graph.passes == 3 * (WARM_UP_PASSES + 1) + 2 * (1 + 2 + 3)

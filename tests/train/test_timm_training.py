@@ -86,13 +86,6 @@ def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path, name):
     assert differing(end(tmp_path / "other"), end(tmp_path / "whole")) == []
 
 
-@pytest.mark.slow
-def test_patch_dropout_and_image_sizes_change_by_epoch(tiny, tmp_path):
-    values = on_timm(tiny, "test_vit") | {"model.image_size": "64"}
-    run(values, tmp_path, model__patch_dropout="0:0.5,2:0", schedule__sizes="0:32,1:64")
-    assert len(losses(tmp_path)) == 18
-
-
 def test_a_head_can_start_from_ridge_regression(tiny, tmp_path):
     result = run(on_timm(tiny, "test_vit"), tmp_path, model__head_init="probe", schedule__epochs="2")
     assert result["baseline"]["raw"]["top1"] > 50
