@@ -1,9 +1,11 @@
 """The `beton` command on a real file: what it prints and writes, and its exit codes."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +124,8 @@ def test_extract_gives_every_class_its_own_folder(written, tmp_path, capsys, cla
 
 def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, photo_jpegs):
     """Class folders and images with names that are not UTF-8 or contain escape sequences, on two kinds of terminal."""
+    from fastft.cli import main as fastft
+
     names = [b"caf\xe9", b"red\x1b[31m", b"new\nline", "日本".encode()]
     for name, jpegs in zip(names, [*photo_jpegs.values(), photo_jpegs["n01440764"][:2]], strict=True):
         folder = os.fsencode(tmp_path / "photos") + b"/" + name
@@ -138,16 +142,14 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
         ["beton", "sheet", path, "--out", str(tmp_path / "sheet.png")],
         ["beton", "extract", path, "--out", out],
     ]
-    code = (
-        "import json, sys\nfrom beton_tools.cli import main as beton\nfrom fastft.cli import main as fastft\n"
-        "for program, *words in json.loads(sys.argv[1]): assert {'beton': beton, 'fastft': fastft}[program](words) == 0"
-    )
     for encoding in ("utf-8", "ascii"):
-        environment = os.environ | {"PYTHONIOENCODING": encoding}
-        command = [sys.executable, "-c", code, json.dumps(commands)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
+        out_and_err = [io.TextIOWrapper(io.BytesIO(), encoding, errors) for errors in ("strict", "backslashreplace")]
+        with redirect_stdout(out_and_err[0]), redirect_stderr(out_and_err[1]):
+            for program, *words in commands:
+                assert {"beton": main, "fastft": fastft}[program](words) == 0
+        for stream in out_and_err:
+            stream.seek(0)
+            assert all(line.isprintable() for line in stream.read().split("\n"))
     assert {f.name for f in Path(out).iterdir()} == {"caf_", "red_[31m", "new_line", "日本"}
 
 

@@ -11,7 +11,6 @@ from fastft.cost import roofline
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 LISTED = dict.fromkeys(re.findall(r"^\| `timm/([a-z0-9_.]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-FAST = "swin_tiny_patch4_window7_224"
 MODELS = [*LISTED, "beit_base_patch16_224"]
 
 
@@ -19,7 +18,8 @@ def options(name: str) -> list[str]:
     return [f"--model.arch=timm/{name}", "--model.weights=timm"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in MODELS])
+@pytest.mark.slow  # a fast one is among the commands of the pages, in tests/test_docs.py
+@pytest.mark.parametrize("name", MODELS)
 def test_it_is_explained_and_priced(name, capsys):
     """With autocast and with half-precision weights."""
     assert main(["explain", "final_b16", *options(name), "--json"]) == 0

@@ -48,6 +48,7 @@ def test_reference_l14_run_is_predicted_from_the_b16_log():
     assert 0.94 * 105.6 < run.gpu_hours < 105.6
 
 
+@pytest.mark.slow  # traces four trainings; tests/golden has the figures that follow
 def test_the_expected_share_is_the_mean_of_tuned_trainings_on_v100():
     found = [COSTS["implied_k"](run) for run in COSTS["published"]("tuned")]
     assert pytest.approx(geometric_mean(found), abs=0.005) == K

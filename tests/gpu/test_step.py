@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from unittest import mock
 
 import pytest
@@ -56,6 +57,7 @@ def test_steps_do_not_wait_for_the_device(half_residual, device):
     assert step.step.loss_sum > 0
 
 
+@cache
 def loss_curve(precision: Precision, device: torch.device, steps: int) -> list[float]:
     """Mean losses over WINDOW steps on the same random batches."""
     arch = clip_vit(device)

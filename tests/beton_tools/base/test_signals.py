@@ -102,6 +102,7 @@ def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(pho
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow  # as `test_handlers_are_restored_and_those_of_others_kept` in a process
 def test_a_conversion_under_nohup_survives_hangup(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
@@ -163,15 +164,18 @@ def test_handlers_are_restored_and_those_of_others_kept():
 
     before = [signal.getsignal(number) for number in SIGNALS]
     previous = signal.signal(signal.SIGUSR1, other)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
     try:
         with pytest.raises(StoppedBySignal) as caught, raise_on_stop_signals("beton verify"):
             assert signal.getsignal(signal.SIGUSR1) is other
+            signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
         assert describe_stop(caught.value) == "stopped by SIGTERM"
         assert exit_code(caught.value) == 143
         assert exit_code(KeyboardInterrupt()) == 130
     finally:
         signal.signal(signal.SIGUSR1, previous)
+        signal.signal(signal.SIGHUP, hangup)
     with imports_of("beton"):  # not started as this program
         assert [signal.getsignal(number) for number in SIGNALS] == before
     assert [signal.getsignal(number) for number in SIGNALS] == before
