@@ -26,7 +26,7 @@ from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import RECIPES, TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
-from fastft.search.sweep import as_published
+from fastft.sweep import as_published
 
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}

@@ -17,8 +17,7 @@ from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import read_recipe
 from fastft.recipe.tables import Row, Sweep, load_sweep
-from fastft.search.runs import plan_runs
-from fastft.search.sweep import as_published
+from fastft.sweep import as_published, plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

@@ -19,7 +19,7 @@ from fastft.optim import layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About
 from fastft.recipe.tables import Row, Sweep, load_sweep
-from fastft.search.runs import plan_runs, run_key
+from fastft.sweep import plan_runs, run_key
 
 RECIPES = Path("rcp")
 SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}

@@ -13,8 +13,7 @@ from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import open_sweep
 from fastft.recipe.tables import load_sweep
 from fastft.run.run_directory import read_metrics
-from fastft.search.runs import Outcome, plan_runs, read_result, run_key
-from fastft.search.sweep import print_report, run_sweeps
+from fastft.sweep import Outcome, plan_runs, print_report, read_result, run_key, run_sweeps
 from tests.refusals import refuses
 from tests.written import write_crops
 

@@ -14,7 +14,7 @@ from fastft.recipe import load_recipe
 from fastft.recipe.tables import load_sweep
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
-from fastft.search.runs import plan_runs
+from fastft.sweep import plan_runs
 from fastft.train.train import train
 
 pytestmark = pytest.mark.slow

@@ -1,1 +1,0 @@
-"""Many trainings: the rows of tables (`fastft sweep`)."""

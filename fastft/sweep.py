@@ -1,0 +1,340 @@
+"""Train the rows of tables (`fastft sweep`), and report them in the paper's layout: terminal, Markdown, JSON.
+
+Rows that train the same thing share a run directory, over all sweeps. A training that fails is reported and the others are
+continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from beton_tools.base.atomic import write_text
+from beton_tools.base.console import compact_table, markdown_table, print_table
+from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.typed_json import Document, Number, check
+from beton_tools.read.beton_paths import exist_betons
+from beton_tools.read.beton_set import BetonSet
+from fastft.data.classes import refuse_multi_label
+from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
+from fastft.machine.processes import World, connected, find_world
+from fastft.photos.counts import count_images, load_counted
+from fastft.photos.prepare import line_printer, prepare_overrides
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.recipe_file import is_table, open_sweep
+from fastft.recipe.tables import Row, Sweep
+from fastft.run import run_directory
+from fastft.run.continuation import RESUMABLE_OPTIONS
+from fastft.run.evaluations import StoredEvaluation, standard_error
+from fastft.train.train import train
+
+COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
+NOTE = (
+    "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
+    "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
+)
+# a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
+# epochs and weights are evaluated, and so the best one
+COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
+Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and with an EMA ema {...}
+WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
+
+
+def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
+    """Train or resume every selected row; `out/<sweep>/` gets table.md and results.json after every training.
+
+    Run directories are `out/runs/<key>`. Under torchrun every process calls this; the main process writes the reports.
+    Photographs are converted once for all rows into `out/data`.
+
+    Raises:
+        UserError: a sweep, recipe or override is wrong, or there is no validation data.
+        Preempted: stopped by a signal; the same call continues.
+    """
+    recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
+    largest = max(recipes, key=lambda recipe: recipe.model.image_size)  # photographs are stored large enough for it
+    options, outcomes = recipes[0].train, []
+    # one process group for all trainings
+    with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
+        overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
+        planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
+        runs = [run for row_runs in planned for run in row_runs]
+        refuse_multi_label(count_images(runs[0].recipe), "fastft sweep")
+        if any(run.recipe.data.val is None for run in runs):
+            raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
+        console = console if world.is_main else Console(quiet=True)
+        # decided before anything is trained, so that all processes decide from the same files
+        failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
+        waiting = set(failures)
+        for sweep, own in zip(sweeps, planned, strict=True):
+            for number, (row, run) in enumerate(zip(sweep.rows, own, strict=True), 1):
+                if run.key in waiting and row in sweep.selected_rows:
+                    waiting.remove(run.key)
+                    console.rule(f"{sweep.name}, row {number} of {len(own)}: {row.title}")
+                    failures[run.key] = train_run(run, world, console)
+                    _report(sweep, own, failures, out, world)
+            of_sweep = _report(sweep, own, failures, out, world)
+            print_report(sweep, of_sweep, out / sweep.name, console)
+            outcomes += of_sweep
+    return outcomes
+
+
+def _report(
+    sweep: Sweep, runs: Sequence[PlannedRun], failures: Mapping[str, str | None], out: Path, world: World
+) -> list[Outcome]:
+    outcomes = [
+        Outcome(row, run, read_result(run) or (), failures.get(run.key))
+        for row, run in zip(sweep.rows, runs, strict=True)
+    ]
+    if world.is_main:
+        write_report(sweep, outcomes, out / sweep.name)
+    return outcomes
+
+
+# the run of a row ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training that some rows need; `recipe` has its run directory filled in."""
+
+    key: str
+    recipe: Recipe
+    folder: Path
+
+
+def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[PlannedRun]:
+    """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
+
+    Raises UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it
+    does not evaluate.
+    """
+    taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
+    if taken:
+        raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
+    return [_plan_run(_recipe(sweep, row, overrides), runs) for row in sweep.rows]
+
+
+def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
+    recipe = load_recipe(sweep.reference(row), overrides)
+    if recipe.automatic:  # other recipes keep the keys of earlier versions
+        recipe = count_images(recipe)
+    if row.number == "ema" and recipe.ema.decay == 0:
+        raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
+    if row.number == "raw" and recipe.train.eval_weights == "ema":
+        raise UserError(
+            f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
+        )
+    return recipe
+
+
+def _plan_run(recipe: Recipe, runs: Path) -> PlannedRun:
+    key = run_key(recipe)
+    folder = runs / key
+    return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder)
+
+
+def run_key(recipe: Recipe) -> str:
+    """A hash that is equal for recipes that train the same weights on the same images and evaluate after the same epochs."""
+    values: Mapping[str, Any] = {
+        key: value for key, value in recipe.identity().items() if key not in RESUMABLE_OPTIONS - COUNTED
+    } | {"images": _content(recipe.data.train, recipe.data.train_size), "val_images": _content(recipe.data.val, 0)}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+@lru_cache
+def _content(path: str | None, stated: int) -> int | str:
+    """The checksum of the files, or their number of samples without manifests; `stated` if there is no file.
+
+    Tells ImageNet from a part of it and from other images.
+    """
+    if not (path and exist_betons(path)):
+        return stated
+    content = BetonSet.open(path).content
+    return content.get("checksum", content["num_samples"])
+
+
+def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
+    """Train or resume a run of several; returns the error that ended it, which is printed, or None.
+
+    Raises:
+        Preempted: stopped; the same call continues.
+        UserError: an error of one process only, which must end all runs: the others would wait for it in the next one.
+    """
+    reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
+    try:
+        train(run.recipe, console)
+    except (Preempted, LocalRankError, PeerFailed):
+        raise
+    except reported as error:
+        failure = " ".join(str(error).split()) or type(error).__name__
+        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
+        return failure
+    return None
+
+
+# results --------------------------------------------------------------------------------------------------------------
+
+
+class _Result(Document):
+    epochs: Number
+    evaluations: list[StoredEvaluation]
+
+
+def read_result(run: PlannedRun) -> list[Evaluation] | None:
+    """Evaluations of a run that has trained all its epochs; None if it has not, or its result.json is damaged."""
+    try:
+        result = run_directory.read_result(run.folder)
+        check("result.json", result, _Result)
+    except (UserError, ValueError):
+        return None
+    ended = result["epochs"] >= run.recipe.epochs or result.get("stopped")
+    return (ended and result["evaluations"]) or None
+
+
+@dataclass(frozen=True)
+class Score:
+    """top1 in percent, its binomial standard error in points, and the epoch (0-based)."""
+
+    top1: float
+    standard_error: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row with the evaluations of its finished run, or the error that ended it."""
+
+    row: Row
+    run: PlannedRun
+    evaluations: Sequence[Evaluation] = ()
+    error: str | None = None
+
+    def best(self, weights: str) -> Score | None:
+        """Best epoch of the "ema" or "raw" weights, chosen on the same images, as in the paper."""
+        return max(self.curve(weights), key=lambda score: score.top1, default=None)
+
+    def last(self, weights: str) -> Score | None:
+        return next(reversed(self.curve(weights)), None)
+
+    @property
+    def ours(self) -> Score | None:
+        """The score that is compared with the paper's figure."""
+        return self.best(self.row.number)
+
+    @property
+    def difference(self) -> float | None:
+        """Our top-1 minus the paper's, in percentage points."""
+        if self.ours is None or self.row.paper is None:
+            return None
+        return self.ours.top1 - self.row.paper
+
+    def curve(self, weights: str) -> list[Score]:
+        evaluated = [(e["epoch"], e[weights]) for e in self.evaluations if weights in e]
+        return [Score(s["top1"], standard_error(s["top1"], s["samples"]), epoch) for epoch, s in evaluated]
+
+
+# reports --------------------------------------------------------------------------------------------------------------
+
+
+def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write table.md (the paper's table with ours below, then all figures of every row) and results.json, each atomically.
+
+    Raises UserError: the disk is full or fails.
+    """
+    title = f"{sweep.title} ({sweep.source})"
+    details = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
+    parts = [_grid(sweep, outcomes), NOTE, markdown_table(["row", *COLUMNS, "run"], details)]
+    failed = [f"- {o.row.title}: {o.error}" for o in outcomes if o.error]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    document = {
+        "name": sweep.name, "title": sweep.title, "source": sweep.source,
+        "rows": [_json_row(sweep, o) for o in outcomes],
+    }  # fmt: skip
+    with report_disk_errors(folder, "free some space, the same command continues"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / TABLE, "\n\n".join([f"# {title}", *parts]) + "\n")
+        write_text(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
+
+
+def print_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path, console: Console) -> None:
+    rows = ([outcome.row.title, *_cells(outcome)] for outcome in outcomes)
+    print_table(compact_table(f"{sweep.title} ({sweep.source})", ["row", *COLUMNS], rows), console)
+    for outcome in outcomes:
+        if outcome.error:
+            console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)
+    console.print(f"written: {folder}/{', '.join(WRITTEN)}", highlight=False)
+
+
+def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
+    cells = {(o.row.series, o.row.label): o for o in outcomes}
+    lines = []
+    for series in sweep.series:
+        row = [cells.get((series, label)) for label in sweep.labels]
+        paper = ("" if o is None else as_published(o.row.paper) for o in row)
+        lines.append([f"{series} paper".strip(), *paper])
+        lines.append([f"{series} ours".strip(), *("" if o is None else _score(o.ours) for o in row)])
+    return markdown_table(["", *sweep.labels], lines)
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    difference = "-" if outcome.difference is None else f"{outcome.difference:+.2f}"
+    cells = [as_published(outcome.row.paper), "failed" if outcome.error else _score(outcome.ours), difference]
+    for weights in ("ema", "raw"):
+        best, last = outcome.best(weights), outcome.last(weights)
+        cells.append("-" if best is None else f"{best.top1:.2f} @{best.epoch}")
+        cells.append("-" if last is None else f"{last.top1:.2f}")
+    return cells
+
+
+def as_published(top1: float | None) -> str:
+    """A figure with one decimal, or two if the paper gives two; "-" if it gives none."""
+    if top1 is None:
+        return "-"
+    return f"{top1:.1f}" if round(top1, 1) == top1 else f"{top1:.2f}"
+
+
+def _score(score: Score | None) -> str:
+    return "-" if score is None else f"{score.top1:.2f}±{score.standard_error:.2f}"
+
+
+def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
+    row = outcome.row
+    scores = {"ours": outcome.ours}
+    for weights in ("ema", "raw"):
+        scores |= {f"best_{weights}": outcome.best(weights), f"last_{weights}": outcome.last(weights)}
+    return {
+        "label": row.label, "series": row.series, "recipe": sweep.reference(row), "run": str(outcome.run.folder),
+        "number": row.number, "paper": row.paper, "difference": outcome.difference, "error": outcome.error,
+        **{name: score and vars(score) for name, score in scores.items()},
+    }  # fmt: skip
+
+
+# cost -----------------------------------------------------------------------------------------------------------------
+
+
+def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
+    """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
+
+    Raises UserError: as `open_sweep` and `load_counted`.
+    """
+    rows = [row for reference in references for row in _rows(reference)]
+    trainings: dict[str, Recipe] = {}
+    for row in rows:
+        recipe = load_counted(row, overrides)
+        trainings.setdefault(run_key(recipe), recipe)
+    return list(trainings.values()), len(rows)
+
+
+def _rows(reference: str) -> list[str]:
+    if not is_table(reference):
+        return [reference]
+    sweep = open_sweep(reference)
+    return [sweep.reference(row) for row in sweep.rows]
