@@ -44,6 +44,7 @@ from fastft.photos.photo_plan import (
 from fastft.photos.same_images import as_source
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
+from fastft.recipe.automatic import largest_size
 from fastft.recipe.training_images import (
     MULTI_LABEL,
     with_multi_label,
@@ -247,7 +248,7 @@ def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _options(recipe: Recipe) -> WriteOptions:
-    longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * recipe.model.image_size)
+    longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * largest_size(recipe))
     return WriteOptions(max_resolution=longest, on_error="skip", background=recipe.data.background)
 
 

@@ -12,7 +12,7 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +29,14 @@ IMAGES_PER_UNIT_OF_BATCH = 128
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
-STEPS_PER_EVALUATION = 20
+STEPS_PER_EVALUATION = 50  # an evaluation of a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE, SMALL_SET_LR = 0.5, 3.0
 SHORT_RUN_LR, SHORT_RUN_DECAY, SHORT_RUN_CLIP = 20 / 3, 0.1, 1.0  # of fewer than FEWEST_STEPS; 5e-4 at batch 32
+IMAGE_SIZE = "model.image_size"
 NORMALISATION = ("augment.mean", "augment.std")
 MAX_CONFIG_BYTES = 1 << 20
+PAPER_SIZE, PROBED_SIZES = 224, (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded to whole patches
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
 
 
@@ -85,6 +87,14 @@ def resolve(recipe: Recipe, stored: Mapping[str, Choice] | None = None) -> Recip
 def schedule_steps(recipe: Recipe) -> int:
     """Optimiser steps of the whole schedule."""
     return recipe.schedule.epochs * recipe.steps_per_epoch()
+
+
+def with_choices(recipe: Recipe, changed: Sequence[Choice]) -> tuple[Recipe, list[str]]:
+    """(the recipe with these choices, each as a line)."""
+    for choice in changed:
+        choices = {c.option: c for c in recipe.choices} | {choice.option: choice}  # in its place
+        recipe = replace(recipe.with_option(choice.option, choice.value), choices=tuple(choices.values()))
+    return recipe, [describe_choice(c.option, c.value, c.reason) for c in changed]
 
 
 def describe_choice(option: str, value: Any, reason: str) -> str:
@@ -171,6 +181,24 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
     return ("probe", f"fewer than {FEW_IMAGES:,} images: the head starts as a linear probe (LP-FT, arXiv 2202.10054)")
 
 
+def probes_sizes(recipe: Recipe) -> bool:
+    """Return True if linear probes decide the image size of a new run: see `fastft.train.image_size`."""
+    few = recipe.data.train_size < FEW_IMAGES
+    return IMAGE_SIZE in recipe.automatic and recipe.model.head_init == "probe" and few
+
+
+def largest_size(recipe: Recipe) -> int:
+    """Image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
+    return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.model.image_size
+
+
+def _image_size(recipe: Recipe) -> tuple[int, str]:
+    if not probes_sizes(recipe):
+        return PAPER_SIZE, "as in the paper"
+    low, high = PROBED_SIZES[0], PROBED_SIZES[-1]
+    return PAPER_SIZE, f"as in the paper; before training, linear probes compare sizes of {low} to {high} pixels"
+
+
 def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
     """A training whose head starts as a linear probe decides by it: see `fastft.train.augmentation_choice`."""
     return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
@@ -218,6 +246,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "schedule.warmup": lambda recipe: _share(recipe, paper_recipe(recipe).warmup),
     "ema.horizon": lambda recipe: _share(recipe, paper_recipe(recipe).horizon),
     "model.head_init": _head_init,
+    IMAGE_SIZE: _image_size,
     "augment.policy": partial(
         _unless_probe, PAPER_POLICY, "none, and no crops, if the linear probe shows that they hide the classes"
     ),

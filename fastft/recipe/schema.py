@@ -133,7 +133,10 @@ class Model:
         "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a file; a folder of open_clip, timm or "
         "transformers, also hf-hub:ORG/NAME; 'random'",
     )
-    image_size: int = option(224, "in pixels; position embeddings of another size are interpolated", low=1, high=8192)
+    image_size: int = option(
+        224, "in pixels; position embeddings of another size are interpolated; auto: compared by linear probes of few images",
+        low=1, high=8192, auto=True,
+    )  # fmt: skip
     freeze_conv1: bool = option(True, "freeze the patch embedding (the reference does at 224 px; not in the paper)")
     trainable_layers: int | None = option(
         None, "train only the top N blocks and the head; 0: linear probe, none: all", low=0, high=1000

@@ -158,7 +158,7 @@ def _against_probe(
         error = math.hypot(*(standard_error(s[score], s["samples"]) for s in (entry[kind], probe)))
         delta = Comparison("accuracy", entry[kind][score] - probe[score], error, 1.0)
     says = f"fine-tuning changes the {delta.measure} of the frozen-tower baseline by {delta.gain:+.2f} ± {delta.error:.2f} points"
-    advice = "train longer, or try --optim.lr three times larger and smaller"
+    advice = "train longer, try --optim.lr three times larger and smaller, or another --model.image_size (auto tries several)"
     note = ""
     if paired and delta.gain < 0 and delta.p_value < SIGNIFICANT:
         reason = (

@@ -10,38 +10,25 @@ alone 84.3 %). On CIFAR-10 it is 0.8 to 0.9 times that; RandAugment gains 1.8 po
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from fastft.augment.recipe_policy import build_policy
 from fastft.data.classes import training_shares
 from fastft.evaluate.scores import evaluate
-from fastft.recipe import Choice, Recipe, describe_choice
+from fastft.recipe import Choice, Recipe
+from fastft.recipe.automatic import with_choices
 from fastft.recipe.constants import NONE
 from fastft.run.chosen_weights import SIGNIFICANT, mcnemar
+from fastft.train.ridge_head import Mirrored
 
 if TYPE_CHECKING:
     from fastft.train.setup import Setup
 
 HFLIP = "augment.hflip"
 LOST = 0.1  # of the images that are recognised, at least, must be lost by mirroring them
-IMAGES = 2048  # augmented images whose loss decides, in whole steps
+TRIED = 256  # mirrored images; augmented ones whose loss decides, in whole steps
 PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
-
-
-@dataclass(frozen=True)
-class Mirrored:
-    """How many of `images` training images a head that was fitted to others classifies correctly.
-
-    plain: as they are; mirrored: left and right exchanged; plain_only, mirrored_only: in one of the two ways only.
-    """
-
-    images: int
-    plain: int
-    mirrored: int
-    plain_only: int
-    mirrored_only: int
 
 
 def choose_augmentation(setup: "Setup", mirrored: Mirrored | None) -> tuple[Recipe, list[str]]:
@@ -55,7 +42,7 @@ def choose_augmentation(setup: "Setup", mirrored: Mirrored | None) -> tuple[Reci
     if is_plain(recipe):
         return recipe, lines
     loader.set_policy(build_policy(recipe))
-    steps = min(loader.steps_per_epoch, max(1, IMAGES // recipe.optim.batch_size))
+    steps = min(loader.steps_per_epoch, max(1, TRIED // recipe.optim.batch_size))
     batches = islice(loader.epoch(0), steps * s.micro_batches.count)
     (scores,) = evaluate([s.step.model], batches, s.world, s.precision, s.guard.is_stop_requested)
     shares = shares_loss(
@@ -73,7 +60,7 @@ def choose_flips(recipe: Recipe, mirrored: Mirrored | None) -> tuple[Recipe, lis
     lost = few and mcnemar(mirrored.plain_only, mirrored.mirrored_only) < SIGNIFICANT
     plain, flipped = (100 * count / mirrored.images for count in (mirrored.plain, mirrored.mirrored))
     reason = f"the linear probe recognises {plain:.1f} % of images, {flipped:.1f} % mirrored"
-    return _with_choices(recipe, [Choice(HFLIP, 0.0 if lost else recipe.augment.hflip, reason)])
+    return with_choices(recipe, [Choice(HFLIP, 0.0 if lost else recipe.augment.hflip, reason)])
 
 
 def is_plain(recipe: Recipe) -> bool:
@@ -102,18 +89,10 @@ def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recip
     losses = f"on augmented images the head has a loss of {loss:.2f}, knowing only the class shares {shares:.2f}"
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {losses}"
     values = PLAIN if hidden else {option: recipe.flat()[option] for option in PLAIN}
-    recipe, lines = _with_choices(recipe, [Choice(o, v, reason) for o, v in values.items() if o in recipe.automatic])
+    recipe, lines = with_choices(recipe, [Choice(o, v, reason) for o, v in values.items() if o in recipe.automatic])
     if hidden and not is_plain(recipe):
         lines.append(
             f"warning: {losses}; augmentation may hide what makes the classes: compare with --augment.policy=none "
             "--augment.scale_min=1"
         )
     return recipe, lines
-
-
-def _with_choices(recipe: Recipe, changed: Sequence[Choice]) -> tuple[Recipe, list[str]]:
-    """(the recipe with these choices, each as a line)."""
-    for choice in changed:
-        choices = {c.option: c for c in recipe.choices} | {choice.option: choice}  # in its place
-        recipe = replace(recipe.with_option(choice.option, choice.value), choices=tuple(choices.values()))
-    return recipe, [describe_choice(c.option, c.value, c.reason) for c in changed]

@@ -30,13 +30,13 @@ from fastft.run.evaluations import SELECTION, flatten
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import read_metrics, write_choices, write_recipe
+from fastft.train.image_size import LONG_SECONDS
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.setup import Setup
 from fastft.train.step import Step
 from fastft.train.step_choice import Decision
 
 TIMED_STEPS = 3  # of a process, after its first one: the remaining time on a CPU is estimated from them
-LONG_SECONDS = 3600
 
 
 class Meter:

@@ -22,7 +22,8 @@ from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import class_factors, refuse_other_classes, refuse_other_labels, training_shares
-from fastft.machine.exits import NonFinite
+from fastft.evaluate.scores import EvaluationStopped
+from fastft.machine.exits import NonFinite, Preempted
 from fastft.machine.precision import Precision, choose_precision
 from fastft.machine.processes import World
 from fastft.model import ImageClassifier
@@ -31,6 +32,7 @@ from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
+from fastft.recipe.automatic import probes_sizes
 from fastft.recipe.constants import NONE
 from fastft.recipe.training_images import NO_DATA, is_imagenet, with_training_files
 from fastft.run.checkpoint import list_checkpoints
@@ -38,6 +40,7 @@ from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
+from fastft.train.image_size import Probe, choose_image_size
 from fastft.train.micro_batch import COPIES, MicroBatches, divide_batch
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
@@ -55,7 +58,8 @@ class Setup:
 
     recipe: for the training files, with the automatic values of the run directory; the linear probe of a new run may replace it
     by one with less augmentation (`start_from_probe`), all else stays. progress: restored, or of a new run; the run goes on
-    from it. head_note: for the log. deadline: by `time.monotonic`, when the run stops. tracker: of the main process.
+    from it. head_note: for the log. probe: that chose the image size. deadline: by `time.monotonic`, when the run stops.
+    tracker: of the main process.
     """
 
     recipe: Recipe
@@ -74,6 +78,7 @@ class Setup:
     progress: Progress
     tracker: Tracker | None
     head_note: str | None
+    probe: Probe | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,11 +124,13 @@ class Setup:
         }
 
 
-def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitStack) -> Setup:
+def build_setup(
+    recipe: Recipe, world: World, guard: SignalGuard, opened: ExitStack, say: Callable[[str], None] = lambda line: None
+) -> Setup:
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
     Nothing in an existing run directory is changed; a new one is made last, so that a failed set-up leaves nothing. Lock,
-    loaders and writing checkpoints end with `opened`. Raises UserError: bad input.
+    loaders and writing checkpoints end with `opened`. Raises UserError: bad input. Preempted: stopped by a signal.
     """
     limit = recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
@@ -141,6 +148,12 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     _refuse_before_weights(recipe, train_files, world)
 
     precision = choose_precision(recipe.train.amp, world.device, recipe.train.half_residual)
+    probe = None
+    if not checkpoints.exist and probes_sizes(recipe):
+        try:
+            recipe, probe = choose_image_size(recipe, train_files, world, precision, guard.is_stop_requested, say)
+        except EvaluationStopped:
+            raise Preempted("stopped on a signal before the first step; the same command starts anew") from None
     model, ema, head_note = _build_models(recipe, world.device, train_files, pretrained=not checkpoints.exist)
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
@@ -166,7 +179,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     return Setup(
         recipe, folder, world, guard, deadline, precision, micro_batches, mixer, loader, validation, step,
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
-        tracker=tracker, head_note=head_note,
+        tracker=tracker, head_note=head_note, probe=probe,
     )  # fmt: skip
 
 

@@ -52,14 +52,15 @@ def _where_it_continues(recipe: Recipe) -> str:
 @contextmanager
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> Iterator[Setup]:
     """The set-up, once every process has one; if it fails in one process, all raise its error."""
+    say = console.print if world.is_main else lambda line: None
     with ExitStack() as opened:
         try:
-            setup = build_setup(recipe, world, guard, opened)
+            setup = build_setup(recipe, world, guard, opened, say)
         except UserError as error:
             world.check_consistent(str(error), {})
             raise
         world.check_consistent(None, setup.consistency_key())
-        yield halve_if_too_large(setup, console.print if world.is_main else lambda line: None)
+        yield halve_if_too_large(setup, say)
 
 
 def _fit(trainer: Trainer) -> dict[str, Any]:

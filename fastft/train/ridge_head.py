@@ -1,0 +1,208 @@
+"""Ridge regression on pooled features: the head of a linear probe, and what it says of images that it was not fitted to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.sample_table import strata
+from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
+
+# of the regression
+FOLDS = 5
+# weight of the penalty, relative to the mean variance of the features
+PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
+# up to this many classes the scale has the range of temperatures; scores of more are closer together, and need a larger one
+CLASSES = 10
+SCORED_VALUES = 2**24  # of held-out scores that are kept at a time: 64 MiB
+MOST_KEPT = 2**14  # of more images: features that are kept to choose penalty and scale, 64 MiB of 1,024 values
+CHUNK = 8192  # rows that are converted to float64 at a time
+
+
+@dataclass(frozen=True)
+class RidgeHead:
+    """weight_KD, bias_K: float32, of logits. penalty, scale: what they were made with; see `fit_ridge_head`.
+
+    losses_N, right_N: cross-entropy, and whether the class is right, of images by the regression on the other folds; as many as
+    chose penalty and scale, in an order that only labels and seed determine. Multi-label: means over classes, right_N (N, K).
+    """
+
+    weight_KD: np.ndarray
+    bias_K: np.ndarray
+    penalty: float
+    scale: float
+    losses_N: np.ndarray
+    right_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sufficient statistics for ridge regression on one-hot targets; means and eigenvectors are float64."""
+
+    shares_K: np.ndarray
+    mean_D: np.ndarray
+    covariance_KD: np.ndarray  # of the one-hot targets with the features
+    eigenvalues_D: np.ndarray
+    eigenvectors_DD: np.ndarray
+
+    def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """(weight (K, D), bias (K,)) of the regression. The bias is not penalised."""
+        variance = self.eigenvalues_D.mean() or 1.0  # 0 if all rows are the same
+        shrunk_D = self.eigenvalues_D + penalty * variance
+        weight_KD = (self.covariance_KD @ self.eigenvectors_DD / shrunk_D) @ self.eigenvectors_DD.T
+        return weight_KD, self.shares_K - weight_KD @ self.mean_D
+
+
+class RidgeSums:
+    """Sums over images, float64 on the device: images by class, features by class, and products of features."""
+
+    def __init__(self, classes: int, width: int, device: torch.device) -> None:
+        shapes = (1,), (width,), (classes,), (classes, width), (width, width)
+        self.parts = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
+        self.count, self.sum_D, self.counts_K, self.sums_KD, self.gram_DD = self.parts
+
+    def add(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
+        """labels_B: int64, or multi-label (B, K)."""
+        exact_BD = features_BD.double()
+        one_hot_BK = (F.one_hot(labels_B, len(self.counts_K)) if labels_B.ndim == 1 else labels_B).double()
+        self.count += len(exact_BD)
+        self.sum_D += exact_BD.sum(0)
+        self.counts_K += one_hot_BK.sum(0)
+        self.sums_KD += one_hot_BK.T @ exact_BD
+        self.gram_DD += exact_BD.T @ exact_BD
+
+    def moments(self) -> _Moments:
+        shares_K, mean_D = self.counts_K / self.count, self.sum_D / self.count
+        covariance_KD = self.sums_KD / self.count - shares_K[:, None] * mean_D
+        variance_DD = self.gram_DD / self.count - mean_D[:, None] * mean_D
+        if not variance_DD.isfinite().all():
+            raise UserError(
+                "the tower gives NaN or Inf for training images; check model.weights, or set --train.amp=bf16 or fp32"
+            )
+        shares, mean, covariance = (tensor.cpu().numpy() for tensor in (shares_K, mean_D, covariance_KD))
+        return _Moments(shares, mean, covariance, *np.linalg.eigh(variance_DD.cpu().numpy()))
+
+
+def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int, seed: int) -> RidgeHead:
+    """The head for pooled features of training images.
+
+    The regression estimates for each class the probability of its label, 0 to 1. As logits such scores would give almost
+    equal softmax probabilities; they are multiplied by a scale, multi-label less 1/2. Penalty and scale are those with the
+    smallest cross-entropy of images that the regression has not seen, by cross-validation in FOLDS parts of equal class shares.
+
+    features_ND: float32. labels_N: int64 below num_classes, or multi-label (N, num_classes). Memory: num_classes * D values, and
+    D * D for each fold.
+    """
+    fold_N = _folds(labels_N, seed)
+    held_out = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
+    moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
+               for rows in held_out]  # fmt: skip
+    kept = max(1, SCORED_VALUES // num_classes // len(held_out))
+    rng = np.random.default_rng(seed)  # files are sorted by class
+    chosen = [rows if len(rows) <= kept else np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
+    scored = [(features_ND[rows], labels_N[rows]) for rows in chosen]
+    whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
+    return choose_ridge(moments, scored, num_classes).head(whole, labels_N.ndim == 2)
+
+
+class Ridge(NamedTuple):
+    """Penalty and scale of a `RidgeHead`, and what the regression says of held-out images with them."""
+
+    penalty: float
+    scale: float
+    losses_N: np.ndarray
+    right_N: np.ndarray
+
+    def head(self, moments: _Moments, multi_label: bool = False) -> RidgeHead:
+        """The head of the images of `moments`."""
+        weight_KD, bias_K = moments.solve(self.penalty)
+        bias_K = bias_K - multi_label / 2
+        return RidgeHead((self.scale * weight_KD).astype(np.float32), (self.scale * bias_K).astype(np.float32), *self)
+
+
+def choose_ridge(
+    moments: Sequence[_Moments], held_out: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int
+) -> Ridge:
+    """The penalty and scale with the smallest cross-entropy of the held-out (features, labels) of each of the moments."""
+    labels = np.concatenate([labels_N for _, labels_N in held_out])
+    smallest, largest = LOG_TEMPERATURES
+    logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
+    best = None
+    for penalty in reversed(PENALTIES):  # of equal ones the strongest
+        parts = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
+        scores = np.concatenate(parts)
+        shifted = scores - (scores.max(1, keepdims=True) if labels.ndim == 1 else 0.5)
+        temperature, cross_entropy = fit_temperature(shifted, labels, logs)
+        if best is None or cross_entropy < best[0]:
+            best = cross_entropy, penalty, 1 / temperature, shifted
+    assert best is not None
+    _, penalty, scale, shifted = best
+    if labels.ndim == 2:
+        losses_N, right_N = (
+            (np.logaddexp(0, scale * shifted) - labels * scale * shifted).mean(1),
+            (shifted > 0) == labels,
+        )
+    else:
+        truth_N = shifted[np.arange(len(labels)), labels]
+        losses_N, right_N = np.log(np.exp(scale * shifted).sum(1)) - scale * truth_N, shifted.argmax(1) == labels
+    return Ridge(penalty, scale, losses_N, right_N)
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """How many of `images` training images, at most TRIED, a head that was fitted to others classifies correctly.
+
+    plain: as they are; mirrored: left and right exchanged; plain_only, mirrored_only: in one of the two ways only.
+    """
+
+    images: int
+    plain: int
+    mirrored: int
+    plain_only: int
+    mirrored_only: int
+
+
+def count_mirrored(
+    features_ND: np.ndarray,
+    mirrored_MD: np.ndarray,
+    tried_M: np.ndarray,
+    penalty: float,
+    labels_N: np.ndarray,
+    num_classes: int,
+    seed: int,
+) -> Mirrored:
+    """Classify the images `tried_M` by ridge regression on the images of the other folds, which are as they are."""
+    fold_N, right_2M = _folds(labels_N, seed), np.zeros((2, len(tried_M)), bool)
+    for fold in np.unique(fold_N[tried_M]):
+        moments = _moments(features_ND, labels_N, np.flatnonzero(fold_N != fold), num_classes)
+        rows = fold_N[tried_M] == fold
+        for k, features_MD in enumerate((features_ND[tried_M], mirrored_MD)):
+            right_2M[k, rows] = _score(moments, features_MD[rows], penalty).argmax(1) == labels_N[tried_M[rows]]
+    plain_M, mirrored_M = right_2M
+    only = int((plain_M & ~mirrored_M).sum()), int((mirrored_M & ~plain_M).sum())
+    return Mirrored(len(tried_M), int(plain_M.sum()), int(mirrored_M.sum()), *only)
+
+
+def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
+    """The fold of each row: random, with the same share of each class in every fold."""
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), strata(labels_N)))
+    fold_N = np.empty(len(labels_N), np.int64)
+    fold_N[order] = np.arange(len(labels_N)) % FOLDS
+    return fold_N
+
+
+def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, num_classes: int) -> _Moments:
+    sums = RidgeSums(num_classes, features_ND.shape[1], torch.device("cpu"))
+    for part in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+        sums.add(torch.from_numpy(features_ND[part]), torch.from_numpy(labels_N[part]))
+    return sums.moments()
+
+
+def _score(moments: _Moments, features: np.ndarray, penalty: float) -> np.ndarray:
+    """Scores (n, K)."""
+    weight_KD, bias_K = moments.solve(penalty)
+    return features @ weight_KD.T.astype(np.float32) + bias_K.astype(np.float32)

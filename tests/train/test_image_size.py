@@ -1,0 +1,102 @@
+"""`model.image_size=auto`: linear probes choose the size of a new run; everything after it takes the size as given."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fastft.evaluate.prediction import Predictor
+from fastft.machine.exits import Preempted
+from fastft.photos.prepare import LEAST_LONG_SIDE, _options
+from fastft.recipe import load_recipe
+from fastft.recipe.automatic import PROBED_SIZES
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import read_choices
+from fastft.train import head_start, image_size, setup
+from fastft.train.image_size import Probe
+from tests.train.runs import differing, end, result_of, rewind, run
+
+AUTO = {"model__image_size": "auto", "model__head_init": "probe", "train__keep_checkpoints": "100"}
+
+
+@pytest.fixture(autouse=True)
+def small_sizes(monkeypatch):
+    monkeypatch.setattr(image_size, "PROBED_SIZES", (16, 24, 40))
+
+
+def probe(losses: np.ndarray, size: int = 16, seconds: float = 1.0) -> Probe:
+    head = SimpleNamespace(losses_N=losses, right_N=losses < 0.5)
+    return Probe(size, losses[:, None], losses, head, seconds)
+
+
+@pytest.mark.parametrize(
+    ("losses", "seconds", "chosen", "why"),
+    [
+        ([1.0, 0.5, 0.2], 1, 40, "the largest that is tried"),
+        ([1.0, 0.5, 0.51], 1, 24, "40 px gains no more than the standard error"),
+        ([1.0, 1.0, 0.2], 1, 16, "24 px gains no more than the standard error"),
+        ([1.0, 0.5, 0.2], 3600 / 3 / 3 / 4, 24, "a training at 40 px would take about 1 h"),
+    ],
+)
+def test_larger_sizes_are_tried_as_long_as_they_gain_and_an_hour_is_enough(
+    tiny, tmp_path, monkeypatch, losses, seconds, chosen, why
+):
+    noise = np.random.default_rng(0).normal(0, 0.1, 100)
+    found = {size: probe(loss + noise * k, size, seconds * (size / 16) ** 2)
+             for k, (size, loss) in enumerate(zip((16, 24, 40), losses, strict=True))}  # fmt: skip
+    monkeypatch.setattr(image_size, "fit_probe", lambda recipe, *_: found[recipe.model.image_size])
+    flags = [f"--{key}={value}" for key, value in (tiny | {"model.image_size": "auto"}).items()]
+    recipe = load_recipe("rcp/final_b16.yaml", flags)
+    recipe, taken = image_size.choose_image_size(recipe, None, None, None, None, None)
+    assert recipe.model.image_size == taken.size == chosen
+    assert why in recipe.choices[-1].reason
+
+
+def test_a_run_takes_size_and_head_of_its_best_probe_and_resumes_with_them(tiny, tmp_path, monkeypatch):
+    run(tiny, tmp_path / "auto", **AUTO)
+    choice = read_choices(tmp_path / "auto")["model.image_size"]
+    assert choice.value in (16, 24, 40) and "16 px" in choice.reason
+    photo = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg"))
+    predictor = Predictor(tmp_path / "auto", device="cpu")
+    assert predictor.trained.recipe.model.image_size == predictor.trained.model.visual.arch.image_size == choice.value
+    assert next(predictor.predict(photo)).error is None
+
+    run(tiny, tmp_path / "given", **AUTO | {"model__image_size": str(choice.value)})
+    assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
+
+    monkeypatch.setattr(setup, "choose_image_size", None)
+    rewind(tmp_path / "auto", 5)
+    run(tiny, tmp_path / "auto", **AUTO)
+    assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
+    assert result_of(tmp_path / "auto")["baseline"]["raw"] == result_of(tmp_path / "given")["baseline"]["raw"]
+
+
+def test_the_features_of_the_chosen_size_are_computed_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(head_start, "fit_ridge_head", None)
+    monkeypatch.setattr(head_start, "pooled_features", None)
+    run(tiny, tmp_path, schedule__stop_epoch="1", **AUTO)
+    assert result_of(tmp_path)["baseline"]["images"] == 48
+
+
+def test_a_signal_during_the_probes_ends_the_run_without_a_trace(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup.SignalGuard, "is_stop_requested", lambda self: True)
+    with pytest.raises(Preempted, match=r"before the first step; the same command starts anew"):
+        run(tiny, tmp_path / "run", **AUTO)
+    assert not list_checkpoints(tmp_path / "run/checkpoints")
+
+
+def test_without_a_probe_or_with_many_images_the_size_is_the_papers(tmp_path):
+    recipe = load_recipe("photos", ["--model.image_size=auto", "--data.train_size=500"])
+    reason = next(c.reason for c in recipe.choices if c.option == "model.image_size")
+    assert recipe.model.image_size == 224 and "linear probes compare sizes of 56 to 336 pixels" in reason
+    for more in ("--data.train_size=20000", "--model.head_init=small"):
+        recipe = load_recipe("photos", ["--model.image_size=auto", "--data.train_size=500", more])
+        assert recipe.choices[-1].reason and not setup.probes_sizes(recipe)
+
+
+def test_photographs_are_stored_for_the_largest_size_that_may_be_chosen():
+    sides = {
+        size: _options(load_recipe("photos", [f"--model.image_size={size}"])).max_resolution for size in ("auto", 224)
+    }
+    assert sides == {"auto": 2 * PROBED_SIZES[-1], 224: LEAST_LONG_SIDE}
