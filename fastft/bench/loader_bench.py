@@ -1,4 +1,4 @@
-"""Loaders on the same JPEGs: throughput over threads and per core, evaluation, augmentation on a GPU."""
+"""Loaders on the same JPEGs: throughput over threads and per core, augmentation on a GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,6 @@ def run(options: Options) -> Findings:
     bench = LoaderBench(options)
     yield from bench.throughput(options.thread_counts())
     yield from LoaderBench(options, ORIGINAL).throughput([1])
-    yield from bench.evaluation()
     if torch.cuda.is_available():
         yield from bench.to_gpu()
 
@@ -31,7 +30,7 @@ class LoaderBench:
         images = options.images * self.common["repeat"]
         self.setting: dict[str, Any] = {"files": files, "size": SIZE, "batch": batch, "images": images}
         beton, folder = {"path": str(workspace.beton(files))}, {"folder": str(workspace.jpegs(files))}
-        self.sources = {"ours": beton, "ours_eval": beton, "ffcv": beton}
+        self.sources = {"ours": beton, "ffcv": beton}
         self.folder = folder
 
     def contender(self, name: str, maker: str, note: str = "", **arguments: Any) -> Contender:
@@ -71,17 +70,6 @@ class LoaderBench:
                     yield measure(f"{name}, per core", rounds, "pass", per_cpu_second, per_core, self.setting)
                 setting = {"threads": threads, **self.setting}
                 yield measure(name, rounds, "pass", per_second, "images/s", setting)
-
-    def evaluation(self) -> Findings:
-        given: dict[str, Any] = {"threads": 1, "train": False}
-        contenders = self.options.wanted({
-            "fastft": [self.contender("fastft", "ours_eval", threads=1)],
-            "ffcv": self.stock(**given)[:1],
-            "timm": [self.contender("timm", "timm", **CROP_ONLY, **given)],
-        })  # fmt: skip
-        rounds = alternate(contenders, self.options.rounds, threads=1)
-        name = "Loader, evaluation, per core"
-        yield measure(name, rounds, "pass", per_cpu_second, "images/s per core", self.setting)
 
     def to_gpu(self) -> Findings:
         """Throughput with augmentation on the GPU."""

@@ -56,34 +56,19 @@ def ours(
     return one_pass
 
 
-def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
-    from fastft.augment import parse_policy
-    from fastft.data import EvalLoader, Output
-
-    loader = EvalLoader(
-        path, parse_policy("none"), Output(size), batch_size=batch, workers=threads, indices=repeated(path, repeat)
-    )  # fmt: skip
-    return lambda: (len(b.ids) for b in loader)
-
-
-def ffcv(
-    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True
-) -> Pass:
+def ffcv(path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False) -> Pass:
     """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
-    from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    if train:
-        operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
-    else:
-        operations = [CenterCropRGBImageDecoder((size, size), ratio=1.0)]
+    operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
     if normalise:
         mean, std = 255 * np.array(CLIP_MEAN), 255 * np.array(CLIP_STD)
         operations.append(NormalizeImage(mean, std, np.float32))
     loader = Loader(
-        path, batch, threads, order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL, seed=0,
-        indices=repeated(path, repeat), drop_last=train,
+        path, batch, threads, order=OrderOption.RANDOM, seed=0,
+        indices=repeated(path, repeat), drop_last=True,
         pipelines={"image": [*operations, ToTensor(), ToTorchImage()]},
     )  # fmt: skip
     return lambda: (len(images) for images, _ in loader)
@@ -120,7 +105,7 @@ def dali(folder: str, size: int, batch: int, threads: int, repeat: int, gpu: boo
 
 
 MAKERS: dict[str, Callable[..., Pass]] = {
-    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "dali": dali,
+    "ours": ours, "ffcv": ffcv, "timm": timm, "dali": dali,
 }  # fmt: skip
 
 
@@ -128,9 +113,8 @@ MAKERS: dict[str, Callable[..., Pass]] = {
 
 
 def timm_batches(
-    folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE,
-    train: bool = True,
-) -> Any:  # fmt: skip
+    folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE
+) -> Any:
     """timm's loader of (images, labels)."""
     import timm.data
 
@@ -144,7 +128,7 @@ def timm_batches(
     dataset = RetryingDataset(folder)
     dataset.reader.samples = dataset.reader.samples * repeat
     return timm.data.create_loader(
-        dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
+        dataset, (3, size, size), batch, is_training=True, use_prefetcher=False, num_workers=threads,
         interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
         auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
     )  # fmt: skip

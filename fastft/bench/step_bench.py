@@ -61,26 +61,24 @@ def cases(quick: bool) -> list[Case]:
 
 
 def run(options: Options) -> Findings:
-    """Per case: throughput, MFU, and on a GPU the seconds of the first step."""
+    """Per case: throughput and MFU."""
     for case in cases(options.quick):
         yield from _measure_case(options, case)
 
 
 def _measure_case(options: Options, case: Case) -> Findings:
     on_gpu = device().type == "cuda"
-    contenders = step_contenders(options, asdict(case))
-    rounds = alternate(contenders, options.rounds, threads=options.threads)
+    contenders = {
+        "fastft": [Contender("fastft", ours, asdict(case))],
+        "timm": [Contender("timm", timm_step, asdict(case))],
+    }
+    rounds = alternate(options.wanted(contenders), options.rounds, threads=options.threads)
     setting = {
         "model": case.model, "size": case.size, "batch": case.batch, "dtype": case.dtype,
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
     }  # fmt: skip
     yield measure("Training step", rounds, "step", per_second, "images/s", setting)
     yield from _mfu(rounds, setting, case)
-    if on_gpu:
-        yield measure(
-            "First training step, with compilation", rounds, "step", lambda trial: trial["first_seconds"], "s", setting,
-            better="lower",
-        )  # fmt: skip
 
 
 def measured_dtypes() -> tuple[str, str]:
@@ -118,12 +116,6 @@ def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:
     return summary("modelled roofline", [mfu.value], note=mfu.source, modelled=True)
 
 
-def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
-    return options.wanted(
-        {"fastft": [Contender("fastft", ours, arguments)], "timm": [Contender("timm", timm_step, arguments)]}
-    )
-
-
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
@@ -152,13 +144,12 @@ def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tupl
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
-    """An arm of `steps` steps, with one synchronisation at the end. `first_seconds`: the very first step, which compiles.
+    """An arm of `steps` steps, with one synchronisation at the end.
 
     On a GPU every round begins with a step that is not timed and ends without cached memory, which the others need.
     """
     peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
     on_gpu = device().type == "cuda"
-    first_seconds: list[float] = []
 
     def timed(count: int) -> float:
         began = time.perf_counter()
@@ -170,12 +161,11 @@ def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype:
 
     def run() -> dict[str, float]:
         if on_gpu:
-            first_seconds.append(timed(1))
+            timed(1)
         wall = timed(steps)
         if on_gpu:
             torch.cuda.empty_cache()
-        first = first_seconds[:1] or [wall / steps]
-        return {"count": steps * batch, "wall": wall, "flops": flops, "peak": peak, "first_seconds": first[0]}
+        return {"count": steps * batch, "wall": wall, "flops": flops, "peak": peak}
 
     return run
 

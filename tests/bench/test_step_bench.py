@@ -1,7 +1,6 @@
 """The training step is timm's, and all that is measured of it runs; the images of a benchmark."""
 
 import time
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -82,8 +81,6 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     step = found["Training step"]
     assert {c["name"] for c in step["contenders"]} == {"fastft", "timm"}
     assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
-    rounds = in_this_process(step_bench.step_contenders(options, asdict(case))[:1], 2, 1)
-    assert all(trial["first_seconds"] > 0 for trial in rounds.trials["fastft"]["step"])
     for letter, size in (("B", 224), ("L", 224), ("B", 384)):
         modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
         assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6
