@@ -9,6 +9,8 @@ from fastft.machine.precision import Precision
 from fastft.machine.processes import World
 from fastft.train.step import Step
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize(
     ("capability", "dtype"), [((7, 0), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
@@ -31,17 +33,12 @@ def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capabili
 )
 def test_cpu_gets_bf16_only_where_it_is_faster_than_fp32(monkeypatch, cpuinfo, dtype):
     monkeypatch.setattr(precision.Path, "read_text", lambda *_, **__: cpuinfo)
-    assert precision.choose_precision("auto", torch.device("cpu")).dtype == dtype
-
-
-def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(UserError, match="needs a GPU"):
-        precision.choose_precision("fp16", torch.device("cpu"))
+    assert precision.choose_precision("auto", CPU).dtype == dtype
 
 
 def test_a_model_trained_in_fp16_predicts_on_a_cpu():
-    assert precision.inference_precision("fp16", torch.device("cpu")).dtype in (torch.bfloat16, torch.float32)
-    assert precision.inference_precision("fp32", torch.device("cpu")).dtype == torch.float32
+    assert precision.inference_precision("fp16", CPU).dtype in (torch.bfloat16, torch.float32)
+    assert precision.inference_precision("fp32", CPU).dtype == torch.float32
     assert precision.inference_precision("fp16", torch.device("cuda")).dtype == torch.float16
 
 
@@ -61,13 +58,12 @@ def test_v100_trains_a_half_precision_copy_in_fp16(monkeypatch, choice, amp, cap
     assert precision.choose_precision(amp, torch.device("cuda"), choice).half_residual is half
 
 
-def test_a_half_precision_copy_needs_half_precision():
-    with pytest.raises(UserError, match="half_residual is on"):
-        precision.choose_precision("fp32", torch.device("cpu"), "on")
-    assert not precision.choose_precision("bf16", torch.device("cpu"), "auto").half_residual
-
-
-CPU = torch.device("cpu")
+@pytest.mark.parametrize(
+    ("amp", "choice", "reason"), [("fp16", "auto", "needs a GPU"), ("fp32", "on", "half_residual is on")]
+)
+def test_what_the_device_or_precision_cannot_is_refused(amp, choice, reason):
+    with pytest.raises(UserError, match=reason):
+        precision.choose_precision(amp, CPU, choice)
 
 
 @pytest.mark.parametrize(("world_size", "accumulation", "kept"), [(1, 2, False), (2, 1, False), (2, 2, True)])

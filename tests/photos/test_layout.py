@@ -51,13 +51,6 @@ def test_train_and_test_are_no_classes_whatever_lies_beside_them(album, tmp_path
     assert line.endswith(": unlabelled")
 
 
-def test_a_folder_without_images_makes_no_class_of_train(album, tmp_path):
-    shutil.copytree(album, tmp_path / "set" / "train")
-    (tmp_path / "set" / "labels").mkdir()
-    (tmp_path / "set" / "labels" / "a.txt").touch()
-    assert open_sets(str(tmp_path / "set"))[0].source.classes == CLASSES
-
-
 def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(album, tmp_path):
     for k in range(12):  # as text: 0, 1, 10, 11, 2, ...
         shutil.copytree(album / CLASSES[k % 3], tmp_path / "set" / str(k))

@@ -123,12 +123,6 @@ def test_barriers_that_not_all_threads_reach(body):
     assert problems("@%p1 bra A; A: bar.sync 0;") == set()
 
 
-def test_a_finding_names_the_problem_the_statement_and_the_place():
-    (finding,) = executed(f"{NEXT} bar.sync 0; {NEXT}\n{OWN}")
-    assert finding.problem == "race" and finding.text == OWN.rstrip(";")
-    assert finding.detail == "cells[4] of 256 bytes (80 times)"
-
-
 @pytest.mark.parametrize(
     ("statement", "message"),
     [

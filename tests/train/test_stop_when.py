@@ -1,6 +1,5 @@
 """`train.stop_when` ends a run without gain, by training images that `data.selection_share` leaves out."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 from beton_tools.base.typed_json import check
 from beton_tools.read.beton_set import BetonSet
-from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import StoredEvaluation, best_evaluation
@@ -99,17 +97,6 @@ def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(t
     assert sorted([*kept.ids_in_files, *left.ids_in_files]) == list(range(48))
     assert np.bincount(left.labels).tolist() == [6, 6]
     assert take_selection(load_recipe("final_b16"), files) == (files, None)
-
-
-def test_the_log_says_what_is_left_out_and_how_it_is_classified(tiny, tmp_path, capsys):
-    options = flags(tiny, tmp_path, train__stop_when="1", **STILL, **SHARE)
-    assert main(["train", "rcp/final_b16.yaml", *options]) == 0
-    said = capsys.readouterr().out
-    assert "12 training images are left out and choose epoch and weights (data.selection_share)" in said
-    assert re.search(
-        r"epoch 1: top-1 raw \S+, EMA \S+ % of 20 images; raw \S+, EMA \S+ % of 12 left-out images\n", said
-    )
-    assert "no gain in 1 evaluation (train.stop_when) on the left-out training images" in said
 
 
 def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):

@@ -86,11 +86,6 @@ def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path, name):
     assert differing(end(tmp_path / "other"), end(tmp_path / "whole")) == []
 
 
-def test_a_head_can_start_from_ridge_regression(tiny, tmp_path):
-    result = run(on_timm(tiny, "test_vit"), tmp_path, model__head_init="probe", schedule__epochs="2")
-    assert result["baseline"]["raw"]["top1"] > 50
-
-
 @pytest.mark.parametrize("options", [
     {"train__amp": "bf16", "train__half_residual": "on"}, {"train__step": "compile", "model__patch_dropout": "0.5"},
 ])  # fmt: skip
