@@ -61,7 +61,7 @@ def ways() -> Sequence[Way]:
 
 
 def _flops(training: Mapping[str, float | str]) -> float:
-    """FLOPs of training and of the head's features; `images_share` of the schedule's images were trained on."""
+    """FLOPs of training and of the head's features; `images_share` of the schedule's images were trained on, or as much work."""
     recipe = load_recipe(f"{FOLDER / 'study.yaml'}[{training['schedule']}]", [f"--data.train_size={IMAGES}"])
     work = recipe_work(recipe, recipe_arch(recipe), val_images=0)
     return work.train * float(training["images_share"]) + work.evaluate
