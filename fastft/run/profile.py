@@ -1,14 +1,13 @@
 """`train.profile`: a profile of some training steps in the run directory, for trace viewers and the run report."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from beton_tools.base.atomic import write_text
 
@@ -26,50 +25,39 @@ class StepProfiler:
     """
 
     def __init__(self, folder: Path, steps: int, device: torch.device) -> None:
-        self.folder, self.steps, self.on_gpu = folder, steps, device.type == "cuda"
-        self._done = 0
-        self._recording: profile | None = None
-
-    def close(self) -> None:
-        """Write the profile of a training that ends before so many steps."""
-        if self._recording is not None:
-            self._write(self._recording)
-
-    @contextmanager
-    def range(self, name: str) -> Iterator[None]:
-        """Name what runs inside: in the trace and, by NVTX, for Nsight Systems."""
-        if self.steps == 0:
-            yield
+        self.folder, self.on_gpu = folder, device.type == "cuda"
+        self._profile: profile | None = None
+        if steps == 0:
             return
-        with record_function(name):
-            if self.on_gpu:
-                torch.cuda.nvtx.range_push(name)
-            try:
-                yield
-            finally:
-                if self.on_gpu:
-                    torch.cuda.nvtx.range_pop()
+        if self.on_gpu:
+            torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
+        self._profile = profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])],
+            schedule=schedule(skip_first=WARM_UP_STEPS - 1, wait=0, warmup=1, active=steps, repeat=1),
+            on_trace_ready=self._write,
+            profile_memory=True,
+            acc_events=True,
+        )
+        self._profile.start()
+
+    def range(self, name: str) -> AbstractContextManager:
+        """Name what runs inside in the trace."""
+        return nullcontext() if self._profile is None else record_function(name)
 
     def count_step(self) -> None:
         """A step has ended; the recording begins or ends here."""
-        if self.steps == 0:
-            return
-        self._done += 1
-        if self._done == WARM_UP_STEPS:
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
-            if self.on_gpu:
-                torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
-            self._recording = profile(activities=activities, profile_memory=True, acc_events=True)
-            self._recording.start()
-        elif self._recording is not None and self._done == WARM_UP_STEPS + self.steps:
-            self._write(self._recording)
+        if self._profile is not None:
+            self._profile.step()
+
+    def close(self) -> None:
+        """Write the profile of a training that ends before so many steps."""
+        if self._profile is not None:
+            self._profile.stop()
 
     def _write(self, recording: profile) -> None:
-        self._recording = None
-        recording.stop()
         self.folder.mkdir(exist_ok=True)
         recording.export_chrome_trace(str(self.folder / TRACE))
-        steps = min(self.steps, self._done - WARM_UP_STEPS)
+        steps = recording.step_num - WARM_UP_STEPS
         write_text(self.folder / OPERATIONS, json.dumps({"steps": steps, "operations": operations(recording)}))
         if self.on_gpu:
             torch.cuda.memory._dump_snapshot(str(self.folder / MEMORY))
