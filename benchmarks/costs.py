@@ -85,10 +85,10 @@ def cost(_: Any) -> str:
 
 def _with_spread(recipe: Recipe, gpu: str) -> str:
     """Expected hours, and those at the ends of K's range."""
-    found = predict(recipe, [gpu])[gpu]
-    share = {k: k * found["mfu"] / K for k in K_RANGE}
+    expected = predict(recipe, [gpu])[gpu]
+    share = {k: k * expected["mfu"] / K for k in K_RANGE}
     slow, fast = (estimate(recipe, GPUS[gpu], MACHINE_GPUS, Mfu(mfu, "", "")).gpu_hours for mfu in share.values())
-    return f"{format_hours(found)} ({fast:.0f}-{slow:.0f})"
+    return f"{format_hours(expected)} ({fast:.0f}-{slow:.0f})"
 
 
 def _paper_hours(name: str) -> str:
@@ -98,13 +98,13 @@ def _paper_hours(name: str) -> str:
 def recipes(only: Sequence[str] = ()) -> str:
     """The recipes for ImageNet that have an expected accuracy, or some of them, the cheapest first."""
     rows = []
-    for found in _by_hours():
-        recipe = load_recipe(found["name"])
-        if found["expected_top1"] is None or (only and recipe.name not in only):
+    for priced in _by_hours():
+        recipe = load_recipe(priced["name"])
+        if priced["expected_top1"] is None or (only and recipe.name not in only):
             continue
         source = str(recipe.about.source)
         source = f"best epoch of one log, {source}" if source.startswith("paper") else source
-        top1 = f"{found['expected_top1']:.1f} ± {_error(recipe):.2f}"
+        top1 = f"{priced['expected_top1']:.1f} ± {_error(recipe):.2f}"
         rows.append([f"`{recipe.name}`", source, top1, *_hours(recipe), _paper_hours(recipe.name)])
     gpus = [f"{gpu}-hours" for gpu in MAIN_GPUS]
     head = ["recipe", "source of the top-1", "expected top-1", *gpus, "the paper's own V100-hours"]
@@ -129,10 +129,10 @@ def starts(_: Any) -> str:
     """timm's figures of other starts of B/16, and what the paper's schedule costs from them."""
     sweep, rows = load_sweep(TABLES / "starts.yaml"), []
     for label in sweep.labels:
-        found = [row for row in sweep.rows if row.label == label]
-        recipes = [load_recipe(sweep.reference(row)) for row in found]
+        of_start = [row for row in sweep.rows if row.label == label]
+        recipes = [load_recipe(sweep.reference(row)) for row in of_start]
         hours = " / ".join(format_hours(predict(recipe, ["V100"])["V100"]) for recipe in recipes)
-        rows.append([label, f"`{recipes[0].model.weights}`", as_published(found[0].paper), hours])
+        rows.append([label, f"`{recipes[0].model.weights}`", as_published(of_start[0].paper), hours])
     head = ["start", "`model.weights`", "timm's top-1", f"V100-hours, {' / '.join(sweep.series)}"]
     return f"{markdown(head, rows, 2)}\n\nTop-1: {sweep.source}. Nobody has run the paper's schedule from these starts."
 
@@ -238,9 +238,9 @@ def _timm_row(name: str) -> list[str]:
     options = [f"--model.arch={TIMM}{name}", "--model.weights=timm", f"--model.image_size={TIMM_SIZE}"]
     suffix = "l14" if paper_recipe(load_recipe("final_b16", options)) is LARGE else "b16"
     recipes = [load_recipe(f"{kind}_{suffix}", options) for kind in ("final", "frugal")]
-    found = pretrained_cfg(name)
-    licence = f", {found.license}" if found.license else ""
-    return _cost_row(f"{TIMM}{name}", f"timm, `{found.tag}`{licence}", recipes)
+    pretrained = pretrained_cfg(name)
+    licence = f", {pretrained.license}" if pretrained.license else ""
+    return _cost_row(f"{TIMM}{name}", f"timm, `{pretrained.tag}`{licence}", recipes)
 
 
 def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:

@@ -52,12 +52,12 @@ class Way:
 def ways() -> Sequence[Way]:
     """All rows, those with fewer FLOPs first."""
     trainings = [json.loads(line) for line in (FOLDER / "results" / "study.jsonl").read_text().splitlines()]
-    whole, found = _flops({"schedule": WHOLE, "images_share": 1}), []
+    whole, rows = _flops({"schedule": WHOLE, "images_share": 1}), []
     for name in dict.fromkeys(t["row"] for t in trainings):
         mine = [t for t in trainings if t["row"] == name]
         share, minutes = fmean(map(_flops, mine)) / whole, fmean(t["minutes"] for t in mine)
-        found.append(Way(name, share, minutes, {t["seed"]: t["top1"] for t in mine}))
-    return sorted(found, key=lambda way: way.share)
+        rows.append(Way(name, share, minutes, {t["seed"]: t["top1"] for t in mine}))
+    return sorted(rows, key=lambda way: way.share)
 
 
 def _flops(training: Mapping[str, float | str]) -> float:
@@ -84,25 +84,25 @@ def over_whole(way: Way) -> list[float]:
 
 def over_line(way: Way) -> list[float]:
     """Points above the complete schedules of the same seed, at as many FLOPs."""
-    found = []
+    gains = []
     for seed, top1 in way.top1.items():
         known = [w for w in line() if seed in w.top1]
         shares = np.log([w.share for w in known])
-        found.append(top1 - float(np.interp(np.log(way.share), shares, [w.top1[seed] for w in known])))
-    return found
+        gains.append(top1 - float(np.interp(np.log(way.share), shares, [w.top1[seed] for w in known])))
+    return gains
 
 
 @cache
 def scatter(gains: Callable[[Way], list[float]]) -> float:
     """Standard deviation of a gain between seeds, pooled over all rows."""
-    several = [found for way in others() if len(found := gains(way)) > 1]
+    several = [of_way for way in others() if len(of_way := gains(way)) > 1]
     return (sum(variance(g) * (len(g) - 1) for g in several) / sum(len(g) - 1 for g in several)) ** 0.5
 
 
 def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float]:
     """(mean gain, its standard error)."""
-    found = gains(way)
-    return fmean(found), scatter(gains) / len(found) ** 0.5
+    points = gains(way)
+    return fmean(points), scatter(gains) / len(points) ** 0.5
 
 
 def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
@@ -182,11 +182,11 @@ def _free_place(x: float, y: float, width: float, taken: list[Box], sides: tuple
     """The corner of a text beside a dot, right, left, above or below it, that covers the least of what is there."""
 
     def covered(corner: tuple[float, float]) -> float:
-        (left, top), found = corner, 0.0
+        (left, top), area = corner, 0.0
         for begin, high, end, low in taken:
             wide, tall = min(left + width, end) - max(left, begin), min(top + LINE, low) - max(top, high)
-            found += max(0.0, wide) * max(0.0, tall)
-        return found + 1000 * (left < sides[0] or left + width > sides[1] + LINE)
+            area += max(0.0, wide) * max(0.0, tall)
+        return area + 1000 * (left < sides[0] or left + width > sides[1] + LINE)
 
     beside = [(x + 6, y - LINE / 2), (x - 6 - width, y - LINE / 2)]
     return min([*beside, *((x - width * part, y + dy) for dy in (-LINE - 4, 4) for part in (0, 1, 0.5))], key=covered)

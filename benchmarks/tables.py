@@ -52,8 +52,8 @@ class Results:
                         self.documents[bench] = document
 
     def measures(self, bench: str, *names: str) -> list[Measure]:
-        found = [m for m in self.documents[bench]["measures"] if m["bench"] == bench]
-        return [measure_view(m) for name in names for m in found if m["name"] == name]
+        of_bench = [m for m in self.documents[bench]["measures"] if m["bench"] == bench]
+        return [measure_view(m) for name in names for m in of_bench if m["name"] == name]
 
 
 # cells
@@ -181,7 +181,7 @@ def summary(results: Results) -> str:
 
 def processors(results: Results) -> str:
     """The main ratios on both kinds of processor that they were measured on."""
-    found = {
+    ratios = {
         f"{name}{part and f', {part}'}": contender(
             next(m for m in results.measures(bench, name) if part in str(m["setting"].values())), peer
         )["ratio"]["median"]
@@ -190,8 +190,8 @@ def processors(results: Results) -> str:
             ("loader", "Loader, crop and flip, per core", "", "stock FFCV"),
         )
     }  # fmt: skip
-    small, original, crop = (f"{value:.1f}" for value in found.values())
-    others = [f"{results.processors['ratios'][key]:.1f}" for key in found]
+    small, original, crop = (f"{value:.1f}" for value in ratios.values())
+    others = [f"{results.processors['ratios'][key]:.1f}" for key in ratios]
     cpu = results.documents["augment"]["machine"]["cpu"]
     return (
         f"Whole recipe on one core of an {cpu}: {small} times timm's images per second from files of 500 px, {original} "
@@ -279,14 +279,14 @@ def speed(results: Results, theme: str) -> str:
     """The README's picture: images per second of one core."""
     parts, y = [], 0
     for title, name, files, shown in BARS:
-        found = next(
+        measure = next(
             m for m in results.measures("augment", name) + results.measures("loader", name)
             if files in m["setting"].values()
         )  # fmt: skip
         parts.append(svg_text(BAR_LEFT, y + 15, title, "start"))
         y += 22
         for label, who in shown.items():
-            rate = contender(found, who)["median"]
+            rate = contender(measure, who)["median"]
             width = BAR_WIDTH * rate / FASTEST
             style = "accent" if who == "fastft" else ""
             parts += [
@@ -314,7 +314,7 @@ PICTURES: dict[str, Callable[[Results, str], str]] = {"speed": speed, "study": s
 
 def filled(text: str, results: Results) -> str:
     """The page with every table made anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}\n{found[3]}", text)
+    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]](results)}\n{block[3]}", text)
 
 
 def main() -> None:

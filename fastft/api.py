@@ -67,13 +67,13 @@ class TrainedRun:
             UserError: a folder without images, or topk < 1.
         """
         given = [images] if isinstance(images, Source) else images
-        found: list[Source] = []
+        sources: list[Source] = []
         for image in given:
             if isinstance(image, str | Path) and Path(image).is_dir():
-                found.extend(image_paths([Path(image)]))
+                sources.extend(image_paths([Path(image)]))
             else:
-                found.append(image)
-        return list(self.predictor.predict(found, topk))
+                sources.append(image)
+        return list(self.predictor.predict(sources, topk))
 
     def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
@@ -96,10 +96,10 @@ class TrainedRun:
             source = open_source(data, classes=trained.classes)
             write_beton(converted, source, WriteOptions(background=trained.recipe.data.background))
             try:
-                found = evaluate_checkpoint(self.folder, converted, self.device, **options)
+                scores = evaluate_checkpoint(self.folder, converted, self.device, **options)
             except UserError as error:
                 raise UserError(str(error).replace(str(converted), str(data))) from None
-        return found | {"data": str(data)}
+        return scores | {"data": str(data)}
 
     def export(self, format: str, path: str | Path) -> Path:
         """Write the model for "timm", "open_clip", "safetensors" or "onnx", as `fastft export` does; returns its path.

@@ -86,10 +86,10 @@ def orientation_of(image: Image.Image) -> int:
     """How a camera says that the image is to be turned, 1 to 8 (Exif 2.3, 4.6.4 A); 1, as stored, without a valid note."""
     try:
         # Pillow turns TIFFs as it loads them
-        found = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged Exif data, of which Pillow's readers raise many types
         return 1
-    return found if found in _TURNS else 1
+    return orientation if orientation in _TURNS else 1
 
 
 def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -> tuple[Image.Image, bool]:

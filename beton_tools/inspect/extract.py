@@ -42,7 +42,7 @@ def choose_samples(
         beton.check_id(sample_id)
     chosen = np.array(wanted, np.int64)
     if label is not None:
-        of_class = [k for k, found in enumerate(beton.labels[chosen]) if label in classes_of(found)]
+        of_class = [k for k, labels in enumerate(beton.labels[chosen]) if label in classes_of(labels)]
         chosen = chosen[of_class]
     if limit is not None and limit < chosen.size:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))

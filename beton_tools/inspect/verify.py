@@ -141,11 +141,11 @@ def _check_chunk(beton: Beton, ids: range) -> list[tuple[int, str, bool]]:
     results = []
     for sample_id in ids:
         try:
-            found = ("", False) if beton.modes[sample_id] == RAW_MODE else _check_jpeg(beton, sample_id)
+            result = ("", False) if beton.modes[sample_id] == RAW_MODE else _check_jpeg(beton, sample_id)
         except MemoryError:
             size = f"{beton.heights[sample_id]} x {beton.widths[sample_id]} pixels"
-            found = f"{size} do not fit the memory", False
-        results.append((sample_id, *found))
+            result = f"{size} do not fit the memory", False
+        results.append((sample_id, *result))
     return results
 
 

@@ -73,13 +73,13 @@ def choose_interval(head: Header, scan_bytes: int) -> int:
 
 def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
     """Marker -> payloads of its segments before the scan, for the markers that define tables."""
-    found: dict[int, list[bytes]] = {markers.DQT: [], markers.DHT: []}
+    payloads: dict[int, list[bytes]] = {markers.DQT: [], markers.DHT: []}
     at = 2
     while at <= head.sos_at:
         marker, begin, at = markers.next_segment(src, at)
-        if marker in found:
-            found[marker].append(src[begin:at].tobytes())
-    return found
+        if marker in payloads:
+            payloads[marker].append(src[begin:at].tobytes())
+    return payloads
 
 
 def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:

@@ -34,9 +34,9 @@ MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format allows 65535
 
 def find_library() -> str | None:
     """Name or path of libturbojpeg: the system's, or the one inside a wheel of FFCV; None without either."""
-    found = ctypes.util.find_library("turbojpeg")
-    if found is not None:
-        return found
+    of_system = ctypes.util.find_library("turbojpeg")
+    if of_system is not None:
+        return of_system
     return next((str(f) for p in sys.path for f in Path(p, "ffcv.libs").glob("libturbojpeg*.so*")), None)
 
 

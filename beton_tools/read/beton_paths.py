@@ -88,7 +88,7 @@ def _is_pattern(text: str) -> bool:
 def _expand(text: str) -> list[Path]:
     if not _is_pattern(text):
         return [Path(text)]
-    found = [Path(path) for path in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - may be absolute
-    if not found:
+    matches = [Path(path) for path in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - may be absolute
+    if not matches:
         raise UserError(f"{text}: no file matches")
-    return found
+    return matches

@@ -93,7 +93,7 @@ class BetonSet(SampleTable):
             raise UserError(f"{subset}: a subset ({SUBSET}) is read alone; name no other file beside it")
         with ThreadPoolExecutor(min(len(paths), usable_cpus(), MOST_THREADS)) as threads:
             opened = list(threads.map(partial(_open_file, labelled=labelled), paths))
-        betons, classes = tuple(beton for beton, _ in opened), tuple(found for _, found in opened)
+        betons, classes = tuple(beton for beton, _ in opened), tuple(of_file for _, of_file in opened)
         _check_fields(betons)
         _check_classes(betons, classes)
         metadata, sizes = betons[0].metadata, betons[0].sizes
@@ -170,17 +170,17 @@ class BetonSet(SampleTable):
     @property
     def class_names(self) -> list[str]:
         """Names by label: from the manifests, otherwise "class 0" to the highest label."""
-        for found in self.classes:
-            if found.names is not None:
-                return found.names
+        for of_file in self.classes:
+            if of_file.names is not None:
+                return of_file.names
         return [f"class {k}" for k in range(max(len(c.counts) for c in self.classes))]
 
     @property
     def class_counts(self) -> list[int]:
         """Samples of each class."""
         counts = np.zeros(len(self.class_names), np.int64)
-        for found in self.classes:
-            counts[: len(found.counts)] += found.counts
+        for of_file in self.classes:
+            counts[: len(of_file.counts)] += of_file.counts
         return counts.tolist()
 
     @property
@@ -191,16 +191,16 @@ class BetonSet(SampleTable):
         of several files.
         """
         checksums = [c.checksum for c in self.classes]
-        found: dict[str, Any] = {"num_samples": self.num_samples}
+        content: dict[str, Any] = {"num_samples": self.num_samples}
         if None not in checksums:
             joined = "".join(map(str, checksums))
             several = hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
-            found["checksum"] = checksums[0] if len(checksums) == 1 else several
+            content["checksum"] = checksums[0] if len(checksums) == 1 else several
         if len(self.files) > 1:
-            found["files"] = [beton.path.name for beton in self.files]
-            found["file_samples"] = [beton.num_samples for beton in self.files]
-            found["file_checksums"] = checksums
-        return found
+            content["files"] = [beton.path.name for beton in self.files]
+            content["file_samples"] = [beton.num_samples for beton in self.files]
+            content["file_checksums"] = checksums
+        return content
 
     @property
     def missing_parts(self) -> str:
@@ -337,15 +337,15 @@ def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> N
     if not named:
         return
     first, names = named[0]
-    for beton, found in named[1:]:
-        if len(found) != len(names):
+    for beton, own_names in named[1:]:
+        if len(own_names) != len(names):
             raise UserError(
-                f"{beton.path} has {len(found)} classes, {first.path} {len(names)}; convert it with --classes-of {first.path}"
+                f"{beton.path} has {len(own_names)} classes, {first.path} {len(names)}; convert it with --classes-of {first.path}"
             )
-        label = next((k for k, (a, b) in enumerate(zip(names, found, strict=True)) if a != b), None)
+        label = next((k for k, (a, b) in enumerate(zip(names, own_names, strict=True)) if a != b), None)
         if label is not None:
             raise UserError(
-                f"{beton.path}: class {label} is {found[label]}, in {first.path} it is {names[label]}; "
+                f"{beton.path}: class {label} is {own_names[label]}, in {first.path} it is {names[label]}; "
                 f"convert it with --classes-of {first.path}"
             )
     for beton, own in zip(betons, classes, strict=True):

@@ -265,8 +265,8 @@ def _read_header(path: Path, file: BufferedReader, file_size: int) -> np.void:
         raise _damaged(path, f"{file_size} bytes are too few")
     header = _read_array(path, file, HEADER_DTYPE, 1)[0]
     if header["version"] != VERSION:
-        found = f"its first bytes state version {header['version']}"
-        raise UserError(f"{path}: not a .beton file of version {VERSION} ({found}); write one with `fastft convert`")
+        what = f"its first bytes state version {header['version']}"
+        raise UserError(f"{path}: not a .beton file of version {VERSION} ({what}); write one with `fastft convert`")
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
     if page_size == 0 or page_size & (page_size - 1):
         raise _damaged(path, f"page size {page_size} is not a power of two")
@@ -340,10 +340,10 @@ def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndar
         sizes = table["size"]
     else:
         order = np.argsort(table["ptr"], kind="stable")
-        found = np.searchsorted(table["ptr"], image_ptr, sorter=order)
-        if len(table) == 0 or found.max() >= len(table):
+        positions = np.searchsorted(table["ptr"], image_ptr, sorter=order)
+        if len(table) == 0 or positions.max() >= len(table):
             raise _damaged(path, "an image is missing from the allocation table")
-        rows = order[found]
+        rows = order[positions]
         if not np.array_equal(table["ptr"][rows], image_ptr):
             raise _damaged(path, "an image is missing from the allocation table")
         sizes = table["size"][rows]

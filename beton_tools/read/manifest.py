@@ -181,7 +181,7 @@ def _from_json(entries: Any) -> Manifest:
     if entries.get("version") != VERSION:
         raise ValueError(f"its version is not {VERSION}")
     older: dict[str, Any] = {"damaged": [], "left_out": {}}  # which older manifests lack
-    found: Manifest = check("it", {**older, **entries, "packed_names": entries.get("names")}, Manifest)
-    if found.class_names is not None and len(found.class_names) != len(found.classes):
+    manifest: Manifest = check("it", {**older, **entries, "packed_names": entries.get("names")}, Manifest)
+    if manifest.class_names is not None and len(manifest.class_names) != len(manifest.classes):
         raise ValueError("class_names and classes differ in length")
-    return found
+    return manifest

@@ -265,15 +265,15 @@ def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | 
 
 
 def check_classes(
-    root: SourcePath | str, found: Iterable[str], classes: Sequence[str] | None, advice: str
+    root: SourcePath | str, used: Iterable[str], classes: Sequence[str] | None, advice: str
 ) -> tuple[str, ...]:
-    """The class list of the classes `found`, in order: `classes` if given, otherwise they themselves.
+    """The class list of the classes `used`, in order: `classes` if given, otherwise they themselves.
 
     Raises UserError: one is not in `classes`; the message ends with `advice`.
     """
-    found = tuple(found)
-    names = found if classes is None else tuple(map(composed, classes))
-    unknown = next(iter(sorted(set(found) - set(names))), None)
+    used = tuple(used)
+    names = used if classes is None else tuple(map(composed, classes))
+    unknown = next(iter(sorted(set(used) - set(names))), None)
     if unknown is not None:
         raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}")
     return names

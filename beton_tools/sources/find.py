@@ -60,10 +60,10 @@ def open_source(
     if class_indices and not (isinstance(path, Path) and path.is_dir()):
         raise UserError(f"{path}: not a folder; --class-indices is for a folder with a folder per class")
     if split is not None:
-        found = find_split(path, split)
-        if found is None:
+        places = find_split(path, split)
+        if places is None:
             raise UserError(f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts")
-        return _open(path, found, classes)
+        return _open(path, places, classes)
     matches = _matches(path)
     if matches is None and not path.exists():
         raise UserError(f"{path}: no such file or folder; set --data to the images")
@@ -123,26 +123,26 @@ def _files_in(folder: SourcePath, suffix: str) -> Sequence[SourcePath]:
 
 def _open(
     root: SourcePath,
-    found: Sequence[SourcePath],
+    paths: Sequence[SourcePath],
     classes: Sequence[str] | None,
     single: bool = False,
     class_indices: bool = False,
 ) -> Source:
     try:
-        if len(found) == 1 and found[0].is_dir():
-            folder = found[0]
+        if len(paths) == 1 and paths[0].is_dir():
+            folder = paths[0]
             if isinstance(folder, RemotePath):
                 return _open_prefix(folder, classes, single)
             if class_indices:
                 return folder_source(folder, classes, class_indices=True)
             return _open_folder(folder, classes, single)
-        if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
-            return _open_tables(root, found, classes, single)
-        if all(path.suffix == ".tar" for path in found):
-            return _open_tars(root, found, classes)
+        if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in paths):
+            return _open_tables(root, paths, classes, single)
+        if all(path.suffix == ".tar" for path in paths):
+            return _open_tars(root, paths, classes)
     except OSError as error:
         raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
-    raise UserError(f"{found[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these")
+    raise UserError(f"{paths[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these")
 
 
 def _open_prefix(folder: RemotePath, classes: Sequence[str] | None, single: bool) -> Source:
@@ -225,10 +225,10 @@ def _first_names(tar: SourcePath, count: int) -> list[str]:
 
 def _check_not_splits(folder: Path) -> None:
     """Refuse a folder that contains train/ and val/: they would become two classes."""
-    found = class_folders(folder)
+    folders = class_folders(folder)
     splits = {"test", *_SPLIT_NAMES["train"], *_SPLIT_NAMES["val"]}
-    if found and all(name.lower() in splits and class_folders(folder / name) for name in found):
+    if folders and all(name.lower() in splits and class_folders(folder / name) for name in folders):
         raise UserError(
-            f"{folder}: contains splits ({', '.join(found)}), not classes; give one of them, or use "
+            f"{folder}: contains splits ({', '.join(folders)}), not classes; give one of them, or use "
             "`fastft convert imagenet`"
         )

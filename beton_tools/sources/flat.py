@@ -38,9 +38,9 @@ def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSourc
     """Image files of one folder, sorted by name."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if is_image_name(e.name) and not is_folder(e))
-    found, label_of = find_truth(folder, names, classes)
+    classes, label_of = find_truth(folder, names, classes)
     labels = np.array([label_of[name] for name in names])
-    return FileSource("flat", folder, found, class_names_of(found, folder), labels, Names.of(names))
+    return FileSource("flat", folder, classes, class_names_of(classes, folder), labels, Names.of(names))
 
 
 def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
@@ -49,10 +49,10 @@ def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> Sp
     with table.open_archive(path) as file:
         files = members(file, path, left_out=table.left_out)
         images = [m for m in files if is_image_name(PurePath(m.name).name)]
-    found, label_of = find_truth(path.parent, [m.name for m in images], classes)
+    classes, label_of = find_truth(path.parent, [m.name for m in images], classes)
     for member in images:
         table.add(PurePath(member.name).name, label_of[member.name], member)
-    return table.source("ilsvrc-tar", path, found, class_names_of(found, path.parent), table.names.__getitem__)
+    return table.source("ilsvrc-tar", path, classes, class_names_of(classes, path.parent), table.names.__getitem__)
 
 
 # labels ---------------------------------------------------------------------------------------------------------------
@@ -137,11 +137,11 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
             f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB; download the task 1 & 2 devkit"
         )
     unpacked = io.BytesIO(content)
-    found = {Path(m.name).name: read_member(unpacked, archive, m) for m in list(members(unpacked, archive))}
-    missing = {_GROUND_TRUTH, _SYNSETS} - found.keys()
+    contents = {Path(m.name).name: read_member(unpacked, archive, m) for m in list(members(unpacked, archive))}
+    missing = {_GROUND_TRUTH, _SYNSETS} - contents.keys()
     if missing:
         raise UserError(f"{archive}: has no {min(missing)}; download the task 1 & 2 devkit")
-    return found.__getitem__
+    return contents.__getitem__
 
 
 def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:

@@ -44,20 +44,20 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
 
     A link to one of its parent folders is listed as an image that cannot be read.
     """
-    found = class_folders(root)
+    folders = class_folders(root)
     if class_indices:
-        label_of = _labels_of_folders(root, found)
+        label_of = _labels_of_folders(root, folders)
         classes = check_labels(root, max(label_of.values(), default=-1), classes)
     else:
         hint = ", or give --class-indices if the folders are numbers of classes"
-        advice = f"remove it{hint if all(map(is_number, found)) else ''}"
-        classes = check_classes(root, dict.fromkeys(map(composed, found)), classes, advice)
+        advice = f"remove it{hint if all(map(is_number, folders)) else ''}"
+        classes = check_classes(root, dict.fromkeys(map(composed, folders)), classes, advice)
         position = {name: label for label, name in enumerate(classes)}
-        label_of = {name: position[composed(name)] for name in found}
+        label_of = {name: position[composed(name)] for name in folders}
     names: list[str] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
-    for name in found:
+    for name in folders:
         files = sorted(_files_below(root, name))
         images = [path for path, is_loop in files if is_loop or _is_image(path)]
         names += images

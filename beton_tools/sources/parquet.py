@@ -350,8 +350,8 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     if named is not None:
         kind = schema.field(named).type
         raise UserError(f"{path}: {named} is of the type {kind}; labels must be integers or names")
-    found = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
-    raise UserError(f"{path}: {found} the label column; name the column of labels 'label'")
+    which = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
+    raise UserError(f"{path}: {which} the label column; name the column of labels 'label'")
 
 
 def _holds_image(kind: pa.DataType) -> bool:

@@ -186,8 +186,8 @@ def number_labels(
     source: the file or folder of the labels, for the error message.
     """
     written = {label: composed(label) for label in (*labels, *columns)}
-    found = {written[label] for label in labels} | ({*written.values()} if classes is None else set())
-    names = check_classes(source, sort_labels(found), classes, "correct it")
+    used = {written[label] for label in labels} | ({*written.values()} if classes is None else set())
+    names = check_classes(source, sort_labels(used), classes, "correct it")
     position = {name: label for label, name in enumerate(names)}
     return np.array([position[written[label]] for label in labels], np.int64), names
 
@@ -213,10 +213,10 @@ def number_label_sets(
 ) -> tuple[np.ndarray, tuple[str, ...]] | None:
     """(uint8 (N, K), class names), as `number_labels` for one label per row; None if no table has more."""
     known = frozenset(classes or ())
-    found = [table.label_sets(known, single) for table in tables]
-    if all(sets is None for sets in found):
+    by_table = [table.label_sets(known, single) for table in tables]
+    if all(sets is None for sets in by_table):
         return None
-    of_tables = zip(tables, found, strict=True)
+    of_tables = zip(tables, by_table, strict=True)
     sets = [
         labels for t, own in of_tables for labels in (own if own is not None else ([label] for label in t.labels()))
     ]

@@ -120,19 +120,19 @@ def has_pattern(path: RemotePath) -> bool:
 
 def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
     """The files that a URL with `*`, `[...]` or `{000..146}` stands for, in order; a UserError if they cannot be listed."""
-    found: list[RemotePath] = []
+    paths: list[RemotePath] = []
     url, protocol = pattern.url, pattern.protocol
     try:
         for path in map(RemotePath, _package("braceexpand", protocol).braceexpand(url) if "{" in url else [url]):
             if not has_pattern(path):
-                found.append(path)
+                paths.append(path)
             elif path.protocol in _WEB:
                 raise UserError(f"{path}: web servers do not list files; use braces, as in train-{{000..146}}.tar")
             else:
-                found += map(RemotePath, sorted(_retrying(path, lambda fs, at: map(fs.unstrip_protocol, fs.glob(at)))))
+                paths += map(RemotePath, sorted(_retrying(path, lambda fs, at: map(fs.unstrip_protocol, fs.glob(at)))))
     except ValueError as error:
         raise UserError(f"{pattern}: {error}; close every brace, as in train-{{000..146}}.tar") from error
-    return found
+    return paths
 
 
 # requests -------------------------------------------------------------------------------------------------------------
@@ -247,13 +247,13 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}  # of the file itself
         if path.protocol == "s3":
             bucket, key, _ = fs.split_path(inside)
-            found = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
+            reply = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
             data = bytearray()
-            with closing(found["Body"]) as body:
-                count, size = count_of(found.get("ContentRange", ""))
+            with closing(reply["Body"]) as body:
+                count, size = count_of(reply.get("ContentRange", ""))
                 while len(data) < count and (part := await body.read(count - len(data))):
                     data += part
-            return bytes(data), (size, _version_hash(found))
+            return bytes(data), (size, _version_hash(reply))
         async with (await fs.set_session()).get(fs.encode_url(path.url), headers=headers) as answer:
             version, stated = _version_hash(answer.headers), answer.headers.get("Content-Range", "")
             if answer.status == 416 and stated.endswith("*/0"):

@@ -230,13 +230,13 @@ def class_tars_source(
     return _by_class_and_name(table, folder, wnids)
 
 
-def _checked_wnids(root: SourcePath, found: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The class list of the archives `found`: `classes` if given, otherwise their wnids in sorted order."""
-    others = [name for name in found if not is_wnid(name)]
-    if others or not found:
+def _checked_wnids(root: SourcePath, names: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The class list of the archives `names`: `classes` if given, otherwise their wnids in sorted order."""
+    others = [name for name in names if not is_wnid(name)]
+    if others or not names:
         first = f"{others[0]}.tar" if others else "none"
         raise UserError(f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}; remove it")
-    return check_classes(root, sorted(found), classes, "remove it")
+    return check_classes(root, sorted(names), classes, "remove it")
 
 
 def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member]) -> None:

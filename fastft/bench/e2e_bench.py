@@ -113,12 +113,12 @@ def _parts(
     name: str, unit: str, trials: list[Trial], parts: Sequence[str], per: str, setting: dict[str, Any]
 ) -> dict[str, Any]:
     """Milliseconds by part, of a step or an image."""
-    found = [
+    contenders = [
         summary(NAMES.get(part, part), [1e3 * trial.get(part, 0.0) / trial[per] for trial in trials])
         for part in parts
         if any(part in trial for trial in trials)
     ]
-    return {"name": name, "unit": unit, "better": "lower", "setting": setting, "contenders": found}
+    return {"name": name, "unit": unit, "better": "lower", "setting": setting, "contenders": contenders}
 
 
 # in the contender's process ------------------------------------------------------------------------------------------
@@ -131,12 +131,12 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
         with tempfile.TemporaryDirectory() as folder:
             recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
             train(recipe, Console(quiet=True))
-            found = load_run(Path(folder))
-        skipped = found.intervals[:-1][:1]  # on a GPU: the first steps compile and load kernels
-        intervals = found.intervals[len(skipped) :]
-        steps = found.steps - sum(i["step"] for i in skipped)
+            trained = load_run(Path(folder))
+        skipped = trained.intervals[:-1][:1]  # on a GPU: the first steps compile and load kernels
+        intervals = trained.intervals[len(skipped) :]
+        steps = trained.steps - sum(i["step"] for i in skipped)
         seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
-        seconds |= {p: sum(s["seconds"].get(p, 0.0) for s in found.splits) for p in ("eval", "checkpoint")}
+        seconds |= {p: sum(s["seconds"].get(p, 0.0) for s in trained.splits) for p in ("eval", "checkpoint")}
         seconds = {part: s for part, s in seconds.items() if s}
         training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
         return {"count": steps * recipe.optim.batch_size, "steps": steps, "training": training, **seconds}

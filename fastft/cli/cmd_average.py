@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def alpha_list(text: str) -> list[float]:
     """An argparse type: numbers from 0 to 1, separated by commas."""
     try:
-        found = [float(part) for part in text.split(",")]
+        alphas = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or not all(0 <= alpha <= 1 for alpha in found):
+        alphas = []
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise argparse.ArgumentTypeError(f"must be numbers from 0 to 1 such as 0,0.5,1, not '{text}'")
-    return found
+    return alphas
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.alpha is not None and args.soup is not None:
         raise UserError("--alpha is for a curve between two models, --soup for a mean; omit one of them")
     check_out(args.out)
-    trained, found = average(
+    trained, averages = average(
         args.models,
         args.data,
         args.device,
@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         say=say,
     )
     if torchrun.rank() == 0:
-        write_average(found, trained, args.out)
-        show(found.as_dict(), args.json, print_average)
+        write_average(averages, trained, args.out)
+        show(averages.as_dict(), args.json, print_average)
         say(f"written: {args.out}")
     return 0
 

@@ -22,6 +22,6 @@ def run(args: argparse.Namespace) -> int:
 
     waiting = "examining; compiles the loader and a kernel the first time, a minute or two"
     with make_console(stderr=True).status(waiting):
-        found = as_json(examine(gather(args.data)))
-    show(found, args.json, print_checks)
-    return 0 if found["ready"] else 1
+        checks = as_json(examine(gather(args.data)))
+    show(checks, args.json, print_checks)
+    return 0 if checks["ready"] else 1

@@ -34,15 +34,15 @@ def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.evaluation import evaluate_files
 
     options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment, "csv": args.csv}
-    found = evaluate_files(
+    evaluations = evaluate_files(
         args.checkpoint, args.data, args.device, only_present_classes=args.only_present_classes, **options
     )
     if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
         return 0
-    say(f"using the {found[0]['weights']}")
-    if len(found) == 1:
-        return show(found[0], args.json, print_evaluation)
-    return show(found, args.json, print_table_of_files)
+    say(f"using the {evaluations[0]['weights']}")
+    if len(evaluations) == 1:
+        return show(evaluations[0], args.json, print_evaluation)
+    return show(evaluations, args.json, print_table_of_files)
 
 
 # what is printed -------------------------------------------------------------------------------------------------------

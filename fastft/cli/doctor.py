@@ -20,7 +20,7 @@ CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LOADS = "libgl1 libglib2.0-0"
 FFCV_NEEDS = f"build-essential pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev {FFCV_LOADS}"
 
-Found = tuple[str, str, str]  # status, what was found, and a command or an instruction that mends it ("" if ok)
+Result = tuple[str, str, str]  # status, what was found, and a command or an instruction that mends it ("" if ok)
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Check:
     fix: str
 
 
-def check_python(f: Facts) -> Found:
-    found = ".".join(map(str, f.python))
+def check_python(f: Facts) -> Result:
+    version = ".".join(map(str, f.python))
     if f.python[:2] < MIN_PYTHON:
-        return FAIL, f"{found}, 3.10 or newer is needed", "make setup PYTHON=python3.11"
-    return OK, found, ""
+        return FAIL, f"{version}, 3.10 or newer is needed", "make setup PYTHON=python3.11"
+    return OK, version, ""
 
 
-def check_torch(f: Facts) -> Found:
+def check_torch(f: Facts) -> Result:
     if f.torch is None:
         return FAIL, "not installed", _install(f, "torch torchvision")
     return OK, f"{f.torch}, {f'CUDA {f.torch_cuda}' if f.torch_cuda else 'CPU only'}", ""
 
 
-def check_gpu(f: Facts) -> Found:
+def check_gpu(f: Facts) -> Result:
     """Check if there is a GPU, a driver, and a torch built for CUDA."""
     if f.gpus:
         counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
@@ -57,11 +57,11 @@ def check_gpu(f: Facts) -> Found:
     if f.nvidia_smi:
         fix = "nvidia-smi; update the driver for torch's CUDA"
         return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
-    found = "none; without one, only the demo and the tests run in reasonable time"
-    return WARN, found, "run training on a machine with a GPU"
+    none = "none; without one, only the demo and the tests run in reasonable time"
+    return WARN, none, "run training on a machine with a GPU"
 
 
-def check_architectures(f: Facts) -> Found | None:
+def check_architectures(f: Facts) -> Result | None:
     """Check if torch was built for the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
@@ -90,19 +90,19 @@ def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
     return False
 
 
-def check_numba_cuda(f: Facts) -> Found | None:
+def check_numba_cuda(f: Facts) -> Result | None:
     """Check if numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
     if f.numba_cuda is None:
         return FAIL, "not installed; augmentation on the GPU needs it", _install(f, cuda_extra(f))
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
-        found = f"{f.numba_cuda} with CUDA 13, which does not support sm_70"
-        return FAIL, found, _install(f, "'fastft[cuda12]'")
+        version = f"{f.numba_cuda} with CUDA 13, which does not support sm_70"
+        return FAIL, version, _install(f, "'fastft[cuda12]'")
     return OK, f.numba_cuda, ""
 
 
-def check_kernels(f: Facts) -> Found | None:
+def check_kernels(f: Facts) -> Result | None:
     """Check if an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
     if f.numba_cuda is None:
         return None
@@ -119,7 +119,7 @@ def cuda_extra(f: Facts) -> str:
     return "'fastft[cuda12]'" if old else "'fastft[cuda13]'"
 
 
-def check_ffcv(f: Facts) -> Found:
+def check_ffcv(f: Facts) -> Result:
     """Check if FFCV loads; if not, give the commands that mend it: a rebuild is one even if a build is installed or cached."""
     if f.ffcv_error is None:
         return OK, f"{f.ffcv}, its libraries can be loaded", ""
@@ -130,13 +130,13 @@ def check_ffcv(f: Facts) -> Found:
     return FAIL, f.ffcv_error, f"apt-get install {FFCV_NEEDS} python3-dev; in a clone of fastft: {build}"
 
 
-def check_turbojpeg(f: Facts) -> Found:
+def check_turbojpeg(f: Facts) -> Result:
     if f.turbojpeg is None:
         return FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0"
     return OK, f.turbojpeg, ""
 
 
-def check_pixels(f: Facts) -> Found | None:
+def check_pixels(f: Facts) -> Result | None:
     """Check that the CPU loader's images equal Pillow's; None if they were not compared, as a library is missing."""
     if f.pixels_error is not None and UNFINISHED in f.pixels_error:  # a check of 40 s
         return WARN, f.pixels_error, "run fastft doctor again when the machine has less to do"
@@ -146,47 +146,47 @@ def check_pixels(f: Facts) -> Found | None:
     return None if f.pixels is None else (OK, f.pixels, "")
 
 
-def check_cores(f: Facts) -> Found:
+def check_cores(f: Facts) -> Result:
     need = max(1, len(f.gpus)) * CORES_PER_GPU
-    found = f"{f.cores} usable"
+    usable = f"{f.cores} usable"
     if f.gpus and f.cores < need:
         fix = "give the job more cores (Slurm: --cpus-per-task, Docker: --cpus), or convert with --max-resolution 400"
-        return WARN, f"{found}; {len(f.gpus)} GPU(s) need about {need}", fix
-    return OK, found, ""
+        return WARN, f"{usable}; {len(f.gpus)} GPU(s) need about {need}", fix
+    return OK, usable, ""
 
 
-def check_memory(f: Facts) -> Found:
+def check_memory(f: Facts) -> Result:
     """Check if the training file fits in the page cache; the rest is read from disk again every epoch."""
-    found = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
+    memory = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
     if f.data_size is None:
-        return OK, found, ""
-    found += f", data file {f.data_size / GIB:.1f}"
+        return OK, memory, ""
+    memory += f", data file {f.data_size / GIB:.1f}"
     if fits_page_cache(f.data_size, f.ram_available):
-        return OK, found, ""
+        return OK, memory, ""
     fix = "set --data.order=blocks, convert with a smaller --max-resolution, or keep the file on NVMe"
-    return WARN, f"{found}; every epoch will read from disk", fix
+    return WARN, f"{memory}; every epoch will read from disk", fix
 
 
-def check_disk(f: Facts) -> Found:
-    found = (
+def check_disk(f: Facts) -> Result:
+    free = (
         f"{f.disk_free / GIB:.0f} GiB free here; a run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
         f"a converted ImageNet {DISK_OF_IMAGENET}"
     )
     if f.disk_free < DISK_NEEDED:
-        return WARN, found, "free some, or set --train.run_dir and convert's --out to another disk"
-    return OK, found, ""
+        return WARN, free, "free some, or set --train.run_dir and convert's --out to another disk"
+    return OK, free, ""
 
 
-def check_shared_memory(f: Facts) -> Found:
+def check_shared_memory(f: Facts) -> Result:
     if f.shm_size is None:
         return WARN, "missing", "mount -t tmpfs -o size=8g tmpfs /dev/shm"
-    found = f"{f.shm_size / GIB:.2f} GiB"
+    size = f"{f.shm_size / GIB:.2f} GiB"
     if f.shm_size < SHM_NEEDED:
-        return WARN, found, "docker run --shm-size=8g, or --ipc=host"
-    return OK, found, ""
+        return WARN, size, "docker run --shm-size=8g, or --ipc=host"
+    return OK, size, ""
 
 
-CHECKS: dict[str, Callable[[Facts], Found | None]] = {
+CHECKS: dict[str, Callable[[Facts], Result | None]] = {
     "Python": check_python,
     "torch": check_torch,
     "GPU": check_gpu,
@@ -205,7 +205,7 @@ CHECKS: dict[str, Callable[[Facts], Found | None]] = {
 
 def examine(facts: Facts) -> list[Check]:
     """Run every check that applies to this machine."""
-    return [Check(name, *found) for name, run in CHECKS.items() if (found := run(facts)) is not None]
+    return [Check(name, *result) for name, run in CHECKS.items() if (result := run(facts)) is not None]
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:

@@ -135,9 +135,10 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHIN
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
         gpu = GPUS[name]
-        found = [estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores)) for mfu in known_mfus(recipe, gpu, gpus)]
+        estimates = [estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores)) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
-            {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by} for e in found
+            {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by}
+            for e in estimates
         ]
         headline = rows[0] if rows else dict.fromkeys(("basis", "mfu", "hours", "limited_by"))
         predicted[name] = {**headline, "estimates": rows}
@@ -181,8 +182,8 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     for recipe in recipes:
         known = known_mfus(recipe, gpu, query.gpus)
         remarks += [] if known else [describe_uncounted(recipe, gpu)]
-        found = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]
-        priced.append(_priced(recipe, found, query.price))
+        estimates = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]
+        priced.append(_priced(recipe, estimates, query.price))
     assumed = [val_images_row(recipe, query.val_images) for recipe in recipes]
     return {
         "modelled": True,
@@ -203,10 +204,10 @@ def known_gpu(name: str) -> Gpu:
     def plain(text: str) -> str:
         return text.lower().replace("-", "").replace(" ", "")
 
-    found = next((gpu for gpu in GPUS.values() if plain(gpu.name) == plain(name)), None)
-    if found is None:
+    known = next((gpu for gpu in GPUS.values() if plain(gpu.name) == plain(name)), None)
+    if known is None:
         raise UserError(f"no data are known for GPU '{name}'; choose one of {', '.join(GPUS)}")
-    return found
+    return known
 
 
 def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) -> dict[str, Any]:
@@ -227,8 +228,8 @@ def _total(priced: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
     """Sums over all recipes, per kind of MFU that every recipe has."""
     by_basis = [{e["basis"]: e for e in recipe["estimates"]} for recipe in priced]
     estimates = []
-    for basis in [b for b in by_basis[0] if all(b in found for found in by_basis)]:
-        column = [found[basis] for found in by_basis]
+    for basis in [b for b in by_basis[0] if all(b in of_recipe for of_recipe in by_basis)]:
+        column = [of_recipe[basis] for of_recipe in by_basis]
         money = None if column[0]["money"] is None else sum(e["money"] for e in column)
         hours = {key: sum(e[key] for e in column) for key in ("wall_hours", "gpu_hours")}
         estimates.append({"basis": basis, **hours, "money": money})

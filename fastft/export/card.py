@@ -79,23 +79,23 @@ def _temperature(trained: Trained) -> str:
 def _metrics(trained: Trained) -> str:
     """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
     state = json.loads((trained.path / "state.json").read_text(encoding="utf-8"))
-    found = {PROBE: trained.scores} if trained.kind == PROBE else evaluation_of(state)
+    evaluated = {PROBE: trained.scores} if trained.kind == PROBE else evaluation_of(state)
     if trained.is_adjusted:
         return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
     if "average" in state:
         return _average(state["average"])
-    if not found or not trained.scores:
+    if not evaluated or not trained.scores:
         return "These weights were not evaluated."
     rows, score = [], main_score(trained.scores)
     names = {"ema": "EMA", "raw": "raw", PROBE: "probe"}
     for kind, name in names.items():
-        if s := found.get(kind):
+        if s := evaluated.get(kind):
             # top-5 of more than 5 classes
             figures = (f"{s[key]:.3f}" if key in s else "-" for key in (score, "macro_f1" if score == MAP else "top5"))
             rows.append([name, *figures, f"{s['loss']:.4f}", f"{s['samples']:,}"])
-    chose = "training images that were left out" if SELECTION in found else "its own validation images"
+    chose = "training images that were left out" if SELECTION in evaluated else "its own validation images"
     best = f", the best of the run by {chose}" if "evaluation" in state else ""
-    epoch = f"{names[trained.kind]} weights of epoch {found.get('epoch')} (from 0){best}"
+    epoch = f"{names[trained.kind]} weights of epoch {evaluated.get('epoch')} (from 0){best}"
     chosen = f"{'Head of the linear probe' if trained.kind == PROBE else epoch}: {trained.scores[score]:.3f} %."
     titles = ["mAP %", "F1 %"] if score == MAP else ["top-1 %", "top-5 %"]
     table = markdown_table(["weights", *titles, "loss", "images"], rows)

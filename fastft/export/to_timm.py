@@ -110,9 +110,9 @@ def _of_clip(trained: Trained, arch: Arch) -> tuple[dict[str, Any], dict[str, An
 
 def _of_timm(arch: TimmArch) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same as `_of_clip`, for a timm model."""
-    found = pretrained_cfg(arch.timm)
+    cfg = pretrained_cfg(arch.timm)
     model = {"architecture": arch.timm.partition(".")[0], "model_args": timm_args(arch.timm, arch.image_size)}
-    return model, {key: getattr(found, key) for key in ("fixed_input_size", "first_conv", "classifier")}
+    return model, {key: getattr(cfg, key) for key in ("fixed_input_size", "first_conv", "classifier")}
 
 
 def _architecture(arch: Arch) -> str:

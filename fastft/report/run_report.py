@@ -86,7 +86,7 @@ def render_run(
         profile=profiled(run),
         cost=run_cost(run, price),
         mistakes=assessment.mistakes if assessment else None,
-        found=scores,
+        assessed=scores,
         classes=classes[:LISTED_CLASSES],
         num_classes=len(classes),
         weights=assessment.weights if assessment else "",
@@ -132,11 +132,11 @@ def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
     """Rows of the data files: role, path, part (see `used_files`), and the summary of its manifest (None if it has none)."""
-    found = []
+    rows = []
     for role, named in (("training", recipe.data.train), ("validation", recipe.data.val)):
         paths, part = ([], "") if named is None else used_files(named)
-        found += [{"role": role, "path": path, "part": part, "summary": _summary(path)} for path in paths]
-    return found
+        rows += [{"role": role, "path": path, "part": part, "summary": _summary(path)} for path in paths]
+    return rows
 
 
 def _summary(path: str) -> dict[str, Any] | None:

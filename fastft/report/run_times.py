@@ -91,8 +91,8 @@ def profiled(run: Run) -> dict[str, Any] | None:
     folder = run.folder / profile.FOLDER
     if not (folder / profile.OPERATIONS).is_file():
         return None
-    found = json.loads(read_user_text(folder / profile.OPERATIONS, MAX_PROFILE_BYTES, "a profile of fastft train"))
-    total = sum(row["seconds"] for row in found["operations"]) or 1.0
-    rows = [row | {"share": row["seconds"] / total} for row in found["operations"][:MOST_OPERATIONS]]
+    stored = json.loads(read_user_text(folder / profile.OPERATIONS, MAX_PROFILE_BYTES, "a profile of fastft train"))
+    total = sum(row["seconds"] for row in stored["operations"]) or 1.0
+    rows = [row | {"share": row["seconds"] / total} for row in stored["operations"][:MOST_OPERATIONS]]
     files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
-    return {"steps": found["steps"], "rows": rows, "files": [f"{profile.FOLDER}/{name}" for name in files]}
+    return {"steps": stored["steps"], "rows": rows, "files": [f"{profile.FOLDER}/{name}" for name in files]}
