@@ -28,6 +28,7 @@ from fastft.machine.processes import World, connected, find_world
 from fastft.photos.counts import count_images, load_counted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.automatic import largest_size
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
 from fastft.run import run_directory
@@ -58,7 +59,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         Preempted: stopped by a signal; the same call continues.
     """
     recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
-    largest = max(recipes, key=lambda recipe: recipe.model.image_size)  # photographs are stored large enough for it
+    largest = max(recipes, key=largest_size)  # photographs are stored large enough for it
     options, outcomes = recipes[0].train, []
     # one process group for all trainings
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
