@@ -10,7 +10,7 @@ from beton_tools.base.atomic import check_writable, refuse_existing
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
-from fastft.cli.arguments import add_checkpoint, add_shared, positive, say
+from fastft.cli.arguments import add_checkpoint, add_shared, positive, say, share
 
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = "image files, or folders of them; for --features also .beton files"
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
     parser.add_argument("--topk", type=positive(int), help="classes per image (default 5, or all at their thresholds)")
+    reject = (
+        "answer none of these if the most probable class has less, as 0.7 or 70%%; the report lists what values reject"
+    )
+    parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
     parser.add_argument("--json", action="store_true", help="print a JSON object per image, each on its line")
     features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
@@ -42,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.csv, suffixes=[".csv"])
         refuse_existing(args.csv, args.overwrite, "--csv")
     options = {
-        "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature
+        "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature,
+        "min_probability": args.min_probability,
     }  # fmt: skip
     predictions = predict_files(args.checkpoint, args.images, args.topk, args.device, say, **options)
     if args.csv is not None:
@@ -52,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(asdict(p) | {"path": str(p.path)}), flush=True)
             continue
-        classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True))
-        nothing = "no label reaches its threshold" if p.error is None else f"not read: {p.error}"
+        classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(p.classes, p.probabilities, strict=True))
+        nothing = "none of these" if args.min_probability else "no label reaches its threshold"
+        nothing = nothing if p.error is None else f"not read: {p.error}"
         print(printable(f"{p.path}: {classes or nothing}"), flush=True)
     return 0
 

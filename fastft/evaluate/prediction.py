@@ -47,7 +47,7 @@ MOST_PIXELS = 1 << 26  # of a resized image; one of 1 x 65,000 pixels would have
 class Prediction:
     """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
-    Multi-label: those that reach their thresholds, which may be none.
+    None below the predictor's `min_probability`. Multi-label: those that reach their thresholds, which may be none.
     path: of the file; empty for an image in memory. notes: what to know of the pixels, for "1 image has ...": that those above 8
     bits per value were clipped, that transparent ones were laid on `data.background`.
     """
@@ -74,9 +74,10 @@ class Predictor:
             probabilities without the temperature, which was fitted without the correction.
         temperature: divide the logits by the temperature that was fitted on the run's validation images, unless it makes the
             calibration of other images worse. It changes no ranking.
+        min_probability: an image whose most probable class has less gets no class.
 
     Raises:
-        UserError: there is no such checkpoint or device, or the checkpoint is damaged.
+        UserError: there is no such checkpoint or device, or the checkpoint is damaged; `min_probability` for a multi-label model.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Predictor:
         weights: str = AUTO,
         logit_adjustment: bool = False,
         temperature: bool = True,
+        min_probability: float = 0.0,
     ) -> None:
         self.device = find_world(device).device
         self.trained = load_trained(Path(checkpoint), self.device, weights)
@@ -93,6 +95,9 @@ class Predictor:
             self.trained = adjust_logits(self.trained)
         self.temperature = (self.trained.temperature if temperature else None) or 1.0
         self.classes = self.trained.outputs
+        self.min_probability = min_probability
+        if min_probability and self.trained.recipe.data.multi_label:
+            raise UserError("each label of this model has a threshold of its own; leave --min-probability out")
 
     def predict(self, images: Source | Iterable[Source], topk: int | None = None) -> Iterator[Prediction]:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
@@ -117,6 +122,8 @@ class Predictor:
             shares_K = logits_K.sigmoid() if multi_label else (logits_K / self.temperature).softmax(0)
             if multi_label:
                 ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
+            elif shares_K[ranked[0]] < self.min_probability:
+                ranked = ranked[:0]
             ranked = ranked[:topk]
             names = [self.classes[k] for k in ranked.tolist()]
             yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes)

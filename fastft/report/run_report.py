@@ -91,6 +91,7 @@ def render_run(
         num_classes=len(classes),
         weights=assessment.weights if assessment else "",
         confusion=confusion(scores),
+        rejected=assessment.calibration.rejected if assessment else (),
         reliability=render_chart(reliability_chart(assessment.calibration, _score(run) == MAP)) if assessment else "",
         note=note,
         evaluations=run.evaluations,

@@ -16,6 +16,7 @@ from beton_tools.base.errors import report_disk_errors
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 EVEN = 0.5  # threshold of a label without images
 HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is measured with what the other gives
+REJECTED_BELOW = 0.5, 0.7, 0.9, 0.95  # values of --min-probability in a report
 BINS = 15  # equal widths, as in the paper
 LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search, for logits
 TOLERANCE = 1e-3  # of the logarithm of the temperature
@@ -211,12 +212,13 @@ class Calibration:
     """Reliability of the softmax, and after temperature scaling; the latter is None if the logits were not kept.
 
     temperature: the one that fits all images; logits are to be divided by it. `scaled` is cross-fitted: each half of the
-    images is scaled by the temperature that fits the other half.
+    images is scaled by the temperature that fits the other half. rejected: see `reject`; scaled if that is better calibrated.
     """
 
     plain: Reliability
     temperature: float | None = None
     scaled: Reliability | None = None
+    rejected: tuple[tuple[float, float, float | None], ...] = ()
 
 
 def calibrate(p: Predictions) -> Calibration:
@@ -230,7 +232,21 @@ def calibrate(p: Predictions) -> Calibration:
         temperature, _ = fit_temperature(shifted_NK[fitted], p.labels_N[fitted])
         scaled_N[applied] = 1 / np.exp(shifted_NK[applied] / temperature).sum(1)
     temperature, _ = fit_temperature(shifted_NK, p.labels_N)
-    return Calibration(plain, temperature, reliability(scaled_N, p.right_N))
+    scaled = reliability(scaled_N, p.right_N)
+    return Calibration(
+        plain, temperature, scaled, reject(scaled_N if scaled.ece < plain.ece else p.confidence_N, p.right_N)
+    )
+
+
+def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, float, float | None], ...]:
+    """For each of REJECTED_BELOW: it, the share of images with less confidence, and the accuracy of the others, in percent."""
+    rows = []
+    for value in REJECTED_BELOW:
+        kept_N = confidence_N >= value
+        rows.append(
+            (value, 100 * float(1 - kept_N.mean()), 100 * float(right_N[kept_N].mean()) if kept_N.any() else None)
+        )
+    return tuple(rows)
 
 
 def usable_temperature(scores: Mapping[str, float]) -> float | None:

@@ -106,6 +106,16 @@ def test_every_file_gets_its_classes_or_an_error(trained, photographs, tmp_path)
     assert [(r["file"], r["rank"]) for r in rows] == [("a, b.jpg", "1"), ("a, b.jpg", "2"), (str(found[1].path), "")]
 
 
+def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, photographs, tmp_path, capsys):
+    Image.fromarray(photographs["coffee"]).save(tmp_path / "a.png")
+    (found,) = Predictor(trained, "cpu").predict(tmp_path / "a.png")
+    for limit, classes in ((found.probabilities[0], found.classes), (found.probabilities[0] + 1e-4, [])):
+        (limited,) = Predictor(trained, "cpu", min_probability=limit).predict(tmp_path / "a.png")
+        assert limited.classes == classes and limited.error is None
+    assert main(["predict", str(trained), str(tmp_path / "a.png"), "--device=cpu", "--min-probability=99.99%"]) == 0
+    assert capsys.readouterr().out.endswith("a.png: none of these\n")
+
+
 def test_impossible_options_of_a_predictor_are_named(trained):
     with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
         Predictor(trained, device="tpu")

@@ -24,6 +24,7 @@ from fastft.run.prediction_metrics import (
     largest_confusions,
     macro_f1,
     mean_average_precision,
+    reject,
     reliability,
     sigmoid,
     usable_temperature,
@@ -208,3 +209,15 @@ def test_calibration_is_of_all_labels() -> None:
     assert right.images.sum() == labels.size and right.ece < 2 < 5 < wrong.ece
     temperature, _ = fit_temperature(3 * logits, labels)
     assert temperature == pytest.approx(3, rel=0.05)
+
+
+def test_rejecting_images_leaves_those_with_more_confidence():
+    confidence, right = np.array([0.4, 0.6, 0.8, 0.92]), np.array([False, True, False, True])
+    rows = reject(confidence, right)
+    assert rows[1:] == ((0.7, 50, 50), (0.9, 75, 100), (0.95, 100, None)) and rows[0] == (
+        0.5,
+        25,
+        pytest.approx(200 / 3),
+    )
+    logits = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    assert len(calibrate(predictions_of(logits, logits.argmax(1))).rejected) == 4
