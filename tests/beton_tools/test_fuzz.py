@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from beton_tools import UserError, cli
 from beton_tools.base.console import printable
-from beton_tools.inspect import stats
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.write.images import decode_sample
@@ -46,7 +45,6 @@ def read_everything(path: Path) -> None:
             assert in_one_line(error)
         else:
             assert pixels.shape == (beton.heights[i], beton.widths[i], 3)
-    json.dumps(stats.compute(beton, None))
 
 
 def check_beton(folder: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse, subsampling
+from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse
 from beton_tools.jpeg.markers import OK, as_bytes_array, scan_header
 from beton_tools.jpeg.turbo import compress
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
@@ -59,7 +59,6 @@ def check_markers(guarded, file: bytes) -> None:
         assert "\n" not in str(caught.value)
         return
     assert parse(file) == head and min(head.height, head.width) > 0 and head.components in (1, 3)
-    assert subsampling(as_bytes_array(file), head)
     for at in (head.sof_at, head.sos_at):
         assert 2 <= at < head.scan_at <= len(file) and file[at] == 0xFF
     assert not head.index_at or head.index_at <= head.index_end <= head.scan_at
