@@ -100,19 +100,6 @@ def test_every_folder_is_described_in_contributing():
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
 
 
-def test_no_comment_hangs_on_a_closing_bracket():
-    """The formatter moves the comment of a line that is too long there, away from what it is about."""
-    hanging = re.compile(r"^\s*[)\]}]+[:,]?  # (?!fmt:|type:|noqa)")
-    found = [
-        f"{path.relative_to(ROOT)}:{number}"
-        for package in ("fastft", "beton_tools", "benchmarks", "tests")
-        for path in sorted((ROOT / package).rglob("*.py"))
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if hanging.match(line)
-    ]
-    assert found == []
-
-
 def test_no_docstring_begins_with_a_word_that_is_read_twice():
     """`Of the run: ...` and `Whether it fits.` are sentences without a subject; `The parts of ...` and `True if ...` are not."""
     begin = re.compile(r'"""(Of|That|What|By|As|Whether) ')

@@ -247,17 +247,6 @@ def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
         eval_loader(indexed_beton, device="cuda")
 
 
-@pytest.mark.timeout(60)
-def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monkeypatch):
-    def fail(*_, **__):
-        raise ZeroDivisionError("planned")
-
-    with train_loader(indexed_beton) as loader:
-        monkeypatch.setattr("fastft.data.loader.draw_plan", fail)
-        with pytest.raises(ZeroDivisionError, match="planned"):
-            next(loader.epoch(0))
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

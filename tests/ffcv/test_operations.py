@@ -98,7 +98,11 @@ def test_the_crop_alone_takes_the_place_of_the_stock_decoder(indexed_beton):
     assert not torch.equal(crops[0][5][0], crops[2][5][0])
 
 
-@pytest.mark.parametrize("others", [{}, {"value": FloatField()}, {"id": IntField()}], ids=["image", "float", "ids"])
+@pytest.mark.parametrize(
+    "others",
+    [*(pytest.param(f, marks=pytest.mark.slow) for f in ({}, {"value": FloatField()})), {"id": IntField()}],
+    ids=["image", "float", "ids"],
+)
 def test_files_without_class_labels_are_decoded(images, tmp_path, others):
     path, fields = tmp_path / "a.beton", {"image": RGBImageField(write_mode="jpg"), **others}
     rows = [(image, *(10_000_000 + k for _ in others)) for k, image in enumerate(images)]

@@ -1,10 +1,7 @@
 """The PTX of both kernels, executed on the CPU, gives the bytes of the CPU back end and does nothing forbidden."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from fastft.augment.cuda_ops import OPS_THREADS
 from fastft.augment.erase import DTYPES
@@ -96,22 +93,6 @@ def test_the_strongest_reduction(pictures):
     gpu = SimulatedGpu()
     squeezed([image], 2).on(gpu, "float16")
     assert {finding.problem for finding in gpu.findings} == {"uninitialised read"}
-
-
-def imagenet_images(folder: Path, count: int) -> list[np.ndarray]:
-    """Evenly from the sample's classes."""
-    files = sorted(folder.glob("*/*.JPEG"))
-    return [np.array(Image.open(file).convert("RGB")) for file in files[:: max(1, len(files) // count)][:count]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("paper", "float16"), ("erase", "bfloat16"), ("3aug", "float16"), ("augmix", "float32")]
-)
-def test_imagenet_at_the_size_of_training(name, dtype, imagenet_sample):
-    images = imagenet_images(imagenet_sample, int(24 * EXTENT))
-    for k in range(0, len(images), 8):
-        assert_same_bytes(drawn(name, images[k : k + 8], 224, seed=k), dtype)
 
 
 @pytest.mark.slow

@@ -97,17 +97,6 @@ def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table):
     assert (sweep.name, plan_runs(sweep, (), Path("runs"))[0].recipe.name) == ("99_mine", "plain")
 
 
-def test_the_best_epoch_is_the_one_of_the_highest_top1(one_step, tmp_path, quiet):
-    overrides = [*one_step(2), "--schedule.epochs=3", "--optim.lr=1e-3"]
-    (tmp_path / "length.yaml").write_text(
-        f"title: Length\nsource: me\nrows: [{{recipe: {FINAL.resolve()}, label: 3 epochs, paper: 60}}]\n"
-    )
-    (outcome,) = run_sweeps([load_sweep(tmp_path / "length.yaml")], overrides, tmp_path / "out", quiet)
-    assert [score.epoch for score in outcome.curve("ema")] == [0, 1, 2]
-    assert outcome.best("ema").top1 == max(score.top1 for score in outcome.curve("ema"))
-    assert outcome.last("raw").epoch == 2
-
-
 @pytest.mark.parametrize(
     ("override", "same"),
     [

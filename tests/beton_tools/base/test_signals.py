@@ -102,17 +102,6 @@ def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(pho
     assert out.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.slow  # as `test_handlers_are_restored_and_those_of_others_kept` in a process
-def test_a_conversion_under_nohup_survives_hangup(photo_folder, tmp_path):
-    out = tmp_path / "photos.beton"
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    child = start("-c", CONVERT, 1, photo_folder, out, before=ignore)
-    os.killpg(child.pid, signal.SIGHUP)
-    child.communicate(timeout=60)
-    assert child.returncode == 0
-    assert out.exists()
-
-
 @pytest.mark.parametrize("number", EACH_SIGNAL, ids=str)
 def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(photo_beton, number):
     child = start("-c", VERIFY, photo_beton)

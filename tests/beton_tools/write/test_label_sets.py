@@ -1,6 +1,5 @@
 """Several labels per image: every kind of table, the file, stock FFCV's loader and writer, damage."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, Beton
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources import open_source, path_table
 from beton_tools.sources.base import subset
-from beton_tools.write import pagefile
 from beton_tools.write.pagefile import PageFile
 from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.cli import main
@@ -26,7 +24,6 @@ from tests.refusals import refuses
 NAMES = ("cat", "dog", "eel")
 SETS = [("dog", "cat"), (), ("eel",), ("cat",), ("dog", "eel", "cat"), ("dog",), ("eel", "cat"), ("dog",)]
 WANT = np.array([[name in labels for name in NAMES] for labels in SETS], np.uint8)
-OPTIONS = WriteOptions(workers=0, page_size=1 << 16)
 
 
 @pytest.fixture(scope="module")
@@ -252,21 +249,6 @@ def test_an_interrupted_conversion_continues_to_the_same_bytes(written: Path, fo
             write_beton(again, source, options)
     write_beton(again, source, options)
     assert again.read_bytes() == written.read_bytes()
-
-
-def test_a_conversion_that_a_version_began_which_turned_nothing_starts_anew(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "in" / "a").mkdir(parents=True)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (64, 32)).save(tmp_path / "in" / "a" / "0.jpg", exif=exif)
-    source, out = open_source(tmp_path / "in"), tmp_path / "x.beton"
-    with monkeypatch.context() as patched:
-        patched.setattr(pagefile, "JOURNAL_VERSION", 3)
-        patched.setattr(PageFile, "publish", lambda self: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            write_beton(out, source, replace(OPTIONS, upright=False))
-    write_beton(out, source, OPTIONS)
-    assert (Beton.open(out).heights[0], Beton.open(out).widths[0]) == (64, 32)
 
 
 @pytest.mark.parametrize(
