@@ -102,19 +102,22 @@ def data(call: Call) -> None:
             shutil.copy(run / "metrics.jsonl", call.out / "train.jsonl")
 
 
-def ways(call: Call) -> Iterator[tuple[torch.dtype, StepChoice]]:
-    """dtypes and choices; those that compile last, as they take longest."""
-    dtypes = (torch.bfloat16, torch.float16)
-    kernels = attention_candidates(call.device)
-    yield from product(dtypes, (StepChoice("eager", kernel, half) for half in (False, True) for kernel in kernels))
-    for mode, half in (("compile", False), ("compile", True), ("autotune", False)):
-        yield from ((dtype, StepChoice(mode, half=half)) for dtype in dtypes)
+def ways(call: Call) -> Iterator[tuple[Precision, StepChoice]]:
+    """Precisions and choices; those that compile last, as they take longest."""
+    plain, half = (
+        [Precision(dtype, call.device.type, copied) for dtype in (torch.bfloat16, torch.float16)]
+        for copied in (False, True)
+    )
+    yield from product([*plain, *half], [StepChoice("eager", kernel) for kernel in attention_candidates(call.device)])
+    for mode, precisions in (("compile", plain), ("compile", half), ("autotune", plain)):
+        yield from ((precision, StepChoice(mode)) for precision in precisions)
 
 
 def steps(call: Call) -> None:
     arch, batch = (shape("T", 32), 2) if call.dry_run else (shape("B"), 256)
-    for dtype, choice in ways(call):
-        measure(call, lambda: [step_row(call, arch, batch, dtype, choice)], dtype=str(dtype), step=str(choice))  # noqa: B023
+    for precision, choice in ways(call):
+        about = {"precision": precision.name, "half_residual": str(precision.half_residual), "step": str(choice)}
+        measure(call, lambda: [step_row(call, arch, batch, precision, choice)], **about)  # noqa: B023
 
 
 def measure(call: Call, rows: Callable[[], list[Row]], **about: str) -> None:
@@ -144,8 +147,8 @@ def timed(call: Call, function: Callable[[], Any], count: int) -> tuple[float, f
     return (time.perf_counter() - began) / count, queued / count
 
 
-def step_row(call: Call, arch: Any, batch: int, dtype: torch.dtype, choice: StepChoice) -> Row:
-    step = our_step(arch, Precision(dtype, call.device.type), choice=choice)
+def step_row(call: Call, arch: Any, batch: int, precision: Precision, choice: StepChoice) -> Row:
+    step, dtype = our_step(arch, precision, choice=choice), precision.dtype
     images, labels = random_batch(arch, batch, call.device)
     images = images.to(dtype)
     timed(call, lambda: step(images, labels), 2)  # compiles

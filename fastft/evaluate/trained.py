@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_paths import exist_betons
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
@@ -164,7 +163,9 @@ def adjust_logits(trained: Trained) -> Trained:
     2021, 2007.07314, with tau = 1). The model is changed in place; its temperature, fitted without the correction, is dropped.
     """
     refuse_multi_label(trained.recipe, "--logit-adjustment")
-    counts = trained.class_counts or _count_training_images(trained)
+    counts = trained.class_counts
+    if not counts:
+        raise UserError(f"{trained.path} is of fastft 0.1 and has no class sizes; leave --logit-adjustment out")
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
     bias_K = trained.model.head.bias
@@ -183,17 +184,3 @@ def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:
     shares_K = torch.tensor(shares, dtype=torch.float64)
     shares_K = torch.where(shares_K > 0, shares_K, shares_K.max())
     return ((1 - smoothing) * shares_K / shares_K.sum() + smoothing / len(shares_K)).log()
-
-
-def _count_training_images(trained: Trained) -> list[int]:
-    """From the training file, for checkpoints of versions that did not store the counts."""
-    from beton_tools.read.beton_set import BetonSet  # loads Numba, which predictions do without
-
-    path = trained.recipe.data.train
-    if path is None or not exist_betons(path):
-        raise UserError(
-            f"--logit-adjustment needs the number of training images of each class, which {trained.path} does not hold; "
-            f"put the training file back to {path}"
-        )
-    counts = BetonSet.open(path).class_counts
-    return counts + [0] * (len(trained.classes) - len(counts))

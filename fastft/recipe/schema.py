@@ -276,7 +276,7 @@ class Train:
     )  # fmt: skip
     half_residual: str = neutral(
         "auto", "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: with "
-        "fp16, on GPUs below compute capability 8.0 (V100, T4) and where it is measured to be faster",
+        "fp16 on GPUs below compute capability 8.0 (V100, T4)",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", since="0.2.0",
     )  # fmt: skip
     micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=MAX_BATCH)

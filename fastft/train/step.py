@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,19 +27,13 @@ Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class StepChoice:
-    """mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'.
-
-    half: train a half-precision copy of the weights (`HalfCopy`) also where the precision does not say so.
-    """
+    """mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
 
     mode: str = "eager"
     attention: str = "auto"
-    half: bool = False
 
     def __str__(self) -> str:
-        parts = [] if self.attention == "auto" else [f"{self.attention} attention"]
-        parts += ["half-precision weights"] if self.half else []
-        return f"{self.mode} with {' and '.join(parts)}" if parts else self.mode
+        return self.mode if self.attention == "auto" else f"{self.mode} with {self.attention} attention"
 
 
 def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torch.device) -> Tensor | None:
@@ -96,8 +90,6 @@ class Step:
     def connect(self, choice: StepChoice) -> None:
         """Set up gradient all-reduce (every process calls this) and what was chosen to compute the step."""
         self.model.visual.set_attention_kernel(choice.attention)
-        if choice.half:
-            self.precision = replace(self.precision, half_residual=True)
         if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
             self.half = HalfCopy(self.model, self.precision.dtype)
             self.trained = self.half.module

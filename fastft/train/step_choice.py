@@ -78,7 +78,6 @@ class Decision:
         return {
             "step_mode": self.choice.mode,
             "step_attention": self.choice.attention,
-            "step_half": self.choice.half,
             "step_origin": self.origin,
             "step_trials": trials,
         }
@@ -116,8 +115,7 @@ def stored_choice(stored: Mapping[str, Any] | None, device: str) -> StepChoice |
     if stored is None or stored["device"] != device:
         return None
     known = stored["mode"] in MODES and stored["attention"] in ("auto", *ATTENTION_KERNELS)
-    # `half` is missing in earlier checkpoints
-    return StepChoice(stored["mode"], stored["attention"], stored.get("half", False)) if known else None
+    return StepChoice(stored["mode"], stored["attention"]) if known else None
 
 
 def choose_step(
@@ -191,23 +189,15 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
-    # in bf16 the loss of a half-precision copy may differ from that of fp32 weights (docs/v100.md)
-    is_open = recipe.train.half_residual == "auto" and not step.precision.half_residual and dtype == torch.float16
     modes = candidate_modes(recipe, device, micro_batch, step.world.size)
-    if len(kernels) + len(modes) == 1 and not is_open:
+    if len(kernels) + len(modes) == 1:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
         reserved = torch.empty(reserve_bytes if on_gpu else 0, dtype=torch.uint8, device=device)
         batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, dtype)
-        trials = [
-            trial
-            for also_half in ((False, True) if is_open else (False,))
-            for trial in run_trials(
-                lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], also_half
-            )
-        ]
+        trials = run_trials(lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype])
         del reserved
     gc.collect()
     if on_gpu:
@@ -231,11 +221,10 @@ def run_trials(
     kernels: Sequence[str],
     modes: Sequence[str],
     tolerance: float,
-    half: bool = False,
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[StepTrial]:
-    """Try attention kernels, the first of which is the reference, then the modes with the fastest; all with `half` or without.
+    """Try attention kernels, the first of which is the reference, then the modes with the fastest.
 
     A candidate is dropped if it fails, or if its logits or gradients differ from the reference by more than `tolerance`.
     """
@@ -263,12 +252,12 @@ def run_trials(
             trials.append(StepTrial(choice, None, first_line(error)))
 
     for kernel in kernels:
-        attempt(StepChoice("eager", kernel, half))
+        attempt(StepChoice("eager", kernel))
         if not reference:
             return trials  # eager itself fails
     attention = fastest(trials).attention
     for mode in modes:
-        attempt(StepChoice(mode, attention, half))
+        attempt(StepChoice(mode, attention))
     return trials
 
 

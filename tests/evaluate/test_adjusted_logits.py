@@ -109,13 +109,9 @@ def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced):
     assert adjusted["logit_adjustment"] and not plain["logit_adjustment"]
 
 
-def test_older_checkpoints_take_the_class_sizes_from_the_training_file(imbalanced, tmp_path):
-    trained = replace(load_trained(imbalanced / "run", CPU), class_counts=[])
-    stored = adjust_logits(load_trained(imbalanced / "run", CPU))
-    assert torch.equal(adjust_logits(trained).model.head.bias, stored.model.head.bias)
-    gone = replace(trained.recipe, data=replace(trained.recipe.data, train=str(tmp_path / "gone.beton")))
-    with pytest.raises(UserError, match="needs the number of training images"):
-        adjust_logits(replace(trained, recipe=gone))
+def test_without_stored_class_sizes_it_is_refused(imbalanced):
+    with pytest.raises(UserError, match="is of fastft 0.1 and has no class sizes; leave --logit-adjustment out"):
+        adjust_logits(replace(load_trained(imbalanced / "run", CPU), class_counts=[]))
 
 
 def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced):

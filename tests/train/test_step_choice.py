@@ -1,7 +1,6 @@
 """How a step is computed: the candidates, their comparison with eager, and the choice that a run records and repeats."""
 
 import itertools
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -210,31 +209,6 @@ def test_without_eager_nothing_is_compared():
     trials = try_all({EAGER: Candidate(error=RuntimeError("broken")), BATCHED: Candidate()})
     assert [trial.choice for trial in trials] == [EAGER]
     assert fastest(trials) == StepChoice()
-
-
-def test_half_precision_weights_are_measured_only_where_losses_are_the_same(monkeypatch):
-    """In fp16, where they are faster here; not in bf16, where their trials would take a minute on eight H100."""
-    monkeypatch.setattr(
-        step_choice,
-        "_trial_pass",
-        lambda step, choice, batch: lambda: time.sleep(0.001 if choice.half else 0.01) or RIGHT,
-    )
-    for dtype, half in ((torch.float16, True), (torch.bfloat16, False), (torch.float32, False)):
-        step = plain_step(Precision(dtype, "cpu"))
-        recipe = load_recipe("final_b16", ["--model.image_size=32", "--train.step=measure"])
-        decision = choose_step(recipe, step, 2, None, reserve_bytes=0, say=print)
-        assert decision.choice.half is half
-        assert any(trial.choice.half for trial in decision.trials) is half
-    stored = {"mode": "eager", "attention": "auto", "half": True, "device": "V100"}
-    assert stored_choice(stored, "V100") == StepChoice(half=True)
-    assert str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
-
-
-def test_a_choice_of_half_precision_weights_trains_as_the_option_does():
-    chosen, asked = plain_step(Precision(torch.bfloat16, "cpu")), plain_step(HALF)
-    chosen.connect(StepChoice(half=True))
-    asked.connect(EAGER)
-    assert all(map(torch.equal, train(chosen, 2), train(asked, 2)))
 
 
 @pytest.mark.parametrize(
