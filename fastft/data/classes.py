@@ -48,7 +48,7 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
 
 
 def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) -> np.ndarray:
-    """float64 (K,): the factor of `data.sampling` or `optim.class_weights` for an image of each class; 0 without images.
+    """float64 (K,): the factor of `data.sampling` for an image of each class; 0 without images.
 
     class_counts: training images by label.
     """
@@ -58,9 +58,9 @@ def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) ->
     return (counts_K > 0) / divisor_K
 
 
-def training_shares(class_counts: Sequence[int], sampling: str = NONE, weights: str = NONE) -> np.ndarray:
-    """float64 (K,): the share of each class in the training loss, with sampling and class weights."""
-    shares_K = np.asarray(class_counts) * class_factors(class_counts, sampling) * class_factors(class_counts, weights)
+def training_shares(class_counts: Sequence[int], sampling: str = NONE) -> np.ndarray:
+    """float64 (K,): the share of each class in the training loss, with sampling."""
+    shares_K = np.asarray(class_counts) * class_factors(class_counts, sampling)
     return shares_K / shares_K.sum()
 
 

@@ -169,7 +169,7 @@ def adjust_logits(trained: Trained) -> Trained:
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
     bias_K = trained.model.head.bias
-    shares = training_shares(counts, trained.recipe.data.sampling, trained.recipe.optim.class_weights).tolist()
+    shares = training_shares(counts, trained.recipe.data.sampling).tolist()
     shares += [0.0] * (len(bias_K) - len(shares))
     bias_K.sub_(log_shares(shares, trained.recipe.optim.label_smoothing).to(bias_K.device))
     words = f"{trained.weights}; logits adjusted for the class sizes"

@@ -21,8 +21,13 @@ from fastft.recipe.yaml_file import CONTROL, shown
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
-# options of earlier 0.3 development: ways to save that were no better than a shorter schedule (docs/study.md)
-LOST = ("schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob", "ema.warmup")
+# options of earlier 0.3 development, which were no better than others: where their results are
+STUDY, CLASSES = "docs/study.md", "docs/photos.md"
+LOST = {
+    **dict.fromkeys(("schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob"), STUDY),
+    "ema.warmup": STUDY,
+    "optim.class_weights": CLASSES,
+}
 SIMILAR = 0.6  # least similarity of an option that is suggested
 
 
@@ -114,7 +119,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
             if key in LOST:
                 if show_value(value).lower() in ("none", "null", "false"):  # in stored recipes
                     continue
-                raise UserError(f"{layer.where}: {key} is no longer part of fastft (docs/study.md); leave it out")
+                raise UserError(f"{layer.where}: {key} is no longer part of fastft ({LOST[key]}); leave it out")
             if key not in FIELDS:
                 raise UserError(f"{layer.where}: {_unknown(key)}")
             written[key] = value, layer.where

@@ -228,11 +228,6 @@ class Optim:
     eps: float = option(1e-8, "AdamW epsilon", low=0)
     clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0, auto=True)
     label_smoothing: float = option(0.1, "share of the target that is spread over all classes", low=0, high=1)
-    class_weights: str = option(
-        NONE,
-        "factor on an image's loss, 1 on average: balanced, by 1 / images of its class; sqrt, by the square root of that; mixed "
-        "images by their shares", choices=REBALANCING, paper=NONE, since="0.3.0",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from beton_tools.read.sample_table import strata
 from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
-from fastft.data.classes import class_factors, refuse_other_classes, refuse_other_labels, training_shares
+from fastft.data.classes import refuse_other_classes, refuse_other_labels
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import NonFinite, Preempted
 from fastft.machine.precision import Precision, choose_precision
@@ -163,7 +163,7 @@ def build_setup(
         refuse_other_head(recipe, loader.class_names)
     validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
-    step = _build_step(recipe, model, ema, world, precision, micro_batches.count, loader.class_counts)
+    step = _build_step(recipe, model, ema, world, precision, micro_batches.count)
     progress = Progress()
     if checkpoints.exist:
         current = describe_run(recipe, model, loader)
@@ -246,7 +246,6 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     one_label = {
         "model.head": recipe.model.head is not None,
         "data.sampling": recipe.data.sampling != NONE,
-        "optim.class_weights": recipe.optim.class_weights != NONE,
         "train.refit": recipe.train.refit,
     }
     for option, is_set in one_label.items():
@@ -276,27 +275,14 @@ def _build_models(
 
 
 def _build_step(
-    recipe: Recipe,
-    model: ImageClassifier,
-    ema: Ema | None,
-    world: World,
-    precision: Precision,
-    accumulation: int,
-    counts: Sequence[int],
+    recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision, accumulation: int
 ) -> Step:
-    """counts: training images by label."""
     o = recipe.optim
     groups = optimizer_groups(model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay))
     optimizer = build_adamw(groups, betas=(o.beta1, o.beta2), eps=o.eps)
-    weights_K = None
-    if o.class_weights != NONE:
-        factors_K = class_factors(counts, o.class_weights)
-        factors_K /= factors_K @ training_shares(counts, recipe.data.sampling)  # 1 on average
-        weights_K = torch.zeros(recipe.data.num_classes, device=world.device)
-        weights_K[: len(counts)] = torch.from_numpy(factors_K)
     return Step(
         model, optimizer, ema, world, precision, accumulation=accumulation, label_smoothing=o.label_smoothing,
-        clip_grad=o.clip_grad, class_weights_K=weights_K, multi_label=recipe.data.multi_label,
+        clip_grad=o.clip_grad, multi_label=recipe.data.multi_label,
     )  # fmt: skip
 
 

@@ -66,14 +66,11 @@ class Step:
         accumulation: int = 1,
         label_smoothing: float = 0.0,
         clip_grad: float | None = None,
-        class_weights_K: Tensor | None = None,
         multi_label: bool = False,
     ):
-        """class_weights_K: float32, factor on the loss of an image of each class."""
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
-        self.class_weights_K = class_weights_K
         self.multi_label = multi_label
         self.forward: Any = model
         # holds the gradients of a backward pass: the model, or its half-precision copy
@@ -159,18 +156,10 @@ class Step:
         return logits_BK.detach(), loss.detach()
 
     def _loss(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
-        mixed, weights_K = targets.is_floating_point(), self.class_weights_K
-        smoothing = 0.0 if mixed else self.label_smoothing
         if self.multi_label:
             return F.binary_cross_entropy_with_logits(logits_BK, targets)
-        if weights_K is None:
-            return F.cross_entropy(logits_BK, targets, label_smoothing=smoothing)
-        loss_B = F.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="none")
-        if not mixed:
-            return (weights_K[targets] * loss_B).mean()
-        # the shares of the mixed labels, without the smoothing that `Mixer` added
-        shares_BK = (targets - self.label_smoothing / targets.shape[1]) / max(1 - self.label_smoothing, 1e-6)
-        return (shares_BK @ weights_K * loss_B).mean()
+        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
+        return F.cross_entropy(logits_BK, targets, label_smoothing=smoothing)
 
     def update(self, is_logged: bool = False) -> None:
         """Update weights, loss scale and EMA from the gradients, and reset these. is_logged: also compute `grad_norm`."""

@@ -110,7 +110,7 @@ def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced):
 
 
 def test_without_stored_class_sizes_it_is_refused(imbalanced):
-    with pytest.raises(UserError, match="is of fastft 0.1 and has no class sizes; leave --logit-adjustment out"):
+    with pytest.raises(UserError, match=r"is of fastft 0\.1 and has no class sizes; leave --logit-adjustment out"):
         adjust_logits(replace(load_trained(imbalanced / "run", CPU), class_counts=[]))
 
 

@@ -177,6 +177,7 @@ def test_ways_that_lost_answer_in_one_line_and_stored_recipes_are_read():
     stored = recipe.as_dict()
     stored["schedule"] |= {"sizes": None, "magnitude": None}
     stored["ema"] |= {"warmup": False}
+    stored["optim"] |= {"class_weights": "none"}
     assert recipe_from_dict("final_b16", stored) == recipe
 
 

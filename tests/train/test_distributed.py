@@ -87,7 +87,7 @@ def test_nccl_starts_with_the_process_group(monkeypatch):
 )
 def test_two_processes_train_as_one_does(tiny, tmp_path, half, rounding):
     """With sampling, class weights, mixup, CutMix, stochastic layers and another accumulation in each of the two runs."""
-    changes = {"data__sampling": "sqrt", "optim__class_weights": "balanced", "schedule__stop_epoch": "2"}
+    changes = {"data__sampling": "sqrt", "schedule__stop_epoch": "2"}
     changes |= {"augment__mixup": "0.8", "augment__cutmix": "1.0"}
     changes |= {"model__drop_path": "0.3", "model__patch_dropout": "0.25"} | half
     run(tiny, tmp_path / "one", train__micro_batch="8", **changes)

@@ -1,4 +1,4 @@
-"""A run with sampling, class weights and stochastic layers: resumed anywhere it equals an uninterrupted one."""
+"""A run with sampling and stochastic layers: resumed anywhere it equals an uninterrupted one."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,6 @@ from tests.train.runs import differing, end, losses, rewind, run
 
 SAMPLED = {
     "schedule__epochs": "4", "model__patch_dropout": "0.5", "model__drop_path": "0.3", "data__sampling": "balanced",
-    "optim__class_weights": "sqrt",
 }  # fmt: skip
 
 

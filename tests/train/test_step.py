@@ -1,12 +1,8 @@
 """One optimiser step: class weights, the gradients' norm, and the loss scale of fp16 with arithmetic in fp32."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch.nn import functional as F
 
-from fastft.augment.mix import smoothed_targets
 from fastft.machine.precision import GROWTH_INTERVAL, INITIAL_SCALE, YOUNG_STEPS, Precision
 from fastft.machine.processes import World
 from fastft.model import build_classifier
@@ -65,14 +61,3 @@ def test_the_loss_scale_grows_fast_while_a_run_is_young(monkeypatch):
         resumed.micro_batch(torch.randn(1, 3, 32, 32), torch.arange(1), step=k, last=True)
         resumed.update()
     assert resumed.scaler.get_scale() == 2 * INITIAL_SCALE and resumed.scaler.get_growth_interval() == GROWTH_INTERVAL
-
-
-def test_class_weights_multiply_the_loss_of_an_image_also_by_mixed_labels():
-    logits, labels, weights = torch.randn(4, 3), torch.tensor([0, 2, 1, 0]), torch.tensor([0.5, 3.0, 1.5])
-    step = SimpleNamespace(class_weights_K=weights, label_smoothing=0.1, multi_label=False)
-    each = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
-    torch.testing.assert_close(Step._loss(step, logits, labels), (weights[labels] * each).mean())
-    mixed = 0.7 * smoothed_targets(labels, 3, 0.1) + 0.3 * smoothed_targets(labels.flip(0), 3, 0.1)
-    each = F.cross_entropy(logits, mixed, reduction="none")
-    expected = ((0.7 * weights[labels] + 0.3 * weights[labels.flip(0)]) * each).mean()
-    torch.testing.assert_close(Step._loss(step, logits, mixed), expected)
