@@ -32,7 +32,7 @@ TABLE = {
     100_000: (1_024, 50, 4_850, 970, 776, 4.24e-4, 0.08, 0.25),
     1_281_167: (2_048, 50, 31_250, 6_250, 5_000, 6e-4, 0.08, 0.25),
 }
-SHORT = ["--data.train_size=300", "--schedule.epochs=10"]
+SHORT = ["--data.train_size=400", "--schedule.epochs=10"]
 LARGE = "--model.arch=ViT-L-14-quickgelu"
 
 
@@ -69,6 +69,8 @@ def test_short_runs_on_few_images_move_the_tower_further(options, values):
     assert (optim.lr, optim.layer_decay, optim.clip_grad) == pytest.approx(values, rel=0.01)
     given = load_recipe("photos", [*SHORT, "--optim.clip_grad=none", "--optim.lr=1e-4"]).optim
     assert (given.lr, given.layer_decay, given.clip_grad) == (1e-4, 0.7, None)
+    few = load_recipe("photos", ["--data.train_size=400", "--schedule.epochs=3"])  # 36 steps
+    assert few.optim.lr == pytest.approx(0.36 * 5e-4)
 
 
 def test_fewer_images_than_the_smallest_batch_are_one_batch():
