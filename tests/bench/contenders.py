@@ -48,14 +48,6 @@ def missing() -> dict[str, Arm]:
     return {"a": library("no_such_peer", "no-such-peer").run}
 
 
-def missing_later() -> dict[str, Arm]:
-    return {"a": lambda: library("no_such_peer", "no-such-peer").run()}
-
-
-def failing() -> dict[str, Arm]:
-    raise ValueError("this peer is broken")
-
-
 def failing_later() -> dict[str, Arm]:
     def run() -> int:
         raise ValueError("this peer breaks")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from numba.core.event import install_recorder
 
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment import draw_plan, parse_policy, source_regions
@@ -43,16 +42,6 @@ def test_a_change_ends_the_pass_in_progress(indexed_beton):
         assert next(iter(changing.epoch(0))).images.shape == (8, 3, 32, 32)
         with pytest.raises(RuntimeError, match="closed"):
             next(batches)
-
-
-def test_no_kernel_is_compiled_for_another_size(indexed_beton):
-    with loader(indexed_beton, 48) as changing:
-        images(changing.epoch(0))
-        with install_recorder("numba:compile") as recorder:
-            for size in (32, 56, 80):
-                changing.resize(size, 4)
-                images(changing.epoch(1))
-        assert not recorder.buffer
 
 
 def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton):

@@ -91,17 +91,3 @@ def test_tuples_are_images_and_labels_and_copies_stay_valid(indexed_beton):
         whole.set_epoch(0)
         for (images, _), found in zip(want, AsTuples(whole), strict=True):
             assert torch.equal(found[0], images)
-
-
-def test_length_and_state_follow_a_change_of_the_micro_batch(indexed_beton, epochs):
-    with loader(indexed_beton) as resized:
-        resized.resize(SIZE, 2)
-        assert len(resized) == 20
-        batches = iter(resized)
-        for _ in range(6):
-            next(batches)
-        state = resized.state_dict()
-    assert (state["step"], state["micro_batch_of_step"]) == (1, 2)
-    with loader(indexed_beton, micro_batch=2) as second:
-        second.load_state_dict(state)
-        assert collect(second) == {key: value for key, value in epochs[0].items() if key >= (1, 4)}

@@ -136,28 +136,6 @@ def _lists(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "want"),
-    [  # lr, layer decay, batch, epochs, warm-up, size, conv1 frozen: the reference's logs (facts, section 5)
-        ("final_b16", (6e-4, 0.6, 2048, 50, 10, 224, True)),
-        ("final_b16_384", (7e-4, 0.6, 2048, 50, 10, 384, False)),
-        ("final_l14", (4e-4, 0.65, 2048, 30, 5, 224, True)),
-        ("final_l14_336", (6e-4, 0.65, 1920, 30, 5, 336, False)),
-    ],
-)
-def test_final_recipes_hold_the_constants_of_the_reference_logs(name, want):
-    r = load_recipe(RECIPES / f"{name}.yaml")
-    optim, schedule, augment = r.optim, r.schedule, r.augment
-    got = (optim.lr, optim.layer_decay, optim.batch_size, schedule.epochs, schedule.warmup_epochs)
-    assert (*got, r.model.image_size, r.model.freeze_conv1) == want
-    common = (optim.weight_decay, optim.label_smoothing, r.ema.decay, schedule.min_lr)
-    assert common == (0.05, 0.1, 0.9998, 1e-6)
-    erase = (augment.policy, augment.erase_prob, augment.erase_mode)
-    assert erase == ("rand-m9-mstd0.5-inc1", 0.25, "pixel")
-    assert (augment.mixup, augment.cutmix, augment.scale_min, augment.hflip) == (0, 0, 0.08, 0.5)
-    assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
-
-
-@pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), (" 2d ", 172_800), ("0.5s", 0.5)]
 )
 def test_durations_are_seconds(text, seconds):

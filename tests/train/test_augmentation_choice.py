@@ -108,15 +108,6 @@ def test_what_hides_the_classes_is_left_out_and_a_resume_keeps_the_choice(
     assert read_choices(tmp_path / "auto") == choices
 
 
-def test_augmentation_that_shows_the_classes_stays(
-    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts, sampling, images: math.inf)
-    run(tiny, tmp_path / "auto", **AUTO)
-    augment = load_run(tmp_path / "auto").recipe.augment
-    assert (augment.policy, augment.scale_min) == ("rand-m9-mstd0.5-inc1", 0.5)
-
-
 def test_a_recipe_with_values_of_its_own_gets_a_warning(
     tiny: dict[str, str], tmp_path: Path, hidden: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,15 +112,6 @@ def test_metrics_and_predictions_of_three_processes_are_those_of_one(tiny, whole
 
 
 @pytest.mark.slow
-def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path):
-    process = launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton"))
-    out, said = process.communicate(timeout=200)
-    assert process.returncode == 2
-    assert out == "" and len(said.strip().splitlines()) == 1 and "nowhere.beton" in said, said
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
 def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, tmp_path):
     """A damaged sample: the process that reads it prints the error, the other one does not exit with 75."""
     beton = Beton.open(tiny["data.train"])

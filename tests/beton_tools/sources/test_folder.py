@@ -67,13 +67,6 @@ def test_labels_index_the_given_classes(photo_folder):
         open_source(photo_folder, classes=("n01440764", "n02123045"))
 
 
-def test_an_image_outside_the_class_folders_is_ignored(photo_folder):
-    (photo_folder / "n01440764" / "n01440764_0.JPEG").rename(photo_folder / "cover.JPEG")
-    source = open_source(photo_folder)
-    assert source.kind == "folder"
-    assert len(source.names) == len(ImageFolder(str(photo_folder)).samples) == 23
-
-
 @pytest.mark.parametrize("name", ["n01440764.tar", "train-00000.parquet"])
 def test_archives_beside_class_folders_are_refused(photo_folder, name):
     (photo_folder / name).write_bytes(bytes(1024))

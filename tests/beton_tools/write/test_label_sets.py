@@ -165,13 +165,6 @@ def test_how_each_column_was_read_is_told(folder: Path, capsys, head: str, told:
     assert f"columns: {told}\n" in capsys.readouterr().out
 
 
-def test_columns_beside_images_are_told_too(folder: Path) -> None:
-    columns = {"image": [b"x", b"y"], "path": ["a", "b"], "kind": [0, 1], "is_grey": [True, False]}
-    pq.write_table(pa.table(columns), folder / "beside.parquet")
-    told = "columns: image from 'image', label from 'kind'; not used: 'path', 'is_grey'"
-    assert open_source(folder / "beside.parquet").columns == told
-
-
 def test_tables_of_too_many_labels_are_refused(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(path_table, "MAX_SETS", 23)
     with pytest.raises(UserError, match="8 x 3 labels; the limit is 23"):

@@ -102,15 +102,6 @@ def test_a_subset_has_the_given_number_of_images_per_class(photo_folder, tmp_pat
     assert set(chosen[1]) != set(chosen[3])
 
 
-def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder, tmp_path):
-    out = tmp_path / "photos.beton"
-    source = open_source(photo_folder)
-    manifest = write_beton(out, source, WriteOptions(workers=0, shuffle_seed=1))
-    assert sorted(manifest.names) == list(source.names) != list(manifest.names)
-    label_of = dict(zip(source.names, source.labels.tolist(), strict=True))
-    assert Beton.open(out).labels.tolist() == [label_of[name] for name in manifest.names]
-
-
 def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(photo_folder, tmp_path):
     out = tmp_path / "photos.beton"
     source = open_source(photo_folder)
