@@ -13,7 +13,7 @@ SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
-SETS = RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
+RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Workspace:
         self.folder, self.images = folder, images
 
     def beton(self, name: str) -> Path:
-        """The images as a .beton; `name` is one of SETS."""
+        """The images as a .beton; `name` is RESIZED or ORIGINAL."""
         from beton_tools.write.convert import convert_folder  # here: a contender's process should not hold pyarrow
         from beton_tools.write.writer import WriteOptions
 

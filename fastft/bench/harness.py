@@ -62,11 +62,6 @@ class Options:
         """fastft's contenders, and those whose library is in `peers`."""
         return [c for who, group in contenders.items() if who == "fastft" or who in self.peers for c in group]
 
-    def thread_counts(self) -> list[int]:
-        """Powers of two below `threads`, and `threads`."""
-        powers = [1 << k for k in range(self.threads.bit_length()) if 1 << k < self.threads]
-        return [*powers, self.threads]
-
 
 def parse_peers(text: str) -> tuple[str, ...]:
     """Peer names from "ffcv,timm", "all" or "none"."""

@@ -16,7 +16,7 @@ CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
 
 def run(options: Options) -> Findings:
     bench = LoaderBench(options)
-    yield from bench.throughput(options.thread_counts())
+    yield from bench.throughput(sorted({1, options.threads}))
     yield from LoaderBench(options, ORIGINAL).throughput([1])
     if torch.cuda.is_available():
         yield from bench.to_gpu()

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second, summary
-from fastft.cost.roofline import roofline_mfu
-from fastft.machine.gpus import Gpu, find_gpu, peak_flops
+from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second
+from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision, choose_precision
 from fastft.machine.processes import World
 from fastft.model import Arch, build_classifier, count_flops
@@ -50,7 +49,9 @@ class Case:
 
 def cases(quick: bool) -> list[Case]:
     """B/16 in fp32 and half precision; on a GPU also L/14, and B/16 at 384 px. Each takes less than 5 minutes on a V100."""
-    on_gpu, (full, half) = device().type == "cuda", measured_dtypes()
+    on_gpu, full = device().type == "cuda", "fp32"
+    # older GPUs only emulate bf16
+    half = "fp16" if on_gpu and choose_precision("auto", device()).dtype == torch.float16 else "bf16"
     if quick:
         return [Case("T", 224, dtype, 2, 1) for dtype in (full, half)]
     if not on_gpu:
@@ -81,13 +82,6 @@ def _measure_case(options: Options, case: Case) -> Findings:
     yield from _mfu(rounds, setting, case)
 
 
-def measured_dtypes() -> tuple[str, str]:
-    """fp32 and half precision: on a GPU the one that training chooses, because older GPUs only emulate bf16."""
-    if device().type == "cuda" and choose_precision("auto", device()).dtype == torch.float16:
-        return "fp32", "fp16"
-    return "fp32", "bf16"
-
-
 def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
     """Share of the device's peak, if that is known."""
     peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
@@ -98,42 +92,21 @@ def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    mfus = measure("Training step, MFU", rounds, "step", share, "share", given)
-    card = find_gpu(setting["device"])
-    if card is not None and case.dtype != "fp32":
-        mfus["contenders"].append(modelled_mfu(case, card))
-    yield mfus
-
-
-def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:
-    """The cost model's roofline, an upper bound, as a contender."""
-    sections: dict[str, Any] = {
-        "model": {"arch": ARCHS[case.letter], "image_size": case.size},
-        "optim": {"batch_size": case.batch},
-    }
-    mfu = roofline_mfu(recipe_from_dict("step", sections), card, 1)
-    assert mfu is not None  # own towers can be traced
-    return summary("modelled roofline", [mfu.value], note=mfu.source, modelled=True)
+    yield measure("Training step, MFU", rounds, "step", share, "share", given)
 
 
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
 def shape(letter: str, size: int = 224) -> Arch:
-    """B/16 and L/14 of CLIP at `size` pixels; S and T are B/16 at the widths of ViT-S and ViT-Ti."""
+    """B/16 and L/14 of CLIP at `size` pixels; T is B/16 at the width of ViT-Ti."""
     base = load_open_clip_arch(ARCHS.get(letter, ARCHS["B"]))
-    width = {"S": 384, "T": 192}.get(letter, base.width)
+    width = 192 if letter == "T" else base.width
     return replace(base, width=width, heads=width // 64, mlp_width=4 * width).at(size)
 
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def compiles() -> bool:
-    """Return True if the benchmark compiles timm's steps: on GPUs that Triton supports."""
-    native = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE
-    return native and can_compile(device())
 
 
 def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,7 +197,8 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
     from timm.utils import ModelEmaV3
 
     precision = choose_precision(dtype, device())
-    forward = torch.compile(model, dynamic=False) if compiles() else model
+    on_ampere = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE  # which Triton supports
+    forward = torch.compile(model, dynamic=False) if on_ampere and can_compile(device()) else model
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
     scaler = precision.scaler()
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base.atomic import check_writable, refuse_existing
-from fastft.cli.arguments import add_shared, recipe_reference
+from fastft.cli.arguments import add_shared
 
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
 TAKES_OPTIONS = False
@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run_directory", metavar="RUN", type=Path, help="a run directory")
     add("--out", type=Path, metavar="FILE", help="default: report.html in the run directory")
     add_shared(parser, "price")
-    add("--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)")
     mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
     add("--mistakes", choices=("auto", "always", "never"), default="auto", help=mistakes)
     add_shared(parser, "weights", "overwrite")
@@ -27,6 +26,5 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_writable(args.out, suffixes=SUFFIXES)
         refuse_existing(args.out, args.overwrite)
-    asked = {"price": args.price, "against": args.against}
-    print(write_run_page(args.run_directory, args.out, args.mistakes, args.weights, **asked))
+    print(write_run_page(args.run_directory, args.out, args.mistakes, args.weights, args.price))
     return 0

@@ -49,22 +49,14 @@ NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.r
 LISTED_CLASSES = 200  # those with the lowest F1
 
 
-def render_run(
-    run: Run,
-    *,
-    assessment: Assessment | None = None,
-    note: str = "",
-    price: float | None = None,
-    against: str | None = None,
-) -> str:
+def render_run(run: Run, *, assessment: Assessment | None = None, note: str = "", price: float | None = None) -> str:
     """The page as HTML.
 
-    note: why there is no assessment. price: of a GPU-hour. against: recipe to compare with; default: the final recipe of the same
-    architecture and size.
+    note: why there is no assessment. price: of a GPU-hour.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     choices = read_choices(run.folder)
-    base = against_recipe(run, against, reference_name, bool(choices))
+    base = base_recipe(run, reference_name, bool(choices))
     scores = assessment.scores if assessment else {}
     with_images = (c for c in scores.get("classes", ()) if c["images"])
     classes = sorted(with_images, key=lambda c: (c["f1"] or 0.0, c["name"]))
@@ -104,13 +96,11 @@ def render_run(
     )
 
 
-def against_recipe(run: Run, asked: str | None, paper_name: str | None, is_automatic: bool) -> Recipe | None:
+def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe | None:
     """The recipe to compare with: of a run on other images than ImageNet its own, as it comes with fastft, or `photos`.
 
     None if the recipes are not available.
     """
-    if asked is not None:
-        return load_recipe(asked)
     own = RECIPES / f"{run.recipe.name}.yaml"
     if run.on_imagenet or not (own.is_file() or is_automatic):
         own = RECIPES / f"{paper_name or FINALS[0]}.yaml"
@@ -347,16 +337,16 @@ def confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def write_run_page(
-    folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, **asked: Any
+    folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, price: float | None = None
 ) -> Path:
-    """Write the page of a run; returns its path. The other arguments are those of `render_run`."""
+    """Write the page of a run; returns its path. price: of a GPU-hour."""
     if out is not None:
         check_writable(out, suffixes=SUFFIXES)
     run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
     assessment, note = None, "Left out, as asked (--mistakes=never)."
     if mistakes != "never":
         assessment, note = assess_run(run, insist=mistakes == "always", weights=weights)
-    page = render_run(run, assessment=assessment, note=note, **asked)
+    page = render_run(run, assessment=assessment, note=note, price=price)
     with report_disk_errors(out, "choose another --out"):
         write_text(out, page)
     return out

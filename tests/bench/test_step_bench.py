@@ -13,7 +13,6 @@ from fastft.bench.dataset import RESIZED, Images, Workspace, find_images
 from fastft.bench.harness import Contender, Options, Rounds
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
 from fastft.export.to_timm import timm_state
-from fastft.machine.gpus import GPUS
 from fastft.machine.precision import choose_precision
 from fastft.machine.processes import World
 from fastft.model import Arch, Classifier, build_classifier
@@ -81,9 +80,6 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     step = found["Training step"]
     assert {c["name"] for c in step["contenders"]} == {"fastft", "timm"}
     assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
-    for letter, size in (("B", 224), ("L", 224), ("B", 384)):
-        modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
-        assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6
     arms = augment_bench.gpu_augment("cpu", ["none"], size=32, batch=2)
     assert arms["none"]() == 2
 
