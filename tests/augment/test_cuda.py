@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numba import cuda, float32
 
 from fastft.augment.erase import FLOAT16
 
@@ -74,14 +73,3 @@ def test_the_ops_kernel_compiles_without_spills(arch, tmp_path):
     ptx = assert_compiles(*ops, arch, tmp_path)
     assert "fma.rn.f32" not in ptx  # fma.rn.f64 occurs in the library's sine
     assert "ld.const" not in ptx  # threads that read different entries of constant memory wait for each other
-
-
-def multiply_and_add(values: Any, out: Any) -> None:
-    out[0] = values[0] * values[1] + values[2]
-
-
-def test_products_and_sums_are_rounded_separately_as_on_the_cpu():
-    signature = (float32[::1], float32[::1])
-    assert "fma.rn.f32" not in compiled(multiply_and_add, signature, (32, 1), V100)
-    fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
-    assert "fma.rn.f32" in fused

@@ -98,14 +98,6 @@ def test_a_loader_resumes_bit_for_bit_and_at_another_world_size(betons, small_bl
     assert together == epochs[1]
 
 
-def test_the_images_of_a_sample_do_not_depend_on_the_order(betons):
-    seen = []
-    for order in ("random", "blocks"):
-        with train_loader(betons, order=order, batch_size=4, micro_batch=4) as loader:
-            seen.append({sample: image for sample, _, image in collect(loader.epoch(1)).values()})
-    assert len(seen[0]) == len(betons) and seen[0] == seen[1]
-
-
 def test_a_state_of_another_order_is_refused(betons):
     with train_loader(betons, order="blocks", block_mib=1) as first:
         state = first.state_dict()

@@ -273,13 +273,6 @@ def test_impossible_options_are_refused(indexed_beton, options, words):
 # threads
 
 
-def test_an_early_break_leaves_no_thread(indexed_beton):
-    with train_loader(indexed_beton, micro_batch=1) as loader:
-        for _ in loader.epoch(0):
-            break
-        assert loader_threads() == []
-
-
 def test_closing_ends_an_abandoned_pass_and_a_new_pass_ends_the_old_one(indexed_beton):
     with train_loader(indexed_beton, micro_batch=1) as loader:
         abandoned = loader.epoch(0)

@@ -44,18 +44,6 @@ def test_a_change_ends_the_pass_in_progress(indexed_beton):
             next(batches)
 
 
-def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton):
-    """The plan contract: only what counts output pixels (resize, window, erase box, translations) follows the size."""
-    beton = BetonSet.open(indexed_beton)
-    ids = np.arange(len(beton))
-    plans = [
-        draw_plan(POLICY, seed=1, epoch=2, sample_ids=ids, heights=beton.heights, widths=beton.widths, size=size)
-        for size in (32, 48, 96)
-    ]
-    for field in ("crop", "flip", "op", "bicubic"):
-        assert all(np.array_equal(plan[field], plans[0][field]) for plan in plans), field
-
-
 class DeviceStub:
     """Stands for the device's augmentation: notes what it is given."""
 

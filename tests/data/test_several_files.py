@@ -119,17 +119,6 @@ def test_a_missing_part_of_a_conversion_is_noted(parts, pattern):
         assert any("parts 2/3 of the conversion are not among the files" in note for note in loader.notes)
 
 
-def test_evaluation_sees_the_pixels_of_the_chosen_samples(indexed_beton: Path, pattern: str) -> None:
-    chosen = np.array([1, 2, 9, 20, 21, 22, 43])
-    with eval_loader(indexed_beton, indices=chosen) as loader:
-        expected = {place: (label, image) for place, (_, label, image) in collect(loader).items()}
-    for data in (indexed_beton, pattern):
-        with eval_loader(BetonSet.open(data).take(chosen)) as loader:
-            found = collect(loader)
-        assert {place: (label, image) for place, (_, label, image) in found.items()} == expected
-        assert [i for i, _, _ in found.values()] == list(range(len(chosen)))
-
-
 @pytest.mark.parametrize("order", ["random", "blocks"])
 def test_training_sees_each_sample_once_and_the_same_from_parts(order: str, indexed_beton: Path, pattern: str) -> None:
     chosen = np.flatnonzero(np.arange(44) % 5)

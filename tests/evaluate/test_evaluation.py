@@ -57,13 +57,6 @@ def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_rand
     assert all(float(r["class_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
 
 
-def test_eval_prints_the_classes(run_of_random_model, capsys):
-    assert main(["eval", str(run_of_random_model)]) == 0
-    said = capsys.readouterr().out
-    assert "top-5" in said and "balanced accuracy" in said and "calibration error" in said
-    assert all(name in said for name in CLASSES)
-
-
 def test_missing_validation_data_is_a_note_or_with_insist_an_error(run_of_random_model, tmp_path):
     text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")
     (tmp_path / "recipe.yaml").write_text(text)

@@ -286,12 +286,6 @@ def test_the_older_option_means_the_same(older, step):
     assert recipe_from_dict("", stored).train.step == step
 
 
-def test_the_older_option_does_not_hide_a_wrong_value():
-    assert load_recipe("final_b16", ["--train.compile=auto", "--train.step=graph"]).train.step == "graph"
-    with pytest.raises(UserError, match=r"train\.step is .sometimes"):
-        load_recipe("final_b16", ["--train.compile=sometimes"])
-
-
 @pytest.mark.parametrize(
     ("mode", "options", "device", "processes", "reason"),
     [

@@ -135,19 +135,6 @@ def test_open_clips_format_refuses_a_timm_model(trained, tmp_path, refused):
     )
 
 
-@pytest.mark.slow
-def test_every_command_takes_a_timm_run(trained, tiny, capsys):
-    photograph = next((Path(tiny["data.train"]).parent / "val").rglob("*.jpg"))
-    commands = (
-        ["eval", str(trained), "--data", tiny["data.val"]],
-        ["predict", str(trained), str(photograph)],
-        ["report", str(trained)],
-        ["cost", "final_b16", "--model.arch=timm/test_convnext", "--model.image_size=64", "--gpu", "a100"],
-    )
-    for command in commands:
-        assert main(command) == 0, capsys.readouterr().err
-
-
 PUBLISHED = {  # small models of the families of docs/models.md -> pixels of a training image
     "vit_tiny_patch16_224": "32", "vit_small_patch14_dinov2": "28", "vit_small_patch16_dinov3": "32",
     "eva02_tiny_patch14_336": "28", "vit_pe_core_tiny_patch16_384": "32", "convnext_atto": "64",

@@ -52,15 +52,6 @@ def test_archives_and_lists(tmp_path, make, name, files, opened):
 
 
 @SPECIAL
-@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "train-0.parquet", "data/train.tar"])
-def test_archives_of_a_split(tmp_path, make, name):
-    (tmp_path / "data").mkdir()
-    make(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}: cannot be read .*, not a regular file"):
-        open_source(tmp_path, "train")
-
-
-@SPECIAL
 def test_entries_of_class_folders_are_skipped_and_listed(photo_folder, make):
     make(photo_folder / "n01440764" / "a.jpg")
     out = photo_folder.parent / "o.beton"

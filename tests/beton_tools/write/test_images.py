@@ -143,13 +143,6 @@ def test_shrinking_equals_ffcvs_writer():
     assert shrink(image, max(image.shape)) is image
 
 
-def test_a_large_jpeg_is_shrunk_and_a_small_one_kept():
-    stored = encode_sample(jpeg_of(photograph("china.jpg")), EncodeOptions(max_resolution=200))
-    assert (stored.height, stored.width, stored.how) == (133, 200, "resized")
-    assert pixels_of(stored.data).shape == (133, 200, 3)
-    assert encode_sample(jpeg_of(PHOTO), EncodeOptions(max_resolution=200)).how == KEPT
-
-
 WHOLE = photograph("chelsea.png").convert("RGB").crop((0, 0, 160, 128))  # whole MCUs with every subsampling
 CUT = WHOLE.crop((0, 0, 157, 121))
 
