@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST_MESSAGE = 200  # characters of a library's message, which may quote a file
+CORRECT = "correct this or free some space; the same command continues"
 
 
 class UserError(Exception):

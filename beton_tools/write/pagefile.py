@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from beton_tools.base.atomic import sync
-from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_replaced
 from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.write.images import DAMAGED, RAW, EncodedImage
@@ -232,8 +232,7 @@ class PageFile:
             yield line, record
 
     def _disk_errors(self) -> AbstractContextManager[None]:
-        then = "correct this or free some space, then run the same command again to continue"
-        return report_disk_errors(f"{self.part}: page {len(self.written.page_crcs):,}", then)
+        return report_disk_errors(f"{self.part}: page {len(self.written.page_crcs):,}", CORRECT)
 
 
 def _open_locked(path: Path) -> BinaryIO:

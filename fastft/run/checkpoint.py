@@ -23,7 +23,7 @@ from torch import Tensor
 
 from beton_tools.base import torchrun
 from beton_tools.base.atomic import sync
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check
 from beton_tools.base.user_files import open_regular, read_regular
 from fastft.model import Arch, TimmArch
@@ -108,24 +108,25 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str,
     """
     partial = path.parent / f"{PARTIAL}{path.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_tensors(partial / f"{name}.safetensors", group)
-        (partial / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
-        checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
-        (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
-        for file in (*partial.iterdir(), partial):
-            sync(file)
-        # the same step again, after resuming from an older checkpoint
-        doomed = _set_aside(path) if path.exists() else None
-        partial.rename(path)
-        sync(path.parent)
-        if doomed is not None:
-            shutil.rmtree(doomed, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"checkpoint {path} could not be written: {error}; free some space and run again") from None
+    with report_disk_errors(f"checkpoint {path}", CORRECT):
+        try:
+            partial.mkdir(parents=True)
+            for name, group in tensors.items():
+                save_tensors(partial / f"{name}.safetensors", group)
+            (partial / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
+            checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
+            (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
+            for file in (*partial.iterdir(), partial):
+                sync(file)
+            # the same step again, after resuming from an older checkpoint
+            doomed = _set_aside(path) if path.exists() else None
+            partial.rename(path)
+            sync(path.parent)
+            if doomed is not None:
+                shutil.rmtree(doomed, ignore_errors=True)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _checksum(path: Path) -> str:

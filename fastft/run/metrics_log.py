@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import discard_closed_output, format_duration, hide_secrets
-from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.user_files import open_own
 from fastft.run.run_directory import Line, read_metrics
 from fastft.run.tracking import Tracker
@@ -56,7 +56,7 @@ class RunLog:
         self._lines = 0
         if not enabled:
             return
-        self._writing = partial(report_disk_errors, f"the log in {folder}", "free some space and run again")
+        self._writing = partial(report_disk_errors, f"the log in {folder}", CORRECT)
         path = folder / "metrics.jsonl"
         with self._writing():
             _drop_after(path, resumed_step)

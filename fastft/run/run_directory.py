@@ -274,11 +274,11 @@ def run_folder(recipe: Recipe) -> Path:
 def lock_run(folder: Path) -> IO[str]:
     """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
 
-    Raises UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be made.
+    Raises UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be written.
     """
     with report_disk_errors(folder, "give another --train.run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
+        file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
     if not try_lock(file):
         file.close()
         raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")

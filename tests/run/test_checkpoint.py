@@ -105,7 +105,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         raise SafetensorError("I/O error: No space left on device")
 
     monkeypatch.setattr("fastft.model.weight_files.save_file", full)
-    with pytest.raises(UserError, match=r"could not be written: .*No space left on device; free some space"):
+    with pytest.raises(
+        UserError, match=r"cannot be written \(.*No space left on device\); correct this or free some space"
+    ):
         write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
     assert list(tmp_path.iterdir()) == []
 

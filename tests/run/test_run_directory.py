@@ -1,12 +1,13 @@
 """Run directories whose files the trainer did not write like this are refused in one line; remains of a crash are read."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.run.run_directory import load_run, read_metrics, read_result
+from fastft.run.run_directory import load_run, lock_run, read_metrics, read_result
 from fastft.train import reporting
 from tests.train.runs import logged, run
 
@@ -78,3 +79,9 @@ def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder, weights):
 def test_other_files_with_another_content_are_refused(run_folder, name):
     (run_folder / name).write_text("3")
     assert main(["report", str(run_folder), "--mistakes=never"]) == 2
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line():
+    """No file can be made in /proc/self, by root neither."""
+    with pytest.raises(UserError, match=r"^/proc/self cannot be written \(.*\); give another --train.run_dir$"):
+        lock_run(Path("/proc/self"))
