@@ -18,7 +18,7 @@ from rich.console import Console
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, markdown_table, print_table
-from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet
@@ -259,7 +259,7 @@ def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> Non
         "name": sweep.name, "title": sweep.title, "source": sweep.source,
         "rows": [_json_row(sweep, o) for o in outcomes],
     }  # fmt: skip
-    with report_disk_errors(folder, "free some space, the same command continues"):
+    with report_disk_errors(folder, CORRECT):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / TABLE, "\n\n".join([f"# {title}", *parts]) + "\n")
         write_text(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")

@@ -27,7 +27,7 @@ ProgressCallback = Callable[[int, int, int], None]
 
 EXIT_BAD_INPUT = 2
 # what ends a command with one line; SystemExit is rich's, of a closed output
-ENDINGS = UserError, KeyboardInterrupt, SystemExit, OSError
+ENDINGS = UserError, KeyboardInterrupt, SystemExit, OSError, MemoryError
 WIDEST = 10_000  # columns of a line, more than any table needs
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
@@ -142,7 +142,7 @@ def damaged_cache_as_user_error() -> Iterator[None]:
     """An error of Numba's while it reads a file of its cache becomes one line that names the folder."""
     try:
         yield
-    except (OSError, UserError):
+    except (OSError, UserError, MemoryError):
         raise
     except Exception as error:
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -164,7 +164,7 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
         show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
         discard_closed_output()
     else:
-        show(error)
+        show("not enough memory; give the command more, or fewer workers" if isinstance(error, MemoryError) else error)
     return EXIT_BAD_INPUT
 
 

@@ -35,6 +35,14 @@ def test_every_help_has_an_example() -> None:
         assert f"example:\n  fastft {name.split()[0]}" in (parser.epilog or ""), name
 
 
+def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fastft.cost.explanation.list_recipes", no_memory)
+    assert refused(["recipes"]) == "fastft recipes: not enough memory; give the command more, or fewer workers\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [

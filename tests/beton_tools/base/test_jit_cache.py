@@ -75,6 +75,13 @@ def test_a_damaged_file_of_the_cache_is_one_line(monkeypatch, tmp_path):
     with refuses(f"compiled code in {tmp_path} is damaged; delete the folder"):
         run_compiled()
 
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.load", no_memory)
+    with pytest.raises(MemoryError):  # is not damage; commands end with a line of their own
+        run_compiled()
+
 
 @pytest.fixture
 def closed(tmp_path: Path) -> dict[str, str]:
