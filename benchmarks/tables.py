@@ -160,7 +160,7 @@ SUMMARY = (  # bench, measure, part of its setting, peer, what docs/benchmarks.m
     ("step", "Training step", "fp32", "timm", "training step, B/16, fp32, CPU"),
     ("step", "Training step", "bf16", "timm", "training step, B/16, bf16, CPU"),
     ("step", "Training step, lower half frozen", "fp32", "timm", "the same with half its blocks frozen, fp32"),
-)  # fmt: skip
+)
 
 
 def summary(results: Results) -> str:
@@ -252,7 +252,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-complete": study.complete,
     "study-ways": study.compared,
     "study-savers": study.savers,
-}  # fmt: skip
+}
 
 
 # pictures

@@ -21,9 +21,7 @@ Numbers = dict[str, Number]
 Object = dict[str, Any]
 Unset = UnsetType
 
-__all__ = [
-    "UNSET", "Count", "Document", "Number", "Numbers", "Object", "Positive", "Signed", "Unset", "Whole", "check",
-]  # fmt: skip
+__all__ = ["UNSET", "Count", "Document", "Number", "Numbers", "Object", "Positive", "Signed", "Unset", "Whole", "check"]
 
 
 class Document(msgspec.Struct, kw_only=True):

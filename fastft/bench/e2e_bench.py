@@ -1,4 +1,4 @@
-"""Training from file to updated weights: throughput, time split, bottleneck.
+"""Training from file to updated weights: throughput, bottleneck.
 
 On a CPU without `--recipe`, the recipe is the paper's with the smallest ViT (Ti/16) and a batch of 32. timm trains
 everything, so the patch embedding trains here too; what else a given recipe freezes stays frozen.
@@ -6,7 +6,6 @@ everything, so the patch embedding trains here too; what else a given recipe fre
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -17,10 +16,10 @@ from rich.console import Console
 
 from fastft.bench.child import Arm
 from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
-from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, summary
+from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure
 from fastft.bench.loaders import timm_batches
 from fastft.bench.step_bench import device, timm_train_step
-from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, NAMES, diagnose
+from fastft.cost.bottleneck import LOADER_PARTS, diagnose
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import recipe_from_dict
@@ -37,7 +36,12 @@ def run(options: Options) -> Findings:
     beton = options.workspace.beton(RESIZED)
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
-    rounds = alternate(_contenders(options, sections), options.rounds, options.threads)
+    given = {"sections": sections}
+    theirs = {**given, "folder": str(options.workspace.jpegs(RESIZED)), "threads": options.threads}
+    contenders = {
+        "fastft": [Contender("fastft", train_recipe, given)], "timm": [Contender("timm", train_timm, theirs)]
+    }  # fmt: skip
+    rounds = alternate(options.wanted(contenders), options.rounds, options.threads)
     default = "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
     setting = {
         "model": options.recipe.name if options.recipe else default, "size": recipe.model.image_size,
@@ -45,22 +49,11 @@ def run(options: Options) -> Findings:
     }  # fmt: skip
     yield measure("End to end", rounds, "pass", _rate, "images/s", setting)
     trials = rounds.trials["fastft"]["pass"]
-    # evaluation and checkpoint come once per epoch and are divided by its steps; the loader's time is from the trainer's clocks
-    yield _parts("Where a step's time goes", "ms per step", trials, LOOP_PARTS, "steps", setting)
-    yield _parts("What the loader's time goes to", "ms per image", trials, LOADER_PARTS, "count", setting)
     # without evaluation: the epoch is too short for it to matter
     timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
     if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
         head = "End to end on this machine, evaluation and checkpoint left out"
         yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
-
-
-def _contenders(options: Options, sections: dict[str, Any]) -> list[Contender]:
-    """Contenders: the trainer, and timm's loader with timm's step."""
-    given = {"sections": sections}
-    theirs = {**given, "folder": str(options.workspace.jpegs(RESIZED)), "threads": options.threads}
-    timm = Contender("timm", train_timm, theirs)
-    return options.wanted({"fastft": [Contender("fastft", train_recipe, given)], "timm": [timm]})
 
 
 def _for_an_epoch(options: Options) -> Options:
@@ -109,18 +102,6 @@ def _rate(trial: Trial) -> float:
     return trial["count"] / trial.get("training", trial["wall"])
 
 
-def _parts(
-    name: str, unit: str, trials: list[Trial], parts: Sequence[str], per: str, setting: dict[str, Any]
-) -> dict[str, Any]:
-    """Milliseconds by part, of a step or an image."""
-    contenders = [
-        summary(NAMES.get(part, part), [1e3 * trial.get(part, 0.0) / trial[per] for trial in trials])
-        for part in parts
-        if any(part in trial for trial in trials)
-    ]
-    return {"name": name, "unit": unit, "better": "lower", "setting": setting, "contenders": contenders}
-
-
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
@@ -136,10 +117,9 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
         intervals = trained.intervals[len(skipped) :]
         steps = trained.steps - sum(i["step"] for i in skipped)
         seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
-        seconds |= {p: sum(s["seconds"].get(p, 0.0) for s in trained.splits) for p in ("eval", "checkpoint")}
         seconds = {part: s for part, s in seconds.items() if s}
         training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
-        return {"count": steps * recipe.optim.batch_size, "steps": steps, "training": training, **seconds}
+        return {"count": steps * recipe.optim.batch_size, "training": training, **seconds}
 
     return {"pass": run}
 

@@ -213,17 +213,11 @@ def measure(
     name: str, rounds: Rounds, arm: str, figure: Figure, unit: str, setting: dict[str, Any], **keys: Any
 ) -> dict[str, Any]:
     """One measure over the contenders that have this arm."""
+    figures = {who: list(map(figure, arms[arm])) for who, arms in rounds.trials.items() if arm in arms}
     contenders = [
-        summary(who, [figure(trial) for trial in arms[arm]], note=rounds.notes.get(who, ""))
-        for who, arms in rounds.trials.items()
-        if arm in arms
+        {"name": who, "rounds": v, "median": median(v), "min": min(v), "max": max(v), "note": rounds.notes.get(who, "")}
+        for who, v in figures.items()
     ]
     skipped = [{"name": who, "skipped": why} for who, why in rounds.skipped.items()]
-    setting = {**setting, "rounds": len(contenders[0]["rounds"]) if contenders else 0}
+    setting = {**setting, "rounds": len(next(iter(figures.values()), []))}
     return {"name": name, "unit": unit, "setting": setting, **keys, "contenders": [*contenders, *skipped]}
-
-
-def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) -> dict[str, Any]:
-    """A contender as in docs/bench-schema.md, from its rounds."""
-    spread = {"median": median(values), "min": min(values), "max": max(values)}
-    return {"name": name, "rounds": list(values), **spread, "note": note, **keys}

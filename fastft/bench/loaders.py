@@ -104,9 +104,7 @@ def dali(folder: str, size: int, batch: int, threads: int, repeat: int, gpu: boo
     return one_pass
 
 
-MAKERS: dict[str, Callable[..., Pass]] = {
-    "ours": ours, "ffcv": ffcv, "timm": timm, "dali": dali,
-}  # fmt: skip
+MAKERS: dict[str, Callable[..., Pass]] = {"ours": ours, "ffcv": ffcv, "timm": timm, "dali": dali}
 
 
 # transforms and pipelines of other libraries --------------------------------------------------------------------------
@@ -150,7 +148,7 @@ def dali_pipeline(paths: list[str], size: int, batch: int, *, threads: int, gpu:
         encoded, labels = fn.readers.file(files=paths, shuffle_after_epoch=True)
         images = fn.decoders.image_random_crop(
             encoded, device="mixed" if gpu else "cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
-        )  # fmt: skip
+        )
         images = fn.resize(images, size=[size, size], interp_type=types.INTERP_CUBIC, antialias=True)
         images = fn.flip(images, horizontal=fn.random.coin_flip(probability=0.5))
         images = rand_augment.rand_augment(images, n=2, m=9, fill_value=128)

@@ -22,9 +22,7 @@ from fastft.model import Arch, TimmArch
 from fastft.model.classifier import PATCHES, TOKEN
 from fastft.model.weight_files import save_tensors
 
-CONFIG, WEIGHTS, WEIGHT, BIAS = (
-    "open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias",
-)  # fmt: skip
+CONFIG, WEIGHTS, WEIGHT, BIAS = ("open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias")
 
 
 class TowerWithHead(nn.Module):

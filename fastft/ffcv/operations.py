@@ -128,7 +128,7 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
     def _plan(self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         return draw_plan(
             self.policy, seed=given.seed, epoch=given.epoch, sample_ids=ids, heights=heights, widths=widths, size=size
-        )  # fmt: skip
+        )
 
 
 class CenterCropRGBImageDecoder(_CropDecoder):
@@ -248,6 +248,6 @@ class Augment(Operation):
         given, sides = current_pass(self.seed), np.full(len(ids), size)
         plan = draw_plan(
             self.policy, seed=given.seed, epoch=given.epoch, sample_ids=ids, heights=sides, widths=sides, size=size
-        )  # fmt: skip
+        )
         plan["crop"], plan["resize"], plan["window"] = (0, 0, size, size), size, 0
         return plan

@@ -64,8 +64,6 @@ def test_a_quick_run_of_all_benchmarks_prints_the_figures_of_its_file(tmp_path, 
     assert {m["bench"] for m in document["measures"]} == set(BENCHES) - {"augment"}  # on a GPU only
     contenders = [c for m in document["measures"] for c in m["contenders"]]
     assert all(c.get("skipped", "not installed").startswith("not installed") for c in contenders)
-    split = next(m for m in document["measures"] if m["name"] == "Where a step's time goes")
-    assert {"forward", "backward", "optimiser", "evaluation"} <= {c["name"] for c in split["contenders"]}
     assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
 
 
