@@ -15,7 +15,8 @@ from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_choices
 from fastft.train import head_start, image_size, setup
 from fastft.train.image_size import Probe
-from tests.train.runs import differing, end, result_of, rewind, run
+from tests.train.runs import differing, end, flags, result_of, rewind, run
+from tests.train.test_distributed import launch, said_by
 
 AUTO = {"model__image_size": "auto", "model__head_init": "probe", "train__keep_checkpoints": "100"}
 
@@ -46,8 +47,7 @@ def test_larger_sizes_are_tried_as_long_as_they_gain_and_an_hour_is_enough(
     found = {size: probe(loss + noise * k, size, seconds * (size / 16) ** 2)
              for k, (size, loss) in enumerate(zip((16, 24, 40), losses, strict=True))}  # fmt: skip
     monkeypatch.setattr(image_size, "fit_probe", lambda recipe, *_: found[recipe.model.image_size])
-    flags = [f"--{key}={value}" for key, value in (tiny | {"model.image_size": "auto"}).items()]
-    recipe = load_recipe("rcp/final_b16.yaml", flags)
+    recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, model__image_size="auto"))
     recipe, taken = image_size.choose_image_size(recipe, None, None, None, None, None)
     assert recipe.model.image_size == taken.size == chosen
     assert why in recipe.choices[-1].reason
@@ -70,6 +70,19 @@ def test_a_run_takes_size_and_head_of_its_best_probe_and_resumes_with_them(tiny,
     run(tiny, tmp_path / "auto", **AUTO)
     assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
     assert result_of(tmp_path / "auto")["baseline"]["raw"] == result_of(tmp_path / "given")["baseline"]["raw"]
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_size_that_one_does(tiny, tmp_path, monkeypatch):
+    monkeypatch.undo()  # sizes of 56 pixels and more, as the processes have them
+    command = flags(tiny, tmp_path / "two", train__micro_batch="2", schedule__stop_epoch="1", **AUTO)
+    said_by(launch("train", "rcp/final_b16.yaml", *command))
+    run(tiny, tmp_path / "one", schedule__stop_epoch="1", **AUTO)
+    choices = [read_choices(tmp_path / name)["model.image_size"] for name in ("one", "two")]
+    assert choices[0].value == choices[1].value
+    assert (
+        result_of(tmp_path / "one")["baseline"]["raw"]["top1"] == result_of(tmp_path / "two")["baseline"]["raw"]["top1"]
+    )
 
 
 def test_the_features_of_the_chosen_size_are_computed_once(tiny, tmp_path, monkeypatch):
