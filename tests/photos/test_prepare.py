@@ -417,14 +417,6 @@ def test_measurements_are_refused_and_classes_that_are_numbers_are_not(album, tm
         prepared(tmp_path / "weights.csv", tmp_path / "run2")
 
 
-def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(album, tmp_path):
-    image = (album / "coffee/00.jpg").read_bytes()
-    for name in ("a", "b", "c", "d", "e", "f"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        (tmp_path / "set" / name / "1.jpg").write_bytes(image)
-    assert "6 images are too few to hold any out" in said_of(tmp_path / "set", tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [

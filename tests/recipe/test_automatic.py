@@ -107,13 +107,6 @@ def test_the_users_own_value_wins(option, value):
     assert option not in {choice.option for choice in recipe.choices}
 
 
-def test_a_recipe_that_extends_photos_sets_its_own_values(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("extends: photos\nema: {decay: 0.99}\noptim: {lr: 1e-3}\n")
-    recipe = with_train_size(load_recipe(path), 100)
-    assert (recipe.ema.decay, recipe.ema.horizon, recipe.optim.lr) == (0.99, None, 1e-3)
-
-
 def test_later_rules_use_the_users_values():
     recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=512", "--schedule.epochs=10"])
     assert recipe.optim.lr == pytest.approx(6e-4)  # 6.7 times 3e-4, but not more than the paper's

@@ -32,7 +32,7 @@ from fastft.run.prediction_metrics import calibrate
 from fastft.run.run_directory import load_run
 from fastft.train import head_start
 from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
-from fastft.train.progress import conclusion, describe_baseline
+from fastft.train.progress import conclusion
 from fastft.train.train import train
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 from tests.train.test_distributed import launch, said_by
@@ -87,13 +87,6 @@ def test_the_probe_is_compared_image_by_image(probed):
         assert 100 * difference / before["samples"] == pytest.approx(last[weights]["top1"] - before["top1"])
     chosen = result["weights"]
     assert chosen["baseline"]["paired"] and chosen["baseline"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
-
-
-def test_where_balanced_accuracy_decides_every_figure_of_the_log_has_it(probed):
-    result = result_of(probed)
-    result["last"]["best_by"] = "balanced_accuracy"
-    assert conclusion(result).count("(balanced ") == len(["chosen", "baseline", "best", "EMA", "raw"])
-    assert "(balanced " in describe_baseline(result["baseline"], "balanced_accuracy")
 
 
 def test_the_cost_of_a_run_includes_its_head(probed):
