@@ -28,7 +28,8 @@ from fastft.machine.processes import World, connected, find_world
 from fastft.photos.counts import count_images, load_counted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.automatic import largest_size
+from fastft.recipe.automatic import IMAGE_SIZE, largest_size, probes_sizes
+from fastft.recipe.constants import AUTO
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
 from fastft.run import run_directory
@@ -146,6 +147,8 @@ def run_key(recipe: Recipe) -> str:
     values: Mapping[str, Any] = {
         key: value for key, value in recipe.identity().items() if key not in RESUMABLE_OPTIONS - COUNTED
     } | {"images": _content(recipe.data.train, recipe.data.train_size), "val_images": _content(recipe.data.val, 0)}
+    if probes_sizes(recipe):  # when the run begins
+        values = {**values, IMAGE_SIZE: AUTO}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

@@ -13,6 +13,7 @@ from fastft.recipe import load_recipe
 from fastft.recipe.automatic import PROBED_SIZES
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_choices
+from fastft.sweep import run_key
 from fastft.train import head_start, image_size, setup
 from fastft.train.image_size import Probe
 from tests.train.runs import differing, end, flags, result_of, rewind, run
@@ -105,7 +106,14 @@ def test_without_a_probe_or_with_many_images_the_size_is_the_papers(tmp_path):
     assert recipe.model.image_size == 224 and "linear probes compare sizes of 56 to 336 pixels" in reason
     for more in ("--data.train_size=20000", "--model.head_init=small"):
         recipe = load_recipe("photos", ["--model.image_size=auto", "--data.train_size=500", more])
-        assert recipe.choices[-1].reason and not setup.probes_sizes(recipe)
+        assert recipe.model.image_size == 224 and not setup.probes_sizes(recipe)
+
+
+def test_a_sweep_has_another_folder_for_a_size_that_is_chosen():
+    chosen, given = (
+        load_recipe("photos", ["--data.train_size=500", *more]) for more in (["--model.image_size=auto"], [])
+    )
+    assert chosen.model == given.model and run_key(chosen) != run_key(given)
 
 
 def test_photographs_are_stored_for_the_largest_size_that_may_be_chosen():
