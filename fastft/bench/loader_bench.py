@@ -37,33 +37,27 @@ class LoaderBench:
         source = self.sources.get(maker, self.folder)
         return Contender(name, warm, {"maker": maker, **self.common, **source, **arguments}, note)
 
-    def whole(self, **more: Any) -> dict[str, list[Contender]]:
+    def whole(self, threads: int) -> dict[str, list[Contender]]:
         """Contenders that can run the paper's recipe or something close to it, by library."""
-        names = {"ours": "fastft", "timm": "timm", "dali": "DALI CPU"}
-        return {
-            "fastft" if maker == "ours" else maker: [self.contender(name, maker, **more)]
-            for maker, name in names.items()
-        }
+        names = {"fastft": ("fastft", "ours"), "timm": ("timm", "timm"), "dali": ("DALI CPU", "dali")}
+        return {library: [self.contender(*name, threads=threads)] for library, name in names.items()}
 
-    def stock(self, **more: Any) -> list[Contender]:
-        return [
-            self.contender("stock FFCV", "ffcv", "uint8, not normalised", **more),
-            self.contender("stock FFCV, normalised", "ffcv", "float32", normalise=True, **more),
-        ]
-
-    def crop(self, **more: Any) -> dict[str, list[Contender]]:
+    def crop(self, threads: int) -> dict[str, list[Contender]]:
         """Contenders with random resized crop and flip only, which is all that FFCV itself has."""
+        stock = self.contender("stock FFCV", "ffcv", "uint8, not normalised", threads=threads)
+        normalised = self.contender("stock FFCV, normalised", "ffcv", "float32", normalise=True, threads=threads)
+        given = {**CROP_ONLY, "threads": threads}
         return {
-            "fastft": [self.contender("fastft", "ours", **CROP_ONLY, **more)],
-            "ffcv": self.stock(**more),
-            "timm": [self.contender("timm", "timm", **CROP_ONLY, **more)],
+            "fastft": [self.contender("fastft", "ours", **given)],
+            "ffcv": [stock, normalised],
+            "timm": [self.contender("timm", "timm", **given)],
         }
 
     def throughput(self, thread_counts: Sequence[int]) -> Findings:
         """Wall throughput for each number of threads; per core, from the rounds with one thread."""
         for name, contenders in ((WHOLE, self.whole), (CROP, self.crop)):
             for threads in thread_counts:
-                wanted = self.options.wanted(contenders(threads=threads))
+                wanted = self.options.wanted(contenders(threads))
                 rounds = alternate(wanted, self.options.rounds, threads)
                 if threads == 1:
                     per_core = "images/s per core"
