@@ -103,16 +103,6 @@ def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs):
         np.testing.assert_array_equal(out, together[b])
 
 
-def test_batches_of_any_size_including_zero(photographs):
-    policy = parse_policy()
-    batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
-    whole = augment(batch.packed, batch.offsets, batch.plan)
-    for rows in (slice(0, 0), slice(0, 1), slice(3, 20), slice(0, 24)):
-        out = augment.new_output(len(batch.plan[rows]))
-        assert augment(batch.packed, batch.offsets[rows], batch.plan[rows], out) is out
-        np.testing.assert_array_equal(out, whole[rows])
-
-
 def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs):
     policy = parse_policy("none")
     for image in photographs.values():

@@ -35,12 +35,6 @@ def test_a_folder_beside_train_and_val_makes_no_classes_of_them(split, other):
     assert any(f"not used, as train is trained on: {other}" in line for line in warnings_of(split))
 
 
-def test_test_images_are_not_used_and_that_needs_no_warning(split):
-    shutil.copytree(split / "val", split / "test")
-    assert len(open_sets(str(split))[0]) == len(CLASSES) * PER_CLASS
-    assert not any("not used" in line for line in warnings_of(split))
-
-
 def test_train_and_test_are_no_classes_whatever_lies_beside_them(album, tmp_path):
     for side in ("train", "test", "unlabelled"):
         shutil.copytree(album, tmp_path / "set" / side)
