@@ -277,12 +277,11 @@ BAR_LEFT, BAR_WIDTH, BAR, BAR_ROW, FASTEST = (96, 360, 15, 21, 2000)  # pixels, 
 
 def speed(results: Results, theme: str) -> str:
     """The README's picture: images per second of one core."""
+    bar = Markup('<rect class="bar {}" x="{}" y="{}" width="{:.1f}" height="{}"/>')
     parts, y = [], 0
     for title, name, files, shown in BARS:
-        measure = next(
-            m for m in results.measures("augment", name) + results.measures("loader", name)
-            if files in m["setting"].values()
-        )  # fmt: skip
+        measures = results.measures("augment", name) + results.measures("loader", name)
+        measure = next(m for m in measures if files in m["setting"].values())
         parts.append(svg_text(BAR_LEFT, y + 15, title, "start"))
         y += 22
         for label, who in shown.items():
@@ -290,22 +289,14 @@ def speed(results: Results, theme: str) -> str:
             width = BAR_WIDTH * rate / FASTEST
             style = "accent" if who == "fastft" else ""
             parts += [
-                Markup('<rect class="bar {}" x="{}" y="{}" width="{:.1f}" height="{}"/>').format(
-                    style, BAR_LEFT, y, width, BAR
-                ),
+                bar.format(style, BAR_LEFT, y, width, BAR),
                 svg_text(BAR_LEFT - 8, y + 12, label, "end"),
                 svg_text(BAR_LEFT + width + 6, y + 12, f"{rate:,.0f}", "start"),
             ]
             y += BAR_ROW
         y += 8
-    parts.append(
-        svg_text(
-            BAR_LEFT,
-            y + 12,
-            f"images per second of one core, {results.documents['augment']['machine']['cpu']}",
-            "start",
-        )
-    )
+    caption = f"images per second of one core, {results.documents['augment']['machine']['cpu']}"
+    parts.append(svg_text(BAR_LEFT, y + 12, caption, "start"))
     return svg_file(parts, BAR_LEFT + BAR_WIDTH + 64, y + 20, theme)
 
 
