@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
+from fastft.augment.cpu import CpuAugment
+from fastft.augment.draw import draw_plan
+from fastft.augment.policies import parse_policy
+from fastft.augment.resize import source_regions
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Findings, Options, alternate, measure
 from fastft.bench.loaders import AUGMENT

@@ -38,8 +38,9 @@ def ours(
 ) -> Pass:  # fmt: skip
     import torch
 
-    from fastft.augment import parse_policy
-    from fastft.data import Output, TrainLoader
+    from fastft.augment.policies import parse_policy
+    from fastft.data.loader import TrainLoader
+    from fastft.data.stage import Output
 
     loader = TrainLoader(
         path, parse_policy(policy, erase_prob=erase), Output(size, device), batch_size=batch, workers=threads,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastft.augment import describe_policy
+from fastft.augment.describe import describe_policy
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.price import MACHINE_GPUS, predict
 from fastft.cost.work import recipe_flops, recipe_work

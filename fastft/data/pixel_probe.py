@@ -18,8 +18,9 @@ from PIL import Image
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.augment import parse_policy
-from fastft.data import EvalLoader, Output
+from fastft.augment.policies import parse_policy
+from fastft.data.loader import EvalLoader
+from fastft.data.stage import Output
 
 # square: Pillow's order of the two passes of a resize is the same in all its versions
 IMAGES, STORED, SIZE = (6, 96, 64)

@@ -16,8 +16,10 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import classes_of
 from beton_tools.sources.path_table import SEPARATOR
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_multi_label, refuse_other_classes, refuse_other_labels
+from fastft.data.loader import EvalLoader
+from fastft.data.order import Shard
+from fastft.data.stage import Output
 from fastft.evaluate.scores import TOP5_CLASSES, Scores, evaluate
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.machine.precision import inference_precision

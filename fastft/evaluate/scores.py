@@ -20,7 +20,7 @@ from fastft.run.evaluations import standard_error
 from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 
 if TYPE_CHECKING:
-    from fastft.data import Batch  # imports Numba, which prediction does without
+    from fastft.data.loader import Batch  # imports Numba, which prediction does without
 
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
 COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy; float32 holds labels to 2^24 exactly

@@ -132,7 +132,7 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
 
 
 class CenterCropRGBImageDecoder(_CropDecoder):
-    """Short side resized to S / ratio, then the central S x S: the images of `fastft.data.EvalLoader`.
+    """Short side resized to S / ratio, then the central S x S: the images of `fastft.data.loader.EvalLoader`.
 
     Args:
         output_size: (S, S).
@@ -156,7 +156,7 @@ class Augment(Operation):
     channels-last memory.
 
     Args:
-        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.parse_policy`); "none" only
+        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.parse_policy`); "none" only
             normalises and erases.
         vflip: probability of a vertical flip.
         quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.

@@ -14,8 +14,11 @@ from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
-from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
 from fastft.augment.cpu import CpuAugment
+from fastft.augment.describe import describe_row, plan_to_json
+from fastft.augment.draw import draw_plan
+from fastft.augment.policies import AugmentPolicy
+from fastft.augment.resize import source_regions
 
 PAIRS_PER_LINE = 3
 SIDE = 260  # pixels of a picture

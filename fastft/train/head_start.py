@@ -16,8 +16,10 @@ import torch
 
 from beton_tools.base.progress_bar import progress_lines
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import name_outputs
+from fastft.data.loader import EvalLoader
+from fastft.data.order import Shard
+from fastft.data.stage import Output
 from fastft.evaluate.scores import forward, pooled_features
 from fastft.machine.precision import Precision
 from fastft.machine.processes import World

@@ -14,7 +14,9 @@ import torch
 from beton_tools.base.console import format_duration
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import EvalLoader, Output, Shard
+from fastft.data.loader import EvalLoader
+from fastft.data.order import Shard
+from fastft.data.stage import Output
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import BATCH
 from fastft.machine.precision import Precision

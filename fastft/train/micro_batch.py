@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import CHANNELS
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment import AugmentPolicy
-from fastft.augment.policies import AugMix
+from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.recipe_policy import build_policy
 from fastft.data.engine import Engine
 from fastft.machine.precision import Precision

@@ -16,7 +16,7 @@ from rich.console import Console
 from beton_tools.base.console import format_duration
 from fastft import __version__
 from fastft.cost.work import evaluated_models, recipe_flops
-from fastft.data import TrainLoader
+from fastft.data.loader import TrainLoader
 from fastft.evaluate.scores import Scores
 from fastft.machine.exits import Preempted
 from fastft.machine.facts import cpu_name

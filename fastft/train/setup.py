@@ -18,10 +18,12 @@ from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.sample_table import strata
-from fastft.augment import Mixer
+from fastft.augment.mix import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
-from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes, refuse_other_labels
+from fastft.data.loader import EvalLoader, TrainLoader
+from fastft.data.order import Shard
+from fastft.data.stage import Output
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import NonFinite, Preempted
 from fastft.machine.precision import Precision, choose_precision

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 from fastft.augment.mix import smoothed_targets
-from fastft.data import Batch
+from fastft.data.loader import Batch
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import Preempted, TimeUp
 from fastft.optim import set_lr

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from fastft.data import EvalLoader
+from fastft.data.loader import EvalLoader
 from fastft.evaluate.scores import Scores, evaluate
 from fastft.machine.precision import Precision
 from fastft.machine.processes import World

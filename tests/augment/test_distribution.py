@@ -20,9 +20,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
-from fastft.augment import draw_plan, parse_policy
-from fastft.augment.draw import QUARTER_TURNS
+from fastft.augment.draw import QUARTER_TURNS, draw_plan
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, OPS, VFLIP
+from fastft.augment.policies import parse_policy
 from tests.augment.single_ops import level_argument
 
 N = 40_000

@@ -7,8 +7,7 @@ from scipy import stats
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 
 from beton_tools.base.errors import UserError
-from fastft.augment import Mixer
-from fastft.augment.mix import BLOCK, cutmix
+from fastft.augment.mix import BLOCK, Mixer, cutmix
 
 CLASSES, SIDE = 10, 12
 LEAST_P = 1e-4

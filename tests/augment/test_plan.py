@@ -9,18 +9,11 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from beton_tools.base.errors import UserError
-from fastft.augment import (
-    PLAN_DTYPE,
-    describe_policy,
-    describe_row,
-    draw_plan,
-    eval_plan,
-    parse_policy,
-    source_region,
-    source_regions,
-)
-from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, TRANSPOSE, VFLIP
-from fastft.augment.resize import pixel_taps, reflect
+from fastft.augment.describe import describe_policy, describe_row
+from fastft.augment.draw import draw_plan, eval_plan
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, PLAN_DTYPE, TRANSPOSE, VFLIP
+from fastft.augment.policies import parse_policy
+from fastft.augment.resize import pixel_taps, reflect, source_region, source_regions
 
 N = 3000
 IDS = np.random.default_rng(0).permutation(10 * N)[:N]

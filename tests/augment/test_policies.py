@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from timm.data.auto_augment import LEVEL_TO_ARG, augment_and_mix_transform, rand_augment_transform
 
 from beton_tools.base.errors import UserError
-from fastft.augment import AugmentPolicy, parse_policy
 from fastft.augment.plan import TIMM_OPS
-from fastft.augment.policies import AugMix, RandAugment, ThreeAugment
+from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment, parse_policy
 from fastft.augment.recipe_policy import build_policy
 from fastft.recipe import load_recipe
 from tests.augment.single_ops import level_argument

@@ -8,8 +8,9 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
-from fastft.augment import parse_policy
-from fastft.data import EvalLoader, Output, SampleError, TrainLoader
+from fastft.augment.policies import parse_policy
+from fastft.data.loader import EvalLoader, TrainLoader
+from fastft.data.stage import Output, SampleError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from beton_tools.jpeg.crop import decode_rgb
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE, Beton
-from fastft.augment import parse_policy
 from fastft.augment.draw import draw_plan
 from fastft.augment.plan import PLAN_DTYPE
+from fastft.augment.policies import parse_policy
 from fastft.augment.resize import source_regions
 from fastft.data import pixel_probe
 from fastft.data.decode import read_at

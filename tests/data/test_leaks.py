@@ -6,8 +6,9 @@ import tracemalloc
 from pathlib import Path
 
 from beton_tools.read.format import SAMPLE_DTYPE
-from fastft.augment import parse_policy
-from fastft.data import EvalLoader, Output, TrainLoader
+from fastft.augment.policies import parse_policy
+from fastft.data.loader import EvalLoader, TrainLoader
+from fastft.data.stage import Output
 from tests.imagenet_length import IMAGENET_LENGTH, write_imagenet_length
 
 WARM_UP = 10  # loaders, until compiled code and the allocator's pools are in place

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment import draw_plan, parse_policy, source_regions
+from fastft.augment.draw import draw_plan
 from fastft.augment.plan import PLAN_DTYPE
-from fastft.data import Output, TrainLoader
-from fastft.data.stage import PackedStage
+from fastft.augment.policies import parse_policy
+from fastft.augment.resize import source_regions
+from fastft.data.loader import TrainLoader
+from fastft.data.stage import Output, PackedStage
 
 POLICY = parse_policy("rand-m9-mstd0.5-inc1")
 

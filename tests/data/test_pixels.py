@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from beton_tools.read.format import Beton
-from fastft.augment import parse_policy
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
+from fastft.augment.policies import parse_policy
 from fastft.augment.resize import source_regions
-from fastft.data import EvalLoader, Output, TrainLoader
+from fastft.data.loader import EvalLoader, TrainLoader
+from fastft.data.stage import Output
 from tests.augment.single_ops import needs_pillow_13
 
 SIZE = 56

@@ -13,7 +13,7 @@ from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.read.parts import Part
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.data import SampleError
+from fastft.data.stage import SampleError
 from tests.data.test_loader import collect, eval_loader, train_loader
 
 PARTS = 3

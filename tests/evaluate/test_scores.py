@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastft.data import Batch
+from fastft.data.loader import Batch
 from fastft.evaluate.scores import Scores, evaluate
 from fastft.machine.precision import Precision
 from fastft.machine.processes import World

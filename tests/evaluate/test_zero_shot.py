@@ -19,7 +19,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.augment.recipe_policy import build_policy
 from fastft.cli import main
-from fastft.data import EvalLoader
+from fastft.data.loader import EvalLoader
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
 from fastft.evaluate.zero_shot import find_names, read_prompts

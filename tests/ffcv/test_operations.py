@@ -18,8 +18,10 @@ from ffcv.writer import DatasetWriter
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
-from fastft.augment import CpuAugment, parse_policy
-from fastft.data import EvalLoader, Output, SampleError, TrainLoader
+from fastft.augment.cpu import CpuAugment
+from fastft.augment.policies import parse_policy
+from fastft.data.loader import EvalLoader, TrainLoader
+from fastft.data.stage import Output, SampleError
 from fastft.ffcv import Augment, CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 
 SIZE, BATCH = 48, 10

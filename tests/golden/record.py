@@ -32,7 +32,9 @@ from safetensors.torch import load_file
 import beton_tools.cli
 import fastft.cli
 from fastft import EvalLoader, TrainLoader, load_recipe
-from fastft.augment import PLAN_DTYPE, describe_policy, draw_plan, plan_to_json
+from fastft.augment.describe import describe_policy, plan_to_json
+from fastft.augment.draw import draw_plan
+from fastft.augment.plan import PLAN_DTYPE
 from fastft.augment.recipe_policy import build_policy
 
 FOLDER = Path(__file__).parent

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastft.augment import AugmentPolicy, CpuAugment, draw_plan, parse_policy, source_regions
+from fastft.augment.cpu import CpuAugment
+from fastft.augment.draw import draw_plan
 from fastft.augment.plan import OP_ID
+from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.resize import source_regions
 
 POLICIES = ("none", "rand-m9-mstd0.5-inc1", "rand-m9-n3-p0.8-mstd0.5-inc1", "3aug", "augmix")
 NOISE_BYTES = 1 << 20

@@ -12,9 +12,10 @@ from rich.console import Console
 
 pytest.importorskip("ffcv", exc_type=ImportError)  # also where OpenCV lacks libGL
 
-from fastft.augment import parse_policy
+from fastft.augment.policies import parse_policy
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
-from fastft.data import Output, TrainLoader
+from fastft.data.loader import TrainLoader
+from fastft.data.stage import Output
 from fastft.recipe import recipe_from_dict
 from fastft.run.profile import MEMORY, OPERATIONS, TRACE
 from fastft.run.run_directory import load_run

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastft.augment import CpuAugment, draw_plan, eval_plan, parse_policy, source_regions
+from fastft.augment.cpu import CpuAugment
+from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.plan import OP_ID, OPS, TIMM_OPS
-from fastft.augment.policies import AugmentPolicy
+from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.resize import source_regions
 from fastft.recipe.constants import ERASE_MODES
 from tests.augment.single_ops import level_argument
 from tests.ptx.gpu import SimulatedGpu

@@ -10,8 +10,9 @@ from PIL import Image
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.augment import parse_policy
-from fastft.data import Output, TrainLoader
+from fastft.augment.policies import parse_policy
+from fastft.data.loader import TrainLoader
+from fastft.data.stage import Output
 from fastft.report.preview import carry_out, write_preview
 from tests.written import write_crops
 

@@ -21,7 +21,7 @@ from beton_tools.read.manifest import Manifest
 from fastft.augment.draw import eval_plan
 from fastft.augment.mix import Mixer, smoothed_targets
 from fastft.cli import main
-from fastft.data import EvalLoader, TrainLoader
+from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output, PackedStage
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Predictor

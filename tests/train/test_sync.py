@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastft.augment import Mixer
-from fastft.data import Batch
+from fastft.augment.mix import Mixer
+from fastft.data.loader import Batch
 from fastft.evaluate.scores import evaluate
 from fastft.machine.precision import Precision
 from fastft.machine.processes import World

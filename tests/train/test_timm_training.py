@@ -11,7 +11,8 @@ from timm.optim import create_optimizer_v2
 
 from fastft.augment.recipe_policy import build_policy
 from fastft.cli import main
-from fastft.data import Output, TrainLoader
+from fastft.data.loader import TrainLoader
+from fastft.data.stage import Output
 from fastft.evaluate.trained import load_trained
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, load_recipe
