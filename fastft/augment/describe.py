@@ -1,15 +1,12 @@
-"""Policies and plans in words for people and as plain values for JSON."""
+"""Policies and plans in words."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
-
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OPS, TRANSPOSE, VFLIP, Op
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
-from fastft.recipe.constants import ERASE_MODES
 
 FLIPS = {HFLIP: "flip", VFLIP: "vertical flip", TRANSPOSE: "transpose"}
 
@@ -22,13 +19,13 @@ def describe_row(row: Any) -> list[str]:
     words = [word for bit, word in FLIPS.items() if row["flip"] & bit]
     if row["chain_weights"].any():
         words.append(f"mixture {row['blend']:.0%}")
-    for weight, ops in _chains(row):
+    for weight, ops in chains_of(row):
         described = [f"{op.name} {op.format.format(argument)}".rstrip() for op, argument in ops]
         words += described if weight is None else [f"{weight:.0%} {' then '.join(described)}"]
     return words + [f"erase {h}x{w}" for _, _, h, w in row["erase"].tolist() if h > 0]
 
 
-def _chains(row: Any) -> list[tuple[float | None, list[tuple[Op, float]]]]:
+def chains_of(row: Any) -> list[tuple[float | None, list[tuple[Op, float]]]]:
     """(weight, (op, argument) in order) of each of AugMix's chains, and without a weight the colour jitter after them; of other
     policies one without a weight."""
     ops = [(OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)]
@@ -39,36 +36,6 @@ def _chains(row: Any) -> list[tuple[float | None, list[tuple[Op, float]]]]:
     if not parts or weights[-1] == 0:
         parts.append((None, ops[JITTER:] if parts else ops))
     return [(weight, [op for op in part if op[0] != OPS[0]]) for weight, part in parts]
-
-
-def plan_to_json(plan: np.ndarray) -> list[dict[str, Any]]:
-    """One object per image with every field that has an effect; ops by name, boxes as [y, x, h, w]."""
-    return [_row_to_json(row) for row in plan]
-
-
-def _row_to_json(row: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "sample": int(row["sample"]),
-        "crop": row["crop"].tolist(),
-        "resize": row["resize"].tolist(),
-        "window": row["window"].tolist(),
-        "flip": bool(row["flip"] & HFLIP),
-        **{key: True for key, bit in (("vflip", VFLIP), ("transpose", TRANSPOSE)) if row["flip"] & bit},
-        "interpolation": "bicubic" if row["bicubic"] else "bilinear",
-    }
-    chains = [
-        (weight, [{"op": op.name, **({"argument": value} if op.format else {})} for op, value in ops])
-        for weight, ops in _chains(row)
-    ]
-    mixed = [{"weight": weight, "ops": ops} for weight, ops in chains if weight is not None]
-    if mixed:
-        values |= {"blend": float(row["blend"]), "chains": mixed}
-    if not mixed or (chains[-1][0] is None and chains[-1][1]):
-        values["ops"] = chains[-1][1]
-    values["erase"] = [box for box in row["erase"].tolist() if box[2] > 0]
-    values["erase_mode"] = ERASE_MODES[row["erase_mode"]]
-    values["noise_key"] = f"{int(row['noise_key']):#018x}"  # JSON readers lose digits of 64-bit integers
-    return values
 
 
 # -- a policy ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ TAKES_OPTIONS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
     parser.add_argument("--count", type=positive(int), default=12, help="images (default 12)")
 
@@ -26,8 +25,6 @@ def run(args: argparse.Namespace) -> int:
     from fastft.report.preview import write_preview
 
     check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])
-    if args.json is not None:
-        check_writable(args.json, suffixes=[".json"])
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")
@@ -43,9 +40,8 @@ def run(args: argparse.Namespace) -> int:
         epoch=args.epoch,
         count=args.count,
         out=args.out,
-        plan_out=args.json,
     )
-    print(f"wrote {args.out}" + (f" and {args.json}" if args.json else ""))
+    print(f"wrote {args.out}")
     return 0
 
 

@@ -1,13 +1,12 @@
 """`fastft preview`: draw augmented training images: each original with its crop, the result, and its ops."""
 
-import json
 from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from beton_tools.base.atomic import save_picture, write_text
+from beton_tools.base.atomic import save_picture
 from beton_tools.base.console import printable
 from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.beton_paths import BetonPaths
@@ -15,7 +14,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
 from fastft.augment.cpu import CpuAugment
-from fastft.augment.describe import describe_row, plan_to_json
+from fastft.augment.describe import describe_row
 from fastft.augment.draw import draw_plan
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
@@ -27,17 +26,9 @@ LONGEST_NAME = 24  # characters of a class
 
 
 def write_preview(
-    data: BetonPaths,
-    policy: AugmentPolicy,
-    size: int,
-    *,
-    seed: int,
-    epoch: int,
-    count: int,
-    out: Path,
-    plan_out: Path | None = None,
+    data: BetonPaths, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, count: int, out: Path
 ) -> None:
-    """Draw `count` samples spread evenly over `.beton` files to the picture `out`, and their plan as JSON to `plan_out`.
+    """Draw `count` samples spread evenly over `.beton` files to the picture `out`.
 
     Raises UserError: no such file, or one that is no `.beton`.
     """
@@ -52,8 +43,6 @@ def write_preview(
         cells.append(Cell(_original(betons, row), f"{name}, sample {row['sample']}"))
         cells.append(Cell(Image.fromarray(image), ", ".join(describe_row(row)) or "crop only"))
     save_picture(out, draw_grid(cells, 2 * PAIRS_PER_LINE, SIDE).save)
-    if plan_out is not None:
-        write_text(plan_out, json.dumps(plan_to_json(plan), indent=1))
 
 
 def carry_out(

@@ -51,7 +51,6 @@ def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.Mon
         ["report", "RUN", "--out", "OUT.jsonl"],
         ["preview", "final_b16", "--data=x.beton", "--out", "OUT.txt"],
         ["preview", "final_b16", "--data=x.beton", "--out", "OUT"],
-        ["preview", "final_b16", "--data=x.beton", "--out", "OUT.png", "--json", "OUT.png"],
         ["predict", "RUN", "x.jpg", "--csv", "LINK.csv"],
         ["eval", "RUN", "--csv", "/dev/full"],
     ],

@@ -32,10 +32,11 @@ from safetensors.torch import load_file
 import beton_tools.cli
 import fastft.cli
 from fastft import EvalLoader, TrainLoader, load_recipe
-from fastft.augment.describe import describe_policy, plan_to_json
+from fastft.augment.describe import chains_of, describe_policy
 from fastft.augment.draw import draw_plan
-from fastft.augment.plan import PLAN_DTYPE
+from fastft.augment.plan import HFLIP, PLAN_DTYPE, TRANSPOSE, VFLIP
 from fastft.augment.recipe_policy import build_policy
+from fastft.recipe.constants import ERASE_MODES
 
 FOLDER = Path(__file__).parent
 
@@ -207,6 +208,36 @@ def augmented(beton: Path, overrides: list[str]) -> dict[str, Any]:
         "first rows": plan_to_json(plan[:SHOWN_ROWS]),
         "pixels": pixels,
     }
+
+
+def plan_to_json(plan: np.ndarray) -> list[dict[str, Any]]:
+    """One object per image with every field that has an effect; ops by name, boxes as [y, x, h, w]."""
+    return [_row_to_json(row) for row in plan]
+
+
+def _row_to_json(row: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "sample": int(row["sample"]),
+        "crop": row["crop"].tolist(),
+        "resize": row["resize"].tolist(),
+        "window": row["window"].tolist(),
+        "flip": bool(row["flip"] & HFLIP),
+        **{key: True for key, bit in (("vflip", VFLIP), ("transpose", TRANSPOSE)) if row["flip"] & bit},
+        "interpolation": "bicubic" if row["bicubic"] else "bilinear",
+    }
+    chains = [
+        (weight, [{"op": op.name, **({"argument": value} if op.format else {})} for op, value in ops])
+        for weight, ops in chains_of(row)
+    ]
+    mixed = [{"weight": weight, "ops": ops} for weight, ops in chains if weight is not None]
+    if mixed:
+        values |= {"blend": float(row["blend"]), "chains": mixed}
+    if not mixed or (chains[-1][0] is None and chains[-1][1]):
+        values["ops"] = chains[-1][1]
+    values["erase"] = [box for box in row["erase"].tolist() if box[2] > 0]
+    values["erase_mode"] = ERASE_MODES[row["erase_mode"]]
+    values["noise_key"] = f"{int(row['noise_key']):#018x}"  # JSON readers lose digits of 64-bit integers
+    return values
 
 
 def samples(loader: TrainLoader | EvalLoader) -> Iterator[tuple[int, int, np.ndarray]]:
