@@ -199,7 +199,7 @@ def test_turned_and_unturned_images_are_never_in_one_file(photo_folder, tmp_path
     for path in photo_folder.glob("*/*"):
         image, exif = Image.open(path), Image.Exif()
         exif[Base.Orientation] = 6
-        image.save(path, format="JPEG", exif=exif)
+        image.save(path, format="JPEG", exif=exif, quality=95)  # more than a page of them before the interruption
     leave_unfinished(photo_folder, out, replace(INLINE, upright=first))
     other = replace(INLINE, upright=not first)
     write_beton(out, open_source(photo_folder), other)
