@@ -100,14 +100,6 @@ def test_every_folder_is_described_in_contributing():
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
 
 
-def test_no_docstring_begins_with_a_word_that_is_read_twice():
-    """`Of the run: ...` and `Whether it fits.` are sentences without a subject; `The parts of ...` and `True if ...` are not."""
-    begin = re.compile(r'"""(Of|That|What|By|As|Whether) ')
-    folders = ("fastft", "beton_tools", "benchmarks", "examples", "tests")
-    found = {path for folder in folders for path in (ROOT / folder).rglob("*.py") if begin.search(path.read_text())}
-    assert found <= {Path(__file__)}, found
-
-
 # code ------------------------------------------------------------------------------------------------------------------
 
 BLOCK = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.S | re.M)

@@ -36,16 +36,6 @@ def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(indexed_b
     assert torch.equal(got, wanted)
 
 
-def test_a_change_ends_the_pass_in_progress(indexed_beton):
-    with loader(indexed_beton, 48) as changing:
-        batches = changing.epoch(0)
-        next(batches)
-        changing.resize(32, 8)
-        assert next(iter(changing.epoch(0))).images.shape == (8, 3, 32, 32)
-        with pytest.raises(RuntimeError, match="closed"):
-            next(batches)
-
-
 class DeviceStub:
     """Stands for the device's augmentation: notes what it is given."""
 
