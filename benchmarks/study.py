@@ -1,15 +1,17 @@
-"""Tables and picture of docs/study.md, made by tables.py from the trainings in results/study.jsonl.
+"""Tables and picture of docs/study.md, made by tables.py from the trainings in results/study.jsonl and study_short.jsonl.
 
-Each line is a training of a row of study.yaml with one seed. Gains are taken seed by seed: over the whole schedule, and over the
-line through the complete schedules at as many training FLOPs. Their standard errors have the scatter of all rows between seeds.
+Each line is a training of a row of study.yaml or study_short.yaml with one seed. Gains are taken seed by seed: over the whole
+schedule, and over the line through the complete schedules at as many training FLOPs. Their standard errors have the scatter of
+all rows between seeds.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean, variance
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -30,6 +32,8 @@ RECIPES = {  # row -> recipes or options that save in this way
     "freeze 1/2": "`*_half`",
     "probe head, freeze 1/2, 40%": "`fitted_b16_half`",
 }
+STARTS = ("other classes", "these classes")  # of study_short.jsonl: what the tower was trained on before
+CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules of study_short.yaml
 LETTER, LINE = 6.4, 13  # pixels, of the picture's text
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -50,21 +54,38 @@ class Way:
 
 @cache
 def ways() -> Sequence[Way]:
-    """All rows, those with fewer FLOPs first."""
-    trainings = [json.loads(line) for line in (FOLDER / "results" / "study.jsonl").read_text().splitlines()]
-    whole, rows = _flops({"schedule": WHOLE, "images_share": 1}), []
-    for name in dict.fromkeys(t["row"] for t in trainings):
-        mine = [t for t in trainings if t["row"] == name]
-        share, minutes = fmean(map(_flops, mine)) / whole, fmean(t["minutes"] for t in mine)
-        rows.append(Way(name, share, minutes, {t["seed"]: t["top1"] for t in mine}))
-    return sorted(rows, key=lambda way: way.share)
+    """All rows of study.yaml, those with fewer FLOPs first."""
+    trainings = _trainings("study")
+    whole = _flops("study", trainings[0] | {"schedule": WHOLE, "images_share": 1})
+    return sorted(_ways("study", trainings, whole), key=lambda way: way.share)
 
 
-def _flops(training: Mapping[str, float | str]) -> float:
+def _trainings(study: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FOLDER / "results" / f"{study}.jsonl").read_text().splitlines()]
+
+
+def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list[Way]:
+    """Rows of a study in the order of their first training. whole: FLOPs of a share of 1."""
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for training in trainings:
+        by_row.setdefault(training["row"], []).append(training)
+    return [
+        Way(
+            name,
+            fmean(_flops(study, training) for training in mine) / whole,
+            fmean(training["minutes"] for training in mine),
+            {training["seed"]: training["top1"] for training in mine},
+        )
+        for name, mine in by_row.items()
+    ]
+
+
+def _flops(study: str, training: Mapping[str, Any]) -> float:
     """FLOPs of training and of the head's features; `images_share` of the schedule's images were trained on, or as much work."""
-    recipe = load_recipe(f"{FOLDER / 'study.yaml'}[{training['schedule']}]", [f"--data.train_size={IMAGES}"])
+    row = training.get("schedule", training["row"])
+    recipe = load_recipe(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"])
     work = recipe_work(recipe, recipe_arch(recipe), val_images=0)
-    return work.train * float(training["images_share"]) + work.evaluate
+    return work.train * training.get("images_share", 1) + work.evaluate
 
 
 def line() -> Sequence[Way]:
@@ -84,9 +105,14 @@ def over_whole(way: Way) -> list[float]:
 
 def over_line(way: Way) -> list[float]:
     """Points above the complete schedules of the same seed, at as many FLOPs."""
+    return _over(line(), way)
+
+
+def _over(control: Sequence[Way], way: Way) -> list[float]:
+    """Points above the line through `control`, in order of FLOPs, of the same seed; below its left end above that end."""
     gains = []
     for seed, top1 in way.top1.items():
-        known = [w for w in line() if seed in w.top1]
+        known = [w for w in control if seed in w.top1]
         shares = np.log([w.share for w in known])
         gains.append(top1 - float(np.interp(np.log(way.share), shares, [w.top1[seed] for w in known])))
     return gains
@@ -95,19 +121,26 @@ def over_line(way: Way) -> list[float]:
 @cache
 def scatter(gains: Callable[[Way], list[float]]) -> float:
     """Standard deviation of a gain between seeds, pooled over all rows."""
-    several = [of_way for way in others() if len(of_way := gains(way)) > 1]
+    return _pooled(gains(way) for way in others())
+
+
+def _pooled(gains: Iterable[Sequence[float]]) -> float:
+    several = [g for g in gains if len(g) > 1]
     return (sum(variance(g) * (len(g) - 1) for g in several) / sum(len(g) - 1 for g in several)) ** 0.5
 
 
 def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float]:
     """(mean gain, its standard error)."""
-    points = gains(way)
-    return fmean(points), scatter(gains) / len(points) ** 0.5
+    by_seed = gains(way)
+    return fmean(by_seed), scatter(gains) / len(by_seed) ** 0.5
 
 
 def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
     """The gain with its standard error, in bold if it is told apart from 0."""
-    gain, error = gain_of(way, gains)
+    return _judged(*gain_of(way, gains))
+
+
+def _judged(gain: float, error: float) -> str:
     text = f"{round(gain, 1) + 0.0:+.1f} ± {error:.1f}"  # + 0.0: no -0.0
     return f"**{text}**" if abs(gain) > TOLD_APART * error else text
 
@@ -125,6 +158,32 @@ def compared(_: object) -> str:
     ]
     head = ["", "way", "FLOPs", "minutes", "top-1 %", "seeds", "over the whole schedule", "over as many FLOPs"]
     return markdown(head, rows, 2)
+
+
+def short(_: object) -> str:
+    """Short schedules of both starts beside complete ones of as many FLOPs with a random head of the usual size."""
+    trainings = _trainings("study_short")
+    whole = _flops("study_short", {"row": f"{CONTROL}, 100%"})
+    by_start = {start: _ways("study_short", (t for t in trainings if t["start"] == start), whole) for start in STARTS}
+    gains: dict[tuple[str, str], list[float]] = {}
+    for start, mine in by_start.items():
+        control = sorted((w for w in mine if w.name.removeprefix(f"{CONTROL}, ") in LENGTHS), key=lambda w: w.share)
+        gains |= {(start, way.name): _over(control, way) for way in mine if way not in control}
+    scattered = _pooled(gains.values())
+    rows: dict[str, list[str]] = {}
+    for start, mine in by_start.items():
+        for way in mine:
+            row = rows.setdefault(way.name, [way.name, f"{way.share:.0%}", "", "", "", ""])
+            row[2 + STARTS.index(start)] = f"{way.mean:.1f}"
+            if points := gains.get((start, way.name)):
+                row[4 + STARTS.index(start)] = _judged(fmean(points), scattered / len(points) ** 0.5)
+    head = [
+        "way",
+        "FLOPs",
+        *(f"{start}: top-1 %" for start in STARTS),
+        *(f"{start}: over as many FLOPs" for start in STARTS),
+    ]
+    return markdown(head, list(rows.values()))
 
 
 def savers(_: object) -> str:

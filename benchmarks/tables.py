@@ -252,6 +252,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-complete": study.complete,
     "study-ways": study.compared,
     "study-savers": study.savers,
+    "study-short": study.short,
 }
 
 
