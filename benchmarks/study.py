@@ -26,12 +26,6 @@ FOLDER = Path(__file__).parent
 IMAGES = 1000  # of an epoch
 WHOLE = "complete 100%"
 TOLD_APART = 3.2  # standard errors: 5 % for 36 comparisons together (Bonferroni)
-RECIPES = {  # row -> recipes or options that save in this way
-    "stopped 70%": "`frugal_*`",
-    "complete 70%": "`schedule.epochs`",
-    "freeze 1/2": "`*_half`",
-    "probe head, freeze 1/2, 40%": "`fitted_b16_half`",
-}
 STARTS = ("other classes", "these classes")  # of study_short.jsonl: what the tower was trained on before
 CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules of study_short.yaml
 LETTER, LINE = 6.4, 13  # pixels, of the picture's text
@@ -99,8 +93,7 @@ def others() -> Sequence[Way]:
 
 def over_whole(way: Way) -> list[float]:
     """Points above the whole schedule of the same seed."""
-    whole = next(w for w in line() if w.name == WHOLE)
-    return [top1 - whole.top1[seed] for seed, top1 in way.top1.items() if seed in whole.top1]
+    return _over([w for w in line() if w.name == WHOLE], way)
 
 
 def over_line(way: Way) -> list[float]:
@@ -177,22 +170,8 @@ def short(_: object) -> str:
             row[2 + STARTS.index(start)] = f"{way.mean:.1f}"
             if points := gains.get((start, way.name)):
                 row[4 + STARTS.index(start)] = _judged(fmean(points), scattered / len(points) ** 0.5)
-    head = [
-        "way",
-        "FLOPs",
-        *(f"{start}: top-1 %" for start in STARTS),
-        *(f"{start}: over as many FLOPs" for start in STARTS),
-    ]
-    return markdown(head, list(rows.values()))
-
-
-def savers(_: object) -> str:
-    """The ways of the recipes: what each saves of the training FLOPs, and costs in the study."""
-    rows = [
-        [way.name, RECIPES[way.name], f"{1 - way.share:.0%}", judged(way, over_whole), str(len(way.top1))]
-        for way in sorted(ways(), key=lambda way: -way.share) if way.name in RECIPES
-    ]  # fmt: skip
-    return markdown(["way", "recipes or option", "saves, of the FLOPs", "points, in the study", "seeds"], rows, 2)
+    columns = [f"{start}: {column}" for column in ("top-1 %", "over as many FLOPs") for start in STARTS]
+    return markdown(["way", "FLOPs", *columns], list(rows.values()))
 
 
 def _cells(way: Way) -> list[str]:

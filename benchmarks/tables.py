@@ -251,7 +251,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "starts": costs.starts,
     "study-complete": study.complete,
     "study-ways": study.compared,
-    "study-savers": study.savers,
     "study-short": study.short,
 }
 

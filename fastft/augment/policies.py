@@ -145,9 +145,6 @@ class AugmentPolicy:
         red, green, blue = (min(255, max(0, round(255 * m))) for m in self.mean)
         return red, green, blue
 
-    def __str__(self) -> str:
-        return self.augment
-
 
 def parse_policy(augment: str = "rand-m9-mstd0.5-inc1", **options: Any) -> AugmentPolicy:
     """Policy from an augmentation string and the other fields of `AugmentPolicy` by name.
