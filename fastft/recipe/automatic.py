@@ -33,9 +33,8 @@ STEPS_PER_EVALUATION = 50  # an evaluation of a fifth of the images, raw and EMA
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE, SMALL_SET_LR = 0.5, 3.0
 SHORT_RUN_LR, SHORT_RUN_DECAY, SHORT_RUN_CLIP = 20 / 3, 0.1, 1.0  # of fewer than FEWEST_STEPS; 5e-4 at batch 32
-FULL_LR_STEPS = (
-    100  # fewer disturb the tower, which does not recover: clip art at 112 px, probe 53 %, 11 steps at 5e-4 12 %
-)
+# fewer steps at that rate disturb the tower, which does not recover: clip art at 112 px, probe 53 %, 11 steps at 5e-4 12 %
+FULL_LR_STEPS = 100
 IMAGE_SIZE = "model.image_size"
 NORMALISATION = ("augment.mean", "augment.std")
 MAX_CONFIG_BYTES = 1 << 20

@@ -53,37 +53,26 @@ class Probe:
         return bool(gain_N.mean() > gain_N.std() / np.sqrt(len(gain_N)))
 
 
-def choose_image_size(
-    recipe: Recipe,
-    files: BetonSet,
-    world: World,
-    precision: Precision,
-    stop: Callable[[], bool],
-    say: Callable[[str], None],
-) -> tuple[Recipe, Probe]:
-    """(the recipe with the chosen size, the probe at that size), the same in all processes.
-
-    Raises EvaluationStopped: in every process, if `stop` returned true in one of them.
-    """
+def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], Probe]) -> tuple[Recipe, Probe]:
+    """(the recipe with the chosen size, the probe at that size), the same in all processes. fit: `fit_probe`, of a recipe."""
     began, patch = time.monotonic(), recipe_arch(recipe).patch_size
     first, *larger = sorted({max(1, round(size / patch)) * patch for size in PROBED_SIZES})
-    probe = chosen = fit_probe(recipe.with_option(IMAGE_SIZE, first), files, world, precision, stop, say)
+    probe = chosen = fit(recipe.with_option(IMAGE_SIZE, first))
     figures, why = [probe.figures], "the largest that is tried"
     for size in larger:
         seconds = TRAINING_COST * probe.seconds * (size / probe.size) ** 2 * recipe.epochs
         if seconds > LONG_SECONDS:
             why = f"a training at {size} px would take about {format_duration(seconds)} here"
             break
-        probe = fit_probe(recipe.with_option(IMAGE_SIZE, size), files, world, precision, stop, say)
+        probe = fit(recipe.with_option(IMAGE_SIZE, size))
         figures.append(probe.figures)
         if not probe.gains_over(chosen):
             why = f"{size} px gains no more than the standard error"
             break
         chosen = probe
     reason = f"linear probes, out of fold: {', '.join(figures)}; {why}"
-    return with_choices(recipe, [Choice(IMAGE_SIZE, chosen.size, reason)])[0], replace(
-        chosen, seconds=time.monotonic() - began
-    )
+    recipe, _ = with_choices(recipe, [Choice(IMAGE_SIZE, chosen.size, reason)])
+    return recipe, replace(chosen, seconds=time.monotonic() - began)
 
 
 def fit_probe(
@@ -94,7 +83,10 @@ def fit_probe(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Probe:
-    """The probe at the recipe's image size. Raises as `choose_image_size`."""
+    """The probe at the recipe's image size.
+
+    Raises EvaluationStopped: in every process, if `stop` returned true in one of them.
+    """
     size = recipe.model.image_size
     model = build_model(recipe).to(world.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -42,7 +42,7 @@ from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.image_size import Probe, choose_image_size
+from fastft.train.image_size import Probe, choose_image_size, fit_probe
 from fastft.train.micro_batch import COPIES, MicroBatches, divide_batch
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
@@ -153,7 +153,9 @@ def build_setup(
     probe = None
     if not checkpoints.exist and probes_sizes(recipe):
         try:
-            recipe, probe = choose_image_size(recipe, train_files, world, precision, guard.is_stop_requested, say)
+            stop = guard.is_stop_requested
+            fit = partial(fit_probe, files=train_files, world=world, precision=precision, stop=stop, say=say)
+            recipe, probe = choose_image_size(recipe, fit)
         except EvaluationStopped:
             raise Preempted("stopped on a signal before the first step; the same command starts anew") from None
     model, ema, head_note = _build_models(recipe, world.device, train_files, pretrained=not checkpoints.exist)

@@ -100,7 +100,7 @@ def test_mixing_is_listed_only_if_enabled():
 
 
 def test_recipes_are_listed_in_the_columns_that_there_are(capsys, monkeypatch):
-    """What the list holds is in tests/golden."""
+    """tests/golden compares the content of the list."""
     assert main(["recipes", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert {r["name"] for r in values["recipes"]} == {path.stem for path in RECIPES.glob("*.yaml")}

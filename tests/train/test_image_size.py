@@ -42,14 +42,13 @@ def probe(losses: np.ndarray, size: int = 16, seconds: float = 1.0) -> Probe:
     ],
 )
 def test_larger_sizes_are_tried_as_long_as_they_gain_and_an_hour_is_enough(
-    tiny, tmp_path, monkeypatch, losses, seconds, chosen, why
+    tiny, tmp_path, losses, seconds, chosen, why
 ):
     noise = np.random.default_rng(0).normal(0, 0.1, 100)
     found = {size: probe(loss + noise * k, size, seconds * (size / 16) ** 2)
              for k, (size, loss) in enumerate(zip((16, 24, 40), losses, strict=True))}  # fmt: skip
-    monkeypatch.setattr(image_size, "fit_probe", lambda recipe, *_: found[recipe.model.image_size])
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, model__image_size="auto"))
-    recipe, taken = image_size.choose_image_size(recipe, None, None, None, None, None)
+    recipe, taken = image_size.choose_image_size(recipe, lambda r: found[r.model.image_size])
     assert recipe.model.image_size == taken.size == chosen
     assert why in recipe.choices[-1].reason
 
