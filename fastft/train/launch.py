@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `fastft` in every process; returns the most informative of their exit codes: 2, then 1, then 75."""
     options, command = split_command(sys.argv[1:] if argv is None else argv)
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
+    if args.nnodes in ("1", "1:1"):  # else torchrun connects to the host's name, for ever where nothing can look it up
+        args.local_addr = args.local_addr or "localhost"
     # its log repeats the errors that the processes printed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for forwarded in FORWARDED:
