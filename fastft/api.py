@@ -19,7 +19,7 @@ from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
 from fastft.report.run_report import write_run_page
 from fastft.run.chosen_weights import describe_weights
-from fastft.run.evaluations import SCORE_NAMES, main_score
+from fastft.run.evaluations import describe_figures
 from fastft.run.run_directory import read_result
 from fastft.train_recipe import train_recipe
 
@@ -42,10 +42,7 @@ class TrainedRun:
         chosen = self.result.get("weights")
         if chosen is None:
             return f"TrainedRun({str(self.folder)!r})\nno images were held out: there is no accuracy"
-        score = main_score(chosen)
-        return (
-            f"TrainedRun({str(self.folder)!r}): {SCORE_NAMES[score]} {chosen[score]:.2f} %\n{describe_weights(chosen)}"
-        )
+        return f"TrainedRun({str(self.folder)!r}): {describe_figures(chosen)}\n{describe_weights(chosen)}"
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -13,6 +13,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import LAST, PROBE
 from fastft.run.chosen_weights import describe_weights
 from fastft.run.continuation import PER_HOST_OPTIONS
+from fastft.run.evaluations import describe_figures
 from fastft.run.run_directory import load_run, run_folder, write_result
 from fastft.train.train import train
 
@@ -61,8 +62,6 @@ def _refit(
     result |= {"first_run": {"run": str(folder), **{key: first.get(key) for key in ("weights", "last", "baseline")}}}
     if world.is_main:
         write_result(folder / REFIT, result)
-    say(
-        f"{folder / REFIT}: weights of all images; they have no held-out figure of their own. The first run's: top-1 "
-        f"{chosen['top1']:.3f} %"
-    )
+    note = "weights of all images; they have no held-out figure of their own. The first run's:"
+    say(f"{folder / REFIT}: {note} {describe_figures(chosen)}")
     return folder / REFIT, result

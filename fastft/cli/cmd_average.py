@@ -8,7 +8,9 @@ from beton_tools.base import torchrun
 from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_shared, print_line, say, show
+from fastft.cli.cmd_eval import figure
 from fastft.recipe.constants import SOUPS
+from fastft.run.evaluations import SCORE_NAMES, main_score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,13 +75,11 @@ def run(args: argparse.Namespace) -> int:
 def print_average(values: dict[str, Any], console: "Console") -> None:
     """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
     if values["data"]:
+        score = main_score(values["rows"][0]["files"][0])
         names = [Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]]
         rows = [
-            [
-                row["name"] + (" *" if row == values["chosen"] else ""),
-                *(f"{s['top1']:.3f} ± {s['standard_error']:.3f}" for s in row["files"]),
-            ]
+            [row["name"] + (" *" if row == values["chosen"] else ""), *(figure(s, score, 3) for s in row["files"])]
             for row in values["rows"]
         ]
-        print_table(compact_table("top-1 %", ["model", *names], rows), console)
+        print_table(compact_table(f"{SCORE_NAMES[score]} %", ["model", *names], rows), console)
     print_line(console, f"kept: {values['description']}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from beton_tools.base import torchrun
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.arguments import add_checkpoint, add_shared, print_line, say, show
+from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, main_score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
 
 def print_evaluation(scores: Mapping[str, Any], console: "Console") -> None:
     """Print the figures, the classes (the worst by F1 if there are many), and the largest confusions."""
-    print_line(console, _headline(scores))
-    print_line(console, _means(scores))
+    lines = [_headline(scores), _means(scores)]
+    for line in reversed(lines) if main_score(scores) == BALANCED_ACCURACY else lines:
+        print_line(console, line)
     print_table(_class_table(scores["classes"]), console)
     if "confusions" in scores:
         largest = scores["confusions"][:SHOWN_CONFUSIONS]
@@ -72,12 +74,10 @@ def _headline(s: Mapping[str, Any]) -> str:
 
 
 def _means(s: Mapping[str, Any]) -> str:
-    scaled = ""
-    if "temperature" in s:
-        lower = f"{s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f}"
-        scaled = f" ({lower if s['ece_scaled'] < s['ece'] else 'no temperature lowers it'})"
+    scaled = f"{s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f}; " if "temperature" in s else ""
     balanced = f"balanced accuracy {s['balanced_accuracy']:.3f} %, " if "balanced_accuracy" in s else ""
-    return f"{balanced}macro F1 {s['macro_f1']:.3f} %, expected calibration error {s['ece']:.3f} %{scaled}"
+    ece = f"expected calibration error {s['ece']:.3f} % ({scaled}by chance {s['ece_by_chance']:.3f} %)"
+    return f"{balanced}macro F1 {s['macro_f1']:.3f} %, {ece}"
 
 
 def _class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
@@ -95,18 +95,23 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def figure(s: Mapping[str, Any], score: str, digits: int) -> str:
+    """A score; top-1 with its standard error."""
+    error = f" ± {s['standard_error']:.{digits}f}" if score == "top1" else ""
+    return f"{s[score]:.{digits}f}{error}" if score in s else "-"
+
+
 def print_table_of_files(files: Sequence[Mapping[str, Any]], console: "Console") -> None:
     """Print one row of figures for each evaluated file."""
-    multi_label = "map" in files[0]
-    header = ["file", "images", "classes", *(("mAP", "F1") if multi_label else ("top-1", "top-5")), "loss", "ECE"]
+    score = main_score(files[0])
+    second, name = BESIDE[score]
     rows = [
         [
             Path(s["data"]).stem, f"{s['samples']:,}", f"{s['ranked_classes']:,}",
-            f"{s['map']:.2f}" if multi_label else f"{s['top1']:.2f} ± {s['standard_error']:.2f}",
-            f"{s['macro_f1']:.2f}" if multi_label else f"{s['top5']:.2f}" if "top5" in s else "-",
-            f"{s['loss']:.4f}", f"{s['ece']:.2f}",
+            figure(s, score, 2), figure(s, second, 2), f"{s['loss']:.4f}", f"{s['ece']:.2f}",
         ]
         for s in files
     ]  # fmt: skip
+    header = ["file", "images", "classes", SCORE_NAMES[score], name, "loss", "ECE"]
     title = "in percent; classes: those that predictions are ranked among"
     print_table(compact_table(title, header, rows), console)

@@ -26,6 +26,7 @@ from fastft.machine.precision import inference_precision
 from fastft.machine.processes import World, connected, find_world
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
+from fastft.run.evaluations import TOP1
 from fastft.run.prediction_metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
 
 KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
@@ -166,6 +167,7 @@ def describe_scores(trained: Trained, file_scores: FileScores) -> dict[str, Any]
         "data": str(file_scores.path),
         "ranked_classes": file_scores.ranked_classes,
         **file_scores.scores.as_dict(),
+        **({} if trained.main_score == TOP1 else {"best_by": trained.main_score}),
         **({} if file_scores.scores.top1 is None else {"standard_error": file_scores.scores.standard_error}),
         **describe_classes(file_scores.predictions, trained.outputs),
     }
@@ -178,7 +180,8 @@ def describe_classes(predictions: Predictions, names: Sequence[str]) -> dict[str
     """
     classes: list[dict[str, Any]] = [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)]
     bins = reliability(predictions.confidence_N, predictions.outcomes_N)
-    described = {"classes": classes, "reliability": {name: values.tolist() for name, values in vars(bins).items()}}
+    described: dict[str, Any] = {"classes": classes, "ece_by_chance": bins.ece_by_chance}
+    described["reliability"] = {name: values.tolist() for name, values in vars(bins).items()}
     if predictions.thresholds_K is not None:
         return described
     for one in classes:

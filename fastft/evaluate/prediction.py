@@ -72,8 +72,7 @@ class Predictor:
         weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose.
         logit_adjustment: correct the logits for the class sizes of the training file, as `fastft eval --logit-adjustment`; for
             probabilities without the temperature, which was fitted without the correction.
-        temperature: divide the logits by the temperature that was fitted on the run's validation images, unless it makes the
-            calibration of other images worse. It changes no ranking.
+        temperature: divide the logits by the temperature that was fitted on the run's validation images; no ranking changes.
         min_probability: an image whose most probable class has less gets no class.
 
     Raises:

@@ -17,7 +17,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, PROBE
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores, stored_thresholds
-from fastft.run.prediction_metrics import EVEN, usable_temperature
+from fastft.run.prediction_metrics import EVEN, deciding_score
 from fastft.run.run_directory import with_moved_data
 
 BATCH = 32  # images per forward pass
@@ -44,6 +44,11 @@ class Trained:
     def outputs(self) -> list[str]:
         """A name for every output of the head."""
         return name_outputs(self.classes, self.recipe.data.num_classes)
+
+    @property
+    def main_score(self) -> str:
+        """The score that compared epochs and weights of its run."""
+        return deciding_score(self.recipe.data.multi_label, self.class_counts)
 
     @property
     def temperature_record(self) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
         raise Damaged(stored.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
         model, recipe, stored.state["classes"], stored.path, counts, chosen.description, chosen.kind, scores,
-        temperature=usable_temperature(scores), thresholds=thresholds,
+        temperature=scores.get("temperature"), thresholds=thresholds,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 WiSE-FT (2109.01903): alpha = 0 is the start of a run, 1 its end. Soups (2203.05482): uniform is the mean of all models; greedy
 adds models in the order of their accuracy, each if the mean does not become worse. The average that is kept has the best
-top-1 of the first file, the selection set: its figure there is not one of unseen images.
+accuracy on the first file, the selection set: its figure there is not one of unseen images.
 """
 
 import json
@@ -25,12 +25,13 @@ from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
 from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
 from fastft.run.chosen_weights import STEMS
+from fastft.run.evaluations import SCORE_NAMES, main_score
 
 State = dict[str, Tensor]
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 RESULT = "average.json"
-SCORES = ("data", "top1", "standard_error", "samples", "ranked_classes")  # of each file, in the result
+SCORES = ("data", "best_by", "top1", "balanced_accuracy", "standard_error", "samples", "ranked_classes")  # of a file
 START = "start"  # in the place of a checkpoint: what the next model's training started from
 Say = Callable[[str], None]
 
@@ -112,9 +113,9 @@ def mean_state(total: State, count: int) -> State:
 Row = dict[str, Any]
 
 
-def selection_top1(row: Row) -> float:
+def selection_accuracy(row: Row) -> float:
     """On the selection set; 0 without files."""
-    return float(row["files"][0]["top1"]) if row["files"] else 0.0
+    return float(row["files"][0][main_score(row["files"][0])]) if row["files"] else 0.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ class Average:
             made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {alpha:g}"
         else:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
-        return made if self.selection is None else f"{made}; chosen by top-1 on {self.selection.name}"
+        score = SCORE_NAMES[main_score(self.chosen["files"][0])] if self.selection else ""
+        return made if self.selection is None else f"{made}; chosen by {score} on {self.selection.name}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values."""
@@ -196,8 +198,8 @@ def average(
         trained.model.load_state_dict(state)
         scores = (evaluate_model(trained, path, world, only_present_classes) for path in files)
         described = [describe_scores(trained, of_file) for of_file in scores]
-        say(f"{name}: " + ", ".join(f"{Path(s['data']).name} {s['top1']:.3f} %" for s in described))
-        return {"name": name, "alpha": alpha, "files": [{key: s[key] for key in SCORES} for s in described]}
+        say(f"{name}: " + ", ".join(f"{Path(s['data']).name} {s[main_score(s)]:.3f} %" for s in described))
+        return {"name": name, "alpha": alpha, "files": [{key: s[key] for key in SCORES if key in s} for s in described]}
 
     with connected(world):
         trained.model.to(world.device)
@@ -212,7 +214,7 @@ def average(
 def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: Sequence[float]) -> Average:
     start, end = (ingredient.read() for ingredient in ingredients)
     rows = [evaluate(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
-    chosen = max(rows, key=selection_top1)
+    chosen = max(rows, key=selection_accuracy)
     names = [ingredient.name for ingredient in ingredients]
     return Average(WISE, names, names, rows, chosen, interpolate(start, end, chosen["alpha"]))
 
@@ -231,7 +233,7 @@ def _uniform(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
 
 def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
     alone = [(evaluate(one.name, one.read(), None), one) for one in ingredients]
-    ranked = sorted(alone, key=lambda pair: -selection_top1(pair[0]))
+    ranked = sorted(alone, key=lambda pair: -selection_accuracy(pair[0]))
     best, first = ranked[0]
     total, members = add_state({}, first.read()), [first.name]
     rows = [row for row, _ in alone]
@@ -239,7 +241,7 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
         tried = add_state(total, read())
         row = evaluate(f"soup with {name}", mean_state(tried, len(members) + 1), None)
         rows.append(row)
-        if selection_top1(row) >= selection_top1(best):
+        if selection_accuracy(row) >= selection_accuracy(best):
             total, best = tried, row
             members.append(name)
     names = [ingredient.name for ingredient in ingredients]

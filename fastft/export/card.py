@@ -15,7 +15,7 @@ from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
 from fastft.run.chosen_weights import evaluation_of
-from fastft.run.evaluations import MAP, SELECTION, main_score
+from fastft.run.evaluations import BESIDE, SCORE_NAMES, SELECTION, main_score
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
@@ -86,20 +86,19 @@ def _metrics(trained: Trained) -> str:
         return _average(state["average"])
     if not evaluated or not trained.scores:
         return "These weights were not evaluated."
-    rows, score = [], main_score(trained.scores)
+    rows, score = [], trained.main_score
+    second, title = BESIDE[score]
     names = {"ema": "EMA", "raw": "raw", PROBE: "probe"}
     for kind, name in names.items():
         if s := evaluated.get(kind):
-            # top-5 of more than 5 classes
-            figures = (f"{s[key]:.3f}" if key in s else "-" for key in (score, "macro_f1" if score == MAP else "top5"))
+            figures = (f"{s[key]:.3f}" if key in s else "-" for key in (score, second))
             rows.append([name, *figures, f"{s['loss']:.4f}", f"{s['samples']:,}"])
     chose = "training images that were left out" if SELECTION in evaluated else "its own validation images"
     best = f", the best of the run by {chose}" if "evaluation" in state else ""
     epoch = f"{names[trained.kind]} weights of epoch {evaluated.get('epoch')} (from 0){best}"
-    chosen = f"{'Head of the linear probe' if trained.kind == PROBE else epoch}: {trained.scores[score]:.3f} %."
-    titles = ["mAP %", "F1 %"] if score == MAP else ["top-1 %", "top-5 %"]
-    table = markdown_table(["weights", *titles, "loss", "images"], rows)
-    return f"{chosen}\n\n{table}"
+    chosen, name = "Head of the linear probe" if trained.kind == PROBE else epoch, SCORE_NAMES[score]
+    table = markdown_table(["weights", f"{name} %", f"{title} %", "loss", "images"], rows)
+    return f"{chosen}: {name} {trained.scores[score]:.3f} %.\n\n{table}"
 
 
 def _average(average: dict[str, Any]) -> str:
@@ -107,7 +106,8 @@ def _average(average: dict[str, Any]) -> str:
     lines = [f"{average['description'][0].upper()}{average['description'][1:]}."]
     for s in (average["chosen"] or {}).get("files", ()):
         name, chose = _plain(s["data"]), " (which chose)" if s["data"] == average["selection"] else ""
-        lines.append(f"- `{name}`{chose}: {s['top1']:.3f} % top-1 of {s['samples']:,} images")
+        score = main_score(s)
+        lines.append(f"- `{name}`{chose}: {s[score]:.3f} % {SCORE_NAMES[score]} of {s['samples']:,} images")
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from fastft.run.evaluations import (
     WEIGHTS,
     best_line,
     headline_score,
+    main_score,
     standard_error,
 )
 from fastft.run.prediction_metrics import Calibration, Reliability
@@ -57,7 +58,7 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     choices = read_choices(run.folder)
     base = base_recipe(run, reference_name, bool(choices))
-    scores = assessment.scores if assessment else {}
+    scores, shown = assessment.scores if assessment else {}, sorted(SCORES, key=lambda s: s[1] != _score(run))
     with_images = (c for c in scores.get("classes", ()) if c["images"])
     classes = sorted(with_images, key=lambda c: (c["f1"] or 0.0, c["name"]))
     if not run.on_imagenet:
@@ -87,7 +88,7 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
         reliability=render_chart(reliability_chart(assessment.calibration, _score(run) == MAP)) if assessment else "",
         note=note,
         evaluations=run.evaluations,
-        scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
+        scores=[s for s in shown if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
@@ -169,14 +170,13 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         taken = "; used by predict, eval and export" if run.weights else ""
         is_probe = run.weights.get("kind") == PROBE
         when = "before training" if is_probe else f"epoch {used['epoch']}"
-        below = f"{when}{f', standard error {error:.2f}' if score == TOP1 else ''}{taken}"
+        other = f", top-1 {used[f'{weights}_{TOP1}']:.2f} %" if score == BALANCED_ACCURACY else ""
+        below = f"{when}{f', standard error {error:.2f}' if score == TOP1 else other}{taken}"
         yield f"{PROBE if is_probe else WEIGHTS[weights]} {SCORE_NAMES[score]}", f"{top1:.2f} %", below
         for label, entry in ((BEST, best_line(run.evaluations)), ("last epoch", run.evaluations[-1])):
             shown = [f"{n} {entry[f'{w}_{score}']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_{score}" in entry]
-            yield f"{label}, {entry['epoch']}", f"{headline_score(entry):.2f} %", ", ".join(shown)
-        gain, every = run.weights.get("baseline"), "" if score == TOP1 else ": images with the better labels"
-        if run.evaluations[-1].get("best_by") == BALANCED_ACCURACY:
-            every = ": balanced accuracy"
+            yield f"{label}, {entry['epoch']}", f"{headline_score(entry, score):.2f} %", ", ".join(shown)
+        gain, every = run.weights.get("baseline"), ": images with the better labels" if score == MAP else ""
         then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
         if gain:
             then = f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}{', paired' if gain['paired'] else ''}{every}"
@@ -184,21 +184,21 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
     if not run.evaluations:
         return
-    if f"{weights}_balanced_accuracy" in used:
-        f1, ece = used[f"{weights}_macro_f1"], used[f"{weights}_ece"]
-        balanced = f"{used[f'{weights}_balanced_accuracy']:.2f} %"
-        yield "balanced accuracy", balanced, f"macro F1 {f1:.2f} %, calibration error {ece:.1f} %"
-    elif score == MAP:
-        f1, ece = used[f"{weights}_macro_f1"], used[f"{weights}_ece"]
-        yield "macro F1", f"{f1:.2f} %", f"thresholds of the other half of the images; calibration error {ece:.1f} %"
+    if f"{weights}_macro_f1" in used:
+        balanced = used.get(f"{weights}_{BALANCED_ACCURACY}", 0.0)
+        beside = {TOP1: f"balanced accuracy {balanced:.2f} %", MAP: "thresholds of the other half of the images"}.get(
+            score
+        )
+        ece = f"calibration error {used[f'{weights}_ece']:.1f} %"
+        yield "macro F1", f"{used[f'{weights}_macro_f1']:.2f} %", "; ".join(filter(None, (beside, ece)))
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
         yield "expected", f"{expected:g} %", f"{top1 - expected:+.2f} against {run.recipe.about.source}"
 
 
 def _score(run: Run) -> str:
-    """The accuracy of the run's images: `TOP1`, or `MAP` if multi-label."""
-    return MAP if run.recipe.data.multi_label else TOP1
+    """The score that compares epochs and weights; before the first evaluation `TOP1` or `MAP`."""
+    return main_score(run.evaluations[-1]) if run.evaluations else MAP if run.recipe.data.multi_label else TOP1
 
 
 def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
@@ -237,7 +237,7 @@ def _state(run: Run) -> str:
 
 
 def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
-    """Top-1, loss and learning rate over epochs, with the reference's curves if there are any."""
+    """Accuracy, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
         *_evaluated(run, f"raw_{_score(run)}", "raw", "raw"),
         *_evaluated(run, f"ema_{_score(run)}", "EMA", "ema"),
@@ -249,7 +249,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
         *_reference(reference, "train_loss", "reference", "own reference"),
     ]
     validation = [*_evaluated(run, "raw_loss", "raw", "raw"), *_evaluated(run, "ema_loss", "EMA", "ema")]
-    title = "Top-1", EPOCHS, "% of validation images"
+    title = SCORE_NAMES[_score(run)].capitalize(), EPOCHS, "% of validation images"
     if _score(run) == MAP:
         title = "mAP", EPOCHS, "mean average precision over classes, %"
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
@@ -302,10 +302,10 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 
 
 def reliability_chart(calibration: Calibration, multi_label: bool = False) -> Chart:
-    """Accuracy over confidence, of the softmax and, where it helps, after temperature scaling; the diagonal is perfect."""
+    """Accuracy over confidence, of the softmax and after temperature scaling; the diagonal is perfect."""
     plain = _series("sigmoid" if multi_label else "softmax", "raw", calibration.plain)
     series = [Series("perfect", "reference", [0, 100], [0, 100]), plain]
-    if calibration.scaled is not None and calibration.scaled.ece < calibration.plain.ece:
+    if calibration.scaled is not None:
         series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
     return Chart(
         "Reliability", "probability of a label, %" if multi_label else "confidence, %",

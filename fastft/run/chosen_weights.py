@@ -32,7 +32,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import PAIRED, SELECTION, WEIGHTS, best_evaluation, main_score, standard_error
+from fastft.run.evaluations import PAIRED, SELECTION, TOP1, WEIGHTS, best_evaluation, main_score, standard_error
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
@@ -114,9 +114,9 @@ def choose_weights(
     last = evaluations[-1]
     judged, what = (last[SELECTION], "left-out images") if SELECTION in last else (last, "images")
     kind, why = (EMA, "the moving average is the default") if EMA in last else (RAW, "there is no EMA")
-    images, evidence = int(judged[kind]["samples"]), {}
+    images, evidence, score = int(judged[kind]["samples"]), {}, main_score(last)
     if EMA in last and judged.get("disagreements"):
-        compared = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[main_score(last[EMA])])
+        compared = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[score])
         evidence = {**judged["disagreements"], "p_value": compared.p_value}
         if compared.gain > 0 and compared.p_value < SIGNIFICANT:
             ahead = f"its {compared.measure} is {compared.gain:.2f} points above the EMA's"
@@ -134,7 +134,7 @@ def choose_weights(
         "take": BEST if by_best else LAST,
         "kind": kind,
         "epoch": int(entry["epoch"]),
-        (score := main_score(entry[kind])): float(entry[kind][score]),
+        **{name: float(entry[kind][name]) for name in (score, TOP1) if name in entry[kind]},
         "reason": f"{why}; {when}",
         "evidence": {"samples": images, **evidence},
     }
@@ -150,13 +150,13 @@ def _against_probe(
 
     entry: the evaluation of the chosen weights. probe: the scores of the linear probe.
     """
-    kind, images, score = choice["kind"], choice["evidence"]["samples"], main_score(probe)
+    kind, images, scores = choice["kind"], choice["evidence"]["samples"], [s for s in PAIRED if s in choice]
     paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
     if paired:
-        delta = Comparison.of(paired, kind, PROBE, images, PAIRED[score])
+        delta = Comparison.of(paired, kind, PROBE, images, PAIRED[scores[0]])
     else:  # checkpoints of earlier versions do not say which images the probe classifies correctly
-        error = math.hypot(*(standard_error(s[score], s["samples"]) for s in (entry[kind], probe)))
-        delta = Comparison("accuracy", entry[kind][score] - probe[score], error, 1.0)
+        error = math.hypot(*(standard_error(s[scores[-1]], s["samples"]) for s in (entry[kind], probe)))
+        delta = Comparison("accuracy", entry[kind][scores[-1]] - probe[scores[-1]], error, 1.0)
     says = f"fine-tuning changes the {delta.measure} of the frozen-tower baseline by {delta.gain:+.2f} ± {delta.error:.2f} points"
     advice = "train longer, try --optim.lr three times larger and smaller, or another --model.image_size (auto tries several)"
     note = ""
@@ -164,7 +164,7 @@ def _against_probe(
         reason = (
             f"fine-tuning is worse than the probe: {delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
         )
-        choice |= {"take": PROBE, "kind": PROBE, score: float(probe[score]), "reason": reason}
+        choice |= {"take": PROBE, "kind": PROBE, "reason": reason} | {s: float(probe[s]) for s in scores}
         note = f"{says}, significantly: the baseline is used instead; {advice}"
     elif delta.gain <= delta.error:
         limit = "not significantly" if delta.gain < -delta.error else "within the standard error"

@@ -11,8 +11,10 @@ Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 SELECTION = "selection"  # the same of the images of `data.selection_share`, within an evaluation
 TOP1, BALANCED_ACCURACY, MAP = "top1", "balanced_accuracy", "map"
-SCORE_NAMES = {TOP1: "top-1", MAP: "mAP"}
-PAIRED = {TOP1: "accuracy", MAP: "share of images with the better labels"}  # compares weights image by image
+SCORE_NAMES = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "top-1", MAP: "mAP"}
+BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # shown after it
+# compares weights image by image
+PAIRED = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy", MAP: "share of images with the better labels"}
 
 
 class _Scores(Document):
@@ -67,14 +69,18 @@ def flatten(evaluation: Evaluation) -> dict[str, Any]:
     return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
 
 
-def main_score(scores: Mapping[str, Any]) -> str:
-    """The accuracy among the scores of an evaluation, or of an 'eval' line: `MAP` if multi-label."""
-    return MAP if any(name.split("_")[-1] == MAP for name in scores) else TOP1
+def main_score(evaluation: Mapping[str, Any]) -> str:
+    """The score that compares epochs and weights, of an evaluation or an 'eval' line."""
+    return str(evaluation.get("best_by", TOP1))
 
 
-def headline_score(line: Mapping[str, Any], score: str | None = None) -> float:
-    """A score of an 'eval' line (default: the main one): of the EMA weights if there are any, as in the paper, else raw."""
-    score = score or main_score(line)
+def describe_figures(scores: Mapping[str, Any]) -> str:
+    """The accuracy of chosen weights; of very unequal classes balanced accuracy, then top-1."""
+    return ", ".join(f"{name} {scores[score]:.2f} %" for score, name in SCORE_NAMES.items() if score in scores)
+
+
+def headline_score(line: Mapping[str, Any], score: str) -> float:
+    """A score of an 'eval' line: of the EMA weights if there are any, as in the paper, else raw."""
     averaged = f"ema_{score}"
     return float(line[averaged if averaged in line else f"raw_{score}"])
 
@@ -87,7 +93,7 @@ def selection_score(line: Mapping[str, Any]) -> float:
     """
     prefix = f"{SELECTION}_"
     selection = {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
-    return headline_score(selection or line, line.get("best_by"))
+    return headline_score(selection or line, main_score(line))
 
 
 def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

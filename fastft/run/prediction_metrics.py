@@ -3,6 +3,7 @@
 scikit-learn and SciPy are imported where they are used: they take a second, and only evaluations need them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import report_disk_errors
+from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1
 
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 EVEN = 0.5  # threshold of a label without images
@@ -19,7 +21,7 @@ HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is mea
 REJECTED_BELOW = 0.5, 0.7, 0.9, 0.95  # values of --min-probability in a report
 BINS = 15  # equal widths, as in the paper
 LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search, for logits
-TOLERANCE = 1e-3  # of the logarithm of the temperature
+LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/photos.md, Which weights are used
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,10 @@ def _percent(value: float) -> float | None:
     return None if np.isnan(value) else 100 * float(value)
 
 
-def imbalance(class_counts: Sequence[int]) -> float:
-    """Images of the largest class over those of the smallest that has any."""
-    present = [count for count in class_counts if count]
-    return max(present) / min(present)
+def deciding_score(multi_label: bool, class_counts: Sequence[int]) -> str:
+    """The score that compares epochs and weights. class_counts: training images by label."""
+    present = [count for count in class_counts if count] or [1]
+    return MAP if multi_label else BALANCED_ACCURACY if max(present) > IMBALANCED * min(present) else TOP1
 
 
 def describe_imbalance(class_counts: Sequence[int]) -> str:
@@ -206,13 +208,19 @@ class Reliability:
         gaps = np.abs(self.confidence - self.accuracy)
         return 100 * float((self.images * gaps).sum() / max(1, self.images.sum()))
 
+    @property
+    def ece_by_chance(self) -> float:
+        """The expected `ece` of a perfectly calibrated model with these confidences: of few images it is far from 0."""
+        variances = self.images * self.confidence * (1 - self.confidence)
+        return 100 * float(np.sqrt(2 / np.pi * variances).sum() / max(1, self.images.sum()))
+
 
 @dataclass(frozen=True)
 class Calibration:
     """Reliability of the softmax, and after temperature scaling; the latter is None if the logits were not kept.
 
     temperature: the one that fits all images; logits are to be divided by it. `scaled` is cross-fitted: each half of the
-    images is scaled by the temperature that fits the other half. rejected: see `reject`; scaled if that is better calibrated.
+    images is scaled by the temperature that fits the other half. rejected: see `reject`, with `scaled`.
     """
 
     plain: Reliability
@@ -229,13 +237,10 @@ def calibrate(p: Predictions) -> Calibration:
     shifted_NK = p.logits_NK - p.logits_NK.max(1, keepdims=True)
     scaled_N = np.empty(len(p.labels_N))
     for fitted, applied in (HALVES, HALVES[::-1]):
-        temperature, _ = fit_temperature(shifted_NK[fitted], p.labels_N[fitted])
+        temperature, _ = fit_temperature(shifted_NK[fitted], p.labels_N[fitted], spread=LOG_TEMPERATURE_SPREAD)
         scaled_N[applied] = 1 / np.exp(shifted_NK[applied] / temperature).sum(1)
-    temperature, _ = fit_temperature(shifted_NK, p.labels_N)
-    scaled = reliability(scaled_N, p.right_N)
-    return Calibration(
-        plain, temperature, scaled, reject(scaled_N if scaled.ece < plain.ece else p.confidence_N, p.right_N)
-    )
+    temperature, _ = fit_temperature(shifted_NK, p.labels_N, spread=LOG_TEMPERATURE_SPREAD)
+    return Calibration(plain, temperature, reliability(scaled_N, p.right_N), reject(scaled_N, p.right_N))
 
 
 def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, float, float | None], ...]:
@@ -249,19 +254,6 @@ def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, 
     return tuple(rows)
 
 
-def usable_temperature(scores: Mapping[str, float]) -> float | None:
-    """The temperature of an evaluation's scores; None if there is none, or it is not to be trusted on other images.
-
-    That is where it does not lower the cross-fitted calibration error, or the search ended at a limit, as it does where every
-    image is classified correctly.
-    """
-    temperature = scores.get("temperature")
-    if temperature is None or not scores["ece_scaled"] < scores["ece"]:
-        return None
-    low, high = (limit + sign * 10 * TOLERANCE for limit, sign in zip(LOG_TEMPERATURES, (1, -1), strict=True))
-    return temperature if low < np.log(temperature) < high else None
-
-
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
     """Bins of confidences; both arrays have the same shape, whatever it is."""
     confidence_N, right_N = confidence_N.ravel(), right_N.ravel()
@@ -272,24 +264,24 @@ def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
 
 
 def fit_temperature(
-    shifted_NK: np.ndarray, labels_N: np.ndarray, logs: tuple[float, float] = LOG_TEMPERATURES
+    shifted_NK: np.ndarray, labels_N: np.ndarray, logs: tuple[float, float] = LOG_TEMPERATURES, spread: float = math.inf
 ) -> tuple[float, float]:
     """(temperature with the smallest cross-entropy, that cross-entropy).
 
     shifted_NK: logits minus the largest one of each image; multi-label: labels_N (N, K), the logits themselves.
-    logs: smallest and largest logarithm of the temperature.
+    logs: smallest and largest logarithm of the temperature. spread: standard deviation of a normal prior of it, around 0.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     truth_N = None if labels_N.ndim == 2 else shifted_NK[np.arange(len(labels_N)), labels_N]
 
     def cross_entropy(log_temperature: float) -> float:
-        temperature = np.float32(np.exp(log_temperature))
+        temperature, prior = np.float32(np.exp(log_temperature)), (log_temperature / spread) ** 2 / 2 / len(labels_N)
         if truth_N is None:
             return float(np.mean(np.logaddexp(0, shifted_NK / temperature) - labels_N * (shifted_NK / temperature)))
-        return float(np.mean(np.log(np.exp(shifted_NK / temperature).sum(1)) - truth_N / temperature))
+        return float(np.mean(np.log(np.exp(shifted_NK / temperature).sum(1)) - truth_N / temperature)) + prior
 
-    smallest = minimize_scalar(cross_entropy, bounds=logs, method="bounded", options={"xatol": TOLERANCE})
+    smallest = minimize_scalar(cross_entropy, bounds=logs, method="bounded", options={"xatol": 1e-3})
     return float(np.exp(smallest.x)), float(smallest.fun)
 
 

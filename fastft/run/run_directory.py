@@ -232,7 +232,7 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
             if kind == "eval":
                 main = main_score(line)
                 weights = "ema" if f"ema_{main}" in line and f"raw_{main}" not in line else "raw"
-                for score in {main, "samples", line.get("best_by", main)}:
+                for score in (main, "samples"):
                     if f"{weights}_{score}" not in line:
                         raise ValueError(f"an 'eval' line has no '{weights}_{score}'")
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):

@@ -18,7 +18,7 @@ from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, 
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
 from fastft.run.evaluations import (
     BALANCED_ACCURACY,
-    MAP,
+    BESIDE,
     SCORE_NAMES,
     SELECTION,
     TOP1,
@@ -104,8 +104,7 @@ class Progress:
         if choice is None:
             return False
         judged = [entry.get(SELECTION, entry).get(choice["kind"]) for entry in self.evaluations]
-        best_by = self.evaluations[-1].get("best_by", TOP1)
-        scores = [scores[best_by] for scores in judged if scores is not None]
+        scores = [scores[main_score(self.evaluations[-1])] for scores in judged if scores is not None]
         return len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def best(self) -> dict[str, Any] | None:
@@ -167,35 +166,33 @@ def _describe_stop(progress: Progress, recipe: Recipe) -> str:
     return f"stopped after {epochs}: no gain in {count} (train.stop_when) on the {images}"
 
 
-def _figure(scores: Mapping[str, Any], best_by: str | None) -> str:
-    """The main score; with balanced accuracy, where that compares epochs and weights."""
-    balanced = f" (balanced {scores[BALANCED_ACCURACY]:.3f})" if best_by == BALANCED_ACCURACY else ""
-    return f"{scores[main_score(scores)]:.3f}{balanced}"
+def _figure(scores: Mapping[str, Any], score: str) -> str:
+    """The score that compares epochs and weights; where that is not top-1, with another in brackets."""
+    other, name = BESIDE[score]
+    return f"{scores[score]:.3f}" + ("" if score == TOP1 else f" ({name} {scores[other]:.3f})")
 
 
 def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
-    """The log line of an evaluation; with balanced accuracy, where the best epoch is chosen by it."""
-    best_by = evaluation.get("best_by")
-    score = MAP if best_by == MAP else TOP1
+    """The log line of an evaluation."""
+    score = main_score(evaluation)
 
     def listed(evaluated: Mapping[str, Any], images: str) -> str:
         by_name = {name: evaluated[weights] for weights, name in WEIGHTS.items() if weights in evaluated}
-        f1 = {name: f" (F1 {scores['macro_f1']:.3f})" if score == MAP else "" for name, scores in by_name.items()}
-        figures = ", ".join(f"{name} {_figure(scores, best_by)}{f1[name]}" for name, scores in by_name.items())
+        figures = ", ".join(f"{name} {_figure(scores, score)}" for name, scores in by_name.items())
         return f"{figures} % of {next(iter(by_name.values()))['samples']} {images}"
 
     left_out = f"; {listed(evaluation[SELECTION], 'left-out images')}" if SELECTION in evaluation else ""
     return f"epoch {evaluation['epoch']}: {SCORE_NAMES[score]} {listed(evaluation, 'images')}{left_out}"
 
 
-def describe_baseline(baseline: Mapping[str, Any], best_by: str) -> str:
+def describe_baseline(baseline: Mapping[str, Any], score: str) -> str:
     """The log line of a head that starts from ridge regression."""
     took = f" in {format_duration(baseline['seconds'])}" if "seconds" in baseline else ""
     made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images{took}"
     if "raw" not in baseline:
         return made
-    raw, score = baseline["raw"], main_score(baseline["raw"])
-    figure = f"{SCORE_NAMES[score]} {_figure(raw, best_by)} % of {raw['samples']} images"
+    raw = baseline["raw"]
+    figure = f"{SCORE_NAMES[score]} {_figure(raw, score)} % of {raw['samples']} images"
     return f"{made}: {figure}, the baseline that fine-tuning must beat"
 
 
@@ -213,11 +210,8 @@ def conclusion(result: dict[str, Any]) -> str:
     stopped = f"{result['stopped']}; " if "stopped" in result else ""
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
-    used, score, figure = (
-        result["weights"],
-        main_score(result["weights"]),
-        partial(_figure, best_by=last.get("best_by")),
-    )
+    used, score = result["weights"], main_score(last)
+    figure = partial(_figure, score=score)
     is_probe = used["kind"] == PROBE
     baseline = result.get("baseline", {}).get("raw")
     chosen = baseline if is_probe else (best if used["take"] == BEST else last)[used["kind"]]

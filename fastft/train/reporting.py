@@ -26,7 +26,7 @@ from fastft.machine.processes import World
 from fastft.model import count_flops
 from fastft.optim.schedule import recipe_warnings
 from fastft.recipe import describe_choice
-from fastft.run.evaluations import SELECTION, flatten
+from fastft.run.evaluations import BALANCED_ACCURACY, SELECTION, flatten
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import read_metrics, write_choices, write_recipe
@@ -144,7 +144,7 @@ class Reporter:
             self.say(f"warning: {warning}")
         if decision.is_worth_a_line:
             self.say(decision.describe())
-        if s.validation.loader is not None and s.validation.is_imbalanced:
+        if s.validation.loader is not None and s.validation.best_by == BALANCED_ACCURACY:
             self.say(describe_imbalance(s.loader.class_counts))
         if recipe.data.selection_share:
             left_out = s.validation.loaders[-1].num_samples

@@ -9,8 +9,7 @@ from fastft.evaluate.scores import Scores, evaluate
 from fastft.machine.precision import Precision
 from fastft.machine.processes import World
 from fastft.recipe import Recipe
-from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1
-from fastft.run.prediction_metrics import IMBALANCED, imbalance
+from fastft.run.prediction_metrics import deciding_score
 from fastft.train.step import Step
 
 KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
@@ -36,8 +35,7 @@ class Validation:
         self.loaders, self.loader = loaders, loaders[0] if loaders else None
         self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
         self.only_ema, self.num_classes = recipe.train.eval_weights == "ema", recipe.data.num_classes
-        self.is_imbalanced = not recipe.data.multi_label and imbalance(class_counts) > IMBALANCED
-        self.best_by = MAP if recipe.data.multi_label else BALANCED_ACCURACY if self.is_imbalanced else TOP1
+        self.best_by = deciding_score(recipe.data.multi_label, class_counts)
 
     def evaluate_step(self, step: Step) -> tuple[dict[str, Scores], dict[str, Scores] | None]:
         """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.

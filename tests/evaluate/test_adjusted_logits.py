@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import fastft
 from beton_tools.base.errors import UserError
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
@@ -22,6 +23,9 @@ from fastft.evaluate.trained import adjust_logits, load_trained, log_shares, sca
 from fastft.export import FORMATS, export_checkpoint
 from fastft.export.card import _temperature
 from fastft.export.to_safetensors import load
+from fastft.report.run_report import headline
+from fastft.run.run_directory import load_run
+from fastft.train.progress import describe_evaluation
 from tests.export.test_export import CLIP, OUTS
 from tests.train.runs import logged, result_of, run
 from tests.written import make_checkpoint, write_crops
@@ -46,6 +50,10 @@ def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imba
     lines = logged(imbalanced / "run", "eval")
     assert {line["best_by"] for line in lines} == {"balanced_accuracy"}
     assert [line["ema_balanced_accuracy"] for line in lines] == scores
+    figures = f"balanced accuracy {scores[-1]:.2f} %, top-1 {result['last']['ema']['top1']:.2f} %"
+    assert figures in repr(fastft.load(imbalanced / "run"))
+    assert headline(load_run(imbalanced / "run"))[0]["label"] == "EMA balanced accuracy"
+    assert describe_evaluation(result["last"]).startswith("epoch 2: balanced accuracy raw ")
 
 
 def test_a_balanced_run_is_judged_by_top1(whole):
@@ -82,7 +90,8 @@ def test_outputs_without_training_images_are_not_preferred():
 def test_prediction_and_export_are_adjusted_as_the_evaluation_is(imbalanced, tmp_path, capsys):
     image = imbalanced / "images/coffee/00.jpg"
     plain, adjusted = (
-        next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on).predict([image])) for on in (False, True)
+        next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on, temperature=False).predict([image]))
+        for on in (False, True)
     )
     ratio = np.divide(*adjusted.probabilities) / np.divide(
         *[plain.probabilities[plain.classes.index(name)] for name in adjusted.classes]
@@ -144,13 +153,6 @@ def test_predict_applies_it_says_so_and_can_be_told_not_to(tmp_path, photo, caps
     for extra, says in (([], True), (["--no-temperature"], False)):
         assert main([*command, *extra]) == 0
         assert (line in capsys.readouterr().err) == says
-
-
-@pytest.mark.parametrize("worse", [{"ece_scaled": 9.0}, {"temperature": float(np.exp(-4))}])
-def test_it_is_not_used_where_other_images_get_worse(tmp_path, photo, worse):
-    make_checkpoint(tmp_path, dict(CLIP), FITTED | worse)
-    assert predicted(tmp_path / "run", photo) == predicted(tmp_path / "run", photo, temperature=False)
-    assert load_trained(tmp_path / "run", CPU).temperature_record == {}
 
 
 @pytest.mark.parametrize("format", FORMATS)

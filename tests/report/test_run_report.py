@@ -60,8 +60,7 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
     assert shown["expected"]["value"] == "85.7 %"
 
 
-@pytest.mark.parametrize("scaled", [20.0, 5.0])
-def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(run_folder, scaled, capsys):
+def test_the_calibration_error_is_shown_with_and_without_the_temperature_and_by_chance(run_folder, capsys):
 
     def with_error(percent: float) -> Reliability:
         return Reliability(np.array([10]), np.array([0.5 + percent / 100]), np.array([0.5]))
@@ -69,17 +68,16 @@ def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(run_f
     found = assessment_of(
         Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
     )
-    calibration = Calibration(with_error(10), 1.5, with_error(scaled))
-    scores = found.scores | {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5}
+    calibration = Calibration(with_error(10), 1.5, with_error(5))
+    temperature = {"ece": 10.0, "ece_scaled": 5.0, "temperature": 1.5, "ece_by_chance": 7.0}
+    scores = found.scores | temperature
     page = render_run(load_run(run_folder), assessment=replace(found, scores=scores, calibration=calibration))
     figures = dict.fromkeys(("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0)
-    scores = {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5, "ranked_classes": 0}
-    print_evaluation(figures | scores | {"classes": [], "confusions": []}, Console())
+    print_evaluation(figures | temperature | {"ranked_classes": 0, "classes": [], "confusions": []}, Console(width=300))
     names = [series.name for series in reliability_chart(calibration).series]
-    helps = scaled < 10
-    assert ("temperature 1.500" in page, "temperature does not lower" in page) == (helps, not helps)
-    assert ("temperature 1.50, ECE 5.0 %" in names, len(names)) == (helps, 2 + helps)
-    assert ("at temperature 1.500" in capsys.readouterr().out) == helps
+    assert "temperature 1.500" in page and "a perfectly calibrated model has 7.00&nbsp;%" in page
+    assert names == ["perfect", "softmax, ECE 10.0 %", "temperature 1.50, ECE 5.0 %"]
+    assert "error 10.000 % (5.000 % at temperature 1.500; by chance 7.000 %)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])

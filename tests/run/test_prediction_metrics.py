@@ -18,16 +18,15 @@ from fastft.run.prediction_metrics import (
     calibrate,
     class_metrics,
     confusion_counts,
+    deciding_score,
     describe_imbalance,
     fit_temperature,
-    imbalance,
     largest_confusions,
     macro_f1,
     mean_average_precision,
     reject,
     reliability,
     sigmoid,
-    usable_temperature,
 )
 from tests.written import predictions_of
 
@@ -74,8 +73,9 @@ def test_the_largest_confusions_are_cells_of_the_matrix(predictions):
     assert [images for *_, images in found] == sorted((images for *_, images in found), reverse=True)
 
 
-def test_imbalance_is_of_the_classes_that_have_images():
-    assert imbalance([120, 0, 10]) == 12
+def test_balanced_accuracy_compares_where_classes_that_have_images_are_very_unequal():
+    deciding = [deciding_score(False, counts) for counts in ([120, 0, 10], [100, 0, 10])]
+    assert deciding == ["balanced_accuracy", "top1"]
     assert "10 to 120 training images" in describe_imbalance([120, 0, 10])
 
 
@@ -116,17 +116,17 @@ def test_the_scaled_error_of_each_half_is_from_the_temperature_of_the_other():
     assert found.scaled is not None and found.scaled.ece > 45
 
 
-def test_a_temperature_is_used_unless_other_images_get_worse_or_it_is_a_limit_of_the_search():
-    """Where every image is right, the cross-entropy falls without end towards temperature 0."""
-    drawn = calibrated(500, 5, 4.0)
-    assert drawn.logits_NK is not None
-    for p, used in ((drawn, True), (predictions_of(drawn.logits_NK, drawn.predicted_N), False)):
-        found = calibrate(p)
-        assert found.temperature is not None and found.scaled is not None
-        scores = {"temperature": found.temperature, "ece": found.plain.ece, "ece_scaled": found.scaled.ece}
-        assert (usable_temperature(scores) is not None) == used, scores
-        assert usable_temperature(scores | {"ece_scaled": scores["ece"]}) is None
-    assert usable_temperature({}) is None
+def test_few_images_move_the_temperature_less():
+    """Where every image is right, the cross-entropy falls without end towards temperature 0, and the prior ends it."""
+    few, many = calibrated(30, 5, 4.0), calibrated(3000, 5, 4.0)
+    assert 1 < calibrate(few).temperature < 0.8 * calibrate(many).temperature < 4
+    assert 0.3 < calibrate(predictions_of(few.logits_NK, few.predicted_N)).temperature < 1
+
+
+def test_a_perfectly_calibrated_model_has_the_calibration_error_of_chance():
+    confidence, rng = np.random.default_rng(1).beta(4, 2, 60), np.random.default_rng(2)
+    drawn = [reliability(confidence, rng.random(60) < confidence).ece for _ in range(300)]
+    assert reliability(confidence, np.zeros(60)).ece_by_chance == pytest.approx(np.mean(drawn), rel=0.1)
 
 
 def test_without_logits_there_is_no_temperature():

@@ -74,7 +74,7 @@ def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probe
     assert main(["predict", str(probed), str(photo), "--weights=probe", "--device=cpu"]) == 0
     assert "using the pretrained tower with the head of the linear probe" in capsys.readouterr().err
     assert main(["export", str(probed), "--weights=probe", "--format=safetensors", f"--out={out}"]) == 0
-    assert f"Head of the linear probe: {result['baseline']['raw']['top1']:.3f} %." in Path(f"{out}.md").read_text()
+    assert f"linear probe: top-1 {result['baseline']['raw']['top1']:.3f} %." in Path(f"{out}.md").read_text()
     assert main(["average", "start", str(probed), "--alpha=0", f"--out={tmp_path / 'start'}", "--device=cpu"]) == 0
     assert torch.equal(load_trained(tmp_path / "start", torch.device("cpu")).model.head.weight, stored["head.weight"])
 
