@@ -187,19 +187,15 @@ class BetonSet(SampleTable):
     def content(self) -> dict[str, Any]:
         """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie.
 
-        `checksum` only of a subset, or if every file has a manifest; `files` (names), `file_samples` and `file_checksums` only
-        of several files.
+        `files`: their names. `identities`: of the files. `checksum`: only of a subset, or if every file has a manifest.
         """
         checksums = [c.checksum for c in self.classes]
-        content: dict[str, Any] = {"num_samples": self.num_samples}
+        content: dict[str, Any] = {"num_samples": self.num_samples, "files": [beton.path.name for beton in self.files]}
+        content["identities"] = [beton.identity() for beton in self.files]
         if None not in checksums:
             joined = "".join(map(str, checksums))
             several = hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
             content["checksum"] = checksums[0] if len(checksums) == 1 else several
-        if len(self.files) > 1:
-            content["files"] = [beton.path.name for beton in self.files]
-            content["file_samples"] = [beton.num_samples for beton in self.files]
-            content["file_checksums"] = checksums
         return content
 
     @property

@@ -28,6 +28,7 @@ VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
+_IDENTIFYING = 16  # images whose bytes identify a file, beside its tables
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
 # number of pixels would make readers allocate gigabytes for nothing.
 MAX_PIXELS_PER_BYTE = 1024
@@ -201,6 +202,18 @@ class Beton(SampleTable):
         return UserError(
             f"{self.path}: changed while it was in use ({what}); restore it, or write it again with `fastft convert`"
         )
+
+    def identity(self) -> int:
+        """CRC-32 of the tables, the labels and the bytes of some images: another file of as many images has another one.
+
+        Raw images of one size have the same tables, whatever they show.
+        """
+        labels = () if self.label_sets is None else (self.label_sets,)
+        images = map(self.image_bytes, np.linspace(0, len(self) - 1, _IDENTIFYING, dtype=int).tolist())
+        crc = zlib.crc32(self.metadata.view(np.uint8))
+        for part in (self.sizes, *labels, *images):
+            crc = zlib.crc32(part.data, crc)
+        return crc
 
     def tables_crc32(self) -> int:
         """CRC-32 of everything but the pages: header, field descriptors and metadata, then the allocation table."""

@@ -24,6 +24,8 @@ RESUMABLE_OPTIONS = {
     "schedule.stop_epoch", "about.top1", "about.source",
 }  # fmt: skip
 WEIGHTS_FILES = ("model.weights", "model.head")
+IMAGES = {"num_samples", "identities", "checksum"}  # of `BetonSet.content`: equal if the images are
+LISTED = 4  # changed files
 
 
 def shared_options(recipe: Recipe) -> str:
@@ -34,11 +36,13 @@ def shared_options(recipe: Recipe) -> str:
 def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path) -> None:
     """Compare a checkpoint's state with the run that is to continue it (`current`, from `describe_model`).
 
-    Raises UserError: another recipe, architecture, training file or set of classes; the message names what differs.
+    Raises UserError: another recipe, architecture, file of images or set of classes; the message names what differs.
     """
     refuse_changed_recipe(stored["recipe"], recipe, folder)
     refuse_changed_arch(stored["arch"], current["arch"], folder)
-    refuse_changed_data(stored.get("data", {}), current["data"], folder)
+    then, now = stored.get("data", {}), current["data"]
+    refuse_changed_data("data.train", then, now, folder)
+    refuse_changed_data("data.val", then.get("val", {}), now["val"], folder)
     refuse_other_classes(current["classes"], stored["classes"], str(recipe.data.train))
 
 
@@ -68,24 +72,17 @@ def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], fold
         raise UserError(f"{folder} was trained with another architecture ({listing}); use another --train.run_dir")
 
 
-def refuse_changed_data(stored: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
-    """Raise UserError if the training files differ from the checkpoint's: the order of samples depends on them.
+def refuse_changed_data(option: str, stored: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if other images than in the checkpoint are trained or evaluated on; the files may have moved.
 
-    stored, current: `BetonSet.content`; stored may lack entries. Files may have other names.
+    option: names the files. stored, current: `BetonSet.content`; {}: none. Earlier versions stored less.
     """
-    advice = "use the same files in the same order, or another --train.run_dir"
-    for key in ("file_samples", "file_checksums") if stored else ():
-        then, now = stored.get(key), current.get(key)
-        if then == now:
-            continue
-        if not (isinstance(then, list) and isinstance(now, list) and len(then) == len(now)):
-            counts = [len(value) if isinstance(value, list) else 1 for value in (then, now)]
-            raise UserError(f"{folder} was trained on {counts[0]} files, there are {counts[1]}; {advice}")
-        name = current["files"][next(k for k in range(len(now)) if now[k] != then[k])]
-        raise UserError(f"{folder} was trained on other data ({name} differs); {advice}")
-    for key, value in stored.items():
-        if key != "files" and current.get(key, value) != value:
-            raise UserError(
-                f"{folder} was trained on other data ({key} {value} -> {current[key]}); use the same file, or another "
-                "--train.run_dir"
-            )
+    if not (stored and current):
+        return
+    count, names = len(stored.get("files", [""])), current["files"]
+    if count == len(names) and all(current.get(key, stored[key]) == stored[key] for key in stored.keys() & IMAGES):
+        return
+    files = zip(names, stored.get("identities", ()), current["identities"], strict=False)
+    changed = ", ".join([name for name, then, now in files if then != now][:LISTED]) or "its images"
+    what = f"{changed} changed" if count == len(names) else f"{count} files became {len(names)}"
+    raise UserError(f"{option}: {what} since {folder} was begun; put the old data back, or use another --train.run_dir")

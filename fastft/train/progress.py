@@ -125,7 +125,8 @@ def describe_model(
 ) -> dict[str, Any]:
     """The part of a checkpoint's state that is constant in a run, as JSON values.
 
-    class_counts: training images by label.
+    data: `BetonSet.content` of the training images, and as its `val` of the validation images. class_counts: training images
+    by label.
 
     It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
     """

@@ -170,7 +170,7 @@ def build_setup(
     step = _build_step(recipe, model, ema, world, precision, micro_batches.count)
     progress = Progress()
     if checkpoints.exist:
-        current = describe_run(recipe, model, loader)
+        current = describe_run(recipe, model, loader, validation)
         refuse = partial(refuse_other_run, recipe=recipe, current=current, folder=folder)
         progress = checkpoints.restore(step, loader.steps_per_epoch, refuse)
 
@@ -203,9 +203,12 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     return replace(setup, micro_batches=halves)
 
 
-def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:
+def describe_run(
+    recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation
+) -> dict[str, Any]:
     """The constant part of a checkpoint's state."""
-    return describe_model(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts)
+    data = loader.content | {"val": {} if recipe.data.val is None else validation.loaders[0].content}
+    return describe_model(recipe, model.visual.arch, loader.class_names, data, loader.class_counts)
 
 
 def _open_training_files(recipe: Recipe) -> BetonSet:

@@ -190,7 +190,7 @@ class Trainer:
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
         self.progress.logged = self.reporter.meter.state_dict()
-        run = describe_run(self.recipe, self.step.model, s.loader)
+        run = describe_run(self.recipe, self.step.model, s.loader, s.validation)
         s.checkpoints.save(self.step, self.progress, self.global_step, run, best)
         self.reporter.checkpoint(time.monotonic() - began, self.global_step)
 

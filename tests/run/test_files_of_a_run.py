@@ -44,30 +44,29 @@ def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts, tmp_pa
     assert differing(end(tmp_path / "run"), end(tmp_path / "undisturbed")) == []
 
 
-CONTENT = {
-    "num_samples": 9, "checksum": "c", "files": ["a", "b"], "file_samples": [4, 5], "file_checksums": ["x", "y"],
-}  # fmt: skip
+CONTENT = {"num_samples": 9, "files": ["a", "b"], "identities": [4, 5], "checksum": "c"}
+OLD = {"num_samples": 9, "checksum": "c", "files": ["a", "b"], "file_samples": [4, 5], "file_checksums": ["x", None]}
 
 
+@pytest.mark.parametrize("stored", [CONTENT, OLD])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"file_samples": [5, 4], "file_checksums": ["y", "x"]}, "a differs"),
-        ({"file_checksums": ["x", "z"], "checksum": "d"}, "b differs"),
-        ({"file_samples": [4, 4, 1], "file_checksums": ["x", "y", "z"]}, "2 files, there are 3"),
-        ({"file_samples": None, "file_checksums": None}, "2 files, there are 1"),
+        ({"identities": [5, 4], "checksum": "d"}, "(a, b|its images) changed"),
+        ({"identities": [4, 6], "checksum": "d"}, "(b|its images) changed"),
+        ({"files": ["a", "b", "c"], "identities": [4, 5, 6]}, "2 files became 3"),
+        ({"files": ["a"], "identities": [4]}, "2 files became 1"),
+        ({"num_samples": 8}, "its images changed"),
     ],
 )
-def test_resuming_on_changed_files_is_one_line(changes, words):
-    found = {key: value for key, value in (CONTENT | changes).items() if value is not None}
-    with pytest.raises(UserError, match=words):
-        refuse_changed_data(CONTENT, found, Path("run"))
+def test_resuming_on_changed_files_is_one_line(stored, changes, words):
+    with pytest.raises(UserError, match=f"data.val: {words} since run was begun"):
+        refuse_changed_data("data.val", stored, CONTENT | changes, Path("run"))
 
 
-def test_files_may_move_and_have_other_names():
-    refuse_changed_data(CONTENT, CONTENT | {"files": ["c", "d"]}, Path("run"))
-    refuse_changed_data({}, CONTENT, Path("run"))
-    one = {"num_samples": 9, "checksum": "c"}
-    refuse_changed_data(one, one, Path("run"))
-    with pytest.raises(UserError, match="1 files, there are 2"):
-        refuse_changed_data(one, CONTENT, Path("run"))
+def test_files_may_move_and_runs_of_earlier_versions_go_on():
+    one = CONTENT | {"files": ["a"], "identities": [4]}
+    for stored, current in (
+        (CONTENT, CONTENT | {"files": ["c", "d"]}), ({}, CONTENT), (CONTENT, {}), (OLD, CONTENT), ({"num_samples": 9}, one),
+    ):  # fmt: skip
+        refuse_changed_data("data.train", stored, current, Path("run"))

@@ -46,6 +46,16 @@ def test_files_of_ffcvs_own_writer(tmp_path, mode):
         assert difference.mean() < (0.1 if mode == "raw" else 8)
 
 
+def test_raw_images_of_one_size_identify_a_file_whose_tables_are_equal(tmp_path):
+    fields, photos, betons = {"image": RGBImageField("raw"), "label": IntField()}, Photos(), []
+    for path in (tmp_path / "a.beton", tmp_path / "b.beton"):
+        DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(photos)
+        betons.append(Beton.open(path))
+        photos.images = [image[::-1].copy() for image in photos.images]
+    assert betons[0].tables_crc32() == betons[1].tables_crc32()
+    assert betons[0].identity() == Beton.open(betons[0].path).identity() != betons[1].identity()
+
+
 def test_a_file_with_more_fields_than_ours(tmp_path):
     path, photos = tmp_path / "ffcv.beton", Photos(2.5, {"caption": "a cup"})
     fields = {"picture": RGBImageField("raw"), "class": IntField(), "weight": FloatField(), "note": JSONField()}
