@@ -18,6 +18,7 @@ from fastft.cost.price import MACHINE_GPUS, CostQuery, Overheads, estimate, form
 from fastft.cost.published import PAPER_HOURS
 from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
+from fastft.jobs.sweep import as_published
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
 from fastft.model.timm_arch import pretrained_cfg
@@ -26,7 +27,6 @@ from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import RECIPES, TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
-from fastft.sweep import as_published
 
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}

@@ -13,11 +13,11 @@ from beton_tools.base.console import markdown_table
 from fastft.cost.price import predict
 from fastft.cost.published import PAPER_HOURS
 from fastft.cost.roofline import K
+from fastft.jobs.sweep import as_published, plan_runs
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import read_recipe
 from fastft.recipe.tables import Row, Sweep, load_sweep
-from fastft.sweep import as_published, plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

@@ -13,16 +13,16 @@ __version__ = "0.3.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from fastft.api import TrainedRun, fit, load
     from fastft.augment.policies import AugmentPolicy, parse_policy
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
     from fastft.evaluate.prediction import Prediction, Predictor
+    from fastft.jobs.fit import TrainedRun, fit, load
     from fastft.recipe import Recipe, load_recipe
 
 _MODULES = {
     "augment.policies": ("AugmentPolicy", "parse_policy"),
-    "api": ("TrainedRun", "fit", "load"),
+    "jobs.fit": ("TrainedRun", "fit", "load"),
     "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
     "data.order": ("Shard",),
     "evaluate.prediction": ("Prediction", "Predictor"),

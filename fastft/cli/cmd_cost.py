@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     rows = None
     if any(map(is_table, args.files)):
-        from fastft.sweep import read_trainings  # seconds of imports that recipes do not need
+        from fastft.jobs.sweep import read_trainings  # seconds of imports that recipes do not need
 
         recipes, rows = read_trainings(args.files, args.overrides)
     else:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.sweep import run_sweeps
+    from fastft.jobs.sweep import run_sweeps
 
     outcomes = run_sweeps(list(map(open_sweep, args.sweeps)), args.overrides, args.out, make_console())
     return int(any(outcome.error for outcome in outcomes))

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; an interruption after which the run can be continued says with which command."""
-    from fastft.train_recipe import train_recipe
+    from fastft.jobs.train_recipe import train_recipe
 
     try:
         train_recipe(load_recipe(args.recipe, args.overrides), make_console())

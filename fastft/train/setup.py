@@ -203,9 +203,7 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     return replace(setup, micro_batches=halves)
 
 
-def describe_run(
-    recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation
-) -> dict[str, Any]:
+def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation) -> dict[str, Any]:
     """The constant part of a checkpoint's state."""
     data = loader.content | {"val": {} if recipe.data.val is None else validation.loaders[0].content}
     return describe_model(recipe, model.visual.arch, loader.class_names, data, loader.class_counts)

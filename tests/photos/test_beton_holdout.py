@@ -16,11 +16,11 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.jobs.train_recipe import train_recipe as train
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.photos.same_images import as_source, content_ids
 from fastft.recipe import Recipe, load_recipe
-from fastft.train_recipe import train_recipe as train
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.photos.test_prepare import QUIET, prepared, said_of, split_of, with_words
 from tests.train.runs import differing, end, losses

@@ -84,7 +84,7 @@ def test_a_folder_is_evaluated_on_the_background_of_the_training(run, tmp_path, 
     recipe = run.predictor.trained.recipe.with_option("data.background", "black")
     monkeypatch.setattr(run.predictor, "trained", replace(run.predictor.trained, recipe=recipe))
     monkeypatch.setattr(
-        "fastft.api.evaluate_checkpoint",
+        "fastft.evaluate.evaluation.evaluate_checkpoint",
         lambda _, path, *__, **___: {"pixels": decode_sample(Beton.open(path), 0).max()},
     )
     assert run.evaluate(tmp_path)["pixels"] == 0

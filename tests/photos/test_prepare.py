@@ -23,12 +23,12 @@ from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.augment.draw import draw_plan
 from fastft.cli import main
+from fastft.jobs.train_recipe import train_recipe as train
 from fastft.photos import prepare, state
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.run_directory import lock_run
-from fastft.train_recipe import train_recipe as train
 from tests.photos.conftest import CLASSES
 from tests.train.runs import differing, end
 from tests.train.test_distributed import launch

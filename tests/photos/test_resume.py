@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from fastft.jobs.train_recipe import train_recipe as train
 from fastft.recipe import automatic, load_recipe
 from fastft.run.checkpoint import list_checkpoints, step_of
 from fastft.run.run_directory import load_run, read_choices
-from fastft.train_recipe import train_recipe as train
 from tests.train.runs import differing, end, losses, rewind
 
 QUIET = Console(quiet=True)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from fastft.evaluate.prediction import Predictor
+from fastft.jobs.sweep import run_key
 from fastft.machine.exits import Preempted
 from fastft.photos.prepare import LEAST_LONG_SIDE, _options
 from fastft.recipe import load_recipe
 from fastft.recipe.automatic import PROBED_SIZES
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_choices
-from fastft.sweep import run_key
 from fastft.train import head_start, image_size, setup
 from fastft.train.image_size import Probe
 from tests.train.runs import differing, end, flags, result_of, rewind, run

@@ -73,7 +73,9 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit_but_not_with_other_
         converted(Path(tiny[f"data.{name}"]).with_suffix(""), file, coffee="astronaut", astronaut="coffee")
         manifest_path(file).unlink()
         assert main(command) == 2
-        said = f"fastft train: data.{name}: {name}.beton changed since {folder} was begun; put the old data back, or use"
+        said = (
+            f"fastft train: data.{name}: {name}.beton changed since {folder} was begun; put the old data back, or use"
+        )
         assert capsys.readouterr().err.startswith(said)
         kept.rename(file).touch()
     moved = files["val"].rename(tmp_path / "moved.beton")

@@ -27,12 +27,12 @@ from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Predictor
 from fastft.evaluate.trained import load_trained
 from fastft.export import export_checkpoint
+from fastft.jobs.train_recipe import train_recipe
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
 from fastft.report.run_report import write_run_page
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.reporting import Reporter
-from fastft.train_recipe import train_recipe
 from tests.train.runs import QUIET, differing, end, losses
 from tests.train.test_distributed import close, launch, said_by
 

@@ -7,11 +7,11 @@ import pytest
 
 from beton_tools.base.typed_json import check
 from beton_tools.read.beton_set import BetonSet
+from fastft.jobs.sweep import PlannedRun, read_result
 from fastft.recipe import load_recipe
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import StoredEvaluation, best_evaluation
 from fastft.run.run_directory import load_run
-from fastft.sweep import PlannedRun, read_result
 from fastft.train.progress import Progress
 from fastft.train.setup import take_selection
 from tests.train.runs import differing, end, flags, losses, result_of, run

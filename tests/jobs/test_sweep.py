@@ -9,11 +9,11 @@ from rich.console import Console
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
+from fastft.jobs.sweep import Outcome, plan_runs, print_report, read_result, run_key, run_sweeps
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import open_sweep
 from fastft.recipe.tables import load_sweep
 from fastft.run.run_directory import read_metrics
-from fastft.sweep import Outcome, plan_runs, print_report, read_result, run_key, run_sweeps
 from tests.refusals import refuses
 from tests.written import write_crops
 

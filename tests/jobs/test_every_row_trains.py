@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastft.jobs.sweep import plan_runs
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
 from fastft.recipe.tables import load_sweep
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
-from fastft.sweep import plan_runs
 from fastft.train.train import train
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,7 @@
-"""`fastft.fit`: a training from Python, and what the commands do with its run directory."""
+"""`fastft.fit`: a training from Python, and what the commands do with its run directory.
+
+Each function imports what it alone needs: together that takes seconds.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,19 +12,12 @@ from typing import Any
 
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
-from beton_tools.sources import open_source
-from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
-from fastft.export import export_checkpoint
-from fastft.photos.paths import needs_conversion
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
-from fastft.report.run_report import write_run_page
 from fastft.run.chosen_weights import describe_weights
 from fastft.run.evaluations import describe_figures
 from fastft.run.run_directory import read_result
-from fastft.train_recipe import train_recipe
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,6 +79,11 @@ class TrainedRun:
         Raises:
             UserError: no such images, or images of other classes.
         """
+        from beton_tools.sources import open_source
+        from beton_tools.write.writer import WriteOptions, write_beton
+        from fastft.evaluate.evaluation import evaluate_checkpoint
+        from fastft.photos.paths import needs_conversion
+
         if options.get("csv") is not None:
             options["csv"] = Path(options["csv"])
         if data is None or not needs_conversion(str(data)):
@@ -104,6 +105,8 @@ class TrainedRun:
         Raises:
             UserError: an unknown format, one that cannot hold the model, or `path` is in the way.
         """
+        from fastft.export import export_checkpoint
+
         if format not in EXPORT_FORMATS:
             raise UserError(f"no export format {format!r}; give {', '.join(EXPORT_FORMATS)}")
         return export_checkpoint(self.folder, format, Path(path)).path
@@ -114,6 +117,8 @@ class TrainedRun:
         Raises:
             UserError: `path` cannot be written.
         """
+        from fastft.report.run_report import write_run_page
+
         return write_run_page(self.folder, None if path is None else Path(path))
 
 
@@ -138,6 +143,8 @@ def fit(
         Preempted: stopped by a signal after a checkpoint; the same call continues.
         KeyboardInterrupt: Ctrl-C, after a checkpoint if the first step has begun.
     """
+    from fastft.jobs.train_recipe import train_recipe
+
     console = make_console(quiet=quiet)
     loaded = load_recipe(recipe, {**(options or {}), **short})
     folder, _ = train_recipe(loaded, console)
