@@ -13,7 +13,7 @@ __version__ = "0.3.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from fastft.augment.policies import AugmentPolicy, parse_policy
+    from fastft.augment.policies import AugmentPolicy
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
     from fastft.evaluate.prediction import Prediction, Predictor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastft.recipe import Recipe, load_recipe
 
 _MODULES = {
-    "augment.policies": ("AugmentPolicy", "parse_policy"),
+    "augment.policies": ("AugmentPolicy",),
     "jobs.fit": ("TrainedRun", "fit", "load"),
     "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
     "data.order": ("Shard",),
@@ -31,7 +31,7 @@ _MODULES = {
 # imported when first used; the training function is `train` of `fastft.train.train`
 __all__ = [
     "AsTuples", "AugmentPolicy", "Batch", "EvalLoader", "Output", "Prediction", "Predictor", "Recipe", "Shard",
-    "TrainLoader", "TrainedRun", "fit", "load", "load_recipe", "parse_policy",
+    "TrainLoader", "TrainedRun", "fit", "load", "load_recipe",
 ]  # fmt: skip
 
 

@@ -83,16 +83,17 @@ AutoAugment = RandAugment | AugMix | ThreeAugment | None
 class AugmentPolicy:
     """Everything that determines the distribution of plans, and how pixels are filled and normalised.
 
-    `crop` is "rrc" (random resized crop: share of area in `scale`, aspect in `ratio`) or "src" (DeiT
-    III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window). `mean`
-    and `std` are per channel in 0..1. `crop_pct`: of evaluation, the centre crop's share of the resized short side.
+    `augment` is timm's RandAugment string, "3aug", "augmix", each with its keys, or "none". `crop` is "rrc" (random resized
+    crop: share of area in `scale`, aspect in `ratio`) or "src" (DeiT III's simple crop: short side to the output size,
+    reflect-padded by 4 pixels, random window). `mean` and `std` are per channel in 0..1. `crop_pct`: of evaluation, the
+    centre crop's share of the resized short side.
 
     The image is mirrored with probability `hflip` and `vflip`, turned by 0, 90, 180 or 270 degrees with `quarter_turns`, and,
     after `augment`, its brightness, contrast and saturation are changed by factors of 1 +- `color_jitter` in random order with
     `color_jitter_prob`, as timm's `color_jitter` does.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: `augment` is invalid, or a value is out of range; the message names it.
     """
 
     augment: str = "rand-m9-mstd0.5-inc1"
@@ -146,18 +147,9 @@ class AugmentPolicy:
         return red, green, blue
 
 
-def parse_policy(augment: str = "rand-m9-mstd0.5-inc1", **options: Any) -> AugmentPolicy:
-    """Policy from an augmentation string and the other fields of `AugmentPolicy` by name.
-
-    Raises:
-        UserError: the string is invalid; the message names the invalid part and the valid keys.
-    """
-    return AugmentPolicy(augment, **options)
-
-
 @lru_cache
 def parse_augment(text: str) -> AutoAugment:
-    """Parse an augmentation string. Raises as `parse_policy`."""
+    """Parse an augmentation string. Raises UserError: it is invalid; the message names the invalid part and the valid keys."""
     kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
     if kind not in KINDS:
         raise UserError(f"augmentation {text!r}: {kind!r} is unknown; begin with one of {', '.join(KINDS)}")

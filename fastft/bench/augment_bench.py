@@ -7,7 +7,7 @@ import torch
 
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Findings, Options, alternate, measure
@@ -43,15 +43,15 @@ def gpu_augment(
 
     def arm(name: str) -> Arm:
         plan = draw_plan(
-            parse_policy(name), seed=0, epoch=0, sample_ids=np.arange(batch), heights=np.full(batch, GPU_HEIGHT),
+            AugmentPolicy(name), seed=0, epoch=0, sample_ids=np.arange(batch), heights=np.full(batch, GPU_HEIGHT),
             widths=np.full(batch, GPU_WIDTH), size=size,
         )  # fmt: skip
         offsets = np.cumsum([0, *(source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3)])
         packed = torch.randint(0, 256, (int(offsets[-1]),), dtype=torch.uint8, device=device)
         if device == "cpu":
-            cpu = CpuAugment(parse_policy(name), size, "float16")
+            cpu = CpuAugment(AugmentPolicy(name), size, "float16")
             return repeated(lambda: cpu(packed.numpy(), offsets[:-1], plan), batch, device)
-        gpu = CudaAugment(parse_policy(name), size, torch.float16, torch.device(device))
+        gpu = CudaAugment(AugmentPolicy(name), size, torch.float16, torch.device(device))
         tables = [torch.from_numpy(a).to(device) for a in (offsets, plan.view(np.uint8))]
         return repeated(lambda: gpu(packed, *tables), batch, device)
 

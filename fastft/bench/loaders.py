@@ -38,12 +38,12 @@ def ours(
 ) -> Pass:  # fmt: skip
     import torch
 
-    from fastft.augment.policies import parse_policy
+    from fastft.augment.policies import AugmentPolicy
     from fastft.data.loader import TrainLoader
     from fastft.data.stage import Output
 
     loader = TrainLoader(
-        path, parse_policy(policy, erase_prob=erase), Output(size, device), batch_size=batch, workers=threads,
+        path, AugmentPolicy(policy, erase_prob=erase), Output(size, device), batch_size=batch, workers=threads,
         subset=repeated(path, repeat),
     )  # fmt: skip
     epochs = itertools.count()

@@ -26,7 +26,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.draw import draw_plan, eval_plan
-from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.engine import Engine
 from fastft.data.order import BatchLayout, SampleOrder, Shard, data_notes, eval_share
 from fastft.data.stage import DrawPlan, Output, check_shrink, new_stage
@@ -69,7 +69,7 @@ class _BetonLoader:
             if value is not None and (not isinstance(value, int | np.integer) or value < 1):
                 raise UserError(f"{name} is {value}: give a whole number, 1 or more")
         _check_device(self.output.device)
-        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.policy = AugmentPolicy(policy) if isinstance(policy, str) else policy
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
         self.class_names = self.betons.class_names
@@ -137,7 +137,7 @@ class TrainLoader(_BetonLoader):
     Args:
         data: a `.beton` file, written by `fastft convert` or by FFCV; a pattern such as "train-*.beton", or several files
             (see `find_betons`), whose samples are numbered through; or files that are already open.
-        policy: augmentation, also as a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see `parse_policy`).
+        policy: augmentation, also as a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see `AugmentPolicy`).
         output: size, device and dtype of the images; a number is the size in pixels, for float32 on the CPU.
         batch_size: images of one optimiser step, over all processes.
         micro_batch: images per delivered batch (default: this process's share of `batch_size`); `batch_size` must be
@@ -309,7 +309,7 @@ class EvalLoader(_BetonLoader):
         workers: int | None = None,
         batches_ahead: int = 2,
     ) -> None:
-        policy = parse_policy(policy) if isinstance(policy, str) else policy
+        policy = AugmentPolicy(policy) if isinstance(policy, str) else policy
         super().__init__(
             data, replace(policy, augment="none"), output, batch=batch_size, workers=workers,
             batches_ahead=batches_ahead,

@@ -18,7 +18,7 @@ from PIL import Image
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import EvalLoader
 from fastft.data.stage import Output
 
@@ -46,7 +46,7 @@ def probe() -> int:
 
 def largest_difference(beton: Path) -> int:
     """Return the largest difference of the loader's images of a file to Pillow's, in levels of 255."""
-    policy = parse_policy("none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    policy = AugmentPolicy("none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     stored, largest = Beton.open(beton), 0
     with EvalLoader(beton, policy, Output(SIZE), batch_size=IMAGES) as loader:
         for batch in loader:

@@ -24,7 +24,7 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.erase import DTYPES, UINT8
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.stage import CpuStage, Output
 from fastft.ffcv.loader_thread import Pass, current_pass, reporting
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
@@ -84,7 +84,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
         """The stage of the loader's file, opened at the first batch."""
         if self._stage is None or self._opened != (given.path, given.workers):
             betons, self._opened = BetonSet.open(given.path, labelled=False), (given.path, given.workers)
-            policy = parse_policy("none", erase_prob=0.0)
+            policy = AugmentPolicy("none", erase_prob=0.0)
             self._stage = PixelStage(betons, policy, Output(size), workers=given.workers, slots=0, batch=0)
             weakref.finalize(self, self._stage.close)
         if self._stage.size != size:
@@ -121,7 +121,7 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
         seed: int | None = None,
     ) -> None:
         super().__init__(output_size, seed)
-        self.policy = parse_policy(
+        self.policy = AugmentPolicy(
             "none", scale=scale, ratio=ratio, hflip=hflip, interpolation=interpolation, erase_prob=0.0
         )
 
@@ -156,7 +156,7 @@ class Augment(Operation):
     channels-last memory.
 
     Args:
-        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.parse_policy`); "none" only
+        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.AugmentPolicy`); "none" only
             normalises and erases.
         vflip: probability of a vertical flip.
         quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
@@ -190,7 +190,7 @@ class Augment(Operation):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.policy = parse_policy(
+        self.policy = AugmentPolicy(
             policy, hflip=0.0, vflip=vflip, quarter_turns=quarter_turns, color_jitter=color_jitter,
             color_jitter_prob=color_jitter_prob, erase_prob=erase_prob, erase_mode=erase_mode, interpolation=interpolation,
             mean=mean, std=std,

@@ -10,7 +10,7 @@ from beton_tools.base.errors import UserError
 from fastft.augment.cpu import CpuAugment, augment_image
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OPS, TRANSPOSE, VFLIP
-from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL, source_regions
 from tests.augment.single_ops import apply_argument, needs_pillow_13, pillow_resized_crop
 
@@ -69,7 +69,7 @@ def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray
 @needs_pillow_13
 @pytest.mark.parametrize(("text", "options"), POLICIES)
 def test_every_plan_gives_the_images_of_pillow_and_torchvision(text, options, photographs):
-    policy = parse_policy(text, erase_prob=0.0, **options)
+    policy = AugmentPolicy(text, erase_prob=0.0, **options)
     batch = Batch(photographs, policy)
     out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
     assert out.dtype == np.float32 and out.shape == (24, SIZE, SIZE, 3)
@@ -81,7 +81,7 @@ def test_every_plan_gives_the_images_of_pillow_and_torchvision(text, options, ph
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
 def test_half_outputs_are_the_float32_output_rounded(dtype, kind, photographs):
-    policy = parse_policy(erase_prob=1.0, erase_count=3)
+    policy = AugmentPolicy(erase_prob=1.0, erase_count=3)
     batch = Batch(photographs, policy)
     exact = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
     half = CpuAugment(policy, SIZE, dtype)(batch.packed, batch.offsets, batch.plan)
@@ -91,7 +91,7 @@ def test_half_outputs_are_the_float32_output_rounded(dtype, kind, photographs):
 
 def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs):
     """Also from a whole decoded image, its rows further apart, and after other images in the same scratch."""
-    policy = parse_policy(erase_prob=0.5)
+    policy = AugmentPolicy(erase_prob=0.5)
     batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
     together = augment(batch.packed, batch.offsets, batch.plan)
     scratch, out = augment.new_scratch(1, 200, 230)[0], augment.new_output(1)[0]
@@ -104,7 +104,7 @@ def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs):
 
 
 def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs):
-    policy = parse_policy("none")
+    policy = AugmentPolicy("none")
     for image in photographs.values():
         height, width = image.shape[:2]
         plan = eval_plan([0], [height], [width], SIZE, crop_pct=0.875)
@@ -118,7 +118,7 @@ def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs):
 
 
 def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(photographs):
-    batch, augment = Batch(photographs, parse_policy()), CpuAugment(parse_policy(), SIZE)
+    batch, augment = Batch(photographs, AugmentPolicy()), CpuAugment(AugmentPolicy(), SIZE)
     with pytest.raises(UserError, match="sample 23"):
         augment(batch.packed[:-1], batch.offsets, batch.plan)
     with pytest.raises(UserError, match="sample 0"):
@@ -132,4 +132,4 @@ def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(photographs)
         status = augment_image(part, stride, region, row, augment.finish, scratch[:room], out)
         assert status == SCRATCH_TOO_SMALL
     with pytest.raises(UserError, match="float64"):
-        CpuAugment(parse_policy(), SIZE, "float64")
+        CpuAugment(AugmentPolicy(), SIZE, "float64")

@@ -22,7 +22,7 @@ from torchvision.transforms import ColorJitter
 
 from fastft.augment.draw import QUARTER_TURNS, draw_plan
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, OPS, VFLIP
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from tests.augment.single_ops import level_argument
 
 N = 40_000
@@ -33,7 +33,7 @@ HPARAMS = {"translate_const": int(0.45 * SIZE), "img_mean": (123, 117, 104)}
 
 def plans(augment: str, n: int = N, height: int = 375, width: int = 500, **options: Any) -> np.ndarray:
     images = {"sample_ids": np.arange(n), "heights": np.full(n, height), "widths": np.full(n, width)}
-    return draw_plan(parse_policy(augment, **options), seed=17, epoch=3, size=SIZE, **images)
+    return draw_plan(AugmentPolicy(augment, **options), seed=17, epoch=3, size=SIZE, **images)
 
 
 @pytest.fixture(autouse=True)

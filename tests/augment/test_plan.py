@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from fastft.augment.describe import describe_policy, describe_row
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, PLAN_DTYPE, TRANSPOSE, VFLIP
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import pixel_taps, reflect, source_region, source_regions
 
 N = 3000
@@ -20,10 +20,10 @@ IDS = np.random.default_rng(0).permutation(10 * N)[:N]
 HEIGHTS = np.random.default_rng(1).integers(30, 700, N)
 WIDTHS = np.random.default_rng(2).integers(30, 700, N)
 POLICIES = {
-    "paper": parse_policy("rand-m9-mstd0.5-inc1"),
-    "simple crop": parse_policy("3aug", crop="src", erase_prob=0.0),
-    "augmix": parse_policy("augmix", erase_count=4, erase_prob=1.0),
-    "weighted": parse_policy("rand-n5-tweights-mstd101"),
+    "paper": AugmentPolicy("rand-m9-mstd0.5-inc1"),
+    "simple crop": AugmentPolicy("3aug", crop="src", erase_prob=0.0),
+    "augmix": AugmentPolicy("augmix", erase_count=4, erase_prob=1.0),
+    "weighted": AugmentPolicy("rand-n5-tweights-mstd101"),
 }
 
 
@@ -46,7 +46,7 @@ def test_a_plan_does_not_depend_on_batch_size_order_or_other_samples(policy):
 
 
 def test_a_seed_of_64_bits_and_any_sample_id_count_in_full():
-    policy = parse_policy("none")
+    policy = AugmentPolicy("none")
     keys = {
         int(draw_plan(policy, seed=seed, epoch=epoch, sample_ids=[sample], heights=[9], widths=[9], size=4)[
             "noise_key"
@@ -78,7 +78,7 @@ def test_evaluation_resizes_and_crops_as_torchvision(size, crop_pct):
 def test_the_simple_crop_takes_every_window_of_deit_iii():
     """Short side to 20, padded by 4 on each side: 9 places across it, and long side - 20 + 9 along it."""
     n = 20_000
-    plan = draw_plan(parse_policy("none", crop="src"), seed=0, epoch=0, sample_ids=np.arange(n),
+    plan = draw_plan(AugmentPolicy("none", crop="src"), seed=0, epoch=0, sample_ids=np.arange(n),
                      heights=np.full(n, 40), widths=np.full(n, 50), size=20)  # fmt: skip
     assert (plan["resize"] == (20, 25)).all()
     rows, columns = np.unique(plan["window"][:, 0]), np.unique(plan["window"][:, 1])
@@ -112,7 +112,7 @@ def test_the_source_region_is_exactly_what_the_filter_taps_touch(height, width, 
     if kind == "eval":
         plan = eval_plan([0], [height], [width], size, 0.875, interpolation)
     else:
-        policy = parse_policy("none", crop=kind, interpolation=interpolation)
+        policy = AugmentPolicy("none", crop=kind, interpolation=interpolation)
         plan = draw_plan(policy, seed=height, epoch=width, sample_ids=[5], heights=[height], widths=[width], size=size)
     region = tuple(int(v) for v in source_region(plan[0], size))
     assert region == touched_by_brute_force(plan[0], size)
@@ -134,7 +134,7 @@ def test_a_crop_share_above_one_or_an_output_smaller_than_its_padding_is_refused
     with pytest.raises(UserError, match="crop_pct"):
         eval_plan([1], [4], [4], 8, 1.2)
     with pytest.raises(UserError, match="src"):
-        policy = parse_policy("none", crop="src")
+        policy = AugmentPolicy("none", crop="src")
         draw_plan(policy, seed=0, epoch=0, sample_ids=[1], heights=[9], widths=[9], size=4)
 
 
@@ -154,7 +154,7 @@ def test_an_augmix_description_lists_chains_and_weights():
 
 def test_a_policy_description_lists_turns_and_jitter():
     """The other steps are in tests/golden."""
-    assert describe_policy(parse_policy("none", erase_prob=0.0, hflip=0.0, **TURNED), 224)[1:] == [
+    assert describe_policy(AugmentPolicy("none", erase_prob=0.0, hflip=0.0, **TURNED), 224)[1:] == [
         "vertical flip of 50%",
         "quarter turns of 50%: by 0, 90, 180 or 270 degrees",
         "colour jitter of 50%: brightness, contrast and colour by 1 ± 0.4 in random order",

@@ -12,7 +12,7 @@ from timm.data.auto_augment import LEVEL_TO_ARG, augment_and_mix_transform, rand
 
 from beton_tools.base.errors import UserError
 from fastft.augment.plan import TIMM_OPS
-from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment, parse_policy
+from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.augment.recipe_policy import build_policy
 from fastft.recipe import load_recipe
 from tests.augment.single_ops import level_argument
@@ -45,7 +45,7 @@ def strings(kind: str, parts: dict[str, st.SearchStrategy[str]]) -> st.SearchStr
 @settings(max_examples=60, deadline=None)
 @given(strings("rand", RAND_PARTS))
 def test_every_rand_string_is_parsed_as_by_timm(text):
-    ours, theirs = parse_policy(text).auto_augment, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
+    ours, theirs = AugmentPolicy(text).auto_augment, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, RandAugment)
     assert ours.ops == tuple(op.name for op in theirs.ops)
     assert ours.count == theirs.num_layers
@@ -60,7 +60,7 @@ def test_every_rand_string_is_parsed_as_by_timm(text):
 @settings(max_examples=30, deadline=None)
 @given(strings("augmix", AUGMIX_PARTS))
 def test_every_augmix_string_is_parsed_as_by_timm(text):
-    ours, theirs = parse_policy(text).auto_augment, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
+    ours, theirs = AugmentPolicy(text).auto_augment, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, AugMix)
     assert ours.ops == tuple(op.name for op in theirs.ops)
     assert (ours.width, ours.depth, ours.alpha) == (theirs.width, theirs.depth, theirs.alpha)
@@ -69,10 +69,10 @@ def test_every_augmix_string_is_parsed_as_by_timm(text):
 
 
 def test_the_strings_of_the_documentation_parse():
-    assert parse_policy("augmix-m3-w3-d-1").auto_augment == AugMix()
-    assert parse_policy("3aug").auto_augment == ThreeAugment(jitter=0.3)
-    assert parse_policy("3aug-j0").auto_augment == ThreeAugment(jitter=0.0)
-    assert parse_policy("none").auto_augment is None
+    assert AugmentPolicy("augmix-m3-w3-d-1").auto_augment == AugMix()
+    assert AugmentPolicy("3aug").auto_augment == ThreeAugment(jitter=0.3)
+    assert AugmentPolicy("3aug-j0").auto_augment == ThreeAugment(jitter=0.0)
+    assert AugmentPolicy("none").auto_augment is None
 
 
 @settings(max_examples=150, deadline=None)
@@ -87,7 +87,7 @@ def test_the_strings_of_the_documentation_parse():
 )
 def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text):
     try:
-        assert isinstance(parse_policy(text), AugmentPolicy)
+        AugmentPolicy(text)
     except UserError as error:
         assert "\n" not in str(error) or "\n" in text
 
@@ -110,7 +110,7 @@ def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text):
 )
 def test_an_error_names_the_part_and_the_expected_form(text, named):
     with pytest.raises(UserError, match=re.escape(named)):
-        parse_policy(text)
+        AugmentPolicy(text)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_error_names_the_part_and_the_expected_form(text, named):
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError):
-        parse_policy("none", **options)
+        AugmentPolicy("none", **options)
 
 
 @pytest.mark.parametrize("name", sorted(TIMM_OPS))

@@ -8,7 +8,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output, SampleError
 
@@ -21,7 +21,7 @@ def copy(indexed_beton: Path, tmp_path: Path) -> Path:
 
 
 def loader_of(path: Path) -> EvalLoader:
-    return EvalLoader(path, parse_policy("none"), Output(32), batch_size=4, workers=1, batches_ahead=1)
+    return EvalLoader(path, AugmentPolicy("none"), Output(32), batch_size=4, workers=1, batches_ahead=1)
 
 
 @pytest.mark.parametrize("left", [0, 0.5])
@@ -78,5 +78,5 @@ def test_a_disk_that_fails_is_an_error_that_names_the_file(copy):
 def test_a_loader_that_is_refused_leaves_no_file_open(copy):
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(UserError, match="do not fill one batch"):
-        TrainLoader(copy, parse_policy("none"), Output(32), batch_size=64)
+        TrainLoader(copy, AugmentPolicy("none"), Output(32), batch_size=64)
     assert set(Path("/proc/self/fd").iterdir()) <= before

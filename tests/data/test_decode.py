@@ -9,7 +9,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE, Beton
 from fastft.augment.draw import draw_plan
 from fastft.augment.plan import PLAN_DTYPE
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.data import pixel_probe
 from fastft.data.decode import read_at
@@ -30,7 +30,7 @@ SIZE, BATCH = 64, 8
 
 
 def draw(ids, heights, widths):
-    policy = parse_policy("rand-m9-mstd0.5-inc1")
+    policy = AugmentPolicy("rand-m9-mstd0.5-inc1")
     return draw_plan(policy, seed=3, epoch=1, sample_ids=ids, heights=heights, widths=widths, size=SIZE)
 
 

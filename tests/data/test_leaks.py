@@ -6,7 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 from beton_tools.read.format import SAMPLE_DTYPE
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output
 from tests.imagenet_length import IMAGENET_LENGTH, write_imagenet_length
@@ -15,7 +15,7 @@ WARM_UP = 10  # loaders, until compiled code and the allocator's pools are in pl
 
 
 def open_read_close(path: Path) -> None:
-    policy, output = parse_policy("rand-m9-mstd0.5-inc1"), Output(32)
+    policy, output = AugmentPolicy("rand-m9-mstd0.5-inc1"), Output(32)
     with TrainLoader(path, policy, output, batch_size=8, workers=2) as loader:
         for _ in loader.epoch(0):
             pass
@@ -48,7 +48,7 @@ WORKERS = 2  # each has scratch memory, whatever the file's length
 
 
 def test_a_file_of_imagenets_length_opens_in_little_memory(tmp_path):
-    path, policy = tmp_path / "long.beton", parse_policy()
+    path, policy = tmp_path / "long.beton", AugmentPolicy()
     write_imagenet_length(path)
     tracemalloc.start()
     try:

@@ -14,14 +14,14 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
 from beton_tools.read.manifest import Manifest, manifest_path
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.engine import Pass
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output, SampleError, Stage
 
 SIZE, BATCH = 48, 8
-POLICY = parse_policy("rand-m9-mstd0.5-inc1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+POLICY = AugmentPolicy("rand-m9-mstd0.5-inc1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 def train_loader(path, *, size=SIZE, dtype=torch.float32, device="cpu", rank=0, world_size=1, **options):

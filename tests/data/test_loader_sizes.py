@@ -7,12 +7,12 @@ import torch
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.draw import draw_plan
 from fastft.augment.plan import PLAN_DTYPE
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.data.loader import TrainLoader
 from fastft.data.stage import Output, PackedStage
 
-POLICY = parse_policy("rand-m9-mstd0.5-inc1")
+POLICY = AugmentPolicy("rand-m9-mstd0.5-inc1")
 
 
 def loader(path, size, micro_batch=4):

@@ -11,7 +11,7 @@ from PIL import Image
 from beton_tools.read.format import Beton
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output
@@ -38,7 +38,7 @@ def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton)
         SIZE, is_training=False, interpolation="bicubic", crop_pct=crop_pct, **COLOURS
     )
     one_level = 1.01 / 255 / min(COLOURS["std"])
-    policy = parse_policy("none", crop_pct=crop_pct, **COLOURS)
+    policy = AugmentPolicy("none", crop_pct=crop_pct, **COLOURS)
     with EvalLoader(path, policy, Output(SIZE), batch_size=16) as loader:
         for batch in loader:
             for image, sample in zip(batch.images, batch.ids, strict=True):
@@ -47,7 +47,7 @@ def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton)
 
 @pytest.mark.parametrize("augment", ["rand-m9-mstd0.5-inc1", "augmix-m3-w3", "3aug"])
 def test_training_images_are_the_plans_carried_out_on_whole_images(indexed_beton, augment):
-    policy = parse_policy(augment, **COLOURS)
+    policy = AugmentPolicy(augment, **COLOURS)
     beton = Beton.open(indexed_beton)
     with TrainLoader(indexed_beton, policy, Output(SIZE), seed=1, batch_size=22) as loader:
         for batch in loader.epoch(4):

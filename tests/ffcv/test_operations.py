@@ -19,7 +19,7 @@ from ffcv.writer import DatasetWriter
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 from fastft.augment.cpu import CpuAugment
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output, SampleError
 from fastft.ffcv import Augment, CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
@@ -71,7 +71,7 @@ def test_training_images_are_those_of_our_loader_in_every_epoch(
     if augment == "3aug":
         more |= {"vflip": 0.5, "quarter_turns": 0.7, "color_jitter": 0.4, "color_jitter_prob": 0.8}
     stock = stock_loader(path, decoder, ToTensor(), Augment(augment, dtype=dtype, **more), workers=2)
-    policy = parse_policy(augment, scale=(0.3, 1), **more)
+    policy = AugmentPolicy(augment, scale=(0.3, 1), **more)
     with TrainLoader(path, policy, Output(SIZE, dtype=dtype), batch_size=BATCH, seed=3, workers=1) as ours:
         for epoch in range(2):
             images = delivered(stock)
@@ -84,7 +84,7 @@ def test_evaluation_images_are_those_of_our_loader_at_every_size(indexed_beton):
     stock = stock_loader(indexed_beton, decoder, ToTensor(), Augment(), order=OrderOption.SEQUENTIAL)
     for size in (SIZE, 32):
         decoder.output_size = (size, size)  # as ffcv-imagenet changes the resolution
-        policy = parse_policy("none", crop_pct=0.875)
+        policy = AugmentPolicy("none", crop_pct=0.875)
         with EvalLoader(indexed_beton, policy, size, batch_size=BATCH, workers=1) as ours:
             assert_equal(delivered(stock), of_ours(ours))
 

@@ -14,7 +14,7 @@ import torch
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
 from fastft.augment.plan import OP_ID
-from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 
 POLICIES = ("none", "rand-m9-mstd0.5-inc1", "rand-m9-n3-p0.8-mstd0.5-inc1", "3aug", "augmix")
@@ -64,7 +64,7 @@ def poison(num_bytes: int, device: torch.device) -> None:
 @pytest.mark.parametrize("name", POLICIES)
 def test_random_plans_give_the_bytes_of_the_cpu(name, device):
     """Rotations apart, whose sine and cosine may end in another digit: there in fewer than 1 of 10,000 values."""
-    policy = parse_policy(name, erase_prob=0.5, erase_count=2)
+    policy = AugmentPolicy(name, erase_prob=0.5, erase_count=2)
     cases = (torch.float16,), (32,), (1, 3)
     if device.type == "cuda":
         cases = (torch.float32, torch.float16, torch.bfloat16), (224, 384), (1, 255, 256)
@@ -82,7 +82,7 @@ def test_random_plans_give_the_bytes_of_the_cpu(name, device):
 def augment_once(device: torch.device) -> None:
     """One batch per policy, waited for."""
     for seed, name in enumerate(POLICIES):
-        policy = parse_policy(name, erase_prob=0.5)
+        policy = AugmentPolicy(name, erase_prob=0.5)
         images = new_augment(policy, 64, torch.float16, device)(*random_batch(policy, 64, 8, seed))
         assert torch.isfinite(images.cpu()).all()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 pytest.importorskip("ffcv", exc_type=ImportError)  # also where OpenCV lacks libGL
 
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.data.loader import TrainLoader
 from fastft.data.stage import Output
@@ -21,7 +21,7 @@ from fastft.run.profile import MEMORY, OPERATIONS, TRACE
 from fastft.run.run_directory import load_run
 from fastft.train.train import train
 
-POLICY = parse_policy("rand-m9-mstd0.5-inc1", erase_prob=0.25)
+POLICY = AugmentPolicy("rand-m9-mstd0.5-inc1", erase_prob=0.25)
 SLOW_CONSUMER_SECONDS = 0.01
 
 

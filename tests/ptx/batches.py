@@ -9,7 +9,7 @@ import torch
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.plan import OP_ID, OPS, TIMM_OPS
-from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.recipe.constants import ERASE_MODES
 from tests.augment.single_ops import level_argument
@@ -63,7 +63,7 @@ def pack(policy: AugmentPolicy, size: int, plan: np.ndarray, images: Sequence[np
 def drawn(name: str, images: Sequence[np.ndarray], size: int, *, seed: int = 0) -> Batch:
     """A plan of the policy of that name for every image; both filters, all erase modes."""
     text, options = POLICIES[name]
-    policy = parse_policy(text, **options)
+    policy = AugmentPolicy(text, **options)
     ids = np.arange(len(images))
     heights, widths = np.array([image.shape[:2] for image in images]).T
     plan = draw_plan(policy, seed=seed, epoch=seed, sample_ids=ids, heights=heights, widths=widths, size=size)
@@ -79,7 +79,7 @@ def with_ops(calls: Sequence[tuple[int, float]], images: Sequence[np.ndarray], s
     plan = eval_plan(np.arange(len(calls)), [size] * len(calls), [size] * len(calls), size)
     plan["op"][:, 0], plan["argument"][:, 0] = zip(*calls, strict=True)
     plan["bicubic"] = np.arange(len(calls)) % 4 > 0
-    return pack(parse_policy("none"), size, plan, pictures)
+    return pack(AugmentPolicy("none"), size, plan, pictures)
 
 
 def squeezed(images: Sequence[np.ndarray], size: int) -> Batch:
@@ -88,7 +88,7 @@ def squeezed(images: Sequence[np.ndarray], size: int) -> Batch:
     heights, widths = np.array([image.shape[:2] for image in images]).T
     plan = eval_plan(ids, heights, widths, size)
     plan["resize"], plan["window"] = size, 0
-    return pack(parse_policy("none"), size, plan, images)
+    return pack(AugmentPolicy("none"), size, plan, images)
 
 
 def every_op(

@@ -9,7 +9,7 @@ from PIL import Image
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.augment.policies import parse_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import TrainLoader
 from fastft.data.stage import Output
 from fastft.report.preview import carry_out, write_preview
@@ -25,7 +25,7 @@ def beton(photographs, tmp_path_factory) -> Path:
 
 
 def test_the_images_equal_those_of_the_loader(beton):
-    policy, size = parse_policy("rand-m9-mstd0.5-inc1"), 64
+    policy, size = AugmentPolicy("rand-m9-mstd0.5-inc1"), 64
     n = Beton.open(beton).num_samples
     with TrainLoader(beton, policy, Output(size), seed=3, batch_size=n) as loader:
         batch = next(loader.epoch(2))
@@ -35,7 +35,7 @@ def test_the_images_equal_those_of_the_loader(beton):
 
 
 def test_the_picture_is_written(beton, tmp_path):
-    write_preview(beton, parse_policy("3aug"), 48, seed=0, epoch=0, count=5, out=tmp_path / "g.png")
+    write_preview(beton, AugmentPolicy("3aug"), 48, seed=0, epoch=0, count=5, out=tmp_path / "g.png")
     with Image.open(tmp_path / "g.png") as image:
         assert image.width > 1000
     assert [p.name for p in tmp_path.iterdir()] == ["g.png"]
