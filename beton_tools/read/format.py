@@ -28,7 +28,7 @@ VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
-_IDENTIFYING = 16  # images whose bytes identify a file, beside its tables
+_IDENTIFYING = 4  # images whose bytes identify a file, beside its tables; of many files on a network few
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
 # number of pixels would make readers allocate gigabytes for nothing.
 MAX_PIXELS_PER_BYTE = 1024
@@ -210,7 +210,7 @@ class Beton(SampleTable):
         """
         labels = () if self.label_sets is None else (self.label_sets,)
         images = map(self.image_bytes, np.linspace(0, len(self) - 1, _IDENTIFYING, dtype=int).tolist())
-        crc = zlib.crc32(self.metadata.view(np.uint8))
+        crc = zlib.crc32(self.metadata.view(np.uint8).data)
         for part in (self.sizes, *labels, *images):
             crc = zlib.crc32(part.data, crc)
         return crc

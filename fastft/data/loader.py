@@ -73,7 +73,6 @@ class _BetonLoader:
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
         self.class_names = self.betons.class_names
-        # identifies the samples, to compare data between processes and runs
         self.content = self.betons.content
         self.num_classes = len(self.class_names)
         self.class_counts = self.betons.class_counts
