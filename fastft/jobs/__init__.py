@@ -1,4 +1,1 @@
-"""Whole jobs, from data to result: `fastft.fit` and `fastft.load`, `fastft train` with photographs and refit, `fastft sweep`.
-
-Nothing is imported here: `fastft train` needs no sweep.
-"""
+"""Whole jobs, from data to result: one training (`fastft.fit`, `fastft train`), the rows of tables (`fastft sweep`)."""

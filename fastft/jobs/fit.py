@@ -1,7 +1,4 @@
-"""`fastft.fit`: a training from Python, and what the commands do with its run directory.
-
-Each function imports what it alone needs: together that takes seconds.
-"""
+"""`fastft.fit`: a training from Python, and what the commands do with its run directory."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -79,7 +76,7 @@ class TrainedRun:
         Raises:
             UserError: no such images, or images of other classes.
         """
-        from beton_tools.sources import open_source
+        from beton_tools.sources import open_source  # each method imports what it needs: together that takes seconds
         from beton_tools.write.writer import WriteOptions, write_beton
         from fastft.evaluate.evaluation import evaluate_checkpoint
         from fastft.photos.paths import needs_conversion

@@ -120,7 +120,8 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
         raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
-    return [_plan_run(_recipe(sweep, row, overrides), runs) for row in sweep.rows]
+    keyed = [(run_key(recipe), recipe) for recipe in (_recipe(sweep, row, overrides) for row in sweep.rows)]
+    return [PlannedRun(key, recipe.with_option("train.run_dir", str(runs / key)), runs / key) for key, recipe in keyed]
 
 
 def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
@@ -134,12 +135,6 @@ def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
             f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
         )
     return recipe
-
-
-def _plan_run(recipe: Recipe, runs: Path) -> PlannedRun:
-    key = run_key(recipe)
-    folder = runs / key
-    return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder)
 
 
 def run_key(recipe: Recipe) -> str:
@@ -329,16 +324,12 @@ def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple
 
     Raises UserError: as `open_sweep` and `load_counted`.
     """
-    rows = [row for reference in references for row in _rows(reference)]
+    rows: list[str] = []
+    for reference in references:
+        sweep = open_sweep(reference) if is_table(reference) else None
+        rows += [reference] if sweep is None else [sweep.reference(row) for row in sweep.rows]
     trainings: dict[str, Recipe] = {}
     for row in rows:
         recipe = load_counted(row, overrides)
         trainings.setdefault(run_key(recipe), recipe)
     return list(trainings.values()), len(rows)
-
-
-def _rows(reference: str) -> list[str]:
-    if not is_table(reference):
-        return [reference]
-    sweep = open_sweep(reference)
-    return [sweep.reference(row) for row in sweep.rows]

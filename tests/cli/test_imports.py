@@ -37,6 +37,12 @@ def test_help_imports_no_library():
     assert imported_by("--help", *(f"{command} --help" for command in commands)) <= SMALL
 
 
+def test_python_functions_import_torch_alone_until_they_are_called():
+    code = "import sys; from fastft import fit, load; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert LIBRARIES & set(imported.split()) == {"PIL", "fastargs", "numpy", "torch", "yaml"}
+
+
 def test_listing_options_imports_neither_torch_nor_numpy():
     assert imported_by("options") == {"fastargs", "rich", "yaml"}
 

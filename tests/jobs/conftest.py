@@ -23,15 +23,8 @@ def one_step(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         vision = {"image_size": 32, "layers": layers, "width": 64, "patch_size": 8, "head_width": 32}
         arch = folder / f"arch{layers}.json"
         arch.write_text(json.dumps({"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision}))
-        kept = (
-            "data.train",
-            "data.val",
-            "data.num_classes",
-            "model.weights",
-            "model.image_size",
-            "train.device",
-            "train.amp",
-        )
+        data = ("data.train", "data.val", "data.num_classes")
+        kept = (*data, "model.weights", "model.image_size", "train.device", "train.amp")
         values = {key: tiny[key] for key in kept} | {
             "data.workers": 1, "model.arch": arch, "optim.batch_size": 48, "schedule.epochs": 1,
             "schedule.warmup_epochs": 0, "schedule.stop_epoch": "none", "train.checkpoint_steps": 0,

@@ -120,14 +120,8 @@ def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_ha
     assert refit.result["first_run"]["weights"] == run.result["weights"]
     assert "without a held-out figure of their own" in refit.result["weights"]["reason"]
     recipes = [fastft.load_recipe(folder / "recipe.yaml") for folder in (run.folder, refit.folder)]
-    changed = {
-        "data.train",
-        "data.val",
-        "data.hold_out_beton",
-        "data.train_size",
-        "train.run_dir",
-        "schedule.stop_epoch",
-    }
+    changed = {f"data.{name}" for name in ("train", "val", "hold_out_beton", "train_size")}
+    changed |= {"train.run_dir", "schedule.stop_epoch"}
     assert set(differences(*recipes)) == changed and recipes[1].data.train_size == 36
     assert json.loads((run.folder / "result.json").read_text())["weights"] == run.result["weights"]
     assert main(["predict", str(refit.folder), str(album / "coffee/00.jpg"), "--device=cpu"]) == 0
