@@ -19,7 +19,7 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
-from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
+from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
 
 
 def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
-        "total_flops": recipe_work(recipe, arch).total,
+        "total_flops": recipe_work(recipe, arch, assumed_val_images(recipe)).total,
         **predicted_cost(recipe, MACHINE_GPUS),
         "val_images": val_images_row(recipe),
         "modelled": True,

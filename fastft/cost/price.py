@@ -106,7 +106,7 @@ def estimate(
     val_images: default `assumed_val_images`.
     """
     arch = recipe_arch(recipe)
-    val_images = val_images or assumed_val_images(recipe)
+    val_images = assumed_val_images(recipe) if val_images is None else val_images
     work = recipe_work(recipe, arch, val_images)
     sustained = gpus * gpu.peak_flops * mfu.value
     train = work.train / sustained

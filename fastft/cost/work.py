@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
 from fastft.recipe import Recipe
-from fastft.recipe.training_images import assumed_val_images
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
     return count_flops(arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout)
 
 
-def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int | None = None) -> Work:
+def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
     """FLOPs of all training steps, of every evaluation on the validation images, and of `model.head_init=probe`."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
-    images = (val_images or assumed_val_images(recipe)) + recipe.selection_images(recipe.data.train_size)
+    images = val_images + recipe.selection_images(recipe.data.train_size)
     evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe)
     return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
 
