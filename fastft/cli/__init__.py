@@ -86,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["tune"]:  # removed in 0.3.0
         print_error("fastft tune", "this command is gone; examples/tune_optuna.py searches learning rates with Optuna")
         return EXIT_BAD_INPUT
-    args, rest = build_parser(argv).parse_known_args(argv)
+    try:
+        args, rest = build_parser(argv).parse_known_args(argv)
+    except (ImportError, MemoryError, OSError) as error:
+        print_error(
+            "fastft", f"the command cannot be imported ({str(error) or 'no memory'}); is memory limited (ulimit -v)?"
+        )
+        return EXIT_BAD_INPUT
     try:
         refuse_unknown(args.parser, rest)
         print_warnings_in_one_line(f"fastft {args.command}")

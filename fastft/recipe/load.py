@@ -21,8 +21,8 @@ from fastft.recipe.yaml_file import CONTROL, shown
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
-# options of earlier 0.3 development, which were no better than others: where their results are
-STUDY, CLASSES = "docs/study.md", "docs/photos.md"
+# options of earlier 0.3 development, which were no better than others, and where their results are
+STUDY, CLASSES = (f"is no longer part of fastft (docs/{page}.md); leave it out" for page in ("study", "photos"))
 LOST = {
     **dict.fromkeys(("schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob"), STUDY),
     "ema.warmup": STUDY,
@@ -119,7 +119,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
             if key in LOST:
                 if show_value(value).lower() in ("none", "null", "false"):  # in stored recipes
                     continue
-                raise UserError(f"{layer.where}: {key} is no longer part of fastft ({LOST[key]}); leave it out")
+                raise UserError(f"{layer.where}: {key} {LOST[key]}")
             if key not in FIELDS:
                 raise UserError(f"{layer.where}: {_unknown(key)}")
             written[key] = value, layer.where

@@ -215,6 +215,7 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
         (["cost", "photos", "--model.lr=1"], "argument --model.lr; did you mean --optim.lr?"),
         (["train", "photos", "--batchsize", "8"], "argument --batchsize; did you mean --batch-size?"),
         (["train", "photos", "--label-smoothing=0"], "did you mean --optim.label_smoothing?"),
+        (["train", "photos", "--schedule.sizes", "9"], "--schedule.sizes is no longer part of fastft (docs/study.md)"),
         (["train", "photos", "--optim.learning_rate=1"], "; did you mean --optim.lr?"),
         (["train", "photos", "--learning-rate", "1"], "; did you mean --lr?"),
         (["train", "photos", "-b", "1"], "argument -b; did you mean --batch-size?"),
