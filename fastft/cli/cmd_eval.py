@@ -87,12 +87,10 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
         shown = sorted(with_images, key=lambda c: c["f1"])[:SHOWN_CLASSES]
         title = f"the {SHOWN_CLASSES} classes with the lowest F1 (--json gives all)"
     columns = {key: words for key, words in CLASS_COLUMNS.items() if any(c.get(key) is not None for c in classes)}
-    rows = ([c["name"], str(c["images"]), *(_percent(c[key]) for key in columns)] for c in shown)
+    rows = (
+        [c["name"], str(c["images"]), *("-" if c[key] is None else f"{c[key]:.1f}" for key in columns)] for c in shown
+    )
     return compact_table(title, ["class", "images", *columns.values()], rows)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def figure(s: Mapping[str, Any], score: str, digits: int) -> str:

@@ -21,13 +21,14 @@ def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
     """Device-hours and money; None if nothing is logged yet.
 
     Keys: device, devices, price, rows. A row: what, wall_seconds, hours (of all devices),
-    money, extrapolated. Head is its fit, its evaluation and the choice of augmentation; start the wait for a process's first
-    batch; start and checkpoints count where the log tells them apart. What a process does before that is not logged.
+    money, extrapolated. Set-up reads weights and opens files, in each process; head is its fit, its evaluation and the choice of
+    size and augmentation; start the wait for a process's first batch. Import and conversion are not logged.
     """
     if not run.intervals:
         return None
     device, devices = run.machine.get("device", "device"), run.machine.get("world_size", 1)
     parts = {
+        "set-up": sum(s.get("seconds", 0.0) for s in run.starts),
         "head": run.baseline.get("seconds", 0.0),
         "start": part_seconds(run).get("start", 0.0),
         "training": sum(training_seconds(run)),

@@ -1,6 +1,6 @@
 """Metrics of a model's predictions, per class and over classes; their calibration; sizes of classes; `validation.npz`.
 
-scikit-learn and SciPy are imported where they are used: they take a second, and only evaluations need them.
+SciPy and, of label sets, scikit-learn are imported where they are used: they take a second, and only evaluations need them.
 """
 
 import math
@@ -84,12 +84,18 @@ class ClassMetrics:
     threshold: float | None = None
 
 
+def _class_counts(p: Predictions) -> list[np.ndarray]:
+    """int64 (K,) each: images of a class, predictions of it, and those that are right."""
+    if p.thresholds_K is not None:
+        return [p.labels_N.sum(0), p.predicted_N.sum(0), (p.labels_N & p.predicted_N).sum(0)]
+    counted = p.labels_N, p.predicted_N, p.labels_N[p.right_N]
+    return [np.bincount(labels, minlength=p.num_classes) for labels in counted]
+
+
 def balanced_accuracy(p: Predictions) -> float:
     """Mean recall over the classes that have images, in percent: scikit-learn's balanced_accuracy_score."""
-    from sklearn.metrics import recall_score
-
-    # balanced_accuracy_score warns about predictions of classes without images
-    return 100 * float(recall_score(p.labels_N, p.predicted_N, labels=np.unique(p.labels_N), average="macro"))
+    true_K, _, right_K = _class_counts(p)
+    return 100 * float((right_K[true_K > 0] / true_K[true_K > 0]).mean())
 
 
 def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
@@ -100,21 +106,17 @@ def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
 
 def macro_f1(p: Predictions) -> float:
     """Mean F1 over the classes that have images or are predicted, of sets that have images: scikit-learn's average="macro"."""
-    from sklearn.metrics import f1_score
-
-    of_sets = None if p.thresholds_K is None else np.flatnonzero(p.labels_N.any(0))
-    if of_sets is not None and not of_sets.size:
-        return 0.0
-    return 100 * float(f1_score(p.labels_N, p.predicted_N, labels=of_sets, average="macro", zero_division=0))
+    true_K, predicted_K, right_K = _class_counts(p)
+    both_K = true_K + predicted_K
+    counted_K = (both_K if p.thresholds_K is None else true_K) > 0
+    return 100 * float((2 * right_K[counted_K] / both_K[counted_K]).mean()) if counted_K.any() else 0.0
 
 
 def class_metrics(p: Predictions) -> list[ClassMetrics]:
     """The metrics of every class, by label."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    columns = precision_recall_fscore_support(
-        p.labels_N, p.predicted_N, labels=range(p.num_classes), average=None, zero_division=np.nan
-    )
+    true_K, predicted_K, right_K = _class_counts(p)
+    with np.errstate(invalid="ignore"):
+        columns = right_K / predicted_K, right_K / true_K, 2 * right_K / (true_K + predicted_K), true_K
     metrics = [
         ClassMetrics(label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None)
         for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
@@ -160,9 +162,8 @@ def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.nd
 
 def confusion_counts(p: Predictions) -> np.ndarray:
     """int64 (K, K): images of class i (row) that are predicted as class j (column)."""
-    from sklearn.metrics import confusion_matrix
-
-    return confusion_matrix(p.labels_N, p.predicted_N, labels=range(p.num_classes))
+    cells = np.bincount(p.labels_N * p.num_classes + p.predicted_N, minlength=p.num_classes**2)
+    return cells.reshape(p.num_classes, p.num_classes)
 
 
 def largest_confusions(p: Predictions) -> list[list[int]]:
@@ -245,13 +246,9 @@ def calibrate(p: Predictions) -> Calibration:
 
 def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, float, float | None], ...]:
     """For each of REJECTED_BELOW: it, the share of images with less confidence, and the accuracy of the others, in percent."""
-    rows = []
-    for value in REJECTED_BELOW:
-        kept_N = confidence_N >= value
-        rows.append(
-            (value, 100 * float(1 - kept_N.mean()), 100 * float(right_N[kept_N].mean()) if kept_N.any() else None)
-        )
-    return tuple(rows)
+    kept = [confidence_N >= value for value in REJECTED_BELOW]
+    right = [100 * float(right_N[kept_N].mean()) if kept_N.any() else None for kept_N in kept]
+    return tuple(zip(REJECTED_BELOW, (100 * float(1 - kept_N.mean()) for kept_N in kept), right, strict=True))
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:

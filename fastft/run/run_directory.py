@@ -57,6 +57,7 @@ class _Split(_Line):
 class _Start(Document):
     world_size: Number | Unset = UNSET
     precision: str | Unset = UNSET
+    seconds: Number | Unset = UNSET
 
 
 class _Baseline(_Line):

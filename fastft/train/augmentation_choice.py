@@ -86,7 +86,7 @@ def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recip
     loss, shares: of the head on augmented images, and `shares_loss`.
     """
     hidden = loss > shares
-    losses = f"on augmented images the head has a loss of {loss:.2f}, knowing only the class shares {shares:.2f}"
+    losses = f"the head's loss on augmented images is {loss:.2f}, that of guessing by class shares {shares:.2f}"
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {losses}"
     values = PLAIN if hidden else {option: recipe.flat()[option] for option in PLAIN}
     recipe, lines = with_choices(recipe, [Choice(o, v, reason) for o, v in values.items() if o in recipe.automatic])

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from fastft.evaluate.scores import Scores
 from fastft.model import TowerArch
 from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
-from fastft.recipe.constants import BEST, PROBE
+from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
 from fastft.run.evaluations import (
@@ -211,16 +210,16 @@ def conclusion(result: dict[str, Any]) -> str:
     stopped = f"{result['stopped']}; " if "stopped" in result else ""
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
-    used, score = result["weights"], main_score(last)
-    figure = partial(_figure, score=score)
-    is_probe = used["kind"] == PROBE
-    baseline = result.get("baseline", {}).get("raw")
-    chosen = baseline if is_probe else (best if used["take"] == BEST else last)[used["kind"]]
-    when = "before training" if is_probe else f"epoch {used['epoch']}"
-    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {figure(chosen)} ({when})"]
-    parts += [f"frozen-tower baseline {figure(baseline)}"] if baseline else []
-    parts += [f"best epoch {figure(best['ema' if 'ema' in best else 'raw'])} ({best['epoch']})"]
-    parts += [f"last {name} {figure(last[weights])}" for weights, name in reversed(WEIGHTS.items()) if weights in last]
+    used, score, baseline = result["weights"], main_score(last), result.get("baseline", {}).get("raw")
+    of_best, chosen = ("ema" if "ema" in best else "raw", best["epoch"]), (used["kind"], used["epoch"])
+    shown = {(kind, last["epoch"]): last[kind] for kind in ("ema", "raw") if kind in last} | {of_best: best[of_best[0]]}
+    parts = [
+        f"{WEIGHTS[key[0]]} {_figure(shown[key], score)} (epoch {key[1]}{', the best' * (key == of_best)})"
+        for key in sorted(shown, key=lambda key: key != chosen)
+    ]
+    if baseline:
+        name = PROBE if used["kind"] == PROBE else "frozen-tower baseline"
+        parts.insert(name != PROBE, f"{name} {_figure(baseline, score)} (before training)")
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_duration(result["seconds"])
     note = used.get("baseline", {}).get("note")

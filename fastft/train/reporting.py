@@ -149,7 +149,8 @@ class Reporter:
         if recipe.data.selection_share:
             left_out = s.validation.loaders[-1].num_samples
             self.say(f"{left_out:,} training images are left out and choose epoch and weights (data.selection_share)")
-        self.record("start", step, describe_process(s.world, s.precision) | decision.as_dict())
+        seconds = time.monotonic() - s.began - (0 if s.probe is None else s.probe.seconds)
+        self.record("start", step, describe_process(s.world, s.precision) | decision.as_dict() | {"seconds": seconds})
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
             self.say(f"{name} is damaged ({damaged.reason}): renamed to damaged-{name}, using an older one")
@@ -202,7 +203,8 @@ class Reporter:
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
         share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
         left = seconds * (steps + passes * images * share)
-        self.say(f"about {format_duration(left)} to go: {steps:,} steps of {seconds:.2g} s and {passes} evaluations")
+        rest = f"{steps:,} steps of {seconds:.2g} s and {passes} evaluation{'s' * (passes != 1)}"
+        self.say(f"about {format_duration(left)} to go: {rest}")
         if left > LONG_SECONDS:
             epochs = max(1, int(r.epochs * LONG_SECONDS / left))
             self.say(

@@ -60,14 +60,15 @@ class Setup:
 
     recipe: for the training files, with the automatic values of the run directory; the linear probe of a new run may replace it
     by one with less augmentation (`start_from_probe`), all else stays. progress: restored, or of a new run; the run goes on
-    from it. head_note: for the log. probe: that chose the image size. deadline: by `time.monotonic`, when the run stops.
-    tracker: of the main process.
+    from it. head_note: for the log. probe: that chose the image size. began, deadline: of the set-up and the run, by
+    `time.monotonic`. tracker: of the main process.
     """
 
     recipe: Recipe
     folder: Path
     world: World
     guard: SignalGuard
+    began: float
     deadline: float
     precision: Precision
     micro_batches: MicroBatches
@@ -134,8 +135,8 @@ def build_setup(
     Nothing in an existing run directory is changed; a new one is made last, so that a failed set-up leaves nothing. Lock,
     loaders and writing checkpoints end with `opened`. Raises UserError: bad input. Preempted: stopped by a signal.
     """
-    limit = recipe.train.stop_after
-    deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
+    limit, began = recipe.train.stop_after, time.monotonic()
+    deadline = math.inf if limit is None else began + parse_duration(limit, "train.stop_after")
     folder = run_folder(recipe)
     exists = folder.is_dir()
     if world.is_main and exists:  # lock it before its checkpoints are read
@@ -181,7 +182,7 @@ def build_setup(
     if world.is_main:
         tracker = open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict(), done)
     return Setup(
-        recipe, folder, world, guard, deadline, precision, micro_batches, mixer, loader, validation, step,
+        recipe, folder, world, guard, began, deadline, precision, micro_batches, mixer, loader, validation, step,
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
         tracker=tracker, head_note=head_note, probe=probe,
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]
     changed, lines = keep_or_leave_out(recipe, 2.0, 1.39)
     assert (changed.augment.policy, changed.augment.scale_min) == left
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
-    assert all("loss of 2.00, knowing only the class shares 1.39" in line for line in lines)
+    assert all("images is 2.00, that of guessing by class shares 1.39" in line for line in lines)
     assert len(lines) == 2 and lines[-1].startswith("warning: ") != is_plain(changed)
 
 
@@ -97,7 +97,7 @@ def test_what_hides_the_classes_is_left_out_and_a_resume_keeps_the_choice(
     assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
     choices = read_choices(tmp_path / "auto")
     assert {option: choices[option].value for option in PLAIN} == PLAIN
-    assert sum("loss of" in choice.reason for choice in choices.values()) == 2
+    assert sum("loss on augmented images" in choice.reason for choice in choices.values()) == 2
     for resumed in (False, True):
         assert losses(tmp_path / "auto") == losses(tmp_path / "given")
         assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
