@@ -21,7 +21,7 @@ ADVICE = {
     "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels (--write-mode raw)",
     "augment": "If the CPU augments, give the process more cores; if the GPU does, use a cheaper augmentation",
     "copy": "Set --train.micro_batch larger, for fewer copies",
-    "compute": "This is the expected bottleneck; --train.step=measure or a larger --train.micro_batch may raise the MFU",
+    "compute": "This is the expected bottleneck; on a GPU --train.step=measure or a larger --train.micro_batch may help",
     "optimizer": "The update is limited by memory bandwidth; train fewer layers with --model.trainable_layers",
     "ema": "The update is limited by memory bandwidth; a larger --optim.batch_size needs fewer updates",
     "eval": "Evaluate less often with --train.eval_every",
