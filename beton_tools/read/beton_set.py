@@ -277,11 +277,9 @@ def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
 def _read_manifest(beton: Beton) -> Manifest | None:
     """The manifest beside the file, if there is one. Raises UserError: it describes another file."""
     manifest = Manifest.of_beton(beton.path)
-    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.file_size):
-        raise UserError(
-            f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
-            "write the file again, or delete the manifest"
-        )
+    described = manifest and (manifest.num_samples, manifest.file_size, manifest.tables_crc32)
+    if described and described != (beton.num_samples, beton.file_size, beton.tables_crc32()):
+        raise UserError(f"{beton.path}: its manifest is of another file; write the file again, or delete the manifest")
     return manifest
 
 

@@ -193,34 +193,27 @@ def test_an_image_that_does_not_fit_the_memory_is_named(indexed_beton):
         Stage.new_workers(stage)
 
 
-def copied(beton, folder):
-    """A copy of the file and of its manifest; returns the path and the file's bytes, to be changed and written."""
-    path = folder / "copy.beton"
-    manifest_path(path).write_bytes(manifest_path(beton).read_bytes())
-    return path, bytearray(beton.read_bytes())
-
-
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_row_that_disagrees_with_its_jpeg_is_named(indexed_beton, tmp_path, side):
-    path, data = copied(indexed_beton, tmp_path)
+    path, data = tmp_path / "copy.beton", bytearray(indexed_beton.read_bytes())
     column = Beton.open(indexed_beton).metadata["f0"]
     at = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize + 9 * SAMPLE_DTYPE.itemsize
     at += SAMPLE_DTYPE["f0"].fields[("height", "width")[side]][1]
     smaller = int(column[("height", "width")[side]][9]) - 1
     data[at : at + 2] = smaller.to_bytes(2, "little")
     path.write_bytes(data)
-    with eval_loader(path) as loader, pytest.raises(SampleError, match=r"sample 9 .* size of the JPEG differs"):
+    with eval_loader(path) as loader, pytest.raises(SampleError, match=r"sample 9: .* size of the JPEG differs"):
         list(loader)
 
 
 def test_the_manifest_of_another_file_is_refused(indexed_beton, tmp_path):
-    path, data = copied(indexed_beton, tmp_path)
-    manifest = json.loads(manifest_path(path).read_text())
-    manifest_path(path).write_text(json.dumps(manifest | {"num_samples": 43}))
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="its manifest is of another file"):
-        eval_loader(path)
+    path, manifest = tmp_path / "copy.beton", json.loads(manifest_path(indexed_beton).read_text())
+    path.write_bytes(indexed_beton.read_bytes())
+    for other in ({"num_samples": 43}, {"tables_crc32": 1}):  # the second has as many samples and bytes
+        manifest_path(path).write_text(json.dumps(manifest | other))
+        with pytest.raises(UserError, match="its manifest is of another file"):
+            eval_loader(path)
 
 
 def test_a_closed_loader_says_so(indexed_beton):
