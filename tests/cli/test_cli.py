@@ -36,11 +36,13 @@ def test_every_help_has_an_example() -> None:
 
 
 def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory() -> None:
+    def no_memory(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("fastft.cost.explanation.list_recipes", no_memory)
     assert refused(["recipes"]) == "fastft recipes: not enough memory; give the command more, or fewer workers\n"
+    monkeypatch.setattr("fastft.cli.import_module", no_memory)
+    assert refused(["recipes"]).startswith("fastft: the command cannot be imported (no memory); is memory limited")
 
 
 @pytest.mark.parametrize(

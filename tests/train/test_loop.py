@@ -76,8 +76,7 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit_but_not_with_other_
         said = f"fastft train: data.{name}: {name}.beton changed since {folder} was begun; put the old data back, or"
         assert capsys.readouterr().err.startswith(said)
         kept.rename(file).touch()
-    moved = files["val"].rename(tmp_path / "moved.beton")
-    assert main([*command, f"--data.val={moved}"]) == 0
+    assert main([*command, f"--data.val={files['val'].rename(tmp_path / 'moved.beton')}"]) == 0
     assert losses(folder) == losses(whole)
     assert differing(end(folder), end(whole)) == []
 
