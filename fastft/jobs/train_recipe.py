@@ -11,7 +11,6 @@ from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe
 from fastft.recipe.constants import LAST, PROBE
-from fastft.run.chosen_weights import describe_weights
 from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.evaluations import describe_figures
 from fastft.run.run_directory import load_run, run_folder, write_result
@@ -52,7 +51,9 @@ def _refit(
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
     for option, value in ({"schedule.stop_epoch": chosen["epoch"] + 1} | unchosen).items():
         again = again.with_option(option, value)
-    say(f"train.refit: training again on all images, as chosen: {describe_weights(chosen)}")
+    say(
+        f"train.refit: training again on all images, up to epoch {chosen['epoch']}, whose {chosen['kind']} weights were chosen"
+    )
     result = train(again, console)
     reason = (
         "trained on all images, without a held-out figure of their own; as chosen on held-out images by the first run"

@@ -90,9 +90,10 @@ def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recip
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {losses}"
     values = PLAIN if hidden else {option: recipe.flat()[option] for option in PLAIN}
     recipe, lines = with_choices(recipe, [Choice(o, v, reason) for o, v in values.items() if o in recipe.automatic])
+    merged = [" and ".join(line.removesuffix(f": {reason}") for line in lines) + f": {reason}"] if lines else []
     if hidden and not is_plain(recipe):
-        lines.append(
+        merged.append(
             f"warning: {losses}; augmentation may hide what makes the classes: compare with --augment.policy=none "
             "--augment.scale_min=1"
         )
-    return recipe, lines
+    return recipe, merged

@@ -199,7 +199,7 @@ class Reporter:
     def _estimate(self, step: int, evaluations: int, seconds: float) -> None:
         """seconds: of a step. An image's evaluation takes as much less than its training as it has fewer FLOPs."""
         s, r = self._setup, self._setup.recipe
-        steps, passes = s.total_steps - step, r.evaluations - evaluations
+        steps, passes = s.total_steps - step, (r.evaluations - evaluations) * bool(s.validation.loaders)
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
         share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
         left = seconds * (steps + passes * images * share)

@@ -71,13 +71,13 @@ def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]
     assert (changed.augment.policy, changed.augment.scale_min) == left
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
     assert all("images is 2.00, that of guessing by class shares 1.39" in line for line in lines)
-    assert len(lines) == 2 and lines[-1].startswith("warning: ") != is_plain(changed)
+    assert len(lines) == 2 - is_plain(changed) and lines[-1].startswith("warning: ") != is_plain(changed)
 
 
 def test_a_kept_augmentation_says_what_decided_it() -> None:
     recipe = load_recipe("photos", ["--data.num_classes=4"]).with_option("data.train_size", 1000)
     changed, lines = keep_or_leave_out(recipe, 1.2, 1.39)
-    assert changed.augment == recipe.augment and len(lines) == len(PLAIN)
+    assert changed.augment == recipe.augment and len(lines) == 1
     assert all("leaves the classes visible" in c.reason for c in changed.choices if c.option in PLAIN)
 
 
