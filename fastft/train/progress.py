@@ -160,7 +160,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
 
 def _describe_stop(progress: Progress, recipe: Recipe) -> str:
     patience, chooses = recipe.train.stop_when, SELECTION in progress.evaluations[-1]
-    images = "left-out training images" if chooses else "validation images, so their accuracy is no unbiased one"
+    images = "left-out training images" if chooses else "validation images, whose accuracy is therefore too high"
     count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
     epochs = f"{progress.epoch} of {recipe.epochs} epochs"
     return f"stopped after {epochs}: no gain in {count} (train.stop_when) on the {images}"
