@@ -95,16 +95,20 @@ class Progress:
         return self.step == 0 and recipe.evaluates_after(self.epoch) and is_new
 
     def is_stalled(self, recipe: Recipe) -> bool:
-        """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now."""
+        """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now.
+
+        Those within the warm-up do not count: as the rate rises, the accuracy may fall for some epochs.
+        """
         patience = recipe.train.stop_when
         if patience is None:
             return False
         choice = choose_weights(self.evaluations, self.best(), untrained=self._untrained_share(recipe))
         if choice is None:
             return False
-        judged = [entry.get(SELECTION, entry).get(choice["kind"]) for entry in self.evaluations]
+        after = [entry for entry in self.evaluations if entry["epoch"] >= recipe.schedule.warmup_epochs]
+        judged = [entry.get(SELECTION, entry).get(choice["kind"]) for entry in after]
         scores = [scores[main_score(self.evaluations[-1])] for scores in judged if scores is not None]
-        return len(scores) - 1 - scores.index(max(scores)) >= patience
+        return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""

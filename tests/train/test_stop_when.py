@@ -19,6 +19,7 @@ from tests.train.test_distributed import launch, said_by
 
 # nothing is learnt, so there is never a gain
 STILL = {"optim__lr": "0", "schedule__min_lr": "0", "schedule__epochs": "8", "train__checkpoint_steps": "2"}
+STILL |= {"schedule__warmup_epochs": "0"}
 SHARE = {"data__selection_share": "0.25"}
 
 
@@ -26,9 +27,9 @@ def scored(*top1: float, **more: float) -> list[dict]:
     return [{"epoch": k, "raw": {"top1": t, "samples": 100}, **more} for k, t in enumerate(top1)]
 
 
-def is_stalled(evaluations: list[dict], patience: int | None) -> bool:
+def is_stalled(evaluations: list[dict], patience: int | None, warmup: int = 0) -> bool:
     """After so many epochs that the EMA is trained."""
-    recipe = load_recipe("final_b16", [] if patience is None else [f"--train.stop_when={patience}"])
+    recipe = load_recipe("final_b16", [f"--train.stop_when={patience or 'none'}", f"--schedule.warmup_epochs={warmup}"])
     return Progress(epoch=50, evaluations=evaluations).is_stalled(recipe)
 
 
@@ -41,6 +42,7 @@ def is_stalled(evaluations: list[dict], patience: int | None) -> bool:
 )  # fmt: skip
 def test_patience_counts_evaluations_since_the_best(top1, patience, stalled):
     assert is_stalled(scored(*top1), patience) == stalled
+    assert not is_stalled(scored(*top1), patience, warmup=len(top1))
 
 
 def test_the_weights_that_are_chosen_and_the_left_out_images_decide():
