@@ -14,8 +14,7 @@ import yaml
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.explanation import NOT_RUN, list_recipes
-from fastft.cost.price import MACHINE_GPUS, CostQuery, Overheads, estimate, format_hours, predict, price_recipes
-from fastft.cost.published import PAPER_HOURS
+from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, predict
 from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.jobs.sweep import as_published
@@ -25,23 +24,14 @@ from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
-from fastft.recipe.recipe_file import RECIPES, TABLES, recipe_names
+from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 
-# A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
-LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
-# The start of a pass over the validation images in the paper's own runs, with new worker processes for raw and EMA model each.
-# Fitted to the B/16 log: (21,714 s of wall time - 50 x 625 x 0.6032 s of steps) / 50 / 2 passes - 4.9 s of forward. The same
-# figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
-PASS_START_SECONDS = 23.7
-REFERENCE = Overheads(float("inf"), float("inf"), pass_start_seconds=2 * PASS_START_SECONDS, start_seconds=0.0)
 README_RECIPES = ("final_b16", "frugal_b16_half", "quick_b16_half", "brief_b16_half", "final_l14", "frugal_l14_half")
-COST_RECIPES = ("final_b16", "frugal_b16_half", "final_l14")
 PAPER_ROWS = {"baseline_b16": "baseline", "final_b16": "no mixup or CutMix", "final_b16_384": "resolution 384"}
+PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
 VAL_IMAGES = 50_000  # that an expected accuracy was measured on
-EXTRAPOLATED = (
-    0.1  # points by which a loss from another schedule or size may be wrong, beside the images' error: assumed
-)
+EXTRAPOLATED = 0.1  # points by which a loss that was measured elsewhere may be wrong, beside the images' error: assumed
 
 
 @dataclass(frozen=True)
@@ -59,28 +49,7 @@ class PublishedRun:
 
 def published(kind: str) -> list[PublishedRun]:
     """Trainings on V100 whose authors had tuned the step ('tuned'), or the 'others'."""
-    rows = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))[kind]
-    return [PublishedRun(**row) for row in rows]
-
-
-def cost(_: Any) -> str:
-    """Expected hours of some recipes on each main GPU, with the limit and the spread of published trainings."""
-    recipes = [load_recipe(name) for name in COST_RECIPES]
-    rows = [
-        [f"`{recipe.name}`", *(_with_spread(recipe, gpu) for gpu in MAIN_GPUS), _paper_hours(recipe.name)]
-        for recipe in recipes
-    ]
-    sources = []
-    for gpu in MAIN_GPUS:
-        card = price_recipes(recipes, CostQuery(gpu))
-        shown = "; ".join(f"{e['value']:.1%} {e['basis']}, {e['source']}" for e in card["recipes"][0]["estimates"])
-        sources.append(f"MFU of `{recipes[0].name}` on {gpu} ({card['peak_flops'] / 1e12:g} TFLOP/s): {shown}.")
-    assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in card["assumptions"])
-    head = ["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS), "the paper's own V100-hours"]
-    return (
-        f"{markdown(head, rows)}\n\nModelled, not measured; eight GPUs. In brackets: at the highest and the lowest k of tuned "
-        f"trainings, {K_RANGE[1]:g} and {K_RANGE[0]:g}. {' '.join(sources)} Assumed on {gpu}: {assumed}."
-    )
+    return [PublishedRun(**row) for row in PUBLISHED[kind]]
 
 
 def _with_spread(recipe: Recipe, gpu: str) -> str:
@@ -92,7 +61,7 @@ def _with_spread(recipe: Recipe, gpu: str) -> str:
 
 
 def _paper_hours(name: str) -> str:
-    return f"{PAPER_HOURS[PAPER_ROWS[name]]:.1f}" if name in PAPER_ROWS else ""
+    return f"{PUBLISHED['paper_hours'][PAPER_ROWS[name]]:.1f}" if name in PAPER_ROWS else ""
 
 
 def recipes(only: Sequence[str] = ()) -> str:
@@ -153,21 +122,6 @@ def _error(recipe: Recipe) -> float:
     wrong = 100 - float(recipe.about.top1 or 0)
     images = ((100 - wrong) * wrong / VAL_IMAGES) ** 0.5
     return math.hypot(images, EXTRAPOLATED * str(recipe.about.source).startswith("extrapolated"))
-
-
-def cost_check(_: Any) -> str:
-    """The cost model compared with the logs of the paper's own runs."""
-    rows = []
-    for name, (title, logged) in LOGS.items():
-        recipe = load_recipe(RECIPES / f"{name}.yaml")
-        run = next(run for run in published("others") if (run.gpu, run.name) == ("A100", f"this paper's {title}"))
-        hours = estimate(recipe, GPUS["A100"], MACHINE_GPUS, Mfu(run.mfu, "given", ""), REFERENCE).gpu_hours
-        rows.append([title, f"{run.mfu:.1%}", f"{hours:.1f}", f"{logged}"])
-    head = ["the paper's own run", "MFU, from its log", "A100-hours, modelled", "A100-hours, from its log"]
-    return (
-        f"{markdown(head, rows)}\n\nThe start of a validation pass, {PASS_START_SECONDS} s, is fitted to the "
-        "B/16 log, so B/16 agrees by construction. L/14 is the test: only the MFU is taken from its log."
-    )
 
 
 def implied_k(run: PublishedRun) -> float:

@@ -28,8 +28,7 @@ WHOLE = "complete 100%"
 TOLD_APART = 3.2  # standard errors: 5 % for 36 comparisons together (Bonferroni)
 STARTS = ("other classes", "these classes")  # of study_short.jsonl: what the tower was trained on before
 CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules of study_short.yaml
-LETTER, LINE = 6.4, 13  # pixels, of the picture's text
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+LETTER = 6.4  # pixels, the width of one in the picture
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ class Way:
 @cache
 def ways() -> Sequence[Way]:
     """All rows of study.yaml, those with fewer FLOPs first."""
-    trainings = _trainings("study")
-    whole = _flops("study", trainings[0] | {"schedule": WHOLE, "images_share": 1})
-    return sorted(_ways("study", trainings, whole), key=lambda way: way.share)
+    mine = trainings("study")
+    whole = _flops("study", mine[0] | {"schedule": WHOLE, "images_share": 1})
+    return sorted(_ways("study", mine, whole), key=lambda way: way.share)
 
 
-def _trainings(study: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (FOLDER / "results" / f"{study}.jsonl").read_text().splitlines()]
+def trainings(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FOLDER / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list[Way]:
@@ -129,11 +128,11 @@ def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float
 
 
 def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
-    """The gain with its standard error, in bold if it is told apart from 0."""
-    return _judged(*gain_of(way, gains))
+    return shown(*gain_of(way, gains))
 
 
-def _judged(gain: float, error: float) -> str:
+def shown(gain: float, error: float) -> str:
+    """Points with their standard error, in bold if they are told apart from 0."""
     text = f"{round(gain, 1) + 0.0:+.1f} ± {error:.1f}"  # + 0.0: no -0.0
     return f"**{text}**" if abs(gain) > TOLD_APART * error else text
 
@@ -155,9 +154,9 @@ def compared(_: object) -> str:
 
 def short(_: object) -> str:
     """Short schedules of both starts beside complete ones of as many FLOPs with a random head of the usual size."""
-    trainings = _trainings("study_short")
+    done = trainings("study_short")
     whole = _flops("study_short", {"row": f"{CONTROL}, 100%"})
-    by_start = {start: _ways("study_short", (t for t in trainings if t["start"] == start), whole) for start in STARTS}
+    by_start = {start: _ways("study_short", (t for t in done if t["start"] == start), whole) for start in STARTS}
     gains: dict[tuple[str, str], list[float]] = {}
     for start, mine in by_start.items():
         control = sorted((w for w in mine if w.name.removeprefix(f"{CONTROL}, ") in LENGTHS), key=lambda w: w.share)
@@ -169,7 +168,7 @@ def short(_: object) -> str:
             row = rows.setdefault(way.name, [way.name, f"{way.share:.0%}", "", "", "", ""])
             row[2 + STARTS.index(start)] = f"{way.mean:.1f}"
             if points := gains.get((start, way.name)):
-                row[4 + STARTS.index(start)] = _judged(fmean(points), scattered / len(points) ** 0.5)
+                row[4 + STARTS.index(start)] = shown(fmean(points), scattered / len(points) ** 0.5)
     columns = [f"{start}: {column}" for column in ("top-1 %", "over as many FLOPs") for start in STARTS]
     return markdown(["way", "FLOPs", *columns], list(rows.values()))
 
@@ -188,46 +187,24 @@ def picture(_: object, theme: str) -> str:
 
 
 def _drawing(c: Canvas) -> Iterator[Markup]:
-    floor, right = c.height - c.bottom, c.width - c.right
+    floor = c.height - c.bottom
     for top1 in np.arange(c.y_range[0], c.y_range[1] + 1):
-        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(top1), right)
+        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(top1), c.width - c.right)
         yield svg_text(c.left - 8, c.y(top1) + 4, f"{top1:.0f} %", "end")
     path = "L".join(f"{c.x(w.share):.1f} {c.y(w.mean):.1f}" for w in line())
     yield Markup('<path class="line accent" d="M{}"/>').format(path)
     for w in line():
         yield _dot("accent", c.x(w.share), c.y(w.mean))
         yield svg_text(c.x(w.share), floor + 18, f"{w.share:.0%}", "middle")
-    dots = [(c.x(w.share), c.y(w.mean)) for w in (*line(), *others())]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
-    shares, means = [w.share for w in line()], [w.mean for w in line()]
-    for share in np.arange(shares[0], shares[-1], 0.005):  # the line
-        x, y = c.x(share), c.y(float(np.interp(share, shares, means)))
-        taken.append((x - 1, y - 1, x + 1, y + 1))
-    # names first: numbers fit into what they leave
-    named = {k: gain_of(w, over_line) for k, w in enumerate(others(), 1)}
-    texts = {k: w.name if (g := named[k])[0] > TOLD_APART * g[1] else str(k) for k, w in enumerate(others(), 1)}
-    for number, w in sorted(enumerate(others(), 1), key=lambda pair: -len(texts[pair[0]])):
-        x, y = c.x(w.share), c.y(w.mean)
+    dots = [(c.x(w.share), c.y(w.mean)) for w in (*others(), *line())]
+    for number, (w, (x, y)) in enumerate(zip(others(), dots, strict=False), 1):
+        gain, error = gain_of(w, over_line)
+        name = w.name if gain > TOLD_APART * error else str(number)
+        crowded = any(0 < right - x < LETTER * len(name) + 12 and abs(high - y) < 10 for right, high in dots)
         yield _dot("peer-1", x, y)
-        left, top = _free_place(x, y, LETTER * len(texts[number]), taken, (c.left, right))
-        taken.append((left, top, left + LETTER * len(texts[number]), top + LINE))
-        yield svg_text(left, top + LINE - 2, texts[number], "start")
+        yield svg_text(x, y + 16, name, "start") if crowded else svg_text(x + 6, y + 4, name, "start")
     caption = "training FLOPs; line: complete schedules; named: better than these"
-    yield svg_text((c.left + right) / 2, floor + 38, caption, "middle")
-
-
-def _free_place(x: float, y: float, width: float, taken: list[Box], sides: tuple[float, float]) -> tuple[float, float]:
-    """The corner of a text beside a dot, right, left, above or below it, that covers the least of what is there."""
-
-    def covered(corner: tuple[float, float]) -> float:
-        (left, top), area = corner, 0.0
-        for begin, high, end, low in taken:
-            wide, tall = min(left + width, end) - max(left, begin), min(top + LINE, low) - max(top, high)
-            area += max(0.0, wide) * max(0.0, tall)
-        return area + 1000 * (left < sides[0] or left + width > sides[1] + LINE)
-
-    beside = [(x + 6, y - LINE / 2), (x - 6 - width, y - LINE / 2)]
-    return min([*beside, *((x - width * part, y + dy) for dy in (-LINE - 4, 4) for part in (0, 1, 0.5))], key=covered)
+    yield svg_text((c.left + c.width - c.right) / 2, floor + 38, caption, "middle")
 
 
 def _dot(style: str, x: float, y: float) -> Markup:

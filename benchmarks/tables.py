@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import costs
+import photos
 import study
 from markupsafe import Markup
 
@@ -217,8 +218,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "processors": processors,
     "demo": demo,
-    "cost": costs.cost,
-    "cost-check": costs.cost_check,
     "recipes": lambda _: costs.recipes(),
     "recipes-not-run": costs.not_run,
     "readme-cost": lambda _: costs.recipes(costs.README_RECIPES),
@@ -252,6 +251,12 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-complete": study.complete,
     "study-ways": study.compared,
     "study-short": study.short,
+    "readme-photos": lambda _: photos.summary(),
+    "photos-epochs": lambda _: photos.beside_loop(),
+    "photos-seconds": lambda _: photos.beside_loop(how=", as many seconds"),
+    "photos-short": lambda _: photos.beside_loop("loop, 5 epochs", ", 5 epochs"),
+    "photos-whole": lambda _: photos.beside_loop("loop, whole length", ", whole length", ("ours",)),
+    "photos-larger": lambda _: photos.beside_loop("loop, larger", ways=("auto",)),
 }
 
 

@@ -89,9 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = build_parser(argv).parse_known_args(argv)
     except (ImportError, MemoryError, OSError) as error:
-        print_error(
-            "fastft", f"the command cannot be imported ({str(error) or 'no memory'}); is memory limited (ulimit -v)?"
-        )
+        advice = "is memory limited (ulimit -v)? Else `fastft doctor` tells what is missing"
+        print_error("fastft", f"the command cannot be imported ({str(error) or 'no memory'}); {advice}")
         return EXIT_BAD_INPUT
     try:
         refuse_unknown(args.parser, rest)

@@ -1,15 +1,9 @@
-"""Figures of the paper's own runs: the accuracy after every epoch, and the cost."""
+"""Figures of the paper's own runs: the accuracy after every epoch."""
 
 import json
 from functools import cache
 from importlib.resources import files
 from typing import Any
-
-# V100-hours by row of rcp/tables/fig1_steps.yaml: the axis 'fine-tuning cost' of the paper's Figure 1
-PAPER_HOURS = {
-    "baseline": 148.9, "lr 3e-5": 148.9, "EMA": 150.1, "layer decay 0.6, lr 6e-4": 151.1, "50 epochs": 75.6,
-    "no mixup or CutMix": 75.6, "resolution 384": 218.1,
-}  # fmt: skip
 
 
 @cache
