@@ -117,21 +117,15 @@ def steps(call: Call) -> None:
     arch, batch = (shape("T", 32), 2) if call.dry_run else (shape("B"), 256)
     for precision, choice in ways(call):
         about = {"precision": precision.name, "half_residual": str(precision.half_residual), "step": str(choice)}
-        measure(call, lambda: [step_row(call, arch, batch, precision, choice)], **about)  # noqa: B023
-
-
-def measure(call: Call, rows: Callable[[], list[Row]], **about: str) -> None:
-    """Write the rows, or the reason why there are none."""
-    if call.seconds_left < 30:
-        return call.write({**about, "error": "no time left"})
-    try:
-        for row in rows():
-            call.write({**about, **row})
-    except Exception as error:  # of a kernel, a compiler, or memory
-        call.write({**about, "error": first_line(error)})
-    if call.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        try:
+            is_late = call.seconds_left < 30
+            row = {"error": "no time left"} if is_late else step_row(call, arch, batch, precision, choice)
+        except Exception as error:  # of a kernel, a compiler, or memory
+            row = {"error": first_line(error)}
+        call.write(about | row)
+        if call.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 def timed(call: Call, function: Callable[[], Any], count: int) -> tuple[float, float]:

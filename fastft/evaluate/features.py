@@ -113,7 +113,7 @@ def _image_features(
     """The embeddings of image files. notes: counts what to know of their pixels."""
     rows, files = [], []
     paths = image_paths([source], left_out)
-    for path, read, features_D in compute_outputs(trained, paths, world.device, "pooled"):
+    for path, read, features_D in compute_outputs(trained, paths, world.device, method="pooled"):
         if isinstance(read, str):
             say(f"{path}: not read: {read}")
             continue

@@ -74,9 +74,11 @@ class Predictor:
             probabilities without the temperature, which was fitted without the correction.
         temperature: divide the logits by the temperature that was fitted on the run's validation images; no ranking changes.
         min_probability: an image whose most probable class has less gets no class.
+        flip_average: take the mean of the logits of an image and its mirror image.
 
     Raises:
-        UserError: there is no such checkpoint or device, or the checkpoint is damaged; `min_probability` for a multi-label model.
+        UserError: there is no such checkpoint or device, or the checkpoint is damaged; `min_probability` for a multi-label model;
+            `flip_average` for one that was trained without horizontal flips.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Predictor:
         logit_adjustment: bool = False,
         temperature: bool = True,
         min_probability: float = 0.0,
+        flip_average: bool = False,
     ) -> None:
         self.device = find_world(device).device
         self.trained = load_trained(Path(checkpoint), self.device, weights)
@@ -94,9 +97,11 @@ class Predictor:
             self.trained = adjust_logits(self.trained)
         self.temperature = (self.trained.temperature if temperature else None) or 1.0
         self.classes = self.trained.outputs
-        self.min_probability = min_probability
+        self.min_probability, self.flip_average = min_probability, flip_average
         if min_probability and self.trained.recipe.data.multi_label:
             raise UserError("each label of this model has a threshold of its own; leave --min-probability out")
+        if flip_average and not self.trained.recipe.augment.hflip:
+            raise UserError("this model was trained without horizontal flips; leave --flip-average out")
 
     def predict(self, images: Source | Iterable[Source], topk: int | None = None) -> Iterator[Prediction]:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
@@ -112,7 +117,7 @@ class Predictor:
         if topk < 1:
             raise UserError(f"topk is {topk}: give 1 or more")
         given = [images] if isinstance(images, Source) else images
-        for image, read, logits_K in compute_outputs(self.trained, given, self.device):
+        for image, read, logits_K in compute_outputs(self.trained, given, self.device, flip_average=self.flip_average):
             path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
             if isinstance(read, str):
                 yield Prediction(path, [], [], read)
@@ -232,16 +237,16 @@ class FileBatch:
 
 
 def compute_outputs(
-    trained: Trained, images: Iterable[Source], device: torch.device, method: str = "__call__"
+    trained: Trained, images: Iterable[Source], device: torch.device, **options: Any
 ) -> Iterator[tuple[Source, Read, Tensor]]:
     """Each image, as read, and its row of the model's output, float32 on the CPU; an empty row if it cannot be read.
 
-    method: "pooled" for embeddings instead of logits.
+    options: `method` and `flip_average` of `forward`.
     """
     batches = read_batches(images, trained.recipe, BATCH, device)
     precision = inference_precision(trained.recipe.train.amp, device)
     world = World(0, 1, 0, device)  # every process reads all files
-    for batch, (outputs,) in forward([trained.model], batches, world, precision, method=method):
+    for batch, (outputs,) in forward([trained.model], batches, world, precision, **options):
         rows = iter(outputs.cpu())
         for source, read in batch.reads:
             yield source, read, next(rows) if isinstance(read, ReadImage) else torch.empty(0)

@@ -70,11 +70,12 @@ def forward(
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
     method: str = "__call__",
+    flip_average: bool = False,
 ) -> Iterator[tuple[Any, list[Tensor]]]:
     """Each batch with the output of every model in eval mode, float32 on the device; their modes are restored at the end.
 
     batches: `images` of each are what the models take, on their device. stop: called before each batch. method: of the
-    models, such as "pooled" for embeddings.
+    models, such as "pooled" for embeddings. flip_average: the mean of the outputs for the images and their mirror images.
     Raises EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
     training = [model.training for model in models]
@@ -86,7 +87,8 @@ def forward(
             if stopped := stop():
                 break
             with torch.inference_mode(), precision.autocast():
-                outputs = [getattr(model, method)(batch.images).float() for model in models]
+                views = [batch.images, batch.images.flip(-1)] if flip_average else [batch.images]
+                outputs = [sum(getattr(model, method)(v).float() for v in views) / len(views) for model in models]
             yield batch, outputs
     finally:
         for model, mode in zip(models, training, strict=True):

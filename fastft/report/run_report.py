@@ -179,7 +179,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         gain, every = run.weights.get("baseline"), ": images with the better labels" if score == MAP else ""
         then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
         if gain:
-            then = f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}{', paired' if gain['paired'] else ''}{every}"
+            then = f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}, paired{every}"
     if before is not None:  # the accuracy of the head before fine-tuning
         yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
     if not run.evaluations:

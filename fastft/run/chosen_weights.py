@@ -32,7 +32,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import PAIRED, SELECTION, TOP1, WEIGHTS, best_evaluation, main_score, standard_error
+from fastft.run.evaluations import PAIRED, SELECTION, TOP1, WEIGHTS, best_evaluation, main_score
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
@@ -150,15 +150,13 @@ def _against_probe(
     """
     kind, images, scores = choice["kind"], choice["evidence"]["samples"], [s for s in PAIRED if s in choice]
     paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
-    if paired:
-        delta = Comparison.of(paired, kind, PROBE, images, PAIRED[scores[0]])
-    else:  # checkpoints of earlier versions do not say which images the probe classifies correctly
-        error = math.hypot(*(standard_error(s[scores[-1]], s["samples"]) for s in (entry[kind], probe)))
-        delta = Comparison("accuracy", entry[kind][scores[-1]] - probe[scores[-1]], error, 1.0)
+    if paired is None:  # evaluated by an earlier version
+        return choice
+    delta = Comparison.of(paired, kind, PROBE, images, PAIRED[scores[0]])
     says = f"fine-tuning changes the {delta.measure} of the frozen-tower baseline by {delta.gain:+.2f} ± {delta.error:.2f} points"
     advice = "train longer, try --optim.lr three times larger and smaller, or another --model.image_size (auto tries several)"
     note = ""
-    if paired and delta.gain < 0 and delta.p_value < SIGNIFICANT:
+    if delta.gain < 0 and delta.p_value < SIGNIFICANT:
         reason = (
             f"fine-tuning is worse than the probe: {delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
         )
@@ -166,8 +164,8 @@ def _against_probe(
         note = f"{says}, significantly: the baseline is used instead; {advice}"
     elif delta.gain <= delta.error:
         limit = "not significantly" if delta.gain < -delta.error else "within the standard error"
-        note = f"{says}, {limit}; {advice}" + ("; --weights=probe takes the baseline" if paired else "")
-    compared = {"gain": delta.gain, "standard_error": delta.error, "paired": bool(paired)}
+        note = f"{says}, {limit}; {advice}; --weights=probe takes the baseline"
+    compared = {"gain": delta.gain, "standard_error": delta.error}
     return {**choice, "baseline": {**compared, "note": "" if head_only else note}}
 
 

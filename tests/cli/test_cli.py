@@ -211,7 +211,6 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
     ("words", "message"),
     [
         (["cost", "photos", "--prce=2", "--optim.lr=1e-4"], "argument --prce; did you mean --price?"),
-        (["cost", "photos", "--prce", "2"], "argument --prce; did you mean --price?"),
         (["tune", "photos", "--budget=2h"], "this command is gone; examples/tune_optuna.py searches learning rates"),
         (["train", "photos", "--optim.rl", "1"], "argument --optim.rl; did you mean --optim.lr?"),
         (["cost", "photos", "--model.lr=1"], "argument --model.lr; did you mean --optim.lr?"),

@@ -116,6 +116,13 @@ def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, ph
     assert capsys.readouterr().out.endswith("a.png: none of these\n")
 
 
+def test_a_mirrored_image_has_the_same_flip_average(trained, photographs):
+    both = [Image.fromarray(photographs["coffee"][:, ::step]) for step in (1, -1)]
+    for flip in (False, True):
+        one, other = (p.probabilities for p in Predictor(trained, "cpu", flip_average=flip).predict(both))
+        assert (one == pytest.approx(other, abs=1e-6)) == flip
+
+
 def test_impossible_options_of_a_predictor_are_named(trained):
     with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
         Predictor(trained, device="tpu")

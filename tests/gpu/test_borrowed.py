@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_day import Call, measure
+from benchmarks import gpu_day
+from benchmarks.gpu_day import Call
+from fastft.machine.precision import Precision
+from fastft.train.step import StepChoice
 
 
 def test_what_needs_ffcv_is_skipped_with_a_reason_and_all_else_collected(tmp_path):
@@ -23,16 +26,21 @@ def test_what_needs_ffcv_is_skipped_with_a_reason_and_all_else_collected(tmp_pat
 
 
 def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
-    call = Call("steps", tmp_path, dry_run=True)
+    call, modes = Call("steps", tmp_path, dry_run=True), ("eager", "graph", "compile")
 
     def written() -> dict:
         return json.loads((tmp_path / "steps.json").read_text())
 
-    measure(call, lambda: [{"ms": 1.0}], step="eager")
-    assert written()["rows"] == [{"step": "eager", "ms": 1.0}] and written()["torch"] == torch.__version__
-    measure(call, lambda: [1 / 0], step="graph")
-    monkeypatch.setattr("benchmarks.gpu_day.COMMAND_SECONDS", 0)
-    measure(call, lambda: [{"ms": 2.0}], step="compile")
+    def step_row(call, arch, batch, precision, choice):
+        if choice.mode == "graph":
+            assert written()["rows"][0]["ms"] == 1.0 and written()["torch"] == torch.__version__
+            monkeypatch.setattr(gpu_day, "COMMAND_SECONDS", 0)
+            raise ZeroDivisionError("division by zero")
+        return {"ms": 1.0}
+
+    monkeypatch.setattr(gpu_day, "step_row", step_row)
+    monkeypatch.setattr(gpu_day, "ways", lambda call: [(Precision(torch.float32, "cpu"), StepChoice(m)) for m in modes])
+    gpu_day.steps(call)
     call.run("http.server", "0")
     errors = [row.get("error") for row in written()["rows"]]
     assert errors == [None, "ZeroDivisionError: division by zero", "no time left", None]

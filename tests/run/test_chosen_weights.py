@@ -148,16 +148,6 @@ def test_a_run_that_trains_nothing_but_the_head_gets_no_advice_to_fine_tune(own,
         assert ("train longer" in chosen["baseline"]["note"]) is is_advised
 
 
-def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken():
-    """Checkpoints of earlier versions."""
-    entry = evaluation(3, 80, 70, 200)
-    chosen = choose_weights([entry], entry, {"raw": {"top1": 90, "samples": 200}})
-    assert chosen is not None and chosen["take"] == "last"
-    assert chosen["baseline"]["standard_error"] == pytest.approx((70 * 30 / 200 + 90 * 10 / 200) ** 0.5)
-    assert "--weights=probe" not in chosen["baseline"]["note"] and not chosen["baseline"]["paired"]
-    assert "baseline" not in (choose_weights([entry], entry, {"images": 800}) or {})
-
-
 def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images():
     entry = evaluation(0, 80, 82, 20, 1, 2)
     for share, kind in ((0.4, "ema"), (0.6, "raw")):
@@ -166,10 +156,6 @@ def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images
     assert chosen["reason"].startswith("raw, because 60% of the EMA's weights are still the initial ones")
     only_ema = {"epoch": 0, "ema": {"top1": 82, "samples": 20}}
     assert choose_weights([only_ema], only_ema, untrained=0.6)["kind"] == "ema"
-
-
-def test_without_an_evaluation_there_is_no_choice():
-    assert choose_weights([], None) is None
 
 
 def test_a_run_records_its_choice_and_the_evidence(whole):
