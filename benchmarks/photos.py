@@ -33,9 +33,9 @@ def summary() -> str:
     """The README's sentence."""
     same, chosen = ("{:.1f} ± {:.1f}".format(*_mean_gain("loop", f"{way}, as many seconds")) for way in WAYS)
     return (
-        f"On {len(_sets('loop'))} sets of 217 to 393 images, after as many seconds of a CPU, the same small tower is on average "
-        f"{same} points better than after a [plain loop of timm](docs/photos.md#beside-a-plain-loop-of-timm), and {chosen} "
-        "points with `--model.image_size=auto`, which compares image sizes by linear probes."
+        f"On {len(_sets('loop'))} sets of 217 to 393 images, after as many CPU seconds and at the same image size, a small ViT "
+        f"is on average {same} points better than with a [plain loop of timm](docs/photos.md#beside-a-plain-loop-of-timm), and "
+        f"{chosen} with `--model.image_size=auto`, which compares sizes by [linear probes](docs/photos.md#image-size)."
     )
 
 
