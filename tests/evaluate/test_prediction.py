@@ -62,7 +62,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photog
         (tmp_path / name).touch()
     for folder in ("a", "c"):
         Image.fromarray(photographs["coffee"]).save(tmp_path / folder / "x.png")
-    command = ["predict", str(trained), str(tmp_path / "a"), str(tmp_path / "c"), "--device=cpu"]
+    command = ["predict", str(trained), str(tmp_path / "a"), str(tmp_path / "c"), "--device=cpu", "--no-temperature"]
     for extra in ([], [f"--features={tmp_path / 'x.npz'}"]):
         assert main([*command, *extra]) == 0
         said = capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_predict_fails_if_no_file_can_be_read(trained, tmp_path, capsys):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"no image at all")
     images = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
-    assert main(["predict", str(trained), *images, "--device", "cpu"]) == 2
+    assert main(["predict", str(trained), *images, "--device", "cpu", "--no-temperature"]) == 2
     shown = capsys.readouterr()
     assert shown.out.count("not read") == 2
     assert "no image could be read" in shown.err and shown.err.count("\n") == 2  # beside the weights
