@@ -66,5 +66,5 @@ def _figure(seeds: Seeds) -> str:
     rows = list(seeds.values())
     top1, seconds = 100 * fmean(fmean(row["right"]) for row in rows), fmean(row["cpu"] for row in rows)
     head = f"head {fmean(row['probe'] for row in rows):.1f}; " if "probe" in rows[0] else ""
-    size = " or ".join(map(str, sorted({row["image_size"] for row in rows})))
-    return f"{top1:.1f} ({head}{size} px, {rows[0]['epochs']} epochs, {seconds:.0f} s)"
+    size, epochs = (" or ".join(map(str, sorted({row[key] for row in rows}))) for key in ("image_size", "epochs"))
+    return f"{top1:.1f} ({head}{size} px, epochs: {epochs}, {seconds:.0f} s)"
