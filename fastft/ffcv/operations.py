@@ -184,8 +184,8 @@ class Augment(Operation):
         erase_prob: float = 0.0,
         erase_mode: str = "pixel",
         interpolation: str = "bicubic",
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: tuple[float, float, float] = CLIP_MEAN,
+        std: tuple[float, float, float] = CLIP_STD,
         dtype: torch.dtype = torch.float32,
         seed: int | None = None,
     ) -> None:
