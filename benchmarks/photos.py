@@ -20,24 +20,26 @@ Seeds = Mapping[int, Mapping[str, Any]]  # the trainings of one set by one metho
 
 def beside_loop(loop: str = "loop", how: str = "", ways: Sequence[str] = tuple(WAYS)) -> str:
     """A row for every set that was trained in all ways: the loop, then each way with its gain. how: ends the ways' methods."""
-    methods, rows = [way + how for way in ways], []
-    for name, (base, *others) in _sets(loop, *methods).items():
-        cells = ((_figure(other), shown(*_gain(other, base))) for other in others)
+    rows, gains = [], []
+    for name, (base, *others) in _sets(loop, *(way + how for way in ways)).items():
+        gains.append([_gain(other, base) for other in others])
+        cells = ((_figure(other), shown(*gain)) for other, gain in zip(others, gains[-1], strict=True))
         rows.append([name, _figure(base), *chain.from_iterable(cells)])
-    means = chain.from_iterable(("", shown(*_mean_gain(loop, method))) for method in methods)
+    means = chain.from_iterable(("", shown(*_mean(column))) for column in zip(*gains, strict=True))
     head = chain.from_iterable((WAYS[way], "against the loop") for way in ways)
     return markdown(["set", "timm loop", *head], [*rows, ["mean", "", *means]])
 
 
 def summary() -> str:
     """The README's sentence."""
-    same, chosen = ("{:.1f} ± {:.1f}".format(*_mean_gain("loop", f"{way}, as many seconds")) for way in WAYS)
-    whole = shown(*_mean_gain("loop, whole length", "ours, whole length"))
+    pairs = [*(("loop", f"{way}, as many seconds") for way in WAYS), ("loop, whole length", "ours, whole length")]
+    means = [_mean([_gain(ours, base) for base, ours in _sets(*pair).values()]) for pair in pairs]
+    same, chosen = (f"{points:.1f} ± {error:.1f}" for points, error in means[:2])
     return (
         f"On {len(_sets('loop'))} sets of 217 to 393 images, after as many CPU seconds as ten epochs of a [plain loop of timm]"
         f"(docs/photos.md#beside-a-plain-loop-of-timm) and at its image size, a small ViT is on average {same} points better, "
         f"and {chosen} with `--model.image_size=auto`, which compares sizes by [linear probes](docs/photos.md#image-size). "
-        f"After 1,000 steps, on two of the sets, the automatic values are behind: {whole} points."
+        f"After 1,000 steps, on two of the sets, the automatic values are behind: {shown(*means[2])} points."
     )
 
 
@@ -49,9 +51,8 @@ def _sets(*methods: str) -> dict[str, list[Seeds]]:
     return {name: [by[m] for m in methods] for name, by in found.items() if by.keys() >= set(methods)}
 
 
-def _mean_gain(loop: str, way: str) -> tuple[float, float]:
-    """(points, standard error) of a way, over its sets."""
-    gains = [_gain(ours, base) for base, ours in _sets(loop, way).values()]
+def _mean(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(points, standard error) over sets."""
     points, errors = zip(*gains, strict=True)
     return fmean(points), float(np.linalg.norm(errors)) / len(gains)
 

@@ -53,6 +53,7 @@ def ways() -> Sequence[Way]:
     return sorted(_ways("study", mine, whole), key=lambda way: way.share)
 
 
+@cache
 def trainings(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / "results" / f"{name}.jsonl").read_text().splitlines()]
 
