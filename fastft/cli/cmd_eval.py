@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from beton_tools.base import torchrun
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.arguments import add_checkpoint, add_shared, print_line, say, show
-from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, main_score
+from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, TOP1, main_score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +95,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
 
 def figure(s: Mapping[str, Any], score: str, digits: int) -> str:
     """A score; top-1 with its standard error."""
-    error = f" ± {s['standard_error']:.{digits}f}" if score == "top1" else ""
+    error = f" ± {s['standard_error']:.{digits}f}" if score == TOP1 else ""
     return f"{s[score]:.{digits}f}{error}" if score in s else "-"
 
 

@@ -87,8 +87,10 @@ def forward(
             if stopped := stop():
                 break
             with torch.inference_mode(), precision.autocast():
-                views = [batch.images, batch.images.flip(-1)] if flip_average else [batch.images]
-                outputs = [sum(getattr(model, method)(v).float() for v in views) / len(views) for model in models]
+                outputs = [getattr(model, method)(batch.images).float() for model in models]
+                if flip_average:
+                    mirrored = (getattr(model, method)(batch.images.flip(-1)).float() for model in models)
+                    outputs = [(output + other) / 2 for output, other in zip(outputs, mirrored, strict=True)]
             yield batch, outputs
     finally:
         for model, mode in zip(models, training, strict=True):
