@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,7 +183,7 @@ class BetonSet(SampleTable):
             counts[: len(of_file.counts)] += of_file.counts
         return counts.tolist()
 
-    @property
+    @cached_property
     def content(self) -> dict[str, Any]:
         """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie.
 
