@@ -113,7 +113,8 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
             line = _interval(epoch, epoch * STEPS_PER_EPOCH + step, loss, position, noise)
             lines.append(line | {"split": split_of(step - first)} if split else line)
         lines.append(_evaluation(epoch, curve, noise))
-        lines += _epoch_end(epoch) if split else []
+        if split:
+            lines.append({"kind": "checkpoint", "step": (epoch + 1) * STEPS_PER_EPOCH, "seconds": CHECKPOINT})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_recipe(folder, recipe)
@@ -156,15 +157,6 @@ def _evaluation(epoch: int, curve: dict[str, Any], noise: np.random.Generator) -
 def split_of(steps: int) -> dict[str, float]:
     """Seconds by part of so many steps."""
     return {part: seconds * steps / STEPS_PER_EPOCH for part, seconds in (STEPS | LOADER).items()}
-
-
-def _epoch_end(epoch: int) -> list[dict[str, Any]]:
-    step = (epoch + 1) * STEPS_PER_EPOCH
-    seconds = split_of(STEPS_PER_EPOCH) | {"eval": EVALUATION, "checkpoint": CHECKPOINT}
-    return [
-        {"kind": "checkpoint", "step": step, "seconds": CHECKPOINT},
-        {"kind": "split", "step": step, "epoch": epoch, "seconds": seconds},
-    ]
 
 
 @pytest.fixture

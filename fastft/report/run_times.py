@@ -1,8 +1,4 @@
-"""Numbers of a run from its log: cost so far and at its end, and where the time went.
-
-The time split is summed over the 'train' lines, so that interruptions do not distort it. The 'split' lines are not used: each
-covers only the process that ended its epoch.
-"""
+"""Numbers of a run from its log: cost so far and at its end, and where the time went."""
 
 import json
 from statistics import median

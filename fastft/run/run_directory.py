@@ -50,10 +50,6 @@ class _Checkpoint(_Line):
     seconds: Number
 
 
-class _Split(_Line):
-    seconds: Numbers
-
-
 class _Start(Document):
     world_size: Number | Unset = UNSET
     precision: str | Unset = UNSET
@@ -70,7 +66,6 @@ LINES: dict[str, type[Document]] = {
     "train": _Interval,
     "eval": _Evaluation,
     "checkpoint": _Checkpoint,
-    "split": _Split,
     "start": _Start,
     "baseline": _Baseline,
 }
@@ -98,8 +93,7 @@ class Run:
     """The lines of metrics.jsonl by kind, in order of steps.
 
     starts: the hardware and software of each process start. intervals: loss, lr, images_per_second, wait_share, mfu,
-    memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds. splits: seconds by part of each epoch; for
-    an interrupted epoch only those of the process that finished it.
+    memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds.
     """
 
     folder: Path
@@ -108,7 +102,6 @@ class Run:
     intervals: list[Line]
     evaluations: list[Line]
     checkpoints: list[Line]
-    splits: list[Line]
     finished: bool
     baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
     weights: Line = field(default_factory=dict)  # what predict, eval and export take, of result.json
@@ -183,7 +176,6 @@ def load_run(folder: Path) -> Run:
         intervals=by_kind["train"],
         evaluations=by_kind["eval"],
         checkpoints=by_kind["checkpoint"],
-        splits=by_kind["split"],
         finished=bool(result),
         baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
         weights=result.get("weights") or {},

@@ -47,7 +47,6 @@ class Meter:
 
     def __init__(self, step: Step, loader: TrainLoader, world: World) -> None:
         self._step, self._loader, self._world = step, loader, world
-        self._epoch: defaultdict[str, float] = defaultdict(float)
         self._split: defaultdict[str, float] = defaultdict(float)
         self._has_batch = False  # whether this process has received its first batch
         self.steps, self._began = 0, time.monotonic()
@@ -75,11 +74,10 @@ class Meter:
         self._step.split.mark("start")
         self._has_batch = True
 
-    def pause(self, part: str, seconds: float) -> None:
-        """Leave the last `seconds`, of evaluation or saving, out of the interval; count them as `part` of the epoch."""
+    def pause(self, seconds: float) -> None:
+        """Leave the last `seconds`, of evaluation or saving, out of the interval."""
         self._began += seconds
         self.paused += seconds
-        self._epoch[part] += seconds
 
     def state_dict(self) -> dict[str, Any]:
         """The interval so far: steps, loss_sum (mean over processes), seconds without pauses and those of them that waited for
@@ -91,7 +89,6 @@ class Meter:
         seconds = time.monotonic() - self._began  # after .item(), which waits for the device
         for part, spent in (self._step.split.collect() | self._loader.pop_timings()).items():
             self._split[part] += spent
-            self._epoch[part] += spent
         return {
             "steps": self.steps,
             "loss_sum": loss_sum,
@@ -109,12 +106,6 @@ class Meter:
         self._loader.wait_seconds = state["waited"]
         self._split.update(state["split"])
         self._began -= state["seconds"]
-
-    def pop_epoch(self) -> dict[str, float]:
-        """Seconds of this process by part since the last call, with evaluation and checkpoints."""
-        seconds = dict(self._epoch)
-        self._epoch.clear()
-        return seconds
 
 
 class Reporter:
@@ -213,20 +204,16 @@ class Reporter:
             )
 
     def evaluation(self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int) -> None:
-        self.meter.pause("eval", seconds)
+        self.meter.pause(seconds)
         self.record("eval", step, {"epoch": entry["epoch"], "seconds": seconds, **flatten(entry)})
         if self._setup.world.is_main:
             kept = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
             write_validation(self._setup.folder, entry["epoch"], kept)
         self.say(describe_evaluation(entry))
 
-    def epoch(self, epoch: int, step: int) -> None:
-        """How this process spent the wall time of an epoch."""
-        self.record("split", step, {"epoch": epoch, "seconds": self.meter.pop_epoch()})
-
     def checkpoint(self, seconds: float, step: int) -> None:
         """seconds: until the training went on; left out of the interval."""
-        self.meter.pause("checkpoint", seconds)
+        self.meter.pause(seconds)
         self.record("checkpoint", step, {"seconds": seconds})
 
 

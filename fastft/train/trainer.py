@@ -153,7 +153,6 @@ class Trainer:
         stop = not is_last and request == STOP
         if best or is_last or request >= SAVE or done % self.recipe.train.checkpoint_epochs == 0:
             self._save(best)
-        self.reporter.epoch(done - 1, self.global_step)
         if stop:
             self._stop()
 

@@ -26,7 +26,7 @@ def test_no_interval_has_an_mfu_above_1(tiny, tmp_path, monkeypatch):
         ("train", {"images_per_second": 0}, r"Expected float >= 1e-30 - at \$\.images_per_second"),
         ("train", {"step": 1}, "do not increase"),
         ("eval", {"raw_top1": None}, "'eval' line: Expected float, got null"),
-        ("split", {"seconds": {"wait": "long"}}, "'split' line: Expected float, got str"),
+        ("train", {"split": {"wait": "long"}}, "'train' line: Expected float, got str"),
         ("train", {"loss": 10**400}, "'train' line: .* at .\\.loss"),
         ("eval", {"step": 1}, "the steps of 'eval' lines decrease"),
         ("eval", {"best_by": "luck"}, "Invalid enum value 'luck'"),

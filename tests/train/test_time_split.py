@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train.timing import PARTS
@@ -30,19 +28,13 @@ def test_time_split_adds_up_to_the_steps(whole):
     assert all(line["split"]["start"] == 0 for line in trained[1:])
 
 
-def test_the_log_names_the_hardware_and_splits_each_epoch(whole):
+def test_the_log_names_the_hardware_and_has_the_seconds_of_the_loader_by_part(whole):
     lines = read_metrics(whole / "metrics.jsonl")
     assert lines[0]["kind"] == "start" and lines[0]["precision"] == "float32"
-    epochs = [line for line in lines if line["kind"] == "split"]
-    assert [line["epoch"] for line in epochs] == [0, 1, 2]
-    for line in epochs:
-        assert line["seconds"].keys() >= {*PARTS, "eval", "checkpoint"}
-        loader = [line["seconds"][part] for part in ("read", "decode", "augment")]
-        assert min(loader) >= 0 < min(loader[1:])
-        # of 48 images: neither nanoseconds nor sums over epochs
-        assert sum(loader[1:]) < 48 * 50e-3
-        steps = [t["split"]["forward"] for t in lines if t["kind"] == "train" and t["epoch"] == line["epoch"]]
-        assert line["seconds"]["forward"] == pytest.approx(sum(steps))
+    splits = [line["split"] for line in lines if line["kind"] == "train"]
+    for part in ("decode", "augment"):
+        # of 3 epochs of 48 images: neither nanoseconds nor sums over lines
+        assert 0 < sum(split[part] for split in splits) < 3 * 48 * 25e-3
 
 
 def test_a_profiled_run_has_a_trace_and_the_same_losses(tiny, whole, tmp_path):
