@@ -83,9 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not start_command("fastft"):
         return EXIT_BAD_INPUT
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["tune"]:  # removed in 0.3.0
-        print_error("fastft tune", "this command is gone; examples/tune_optuna.py searches learning rates with Optuna")
-        return EXIT_BAD_INPUT
     try:
         args, rest = build_parser(argv).parse_known_args(argv)
     except (ImportError, MemoryError, OSError) as error:

@@ -13,7 +13,7 @@ from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, OTHER_NAMES, SHORT_NAMES, WEIGHT_CHOICES
-from fastft.recipe.load import LOST, full_name, nearest_option
+from fastft.recipe.load import full_name, nearest_option
 from fastft.recipe.recipe_file import is_elsewhere, recipe_names
 from fastft.recipe.schema import SECTIONS, option_fields
 
@@ -100,8 +100,6 @@ def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     """Refuse what the parser did not know. Raises UserError: there is such a word; with the most similar argument."""
     for word in words:
         name, equals, _ = word.partition("=")
-        if name[2:] in LOST:
-            raise UserError(f"{name} {LOST[name[2:]]}")
         near = _nearest(name.lstrip("-"), parser._option_string_actions) if equals or name.startswith("-") else None
         hint = f"did you mean {near}?" if near else f"see {parser.prog} --help"
         raise UserError(f"unrecognized argument {name}; {hint}")

@@ -21,12 +21,10 @@ from fastft.recipe.yaml_file import CONTROL, shown
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
-# options of earlier 0.3 development, which were no better than others, and where their results are
-STUDY, CLASSES = (f"is no longer part of fastft (docs/{page}.md); leave it out" for page in ("study", "photos"))
+# options of earlier 0.3 development, which stored recipes have without a value
 LOST = {
-    **dict.fromkeys(("schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob"), STUDY),
-    "ema.warmup": STUDY,
-    "optim.class_weights": CLASSES,
+    *("schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob"),
+    *("ema.warmup", "optim.class_weights"),
 }
 SIMILAR = 0.6  # least similarity of an option that is suggested
 
@@ -116,10 +114,8 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
                 if value == "auto":
                     continue
                 key, value = "train.step", {"on": "compile", "off": "eager"}.get(str(value), value)
-            if key in LOST:
-                if show_value(value).lower() in ("none", "null", "false"):  # in stored recipes
-                    continue
-                raise UserError(f"{layer.where}: {key} {LOST[key]}")
+            if key in LOST and show_value(value).lower() in ("none", "null", "false"):
+                continue
             if key not in FIELDS:
                 raise UserError(f"{layer.where}: {_unknown(key)}")
             written[key] = value, layer.where

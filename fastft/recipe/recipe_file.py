@@ -6,7 +6,6 @@ A recipe is named by its path, by the bare name of a recipe that comes with fast
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,9 +22,6 @@ _PACKAGE = Path(__file__).parents[1]
 # in a wheel inside the package, in a checkout beside it
 RECIPES = _PACKAGE / "rcp" if (_PACKAGE / "rcp").is_dir() else _PACKAGE.parent / "rcp"
 TABLES = RECIPES / "tables"
-# recipes of earlier versions: ways that lost, and stops that cost more than a frozen half at the same accuracy
-_LOST = re.compile("_(complete|progressive|sparse)")
-_CHEAPER = {"quick_b16": "frugal_b16_half", "quick_l14": "frugal_l14_half", "quick_l14_336": "frugal_l14_336_half"}
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,6 @@ def find_file(name: str, folder: Path = Path()) -> Path:
         return file
     if os.path.lexists(path):
         return path  # a directory, FIFO, symlink loop, ...: refused with its reason where it is opened
-    left = _LOST.sub("", path.stem)
-    if (instead := _CHEAPER.get(left, left)) != path.stem and instead in recipe_names():
-        raise UserError(f"recipe {path.stem} is no longer part of fastft; use {instead} (fastft recipes)")
     beside = [p.name for p in path.parent.glob("*.y*ml")] if "\0" not in name else []
     near = get_close_matches(path.name, beside, n=1) or get_close_matches(path.stem, recipe_names(), n=1)
     raise UserError(f"recipe {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))

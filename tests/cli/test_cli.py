@@ -211,12 +211,10 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
     ("words", "message"),
     [
         (["cost", "photos", "--prce=2", "--optim.lr=1e-4"], "argument --prce; did you mean --price?"),
-        (["tune", "photos", "--budget=2h"], "this command is gone; examples/tune_optuna.py searches learning rates"),
         (["train", "photos", "--optim.rl", "1"], "argument --optim.rl; did you mean --optim.lr?"),
         (["cost", "photos", "--model.lr=1"], "argument --model.lr; did you mean --optim.lr?"),
         (["train", "photos", "--batchsize", "8"], "argument --batchsize; did you mean --batch-size?"),
         (["train", "photos", "--label-smoothing=0"], "did you mean --optim.label_smoothing?"),
-        (["train", "photos", "--schedule.sizes", "9"], "--schedule.sizes is no longer part of fastft (docs/study.md)"),
         (["train", "photos", "--optim.learning_rate=1"], "; did you mean --optim.lr?"),
         (["train", "photos", "--learning-rate", "1"], "; did you mean --lr?"),
         (["train", "photos", "-b", "1"], "argument -b; did you mean --batch-size?"),

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from beton_tools.base.errors import UserError
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.cost.published import reference_curves
 from fastft.jobs.sweep import plan_runs, run_key
@@ -156,16 +155,3 @@ def test_stopped_recipes_expect_the_mean_of_five_epochs_of_the_log_round_the_sto
     epochs = f"mean of epochs {last - 2} to {last + 2} of one log"
     start = f"extrapolated: {f'frugal_{size}' if kind == 'frugal' else epochs}" if half else epochs
     assert str(recipe.about.source).startswith(start)
-
-
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("quick_b16", "frugal_b16_half"),
-        ("quick_l14_336_complete", "frugal_l14_336_half"),
-        ("frugal_b16_sparse", "frugal_b16"),
-    ],
-)
-def test_a_recipe_of_earlier_versions_is_answered_with_todays(name, instead):
-    with pytest.raises(UserError, match=f"{name} is no longer part of fastft; use {instead} "):
-        load_recipe(name)
