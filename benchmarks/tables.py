@@ -110,21 +110,14 @@ def _better(other: Measure) -> str:
     return f"at {other['ratio']['median']:.0%} of it" if other["limit"] else times(other["ratio"])
 
 
-def _reached(measure: Measure) -> str:
-    """The share that fastft reaches of the measure's limit; empty if it has none."""
-    return next((f"{c['ratio']['median']:.0%}" for c in measure["contenders"] if c["limit"]), "")
-
-
 def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
 def _caption(results: Results, bench: str, measures: Sequence[Measure], fixed: str) -> str:
-    kind = "Modelled, not measured." if any(m["modelled"] for m in measures) else "Measured"
     when = results.documents[bench]["date"][:10]
     skipped = {f"{c['name']} was not run: {c['skipped']}" for m in measures for c in m["skipped"]}
-    head = f"{kind} {when}" if kind == "Measured" else f"{kind} From figures of {when}"
-    return f"{head}: {fixed}.{''.join(f' {s}.' for s in sorted(skipped))}"
+    return f"Measured {when}: {fixed}.{''.join(f' {s}.' for s in sorted(skipped))}"
 
 
 def machine(results: Results) -> str:
@@ -139,24 +132,12 @@ def machine(results: Results) -> str:
     return "\n".join(lines)
 
 
-def words(results: Results) -> str:
-    """Sentences of `fastft bench e2e` about the bottleneck."""
-    notes = [n for n in results.documents["e2e"]["notes"] if n.startswith(("End to end", "Modelled"))]
-    return "\n".join(f"- {note}" for note in notes)
-
-
 SUMMARY = (  # bench, measure, part of its setting, peer, what docs/benchmarks.md calls it
-    ("decode", "Crop decode", "500", "stock FFCV, decoder alone", "decode a random crop, 500 px q90 files"),
-    ("decode", "Crop decode", "500", "stock FFCV Loader", "decode a random crop, 500 px q90 files"),
-    ("decode", "Crop decode", "lossless", "stock FFCV, decoder alone", "decode a random crop, original files"),
-    ("decode", "Crop decode", "lossless", "DALI image_random_crop", "decode a random crop, original files"),
     ("augment", "Whole recipe", "500", "timm", "whole recipe, 500 px q90 files"),
     ("augment", "Whole recipe", "lossless", "timm", "whole recipe, original files"),
     ("augment", "Whole recipe", "lossless", "DALI CPU", "whole recipe, original files"),
     ("loader", "Loader, crop and flip, per core", "", "stock FFCV", "loader, crop and flip"),
     ("loader", "Loader, whole recipe, per core", "", "timm", "loader, whole recipe"),
-    ("loader", "Peak memory", "", "stock FFCV", "loader's peak memory, batch 256"),
-    ("loader", "Peak memory beyond imports", "", "stock FFCV", "the same beyond imports"),
     ("convert", "Conversion", "kept", "FFCV DatasetWriter", "convert, sizes kept"),
     ("step", "Training step", "fp32", "timm", "training step, B/16, fp32, CPU"),
     ("step", "Training step", "bf16", "timm", "training step, B/16, bf16, CPU"),
@@ -172,8 +153,8 @@ def summary(results: Results) -> str:
         other = contender(m, peer)
         own, note = figure(contender(m, "fastft")["median"]), f" ({other['note']})" if other["note"] else ""
         theirs, better = f"{peer}{note}: {figure(other['median'])}", times(other["ratio"])
-        rows.append([what, f"{own} {m['unit']}", theirs, better, _reached(m)])
-    head = ["", "fastft", "other", "fastft is better by", "share of the limit"]
+        rows.append([what, f"{own} {m['unit']}", theirs, better])
+    head = ["", "fastft", "other", "fastft is better by"]
     document = max(results.documents.values(), key=lambda d: d["date"])
     dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in SUMMARY})
     where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {' and '.join(dates)}"
@@ -223,29 +204,17 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "readme-cost": lambda _: costs.recipes(costs.README_RECIPES),
     "cost-published": costs.cost_published,
     "machine": machine,
-    "decode": comparison("decode", "Crop decode"),
     "recipe": comparison("augment", "Whole recipe"),
     "loader-core": comparison(
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),
     "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
-    "loader-sizes": comparison("loader", "Loader, whole recipe, by size"),
-    "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
-    "loader-start": comparison(
-        "loader", "First batch", "First batch, with imports", "Peak memory", "Peak memory beyond imports"
-    ),
-    "loader-open": comparison("loader", "Opening ImageNet's length"),
     "ffcv": comparison("ffcv", "Crop and flip", "Crop, flip, normalise", "Whole recipe"),
-    "raw": comparison("ffcv", "Raw pixels"),
-    "open": comparison("open", "Time", "CPU time", "Memory"),
     "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch"),
     "convert": comparison("convert", "Conversion"),
     "step": comparison("step", "Training step", "Training step, lower half frozen"),
     "step-mfu": comparison("step", "Training step, MFU"),
-    "e2e": comparison("e2e", "End to end", "End to end, the loader alone"),
-    "split": comparison("e2e", "Where a step's time goes"),
-    "loader-work": comparison("e2e", "What the loader's time goes to"),
-    "words": words,
+    "e2e": comparison("e2e", "End to end"),
     "models": costs.model_costs,
     "starts": costs.starts,
     "study-complete": study.complete,

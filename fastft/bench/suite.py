@@ -122,8 +122,7 @@ def print_group(measures: list[dict[str, Any]], console: Console) -> None:
     varied = [key for key in keys if len({str(m["setting"].get(key)) for m in measures}) > 1]
     fixed = ", ".join(f"{key} {measures[0]['setting'][key]}" for key in keys if key not in varied)
     views = [measure_view(m) for m in measures]
-    mark = " (modelled)" if views[0]["modelled"] else ""
-    console.print(Text(f"{measures[0]['name']}{mark}, {measures[0]['unit']}", "bold"))
+    console.print(Text(f"{measures[0]['name']}, {measures[0]['unit']}", "bold"))
     console.print(fixed, highlight=False, markup=False)
     compared = ["fastft is"] if any(view["compared"] for view in views) else []
     table = compact_table(None, ["contender", "median", "lowest-highest", *compared])
@@ -156,7 +155,6 @@ def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
         **measure,
         "contenders": shown,
         "skipped": [c for c in contenders if "median" not in c],
-        "modelled": measure.get("modelled", False),
         "compared": any(c["ratio"] for c in shown),
     }
 

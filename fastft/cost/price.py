@@ -18,7 +18,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
 
 MACHINE_GPUS = 8  # of a usual cloud machine
-# images/s of one core where the GPU augments, and of whole images for evaluation (benchmarks/results/all.json; ImageNet with its
+# images/s of one core where the GPU augments, and of whole images for evaluation (measured 2026-11-26; ImageNet with its
 # longest side at 500 px, at 224 px)
 IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
 LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
