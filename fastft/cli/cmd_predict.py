@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
 def _write_features(args: argparse.Namespace) -> int:
     from fastft.evaluate.features import save_features
 
-    if args.csv is not None or args.topk is not None or args.logit_adjustment or args.json:
-        raise UserError("--features writes embeddings, not classes; omit --csv, --json, --topk and --logit-adjustment")
+    names = ("csv", "json", "topk", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
+        raise UserError(f"--features writes embeddings, not classes; omit {', '.join(given)}")
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
         print(printable(done))
