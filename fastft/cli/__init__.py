@@ -69,7 +69,7 @@ COMMANDS = {
     "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
     "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
     "report": ("cmd_report", "one HTML page of a run"),
-    "bench": ("cmd_bench", "measure this machine, against what one would use instead; JSON and a table"),
+    "bench": ("cmd_bench", "speed on this machine beside FFCV, timm and DALI; JSON and a table"),
     "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk; exit code 1 if it is not"),
 }
 

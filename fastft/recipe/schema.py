@@ -99,7 +99,7 @@ class Data:
         low=2, high=1_000_000, auto=True,
     )  # fmt: skip
     multi_label: bool = option(
-        False, "each label has its own probability: images with several labels set this; also for single ones", since="0.3.0",
+        False, "a probability per class, no softmax; files with several labels set it, others may", since="0.3.0",
     )  # fmt: skip
     order: str = option(
         RANDOM, "order of the samples in an epoch; blocks: reads every page once, for files that do not fit the memory",

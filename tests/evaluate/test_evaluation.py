@@ -172,8 +172,7 @@ def test_features_are_refused_under_another_suffix_and_with_options_for_classes(
     command = ["predict", str(whole), tiny["data.val"], "--device=cpu"]
     for extra, message in (
         (["--features=a.txt"], "must end in .npz"),
-        (["--features=a.npz", "--topk=3", "--min-probability=0.7"], "classes; omit --topk, --min-probability"),
-        (["--features=a.npz", "--flip-average", "--no-temperature"], "classes; omit --flip-average, --no-temperature"),
+        (["--features=a.npz", "--min-probability=0.7", "--flip-average"], "omit --min-probability, --flip-average"),
         ([], "is a .beton file"),
     ):
         assert message in refused([*command, *extra])
