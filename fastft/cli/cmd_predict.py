@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=positive(int), help="classes per image (default 5, or all at their thresholds)")
     reject = "no class (none of these) if the most probable one has less, as 0.7 or 70%%; the report has a table"
     parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
-    parser.add_argument(
-        "--flip-average", action="store_true", help="average logits with the mirror image's; twice the time"
-    )
+    parser.add_argument("--flip-average", action="store_true", help="average with the mirror image, in twice the time")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
     parser.add_argument("--json", action="store_true", help="print a JSON object per image, each on its line")
     features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
