@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import geometric_mean
 from typing import Any
 
 import yaml
@@ -60,10 +60,6 @@ def _with_spread(recipe: Recipe, gpu: str) -> str:
     return f"{format_hours(expected)} ({fast:.0f}-{slow:.0f})"
 
 
-def _paper_hours(name: str) -> str:
-    return f"{PUBLISHED['paper_hours'][PAPER_ROWS[name]]:.1f}" if name in PAPER_ROWS else ""
-
-
 def recipes(only: Sequence[str] = ()) -> str:
     """The recipes for ImageNet that have an expected accuracy, or some of them, the cheapest first."""
     rows = []
@@ -74,7 +70,8 @@ def recipes(only: Sequence[str] = ()) -> str:
         source = str(recipe.about.source)
         source = f"best epoch of one log, {source}" if source.startswith("paper") else source
         top1 = f"{priced['expected_top1']:.1f} ± {_error(recipe):.2f}"
-        rows.append([f"`{recipe.name}`", source, top1, *_hours(recipe), _paper_hours(recipe.name)])
+        paper_hours = PUBLISHED["paper_hours"].get(PAPER_ROWS.get(recipe.name), "")
+        rows.append([f"`{recipe.name}`", source, top1, *_hours(recipe), f"{paper_hours:.1f}" if paper_hours else ""])
     gpus = [f"{gpu}-hours" for gpu in MAIN_GPUS]
     head = ["recipe", "source of the top-1", "expected top-1", *gpus, "the paper's own V100-hours"]
     low, high = K_RANGE
@@ -143,7 +140,7 @@ def cost_published(_: Any) -> str:
         )
     head = ["published training", "GPU", "its MFU", "our roofline for its model", "k", "differs from ours in"]
     peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in MAIN_GPUS)
-    mean = math.exp(fmean(math.log(implied_k(run)) for run in tuned))
+    mean = geometric_mean(map(implied_k, tuned))
     return (
         f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}. The first {len(tuned)} are "
         f"trainings on V100 whose authors had tuned the step; the geometric mean of their k is {mean:.2f}."
@@ -177,7 +174,6 @@ def model_costs(_: Any) -> str:
     )
 
 
-@cache
 def _own_rows() -> list[list[str]]:
     rows = []
     for suffix in OWN:
@@ -187,7 +183,6 @@ def _own_rows() -> list[list[str]]:
     return rows
 
 
-@cache
 def _timm_row(name: str) -> list[str]:
     options = [f"--model.arch={TIMM}{name}", "--model.weights=timm", f"--model.image_size={TIMM_SIZE}"]
     suffix = "l14" if paper_recipe(load_recipe("final_b16", options)) is LARGE else "b16"

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import product
@@ -32,7 +32,7 @@ import torch
 from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import first_line
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
-from fastft.bench.step_bench import our_step, random_batch, shape, step_flops
+from fastft.bench.step_bench import arm, our_step, random_batch, shape, step_flops
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
 from fastft.model.attention import attention_candidates
@@ -128,29 +128,16 @@ def steps(call: Call) -> None:
             torch.cuda.reset_peak_memory_stats()
 
 
-def timed(call: Call, function: Callable[[], Any], count: int) -> tuple[float, float]:
-    """Seconds of a call, and those of them in which the host was busy."""
-    wait = torch.cuda.synchronize if call.device.type == "cuda" else lambda: None
-    function()
-    wait()
-    began = time.perf_counter()
-    for _ in range(count):
-        function()
-    queued = time.perf_counter() - began
-    wait()
-    return (time.perf_counter() - began) / count, queued / count
-
-
 def step_row(call: Call, arch: Any, batch: int, precision: Precision, choice: StepChoice) -> Row:
     step, dtype = our_step(arch, precision, choice=choice), precision.dtype
     images, labels = random_batch(arch, batch, call.device)
     images = images.to(dtype)
-    timed(call, lambda: step(images, labels), 2)  # compiles
-    seconds, host = timed(call, lambda: step(images, labels), 2 if call.dry_run else 10)
+    for count in (2, 2 if call.dry_run else 10):  # the first compiles
+        seconds = arm(lambda: step(images, labels), batch, count, step_flops(arch), dtype)()["wall"] / count
     peak = peak_flops(call.device, dtype)
     memory = torch.cuda.max_memory_allocated() / 1e9 if call.device.type == "cuda" else None
     mfu = batch * step_flops(arch) / seconds / peak if peak else None
-    return {"images": batch, "ms": 1e3 * seconds, "host_ms": 1e3 * host, "mfu": mfu, "peak_gb": memory}
+    return {"images": batch, "ms": 1e3 * seconds, "mfu": mfu, "peak_gb": memory}
 
 
 if __name__ == "__main__":

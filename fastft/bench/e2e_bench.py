@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastft.bench.child import Arm
 from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
-from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure
+from fastft.bench.harness import Contender, Findings, Options, alternate, measure
 from fastft.bench.loaders import timm_batches
 from fastft.bench.step_bench import device, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, diagnose
@@ -47,9 +47,11 @@ def run(options: Options) -> Findings:
         "model": options.recipe.name if options.recipe else default, "size": recipe.model.image_size,
         "batch": recipe.optim.batch_size, "threads": options.threads, "images": options.images,
     }  # fmt: skip
-    yield measure("End to end", rounds, "pass", _rate, "images/s", setting)
+    # without evaluation and checkpoint: the epoch is too short for them to matter
+    yield measure(
+        "End to end", rounds, "pass", lambda t: t["count"] / t.get("training", t["wall"]), "images/s", setting
+    )
     trials = rounds.trials["fastft"]["pass"]
-    # without evaluation: the epoch is too short for it to matter
     timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
     if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
         head = "End to end on this machine, evaluation and checkpoint left out"
@@ -95,11 +97,6 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
         "train": {"micro_batch": 0 if given or on_gpu else batch, "log_every": log_every},
     }
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
-
-
-def _rate(trial: Trial) -> float:
-    """Images/s of training steps, without evaluation and checkpoint."""
-    return trial["count"] / trial.get("training", trial["wall"])
 
 
 # in the contender's process ------------------------------------------------------------------------------------------

@@ -116,7 +116,9 @@ def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tupl
     return images.to(memory_format=torch.channels_last), labels
 
 
-def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
+def arm(
+    step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype
+) -> Callable[[], dict[str, float]]:
     """An arm of `steps` steps, with one synchronisation at the end.
 
     On a GPU every round begins with a step that is not timed and ends without cached memory, which the others need.

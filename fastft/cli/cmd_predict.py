@@ -69,6 +69,8 @@ def _write_features(args: argparse.Namespace) -> int:
     names = ("csv", "json", "topk", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
         raise UserError(f"--features writes embeddings, not classes; omit {', '.join(given)}")
+    check_writable(args.features, suffixes=[".npz"])
+    refuse_existing(args.features, args.overwrite, "--features")
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
         print(printable(done))

@@ -12,7 +12,6 @@ from beton_tools.base.errors import UserError
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
-from fastft.model import TowerArch
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
@@ -110,20 +109,14 @@ def estimate(
     work = recipe_work(recipe, arch, val_images)
     sustained = gpus * gpu.peak_flops * mfu.value
     train = work.train / sustained
-    stall = _stall_seconds(recipe, arch, sustained, gpus * over.loader_rate)
-    evaluate = _evaluation_seconds(recipe, work.evaluate / sustained, gpus, over, val_images)
-    rate = train_images(recipe) / (train + stall) / gpus
+    images = train_images(recipe)
+    of_loader = 1 / (gpus * over.loader_rate)  # seconds of an image
+    stall = images * max(0.0, of_loader - recipe_flops(recipe, arch).train / sustained)
+    evaluated = recipe.evaluations * val_images + probed_images(recipe)  # raw and EMA model share a pass
+    evaluate = max(work.evaluate / sustained, evaluated / (gpus * over.eval_loader_rate))
+    evaluate += recipe.evaluations * over.pass_start_seconds
+    rate = images / (train + stall) / gpus
     return Estimate(mfu, gpus, rate, train, stall, evaluate, over.start_seconds)
-
-
-def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rate: float) -> float:
-    """Seconds that the GPUs wait for the loader: the excess of its time over theirs."""
-    return train_images(recipe) * max(0.0, 1 / loader_rate - recipe_flops(recipe, arch).train / sustained)
-
-
-def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:
-    images = recipe.evaluations * val_images + probed_images(recipe)  # raw and EMA model share a pass
-    return max(compute, images / (gpus * over.eval_loader_rate)) + recipe.evaluations * over.pass_start_seconds
 
 
 def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS) -> dict[str, dict[str, Any]]:

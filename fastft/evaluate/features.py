@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from beton_tools.base.atomic import atomic_output, check_writable
+from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
 from fastft.evaluate.evaluation import eval_loader
@@ -23,7 +23,6 @@ from fastft.machine.precision import inference_precision
 from fastft.machine.processes import World, connected, find_world
 from fastft.model.head_file import tower_checksum
 
-SUFFIX = ".npz"
 NO_LABEL = -1
 Say = Callable[[str], None]
 
@@ -45,9 +44,6 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
     Raises UserError: `path` cannot be written; there is no such checkpoint; a source is missing or damaged, two have other
     classes, or no image could be read.
     """
-    if path.suffix != SUFFIX:
-        raise UserError(f"--features {path}: the name of the file must end in {SUFFIX}")
-    check_writable(path)
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)

@@ -180,9 +180,10 @@ class Trainer:
             self._stop()
 
     def _request(self) -> int:
-        """CONTINUE, SAVE or STOP, for all processes."""
+        """CONTINUE, SAVE or STOP, for all processes; looked at after a step, so that every process makes progress."""
         due = self.setup.checkpoints.is_due(self.global_step)
-        return self.world.max(STOP if self._is_stop_due() else SAVE if due else CONTINUE)
+        stops = self.guard.requested or time.monotonic() > self.setup.deadline
+        return self.world.max(STOP if stops else SAVE if due else CONTINUE)
 
     def _save(self, best: bool = False) -> None:
         s = self.setup
@@ -192,10 +193,6 @@ class Trainer:
         run = describe_run(self.recipe, self.step.model, s.loader, s.validation)
         s.checkpoints.save(self.step, self.progress, self.global_step, run, best)
         self.reporter.checkpoint(time.monotonic() - began, self.global_step)
-
-    def _is_stop_due(self) -> bool:
-        """True if a signal came or the time is up; looked at after a step, so that every process makes progress."""
-        return self.guard.requested or time.monotonic() > self.setup.deadline
 
     def _stop(self) -> NoReturn:
         self.setup.checkpoints.finish()

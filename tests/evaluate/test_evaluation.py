@@ -168,11 +168,14 @@ def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_nam
     assert set(found["labels"]) == {-1} and not len(found["classes"])
 
 
-def test_features_are_refused_under_another_suffix_and_with_options_for_classes(whole, tiny, tmp_path, refused):
+def test_features_are_refused_under_another_suffix_with_options_for_classes_and_over_a_file(
+    whole, tiny, files, refused
+):
     command = ["predict", str(whole), tiny["data.val"], "--device=cpu"]
     for extra, message in (
-        (["--features=a.txt"], "must end in .npz"),
+        (["--features=a.txt"], "its name should end in .npz"),
         (["--features=a.npz", "--min-probability=0.7", "--flip-average"], "omit --min-probability, --flip-average"),
+        ([f"--features={files['val']}"], "exists; replace it with --overwrite, or give another --features"),
         ([], "is a .beton file"),
     ):
         assert message in refused([*command, *extra])
