@@ -145,7 +145,7 @@ def _money(e: dict[str, Any]) -> list[str]:
 
 RECIPE_NAMES = (
     "final: the paper's schedule. The same schedule, stopped: frugal where the EMA is best in the paper's log, quick and brief "
-    "earlier, 0.2 and 0.5 points below. fitted: a short schedule from a fitted head. _half: the lower half of the blocks frozen.",
+    "earlier (B/16: 0.2 and 0.5 points less). fitted: short, from a fitted head. _half: the lower half of the blocks frozen.",
     "Take first: frugal_b16_half, or frugal_b16, whose accuracy is in a log; for photographs photos.",
     "Hours are GPU-hours, modelled on eight GPUs: fastft cost NAME --gpu GPU. Source of the top-1: fastft explain NAME.",
     "Tables train as fastft sweep NAME, one row as fastft train 'NAME[ROW]'.",
