@@ -31,7 +31,7 @@ WEIGHTS = {"ema": "EMA", "raw": "raw"}
 INTRO = f"""# Every row of the paper
 
 Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each bar or point of Figures 1 to 3 is a recipe that can be
-trained. One file holds one table. The slow tests train a step of every row, but of rows that differ in numbers only one, on a tiny tower.
+trained. One file holds one table. The slow tests train a step of each kind of row on a tiny tower.
 
 ```
 fastft cost 05_llrd --gpu a100
