@@ -13,11 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
-from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, Mistakes
 from fastft.evaluate.evaluation import describe_classes
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, load_recipe
+from fastft.report.run_report import reference_of
 from fastft.run.checkpoint import write_checkpoint
 from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.train.progress import describe_model

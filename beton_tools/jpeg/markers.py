@@ -64,7 +64,6 @@ class Header(NamedTuple):
     restart_interval: int  # MCUs; 0: none
     single_scan: bool  # the first scan contains all components
     sof_at: int  # offset of the frame's FF byte
-    dri_at: int
     sos_at: int
     scan_at: int  # first entropy-coded byte
     index_at: int  # payload of the crop index segment
@@ -76,7 +75,7 @@ class Header(NamedTuple):
 @njit(cache=True, nogil=True)
 def failed(code: int) -> Header:
     """A Header that contains only an error code."""
-    return Header(code, 0, 0, 0, 0, 0, 0, 0, False, 0, 0, 0, 0, 0, 0, False, -1)
+    return Header(code, 0, 0, 0, 0, 0, 0, 0, False, 0, 0, 0, 0, 0, False, -1)
 
 
 @njit(cache=True, nogil=True)
@@ -142,7 +141,7 @@ def scan_header(src: np.ndarray) -> Header:
         return failed(NOT_JPEG)
     at = np.int64(2)  # not a constant of type int: `next_segment` would be compiled again for it
     sof, height, width, components, h_max, v_max = 0, 0, 0, 0, 0, 0
-    interval, sof_at, dri_at, index_at, index_end = 0, 0, 0, 0, 0
+    interval, sof_at, index_at, index_end = 0, 0, 0, 0
     jfif, adobe = False, -1
     while True:
         marker, begin, end = next_segment(src, at)
@@ -163,7 +162,7 @@ def scan_header(src: np.ndarray) -> Header:
         elif marker == DRI:
             if end - begin != 2:
                 return failed(BAD_HEADER)
-            dri_at, interval = begin - 4, u16(src, begin)
+            interval = u16(src, begin)
         elif marker == APP_INDEX and starts_with(src, begin, end, INDEX_MAGIC):
             index_at, index_end = begin, end
         elif marker == APP0 and end - begin >= 14 and starts_with(src, begin, end, JFIF_MAGIC):
@@ -178,7 +177,7 @@ def scan_header(src: np.ndarray) -> Header:
     single_scan = sof != SOF_PROGRESSIVE and np.int64(src[begin]) == components
     return Header(
         OK, sof, height, width, components, h_max, v_max, interval, single_scan,
-        sof_at, dri_at, begin - 4, end, index_at, index_end, jfif, adobe,
+        sof_at, begin - 4, end, index_at, index_end, jfif, adobe,
     )  # fmt: skip
 
 

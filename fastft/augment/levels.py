@@ -15,11 +15,6 @@ DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 
 
 @njit(cache=True)
-def _clamp(value, low, high):
-    return max(low, min(high, value))
-
-
-@njit(cache=True)
 def argument(rule, magnitude, sign, height, width):
     """Argument (float64) of an op at `magnitude` >= 0; `sign` is +1 or -1, where timm negates at random.
 
@@ -50,7 +45,7 @@ def argument(rule, magnitude, sign, height, width):
     elif rule == Rule.SOLARIZE_ADD:
         value = min(128.0, np.floor(level * 110))
     elif rule == Rule.DESATURATE:  # an enhance factor: 0 is grey
-        value = _clamp(1.0 - _clamp(0.5 + 0.5 * level, 0.5, 1.0), 0.0, 1.0)
+        value = 1.0 - min(1.0, 0.5 + 0.5 * level)
     elif rule == Rule.BLUR:
-        value = _clamp(0.1 + (2.0 - 0.1) * level, 0.1, 2.0)
+        value = min(2.0, 0.1 + (2.0 - 0.1) * level)
     return value

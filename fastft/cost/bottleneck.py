@@ -31,9 +31,8 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The bottleneck. `limit` is a key of ADVICE."""
+    """The bottleneck."""
 
-    limit: str
     sentence: str
     advice: str
 
@@ -58,16 +57,16 @@ def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
     other = max(loop, key=loop.__getitem__, default="")
     if compute >= loop.get(other, 0.0):
         said = f"The model is the bottleneck: forward and backward take {compute:.0%} of {time}."
-        return Diagnosis("compute", said, ADVICE["compute"])
+        return Diagnosis(said, ADVICE["compute"])
     name = NAMES.get(other, other)
     said = f"{name[0].upper()}{name[1:]} is the bottleneck: it takes {loop[other]:.0%} of {time}."
-    return Diagnosis(other, said, ADVICE[other])
+    return Diagnosis(said, ADVICE[other])
 
 
 def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
     said = f"The loader is the bottleneck: {wait} is spent waiting for it"
     worst = max(shares(seconds, LOADER_PARTS), key=lambda row: row["share"], default=None)
     if worst is None:
-        return Diagnosis("decode", f"{said}.", ADVICE["decode"])
+        return Diagnosis(f"{said}.", ADVICE["decode"])
     said = f"{said}, and {worst['share']:.0%} of its work is {worst['key']}."
-    return Diagnosis(worst["key"], said, ADVICE[worst["key"]])
+    return Diagnosis(said, ADVICE[worst["key"]])

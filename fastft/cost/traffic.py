@@ -9,6 +9,7 @@ twice, as LayerNorm's backward does, counts once.
 import copy
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -45,16 +46,6 @@ WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read wha
 
 
 _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "small"}})
-
-
-@dataclass(frozen=True)
-class OpTraffic:
-    """All calls of one operation in one direction ('forward' or 'backward') of a step."""
-
-    op: str
-    direction: str
-    calls: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +109,7 @@ def trace_image(recipe: Recipe, path: str) -> Traced | None:
         ops = traced_ops(recipe, path, arch)
     except RuntimeError:
         return None
-    return Traced(sum(op.bytes for op in ops) / count_images(recipe), trained)
+    return Traced(sum(map(sum, ops.values())) / count_images(recipe), trained)
 
 
 def _meta_model(recipe: Recipe, arch: TowerArch) -> ImageClassifier:
@@ -146,8 +137,8 @@ def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClas
         log.disabled = before
 
 
-def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> list[OpTraffic]:
-    """Traffic of one micro-batch, operation by operation.
+def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> dict[tuple[str, str], list[int]]:
+    """Traffic of one micro-batch: bytes of each call by operation and direction ('forward' or 'backward').
 
     With half-precision weights, it includes casting the gradients to fp32 and refreshing the weights, once.
     """
@@ -163,7 +154,7 @@ def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> list[OpTraffic]:
             if half is not None:
                 half.move_gradients()
                 half.refresh()
-    return [OpTraffic(op, direction, *sums) for (op, direction), sums in counter.sums.items()]
+    return counter.calls
 
 
 def _fake(t: Tensor) -> Tensor:
@@ -181,12 +172,12 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
 
 
 class _Counter(TorchDispatchMode):
-    """Sums calls and bytes by operation and direction."""
+    """Bytes of each call by operation and direction."""
 
     def __init__(self) -> None:
         super().__init__()
         self.direction = "forward"
-        self.sums: dict[tuple[str, str], tuple[int, int]] = {}
+        self.calls: dict[tuple[str, str], list[int]] = defaultdict(list)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -194,9 +185,7 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         op = func._schema.name.rpartition("::")[2]
         if not (func.is_view or op in COMPUTE or op.startswith(FREE)):
-            moved = _bytes_moved(op, args, kwargs, out)
-            calls, size = self.sums.get((op, self.direction), (0, 0))
-            self.sums[op, self.direction] = (calls + 1, size + moved)
+            self.calls[op, self.direction].append(_bytes_moved(op, args, kwargs, out))
         return out
 
 

@@ -76,7 +76,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         waiting = set(failures)
         for sweep, own in zip(sweeps, planned, strict=True):
             for number, (row, run) in enumerate(zip(sweep.rows, own, strict=True), 1):
-                if run.key in waiting and row in sweep.selected_rows:
+                if run.key in waiting and sweep.selected in (None, row):
                     waiting.remove(run.key)
                     console.rule(f"{sweep.name}, row {number} of {len(own)}: {row.title}")
                     failures[run.key] = train_run(run, world, console)

@@ -416,10 +416,6 @@ class Recipe:
         """Optimiser steps per epoch of `data.train_size` images. Raises as `count_steps`."""
         return count_steps(self.data.train_size, self.optim.batch_size)
 
-    def evaluates_after(self, epochs: int) -> bool:
-        """True if the model is evaluated when `epochs` epochs have been trained."""
-        return epochs > 0 and (epochs % self.train.eval_every == 0 or epochs == self.epochs)
-
     @property
     def evaluations(self) -> int:
         """Number of evaluations over the whole run."""

@@ -58,10 +58,6 @@ class Sweep:
         """Columns of the table, in its order."""
         return list(dict.fromkeys(row.label for row in self.rows))
 
-    @property
-    def selected_rows(self) -> tuple[Row, ...]:
-        return self.rows if self.selected is None else (self.selected,)
-
     def reference(self, row: Row) -> str:
         """The row as `load_recipe` takes it: FILE[LABEL], or FILE[SERIES, LABEL] where several rows have the label."""
         several = sum(other.label == row.label for other in self.rows) > 1

@@ -1,6 +1,9 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +14,6 @@ from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
-from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, assess_run
 from fastft.recipe import Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO, PROBE
@@ -34,9 +36,7 @@ from fastft.run.evaluations import (
 from fastft.run.prediction_metrics import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
 
-PHOTOS = "photos"  # the recipe of automatic values
 SUFFIXES = (".html", ".htm")
-FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 BEST = "best epoch"  # of the tile and of the mark in the chart
 # columns of the table of evaluations, for raw and EMA: title, name in metrics.jsonl, digits
@@ -97,6 +97,18 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
     )
 
 
+@cache
+def reference_curves() -> dict[str, dict[str, Any]]:
+    """The paper's own runs: name of the recipe -> arch, image_size, epochs, and by epoch train_loss, top1_raw, top1_ema."""
+    return json.loads(files("fastft.cost").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
+
+
+def reference_of(arch: str, image_size: int) -> tuple[str | None, dict[str, Any] | None]:
+    """The paper's run of an architecture and image size: (name of its recipe, curve); (None, None) if there is none."""
+    same = ((name, c) for name, c in reference_curves().items() if (c["arch"], c["image_size"]) == (arch, image_size))
+    return next(same, (None, None))
+
+
 def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe | None:
     """The recipe to compare with: of a run on other images than ImageNet its own, as it comes with fastft, or `photos`.
 
@@ -104,8 +116,8 @@ def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe 
     """
     own = RECIPES / f"{run.recipe.name}.yaml"
     if run.on_imagenet or not (own.is_file() or is_automatic):
-        own = RECIPES / f"{paper_name or FINALS[0]}.yaml"
-    default = own if own.is_file() else RECIPES / f"{PHOTOS}.yaml"
+        own = RECIPES / f"{paper_name or 'final_b16'}.yaml"
+    default = own if own.is_file() else RECIPES / "photos.yaml"
     return load_recipe(default) if default.is_file() else None
 
 

@@ -92,7 +92,8 @@ class Progress:
     def awaits_evaluation(self, recipe: Recipe) -> bool:
         """True if the epoch that has just ended is to be evaluated and is not yet."""
         is_new = all(entry["epoch"] != self.epoch - 1 for entry in self.evaluations)
-        return self.step == 0 and recipe.evaluates_after(self.epoch) and is_new
+        is_due = self.epoch > 0 and (self.epoch % recipe.train.eval_every == 0 or self.epoch == recipe.epochs)
+        return self.step == 0 and is_due and is_new
 
     def is_stalled(self, recipe: Recipe) -> bool:
         """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now.

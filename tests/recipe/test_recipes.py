@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from fastft.augment.recipe_policy import build_mixer, build_policy
-from fastft.cost.published import reference_curves
 from fastft.jobs.sweep import plan_runs, run_key
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About
 from fastft.recipe.tables import Row, Sweep, load_sweep
+from fastft.report.run_report import reference_curves
 
 RECIPES = Path("rcp")
 SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}

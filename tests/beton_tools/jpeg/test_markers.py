@@ -116,7 +116,7 @@ def test_an_index_of_the_wrong_shape_is_not_used(jpeg, decode, offset):
     false[head.index_at + 7] ^= 6  # entries of 4 bytes
     if offset < 0:  # a restart interval that does not divide the row
         false[head.index_at + 7] ^= 6
-        false[head.dri_at + 5] = 5
+        false[file.index(b"\xff\xdd") + 5] = 5
     code, _ = decode(bytes(false), 20, 40, 30, 30)
     assert code == OK if offset > 0 else code != OK  # with a false interval the whole image is damaged, too
     with pytest.raises(JpegError):
