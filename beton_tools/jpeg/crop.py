@@ -3,7 +3,7 @@
     handles = open_decoders(threads)                                    # one per thread
     scratch = np.empty((threads, scratch_bytes(max_h, max_w, max_jpeg_bytes)), np.uint8)
     # njit, thread t:
-    code = decode_region(jpeg, y, x, h, w, packed[offset : offset + 3 * h * w], scratch[t], handles[t])
+    code = decode_region(jpeg, head, y, x, h, w, packed[offset : offset + 3 * h * w], scratch[t], handles[t])
 
 `code` is 0 or an error code for `describe_error`; after an error the content of the output is undefined. All
 arrays are contiguous u8. Nothing is allocated, nothing raises, and the GIL is not held.
@@ -19,7 +19,7 @@ from numba import njit
 from beton_tools.base.image_formats import CHANNELS
 from beton_tools.jpeg import markers
 from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
-from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error, scan_header
+from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
@@ -51,20 +51,12 @@ class Cover(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def decode_region(
-    src: np.ndarray, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
-) -> int:
-    """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes; OK or an error code."""
-    head = scan_header(src)
-    if head.code != OK:
-        return head.code
-    return decode_scanned(src, head, y, x, h, w, out, scratch, handle)
-
-
-@njit(cache=True, nogil=True)
-def decode_scanned(
     src: np.ndarray, head: Header, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
-    """The same as `decode_region`, for a caller that has scanned the header: `head` belongs to `src` and its code is OK."""
+    """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes; OK or an error code.
+
+    head: of `src`, by `scan_header`; its code is OK.
+    """
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
         return markers.BAD_REGION
     if out.size < CHANNELS * h * w:
@@ -195,7 +187,7 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
     scratch = np.empty(scratch_bytes(head.height, head.width, src.size), np.uint8)
     handles = open_decoders(1)
     try:
-        code = decode_scanned(src, head, y, x, h, w, out.reshape(-1), scratch, handles[0])
+        code = decode_region(src, head, y, x, h, w, out.reshape(-1), scratch, handles[0])
     finally:
         close_decoders(handles)
     if code != OK:

@@ -17,7 +17,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from beton_tools.base.image_formats import CHANNELS
-from beton_tools.jpeg.crop import decode_scanned
+from beton_tools.jpeg.crop import decode_region
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
@@ -184,7 +184,7 @@ def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.
             return head.code
         if head.height != job.height[b] or head.width != job.width[b]:
             return OTHER_SIZE
-        return decode_scanned(source, head, y, x, h, w, out, worker.decode, worker.decoder)
+        return decode_region(source, head, y, x, h, w, out, worker.decode, worker.decoder)
     if out.size < CHANNELS * h * w:
         return BAD_REGION
     for row in range(h):

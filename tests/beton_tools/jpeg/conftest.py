@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from beton_tools.jpeg import close_decoders, decode_region, open_decoders
+from beton_tools.jpeg.markers import scan_header
 from beton_tools.jpeg.turbo import SUBSAMPLINGS, compress
 
 GUARD = 64  # bytes after every output that must not change
@@ -70,7 +71,8 @@ def decode() -> Iterator[Callable[..., tuple[int, np.ndarray]]]:
     def run(jpeg: bytes, y: int, x: int, h: int, w: int, scratch: int = 1 << 20) -> tuple[int, np.ndarray]:
         out = np.full(3 * max(h, 0) * max(w, 0) + GUARD, 7, np.uint8)
         memory[scratch : scratch + GUARD] = 7
-        code = decode_region(source.hold(jpeg), y, x, h, w, out[:-GUARD], memory[:scratch], handle[0])
+        head = scan_header(file := source.hold(jpeg))
+        code = head.code or decode_region(file, head, y, x, h, w, out[:-GUARD], memory[:scratch], handle[0])
         assert (out[-GUARD:] == 7).all() and (memory[scratch : scratch + GUARD] == 7).all()
         return code, out[:-GUARD].reshape(max(h, 0), max(w, 0), 3)
 
