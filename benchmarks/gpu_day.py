@@ -5,7 +5,7 @@
     kernels    versions, fastft doctor, tests of the augmentation kernels
     training   tests of the step, the loader and the trainer
     steps      every way to compute B/16's step in bf16 and fp16: ms, MFU, peak memory
-    data       the loader, then three minutes of `fastft train`: images/s, share of waiting
+    data       augmentation and loader, then three minutes of `fastft train`: images/s, share of waiting
     sanitizer  compute-sanitizer over the augmentation kernels
 
 A call writes DIR/CALL.json (card, date, command, rows) after each result, and the output of its commands to DIR/CALL.log: a stop
@@ -87,7 +87,8 @@ class Call:
 
 def data(call: Call) -> None:
     quick = ["--quick"] if call.dry_run else []
-    call.run("fastft.cli", "bench", "loader", "--out", str(call.out / "bench"), *quick)
+    for name in ("augment", "loader"):
+        call.run("fastft.cli", "bench", name, "--out", str(call.out / "bench"), *quick)
     with tempfile.TemporaryDirectory() as scratch:
         images = find_images(None, Path(scratch), 32 if call.dry_run else 2560)
         beton, run = Workspace(Path(scratch), images).beton(ORIGINAL), Path(scratch, "run")

@@ -1,3 +1,3 @@
 """Benchmarks against alternatives: one harness, alternating rounds, every round recorded."""
 
-BENCHES = ("loader", "step", "e2e")
+BENCHES = ("augment", "loader", "step", "e2e")

@@ -209,7 +209,9 @@ def per_cpu_second(trial: Trial) -> float:
     return trial["count"] / trial["cpu"]
 
 
-def measure(name: str, rounds: Rounds, arm: str, figure: Figure, unit: str, setting: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    name: str, rounds: Rounds, arm: str, figure: Figure, unit: str, setting: dict[str, Any], **keys: Any
+) -> dict[str, Any]:
     """One measure over the contenders that have this arm."""
     figures = {who: list(map(figure, arms[arm])) for who, arms in rounds.trials.items() if arm in arms}
     contenders = [
@@ -218,4 +220,4 @@ def measure(name: str, rounds: Rounds, arm: str, figure: Figure, unit: str, sett
     ]
     skipped = [{"name": who, "skipped": why} for who, why in rounds.skipped.items()]
     setting = {**setting, "rounds": len(next(iter(figures.values()), []))}
-    return {"name": name, "unit": unit, "setting": setting, "contenders": [*contenders, *skipped]}
+    return {"name": name, "unit": unit, "setting": setting, **keys, "contenders": [*contenders, *skipped]}

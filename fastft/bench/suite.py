@@ -42,6 +42,10 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
     peers = parse_peers(args.peers)
     if args.recipe and name not in ("e2e", "all"):
         raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
+    if name == "augment" and not torch.cuda.is_available():
+        raise UserError(
+            "augment is measured on a GPU, and there is none; loader compares decoding and augmentation per core"
+        )
     recipe = load_recipe(args.recipe) if args.recipe else None
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:

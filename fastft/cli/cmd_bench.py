@@ -14,7 +14,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", choices=(*BENCHES, "all"), metavar="NAME", help=f"{', '.join(BENCHES)} or all")
+    add("name", choices=(*BENCHES, "all"), metavar="NAME", help=f"{', '.join(BENCHES)} or all; augment needs a GPU")
     images = "measure on JPEGs in a folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)"
     add("--images", type=Path, metavar="DIR", help=images)
     add("--count", type=positive(int), metavar="N", help="images at most (default 700)")

@@ -8,7 +8,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from beton_tools.base.errors import UserError
-from fastft.bench import e2e_bench, step_bench
+from fastft.bench import augment_bench, e2e_bench, step_bench
 from fastft.bench.dataset import RESIZED, Images, Workspace, find_images
 from fastft.bench.harness import Contender, Options, Rounds
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
@@ -72,6 +72,7 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
 
 def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
+    monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
@@ -79,6 +80,8 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     step = found["Training step"]
     assert {c["name"] for c in step["contenders"]} == {"fastft", "timm"}
     assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
+    arms = augment_bench.gpu_augment("cpu", ["none"], size=32, batch=2)
+    assert arms["none"]() == 2
 
 
 def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs):

@@ -43,6 +43,11 @@ def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
     assert parse_peers("none") == ()
 
 
+def test_augmentation_alone_needs_a_gpu(monkeypatch, refused):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "there is none; loader compares" in refused(["bench", "augment"])
+
+
 def test_a_recipe_is_checked_before_anything_is_measured(refused):
     assert "no_such.yaml" in refused(["bench", "all", "--recipe", "rcp/no_such.yaml"])
     assert "trains nothing" in refused(["bench", "loader", "--recipe", "rcp/final_b16.yaml"])
@@ -56,7 +61,7 @@ def test_a_quick_run_of_all_benchmarks_prints_the_figures_of_its_file(tmp_path, 
     assert "packaged with scikit-image" in notes and "figures mean nothing" in notes and document["quick"] is True
     assert all(figure(measure["contenders"][0]["median"]) in printed for measure in document["measures"])
     assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
-    assert {m["bench"] for m in document["measures"]} == set(BENCHES)
+    assert {m["bench"] for m in document["measures"]} == set(BENCHES) - {"augment"}  # on a GPU only
     contenders = [c for m in document["measures"] for c in m["contenders"]]
     assert all(c.get("skipped", "not installed").startswith("not installed") for c in contenders)
     assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
