@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beton_tools.base import torchrun
+from beton_tools.base.atomic import refuse_existing
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.arguments import add_checkpoint, add_shared, print_line, say, show
 from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, TOP1, main_score
@@ -28,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table")
     add_shared(parser, "logit-adjustment", "only-present-classes")
-    add_shared(parser, "device", "json")
+    add_shared(parser, "device", "json", "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.evaluation import evaluate_files
 
+    if args.csv is not None:
+        refuse_existing(args.csv, args.overwrite, "--csv")
     options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment, "csv": args.csv}
     evaluations = evaluate_files(
         args.checkpoint, args.data, args.device, only_present_classes=args.only_present_classes, **options

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.atomic import check_writable
+from beton_tools.base.atomic import check_writable, refuse_existing
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_recipe, positive, say, whole_number
+from fastft.cli.arguments import add_recipe, add_shared, positive, say, whole_number
 from fastft.photos.paths import needs_preparation
 from fastft.recipe import Recipe, load_recipe
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
     parser.add_argument("--count", type=positive(int), default=12, help="images (default 12)")
+    add_shared(parser, "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.report.preview import write_preview
 
     check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])
+    refuse_existing(args.out, args.overwrite)
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base import torchrun
+from beton_tools.base.atomic import refuse_existing
 from fastft.cli.arguments import add_recipe, add_shared, say, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
@@ -23,13 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     texts = "the texts around a name: 80 of OpenAI (the default), 7 of them, or a file with a line such as 'a photo of a {}.'"
     add("--templates", default="openai", metavar="openai|simple|FILE", help=texts)
     add("--out", metavar="HEAD.safetensors", type=Path, help="write the head, for --model.head")
-    add_shared(parser, "only-present-classes", "device", "json")
+    add_shared(parser, "only-present-classes", "device", "json", "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.base.progress_bar import progress
     from fastft.evaluate.zero_shot import evaluate_zero_shot
 
+    if args.out is not None:
+        refuse_existing(args.out, args.overwrite)
     scores, prompts = evaluate_zero_shot(
         load_recipe(args.recipe, args.overrides),
         args.data,

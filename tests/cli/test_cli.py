@@ -72,7 +72,12 @@ def test_outputs_replace_no_other_kind_of_file(
 
 
 @pytest.mark.parametrize(
-    "command", [["predict", "RUN", "a.png", "--csv", "mine.csv"], ["report", "RUN", "--out", "mine.html"]]
+    "command",
+    [
+        ["predict", "RUN", "a.png", "--csv", "mine.csv"],
+        ["eval", "RUN", "--csv", "mine.csv"],
+        ["report", "RUN", "--out", "mine.html"],
+    ],
 )
 def test_a_users_file_is_replaced_only_if_asked(
     command: list[str], whole: Path, tmp_path: Path, refused: Refused
