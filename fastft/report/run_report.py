@@ -100,7 +100,7 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
 @cache
 def reference_curves() -> dict[str, dict[str, Any]]:
     """The paper's own runs: name of the recipe -> arch, image_size, epochs, and by epoch train_loss, top1_raw, top1_ema."""
-    return json.loads(files("fastft.cost").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
+    return json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
 
 
 def reference_of(arch: str, image_size: int) -> tuple[str | None, dict[str, Any] | None]:
