@@ -221,11 +221,14 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-ways": study.compared,
     "study-short": study.short,
     "readme-photos": lambda _: photos.summary(),
-    "photos-epochs": lambda _: photos.beside_loop(),
-    "photos-seconds": lambda _: photos.beside_loop(how=", as many seconds"),
-    "photos-short": lambda _: photos.beside_loop("loop, 5 epochs", ", 5 epochs"),
-    "photos-whole": lambda _: photos.beside_loop("loop, whole length", ", whole length", ("ours",)),
-    "photos-larger": lambda _: photos.beside_loop("loop, larger", ways=("auto",)),
+    "photos-epochs": lambda _: photos.beside(),
+    "photos-seconds": lambda _: photos.beside(how=", as many seconds"),
+    "photos-short": lambda _: photos.beside("loop, 5 epochs", ", 5 epochs"),
+    "photos-whole": lambda _: photos.beside("loop, whole length", ", whole length", ("ours",)),
+    "photos-values": lambda _: photos.beside(
+        "ours, earlier values, whole length", ", whole length", ("ours",), "earlier"
+    ),
+    "photos-larger": lambda _: photos.beside("loop, larger", ways=("auto",)),
 }
 
 

@@ -5,8 +5,8 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 - Warm-up and EMA horizon are shares of the run. Given in images, as in the paper, the horizon of 8 ImageNet epochs is longer
   than a whole training of 9,000 images, whose EMA would stay 95.7 % its initial weights.
 - The learning rate follows the square root of the batch, as for other Adam-like optimisers (timm, lightly-train). Below 20,000
-  images it is three times that, which was better on seven of eight sets of 40 to 3,000 images; in runs shorter than those of
-  the next rule it is 5e-4 at batch 32, with less layer decay and clipped gradients (docs/photos.md, "Few images").
+  images it is 5e-4 at batch 32, with less layer decay and clipped gradients, which was better on all sets of 217 to 2,000 images
+  (docs/photos.md, "Few images").
 - The number of steps has a floor of 1,000 (VTAB-1k trains as many; BiT 500 from fewer than 20,000 images on).
 """
 
@@ -31,8 +31,7 @@ FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 50  # an evaluation of a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
-SMALL_SET_SCALE, SMALL_SET_LR = 0.5, 3.0
-SHORT_RUN_LR, SHORT_RUN_DECAY, SHORT_RUN_CLIP = 20 / 3, 0.1, 1.0  # of fewer than FEWEST_STEPS; 5e-4 at batch 32
+FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 32
 # fewer steps at that rate disturb the tower, which does not recover: clip art at 112 px, probe 53 %, 11 steps at 5e-4 12 %
 FULL_LR_STEPS = 100
 IMAGE_SIZE = "model.image_size"
@@ -145,32 +144,24 @@ def _lr(recipe: Recipe) -> tuple[float, str]:
     reason = f"the paper's {paper.lr:g} ({paper.name}) * sqrt(batch {batch:,} / {PAPER_BATCH:,})"
     if recipe.data.train_size >= FEW_IMAGES:
         return lr, reason
-    factor, few = SMALL_SET_LR, f"fewer than {FEW_IMAGES:,} images"
-    if _is_short(recipe):
-        steps = schedule_steps(recipe)
-        factor, few = SHORT_RUN_LR, f"{few} and {FEWEST_STEPS:,} steps"
-        if steps < FULL_LR_STEPS:
-            factor, few = factor * steps / FULL_LR_STEPS, f"{few}, in proportion below {FULL_LR_STEPS}"
+    factor, few = FEW_LR, f"fewer than {FEW_IMAGES:,} images"
+    if (steps := schedule_steps(recipe)) < FULL_LR_STEPS:
+        factor, few = factor * steps / FULL_LR_STEPS, f"{few}, in proportion below {FULL_LR_STEPS} steps"
     return min(factor * lr, paper.lr), f"{reason} * {factor:.3g}, at most the paper's: {few}"
-
-
-def _is_short(recipe: Recipe) -> bool:
-    """Return True for few images in fewer steps than the rule for `schedule.epochs` gives."""
-    return recipe.data.train_size < FEW_IMAGES and schedule_steps(recipe) < FEWEST_STEPS
 
 
 def _layer_decay(recipe: Recipe) -> tuple[float, str]:
     paper = paper_recipe(recipe)
-    if not _is_short(recipe):
+    if recipe.data.train_size >= FEW_IMAGES:
         return paper.layer_decay, f"as in the paper ({paper.name})"
-    reason = f"the paper's {paper.layer_decay:g} ({paper.name}) + {SHORT_RUN_DECAY}: fewer than {FEWEST_STEPS:,} steps"
-    return round(paper.layer_decay + SHORT_RUN_DECAY, 2), reason
+    reason = f"the paper's {paper.layer_decay:g} ({paper.name}) + {FEW_DECAY}: fewer than {FEW_IMAGES:,} images"
+    return round(paper.layer_decay + FEW_DECAY, 2), reason
 
 
 def _clip_grad(recipe: Recipe) -> tuple[float | None, str]:
-    if not _is_short(recipe):
+    if recipe.data.train_size >= FEW_IMAGES:
         return None, "as in the paper"
-    return SHORT_RUN_CLIP, f"fewer than {FEWEST_STEPS:,} steps, at a high learning rate"
+    return FEW_CLIP, f"fewer than {FEW_IMAGES:,} images, at a high learning rate"
 
 
 def _share(recipe: Recipe, share: float) -> tuple[float, str]:
@@ -219,7 +210,7 @@ def _scale_min(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_SCALE, f"{FEW_IMAGES:,} images or more: as in the paper"
     cost = "ImageNet loses 0.2 points by it (paper Table 14)"
-    return SMALL_SET_SCALE, f"fewer than {FEW_IMAGES:,} images: smaller crops can miss the subject; {cost}"
+    return FEW_SCALE, f"fewer than {FEW_IMAGES:,} images: smaller crops can miss the subject; {cost}"
 
 
 def _erase_prob(recipe: Recipe) -> tuple[float, str]:
