@@ -62,9 +62,9 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photog
         (tmp_path / name).touch()
     for folder in ("a", "c"):
         Image.fromarray(photographs["coffee"]).save(tmp_path / folder / "x.png")
-    command = ["predict", str(trained), str(tmp_path / "a"), str(tmp_path / "c"), "--device=cpu", "--no-temperature"]
-    for extra in ([], [f"--features={tmp_path / 'x.npz'}"]):
-        assert main([*command, *extra]) == 0
+    command = ["predict", str(trained), str(tmp_path / "a"), str(tmp_path / "c"), "--device=cpu"]
+    for extra in ("--no-temperature", f"--features={tmp_path / 'x.npz'}"):
+        assert main([*command, extra]) == 0
         said = capsys.readouterr().err
         assert "files of other kinds are left out: 2 .avif, 1 without suffix, 1 .csv\n" in said
         assert said.count("\n") == 2  # beside the weights
