@@ -32,17 +32,16 @@ def beside(what: str = "loop", how: str = "", ways: Sequence[str] = tuple(WAYS),
 
 def summary() -> str:
     """The README's sentence."""
-    long = "loop, whole length", "ours, whole length"
-    pairs = [*(("loop", f"{way}, as many seconds") for way in WAYS), long]
-    means = [_mean([_gain(ours, base) for base, ours in _sets(*pair).values()]) for pair in pairs]
+    short = [_sets("loop", f"{way}, as many seconds").values() for way in WAYS]
+    long = _sets("loop, whole length", "ours, whole length").values()
+    means = (_mean([_gain(ours, loop) for loop, ours in sets]) for sets in (*short, long))
     same, chosen, whole = (f"{points:.1f} ± {error:.1f}" for points, error in means)
-    seconds = zip(*((_seconds(base), _seconds(ours)) for base, ours in _sets(*long).values()), strict=True)
-    loops, ours = map(sum, seconds)
+    share = sum(_seconds(ours) for _, ours in long) / sum(_seconds(loop) for loop, _ in long)
     return (
         f"On {len(_sets('loop'))} sets of 217 to 393 images, after as many CPU seconds as ten epochs of a [plain loop of timm]"
         f"(docs/photos.md#beside-a-plain-loop-of-timm) and at its image size, a small ViT is on average {same} points better, "
         f"and {chosen} with `--model.image_size=auto`, which compares sizes by [linear probes](docs/photos.md#image-size). "
-        f"After 1,000 steps and more at its image size the difference is {whole} points, in {ours / loops:.0%} of its seconds."
+        f"After 1,000 steps and more at its image size the difference is {whole} points, in {share:.0%} of its seconds."
     )
 
 

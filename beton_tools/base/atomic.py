@@ -113,6 +113,12 @@ def refuse_existing(path: Path, overwrite: bool, option: str = "--out") -> None:
         raise UserError(f"{path} exists; replace it with --overwrite, or give another {option}")
 
 
+def check_output(path: Path, suffixes: Sequence[str], overwrite: bool, option: str = "--out") -> None:
+    """`check_writable` and `refuse_existing`, for a file that a user names."""
+    check_writable(path, suffixes=suffixes)
+    refuse_existing(path, overwrite, option)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file. Bytes of paths that are not UTF-8 are written as escapes (`\\udcXX`)."""
     with atomic_path(path) as partial:

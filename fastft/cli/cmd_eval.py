@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beton_tools.base import torchrun
-from beton_tools.base.atomic import check_writable, refuse_existing
+from beton_tools.base.atomic import check_output
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.arguments import add_checkpoint, add_shared, print_line, say, show
 from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, TOP1, main_score
@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.evaluation import evaluate_files
 
     if args.csv is not None:
-        check_writable(args.csv, suffixes=[".csv"])
-        refuse_existing(args.csv, args.overwrite, "--csv")
+        check_output(args.csv, [".csv"], args.overwrite, "--csv")
     options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment, "csv": args.csv}
     evaluations = evaluate_files(
         args.checkpoint, args.data, args.device, only_present_classes=args.only_present_classes, **options

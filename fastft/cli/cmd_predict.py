@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from beton_tools.base.atomic import check_writable, refuse_existing
+from beton_tools.base.atomic import check_output
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )
     if args.csv is not None:
-        check_writable(args.csv, suffixes=[".csv"])
-        refuse_existing(args.csv, args.overwrite, "--csv")
+        check_output(args.csv, [".csv"], args.overwrite, "--csv")
     options = {
         "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature,
         "min_probability": args.min_probability, "flip_average": args.flip_average,
@@ -69,8 +68,7 @@ def _write_features(args: argparse.Namespace) -> int:
     names = ("csv", "json", "topk", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
         raise UserError(f"--features writes embeddings, not classes; omit {', '.join(given)}")
-    check_writable(args.features, suffixes=[".npz"])
-    refuse_existing(args.features, args.overwrite, "--features")
+    check_output(args.features, [".npz"], args.overwrite, "--features")
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
         print(printable(done))

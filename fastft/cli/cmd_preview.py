@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.atomic import check_writable, refuse_existing
+from beton_tools.base.atomic import check_output
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_recipe, add_shared, positive, say, whole_number
 from fastft.photos.paths import needs_preparation
@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.augment.recipe_policy import build_policy
     from fastft.report.preview import write_preview
 
-    check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])
-    refuse_existing(args.out, args.overwrite)
+    check_output(args.out, [".png", ".jpg", ".jpeg", ".pdf"], args.overwrite)
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")

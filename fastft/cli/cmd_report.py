@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.atomic import check_writable, refuse_existing
+from beton_tools.base.atomic import check_output
 from fastft.cli.arguments import add_shared
 
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
@@ -24,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from fastft.report.run_report import SUFFIXES, write_run_page
 
     if args.out is not None:
-        check_writable(args.out, suffixes=SUFFIXES)
-        refuse_existing(args.out, args.overwrite)
+        check_output(args.out, SUFFIXES, args.overwrite)
     print(write_run_page(args.run_directory, args.out, args.mistakes, args.weights, args.price))
     return 0

@@ -22,10 +22,9 @@ FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
 # options of earlier 0.3 development, which stored recipes have without a value
-LOST = {
-    *("schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob"),
-    *("ema.warmup", "optim.class_weights"),
-}
+LOST = (
+    "schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob", "ema.warmup", "optim.class_weights",
+)  # fmt: skip
 SIMILAR = 0.6  # least similarity of an option that is suggested
 
 
