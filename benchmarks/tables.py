@@ -225,6 +225,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-seconds": lambda _: photos.beside(how=", as many seconds"),
     "photos-short": lambda _: photos.beside("loop, 5 epochs", ", 5 epochs"),
     "photos-whole": lambda _: photos.beside("loop, whole length", ", whole length", ("ours",)),
+    "photos-whole-seconds": lambda _: photos.beside(
+        "loop, whole length", ", whole length, as many seconds", photos.LONG
+    ),
+    "photos-head": lambda _: photos.beside("linear head", ", whole length", ("ours",), "linear head"),
     "photos-values": lambda _: photos.beside(
         "ours, earlier values, whole length", ", whole length", ("ours",), "earlier"
     ),

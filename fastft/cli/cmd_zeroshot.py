@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from beton_tools.base.atomic import refuse_existing
+from beton_tools.base.atomic import check_output
 from fastft.cli.arguments import add_recipe, add_shared, say, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
@@ -30,11 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from beton_tools.base.progress_bar import progress
     from fastft.evaluate.zero_shot import evaluate_zero_shot
-    from fastft.model.head_file import check_head_path
+    from fastft.model.head_file import SUFFIX
 
     if args.out is not None:
-        check_head_path(args.out)
-        refuse_existing(args.out, args.overwrite)
+        check_output(args.out, (SUFFIX,), args.overwrite)
     scores, prompts = evaluate_zero_shot(
         load_recipe(args.recipe, args.overrides),
         args.data,
