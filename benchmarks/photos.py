@@ -1,7 +1,8 @@
 """Tables of docs/photos.md beside a plain loop of timm, made by tables.py from the trainings in results/photos.jsonl.
 
 Each line is a training with one seed: method, image size, epochs, CPU seconds, `right` with 0 or 1 for every test image (by the
-loop's last weights, by our EMA), and `probe`, the percentage that the linear head is right on with which ours started.
+loop's last weights, by our EMA), and `probe`, the percentage that the linear head is right on with which ours started. A head has
+0 epochs; a soup has the epochs of one of its trainings and the seconds of both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,27 +33,27 @@ def beside(what: str = "loop", how: str = "", ways: Sequence[str] = SHORT, title
 
 
 def summary() -> str:
-    """The README's sentence."""
+    """The README's table and its sentence."""
     length, seconds = ", whole length", ", as many seconds"
     pairs = [("loop", way + seconds) for way in SHORT] + [("loop" + length, way + length + seconds) for way in LONG]
     whole = _sets("loop" + length, "ours" + length).values()
     means = (
         _mean([_gain(ours, loop) for loop, ours in sets]) for sets in (*(_sets(*p).values() for p in pairs), whole)
     )
-    short, short_auto, mean, long_auto, same = (f"{points:.1f} ± {error:.1f}" for points, error in means)
+    short, short_auto, mean, long_auto, same = (f"{points:+.1f} ± {error:.1f}" for points, error in means)
     share = sum(_seconds(ours) for _, ours in whole) / sum(_seconds(loop) for loop, _ in whole)
+    table = markdown(
+        ["CPU seconds of", "at its image size, 42 px", "with `--model.image_size=auto`"],
+        [
+            ["10 epochs of the loop", short, short_auto],
+            ["84 to 167 epochs of the loop", f"{mean}, mean of two trainings", long_auto],
+        ],
+    )
     return (
-        f"On {len(_sets('loop'))} sets of 217 to 393 images, beside a [plain loop of timm]"
-        "(docs/photos.md#beside-a-plain-loop-of-timm) and in its CPU seconds, a small ViT is on average better by\n\n"
-        + markdown(
-            ["points of top-1", "at its image size", "with `--model.image_size=auto`"],
-            [
-                ["after its 10 epochs", short, short_auto],
-                ["after 84 to 167 epochs", f"{mean} (mean of two trainings)", long_auto],
-            ],
-        )
-        + f"\n\n`auto` compares sizes by [linear probes](docs/photos.md#image-size). One training of 84 epochs or more at its image "
-        f"size is level with the loop ({same} points) in {share:.0%} of its seconds."
+        "Points of top-1 above a [plain loop of timm](docs/photos.md#beside-a-plain-loop-of-timm) in as many CPU seconds, "
+        f"means over {len(_sets('loop'))} sets of 217 to 393 images, a small ViT:\n\n{table}\n\n"
+        "`auto` compares sizes by [linear probes](docs/photos.md#image-size). One training of as many epochs as the loop's 50 "
+        f"to 167, at its image size: {same}, in {100 * share:.0f} % of its seconds."
     )
 
 
@@ -71,16 +72,27 @@ def _mean(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _gain(ours: Seeds, loop: Seeds) -> tuple[float, float]:
-    """(points, standard error), paired by seed and image; the error is the larger of that over images and that over seeds."""
-    gains_SN = 100.0 * np.array([np.subtract(ours[s]["right"], loop[s]["right"]) for s in ours.keys() & loop.keys()])
-    means = [m for m in (gains_SN.mean(0), gains_SN.mean(1)) if len(m) > 1]
-    return float(gains_SN.mean()), max(float(m.std(ddof=1)) / len(m) ** 0.5 for m in means)
+    """(points, standard error) between the means over seeds, paired by image.
+
+    The error is that over images; with several seeds of both, the larger of that and the one over seeds, paired by seed.
+    """
+    gains_N = _right(ours) - _right(loop)
+    seeds = [fmean(ours[s]["right"]) - fmean(loop[s]["right"]) for s in ours.keys() & loop.keys()]
+    spreads = [np.std(g, ddof=1) / len(g) ** 0.5 for g in (gains_N, seeds) if len(g) > 1]
+    return 100 * float(gains_N.mean()), 100 * float(max(spreads))
+
+
+def _right(seeds: Seeds) -> np.ndarray:
+    """float64 (N,): share of the trainings that are right, for every image."""
+    return np.mean([row["right"] for row in seeds.values()], axis=0)
 
 
 def _figure(seeds: Seeds) -> str:
-    """Mean top-1 in percent; that of the linear head, image size, epochs, CPU seconds."""
+    """Mean top-1 in percent; of a training also that of the linear head, image size, epochs, CPU seconds."""
     rows = list(seeds.values())
-    top1, seconds = 100 * fmean(fmean(row["right"]) for row in rows), _seconds(seeds)
+    top1, seconds = 100 * _right(seeds).mean(), _seconds(seeds)
+    if not rows[0]["epochs"]:
+        return f"{top1:.1f}"
     head = f"head {fmean(row['probe'] for row in rows):.1f}; " if "probe" in rows[0] else ""
     size, epochs = (" or ".join(map(str, sorted({row[key] for row in rows}))) for key in ("image_size", "epochs"))
     return f"{top1:.1f} ({head}{size} px, epochs: {epochs}, {seconds:.0f} s)"
