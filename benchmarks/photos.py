@@ -34,18 +34,14 @@ def beside(what: str = "loop", how: str = "", ways: Sequence[str] = SHORT, title
 
 def summary() -> str:
     """The README's table and its sentence."""
-    length, seconds = ", whole length", ", as many seconds"
-    pairs = [("loop", way + seconds) for way in SHORT] + [("loop" + length, way + length + seconds) for way in LONG]
-    whole = _sets("loop" + length, "ours" + length).values()
-    means = (
-        _mean([_gain(ours, loop) for loop, ours in sets]) for sets in (*(_sets(*p).values() for p in pairs), whole)
-    )
-    short, short_auto, mean, long_auto, same = (f"{points:+.1f} ± {error:.1f}" for points, error in means)
-    share = sum(_seconds(ours) for _, ours in whole) / sum(_seconds(loop) for loop, _ in whole)
+    long, one = "loop, whole length", "ours, whole length"
+    pairs = _sets(long, one).values()
+    share = sum(_seconds(ours) for _, ours in pairs) / sum(_seconds(loop) for loop, _ in pairs)
+    mean, long_auto = (_mean_gain(long, f"{way}, whole length, as many seconds") for way in LONG)
     table = markdown(
         ["CPU seconds of", "at its image size, 42 px", "with `--model.image_size=auto`"],
         [
-            ["10 epochs of the loop", short, short_auto],
+            ["10 epochs of the loop", *(_mean_gain("loop", f"{way}, as many seconds") for way in SHORT)],
             ["84 to 167 epochs of the loop", f"{mean}, mean of two trainings", long_auto],
         ],
     )
@@ -53,8 +49,13 @@ def summary() -> str:
         "Points of top-1 above a [plain loop of timm](docs/photos.md#beside-a-plain-loop-of-timm) in as many CPU seconds, "
         f"means over {len(_sets('loop'))} sets of 217 to 393 images, a small ViT:\n\n{table}\n\n"
         "`auto` compares sizes by [linear probes](docs/photos.md#image-size). One training of as many epochs as the loop's 50 "
-        f"to 167, at its image size: {same}, in {100 * share:.0f} % of its seconds."
+        f"to 167, at its image size: {_mean_gain(long, one)}, in {100 * share:.0f} % of its seconds."
     )
+
+
+def _mean_gain(loop: str, way: str) -> str:
+    """Over the sets that have both methods, in words."""
+    return shown(*_mean([_gain(ours, base) for base, ours in _sets(loop, way).values()]))
 
 
 def _sets(*methods: str) -> dict[str, list[Seeds]]:

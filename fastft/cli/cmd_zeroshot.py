@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from beton_tools.base.atomic import check_output
+from beton_tools.base.atomic import refuse_existing
 from fastft.cli.arguments import add_recipe, add_shared, say, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
@@ -30,10 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from beton_tools.base.progress_bar import progress
     from fastft.evaluate.zero_shot import evaluate_zero_shot
-    from fastft.model.head_file import SUFFIX
+    from fastft.model.head_file import check_head_path
 
     if args.out is not None:
-        check_output(args.out, (SUFFIX,), args.overwrite)
+        check_head_path(args.out)
+        refuse_existing(args.out, args.overwrite)
     scores, prompts = evaluate_zero_shot(
         load_recipe(args.recipe, args.overrides),
         args.data,

@@ -19,7 +19,6 @@ from open_clip.model import CLIPTextCfg, _build_text_tower  # the only builder f
 from torch import Tensor, nn
 from torch.nn import functional
 
-from beton_tools.base.atomic import check_writable
 from beton_tools.base.console import ProgressCallback
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
@@ -31,7 +30,7 @@ from fastft.evaluate.trained import Trained
 from fastft.machine.processes import World, connected, find_world
 from fastft.model.arch import load_open_clip_config
 from fastft.model.classifier import TOKEN
-from fastft.model.head_file import SUFFIX, Head, set_head, write_head
+from fastft.model.head_file import Head, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.model.weights import read_text_state
 from fastft.recipe import Recipe
@@ -200,11 +199,9 @@ def evaluate_zero_shot(
     """(scores as `fastft eval` gives them, prompts) of the zero-shot classifier of a recipe's architecture and weights.
 
     data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
-    out: write the head to this .safetensors file.
+    out: write the head to this .safetensors file; the caller has checked its path.
     progress: shows the classes whose texts are embedded.
     """
-    if out is not None:
-        check_writable(out, suffixes=(SUFFIX,))
     path = data or validation_file(recipe)
     betons = BetonSet.open(path)
     classes, manifest = betons.class_names, Manifest.of_beton(betons.files[0].path)

@@ -38,6 +38,12 @@ class Head:
     source: dict[str, str] = field(default_factory=dict)
 
 
+def check_head_path(path: Path) -> None:
+    """Raise UserError if a head cannot be written to `path` for its name or its folder."""
+    if path.suffix != SUFFIX or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out {path} should be a file in an existing folder whose name ends in {SUFFIX}")
+
+
 def write_head(path: Path, head: Head) -> None:
     """Write the file atomically. Raises UserError: it cannot be written."""
     header = {"format": "pt", "pool": head.pool, "classes": json.dumps(head.classes), **head.source}
