@@ -21,8 +21,8 @@ import study
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
-from fastft.bench.demo import CONTENDERS, figure_cells
 from fastft.bench.suite import measure_view
+from fastft.jobs.demo import CONTENDERS, figure_cells
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 

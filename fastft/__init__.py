@@ -4,9 +4,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import beton_tools  # noqa: F401 - says where compiled code is kept, before any is defined
-
-__version__ = "0.3.0"
+from beton_tools import (
+    __version__ as __version__,  # beton_tools says where compiled code is kept, before any is defined
+)
 
 # On a CPU, torch's threads and the loader's share the cores: threads that spin while they wait take the cores from those
 # that work, and a step takes up to five times as long. Read when OpenMP starts, so before torch is imported.

@@ -254,6 +254,11 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
     )
 
 
+def no_labels(folder: object, instead: str) -> UserError:
+    """The refusal of images that no folder per class labels. instead: how else to label them."""
+    return UserError(f"{folder}: images without labels; put them into one folder per class, or {instead}")
+
+
 def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of labels 0 to `highest`: `classes`, or else the numbers themselves."""
     classes = tuple(classes or map(str, range(highest + 1)))

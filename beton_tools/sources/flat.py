@@ -16,7 +16,15 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import FileSource, SpanSource, are_positions, check_classes, check_labels, sort_labels
+from beton_tools.sources.base import (
+    FileSource,
+    SpanSource,
+    are_positions,
+    check_classes,
+    check_labels,
+    no_labels,
+    sort_labels,
+)
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.remote import SourcePath, open_source_file
 from beton_tools.sources.side_files import class_names_of, folder_and_parents, is_present, read_lines, read_side_file
@@ -72,7 +80,7 @@ def find_truth(
             wnid_of = read(candidate, stems)
             if wnid_of is not None:
                 return _build_truth(f"{candidate}: {name}", wnid_of, image_names, classes)
-    raise UserError(f"{folder}: images without labels; sort them into one folder per class, or add {_USABLE_FILES}")
+    raise no_labels(folder, f"add {_USABLE_FILES}")
 
 
 def _build_truth(

@@ -16,9 +16,9 @@ from torch import nn
 
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second
+from fastft.machine.distributed import World
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision, choose_precision
-from fastft.machine.processes import World
 from fastft.model import Arch, build_classifier, count_flops
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.attention import BF16_NATIVE

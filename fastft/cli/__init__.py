@@ -19,6 +19,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.signals import imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
+    from beton_tools import __version__
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
@@ -29,7 +30,6 @@ with imports_of("fastft"):
         start_command,
     )
     from beton_tools.base.errors import UserError
-    from fastft import __version__
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
     from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.bench.demo import run_demo
+    from fastft.jobs.demo import run_demo
 
     run_demo(args.recipe, args.cache, args.out, make_console())
     return 0

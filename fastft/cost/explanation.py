@@ -14,7 +14,8 @@ from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import TowerArch
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
-from fastft.optim.schedule import build_schedule, recipe_warnings
+from fastft.optim.ema import ema_warnings
+from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import TABLES, recipe_names
@@ -46,7 +47,7 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "choices": [asdict(choice) for choice in recipe.choices],
-        "warnings": [*warnings, *recipe_warnings(recipe)],
+        "warnings": [*warnings, *ema_warnings(recipe)],
         "groups": [
             {"layer_id": g.layer_id, "lr_scale": g.lr_scale, "weight_decay": g.weight_decay, "parameters": g.parameters}
             for g in groups

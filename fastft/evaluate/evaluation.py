@@ -22,8 +22,8 @@ from fastft.data.order import Shard
 from fastft.data.stage import Output
 from fastft.evaluate.scores import TOP5_CLASSES, Scores, evaluate
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
+from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.precision import inference_precision
-from fastft.machine.processes import World, connected, find_world
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 from fastft.run.evaluations import TOP1

@@ -19,8 +19,8 @@ from fastft.evaluate.evaluation import eval_loader
 from fastft.evaluate.prediction import compute_outputs, describe_left_out, image_paths, say_notes
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import Trained, load_trained
+from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.precision import inference_precision
-from fastft.machine.processes import World, connected, find_world
 from fastft.model.head_file import tower_checksum
 
 NO_LABEL = -1

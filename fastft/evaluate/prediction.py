@@ -30,8 +30,8 @@ from beton_tools.base.image_formats import (
 )
 from fastft.evaluate.scores import forward
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
+from fastft.machine.distributed import World, find_world
 from fastft.machine.precision import inference_precision
-from fastft.machine.processes import World, find_world
 from fastft.model.classifier import rank_classes
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO

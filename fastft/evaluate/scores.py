@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.classifier import rank_classes
 from fastft.run.evaluations import standard_error

@@ -20,7 +20,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.data.classes import refuse_multi_label
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained, load_trained
-from fastft.machine.processes import connected, find_world
+from fastft.machine.distributed import connected, find_world
 from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
 from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint

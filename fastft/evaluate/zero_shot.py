@@ -27,7 +27,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.sources.side_files import imagenet_wnids, is_wnid
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained
-from fastft.machine.processes import World, connected, find_world
+from fastft.machine.distributed import World, connected, find_world
 from fastft.model.arch import load_open_clip_config
 from fastft.model.classifier import TOKEN
 from fastft.model.head_file import Head, set_head, write_head

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from beton_tools import __version__
 from beton_tools.base.console import markdown_table
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
-from fastft import __version__
 from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe

@@ -23,8 +23,8 @@ from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_multi_label
+from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
-from fastft.machine.processes import World, connected, find_world
 from fastft.photos.counts import count_images, load_counted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from beton_tools.read.beton_set import BetonSet
-from fastft.machine.processes import World, connected, find_world
+from fastft.machine.distributed import World, connected, find_world
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe

@@ -1,1 +1,1 @@
-"""Facts about the hardware, and `fastft doctor`."""
+"""Facts about the hardware, the precision that suits it, and the processes of a distributed run."""

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from fastft.optim.copies import Ema, HalfCopy, decay_for_batch
+from fastft.optim.ema import Ema, decay_for_batch
 from fastft.optim.groups import Group, layer_groups, optimizer_groups
+from fastft.optim.half_copy import HalfCopy
 from fastft.optim.schedule import WarmupCosine, set_lr
 
 __all__ = [

@@ -18,7 +18,7 @@ from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.user_files import expand_home
 from beton_tools.read.sample_table import classes_of
 from beton_tools.sources import Source, find_split, open_source
-from beton_tools.sources.base import sort_labels, subset
+from beton_tools.sources.base import no_labels, sort_labels, subset
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, open_tables
 from beton_tools.sources.path_table import SEPARATOR, SPLIT_VALUES, Columns, columns_of, is_csv
@@ -118,7 +118,7 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
     """The folders of the training and the validation set, if `place` contains splits, and what is not used beside them.
 
     A training folder makes splits of a folder if there is a validation folder too, or a test folder that has class folders as
-    well, or no other folder with images; otherwise it is a class. Raises UserError: splits without class folders.
+    well, or no other folder with images; otherwise it is a class.
     """
     if not place.is_dir():
         return None, None, ()
@@ -130,13 +130,8 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
     has_sides = val or any(class_folders(place / name) for name in test)
     if others and not has_sides:
         return None, None, ()
-    if not class_folders(place / train[0]):
-        if others:
-            return None, None, ()
-        raise UserError(
-            f"{place / train[0]}: no folder per class in it; make one for every class, or give a table of the files and their "
-            "labels"
-        )
+    if others and not class_folders(place / train[0]):
+        return None, None, ()
     left = [*train[1:], *val[1:], *others]
     words = f"{place}: not used, as {train[0]} is trained on: {', '.join(map(printable, left))}"
     return place / train[0], place / val[0] if val else None, (words,) if left else ()
@@ -165,7 +160,7 @@ def _open(place: Path, single: bool) -> LabelledSet:
             raise
         tables = sorted(path for path in place.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
         instead = f"give the table: {tables[0]}" if tables else "give a table of the files and their labels"
-        raise UserError(f"{place}: images without labels; make a folder for every class, or {instead}") from None
+        raise no_labels(place, instead) from None
     beside = _count_images(place) if source.kind == "folder" else 0
     images = "1 image is" if beside == 1 else f"{beside:,} images are"
     unused = (f"{place}: {images} in no class folder and left out",) if beside else ()

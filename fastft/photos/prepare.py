@@ -27,21 +27,13 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.machine.processes import World
+from fastft.machine.distributed import World
 from fastft.model.recipe_model import check_model
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_sets, open_val
 from fastft.photos.paths import GIVE, holds_out_of_beton, needs_conversion, needs_preparation
-from fastft.photos.photo_plan import (
-    Plan,
-    check_photos,
-    choose_held_out,
-    describe_sides,
-    listing,
-    split_photos,
-    split_table,
-)
 from fastft.photos.same_images import as_source
+from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.automatic import largest_size
@@ -224,7 +216,7 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
+def _convert_all(recipe: Recipe, found: Split, folder: Path) -> dict[str, Any]:
     """Split and convert; what an interrupted call converted is kept. Returns the record."""
     plan = split_photos(found, holds_out=recipe.data.val is None)
     classes = plan.train.source.classes

@@ -7,8 +7,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from beton_tools import __version__
 from beton_tools.base.console import format_bytes, format_duration
-from fastft import __version__
 from fastft.recipe.check import show_value
 
 

@@ -119,7 +119,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str,
             for file in (*partial.iterdir(), partial):
                 sync(file)
             # the same step again, after resuming from an older checkpoint
-            doomed = _set_aside(path) if path.exists() else None
+            doomed = _mark_partial(path) if path.exists() else None
             partial.rename(path)
             sync(path.parent)
             if doomed is not None:
@@ -316,10 +316,11 @@ def keep_only(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Rename, then remove: an interrupted removal must not leave half a checkpoint under a valid name."""
-    shutil.rmtree(_set_aside(path), ignore_errors=True)
+    shutil.rmtree(_mark_partial(path), ignore_errors=True)
 
 
-def _set_aside(path: Path) -> Path:
+def _mark_partial(path: Path) -> Path:
+    """Rename a checkpoint as the remains of an interrupted write, which `prune` removes."""
     doomed = path.parent / f"{PARTIAL}old-{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     return path.rename(doomed)

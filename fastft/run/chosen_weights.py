@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
+from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, PROBE, RAW, WEIGHT_CHOICES
 from fastft.run.checkpoint import (
     Checkpoint,

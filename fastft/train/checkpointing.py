@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from fastft.machine.processes import World
+from fastft.machine.distributed import World
 from fastft.recipe.schema import Train as TrainOptions
 from fastft.run.checkpoint import (
     Checkpoint,

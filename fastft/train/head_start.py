@@ -21,8 +21,8 @@ from fastft.data.loader import EvalLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
 from fastft.evaluate.scores import forward, pooled_features
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.head_file import Head, tower_checksum, write_head
 from fastft.run.chosen_weights import PROBE_HEAD

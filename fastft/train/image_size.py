@@ -19,8 +19,8 @@ from fastft.data.order import Shard
 from fastft.data.stage import Output
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import BATCH
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Choice, Recipe
 from fastft.recipe.automatic import IMAGE_SIZE, PROBED_SIZES, with_choices

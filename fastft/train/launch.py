@@ -18,8 +18,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
+from fastft.machine.distributed import LAUNCHER
 from fastft.machine.exits import EXIT_REQUEUE
-from fastft.machine.processes import LAUNCHER
 
 PROGRAM = "fastft.cli"
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)

@@ -12,8 +12,8 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.recipe_policy import build_policy
 from fastft.data.engine import Engine
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe

@@ -10,7 +10,7 @@ import numpy as np
 from beton_tools.base.console import format_duration
 from fastft.evaluate.scores import Scores
 from fastft.model import TowerArch
-from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
+from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1

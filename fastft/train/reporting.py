@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from beton_tools import __version__
 from beton_tools.base.console import format_duration
-from fastft import __version__
 from fastft.cost.work import evaluated_models, recipe_flops
 from fastft.data.loader import TrainLoader
 from fastft.evaluate.scores import Scores
+from fastft.machine.distributed import World
 from fastft.machine.exits import Preempted
 from fastft.machine.facts import cpu_name
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import count_flops
-from fastft.optim.schedule import recipe_warnings
+from fastft.optim.ema import ema_warnings
 from fastft.recipe import describe_choice
 from fastft.run.evaluations import BALANCED_ACCURACY, SELECTION, flatten
 from fastft.run.metrics_log import RunLog
@@ -131,7 +131,7 @@ class Reporter:
         )
         for choice in recipe.choices:
             self.say(describe_choice(**asdict(choice)))
-        for warning in (*recipe_warnings(recipe), *s.loader.notes):
+        for warning in (*ema_warnings(recipe), *s.loader.notes):
             self.say(f"warning: {warning}")
         if decision.is_worth_a_line:
             self.say(decision.describe())

@@ -25,9 +25,9 @@ from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
 from fastft.evaluate.scores import EvaluationStopped
+from fastft.machine.distributed import World
 from fastft.machine.exits import NonFinite, Preempted
 from fastft.machine.precision import Precision, choose_precision
-from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head, set_head_of_weights
 from fastft.model.recipe_model import build_model

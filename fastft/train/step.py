@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.augment.rng import step_seed
+from fastft.machine.distributed import World
 from fastft.machine.precision import GROWTH_INTERVAL, YOUNG_STEPS, Precision
-from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import compile_blocks
 from fastft.optim import Ema, HalfCopy

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_line
+from fastft.machine.distributed import World
 from fastft.machine.facts import cpu_name
-from fastft.machine.processes import World
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
-from fastft.machine.processes import World, connected, find_world
+from fastft.machine.distributed import World, connected, find_world
 from fastft.recipe import Recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import run_folder

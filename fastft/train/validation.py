@@ -6,8 +6,8 @@ from torch import nn
 
 from fastft.data.loader import EvalLoader
 from fastft.evaluate.scores import Scores, evaluate
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.recipe import Recipe
 from fastft.run.prediction_metrics import deciding_score
 from fastft.train.step import Step

@@ -13,8 +13,8 @@ from fastft.bench.dataset import RESIZED, Images, Workspace, find_images
 from fastft.bench.harness import Contender, Options, Rounds
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
 from fastft.export.to_timm import timm_state
+from fastft.machine.distributed import World
 from fastft.machine.precision import choose_precision
-from fastft.machine.processes import World
 from fastft.model import Arch, Classifier, build_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.step import Step, StepChoice

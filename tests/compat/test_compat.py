@@ -19,7 +19,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.trained import load_trained
-from fastft.machine.processes import World
+from fastft.machine.distributed import World
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train.checkpointing import step_tensors

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from fastft.data.loader import Batch
 from fastft.evaluate.scores import Scores, evaluate
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.train.progress import Progress
 from tests.written import predictions_of
 

@@ -5,8 +5,8 @@ import torch
 
 from beton_tools.base.errors import UserError
 from fastft.machine import precision
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.train.step import Step
 
 CPU = torch.device("cpu")

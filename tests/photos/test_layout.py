@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from beton_tools.base.errors import UserError
 from fastft.photos.layout import open_sets, open_val
-from fastft.photos.photo_plan import check_photos, split_photos
+from fastft.photos.split import check_photos, split_photos
 from tests.beton_tools.conftest import shard_of
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.photos.test_prepare import listed, rows_of, write_csv
@@ -81,13 +81,17 @@ def test_a_class_may_be_called_train(album, tmp_path):
 def test_splits_without_class_folders_are_refused(album, tmp_path):
     for side in ("train", "val"):
         shutil.copytree(album / "coffee", tmp_path / "set" / side)
-    with pytest.raises(UserError, match="train: no folder per class in it; make one for every class, or give a table"):
+    with pytest.raises(
+        UserError, match="train: images without labels; put them into one folder per class, or give a table"
+    ):
         open_sets(str(tmp_path / "set"))
 
 
 def test_images_without_labels_are_refused_with_what_gives_them(album, tmp_path):
     flat = Path(shutil.copytree(album / "coffee", tmp_path / "flat"))
-    with pytest.raises(UserError, match="images without labels; make a folder for every class, or give a table of"):
+    with pytest.raises(
+        UserError, match="images without labels; put them into one folder per class, or give a table of"
+    ):
         open_sets(str(flat))
     write_csv(flat / "labels.csv", [{"file": "00.jpg", "label": "a"}])
     with pytest.raises(UserError, match=r"or give the table: .*labels\.csv"):

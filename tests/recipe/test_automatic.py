@@ -9,7 +9,8 @@ import pytest
 from beton_tools.base.errors import UserError
 from fastft.cost.explanation import explain
 from fastft.optim import decay_for_batch
-from fastft.optim.schedule import build_schedule, recipe_warnings
+from fastft.optim.ema import ema_warnings
+from fastft.optim.schedule import build_schedule
 from fastft.recipe import (
     Choice,
     Recipe,
@@ -51,7 +52,7 @@ def test_the_values_for_a_number_of_images_are_those_of_the_table(images):
     assert recipe.optim.lr == pytest.approx(lr, rel=0.01)
     assert (recipe.optim.layer_decay, recipe.optim.clip_grad) == ((0.7, 1) if images < 20_000 else (0.6, None))
     assert (recipe.augment.scale_min, recipe.augment.erase_prob) == (scale, erase)
-    assert recipe_warnings(recipe) == []
+    assert ema_warnings(recipe) == []
 
 
 @pytest.mark.parametrize(("paper", "options"), [("final_b16", []), ("final_l14", [LARGE])])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.machine.processes import World
+from fastft.machine.distributed import World
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints
 from fastft.train.checkpointing import Checkpointing

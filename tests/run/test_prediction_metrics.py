@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, classification_report, f1_score
 
 from fastft.evaluate.scores import _set_scores
-from fastft.machine.processes import World
+from fastft.machine.distributed import World
 from fastft.run.prediction_metrics import (
     BINS,
     Predictions,

@@ -16,8 +16,8 @@ import torch
 from beton_tools.read.format import Beton
 from fastft.data.order import epoch_order
 from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.machine.distributed import LAUNCHER, STARTED_BY_TORCHRUN, World, connected, exit_without_launcher
 from fastft.machine.exits import EXIT_REQUEUE, PeerLost
-from fastft.machine.processes import LAUNCHER, STARTED_BY_TORCHRUN, World, connected, exit_without_launcher
 from fastft.run.checkpoint import list_checkpoints
 from fastft.train.launch import exit_code
 from tests.train.runs import flags, losses, result_of, run, wait_for
@@ -260,7 +260,7 @@ def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(t
 
 SHELL = "{python} -c '{process}' & echo $!; wait"
 PROCESS = """
-from fastft.machine.processes import find_world
+from fastft.machine.distributed import find_world
 print("connecting", flush=True)
 with find_world("cpu"):
     pass

@@ -19,8 +19,8 @@ from fastft.cli import main
 from fastft.evaluate import trained
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe

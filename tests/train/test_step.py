@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fastft.machine.distributed import World
 from fastft.machine.precision import GROWTH_INTERVAL, INITIAL_SCALE, YOUNG_STEPS, Precision
-from fastft.machine.processes import World
 from fastft.model import build_classifier
 from fastft.train.step import Step, StepChoice
 from tests.train.test_step_choice import small_arch

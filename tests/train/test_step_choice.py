@@ -12,9 +12,9 @@ from torch import Tensor
 from torch import multiprocessing as mp
 
 from beton_tools.base.errors import UserError
-from fastft.machine import processes
+from fastft.machine import distributed
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import build_classifier
 from fastft.model.timm_arch import load_timm_arch
 from fastft.model.timm_tower import build_timm_classifier
@@ -125,7 +125,7 @@ def distributed_gradients(rank: int, results: str, cases: list) -> None:
     """In one of two processes: for each case `first_gradients` of an eager and of a compiled step."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{results}.store", rank=rank, world_size=2)
-    processes.DistributedDataParallel = partial(processes.DistributedDataParallel, bucket_cap_mb=0.02)
+    distributed.DistributedDataParallel = partial(distributed.DistributedDataParallel, bucket_cap_mb=0.02)
     found = []
     with World(rank, 2, rank, CPU) as world:
         for precision, accumulation in cases:

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastft.augment.mix import Mixer
 from fastft.data.loader import Batch
 from fastft.evaluate.scores import evaluate
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.machine.processes import World
 from fastft.model import build_classifier
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.step import Step, StepChoice

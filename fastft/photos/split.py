@@ -24,7 +24,7 @@ LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
 @dataclass(frozen=True)
-class Plan:
+class Split:
     """Images that exist, labelled by the classes that have training images.
 
     val: None if there are none.
@@ -49,7 +49,7 @@ class Plan:
         return rows + [(name, "", "missing") for name in self.missing]
 
 
-def check_photos(train: LabelledSet, val: LabelledSet | None) -> Plan:
+def check_photos(train: LabelledSet, val: LabelledSet | None) -> Split:
     """The listed images that can be used, not yet split.
 
     Raises UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
@@ -62,10 +62,10 @@ def check_photos(train: LabelledSet, val: LabelledSet | None) -> Plan:
         val, missing_val, said = _existing(val)
         val = _with_classes(val, train.source.classes)
         missing, warnings = missing + missing_val, warnings + said
-    return Plan(train, val, missing, warnings)
+    return Split(train, val, missing, warnings)
 
 
-def split_photos(found: Plan, holds_out: bool = True) -> Plan:
+def split_photos(found: Split, holds_out: bool = True) -> Split:
     """Split the images, and warn of what is unusual in them. holds_out: without `val`, take validation images from `train`."""
     train, val = found.train, found.val
     if val is None and holds_out:
@@ -73,7 +73,7 @@ def split_photos(found: Plan, holds_out: bool = True) -> Plan:
         if not held.any():
             return replace(found, warnings=found.warnings + said)
         train, val = (train.take(np.flatnonzero(side)) for side in (~held, held))
-        return Plan(train, val, found.missing, found.warnings + said, held_out=True)
+        return Split(train, val, found.missing, found.warnings + said, held_out=True)
     ids = content_ids([train.source] if val is None else [train.source, val.source])
     warnings = found.warnings + _small_classes(train) + _other_labels(train, ids[0])
     if val is not None:

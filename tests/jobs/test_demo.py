@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
-from fastft.bench import demo
-from fastft.bench.demo_files import IMAGES, MATRICES, MODEL_FILE, PARTS, Package, extract_cells, fetch, write_backbone
+from fastft.jobs import demo
+from fastft.jobs.demo_files import IMAGES, MATRICES, MODEL_FILE, PARTS, Package, extract_cells, fetch, write_backbone
 from fastft.model import Arch, Tower, load_tower_weights
 
 PER_KIND = 8

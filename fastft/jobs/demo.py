@@ -16,9 +16,9 @@ from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.format import Beton
-from fastft.bench.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.prediction import predict_files
+from fastft.jobs.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data

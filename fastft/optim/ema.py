@@ -1,0 +1,70 @@
+"""The exponential moving average of a model's weights, the horizon that a recipe gives it, and a warning if that is long."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastft.recipe import Recipe
+from fastft.recipe.automatic import paper_recipe
+
+UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
+
+
+def decay_for_batch(decay: float, batch_size: int, reference_batch: int) -> float:
+    """The decay that keeps the horizon in images: one step of `reference_batch` equals reference/batch steps of `batch_size`.
+
+    0.9998 at batch 2048 has a horizon of 5000 steps, 8 ImageNet epochs; it is 0.99990 at 1024.
+    """
+    return decay ** (batch_size / reference_batch)
+
+
+class Ema:
+    """Holds `module`, a copy of the model with averaged weights; frozen parameters are shared, not copied.
+
+    ema <- ema + (1 - decay) * (model - ema), without bias correction (timm's ModelEma, which the reference uses).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        # frozen parameters never change: the copy points at the same tensors
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.module = copy.deepcopy(model, memo=dict(shared)).requires_grad_(False).eval()
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        source, target = dict(model.named_parameters()), dict(self.module.named_parameters())
+        self._source: list[Tensor] = [source[name] for name in names]
+        self._target: list[Tensor] = [target[name] for name in names]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self._target, self._source, 1 - self.decay)
+
+
+def ema_warnings(recipe: Recipe) -> list[str]:
+    """A warning if much of the EMA will be the initial weights at the end of the run."""
+    steps = recipe.epochs * recipe.steps_per_epoch()
+    horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
+    if untrained <= UNTRAINED_SHARE:
+        return []
+    better = "--ema.horizon=auto"
+    if recipe.ema.horizon is not None:
+        share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
+        better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
+    return [
+        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
+        f"the initial ones; set {better}"
+    ]
+
+
+def ema_horizon(recipe: Recipe) -> float:
+    """Steps over which the EMA averages; 0 without an EMA."""
+    if recipe.ema.decay == 0:
+        return 0.0
+    return 1 / (1 - decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch))
+
+
+def untrained_share(recipe: Recipe, steps: int) -> float:
+    """How much of the EMA are the initial weights after so many steps, from 0 to 1; 0 without an EMA."""
+    horizon = ema_horizon(recipe)
+    return math.exp(-steps / horizon) if horizon else 0.0
