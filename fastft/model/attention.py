@@ -72,6 +72,12 @@ def _sdpa(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, score_bias_HN
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
+def _flash(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """PyTorch's FlashAttention: compute capability 8.0 and later, half precision. On Hopper 'sdpa' is cuDNN's kernel."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return _sdpa(x_BND, weight, bias, heads)
+
+
 def _cudnn(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
     """cuDNN's fused kernel: Hopper and later, half precision."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -91,6 +97,7 @@ def _batched(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
 
 ATTENTION_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
     "sdpa": _sdpa,
+    "flash": _flash,
     "efficient": _efficient,
     "cudnn": _cudnn,
     "batched": _batched,
@@ -143,7 +150,7 @@ class _BatchedAttention(torch.autograd.Function):
         scores = torch.bmm(q, k.transpose(1, 2))
         if padding:
             scores[:, :, N:] = -torch.inf
-        weights = torch.softmax(scores, dim=-1)
+        weights = torch.ops.aten._softmax(scores, -1, False)  # torch.softmax returns fp32 under CUDA's autocast
         ctx.save_for_backward(q, k, v, weights)
         ctx.heads = heads
         out = torch.bmm(weights, v).view(B, heads, N + padding, d)[:, :, :N]

@@ -201,9 +201,9 @@ class Step:
 class GraphedPass:
     """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
 
-    One launch instead of some 700, which pays at small micro-batches, where the host needs longer to launch the kernels than
-    the GPU to run them. Neither `torch.cuda.make_graphed_callables` nor `torch.compile(mode="reduce-overhead")` is used: their
-    gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
+    One launch instead of about 1,000 (B/16), which pays at small micro-batches, where the host needs longer to launch the
+    kernels than the GPU to run them. Neither `torch.cuda.make_graphed_callables` nor `torch.compile(mode="reduce-overhead")` is
+    used: their gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
 
     Inputs are copied to fixed tensors, and results lie in fixed tensors, which the next call overwrites. Gradients must stay
     where they are between calls: `zero_grad(set_to_none=False)`.

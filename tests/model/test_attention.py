@@ -1,6 +1,7 @@
 """Every attention kernel computes the textbook formula, forward and backward."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -104,6 +105,63 @@ def test_efficient_attention_returns_the_kernels_packed_gradient_uncopied(effici
     gradient = gradient[0] if isinstance(gradient, tuple) else gradient
     assert gradient.shape == qkv.shape and gradient.is_contiguous()
     assert gradient.untyped_storage().nbytes() == gradient.numel() * 8
+
+
+@pytest.fixture
+def softmax_of_cuda_autocast() -> Iterator[None]:
+    """CUDA's autocast computes `torch.softmax` in fp32 and returns fp32; a CPU's leaves it alone."""
+
+    def softmax(x, dim, dtype=None):
+        below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return torch.softmax(x, dim, dtype=dtype or torch.float32)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("softmax.int", softmax, "AutocastCPU")
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", ["sdpa", "batched"])
+def test_kernels_train_under_the_autocast_of_a_gpu(kernel, dtype, softmax_of_cuda_autocast):
+    x, weight, bias = inputs()
+    want = plain_attention(F.linear(x, weight, bias), 2)
+    with torch.autocast("cpu", dtype):
+        assert torch.softmax(torch.zeros(2, 3, dtype=dtype), -1).dtype == torch.float32
+        got = self_attention(x, weight, bias, 2, kernel)
+    assert got.dtype == dtype and relative_error(got, want) < 2**-6
+    gradient = torch.randn_like(want)
+    pairs = zip(
+        torch.autograd.grad(got, (x, weight, bias), gradient.to(dtype)),
+        torch.autograd.grad(want, (x, weight, bias), gradient),
+        strict=True,
+    )
+    for ours, plain in pairs:
+        assert ours.dtype == torch.float32 and relative_error(ours, plain) < 2**-6
+
+
+def test_every_fused_kernel_of_pytorch_is_a_candidate_of_its_own(monkeypatch):
+    """On Hopper 'sdpa' is cuDNN's kernel: FlashAttention is measured only if it is named."""
+    allowed = []
+    plain = F.scaled_dot_product_attention
+
+    def record(*tensors, **options):
+        cuda = torch.backends.cuda
+        flags = {"flash": cuda.flash_sdp_enabled(), "cudnn": cuda.cudnn_sdp_enabled()}
+        allowed.append({name for name, on in flags.items() if on})
+        monkeypatch.undo()
+        return plain(*tensors, **options)
+
+    for kernel in ("flash", "cudnn"):
+        monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+        with suppress(RuntimeError):  # which a CPU lacks
+            self_attention(*inputs(), 2, kernel)
+        assert allowed.pop() == {kernel}
+    x, weight, bias = inputs()
+    torch.testing.assert_close(
+        self_attention(x, weight, bias, 2, "flash"), plain_attention(F.linear(x, weight, bias), 2)
+    )
 
 
 def test_bf16_attention_is_within_bf16_rounding_of_the_exact_result():
