@@ -19,7 +19,7 @@ from torch.nn import functional
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
-from fastft.model.classifier import PATCHES, TOKEN
+from fastft.model.classifier import CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.weight_files import save_tensors
 
 CONFIG, WEIGHTS, WEIGHT, BIAS = ("open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias")
@@ -42,10 +42,14 @@ class TowerWithHead(nn.Module):
 def write(trained: Trained, path: Path) -> None:
     """Write the folder.
 
-    Raises UserError: the model has a relative position bias, which open_clip does not support, or is timm's.
+    Raises UserError: the model is timm's, or has a relative position bias or a pooling that open_clip does not support.
     """
     if isinstance(trained.model.visual.arch, TimmArch):
         raise UserError("open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx")
+    if trained.model.pool == CLASS_PATCHES:
+        raise UserError(
+            "open_clip has no head over class token and patches (model.pool=class+patches); export to safetensors or onnx"
+        )
     ours = trained.model.state_dict()
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")

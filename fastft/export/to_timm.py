@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
-from fastft.model.classifier import PATCHES, TOKEN
+from fastft.model.classifier import CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 from fastft.model.weight_files import save_tensors
@@ -52,6 +52,10 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
     Raises UserError: a relative position bias or a pooling which that class has no place for.
     """
     ours = trained.model.state_dict()
+    if trained.model.pool == CLASS_PATCHES:
+        raise UserError(
+            "timm has no head over class token and patches (model.pool=class+patches); export to safetensors or onnx"
+        )
     if isinstance(trained.model.visual.arch, TimmArch):
         return {name.removeprefix(TRUNK): value for name, value in ours.items()}
     if trained.model.pool == TOKEN:

@@ -5,6 +5,8 @@
 - patches, as in the paper: LayerNorm of every patch token, then the mean. The reference does it in this order
   (`fc_norm(x[:, 1:]).mean(1)`); BEiT and timm average first. The class token is part of the sequence but not of the mean.
 - class, as timm's fine-tuned CLIP: the class token through ln_post.
+- class+patches, as DINOv2's linear heads: every token through ln_post, then the class token beside the mean of the patch tokens.
+  The head has twice the tower's width as inputs.
 - token, as CLIP itself: the class token through ln_post and proj, scaled to length 1. A head of text embeddings times CLIP's
   logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
@@ -22,7 +24,7 @@ HEAD_STD = 0.02
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 # no weight decay; all 1-D tensors are exempt too
 NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
-PATCHES, CLASS, TOKEN = "patches", "class", "token"  # of `model.pool`
+PATCHES, CLASS, CLASS_PATCHES, TOKEN = "patches", "class", "class+patches", "token"  # of `model.pool`
 
 
 class Classifier(ImageClassifier):
@@ -35,7 +37,9 @@ class Classifier(ImageClassifier):
         self.visual, self.pool = tower, pool
         if pool == PATCHES:
             self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as the reference
-        self.head = nn.Linear(tower.arch.embed_dim if pool == TOKEN else tower.arch.width, num_classes)
+        width = tower.arch.width
+        inputs = {TOKEN: tower.arch.embed_dim, CLASS_PATCHES: 2 * width}.get(pool, width)
+        self.head = nn.Linear(inputs, num_classes)
         # arithmetic on the meta device imports torch's compiler, which takes a second
         if self.head.weight.is_meta:
             return
@@ -48,12 +52,14 @@ class Classifier(ImageClassifier):
         return self.head(self.pooled(images, noise))
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input: (B, width), or CLIP's embedding (B, embed_dim)."""
+        """The head's input: (B, width), with class+patches (B, 2 width), or CLIP's embedding (B, embed_dim)."""
         tokens_BND = self.visual(images, noise)
         if self.pool == TOKEN:
             return self.visual.embedding(tokens_BND)
         if self.pool == CLASS:
             return self.visual.ln_post(tokens_BND[:, 0])
+        if self.pool == CLASS_PATCHES:
+            return class_and_patches(self.visual.ln_post(tokens_BND))
         return self.fc_norm(tokens_BND[:, 1:]).mean(1)
 
     def layer_id(self, name: str) -> int:
@@ -67,6 +73,11 @@ class Classifier(ImageClassifier):
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim > 1 and not name.endswith(NO_DECAY)
+
+
+def class_and_patches(tokens_BND: Tensor, prefix: int = 1) -> Tensor:
+    """Class token and mean of the patch tokens, (B, 2 D). prefix: tokens before the patches, the class token first."""
+    return torch.cat([tokens_BND[:, 0], tokens_BND[:, prefix:].mean(1)], dim=1)
 
 
 def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:

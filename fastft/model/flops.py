@@ -2,7 +2,7 @@
 of timm's models by torch's counter on the meta device.
 
 Only matrix products are counted, as is usual for MFU; the head is that of `model.pool=patches` (CLIP's projection of one token
-would add 0.002 % to a B/16). Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
+would add 0.002 % to a B/16, twice the inputs of the head 0.004 %). Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
 """
 
 from dataclasses import dataclass

@@ -121,7 +121,7 @@ class ImageClassifier(nn.Module):
     """Images (B, 3, S, S) to logits (B, num_classes): a tower and a linear head.
 
     Attributes:
-        pool: as the recipe's `model.pool`; "timm" for timm's models, which pool by themselves.
+        pool: as the recipe's `model.pool`; "timm" for a timm model that pools by itself.
     """
 
     visual: ImageTower
@@ -129,7 +129,7 @@ class ImageClassifier(nn.Module):
     pool: str
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input, (B, arch.width)."""
+        """The head's input, (B, head.in_features)."""
         raise NotImplementedError
 
     def layer_id(self, name: str) -> int:

@@ -8,11 +8,18 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from fastft.model.arch import Arch, refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
-from fastft.model.classifier import PATCHES, build_classifier
+from fastft.model.classifier import CLASS_PATCHES, PATCHES, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_tower import build_timm_classifier, check_drop_path, freeze_timm, load_timm_weights, name_weights
+from fastft.model.timm_tower import (
+    TIMM_POOL,
+    build_timm_classifier,
+    check_drop_path,
+    freeze_timm,
+    load_timm_weights,
+    name_weights,
+)
 from fastft.model.weights import check_activation, check_weights, load_tower_weights
 from fastft.recipe import Recipe
 
@@ -27,12 +34,14 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
     arch = load_arch(recipe.model.arch)
     if isinstance(arch, Arch) and recipe.model.weights != "random":
         check_activation(recipe.model.weights, recipe.model.arch, arch.quick_gelu)
-    if (pool := recipe.model.pool) != PATCHES:
-        if isinstance(arch, TimmArch):
+    pool = recipe.model.pool
+    if isinstance(arch, TimmArch):
+        if pool not in (PATCHES, CLASS_PATCHES):
             raise UserError(
                 f"{recipe.model.arch} pools as timm does, not as model.pool={pool}; use an open_clip --model.arch, or "
                 "--model.pool=patches"
             )
+    elif pool != PATCHES:
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
 
@@ -96,7 +105,6 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     for option, is_set in (
         ("layer_scale", m.layer_scale is not None),
         ("rel_pos_bias", m.rel_pos_bias),
-        ("pool", m.pool != PATCHES),
         ("head", m.head is not None),
     ):
         if is_set:
@@ -107,6 +115,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
         drop_path=m.drop_path,
         patch_dropout=m.patch_dropout,
         head_init_scale=m.head_init_scale,
+        pool=m.pool if m.pool == CLASS_PATCHES else TIMM_POOL,
     )
     if pretrained and m.weights != "random":
         load_timm_weights(model, name_weights(m.weights, arch.timm))

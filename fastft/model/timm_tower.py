@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import expand_home
-from fastft.model.classifier import count_frozen_blocks
+from fastft.model.classifier import CLASS_PATCHES, HEAD_STD, class_and_patches, count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
 from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers
 from fastft.model.weight_files import HUB, find_weight_folder, read_state_dict
@@ -23,6 +23,7 @@ from fastft.model.weights import is_transformers, load_fitting, unknown_tag, wit
 from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."
+TIMM_POOL = "timm"  # `ImageClassifier.pool` of a model that pools as timm does
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
 # of pretraining, not of the tower: MAE's decoder and mask, heads
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
@@ -66,14 +67,15 @@ class TimmTower(ImageTower):
 
     Args:
         trunk: built by `create_timm`; its stochastic layers are replaced.
+        pool: TIMM_POOL, or CLASS_PATCHES for a trunk whose head was replaced by `read_class_and_patches`.
     """
 
     arch: TimmArch
     has_attention_kernels = False
 
-    def __init__(self, arch: TimmArch, trunk: Trunk):
+    def __init__(self, arch: TimmArch, trunk: Trunk, pool: str = TIMM_POOL):
         super().__init__()
-        self.arch, self.trunk = arch, trunk
+        self.arch, self.trunk, self.pool = arch, trunk, pool
         self._noise = Noise()
         self._grad_checkpointing = False
         self.layer_of = layer_ids(trunk)  # timm's name of every parameter -> its layer
@@ -148,19 +150,30 @@ class TimmTower(ImageTower):
         self._noise.uniform_BC = noise
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of timm's model. noise: (B, noise_columns), uniform in [0, 1)."""
+        """Logits (B, num_classes). noise: (B, noise_columns), uniform in [0, 1)."""
+        if self.pool == CLASS_PATCHES:
+            return self.trunk.head(self.pooled(images, noise))
         self.set_noise(images, noise)
         return self.trunk(images)
 
+    def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The head's input."""
+        self.set_noise(images, noise)
+        trunk: Any = self.trunk
+        features = trunk.forward_features(images)
+        if self.pool == CLASS_PATCHES:  # fc_norm is an identity in models that normalise before they pool
+            return class_and_patches(trunk.fc_norm(features), trunk.num_prefix_tokens)
+        return trunk.forward_head(features, pre_logits=True)
+
 
 class TimmClassifier(ImageClassifier):
-    """A timm model with timm's pooling and head."""
+    """A timm model with timm's pooling and head, or with a head that reads class token and patches."""
 
     visual: TimmTower
 
     def __init__(self, tower: TimmTower):
         super().__init__()
-        self.visual, self.pool = tower, "timm"
+        self.visual, self.pool = tower, tower.pool
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]  # timm's own, which is registered in the trunk
@@ -170,9 +183,7 @@ class TimmClassifier(ImageClassifier):
         return self.visual(images, noise)
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        self.visual.set_noise(images, noise)
-        trunk: Any = self.visual.trunk
-        return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+        return self.visual.pooled(images, noise)
 
     def layer_id(self, name: str) -> int:
         return self.visual.layer_of[name.removeprefix(TRUNK)]
@@ -190,15 +201,18 @@ def build_timm_classifier(
     drop_path: float = 0.0,
     patch_dropout: float = 0.0,
     head_init_scale: float = 1.0,
+    pool: str = TIMM_POOL,
 ) -> TimmClassifier:
-    """A classifier as timm initialises it, with the head's weights times `head_init_scale`.
+    """A classifier as timm initialises it, with the head's weights times `head_init_scale`. pool: as `TimmTower`.
 
     Raises UserError: the model lacks what is asked for.
     """
     trunk = create_timm(
         arch.timm, arch.image_size, num_classes, drop_path_rate=drop_path, patch_drop_rate=patch_dropout
     )
-    tower = TimmTower(arch, trunk)
+    if pool == CLASS_PATCHES:
+        read_class_and_patches(trunk, arch, num_classes)
+    tower = TimmTower(arch, trunk, pool)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
         raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
     if patch_dropout and tower.patch_dropout.rate == 0:
@@ -210,6 +224,22 @@ def build_timm_classifier(
             for parameter in model.head.parameters():
                 parameter.mul_(head_init_scale)
     return model
+
+
+def read_class_and_patches(trunk: Any, arch: TimmArch, num_classes: int) -> None:
+    """Replace the head by one for class token and mean patch token, with timm's initial weights for heads.
+
+    Raises UserError: the model has no class token, or no head of this name over tokens.
+    """
+    tokens = getattr(trunk, "cls_token", None) is not None and hasattr(trunk, "fc_norm")
+    if not tokens or trunk.get_classifier() is not getattr(trunk, "head", None):
+        raise UserError(
+            f"{TIMM}{arch.timm} has no class token beside its patches; set --model.pool=patches, which pools as timm does"
+        )
+    trunk.head = nn.Linear(2 * arch.width, num_classes)
+    if not trunk.head.weight.is_meta:
+        nn.init.trunc_normal_(trunk.head.weight, std=HEAD_STD)
+        nn.init.zeros_(trunk.head.bias)
 
 
 def check_drop_path(arch: TimmArch) -> None:

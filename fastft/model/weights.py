@@ -52,7 +52,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
     missing = [name for name in own if name not in state and name.startswith(PROJECTION)]
     if missing:
-        pool = "token" if "proj" in own else "class"
+        pool = "token" if "proj" in own else "class or class+patches"
         raise UserError(
             f"weights {weights} have no {missing[0]}, which --model.pool={pool} needs; use CLIP's own weights"
         )

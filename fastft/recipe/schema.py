@@ -149,9 +149,11 @@ class Model:
     patch_dropout: float = option(0.0, "share of the patch tokens that is dropped during training", low=0, high=0.95)
     pool: str = option(
         "patches",
-        "the head's input: patches, the mean of the normalised patch tokens; class, the class token through ln_post, as timm's "
-        "fine-tuned CLIP; token, CLIP's own embedding (class token, ln_post, projection, length 1)",
-        choices=("patches", "class", "token"), since="0.3.0",
+        "the head's input: patches, the mean of the normalised patch tokens (with timm/NAME: timm's pooling); class, the class "
+        "token through ln_post, as timm's fine-tuned CLIP; class+patches, the class token beside the mean patch token, both "
+        "through the last LayerNorm, as DINOv2's linear heads; token, CLIP's own embedding (class token, ln_post, projection, "
+        "length 1)",
+        choices=("patches", "class", "class+patches", "token"), since="0.3.0",
     )  # fmt: skip
     head: str | None = option(
         None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", since="0.3.0",

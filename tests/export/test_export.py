@@ -56,6 +56,25 @@ def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path):
         assert export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format]).max_difference < 1e-4
 
 
+@pytest.mark.parametrize("arch", [None, "timm/test_vit"])
+def test_a_head_of_class_token_and_patches_is_refused_by_formats_without_it(tmp_path, arch):
+    own = {"model__image_size": 160, "model__arch": arch, "model__freeze_conv1": False} if arch else {}
+    checkpoint = make_checkpoint(tmp_path, dict(CLIP), model__pool="class+patches", **own)
+    for format in ("timm", "open_clip"):
+        with pytest.raises(UserError, match=r"export (to|timm's)"):
+            export_checkpoint(tmp_path / "run", format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    size = load_trained(checkpoint, torch.device("cpu")).recipe.model.image_size
+    images = torch.rand(2, 3, size, size)
+    for format in ("safetensors", "onnx"):
+        export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format])
+        with torch.no_grad():
+            want = load_trained(checkpoint, torch.device("cpu")).model(images)
+            torch.testing.assert_close(
+                FORMATS[format].load(tmp_path / OUTS[format])(images), want, rtol=1e-4, atol=1e-4
+            )
+
+
 def test_an_export_with_wrong_logits_is_deleted(tmp_path, monkeypatch):
     make_checkpoint(tmp_path, dict(CLIP))
 

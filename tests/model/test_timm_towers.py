@@ -52,6 +52,27 @@ def test_layers_and_weight_decay_are_those_of_timm_optim(name):
     assert all(ours[n] == pytest.approx(theirs[n], rel=1e-12) for n in ours)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2"])
+def test_class_and_patches_are_the_class_token_beside_the_mean_patch_token(name):
+    """After the last LayerNorm; registers (four in both DINO models) are in neither. As DINOv2's linear heads read them."""
+    model = build(name, 56 if "14" in name else 32, model__pool="class+patches", model__head_init_scale=1).eval()
+    trunk, images = model.visual.trunk, torch.rand(2, 3, *[model.visual.arch.image_size] * 2)
+    with torch.no_grad():
+        tokens = trunk.forward_features(images)
+        registers = 4 if "dino" in name else 0
+        want = torch.cat([tokens[:, 0], tokens[:, 1 + registers :].mean(1)], 1)
+        assert tokens.shape[1] - 1 - registers == model.visual.arch.grid**2
+        torch.testing.assert_close(model.pooled(images), want)
+        torch.testing.assert_close(model(images), model.head(want))
+    assert model.head.in_features == 2 * model.visual.arch.width and model.layer_id("visual.trunk.head.weight") > 1
+
+
+@pytest.mark.parametrize("name", ["test_vit3", "convnext_tiny", "vit_base_patch16_siglip_224"])
+def test_class_and_patches_need_a_class_token(name):
+    with pytest.raises(UserError, match="has no class token beside its patches"):
+        build(name, 224, meta=True, model__pool="class+patches")
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name):
     model = build(name, TINY[name], model__head_init_scale=0.5)

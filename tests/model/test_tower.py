@@ -5,6 +5,7 @@ import json
 import open_clip
 import pytest
 import torch
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from torch.nn import functional as F
 
 from fastft.model import Arch, Tower, build_classifier, interpolate_positions, load_arch
@@ -140,6 +141,20 @@ def test_checkpointed_gradients_equal_plain_ones():
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_class_and_patches_are_open_clips_tokens_after_ln_post():
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32, "output_tokens": True}
+    theirs = _build_vision_tower(32, CLIPVisionCfg(**vision), quick_gelu=False).eval()
+    theirs.proj = None
+    model = build_classifier(Arch(32, 8, 64, 2, 2, 256, False, True, 1e-5, False, 32), 5, pool="class+patches").eval()
+    model.visual.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        class_BD, patches_BND = theirs(images)
+        want = torch.cat([class_BD, patches_BND.mean(1)], 1)
+        torch.testing.assert_close(model.pooled(images), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(images), model.head(want), rtol=1e-4, atol=1e-6)
 
 
 def test_the_head_is_that_of_the_reference():
