@@ -12,14 +12,12 @@ or of the uint16 bits of the half types, so that one function is compiled for al
 was written. For a batch decoded beforehand into one packed buffer: `augment(packed, offsets, plan)`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from numba import njit, prange, types
-from numba._dispatcher import compute_fingerprint
+from numba import njit
 
+from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
 from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, UINT8, bfloat16_bits, erase, float16_bits
 from fastft.augment.ops import IDENTITY, blend
@@ -36,6 +34,7 @@ from fastft.augment.resize import (
     turn,
 )
 from fastft.augment.simd import copy, take
+from fastft.augment.threads import run_in_threads
 
 REASONS = {
     REGION_TOO_SMALL: "its pixels do not cover what the plan touches; decode source_regions of the plan",
@@ -143,32 +142,12 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
-_COMPILED: dict[tuple[Callable[..., None], bytes], Any] = {}
-
-
-def by_address(function: Callable[..., None], *arguments: Any) -> Any:
-    """`function(thread, *arguments)` of Python, compiled for arguments of these types, to be passed to a parallel loop.
-
-    Numba compiles a parallel loop four times, with the code of all functions that it calls, but not of one that it is given.
-    """
-    key = function, compute_fingerprint(arguments)  # of their types, in 3 microseconds; `typeof` takes 200
-    if key not in _COMPILED:
-        signature = types.void(types.int64, *map(numba.typeof, arguments))
-        _COMPILED[key] = numba.cfunc(signature, cache=True)(function)
-    return _COMPILED[key]
-
-
+@njit(cache=True, nogil=True)
 def _augment_rows(thread, packed, offsets, plan, finish, scratch, out, status):
     for b in range(thread, len(plan), len(scratch)):
         region = source_region(plan[b], out.shape[1])
         pixels = packed[offsets[b] : offsets[b] + region[2] * region[3] * 3]
         status[b] = augment_image(pixels, region[3] * 3, region, plan[b], finish, scratch[thread], out[b])
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _in_threads(augment_rows, packed, offsets, plan, finish, scratch, out, status):
-    for thread in prange(len(scratch)):
-        augment_rows(np.int64(thread), packed, offsets, plan, finish, scratch, out, status)
 
 
 def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
@@ -214,14 +193,15 @@ class CpuAugment:
         """
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)
-        arguments = (packed, offsets, plan, self.finish, self._scratch_for(plan), out.view(np.uint8), status)
-        _in_threads(by_address(_augment_rows, *arguments), *arguments)
+        scratch = self._scratch_for(plan)
+        arguments = packed, offsets, plan, self.finish, scratch, out.view(np.uint8), status
+        run_in_threads(_augment_rows, len(scratch), *arguments)
         for b in np.flatnonzero(status)[:1]:
             raise UserError(f"sample {plan['sample'][b]}: {REASONS[status[b]]}")
         return out
 
     def _scratch_for(self, plan: np.ndarray) -> np.ndarray:
-        threads = numba.get_num_threads()
+        threads = usable_cpus()
         height, width = (int(n) for n in plan["crop"][:, 2:].max(0, initial=1))
         needed = int(image_scratch_size(height, width, self.size))
         if len(self._scratch) < threads or self._scratch.shape[1] < needed:

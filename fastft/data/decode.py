@@ -2,18 +2,15 @@
 
 One thread per row of `Workers`. Images differ in cost, so each thread takes the next image when
 it has finished one, instead of a fixed share. The functions are long on purpose: Numba optimises whatever a function calls
-again together with it, so that each level of functions adds seconds to the compilation. `by_address` stops that at the
-parallel loops.
+again together with it, so that each level of functions adds seconds to the compilation.
 """
 
-import os
 import time
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from beton_tools.base.image_formats import CHANNELS
@@ -22,11 +19,8 @@ from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
-from fastft.augment.cpu import Finish, augment_image, by_address
-
-if "NUMBA_THREADING_LAYER" not in os.environ:
-    # two loaders may run at the same time: Numba's "workqueue" layer would abort the process
-    numba.config.THREADING_LAYER = "threadsafe"
+from fastft.augment.cpu import Finish, augment_image
+from fastft.augment.threads import run_in_threads
 
 # beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
 READ_FAILED = 1000
@@ -211,16 +205,10 @@ def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker, out: 
 
 def decode_packed(job: Job, workers: Workers, regions: np.ndarray, offsets: np.ndarray, packed: np.ndarray) -> None:
     """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; sets `job.codes`."""
-    arguments = job, workers, regions, offsets, packed
-    _decode_in_threads(by_address(_decode_images, *arguments), *arguments)
+    run_in_threads(_decode_images, len(workers.decoders), job, workers, regions, offsets, packed)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _decode_in_threads(decode, job, workers, regions, offsets, packed):
-    for thread in prange(len(workers.decoders)):
-        decode(np.int64(thread), job, workers, regions, offsets, packed)
-
-
+@njit(cache=True, nogil=True)
 def _decode_images(thread, job, workers, regions, offsets, packed):
     worker = _worker(workers, thread)
     b = _take_ticket(job.ticket)
@@ -233,16 +221,10 @@ def decode_and_augment(
     job: Job, workers: Workers, regions: np.ndarray, plan: np.ndarray, finish: Finish, out: np.ndarray
 ) -> None:
     """Carry out `plan` (B,) to `out`, a uint8 view of (B, S, S, 3), each image while its pixels are in cache."""
-    arguments = job, workers, regions, plan, finish, out
-    _augment_in_threads(by_address(_augment_images, *arguments), *arguments)
+    run_in_threads(_augment_images, len(workers.decoders), job, workers, regions, plan, finish, out)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _augment_in_threads(augment, job, workers, regions, plan, finish, out):
-    for thread in prange(len(workers.decoders)):
-        augment(np.int64(thread), job, workers, regions, plan, finish, out)
-
-
+@njit(cache=True, nogil=True)
 def _augment_images(thread, job, workers, regions, plan, finish, out):
     worker = _worker(workers, thread)
     b = _take_ticket(job.ticket)

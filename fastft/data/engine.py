@@ -9,7 +9,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
@@ -38,7 +37,6 @@ class Pass(Thread):
             if e.streams:
                 # in a new thread device 0 is current: each process of a node would create a context on GPU 0
                 torch.cuda.set_device(e.stage.device)
-            numba.set_num_threads(len(e.stage.decoders))
             for first in range(0, len(self.order), e.batch_size):
                 slot, used = self.free.get()
                 if self.closed:

@@ -16,7 +16,6 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
@@ -71,7 +70,7 @@ class _BetonLoader:
         _check_device(self.output.device)
         self.policy = AugmentPolicy(policy) if isinstance(policy, str) else policy
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
-        self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
+        self.workers = min(workers or default_workers(), os.cpu_count() or 1)
         self.class_names = self.betons.class_names
         self.content = self.betons.content
         self.num_classes = len(self.class_names)

@@ -1,11 +1,11 @@
 import json
+import os
 import sys
 import threading
 import time
 from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -280,8 +280,8 @@ def test_closing_ends_an_abandoned_pass_and_a_new_pass_ends_the_old_one(indexed_
     assert loader_threads() == []
 
 
-def test_workers_beyond_numbas_limit_are_cut_to_it_and_torch_keeps_its_threads(indexed_beton, whole_epoch):
+def test_more_workers_than_cores_make_the_same_images_and_torch_keeps_its_threads(indexed_beton, whole_epoch):
     threads = torch.get_num_threads()
-    with train_loader(indexed_beton, workers=numba.config.NUMBA_NUM_THREADS + 5) as loader:
+    with train_loader(indexed_beton, workers=(os.cpu_count() or 1) + 5) as loader:
         assert collect(loader.epoch(2)) == whole_epoch
     assert torch.get_num_threads() == threads
