@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from beton_tools.base.errors import UserError
+
 LARGEST, LEAST = 1e30, 1e-30  # beyond them quotients of floats overflow
 
 Number = Annotated[float, Meta(ge=0, le=LARGEST)]
@@ -21,11 +23,33 @@ Numbers = dict[str, Number]
 Object = dict[str, Any]
 Unset = UnsetType
 
-__all__ = ["UNSET", "Count", "Document", "Number", "Numbers", "Object", "Positive", "Signed", "Unset", "Whole", "check"]
+__all__ = [
+    "UNSET",
+    "Count",
+    "Document",
+    "Number",
+    "Numbers",
+    "Object",
+    "Positive",
+    "Signed",
+    "Unset",
+    "Whole",
+    "check",
+    "check_version",
+]
 
 
 class Document(msgspec.Struct, kw_only=True):
     """Base of the types of JSON objects."""
+
+
+def check_version(where: str, document: Mapping[str, Any], version: int) -> None:
+    """Raise UserError if a file states another version of its format."""
+    found = document.get("version")
+    if found != version:
+        raise UserError(
+            f"{where} has format version {found!r:.40}, expected {version}; use the version of fastft that wrote it"
+        )
 
 
 def check(where: str, value: Any, kind: Any) -> Any:

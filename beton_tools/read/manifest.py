@@ -18,7 +18,7 @@ from msgspec import Meta
 from beton_tools.base.atomic import atomic_output, sync
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
-from beton_tools.base.typed_json import Count, check
+from beton_tools.base.typed_json import Count, check, check_version
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.parts import Part
 
@@ -114,7 +114,7 @@ class Manifest:
         """
         data = read_user_file(path, MAX_FILE_BYTES, "a manifest that `fastft convert` wrote")
         try:
-            return _from_json(json.loads(data))
+            return _from_json(str(path), json.loads(data))
         except (ValueError, RecursionError, MemoryError) as error:
             raise UserError(f"{path}: not a manifest ({error}); write the .beton again, or delete this file") from error
 
@@ -175,13 +175,11 @@ def _inflate(text: str, limit: int) -> bytes:
     return data
 
 
-def _from_json(entries: Any) -> Manifest:
+def _from_json(where: str, entries: Any) -> Manifest:
     if not isinstance(entries, dict) or entries.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
-    if entries.get("version") != VERSION:
-        raise ValueError(f"its version is not {VERSION}")
-    older: dict[str, Any] = {"damaged": [], "left_out": {}}  # which older manifests lack
-    manifest: Manifest = check("it", {**older, **entries, "packed_names": entries.get("names")}, Manifest)
+    check_version(where, entries, VERSION)
+    manifest: Manifest = check("it", {**entries, "packed_names": entries.get("names")}, Manifest)
     if manifest.class_names is not None and len(manifest.class_names) != len(manifest.classes):
         raise ValueError("class_names and classes differ in length")
     return manifest

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.typed_json import Count, Whole, check
+from beton_tools.base.typed_json import Count, Whole, check, check_version
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, named_files
 from beton_tools.read.format import Beton
@@ -77,7 +77,7 @@ def read_subset_file(path: Path) -> SubsetFile:
     """Read and validate a subset file. Raises UserError: it cannot be read, or is not a subset file."""
     data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
     try:
-        return _from_json(json.loads(data))
+        return _from_json(str(path), json.loads(data))
     except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not a subset file ({error}); run the same fastft train again") from error
 
@@ -94,9 +94,10 @@ def used_files(data: str) -> tuple[list[str], str]:
     return [file.path for file in subset.files], f"{len(subset.samples):,} of {total:,} images"
 
 
-def _from_json(entries: Any) -> SubsetFile:
-    if not isinstance(entries, dict) or (entries.get("format"), entries.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
+def _from_json(where: str, entries: Any) -> SubsetFile:
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT!r}")
+    check_version(where, entries, VERSION)
     files = check("its files", entries.get("files"), _Files)
     samples = check("its samples", entries.get("samples"), _Samples)
     total = sum(file.num_samples for file in files)

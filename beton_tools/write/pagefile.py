@@ -25,7 +25,7 @@ from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_
 from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.write.images import DAMAGED, RAW, EncodedImage
 
-JOURNAL_VERSION = 4  # of 3, photographs are not turned
+JOURNAL_VERSION = 1
 SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
 
 

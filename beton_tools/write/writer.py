@@ -19,13 +19,13 @@ import numpy as np
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.console import ProgressCallback, printable
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import WHITE, check_colour
+from beton_tools.base.image_formats import check_colour
 from beton_tools.base.names import Names
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path, pack_names
 from beton_tools.read.parts import Part
 from beton_tools.sources.base import Source
-from beton_tools.write.images import AUTO, QUALITY, SUBSAMPLING, SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
+from beton_tools.write.images import QUALITY, SUBSAMPLING, SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
 from beton_tools.write.pagefile import PageFile, Written
 from beton_tools.write.workers import encode_in_order
 from beton_tools.write.write_order import choose
@@ -84,18 +84,13 @@ class WriteOptions(EncodeOptions):
 
     def recorded(self) -> dict[str, Any]:
         """The options that determine the file's bytes."""
-        # left out where they have no influence: such files keep their fingerprint from versions without these options
         values = asdict(self)
-        for name in ("workers", "on_error", "part", "upright"):
+        for name in ("workers", "on_error", "part"):
             del values[name]
         for name, default in (("quality", QUALITY), ("subsampling", SUBSAMPLING)):
             if values[name] == default:  # also of images without loss, which have better ones unless told otherwise
                 values[f"{name}_of_all"] = True
             values[name] = values[name] or default
-        if self.background == WHITE:
-            del values["background"]
-        if self.write_mode == AUTO:
-            del values["write_mode"]
         return values if self.part is None else values | {"part": str(self.part)}
 
 
@@ -137,9 +132,7 @@ def write_beton(
     fingerprint = hashlib.blake2b(stamps.tobytes(), key=inputs.encode(), digest_size=16).hexdigest()
     if path.exists() and not overwrite:
         return _finished(path, fingerprint, source.classes, options)
-    # the fingerprint, which is older than `upright`, must stay as it is
-    journal_key = inputs + "-upright" * options.upright
-    with PageFile(path, options.page_size, journal_key, stamps) as pages:
+    with PageFile(path, options.page_size, inputs, stamps) as pages:
         for position, reason in pages.written.skipped[:1]:  # by an earlier run with on_error "skip"
             if options.on_error == "fail":
                 raise _bad_image(source.names[int(order[position])], reason)
@@ -163,7 +156,6 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
         manifest is None
         or (manifest.fingerprint, manifest.classes) != (fingerprint, list(classes))
         or manifest.file_size != path.stat().st_size
-        or manifest.options.get("upright", options.upright) != options.upright
     ):
         raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
     if options.on_error == "fail" and manifest.skipped:
@@ -242,7 +234,7 @@ def _describe(
         class_names=list(source.class_names) if source.class_names is not None else None,
         source={"kind": source.kind, "root": str(source.root)}
         | {key: text for key, text in (("labels", source.reading), ("columns", source.columns)) if text},
-        options=options.recorded() | {"upright": options.upright},
+        options=options.recorded(),
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
         damaged=[source.names[int(order[positions[i]])] for i in written.damaged],

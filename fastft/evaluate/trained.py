@@ -31,7 +31,7 @@ class Trained:
     recipe: Recipe
     classes: list[str]  # of the training file; there may be fewer than outputs
     path: Path  # of the checkpoint
-    class_counts: list[int]  # training images by label; empty if the checkpoint does not hold them
+    class_counts: list[int]  # training images by label
     weights: str  # which weights these are, in words
     kind: str  # "raw", "ema" or "probe"; the best epoch's are those that it was chosen by
     scores: Mapping[str, Any] = field(default_factory=dict)  # on the run's validation images; empty if there are none
@@ -74,7 +74,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     model, recipe, stored = read(chosen.path, chosen.stem)
     recipe = with_moved_data(recipe, stored.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    counts, scores = stored.state.get("class_counts", []), stored_scores(stored.state, chosen.kind)
+    counts, scores = stored.state["class_counts"], stored_scores(stored.state, chosen.kind)
     multi_label, classes = recipe.data.multi_label, recipe.data.num_classes
     thresholds = stored_thresholds(stored.state, chosen.kind) or [EVEN] * classes if multi_label else ()
     if multi_label and len(thresholds) != classes:
@@ -169,8 +169,6 @@ def adjust_logits(trained: Trained) -> Trained:
     """
     refuse_multi_label(trained.recipe, "--logit-adjustment")
     counts = trained.class_counts
-    if not counts:
-        raise UserError(f"{trained.path} is of fastft 0.1 and has no class sizes; leave --logit-adjustment out")
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
     bias_K = trained.model.head.bias

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
-from fastft.model.classifier import CLASS_PATCHES, PATCHES
+from fastft.model.classifier import CLASS_PATCHES
 from fastft.model.weight_files import save_tensors
 
 
@@ -40,7 +40,7 @@ def load(path: Path) -> torch.nn.Module:
     if isinstance(arch, TimmArch):
         from fastft.model.timm_tower import TIMM_POOL, build_timm_classifier
 
-        pool = CLASS_PATCHES if header.get("pool") == CLASS_PATCHES else TIMM_POOL
+        pool = CLASS_PATCHES if header["pool"] == CLASS_PATCHES else TIMM_POOL
         model = build_timm_classifier(arch, num_classes, pool=pool)
     else:
         model = build_classifier(
@@ -48,7 +48,7 @@ def load(path: Path) -> torch.nn.Module:
             num_classes,
             layer_scale=header["layer_scale"],
             rel_pos_bias=header["rel_pos_bias"],
-            pool=header.get("pool", PATCHES),  # which files of version 0.2 lack
+            pool=header["pool"],
         )
     model.load_state_dict(load_file(path))
     return model.eval()

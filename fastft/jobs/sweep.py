@@ -126,8 +126,7 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
 
 def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
     recipe = load_recipe(sweep.reference(row), overrides)
-    if recipe.automatic:  # other recipes keep the keys of earlier versions
-        recipe = count_images(recipe)
+    recipe = count_images(recipe)
     if row.number == "ema" and recipe.ema.decay == 0:
         raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
     if row.number == "raw" and recipe.train.eval_weights == "ema":
@@ -140,7 +139,7 @@ def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
 def run_key(recipe: Recipe) -> str:
     """A hash that is equal for recipes that train the same weights on the same images and evaluate after the same epochs."""
     values: Mapping[str, Any] = {
-        key: value for key, value in recipe.identity().items() if key not in RESUMABLE_OPTIONS - COUNTED
+        key: value for key, value in recipe.flat().items() if key not in RESUMABLE_OPTIONS - COUNTED
     } | {"images": _content(recipe.data.train, recipe.data.train_size), "val_images": _content(recipe.data.val, 0)}
     if probes_sizes(recipe):  # when the run begins
         values = {**values, IMAGE_SIZE: AUTO}

@@ -6,7 +6,7 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 
 from beton_tools.write.write_order import seeded_order
 
-VERSION = 3  # of the rules that split and order the images
+VERSION = 1  # of the rules that split and order the images
 
 # AutoGluon's share of the rows that it holds out
 SMALL_SET = 5000

@@ -12,7 +12,7 @@ import fastargs
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.automatic import NORMALISATION, model_normalisation, resolve
-from fastft.recipe.check import fastargs_config, parse_duration, show_value
+from fastft.recipe.check import fastargs_config, parse_duration
 from fastft.recipe.constants import OTHER_NAMES, SHORT_NAMES
 from fastft.recipe.recipe_file import Layer, read_recipe
 from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Choice, Recipe, option_fields
@@ -21,10 +21,6 @@ from fastft.recipe.yaml_file import CONTROL, shown
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
-# options of earlier 0.3 development, which stored recipes have without a value
-LOST = (
-    "schedule.sizes", "schedule.magnitude", "schedule.scale_min", "schedule.erase_prob", "ema.warmup", "optim.class_weights",
-)  # fmt: skip
 SIMILAR = 0.6  # least similarity of an option that is suggested
 
 
@@ -109,12 +105,6 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
     written: dict[str, tuple[Any, str]] = {}
     for layer in layers:
         for key, value in layer.values.items():
-            if key == "train.compile":  # in recipes and checkpoints earlier than 0.3.0
-                if value == "auto":
-                    continue
-                key, value = "train.step", {"on": "compile", "off": "eager"}.get(str(value), value)
-            if key in LOST and show_value(value).lower() in ("none", "null", "false"):
-                continue
             if key not in FIELDS:
                 raise UserError(f"{layer.where}: {_unknown(key)}")
             written[key] = value, layer.where

@@ -32,7 +32,6 @@ MAX_BATCH = 2**20
 MAX_EPOCHS = 100_000
 MAX_COUNT = 2**31 - 1  # of steps and epochs between two events
 MINUTES_PER_YEAR = 525_600.0
-FIRST_VERSION = "0.1"
 AUTO = "auto"  # written in the place of a value that follows from the training images
 
 
@@ -46,7 +45,6 @@ def option(
     choices: Sequence[str] = (),
     paper: str | None = None,
     changes_accuracy: bool = True,
-    since: str = FIRST_VERSION,
     auto: bool = False,
 ) -> Any:
     """A field of a section.
@@ -56,11 +54,10 @@ def option(
         paper: what the paper or its reference code used, where the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
         changes_accuracy: see `neutral`.
-        since: the version that added the option; see `Recipe.identity`.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
-        "changes_accuracy": changes_accuracy, "since": since, "auto": auto,
+        "changes_accuracy": changes_accuracy, "auto": auto,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -82,9 +79,9 @@ class Data:
         "data.hold_out_beton",
     )  # fmt: skip
     hold_out_beton: bool = neutral(
-        False, "without data.val, hold validation images out of a .beton too, as of a folder or table", since="0.3.0"
+        False, "without data.val, hold validation images out of a .beton too, as of a folder or table"
     )
-    background: str = option("white", "colour under transparent pixels, a name or '#rrggbb'", since="0.3.0")
+    background: str = option("white", "colour under transparent pixels, a name or '#rrggbb'")
     train_size: int = option(
         IMAGENET_TRAIN_SIZE, "number of training images, for explain and cost; a training file that exists overrides it",
         low=1, high=2**40,
@@ -92,27 +89,27 @@ class Data:
     selection_share: float = option(
         0.0, "share of the training images that is left out of training; train.stop_when, the best epoch and raw or EMA then "
         "follow from these images, and no choice from those of data.val; 0: none",
-        low=0, high=0.5, since="0.3.0",
+        low=0, high=0.5,
     )  # fmt: skip
     num_classes: int = option(
         1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
         low=2, high=1_000_000, auto=True,
     )  # fmt: skip
     multi_label: bool = option(
-        False, "a probability per class, no softmax; files with several labels set it, others may", since="0.3.0",
+        False, "a probability per class, no softmax; files with several labels set it, others may",
     )  # fmt: skip
     order: str = option(
         RANDOM, "order of the samples in an epoch; blocks: reads every page once, for files that do not fit the memory",
-        choices=ORDERS, paper=RANDOM, since="0.3.0",
+        choices=ORDERS, paper=RANDOM,
     )  # fmt: skip
     block_mib: int = option(
         BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit the memory",
-        low=1, high=2**20, since="0.3.0",
+        low=1, high=2**20,
     )  # fmt: skip
     sampling: str = option(
         NONE,
         "images of an epoch, which keeps its length: none, each once; balanced, all classes equally often; sqrt, by the square "
-        "root of their sizes", choices=REBALANCING, paper=NONE, since="0.3.0",
+        "root of their sizes", choices=REBALANCING, paper=NONE,
     )  # fmt: skip
     workers: int = neutral(0, "loader threads per process; 0: its share of the cores", low=0, high=4096)
     batches_ahead: int = neutral(
@@ -153,15 +150,15 @@ class Model:
         "token through ln_post, as timm's fine-tuned CLIP; class+patches, the class token beside the mean patch token, both "
         "through the last LayerNorm, as DINOv2's linear heads; token, CLIP's own embedding (class token, ln_post, projection, "
         "length 1)",
-        choices=("patches", "class", "class+patches", "token"), since="0.3.0",
+        choices=("patches", "class", "class+patches", "token"),
     )  # fmt: skip
     head: str | None = option(
-        None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", since="0.3.0",
+        None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says",
     )  # fmt: skip
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features; weights: "
         "the classes' rows of the head in timm's weights, by WordNet id",
-        choices=("small", "probe", "weights"), paper="small", since="0.3.0", auto=True,
+        choices=("small", "probe", "weights"), paper="small", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 
@@ -180,16 +177,15 @@ class Augment:
     ratio_max: float = option(4 / 3, "upper bound of the crop's width / height", low=0.05, high=20)
     interpolation: str = option("bicubic", "interpolation of crop and geometric operations", choices=INTERPOLATIONS)
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, auto=True)
-    vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1, since="0.3.0")
+    vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1)
     quarter_turns: float = option(
         0.0, "probability of a turn by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
-        since="0.3.0",
     )  # fmt: skip
     color_jitter: float = option(
         0.0, "brightness, contrast and saturation change by 1 +- this in random order, after the policy; timm's is 0.4",
-        low=0, high=1, since="0.3.0",
+        low=0, high=1,
     )  # fmt: skip
-    color_jitter_prob: float = option(1.0, "probability of the colour jitter", low=0, high=1, since="0.3.0")
+    color_jitter_prob: float = option(1.0, "probability of the colour jitter", low=0, high=1)
     erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
     erase_mode: str = option(
         "pixel", "erase with zeros, with one random colour, or with noise per pixel", choices=ERASE_MODES,
@@ -240,7 +236,7 @@ class Schedule:
     warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
     warmup: float | None = option(
         None, "warm-up as a share of the schedule's steps, sets schedule.warmup_epochs; none: warmup_epochs is given",
-        low=0, below=1, since="0.3.0", auto=True,
+        low=0, below=1, auto=True,
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(None, "stop after N epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS)
@@ -256,7 +252,7 @@ class Ema:
     )  # fmt: skip
     horizon: float | None = option(
         None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
-        low=0, high=1, since="0.3.0", auto=True,
+        low=0, high=1, auto=True,
     )  # fmt: skip
 
 
@@ -274,30 +270,29 @@ class Train:
     half_residual: str = neutral(
         "auto", "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: with "
         "fp16 on GPUs below compute capability 8.0 (V100, T4)",
-        choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", since="0.2.0",
+        choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())",
     )  # fmt: skip
     micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=MAX_BATCH)
     step: str = neutral(
         "auto", "how a step is computed: eagerly, by torch.compile, also autotuned, or as a CUDA graph; measure: the fastest "
         "here; auto: measure on a GPU, and eager on a CPU",
-        choices=("auto", "measure", "eager", "compile", "autotune", "graph"), since="0.3.0",
+        choices=("auto", "measure", "eager", "compile", "autotune", "graph"),
     )  # fmt: skip
     grad_checkpointing: bool = neutral(False, "recompute activations in the backward pass: less memory, 1/3 more FLOPs")
     stop_after: str | None = neutral(
         None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
-        since="0.3.0",
     )  # fmt: skip
     stop_when: int | None = option(
         None, "stop after so many evaluations without gain of the weights that are chosen, on the images of "
         "data.selection_share, or without these on data.val (refused on ImageNet); none: train all epochs",
-        low=1, high=MAX_COUNT, paper="none", since="0.3.0",
+        low=1, high=MAX_COUNT, paper="none",
     )  # fmt: skip
     timeout_minutes: float = neutral(
         10.0, "minutes without an answer from another process after which the run ends", low=0.01, high=MINUTES_PER_YEAR
     )
     refit: bool = neutral(
         False, "fastft train: after the run, train again on training and held-out images together, with what it chose, "
-        "into RUN/refit", since="0.3.0",
+        "into RUN/refit",
     )  # fmt: skip
     log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT)
     eval_every: int = option(
@@ -305,7 +300,7 @@ class Train:
     )  # fmt: skip
     eval_weights: str = neutral(
         "both", "weights that are evaluated; ema: only those of the EMA, in half the time", choices=("both", "ema"),
-        paper="both", since="0.3.0",
+        paper="both",
     )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop in evaluation, a share of the short side", low=0.1, high=1, paper="1"
@@ -313,7 +308,7 @@ class Train:
     checkpoint_steps: int = neutral(500, "steps between checkpoints; 0: only after each epoch", low=0, high=MAX_COUNT)
     checkpoint_epochs: int = neutral(
         1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved", low=1,
-        high=MAX_COUNT, since="0.3.0", auto=True,
+        high=MAX_COUNT, auto=True,
     )  # fmt: skip
     checkpoint_minutes: float = neutral(15.0, "minutes between checkpoints; 0: off", low=0, high=MINUTES_PER_YEAR)
     tracker: str = neutral(
@@ -323,7 +318,6 @@ class Train:
     )
     profile: int = neutral(
         0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
-        since="0.3.0",
     )  # fmt: skip
     keep_checkpoints: int = neutral(2, "newest checkpoints that are kept, besides the best", low=1, high=MAX_COUNT)
 
@@ -386,18 +380,6 @@ class Recipe:
         """`section.option` -> value."""
         sections = self.as_dict().items()
         return {f"{section}.{key}": value for section, options in sections for key, value in options.items()}
-
-    def identity(self) -> dict[str, Any]:
-        """The same as `flat`, without options that a later version added and that have their default.
-
-        The same for a recipe that an earlier version wrote and that is read again.
-        """
-        fields = option_fields()
-        return {
-            key: value
-            for key, value in self.flat().items()
-            if fields[key].metadata["since"] == FIRST_VERSION or value != fields[key].default
-        }
 
     def with_option(self, option: str, value: Any) -> "Recipe":
         """The recipe with another value of `section.option`."""

@@ -83,7 +83,7 @@ def load_sweep(path: Path) -> Sweep:
     document = read_yaml(path, EXPECTED)
     if not is_sweep(document):
         raise UserError(f"{path} is not a table: it has no title, source and rows")
-    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "plot"})  # plot: up to 0.2
+    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set"})
     if not isinstance(document["rows"], list) or not document["rows"]:
         raise UserError(f"{path}: 'rows' must be a list of rows")
     name = Path(os.path.realpath(path)).parent.name if path.stem == "sweep" else path.stem

@@ -6,13 +6,11 @@ a temporary name, flushed to disk, then renamed.
 """
 
 import json
-import logging
 import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from beton_tools.base import torchrun
 from beton_tools.base.atomic import sync
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
-from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check
+from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check, check_version
 from beton_tools.base.user_files import open_regular, read_regular
 from fastft.model import Arch, TimmArch
 from fastft.model.weight_files import save_tensors
@@ -36,8 +33,6 @@ PARTIAL = ".partial-"
 STATE, CHECKSUMS = "state.json", "checksums.json"
 MAX_JSON_BYTES = 256 << 20
 READ_BYTES = 1 << 20
-
-_log = logging.getLogger("fastft.run")  # warnings go to stderr unless the program configures logging
 
 Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
@@ -74,8 +69,8 @@ class _State(Document):
     name: str
     arch: Object
     classes: list[str]
-    data: Object | Unset = UNSET
-    class_counts: list[Number] | Unset = UNSET
+    data: Object
+    class_counts: list[Count]
     progress: _Progress | Unset = UNSET
     scaler: Numbers | Unset = UNSET
     evaluation: StoredEvaluation | None = None
@@ -146,7 +141,7 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
     needed: file stems of the tensors to read. resumable: also check the state that a run continues from.
 
     Raises:
-        UserError: not a checkpoint, another version, or the disk fails.
+        UserError: not a checkpoint, another version of the format, or the disk fails.
         Damaged: a file is missing, broken, or holds something else.
     """
     try:
@@ -171,11 +166,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     state = _read_json(path / STATE)
     if not isinstance(state, dict):
         raise ValueError(f"{STATE} must be an object")
-    version = state.get("version")
-    if type(version) is int and version > VERSION:
-        raise UserError(f"checkpoint {path} has version {version}, newer than this fastft's {VERSION}; update fastft")
-    if version != VERSION:
-        raise ValueError(f"{STATE} has version {version!r}, expected {VERSION}")
+    check_version(f"checkpoint {path}", state, VERSION)
     return state
 
 
@@ -184,20 +175,12 @@ def _read_json(path: Path) -> Any:
 
 
 def _check_files(path: Path, files: Iterable[Path]) -> None:
-    """Check that files are regular, and compare them with checksums.json; without one, as of older versions, warn."""
-    stored = _read_json(path / CHECKSUMS) if (path / CHECKSUMS).exists() else None
-    if stored is None:
-        _warn_unchecked(path)
+    """Check that files are regular, and compare them with checksums.json."""
+    stored = _read_json(path / CHECKSUMS)
     for file in files:
         open_regular(file).close()
-        if stored is not None and (not isinstance(stored, dict) or stored.get(file.name) != _checksum(file)):
+        if not isinstance(stored, dict) or stored.get(file.name) != _checksum(file):
             raise ValueError(f"{file.name} does not match its checksum")
-
-
-@cache  # once per checkpoint
-def _warn_unchecked(path: Path) -> None:
-    if torchrun.rank() == 0:
-        _log.warning("checkpoint %s has no %s: its files are used unchecked", path, CHECKSUMS)
 
 
 def _check_state(state: dict[str, Any], resumable: bool) -> None:

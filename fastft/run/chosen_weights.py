@@ -150,7 +150,7 @@ def _against_probe(
     """
     kind, images, scores = choice["kind"], choice["evidence"]["samples"], [s for s in PAIRED if s in choice]
     paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
-    if paired is None:  # evaluated by an earlier version
+    if paired is None:  # the probe was scored on other images
         return choice
     delta = Comparison.of(paired, kind, PROBE, images, PAIRED[scores[0]])
     says = f"fine-tuning changes the {delta.measure} of the frozen-tower baseline by {delta.gain:+.2f} ± {delta.error:.2f} points"
@@ -215,7 +215,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     if wanted == AUTO and record:
         find = _probe if record["take"] == PROBE else partial(_newest, take=record["take"], kind=record["kind"])
         return find(path, reason=f": {record['reason']}")
-    if wanted == AUTO:  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
+    if wanted == AUTO:  # nothing is evaluated
         unfinished = not result and list_checkpoints(path / "checkpoints")
         return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     if wanted == BEST:
@@ -227,9 +227,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
 def _probe(run: Path, reason: str = "") -> ChosenWeights:
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints or not (run / PROBE_HEAD).is_file():
-        raise UserError(
-            f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep since version 0.3; give other --weights"
-        )
+        raise UserError(f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep; give other --weights")
     return ChosenWeights(checkpoints[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
 
 

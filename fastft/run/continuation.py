@@ -40,17 +40,14 @@ def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping
     """
     refuse_changed_recipe(stored["recipe"], recipe, folder)
     refuse_changed_arch(stored["arch"], current["arch"], folder)
-    then, now = stored.get("data", {}), current["data"]
+    then, now = stored["data"], current["data"]
     refuse_changed_data("data.train", then, now, folder)
-    refuse_changed_data("data.val", then.get("val", {}), now["val"], folder)
+    refuse_changed_data("data.val", then["val"], now["val"], folder)
     refuse_other_classes(current["classes"], stored["classes"], str(recipe.data.train))
 
 
 def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
-    """Raise UserError naming the options that differ between a run's checkpoint and the recipe.
-
-    An option that the checkpoint lacks was added later; its default is the behaviour from before.
-    """
+    """Raise UserError naming the options that differ between a run's checkpoint and the recipe."""
     now, then = recipe.flat(), recipe_from_dict(recipe.name, stored).flat()
     changed = sorted(
         k
@@ -66,7 +63,7 @@ def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Pat
 
 def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], folder: Path) -> None:
     """Raise UserError if `model.arch` has other values than in the checkpoint: its file or open_clip has changed."""
-    changed = sorted(k for k, value in arch.items() if stored.get(k, value) != value)
+    changed = sorted(k for k, value in arch.items() if stored[k] != value)
     if changed:
         listing = ", ".join(f"{k} {stored[k]!r} -> {arch[k]!r}" for k in changed)
         raise UserError(f"{folder} was trained with another architecture ({listing}); use another --train.run_dir")
@@ -75,14 +72,14 @@ def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], fold
 def refuse_changed_data(option: str, stored: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
     """Raise UserError if other images than in the checkpoint are trained or evaluated on; the files may have moved.
 
-    option: names the files. stored, current: `BetonSet.content`; {}: none. Earlier versions stored less.
+    option: names the files. stored, current: `BetonSet.content`; {}: none.
     """
     if not (stored and current):
         return
-    count, names = len(stored.get("files", [""])), current["files"]
-    if count == len(names) and all(current.get(key, stored[key]) == stored[key] for key in stored.keys() & IMAGES):
+    count, names = len(stored["files"]), current["files"]
+    if all(current.get(key, stored[key]) == stored[key] for key in stored.keys() & IMAGES):
         return
-    files = zip(names, stored.get("identities", ()), current["identities"], strict=False)
+    files = zip(names, stored["identities"], current["identities"], strict=False)
     changed = ", ".join([name for name, then, now in files if then != now][:LISTED]) or "its images"
     what = f"{changed} changed" if count == len(names) else f"{count} files became {len(names)}"
     raise UserError(f"{option}: {what} since {folder} was begun; put the old data back, or use another --train.run_dir")

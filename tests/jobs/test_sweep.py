@@ -89,7 +89,6 @@ def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(table, one
 
 
 def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table):
-    """The tables are those of version 0.1: their results are found under the same name."""
     folder = table.parent / "99_mine"
     folder.mkdir()
     (folder / "sweep.yaml").write_text("title: t\nsource: s\nrows: [{recipe: ../plain.yaml, label: a}]\n")

@@ -51,7 +51,7 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
         ("optim:", "'optim' must hold 'key: value' lines$"),
         ("optim: {lr: 1e-3, lr: 2e-3}", "the key 'lr' appears twice"),
         ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "the key 'optim' appears twice"),
-        ("train: {compile: sometimes}", "train.step is .sometimes.; it must be one of auto, measure, eager"),
+        ("train: {step: sometimes}", "train.step is .sometimes.; it must be one of auto, measure, eager"),
         ("optim: {beta1: 1}", "it must be a number >= 0 and < 1"),
         ("augment: {mean: [1e38, 0.5, 0.5]}", "it must be three numbers >= -10 and <= 10"),
         ("augment: {std: [0.5, 0.5, 0]}", "it must be three numbers >= 0.001 and <= 10"),
@@ -146,17 +146,6 @@ def test_durations_are_seconds(text, seconds):
 def test_other_durations_are_refused(text):
     with pytest.raises(UserError, match="--budget is"):
         parse_duration(text, "--budget")
-
-
-def test_stored_recipes_with_options_that_are_gone_are_read():
-    with pytest.raises(UserError, match=r"unknown option 'ema\.warmup'"):
-        load_recipe("final_b16", ["--ema.warmup=true"])
-    recipe = load_recipe("final_b16")
-    stored = recipe.as_dict()
-    stored["schedule"] |= {"sizes": None, "magnitude": None}
-    stored["ema"] |= {"warmup": False}
-    stored["optim"] |= {"class_weights": "none"}
-    assert recipe_from_dict("final_b16", stored) == recipe
 
 
 def test_every_option_has_a_default_limits_and_a_meaning():

@@ -25,19 +25,16 @@ from fastft.run.checkpoint import (
 )
 from tests.model.test_tower import small_arch
 
-STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}}
+STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}, "class_counts": []}
 WEIGHTS = {"model": {"w": torch.zeros(100)}}
 
 
-def test_a_checkpoint_without_checksums_is_read_with_one_warning(tmp_path, caplog):
+def test_a_checkpoint_without_checksums_is_damaged(tmp_path):
     write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
-    read_checkpoint(tmp_path / "step-00000001")
-    assert not caplog.messages
+    assert torch.equal(read_checkpoint(tmp_path / "step-00000001").tensors["model"]["w"], torch.zeros(100))
     (tmp_path / "step-00000001" / CHECKSUMS).unlink()
-    for _ in range(2):
-        assert torch.equal(read_checkpoint(tmp_path / "step-00000001").tensors["model"]["w"], torch.zeros(100))
-    (message,) = caplog.messages
-    assert message.endswith("step-00000001 has no checksums.json: its files are used unchecked")
+    with pytest.raises(Damaged, match=r"no checksums\.json"):
+        read_checkpoint(tmp_path / "step-00000001")
 
 
 def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):

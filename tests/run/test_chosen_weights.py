@@ -205,14 +205,6 @@ def test_weights_can_be_chosen(weights, untrained_ema):
     assert 100 * found.predictions.right_N.mean() == pytest.approx(want["top1"])
 
 
-def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole, tmp_path):
-    old = Path(shutil.copytree(whole, tmp_path / "old"))
-    result = json.loads((old / "result.json").read_text())
-    del result["weights"]
-    (old / "result.json").write_text(json.dumps(result))
-    assert find_weights(old).path.name.startswith("best-")
-
-
 def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues(tiny, whole, tmp_path):
     """The state of a run directory after kill -9 between the writes of best-* and step-*."""
     killed = Path(shutil.copytree(whole, tmp_path / "run"))

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from fastft.machine.exits import EXIT_REQUEUE
-from fastft.run.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from tests import EXTENT
 from tests.run.test_damage import CASES
 from tests.train.runs import differing, end, flags, losses
@@ -111,13 +111,10 @@ class Soak:
         self.finish(process, {0, 2})
 
     def damage_the_newest(self) -> None:
-        """Half of the times without its checksums, as a checkpoint of an older version."""
         found = list_checkpoints(self.folder / "checkpoints")
         if len(found) < 2 or not all(map(is_whole, found[-2:])):
             return
         CASES[self.dice.choice([c for c in CASES if "checksums" not in c])][0](found[-1])
-        if self.dice.random() < 0.5:
-            (found[-1] / CHECKSUMS).unlink(missing_ok=True)  # removed by an earlier call
 
 
 def is_whole(path: Path) -> bool:

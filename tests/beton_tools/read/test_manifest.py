@@ -61,7 +61,6 @@ for _ in range(900):
     DEEP = {"a": DEEP}
 LIES: dict[str, Any] = {
     "another format": {"format": "webdataset"},
-    "another version": {"version": DEEP},
     "a different number of class names": {"class_names": ["a"]},
     "a source nested 900 deep": {"source": {"root": DEEP}},
     "a missing value": {"fingerprint": ...},
@@ -82,6 +81,13 @@ def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(tmp_path, entries,
     with pytest.raises(UserError, match="not a manifest") as caught:
         load(tmp_path, {k: v for k, v in (entries | LIES[lie]).items() if v is not ...})
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("version", [2, "1", DEEP])
+def test_another_version_of_the_format_is_refused_in_one_line(tmp_path, entries, version):
+    with pytest.raises(UserError, match=r"has format version .*, expected 1; use the version of fastft") as caught:
+        load(tmp_path, entries | {"version": version})
     assert len(str(caught.value)) < 1000
 
 
