@@ -14,12 +14,25 @@ import numpy as np
 from numba import njit
 
 from beton_tools.base.image_formats import CHANNELS
-from fastft.augment.plan import AFFINE, OPS, POINT, TABLE
+from fastft.augment.plan import AFFINE, OP_ID, OPS, POINT, TABLE
 
-(
-    IDENTITY, AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE, POSTERIZE, SOLARIZE, SOLARIZE_ADD, COLOR, CONTRAST, BRIGHTNESS, SHARPNESS,
-    SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, GRAYSCALE, GAUSSIAN_BLUR,
-) = range(len(OPS))  # fmt: skip
+IDENTITY = OP_ID["Identity"]
+AUTO_CONTRAST = OP_ID["AutoContrast"]
+EQUALIZE = OP_ID["Equalize"]
+INVERT = OP_ID["Invert"]
+ROTATE = OP_ID["Rotate"]
+POSTERIZE = OP_ID["Posterize"]
+SOLARIZE = OP_ID["Solarize"]
+SOLARIZE_ADD = OP_ID["SolarizeAdd"]
+COLOR = OP_ID["Color"]
+CONTRAST = OP_ID["Contrast"]
+BRIGHTNESS = OP_ID["Brightness"]
+SHARPNESS = OP_ID["Sharpness"]
+SHEAR_X = OP_ID["ShearX"]
+SHEAR_Y = OP_ID["ShearY"]
+TRANSLATE_X = OP_ID["TranslateX"]
+GRAYSCALE = OP_ID["Grayscale"]
+GAUSSIAN_BLUR = OP_ID["GaussianBlur"]
 # bit k: op k is of that kind
 POINTS, TABLES, AFFINES = (
     sum(1 << k for k, op in enumerate(OPS) if op.kind == kind) for kind in (POINT, TABLE, AFFINE)

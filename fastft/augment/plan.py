@@ -43,7 +43,7 @@ def _enhance(name: str, kind: int, **more: Rule) -> Op:
     return Op(name, kind, "x{:.2f}", {name: Rule.ENHANCE, f"{name}Increasing": Rule.ENHANCE_INCREASING, **more})
 
 
-# An op's number in a plan is its position here; the comment gives the meaning of its argument.
+# An op's number in a plan is its position here, and a plan of zeros is Identity. Comments give the meaning of the argument.
 OPS = (
     Op("Identity", IMAGE),
     Op("AutoContrast", TABLE, timm={"AutoContrast": Rule.NO_ARGUMENT}),

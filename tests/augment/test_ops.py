@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numba import njit
 from PIL import Image, ImageFilter
 
+from fastft.augment import ops, plan
 from fastft.augment.ops import affine_matrix, affine_source, inside, sample_bicubic, sample_bilinear, truncate
 from fastft.augment.ops_image_affine import UNSURE
 from fastft.augment.plan import OP_ID, TIMM_OPS
@@ -207,3 +210,34 @@ def test_float32_is_nearer_to_float64_than_the_limit_of_rotate(bicubic):
     errors(np.append(pixels.reshape(-1), np.zeros(16, np.uint8)), places, bicubic, out)
     assert 0 < out.max() < UNSURE / 2
     assert UNSURE < 0.01  # or the pixels that float64 computes again cost more than they save
+
+
+def uncompiled(table: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of ops.py as they are with this plan.py, uncompiled."""
+    monkeypatch.setitem(sys.modules, plan.__name__, table)
+    names: dict[str, Any] = {}
+    exec(Path(ops.__file__).read_text().replace("@njit(cache=True)\n", ""), names)
+    return names
+
+
+def results_by_name(table: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the ops of three kinds give, by their names."""
+    names, found = uncompiled(table, monkeypatch), {}
+    statistics = np.arange(10, 10 + ops.STATISTICS).astype(np.int32)
+    for number, op in enumerate(table.OPS):
+        if names["is_point"](number):
+            found[op.name] = [names["point_entry"](number, value, 1.5, 100) for value in range(256)]
+        elif names["is_table"](number):
+            found[op.name] = [names["table_entry"](number, i, 0.0, statistics) for i in range(256)]
+        elif names["is_affine"](number):
+            found[op.name] = names["affine_matrix"](number, 1.5, 5, 6)
+    return found
+
+
+def test_names_and_arithmetic_stay_together_when_rows_of_the_table_are_swapped(monkeypatch):
+    swapped = types.ModuleType("plan")
+    vars(swapped).update(vars(plan))
+    swapped.OPS = (plan.OPS[0], *plan.OPS[:0:-1])
+    swapped.OP_ID = {op.name: number for number, op in enumerate(swapped.OPS)}
+    before, after = (results_by_name(table, monkeypatch) for table in (plan, swapped))
+    assert after == before and len(before) == 13 and swapped.OP_ID["ShearX"] != plan.OP_ID["ShearX"]
