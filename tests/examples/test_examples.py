@@ -13,13 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import fastft
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.machine.exits import NonFinite
+from fastft.model import Tower, load_arch
+from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
+from tests.train.runs import differing
+from tests.train.runs import run as train_run
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ["--model", "vit_tiny_patch16_224", "--size", "32", "--batch-size", "8", "--epochs", "2"]
@@ -49,6 +55,30 @@ def test_the_plain_loop_trains_and_resumes(tiny, run):
     assert run(*arguments) == []  # all epochs are done
     (third,) = run(*arguments, "--epochs", "3")
     assert third.startswith("epoch 2: loss")
+
+
+def test_the_papers_loop_ends_with_the_weights_of_fastft_train_bit_for_bit(tiny, run, tmp_path):
+    tower = Tower(load_arch(tiny["model.arch"]))
+    save_file({f"visual.{name}": value for name, value in tower.state_dict().items()}, tmp_path / "tower.safetensors")
+    options = {
+        "model.arch": tiny["model.arch"], "model.weights": "tower.safetensors", "train.amp": "fp32", "train.device": "cpu",
+        "schedule.epochs": "2", "optim.batch_size": "8", "train.micro_batch": "4", "optim.lr": "1e-3", "ema.decay": "1e-6",
+    }  # fmt: skip
+    names = {"schedule.epochs": "epochs", "ema.decay": "ema-decay", "model.image_size": "size"}
+    short = {names.get(key, key.rpartition(".")[2].replace("_", "-")): value for key, value in options.items()}
+    arguments = [f"--{key}={value}" for key, value in short.items()]
+    lines = run(
+        "paper.py", tiny["data.train"], tiny["data.val"], "--size=32", "--warmup=0.5", "--save=ema.pt", *arguments
+    )
+    assert len(lines) == 2 and re.search(r"loss [\d.]+, top-1 [\d.]+ %, EMA [\d.]+ ±", lines[-1])
+
+    train_run(tiny | options, tmp_path / "run", schedule__warmup_epochs="1", ema__reference_batch="2048")
+    assert (
+        differing(
+            torch.load("ema.pt"), load_file(list_checkpoints(tmp_path / "run/checkpoints")[-1] / "ema.safetensors")
+        )
+        == []
+    )
 
 
 @pytest.mark.slow
