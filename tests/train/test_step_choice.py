@@ -19,7 +19,7 @@ from fastft.model import build_classifier
 from fastft.model.timm_arch import load_timm_arch
 from fastft.model.timm_tower import build_timm_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups
-from fastft.recipe import load_recipe, recipe_from_dict
+from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train import step_choice
 from fastft.train.step import MODES, Step, StepChoice
@@ -276,14 +276,6 @@ def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
     assert stored_choice({**stored, "mode": "magic"}, "V100") is None
     assert stored_choice({**stored, "attention": "magic"}, "V100") is None
     assert stored_choice(None, "V100") is None
-
-
-@pytest.mark.parametrize(("older", "step"), [("on", "compile"), ("off", "eager"), ("auto", "auto")])
-def test_the_older_option_means_the_same(older, step):
-    assert load_recipe("final_b16", [f"--train.compile={older}"]).train.step == step
-    recipe = load_recipe("final_b16").as_dict()
-    stored = {**recipe, "train": {**recipe["train"], "compile": older}}  # as in a checkpoint
-    assert recipe_from_dict("", stored).train.step == step
 
 
 @pytest.mark.parametrize(
