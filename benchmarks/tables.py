@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import costs
@@ -21,7 +22,6 @@ import study
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
-from fastft.bench.suite import measure_view
 from fastft.jobs.demo import CONTENDERS, figure_cells
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
@@ -55,6 +55,32 @@ class Results:
     def measures(self, bench: str, *names: str) -> list[Measure]:
         of_bench = [m for m in self.documents[bench]["measures"] if m["bench"] == bench]
         return [measure_view(m) for name in names for m in of_bench if m["name"] == name]
+
+
+def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
+    """The measure, with how many times better fastft is than each contender; those that did not run apart."""
+    contenders = [{"note": "", "limit": False, **c} for c in measure["contenders"]]
+    shown = [c for c in contenders if "median" in c]
+    own = next((c for c in shown if c["name"] == "fastft"), None)
+    for c in shown:
+        c["ratio"] = None if own in (None, c) else _ratio(own, c, measure.get("better") == "lower")
+    return {
+        **measure,
+        "contenders": shown,
+        "skipped": [c for c in contenders if "median" not in c],
+        "compared": any(c["ratio"] for c in shown),
+    }
+
+
+def _ratio(own: dict[str, Any], peer: dict[str, Any], lower_is_better: bool) -> dict[str, float] | None:
+    """How many times better `own` is: round by round if the rounds alternated, because load slows both sides."""
+    top, bottom = (peer, own) if lower_is_better else (own, peer)
+    if len(top["rounds"]) != len(bottom["rounds"]):
+        top, bottom = ({"rounds": [c["median"]]} for c in (top, bottom))
+    if not all(bottom["rounds"]):
+        return None
+    by_round = [a / b for a, b in zip(top["rounds"], bottom["rounds"], strict=True)]
+    return {"median": median(by_round), "min": min(by_round), "max": max(by_round)}
 
 
 # cells

@@ -1,16 +1,26 @@
 """The images that all contenders read, in the formats that they need."""
 
 import os
+import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.format import Beton
+from beton_tools.read.format import (
+    DEFAULT_PAGE_SIZE,
+    SAMPLE_DTYPE,
+    Beton,
+    align_up,
+    first_page_offset,
+    write_tables,
+)  # fmt: skip
+from fastft.machine import bench_result
 
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
+HOLE_BYTES = 1024  # of an image of `write_long`; a page holds whole ones
 FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
@@ -23,6 +33,10 @@ class Images:
     paths: list[Path]
     what: str
     folder: Path | None = None
+
+    def described(self) -> bench_result.Images:
+        mean = sum(path.stat().st_size for path in self.paths) / len(self.paths)
+        return bench_result.Images(what=self.what, count=len(self.paths), mean_kb=round(mean / 1e3, 1))
 
 
 class Workspace:
@@ -51,6 +65,50 @@ class Workspace:
                 )
             convert_folder(root, path, options)
         return path
+
+    def raw(self) -> Path:
+        """The pixels of RESIZED, uncompressed, as a .beton."""
+        from beton_tools.write.convert import convert_folder
+        from beton_tools.write.writer import WriteOptions
+
+        path = self.folder / "raw.beton"
+        if not path.exists():
+            workers = 0 if len(self.images.paths) <= FEW else None
+            convert_folder(self.jpegs(RESIZED), path, WriteOptions(workers=workers, write_mode="raw"))
+        return path
+
+    def shards(self, name: str, number: int) -> str:
+        """The same JPEGs as WebDataset shards; returns the pattern of their names."""
+        stem = self.beton(name).with_suffix("")
+        files = sorted(self.jpegs(name).glob("*/*.jpg"))
+        for shard in range(number):
+            path = Path(f"{stem}-{number}-{shard:06}.tar")
+            if not path.exists():
+                with tarfile.open(path, "w") as tar:
+                    for file in files[shard::number]:
+                        tar.add(file, file.name)
+        return f"{stem}-{number}-{{000000..{number - 1:06}}}.tar"
+
+    def files(self, name: str, threads: int) -> dict[str, str]:
+        """One set of images in every loader's format; see `contenders.task.Task`."""
+        beton, folder = self.beton(name), self.jpegs(name)
+        scratch = beton.with_suffix(".scratch")
+        scratch.mkdir(exist_ok=True)
+        return {
+            "beton": str(beton),
+            "folder": str(folder),
+            "shards": self.shards(name, threads),
+            "scratch": str(scratch),
+        }
+
+    def long(self, samples: int, parts: int = 1) -> str:
+        """Sparse files with the tables of so many images, and holes for their bytes; returns a path or pattern."""
+        folder = self.folder / f"long-{samples}"
+        if not folder.exists():
+            folder.mkdir()
+            for part in range(parts):
+                write_long(folder / f"{part:03}.beton", samples // parts)
+        return str(folder / ("000.beton" if parts == 1 else "*.beton"))
 
     def jpegs(self, name: str) -> Path:
         """The JPEGs of that .beton, in class folders."""
@@ -96,6 +154,19 @@ def _packaged(root: Path, count: int) -> Images:
         paths.append(path)
     what = f"{count} JPEGs of {len(PACKAGED)} photographs packaged with scikit-image, as no folder was given"
     return Images(paths, what)
+
+
+def write_long(path: Path, samples: int) -> None:
+    """A .beton with tables as of ImageNet, whose pages are a hole that takes no space on the disk."""
+    rows = np.zeros(samples, SAMPLE_DTYPE)
+    first = first_page_offset(samples, DEFAULT_PAGE_SIZE)
+    pointers = first + HOLE_BYTES * np.arange(samples, dtype=np.uint64)
+    end = align_up(int(pointers[-1]) + HOLE_BYTES, DEFAULT_PAGE_SIZE)
+    rows["f0"]["width"], rows["f0"]["height"], rows["f0"]["data_ptr"] = MAX_SIDE, MAX_SIDE * 3 // 4, pointers
+    rows["f1"] = np.arange(samples) % 1000
+    sizes = np.full(samples, HOLE_BYTES)
+    with path.open("wb") as file:
+        write_tables(file, rows, sizes, page_size=DEFAULT_PAGE_SIZE, data_start=first, data_end=end)
 
 
 def evenly(number: int, count: int) -> list[int]:

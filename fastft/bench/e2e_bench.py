@@ -15,11 +15,13 @@ import torch
 from rich.console import Console
 
 from fastft.bench.child import Arm
+from fastft.bench.contenders.timm import batches
 from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
-from fastft.bench.harness import Contender, Findings, Options, alternate, measure
-from fastft.bench.loaders import timm_batches
-from fastft.bench.step_bench import device, timm_train_step
+from fastft.bench.harness import Contender, Findings, Options, Planned, Trial, alternate, case
+from fastft.bench.step_bench import device, step_flops, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, diagnose
+from fastft.machine.bench_result import Measure, Setting
+from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import recipe_from_dict
@@ -31,7 +33,7 @@ CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 
 
-def run(options: Options) -> Findings:
+def training(options: Options) -> Findings:
     options = _for_an_epoch(options)
     beton = options.workspace.beton(RESIZED)
     sections = _sections(options, beton)
@@ -39,23 +41,31 @@ def run(options: Options) -> Findings:
     given = {"sections": sections}
     theirs = {**given, "folder": str(options.workspace.jpegs(RESIZED)), "threads": options.threads}
     contenders = {
-        "fastft": [Contender("fastft", train_recipe, given)], "timm": [Contender("timm", train_timm, theirs)]
+        "fastft": [Contender("fastft", train_recipe, given, package="fastft")],
+        "timm": [Contender("timm", train_timm, theirs, (), "timm")],
     }  # fmt: skip
     rounds = alternate(options.wanted(contenders), options.rounds, options.threads)
     default = "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
-    setting = {
+    setting: Setting = {
         "model": options.recipe.name if options.recipe else default, "size": recipe.model.image_size,
         "batch": recipe.optim.batch_size, "threads": options.threads, "images": options.images,
     }  # fmt: skip
-    # without evaluation and checkpoint: the epoch is too short for them to matter
-    yield measure(
-        "End to end", rounds, "pass", lambda t: t["count"] / t.get("training", t["wall"]), "images/s", setting
-    )
+    yield Measure(
+        key="e2e.train", bench="e2e", title="Training, file to updated weights", unit="images/s",
+        about="One epoch with the trainer, without evaluation and checkpoint, for which it is too short. With each round of "
+        "fastft's, seconds by part; waiting: share of the time that the step waited for data; mfu: of the device's peak.",
+        cases=[case(rounds, "pass", training_rate, {}, keep=("waiting", "mfu", *STEP_PARTS, *LOADER_PARTS))],
+        setting={**setting, "rounds": options.rounds},
+    )  # fmt: skip
     trials = rounds.trials["fastft"]["pass"]
     timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
     if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
         head = "End to end on this machine, evaluation and checkpoint left out"
         yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
+
+
+def training_rate(trial: Trial) -> float:
+    return trial["count"] / trial.get("training", trial["wall"])
 
 
 def _for_an_epoch(options: Options) -> Options:
@@ -99,11 +109,17 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
 
 
+MEASURES = (Planned("e2e.train", training, 240),)
+
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
 def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """An arm that trains one epoch with the trainer, including evaluation and checkpoint, in a temporary run directory."""
+    asked = recipe_from_dict("e2e", sections)
+    precision = choose_precision(asked.train.amp, device())
+    peak = peak_flops(device(), precision.dtype)
+    flops = step_flops(load_open_clip_arch(asked.model.arch).at(asked.model.image_size))
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +132,11 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
         seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
         seconds = {part: s for part, s in seconds.items() if s}
         training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
-        return {"count": steps * recipe.optim.batch_size, "training": training, **seconds}
+        count = steps * recipe.optim.batch_size
+        figures = {"count": count, "training": training, "waiting": seconds.get("wait", 0.0) / training}
+        if peak:
+            figures["mfu"] = count / training * flops / peak
+        return figures | seconds
 
     return {"pass": run}
 
@@ -129,13 +149,11 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
     arch = load_open_clip_arch(recipe.model.arch).at(recipe.model.image_size)
     step = timm_train_step(arch, dtype)
     policy, erase = recipe.augment.policy, recipe.augment.erase_prob
-    batches = timm_batches(
-        folder, recipe.model.image_size, recipe.optim.batch_size, threads, policy=policy, erase=erase
-    )
+    loader = batches(folder, recipe.model.image_size, recipe.optim.batch_size, threads, policy=policy, erase=erase)
 
     def run() -> int:
         count = 0
-        for images, labels in batches:
+        for images, labels in loader:
             images = images.to(device(), memory_format=torch.channels_last, non_blocking=True)
             step(images, labels.to(device(), non_blocking=True))
             count += len(images)

@@ -1,4 +1,4 @@
-"""The harness: one process per contender, alternating rounds (A B A B ...), medians with the slowest and fastest round.
+"""The harness: one process per contender, alternating rounds (A B A B ...), every round kept.
 
 Every contender has its own process on the same cores, so that threads, memory and patched libraries are not shared. The first
 round, which compiles and warms up, is not counted. Ratios are taken round by round, because other load on the machine slows both
@@ -14,20 +14,21 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Workspace
+from fastft.machine import bench_result
+from fastft.machine.bench_result import OURS, Case, Measure, Round, Setting
+from fastft.machine.facts import package_version
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PEERS
 
 Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures
 Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
-# A benchmark is a module with `run(options)`, which yields measures (docs/bench-schema.md) and notes as they come.
-Findings = Iterator[dict[str, Any] | str]
+Findings = Iterator[Measure | str]  # measures and notes, as they come
 GRACE_SECONDS = 10
 TRIAL_SECONDS = 1800  # time limit of a round
 SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
@@ -35,12 +36,31 @@ SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 
 @dataclass(frozen=True)
 class Contender:
-    """`make` is a module-level function: the contender's process imports it, calls it with `arguments`, gets arms by name."""
+    """`make` is a module-level function: the contender's process imports it, calls it with `arguments`, gets arms by name.
+
+    differences: what is not the same work as fastft's. package: whose version is stored. limit: not a library but what the
+    hardware or a codec allows.
+    """
 
     name: str
     make: Make
     arguments: dict[str, Any]
-    note: str = ""
+    differences: tuple[str, ...] = ()
+    package: str | None = None
+    limit: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A measure that `fastft bench` knows by its key; `run` may yield several, whose keys begin with it.
+
+    seconds: how long it takes with the default number of images and rounds, on 2 cores of an AMD EPYC (Zen 4).
+    """
+
+    key: str
+    run: "Callable[[Options], Findings]"
+    seconds: float
+    needs_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Options:
     quick: bool = False
     peers: tuple[str, ...] = PEERS
     recipe: Recipe | None = None  # for e2e
+    own: str | None = None  # "my_loader.py:make", the user's own loader
 
     @property
     def images(self) -> int:
@@ -60,7 +81,7 @@ class Options:
 
     def wanted(self, contenders: dict[str, list[Contender]]) -> list[Contender]:
         """fastft's contenders, and those whose library is in `peers`."""
-        return [c for who, group in contenders.items() if who == "fastft" or who in self.peers for c in group]
+        return [c for who, group in contenders.items() if who == OURS or who in self.peers for c in group]
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
@@ -78,9 +99,9 @@ def parse_peers(text: str) -> tuple[str, ...]:
 class Rounds:
     """Every round by contender and arm; the reason why a contender was skipped."""
 
+    contenders: dict[str, Contender] = field(default_factory=dict)
     trials: dict[str, dict[str, list[Trial]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
 
 
 def show_progress(text: str, of_round: str = "") -> None:
@@ -94,8 +115,8 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rou
         UserError: fastft cannot use this input.
         RuntimeError: a fastft contender fails. A peer that fails is reported as skipped.
     """
-    result = Rounds(notes={c.name: c.note for c in contenders})
-    names = f"{', '.join(result.notes)}, {threads} thread{'s' * (threads > 1)}"
+    result = Rounds({c.name: c for c in contenders})
+    names = f"{', '.join(result.contenders)}, {threads} thread{'s' * (threads > 1)}"
     show_progress(names)
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(c, threads)) for c in contenders]
@@ -108,6 +129,25 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rou
                     if trial is not None and number > 0:
                         by_arm = result.trials.setdefault(process.contender.name, {})
                         by_arm.setdefault(arm, []).append(trial)
+    return result
+
+
+def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
+    """As `alternate`, with a new process of each contender for every round, and every round counted."""
+    result = Rounds({c.name: c for c in contenders})
+    names = f"{', '.join(result.contenders)}, a new process per round"
+    show_progress(names)
+    for number in range(rounds):
+        show_progress(names, f"round {number + 1} of {rounds}: ")
+        for contender in contenders:
+            if contender.name in result.skipped:
+                continue
+            with _started(contender, threads) as process:
+                if not process.ready(result):
+                    continue
+                for arm in process.arms:
+                    if (trial := process.trial(arm, result)) is not None:
+                        result.trials.setdefault(contender.name, {}).setdefault(arm, []).append(trial)
     return result
 
 
@@ -196,7 +236,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-# figures of a round, and measures as in docs/bench-schema.md --------------------------------------------------------
+# figures of a round, and cases -----------------------------------------------------------------------------------------
 
 
 def per_second(trial: Trial) -> float:
@@ -209,15 +249,45 @@ def per_cpu_second(trial: Trial) -> float:
     return trial["count"] / trial["cpu"]
 
 
-def measure(
-    name: str, rounds: Rounds, arm: str, figure: Figure, unit: str, setting: dict[str, Any], **keys: Any
-) -> dict[str, Any]:
-    """One measure over the contenders that have this arm."""
-    figures = {who: list(map(figure, arms[arm])) for who, arms in rounds.trials.items() if arm in arms}
-    contenders = [
-        {"name": who, "rounds": v, "median": median(v), "min": min(v), "max": max(v), "note": rounds.notes.get(who, "")}
-        for who, v in figures.items()
-    ]
-    skipped = [{"name": who, "skipped": why} for who, why in rounds.skipped.items()]
-    setting = {**setting, "rounds": len(next(iter(figures.values()), []))}
-    return {"name": name, "unit": unit, "setting": setting, **keys, "contenders": [*contenders, *skipped]}
+def reported(key: str) -> Figure:
+    """A figure of the arm's own."""
+    return lambda trial: trial[key]
+
+
+def case(
+    rounds: Rounds,
+    arm: str,
+    figure: Figure,
+    setting: Setting,
+    keep: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+) -> Case:
+    """The rounds of one arm as they are stored. keep: figures of the arm's own to store with each round. only: contenders."""
+    names = [name for name in rounds.contenders if only is None or name in only]
+    return Case(setting, [c for name in names if (c := _stored(rounds, name, arm, figure, keep)) is not None])
+
+
+def _stored(rounds: Rounds, name: str, arm: str, figure: Figure, keep: Sequence[str]) -> bench_result.Contender | None:
+    contender, trials = rounds.contenders[name], rounds.trials.get(name, {}).get(arm)
+    if trials is None and name not in rounds.skipped:
+        return None
+    return bench_result.Contender(
+        name=name,
+        rounds=[_round(trial, figure, keep) for trial in trials or ()],
+        version=package_version(contender.package) if contender.package else None,
+        differences=list(contender.differences),
+        limit=contender.limit,
+        skipped=rounds.skipped.get(name),
+    )
+
+
+def _round(trial: Trial, figure: Figure, keep: Sequence[str]) -> Round:
+    return Round(
+        value=shortened(figure(trial)), images=int(trial.get("count", 0)), wall=shortened(trial["wall"]),
+        cpu=shortened(trial["cpu"]), figures={key: shortened(trial[key]) for key in keep if key in trial},
+    )  # fmt: skip
+
+
+def shortened(value: float) -> float:
+    """Five significant digits."""
+    return float(f"{value:.5g}")

@@ -1,77 +1,224 @@
-"""Loaders on the same JPEGs: throughput over threads and per core, augmentation on a GPU."""
+"""Loaders on the same JPEGs: throughput by threads, sizes and files, evaluation, cold files, start, memory, opening."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fastft.bench.contenders import cold, opening
+from fastft.bench.contenders.measuring import first
+from fastft.bench.contenders.registry import contenders
+from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Task
 from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.bench.harness import Contender, Findings, Options, alternate, measure, per_cpu_second, per_second
-from fastft.bench.loaders import warm
+from fastft.bench.harness import (
+    Findings,
+    Options,
+    Planned,
+    alternate,
+    alternate_fresh,
+    case,
+    per_cpu_second,
+    per_second,
+    reported,
+)  # fmt: skip
+from fastft.machine.bench_result import Case, Measure
+from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 
-SIZE, BATCH = 224, 64
-WHOLE, CROP = "Loader, whole recipe", "Loader, crop and flip"
-CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
+SIZE, SIZES, BATCH, MEMORY_BATCH = 224, (128, 224, 384), 64, 256
+REPEAT = 2  # passes over the images in a round
+MANY_SAMPLES, MANY_FILES = 20_000_000, 64
+WORDS = {
+    RECIPE: (
+        "whole recipe",
+        "Decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
+    ),
+    CROP: ("crop and flip", "Decode, random resized crop, flip, normalise."),
+    EVALUATION: ("evaluation", "Decode, resize, centre crop, normalise."),
+}
+PER_CPU_SECOND = "images per CPU second"
 
 
-def run(options: Options) -> Findings:
-    bench = LoaderBench(options)
-    yield from bench.throughput(sorted({1, options.threads}))
-    yield from LoaderBench(options, ORIGINAL).throughput([1])
-    if torch.cuda.is_available():
-        yield from bench.to_gpu()
+def task(options: Options, work: str, files: str = RESIZED, **changes: Any) -> Task:
+    batch = 4 if options.quick else min(BATCH, options.images)
+    threads = changes.get("threads", 1)
+    given = options.workspace.files(files, threads)
+    made = Task(work, given, SIZE, batch, threads, 1 if options.quick else REPEAT)
+    return replace(made, **changes)
 
 
-class LoaderBench:
-    def __init__(self, options: Options, files: str = RESIZED) -> None:
-        self.options, workspace = options, options.workspace
-        batch = 4 if options.quick else min(BATCH, options.images)
-        self.common = {"size": SIZE, "batch": batch, "repeat": 1 if options.quick else 2}
-        images = options.images * self.common["repeat"]
-        self.setting: dict[str, Any] = {"files": files, "size": SIZE, "batch": batch, "images": images}
-        beton, folder = {"path": str(workspace.beton(files))}, {"folder": str(workspace.jpegs(files))}
-        self.sources = {"ours": beton, "ffcv": beton}
-        self.folder = folder
+def setting(of: Task, files: str, options: Options) -> dict[str, Any]:
+    return {
+        "files": files,
+        "size": of.size,
+        "batch": of.batch,
+        "images": of.repeat * options.images,
+        "rounds": options.rounds,
+    }
 
-    def contender(self, name: str, maker: str, note: str = "", **arguments: Any) -> Contender:
-        source = self.sources.get(maker, self.folder)
-        return Contender(name, warm, {"maker": maker, **self.common, **source, **arguments}, note)
 
-    def whole(self, threads: int) -> dict[str, list[Contender]]:
-        """Contenders that can run the paper's recipe or something close to it, by library."""
-        names = {"fastft": ("fastft", "ours"), "timm": ("timm", "timm"), "dali": ("DALI CPU", "dali")}
-        return {library: [self.contender(*name, threads=threads)] for library, name in names.items()}
+def thread_counts(threads: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    return sorted({1, threads, *(1 << k for k in range(threads.bit_length()) if 1 << k < threads)})
 
-    def crop(self, threads: int) -> dict[str, list[Contender]]:
-        """Contenders with random resized crop and flip only, which is all that FFCV itself has."""
-        stock = self.contender("stock FFCV", "ffcv", "uint8, not normalised", threads=threads)
-        normalised = self.contender("stock FFCV, normalised", "ffcv", "float32", normalise=True, threads=threads)
-        given = {**CROP_ONLY, "threads": threads}
-        return {
-            "fastft": [self.contender("fastft", "ours", **given)],
-            "ffcv": [stock, normalised],
-            "timm": [self.contender("timm", "timm", **given)],
-        }
 
-    def throughput(self, thread_counts: Sequence[int]) -> Findings:
-        """Wall throughput for each number of threads; per core, from the rounds with one thread."""
-        for name, contenders in ((WHOLE, self.whole), (CROP, self.crop)):
-            for threads in thread_counts:
-                wanted = self.options.wanted(contenders(threads))
-                rounds = alternate(wanted, self.options.rounds, threads)
-                if threads == 1:
-                    per_core = "images/s per core"
-                    yield measure(f"{name}, per core", rounds, "pass", per_cpu_second, per_core, self.setting)
-                setting = {"threads": threads, **self.setting}
-                yield measure(name, rounds, "pass", per_second, "images/s", setting)
+def throughput(options: Options, work: str, files: str, key: str, counts: Sequence[int]) -> Findings:
+    """Wall throughput for each number of threads, and from the rounds with one thread throughput per CPU second."""
+    title, about = WORDS[work]
+    cases: list[Case] = []
+    for threads in counts:
+        asked = task(options, work, files, threads=threads)
+        rounds = alternate(contenders(options, asked), options.rounds, threads)
+        given = setting(asked, files, options)
+        if threads == 1:
+            core = [case(rounds, "pass", per_cpu_second, {})]
+            yield Measure(
+                key=f"{key}.core", bench="loader", title=f"Loader, {title}, one thread", unit=PER_CPU_SECOND, about=about,
+                cases=core, setting=given,
+            )  # fmt: skip
+        cases.append(case(rounds, "pass", per_second, {"threads": threads}))
+    yield Measure(
+        key=key, bench="loader", title=f"Loader, {title}", unit="images/s", about=about, cases=cases, setting=given
+    )  # fmt: skip
 
-    def to_gpu(self) -> Findings:
-        """Throughput with augmentation on the GPU."""
-        given: dict[str, Any] = {"threads": self.options.threads}
-        contenders = self.options.wanted({
-            "fastft": [self.contender("fastft", "ours", device="cuda", **given)],
-            "dali": [self.contender("DALI GPU", "dali", gpu=True, **given)],
-        })  # fmt: skip
-        rounds = alternate(contenders, self.options.rounds, self.options.threads)
-        setting = {**given, "gpu": torch.cuda.get_device_name(), **self.setting}
-        yield measure("Loader to the GPU", rounds, "pass", per_second, "images/s", setting)
+
+def recipe(options: Options) -> Findings:
+    yield from throughput(options, RECIPE, RESIZED, "loader.recipe", thread_counts(options.threads))
+
+
+def crop(options: Options) -> Findings:
+    yield from throughput(options, CROP, RESIZED, "loader.crop", thread_counts(options.threads))
+
+
+def recipe_originals(options: Options) -> Findings:
+    yield from throughput(options, RECIPE, ORIGINAL, "loader.recipe-originals", [1])
+
+
+def crop_originals(options: Options) -> Findings:
+    yield from throughput(options, CROP, ORIGINAL, "loader.crop-originals", [1])
+
+
+def sizes(options: Options) -> Findings:
+    """The whole recipe at several output sizes."""
+    cases = []
+    for size in SIZES:
+        asked = task(options, RECIPE, size=size, repeat=1)
+        chosen = contenders(options, asked, only=("ours", "timm", "torchvision"))
+        rounds = alternate(chosen, options.rounds, 1)
+        cases.append(case(rounds, "pass", per_cpu_second, {"size": size}))
+    given = setting(asked, RESIZED, options)
+    del given["size"]
+    yield Measure(
+        key="loader.sizes", bench="loader", title="Loader, whole recipe, by image size", unit=PER_CPU_SECOND,
+        about=WORDS[RECIPE][1], cases=cases, setting=given,
+    )  # fmt: skip
+
+
+def evaluation(options: Options) -> Findings:
+    asked = task(options, EVALUATION)
+    rounds = alternate(contenders(options, asked), options.rounds, 1)
+    yield Measure(
+        key="loader.eval", bench="loader", title="Loader, evaluation", unit=PER_CPU_SECOND, about=WORDS[EVALUATION][1],
+        cases=[case(rounds, "pass", per_cpu_second, {})], setting=setting(asked, RESIZED, options),
+    )  # fmt: skip
+
+
+def raw(options: Options) -> Findings:
+    """Crop and flip from a .beton of raw pixels, which is eight times as large."""
+    asked = task(options, CROP)
+    cases = []
+    for stored, path in (("JPEG", options.workspace.beton(RESIZED)), ("raw pixels", options.workspace.raw())):
+        one = replace(asked, files={**asked.files, "beton": str(path)})
+        rounds = alternate(contenders(options, one, only=("ours", "ffcv")), options.rounds, 1)
+        megabytes = round(path.stat().st_size / 1e6, 1)
+        cases.append(case(rounds, "pass", per_cpu_second, {"stored": stored, "file MB": megabytes}))
+    yield Measure(
+        key="loader.raw", bench="loader", title="Loader, crop and flip, JPEG or raw pixels", unit=PER_CPU_SECOND,
+        about=WORDS[CROP][1], cases=cases, setting=setting(asked, RESIZED, options),
+    )  # fmt: skip
+
+
+def cold_files(options: Options) -> Findings:
+    """Every pass begins with none of the files in the page cache."""
+    asked = task(options, RECIPE, threads=options.threads, repeat=1)
+    chosen = contenders(options, asked, cold.cold, only=("ours", "timm", "webdataset"))
+    crops = contenders(options, replace(asked, work=CROP), cold.cold, only=("ffcv",))
+    rounds = alternate([*chosen, *crops[:1]], options.rounds, options.threads)
+    yield Measure(
+        key="loader.cold", bench="loader", title="Loader, files not in the page cache", unit="images/s",
+        about="The whole recipe (stock FFCV: crop and flip). Before each pass the files are dropped from the page cache; "
+        "read_mb was read from the disk.",
+        cases=[case(rounds, "pass", lambda t: t["count"] / t["seconds"], {}, keep=("read_mb",))],
+        setting={"threads": options.threads, **setting(asked, RESIZED, options)},
+    )  # fmt: skip
+
+
+def start(options: Options) -> Findings:
+    """Time to the first batch and peak memory, in a new process per round."""
+    batch = 4 if options.quick else MEMORY_BATCH
+    repeat = max(1, -(-6 * batch // options.images))  # enough batches to fill every buffer
+    asked = task(options, RECIPE, threads=options.threads, batch=batch, repeat=repeat)
+    chosen = contenders(options, asked, first)
+    stock = contenders(options, replace(asked, work=CROP), first, only=("ffcv",))[:1]
+    rounds = alternate_fresh([*chosen, *stock], min(options.rounds, 3), options.threads)
+    given = {"threads": options.threads, **setting(asked, RESIZED, options), "rounds": min(options.rounds, 3)}
+    about = "The whole recipe (stock FFCV: crop and flip), in a new process. "
+    for key, figure, title, unit, what in (
+        ("loader.first", "seconds", "First batch", "s", "From a started Python to the first batch, imports included."),
+        ("loader.memory", "memory_mb", "Peak memory", "MB", "Memory of all processes of a loader that the system cannot drop."),
+    ):  # fmt: skip
+        yield Measure(
+            key=key, bench="loader", title=title, unit=unit, about=about + what, better="lower", setting=given,
+            cases=[case(rounds, "first", reported(figure), {})],
+        )  # fmt: skip
+
+
+def open_long(options: Options) -> Findings:
+    """Opening a file as long as ImageNet, and files of 20 million samples."""
+    cases: dict[str, list[Case]] = {"seconds": [], "memory_mb": []}
+    small = options.quick
+    for samples, parts, peers in (
+        (10_000 if small else IMAGENET_TRAIN_SIZE, 1, ("ours", "ffcv")),
+        (64_000 if small else MANY_SAMPLES, MANY_FILES, ("ours",)),
+    ):  # fmt: skip
+        asked = replace(task(options, CROP, repeat=1), files={"beton": options.workspace.long(samples, parts)})
+        chosen = [
+            c for c in contenders(options, asked, opening.opening, only=peers) if c.name in ("fastft", "stock FFCV")
+        ]
+        rounds = alternate_fresh(chosen, min(options.rounds, 3), options.threads)
+        for figure, found in cases.items():
+            found.append(case(rounds, "open", reported(figure), {"samples": samples, "files": parts}))
+    for key, figure, title, unit in (
+        ("loader.open", "seconds", "Opening large files", "s"),
+        ("loader.open.memory", "memory_mb", "Opening large files, memory", "MB"),
+    ):  # fmt: skip
+        yield Measure(
+            key=key, bench="loader", title=title, unit=unit, better="lower", cases=cases[figure],
+            about="Building a loader after its imports, for files whose images are holes.", setting={"batch": asked.batch},
+        )  # fmt: skip
+
+
+def to_gpu(options: Options) -> Findings:
+    """Throughput with augmentation on the GPU."""
+    asked = task(options, RECIPE, threads=options.threads, device="cuda")
+    rounds = alternate(contenders(options, asked), options.rounds, options.threads)
+    yield Measure(
+        key="loader.gpu", bench="loader", title="Loader to the GPU, whole recipe", unit="images/s", about=WORDS[RECIPE][1],
+        cases=[case(rounds, "pass", per_second, {})],
+        setting={"threads": options.threads, "gpu": torch.cuda.get_device_name(), **setting(asked, RESIZED, options)},
+    )  # fmt: skip
+
+
+MEASURES = (
+    Planned("loader.recipe", recipe, 340),
+    Planned("loader.recipe-originals", recipe_originals, 240),
+    Planned("loader.crop", crop, 340),
+    Planned("loader.crop-originals", crop_originals, 240),
+    Planned("loader.sizes", sizes, 120),
+    Planned("loader.eval", evaluation, 100),
+    Planned("loader.raw", raw, 60),
+    Planned("loader.cold", cold_files, 60),
+    Planned("loader.first", start, 180),
+    Planned("loader.open", open_long, 60),
+    Planned("loader.gpu", to_gpu, 120, needs_gpu=True),
+)

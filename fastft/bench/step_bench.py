@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, per_second
+from fastft.bench.harness import Contender, Findings, Options, Planned, Trial, alternate, case, per_second
+from fastft.machine import bench_result
+from fastft.machine.bench_result import Measure
 from fastft.machine.distributed import World
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision, choose_precision
@@ -61,39 +62,49 @@ def cases(quick: bool) -> list[Case]:
     ]  # fmt: skip
 
 
-def run(options: Options) -> Findings:
-    """Per case: throughput and MFU."""
-    for case in cases(options.quick):
-        yield from _measure_case(options, case)
+def training(options: Options) -> Findings:
+    """Per case: throughput with all parameters and with the upper half of the blocks trained, and MFU."""
+    found: dict[str, list[bench_result.Case]] = {"step.train": [], "step.frozen": [], "step.mfu": []}
+    for one in cases(options.quick):
+        given = {**asdict(one), "half": False}
+        frozen = {**given, "half": True}
+        contenders = options.wanted({
+            "fastft": [
+                Contender("fastft", ours, given, package="fastft"),
+                Contender("fastft, half frozen", ours, frozen, package="fastft"),
+            ],
+            "timm": [
+                Contender("timm", timm_step, given, package="timm"),
+                Contender("timm, half frozen", timm_step, frozen, package="timm"),
+            ],
+        })  # fmt: skip
+        rounds = alternate(contenders, options.rounds, options.threads)
+        setting: bench_result.Setting = {"model": one.model, "size": one.size, "dtype": one.dtype, "batch": one.batch}
+        found["step.train"].append(case(rounds, "step", per_second, setting, ("mfu",), ("fastft", "timm")))
+        half = case(rounds, "step", per_second, setting, ("mfu",), ("fastft, half frozen", "timm, half frozen"))
+        for contender in half.contenders:
+            contender.name = contender.name.partition(",")[0]
+        found["step.frozen"].append(half)
+        if all("mfu" in trial for arms in rounds.trials.values() for trial in arms["step"]):
+            found["step.mfu"].append(case(rounds, "step", mfu, setting))
+    where = torch.cuda.get_device_name() if device().type == "cuda" else f"CPU, {options.threads} threads"
+    for (key, cases_), (title, unit) in zip(found.items(), TITLES, strict=True):
+        if cases_:
+            yield Measure(
+                key=key, bench="step", title=title, unit=unit, about=ABOUT, cases=cases_,
+                setting={"device": where, "rounds": options.rounds},
+            )  # fmt: skip
 
 
-def _measure_case(options: Options, case: Case) -> Findings:
-    on_gpu = device().type == "cuda"
-    contenders = {
-        "fastft": [Contender("fastft", ours, asdict(case))],
-        "timm": [Contender("timm", timm_step, asdict(case))],
-    }
-    rounds = alternate(options.wanted(contenders), options.rounds, threads=options.threads)
-    setting = {
-        "model": case.model, "size": case.size, "batch": case.batch, "dtype": case.dtype,
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
-    }  # fmt: skip
-    yield measure("Training step", rounds, "step", per_second, "images/s", setting)
-    yield from _mfu(rounds, setting, case)
+def mfu(trial: Trial) -> float:
+    return trial["mfu"]
 
 
-def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
-    """Share of the device's peak, if that is known."""
-    peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
-    if not peak:
-        return
-    given = {**setting, "peak TFLOP/s": round(peak / 1e12, 3)}
-
-    def share(trial: Trial) -> float:
-        return trial["count"] * trial["flops"] / trial["wall"] / peak
-
-    yield measure("Training step, MFU", rounds, "step", share, "share", given)
-
+TITLES = (
+    ("Training step", "images/s"), ("Training step, lower half frozen", "images/s"), ("Training step, MFU", "share"),
+)  # fmt: skip
+ABOUT = "Forward, label-smoothed loss, backward, AdamW, EMA, on random images in memory."
+MEASURES = (Planned("step.train", training, 400),)
 
 # in the contender's process ------------------------------------------------------------------------------------------
 
@@ -140,23 +151,24 @@ def arm(
         wall = timed(steps)
         if on_gpu:
             torch.cuda.empty_cache()
-        return {"count": steps * batch, "wall": wall, "flops": flops, "peak": peak}
+        figures = {"count": steps * batch, "wall": wall}
+        return figures | {"mfu": steps * batch * flops / wall / peak} if peak else figures
 
     return run
 
 
-def step_flops(arch: Arch) -> float:
-    """Training FLOPs of an image."""
-    return count_flops(arch, CLASSES).train
+def step_flops(arch: Arch, half: bool = False) -> float:
+    """Training FLOPs of an image; half: only the upper half of the blocks trains."""
+    return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
 
 
-def ours(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
     arch = shape(letter, size)
     precision = choose_precision(dtype, device(), "auto")
-    step = our_step(arch, precision, batch=batch)
+    step = our_step(arch, precision, batch=batch, trainable=arch.layers // 2 if half else None)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
-    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch), precision.dtype)}
+    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
 
 
 class StepRunner:
@@ -172,14 +184,16 @@ class StepRunner:
         self.step.update()
 
 
-def our_step(arch: Arch, precision: Precision, choice: StepChoice | None = None, batch: int = 1) -> StepRunner:
-    """The step on the precision's device; all parameters train.
+def our_step(
+    arch: Arch, precision: Precision, choice: StepChoice | None = None, batch: int = 1, trainable: int | None = None
+) -> StepRunner:
+    """The step on the precision's device; all parameters train, or the upper `trainable` blocks and the head.
 
     choice: how the step is computed; None: as a training of CLIP's tower chooses for a micro-batch of `batch` images.
     """
     world = World(0, 1, 0, torch.device(precision.device_type))
     torch.manual_seed(0)
-    model = build_classifier(arch, CLASSES, freeze_conv1=False)
+    model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
@@ -230,18 +244,23 @@ def timm_model(a: Arch) -> nn.Module:
     return model.to(device(), memory_format=torch.channels_last)
 
 
-def timm_train_step(a: Arch, dtype: str) -> Callable[..., torch.Tensor]:
+def timm_train_step(a: Arch, dtype: str, half: bool = False) -> Callable[..., torch.Tensor]:
+    """half: the embeddings and the lower half of the blocks need no gradient, as its users freeze layers."""
     import timm.optim
 
     model = timm_model(a)
+    if half:
+        for name, parameter in model.named_parameters():
+            block = int(name.split(".")[1]) if name.startswith("blocks.") else -1
+            parameter.requires_grad = block >= a.layers // 2 or name.startswith(("norm.", "fc_norm.", "head."))
     optimizer = timm.optim.create_optimizer_v2(
         model, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY
     )
     return peer_step(model, dtype, optimizer)
 
 
-def timm_step(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+def timm_step(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
     arch = shape(letter, size)
-    step, (images, labels) = timm_train_step(arch, dtype), random_batch(arch, batch)
+    step, (images, labels) = timm_train_step(arch, dtype, half), random_batch(arch, batch)
     precision = choose_precision(dtype, device())
-    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch), precision.dtype)}
+    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}

@@ -1,193 +1,206 @@
-"""`fastft bench NAME`: measure, write JSON, print a table."""
+"""`fastft bench NAME`: plan the measures, run them one after another, write JSON after each, print its table."""
 
 import argparse
-import json
-import os
-import platform
 import shlex
 import tempfile
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from beton_tools.base.atomic import write_text
-from beton_tools.base.console import compact_table, print_table
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.console import compact_table, format_duration, print_table
 from beton_tools.base.errors import UserError
+from fastft import __version__
 from fastft.bench import BENCHES, harness
-from fastft.bench.dataset import Images, Workspace, find_images
-from fastft.bench.harness import Options, parse_peers
-from fastft.machine.facts import GIB, cpu_name, package_version
+from fastft.bench.circumstances import Watch, commit, describe_machine
+from fastft.bench.dataset import Workspace, find_images
+from fastft.bench.harness import Options, Planned, parse_peers
+from fastft.machine import bench_result
+from fastft.machine.bench_result import (
+    FORMAT,
+    Case,
+    Contender,
+    Measure,
+    Result,
+    Spread,
+    ratio,
+    read_result,
+    spread,
+    write_result,
+)  # fmt: skip
 from fastft.recipe import load_recipe
 from fastft.report.page import figure
 
-IMAGES, ROUNDS = 700, 7
+IMAGES, ROUNDS = 700, 5
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
-LIBRARIES = (
-    "ffcv", "timm", "torchvision", "open_clip_torch", "numba", "pillow", "opencv-python", "nvidia-dali-cuda120"
-)  # fmt: skip
+QUICK_SECONDS = 20  # of a measure with --quick: imports and compilation
 
 
-def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json."""
-    peers = parse_peers(args.peers)
-    if args.recipe and name not in ("e2e", "all"):
-        raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
-    if name == "augment" and not torch.cuda.is_available():
-        raise UserError(
-            "augment is measured on a GPU, and there is none; loader compares decoding and augmentation per core"
-        )
+def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
+    """Run a benchmark of BENCHES, one of its measures, or all; the result is also written to `args.out` as NAME.json."""
+    plans = planned(name)
     recipe = load_recipe(args.recipe) if args.recipe else None
+    if recipe and not any(plan.key.startswith("e2e") for plan in plans):
+        raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
+    peers, path = parse_peers(args.peers), args.out / f"{name}.json"
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
         images = find_images(args.images, Path(scratch), count)
-        document: dict[str, Any] = {
-            "machine": describe_machine(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": _command(name, args, images), "quick": args.quick, "notes": _notes(images.what, args.quick),
-            "measures": [],
-        }  # fmt: skip
+        rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
         options = Options(
-            Workspace(Path(scratch), images),
-            rounds=args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS),
-            threads=len(os.sched_getaffinity(0)),
-            quick=args.quick,
-            peers=peers,
-            recipe=recipe,
+            Workspace(Path(scratch), images), rounds=rounds, threads=usable_cpus(), quick=args.quick, peers=peers,
+            recipe=recipe, own=args.contender,
+        )  # fmt: skip
+        watch = Watch.start(_command(name, args, images.folder))
+        result = new_result(images.described(), args.quick, watch)
+        if args.add:
+            path = args.add
+            result = extended(read_result(path), result) if path.exists() else result
+        progress = Progress(console, plans, options)
+        for plan in plans:
+            for _, group in groupby(progress.run(plan, options, result, watch, path), key=lambda m: (m.title, m.unit)):
+                print_measures(list(group), console)
+    console.print(str(path), highlight=False)
+    return result
+
+
+def planned(name: str) -> list[Planned]:
+    """The measures of a benchmark, of all, or the one with this key. Raises UserError: unknown, or all need a GPU."""
+    found = [plan for bench in BENCHES for plan in import_module(f"fastft.bench.{bench}_bench").MEASURES]
+    if name != "all":
+        found = [plan for plan in found if name == plan.key or name == plan.key.partition(".")[0]]
+    if not found:
+        raise UserError(
+            f"there is no benchmark {name!r}; choose from {', '.join(BENCHES)}, all, or give a measure such as loader.cold"
         )
-        for bench in BENCHES if name == "all" else (name,):
-            with console.status(f"measuring {bench}") as status:
-                harness.show_progress = partial(_show_progress, console, status, bench)
-                measures = _kept(bench, options, document, args.out / f"{name}.json")
-                for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
-                    print_group(list(group), console)
-    console.print(f"{args.out / name}.json", highlight=False)
-    return document
+    here = [plan for plan in found if torch.cuda.is_available() or not plan.needs_gpu]
+    if not here:
+        raise UserError(f"{name} is measured on a GPU, and there is none")
+    return here
 
 
-def _show_progress(console: Console, status: Status, bench: str, text: str, of_round: str = "") -> None:
+def new_result(images: bench_result.Images, quick: bool, watch: Watch) -> Result:
+    name, changed = commit()
+    return Result(
+        format=FORMAT, fastft=__version__, commit=name, changed=changed, quick=quick, machine=describe_machine(),
+        images=images, sessions=[watch.session()], measures=[], notes=_notes(quick),
+    )  # fmt: skip
+
+
+def extended(old: Result, new: Result) -> Result:
+    """The old result with a session for new measures. Raises UserError: another version, machine or other images."""
+    for what in ("fastft", "commit", "changed", "quick", "machine", "images"):
+        if getattr(old, what) != getattr(new, what):
+            raise UserError(f"--add: the result is of another {what}; measure everything again, or leave --add out")
+    old.sessions += new.sessions
+    return old
+
+
+def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
+    """The command that repeats the benchmark in this folder, with the images named even if they were the default."""
+    given = {
+        "--images": folder, "--count": args.count, "--rounds": args.rounds, "--contender": args.contender,
+        "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe, "--add": args.add,
+    }  # fmt: skip
+    words = [w for flag, value in given.items() if value is not None for w in (flag, str(value))]
+    return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
+
+
+def _notes(quick: bool) -> list[str]:
+    notes = [
+        "The images are in the page cache unless a measure says otherwise.",
+        "Each contender has a process of its own on the same cores. Rounds alternate between contenders, and the first is not "
+        "counted.",
+        "Images per CPU second count the CPU time of all threads and workers of a contender.",
+    ]
+    return [*notes, "This was a quick run: its figures mean nothing."] if quick else notes
+
+
+@dataclass
+class Progress:
+    """What is measured now, and about how long the rest will take."""
+
+    console: Console
+    plans: Sequence[Planned]
+    options: Options
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        names = ", ".join(plan.key for plan in self.plans)
+        self.console.print(f"{names}\nThis takes about {self.left()}.", highlight=False)
+
+    def left(self) -> str:
+        if self.options.quick:
+            return format_duration(QUICK_SECONDS * (len(self.plans) - self.done))
+        share = (1 + self.options.rounds) / (1 + ROUNDS) * self.options.images / IMAGES
+        return format_duration(share * sum(plan.seconds for plan in self.plans[self.done :]))
+
+    def run(self, plan: Planned, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
+        """The measures of a plan, each in the result and its file at once."""
+        head = f"{plan.key} ({self.done + 1} of {len(self.plans)}, about {self.left()} left)"
+        found = []
+        with self.console.status(head) as status:
+            harness.show_progress = partial(_show_progress, self.console, status, head)
+            for item in plan.run(options):
+                if isinstance(item, str):
+                    result.notes.append(item)
+                else:
+                    found.append(item)
+                    result.measures = [m for m in result.measures if m.key != item.key] + [item]
+                result.sessions[-1] = watch.session()
+                write_result(path, result)
+        self.done += 1
+        return found
+
+
+def _show_progress(console: Console, status: Status, head: str, text: str, of_round: str = "") -> None:
     """Beside a spinner in a terminal, else one line per group of contenders."""
-    line = f"measuring {bench}: {of_round}{text}"
+    line = f"{head}: {of_round}{text}"
     if console.is_terminal:
         status.update(line)
     elif not of_round:
         console.print(line, highlight=False, markup=False)
 
 
-def _kept(bench: str, options: Options, document: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """The measures of a benchmark as they come, each in the document and its file at once."""
-    for result in import_module(f"fastft.bench.{bench}_bench").run(options):
-        if isinstance(result, str):
-            document["notes"].append(result)
-        else:
-            document["measures"].append(_rounded({"bench": bench, **result}))
-        load = f"{os.getloadavg()[0]:.1f} at the end, the benchmark's own included"
-        document["machine"]["load_average"] = load
-        write_text(path, json.dumps(document, indent=1) + "\n")
-        if not isinstance(result, str):
-            yield document["measures"][-1]
+# tables ---------------------------------------------------------------------------------------------------------------
 
 
-def _command(name: str, args: argparse.Namespace, images: Images) -> str:
-    """The command that repeats the benchmark in this folder, with the images named even if they were the default."""
-    given = {
-        "--images": images.folder, "--count": args.count, "--rounds": args.rounds,
-        "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe,
-    }  # fmt: skip
-    words = [w for flag, value in given.items() if value is not None for w in (flag, str(value))]
-    return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
-
-
-def _notes(what: str, quick: bool) -> list[str]:
-    notes = [
-        f"Images: {what}, in the page cache unless said otherwise.",
-        "Each contender has a process of its own on the same cores; rounds alternate between them, the first is not "
-        "counted. Images per second per core are per second of CPU time of a contender's threads and workers.",
-    ]
-    return [*notes, "A quick run: its figures mean nothing."] if quick else notes
-
-
-def print_group(measures: list[dict[str, Any]], console: Console) -> None:
-    """Print measures of one name and unit in 80 columns: medians, lowest and highest round, ratios round by round."""
-    keys = list(dict.fromkeys(key for m in measures for key in m["setting"]))
-    varied = [key for key in keys if len({str(m["setting"].get(key)) for m in measures}) > 1]
-    fixed = ", ".join(f"{key} {measures[0]['setting'][key]}" for key in keys if key not in varied)
-    views = [measure_view(m) for m in measures]
-    console.print(Text(f"{measures[0]['name']}, {measures[0]['unit']}", "bold"))
-    console.print(fixed, highlight=False, markup=False)
-    compared = ["fastft is"] if any(view["compared"] for view in views) else []
+def print_measures(measures: Sequence[Measure], console: Console) -> None:
+    """Print measures of one title and unit in 80 columns: medians, lowest and highest round, ratios round by round."""
+    first = measures[0]
+    console.print(Text(f"{first.title}, {first.unit}", "bold"))
+    console.print(", ".join(f"{key} {value}" for key, value in first.setting.items()), highlight=False, markup=False)
+    pairs = [(m, case) for m in measures for case in m.cases]
+    compared = ["fastft is"] if any(ratio(m, case, c) for m, case in pairs for c in case.measured) else []
     table = compact_table(None, ["contender", "median", "lowest-highest", *compared])
-    for view in views:
-        setting = ", ".join(f"{key} {view['setting'].get(key, '')}" for key in varied)
-        if setting:
-            table.add_row(Text(setting, "italic"))
-        for c in view["contenders"]:
-            table.add_row(Text(c["name"]), *_figures(c))
-        for c in view["skipped"]:
-            table.add_row(Text(f"{c['name']}: {c['skipped']}"))
+    for measure, case in pairs:
+        if case.setting:
+            table.add_row(Text(", ".join(f"{key} {value}" for key, value in case.setting.items()), "italic"))
+        for contender in case.measured:
+            table.add_row(Text(contender.name), *_cells(measure, case, contender))
+        for contender in case.skipped:
+            table.add_row(Text(f"{contender.name}: {contender.skipped}"))
         table.add_section()
     print_table(table, console)
 
 
-def _figures(contender: dict[str, Any]) -> list[str]:
-    ratio = contender["ratio"]
-    times = [f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"] if ratio else []
-    return [figure(contender["median"]), f"{figure(contender['min'])}-{figure(contender['max'])}", *times]
+def _cells(measure: Measure, case: Case, contender: Contender) -> list[str]:
+    values, times = spread(contender), ratio(measure, case, contender)
+    return [
+        figure(values.median),
+        f"{figure(values.low)}-{figure(values.high)}",
+        *([] if times is None else [_times(times)]),
+    ]
 
 
-def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
-    """The measure, with how many times better fastft is than each contender; those that did not run apart."""
-    contenders = [{"note": "", "limit": False, **c} for c in measure["contenders"]]
-    shown = [c for c in contenders if "median" in c]
-    own = next((c for c in shown if c["name"] == "fastft"), None)
-    for c in shown:
-        c["ratio"] = None if own in (None, c) else _ratio(own, c, measure.get("better") == "lower")
-    return {
-        **measure,
-        "contenders": shown,
-        "skipped": [c for c in contenders if "median" not in c],
-        "compared": any(c["ratio"] for c in shown),
-    }
-
-
-def _ratio(own: dict[str, Any], peer: dict[str, Any], lower_is_better: bool) -> dict[str, float] | None:
-    """How many times better `own` is: round by round if the rounds alternated, because load slows both sides."""
-    top, bottom = (peer, own) if lower_is_better else (own, peer)
-    if len(top["rounds"]) != len(bottom["rounds"]):
-        top, bottom = ({"rounds": [c["median"]]} for c in (top, bottom))
-    if not all(bottom["rounds"]):
-        return None
-    by_round = [a / b for a, b in zip(top["rounds"], bottom["rounds"], strict=True)]
-    return {"median": median(by_round), "min": min(by_round), "max": max(by_round)}
-
-
-def _rounded(value: Any) -> Any:
-    """Round numbers to five significant digits."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list) else value
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, memory, GPU, and library versions of all contenders."""
-    return {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "os": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "versions": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := package_version(name))),
-    }
+def _times(times: Spread) -> str:
+    return f"{times.median:.2f}x ({times.low:.2f}-{times.high:.2f})"

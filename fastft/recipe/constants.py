@@ -78,4 +78,4 @@ DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")
 AUTO, RAW, EMA, BEST, LAST, PROBE = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last", "probe")
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
-PEERS = ("ffcv", "timm", "dali")
+PEERS = ("ffcv", "timm", "torchvision", "simplejpeg", "dali", "webdataset", "litdata", "spdl")

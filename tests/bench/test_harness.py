@@ -7,7 +7,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.bench import harness
-from fastft.bench.harness import Contender, alternate, measure, per_cpu_second, per_second
+from fastft.bench.harness import Contender, alternate, alternate_fresh, case, per_cpu_second, per_second
 from tests.bench import contenders
 
 
@@ -46,9 +46,9 @@ def test_every_contender_has_its_own_process_on_the_given_cores():
 @pytest.mark.parametrize("function", ["failing_later", "dying", "missing"])
 def test_a_failing_peer_is_skipped_and_the_others_continue(function):
     rounds = alternate([contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1)
-    found = measure("m", rounds, "a", per_second, "images/s", {})
-    assert [c["name"] for c in found["contenders"]] == ["fastft", "peer"]
-    why = found["contenders"][1]["skipped"]
+    found = case(rounds, "a", per_second, {})
+    assert [c.name for c in found.measured] == ["fastft"] and [c.name for c in found.skipped] == ["peer"]
+    why = found.skipped[0].skipped
     reasons = {"failing_later": "breaks", "dying": "ended with 9"}
     assert reasons.get(function, "not installed: pip install no-such-peer") in why
 
@@ -68,3 +68,9 @@ def test_a_hanging_peer_is_killed_and_the_others_continue(monkeypatch):
     pair = [contender("peer", "sleeping", seconds=60), contender("fastft", "sleeping", seconds=0)]
     rounds = alternate(pair, 1, threads=1)
     assert rounds.skipped["peer"].startswith("no answer") and len(rounds.trials["fastft"]["a"]) == 1
+
+
+def test_a_fresh_process_runs_every_round_that_must_not_be_warm():
+    rounds = alternate_fresh([contender("A", "described"), contender("B", "missing")], 2, threads=1)
+    first, second = rounds.trials["A"]["a"]
+    assert first["pid"] != second["pid"] and rounds.skipped["B"] == "not installed: pip install no-such-peer"

@@ -60,7 +60,7 @@ def our_parts(arch: Arch) -> tuple[Step, Classifier]:
 
 def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> Rounds:
     """`alternate` without processes; the cases' figures mean nothing."""
-    found = Rounds()
+    found = Rounds({c.name: c for c in contenders})
     for contender in contenders:
         for name, arm in contender.make(**contender.arguments).items():
             began = time.perf_counter()
@@ -76,10 +76,11 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     case = step_bench.Case("T", 32, "bf16", 2, 1)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
-    found = {m["name"]: m for m in step_bench.run(options)}
-    step = found["Training step"]
-    assert {c["name"] for c in step["contenders"]} == {"fastft", "timm"}
-    assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
+    found = {m.key: m for m in step_bench.training(options) if not isinstance(m, str)}
+    assert found.keys() == {"step.train", "step.frozen", "step.mfu"}
+    for measure in found.values():
+        assert {"fastft", "timm"} <= {c.name for c in measure.cases[0].measured}
+        assert measure.cases[0].setting["size"] == 32 and measure.setting["rounds"] == 2
     arms = augment_bench.gpu_augment("cpu", ["none"], size=32, batch=2)
     assert arms["none"]() == 2
 

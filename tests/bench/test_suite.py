@@ -1,20 +1,15 @@
 """`fastft bench`: a file of the documented form, a table with its numbers."""
 
-import json
-from itertools import groupby
-from pathlib import Path
-from typing import Any
-
 import pytest
-from rich.console import Console
 
+from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
+from fastft.bench.circumstances import Watch
 from fastft.bench.harness import parse_peers
-from fastft.bench.suite import measure_view, print_group
+from fastft.bench.suite import extended, new_result, planned
 from fastft.cli import main
+from fastft.machine.bench_result import Images, Result, read_result, spread
 from fastft.report.page import figure
-
-RESULTS = Path(__file__).parents[2] / "benchmarks/results/all.json"
 
 
 @pytest.fixture
@@ -22,30 +17,21 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", "nowhere")
 
 
-def test_every_table_can_be_read_at_80_columns():
-    measures = json.loads(RESULTS.read_text())["measures"]
-    for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
-        several = list(group)
-        console = Console(width=80)
-        with console.capture() as capture:
-            print_group(several, console)
-        lines = capture.get().splitlines()
-        assert lines[0].startswith(several[0]["name"]) and lines[0].endswith(several[0]["unit"])
-        assert max(map(len, lines)) <= 80 and "…" not in capture.get()
-        for contender in (c for m in several for c in m["contenders"]):
-            ours = [line.split() for line in lines if line.strip().startswith(contender["name"])]
-            assert any(figure(contender["median"]) in words for words in ours)
-            assert all(" ".join(words).endswith((")", *"0123456789")) for words in ours)
-
-
 def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
     assert "no peer 'ffcw'; choose from ffcv, timm" in refused(["bench", "loader", "--peers", "ffcw"])
     assert parse_peers("none") == ()
 
 
-def test_augmentation_alone_needs_a_gpu(monkeypatch, refused):
+def test_a_benchmark_or_measure_that_does_not_exist_is_refused(refused):
+    assert "no benchmark 'loder'; choose from decode, augment, loader" in refused(["bench", "loder"])
+    assert [plan.key for plan in planned("loader.cold")] == ["loader.cold"]
+
+
+def test_measures_that_need_a_gpu_are_left_out_without_one(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "there is none; loader compares" in refused(["bench", "augment"])
+    assert "loader.gpu" not in {plan.key for plan in planned("all")}
+    with pytest.raises(UserError, match="measured on a GPU, and there is none"):
+        planned("augment.gpu")
 
 
 def test_a_recipe_is_checked_before_anything_is_measured(refused):
@@ -53,28 +39,50 @@ def test_a_recipe_is_checked_before_anything_is_measured(refused):
     assert "trains nothing" in refused(["bench", "loader", "--recipe", "rcp/final_b16.yaml"])
 
 
+def check_printed(result: Result, printed: str) -> None:
+    for measure in result.measures:
+        assert all(figure(spread(c).median) in printed for case in measure.cases for c in case.measured)
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in printed
+
+
+def test_a_quick_run_stores_what_it_prints_and_another_adds_to_it(tmp_path, photographs_only, capsys):
+    given = ["--quick", "--peers", "timm", "--rounds", "1", "--count", "4", "--out", str(tmp_path)]
+    assert main(["bench", "decode", *given]) == 0
+    result = read_result(tmp_path / "decode.json")
+    assert result.quick and result.machine.cores >= 1 and result.machine.libraries["timm"]
+    assert "packaged with scikit-image" in result.images.what
+    [measure] = result.measures
+    assert measure.key == "decode.crop"
+    for case in measure.cases:
+        assert [c.name for c in case.measured] == ["fastft", "libjpeg-turbo's minimum", "Pillow"]
+        assert all(len(c.rounds) == 1 and c.rounds[0].cpu > 0 for c in case.measured)
+    check_printed(result, capsys.readouterr().out)
+
+    assert main(["bench", "decode", *given, "--add", str(tmp_path / "decode.json")]) == 0
+    again = read_result(tmp_path / "decode.json")
+    assert len(again.sessions) == 2 and [m.key for m in again.measures] == ["decode.crop"]
+
+
 @pytest.mark.slow
-def test_a_quick_run_of_all_benchmarks_prints_the_figures_of_its_file(tmp_path, photographs_only, capsys):
-    assert main(["bench", "all", "--quick", "--out", str(tmp_path)]) == 0
-    document, printed = json.loads((tmp_path / "all.json").read_text()), capsys.readouterr().out
-    notes = " ".join(document["notes"])
-    assert "packaged with scikit-image" in notes and "figures mean nothing" in notes and document["quick"] is True
-    assert all(figure(measure["contenders"][0]["median"]) in printed for measure in document["measures"])
-    assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
-    assert {m["bench"] for m in document["measures"]} == set(BENCHES) - {"augment"}  # on a GPU only
-    contenders = [c for m in document["measures"] for c in m["contenders"]]
-    assert all(c.get("skipped", "not installed").startswith("not installed") for c in contenders)
-    assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
+def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs_only, capsys):
+    own = tmp_path / "my_loader.py"
+    own.write_text("def make(folder, size, batch):\n    return [[0] * batch] * 3\n")
+    assert main(["bench", "all", "--quick", "--contender", f"{own}:make", "--out", str(tmp_path)]) == 0
+    result = read_result(tmp_path / "all.json")
+    check_printed(result, capsys.readouterr().out)
+    assert {m.bench for m in result.measures} == set(BENCHES)
+    assert {plan.key for plan in planned("all")} <= {m.key for m in result.measures}
+    contenders = [c for m in result.measures for case in m.cases for c in case.contenders]
+    assert all((c.skipped or "not installed").startswith("not installed") for c in contenders)
+    assert f"{own}:make" in {c.name for c in contenders}
+    assert any(note.startswith("End to end on this machine, ") for note in result.notes)
 
 
-def ratio(better: str = "higher", **rounds: list[float]) -> Any:
-    contenders = [{"name": name, "rounds": values, "median": values[0]} for name, values in rounds.items()]
-    return measure_view({"contenders": contenders, "better": better})["contenders"][1]["ratio"]
-
-
-def test_ratios_are_medians_over_paired_rounds():
-    """A machine that is slow in one round slows both: pairs do not see it."""
-    assert ratio(fastft=[100.0, 50.0, 120.0], p=[50.0, 25.0, 60.0]) == {"median": 2.0, "min": 2.0, "max": 2.0}
-    assert ratio("lower", fastft=[1.0, 2.0], p=[2.0, 8.0]) == {"median": 3.0, "min": 2.0, "max": 4.0}
-    assert ratio(fastft=[90.0], p=[30.0, 90.0])["median"] == 3.0
-    assert ratio(fastft=[90.0], p=[0.0]) is None
+def test_measures_are_added_only_to_a_result_of_the_same_images():
+    watch, images = Watch.start("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0)
+    one, two = (new_result(images, False, watch) for _ in range(2))
+    assert len(extended(one, two).sessions) == 2
+    other = new_result(Images(what="5 images", count=5, mean_kb=1.0), False, watch)
+    with pytest.raises(UserError, match="another images"):
+        extended(one, other)

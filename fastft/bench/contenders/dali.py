@@ -1,0 +1,69 @@
+"""DALI on the CPU or the GPU (docs.nvidia.com/deeplearning/dali): decoding fused with the crop, automatic RandAugment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastft.bench.child import library
+from fastft.bench.contenders.task import CROP, ERASE, RATIO, RECIPE, SCALE, Loader, Pass, Task
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
+
+PACKAGE = "nvidia-dali-cuda120"
+PREFETCH = 2  # batches in progress, DALI's default
+OTHER = "its RandAugment has other ops and one fixed magnitude"
+
+
+def make(task: Task) -> Pass:
+    """The default prefetch of two batches; none is computed outside the pass."""
+    paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
+    pipeline = build(paths, task)
+
+    def one_pass() -> Iterator[int]:
+        batches = len(paths) // task.batch
+        for started in range(batches + PREFETCH):
+            if started < batches:
+                pipeline.schedule_run()
+            if started >= PREFETCH:
+                pipeline.share_outputs()
+                yield task.batch
+                pipeline.release_outputs()
+
+    return one_pass
+
+
+def build(paths: list[str], task: Task, prefetch: bool = True) -> Any:
+    """Decode and crop, bicubic resize, flip, RandAugment drawn for each sample by conditionals, erase as near as it has it."""
+    parts = ("", ".fn", ".types", ".auto_aug.rand_augment")
+    dali, fn, types, rand_augment = (library(f"nvidia.dali{part}", PACKAGE) for part in parts)
+    size, gpu = task.size, task.device != "cpu"
+
+    @dali.pipeline_def(
+        batch_size=task.batch, num_threads=task.threads, device_id=0 if gpu else None, enable_conditionals=True, seed=0,
+        exec_async=prefetch, exec_pipelined=prefetch, prefetch_queue_depth=PREFETCH if prefetch else 1,
+    )  # fmt: skip
+    def pipeline() -> Any:
+        encoded, labels = fn.readers.file(files=paths, shuffle_after_epoch=True)
+        images = fn.decoders.image_random_crop(
+            encoded, device="mixed" if gpu else "cpu", random_area=list(SCALE), random_aspect_ratio=list(RATIO)
+        )
+        images = fn.resize(images, size=[size, size], interp_type=types.INTERP_CUBIC, antialias=True)
+        images = fn.flip(images, horizontal=fn.random.coin_flip(probability=0.5))
+        if task.work == RECIPE:
+            images = rand_augment.rand_augment(images, n=2, m=9, fill_value=128)
+        mean, std = [255 * m for m in CLIP_MEAN], [255 * s for s in CLIP_STD]
+        images = fn.crop_mirror_normalize(images, mean=mean, std=std, output_layout="HWC")
+        if task.work == RECIPE and fn.random.coin_flip(probability=ERASE, dtype=types.BOOL):
+            shape = fn.random.uniform(range=[0.15, 0.6], shape=[2])
+            anchor = fn.random.uniform(range=[0.0, 0.4], shape=[2])
+            images = fn.erase(images, anchor=anchor, shape=shape, normalized=True, axis_names="HW")
+        return images, labels
+
+    built = pipeline()
+    built.build()
+    return built
+
+
+LOADERS = (
+    Loader("DALI CPU", PACKAGE, make, {RECIPE: (OTHER,), CROP: ()}),
+    Loader("DALI GPU", PACKAGE, make, {RECIPE: (OTHER,)}, gpu=True),
+)

@@ -1,0 +1,31 @@
+"""In a contender's process: the JPEGs of a .beton in memory."""
+
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.jpeg import scratch_bytes
+from beton_tools.read.format import Beton
+
+
+class JpegSet:
+    """All images one after another in `data`, image k from ends[k] to ends[k + 1]; heights and widths (N,) int64."""
+
+    def __init__(self, path: Path) -> None:
+        beton = Beton.open(path)
+        self.data = np.concatenate([beton.image_bytes(k) for k in range(beton.num_samples)])
+        self.ends = np.concatenate([[0], np.cumsum(beton.sizes)]).astype(np.int64)
+        self.heights, self.widths = (beton.image_column[side].astype(np.int64) for side in ("height", "width"))
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    @property
+    def largest_pixels(self) -> int:
+        """Bytes of the decoded image with the most pixels."""
+        return 3 * int((self.heights * self.widths).max())
+
+    def scratch(self) -> np.ndarray:
+        """Memory for decode_region."""
+        largest = int(np.diff(self.ends).max())
+        return np.empty(scratch_bytes(int(self.heights.max()), int(self.widths.max()), largest), np.uint8)

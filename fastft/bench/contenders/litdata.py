@@ -1,0 +1,44 @@
+"""LitData (github.com/Lightning-AI/litData): optimised chunks of the same JPEGs, Pillow, timm's transform."""
+
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from fastft.bench.child import library
+from fastft.bench.contenders.task import CROP, RECIPE, Loader, Pass, Task
+from fastft.bench.contenders.timm import NCHW, RetryingTransform
+from fastft.bench.contenders.webdataset import TIMM
+
+CHUNK_BYTES = "64MB"  # its documentation's
+
+
+def make(task: Task) -> Pass:
+    lit = library("litdata", "litdata")
+    transform = partial(decoded, RetryingTransform(task.size, task.work))
+    dataset = lit.StreamingDataset(chunks(task), shuffle=True, transform=transform)
+    loader = lit.StreamingDataLoader(dataset, batch_size=task.batch, num_workers=task.threads, persistent_workers=True)
+    return lambda: (len(images) for images in loader)
+
+
+def chunks(task: Task) -> str:
+    """The chunks, written before anything is timed."""
+    folder = f"{task.files['scratch']}/litdata-{task.repeat}"
+    if not Path(folder).exists():
+        paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
+        library("litdata", "litdata").optimize(read_file, paths, folder, num_workers=1, chunk_bytes=CHUNK_BYTES)
+    return folder
+
+
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
+    from PIL import Image
+
+    return transform(Image.open(BytesIO(file)).convert("RGB"))
+
+
+LOADERS = (Loader("LitData", "litdata", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}, prepare=chunks),)

@@ -1,0 +1,56 @@
+"""fastft's own loaders."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RECIPE, Loader, Pass, Task
+
+
+def make(task: Task) -> Pass:
+    import torch
+
+    from fastft.data.loader import EvalLoader
+    from fastft.data.stage import Output
+
+    if task.work == EVALUATION:
+        evaluation = EvalLoader(
+            task.files["beton"], "none", Output(task.size, task.device), batch_size=task.batch, workers=task.threads,
+            indices=repeated(task),
+        )  # fmt: skip
+        return lambda: (len(b.ids) for b in evaluation)
+    loader, epochs = training_loader(task), itertools.count()
+
+    def one_pass() -> Iterator[int]:
+        for b in loader.epoch(next(epochs)):
+            yield len(b.ids)
+        if task.device != "cpu":
+            torch.cuda.synchronize()
+
+    return one_pass
+
+
+def training_loader(task: Task) -> Any:
+    from fastft.augment.policies import AugmentPolicy
+    from fastft.data.loader import TrainLoader
+    from fastft.data.stage import Output
+
+    policy = AugmentPolicy(AUGMENT, erase_prob=ERASE) if task.work == RECIPE else AugmentPolicy("none")
+    return TrainLoader(
+        task.files["beton"], policy, Output(task.size, task.device), batch_size=task.batch, workers=task.threads,
+        subset=repeated(task),
+    )  # fmt: skip
+
+
+def repeated(task: Task) -> np.ndarray | None:
+    """Indices with every sample `repeat` times; None if once."""
+    from beton_tools.read.format import Beton
+
+    if task.repeat == 1:
+        return None
+    return np.tile(np.arange(Beton.open(task.files["beton"]).num_samples), task.repeat)
+
+
+LOADERS = (Loader("fastft", "fastft", make, {RECIPE: (), CROP: (), EVALUATION: ()}),)

@@ -1,0 +1,56 @@
+"""The user's own loader: `--contender my_loader.py:make`.
+
+`make` is called with those of these arguments that it names: folder (str, the JPEGs in class folders), beton (str, the same as a
+.beton), size, batch, threads and work ("recipe" or "crop"). It returns an iterable of batches, which is iterated once per round.
+A batch is a tensor or array of images, or a tuple or list whose first item is.
+"""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.bench.contenders.task import CROP, RECIPE, Loader, Pass, Task
+
+DIFFERENCE = "does what its author wrote"
+ARGUMENTS = ("folder", "beton", "size", "batch", "threads", "work")
+
+
+def make(task: Task, where: str) -> Pass:
+    function = load(where)
+    given = {**task.files, "size": task.size, "batch": task.batch, "threads": task.threads, "work": task.work}
+    batches = function(**{name: given[name] for name in inspect.signature(function).parameters})
+
+    def one_pass() -> Iterator[int]:
+        for batch in batches:
+            yield len(batch[0] if isinstance(batch, tuple | list) else batch)
+
+    return one_pass
+
+
+def load(where: str) -> Any:
+    """The function. Raises UserError: not FILE.py:FUNCTION, the file or the function is missing, or it wants other arguments."""
+    file, _, name = where.rpartition(":")
+    path = Path(file).resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"--contender {where}: give a Python file and a function, such as my_loader.py:make")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # worker processes that are spawned import it by this name
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"--contender {where}: {path.name} has no function {name!r}")
+    if unknown := set(inspect.signature(function).parameters) - set(ARGUMENTS):
+        raise UserError(f"--contender {where}: {name} wants {min(unknown)!r}; it may take {', '.join(ARGUMENTS)}")
+    return function
+
+
+def loader(where: str) -> Loader:
+    works = (RECIPE, CROP) if "work" in inspect.signature(load(where)).parameters else (RECIPE,)
+    return Loader(where, "", make, dict.fromkeys(works, (DIFFERENCE,)), {"where": where})

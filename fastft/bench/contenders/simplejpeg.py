@@ -1,0 +1,117 @@
+"""simplejpeg decodes, OpenCV crops and resizes, timm's RandAugment; in torch's DataLoader.
+
+The fastest tier of decoders inside DataLoaders in arXiv 2605.08731, together with torchvision's.
+"""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastft.bench.child import library
+from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RATIO, RECIPE, SCALE, Loader, Pass, Task
+from fastft.bench.contenders.timm import NCHW, retried
+from fastft.bench.contenders.torchvision import torch_loader
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
+
+RESIZE = "OpenCV's area or cubic resize"
+ATTEMPTS = 10  # to draw a crop that fits, as in torchvision
+
+
+class Folder:
+    """(normalised tensor, label) of each image of a folder of class folders."""
+
+    def __init__(self, folder: str, repeat: int, size: int, work: str) -> None:
+        self.paths = sorted(Path(folder).glob("*/*")) * repeat
+        classes = sorted({path.parent.name for path in self.paths})
+        self.labels = {name: number for number, name in enumerate(classes)}
+        self.transform = Transform(size, work)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path = self.paths[index]
+        return self.transform(path.read_bytes()), self.labels[path.parent.name]
+
+
+class Transform:
+    """JPEG bytes to a normalised tensor (3, S, S)."""
+
+    def __init__(self, size: int, work: str) -> None:
+        self.size, self.work = size, work
+        self.scale = (1 / (255 * np.array(CLIP_STD))).astype(np.float32)
+        self.shift = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).astype(np.float32)
+        self.augment = self.erase = None
+        if work == RECIPE:
+            from timm.data.auto_augment import rand_augment_transform
+            from timm.data.random_erasing import RandomErasing
+
+            fill = tuple(round(255 * m) for m in CLIP_MEAN)
+            self.augment = rand_augment_transform(AUGMENT, {"translate_const": int(size * 0.45), "img_mean": fill})
+            self.erase = RandomErasing(ERASE, mode="pixel", device="cpu")
+
+    def __call__(self, file: bytes) -> Any:
+        return self.finish(self.draw_ops(self.crop(self.decode(file))))
+
+    def decode(self, file: bytes) -> np.ndarray:
+        import simplejpeg
+
+        pixels: np.ndarray = simplejpeg.decode_jpeg(file, "RGB")
+        return pixels
+
+    def crop(self, pixels: np.ndarray) -> np.ndarray:
+        """Crop, resize and flip."""
+        import cv2
+
+        y, x, h, w = self._box(*pixels.shape[:2])
+        method = cv2.INTER_AREA if h * w > self.size * self.size else cv2.INTER_CUBIC
+        image = cv2.resize(pixels[y : y + h, x : x + w], (self.size, self.size), interpolation=method)
+        flips = self.work != EVALUATION and random.random() < 0.5
+        return cv2.flip(image, 1) if flips else image
+
+    def draw_ops(self, image: np.ndarray) -> np.ndarray:
+        if self.augment is None:
+            return image
+        from PIL import Image
+
+        return np.asarray(retried(self.augment, Image.fromarray(image)))
+
+    def finish(self, image: np.ndarray) -> Any:
+        """Normalise and erase."""
+        import torch
+
+        normalised = torch.from_numpy(image * self.scale + self.shift).permute(2, 0, 1).contiguous()
+        return normalised if self.erase is None else self.erase(normalised)
+
+    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """y, x, h, w: the centre square, or torchvision's random resized crop."""
+        if self.work == EVALUATION:
+            side = min(height, width)
+            return (height - side) // 2, (width - side) // 2, side, side
+        for _ in range(ATTEMPTS):
+            area = height * width * random.uniform(*SCALE)
+            ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return random.randint(0, height - h), random.randint(0, width - w), h, w
+        h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+def make(task: Task) -> Pass:
+    cv2 = library("cv2", "opencv-python")
+    library("simplejpeg", "simplejpeg")
+    cv2.setNumThreads(0)  # as its users do in DataLoader workers
+    data = Folder(task.files["folder"], task.repeat, task.size, task.work)
+    return torch_loader(data, task, shuffle=task.work != EVALUATION)
+
+
+LOADERS = (
+    Loader(
+        "simplejpeg + OpenCV", "simplejpeg", make,
+        {RECIPE: (RESIZE, "timm's RandAugment", NCHW), CROP: (RESIZE, NCHW), EVALUATION: (RESIZE, NCHW)},
+    ),
+)  # fmt: skip

@@ -1,0 +1,67 @@
+"""timm's create_loader, as its train.py calls it; Pillow decodes."""
+
+from contextlib import suppress
+from typing import Any
+
+from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RECIPE, Loader, Pass, Task
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
+
+TRIES = 20  # about 1 % of the images fail
+TIMM_NAMES = {"none": None, "3aug": "3a"}
+NCHW = "channels first in memory"
+
+
+def make(task: Task) -> Pass:
+    policy, erase = (AUGMENT, ERASE) if task.work == RECIPE else ("none", 0.0)
+    loader = batches(
+        task.files["folder"], task.size, task.batch, task.threads, task.repeat, policy=policy, erase=erase,
+        train=task.work != EVALUATION,
+    )  # fmt: skip
+    return lambda: (len(images) for images, _ in loader)
+
+
+def batches(
+    folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE,
+    train: bool = True,
+) -> Any:  # fmt: skip
+    """timm's loader of (images, labels)."""
+    import timm.data
+
+    class RetryingDataset(timm.data.ImageDataset):
+        def __getitem__(self, index: int) -> tuple:
+            return retried(super().__getitem__, index)
+
+    dataset = RetryingDataset(folder)
+    dataset.reader.samples = dataset.reader.samples * repeat
+    return timm.data.create_loader(
+        dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
+        interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
+        auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
+    )  # fmt: skip
+
+
+class RetryingTransform:
+    """timm's transform of a Pillow image, for loaders that bring no augmentation of their own; picklable."""
+
+    def __init__(self, size: int, work: str) -> None:
+        import timm.data
+
+        recipe = work == RECIPE
+        self.transform = timm.data.create_transform(
+            size, is_training=True, auto_augment=AUGMENT if recipe else None, interpolation="bicubic", color_jitter=None,
+            re_prob=ERASE if recipe else 0.0, re_mode="pixel", mean=CLIP_MEAN, std=CLIP_STD,
+        )  # fmt: skip
+
+    def __call__(self, image: Any) -> Any:
+        return retried(self.transform, image)
+
+
+def retried(function: Any, argument: Any) -> Any:
+    """Call it again if it fails: timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
+    for _ in range(TRIES):
+        with suppress(ValueError):
+            return function(argument)
+    return function(argument)
+
+
+LOADERS = (Loader("timm", "timm", make, {RECIPE: (NCHW,), CROP: (NCHW,), EVALUATION: (NCHW,)}),)

@@ -1,0 +1,64 @@
+"""torchvision v2 on tensors from decode_jpeg, in torch's DataLoader (pytorch.org/vision/stable/transforms.html).
+
+Its page on performance recommends tensors of uint8 for resizing, and torch's DataLoader with worker processes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fastft.bench.contenders.task import CROP, ERASE, EVALUATION, RATIO, RECIPE, SCALE, Loader, Pass, Task
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
+
+OTHER = "its RandAugment has other ops, one fixed magnitude and bilinear resampling"
+NCHW = "channels first in memory"
+
+
+def make(task: Task) -> Pass:
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(task.files["folder"], transform(task.size, task.work), loader=decode)
+    dataset.samples = dataset.samples * task.repeat
+    return torch_loader(dataset, task, shuffle=task.work != EVALUATION)
+
+
+def decode(path: str) -> Any:
+    """A file as a uint8 tensor (3, H, W)."""
+    import torch
+
+    return decode_bytes(torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8))
+
+
+def decode_bytes(file: Any) -> Any:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return decode_jpeg(file, mode=ImageReadMode.RGB)
+
+
+def transform(size: int, work: str) -> Any:
+    """torchvision's v2 transforms closest to the recipe; its affine ops on tensors have no bicubic resampling."""
+    import torch
+    from torchvision.transforms import InterpolationMode, v2
+
+    bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
+    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CLIP_MEAN, CLIP_STD)]
+    if work == EVALUATION:
+        return v2.Compose([v2.Resize(size, interpolation=bicubic, antialias=True), v2.CenterCrop(size), *normalise])
+    crop = v2.RandomResizedCrop(size, scale=SCALE, ratio=RATIO, interpolation=bicubic, antialias=True)
+    first = [crop, v2.RandomHorizontalFlip()]
+    if work == CROP:
+        return v2.Compose([*first, *normalise])
+    augment = v2.RandAugment(num_ops=2, magnitude=9, interpolation=bilinear)
+    return v2.Compose([*first, augment, *normalise, v2.RandomErasing(ERASE)])
+
+
+def torch_loader(data: Any, task: Task, shuffle: bool | None = True) -> Pass:
+    """torch's DataLoader. shuffle None: a stream, where drop_last would make each worker drop its incomplete last batch."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        data, task.batch, shuffle=shuffle, num_workers=task.threads, drop_last=bool(shuffle), persistent_workers=True
+    )
+    return lambda: (len(images) for images, *_ in loader)
+
+
+LOADERS = (Loader("torchvision v2", "torchvision", make, {RECIPE: (OTHER, NCHW), CROP: (NCHW,), EVALUATION: (NCHW,)}),)

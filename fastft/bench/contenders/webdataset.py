@@ -1,0 +1,21 @@
+"""WebDataset (github.com/webdataset/webdataset): tar shards of the same JPEGs, Pillow, timm's transform, torch's DataLoader."""
+
+import itertools
+
+from fastft.bench.child import library
+from fastft.bench.contenders.task import CROP, RECIPE, Loader, Pass, Task
+from fastft.bench.contenders.timm import NCHW, RetryingTransform
+from fastft.bench.contenders.torchvision import torch_loader
+
+TIMM = "timm's transform"
+
+
+def make(task: Task) -> Pass:
+    """Shards are read in order, samples are shuffled in a buffer of 1,000."""
+    wds = library("webdataset", "webdataset")
+    data = wds.WebDataset(task.files["shards"], shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
+    one_pass = torch_loader(data.map_tuple(RetryingTransform(task.size, task.work)), task, shuffle=None)
+    return lambda: itertools.chain.from_iterable(one_pass() for _ in range(task.repeat))
+
+
+LOADERS = (Loader("WebDataset", "webdataset", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}),)

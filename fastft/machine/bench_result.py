@@ -1,0 +1,222 @@
+"""The result of `fastft bench`: a JSON file with every round of every contender, and what it was measured on.
+
+A `Result` has measures, a measure has cases (threads, image sizes, ...), a case has contenders, a contender has rounds. Medians,
+ranges and ratios are not stored: `spread` and `ratio` compute them from the rounds. docs/bench-schema.md describes the keys.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from beton_tools.base.atomic import write_text
+from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Count, Document, Number, Numbers, Signed, check
+from beton_tools.base.user_files import read_user_file
+
+FORMAT = 2  # 1 (fastft 0.2 and older) stored medians and had no version, commit or CPU seconds
+OURS = "fastft"
+MAX_BYTES = 64 << 20
+
+Setting = dict[str, str | int | float]
+
+
+class Machine(Document):
+    """What the benchmark ran on."""
+
+    cpu: str
+    instruction_sets: list[str]  # of those that image code uses: sse4_1, avx2, avx512bw, neon, ...
+    cores: Annotated[int, Meta(ge=1)]  # hardware threads that the benchmark could use
+    memory_gib: Number
+    kernel: str
+    system: str  # "Debian GNU/Linux 13 (trixie)"
+    python: str
+    libraries: dict[str, str]  # versions by package
+    gpu: str | None = None
+    gpus: Count = 0
+    driver: str | None = None
+
+
+class Session(Document):
+    """One call of the command, and how busy the machine was; the benchmark's own processes are part of the load."""
+
+    command: str
+    date: str  # UTC, ISO 8601
+    seconds: Number
+    load_before: Number  # one-minute load average
+    load_after: Number
+    steal: Number  # share of all CPU time that the hypervisor gave to others
+
+
+class Images(Document):
+    """The images that every contender read."""
+
+    what: str
+    count: Count
+    mean_kb: Number
+
+
+class Round(Document):
+    """One pass of one contender over the images.
+
+    value: the figure in the measure's unit. figures: more of the same round, such as mfu, read_mb, or the parts of a split in the
+    order of the work.
+    """
+
+    value: Signed
+    images: Count = 0
+    wall: Number = 0.0  # seconds
+    cpu: Number = 0.0  # seconds of all threads and worker processes
+    figures: Numbers = field(default_factory=dict)
+
+    @property
+    def per_cpu_second(self) -> float | None:
+        return self.images / self.cpu if self.images and self.cpu else None
+
+
+class Contender(Document):
+    """What one library reached; either `rounds`, or `skipped` with the reason.
+
+    differences: what is not the same work as fastft's, to be printed in the row. limit: not a library but what the hardware or a
+    codec allows.
+    """
+
+    name: str
+    rounds: list[Round] = field(default_factory=list)
+    version: str | None = None
+    differences: list[str] = field(default_factory=list)
+    limit: bool = False
+    skipped: str | None = None
+
+
+class Case(Document):
+    """The contenders under one setting, for example {"threads": 2}. Their rounds alternated: round k of all ran in turn."""
+
+    setting: Setting
+    contenders: list[Contender]
+
+    def contender(self, name: str = OURS) -> Contender | None:
+        """None if it is not in the case or was skipped."""
+        return next((c for c in self.contenders if c.name == name and c.rounds), None)
+
+    @property
+    def measured(self) -> list[Contender]:
+        return [c for c in self.contenders if c.rounds]
+
+    @property
+    def skipped(self) -> list[Contender]:
+        return [c for c in self.contenders if c.skipped is not None]
+
+
+class Measure(Document):
+    """key: names the measure in every file, for example "loader.threads". setting: what all cases have in common."""
+
+    key: str
+    bench: str
+    title: str
+    unit: str
+    about: str
+    cases: list[Case]
+    better: Literal["higher", "lower"] = "higher"
+    setting: Setting = field(default_factory=dict)
+
+
+class Result(Document):
+    """The whole file: one version on one machine. changed: the working tree differed from `commit`; None without git.
+
+    sessions: several where `--add` added measures to the file.
+    """
+
+    format: int
+    fastft: str
+    commit: str | None
+    changed: bool | None
+    quick: bool  # every path once; the figures mean nothing
+    machine: Machine
+    images: Images
+    sessions: list[Session]
+    measures: list[Measure]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def date(self) -> str:
+        """The day of the last session."""
+        return max(s.date for s in self.sessions)[:10]
+
+    def measure(self, key: str) -> Measure | None:
+        return next((m for m in self.measures if m.key == key), None)
+
+    def find(self, key: str, **setting: str | int | float) -> Case | None:
+        """The case of a measure whose settings include these."""
+        measure = self.measure(key)
+        cases = measure.cases if measure else []
+        return next(
+            (c for c in cases if setting.items() <= ((measure.setting if measure else {}) | c.setting).items()), None
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median, and the lowest and highest round."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        return cls(median(values), min(values), max(values))
+
+
+def spread(contender: Contender) -> Spread:
+    return Spread.of([r.value for r in contender.rounds])
+
+
+def ratio(measure: Measure, case: Case, peer: Contender, own: str = OURS) -> Spread | None:
+    """How many times better `own` is than the peer: round by round, since load on the machine slows both sides of a round.
+
+    None where it is the same contender, did not run, or a round is zero. With unequal numbers of rounds: of the medians.
+    """
+    ours = case.contender(own)
+    if ours is None or ours is peer or not peer.rounds:
+        return None
+    top, bottom = ([r.value for r in c.rounds] for c in ((ours, peer) if measure.better == "higher" else (peer, ours)))
+    if len(top) != len(bottom):
+        top, bottom = [median(top)], [median(bottom)]
+    if not all(bottom):
+        return None
+    return Spread.of([a / b for a, b in zip(top, bottom, strict=True)])
+
+
+def read_result(path: Path) -> Result:
+    """A result that `fastft bench` wrote.
+
+    Raises UserError: there is no such file, or it is something else.
+    """
+    try:
+        value: Any = msgspec.json.decode(read_user_file(path, MAX_BYTES))
+        if not isinstance(value, dict) or "measures" not in value:
+            raise UserError(f"{path} is no result of fastft bench; give the JSON file that it wrote")
+        if value.get("format") != FORMAT:
+            raise UserError(
+                f"{path} has format {value.get('format', 1)} of benchmark results, this version reads {FORMAT}; "
+                "measure again with fastft bench"
+            )
+        return check(str(path), value, Result)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a result of fastft bench: {error}") from None
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write the file whole or not at all."""
+    write_text(path, msgspec.json.format(msgspec.json.encode(result), indent=1).decode() + "\n")
+
+
+def skipped_reasons(result: Result) -> Iterator[tuple[str, str]]:
+    """(contender, reason), each pair once."""
+    pairs = {(c.name, c.skipped): None for m in result.measures for case in m.cases for c in case.skipped}
+    return ((name, why) for name, why in pairs if why is not None)

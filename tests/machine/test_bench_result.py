@@ -1,0 +1,67 @@
+"""The result of a benchmark: what was written is read again, and ratios are of paired rounds."""
+
+import pytest
+
+from beton_tools.base.errors import UserError
+from fastft.bench.circumstances import Watch
+from fastft.bench.suite import new_result
+from fastft.machine.bench_result import (
+    Case,
+    Contender,
+    Images,
+    Measure,
+    Round,
+    ratio,
+    read_result,
+    spread,
+    write_result,
+)  # fmt: skip
+
+
+def measure(better: str = "higher", **rounds: list[float]) -> Measure:
+    contenders = [Contender(name=name, rounds=[Round(value=v) for v in values]) for name, values in rounds.items()]
+    skipped = Contender(name="LitData", skipped="not installed: pip install litdata")
+    case = Case(setting={"threads": 1}, contenders=[*contenders, skipped])
+    return Measure(key="loader.recipe", bench="loader", title="Loader", unit="s", about="", cases=[case], better=better)
+
+
+def ratios(measured: Measure) -> tuple[float, float, float] | None:
+    case = measured.cases[0]
+    found = ratio(measured, case, case.contenders[1])
+    return found and (found.median, found.low, found.high)
+
+
+def test_ratios_are_medians_over_paired_rounds():
+    """A machine that is slow in one round slows both: pairs do not see it."""
+    assert ratios(measure(fastft=[100.0, 50.0, 120.0], p=[50.0, 25.0, 60.0])) == (2.0, 2.0, 2.0)
+    assert ratios(measure("lower", fastft=[1.0, 2.0], p=[2.0, 8.0])) == (3.0, 2.0, 4.0)
+    assert ratios(measure(fastft=[90.0], p=[30.0, 90.0])) == (1.5, 1.5, 1.5)  # of the medians
+    assert ratios(measure(fastft=[90.0], p=[0.0])) is None
+
+
+def test_there_is_no_ratio_to_fastft_itself_nor_to_what_was_skipped():
+    case = (whole := measure(fastft=[1.0], p=[2.0])).cases[0]
+    assert ratio(whole, case, case.contenders[0]) is None and ratio(whole, case, case.contenders[2]) is None
+    assert case.contender("LitData") is None and [c.name for c in case.skipped] == ["LitData"]
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    result = new_result(Images(what="4 images", count=4, mean_kb=1.0), False, Watch.start("fastft bench loader"))
+    result.measures.append(measure(fastft=[1.0, 3.0], p=[2.0, 4.0]))
+    write_result(tmp_path / "loader.json", result)
+    again = read_result(tmp_path / "loader.json")
+    assert again == result
+    found = again.find("loader.recipe", threads=1)
+    assert found is not None and spread(found.contenders[0]).median == 2.0
+    assert again.find("loader.recipe", threads=2) is None and again.find("loader.cold") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "cannot be read as a result"), ("[]", "no result of fastft bench"), ('{"measures": []}', "format 1")],
+)
+def test_another_file_is_refused_in_one_line(tmp_path, text, reason):
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=reason):
+        read_result(path)
