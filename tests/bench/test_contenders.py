@@ -1,0 +1,136 @@
+"""Contenders are given the same images and deliver what their row says; the user's own loader is one of them."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
+from fastft.bench import loader_bench
+from fastft.bench.contenders import own
+from fastft.bench.contenders.measuring import PeakMemory, first, warm
+from fastft.bench.contenders.registry import contenders
+from fastft.bench.contenders.spdl import random_crop
+from fastft.bench.contenders.stages import STAGES, entropy_share
+from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Task
+from fastft.bench.dataset import RESIZED, Images, Workspace
+from fastft.bench.harness import Options
+from tests.written import write_crops
+
+COUNT, SIZE = 6, 32
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, photographs) -> Workspace:
+    write_crops(tmp_path / "images", photographs, {"chelsea": 3, "coffee": 3}, suffix="jpg")
+    paths = sorted((tmp_path / "images").glob("*/*"))
+    return Workspace(tmp_path, Images(paths, "crops"))
+
+
+@pytest.fixture
+def task(workspace: Workspace) -> Task:
+    return Task(RECIPE, workspace.files(RESIZED, threads=2), SIZE, batch=2, threads=1)
+
+
+def test_every_format_of_the_images_has_the_same_jpegs(workspace, task):
+    beton = Beton.open(task.files["beton"])
+    stored = sorted(beton.read_bytes(k) for k in range(beton.num_samples))
+    assert sorted(p.read_bytes() for p in Path(task.files["folder"]).glob("*/*")) == stored
+    stem = task.files["shards"].partition("{")[0]
+    with tarfile.open(f"{stem}000000.tar") as one, tarfile.open(f"{stem}000001.tar") as two:
+        assert sorted(tar.extractfile(m).read() for tar in (one, two) for m in tar.getmembers()) == stored
+    raw = Beton.open(workspace.raw())
+    assert raw.num_samples == COUNT and raw.sizes.sum() == 3 * int((raw.heights * raw.widths).sum())
+
+
+@pytest.mark.parametrize("work", [RECIPE, CROP, EVALUATION])
+def test_fastft_passes_over_all_images_as_often_as_asked(task, work):
+    given = {**task.as_dict(), "work": work, "repeat": 2}
+    assert warm("ours", "fastft", given, {})["pass"]() == 2 * COUNT
+
+
+@pytest.mark.parametrize("file", STAGES)
+def test_the_stages_of_a_peer_make_a_normalised_image_of_its_bytes(task, file):
+    value = next(Path(task.files["folder"]).glob("*/*")).read_bytes()
+    for _, stage in STAGES[file][1](SIZE):
+        value = stage(value)
+    assert value.shape == (3, SIZE, SIZE) and value.dtype == torch.float32 and -3 < value.mean() < 3
+
+
+def test_reading_coefficients_is_a_part_of_decoding(task):
+    files = [p.read_bytes() for p in Path(task.files["folder"]).glob("*/*")]
+    assert 0 < entropy_share(5 * files) < 1
+
+
+def test_the_start_of_a_loader_includes_its_first_batch_and_the_memory_of_its_workers(task):
+    found = first("torchvision", "torchvision v2", task.as_dict(), {})["first"]()
+    assert found["count"] == COUNT and found["seconds"] > 0 and found["memory_mb"] > 20
+    with PeakMemory() as peak:
+        held = np.ones(100 << 20, np.uint8)
+    assert peak.mb > held.nbytes / 1e6
+
+
+def test_a_row_names_what_is_not_the_same_work(workspace, task):
+    options = Options(workspace, rounds=1, threads=1, peers=("ffcv", "timm", "webdataset"))
+    rows = {c.name: c.differences for c in contenders(options, Task(**{**task.as_dict(), "work": CROP}))}
+    assert rows["fastft"] == () and "uint8, not normalised" in rows["stock FFCV"]
+    assert "timm's transform" in rows["WebDataset"] and rows.keys() >= {"timm", "FFCV, fastft's operations"}
+    assert "stock FFCV" not in {c.name for c in contenders(options, task)}  # it has no RandAugment
+
+
+def test_ffmpeg_crops_as_the_other_contenders():
+    crop, scale, *_ = random_crop(SIZE).split(",scale")
+    assert crop.startswith("crop=w=min(iw\\,sqrt(") and scale.startswith(f"={SIZE}:{SIZE}:flags=bicubic")
+
+
+OWN = """
+def make(folder, batch, size):
+    import pathlib
+    paths = sorted(pathlib.Path(folder).glob("*/*"))
+    return [([path.read_bytes() for path in paths[k : k + batch]], k) for k in range(0, len(paths), batch)]
+
+def both(beton, work, threads):
+    return [[work, beton, threads]]
+
+def wants_more(folder, colour):
+    return []
+"""
+
+
+def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
+    (tmp_path / "my_loader.py").write_text(OWN)
+    where = f"{tmp_path}/my_loader.py:make"
+    options = Options(workspace, rounds=1, threads=1, peers=(), own=where)
+    [_, contender] = contenders(options, task)
+    assert contender.name == where and contender.differences == (own.DIFFERENCE,)
+    assert contender.make(**contender.arguments)["pass"]() == COUNT
+    assert own.loader(where).work.keys() == {RECIPE}
+    assert own.loader(f"{tmp_path}/my_loader.py:both").work.keys() == {RECIPE, CROP}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("my_loader.py:none", "has no function 'none'"), ("my_loader.py:wants_more", "wants 'colour'; it may take folder"),
+        ("missing.py:make", "give a Python file and a function"), ("my_loader", "give a Python file and a function"),
+    ],
+)  # fmt: skip
+def test_a_loader_that_cannot_be_called_is_refused(tmp_path, name, reason):
+    (tmp_path / "my_loader.py").write_text(OWN)
+    with pytest.raises(UserError, match=reason):
+        own.loader(f"{tmp_path}/{name}")
+
+
+def test_long_files_have_all_samples_and_take_no_space_for_their_images(workspace):
+    one, many = workspace.long(5000), workspace.long(8000, parts=4)
+    assert BetonSet.open(one).num_samples == 5000 and BetonSet.open(many).num_samples == 8000
+    stat = Path(one).stat()
+    assert stat.st_blocks * 512 < stat.st_size - 5000 * 1000  # of 1,024 bytes each
+
+
+def test_threads_double_up_to_all_cores():
+    assert [loader_bench.thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
