@@ -125,7 +125,7 @@ def compress(image: np.ndarray, quality: int, subsampling: str) -> bytes:
     return out[: out_size.value].tobytes()
 
 
-class Transform(ctypes.Structure):
+class _Transform(ctypes.Structure):
     """tjtransform of turbojpeg.h."""
 
     _fields_ = [
@@ -140,7 +140,7 @@ def turn_upright(jpeg: bytes, orientation: int) -> bytes:
     Raises JpegError: it is damaged, or the turn would move an incomplete block from the right or bottom edge.
     """
     out, size = ctypes.c_void_p(), ctypes.c_ulong()
-    transform = Transform(op=_TJXOP[orientation], options=_PERFECT | _COPY_NONE)
+    transform = _Transform(op=_TJXOP[orientation], options=_PERFECT | _COPY_NONE)
     handle = ctypes.c_void_p(_library.tjInitTransform())
     try:
         failure = _library.tjTransform(

@@ -61,7 +61,7 @@ def test_the_stages_of_a_peer_make_a_normalised_image_of_its_bytes(task, file):
     assert value.shape == (3, SIZE, SIZE) and value.dtype == torch.float32 and -3 < value.mean() < 3
 
 
-def test_reading_coefficients_is_a_part_of_decoding(task):
+def test_entropy_decoding_is_a_part_of_decoding(task):
     files = [p.read_bytes() for p in Path(task.files["folder"]).glob("*/*")]
     assert 0 < entropy_share(5 * files) < 1
 
