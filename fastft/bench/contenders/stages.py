@@ -78,7 +78,7 @@ def entropy_share(files: Sequence[bytes]) -> float:
     sources = [np.frombuffer(file, np.uint8) for file in files]
     sizes = [(head.height, head.width) for head in map(parse, sources)]
     pixels = np.empty(3 * max(height * width for height, width in sizes), np.uint8)
-    fastest = {}
+    fastest: dict[int, float] = {}
     for scale in PASSES * (QUARTER, 1):
         began = time.process_time()
         for source, (height, width) in zip(sources, sizes, strict=True):
