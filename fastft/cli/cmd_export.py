@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "logit-adjustment", "no-temperature")
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     parser.add_argument(
-        "--out", required=True, type=Path, help="a new folder (timm, open_clip) or a .safetensors or .onnx file"
+        "--out",
+        required=True,
+        type=Path,
+        help="a new folder (timm, open_clip) or a .safetensors, .onnx or .pt2 (torch) file",
     )
     add_shared(parser, "overwrite")
 
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     say(f"using the {done.weights}")
     print(
-        f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "
-        f"(largest logit {done.max_logit:.3g}); model card {done.card}"
+        f"{done.path}: loaded again with {args.format}, {done.output} differ by {done.max_difference:.2g} at most "
+        f"(the largest is {done.largest:.3g}); model card {done.card}"
     )
     return 0

@@ -1,7 +1,6 @@
 """The model card: model, pretrained weights, data, accuracy, and how to load it."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.evaluate.trained import Trained
+from fastft.export.preprocessing import preprocessing_code, short_side
 from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
@@ -20,16 +20,20 @@ from fastft.run.evaluations import BESIDE, SCORE_NAMES, SELECTION, main_score
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
 
-def model_card(trained: Trained, format: str, usage: str, max_difference: float) -> str:
-    """The model card as Markdown."""
+def model_card(trained: Trained, usage: str, check: str, max_difference: float, *, normalised: bool) -> str:
+    """The model card as Markdown.
+
+    usage: Python that loads the model. check: what was compared when the file was written.
+    normalised: the model takes normalised images, not uint8 pixels.
+    """
     recipe = trained.recipe
     sections = [
         f"# {recipe.name}\n\n{_summary(trained)}\n\nWeights: {_plain(trained.weights)}.",
         f"## Load it\n\n```python\n{usage}\n```\n\n"
-        f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}`"
+        f"Checked when it was written: {check} `{trained.path.name}`"
         f"{' with the same adjustment' if trained.is_adjusted else ' with the same head' if trained.has_scaled_head else ''} "
         f"differ by {max_difference:.1e} at most.",
-        f"## Images\n\n{_images(recipe)}",
+        f"## Images\n\n{_images(recipe, normalised)}",
         f"## Accuracy\n\n{_metrics(trained)}",
         *([f"## Probabilities\n\n{_temperature(trained)}"] if trained.temperature else []),
         f"## Data\n\n{_data(recipe)}",
@@ -56,12 +60,16 @@ def _summary(trained: Trained) -> str:
     )
 
 
-def _images(recipe: Recipe) -> str:
-    size, share = recipe.model.image_size, recipe.train.eval_crop_pct
+def _images(recipe: Recipe, normalised: bool) -> str:
+    size = recipe.model.image_size
     mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (recipe.augment.mean, recipe.augment.std))
+    then = "; the model scales and normalises the pixels itself"
+    if normalised:
+        then = f", scaled to 0..1, then normalised with mean ({mean}) and standard deviation ({std})"
     return (
-        f"RGB, short side resized to {math.floor(size / share)} px (bicubic, antialiased), central {size} x {size} crop, scaled "
-        f"to 0..1, then normalised with mean ({mean}) and standard deviation ({std})."
+        f"RGB, short side resized to {short_side(recipe)} px (bicubic, antialiased), the long side in proportion and truncated "
+        f"to whole pixels, central {size} x {size} crop{then}. This function computes the same pixels as `fastft predict`, for "
+        f"images of 8 bits per channel:\n\n```python\n{preprocessing_code(recipe, normalised=normalised)}\n```"
     )
 
 

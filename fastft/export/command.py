@@ -1,4 +1,4 @@
-"""Export: write the file, load it with the target library, compare logits, then rename the file to its final name."""
+"""Export: write the file, load it with the target library, compare its output, then rename the file to its final name."""
 
 import os
 from collections.abc import Callable
@@ -6,32 +6,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from beton_tools.base.atomic import check_writable, refuse_existing, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.evaluate.trained import Trained, adjust_logits, load_trained, scale_head
-from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
+from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm, to_torch
 from fastft.export.card import model_card
 from fastft.recipe.constants import AUTO
 
-Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
+Model = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits or probabilities (B, K), float32 on the CPU
 
 CARD = "README.md"  # of a folder
 CHECK_IMAGES = 3
-# relative to the largest logit: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
+# relative to the largest output: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Format:
-    """`write` creates the file or folder, `load` reads it with the target library."""
+    """`write` creates the file or folder, `load` reads it with the target library.
+
+    probabilities: the file turns uint8 pixels into probabilities; others turn normalised images into logits.
+    """
 
     write: Callable[[Trained, Path], None]
-    load: Callable[[Path], Logits]
+    load: Callable[[Path], Model]
     usage: Callable[[Trained, Path], str]  # Python that loads it, for the model card
     folder: bool
     suffix: str = ""
+    probabilities: bool = False
+
+    @property
+    def output(self) -> str:
+        return "probabilities" if self.probabilities else "logits"
 
 
 FORMATS = {
@@ -41,17 +49,22 @@ FORMATS = {
         to_safetensors.write, to_safetensors.load, to_safetensors.usage, folder=False, suffix=".safetensors"
     ),
     "onnx": Format(to_onnx.write, to_onnx.load, to_onnx.usage, folder=False, suffix=".onnx"),
+    "torch": Format(to_torch.write, to_torch.load, to_torch.usage, folder=False, suffix=".pt2", probabilities=True),
 }
 
 
 @dataclass(frozen=True)
 class Exported:
-    """`max_difference` and `max_logit` are absolute maxima over all logits of the test images."""
+    """`max_difference` and `largest` are absolute maxima over all outputs for the test images.
+
+    output: what the file computes, "logits" or "probabilities".
+    """
 
     path: Path
     card: Path
+    output: str
     max_difference: float
-    max_logit: float
+    largest: float
     weights: str  # in words
 
 
@@ -85,17 +98,21 @@ def export_checkpoint(
     with report_disk_errors(out, "free some space, or give another --out"), scratch_folder(out) as scratch:
         partial = scratch / out.name
         kind.write(trained, partial)
-        difference, largest = _compare(trained, kind.load(partial), images)
+        model: nn.Module = trained.model
+        if kind.probabilities:
+            model, images = to_torch.Probabilities(trained), _check_pixels(images)
+        difference, largest = _compare(model, kind.load(partial), images)
         if not difference <= TOLERANCE * largest:
             raise UserError(
-                f"{format} gives other logits than the checkpoint (by {difference:.2g} of {largest:.2g}); "
+                f"{format} gives other {kind.output} than the checkpoint (by {difference:.2g} of {largest:.2g}); "
                 "nothing was written, please report this"
             )
-        text = model_card(trained, format, kind.usage(trained, out), difference)
+        check = f"{kind.output} of this {format} export and of the checkpoint"
+        text = model_card(trained, kind.usage(trained, out), check, difference, normalised=not kind.probabilities)
         made = scratch / card.relative_to(out.parent)
         made.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
         _move(scratch, out)
-    return Exported(out, card, difference, largest, trained.weights)
+    return Exported(out, card, kind.output, difference, largest, trained.weights)
 
 
 def _move(scratch: Path, out: Path) -> None:
@@ -129,8 +146,13 @@ def _check_images(trained: Trained) -> Tensor:
     return torch.randn(CHECK_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
+def _check_pixels(images: Tensor) -> Tensor:
+    """The same shape in uint8."""
+    return (images * 64 + 128).clamp(0, 255).to(torch.uint8)
+
+
 @torch.inference_mode()
-def _compare(trained: Trained, exported: Logits, images: Tensor) -> tuple[float, float]:
-    """(largest difference, largest logit)."""
-    want, got = trained.model(images), exported(images)
+def _compare(model: nn.Module, exported: Model, images: Tensor) -> tuple[float, float]:
+    """(largest difference, largest output)."""
+    want, got = model(images), exported(images)
     return (want - got).abs().max().item(), want.abs().max().item()

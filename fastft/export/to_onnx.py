@@ -1,4 +1,7 @@
-"""One ONNX file for any batch size: `images` (B, 3, S, S) float32 to `logits` (B, K)."""
+"""One ONNX file for any batch size: `images` (B, 3, S, S) float32 to `logits` (B, K).
+
+Its metadata has the class names and the preprocessing, each value as JSON.
+"""
 
 import json
 import warnings
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
+from fastft.export.preprocessing import metadata
 
 OPSET = 17  # the first with LayerNormalization
 MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install 'fastft[export]'"
@@ -29,10 +33,9 @@ def write(trained: Trained, path: Path) -> None:
             trained.model, (torch.zeros(2, 3, size, size),), str(path), dynamo=False, opset_version=OPSET,
             input_names=["images"], output_names=["logits"], dynamic_axes={"images": batch, "logits": batch},
         )  # fmt: skip
-    if trained.temperature_record:
-        made = onnx.load(path, load_external_data=False)  # of models above 2 GiB, which one file cannot hold
-        onnx.helper.set_model_props(made, {k: json.dumps(v) for k, v in trained.temperature_record.items()})
-        onnx.save(made, path)
+    made = onnx.load(path, load_external_data=False)  # of models above 2 GiB, which one file cannot hold
+    onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in metadata(trained).items()})
+    onnx.save(made, path)
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
@@ -50,7 +53,9 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
 
 def usage(trained: Trained, path: Path) -> str:
     return (
+        "import json\n\n"
         "import onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{path.name}")\n'
-        '(logits,) = session.run(["logits"], {"images": images})  # float32 (B, 3, S, S)'
+        'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])\n'
+        '(logits,) = session.run(["logits"], {"images": images})  # images: float32 (B, 3, S, S), see Images'
     )

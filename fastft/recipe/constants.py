@@ -75,7 +75,7 @@ OTHER_NAMES = {
 
 # choices of the command line and of the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
-EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")
+EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx", "torch")
 AUTO, RAW, EMA, BEST, LAST, PROBE = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last", "probe")
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
 PEERS = ("ffcv", "timm", "torchvision", "simplejpeg", "dali", "webdataset", "litdata", "spdl")

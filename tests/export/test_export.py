@@ -1,23 +1,30 @@
-"""An exported model gives the checkpoint's logits in the library that it is for."""
+"""An exported model gives the checkpoint's logits in the library that it is for, and says what it does to an image."""
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
+from fastft.evaluate.prediction import Predictor, read_image
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, command, export_checkpoint, to_onnx, to_open_clip
+from fastft.export.preprocessing import preprocessing_code
 from fastft.model import build_classifier, load_arch, load_tower_weights
+from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
 from tests.written import make_checkpoint
 
-OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx"}
+OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx", "torch": "out.pt2"}
 CLIP = {"quick_gelu": True}
 DINO = {"no_ln_pre": True, "ls_init_value": 1e-5, "norm_kwargs": {"eps": 1e-6}}
 
@@ -30,13 +37,18 @@ def test_the_target_library_gives_the_same_logits(tmp_path, format, tower, pool)
     checkpoint = make_checkpoint(tmp_path, dict(tower), model__pool=pool)
     out = tmp_path / OUTS[format]
     done = export_checkpoint(tmp_path / "run", format, out)
-    images = torch.rand(5, 3, 32, 32) * 4 - 2
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    trained = load_trained(checkpoint, torch.device("cpu"))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (trained.recipe.augment.mean, trained.recipe.augment.std)
+    )
+    images = (pixels / 255 - mean) / std
     with torch.no_grad():
-        want = load_trained(checkpoint, torch.device("cpu")).model(images)
-        got = FORMATS[format].load(out)(images)
+        want = trained.model(images)
+        got = FORMATS[format].load(out)(pixels if format == "torch" else images)
     assert want.std() > 0.1
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert done.max_difference < 1e-4 and done.max_logit > 0.1
+    torch.testing.assert_close(got, want.softmax(1) if format == "torch" else want, rtol=1e-4, atol=1e-4)
+    assert done.max_difference < 1e-4 and done.largest > 0.1
     assert not list(tmp_path.glob(".partial*"))
 
 
@@ -52,7 +64,7 @@ def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path):
         with pytest.raises(UserError, match="no relative position bias; export to safetensors or onnx"):
             export_checkpoint(tmp_path / "run", format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    for format in ("safetensors", "onnx"):
+    for format in ("safetensors", "onnx", "torch"):
         assert export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format]).max_difference < 1e-4
 
 
@@ -224,10 +236,99 @@ def test_tensors_of_a_large_onnx_model_stay_in_the_files_beside_it(tmp_path, mon
         onnx.save(onnx.helper.make_model(graph), path, save_as_external_data=True, location="w.bin", size_threshold=0)
 
     monkeypatch.setattr(torch.onnx, "export", export)
-    recipe = SimpleNamespace(model=SimpleNamespace(image_size=32))
-    to_onnx.write(
-        SimpleNamespace(recipe=recipe, model=None, temperature_record={"multi_label": True}), tmp_path / "m.onnx"
-    )
+    make_checkpoint(tmp_path, dict(CLIP))
+    to_onnx.write(load_trained(tmp_path / "run", torch.device("cpu")), tmp_path / "m.onnx")
     made = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    assert made.metadata_props[0].key == "multi_label"
+    assert "classes" in {prop.key for prop in made.metadata_props}
     assert made.graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL
+
+
+# without fastft ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path, photographs) -> list[Path]:
+    """Landscape and portrait, one whose long side is not a whole number, turned by Exif, transparent, grey, CMYK, tiny."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    coffee, cat = (Image.fromarray(photographs[name]) for name in ("coffee", "chelsea"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    coffee.resize((201, 133)).save(folder / "a.jpg", quality=95)
+    cat.resize((67, 131)).save(folder / "b.jpg", quality=90, exif=turned)
+    glass = cat.resize((90, 70)).convert("RGBA")
+    glass.putalpha(Image.linear_gradient("L").resize((90, 70)))
+    glass.save(folder / "c.png")
+    coffee.convert("L").resize((50, 80)).save(folder / "d.png")
+    coffee.convert("CMYK").resize((99, 64)).save(folder / "e.jpg")
+    cat.resize((17, 23)).quantize(32).save(folder / "f.png")
+    return sorted(folder.iterdir())
+
+
+def code_of(card: Path) -> str:
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.S)[1]
+
+
+@pytest.mark.parametrize(("size", "share"), [(32, 0.76), (40, 1.0)])
+def test_the_cards_preprocessing_gives_the_pixels_of_predict(tmp_path, pictures, size, share):
+    make_checkpoint(tmp_path, {**CLIP, "image_size": size}, model__image_size=size, train__eval_crop_pct=share)
+    export_checkpoint(tmp_path / "run", "safetensors", tmp_path / "a.safetensors")
+    code = code_of(tmp_path / "a.safetensors.md")
+    assert {line.split()[1].split(".")[0] for line in code.splitlines() if re.match("(from|import) ", line)} == {
+        "numpy",
+        "PIL",
+    }
+    exec(code, names := {})
+    recipe = load_trained(tmp_path / "run", torch.device("cpu")).recipe
+    for path in pictures:
+        np.testing.assert_array_equal(names["preprocess"](path), read_image(path, recipe).tensor.numpy(), str(path))
+        assert names["preprocess"](path).dtype == np.float32
+
+
+def test_an_onnx_file_states_its_classes_and_its_preprocessing(tmp_path):
+    import onnxruntime
+
+    make_checkpoint(tmp_path, dict(CLIP), train__eval_crop_pct=0.875)
+    assert main(["export", str(tmp_path / "run"), "--format=onnx", f"--out={tmp_path / 'm.onnx'}"]) == 0
+    meta = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
+    stated = {key: json.loads(value) for key, value in meta.items()}
+    assert stated["classes"] == list("abcdefg")
+    assert (stated["image_size"], stated["resize_short_side"], stated["background"]) == (32, 36, "white")
+    assert stated["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073)) and len(stated["std"]) == 3
+    assert "truncated to whole pixels" in stated["preprocessing"]
+
+
+WITHOUT_FASTFT = """
+import sys
+sys.modules["fastft"] = sys.modules["beton_tools"] = None  # importing them is an error
+{code}
+{usage}
+for path in sys.argv[1:]:
+    images = preprocess(path)[None]
+    {run}
+    print(json.dumps([classes, probabilities[0].tolist()]))
+"""
+
+
+def test_a_torch_file_gives_the_probabilities_of_predict_in_a_process_without_fastft(tmp_path, pictures):
+    make_checkpoint(tmp_path, dict(CLIP), {"temperature": 1.75, "ece": 3.0, "ece_scaled": 1.0})
+    out = tmp_path / "m.pt2"
+    assert main(["export", str(tmp_path / "run"), "--format=torch", f"--out={out}"]) == 0
+    card = Path(f"{out}.md")
+    usage = re.findall(r"```python\n(.*?)```", card.read_text(), re.S)[0]
+    before, _, call = usage.strip().rpartition("\n")
+    program = WITHOUT_FASTFT.format(code=code_of(card), usage=before, run=call)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, pictures)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    predictions = Predictor(tmp_path / "run", "cpu").predict(pictures, topk=7)
+    for line, prediction in zip(done.stdout.splitlines(), predictions, strict=True):
+        got = dict(zip(*json.loads(line), strict=True))
+        assert sum(got.values()) == pytest.approx(1)
+        assert got == pytest.approx(dict(zip(prediction.classes, prediction.probabilities, strict=True)), abs=1e-5)
+
+
+def test_the_page_about_deployment_shows_the_code_of_the_card():
+    page = (Path(__file__).parents[2] / "docs/deploy.md").read_text()
+    assert preprocessing_code(load_recipe("final_b16"), normalised=True) in page

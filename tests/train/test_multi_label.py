@@ -26,7 +26,7 @@ from fastft.data.stage import Output, PackedStage
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Predictor
 from fastft.evaluate.trained import load_trained
-from fastft.export import export_checkpoint
+from fastft.export import FORMATS, export_checkpoint
 from fastft.jobs.train_recipe import train_recipe
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
@@ -133,7 +133,13 @@ def test_a_run_resumes_bit_for_bit_and_the_page_shows_it(
 
 def test_exports_carry_the_thresholds(strips: Path, tmp_path: Path) -> None:
     thresholds = list(load_trained(strips, torch.device("cpu")).thresholds)
-    for format, name in (("timm", "timm"), ("open_clip", "clip"), ("safetensors", "x.safetensors"), ("onnx", "x.onnx")):
+    for format, name in (
+        ("timm", "timm"),
+        ("open_clip", "clip"),
+        ("safetensors", "x.safetensors"),
+        ("onnx", "x.onnx"),
+        ("torch", "x.pt2"),
+    ):
         made = export_checkpoint(strips, format, tmp_path / name)
         assert "mAP" in made.card.read_text()
     configs = [json.loads((tmp_path / path).read_text()) for path in ("timm/config.json", "clip/open_clip_config.json")]
@@ -141,7 +147,16 @@ def test_exports_carry_the_thresholds(strips: Path, tmp_path: Path) -> None:
         configs.append({key: json.loads(file.metadata()[key]) for key in ("multi_label", "thresholds")})
     props = onnx.load(tmp_path / "x.onnx").metadata_props
     configs.append({prop.key: json.loads(prop.value) for prop in props})
+    files = {"metadata.json": ""}
+    probabilities = torch.export.load(tmp_path / "x.pt2", extra_files=files).module()
+    configs.append(json.loads(files["metadata.json"]))
     assert all((config["multi_label"], config["thresholds"]) == (True, thresholds) for config in configs)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    colours = load_recipe("photos").augment
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (colours.mean, colours.std))
+    torch.testing.assert_close(
+        probabilities(pixels), FORMATS["timm"].load(tmp_path / "timm")((pixels / 255 - mean) / std).sigmoid()
+    )
 
 
 def test_what_needs_one_label_is_refused_in_one_line(tiny, table: Path, strips: Path, tmp_path: Path, capsys) -> None:

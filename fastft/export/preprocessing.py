@@ -1,0 +1,82 @@
+"""What a program without fastft has to do to an image, as data for a file's metadata and as Python for the model card."""
+
+import json
+import math
+from typing import Any
+
+from fastft.evaluate.trained import Trained
+from fastft.recipe import Recipe
+
+# the rule of `fastft.evaluate.prediction.eval_tensor` in words
+RESIZE = (
+    "RGB; short side to resize_short_side, the other side in proportion and truncated to whole pixels, by Pillow's bicubic "
+    "filter (antialiased); central crop of image_size, its left and top edge at round((side - image_size) / 2); scaled to 0..1; "
+    "minus mean, divided by std"
+)
+
+
+def image_record(recipe: Recipe) -> dict[str, Any]:
+    """The numbers that turn an image into the model's input, and the rule that uses them."""
+    return {
+        "image_size": recipe.model.image_size,
+        "resize_short_side": short_side(recipe),
+        "mean": list(recipe.augment.mean),
+        "std": list(recipe.augment.std),
+        "background": recipe.data.background,
+        "preprocessing": RESIZE,
+    }
+
+
+def metadata(trained: Trained) -> dict[str, Any]:
+    """Class names by output, preprocessing, and the temperature or thresholds, for files whose format has a place for them."""
+    return {"classes": trained.outputs, **image_record(trained.recipe), **trained.temperature_record}
+
+
+def short_side(recipe: Recipe) -> int:
+    """Pixels of an image's short side before the central crop."""
+    return math.floor(recipe.model.image_size / recipe.train.eval_crop_pct)
+
+
+def preprocessing_code(recipe: Recipe, *, normalised: bool) -> str:
+    """Python with NumPy and Pillow only, whose `preprocess(path)` gives the pixels that `fastft predict` gives the model.
+
+    normalised: its result is the model's float32 input (3, S, S); False: uint8 of the same shape, before normalisation.
+    """
+    constants = [
+        f"SIZE = {recipe.model.image_size}",
+        f"SHORT_SIDE = {short_side(recipe)}",
+        f"BACKGROUND = {json.dumps(recipe.data.background)}  # below transparent pixels",
+    ]
+    result = "    return np.asarray(image).transpose(2, 0, 1)  # uint8 (3, SIZE, SIZE)"
+    if normalised:
+        constants += [
+            f"MEAN = np.float32({list(recipe.augment.mean)})",
+            f"STD = np.float32({list(recipe.augment.std)})",
+        ]
+        result = (
+            "    pixels = np.asarray(image).astype(np.float32) / np.float32(255)\n"
+            "    return ((pixels - MEAN) / STD).transpose(2, 0, 1)  # float32 (3, SIZE, SIZE)"
+        )
+    return _CODE.format(constants="\n".join(constants), result=result)
+
+
+_CODE = """\
+import numpy as np
+from PIL import Image, ImageOps
+
+{constants}
+
+
+def preprocess(path):
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.new("RGBA", picture.size, BACKGROUND)
+        image.alpha_composite(picture)
+    image = image.convert("RGB")
+    shortest = min(image.size)
+    width, height = (int(SHORT_SIDE * side / shortest) for side in image.size)  # truncated, not rounded
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
+    image = image.crop((left, top, left + SIZE, top + SIZE))
+{result}"""
