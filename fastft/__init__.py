@@ -40,3 +40,8 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the public names, imported or not."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -12,8 +12,9 @@ from beton_tools.base import torchrun
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
-from fastft.recipe.constants import AUTO, DEVICES, OTHER_NAMES, SHORT_NAMES, WEIGHT_CHOICES
-from fastft.recipe.load import full_name, nearest_option
+from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
+from fastft.recipe.load import advice_without_option, full_name, nearest_option
+from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import is_elsewhere, recipe_names
 from fastft.recipe.schema import SECTIONS, option_fields
 
@@ -97,18 +98,34 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Refuse what the parser did not know. Raises UserError: there is such a word; with the most similar argument."""
+    """Refuse what the parser did not know. Raises UserError: there is such a word; all are listed, each with its hint."""
+    known, hints = parser._option_string_actions, dict[str, str | None]()
     for word in words:
         name, equals, _ = word.partition("=")
-        near = _nearest(name.lstrip("-"), parser._option_string_actions) if equals or name.startswith("-") else None
-        hint = f"did you mean {near}?" if near else f"see {parser.prog} --help"
-        raise UserError(f"unrecognized argument {name}; {hint}")
+        is_flag = name.startswith("-") and not _is_number(name)
+        if is_flag or equals:
+            near = _nearest(name.lstrip("-"), known)
+            advice = advice_without_option(name.lstrip("-")) if near is None and "--optim.lr" in known else None
+            hints[name] = f"did you mean {near}?" if near else advice
+        elif not hints:  # not the value of an unknown flag
+            hints[name] = None
+    if len(hints) == 1:
+        (name, hint), *_ = hints.items()
+        raise UserError(f"unrecognized argument {name}; {hint or f'see {parser.prog} --help'}")
+    if hints:
+        listed = ", ".join(f"{name} ({hint})" if hint else name for name, hint in hints.items())
+        raise UserError(f"unrecognized arguments {listed}; see {parser.prog} --help")
+
+
+def _is_number(text: str) -> bool:
+    return _number(float, text) is not None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
     """The argument that was probably meant: one of the command, or an option of a recipe."""
     own = [] if "." in name else get_close_matches(name, [flag[2:] for flag in known if "." not in flag], 1, SIMILAR)
-    if "--optim.lr" in known and (not own or name.replace("-", "_") in OTHER_NAMES):
+    elsewhere = name.replace("-", "_")
+    if "--optim.lr" in known and (not own or elsewhere in OTHER_NAMES or elsewhere in WITHOUT_OPTION):
         option = nearest_option(name)
         own = [] if option is None else [option if "." in name else _SHORT.get(option, option)]
     return f"--{own[0]}" if own else None

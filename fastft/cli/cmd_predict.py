@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from beton_tools.base import torchrun
@@ -53,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for p in predictions:
         if args.json:
-            print(json.dumps(asdict(p) | {"path": str(p.path)}), flush=True)
+            values = {key: getattr(p, key) for key in ("classes", "probabilities", "error", "notes")}
+            print(json.dumps({"path": str(p.path)} | values), flush=True)
             continue
         classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(p.classes, p.probabilities, strict=True))
         nothing = "none of these" if args.min_probability else "no label reaches its threshold"

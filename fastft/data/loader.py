@@ -118,6 +118,15 @@ class _BetonLoader:
         self.engine.close()
         self.stage.close()
 
+    def _describe(self, samples: int, batches: int, more: str = "") -> str:
+        """What a loader delivers, in a line for notebooks."""
+        images, classes = f"{samples:,} images", f"{self.num_classes:,} classes"
+        state = "closed" if self.closed else f"{batches:,} batches of {self.batch}"
+        size, device = self.output.size, torch.device(self.output.device)
+        return (
+            f"<{type(self).__name__} {self.betons.title}: {images}, {classes}; {state} at {size} px on {device}{more}>"
+        )
+
     def __enter__(self) -> Any:
         return self
 
@@ -186,6 +195,11 @@ class TrainLoader(_BetonLoader):
         self._allocate()
         for note in self.notes if shard.rank == 0 else ():
             _log.warning(note)
+
+    def __repr__(self) -> str:
+        return self._describe(
+            self.num_samples, len(self), f"; augmentation {self.policy.augment}; next epoch {self._next[0]}"
+        )
 
     def resize(self, size: int, micro_batch: int) -> None:
         """Deliver images of this size, `micro_batch` per batch, from the next pass on; a change ends the pass in progress.
@@ -318,6 +332,9 @@ class EvalLoader(_BetonLoader):
         self.num_samples = len(indices)
         self.share, self.first = eval_share(indices, shard)
         self._allocate()
+
+    def __repr__(self) -> str:
+        return self._describe(self.num_samples, len(self))
 
     def __len__(self) -> int:
         """Batches of this process."""

@@ -5,7 +5,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from beton_tools.base.image_formats import (
     orientation_of,
     upright_rgb,
 )
+from fastft.evaluate.notebook import html_image, html_table
 from fastft.evaluate.scores import forward
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.machine.distributed import World, find_world
@@ -43,13 +45,14 @@ BATCHES_AHEAD = 2  # being decoded or ready, including the one that is delivered
 MOST_PIXELS = 1 << 26  # of a resized image; one of 1 x 65,000 pixels would have 3.3 billion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
     None below the predictor's `min_probability`. Multi-label: those that reach their thresholds, which may be none.
-    path: of the file; empty for an image in memory. notes: what to know of the pixels, for "1 image has ...": that those above 8
-    bits per value were clipped, that transparent ones were laid on `data.background`.
+    path: of the file; empty for an image in memory, which is then `image`.
+    notes: what to know of the pixels, for "1 image has ...": that those above 8 bits per value were clipped, that transparent
+    ones were laid on `data.background`.
     """
 
     path: Path
@@ -57,6 +60,22 @@ class Prediction:
     probabilities: list[float]
     error: str | None = None
     notes: tuple[str, ...] = ()
+    image: Image.Image | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        shares = (f"{name} {share:.1%}" for name, share in zip(self.classes, self.probabilities, strict=True))
+        said = f"not read: {self.error}" if self.error else ", ".join(shares) or "no class"
+        return f"Prediction({str(self.path)!r}: {said})" if self.path != Path() else f"Prediction({said})"
+
+    def _repr_html_(self) -> str:
+        """The image beside its classes, for notebooks."""
+        shares: list[tuple[str, str | None]] = [
+            (name, f"{share:.1%}") for name, share in zip(self.classes, self.probabilities, strict=True)
+        ]
+        rows = [("not read", self.error)] if self.error else shares or [("no class", "")]
+        picture = html_image(self.path if self.image is None else self.image)
+        name = "" if self.path == Path() else f"<div>{escape(str(self.path))}</div>"
+        return f'{name}<div style="display: flex; gap: 1em">{picture}{html_table(rows)}</div>'
 
 
 class Predictor:
@@ -118,9 +137,10 @@ class Predictor:
             raise UserError(f"topk is {topk}: give 1 or more")
         given = [images] if isinstance(images, Source) else images
         for image, read, logits_K in compute_outputs(self.trained, given, self.device, flip_average=self.flip_average):
-            path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
+            held = image if isinstance(image, Image.Image) else None
+            path = Path(getattr(held, "filename", "") if isinstance(image, Image.Image) else image)
             if isinstance(read, str):
-                yield Prediction(path, [], [], read)
+                yield Prediction(path, [], [], read, image=held)
                 continue
             ranked = rank_classes(logits_K[None], len(self.classes))[0]
             shares_K = logits_K.sigmoid() if multi_label else (logits_K / self.temperature).softmax(0)
@@ -130,7 +150,7 @@ class Predictor:
                 ranked = ranked[:0]
             ranked = ranked[:topk]
             names = [self.classes[k] for k in ranked.tolist()]
-            yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes)
+            yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes, image=held)
 
 
 def predict_files(

@@ -1,20 +1,25 @@
 """`fastft.fit`: a training from Python, and what the commands do with its run directory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
+from fastft.evaluate.notebook import html_table
 from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
 from fastft.recipe import load_recipe
-from fastft.recipe.constants import EXPORT_FORMATS
+from fastft.recipe.constants import AUTO, EXPORT_FORMATS
 from fastft.run.chosen_weights import describe_weights
-from fastft.run.evaluations import describe_figures
+from fastft.run.evaluations import WEIGHTS, describe_figures
 from fastft.run.run_directory import read_result
+
+Section: TypeAlias = Mapping[str, Any]  # options of one section by name
+FIGURES = ("weights", "epoch", "accuracy", "loss", "images")
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,9 +42,14 @@ class TrainedRun:
             return f"TrainedRun({str(self.folder)!r})\nno images were held out: there is no accuracy"
         return f"TrainedRun({str(self.folder)!r}): {describe_figures(chosen)}\n{describe_weights(chosen)}"
 
+    def _repr_html_(self) -> str:
+        """The accuracy, and a table of the figures in `result.json`, for notebooks."""
+        first, *rest = map(escape, repr(self).splitlines())
+        return f"<b>{first}</b><div>{' '.join(rest)}</div>{html_table(_figures(self.result), FIGURES)}"
+
     @cached_property
     def predictor(self) -> Predictor:
-        """The trained model."""
+        """The trained model, with the weights that the run chose."""
         return Predictor(self.folder, self.device)
 
     @property
@@ -47,15 +57,38 @@ class TrainedRun:
         """The name of every output."""
         return self.predictor.classes
 
-    def predict(self, images: Source | Iterable[Source], topk: int | None = None) -> list[Prediction]:
-        """The `topk` most probable classes of every image, as `Predictor.predict` gives them.
+    def predict(
+        self,
+        images: Source | Iterable[Source],
+        topk: int | None = None,
+        *,
+        weights: str = AUTO,
+        logit_adjustment: bool = False,
+        temperature: bool = True,
+        min_probability: float = 0.0,
+        flip_average: bool = False,
+    ) -> list[Prediction]:
+        """The `topk` most probable classes of every image.
+
+        With arguments other than `images` and `topk` the model is read again in each call; for many calls use `Predictor`.
 
         Args:
             images: paths, folders of image files, Pillow images, or one of them.
+            topk: default 5; multi-label: at most so many, by default all that reach their thresholds.
+            weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run chose.
+            logit_adjustment: correct for the class sizes of the training images.
+            temperature: divide the logits by the temperature that was fitted on the validation images.
+            min_probability: an image whose most probable class has less gets no class.
+            flip_average: average with the mirror image.
 
         Raises:
-            UserError: a folder without images, or topk < 1.
+            UserError: a folder without images, topk < 1, or as `Predictor`.
         """
+        predictor = self.predictor
+        if weights != AUTO or logit_adjustment or not temperature or min_probability or flip_average:
+            predictor = Predictor(
+                self.folder, self.device, weights, logit_adjustment, temperature, min_probability, flip_average
+            )
         given = [images] if isinstance(images, Source) else images
         sources: list[Source] = []
         for image in given:
@@ -63,7 +96,7 @@ class TrainedRun:
                 sources.extend(image_paths([Path(image)]))
             else:
                 sources.append(image)
-        return list(self.predictor.predict(sources, topk))
+        return list(predictor.predict(sources, topk))
 
     def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
@@ -96,8 +129,25 @@ class TrainedRun:
                 raise UserError(str(error).replace(str(converted), str(data))) from None
         return scores | {"data": str(data)}
 
-    def export(self, format: str, path: str | Path) -> Path:
-        """Write the model for "timm", "open_clip", "safetensors" or "onnx", as `fastft export` does; returns its path.
+    def export(
+        self,
+        format: str,
+        path: str | Path,
+        *,
+        weights: str = AUTO,
+        logit_adjustment: bool = False,
+        temperature: bool = True,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the model for "timm", "open_clip", "safetensors", "onnx" or "torch", as `fastft export` does; returns its path.
+
+        Args:
+            format: what to write.
+            path: a new folder (timm, open_clip) or file.
+            weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run chose.
+            logit_adjustment: correct the head for the class sizes of the training images.
+            temperature: divide the head by the temperature that was fitted on the validation images.
+            overwrite: replace files of the same names.
 
         Raises:
             UserError: an unknown format, one that cannot hold the model, or `path` is in the way.
@@ -106,7 +156,8 @@ class TrainedRun:
 
         if format not in EXPORT_FORMATS:
             raise UserError(f"no export format {format!r}; give {', '.join(EXPORT_FORMATS)}")
-        return export_checkpoint(self.folder, format, Path(path)).path
+        done = export_checkpoint(self.folder, format, Path(path), weights, logit_adjustment, overwrite, temperature)
+        return done.path
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page of the run, by default into its directory; returns its path.
@@ -119,20 +170,71 @@ class TrainedRun:
         return write_run_page(self.folder, None if path is None else Path(path))
 
 
+def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Rows of FIGURES: the linear probe, the best and the last epoch, where result.json has them."""
+    for key, name in (("baseline", "linear probe"), ("best", "best epoch"), ("last", "last epoch")):
+        stored = result.get(key) or {}
+        for kind, weights in WEIGHTS.items():
+            if scores := stored.get(kind):
+                epoch = str(stored.get("epoch", ""))
+                title = name if key == "baseline" else f"{name}, {weights}"
+                yield title, epoch, describe_figures(scores), f"{scores['loss']:.4f}", f"{scores['samples']:,}"
+
+
 def fit(
-    recipe: str | Path = "photos", options: Mapping[str, Any] | None = None, *, quiet: bool = False, **short: Any
+    recipe: str | Path = "photos",
+    options: Mapping[str, Any] | None = None,
+    *,
+    quiet: bool = False,
+    data: str | Path | Section | None = None,
+    val_data: str | Path | None = None,
+    model: str | Path | Section | None = None,
+    weights: str | Path | None = None,
+    image_size: int | str | None = None,
+    epochs: int | str | None = None,
+    batch_size: int | str | None = None,
+    lr: float | str | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    workers: int | str | None = None,
+    augment: Section | None = None,
+    optim: Section | None = None,
+    schedule: Section | None = None,
+    ema: Section | None = None,
+    train: Section | None = None,
+    **unknown: NoReturn,
 ) -> TrainedRun:
     """Train a recipe, or continue its run directory, as `fastft train` does.
 
     run = fastft.fit("photos", data="pics", model="timm/vit_small_patch14_dinov2.lvd142m", weights="timm", lr=1e-4)
     run.predict("holiday/")[0].classes
 
+    What is None has the recipe's value; "auto" lets it follow from the images, where the option can.
+
     Args:
         recipe: the name of a recipe of fastft, a file, or a row of a table.
-        options: options by their full names, such as {"model.drop_path": 0.1}.
+        options: options by their full names, such as {"model.drop_path": 0.1}; `fastft options` lists them.
         quiet: print nothing.
-        short: options by their short names: data, val_data, workers, model, weights, image_size, batch_size, lr, epochs, out
-            (the run directory), seed, device; or a section with a dict, such as optim={"weight_decay": 0.1}.
+        data: labelled images: a folder with one folder per class, a table, shards, or a .beton; or a dict with options of the
+            section `data`.
+        val_data: validation images in the same forms; without them some of `data` are held out.
+        model: the architecture, an open_clip name or timm/NAME; or a dict with options of the section `model`.
+        weights: pretrained weights: a tag, "timm", a file, a folder, or "random".
+        image_size: pixels of a side.
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes.
+        lr: peak learning rate.
+        out: the run directory.
+        seed: of everything random.
+        device: "auto", "cuda" or "cpu".
+        workers: decoding threads.
+        augment: options of this section, such as {"hflip": 0}; the same for `optim`, `schedule`, `ema` and `train`.
+        optim: such as {"weight_decay": 0.1}.
+        schedule: such as {"min_lr": 1e-6}.
+        ema: such as {"decay": 0.999}.
+        train: such as {"stop_when": 5}.
+        unknown: nothing else is taken; the error names the nearest option.
 
     Raises:
         UserError: bad input.
@@ -140,10 +242,17 @@ def fit(
         Preempted: stopped by a signal after a checkpoint; the same call continues.
         KeyboardInterrupt: Ctrl-C, after a checkpoint if the first step has begun.
     """
+    given = {
+        "data": data, "val_data": val_data, "model": model, "weights": weights, "image_size": image_size, "epochs": epochs,
+        "batch_size": batch_size, "lr": lr, "out": out, "seed": seed, "device": device, "workers": workers,
+        "augment": augment, "optim": optim, "schedule": schedule, "ema": ema, "train": train, **unknown,
+    }  # fmt: skip
     from fastft.jobs.train_recipe import train_recipe
 
     console = make_console(quiet=quiet)
-    loaded = load_recipe(recipe, {**(options or {}), **short})
+    loaded = load_recipe(
+        recipe, {**(options or {}), **{key: value for key, value in given.items() if value is not None}}
+    )
     folder, _ = train_recipe(loaded, console)
     console.print(printable(f"{folder}: the run"))
     return load(folder, loaded.train.device)

@@ -35,44 +35,6 @@ SHORT_NAMES = {
     "device": "train.device",
 }
 
-# Names of other libraries (timm, Ultralytics, transformers, Lightning) for our options: what an unknown name probably meant.
-# An empty name: we have no such option, and a similar one is not suggested.
-OTHER_NAMES = {
-    name: option
-    for option, names in {
-        "data.train": "data_dir data_path dataset train_dir train_data",
-        "data.val": "val_dir validation_dir val_split val_path",
-        "data.workers": "j num_workers dataloader_num_workers",
-        "model.arch": "backbone model_name_or_path",
-        "model.weights": "pretrained initial_checkpoint checkpoint",
-        "model.image_size": "img_size imgsz input_size resolution size",
-        "model.trainable_layers": "freeze",
-        "augment.policy": "aa auto_augment",
-        "augment.hflip": "fliplr",
-        "augment.vflip": "flipud",
-        "augment.erase_prob": "reprob erasing",
-        "augment.erase_mode": "remode",
-        "augment.erase_count": "recount",
-        "optim.batch_size": "b bs batch per_device_train_batch_size train_batch_size",
-        "optim.lr": "learning_rate base_lr lr_base lr0",
-        "optim.weight_decay": "wd",
-        "optim.clip_grad": "max_grad_norm gradient_clip_val",
-        "optim.label_smoothing": "smoothing label_smoothing_factor",
-        "schedule.epochs": "num_train_epochs num_epochs max_epochs",
-        "schedule.min_lr": "lrf",
-        "schedule.warmup": "warmup_ratio",
-        "ema.decay": "model_ema_decay",
-        "train.run_dir": "o output output_dir project save_dir experiment",
-        "train.amp": "precision fp16 bf16 half",
-        "train.micro_batch": "grad_accum_steps gradient_accumulation_steps accumulate",
-        "train.stop_when": "patience",
-        "train.tracker": "log_wandb report_to",
-        "train.eval_crop_pct": "crop_pct",
-        "": "opt optimizer sched lr_scheduler_type resume momentum",
-    }.items()
-    for name in names.split()
-}
-
 # choices of the command line and of the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx", "torch")

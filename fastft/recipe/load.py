@@ -13,7 +13,8 @@ import fastargs
 from beton_tools.base.errors import UserError
 from fastft.recipe.automatic import NORMALISATION, model_normalisation, resolve
 from fastft.recipe.check import fastargs_config, parse_duration
-from fastft.recipe.constants import OTHER_NAMES, SHORT_NAMES
+from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import Layer, read_recipe
 from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Choice, Recipe, option_fields
 from fastft.recipe.yaml_file import CONTROL, shown
@@ -193,15 +194,24 @@ def _unknown(key: str) -> str:
     if key in SECTIONS:
         return f"'{key}' must hold 'key: value' lines"
     near = nearest_option(key, FIELDS if "." in key else (*FIELDS, *SECTIONS, "extends"))
-    hint = f"valid sections: {', '.join(SECTIONS)}, extends; see fastft options"
+    hint = advice_without_option(key) or f"valid sections: {', '.join(SECTIONS)}, extends; see fastft options"
     return f"unknown option {shown(key)}; {f'did you mean {near!r}?' if near else hint}"
+
+
+def advice_without_option(key: str) -> str | None:
+    """What to do instead of an option of another library that fastft does not have."""
+    return WITHOUT_OPTION.get(_own_name(key))
+
+
+def _own_name(key: str) -> str:
+    return key.lower().replace("-", "_").rpartition(".")[2]
 
 
 def nearest_option(key: str, names: Iterable[str] = FIELDS) -> str | None:
     """The option that was probably meant: by another library's name, the same name elsewhere, or the most similar one."""
-    section, _, option = key.lower().replace("-", "_").rpartition(".")
-    if option in OTHER_NAMES:
-        return OTHER_NAMES[option] or None
+    section, option = key.lower().replace("-", "_").rpartition(".")[0], _own_name(key)
+    if option in OTHER_NAMES or option in WITHOUT_OPTION:
+        return OTHER_NAMES.get(option)
 
     def similarity(name: str) -> float:
         """0..1: mostly of the option's own name, a little of its section."""

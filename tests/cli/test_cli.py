@@ -14,6 +14,7 @@ from PIL import Image
 
 from fastft.cli import SECONDS_TO_REPORT, build_parser, main
 from fastft.recipe import load_recipe, option_fields
+from fastft.recipe.load import full_name
 
 
 def subcommands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
@@ -224,13 +225,68 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
         (["train", "photos", "--learning-rate", "1"], "; did you mean --lr?"),
         (["train", "photos", "-b", "1"], "argument -b; did you mean --batch-size?"),
         (["train", "photos", "data=x"], "; did you mean --data?"),
-        (["train", "photos", "--opt", "sgd"], "argument --opt; see fastft train --help"),
+        (["train", "photos", "--opt", "sgd"], "argument --opt; AdamW is the only optimizer"),
+        (["train", "photos", "--scale", "0.1", "1"], "argument --scale; did you mean --augment.scale_min?"),
+        (["train", "photos", "--unknown", "-1"], "argument --unknown; see fastft train --help"),
         (["train", "photos", "more"], "argument more; see fastft train --help"),
         (["eval", "run", "--topk=3"], "argument --topk; see fastft eval --help"),
     ],
 )
 def test_a_mistyped_argument_is_refused_with_the_nearest(words: list[str], message: str, refused: Refused) -> None:
     assert message in refused(words)
+
+
+# of timm 1.0's train.py, without those that are options here under the same name; some with the option or words of the answer
+TIMM_FLAGS = {
+    "-b": "--batch-size", "-j": "--workers", "--aa": "--augment.policy", "--amp": "--train.amp", "--amp-dtype": "--train.amp",
+    "--amp-impl": "by itself", "--apex-amp": "--train.amp", "--aug-repeats": "no such augmentation",
+    "--aug-splits": "no such augmentation", "--bce-loss": "--data.multi_label", "--bn-eps": "BatchNorm",
+    "--bn-momentum": "BatchNorm", "--channels-last": "by itself", "--checkpoint-hist": "--train.keep_checkpoints",
+    "--class-map": "read from the data", "--clip-grad": "--optim.clip_grad", "--clip-mode": "--optim.clip_grad",
+    "--color-jitter": "--augment.color_jitter", "--cooldown-epochs": "cosine", "--crop-pct": "--train.eval_crop_pct",
+    "--cutmix": "--augment.cutmix", "--cutmix-minmax": "no such augmentation", "--data-dir": "--data",
+    "--decay-epochs": "cosine", "--decay-milestones": "cosine", "--decay-rate": "cosine", "--dist-bn": "BatchNorm",
+    "--drop": "no dropout", "--drop-block": "no dropout", "--drop-connect": "--model.drop_path",
+    "--drop-path": "--model.drop_path", "--eval-metric": "best epoch", "--experiment": "--out", "--fuser": "by itself",
+    "--gaussian-blur-prob": "3aug", "--gp": "--model.pool", "--grad-accum-steps": "--train.micro_batch",
+    "--grad-checkpointing": "--train.grad_checkpointing", "--grayscale-prob": "3aug", "--hflip": "--augment.hflip",
+    "--img-size": "--image-size", "--initial-checkpoint": "--weights", "--input-size": "--image-size",
+    "--interpolation": "--augment.interpolation", "--jsd-loss": "no such augmentation", "--layer-decay": "--optim.layer_decay",
+    "--log-interval": "--train.log_every", "--log-wandb": "--train.tracker", "--lr-base": "--lr",
+    "--lr-base-scale": "not scaled", "--lr-base-size": "not scaled", "--lr-cycle-decay": "cosine", "--lr-k-decay": "cosine",
+    "--lr-noise": "cosine", "--mean": "--augment.mean", "--min-lr": "--schedule.min_lr", "--mixup": "--augment.mixup",
+    "--mixup-mode": "no such augmentation", "--mixup-prob": "--augment.mix_prob",
+    "--mixup-switch-prob": "--augment.mix_switch_prob", "--model-ema": "--ema.decay", "--model-ema-decay": "--ema.decay",
+    "--model-ema-force-cpu": "by itself", "--model-kwargs": "patch_dropout", "--momentum": "AdamW",
+    "--no-aug": "--augment.policy",
+    "--no-prefetcher": "by itself", "--no-resume-opt": "again, it continues", "--num-classes": "--data.num_classes",
+    "--opt": "AdamW", "--opt-betas": "--optim.beta1", "--opt-eps": "--optim.eps", "--output": "--out",
+    "--patience-epochs": "--train.stop_when", "--pin-mem": "by itself", "--pretrained": "--weights",
+    "--ratio": "--augment.ratio_min", "--recount": "--augment.erase_count", "--recovery-interval": "--train.checkpoint_steps",
+    "--remode": "--augment.erase_mode", "--reprob": "--augment.erase_prob", "--resplit": "no such augmentation",
+    "--resume": "again, it continues", "--save-images": "fastft preview", "--scale": "--augment.scale_min", "--sched": "cosine",
+    "--smoothing": "--optim.label_smoothing", "--split-bn": "BatchNorm", "--start-epoch": "again, it continues",
+    "--std": "--augment.std", "--sync-bn": "BatchNorm", "--torchcompile": "--train.step", "--torchscript": "by itself",
+    "--train-crop-mode": "--augment.crop", "--train-interpolation": "--augment.interpolation", "--train-split": "--data",
+    "--tta": "--flip-average", "--use-multi-epochs-loader": "by itself", "--val-interval": "--train.eval_every",
+    "--val-split": "--val-data", "--validation-batch-size": "by itself", "--vflip": "--augment.vflip", "--warmup-lr": "cosine",
+    "--warmup-epochs": "--schedule.warmup_epochs", "--weight-decay": "--optim.weight_decay", "--worker-seeding": "by itself",
+}  # fmt: skip
+
+
+def test_a_command_line_of_timm_is_answered_at_once_with_the_option_for_each_flag(refused: Refused) -> None:
+    words = [word for flag in TIMM_FLAGS for word in (flag, "0.1")]
+    said = refused(["train", "photos", "--lr", "1e-4", *words])
+    hints = dict(re.findall(r"(?<!\S)(--?[\w-]+) \(([^)]*)\)", said))
+    wrong = {flag: hints.get(flag) for flag, hint in TIMM_FLAGS.items() if hint not in hints.get(flag, "")}
+    assert wrong == {}
+    options = re.findall(r"did you mean --([\w.-]+)\?", said)
+    assert {full_name(name) for name in options} <= set(option_fields())
+
+
+def test_several_unknown_arguments_are_one_line(refused: Refused) -> None:
+    said = refused(["eval", "run", "--topk", "3", "--precision=fp16", "--jsn"])
+    assert "unrecognized arguments --topk, --precision, --jsn (did you mean --json?); see fastft eval --help" in said
 
 
 @pytest.mark.parametrize(

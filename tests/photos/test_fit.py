@@ -1,8 +1,14 @@
 """`fastft.fit`: one call from photographs to a run that predicts, evaluates, exports and reports."""
 
+import base64
 import csv
+import inspect
+import io
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +21,11 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.write.images import decode_sample
-from fastft import TrainedRun, TrainLoader
+from fastft import EvalLoader, Predictor, TrainedRun, TrainLoader
 from fastft.cli import main
 from fastft.recipe import differences
 from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.schema import SECTIONS
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +157,66 @@ def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that
     assert not (tmp_path / "none").exists()
 
 
-def test_short_names_are_those_of_the_command_line():
-    for name in SHORT_NAMES:
-        assert f" {name}" in (fastft.fit.__doc__ or "")
+def test_completion_and_type_checkers_know_the_options_of_fit(album, tmp_path):
+    parameters = inspect.signature(fastft.fit).parameters
+    assert set(SHORT_NAMES) | set(SECTIONS) - {"about"} <= set(parameters)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import fastft\n\nfastft.fit(data='pics', lr='auto', epochs=3)\nfastft.fit(batch=8)\nfastft.fit(lr=[1])\n"
+    )
+    api = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent", str(script)]
+    said = subprocess.run(api, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert sorted(re.findall(r"^script.py:(\d+): error", said, re.M)) == ["4", "5"], said
+    with pytest.raises(UserError, match=r"batch=8: unknown option 'batch'; did you mean 'optim.batch_size'\?"):
+        fastft.fit(batch=8)
+
+
+def test_completion_of_the_package_lists_its_names_and_nothing_else():
+    listed = subprocess.run(
+        [sys.executable, "-c", "import fastft; print(*dir(fastft))"], capture_output=True, text=True
+    )
+    assert [name for name in listed.stdout.split() if not name.startswith("__")] == sorted(fastft.__all__)
+
+
+def test_predict_and_export_of_a_run_take_what_their_commands_take(run, album, tmp_path):
+    files = sorted((album / "chelsea").iterdir())
+    options = {"weights": "raw", "min_probability": 0.6, "flip_average": True, "temperature": False}
+    flipped = run.predict(files, **options | {"flip_average": False})
+    for own, theirs in zip(flipped, Predictor(run.folder, "cpu", "raw", temperature=False).predict(files), strict=True):
+        assert own.probabilities == (theirs.probabilities if theirs.probabilities[0] >= 0.6 else [])
+    assert inspect.signature(run.predict).parameters.keys() >= inspect.signature(Predictor).parameters.keys() - {
+        "checkpoint",
+        "device",
+    }
+    first = run.export("safetensors", tmp_path / "m.safetensors", weights="raw").read_bytes()
+    again = run.export("safetensors", tmp_path / "m.safetensors", weights="probe", overwrite=True).read_bytes()
+    assert first != again
+
+
+def test_a_notebook_shows_a_run_a_prediction_and_a_loader(run, album):
+    first = next((album / "chelsea").iterdir())
+    shown = run._repr_html_()
+    assert f"top-1 {run.result['weights']['top1']:.2f} %" in shown
+    assert shown.count("<tr>") == 6 and "linear probe" in shown and "best epoch, EMA" in shown
+    with Image.open(first) as image:
+        image.load()
+    for given, name in ((first, first.name), (image.copy(), "Prediction(")):
+        (prediction,) = run.predict(given, topk=1)
+        assert f"{prediction.classes[0]} {prediction.probabilities[0]:.1%}" in repr(prediction) and name in repr(
+            prediction
+        )
+        page = prediction._repr_html_()
+        picture = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])))
+        assert picture.size == image.size and prediction.classes[0] in page
+    (broken,) = run.predict(album / "no.jpg")
+    assert "not read" in repr(broken) and "not read" in broken._repr_html_() and "<img" not in broken._repr_html_()
+    with TrainLoader(run.folder / "data/train.beton", "3aug", 32, batch_size=8, micro_batch=4) as loader:
+        loader.set_epoch(2)
+        assert repr(loader).endswith("3 classes; 6 batches of 4 at 32 px on cpu; augmentation 3aug; next epoch 2>")
+        assert f"{loader.num_samples} images" in repr(loader)
+    assert "closed" in repr(loader)
+    with EvalLoader(run.folder / "data/val.beton", "none", 32, batch_size=5) as loader:
+        assert repr(loader).startswith("<EvalLoader ") and f"{loader.num_samples} images" in repr(loader)
 
 
 def test_a_loader_refuses_a_folder_with_the_call_that_converts_it(album):

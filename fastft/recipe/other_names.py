@@ -1,0 +1,80 @@
+"""Names of other libraries (timm, Ultralytics, transformers, Lightning) for our options: what an unknown name probably meant."""
+
+OTHER_NAMES = {
+    name: option
+    for option, names in {
+        "data.train": "data_dir data_path dataset train_dir train_data train_split",
+        "data.val": "val_dir validation_dir val_split val_path",
+        "data.workers": "j num_workers dataloader_num_workers",
+        "data.multi_label": "bce_loss",
+        "model.arch": "backbone model_name_or_path",
+        "model.weights": "pretrained pretrained_path initial_checkpoint checkpoint",
+        "model.image_size": "img_size imgsz input_size resolution size",
+        "model.trainable_layers": "freeze",
+        "model.pool": "gp global_pool",
+        "model.drop_path": "drop_connect drop_path_rate",
+        "augment.policy": "aa auto_augment no_aug",
+        "augment.crop": "train_crop_mode",
+        "augment.interpolation": "train_interpolation",
+        "augment.scale_min": "scale",
+        "augment.ratio_min": "ratio",
+        "augment.hflip": "fliplr",
+        "augment.vflip": "flipud",
+        "augment.erase_prob": "reprob erasing",
+        "augment.erase_mode": "remode",
+        "augment.erase_count": "recount",
+        "augment.mix_prob": "mixup_prob",
+        "augment.mix_switch_prob": "mixup_switch_prob",
+        "optim.batch_size": "b bs batch per_device_train_batch_size train_batch_size",
+        "optim.lr": "learning_rate base_lr lr_base lr0",
+        "optim.weight_decay": "wd",
+        "optim.beta1": "opt_betas",
+        "optim.eps": "opt_eps",
+        "optim.clip_grad": "max_grad_norm gradient_clip_val",
+        "optim.label_smoothing": "smoothing label_smoothing_factor",
+        "schedule.epochs": "num_train_epochs num_epochs max_epochs",
+        "schedule.min_lr": "lrf",
+        "schedule.warmup": "warmup_ratio",
+        "ema.decay": "model_ema model_ema_decay",
+        "train.run_dir": "o output output_dir project save_dir experiment",
+        "train.amp": "precision fp16 bf16 half amp_dtype apex_amp native_amp model_dtype",
+        "train.micro_batch": "grad_accum_steps gradient_accumulation_steps accumulate",
+        "train.step": "torchcompile torchcompile_mode torch_compile compile",
+        "train.stop_when": "patience patience_epochs early_stopping_patience",
+        "train.log_every": "log_interval logging_steps",
+        "train.eval_every": "val_interval",
+        "train.checkpoint_steps": "recovery_interval save_steps",
+        "train.keep_checkpoints": "checkpoint_hist save_total_limit",
+        "train.tracker": "log_wandb wandb_project report_to",
+        "train.eval_crop_pct": "crop_pct",
+    }.items()
+    for name in names.split()
+}
+
+# names that no option has, and what to do instead; a similar option is not suggested
+WITHOUT_OPTION = {
+    name: advice
+    for advice, names in {
+        "run the same command again, it continues": "resume no_resume_opt start_epoch resume_from_checkpoint",
+        "AdamW is the only optimizer": "opt optimizer opt_kwargs momentum",
+        "gradients are clipped by their norm, with --optim.clip_grad": "clip_mode",
+        "the schedule is a cosine after a linear warm-up from 0":
+            "sched lr_scheduler_type lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay "
+            "warmup_lr warmup_prefix sched_on_updates decay_milestones decay_epochs decay_rate dr cooldown_epochs",
+        "the learning rate is not scaled, see --optim.lr": "lr_base_size lr_base_scale",
+        "towers have no dropout; see --model.drop_path and --model.patch_dropout":
+            "drop dropout drop_rate drop_block",
+        "use --augment.policy=3aug": "grayscale_prob gaussian_blur_prob",
+        "there is no such augmentation here": "aug_repeats aug_splits jsd_loss resplit cutmix_minmax mixup_mode",
+        "models with BatchNorm are not trained here": "bn_momentum bn_eps sync_bn dist_bn split_bn",
+        "fastft does this by itself, leave it out":
+            "channels_last pin_mem no_prefetcher fuser torchscript use_multi_epochs_loader worker_seeding local_rank "
+            "no_ddp_bb synchronize_step device_modules validation_batch_size vb amp_impl model_ema_force_cpu model_ema_warmup",
+        "set drop_path or patch_dropout of the section model": "model_kwargs",
+        "class names are read from the data": "class_map num_labels",
+        "fastft preview draws the augmented images": "save_images",
+        "the best epoch is chosen by accuracy": "eval_metric metric_for_best_model",
+        "fastft predict has --flip-average": "tta",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
