@@ -34,7 +34,7 @@ from fastft.model.head_file import Head, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.model.weights import read_text_state
 from fastft.recipe import Recipe
-from fastft.recipe.constants import RAW
+from fastft.recipe.constants import RAW, TIMM
 from fastft.recipe.training_images import with_num_classes
 
 CLASSES_PER_PASS = 10  # open_clip's default: with 80 templates, 800 texts
@@ -115,6 +115,29 @@ def _lines(path: Path, expected: str) -> list[str]:
 # the tower --------------------------------------------------------------------------------------------------------------
 
 
+def check_towers(name: str) -> None:
+    """Refuse an architecture whose image or text tower is not CLIP's own: SigLIP, EVA and PE among others.
+
+    Raises UserError: fastft has no zero-shot classifier of it, or it is not known.
+    """
+    config = {} if name.startswith(TIMM) else load_open_clip_config(name)
+    vision, text = (part if isinstance(part := config.get(key), dict) else {} for key in ("vision_cfg", "text_cfg"))
+    trunk = name.removeprefix(TIMM) if name.startswith(TIMM) else vision.get("timm_model_name")
+    pooling = vision.get("pool_type", "tok")
+    reason = None
+    if trunk is not None:
+        reason = f"its image tower is timm's {trunk}"
+    elif pooling != "tok":
+        reason = f"it pools tokens by '{pooling}', not by the class token"
+    elif library := text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        reason = f"it takes its texts through transformers ({library})"
+    if reason is not None:
+        raise UserError(
+            f"zeroshot runs CLIP's own towers, and {name} is another kind: {reason}; use a ViT of OpenAI, LAION, DataComp, DFN "
+            "or MetaCLIP such as ViT-B-16-quickgelu, or open_clip itself for this one"
+        )
+
+
 class TextTower(nn.Module):
     """Texts (B, context) of token numbers to embeddings, with the method that open_clip's zero-shot classifier calls."""
 
@@ -157,11 +180,6 @@ def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
     if not isinstance(given, dict):
         raise UserError(f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models")
     text_config = CLIPTextCfg(**given)
-    if text_config.hf_model_name or text_config.hf_tokenizer_name:
-        library = text_config.hf_model_name or text_config.hf_tokenizer_name
-        raise UserError(
-            f"{name} takes its texts through transformers ({library}); use an architecture with CLIP's own tokenizer"
-        )
     return text_config
 
 
@@ -202,6 +220,7 @@ def evaluate_zero_shot(
     out: write the head to this .safetensors file; the caller has checked its path.
     progress: shows the classes whose texts are embedded.
     """
+    check_towers(recipe.model.arch)
     path = data or validation_file(recipe)
     betons = BetonSet.open(path)
     classes, manifest = betons.class_names, Manifest.of_beton(betons.files[0].path)

@@ -244,8 +244,18 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
         (["--data=nowhere.beton"], "nowhere.beton: cannot be read"),
         (["--out=head.pt"], "name ends in .safetensors"),
         (["--model.weights=random"], "knows no class names"),
-        (["--model.arch=ViT-H-14-CLIPA"], "pools its tokens by 'avg'"),
-        (["--model.arch=timm/test_vit"], "timm/test_vit pools as timm does, not as model.pool=token"),
+        (["--model.arch=ViT-H-14-CLIPA"], "pools tokens by 'avg'"),
+        (
+            ["--model.arch=timm/test_vit"],
+            "timm/test_vit is another kind: its image tower is timm's test_vit; use a ViT of",
+        ),
+        (
+            ["--model.arch=ViT-B-16-SigLIP2"],
+            "its image tower is timm's vit_base_patch16_siglip_224; use a ViT of OpenAI",
+        ),
+        (["--model.arch=EVA02-B-16"], "its image tower is timm's eva02_base_patch16_clip_224"),
+        (["--model.arch=PE-Core-B-16"], "its image tower is timm's vit_pe_core_base_patch16_224"),
+        (["--model.arch=ViT-H-14-worldwide"], "takes its texts through transformers (facebook/xlm-v-base)"),
     ],
 )
 def test_bad_input_is_one_line(clip_options, refused, arguments, message):
