@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from beton_tools.base import torchrun
+from beton_tools.base.compilation import announce_compilation
 from beton_tools.base.signals import imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(build_parser(os.environ["COMP_LINE"].split()[1:]))
     if not start_command("fastft"):
         return EXIT_BAD_INPUT
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # run as a program
+        announce_compilation(_say_once_per_host)
+        argv = sys.argv[1:]
     try:
         args, rest = build_parser(argv).parse_known_args(argv)
     except (ImportError, MemoryError, OSError) as error:
@@ -144,6 +147,11 @@ def _add_command(commands: argparse._SubParsersAction, name: str, place: str, te
     command.add_arguments(parser)
     if command.TAKES_OPTIONS:
         add_recipe_options(parser, listed=name == "train")
+
+
+def _say_once_per_host(text: str) -> None:
+    if torchrun.local_rank() == 0:
+        print(f"fastft: {text}", file=sys.stderr, flush=True)
 
 
 def _print_error(command: str, error: object) -> None:

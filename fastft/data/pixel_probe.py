@@ -3,6 +3,9 @@
 Converts a few generated photographs in a temporary folder, loads them as for evaluation, and compares them with what Pillow
 decodes and resizes. The exit code is 0 if they are equal. `fastft doctor` runs it in a process of its own.
 
+A batch is also augmented as for training, so that Numba's cache then holds all code of the CPU loader: set-up runs this
+module to fill it.
+
 It catches compiled code that runs and gives wrong images: Numba 0.68 on Python 3.12 once lost a value of the loop that
 decodes, and every row of an image was its first one.
 """
@@ -10,16 +13,18 @@ decodes, and every row of an image was its first one.
 import io
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from beton_tools.base.compilation import announce_compilation
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.augment.policies import AugmentPolicy
-from fastft.data.loader import EvalLoader
+from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output
 
 # square: Pillow's order of the two passes of a resize is the same in all its versions
@@ -41,6 +46,8 @@ def probe() -> int:
         for number in range(IMAGES):
             _photograph(number).save(folder / "class" / f"{number}.jpg", quality=90)
         convert_folder(folder, beton, WriteOptions(workers=0))
+        with TrainLoader(beton, AugmentPolicy(), Output(SIZE), batch_size=IMAGES) as loader:
+            next(iter(loader))
         return largest_difference(beton)
 
 
@@ -59,6 +66,7 @@ def largest_difference(beton: Path) -> int:
 
 
 def main() -> None:
+    announce_compilation(partial(print, file=sys.stderr, flush=True))
     difference = probe()
     if difference > TOLERANCE:
         sys.exit(f"the loader's images differ from Pillow's by {difference} of 255 levels")

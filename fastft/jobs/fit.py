@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn, TypeAlias
 
+from beton_tools.base.compilation import announce_compilation
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.evaluate.notebook import html_table
@@ -250,6 +251,8 @@ def fit(
     from fastft.jobs.train_recipe import train_recipe
 
     console = make_console(quiet=quiet)
+    if not quiet:
+        announce_compilation(lambda text: console.print(printable(text)))
     loaded = load_recipe(
         recipe, {**(options or {}), **{key: value for key, value in given.items() if value is not None}}
     )
