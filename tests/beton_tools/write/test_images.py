@@ -143,6 +143,23 @@ def test_shrinking_equals_ffcvs_writer():
     assert shrink(image, max(image.shape)) is image
 
 
+@pytest.mark.parametrize(("limit", "most"), [(500, 0), (350, 0.8), (170, 0.8), (88, 1.5)])
+def test_a_photograph_stored_at_a_quarter_of_its_size_is_decoded_smaller(limit, most):
+    """libjpeg reduces 1411 x 1411 pixels by 1, 2, 4 and 8; the size is that of FFCV's writer, the pixels nearly."""
+    large = jpeg_of(photograph("retina.jpg"))
+    stored = encode_sample(large, EncodeOptions(max_resolution=limit, write_mode="raw"))
+    exact = shrink(decode_rgb(large), limit)
+    assert (stored.height, stored.width, stored.how) == (*exact.shape[:2], "raw, resized")
+    difference = np.abs(np.frombuffer(stored.data, np.uint8).reshape(exact.shape).astype(int) - exact)
+    assert difference.mean() <= most and (difference.any() or limit == 500)
+
+
+def test_a_damaged_photograph_is_noticed_when_it_is_decoded_smaller():
+    cut = jpeg_of(photograph("retina.jpg"))[:-20_000]
+    with pytest.raises(BadImage, match="truncated"):
+        encode_sample(cut, EncodeOptions(max_resolution=300))
+
+
 WHOLE = photograph("chelsea.png").convert("RGB").crop((0, 0, 160, 128))  # whole MCUs with every subsampling
 CUT = WHOLE.crop((0, 0, 157, 121))
 
