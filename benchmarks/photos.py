@@ -1,4 +1,4 @@
-"""Tables of docs/photos.md beside a plain loop of timm, made by tables.py from the trainings in results/photos.jsonl.
+"""Tables of docs/measurements/photos.md beside a plain loop of timm, made by tables.py from the trainings in results/photos.jsonl.
 
 Each line is a training with one seed: method, image size, epochs, CPU seconds, `right` with 0 or 1 for every test image (by the
 loop's last weights, by our EMA), and `probe`, the percentage that the linear head is right on with which ours started. A head has
@@ -15,7 +15,7 @@ from study import shown, trainings
 
 from beton_tools.base.console import markdown_table as markdown
 
-WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, mean of two", "auto": "fastft, `auto`"}
+WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
 SHORT, LONG = ("ours", "auto"), ("soup", "auto")  # ways that were measured beside the loop's short and long trainings
 Seeds = Mapping[int, Mapping[str, Any]]  # the trainings of one set by one method
 
@@ -39,17 +39,17 @@ def summary() -> str:
     share = sum(_seconds(ours) for _, ours in pairs) / sum(_seconds(loop) for loop, _ in pairs)
     mean, long_auto = (_mean_gain(long, f"{way}, whole length, as many seconds") for way in LONG)
     table = markdown(
-        ["CPU seconds of", "at its image size, 42 px", "with `--model.image_size=auto`"],
+        ["CPU time", "same image size, 42 px", "with `--model.image_size=auto`"],
         [
             ["10 epochs of the loop", *(_mean_gain("loop", f"{way}, as many seconds") for way in SHORT)],
-            ["84 to 167 epochs of the loop", f"{mean}, mean of two trainings", long_auto],
+            ["84 to 167 epochs of the loop", f"{mean} (average of two runs)", long_auto],
         ],
     )
     return (
-        "Points of top-1 above a [plain loop of timm](docs/photos.md#beside-a-plain-loop-of-timm) in as many CPU seconds, "
-        f"means over {len(_sets('loop'))} sets of 217 to 393 images, a small ViT:\n\n{table}\n\n"
-        "`auto` compares sizes by [linear probes](docs/photos.md#image-size). One training of as many epochs as the loop's 50 "
-        f"to 167, at its image size: {_mean_gain(long, one)}, in {100 * share:.0f} % of its seconds."
+        "Top-1 gain in percentage points over a [plain timm loop](docs/measurements/photos.md), which is not tuned, in the same CPU time "
+        f"(mean over {len(_sets('loop'))} datasets with 217 to 393 images, a small ViT):\n\n{table}\n\n"
+        f"With the same image size and number of epochs (50 to 167), the difference is {_mean_gain(long, one)} points, in "
+        f"{100 * share:.0f} % of the time."
     )
 
 

@@ -6,7 +6,7 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
   than a whole training of 9,000 images, whose EMA would stay 95.7 % its initial weights.
 - The learning rate follows the square root of the batch, as for other Adam-like optimisers (timm, lightly-train). Below 20,000
   images it is 5e-4 at batch 32, with a milder layer decay and clipped gradients: on seven sets of 40 to 9,000 images 3.5 points
-  better than 2.25e-4 with the paper's (docs/photos.md, "Beside a plain loop of timm").
+  better than 2.25e-4 with the paper's (docs/measurements/photos.md).
 - The number of steps has a floor of 1,000 (VTAB-1k trains as many; BiT 500 from fewer than 20,000 images on).
 """
 

@@ -21,7 +21,7 @@ HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is mea
 REJECTED_BELOW = 0.5, 0.7, 0.9, 0.95  # values of --min-probability in a report
 BINS = 15  # equal widths, as in the paper
 LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search, for logits
-LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/photos.md, Which weights are used
+LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/measurements/photos.md, Probabilities
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Automatic image size (`model.image_size=auto`): larger ones as long as a linear probe of the frozen tower gains by them.
 
 A probe costs one forward pass over the training images, and at the chosen size it becomes the head that the run starts from.
-Image size can gain more than any schedule, also above the pixels that the images have; measurements: docs/photos.md.
+Image size can gain more than any schedule, also above the pixels that the images have; measurements: docs/measurements/photos.md.
 """
 
 import time
