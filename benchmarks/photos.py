@@ -1,4 +1,4 @@
-"""Tables of docs/measurements/photos.md beside a plain loop of timm, made by tables.py from the trainings in results/photos.jsonl.
+"""Tables of docs/measurements/photos.md, made by tables.py from the trainings in results/photos.jsonl.
 
 Each line is a training with one seed: method, image size, epochs, CPU seconds, `right` with 0 or 1 for every test image (by the
 loop's last weights, by our EMA), and `probe`, the percentage that the linear head is right on with which ours started. A head has
@@ -46,8 +46,8 @@ def summary() -> str:
         ],
     )
     return (
-        "Top-1 gain in percentage points over a [plain timm loop](docs/measurements/photos.md), which is not tuned, in the same CPU time "
-        f"(mean over {len(_sets('loop'))} datasets with 217 to 393 images, a small ViT):\n\n{table}\n\n"
+        "Top-1 gain in percentage points over a [plain timm loop](docs/measurements/photos.md), which is not tuned, in the same "
+        f"CPU time (mean over {len(_sets('loop'))} datasets with 217 to 393 images, a small ViT):\n\n{table}\n\n"
         f"With the same image size and number of epochs (50 to 167), the difference is {_mean_gain(long, one)} points, in "
         f"{100 * share:.0f} % of the time."
     )

@@ -29,7 +29,10 @@ from fastft.report.page import figure
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "measurements/photos", "models", "study")),
+    *(
+        ROOT / "docs" / f"{page}.md"
+        for page in ("benchmarks", "cost", "large-data", "measurements/photos", "models", "study")
+    ),
 )
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
