@@ -21,6 +21,7 @@ from fastft.data.classes import refuse_multi_label
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.machine.distributed import connected, find_world
+from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
 from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
@@ -78,8 +79,11 @@ def _read(path: Path, weights: str) -> State:
 
 
 def read_start(run: Trained) -> State:
-    """The weights that a run started from, built again from its recipe: pretrained tower, and `model.head` or a seeded head."""
-    return build_model(run.recipe, arch=run.model.visual.arch).state_dict()
+    """The weights that a run started from, built again from its recipe: pretrained tower, and its head or a seeded one."""
+    model = build_model(run.recipe, arch=run.model.visual.arch)
+    if run.recipe.model.head_init == "weights":
+        set_head_of_weights(model, run.recipe, run.classes, run.classes)
+    return model.state_dict()
 
 
 def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:

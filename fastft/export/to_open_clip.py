@@ -20,7 +20,7 @@ from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import CLASS_PATCHES, PATCHES, TOKEN
-from fastft.model.weight_files import save_tensors
+from fastft.model.weight_files import CLASSES, save_tensors
 
 CONFIG, WEIGHTS, WEIGHT, BIAS = ("open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias")
 
@@ -107,6 +107,7 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
         "embed_dim": arch.embed_dim if clip else recipe.data.num_classes,
         "quick_gelu": arch.quick_gelu,
         "vision_cfg": vision,
+        CLASSES: trained.outputs,
         **trained.temperature_record,
         "preprocess_cfg": {"mean": list(recipe.augment.mean), "std": list(recipe.augment.std)},
     }

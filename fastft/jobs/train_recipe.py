@@ -14,6 +14,7 @@ from fastft.recipe.constants import LAST, PROBE
 from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.evaluations import describe_figures
 from fastft.run.run_directory import load_run, run_folder, write_result
+from fastft.run.start_weights import with_run_weights, without_foreign_head
 from fastft.train.train import train
 
 REFIT = "refit"  # folder in the run directory
@@ -23,7 +24,7 @@ def train_recipe(recipe: Recipe, console: Console) -> tuple[Path, dict[str, Any]
     """Train; photographs are prepared by process 0 while the others wait. Returns (run directory, content of result.json)."""
     options = recipe.train
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
-        prepared = prepare_data(recipe, line_printer(console), world)
+        prepared = without_foreign_head(with_run_weights(prepare_data(recipe, line_printer(console), world)))
         own = ",".join(filter(None, (prepared.data.train, prepared.data.val))) or None
         data = recipe.data.train if holds_out_of_beton(recipe) else own
         if options.refit and data is not None:  # refuse files that cannot be read together before the first training

@@ -17,9 +17,10 @@ from torch import Tensor
 from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file
+from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import read_state_dict, save_tensors
-from fastft.model.weights import read_head_state
+from fastft.model.weights import TrainedHead, read_trained_head
 from fastft.recipe import Recipe
 
 WEIGHT, BIAS = "head.weight", "head.bias"
@@ -84,29 +85,52 @@ def tower_checksum(model: ImageClassifier) -> str:
 
 
 @torch.no_grad()
-def set_head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Sequence[str]) -> str:
-    """Copy the rows of `classes`, WordNet ids by label, from the head in timm's weights; classes it lacks start at the mean row.
+def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[str], wnids: Sequence[str]) -> str:
+    """Copy the rows of the training file's classes from the head in `model.weights`; classes it lacks start at the mean row.
 
-    Returns a line for the log. Raises UserError: the weights have no head over a set of ImageNet's classes of which timm has the
-    ids, or one without any of `classes`.
+    names: of the classes, by label, as fastft's own heads name them. wnids: their folders, which are WordNet ids for the heads in
+    timm's weights. Returns a line for the log. Raises UserError: the weights have no head, or one that reads other tokens, or one
+    without any of the classes.
     """
-    from timm.data import ImageNetInfo, infer_imagenet_subset  # takes seconds
-
     weights = recipe.model.weights
-    weight_KD, bias_K = read_head_state(weights, recipe.model.arch)
-    subset = infer_imagenet_subset({"num_classes": len(bias_K)})
-    row_of = {wnid: row for row, wnid in enumerate(ImageNetInfo(subset).label_names() if subset else ())}
-    rows = {label: row_of[wnid] for label, wnid in enumerate(classes) if wnid in row_of}
-    if not rows or weight_KD.shape != (len(bias_K), model.head.in_features):
+    trained = read_trained_head(weights, recipe.model.arch)
+    if trained.pool != model.pool:
         raise UserError(
-            f"the head in {weights}, of {len(bias_K):,} classes, has none of {recipe.data.train} by WordNet id; set "
+            f"the head in {weights} reads {_READS[trained.pool]}; set model.pool to {trained.pool}, or --model.head_init=probe"
+        )
+    known, own_names, by = (
+        (trained.classes, names, "name") if trained.classes else (_wnids(trained), wnids, "WordNet id")
+    )
+    row_of = {name: row for row, name in enumerate(known)}
+    rows = {label: row_of[name] for label, name in enumerate(own_names) if name in row_of}
+    if not rows or trained.weight_KD.shape[1] != model.head.in_features:
+        raise UserError(
+            f"the head in {weights}, of {len(trained.bias_K):,} classes, has none of {recipe.data.train} by {by}; set "
             "--model.head_init=probe"
         )
-    for own, theirs in ((model.head.weight, weight_KD), (model.head.bias, bias_K)):
-        known = theirs[list(rows.values())]
-        own.copy_(known.mean(0).expand_as(own))
-        own[list(rows)] = known
-    return f"head: {len(rows):,} of {len(own):,} classes from {weights}, the others at the mean of these"
+    for own, theirs in ((model.head.weight, trained.weight_KD), (model.head.bias, trained.bias_K)):
+        found = theirs[list(rows.values())]
+        own.copy_(found.mean(0).expand_as(own))
+        own[list(rows)] = found
+    others = ", the others at the mean of these" if len(rows) < len(model.head.bias) else ""
+    return f"head: {len(rows):,} of {len(model.head.bias):,} classes from {weights}{others}"
+
+
+_READS = {
+    CLASS: "the class token",
+    PATCHES: "the mean of the patch tokens",
+    CLASS_PATCHES: "the class token beside the mean of the patch tokens",
+    TOKEN: "CLIP's embedding",
+    "timm": "what timm pools",
+}
+
+
+def _wnids(trained: TrainedHead) -> Sequence[str]:
+    """The classes of a head of timm's over a set of ImageNet's of which timm has the ids; empty for another."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # takes seconds
+
+    subset = infer_imagenet_subset({"num_classes": len(trained.bias_K)})
+    return ImageNetInfo(subset).label_names() if subset else ()
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
         trainable_layers=m.trainable_layers,
     )
     if pretrained and m.weights != "random":
-        load_tower_weights(model.visual, m.weights, m.arch)
+        load_tower_weights(model.visual, m.weights, m.arch, getattr(model, "fc_norm", None))
     if pretrained and m.head is not None:
         path = expand_home(m.head)
         set_head(model, read_head(path), path)

@@ -45,6 +45,12 @@ def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
     return config
 
 
+def classifier_names(name: str) -> tuple[str, ...]:
+    """The modules that timm calls the heads of a model."""
+    names = pretrained_cfg(name).classifier
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def pretrained_tags(model: str) -> list[str]:
     """Tags of the weights that timm offers for a model."""
     import timm

@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,6 +42,7 @@ from fastft.recipe.constants import TIMM
 LEAST_TORCH = "2.6"
 # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 WRAPPERS = ("state_dict", "model")
+DEPLOYED = (".onnx", ".pt2")
 WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
@@ -50,6 +51,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises UserError: not a regular file, not readable, damaged, or not a state dict.
     """
+    if path.suffix in DEPLOYED:
+        raise UserError(
+            f"{path} is for deployment and holds no layers to train; give the run that it was exported from, or its export to "
+            "safetensors, timm or open_clip"
+        )
     if path.suffix == ".safetensors":
         check_user_file(path, WEIGHTS)
     try:
@@ -132,6 +138,7 @@ def is_torchscript_file(path: Path) -> bool:
 HUB = "hf-hub:"
 HUB_SECONDS = 10
 MAX_CONFIG_BYTES = 8 << 20  # configurations hold label names
+CLASSES = "classes"  # key of the class names, in fastft's exports and checkpoints
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that the tensors are in
 # the first that exists is read
@@ -155,7 +162,8 @@ class WeightFolder:
 
     library: that wrote it, 'open_clip', 'timm' or 'transformers'. timm_name: the timm model whose weights these are, None for
     open_clip's own ViT. quick_gelu: the tower was trained with QuickGELU. heads: attention heads, where they are stated. Of
-    timm's models `clip_numbers` says more.
+    timm's models `clip_numbers` says more. classes: of a head, by output, where they are stated, as in fastft's exports.
+    averages: the head of such an export reads the mean of normalised patch tokens (`model.pool=patches`).
     """
 
     path: Path
@@ -163,6 +171,8 @@ class WeightFolder:
     timm_name: str | None = None
     quick_gelu: bool = False
     heads: int | None = None
+    classes: tuple[str, ...] | None = None
+    averages: bool = False
 
     def read(self) -> dict[str, Tensor]:
         """All tensors under the library's names. Raises UserError: there is no file of weights, or one cannot be read."""
@@ -200,9 +210,18 @@ def find_weight_folder(weights: str) -> WeightFolder | None:
 def open_weight_folder(path: Path) -> WeightFolder:
     """Raises UserError: it has no configuration of the three libraries."""
     if (path / OPEN_CLIP_CONFIG).exists():
-        model = _part(_read_config(path / OPEN_CLIP_CONFIG), "model_cfg")
-        name = _part(model, "vision_cfg").get("timm_model_name")
-        return WeightFolder(path, "open_clip", str(name) if name else None, bool(model.get("quick_gelu")))
+        config = _read_config(path / OPEN_CLIP_CONFIG)
+        model = _part(config, "model_cfg") or config  # fastft's exports have no inner model_cfg
+        vision, classes = _part(model, "vision_cfg"), class_list(config.get(CLASSES))
+        name, averages = vision.get("timm_model_name"), vision.get("pool_type") == "avg"
+        return WeightFolder(
+            path,
+            "open_clip",
+            str(name) if name else None,
+            bool(model.get("quick_gelu")),
+            classes=classes,
+            averages=averages,
+        )
     config = _read_config(path / CONFIG) if (path / CONFIG).exists() else {}
     if config.get("model_type") in CLIP_TYPES:
         vision = _part(config, "vision_config") or config
@@ -210,8 +229,33 @@ def open_weight_folder(path: Path) -> WeightFolder:
         return WeightFolder(path, "transformers", None, quick_gelu, heads if isinstance(heads, int) else None)
     if isinstance(config.get("architecture"), str):
         notes = str(_part(config, "pretrained_cfg").get("notes"))
-        return WeightFolder(path, "timm", config["architecture"], NATIVE in notes)
+        arguments = _part(config, "model_args")
+        heads, averages = arguments.get("num_heads"), arguments.get("global_pool") == "avg"
+        return WeightFolder(
+            path, "timm", config["architecture"], NATIVE in notes, heads if isinstance(heads, int) else None,
+            class_list(config.get("label_names")), averages and bool(arguments.get("final_norm")),
+        )  # fmt: skip
     raise UserError(f"{path} is not {WEIGHT_FOLDER}; give such a folder or a file of weights")
+
+
+def stored_classes(path: Path) -> tuple[str, ...] | None:
+    """Class names that a .safetensors file of fastft states: an export in its header, a checkpoint in the state beside it."""
+    if path.suffix != ".safetensors":
+        return None
+    with suppress(OSError, SafetensorError, ValueError, RecursionError):
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        if CLASSES in header:
+            return class_list(json.loads(header[CLASSES]))
+        state = path.with_name("state.json")
+        return class_list(_read_config(state).get(CLASSES)) if state.is_file() else None
+    return None
+
+
+def class_list(value: Any) -> tuple[str, ...] | None:
+    """Class names as configurations state them, or None."""
+    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return tuple(value) if named else None
 
 
 def _part(config: dict[str, Any], key: str) -> dict[str, Any]:

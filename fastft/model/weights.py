@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from fastft.model.arch import Arch, open_clip_folder
-from fastft.model.timm_arch import clip_numbers
+from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
+from fastft.model.timm_arch import classifier_names, clip_numbers
 from fastft.model.tower import PROJECTION, Tower
 from fastft.model.weight_files import (
     HUB,
@@ -29,22 +31,25 @@ from fastft.model.weight_files import (
     is_torchscript_file,
     open_weight_folder,
     read_state_dict,
+    stored_classes,
 )
 from fastft.recipe.constants import TIMM
 
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
+TIMM_PREFIX = "visual.trunk."  # of timm's models in fastft's checkpoints, as in open_clip's
 PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 
 
-def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
+def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.LayerNorm | None = None) -> None:
     """Fill `tower`; positions are interpolated to the tower's grid.
 
     weights: an open_clip pretrained tag, 'timm/NAME', a file, or a folder of open_clip, timm or transformers, also
-    'hf-hub:ORG/NAME'. Raises UserError: unknown tag or file, download impossible, damaged file, or weights of another
-    architecture.
+    'hf-hub:ORG/NAME'. norm: the classifier's `fc_norm`, which fine-tuned weights of fastft hold too. Raises UserError: unknown
+    tag or file, download impossible, damaged file, or weights of another architecture.
     """
     folder = find_weight_folder(weights)
-    state = read_visual_state(weights, arch_name, folder)
+    whole = _read_clip_state(weights, arch_name, folder)
+    state = _visual_state(weights, whole)
     own = tower.state_dict()
     state = {name: value for name, value in state.items() if name in own or not name.startswith(PROJECTION)}
     _check_tensors(state, weights)
@@ -57,8 +62,13 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
             f"weights {weights} have no {missing[0]}, which --model.pool={pool} needs; use CLIP's own weights"
         )
     error = f"weights {weights} do not fit {arch_name}"
+    if "ln_pre.weight" in own and "ln_pre.weight" not in state and is_timm_vit(whole):
+        raise UserError(f"{error}: they have no norm_pre; a timm model needs --model.arch=timm/NAME")
     # what the recipe adds to the pretrained tower starts fresh
     load_fitting(tower, state, error, lambda name: ".rel_pos_bias." in name or ".ls_" in name)
+    if norm is not None and f"{HEAD_NORM}weight" in whole:
+        stored = {name.removeprefix(HEAD_NORM): value for name, value in whole.items() if name.startswith(HEAD_NORM)}
+        load_fitting(norm, stored, error, lambda name: False)
 
 
 def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]) -> None:
@@ -95,10 +105,13 @@ def check_weights(weights: str, arch_name: str) -> None:
 
 def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None = None) -> dict[str, Tensor]:
     """The image tower's tensors under open_clip's names, without the `visual.` prefix. folder: that `weights` names."""
-    state = _read_clip_state(weights, arch_name, folder)
+    return _visual_state(weights, _read_clip_state(weights, arch_name, folder))
+
+
+def _visual_state(weights: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if is_transformers(state):
         state = from_transformers(state)
-    elif TIMM_MARKER in state:
+    elif is_timm_vit(state):
         state = from_timm(state)
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
     visual = visual or state
@@ -110,15 +123,48 @@ def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None 
     return visual
 
 
-def read_head_state(weights: str, arch_name: str) -> tuple[Tensor, Tensor]:
-    """(weight (K, D), bias (K,)) of the head in timm's weights. Raises as `load_tower_weights`; or there is none."""
-    state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head in fine-tuned weights.
+
+    weight_KD, bias_K: float32. pool: what it reads, as `model.pool`; "timm" for timm's models. classes: by row; None where the
+    weights do not name them, as timm's, whose heads are over sets of ImageNet's classes.
+    """
+
+    weight_KD: Tensor
+    bias_K: Tensor
+    pool: str
+    classes: tuple[str, ...] | None
+
+
+def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
+    """The head in timm's weights, or in a checkpoint or an export of fastft.
+
+    Raises as `load_tower_weights`; or there is none.
+    """
+    folder = find_weight_folder(weights)
+    if arch_name.startswith(TIMM):
+        state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
+        name, pool = classifier_names(arch_name.removeprefix(TIMM))[0], "timm"
+        state = {key.removeprefix(TIMM_PREFIX): value for key, value in state.items()}
+        width = len(state.get("patch_embed.proj.weight", ()))
+        state = {f"head.{kind}": state[key] for kind in ("weight", "bias") if (key := f"{name}.{kind}") in state}
+    else:
+        state, pool = _read_clip_state(weights, arch_name, folder), CLASS
+        if f"{HEAD_NORM}weight" in state:
+            pool = PATCHES
+        elif "visual.proj" in state:
+            pool = TOKEN
+        width = len(state.get("visual.conv1.weight", ()))
     weight, bias = state.get("head.weight"), state.get("head.bias")
-    if TIMM_MARKER not in state or weight is None or bias is None:
+    if weight is not None and width and weight.shape[-1] == 2 * width:
+        pool = CLASS_PATCHES
+    if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise UserError(
-            f"weights {weights} have no head; set --model.head_init=probe, or use fine-tuned weights of timm"
+            f"weights {weights} have no head; set --model.head_init=probe, or use fine-tuned weights of timm or of fastft"
         )
-    return weight.float(), bias.float()
+    classes = stored_classes(expand_home(weights)) if folder is None else folder.classes
+    return TrainedHead(weight.float(), bias.float(), pool, classes if classes and len(classes) <= len(bias) else None)
 
 
 def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
@@ -140,13 +186,24 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
 
 
 def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) -> dict[str, Tensor]:
-    """Every tensor of a tag, a file or a folder, without the prefixes of wrappers."""
+    """Every tensor of a tag, a file or a folder, without the prefixes of wrappers.
+
+    fastft's exports have the names of its checkpoints: `fc_norm.` where the head reads patch tokens, `head.`, and no `proj` that
+    is a head.
+    """
     if folder is None:
         path = _as_file(weights)
         return without_wrappers(read_state_dict(_fetch_tag(weights, arch_name) if path is None else path))
     if folder.timm_name is not None and folder.library != "timm":
         raise UserError(f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}")
-    return without_wrappers(folder.read())
+    state = without_wrappers(folder.read())
+    if folder.library == "open_clip" and "head.bias" in state and "head.weight" not in state and "visual.proj" in state:
+        state["head.weight"] = state.pop("visual.proj").T
+        if folder.averages:
+            state = {name.replace("visual.ln_post.", HEAD_NORM): value for name, value in state.items()}
+    elif folder.library == "timm" and folder.averages:
+        state = {HEAD_NORM + n.removeprefix("norm.") if n.startswith("norm.") else n: v for n, v in state.items()}
+    return state
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -271,7 +328,9 @@ def _check_same_tower(
             f"weights {weights} are of width {width}, patch {patch}, {layers} blocks; {arch_name} has {arch.width}, "
             f"{arch.patch_size}, {arch.layers}; set model.arch to the architecture of the weights"
         )
-    heads = None if folder is None else clip_numbers(folder.timm_name)[1] if folder.timm_name else folder.heads
+    heads = None if folder is None else folder.heads
+    if heads is None and folder is not None and folder.timm_name:
+        heads = clip_numbers(folder.timm_name)[1]
     if heads not in (None, arch.heads):
         raise UserError(
             f"weights {weights} are of {heads} attention heads, {arch_name} has {arch.heads}; set model.arch to the "
@@ -308,7 +367,8 @@ BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
-TIMM_MARKER = "norm_pre.weight"  # of timm's CLIP ViTs, no other model of timm's
+HEAD_NORM = "fc_norm."  # of the classifier, before the mean over patch tokens
+TIMM_MARKERS = ("cls_token", "pos_embed", "patch_embed.proj.weight")  # of timm's ViTs with a class token
 TIMM_NAMES = {
     "cls_token": "class_embedding",
     "pos_embed": "positional_embedding",
@@ -347,7 +407,15 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.startswith(TIMM_HEAD):
             # (1, 1, D) and (1, N, D) in timm
             tower[TIMM_NAMES.get(name, name)] = value.squeeze() if name in ("cls_token", "pos_embed") else value
+    bias_D = tower.pop("patch_embed.proj.bias", None)  # which CLIP's ViTs do not have
+    if bias_D is not None and (positions_ND := tower["positional_embedding"]).shape[-1:] == bias_D.shape:
+        tower["positional_embedding"] = torch.cat([positions_ND[:1], positions_ND[1:] + bias_D])
     return tower
+
+
+def is_timm_vit(state: Mapping[str, Tensor]) -> bool:
+    """True if a state dict is that of timm's ViT with a class token."""
+    return all(name in state for name in TIMM_MARKERS)
 
 
 def is_transformers(state: Mapping[str, Tensor]) -> bool:

@@ -8,6 +8,7 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import with_training_files
+from fastft.run.start_weights import with_run_weights
 
 
 def load_counted(reference: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -41,12 +42,13 @@ def list_images(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if file is not None and recipe.automatic and not exists(file):
         raise UserError(f"{file}: no such file or folder; its images decide the options that are `auto`")
     if file is None or not exists(file):
-        return recipe, []
+        return with_run_weights(recipe), []
     # these load the image libraries
     if needs_conversion(file) or holds_out_of_beton(recipe):
         from fastft.photos.prepare import count_prepared
 
-        return count_prepared(recipe)
+        counted, warnings = count_prepared(recipe)
+        return with_run_weights(counted), warnings
     from beton_tools.read.beton_set import BetonSet
 
-    return with_training_files(recipe, BetonSet.open(file)), []
+    return with_run_weights(with_training_files(recipe, BetonSet.open(file))), []

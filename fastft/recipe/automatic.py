@@ -75,7 +75,8 @@ def resolve(recipe: Recipe, stored: Mapping[str, Choice] | None = None) -> Recip
     stored: choices that a run was started with; they are used instead of the rules', with their reasons. Raises UserError:
     the images do not fill one batch.
     """
-    kept = {choice.option: choice for choice in recipe.choices if choice.option not in RULES}
+    own = RULES.keys() & recipe.automatic
+    kept = {choice.option: choice for choice in recipe.choices if choice.option not in own}
     for option, rule in RULES.items():
         if option not in recipe.automatic:
             continue

@@ -176,8 +176,6 @@ def _check_together(recipe: Recipe) -> None:
             train.eval_weights == "ema" and recipe.ema.decay == 0,
         f"model.head and model.head_init={model.head_init} both set the head; omit one of them":
             model.head is not None and model.head_init != "small",
-        "model.head_init=weights takes a head that reads the class token; set model.pool to class":
-            model.head_init == "weights" and model.pool != "class",
         "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false":
             model.rel_pos_bias and model.patch_dropout > 0,
     }  # fmt: skip

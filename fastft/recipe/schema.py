@@ -127,8 +127,9 @@ class Model:
     )
     weights: str = option(
         "openai",
-        "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a file; a folder of open_clip, timm or "
-        "transformers, also hf-hub:ORG/NAME; 'random'",
+        "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a run directory of fastft, for the weights "
+        "that it chose; a file or an export of fastft; a folder of open_clip, timm or transformers, also hf-hub:ORG/NAME; "
+        "'random'",
     )
     image_size: int = option(
         224, "in pixels; position embeddings of another size are interpolated; auto: compared by linear probes of few images",
@@ -157,7 +158,7 @@ class Model:
     )  # fmt: skip
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features; weights: "
-        "the classes' rows of the head in timm's weights, by WordNet id",
+        "the classes' rows of the head in fine-tuned weights, of fastft by name, of timm by WordNet id",
         choices=("small", "probe", "weights"), paper="small", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)

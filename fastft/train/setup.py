@@ -272,7 +272,7 @@ def _build_models(
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
     if pretrained and recipe.model.head_init == "weights":
         manifest = Manifest.of_beton(train_files.files[0].path)
-        note = set_head_of_weights(model, recipe, manifest.classes if manifest else ())
+        note = set_head_of_weights(model, recipe, train_files.class_names, manifest.classes if manifest else ())
     options = recipe.ema
     if options.decay == 0:
         return model, None, note

@@ -56,7 +56,7 @@ def test_logits_are_timms_of_the_same_classes(fine_tuned):
     theirs, options = fine_tuned
     recipe = load_recipe("final_b16", flags(options, Path("run"), data__num_classes="3"))
     ours = build_model(recipe).eval()
-    note = set_head_of_weights(ours, recipe, [GOLDFISH, SPANIEL, TENCH])
+    note = set_head_of_weights(ours, recipe, (), [GOLDFISH, SPANIEL, TENCH])
     assert note.startswith("head: 2 of 3 classes from ")
     names, images = ImageNetInfo("imagenet-12k").label_names(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -104,4 +104,4 @@ def test_weights_without_a_head_are_one_line(tiny, fine_tuned, tmp_path):
     model = build_model(recipe)
     save_file({f"visual.{k}": v for k, v in model.visual.state_dict().items()}, tmp_path / "clip.safetensors")
     with pytest.raises(UserError, match=r"clip\.safetensors have no head; set --model.head_init=probe"):
-        set_head_of_weights(model, recipe.with_option("model.weights", str(tmp_path / "clip.safetensors")), [TENCH])
+        set_head_of_weights(model, recipe.with_option("model.weights", str(tmp_path / "clip.safetensors")), (), [TENCH])

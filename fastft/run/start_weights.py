@@ -1,0 +1,77 @@
+"""A run as the start of the next training: `model.weights=RUN` means the weights that it chose, and the tower that has them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.user_files import expand_home
+from beton_tools.read.beton_set import BetonSet
+from fastft.model.weight_files import stored_classes
+from fastft.recipe import Recipe
+from fastft.recipe.automatic import resolve
+from fastft.recipe.constants import PROBE
+from fastft.recipe.schema import Choice
+from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
+from fastft.run.chosen_weights import find_weights
+
+WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
+# what the weights are of: the new run takes these over unless its command line sets them
+OF_THE_TOWER = ("model.arch", "model.image_size", "model.pool", "model.layer_scale", "model.rel_pos_bias")
+OF_THE_PIXELS = ("augment.mean", "augment.std")
+# what the run's linear probe has decided, where the new run would let its own decide
+OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.hflip")
+
+
+def is_run(path: Path) -> bool:
+    """True for a run directory with a checkpoint, or one of its checkpoints."""
+    return is_checkpoint(path) or (path / "checkpoints").is_dir()
+
+
+def with_run_weights(recipe: Recipe) -> Recipe:
+    """The recipe that starts from a run: the file of the weights that the run chose, its architecture, and the head's classes.
+
+    Recipes with other `model.weights` are returned as they are. Raises UserError: no usable checkpoint.
+    """
+    run = expand_home(recipe.model.weights)
+    if not run.is_dir() or not is_run(run):
+        return recipe
+    chosen = find_weights(run)
+    old = stored_recipe(read_checkpoint(chosen.path, ()))
+    values: dict[str, Any] = {WEIGHTS: str(chosen.path / f"{chosen.stem}.safetensors")}
+    reasons = {WEIGHTS: f"the {chosen.description}"}
+    if chosen.kind == PROBE:  # the tower is the pretrained one
+        values = {WEIGHTS: old.model.weights}
+        reasons = {WEIGHTS: f"{run} chose its linear probe, whose tower has these weights"}
+    elif _is_free(recipe, HEAD_INIT) and recipe.model.head is None:
+        values[HEAD_INIT], reasons[HEAD_INIT] = "weights", f"the rows of its classes in the head of {run}"
+    of_run = old.flat()
+    now = recipe.flat()
+    taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and of_run[o] != now[o]]
+    for option in (*taken, *(o for o in OF_THE_PROBE if o in recipe.automatic and HEAD_INIT in values)):
+        values[option], reasons[option] = of_run[option], f"as in {run}"
+    for option, value in values.items():
+        recipe = recipe.with_option(option, value)
+    others = tuple(choice for choice in recipe.choices if choice.option not in values)
+    choices = tuple(Choice(option, value, reasons[option]) for option, value in values.items())
+    recipe = replace(recipe, automatic=recipe.automatic - values.keys(), choices=(*others, *choices))
+    return resolve(recipe)
+
+
+def without_foreign_head(recipe: Recipe) -> Recipe:
+    """The recipe with an automatic head instead of that of a run, if the run has none of the classes of the .beton files.
+
+    recipe: of `with_run_weights`, with prepared files.
+    """
+    chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
+    if recipe.model.head_init != "weights" or not chosen or recipe.data.train is None:
+        return recipe
+    old = set(stored_classes(expand_home(recipe.model.weights)) or ())
+    if old.intersection(BetonSet.open(recipe.data.train).class_names):
+        return recipe
+    others = tuple(choice for choice in recipe.choices if choice.option != HEAD_INIT)
+    return resolve(replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others))
+
+
+def _is_free(recipe: Recipe, option: str) -> bool:
+    """True unless the command line gives the option a value."""
+    return option in recipe.automatic or option not in recipe.given
