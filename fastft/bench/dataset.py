@@ -101,6 +101,25 @@ class Workspace:
             "scratch": str(scratch),
         }
 
+    def repeated(self, num_bytes: int, page_size: int) -> Path:
+        """The images of RESIZED again and again, until the shuffled .beton has about `num_bytes`."""
+        from beton_tools.write.convert import convert_folder
+        from beton_tools.write.writer import WriteOptions
+
+        path = self.folder / "repeated.beton"
+        if not path.exists():
+            files = sorted(self.jpegs(RESIZED).glob("*/*"))
+            times = max(1, round(num_bytes / sum(file.stat().st_size for file in files)))
+            for file in files:
+                for copy in range(times):
+                    link = self.folder / "repeated" / file.parent.name / f"{copy:03}-{file.name}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file)
+            convert_folder(self.folder / "repeated", path, WriteOptions(page_size=page_size, shuffle_seed=0))
+            with path.open("rb") as written:
+                os.fsync(written.fileno())  # what is not on the disk yet cannot leave the page cache
+        return path
+
     def long(self, samples: int, parts: int = 1) -> str:
         """Sparse files with the tables of so many images, and holes for their bytes; returns a path or pattern."""
         folder = self.folder / f"long-{samples}"

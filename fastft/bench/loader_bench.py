@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from fastft.bench.contenders import cold, opening
+from fastft.bench.contenders import cold, limited, opening
 from fastft.bench.contenders.measuring import first
 from fastft.bench.contenders.registry import contenders
 from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Task
 from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import (
+    Contender,
     Findings,
     Options,
     Planned,
@@ -22,10 +23,11 @@ from fastft.bench.harness import (
     per_second,
     reported,
 )  # fmt: skip
-from fastft.machine.bench_result import Case, Measure
+from fastft.machine.bench_result import OURS, Case, Measure, Setting
 from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 
 SIZE, SIZES, BATCH, MEMORY_BATCH = 224, (128, 224, 384), 64, 256
+ORDER_BYTES, ORDER_MEMORY, ORDER_BLOCK_MIB, ORDER_BATCH = 300_000_000, 100_000_000, 16, 16
 REPEAT = 2  # passes over the images in a round
 MANY_SAMPLES, MANY_FILES = 20_000_000, 64
 WORDS = {
@@ -198,6 +200,41 @@ def open_long(options: Options) -> Findings:
         )  # fmt: skip
 
 
+def order(options: Options) -> Findings:
+    """What the disk is asked for in an epoch of a file three times as large as the memory."""
+    if not limited.is_available():
+        yield "loader.order was left out: it limits memory by control groups of version 1, which only root may make."
+        return
+    file_bytes, batch = (4_000_000, 4) if options.quick else (ORDER_BYTES, ORDER_BATCH)
+    path = options.workspace.repeated(file_bytes, page_size=1 << 20)
+    given = {"path": str(path), "size": SIZE, "batch": batch, "threads": options.threads, "limit": ORDER_MEMORY}
+    rows = (
+        (OURS, "blocks", "ours", (f"data.order=blocks, blocks of {ORDER_BLOCK_MIB} MiB",)),
+        ("fastft, random order", "random", "ours", ()),
+        ("stock FFCV", "ffcv", "ffcv", (f"QUASI_RANDOM, keeps {2 * batch} pages in its own memory",)),
+    )
+    chosen = [
+        Contender(name, limited.limited, {**given, "order": kind, "block_mib": ORDER_BLOCK_MIB}, differences)
+        for name, kind, file, differences in rows
+        if file == "ours" or file in options.peers
+    ]
+    rounds = alternate(chosen, min(options.rounds, 3), options.threads)
+    limited.remove_groups()
+    setting: Setting = {
+        "file MB": round(path.stat().st_size / 1e6), "memory limit MB": round(ORDER_MEMORY / 1e6), "page MiB": 1,
+        "batch": batch, "rounds": min(options.rounds, 3),
+    }  # fmt: skip
+    for key, figure, title, unit in (
+        ("loader.order", "read_mb", "Bytes read per epoch", "MB"),
+        ("loader.order.requests", "requests", "Disk requests per epoch", "requests"),
+    ):  # fmt: skip
+        yield Measure(
+            key=key, bench="loader", title=title, unit=unit, better="lower", setting=setting,
+            about="Crop and flip from a file three times as large as the memory; the epoch before is not counted.",
+            cases=[case(rounds, "pass", reported(figure), {})],
+        )  # fmt: skip
+
+
 def to_gpu(options: Options) -> Findings:
     """Throughput with augmentation on the GPU."""
     asked = task(options, RECIPE, threads=options.threads, device="cuda")
@@ -220,5 +257,6 @@ MEASURES = (
     Planned("loader.cold", cold_files, 60),
     Planned("loader.first", start, 180),
     Planned("loader.open", open_long, 60),
+    Planned("loader.order", order, 90),
     Planned("loader.gpu", to_gpu, 120, needs_gpu=True),
 )

@@ -1,0 +1,94 @@
+"""In a contender's process: epochs over a file that is larger than the memory, with what the disk was asked for.
+
+The limit is of control groups of version 1, which only root may make.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from fastft.bench.child import Arm
+from fastft.bench.contenders.cold import forget_pages
+from fastft.bench.contenders.task import Pass
+
+GROUPS, NAME = Path("/sys/fs/cgroup"), "fastft-bench-"
+NO_LIMIT = 10**12  # bytes/s; only disks with a limit are counted
+CONTROLLERS = ("memory", "blkio")
+
+
+def is_available() -> bool:
+    return os.geteuid() == 0 and (GROUPS / "memory" / "memory.limit_in_bytes").exists() and (GROUPS / "blkio").is_dir()
+
+
+def limited(path: str, order: str, size: int, batch: int, threads: int, limit: int, block_mib: int) -> dict[str, Arm]:
+    """Epochs in an order of MAKERS, with `limit` bytes of memory beside what the process holds after its first epoch."""
+    one_epoch = MAKERS[order](path, size, batch, threads, block_mib)
+    sum(one_epoch())  # allocates its buffers outside the groups
+    forget_pages([Path(path)])
+    blkio = join_groups(limit)
+
+    def run() -> dict[str, float]:
+        before = disk_reads(blkio)
+        count = sum(one_epoch())
+        read, requests = (after - earlier for after, earlier in zip(disk_reads(blkio), before, strict=True))
+        return {"count": count, "read_mb": read / 1e6, "requests": requests}
+
+    return {"pass": run}
+
+
+def _ours(order: str) -> Callable[..., Pass]:
+    def make(path: str, size: int, batch: int, threads: int, block_mib: int) -> Pass:
+        from fastft.data.loader import TrainLoader
+
+        loader = TrainLoader(path, "none", size, batch_size=batch, workers=threads, order=order, block_mib=block_mib)
+        return lambda: (len(b.ids) for b in loader)
+
+    return make
+
+
+def _ffcv(path: str, size: int, batch: int, threads: int, block_mib: int) -> Pass:
+    """QUASI_RANDOM, FFCV's order for files that do not fit the memory; it keeps 2 x batch pages."""
+    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
+
+    decode = RandomResizedCropRGBImageDecoder((size, size))
+    loader = Loader(
+        path, batch, threads, os_cache=False, order=OrderOption.QUASI_RANDOM, seed=0, drop_last=True,
+        pipelines={"image": [decode, RandomHorizontalFlip(), ToTensor(), ToTorchImage()]},
+    )  # fmt: skip
+    return lambda: (len(images) for images, _ in loader)
+
+
+MAKERS: dict[str, Callable[..., Pass]] = {"blocks": _ours("blocks"), "random": _ours("random"), "ffcv": _ffcv}
+
+
+def join_groups(limit: int) -> Path:
+    """Move this process into new groups, whose memory is limited and whose reads are counted; the second's folder."""
+    for controller in CONTROLLERS:
+        group = GROUPS / controller / f"{NAME}{os.getpid()}"
+        group.mkdir()
+        if controller == "memory":
+            (group / "memory.limit_in_bytes").write_text(str(limit))
+        for disk in Path("/sys/block").glob("*/dev") if controller == "blkio" else ():
+            rule = f"{disk.read_text().strip()} {NO_LIMIT}"
+            (group / "blkio.throttle.read_bps_device").write_text(rule)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group
+
+
+def remove_groups() -> None:
+    """Remove the groups of processes that have ended."""
+    for group in (g for controller in CONTROLLERS for g in (GROUPS / controller).glob(f"{NAME}*")):
+        with suppress(OSError):  # still in use
+            group.rmdir()
+
+
+def disk_reads(blkio: Path) -> tuple[int, int]:
+    """(bytes, requests) that processes of the group have read from disks."""
+    counts = []
+    for name in ("blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced"):
+        lines = [line.split() for line in (blkio / name).read_text().splitlines()]
+        counts.append(sum(int(line[2]) for line in lines if len(line) == 3 and line[1] == "Read"))
+    return counts[0], counts[1]
