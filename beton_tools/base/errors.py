@@ -11,6 +11,12 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, and what to do about it."""
 
 
+def require(holds: object, what: str) -> None:
+    """Raise ValueError with `what` unless it holds: for readers of files, whose caller names the file in one UserError."""
+    if not holds:
+        raise ValueError(what)
+
+
 @contextmanager
 def report_disk_errors(what: object, then: str) -> Iterator[None]:
     """Raise UserError for an OSError: `what` cannot be written, the reason, and what to do then."""

@@ -19,7 +19,7 @@ from numba import njit
 from beton_tools.base.image_formats import CHANNELS
 from beton_tools.jpeg import markers
 from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
-from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error
+from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, as_bytes_array, check_code, describe_error
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
@@ -190,8 +190,7 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
         code = decode_region(src, head, y, x, h, w, out.reshape(-1), scratch, handles[0])
     finally:
         close_decoders(handles)
-    if code != OK:
-        raise (DamagedJpeg if code == markers.DAMAGED else JpegError)(describe_error(code))
+    check_code(code)
     return out
 
 

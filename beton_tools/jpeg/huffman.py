@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, describe_error, segment
+from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, check_code, segment
 
 TABLES = 8  # DC tables 0-3, then AC tables 0-3
 AC = 4  # number of the first AC table
@@ -56,14 +56,13 @@ def read_tables(payloads: Iterable[bytes]) -> Spec:
         while payload:
             kind, number = payload[0] >> 4, payload[0] & 15
             total = sum(payload[1:17])
-            if kind > 1 or number >= AC or total > 256 or len(payload) < 17 + total:
-                raise JpegError(describe_error(BAD_HEADER))
-            table = kind * AC + number
             values = payload[17 : 17 + total]
+            is_broken = kind > 1 or number >= AC or total > 256 or len(payload) < 17 + total
+            is_broken |= kind == 0 and max(values, default=0) > _MAX_DC_SYMBOL
+            check_code(BAD_HEADER if is_broken else OK)
+            table = kind * AC + number
             spec.counts[table, 1:] = np.frombuffer(payload, np.uint8, 16, 1)
             spec.values[table] = np.frombuffer(values.ljust(256, b"\0"), np.uint8)
-            if kind == 0 and max(values, default=0) > _MAX_DC_SYMBOL:
-                raise JpegError(describe_error(BAD_HEADER))
             payload = payload[17 + total :]
     return spec
 
@@ -101,8 +100,7 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
 def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
     """Decoding tables, (TABLES,) TABLE; only those in `used` are filled. Raises JpegError: impossible code lengths."""
     tables = np.empty(TABLES, TABLE)  # not zeros: memory of unused tables is never written
-    if _derive_all(spec.counts, spec.values, used, tables) != OK:
-        raise JpegError(describe_error(BAD_HEADER))
+    check_code(BAD_HEADER if _derive_all(spec.counts, spec.values, used, tables) != OK else OK)
     return tables
 
 

@@ -51,6 +51,12 @@ def describe_error(code: int) -> str:
     return _MEANING.get(int(code), f"unknown JPEG error code {code}")
 
 
+def check_code(code: int) -> None:
+    """Raise the error of a return code other than OK: DamagedJpeg for DAMAGED, else JpegError."""
+    if code != OK:
+        raise (DamagedJpeg if code == DAMAGED else JpegError)(describe_error(code))
+
+
 class Header(NamedTuple):
     """Result of `scan_header`; offsets are bytes from the start of the file, 0 where absent."""
 
@@ -196,6 +202,5 @@ def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
 def parse(jpeg: bytes | np.ndarray) -> Header:
     """Read the header of a JPEG file. Raises JpegError: a broken header, or an unsupported kind of JPEG."""
     head = scan_header(as_bytes_array(jpeg))
-    if head.code != OK:
-        raise JpegError(describe_error(head.code))
+    check_code(head.code)
     return head

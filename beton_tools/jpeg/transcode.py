@@ -12,7 +12,17 @@ import numpy as np
 from beton_tools.jpeg import index, markers
 from beton_tools.jpeg.entropy import MAX_BLOCKS, SPARE_BYTES, out_capacity, recut, unstuff
 from beton_tools.jpeg.huffman import AC, Spec, derive, extend_table, read_tables, write_tables
-from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, JpegError, as_bytes_array, describe_error, parse, segment
+from beton_tools.jpeg.markers import (
+    OK,
+    DamagedJpeg,
+    Header,
+    JpegError,
+    as_bytes_array,
+    check_code,
+    describe_error,
+    parse,
+    segment,
+)
 
 # A restart segment costs about 6 bytes: marker 2, index entry 2, padding and the DC terms coded from zero. Segments
 # of this size keep that at 3 %. As the interval must divide the row, most are longer: on 234 ImageNet files the
@@ -90,14 +100,12 @@ def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
     ids, spectral = frame[::3], src[head.scan_at - 3 : head.scan_at].tobytes()
     if scan[::2] != ids or len(set(ids)) != head.components:
         raise JpegError("the scan of this JPEG does not list its components in order; re-encode it")
-    if spectral != b"\0\x3f\0" or any(tables & 0xCC for tables in scan[1::2]):
-        raise JpegError(describe_error(markers.BAD_HEADER))
     blocks = []
     for component, (factors, tables) in enumerate(zip(frame[1::3], scan[1::2], strict=True)):
         count = 1 if head.components == 1 else (factors >> 4) * (factors & 15)
         blocks += [(component, tables >> 4, AC + (tables & 15))] * count
-    if len(blocks) > MAX_BLOCKS:
-        raise JpegError(describe_error(markers.BAD_HEADER))
+    is_broken = spectral != b"\0\x3f\0" or any(tables & 0xCC for tables in scan[1::2]) or len(blocks) > MAX_BLOCKS
+    check_code(markers.BAD_HEADER if is_broken else OK)
     return blocks
 
 
@@ -110,13 +118,11 @@ def _recut(
     old_interval = head.restart_interval or mcus
     scan_bytes = src.size - head.scan_at
     # an MCU has at least 2 bits, a marker 2 bytes
-    if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:
-        raise DamagedJpeg(describe_error(markers.DAMAGED))
+    check_code(markers.DAMAGED if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes else OK)
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
     clean = np.empty(scan_bytes + SPARE_BYTES, np.uint8)
     code, segments = unstuff(src, head.scan_at, clean, starts)
-    if code != OK or segments != starts.size - 1:
-        raise DamagedJpeg(describe_error(markers.DAMAGED))
+    check_code(markers.DAMAGED if code != OK or segments != starts.size - 1 else OK)
     ends = np.empty(mcus // interval, np.int64)
     out = np.empty(out_capacity(int(starts[-1]), starts.size + ends.size), np.uint8)
     tables = derive(spec, used)

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, require
 from beton_tools.base.user_files import StrPath, open_user_file
 from beton_tools.read.sample_table import ARRAY_TYPE, FLOAT_TYPE, IMAGE_TYPE, INT_TYPE, Field, SampleTable, image_field
 
@@ -156,6 +156,10 @@ class Beton(SampleTable):
                 raise _unreadable(path, error) from error
             except MemoryError as error:
                 raise UserError(f"{path}: its tables are larger than the memory") from error
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: not a complete .beton file ({error}); write it again with `fastft convert`"
+                ) from error
 
     @property
     def title(self) -> str:
@@ -229,19 +233,19 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     start = HEADER_DTYPE.itemsize + len(fields) * FIELD_DTYPE.itemsize
     num_samples, page_size = int(header["num_samples"]), int(header["page_size"])
     data_end = int(header["alloc_table_ptr"])
-    if num_samples == 0 or start + num_samples * dtype.itemsize > data_end:
-        raise _damaged(path, f"the file is too small for the {num_samples} samples of its header")
-    metadata = _read_array(path, file, dtype, num_samples)
+    fits = num_samples > 0 and start + num_samples * dtype.itemsize <= data_end
+    require(fits, f"the file is too small for the {num_samples} samples of its header")
+    metadata = _read_array(file, dtype, num_samples)
     metadata.flags.writeable = False
     file.seek(data_end)
-    table = _read_array(path, file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
-    if {f.type_id for f in fields} <= _ONE_ALLOCATION and len(table) != num_samples:
-        raise _damaged(path, f"{len(table)} images are allocated for the {num_samples} samples of its header")
+    table = _read_array(file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
+    has_others = not {f.type_id for f in fields} <= _ONE_ALLOCATION
+    allocated = f"{len(table)} images are allocated for the {num_samples} samples of its header"
+    require(has_others or len(table) == num_samples, allocated)
     image = metadata[image_field(fields).column]
-    pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(path, image["data_ptr"], table)
+    pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(image["data_ptr"], table)
     bad = _find_impossible(image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
-    if bad is not None:
-        raise _damaged(path, f"sample {bad} points outside the file or has an impossible size")
+    require(bad is None, f"sample {bad} points outside the file or has an impossible size")
     return cls(
         fields,
         metadata,
@@ -257,47 +261,39 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     )
 
 
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: not a complete .beton file ({what}); write it again with `fastft convert`")
-
-
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read ({error.strerror or error})")
 
 
-def _read_array(path: Path, file: BufferedReader, dtype: np.dtype, count: int) -> np.ndarray:
+def _read_array(file: BufferedReader, dtype: np.dtype, count: int) -> np.ndarray:
     """`count` elements at the file's position."""
     out = np.empty(count, dtype)
-    if file.readinto(out.view(np.uint8).data) != out.nbytes:
-        raise _damaged(path, "it became shorter while it was being opened")
+    require(file.readinto(out.view(np.uint8).data) == out.nbytes, "it became shorter while it was being opened")
     return out
 
 
 def _read_header(path: Path, file: BufferedReader, file_size: int) -> np.void:
-    if file_size < HEADER_DTYPE.itemsize:
-        raise _damaged(path, f"{file_size} bytes are too few")
-    header = _read_array(path, file, HEADER_DTYPE, 1)[0]
+    require(file_size >= HEADER_DTYPE.itemsize, f"{file_size} bytes are too few")
+    header = _read_array(file, HEADER_DTYPE, 1)[0]
     if header["version"] != VERSION:
         what = f"its first bytes state version {header['version']}"
         raise UserError(f"{path}: not a .beton file of version {VERSION} ({what}); write one with `fastft convert`")
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
-    if page_size == 0 or page_size & (page_size - 1):
-        raise _damaged(path, f"page size {page_size} is not a power of two")
-    if table == 0:  # FFCV's writer sets it last: 0 in a file whose writer was killed
-        raise _damaged(path, "its writer was interrupted")
-    if table > file_size or (file_size - table) % ALLOC_DTYPE.itemsize:
-        raise _damaged(path, f"the allocation table at {table} does not end at the file's {file_size} bytes")
+    require(page_size.bit_count() == 1, f"page size {page_size} is not a power of two")
+    require(table > 0, "its writer was interrupted")  # FFCV's writer sets it last
+    ends = table <= file_size and (file_size - table) % ALLOC_DTYPE.itemsize == 0
+    require(ends, f"the allocation table at {table} does not end at the file's {file_size} bytes")
     return header
 
 
 def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -> tuple[Field, ...]:
-    if count == 0 or HEADER_DTYPE.itemsize + count * FIELD_DTYPE.itemsize > file_size:
-        raise _damaged(path, f"the header states {count} fields")
+    fits = count > 0 and HEADER_DTYPE.itemsize + count * FIELD_DTYPE.itemsize <= file_size
+    require(fits, f"the header states {count} fields")
     fields = []
-    for i, row in enumerate(_read_array(path, file, FIELD_DTYPE, count)):
+    for i, row in enumerate(_read_array(file, FIELD_DTYPE, count)):
         stored, type_id = row["name"].tobytes(), int(row["type_id"])
-        if not stored.isascii():  # FFCV decodes all 16 bytes as ASCII, those after the NUL too
-            raise _damaged(path, f"the name of field {i} is not ASCII: {stored!r}")
+        # FFCV decodes all 16 bytes as ASCII, those after the NUL too
+        require(stored.isascii(), f"the name of field {i} is not ASCII: {stored!r}")
         name = stored.split(b"\0")[0].decode("ascii")
         if type_id not in _COLUMN_DTYPES:
             raise UserError(f"{path}: field {name!r} has the custom type {type_id}, which cannot be read")
@@ -305,8 +301,7 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
     names = [f.name for f in fields]
     if sum(f.type_id == IMAGE_TYPE for f in fields) != 1:
         raise UserError(f"{path}: needs exactly one RGB image field, has {names}")
-    if len(set(names)) != len(names):
-        raise _damaged(path, f"two fields have the same name, in {names}")
+    require(len(set(names)) == len(names), f"two fields have the same name, in {names}")
     return tuple(fields)
 
 
@@ -333,13 +328,14 @@ def _read_label_sets(
     width, pointers = classes * np.dtype(kind).itemsize, metadata[vectors[0].column]
     low, high = limits
     is_outside = classes > MAX_CLASSES or ((pointers < low) | (pointers > high) | (width > high - pointers)).any()
-    if is_outside or width * len(pointers) > high - low:  # overlapping ones could take any amount of memory
-        raise _damaged(path, f"labels lie outside the file or overlap, or have more than {MAX_CLASSES:,} classes")
+    # overlapping ones could take any amount of memory
+    fits = not is_outside and width * len(pointers) <= high - low
+    require(fits, f"labels lie outside the file or overlap, or have more than {MAX_CLASSES:,} classes")
     # arrays that lie one after another are read at once
     rows, order = np.empty((len(pointers), classes), kind), np.argsort(pointers, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(pointers[order]) != width) + 1):
         file.seek(int(pointers[part[0]]))
-        rows[part] = _read_array(path, file, rows.dtype, len(part) * classes).reshape(-1, classes)
+        rows[part] = _read_array(file, rows.dtype, len(part) * classes).reshape(-1, classes)
     if not ((rows >= 0) & (rows <= 1)).all():
         if vectors[0].name != SET_FIELDS[1][0]:
             return None  # landmarks, for example
@@ -347,18 +343,16 @@ def _read_label_sets(
     return rows.view(np.uint8) if kind == "|b1" else rows
 
 
-def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _find_sizes(image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
     """int64 size of each sample, from the allocation table (in any order, as FFCV's workers write it)."""
     if len(table) == len(image_ptr) and np.array_equal(table["ptr"], image_ptr):
         sizes = table["size"]
     else:
         order = np.argsort(table["ptr"], kind="stable")
         positions = np.searchsorted(table["ptr"], image_ptr, sorter=order)
-        if len(table) == 0 or positions.max() >= len(table):
-            raise _damaged(path, "an image is missing from the allocation table")
-        rows = order[positions]
-        if not np.array_equal(table["ptr"][rows], image_ptr):
-            raise _damaged(path, "an image is missing from the allocation table")
+        rows = order[np.minimum(positions, len(table) - 1)] if len(table) else positions
+        found = len(table) > 0 and np.array_equal(table["ptr"][rows], image_ptr)
+        require(found, "an image is missing from the allocation table")
         sizes = table["size"][rows]
     return sizes.astype(np.int64)
 

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from beton_tools.base.atomic import atomic_output, sync
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, require
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check, check_version
 from beton_tools.base.user_files import read_user_file
@@ -157,29 +157,25 @@ def pack_names(names: Names) -> dict[str, str]:
 
 def _unpack_names(packed: dict[str, str], count: int) -> Names:
     lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
-    if len(lengths) != count or lengths.max(initial=0) > MAX_NAME_BYTES:
-        raise ValueError("the name table does not fit the number of samples")
+    unfit = "the name table does not fit the number of samples"
+    require(len(lengths) == count and lengths.max(initial=0) <= MAX_NAME_BYTES, unfit)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     blob = _inflate(packed["text"], int(offsets[-1]))
-    if len(blob) != offsets[-1]:
-        raise ValueError("the name table does not fit the number of samples")
+    require(len(blob) == offsets[-1], unfit)
     return Names(blob, offsets)
 
 
 def _inflate(text: str, limit: int) -> bytes:
-    if limit > _MAX_NAMES_BYTES:
-        raise ValueError("the name table is too large")
+    require(limit <= _MAX_NAMES_BYTES, "the name table is too large")
     data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), limit + 1)
-    if len(data) > limit:
-        raise ValueError("the name table is longer than stated")
+    require(len(data) <= limit, "the name table is longer than stated")
     return data
 
 
 def _from_json(where: str, entries: Any) -> Manifest:
-    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT!r}")
+    require(isinstance(entries, dict) and entries.get("format") == FORMAT, f"its format is not {FORMAT!r}")
     check_version(where, entries, VERSION)
     manifest: Manifest = check("it", {**entries, "packed_names": entries.get("names")}, Manifest)
-    if manifest.class_names is not None and len(manifest.class_names) != len(manifest.classes):
-        raise ValueError("class_names and classes differ in length")
+    fits = manifest.class_names is None or len(manifest.class_names) == len(manifest.classes)
+    require(fits, "class_names and classes differ in length")
     return manifest

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeGuard
 import numpy as np
 from msgspec import Meta
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, require
 from beton_tools.base.typed_json import Count, Whole, check, check_version
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, named_files
@@ -95,13 +95,12 @@ def used_files(data: str) -> tuple[list[str], str]:
 
 
 def _from_json(where: str, entries: Any) -> SubsetFile:
-    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT!r}")
+    require(isinstance(entries, dict) and entries.get("format") == FORMAT, f"its format is not {FORMAT!r}")
     check_version(where, entries, VERSION)
     files = check("its files", entries.get("files"), _Files)
     samples = check("its samples", entries.get("samples"), _Samples)
     total = sum(file.num_samples for file in files)
     ids = np.array(samples, np.int64)
-    if (np.diff(ids) <= 0).any() or samples[-1] >= total:
-        raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
+    ascends = (np.diff(ids) > 0).all() and samples[-1] < total
+    require(ascends, f"its samples are not ascending numbers from 0 to {total - 1}")
     return SubsetFile(files, ids)
