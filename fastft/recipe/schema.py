@@ -46,6 +46,8 @@ def option(
     paper: str | None = None,
     changes_accuracy: bool = True,
     auto: bool = False,
+    resumable: bool = False,
+    per_host: bool = False,
 ) -> Any:
     """A field of a section.
 
@@ -54,10 +56,14 @@ def option(
         paper: what the paper or its reference code used, where the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
         changes_accuracy: see `neutral`.
+        resumable: may have another value when a run is resumed, because it does not change what a step computes; of data,
+            the images are compared instead.
+        per_host: may differ between the processes of a run: where the files of a host are, and how it computes.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
-        "changes_accuracy": changes_accuracy, "auto": auto,
+        "changes_accuracy": changes_accuracy, "auto": auto, "resumable": resumable,
+        "per_host": per_host,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -72,19 +78,19 @@ class Data:
 
     train: str | None = neutral(
         None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with a "
-        "folder per class, or a CSV or parquet table",
+        "folder per class, or a CSV or parquet table", resumable=True, per_host=True,
     )  # fmt: skip
     val: str | None = neutral(
         None, "validation images, as data.train; without them some images are held out, of a .beton only with "
-        "data.hold_out_beton",
+        "data.hold_out_beton", resumable=True, per_host=True,
     )  # fmt: skip
     hold_out_beton: bool = neutral(
-        False, "without data.val, hold validation images out of a .beton too, as of a folder or table"
+        False, "without data.val, hold validation images out of a .beton too, as of a folder or table", resumable=True
     )
     background: str = option("white", "colour under transparent pixels, a name or '#rrggbb'")
     train_size: int = option(
         IMAGENET_TRAIN_SIZE, "number of training images, for explain and cost; a training file that exists overrides it",
-        low=1, high=2**40,
+        low=1, high=2**40, resumable=True,
     )  # fmt: skip
     selection_share: float = option(
         0.0, "share of the training images that is left out of training; train.stop_when, the best epoch and raw or EMA then "
@@ -111,9 +117,16 @@ class Data:
         "images of an epoch, which keeps its length: none, each once; balanced, all classes equally often; sqrt, by the square "
         "root of their sizes", choices=REBALANCING, paper=NONE,
     )  # fmt: skip
-    workers: int = neutral(0, "loader threads per process; 0: its share of the cores", low=0, high=4096)
+    workers: int = neutral(
+        0, "loader threads per process; 0: its share of the cores", low=0, high=4096, resumable=True, per_host=True
+    )
     batches_ahead: int = neutral(
-        2, "micro-batches that the loader prepares in advance, the one in progress included", low=1, high=1024
+        2,
+        "micro-batches that the loader prepares in advance, the one in progress included",
+        low=1,
+        high=1024,
+        resumable=True,
+        per_host=True,
     )
 
 
@@ -130,6 +143,7 @@ class Model:
         "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a run directory of fastft, for the weights "
         "that it chose; a file or an export of fastft; a folder of open_clip, timm or transformers, also hf-hub:ORG/NAME; "
         "'random'",
+        per_host=True,
     )
     image_size: int = option(
         224, "in pixels; position embeddings of another size are interpolated; auto: compared by linear probes of few images",
@@ -154,7 +168,7 @@ class Model:
         choices=("patches", "class", "class+patches", "token"),
     )  # fmt: skip
     head: str | None = option(
-        None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says",
+        None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", per_host=True,
     )  # fmt: skip
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features; weights: "
@@ -240,7 +254,9 @@ class Schedule:
         low=0, below=1, auto=True,
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
-    stop_epoch: int | None = option(None, "stop after N epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS)
+    stop_epoch: int | None = option(
+        None, "stop after N epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS, resumable=True
+    )
 
 
 @dataclass(frozen=True)
@@ -261,9 +277,9 @@ class Ema:
 class Train:
     """Run directory, device, precision, evaluation, checkpoints and logging."""
 
-    run_dir: str | None = neutral(None, "run directory; none: runs/<recipe name>")
+    run_dir: str | None = neutral(None, "run directory; none: runs/<recipe name>", resumable=True, per_host=True)
     seed: int = neutral(0, "seed of order, augmentation, head and stochastic depth", low=0, high=MAX_SEED, paper="0")
-    device: str = neutral("auto", "auto: the GPU if there is one", choices=DEVICES)
+    device: str = neutral("auto", "auto: the GPU if there is one", choices=DEVICES, resumable=True)
     amp: str = neutral(
         "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)",
@@ -273,62 +289,85 @@ class Train:
         "fp16 on GPUs below compute capability 8.0 (V100, T4)",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())",
     )  # fmt: skip
-    micro_batch: int = neutral(0, "images per forward pass and process; 0: as many as fit", low=0, high=MAX_BATCH)
+    micro_batch: int = neutral(
+        0,
+        "images per forward pass and process; 0: as many as fit",
+        low=0,
+        high=MAX_BATCH,
+        resumable=True,
+        per_host=True,
+    )
     step: str = neutral(
         "auto", "how a step is computed: eagerly, by torch.compile, also autotuned, or as a CUDA graph; measure: the fastest "
         "here; auto: measure on a GPU, and eager on a CPU",
-        choices=("auto", "measure", "eager", "compile", "autotune", "graph"),
+        choices=("auto", "measure", "eager", "compile", "autotune", "graph"), resumable=True, per_host=True,
     )  # fmt: skip
-    grad_checkpointing: bool = neutral(False, "recompute activations in the backward pass: less memory, 1/3 more FLOPs")
+    grad_checkpointing: bool = neutral(
+        False, "recompute activations in the backward pass: less memory, 1/3 more FLOPs", resumable=True, per_host=True
+    )
     stop_after: str | None = neutral(
         None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
+        resumable=True,
     )  # fmt: skip
     stop_when: int | None = option(
         None, "stop after so many evaluations without gain of the weights that are chosen, on the images of "
         "data.selection_share, or without these on data.val (refused on ImageNet); none: train all epochs",
-        low=1, high=MAX_COUNT, paper="none",
+        low=1, high=MAX_COUNT, paper="none", resumable=True,
     )  # fmt: skip
     timeout_minutes: float = neutral(
-        10.0, "minutes without an answer from another process after which the run ends", low=0.01, high=MINUTES_PER_YEAR
+        10.0,
+        "minutes without an answer from another process after which the run ends",
+        low=0.01,
+        high=MINUTES_PER_YEAR,
+        resumable=True,
     )
     refit: bool = neutral(
         False, "fastft train: after the run, train again on training and held-out images together, with what it chose, "
-        "into RUN/refit",
+        "into RUN/refit", resumable=True,
     )  # fmt: skip
-    log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT)
+    log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT, resumable=True)
     eval_every: int = option(
         1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=MAX_COUNT, paper="1", auto=True,
+        resumable=True,
     )  # fmt: skip
     eval_weights: str = neutral(
         "both", "weights that are evaluated; ema: only those of the EMA, in half the time", choices=("both", "ema"),
-        paper="both",
+        paper="both", resumable=True,
     )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop in evaluation, a share of the short side", low=0.1, high=1, paper="1"
     )
-    checkpoint_steps: int = neutral(500, "steps between checkpoints; 0: only after each epoch", low=0, high=MAX_COUNT)
+    checkpoint_steps: int = neutral(
+        500, "steps between checkpoints; 0: only after each epoch", low=0, high=MAX_COUNT, resumable=True
+    )
     checkpoint_epochs: int = neutral(
         1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved", low=1,
-        high=MAX_COUNT, auto=True,
+        high=MAX_COUNT, auto=True, resumable=True,
     )  # fmt: skip
-    checkpoint_minutes: float = neutral(15.0, "minutes between checkpoints; 0: off", low=0, high=MINUTES_PER_YEAR)
+    checkpoint_minutes: float = neutral(
+        15.0, "minutes between checkpoints; 0: off", low=0, high=MINUTES_PER_YEAR, resumable=True
+    )
     tracker: str = neutral(
         "none",
         "also log to TensorBoard, Weights & Biases or MLflow",
         choices=("none", "tensorboard", "wandb", "mlflow"),
+        resumable=True,
     )
     profile: int = neutral(
         0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
+        resumable=True,
     )  # fmt: skip
-    keep_checkpoints: int = neutral(2, "newest checkpoints that are kept, besides the best", low=1, high=MAX_COUNT)
+    keep_checkpoints: int = neutral(
+        2, "newest checkpoints that are kept, besides the best", low=1, high=MAX_COUNT, resumable=True
+    )
 
 
 @dataclass(frozen=True)
 class About:
     """Expected accuracy of the recipe."""
 
-    top1: float | None = neutral(None, "expected ImageNet top-1 accuracy in percent", low=0, high=100)
-    source: str | None = neutral(None, "source of the expected accuracy, or why there is none")
+    top1: float | None = neutral(None, "expected ImageNet top-1 accuracy in percent", low=0, high=100, resumable=True)
+    source: str | None = neutral(None, "source of the expected accuracy, or why there is none", resumable=True)
 
 
 SECTIONS: dict[str, type] = {
@@ -415,6 +454,11 @@ def count_steps(samples: int, batch_size: int) -> int:
     if samples < batch_size:
         raise UserError(f"{samples} samples do not fill one batch of {batch_size}; use a smaller batch")
     return samples // batch_size
+
+
+def options_that_are(marked: str) -> set[str]:
+    """The options that are declared with `resumable` or `per_host`, by their full names."""
+    return {key for key, field in option_fields().items() if field.metadata[marked]}
 
 
 def option_fields() -> dict[str, dataclasses.Field]:

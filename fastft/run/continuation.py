@@ -8,21 +8,10 @@ from typing import Any
 from beton_tools.base.errors import UserError
 from fastft.data.classes import refuse_other_classes
 from fastft.recipe import Recipe, recipe_from_dict
+from fastft.recipe.schema import options_that_are
 
-# may differ between the processes of a run: where the files of a host are, and how it computes
-PER_HOST_OPTIONS = {
-    "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "model.head", "train.run_dir",
-    "train.step", "train.micro_batch", "train.grad_checkpointing",
-}  # fmt: skip
-# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
-RESUMABLE_OPTIONS = {
-    "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
-    "train.run_dir", "train.device", "train.step", "train.micro_batch", "train.grad_checkpointing",
-    "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.stop_when", "train.eval_weights",
-    "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
-    "train.checkpoint_epochs", "train.profile", "train.refit",
-    "schedule.stop_epoch", "about.top1", "about.source",
-}  # fmt: skip
+PER_HOST_OPTIONS = options_that_are("per_host")
+RESUMABLE_OPTIONS = options_that_are("resumable")
 WEIGHTS_FILES = ("model.weights", "model.head")
 IMAGES = {"num_samples", "identities", "checksum"}  # of `BetonSet.content`: equal if the images are
 LISTED = 4  # changed files
