@@ -1,6 +1,7 @@
 """`fastft cost RECIPE|TABLE ...`."""
 
 import argparse
+from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
@@ -18,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
     add("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
+    measured = (
+        "images/s that fastft bench measured, in the place of assumptions: the step on this GPU, the loader per core"
+    )
+    add("--measured", type=Path, metavar="BENCH.json", help=measured)
     add("--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU")
     val_images = "images per evaluation (default: 50,000 for ImageNet, as large a share of other data)"
     add("--val-images", type=positive(int), metavar="N", help=val_images)
@@ -28,8 +33,12 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu is None:
         raise UserError("give --gpu, e.g. --gpu v100")
     from fastft.cli.printing import print_prices
+    from fastft.cost.measured import Measured
     from fastft.cost.price import CostQuery, price_recipes
+    from fastft.machine.bench_result import read_result
     from fastft.photos.counts import load_counted
+
+    measured = None if args.measured is None else Measured.of(read_result(args.measured), str(args.measured))
 
     rows = None
     if any(map(is_table, args.files)):
@@ -38,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
         recipes = [load_counted(name, args.overrides) for name in args.files]
-    query = CostQuery(args.gpu, args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images)
+    query = CostQuery(args.gpu, args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images, measured)
     values = price_recipes(recipes, query, rows)
     return show(values, args.json, print_prices)

@@ -1,19 +1,23 @@
-"""`fastft report RUN`."""
+"""`fastft report RUN`, `fastft report BENCH.json [OTHER.json ...]`."""
 
 import argparse
 from pathlib import Path
 
-from beton_tools.base.atomic import check_output
+from beton_tools.base.atomic import check_output, check_writable
+from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.cli.arguments import add_shared
 
-EXAMPLE = "fastft report runs/final_b16 --price 2.48"
+EXAMPLE = "fastft report runs/final_b16 --price 2.48\n  fastft report bench/all.json other-machine/all.json"
 TAKES_OPTIONS = False
+COMPARED = "comparison.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run_directory", metavar="RUN", type=Path, help="a run directory")
-    add("--out", type=Path, metavar="FILE", help="default: report.html in the run directory")
+    what = "a run directory, or results of fastft bench: one page of each, or several results compared"
+    add("paths", metavar="RUN|BENCH.json", type=Path, nargs="+", help=what)
+    where = f"default: report.html in the run directory; of results NAME.html or {COMPARED} beside the first"
+    add("--out", type=Path, metavar="FILE", help=where)
     add_shared(parser, "price")
     mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
     add("--mistakes", choices=("auto", "always", "never"), default="auto", help=mistakes)
@@ -25,5 +29,27 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_output(args.out, SUFFIXES, args.overwrite)
-    print(write_run_page(args.run_directory, args.out, args.mistakes, args.weights, args.price))
+    results = [path for path in args.paths if not path.is_dir() and path.suffix == ".json"]
+    if results and len(results) == len(args.paths):
+        print(write_results_page(args))
+        return 0
+    if results or len(args.paths) > 1:
+        raise UserError("give one run directory, or JSON files of fastft bench")
+    print(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price))
     return 0
+
+
+def write_results_page(args: argparse.Namespace) -> Path:
+    """Write the page of benchmark results; returns its path."""
+    from fastft.machine.bench_result import read_result
+    from fastft.report.bench_page import write_bench_page
+
+    if args.price is not None or args.mistakes != "auto" or args.weights != "auto":
+        raise UserError("--price, --mistakes and --weights are about runs; leave them out for benchmark results")
+    first = args.paths[0]
+    out = args.out or (first.with_suffix(".html") if len(args.paths) == 1 else first.with_name(COMPARED))
+    check_writable(out)
+    results = [read_result(path) for path in args.paths]
+    with report_disk_errors(out, "choose another --out"):
+        write_bench_page(results, out)
+    return out

@@ -17,6 +17,7 @@ from fastft.recipe.training_images import NO_EXPECTATION
 LISTED_LRS = 100  # at most; --json has those of all epochs
 WIDE = 80  # characters, from which tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
+MEASURED_NOTE = "measured: the images/s of bench step; the others are modelled"
 EXPECTED = f"expected: {K:g} of the limit's speed"
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
@@ -91,7 +92,9 @@ def _print_cost(cost: dict[str, Any], count: int, gpus: Sequence[str], console: 
 
 def print_prices(values: dict[str, Any], console: Console) -> None:
     money = values["price"] is not None
-    title, total = f"{values['gpus']} x {values['gpu']}: {NOTE}", values["total"]
+    measured = any(e["basis"] == "measured" for recipe in values["recipes"] for e in recipe["estimates"])
+    note, total = MEASURED_NOTE if measured else NOTE, values["total"]
+    title = f"{values['gpus']} x {values['gpu']}: {note}"
     if total:
         title += f"; {total['rows']} rows, {total['trainings']} trainings"
     header = ["recipe", "top-1", "MFU", "", "wall h", "GPU-h", "steps", *["money"] * money]

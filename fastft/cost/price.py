@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from beton_tools.base.errors import UserError
+from fastft.cost.measured import Measured
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
@@ -35,18 +36,20 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Overheads:
-    """Rates are images/s per GPU; all figures are assumptions."""
+    """Rates are images/s per GPU. measured: names of those that are no assumptions."""
 
     loader_rate: float = IMAGES_PER_CORE * Gpu.cores
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
     pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
     start_seconds: float = 120.0  # assumed, once
+    measured: frozenset[str] = frozenset()
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per assumption: name, what, value, basis."""
         return [
-            {"name": name, "what": what, "value": getattr(self, name), "basis": "assumed"}
+            {"name": name, "what": what, "value": getattr(self, name), "basis": basis}
             for name, what in SOURCES.items()
+            for basis in ["measured" if name in self.measured else "assumed"]
         ]
 
 
@@ -55,6 +58,13 @@ FASTFT = Overheads()
 
 def with_cores(cores: float) -> Overheads:
     return replace(FASTFT, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)
+
+
+def with_measured(measured: Measured, cores: float) -> Overheads:
+    """The rates of so many cores per GPU, measured ones where there are any."""
+    rates = {"loader_rate": measured.loader, "eval_loader_rate": measured.evaluation}
+    known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
+    return replace(with_cores(cores), **known, measured=frozenset(known))
 
 
 # one recipe on one kind of GPU -------------------------------------------------------------------------------------------
@@ -158,6 +168,7 @@ class CostQuery:
     cores_per_gpu: float | None = None  # default: those of a usual cloud machine
     mfu: float | None = None
     val_images: int | None = None  # default: `assumed_val_images`
+    measured: Measured | None = None
 
 
 def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
@@ -169,10 +180,14 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
         UserError: unknown GPU, or a recipe that cannot be built.
     """
     gpu = known_gpu(query.gpu)
-    over = with_cores(query.cores_per_gpu or gpu.cores)
-    own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
-    priced, remarks = [], []
+    cores = query.cores_per_gpu or gpu.cores
+    over = with_measured(query.measured, cores) if query.measured else with_cores(cores)
+    priced = []
+    remarks = list(query.measured.remarks(list(recipes), gpu)) if query.measured else []
     for recipe in recipes:
+        own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
+        if query.measured and (found := query.measured.mfu(recipe, gpu)):
+            own.append(found)
         known = known_mfus(recipe, gpu, query.gpus)
         remarks += [] if known else [describe_uncounted(recipe, gpu)]
         estimates = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]

@@ -138,7 +138,7 @@ class Result(Document):
     quick: bool  # every path once; the figures mean nothing
     machine: Machine
     images: Images
-    sessions: list[Session]
+    sessions: Annotated[list[Session], Meta(min_length=1)]
     measures: list[Measure]
     notes: list[str] = field(default_factory=list)
 
@@ -207,7 +207,7 @@ def read_result(path: Path) -> Result:
                 "measure again with fastft bench"
             )
         return check(str(path), value, Result)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a result of fastft bench: {error}") from None
 
 

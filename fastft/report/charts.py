@@ -24,12 +24,13 @@ WIDE, NARROW = (520, 290), (340, 250)  # pixels
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed, without dots."""
+    """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-10; with reference: dashed, without dots."""
 
     name: str
     style: str
     x: Sequence[float]
     y: Sequence[float]
+    ranges: Sequence[tuple[float, float]] = ()  # lowest and highest value of every point; () draws none
 
     @property
     def is_reference(self) -> bool:
@@ -49,6 +50,7 @@ class Chart:
     decimals: int = 3
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
     x_range: tuple[float, float] | None = None  # default: range of the points
+    x_ticks: Sequence[float] = ()  # where the x axis has numbers; default: round ones
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def tick_label(value: float, step: float) -> str:
 
 def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
     """The range of all points, or with a focus the part around the run's own lines, without references."""
-    bounds = [y for s in series for y in s.y]
+    bounds = [y for s in series for y in (*s.y, *(end for ends in s.ranges for end in ends))]
     low, high = min(bounds), max(bounds)
     own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
     middle = own[len(own) // 2]
@@ -228,7 +230,7 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
         yield svg_text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
-    for value, label in _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
+    for value, label in _x_labels(chart, c):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
         yield svg_text(c.x(value), floor + 16, label, "middle")
     yield svg_text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
@@ -236,6 +238,17 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
 
 def _y_labels(y_range: tuple[float, float]) -> list[tuple[float, str]]:
     return _labelled(ticks(*y_range, 5))
+
+
+def _x_labels(chart: Chart, c: Canvas) -> list[tuple[float, str]]:
+    """Labels of the x axis; of `x_ticks` those that have room, the largest first."""
+    if not chart.x_ticks:
+        return _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4))
+    kept: list[float] = []
+    for value in sorted(chart.x_ticks, reverse=True):
+        if not kept or c.x(kept[-1]) - c.x(value) >= DIGIT_WIDTH * (1 + len(f"{value:g}")):
+            kept.append(value)
+    return [(value, f"{value:g}") for value in kept]
 
 
 def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
@@ -257,6 +270,8 @@ def _marks(chart: Chart, c: Canvas) -> Iterator[Markup]:
 def _line(s: Series, c: Canvas) -> Iterator[Markup]:
     points = [(c.x(x), c.y(y)) for x, y in zip(s.x, s.y, strict=True)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    for (x, _), (low, high) in zip(points, s.ranges, strict=False):
+        yield Markup('<path class="line {} range" d="M{:.1f} {:.1f}V{:.1f}"/>').format(s.style, x, c.y(low), c.y(high))
     yield Markup('<path class="line {}" d="{}"/>').format(s.style, path)
     if len(points) <= FEW_POINTS and not s.is_reference:
         for x, y in points:

@@ -1,0 +1,35 @@
+"""A hook of mkdocs: the benchmark pages of the site, made from the results in benchmarks/results.
+
+Every result has a page `bench/NAME.html`; `bench/compared.html` compares results of different processors that share a measure.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from mkdocs.structure.files import File
+
+from beton_tools.base.errors import UserError
+from fastft.machine.bench_result import Result, read_result
+from fastft.report.bench_compare import render_comparison
+from fastft.report.bench_page import render_bench
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    results = stored_results()
+    pages = {name: render_bench(result) for name, result in results.items()}
+    if len({result.machine.cpu for result in results.values()}) > 1:
+        with suppress(UserError):  # no measure in common
+            pages["compared"] = render_comparison(list(results.values()))
+    for name, page in pages.items():
+        files.append(File.generated(config, f"bench/{name}.html", content=page))
+    return files
+
+
+def stored_results(folder: Path = RESULTS) -> dict[str, Result]:
+    """Results of `fastft bench` by name; the folder also has results of other programs."""
+    documents = {path: msgspec.json.decode(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read_result(path) for path, d in documents.items() if isinstance(d, dict) and "sessions" in d}

@@ -1,0 +1,69 @@
+"""CPU cores that the GPUs of a machine need: images/s of the training step over images/s that one core prepares."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from fastft.cost.measured import step_rate
+from fastft.cost.price import MACHINE_GPUS, estimate, with_cores
+from fastft.cost.roofline import known_mfus
+from fastft.machine.bench_result import Result
+from fastft.machine.gpus import GPUS, MAIN_GPUS, find_gpu
+from fastft.model.recipe_model import recipe_arch
+from fastft.recipe import load_recipe
+
+RECIPES = ("final_b16", "final_l14")
+UNLIMITED_CORES = 1e6  # no waiting for the loader
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the training step takes on a machine with `gpus` GPUs.
+
+    machine_cores: physical cores of a usual machine with these GPUs; 0 if that is not known.
+    """
+
+    recipe: str
+    gpu: str
+    gpus: int
+    images_per_second: float  # all GPUs together
+    machine_cores: float
+    measured: bool = False
+
+    def cores(self, images_per_core: float) -> float:
+        """Cores that prepare so many images, if one prepares `images_per_core` a second."""
+        return self.images_per_second / images_per_core
+
+
+def demands(result: Result) -> list[Demand]:
+    """Of RECIPES on the main kinds of GPUs and on the result's own; measured where the result has the step, else modelled."""
+    found = []
+    for name in RECIPES:
+        by_gpu = {d.gpu: d for d in _modelled(name)}
+        own = _measured(name, result)
+        found += list((by_gpu | ({own.gpu: own} if own else {})).values())
+    return found
+
+
+@cache
+def _modelled(name: str) -> tuple[Demand, ...]:
+    """At the expected MFU of `fastft cost`; evaluation and start-up are left out."""
+    recipe, found = load_recipe(name), []
+    for gpu in (GPUS[main] for main in MAIN_GPUS):
+        mfu = known_mfus(recipe, gpu, MACHINE_GPUS)[0]
+        rate = estimate(recipe, gpu, MACHINE_GPUS, mfu, with_cores(UNLIMITED_CORES)).images_per_second
+        found.append(Demand(name, gpu.name, MACHINE_GPUS, MACHINE_GPUS * rate, MACHINE_GPUS * gpu.cores))
+    return tuple(found)
+
+
+def _measured(name: str, result: Result) -> Demand | None:
+    """The step on the GPU of a result, MACHINE_GPUS times; None if it was not measured."""
+    if result.machine.gpu is None:
+        return None
+    recipe = load_recipe(name)
+    rate, gpu = step_rate(result, recipe, recipe_arch(recipe)), find_gpu(result.machine.gpu)
+    if rate is None:
+        return None
+    cores = MACHINE_GPUS * gpu.cores if gpu else 0.0
+    return Demand(
+        name, gpu.name if gpu else result.machine.gpu, MACHINE_GPUS, MACHINE_GPUS * rate, cores, measured=True
+    )

@@ -1,0 +1,114 @@
+"""Images per second that `fastft bench` measured, in the place of what `fastft cost` assumes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from beton_tools.base.errors import UserError
+from fastft.cost.roofline import Mfu
+from fastft.cost.work import recipe_flops
+from fastft.machine.bench_result import Case, Measure, Result, spread
+from fastft.machine.gpus import Gpu, find_gpu
+from fastft.model import Arch, TowerArch, count_frozen_blocks
+from fastft.model.recipe_model import recipe_arch
+from fastft.recipe import Recipe
+
+STEP, FROZEN_STEP = "step.train", "step.frozen"
+FULL_PRECISION = "fp32"
+SMALL_FILES = "500"  # is in the "files" setting of images that were resized to 500 px
+# images/s per core of training: with augmentation on the GPU, else crop and flip, the nearest that needs no GPU
+LOADER_TO_GPU, LOADER, EVALUATION = "loader.gpu", "loader.crop.core", "loader.eval"
+MODELS = {
+    (768, 12, 16): "ViT-B/16",
+    (1024, 24, 14): "ViT-L/14",
+}  # width, blocks and patch size of the towers of bench step
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a result says about costs. Rates are images/s of one core, None where they were not measured."""
+
+    name: str  # of its file
+    result: Result
+    loader: float | None
+    evaluation: float | None
+
+    @classmethod
+    def of(cls, result: Result, name: str) -> "Measured":
+        """Raises UserError: a quick run, no figure that costs depend on, or an impossible figure."""
+        if result.quick:
+            raise UserError(
+                f"{name} comes from a quick run, whose figures mean nothing; run fastft bench without --quick"
+            )
+        to_gpu, crop, evaluation = (_rate(result, key) for key in (LOADER_TO_GPU, LOADER, EVALUATION))
+        loader = to_gpu / result.machine.cores if to_gpu is not None else crop
+        measured = cls(name, result, loader, evaluation)
+        if loader is None and evaluation is None and not any(result.measure(key) for key in (STEP, FROZEN_STEP)):
+            raise UserError(f"{name} has no figure that costs depend on; run fastft bench all")
+        return measured
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The kind of GPU that it was measured on; None without one, or with one that is not known."""
+        return find_gpu(self.result.machine.gpu) if self.result.machine.gpu else None
+
+    def mfu(self, recipe: Recipe, gpu: Gpu) -> Mfu | None:
+        """The MFU that the measured step of a recipe's model has on this kind of GPU; None if it was not measured there.
+
+        Raises UserError: above 100 %.
+        """
+        if self.gpu != gpu:
+            return None
+        arch = recipe_arch(recipe)
+        rate = step_rate(self.result, recipe, arch)
+        if rate is None:
+            return None
+        value = rate * recipe_flops(recipe, arch).train / gpu.peak_flops
+        if value > 1:
+            raise UserError(
+                f"{self.name}: {rate:,.0f} images/s of {recipe.name} are {value:.0%} of the peak of {gpu.name}; measure again"
+            )
+        return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench step, {self.name}")
+
+    def remarks(self, recipes: list[Recipe], gpu: Gpu) -> Iterator[str]:
+        """Why the step of a recipe is modelled although a result was given."""
+        where = self.result.machine.gpu
+        if where is None:
+            yield f"{self.name} was measured without a GPU: the speed of the step is modelled"
+        elif self.gpu != gpu:
+            yield f"{self.name} was measured on {where}, not on {gpu.name}: its training step is not used"
+        else:
+            for recipe in recipes:
+                if self.mfu(recipe, gpu) is None:
+                    yield f"{self.name} has no training step of {recipe.name}'s model and size: its speed is modelled"
+
+
+def step_rate(result: Result, recipe: Recipe, arch: TowerArch) -> float | None:
+    """Images/s of the measured training step of this recipe's model, in half precision; None if it was not measured."""
+    if not isinstance(arch, Arch):
+        return None
+    frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
+    key = {0: STEP, arch.layers // 2: FROZEN_STEP}.get(frozen, "")
+    model, size = MODELS.get((arch.width, arch.layers, arch.patch_size)), arch.image_size
+    for measure, case in _cases(result, key):
+        setting = measure.setting | case.setting
+        if (setting.get("model"), setting.get("size")) == (model, size) and setting.get("dtype") != FULL_PRECISION:
+            return _own(case)
+    return None
+
+
+def _rate(result: Result, key: str) -> float | None:
+    """fastft's images/s with small files, the first case of a measure."""
+    for measure, case in _cases(result, key):
+        if SMALL_FILES in str((measure.setting | case.setting).get("files", "")):
+            return _own(case)
+    return None
+
+
+def _cases(result: Result, key: str) -> Iterator[tuple[Measure, Case]]:
+    measure = result.measure(key)
+    yield from ((measure, case) for case in measure.cases) if measure else ()
+
+
+def _own(case: Case) -> float | None:
+    own = case.contender()
+    return spread(own).median if own and spread(own).median > 0 else None

@@ -1,0 +1,261 @@
+"""Bars of benchmark pages: contenders with the range of their rounds, and parts of a whole stacked in one bar.
+
+The template bench_parts.html draws them as HTML tables: text keeps its size on every screen, and a screen reader finds rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from fastft.machine.bench_result import OURS, Case, Contender, Measure, Setting, Spread, ratio, spread
+from fastft.report.charts import nice_step, tick_label
+from fastft.report.page import figure
+
+LEVEL = 0.005  # a ratio this near to 1 is level
+TICKS = 4
+HEADROOM = 1.02  # of an axis, above the highest round
+LABELLED_SHARE = 0.06  # of the axis: a part this wide has its number inside
+# what fastft is where its figure is better, and where it is worse, by unit
+COMPARATIVES = {"MB": ("smaller", "larger"), "GB": ("smaller", "larger"), "share": ("higher", "lower")}
+RATES = ("faster", "slower")
+SETTING_WORDS = {
+    "size": "{} px",
+    "batch": "batch {}",
+    "images": "{} images",
+    "rounds": "{} rounds",
+    "samples": "{} samples",
+}
+BANDWIDTH, BANDWIDTH_LIMIT = "bandwidth_share", "at the memory's bandwidth"
+# other figures of a round: shares by key, amounts by the end of the key
+SHARES = {"mfu": "MFU", "waiting": "waiting for data"}
+FIGURE_UNITS = {"mb": "MB", "gb": "GB"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row. notes: what is not the same work, and more figures of the rounds. file, letter: of compared files, from 1."""
+
+    name: str
+    spread: Spread
+    rounds: int = 1
+    notes: Sequence[str] = ()
+    ratio: str = ""
+    ratio_range: str = ""
+    is_own: bool = False
+    is_limit: bool = False
+    file: int = 0
+    letter: str = ""
+
+
+@dataclass(frozen=True)
+class BarFigure:
+    """Bars on one axis from 0 to `end`.
+
+    better: "higher" or "lower"; "" leaves it out. compared: the heading of the ratios. limit: a line across the bars at this
+    value. is_compact: one line per bar, with a whole number.
+    """
+
+    title: str
+    unit: str
+    better: str
+    bars: Sequence[Bar]
+    end: float
+    skipped: Sequence[tuple[str, str]] = ()  # contender, reason
+    compared: str = "fastft is"
+    limit: float | None = None
+    is_compact: bool = False
+    setting: str = ""
+
+    @property
+    def ticks(self) -> list[tuple[str, float]]:
+        """Labels and their positions in percent."""
+        step = nice_step(self.end / TICKS)
+        return [(tick_label(k * step, step), 100 * k * step / self.end) for k in range(int(self.end / step) + 1)]
+
+    @property
+    def has_ratios(self) -> bool:
+        return any(bar.ratio for bar in self.bars)
+
+    def place(self, value: float) -> str:
+        """The position of a value on the axis, as CSS."""
+        return f"{100 * min(max(value / self.end, 0), 1):.2f}%"
+
+
+def axis_end(highest: float) -> float:
+    return HEADROOM * highest if highest > 0 else 1.0
+
+
+def measure_figures(measure: Measure) -> list[BarFigure]:
+    """A figure per case, all on one axis; the best contender comes first, limits last."""
+    cases = [case for case in measure.cases if case.measured]
+    bars = [case_bars(measure, case) for case in cases]
+    end = axis_end(max((bar.spread.high for of_case in bars for bar in of_case), default=0.0))
+    return [
+        BarFigure(
+            describe_setting(varied(case, cases)),
+            measure.unit,
+            measure.better,
+            of_case,
+            end,
+            [(c.name, c.skipped or "") for c in case.skipped],
+        )
+        for case, of_case in zip(cases, bars, strict=True)
+    ]
+
+
+def case_bars(measure: Measure, case: Case) -> list[Bar]:
+    bars = []
+    for c in sorted(case.measured, key=lambda c: (c.limit, rank(measure, c))):
+        text, text_range = describe_ratio(ratio(measure, case, c), measure.unit, c.limit)
+        notes = [*c.differences, *extra_figures(c)]
+        bars.append(Bar(c.name, spread(c), len(c.rounds), notes, text, text_range, c.name == OURS, c.limit))
+        if (share := median_figures(c).get(BANDWIDTH)) and measure.better == "lower":
+            fastest = spread(c).median * share
+            bars.append(Bar(BANDWIDTH_LIMIT, Spread.of([fastest]), ratio=f"{share:.0%} of it", is_limit=True))
+    return bars
+
+
+def rank(measure: Measure, contender: Contender) -> float:
+    """Lowest for the best contender of a measure."""
+    return spread(contender).median * (-1 if measure.better == "higher" else 1)
+
+
+# numbers in words -----------------------------------------------------------------------------------------------------
+
+
+def describe_ratio(value: Spread | None, unit: str, limit: bool = False) -> tuple[str, str]:
+    """How fastft compares, and the range over the rounds: ("6.0× faster", "5.8–6.2"); empty without a ratio."""
+    if value is None:
+        return "", ""
+    if limit:
+        return f"{value.median:.0%} of it", range_text(f"{value.low:.0%}", f"{value.high:.0%}")
+    better, worse = COMPARATIVES.get(unit, RATES)
+    if value.median < 1 and value.low > 0:
+        value, better = Spread(1 / value.median, 1 / value.high, 1 / value.low), worse
+    low, middle, high = times(value)
+    return ("level" if abs(value.median - 1) < LEVEL else f"{middle}× {better}"), range_text(low, high)
+
+
+def times(value: Spread) -> tuple[str, str, str]:
+    """Lowest, median and highest ratio, all with the same number of decimals."""
+    decimals = 0 if value.median >= 100 else 1 if value.median >= 2 else 2
+    return f"{value.low:,.{decimals}f}", f"{value.median:,.{decimals}f}", f"{value.high:,.{decimals}f}"
+
+
+def range_text(low: str, high: str) -> str:
+    return "" if low == high else f"{low}–{high}"
+
+
+def extra_figures(contender: Contender) -> list[str]:
+    """Medians of other figures of the rounds: ["MFU 25.8 %", "read 71.0 MB"]; seconds by part are left out."""
+    known = median_figures(contender)
+    shares = [f"{name} {100 * known[key]:.1f} %" for key, name in SHARES.items() if key in known]
+    amounts = []
+    for key, value in known.items():
+        label, _, unit = key.rpartition("_")
+        if unit in FIGURE_UNITS:
+            amounts.append(f"{label.replace('_', ' ') or 'moves'} {figure(value)} {FIGURE_UNITS[unit]}")
+    return shares + amounts
+
+
+def median_figures(contender: Contender) -> dict[str, float]:
+    names = dict.fromkeys(name for r in contender.rounds for name in r.figures)
+    return {name: median(r.figures[name] for r in contender.rounds if name in r.figures) for name in names}
+
+
+def varied(case: Case, cases: Sequence[Case]) -> Setting:
+    """The settings of a case that are not the same in all cases; all of them where it is the only case."""
+    return {
+        k: v for k, v in case.setting.items() if len(cases) == 1 or any(other.setting.get(k) != v for other in cases)
+    }
+
+
+def describe_setting(setting: Setting) -> str:
+    """224 px, batch 64, 2 threads."""
+    return ", ".join(_word(key, value) for key, value in setting.items())
+
+
+def _word(key: str, value: str | int | float) -> str:
+    shown = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+    if key in ("threads", "files", "gpus") and not isinstance(value, str):
+        return f"{shown} {key if value != 1 else key.removesuffix('s')}"
+    if key in SETTING_WORDS:
+        return SETTING_WORDS[key].format(shown)
+    return shown if isinstance(value, str) else f"{key.replace('_', ' ')} {shown}"
+
+
+# parts of a whole -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a stacked bar. label: its number, where there is room for it."""
+
+    name: str
+    value: float
+    share: float  # of the bar
+    colour: int  # from 1
+    label: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    name: str
+    parts: Sequence[Part]
+    is_own: bool
+
+    @property
+    def total(self) -> float:
+        return sum(part.value for part in self.parts)
+
+    def part(self, name: str) -> Part | None:
+        return next((part for part in self.parts if part.name == name), None)
+
+
+@dataclass(frozen=True)
+class StackFigure:
+    """Stacked bars on one axis from 0 to `end`. names: of the parts, in order, with their colours."""
+
+    title: str
+    unit: str
+    stacks: Sequence[Stack]
+    names: dict[str, int]
+    end: float
+
+
+def split_figures(measure: Measure, names: Mapping[str, str] | None = None, unit: str = "") -> list[StackFigure]:
+    """A figure per case with figures of the rounds as parts, all on one axis.
+
+    names: titles of the figures that are parts, in order; all figures where it is None.
+    """
+    cases = [(case, [stack for c in case.measured if (stack := _values(c, names))]) for case in measure.cases]
+    cases = [(case, stacks) for case, stacks in cases if stacks]
+    end = axis_end(max((sum(parts.values()) for _, stacks in cases for _, parts in stacks), default=0.0))
+    found = dict.fromkeys(part for _, stacks in cases for _, parts in stacks for part in parts)
+    colours = {part: k for k, part in enumerate(found, 1)}
+    return [
+        StackFigure(
+            describe_setting(varied(case, [c for c, _ in cases])),
+            unit or measure.unit,
+            [_stack(name, parts, colours, end) for name, parts in sorted(stacks, key=lambda s: sum(s[1].values()))],
+            colours,
+            end,
+        )
+        for case, stacks in cases
+    ]
+
+
+def _values(contender: Contender, names: Mapping[str, str] | None) -> tuple[str, dict[str, float]] | None:
+    """Name of the contender and its parts; None if it has none."""
+    known = median_figures(contender)
+    parts = known if names is None else {title: known[key] for key, title in names.items() if key in known}
+    return (contender.name, parts) if parts else None
+
+
+def _stack(name: str, values: Mapping[str, float], colours: Mapping[str, int], end: float) -> Stack:
+    total = sum(values.values()) or 1.0
+    parts = [
+        Part(part, value, value / total, colours[part], figure(value) if value / end >= LABELLED_SHARE else "")
+        for part, value in values.items()
+    ]
+    return Stack(name, parts, name == OURS)

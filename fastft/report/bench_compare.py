@@ -1,0 +1,231 @@
+"""Several benchmark results on one page: machines, dates or commits, measure by measure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
+
+from markupsafe import Markup
+
+from beton_tools.base.errors import UserError
+from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, ratio, spread
+from fastft.report.bench_bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
+from fastft.report.bench_page import (
+    AXES,
+    describe_gpus,
+    describe_version,
+    line_axis,
+    machine_facts,
+    spread_series,
+)  # fmt: skip
+from fastft.report.bench_sentences import USUAL, WHOLE, WHOLE_ALONE, amount, listed, multiple
+from fastft.report.charts import Chart, render_chart
+from fastft.report.page import render_page
+
+NOT_COMPARED = ("images", "rounds")  # settings that do not make it another measurement
+FILE_STYLES = 6  # colours in style.css; the files have letters too
+MOST_FILES = len(ascii_uppercase)
+
+
+@dataclass(frozen=True)
+class File:
+    """One of the compared results: its letter, number from 1, and what sets it apart."""
+
+    letter: str
+    number: int
+    what: str
+    result: Result
+
+    @property
+    def style(self) -> str:
+        return f"file-{1 + (self.number - 1) % FILE_STYLES}"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A case that at least two files have: the measure and case of each file that has it."""
+
+    title: str
+    setting: str
+    found: Sequence[tuple[File, Measure, Case]]
+
+    @property
+    def measure(self) -> Measure:
+        return self.found[0][1]
+
+    def own(self) -> list[tuple[File, Spread]]:
+        """fastft's figures."""
+        return [(file, spread(c)) for file, _, case in self.found if (c := case.contender())]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row of the table: fastft's figures by file, and the last compared with the first. verdict: better, worse or "same"."""
+
+    title: str
+    setting: str
+    unit: str
+    cells: Sequence[Spread | None]
+    change: float | None
+    verdict: str
+
+
+def render_comparison(results: Sequence[Result]) -> str:
+    """The page as HTML. Raises UserError: too many results, or no measure in common."""
+    if len(results) > MOST_FILES:
+        raise UserError(f"{len(results)} results are too many to compare; give at most {MOST_FILES}")
+    files = label_files(results)
+    shared = shared_cases(files)
+    if not shared:
+        raise UserError("the results have no measure in common; compare results of the same benchmark and settings")
+    changes = [change_of(s, files) for s in shared if s.own()]
+    return render_page(
+        "bench_compare.html",
+        title="Benchmarks compared",
+        files=files,
+        quick=[file.letter for file in files if file.result.quick],
+        sentences=list(sentences(files, shared, changes)),
+        changes=changes,
+        charts=[chart for s in line_measures(files) if (chart := render_chart(line_chart(*s)))],
+        figures=[bars_of(s) for s in shared if line_axis(s.measure) is None],
+        facts=compared_facts(files),
+        commands=[(file, list(dict.fromkeys(s.command for s in file.result.sessions))) for file in files],
+    )
+
+
+# what the files have in common -----------------------------------------------------------------------------------------
+
+
+def label_files(results: Sequence[Result]) -> list[File]:
+    """Letters, and those of processor, cores, GPU, version and date that are not the same in all."""
+    described = [
+        (r.machine.cpu, f"{r.machine.cores} cores", describe_gpus(r), describe_version(r), r.date[:10]) for r in results
+    ]
+    differing = [k for k, column in enumerate(zip(*described, strict=True)) if len(set(column)) > 1]
+    shown = differing or [0, 3, 4]
+    return [
+        File(ascii_uppercase[k], k + 1, ", ".join(row[column] for column in shown), result)
+        for k, (row, result) in enumerate(zip(described, results, strict=True))
+    ]
+
+
+def shared_cases(files: Sequence[File]) -> list[Shared]:
+    """In the order of the first file that has each."""
+    found: dict[object, list[tuple[File, Measure, Case]]] = {}
+    for file in files:
+        for measure in file.result.measures:
+            for case in measure.cases:
+                if case.measured:
+                    found.setdefault(_identity(measure, case), []).append((file, measure, case))
+    return [
+        Shared(cases[0][1].title, describe_setting(_setting(cases[0][1], cases[0][2])), cases)
+        for cases in found.values()
+        if len({file.number for file, _, _ in cases}) > 1
+    ]
+
+
+def _setting(measure: Measure, case: Case) -> dict[str, str | int | float]:
+    return {k: v for k, v in (measure.setting | case.setting).items() if k not in NOT_COMPARED}
+
+
+def _identity(measure: Measure, case: Case) -> object:
+    return measure.key, measure.unit, tuple(sorted((k, str(v)) for k, v in _setting(measure, case).items()))
+
+
+# sentences ------------------------------------------------------------------------------------------------------------
+
+
+def sentences(files: Sequence[File], shared: Sequence[Shared], changes: Sequence[Change]) -> Iterator[Markup]:
+    """Images per second of a core, the ratio to timm, and how many figures changed by more than their rounds vary."""
+    whole = next((s for s in shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
+    if whole is not None:
+        words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))
+        rates = [Markup("{} on {}").format(amount(value), file.letter) for file, value in whole.own()]
+        yield Markup("With fastft, one core turns {} {} per second into augmented tensors.").format(
+            listed(rates), words
+        )
+        ratios = [
+            Markup("{} on {}").format(multiple(found), file.letter)
+            for file, measure, case in whole.found
+            if (peer := case.contender(USUAL)) and (found := ratio(measure, case, peer))
+        ]
+        if ratios:
+            yield Markup("That is {} as many as {}.").format(listed(ratios), USUAL)
+    yield _counted(files, changes)
+
+
+def _counted(files: Sequence[File], changes: Sequence[Change]) -> Markup:
+    better, worse = (sum(c.verdict == verdict for c in changes) for verdict in ("better", "worse"))
+    return Markup(
+        "Of {} figures of fastft, <b>{}</b> are better and <b>{}</b> are worse on {} than on {}, by more than the rounds vary."
+    ).format(len(changes), better, worse, files[-1].letter, files[0].letter)
+
+
+# bars, lines and the table --------------------------------------------------------------------------------------------
+
+
+def bars_of(shared: Shared) -> BarFigure:
+    """The bars of every contender, one per file, with the ratio to the first file that has it."""
+    names = dict.fromkeys(c.name for _, _, case in shared.found for c in case.measured)
+    bars = [bar for name in names for bar in _bars_of(shared, name)]
+    end = axis_end(max(bar.spread.high for bar in bars))
+    compared, m = f"to {shared.found[0][0].letter}", shared.measure
+    return BarFigure(shared.title, m.unit, m.better, bars, end, compared=compared, setting=shared.setting)
+
+
+def _bars_of(shared: Shared, name: str) -> Iterator[Bar]:
+    found = [(file, c) for file, _, case in shared.found if (c := case.contender(name))]
+    for file, contender in found:
+        value = spread(contender)
+        bar = Bar(name, value, len(contender.rounds), is_own=name == OURS, is_limit=contender.limit)
+        text, text_range = _relative(spread(found[0][1]), value) if contender is not found[0][1] else ("", "")
+        yield replace(bar, ratio=text, ratio_range=text_range, file=file.number, letter=file.letter)
+
+
+def _relative(first: Spread, value: Spread) -> tuple[str, str]:
+    """A figure over that of another file, whose rounds did not alternate with these: the range is that of the extremes."""
+    if not (first.low > 0 and value.low > 0):
+        return "", ""
+    low, middle, high = times(Spread(value.median / first.median, value.low / first.high, value.high / first.low))
+    return f"{middle}×", range_text(low, high)
+
+
+def change_of(shared: Shared, files: Sequence[File]) -> Change:
+    by_file = {file.number: value for file, value in shared.own()}
+    first, last = by_file.get(files[0].number), by_file.get(files[-1].number)
+    change, verdict = None, "same"
+    if first is not None and last is not None and first.median > 0:
+        change = last.median / first.median
+        if last.low > first.high or last.high < first.low:
+            higher = last.low > first.high
+            verdict = "better" if higher == (shared.measure.better == "higher") else "worse"
+    cells = [by_file.get(file.number) for file in files]
+    return Change(shared.title, shared.setting, shared.measure.unit, cells, change, verdict)
+
+
+def line_measures(files: Sequence[File]) -> Iterator[tuple[str, list[tuple[File, Measure]]]]:
+    """Measures over threads or sizes that at least two files have, with their axis."""
+    for measure in files[0].result.measures:
+        axis = line_axis(measure)
+        found = [(f, m) for f in files if (m := f.result.measure(measure.key)) is not None and line_axis(m) == axis]
+        if axis is not None and len(found) > 1:
+            yield axis, found
+
+
+def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
+    """fastft's line of every file."""
+    series, xs = [], sorted({float(c.setting[axis]) for _, m in found for c in m.cases if c.contender()})
+    for file, measure in found:
+        cases = sorted((c for c in measure.cases if c.contender()), key=lambda c: float(c.setting[axis]))
+        points = [(float(c.setting[axis]), spread(own)) for c in cases if (own := c.contender())]
+        if points:
+            series.append(spread_series(f"{OURS} on {file.letter}", file.style, points))
+    measure = found[0][1]
+    return Chart(measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs)
+
+
+def compared_facts(files: Sequence[File]) -> list[tuple[str, list[str], bool]]:
+    """Rows of the table of machines: name, text by file, and whether they differ."""
+    facts = [machine_facts(file.result) for file in files]
+    names = dict.fromkeys(name for of_file in facts for name in of_file)
+    rows = [(name, [of_file.get(name, "–") for of_file in facts]) for name in names]
+    return [(name, texts, len(set(texts)) > 1) for name, texts in rows]

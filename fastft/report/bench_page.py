@@ -1,0 +1,305 @@
+"""A benchmark as one HTML page: sentences, bars, lines, the time of an image, memory, cores for GPUs, all figures, method.
+
+Every chapter follows from what the result has; nothing that `fastft bench` can measure has to be there.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from beton_tools.base.atomic import write_text
+from beton_tools.base.console import format_duration
+from fastft.cost.bottleneck import LOOP_PARTS, NAMES
+from fastft.cost.cores import Demand, demands
+from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, ratio, skipped_reasons, spread
+from fastft.report.bench_bars import (
+    Bar,
+    BarFigure,
+    StackFigure,
+    axis_end,
+    describe_setting,
+    measure_figures,
+    rank,
+    split_figures,
+)  # fmt: skip
+from fastft.report.bench_sentences import cores_needed, is_usable, sentences, whole_cases
+from fastft.report.charts import Chart, Series, render_chart
+from fastft.report.page import percent, render_page
+
+AXES = {"threads": "threads", "size": "image size, px"}  # settings that become the x axis of a line chart
+# chapters of the page
+LOADING, SPLIT, START, ON_GPU, TRAINING = "loading", "split", "start", "gpu", "training"
+CHAPTERS = {  # by the beginning of a measure's key; the longest beginning counts
+    "augment.split": SPLIT, "augment.gpu": ON_GPU, "augment.copy": ON_GPU, "loader.gpu": ON_GPU, "loader.first": START,
+    "loader.memory": START, "loader.open": START, "step": TRAINING, "e2e": TRAINING,
+}  # fmt: skip
+STEP_PARTS = {part: NAMES.get(part, part) for part in LOOP_PARTS}
+RANGES = "The light line through a point spans the rounds, from the lowest to the highest."
+PEER_STYLES = 10  # colours of lines in chart.css
+MOST_TICKED = 1e6  # on the x axis
+CORES_NOTES = (
+    "The cores are the images per second of the training step over those of one core of the processor measured here, which does "
+    "the whole recipe, rounded up. The dashed line is what a usual cloud machine with eight of these GPUs has in physical cores "
+    "(p3.16xlarge, p4d.24xlarge, p5.48xlarge): a loader beyond the line lets the GPUs wait.",
+    "Speeds of the step are modelled by fastft cost unless they say measured. On a machine with GPUs, fastft decodes on the "
+    "CPU and augments on the GPU, so it needs fewer cores than shown here.",
+)
+
+
+@dataclass(frozen=True)
+class MeasureView:
+    title: str
+    about: str
+    setting: str
+    figures: Sequence[BarFigure] = ()
+    stacks: Sequence[StackFigure] = ()
+
+
+@dataclass(frozen=True)
+class CoresView:
+    recipe: str
+    figures: Sequence[BarFigure]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter: bars, line charts, stacked bars or cores."""
+
+    title: str
+    lead: str = ""
+    measures: Sequence[MeasureView] = ()
+    charts: Sequence[Markup] = ()
+    cores: Sequence[CoresView] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.measures or self.charts or self.cores)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of all figures. ratio: how many times better fastft is."""
+
+    measure: str
+    setting: str
+    contender: str
+    spread: Spread
+    unit: str
+    rounds: int
+    ratio: float | None
+
+
+def write_bench_page(results: Sequence[Result], path: Path) -> None:
+    """Write the page of one result, or of several compared, whole or not at all.
+
+    Raises UserError: several results have no measure in common.
+    """
+    from fastft.report.bench_compare import render_comparison
+
+    write_text(path, render_bench(results[0]) if len(results) == 1 else render_comparison(results))
+
+
+def render_bench(result: Result) -> str:
+    """The page of one result as HTML."""
+    needs = demands(result) if whole_cases(result) else []
+    chapters: dict[str, list[Measure]] = {}
+    for measure in result.measures:
+        if not is_repeated(measure, result):
+            chapters.setdefault(chapter_of(measure), []).append(measure)
+    sections = [
+        Section("Images per second", measures=bars(chapters.get(LOADING, ()))),
+        Section("Threads and image sizes", RANGES, charts=line_charts(result)),
+        Section("Where the time of one image goes", measures=splits(chapters.get(SPLIT, ()))),
+        Section("Start and memory", measures=bars(chapters.get(START, ()))),
+        cores_section(result, needs),
+        Section("On the GPU", measures=bars(chapters.get(ON_GPU, ()))),
+        Section("Training", measures=[*bars(chapters.get(TRAINING, ())), *step_splits(chapters.get(TRAINING, ()))]),
+    ]
+    return render_page(
+        "bench.html",
+        title="Throughput benchmark",
+        subtitle=" · ".join(describe_result(result)),
+        quick=result.quick,
+        sentences=sentences(result, needs),
+        sections=[section for section in sections if not section.is_empty],
+        rows=list(table_rows(result)),
+        notes=result.notes,
+        commands=list(dict.fromkeys(session.command for session in result.sessions)),
+        skipped=list(skipped_reasons(result)),
+        facts=machine_facts(result),
+    )
+
+
+# what was measured where ----------------------------------------------------------------------------------------------
+
+
+def describe_result(result: Result) -> list[str]:
+    """Machine, version and date in a few words each."""
+    m = result.machine
+    hardware = [f"{m.cores} core{'s' * (m.cores != 1)} of {m.cpu}", *([describe_gpus(result)] if m.gpu else [])]
+    return [*hardware, describe_version(result), result.date[:10]]
+
+
+def describe_gpus(result: Result) -> str:
+    return f"{max(1, result.machine.gpus)} × {result.machine.gpu}" if result.machine.gpu else "none"
+
+
+def describe_version(result: Result) -> str:
+    commit = f", commit {result.commit[:8]}" if result.commit else ""
+    return f"fastft {result.fastft}{commit}{' with local changes' * bool(result.changed)}"
+
+
+def machine_facts(result: Result) -> dict[str, str]:
+    """Rows of the table of the machine."""
+    m, images = result.machine, result.images
+    loads = [f"{s.load_before:.1f} before, {s.load_after:.1f} after" for s in result.sessions]
+    dates = [f"{s.date[:16].replace('T', ' ')} UTC, {format_duration(s.seconds)}" for s in result.sessions]
+    facts = {
+        "processor": m.cpu,
+        "instruction sets": ", ".join(m.instruction_sets),
+        "cores": str(m.cores),
+        "memory": f"{m.memory_gib:g} GiB",
+        "GPU": describe_gpus(result),
+        "driver": m.driver or "",
+        "system": ", ".join(filter(None, (m.system, m.kernel))),
+        "load": f"{'; '.join(loads)} (with the benchmark's own processes)",
+        "steal": f"{percent(max(s.steal for s in result.sessions))} of CPU time went to other guests of the host",
+        "version": describe_version(result),
+        "measured": "; ".join(dates),
+        "images": f"{images.count:,}, {images.mean_kb:.0f} kB each: {images.what}",
+        "Python": m.python,
+        "libraries": ", ".join(f"{name} {version}" for name, version in m.libraries.items()),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+# chapters -------------------------------------------------------------------------------------------------------------
+
+
+def chapter_of(measure: Measure) -> str:
+    beginning = max((key for key in CHAPTERS if measure.key.startswith(key)), key=len, default="")
+    return CHAPTERS.get(beginning, LOADING)
+
+
+def is_repeated(measure: Measure, result: Result) -> bool:
+    """Whether the same rounds are shown per CPU second: with one thread, that says the same as wall time."""
+    return line_axis(measure) is None and result.measure(f"{measure.key}.core") is not None
+
+
+def bars(measures: Sequence[Measure]) -> list[MeasureView]:
+    """Measures that are not drawn as lines."""
+    return [
+        _view(m, measure_figures(m))
+        for m in measures
+        if line_axis(m) is None and any(case.measured for case in m.cases)
+    ]
+
+
+def splits(measures: Sequence[Measure]) -> list[MeasureView]:
+    """The parts of the time of an image."""
+    return [_view(m, stacks=found) for m in measures if (found := split_figures(m))]
+
+
+def step_splits(measures: Sequence[Measure]) -> list[MeasureView]:
+    """The parts of the time of training steps."""
+    found = [(m, split_figures(m, STEP_PARTS, "seconds of a round")) for m in measures]
+    about = "Wall time of the training process by part."
+    return [MeasureView(f"{m.title}, by part", about, "", stacks=stacks) for m, stacks in found if stacks]
+
+
+def _view(measure: Measure, figures: Sequence[BarFigure] = (), stacks: Sequence[StackFigure] = ()) -> MeasureView:
+    return MeasureView(measure.title, measure.about, describe_setting(measure.setting), figures, stacks)
+
+
+def line_axis(measure: Measure) -> str | None:
+    """The setting that is the x axis of a measure's line chart; None if bars show it."""
+    for axis in AXES:
+        values = {case.setting.get(axis) for case in measure.cases if case.measured}
+        if len(values) > 1 and all(isinstance(value, int | float) and 0 < value < MOST_TICKED for value in values):
+            return axis
+    return None
+
+
+def line_charts(result: Result) -> list[Markup]:
+    """A chart for each measure over threads or sizes, and for each combination of its other settings."""
+    styles, charts = contender_styles(result), []
+    for measure in result.measures:
+        if (axis := line_axis(measure)) is None:
+            continue
+        groups: dict[str, list[Case]] = {}
+        for case in measure.cases:
+            rest = describe_setting({k: v for k, v in case.setting.items() if k != axis})
+            groups.setdefault(rest, []).append(case)
+        charts += [render_chart(line_chart(measure, axis, rest, cases, styles)) for rest, cases in groups.items()]
+    return charts
+
+
+def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], styles: dict[str, str]) -> Chart:
+    points: dict[str, list[tuple[float, Spread]]] = {}
+    for case in sorted(cases, key=lambda c: float(c.setting[axis])):
+        for contender in case.measured:
+            points.setdefault(contender.name, []).append((float(case.setting[axis]), spread(contender)))
+    order = sorted(points, key=lambda name: -points[name][-1][1].median)
+    series = [spread_series(name, styles[name], points[name]) for name in order]
+    xs = sorted({float(case.setting[axis]) for case in cases if case.measured})
+    if axis == "threads" and OURS in points:
+        series.append(perfect_scaling(OURS, "accent", points[OURS][0], xs))
+    title = ", ".join(filter(None, (measure.title, rest)))
+    return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs)
+
+
+def spread_series(name: str, style: str, points: Sequence[tuple[float, Spread]]) -> Series:
+    xs, ys = [x for x, _ in points], [s.median for _, s in points]
+    return Series(name, style, xs, ys, [(s.low, s.high) for _, s in points])
+
+
+def perfect_scaling(name: str, style: str, first: tuple[float, Spread], xs: Sequence[float]) -> Series:
+    x, value = first
+    return Series(f"{name}, perfect scaling", f"{style} reference", xs, [value.median * at / x for at in xs])
+
+
+def contender_styles(result: Result) -> dict[str, str]:
+    """CSS classes of lines: a contender has the same colour in all charts."""
+    names = dict.fromkeys(
+        c.name for m in result.measures for case in m.cases for c in case.contenders if c.name != OURS
+    )
+    return {OURS: "accent"} | {name: f"peer-{1 + k % PEER_STYLES}" for k, name in enumerate(names)}
+
+
+def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
+    """For each recipe a figure per kind of GPU, all on one axis."""
+    views = []
+    for _, measure, case in whole_cases(result)[:1]:
+        able = sorted(filter(is_usable, case.measured), key=lambda c: rank(measure, c))
+        for recipe in dict.fromkeys(d.recipe for d in needs if able):
+            rows = [
+                (d, [Bar(c.name, Spread.of([cores_needed(d, c)]), is_own=c.name == OURS) for c in able])
+                for d in needs
+                if d.recipe == recipe
+            ]
+            end = axis_end(max(bar.spread.median for _, row in rows for bar in row))
+            views.append(CoresView(recipe, [cores_figure(d, row, end) for d, row in rows]))
+    return Section("CPU cores that your GPUs need", cores=views, notes=CORES_NOTES)
+
+
+def cores_figure(demand: Demand, bars: Sequence[Bar], end: float) -> BarFigure:
+    how = "measured" if demand.measured else "modelled"
+    return BarFigure(
+        f"{demand.gpus} × {demand.gpu}", f"cores for {demand.images_per_second:,.0f} images/s ({how})", "", bars, end,
+        limit=demand.machine_cores or None, is_compact=True,
+    )  # fmt: skip
+
+
+def table_rows(result: Result) -> Iterator[Row]:
+    for measure in result.measures:
+        for case in measure.cases:
+            setting = {k: v for k, v in (measure.setting | case.setting).items() if k not in ("images", "rounds")}
+            for c in case.measured:
+                compared = ratio(measure, case, c)
+                times = compared.median if compared else None
+                yield Row(
+                    measure.title, describe_setting(setting), c.name, spread(c), measure.unit, len(c.rounds), times
+                )

@@ -1,0 +1,163 @@
+"""The sentences at the top of a benchmark page, written from the rounds."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+
+from fastft.cost.cores import Demand
+from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
+from fastft.report.bench_bars import describe_ratio, describe_setting, median_figures, range_text, rank, times
+from fastft.report.page import figure, percent
+
+# the whole recipe in images per CPU second: of loaders, else of decoding and augmentation alone
+WHOLE, WHOLE_ALONE = ("loader.recipe.core", "loader.recipe-originals.core"), ("augment.recipe",)
+END_TO_END = "e2e.train"
+SENTENCES = 3
+USUAL = "timm"  # the peer that most readers have
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
+    """Three: images per second of a core, how they compare, what feeds the GPUs; else the first measures of the file."""
+    found = list(_whole_recipe(result))
+    if result.machine.gpu is not None:
+        found += _end_to_end(result)
+    busiest = max(demands, key=lambda d: d.images_per_second, default=None)
+    found += [] if busiest is None else cores_sentence(result, busiest)
+    found += [
+        _compared(m, m.cases[0]) for m in result.measures if m.key not in WHOLE and m.cases and m.cases[0].contender()
+    ]
+    return found[:SENTENCES]
+
+
+def whole_cases(result: Result) -> list[tuple[str, Measure, Case]]:
+    """What the images are, measure and case of the whole recipe, where fastft was measured."""
+    for keys in (WHOLE, WHOLE_ALONE):
+        measures = [m for key in keys if (m := result.measure(key)) is not None]
+        cases = [(m, case) for m in measures for case in m.cases if case.contender()]
+        if cases:
+            return [(str((m.setting | case.setting).get("files", "images")), m, case) for m, case in cases]
+    return []
+
+
+def peers_of(case: Case) -> list[Contender]:
+    """Other libraries, without limits and other ways to use fastft."""
+    return [c for c in case.measured if not c.limit and OURS not in c.name.lower()]
+
+
+def best_of(measure: Measure, contenders: Sequence[Contender]) -> Contender | None:
+    return min(contenders, key=lambda c: rank(measure, c), default=None)
+
+
+# pieces ---------------------------------------------------------------------------------------------------------------
+
+
+def amount(value: Spread, unit: str = "") -> Markup:
+    """1,485 images/s (1,450–1,510)."""
+    shown = Markup("<b>{}{}</b>").format(figure(value.median), f" {unit}" if unit else "")
+    return shown + in_brackets(range_text(figure(value.low), figure(value.high)))
+
+
+def multiple(value: Spread) -> Markup:
+    """6.0× (5.8–6.2)."""
+    low, middle, high = times(value)
+    return Markup("<b>{}×</b>").format(middle) + in_brackets(range_text(low, high))
+
+
+def in_brackets(text: str) -> Markup:
+    return Markup(' <span class="range">({})</span>').format(text) if text else Markup("")
+
+
+def listed(parts: Sequence[Markup], word: str = "and") -> Markup:
+    """a, b and c."""
+    if len(parts) < 2:
+        return Markup("").join(parts)
+    return Markup(", ").join(parts[:-1]) + f" {word} " + parts[-1]
+
+
+# sentences ------------------------------------------------------------------------------------------------------------
+
+
+def _whole_recipe(result: Result) -> Iterator[Markup]:
+    cases = whole_cases(result)
+    if not cases:
+        return
+    rates = [Markup("{} {}").format(amount(spread(own)), words) for words, _, c in cases if (own := c.contender())]
+    yield Markup("With fastft, one core turns {} per second into augmented tensors.").format(listed(rates, "or"))
+    _, measure, case = cases[0]
+    peers = peers_of(case)
+    best = best_of(measure, peers)
+    compared = {USUAL: USUAL}
+    if best is not None and len(peers) > 1:
+        number = NUMBERS[len(peers)] if len(peers) < len(NUMBERS) else str(len(peers))
+        compared |= {best.name: f"{best.name}, the fastest of the {number} others"}
+    found = [
+        Markup("{} as many as {}").format(listed([multiple(r) for r in ratios]), words)
+        for name, words in compared.items()
+        if (ratios := _ratios(cases, name))
+    ]
+    if found:
+        yield Markup("That is {}.").format(Markup("; ").join(found))
+
+
+def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Spread]:
+    peers = [(measure, case, case.contender(name)) for _, measure, case in cases]
+    return [found for measure, case, peer in peers if peer and (found := ratio(measure, case, peer))]
+
+
+def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
+    """8 × H100 that train final_b16 at 19,300 images/s (modelled) need 14 CPU cores with fastft and 78 with timm."""
+    for _, measure, case in whole_cases(result)[:1]:
+        rival = case.contender(USUAL) or best_of(measure, peers_of(case))
+        needed = [
+            Markup("<b>{:,}</b>{} with {}").format(cores_needed(demand, c), "" if k else " CPU cores", c.name)
+            for k, c in enumerate(filter(None, (case.contender(), rival)))
+            if is_usable(c)
+        ]
+        yield Markup("{} × {} that train <code>{}</code> at {:,.0f} images/s ({}) need {}.").format(
+            demand.gpus, demand.gpu, demand.recipe, demand.images_per_second,
+            "measured" if demand.measured else "modelled", listed(needed),
+        )  # fmt: skip
+
+
+def is_usable(contender: Contender) -> bool:
+    """Whether a number of cores can be computed from its rate."""
+    return not contender.limit and spread(contender).median > 0
+
+
+def cores_needed(demand: Demand, contender: Contender) -> int:
+    return math.ceil(demand.cores(spread(contender).median))
+
+
+def _end_to_end(result: Result) -> Iterator[Markup]:
+    measure = result.measure(END_TO_END)
+    for case in measure.cases[:1] if measure else ():
+        own, best = case.contender(), best_of(measure, peers_of(case)) if measure else None
+        if measure is None or own is None:
+            return
+        known = median_figures(own)
+        told = [Markup(" at an MFU of {}").format(percent(known["mfu"]))] if "mfu" in known else []
+        told += (
+            [Markup(", waiting for data {} of the time").format(percent(known["waiting"]))]
+            if "waiting" in known
+            else []
+        )
+        told += [Markup("; {} reaches {}").format(best.name, amount(spread(best)))] if best else []
+        yield Markup("From file to updated weights, {} trains {}{}.").format(
+            result.machine.gpu, amount(spread(own), measure.unit), Markup("").join(told)
+        )
+
+
+def _compared(measure: Measure, case: Case) -> Markup:
+    """TITLE, SETTING: what fastft reaches, and how that compares with the best other contender."""
+    own, best = case.contender(), best_of(measure, peers_of(case))
+    title = ", ".join(filter(None, (measure.title, describe_setting(case.setting))))
+    start = Markup("{}: {}").format(title, amount(spread(own), measure.unit) if own else "")
+    found = ratio(measure, case, best) if best else None
+    if best is None or found is None:
+        return start + "."
+    text, text_range = describe_ratio(found, measure.unit)
+    return start + Markup(", <b>{}</b>{} {} {}.").format(
+        text, in_brackets(text_range), "with" if text == "level" else "than", best.name
+    )
