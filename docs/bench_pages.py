@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    results = stored_results()
+    results = stored_results(RESULTS)
     pages = {name: render_bench(result) for name, result in results.items()}
     if len({result.machine.cpu for result in results.values()}) > 1:
         with suppress(UserError):  # no measure in common
@@ -29,7 +29,7 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def stored_results(folder: Path = RESULTS) -> dict[str, Result]:
+def stored_results(folder: Path) -> dict[str, Result]:
     """Results of `fastft bench` by name; the folder also has results of other programs."""
     documents = {path: msgspec.json.decode(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
     return {path.stem: read_result(path) for path, d in documents.items() if isinstance(d, dict) and "sessions" in d}

@@ -18,13 +18,11 @@ LABELLED_SHARE = 0.06  # of the axis: a part this wide has its number inside
 # what fastft is where its figure is better, and where it is worse, by unit
 COMPARATIVES = {"MB": ("smaller", "larger"), "GB": ("smaller", "larger"), "share": ("higher", "lower")}
 RATES = ("faster", "slower")
+# settings in words, and those that are counted: 1 thread, 2 threads
 SETTING_WORDS = {
-    "size": "{} px",
-    "batch": "batch {}",
-    "images": "{} images",
-    "rounds": "{} rounds",
-    "samples": "{} samples",
-}
+    "size": "{} px", "batch": "batch {}", "kB per image": "{} kB per image", "file MB": "file of {} MB",
+}  # fmt: skip
+COUNTED = ("threads", "images", "rounds", "samples", "files", "gpus")
 BANDWIDTH, BANDWIDTH_LIMIT = "bandwidth_share", "at the memory's bandwidth"
 # other figures of a round: shares by key, amounts by the end of the key
 SHARES = {"mfu": "MFU", "waiting": "waiting for data"}
@@ -138,7 +136,7 @@ def describe_ratio(value: Spread | None, unit: str, limit: bool = False) -> tupl
 
 def times(value: Spread) -> tuple[str, str, str]:
     """Lowest, median and highest ratio, all with the same number of decimals."""
-    decimals = 0 if value.median >= 100 else 1 if value.median >= 2 else 2
+    decimals = 0 if value.median >= 100 else 1 if value.median >= 1.995 else 2
     return f"{value.low:,.{decimals}f}", f"{value.median:,.{decimals}f}", f"{value.high:,.{decimals}f}"
 
 
@@ -177,7 +175,7 @@ def describe_setting(setting: Setting) -> str:
 
 def _word(key: str, value: str | int | float) -> str:
     shown = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
-    if key in ("threads", "files", "gpus") and not isinstance(value, str):
+    if key in COUNTED and not isinstance(value, str):
         return f"{shown} {key if value != 1 else key.removesuffix('s')}"
     if key in SETTING_WORDS:
         return SETTING_WORDS[key].format(shown)

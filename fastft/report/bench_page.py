@@ -24,7 +24,7 @@ from fastft.report.bench_bars import (
     rank,
     split_figures,
 )  # fmt: skip
-from fastft.report.bench_sentences import cores_needed, is_usable, sentences, whole_cases
+from fastft.report.bench_sentences import cores_needed, cores_sentence, is_usable, sentences, whole_cases
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 
@@ -60,6 +60,7 @@ class MeasureView:
 @dataclass(frozen=True)
 class CoresView:
     recipe: str
+    sentence: Markup
     figures: Sequence[BarFigure]
 
 
@@ -281,7 +282,8 @@ def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
                 if d.recipe == recipe
             ]
             end = axis_end(max(bar.spread.median for _, row in rows for bar in row))
-            views.append(CoresView(recipe, [cores_figure(d, row, end) for d, row in rows]))
+            told = Markup("").join(cores_sentence(result, max((d for d, _ in rows), key=lambda d: d.images_per_second)))
+            views.append(CoresView(recipe, told, [cores_figure(d, row, end) for d, row in rows]))
     return Section("CPU cores that your GPUs need", cores=views, notes=CORES_NOTES)
 
 

@@ -11,6 +11,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mkdocs.config import load_config
+from mkdocs.structure.files import Files
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
@@ -22,6 +24,8 @@ from fastft.report.bench_page import render_bench, write_bench_page
 from fastft.report.page import figure
 from tests.report import made_up
 from tests.report.made_up import GPU, MADE_UP, Maker, measure, result
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def plain(page: str) -> str:
@@ -134,6 +138,22 @@ def test_names_cannot_break_out_of_the_page():
     one.notes, one.machine.cpu, one.commit, one.sessions[0].command = [evil], evil, evil, evil
     for page in (render_bench(one), render_comparison([one, one])):
         assert "<script>alert" not in page and "<img" not in page
+
+
+def test_the_documentation_has_a_page_of_every_stored_result_and_a_comparison_of_processors(tmp_path):
+    write_result(tmp_path / "one.json", result())
+    (tmp_path / "demo.json").write_text('{"top1": 1}')
+    (tmp_path / "list.json").write_text("[1]")
+    config = load_config(str(DOCS.parent / "mkdocs.yml"))
+    config.hooks["docs/bench_pages.py"].RESULTS = tmp_path
+
+    def pages() -> dict[str, str]:
+        files = config.plugins.on_files(Files([]), config=config)
+        return {file.src_uri: file.content_string for file in files if file.src_uri.startswith("bench/")}
+
+    assert list(pages()) == ["bench/one.html"] and MADE_UP in pages()["bench/one.html"]
+    write_result(tmp_path / "two.json", result(cpu="another"))
+    assert "Benchmarks compared" in pages()["bench/compared.html"]
 
 
 # several files --------------------------------------------------------------------------------------------------------
