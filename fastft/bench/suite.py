@@ -1,4 +1,4 @@
-"""`fastft bench NAME`: plan the measures, run them one after another, write JSON after each, print its table."""
+"""`fastft bench NAME`: plan the measures, run them one after another, write JSON after each, print its table; then the page."""
 
 import argparse
 import shlex
@@ -37,6 +37,7 @@ from fastft.machine.bench_result import (
     write_result,
 )  # fmt: skip
 from fastft.recipe import load_recipe
+from fastft.report.bench_page import write_bench_page
 from fastft.report.page import figure
 
 IMAGES, ROUNDS = 700, 5
@@ -69,7 +70,10 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
         for plan in plans:
             for _, group in groupby(progress.run(plan, options, result, watch, path), key=lambda m: (m.title, m.unit)):
                 print_measures(list(group), console)
-    console.print(str(path), highlight=False)
+    page = path.with_suffix(".html")
+    write_bench_page([result], page)
+    for written in (path, page):
+        console.print(str(written), highlight=False)
     return result
 
 

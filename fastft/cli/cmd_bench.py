@@ -24,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=positive(int), metavar="N", help="counted rounds (default 5)")
     add("--recipe", type=recipe_reference, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)")
     add("--quick", action="store_true", help="every path once on few images; the figures mean nothing")
-    add("--out", type=Path, default=Path("bench"), metavar="DIR", help="for NAME.json (default bench/)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("bench"),
+        metavar="DIR",
+        help="for NAME.json and its page NAME.html (default bench/)",
+    )
     add("--add", type=Path, metavar="FILE", help="add the measures to this result of the same version and machine")
 
 

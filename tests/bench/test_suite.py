@@ -58,6 +58,10 @@ def test_a_quick_run_stores_what_it_prints_and_another_adds_to_it(tmp_path, phot
         assert [c.name for c in case.measured] == ["fastft", "libjpeg-turbo's minimum", "Pillow"]
         assert all(len(c.rounds) == 1 and c.rounds[0].cpu > 0 for c in case.measured)
     check_printed(result, capsys.readouterr().out)
+    page = (tmp_path / "decode.html").read_text()
+    assert "quick run" in page and all(
+        figure(spread(c).median) in page for case in measure.cases for c in case.measured
+    )
 
     assert main(["bench", "decode", *given, "--add", str(tmp_path / "decode.json")]) == 0
     again = read_result(tmp_path / "decode.json")
