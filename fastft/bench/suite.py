@@ -37,7 +37,7 @@ from fastft.machine.bench_result import (
     write_result,
 )  # fmt: skip
 from fastft.recipe import load_recipe
-from fastft.report.bench_page import write_bench_page
+from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
 
 IMAGES, ROUNDS = 700, 5

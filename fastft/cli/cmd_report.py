@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def write_results_page(args: argparse.Namespace) -> Path:
     """Write the page of benchmark results; returns its path."""
     from fastft.machine.bench_result import read_result
-    from fastft.report.bench_page import write_bench_page
+    from fastft.report.bench_report import write_bench_page
 
     if args.price is not None or args.mistakes != "auto" or args.weights != "auto":
         raise UserError("--price, --mistakes and --weights are about runs; leave them out for benchmark results")

@@ -5,11 +5,9 @@ Every chapter follows from what the result has; nothing that `fastft bench` can 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from markupsafe import Markup
 
-from beton_tools.base.atomic import write_text
 from beton_tools.base.console import format_duration
 from fastft.cost.bottleneck import LOOP_PARTS, NAMES
 from fastft.cost.cores import Demand, demands
@@ -91,16 +89,6 @@ class Row:
     unit: str
     rounds: int
     ratio: float | None
-
-
-def write_bench_page(results: Sequence[Result], path: Path) -> None:
-    """Write the page of one result, or of several compared, whole or not at all.
-
-    Raises UserError: several results have no measure in common.
-    """
-    from fastft.report.bench_compare import render_comparison
-
-    write_text(path, render_bench(results[0]) if len(results) == 1 else render_comparison(results))
 
 
 def render_bench(result: Result) -> str:

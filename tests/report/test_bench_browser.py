@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fastft.report.bench_page import write_bench_page
+from fastft.report.bench_report import write_bench_page
+from tests.report.browsing import OVERLAPS, opened, rows_of
 from tests.report.made_up import GPU, result
-from tests.report.test_browser import OVERLAPS, browser, opened, rows_of  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow  # starts a browser
 WIDTHS = (1280, 390)
@@ -37,7 +37,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_everything_fits_and_every_chart_has_marks(browser, page, width, scheme):  # noqa: F811
+def test_everything_fits_and_every_chart_has_marks(browser, page, width, scheme):
     tab = opened(browser, page, width, color_scheme=scheme)
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -49,7 +49,7 @@ def test_everything_fits_and_every_chart_has_marks(browser, page, width, scheme)
     assert tab.problems == []  # no error in the console, and nothing was asked of the network
 
 
-def test_a_printed_page_is_light_and_has_all_figures(browser, page):  # noqa: F811
+def test_a_printed_page_is_light_and_has_all_figures(browser, page):
     tab = opened(browser, page, 680)  # A4 without its margins, in CSS pixels
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 680
@@ -58,7 +58,7 @@ def test_a_printed_page_is_light_and_has_all_figures(browser, page):  # noqa: F8
         assert tab.locator("#figures tbody tr").first.is_visible()
 
 
-def test_a_bar_is_drawn_as_long_as_its_value(browser, tmp_path):  # noqa: F811
+def test_a_bar_is_drawn_as_long_as_its_value(browser, tmp_path):
     path = tmp_path / "one.html"
     write_bench_page([result()], path)
     tab = opened(browser, path)
@@ -69,7 +69,7 @@ def test_a_bar_is_drawn_as_long_as_its_value(browser, tmp_path):  # noqa: F811
     assert [w / widths[0] for w in widths] == pytest.approx([n / numbers[0] for n in numbers], abs=0.01)
 
 
-def test_the_table_of_all_figures_sorts(browser, tmp_path):  # noqa: F811
+def test_the_table_of_all_figures_sorts(browser, tmp_path):
     path = tmp_path / "one.html"
     write_bench_page([result()], path)
     tab = opened(browser, path)

@@ -20,7 +20,8 @@ from fastft.cost.cores import demands
 from fastft.machine.bench_result import Case, Measure, Result, read_result, spread, write_result
 from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, measure_figures
 from fastft.report.bench_compare import render_comparison
-from fastft.report.bench_page import render_bench, write_bench_page
+from fastft.report.bench_page import render_bench
+from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
 from tests.report import made_up
 from tests.report.made_up import GPU, MADE_UP, Maker, measure, result
