@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_output(args.out, SUFFIXES, args.overwrite)
-    results = [path for path in args.paths if not path.is_dir() and path.suffix == ".json"]
+    results = [path for path in args.paths if path.is_file() or path.suffix == ".json"]
     if results and len(results) == len(args.paths):
         print(write_results_page(args))
         return 0

@@ -83,8 +83,12 @@ def _whole_recipe(result: Result) -> Iterator[Markup]:
     cases = whole_cases(result)
     if not cases:
         return
-    rates = [Markup("{} {}").format(amount(spread(own)), words) for words, _, c in cases if (own := c.contender())]
-    yield Markup("With fastft, one core turns {} per second into augmented tensors.").format(listed(rates, "or"))
+    rates = [
+        Markup("{}{} from {}").format(amount(spread(own)), "" if k else " images per second", words)
+        for k, (words, _, case) in enumerate(cases)
+        if (own := case.contender())
+    ]
+    yield Markup("With fastft, one core decodes and augments {}.").format(listed(rates))
     _, measure, case = cases[0]
     peers = peers_of(case)
     best = best_of(measure, peers)
