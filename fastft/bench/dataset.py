@@ -23,7 +23,8 @@ MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 HOLE_BYTES = 1024  # of an image of `write_long`; a page holds whole ones
 FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
-RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
+# RESIZED: longest side MAX_SIDE, quality QUALITY, 4:2:0. ORIGINAL: the coefficients of the files as they are
+RESIZED, ORIGINAL = f"{MAX_SIDE} px files", "original files"
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,9 @@ def order(options: Options) -> Findings:
     path = options.workspace.repeated(file_bytes, page_size=1 << 20)
     given = {"path": str(path), "size": SIZE, "batch": batch, "threads": options.threads, "limit": ORDER_MEMORY}
     rows = (
-        (OURS, "blocks", "ours", (f"data.order=blocks, blocks of {ORDER_BLOCK_MIB} MiB",)),
+        (OURS, "blocks", "ours", (f"data.order=blocks of {ORDER_BLOCK_MIB} MiB",)),
         ("fastft, random order", "random", "ours", ()),
-        ("stock FFCV", "ffcv", "ffcv", (f"QUASI_RANDOM, keeps {2 * batch} pages in its own memory",)),
+        ("stock FFCV", "ffcv", "ffcv", ("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")),
     )
     chosen = [
         Contender(name, limited.limited, {**given, "order": kind, "block_mib": ORDER_BLOCK_MIB}, differences)

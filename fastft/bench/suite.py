@@ -21,7 +21,7 @@ from beton_tools.base.errors import UserError
 from fastft import __version__
 from fastft.bench import BENCHES, harness
 from fastft.bench.circumstances import Watch, commit, describe_machine
-from fastft.bench.dataset import Workspace, find_images
+from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY, RESIZED, Workspace, find_images
 from fastft.bench.harness import Options, Planned, parse_peers
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
@@ -121,6 +121,7 @@ def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
 
 def _notes(quick: bool) -> list[str]:
     notes = [
+        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: as they are, without loss.".capitalize(),
         "The images are in the page cache unless a measure says otherwise.",
         "Each contender has a process of its own on the same cores. Rounds alternate between contenders, and the first is not "
         "counted.",

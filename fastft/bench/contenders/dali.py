@@ -10,7 +10,7 @@ from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 PACKAGE = "nvidia-dali-cuda120"
 PREFETCH = 2  # batches in progress, DALI's default
-OTHER = "its RandAugment has other ops and one fixed magnitude"
+OTHER = "other RandAugment: one magnitude"
 
 
 def make(task: Task) -> Pass:

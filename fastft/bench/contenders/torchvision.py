@@ -9,7 +9,7 @@ from typing import Any
 from fastft.bench.contenders.task import CROP, ERASE, EVALUATION, RATIO, RECIPE, SCALE, Loader, Pass, Task
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
-OTHER = "its RandAugment has other ops, one fixed magnitude and bilinear resampling"
+OTHER = "other RandAugment: one magnitude, bilinear"
 NCHW = "channels first in memory"
 
 
