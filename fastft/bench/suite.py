@@ -121,7 +121,7 @@ def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
 
 def _notes(quick: bool) -> list[str]:
     notes = [
-        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: as they are, without loss.".capitalize(),
+        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: as they are, without loss.",
         "The images are in the page cache unless a measure says otherwise.",
         "Each contender has a process of its own on the same cores. Rounds alternate between contenders, and the first is not "
         "counted.",
