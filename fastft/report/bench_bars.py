@@ -177,7 +177,7 @@ def _word(key: str, value: str | int | float) -> str:
     shown = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
     if key in COUNTED and not isinstance(value, str):
         return f"{shown} {key if value != 1 else key.removesuffix('s')}"
-    if key in SETTING_WORDS:
+    if key in SETTING_WORDS and not isinstance(value, str):
         return SETTING_WORDS[key].format(shown)
     return shown if isinstance(value, str) else f"{key.replace('_', ' ')} {shown}"
 

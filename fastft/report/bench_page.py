@@ -22,7 +22,7 @@ from fastft.report.bench_bars import (
     rank,
     split_figures,
 )  # fmt: skip
-from fastft.report.bench_sentences import cores_needed, cores_sentence, is_usable, sentences, whole_cases
+from fastft.report.bench_sentences import WHOLE, cores_needed, cores_sentence, is_usable, sentences, whole_cases
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 
@@ -99,7 +99,9 @@ def render_bench(result: Result) -> str:
         if not is_repeated(measure, result):
             chapters.setdefault(chapter_of(measure), []).append(measure)
     sections = [
-        Section("Images per second", measures=bars(chapters.get(LOADING, ()))),
+        Section(
+            "Images per second", measures=bars(sorted(chapters.get(LOADING, ()), key=lambda m: m.key not in WHOLE))
+        ),
         Section("Threads and image sizes", RANGES, charts=line_charts(result)),
         Section("Where the time of one image goes", measures=splits(chapters.get(SPLIT, ()))),
         Section("Start and memory", measures=bars(chapters.get(START, ()))),

@@ -18,7 +18,7 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.cores import demands
 from fastft.machine.bench_result import Case, Measure, Result, read_result, spread, write_result
-from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, measure_figures
+from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
 from fastft.report.bench_compare import render_comparison
 from fastft.report.bench_page import render_bench
 from fastft.report.bench_report import write_bench_page
@@ -121,6 +121,27 @@ def test_a_page_needs_no_particular_measure(key):
     whole = result(gpu=GPU)
     one = result(gpu=GPU, measures=[whole.measure(key)])
     assert one.measures[0].title in plain(render_bench(one))
+
+
+def test_the_whole_recipe_comes_first():
+    text = plain(render_bench(result()))
+    order = [
+        text.index(name)
+        for name in ("Loader, whole recipe, one", "Loader, whole recipe, original", "Decoding a random")
+    ]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"size": 224, "threads": 1}, "224 px, 1 thread"),
+        ({"size": "kept", "samples": 20_000_000, "files": 64}, "kept, 20,000,000 samples, 64 files"),
+        ({"files": "500 px files", "kB per image": 61.5}, "500 px files, 61.5 kB per image"),
+    ],
+)
+def test_settings_are_read_as_words(setting, words):
+    assert describe_setting(setting) == words
 
 
 def test_a_result_without_measures_or_without_fastft_has_a_page():
