@@ -17,7 +17,7 @@ from fastft.recipe.training_images import NO_EXPECTATION
 LISTED_LRS = 100  # at most; --json has those of all epochs
 WIDE = 80  # characters, from which tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
-MEASURED_NOTE = "measured: the images/s of bench step; the others are modelled"
+MEASURED_NOTE = "measured: the images/s of fastft bench; the others are modelled"
 EXPECTED = f"expected: {K:g} of the limit's speed"
 
 # fastft explain ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fastft.model import Arch, TowerArch, count_frozen_blocks
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
-STEP, FROZEN_STEP = "step.train", "step.frozen"
+STEP, FROZEN_STEP, END_TO_END = "step.train", "step.frozen", "e2e.train"
 FULL_PRECISION = "fp32"
 SMALL_FILES = "500"  # is in the "files" setting of images that were resized to 500 px
 # images/s per core of training: with augmentation on the GPU, else crop and flip, the nearest that needs no GPU
@@ -42,7 +42,11 @@ class Measured:
         to_gpu, crop, evaluation = (_rate(result, key) for key in (LOADER_TO_GPU, LOADER, EVALUATION))
         loader = to_gpu / result.machine.cores if to_gpu is not None else crop
         measured = cls(name, result, loader, evaluation)
-        if loader is None and evaluation is None and not any(result.measure(key) for key in (STEP, FROZEN_STEP)):
+        if (
+            loader is None
+            and evaluation is None
+            and not any(result.measure(key) for key in (STEP, FROZEN_STEP, END_TO_END))
+        ):
             raise UserError(f"{name} has no figure that costs depend on; run fastft bench all")
         return measured
 
@@ -52,14 +56,15 @@ class Measured:
         return find_gpu(self.result.machine.gpu) if self.result.machine.gpu else None
 
     def mfu(self, recipe: Recipe, gpu: Gpu) -> Mfu | None:
-        """The MFU that the measured step of a recipe's model has on this kind of GPU; None if it was not measured there.
+        """The MFU of the recipe end to end, else of its model's step; None if neither was measured on this kind of GPU.
 
         Raises UserError: above 100 %.
         """
         if self.gpu != gpu:
             return None
         arch = recipe_arch(recipe)
-        rate = step_rate(self.result, recipe, arch)
+        whole = end_to_end_rate(self.result, recipe)
+        rate = step_rate(self.result, recipe, arch) if whole is None else whole
         if rate is None:
             return None
         value = rate * recipe_flops(recipe, arch).train / gpu.peak_flops
@@ -67,7 +72,8 @@ class Measured:
             raise UserError(
                 f"{self.name}: {rate:,.0f} images/s of {recipe.name} are {value:.0%} of the peak of {gpu.name}; measure again"
             )
-        return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench step, {self.name}")
+        bench = "step" if whole is None else "e2e"
+        return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench {bench}, {self.name}")
 
     def remarks(self, recipes: list[Recipe], gpu: Gpu) -> Iterator[str]:
         """Why the step of a recipe is modelled although a result was given."""
@@ -92,6 +98,15 @@ def step_rate(result: Result, recipe: Recipe, arch: TowerArch) -> float | None:
     for measure, case in _cases(result, key):
         setting = measure.setting | case.setting
         if (setting.get("model"), setting.get("size")) == (model, size) and setting.get("dtype") != FULL_PRECISION:
+            return _own(case)
+    return None
+
+
+def end_to_end_rate(result: Result, recipe: Recipe) -> float | None:
+    """Images/s of this recipe from file to updated weights; None if it was not measured."""
+    for measure, case in _cases(result, END_TO_END):
+        setting = measure.setting | case.setting
+        if (setting.get("model"), setting.get("size")) == (recipe.name, recipe.model.image_size):
             return _own(case)
     return None
 

@@ -90,13 +90,26 @@ def test_other_models_sizes_and_frozen_blocks_have_steps_of_their_own():
     assert frozen["estimates"][0]["images_per_second_per_gpu"] == pytest.approx(800)
 
 
+def test_the_recipe_end_to_end_counts_more_than_its_step():
+    one = benchmark()
+    whole = Maker(spread=0).case({"fastft": 450})
+    one.measures.append(
+        measure(
+            "e2e.train", "End to end", [whole], "images/s", setting={"model": "final_b16", "size": 224, "batch": 256}
+        )
+    )
+    (b16, l14) = priced(one, "v100", "final_b16", "final_l14", cores_per_gpu=4)["recipes"]
+    assert b16["estimates"][0]["images_per_second_per_gpu"] == pytest.approx(450)
+    assert "bench e2e" in b16["estimates"][0]["source"] and l14["estimates"][0]["basis"] == "expected"
+
+
 def test_the_command_says_which_hours_are_measured(tmp_path, capsys):
     path = tmp_path / "all.json"
     write_result(path, benchmark())
     assert main(["cost", "final_b16", "--gpu", "v100", "--measured", str(path)]) == 0
     out = capsys.readouterr().out
     assert (
-        "measured: the images/s of bench step" in " ".join(out.split())
+        "measured: the images/s of fastft bench" in " ".join(out.split())
         and f"500 images/s of fastft bench step, {path}" in out
     )
 
