@@ -22,8 +22,8 @@ from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
+from fastft.recipe.paper import LARGE, paper_recipe
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 

@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
+from fastft.choose.automatic import resolve
 from fastft.cost.work import recipe_work
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
@@ -77,7 +78,7 @@ def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list
 def _flops(study: str, training: Mapping[str, Any]) -> float:
     """FLOPs of training and of the head's features; `images_share` of the schedule's images were trained on, or as much work."""
     row = training.get("schedule", training["row"])
-    recipe = load_recipe(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"])
+    recipe = resolve(load_recipe(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"]))
     work = recipe_work(recipe, recipe_arch(recipe), val_images=0)
     return work.train * training.get("images_share", 1) + work.evaluate
 

@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 import fastft
+from fastft.jobs.decided import load_decided
 from fastft.machine.exits import NonFinite, Preempted
-from fastft.photos.counts import load_counted
 
 SHARES = (1 / 8, 3 / 8, 1)  # of the recipe's epochs, after which a trial is evaluated
 TRIED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--storage", help="URL of a database (default: SQLite in --out)")
     args, rest = parser.parse_known_args()
     options = dict(word.removeprefix("--").split("=", 1) for word in rest)  # --section.key=value
-    recipe = load_counted(args.recipe, rest)
+    recipe = load_decided(args.recipe, rest)
     own = {"lr": recipe.optim.lr, "layer_decay": recipe.optim.layer_decay}
 
     def objective(trial: Trial) -> float:

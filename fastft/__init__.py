@@ -28,7 +28,7 @@ _MODULES = {
     "evaluate.prediction": ("Prediction", "Predictor"),
     "recipe": ("Recipe", "load_recipe"),
 }
-# imported when first used; the training function is `train` of `fastft.train.train`
+# imported when first used
 __all__ = [
     "AsTuples", "AugmentPolicy", "Batch", "EvalLoader", "Output", "Prediction", "Predictor", "Recipe", "Shard",
     "TrainLoader", "TrainedRun", "fit", "load", "load_recipe",

@@ -20,13 +20,13 @@ from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
 from fastft.bench.harness import Contender, Findings, Options, Planned, Trial, alternate, case
 from fastft.bench.step_bench import device, step_flops, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, diagnose
+from fastft.jobs.run import run_recipe
 from fastft.machine.bench_result import Measure, Setting
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import recipe_from_dict
 from fastft.run.run_directory import load_run
-from fastft.train.train import train
 
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
@@ -124,7 +124,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
-            train(recipe, Console(quiet=True))
+            run_recipe(recipe, Console(quiet=True))
             trained = load_run(Path(folder))
         skipped = trained.intervals[:-1][:1]  # on a GPU: the first steps compile and load kernels
         intervals = trained.intervals[len(skipped) :]

@@ -23,6 +23,7 @@ from fastft.bench import BENCHES, harness
 from fastft.bench.circumstances import Watch, commit, describe_machine
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY, RESIZED, Workspace, find_images
 from fastft.bench.harness import Options, Planned, parse_peers
+from fastft.choose.automatic import resolve
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
     FORMAT,
@@ -48,7 +49,7 @@ QUICK_SECONDS = 20  # of a measure with --quick: imports and compilation
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
     """Run a benchmark of BENCHES, one of its measures, or all; the result is also written to `args.out` as NAME.json."""
     plans = planned(name)
-    recipe = load_recipe(args.recipe) if args.recipe else None
+    recipe = resolve(load_recipe(args.recipe)) if args.recipe else None
     if recipe and not any(plan.key.startswith("e2e") for plan in plans):
         raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
     peers, path = parse_peers(args.peers), args.out / f"{name}.json"

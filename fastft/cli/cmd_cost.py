@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
     from fastft.cost.price import CostQuery, price_recipes
+    from fastft.jobs.decided import load_decided
     from fastft.machine.bench_result import read_result
-    from fastft.photos.counts import load_counted
 
     measured = None if args.measured is None else Measured.of(read_result(args.measured), str(args.measured))
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
-        recipes = [load_counted(name, args.overrides) for name in args.files]
+        recipes = [load_decided(name, args.overrides) for name in args.files]
     query = CostQuery(args.gpu, args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images, measured)
     values = price_recipes(recipes, query, rows)
     return show(values, args.json, print_prices)

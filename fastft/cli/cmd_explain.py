@@ -28,12 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_explanation
     from fastft.cost.explanation import explain
+    from fastft.jobs.decided import decide
     from fastft.machine.gpus import GPUS, MAIN_GPUS
-    from fastft.photos.counts import list_images
 
-    recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
-    values = explain(recipe, warnings)
-    values |= _on_one_gpu(recipe, values["cost"])
+    recipe, images, warnings = decide(load_recipe(args.recipe, args.overrides))
+    # a data.val that is not there yet
+    val_images = None if images is None or (recipe.data.val and not images.val) else images.val
+    values = explain(recipe, warnings, val_images)
+    values |= _on_one_gpu(recipe, values["cost"], val_images)
     if args.json:
         print(json.dumps(values, indent=1))
     else:
@@ -51,7 +53,7 @@ def _this_gpu() -> "Gpu | None":
     return find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
+def _on_one_gpu(recipe: Recipe, cost: dict[str, Any], val_images: int | None) -> dict[str, Any]:
     """The cost of a small recipe on one GPU, and its time `here`, in words; empty for others."""
     import torch
 
@@ -59,7 +61,7 @@ def _on_one_gpu(recipe: Recipe, cost: dict[str, Any]) -> dict[str, Any]:
     from fastft.machine.gpus import peak_flops
     from fastft.machine.precision import inference_precision
 
-    on_one = predicted_cost(recipe, gpus=1)
+    on_one = predicted_cost(recipe, 1, val_images)
     hours = on_one["gpu_hours"]["A100"]
     if hours is None or hours > SMALL:
         return {}

@@ -6,7 +6,6 @@ from pathlib import Path
 from beton_tools.base.atomic import check_output
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_recipe, add_shared, positive, say, whole_number
-from fastft.photos.paths import needs_preparation
 from fastft.recipe import Recipe, load_recipe
 
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")
-    if "schedule.epochs" not in recipe.automatic:
+    if not {"schedule.epochs"} & recipe.automatic:
         _check_epoch(recipe, args.epoch)
     recipe = _for_images(recipe)
     _check_epoch(recipe, args.epoch)
@@ -53,10 +52,8 @@ def _check_epoch(recipe: Recipe, epoch: int) -> None:
 
 def _for_images(recipe: Recipe) -> Recipe:
     """The recipe for the images that it names; they are prepared as training prepares them, which uses the result."""
-    from fastft.photos.counts import count_images
+    from fastft.choose.automatic import resolve
     from fastft.photos.prepare import prepare_data
 
-    if needs_preparation(recipe):
-        recipe = recipe.with_option("model.weights", "random")  # none are needed, or looked for
-        recipe = prepare_data(recipe, say)
-    return count_images(recipe)
+    # no weights are needed, or looked for
+    return resolve(*prepare_data(recipe.with_option("model.weights", "random"), say))

@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; an interruption after which the run can be continued says with which command."""
-    from fastft.jobs.train_recipe import train_recipe
+    from fastft.jobs.run import run_recipe
 
     try:
-        train_recipe(load_recipe(args.recipe, args.overrides), make_console())
+        run_recipe(load_recipe(args.recipe, args.overrides), make_console())
     except KeyboardInterrupt as stop:
         if stop.args and torchrun.world_size() == 1:
             stop.args = (f"{stop.args[0]}: {shlex.join(['fastft', 'train', args.recipe, *args.overrides])}",)

@@ -10,7 +10,8 @@ from beton_tools.base.console import compact_table, print_table
 from fastft.cli.doctor import FAIL, OK, WARN
 from fastft.cost.price import LOADER_LIMITS, format_hours
 from fastft.cost.roofline import K
-from fastft.recipe import describe_choice
+from fastft.jobs.choices_table import print_choices
+from fastft.recipe import Choice
 from fastft.recipe.check import show_value
 from fastft.recipe.training_images import NO_EXPECTATION
 
@@ -30,8 +31,7 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[s
     """
     schedule, recipe = values["schedule"], values["recipe"]
     console.rule(recipe["name"])
-    for choice in values["choices"]:
-        console.print(describe_choice(**choice))
+    print_choices([Choice(**choice) for choice in values["choices"]], console)
     for warning in values["warnings"]:
         console.print(f"warning: {warning}")
     lines = {"schedule": f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"}

@@ -20,13 +20,13 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
-from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
+from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
 
 
-def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None = None) -> dict[str, Any]:
     """The resolved recipe, as plain values for JSON.
 
-    warnings: about its images, put before those about its options.
+    warnings: about its images, put before those about its options. val_images: how many it has; None: it is assumed.
 
     Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
     total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an expectation), expectation (in
@@ -59,27 +59,28 @@ def explain(recipe: Recipe, warnings: Sequence[str] = ()) -> dict[str, Any]:
             "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
         },
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + more,
-        "cost": _cost(recipe, arch),
+        "cost": _cost(recipe, arch, val_images),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
         "gpus": MACHINE_GPUS,
     }
 
 
-def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
+def _cost(recipe: Recipe, arch: TowerArch, val_images: int | None) -> dict[str, Any]:
+    row = val_images_row(recipe, val_images)
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
-        "total_flops": recipe_work(recipe, arch, assumed_val_images(recipe)).total,
-        **predicted_cost(recipe, MACHINE_GPUS),
-        "val_images": val_images_row(recipe),
+        "total_flops": recipe_work(recipe, arch, row["value"]).total,
+        **predicted_cost(recipe, MACHINE_GPUS, val_images),
+        "val_images": row,
         "modelled": True,
     }
 
 
-def predicted_cost(recipe: Recipe, gpus: int) -> dict[str, Any]:
+def predicted_cost(recipe: Recipe, gpus: int, val_images: int | None) -> dict[str, Any]:
     """GPU-hours and assumptions by GPU kind, on so many GPUs."""
-    predicted = predict(recipe, GPUS, gpus)
+    predicted = predict(recipe, GPUS, gpus, val_images)
     return {"gpu_hours": {name: p["hours"] for name, p in predicted.items()}, "assumptions": predicted}
 
 

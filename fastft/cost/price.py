@@ -129,8 +129,10 @@ def estimate(
     return Estimate(mfu, gpus, rate, train, stall, evaluate, over.start_seconds)
 
 
-def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS) -> dict[str, dict[str, Any]]:
-    """Cost by GPU name on `gpus` GPUs of that kind.
+def predict(
+    recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS, val_images: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Cost by GPU name on `gpus` GPUs of that kind. val_images: default `assumed_val_images`.
 
     Keys per GPU: basis, mfu, hours, limited_by of the expected MFU, all None if its step cannot be counted; and `estimates`, a
     row with the same keys for each of `known_mfus`.
@@ -138,7 +140,9 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHIN
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
         gpu = GPUS[name]
-        estimates = [estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores)) for mfu in known_mfus(recipe, gpu, gpus)]
+        estimates = [
+            estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores), val_images) for mfu in known_mfus(recipe, gpu, gpus)
+        ]
         rows = [
             {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by}
             for e in estimates

@@ -22,6 +22,7 @@ from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibr
 if TYPE_CHECKING:
     from fastft.data.loader import Batch  # imports Numba, which prediction does without
 
+KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation of a run keeps of each model: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
 COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy; float32 holds labels to 2^24 exactly
 

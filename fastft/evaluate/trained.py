@@ -74,9 +74,9 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     model, recipe, stored = read(chosen.path, chosen.stem)
     recipe = with_moved_data(recipe, stored.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    counts, scores = stored.state["class_counts"], stored_scores(stored.state, chosen.kind)
+    counts, scores = stored.state["class_counts"], stored_scores(stored, chosen.kind)
     multi_label, classes = recipe.data.multi_label, recipe.data.num_classes
-    thresholds = stored_thresholds(stored.state, chosen.kind) or [EVEN] * classes if multi_label else ()
+    thresholds = stored_thresholds(stored, chosen.kind) or [EVEN] * classes if multi_label else ()
     if multi_label and len(thresholds) != classes:
         raise Damaged(stored.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(

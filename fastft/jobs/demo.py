@@ -19,12 +19,11 @@ from beton_tools.read.format import Beton
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.prediction import predict_files
 from fastft.jobs.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
+from fastft.jobs.run import run_recipe
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
-from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.preview import SIDE
-from fastft.train.train import train
 
 PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -93,7 +92,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
 def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
     old = (run / "recipe.yaml").exists()
     try:
-        return train(prepare_data(recipe, line_printer(console)), console)
+        return run_recipe(recipe, console)[1]
     except UserError as error:
         if not old:
             raise

@@ -248,7 +248,7 @@ def fit(
         "batch_size": batch_size, "lr": lr, "out": out, "seed": seed, "device": device, "workers": workers,
         "augment": augment, "optim": optim, "schedule": schedule, "ema": ema, "train": train, **unknown,
     }  # fmt: skip
-    from fastft.jobs.train_recipe import train_recipe
+    from fastft.jobs.run import run_recipe
 
     console = make_console(quiet=quiet)
     if not quiet:
@@ -256,7 +256,7 @@ def fit(
     loaded = load_recipe(
         recipe, {**(options or {}), **{key: value for key, value in given.items() if value is not None}}
     )
-    folder, _ = train_recipe(loaded, console)
+    folder, _ = run_recipe(loaded, console)
     console.print(printable(f"{folder}: the run"))
     return load(folder, loaded.train.device)
 

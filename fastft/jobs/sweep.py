@@ -22,20 +22,22 @@ from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet
+from fastft.choose.automatic import probes_sizes
 from fastft.data.classes import refuse_multi_label
+from fastft.jobs.decided import decide, load_decided
+from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
-from fastft.photos.counts import count_images, load_counted
+from fastft.photos.betons import count_betons
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.automatic import IMAGE_SIZE, largest_size, probes_sizes
-from fastft.recipe.constants import AUTO
+from fastft.recipe.constants import AUTO, IMAGE_SIZE
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
+from fastft.recipe.training_images import largest_size
 from fastft.run import run_directory
 from fastft.run.continuation import RESUMABLE_OPTIONS
 from fastft.run.evaluations import StoredEvaluation, standard_error
-from fastft.train.train import train
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
@@ -67,9 +69,9 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for row_runs in planned for run in row_runs]
-        refuse_multi_label(count_images(runs[0].recipe), "fastft sweep")
         if any(run.recipe.data.val is None for run in runs):
             raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
+        refuse_multi_label(runs[0].recipe, "fastft sweep")
         console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
@@ -120,20 +122,19 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
         raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
-    keyed = [(run_key(recipe), recipe) for recipe in (_recipe(sweep, row, overrides) for row in sweep.rows)]
-    return [PlannedRun(key, recipe.with_option("train.run_dir", str(runs / key)), runs / key) for key, recipe in keyed]
+    return [_plan_run(sweep, row, overrides, runs) for row in sweep.rows]
 
 
-def _recipe(sweep: Sweep, row: Row, overrides: Sequence[str]) -> Recipe:
-    recipe = load_recipe(sweep.reference(row), overrides)
-    recipe = count_images(recipe)
+def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> PlannedRun:
+    recipe, _, _ = decide(load_recipe(sweep.reference(row), overrides))
     if row.number == "ema" and recipe.ema.decay == 0:
         raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
     if row.number == "raw" and recipe.train.eval_weights == "ema":
         raise UserError(
             f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
         )
-    return recipe
+    folder = runs / (key := run_key(recipe))
+    return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder)
 
 
 def run_key(recipe: Recipe) -> str:
@@ -167,7 +168,7 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     """
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:
-        train(run.recipe, console)
+        run_stages(run.recipe, count_betons(run.recipe), world, console)
     except (Preempted, LocalRankError, PeerFailed):
         raise
     except reported as error:
@@ -321,7 +322,7 @@ def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
 def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
     """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
 
-    Raises UserError: as `open_sweep` and `load_counted`.
+    Raises UserError: as `open_sweep` and `load_decided`.
     """
     rows: list[str] = []
     for reference in references:
@@ -329,6 +330,6 @@ def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple
         rows += [reference] if sweep is None else [sweep.reference(row) for row in sweep.rows]
     trainings: dict[str, Recipe] = {}
     for row in rows:
-        recipe = load_counted(row, overrides)
+        recipe = load_decided(row, overrides)
         trainings.setdefault(run_key(recipe), recipe)
     return list(trainings.values()), len(rows)

@@ -182,6 +182,20 @@ class World:
             raise UserError(failure)
         return cast(Result, result)
 
+    def together(self, work: Callable[[], Result], key: Callable[[Result], Mapping[str, str]]) -> Result:
+        """Run `work` in every process; its result in this one. key: gives what must be equal everywhere, of the result.
+
+        Raises:
+            UserError: `work` failed in some process, or an entry of the keys differs.
+        """
+        try:
+            result = work()
+        except UserError as error:
+            self.check_consistent(str(error), {})
+            raise
+        self.check_consistent(None, key(result))
+        return result
+
     def check_consistent(self, error: str | None, key: Mapping[str, str]) -> None:
         """Compare set-ups; every process calls this once, with its error, or None and what must be equal everywhere.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.recipe import Recipe
-from fastft.recipe.automatic import paper_recipe
+from fastft.recipe.paper import paper_recipe
 
 UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
 

@@ -7,8 +7,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,23 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
-from beton_tools.read.beton_paths import SUBSET, find_betons, is_named_beton
+from beton_tools.read.beton_paths import SUBSET
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.machine.distributed import World
 from fastft.model.recipe_model import check_model
+from fastft.photos.betons import check_beton, count_betons
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_sets, open_val
-from fastft.photos.paths import GIVE, holds_out_of_beton, needs_conversion, needs_preparation
+from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.same_images import as_source
 from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.automatic import largest_size
-from fastft.recipe.training_images import (
-    MULTI_LABEL,
-    with_multi_label,
-    with_num_classes,
-    with_train_size,
-    with_training_files,
-)
-from fastft.run.continuation import PER_HOST_OPTIONS
+from fastft.recipe.schema import Data
+from fastft.recipe.training_images import MULTI_LABEL, Images, largest_size, with_images
 from fastft.run.run_directory import run_folder
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
@@ -59,8 +53,8 @@ def line_printer(console: Console) -> Say:
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
-def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """(the recipe for its images, which are listed and split but neither converted nor written; warnings about them).
+def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
+    """(the images as `prepare_data` splits them, without converting or writing anything; warnings about them).
 
     Raises UserError: as `prepare_data`.
     """
@@ -68,16 +62,16 @@ def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if holds_out_of_beton(recipe):
         betons = BetonSet.open(photos)
         held, warnings = choose_held_out(LabelledSet(as_source(betons)))
-        return with_training_files(recipe, betons.take(np.flatnonzero(~held))), warnings
+        return replace(Images.of_betons(betons, None), train=int((~held).sum()), val=int(held.sum())), warnings
     _check_paths(recipe)
     plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
-    recipe = with_multi_label(recipe, plan.train.source.labels.ndim == 2, photos, plan.train.source.reading)
-    recipe = with_num_classes(recipe, len(plan.train.source.classes), photos)
-    return with_train_size(recipe, len(plan.train)), plan.warnings
+    return _images(photos, plan), plan.warnings
 
 
-def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path | None = None) -> Recipe:
-    """The recipe with .beton files, or subsets of one, as `data.train` and `data.val`.
+def prepare_data(
+    recipe: Recipe, say: Say, world: World | None = None, run: Path | None = None
+) -> tuple[Recipe, Images]:
+    """(the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; their images).
 
     world: the processes of a training, which all call this: process 0 prepares, the others wait. None: this process alone.
     run: another folder than the run directory, for several runs on the same images.
@@ -87,15 +81,15 @@ def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path
     _check_paths(recipe)  # before weights are fetched
     needed = needs_preparation(recipe)
     if not (needed if world is None else world.any(needed)):
-        return recipe
-    work = partial(_prepare, recipe, (run or run_folder(recipe)) / "data", say) if needed else lambda: recipe
-    if world is None or world.size == 1:
-        return work()
-    prepared = world.in_main(work)
-    for option in sorted(PER_HOST_OPTIONS - {"data.train", "data.val"}):
-        section, key = option.split(".")
-        prepared = prepared.with_option(option, getattr(getattr(recipe, section), key))
-    return prepared
+        return recipe, count_betons(recipe)
+
+    def work() -> tuple[Data, Images]:
+        prepare = _prepare_photos if needs_conversion(recipe.data.train) else _prepare_holdout
+        folder = (run or run_folder(recipe)) / "data"
+        return prepare(recipe, folder, say) if needed else (recipe.data, count_betons(recipe))
+
+    data, images = work() if world is None else world.in_main(work)
+    return recipe.with_option("data.train", data.train).with_option("data.val", data.val), images
 
 
 def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say, world: World) -> list[str]:
@@ -104,7 +98,9 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
     recipe: one that the command line was applied to.
     Raises UserError: as `prepare_data`.
     """
-    data = prepare_data(recipe, say, world, run).data
+    if recipe.data.train is None:
+        return list(overrides)
+    data = prepare_data(recipe, say, world, run)[0].data
     paths = () if data == recipe.data else (("train", data.train), ("val", data.val))
     return [*overrides, *(f"--data.{key}={path}" for key, path in paths if path)]
 
@@ -114,7 +110,7 @@ def _check_paths(recipe: Recipe) -> None:
     paths = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     betons = [path for path in paths if not needs_conversion(path)]
     for path in betons:
-        _check_beton(path)
+        check_beton(path)
     if 0 < len(betons) < len(paths):
         (photos,) = set(paths) - set(betons)
         raise UserError(
@@ -123,30 +119,12 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def _check_beton(path: str) -> None:
-    files = find_betons(path)
-    for file in files:
-        if not os.path.lexists(file):
-            raise UserError(f"{file}: no such file or folder; {GIVE}")
-    try:
-        BetonSet.open(path)
-    except UserError:
-        for file in files:
-            if not is_named_beton(file):
-                raise UserError(f"{file}: not a .beton file; {GIVE}") from None
-        raise
-
-
-def _prepare(recipe: Recipe, folder: Path, say: Say) -> Recipe:
-    return (_prepare_photos if needs_conversion(recipe.data.train) else _prepare_holdout)(recipe, folder, say)
-
-
-def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
-    """Make subsets of the .beton; if its images are too few to hold any out, the recipe is returned as it is."""
+def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
+    """Make subsets of the .beton; if its images are too few to hold any out, it is taken as it is."""
     data = str(recipe.data.train)
     betons = BetonSet.open(data)
-    whole = betons.as_subset_file()
-    with_training_files(recipe, betons)  # refuses a wrong number of classes before anything is written
+    whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
+    with_images(recipe, images)  # refuses a wrong number of classes before anything is written
 
     def choose() -> dict[str, Any]:
         source = as_source(betons)
@@ -163,16 +141,16 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     stored = prepare_once(folder, Inputs(data, _content(whole)), say, lambda: None, choose)
     held = np.zeros(len(betons), bool)
     held[stored["held_out"]] = True
-    # written each time: the .beton may have been moved
-    recipe = with_training_files(recipe, betons.take(np.flatnonzero(~held)))
-    for side, chosen in (("train", ~held), ("val", held)) if held.any() else ():
-        path = folder / f"{side}{SUBSET}"
-        write_text(path, SubsetFile(whole.files, whole.samples[chosen]).to_json())
-        recipe = recipe.with_option(f"data.{side}", str(path))
-    return recipe
+    if not held.any():
+        return recipe.data, images
+    paths = {side: folder / f"{side}{SUBSET}" for side in ("train", "val")}
+    for side, chosen in (("train", ~held), ("val", held)):  # written each time: the .beton may have been moved
+        write_text(paths[side], SubsetFile(whole.files, whole.samples[chosen]).to_json())
+    made = replace(recipe.data, train=str(paths["train"]), val=str(paths["val"]))
+    return made, replace(images, train=int((~held).sum()), val=int(held.sum()))
 
 
-def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> Recipe:
+def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
     """Convert `data.train` and `data.val`."""
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
     for source in [each.source for each in (train, val) if each is not None]:
@@ -183,14 +161,21 @@ def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
-    recipe = with_multi_label(recipe, found.train.source.labels.ndim == 2, photos, found.train.source.reading)
-    recipe = with_num_classes(recipe, len(found.train.source.classes), photos)
-    make = partial(_convert_all, recipe, found, folder)
-    stored = prepare_once(folder, inputs, say, partial(check_model, recipe), make)
-    recipe = recipe.with_option("data.train", str(folder / "train.beton"))
-    if TO_VAL in stored["files"]:
-        recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    return recipe
+    images = _images(photos, found)
+    check = partial(check_model, with_images(recipe, images))
+    stored = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder))
+    made = {side: folder / f"{side}.beton" for side in ("train", "val")}
+    counts = {side: len(BetonSet.open(path)) if path.name in stored["files"] else 0 for side, path in made.items()}
+    data = replace(recipe.data, train=str(made["train"]), val=str(made["val"]) if counts["val"] else None)
+    return data, replace(images, train=counts["train"], val=counts["val"])
+
+
+def _images(photos: str, found: Split) -> Images:
+    source = found.train.source
+    return Images(
+        photos, len(found.train), 0 if found.val is None else len(found.val), len(source.classes),
+        multi_label=source.labels.ndim == 2, reading=source.reading,
+    )  # fmt: skip
 
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:

@@ -4,13 +4,12 @@ fastargs' `@param` decorator is not used: it fills arguments from one global con
 the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
 """
 
-from fastft.recipe.automatic import describe_choice, resolve
 from fastft.recipe.check import parse_duration
 from fastft.recipe.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.recipe.schema import SECTIONS, Choice, Recipe, count_steps, option_fields
 
 __all__ = [
-    "SECTIONS", "Choice", "Recipe", "count_steps", "describe_choice", "differences",
-    "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve",
+    "SECTIONS", "Choice", "Recipe", "count_steps", "differences",
+    "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict",
     "without_expectation",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Load a recipe: read its files, apply the command line's options, check every value, and check the expected accuracy."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import cache
@@ -11,9 +11,9 @@ from typing import Any
 import fastargs
 
 from beton_tools.base.errors import UserError
-from fastft.recipe.automatic import NORMALISATION, model_normalisation, resolve
 from fastft.recipe.check import fastargs_config, parse_duration
 from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.model_config import NORMALISATION, model_normalisation
 from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import Layer, read_recipe
 from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Choice, Recipe, option_fields
@@ -31,6 +31,8 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, A
     reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]; see `fastft.recipe.recipe_file`.
     overrides: options as on the command line (`["--optim.lr=1e-4"]`) or as a dict (`{"optim.lr": 1e-4}`, or nested:
         `{"optim": {"lr": 1e-4}}`). Those of `SHORT_NAMES` may be written shorter: `--lr=1e-4`, `{"lr": 1e-4}`.
+
+    Options that are `auto` hold their default, and `automatic` names them: `fastft.choose` decides them by the images.
 
     `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated; otherwise
     `about.source` says which options differ.
@@ -134,11 +136,11 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
             converted = param.default
         checked[section][option] = converted
     sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
-    recipe = resolve(Recipe(name, **sections, automatic=frozenset(automatic)))
-    _check_together(recipe)
+    recipe = Recipe(name, **sections, automatic=frozenset(automatic))
+    recipe = recipe if automatic else recipe.with_shares()
+    check_together(recipe, undecided=recipe.automatic)
     values = recipe.flat()
-    of_model = (Choice(option, values[option], source) for option in choices)
-    return replace(recipe, choices=(*recipe.choices, *of_model))
+    return replace(recipe, choices=tuple(Choice(option, values[option], source) for option in choices))
 
 
 def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
@@ -161,27 +163,45 @@ def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]
     ]
 
 
-def _check_together(recipe: Recipe) -> None:
-    """Check rules that span options. Raises UserError: a rule is broken."""
+def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
+    """Check rules that span options, except those about options that are not decided yet.
+
+    Raises:
+        UserError: a rule is broken.
+    """
     model, augment, train, schedule = recipe.model, recipe.augment, recipe.train, recipe.schedule
     if train.stop_after is not None:
         parse_duration(train.stop_after, "train.stop_after")
-    rules = {
-        f"schedule.warmup_epochs ({schedule.warmup_epochs:g}) must be smaller than schedule.epochs "
-        f"({schedule.epochs}); set --schedule.warmup=0.2, a share of the epochs":
-            schedule.warmup_epochs >= schedule.epochs,
-        "augment.scale_min is larger than augment.scale_max; swap them": augment.scale_min > augment.scale_max,
-        "augment.ratio_min is larger than augment.ratio_max; swap them": augment.ratio_min > augment.ratio_max,
-        "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both":
-            train.eval_weights == "ema" and recipe.ema.decay == 0,
-        f"model.head and model.head_init={model.head_init} both set the head; omit one of them":
-            model.head is not None and model.head_init != "small",
-        "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false":
-            model.rel_pos_bias and model.patch_dropout > 0,
-    }  # fmt: skip
-    for rule, broken in rules.items():
-        if broken:
-            raise UserError(rule)
+    rules: list[tuple[bool, Set[str], str]] = [
+        (
+            schedule.warmup is None and schedule.warmup_epochs >= schedule.epochs, {"schedule.epochs", "schedule.warmup"},
+            f"schedule.warmup_epochs ({schedule.warmup_epochs:g}) must be smaller than schedule.epochs "
+            f"({schedule.epochs}); set --schedule.warmup=0.2, a share of the epochs",
+        ),
+        (
+            augment.scale_min > augment.scale_max, {"augment.scale_min"},
+            "augment.scale_min is larger than augment.scale_max; swap them",
+        ),
+        (
+            augment.ratio_min > augment.ratio_max, set(),
+            "augment.ratio_min is larger than augment.ratio_max; swap them",
+        ),
+        (
+            train.eval_weights == "ema" and recipe.ema.horizon is None and recipe.ema.decay == 0, {"ema.horizon"},
+            "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both",
+        ),
+        (
+            model.head is not None and model.head_init != "small", {"model.head_init"},
+            f"model.head and model.head_init={model.head_init} both set the head; omit one of them",
+        ),
+        (
+            model.rel_pos_bias and model.patch_dropout > 0, set(),
+            "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false",
+        ),
+    ]  # fmt: skip
+    for is_broken, decided_by, message in rules:
+        if is_broken and not decided_by & undecided:
+            raise UserError(message)
 
 
 # errors -----------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def option(
     Args:
         low, high: inclusive limits; `below` is an exclusive upper limit.
         paper: what the paper or its reference code used, where the final recipes do not say it.
-        auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
+        auto: accepts `auto`, a value that follows from the training images; see `fastft.choose.automatic`.
         changes_accuracy: see `neutral`.
         resumable: may have another value when a run is resumed, because it does not change what a step computes; of data,
             the images are compared instead.
@@ -382,11 +382,16 @@ SHARES = {"schedule.warmup": "schedule.warmup_epochs", "ema.horizon": "ema.decay
 
 @dataclass(frozen=True)
 class Choice:
-    """The value of an option that followed from the training images, and the reason."""
+    """A value that nobody gave: what an option was set to, why, and the numbers that decided.
+
+    Attributes:
+        evidence: what was measured, as JSON values; None where a rule decided by the number of images.
+    """
 
     option: str
     value: Any
     reason: str
+    evidence: Any = None
 
 
 @dataclass(frozen=True)
@@ -394,9 +399,9 @@ class Recipe:
     """A validated recipe; `name` is the file's stem, or the name of a table's row.
 
     Attributes:
-        automatic: options that are `auto`; they hold the values for `data.train_size` images.
+        automatic: options that are `auto` and not decided yet: they hold their default until `fastft.choose` decides them.
         given: options that the command line set.
-        choices: the values of the automatic options that are known, with their reasons.
+        choices: the values that were decided, with their reasons.
     """
 
     name: str
@@ -427,6 +432,25 @@ class Recipe:
         changed = dataclasses.replace(getattr(self, section), **{key: value})
         return dataclasses.replace(self, **{section: changed})
 
+    def with_choices(self, *choices: Choice) -> "Recipe":
+        """The recipe with these values; a choice replaces an earlier one of the same option, in its place."""
+        recipe, listed = self, {choice.option: choice for choice in self.choices}
+        for choice in choices:
+            recipe, listed[choice.option] = recipe.with_option(choice.option, choice.value), choice
+        return dataclasses.replace(recipe, choices=tuple(listed.values()))
+
+    def with_shares(self) -> "Recipe":
+        """The recipe with the warm-up epochs and the EMA decay that its shares of the schedule stand for."""
+        recipe = self
+        if recipe.schedule.warmup is not None:
+            epochs = recipe.schedule.warmup * recipe.schedule.epochs
+            recipe = recipe.with_option("schedule.warmup_epochs", epochs)
+        if recipe.ema.horizon is not None:
+            steps = max(1, round(recipe.ema.horizon * recipe.schedule_steps()))
+            recipe = recipe.with_option("ema.decay", 1 - 1 / steps)
+            recipe = recipe.with_option("ema.reference_batch", recipe.optim.batch_size)
+        return recipe
+
     @property
     def epochs(self) -> int:
         """Epochs that are trained: the whole schedule, or up to `stop_epoch`."""
@@ -439,6 +463,10 @@ class Recipe:
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch of `data.train_size` images. Raises as `count_steps`."""
         return count_steps(self.data.train_size, self.optim.batch_size)
+
+    def schedule_steps(self) -> int:
+        """Optimiser steps of the whole schedule. Raises as `count_steps`."""
+        return self.schedule.epochs * self.steps_per_epoch()
 
     @property
     def evaluations(self) -> int:

@@ -1,11 +1,10 @@
 """The images that a recipe is for: numbers of images and classes, and the accuracy that is expected on ImageNet."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from beton_tools.base.errors import UserError
-from fastft.recipe.automatic import resolve
-from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
+from fastft.recipe.constants import IMAGE_SIZE, IMAGENET_TRAIN_SIZE, PROBED_SIZES
 from fastft.recipe.load import without_expectation
 from fastft.recipe.schema import Choice, Recipe
 
@@ -54,66 +53,89 @@ def val_images_row(recipe: Recipe, given: int | None = None) -> dict[str, Any]:
     return {"name": "val_images", "what": f"{what}, {rule}", "value": value, "basis": "assumed"}
 
 
-# the recipe for training files
+# the recipe for its images
 
 
-def with_training_files(recipe: Recipe, betons: "BetonSet") -> Recipe:
-    """The recipe for the images and classes of its training files.
+@dataclass(frozen=True)
+class Images:
+    """The images that the data of a recipe has.
 
-    Raises UserError: `data.num_classes` on the command line contradicts the files.
+    Attributes:
+        title: names the training images in messages.
+        train, val: how many are trained and validated on, those of `data.selection_share` among the first.
+        classes: of the training images.
+        is_named: the classes have names; otherwise there may be more of them than the labels show.
+        multi_label: an image may have several labels.
+        reading: how the labels were read, where that is not obvious; see `beton_tools.sources.Source`.
     """
-    recipe = with_multi_label(recipe, betons.label_sets is not None, betons.title)
-    if betons.has_class_names or recipe.data.multi_label or NUM_CLASSES in recipe.automatic:
-        recipe = with_num_classes(recipe, len(betons.class_names), betons.title)
-    return with_train_size(recipe, len(betons))
+
+    title: str
+    train: int
+    val: int
+    classes: int
+    is_named: bool = True
+    multi_label: bool = False
+    reading: str = ""
+
+    @classmethod
+    def of_betons(cls, train: "BetonSet", val: "BetonSet | None") -> "Images":
+        """The images of .beton files."""
+        classes, is_named = len(train.class_names), train.has_class_names
+        multi_label = train.label_sets is not None
+        return cls(train.title, len(train), 0 if val is None else len(val), classes, is_named, multi_label)
 
 
-def with_train_size(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe with the number of samples of its training file, less those of `data.selection_share`.
+def with_images(recipe: Recipe, images: Images) -> Recipe:
+    """The recipe for these images: how many are trained on, their classes, and if an image may have several labels.
 
-    Another number than it states ends its expected accuracy.
+    Another number of images or classes than the recipe states ends its expected accuracy.
+
+    Raises:
+        UserError: the command line contradicts the images, or they have fewer than 2 classes.
     """
-    samples -= recipe.selection_images(samples)
-    if samples == recipe.data.train_size:
+    recipe = _with_multi_label(recipe, images)
+    if images.is_named or recipe.data.multi_label or NUM_CLASSES in recipe.automatic:
+        recipe = with_num_classes(recipe, images.classes, images.title)
+    trained = images.train - recipe.selection_images(images.train)
+    if trained == recipe.data.train_size:
         return recipe
-    recipe = resolve(recipe.with_option("data.train_size", samples))
+    recipe = recipe.with_option("data.train_size", trained)
     return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
 
 
-def with_multi_label(recipe: Recipe, multi_label: bool, source: object, reading: str = "") -> Recipe:
-    """The recipe for training images with one label each, or multi-label. Raises UserError: the command line says otherwise.
+def largest_size(recipe: Recipe) -> int:
+    """Image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
+    return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.model.image_size
 
-    reading: see `beton_tools.sources.Source`; with `data.multi_label=false` on the command line cells are not read so.
-    """
-    if multi_label == recipe.data.multi_label:
+
+def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
+    if images.multi_label == recipe.data.multi_label:
         return recipe
-    if not multi_label or MULTI_LABEL in recipe.given:
-        labels, stated = ("several labels", "false") if multi_label else ("one label", "true")
-        raise UserError(f"{source} has {labels} per image, --{MULTI_LABEL} is {stated}; leave the option out")
-    reason = f"several labels per image in {source}: sigmoids instead of a softmax"
-    if reading:
-        reason = f"{source}: {reading}; false reads each as the name of one class"
-    choice = Choice(MULTI_LABEL, True, reason)
-    return replace(recipe.with_option(MULTI_LABEL, True), choices=(choice, *recipe.choices))
+    if not images.multi_label or MULTI_LABEL in recipe.given:
+        labels, stated = ("several labels", "false") if images.multi_label else ("one label", "true")
+        raise UserError(f"{images.title} has {labels} per image, --{MULTI_LABEL} is {stated}; leave the option out")
+    reason = f"several labels per image in {images.title}: sigmoids instead of a softmax"
+    if images.reading:
+        reason = f"{images.title}: {images.reading}; false reads each as the name of one class"
+    return _first(recipe, Choice(MULTI_LABEL, True, reason))
 
 
-def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
-    """The recipe with the number of classes of its training images.
-
-    Raises UserError: the command line gives another number, or there are fewer than 2 classes.
-    """
+def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
+    """The recipe for so many classes. Raises UserError: there are fewer than 2, or the command line says otherwise."""
     if count < 2:
-        raise UserError(f"{source} has {count} class; training needs images of at least 2")
+        raise UserError(f"{title} has {count} class; training needs images of at least 2")
     stated = recipe.data.num_classes
     if NUM_CLASSES in recipe.automatic:
-        if any(c.option == NUM_CLASSES and c.value == count for c in recipe.choices):
-            return recipe
-        choice = Choice(NUM_CLASSES, count, f"classes of {source}")
-        others = tuple(c for c in recipe.choices if c.option != NUM_CLASSES)
-        return replace(recipe.with_option(NUM_CLASSES, count), choices=(choice, *others))
+        return _first(recipe, Choice(NUM_CLASSES, count, f"classes of {title}"))
     if stated == count:
         return recipe
     if NUM_CLASSES in recipe.given:
-        raise UserError(f"{source} has {count} classes, --data.num_classes is {stated}; leave the option out")
+        raise UserError(f"{title} has {count} classes, --data.num_classes is {stated}; leave the option out")
     recipe = recipe.with_option(NUM_CLASSES, count)
     return recipe if recipe.about.top1 is None else without_expectation(recipe, [NUM_CLASSES])
+
+
+def _first(recipe: Recipe, choice: Choice) -> Recipe:
+    """The recipe with this choice, listed before the others."""
+    others = (other for other in recipe.choices if other.option != choice.option)
+    return replace(recipe.with_option(choice.option, choice.value), choices=(choice, *others))

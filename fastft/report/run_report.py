@@ -56,7 +56,7 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
     note: why there is no assessment. price: of a GPU-hour.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
-    choices = read_choices(run.folder)
+    choices = read_choices(run.folder) or {}
     base = base_recipe(run, reference_name, bool(choices))
     scores, shown = assessment.scores if assessment else {}, sorted(SCORES, key=lambda s: s[1] != _score(run))
     with_images = (c for c in scores.get("classes", ()) if c["images"])

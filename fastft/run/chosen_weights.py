@@ -24,6 +24,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, PROBE, RAW, WEIGHT_CHOICES
+from fastft.run.baseline import read_baseline
 from fastft.run.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -249,7 +250,9 @@ def _choose_so_far(run: Path) -> dict[str, Any] | None:
     progress = checkpoint.state.get("progress", {})
     evaluations = progress.get("evaluations", [])
     share, head_only = _untrained_share(checkpoint), stored_recipe(checkpoint).model.trainable_layers == 0
-    choice = choose_weights(evaluations, best_evaluation(evaluations), progress.get("baseline"), share, head_only)
+    baseline = read_baseline(run)
+    before = None if baseline is None else baseline.as_dict()
+    choice = choose_weights(evaluations, best_evaluation(evaluations), before, share, head_only)
     if choice is not None and choice["take"] == LAST:
         choice["reason"] += f"; {NOT_ENDED}"
     return choice
@@ -308,15 +311,16 @@ def evaluation_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((e for e in progress.get("evaluations", ()) if e["epoch"] == done), None)
 
 
-def stored_scores(state: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def stored_scores(checkpoint: Checkpoint, kind: str) -> Mapping[str, Any]:
     """Scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images; empty without an evaluation."""
     if kind == PROBE:
-        return (state.get("progress", {}).get("baseline") or {}).get(RAW, {})
-    return (evaluation_of(state) or {}).get(kind, {})
+        baseline = read_baseline(checkpoint.path.parents[1])
+        return (baseline and baseline.raw) or {}
+    return (evaluation_of(checkpoint.state) or {}).get(kind, {})
 
 
-def stored_thresholds(state: Mapping[str, Any], kind: str) -> list[float]:
+def stored_thresholds(checkpoint: Checkpoint, kind: str) -> list[float]:
     """The thresholds of a checkpoint's weights, or else of the evaluation before it; empty without one."""
-    before = reversed(state.get("progress", {}).get("evaluations", ()))
-    all_scores = [stored_scores(state, kind), *(e.get(kind, {}) for e in before)]
+    before = reversed(checkpoint.state.get("progress", {}).get("evaluations", ()))
+    all_scores = [stored_scores(checkpoint, kind), *(e.get(kind, {}) for e in before)]
     return next((scores["thresholds"] for scores in all_scores if "thresholds" in scores), [])

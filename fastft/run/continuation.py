@@ -1,11 +1,13 @@
 """Check if a run directory may be continued with a recipe; options that may differ between processes and resumes."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_other_classes
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.recipe.schema import options_that_are
@@ -20,6 +22,20 @@ LISTED = 4  # changed files
 def shared_options(recipe: Recipe) -> str:
     """The options that all processes of a run must have in common, as JSON."""
     return json.dumps({k: v for k, v in recipe.flat().items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
+
+
+def request_key(recipe: Recipe) -> str:
+    """A hash of what a run is asked for: equal if it would choose the same options and fit the same head.
+
+    recipe: not decided yet, with .beton files.
+    """
+    values = {option: value for option, value in recipe.flat().items() if option not in RESUMABLE_OPTIONS}
+    values |= {option: Path(str(values[option])).name for option in WEIGHTS_FILES}
+    data = recipe.data.train, recipe.data.val
+    contents = [None if path is None else BetonSet.open(path).content for path in data]
+    images = [{key: content[key] for key in content.keys() & IMAGES} for content in contents if content is not None]
+    asked = [values, sorted(recipe.automatic), images]
+    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -84,7 +87,7 @@ class _Result(Document):
     stopped: str = ""  # why the training ended before its last epoch
 
 
-CHOICES, LOCK = "choices.json", ".lock"
+RECIPE, CHOICES, LOCK = "recipe.yaml", "choices.json", ".lock"
 SCORES = ("raw_", "ema_", "selection_")
 
 
@@ -155,7 +158,7 @@ class Run:
 
 def load_run(folder: Path) -> Run:
     """Read a run directory. Raises UserError: not a run directory, or its files are not as the trainer writes them."""
-    path = folder / "recipe.yaml"
+    path = folder / RECIPE
     if not path.exists():
         raise UserError(f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote")
     sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
@@ -278,22 +281,53 @@ def lock_run(folder: Path) -> IO[str]:
     return file
 
 
+@contextmanager
+def hold_run(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory, which is made; if bad input ends the context, a new one goes again.
+
+    Raises:
+        UserError: as `lock_run`.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with lock_run(folder):
+        try:
+            yield
+        except BaseException as error:
+            quick = {LOCK, RECIPE, CHOICES} if isinstance(error, UserError) else {LOCK}  # written in no time
+            if made and {path.name for path in folder.iterdir()} <= quick:
+                shutil.rmtree(folder)
+                for parent in made[1:]:
+                    parent.rmdir()
+            raise
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
-    write_text(folder / "recipe.yaml", text)
+    write_text(folder / RECIPE, text)
 
 
-def write_choices(folder: Path, recipe: Recipe) -> None:
-    """Write choices.json: the values of the `auto` options with their reasons."""
-    if recipe.choices:
-        write_text(folder / CHOICES, json.dumps([asdict(choice) for choice in recipe.choices], indent=1))
+class _Choices(Document):
+    request: str  # `fastft.run.continuation.request_key`
+    choices: list[Choice]
 
 
-def read_choices(folder: Path) -> dict[str, Choice]:
-    """The choices of choices.json by option; empty without the file. Raises UserError: the file cannot be read."""
-    stored = read_json(folder / CHOICES, list[Choice], "delete it and run the same command again")
-    return {entry["option"]: Choice(entry["option"], entry["value"], entry["reason"]) for entry in stored}
+def write_choices(folder: Path, choices: Sequence[Choice], request: str) -> None:
+    """Write choices.json: the values that were decided, with their reasons and evidence. request: what the run is asked for."""
+    content = {"request": request, "choices": [asdict(choice) for choice in choices]}
+    write_text(folder / CHOICES, json.dumps(content, indent=1))
+
+
+def read_choices(folder: Path, request: str | None = None) -> dict[str, Choice] | None:
+    """The choices of choices.json by option; None without the file, or if the run was asked for something else then.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    stored = read_json(folder / CHOICES, _Choices, "delete it and run the same command again")
+    if not stored or request not in (None, stored["request"]):
+        return None
+    return {entry["option"]: Choice(**entry) for entry in stored["choices"]}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

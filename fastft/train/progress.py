@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from beton_tools.base.console import format_duration
 from fastft.evaluate.scores import Scores
 from fastft.model import TowerArch
@@ -14,6 +12,7 @@ from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
+from fastft.run.baseline import Baseline
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
 from fastft.run.evaluations import (
     BALANCED_ACCURACY,
@@ -35,8 +34,6 @@ class Progress:
     step: int = 0  # within the epoch
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    baseline: dict[str, Any] | None = None  # of the head that the run starts from: `describe_baseline`
-    probe_right: str = ""  # whether that head classifies each validation image correctly, as bits in hexadecimal digits
     # the part of the next log line that is known already (Meter.state_dict)
     logged: dict[str, Any] | None = None
     step_choice: dict[str, Any] | None = None  # of StepChoice, and the device
@@ -47,47 +44,20 @@ class Progress:
         scores: Mapping[str, Scores],
         best_by: str = TOP1,
         selection: Mapping[str, Scores] | None = None,
+        baseline: Baseline | None = None,
     ) -> dict[str, Any]:
         """Append an evaluation; returns its entry.
 
         scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch is chosen by.
-        selection: scores of the images of `data.selection_share`.
+        selection: scores of the images of `data.selection_share`. baseline: of the linear probe that the run starts from.
         """
-        entry: dict[str, Any] = {"epoch": epoch, **self._compared(scores, best_by, is_judged=not selection)}
+        entry: dict[str, Any] = {"epoch": epoch, **_compared(scores, best_by, None if selection else baseline)}
         if selection:
-            entry[SELECTION] = self._compared(selection, best_by, is_judged=True)
+            entry[SELECTION] = _compared(selection, best_by, baseline)
         if best_by != TOP1:
             entry["best_by"] = best_by
         self.evaluations.append(entry)
         return entry
-
-    def _compared(self, scores: Mapping[str, Scores], best_by: str, is_judged: bool) -> dict[str, Any]:
-        """The scores of raw and EMA weights, and on how many images they disagree; where they are judged, also with the probe."""
-        entry: dict[str, Any] = {weights: s.as_dict() for weights, s in scores.items()}
-        predictions = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
-        right = {weights: p.right_N for weights, p in predictions.items()}
-        labels_N = next(iter(predictions.values())).labels_N if predictions and best_by == BALANCED_ACCURACY else None
-        if len(right) == len(WEIGHTS):
-            entry["disagreements"] = count_disagreements(right, labels_N)
-        probe = {} if self.baseline is None else self.baseline.get(SELECTION, self.baseline)
-        samples = probe.get("raw", {}).get("samples", 0)
-        # not of another validation file
-        if is_judged and self.probe_right and all(len(mine) == samples for mine in right.values()):
-            bits = np.frombuffer(bytes.fromhex(self.probe_right), np.uint8)
-            for weights, mine in right.items():
-                probe_right = np.unpackbits(bits, count=mine.size).reshape(mine.shape).astype(bool)
-                counts = count_disagreements({weights: mine, PROBE: probe_right}, labels_N)
-                entry.setdefault("against_probe", {})[weights] = counts
-        return entry
-
-    def add_baseline(self, scores: Sequence[Scores]) -> None:
-        """Keep the scores of the head that the run starts from, on validation and then selection images, if there are any."""
-        assert self.baseline is not None
-        for images, s in zip(("validation", SELECTION), scores, strict=False):
-            raw = {"raw": s.as_dict()}
-            self.baseline = self.baseline | ({SELECTION: raw} if images == SELECTION else raw)
-            assert s.predictions is not None
-            self.probe_right = np.packbits(s.predictions.right_N).tobytes().hex()
 
     def awaits_evaluation(self, recipe: Recipe) -> bool:
         """True if the epoch that has just ended is to be evaluated and is not yet."""
@@ -115,13 +85,29 @@ class Progress:
         """The evaluation of the best epoch so far."""
         return best_evaluation(self.evaluations)
 
-    def choose_weights(self, recipe: Recipe) -> dict[str, Any] | None:
+    def choose_weights(self, recipe: Recipe, baseline: Baseline | None) -> dict[str, Any] | None:
         """`choose_weights` so far."""
-        head_only = recipe.model.trainable_layers == 0
-        return choose_weights(self.evaluations, self.best(), self.baseline, self._untrained_share(recipe), head_only)
+        before, head_only = None if baseline is None else baseline.as_dict(), recipe.model.trainable_layers == 0
+        return choose_weights(self.evaluations, self.best(), before, self._untrained_share(recipe), head_only)
 
     def _untrained_share(self, recipe: Recipe) -> float:
         return untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
+
+
+def _compared(scores: Mapping[str, Scores], best_by: str, baseline: Baseline | None) -> dict[str, Any]:
+    """The scores of raw and EMA weights, on how many images they disagree, and with the linear probe, where it is given."""
+    entry: dict[str, Any] = {weights: s.as_dict() for weights, s in scores.items()}
+    predictions = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
+    right = {weights: p.right_N for weights, p in predictions.items()}
+    labels_N = next(iter(predictions.values())).labels_N if predictions and best_by == BALANCED_ACCURACY else None
+    if len(right) == len(WEIGHTS):
+        entry["disagreements"] = count_disagreements(right, labels_N)
+    for weights, mine in right.items():
+        probe_right = None if baseline is None else baseline.right_of(mine.shape)
+        if probe_right is not None:
+            counts = count_disagreements({weights: mine, PROBE: probe_right}, labels_N)
+            entry.setdefault("against_probe", {})[weights] = counts
+    return entry
 
 
 def describe_model(
@@ -145,17 +131,17 @@ def describe_model(
     return json.loads(json.dumps(description))
 
 
-def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
+def summarise(progress: Progress, recipe: Recipe, baseline: Baseline | None) -> dict[str, Any]:
     """The content of result.json: the best and the last evaluation, beside the expected accuracy."""
     return {
         "recipe": recipe.name,
         "epochs": progress.epoch,
         "seconds": progress.seconds,
         **({"stopped": _describe_stop(progress, recipe)} if progress.epoch < recipe.epochs else {}),
-        **({"baseline": progress.baseline} if progress.baseline else {}),
+        **({} if baseline is None else {"baseline": baseline.as_dict()}),
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
-        "weights": progress.choose_weights(recipe),
+        "weights": progress.choose_weights(recipe, baseline),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
         "source": recipe.about.source,
@@ -190,20 +176,19 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     return f"epoch {evaluation['epoch']}: {SCORE_NAMES[score]} {listed(evaluation, 'images')}{left_out}"
 
 
-def describe_baseline(baseline: Mapping[str, Any], score: str) -> str:
-    """The log line of a head that starts from ridge regression."""
-    took = f" in {format_duration(baseline['seconds'])}" if "seconds" in baseline else ""
-    made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images{took}"
-    if "raw" not in baseline:
+def describe_baseline(baseline: Baseline, score: str) -> str:
+    """The log line of the linear probe that a run starts from."""
+    took = format_duration(baseline.seconds)
+    made = f"linear probe of {baseline.images:,} training images in {took}: the head starts from it"
+    if baseline.raw is None:
         return made
-    raw = baseline["raw"]
-    figure = f"{SCORE_NAMES[score]} {_figure(raw, score)} % of {raw['samples']} images"
-    return f"{made}: {figure}, the baseline that fine-tuning must beat"
+    figure = f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {baseline.raw['samples']} images"
+    return f"{made}; {figure}, the baseline that fine-tuning must beat"
 
 
-def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[str]:
+def describe_unfinished(progress: Progress, recipe: Recipe, baseline: Baseline | None, steps: int) -> list[str]:
     """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
-    choice = progress.choose_weights(recipe)
+    choice = progress.choose_weights(recipe, baseline)
     lines = [] if choice is None else [describe_weights(choice)]
     untrained = untrained_share(recipe, steps)
     return [*lines, f"warning: {describe_initial(untrained)}"] if untrained > UNTRAINED_SHARE else lines

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,17 +24,17 @@ from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
-from fastft.recipe import describe_choice
+from fastft.run.baseline import Baseline
 from fastft.run.evaluations import BALANCED_ACCURACY, SELECTION, flatten
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
-from fastft.run.run_directory import read_metrics, write_choices, write_recipe
-from fastft.train.image_size import LONG_SECONDS
+from fastft.run.run_directory import read_metrics, write_recipe
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.setup import Setup
 from fastft.train.step import Step
 from fastft.train.step_choice import Decision
 
+LONG_SECONDS = 3600  # a longer training on a CPU gets advice
 TIMED_STEPS = 3  # of a process, after its first one: the remaining time on a CPU is estimated from them
 
 
@@ -129,8 +128,6 @@ class Reporter:
             f"{recipe.model.image_size} px, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
-        for choice in recipe.choices:
-            self.say(describe_choice(**asdict(choice)))
         for warning in (*ema_warnings(recipe), *s.loader.notes):
             self.say(f"warning: {warning}")
         if decision.is_worth_a_line:
@@ -140,7 +137,7 @@ class Reporter:
         if recipe.data.selection_share:
             left_out = s.validation.loaders[-1].num_samples
             self.say(f"{left_out:,} training images are left out and choose epoch and weights (data.selection_share)")
-        seconds = time.monotonic() - s.began - (0 if s.probe is None else s.probe.seconds)
+        seconds = time.monotonic() - s.began
         self.record("start", step, describe_process(s.world, s.precision) | decision.as_dict() | {"seconds": seconds})
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
@@ -148,9 +145,10 @@ class Reporter:
         if step:
             self.say(f"continuing after step {step} of {s.total_steps}")
 
-    def baseline(self, baseline: Mapping[str, Any]) -> None:
-        made = {key: value for key, value in baseline.items() if key not in ("raw", SELECTION)}
-        self.record("baseline", 0, made | flatten(baseline))
+    def baseline(self, baseline: Baseline) -> None:
+        values = baseline.as_dict()
+        made = {key: value for key, value in values.items() if key not in ("raw", SELECTION)}
+        self.record("baseline", 0, made | flatten(values))
         self.say(describe_baseline(baseline, self._setup.validation.best_by))
 
     def interval(self, epoch: int, step: int, lr: float) -> float:
@@ -225,8 +223,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
         earlier = [] if setup.checkpoints.exist else read_metrics(setup.folder / "metrics.jsonl")
         replaced = any(line["step"] for line in earlier)
         setup.checkpoints.prepare_folder(setup.progress.best())
-        write_recipe(setup.folder, setup.recipe)
-        write_choices(setup.folder, setup.recipe)
+        write_recipe(setup.folder, setup.recipe)  # a resume may have other paths and intervals
     log = RunLog(
         setup.folder, setup.total_steps, setup.position(setup.progress), setup.world.is_main, console, setup.tracker,
         on_gpu=setup.world.device.type == "cuda",

@@ -1,7 +1,6 @@
 """The set-up of a run: everything that it is made of, built once in the order of `build_setup`."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,41 +9,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
-from beton_tools.read.sample_table import strata
 from fastft.augment.mix import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data.classes import refuse_other_classes, refuse_other_labels
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
+from fastft.data.selection import open_training
 from fastft.data.stage import Output
-from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.distributed import World
-from fastft.machine.exits import NonFinite, Preempted
+from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision, choose_precision
+from fastft.machine.preempt import SignalGuard
 from fastft.model import ImageClassifier
-from fastft.model.head_file import read_head, set_head_of_weights
-from fastft.model.recipe_model import build_model
+from fastft.model.head_file import read_head, set_head, set_head_of_weights
+from fastft.model.recipe_model import build_model, check_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
-from fastft.recipe import Recipe, parse_duration, resolve
-from fastft.recipe.automatic import probes_sizes
-from fastft.recipe.constants import NONE
-from fastft.recipe.training_images import NO_DATA, is_imagenet, with_training_files
+from fastft.recipe import Recipe
+from fastft.recipe.constants import NONE, PROBE
+from fastft.recipe.training_images import Images, with_images
+from fastft.run.baseline import Baseline, read_baseline
 from fastft.run.checkpoint import list_checkpoints
+from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.continuation import refuse_other_run, shared_options
-from fastft.run.run_directory import lock_run, read_choices, run_folder
+from fastft.run.run_directory import run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.image_size import Probe, choose_image_size, fit_probe
 from fastft.train.micro_batch import COPIES, MicroBatches, divide_batch
-from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
 from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
@@ -58,10 +55,8 @@ SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
 class Setup:
     """The parts of a run.
 
-    recipe: for the training files, with the automatic values of the run directory; the linear probe of a new run may replace it
-    by one with less augmentation (`start_from_probe`), all else stays. progress: restored, or of a new run; the run goes on
-    from it. head_note: for the log. probe: that chose the image size. began, deadline: of the set-up and the run, by
-    `time.monotonic`. tracker: of the main process.
+    recipe: final. baseline: of the linear probe, if the run starts from one. progress: restored, or of a new run; the run goes on
+    from it. began, deadline: of the set-up and the whole run, by `time.monotonic`. tracker: of the main process.
     """
 
     recipe: Recipe
@@ -79,9 +74,8 @@ class Setup:
     schedule: Callable[[int], float]
     checkpoints: Checkpointing
     progress: Progress
+    baseline: Baseline | None
     tracker: Tracker | None
-    head_note: str | None
-    probe: Probe | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,44 +122,21 @@ class Setup:
 
 
 def build_setup(
-    recipe: Recipe, world: World, guard: SignalGuard, opened: ExitStack, say: Callable[[str], None] = lambda line: None
+    recipe: Recipe, world: World, guard: SignalGuard, deadline: float, opened: ExitStack, say: Callable[[str], None]
 ) -> Setup:
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
-    Nothing in an existing run directory is changed; a new one is made last, so that a failed set-up leaves nothing. Lock,
-    loaders and writing checkpoints end with `opened`. Raises UserError: bad input. Preempted: stopped by a signal.
+    recipe: final, as `fastft.choose` leaves it. Loaders and writing checkpoints end with `opened`. Raises UserError: bad input.
     """
-    limit, began = recipe.train.stop_after, time.monotonic()
-    deadline = math.inf if limit is None else began + parse_duration(limit, "train.stop_after")
-    folder = run_folder(recipe)
-    exists = folder.is_dir()
-    if world.is_main and exists:  # lock it before its checkpoints are read
-        opened.enter_context(lock_run(folder))
+    began, folder = time.monotonic(), run_folder(recipe)
     checkpoints = Checkpointing(folder / "checkpoints", recipe.train, world)
-
-    train_files = _open_training_files(recipe)
-    recipe = with_training_files(recipe, train_files)
-    train_files, selection_files = take_selection(recipe, train_files)
-    if checkpoints.exist:
-        recipe = resolve(recipe, read_choices(folder))
-    _refuse_before_weights(recipe, train_files, world)
-
+    train_files, selection_files = open_training(recipe)
     precision = choose_precision(recipe.train.amp, world.device, recipe.train.half_residual)
-    probe = None
-    if not checkpoints.exist and probes_sizes(recipe):
-        try:
-            stop = guard.is_stop_requested
-            fit = partial(fit_probe, files=train_files, world=world, precision=precision, stop=stop, say=say)
-            recipe, probe = choose_image_size(recipe, fit)
-        except EvaluationStopped:
-            raise Preempted("stopped on a signal before the first step; the same command starts anew") from None
-    model, ema, head_note = _build_models(recipe, world.device, train_files, pretrained=not checkpoints.exist)
+    model, ema = _build_models(recipe, world.device, folder, train_files, new=not checkpoints.exist, say=say)
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
     micro_batches = divide_batch(recipe, model, world, precision, train_files, unit)
     loader, evaluated = open_loaders(recipe, world, precision, micro_batches.size, train_files, selection_files, opened)
-    if not checkpoints.exist:
-        refuse_other_head(recipe, loader.class_names)
     validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
     step = _build_step(recipe, model, ema, world, precision, micro_batches.count)
@@ -175,8 +146,6 @@ def build_setup(
         refuse = partial(refuse_other_run, recipe=recipe, current=current, folder=folder)
         progress = checkpoints.restore(step, loader.steps_per_epoch, refuse)
 
-    if world.is_main and not exists:
-        opened.enter_context(lock_run(folder))
     opened.callback(checkpoints.close)
     tracker, done = None, progress.epoch * loader.steps_per_epoch + progress.step
     if world.is_main:
@@ -184,7 +153,7 @@ def build_setup(
     return Setup(
         recipe, folder, world, guard, began, deadline, precision, micro_batches, mixer, loader, validation, step,
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
-        tracker=tracker, head_note=head_note, probe=probe,
+        baseline=read_baseline(folder), tracker=tracker,
     )  # fmt: skip
 
 
@@ -210,74 +179,50 @@ def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, va
     return describe_model(recipe, model.visual.arch, loader.class_names, data, loader.class_counts)
 
 
-def _open_training_files(recipe: Recipe) -> BetonSet:
-    """The .beton files of `data.train`. Raises UserError: there are none, or photographs that are not prepared."""
-    if recipe.data.train is None:
-        raise UserError(NO_DATA)
-    for path in filter(None, (recipe.data.train, recipe.data.val)):
-        if expand_home(path).is_dir():
-            raise UserError(
-                f"{path} is a folder of photographs; in Python, train(prepare_data(recipe, print)) converts it first, with "
-                "prepare_data of fastft.photos.prepare"
-            )
-    return BetonSet.open(recipe.data.train)
+def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
+    """Raise UserError for what cannot be trained, before weights are fetched or anything is written.
 
-
-def take_selection(recipe: Recipe, files: BetonSet) -> tuple[BetonSet, BetonSet | None]:
-    """(files without the images of `data.selection_share`, these images); the same in every run, with the files' class shares.
-
-    Raises UserError: `train.stop_when` has no images to look at, or only ImageNet's validation images, which are reported.
+    recipe: with .beton files; its options need not be decided. images: these have.
     """
-    if recipe.data.selection_share:
-        by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), strata(files.labels)))
-        is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
-        return files.take(np.sort(by_class_N[~is_held_N])), files.take(np.sort(by_class_N[is_held_N]))
-    if recipe.train.stop_when is not None and (recipe.data.val is None or is_imagenet(recipe)):
-        reported = "only the validation images, whose accuracy is reported"
-        what = "no images to look at" if recipe.data.val is None else reported
-        raise UserError(
-            f"train.stop_when has {what}; set --data.selection_share=0.01, which leaves this share of the training images out"
-        )
-    return files, None
-
-
-def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) -> None:
-    """Raise UserError for what cannot be trained, before weights are fetched."""
     if world.is_main and recipe.train.tracker != NONE:
         import_tracker(recipe.train.tracker)
+    files, _ = open_training(recipe)
     if recipe.data.val is not None:
         val = BetonSet.open(recipe.data.val)
-        refuse_other_classes(val.class_names, train_files.class_names, recipe.data.val)
-        refuse_other_labels(val, recipe)
+        refuse_other_classes(val.class_names, files.class_names, recipe.data.val)
+        refuse_other_labels(val, with_images(recipe, images))
     one_label = {
         "model.head": recipe.model.head is not None,
         "data.sampling": recipe.data.sampling != NONE,
         "train.refit": recipe.train.refit,
     }
     for option, is_set in one_label.items():
-        if recipe.data.multi_label and is_set:
+        if images.multi_label and is_set:
             raise UserError(f"{option} is for one label per image, and the images have several; leave it out")
     refuse_impossible(recipe, world.device, world.size)
+    if not list_checkpoints(run_folder(recipe) / "checkpoints"):
+        check_model(with_images(recipe, images))
+        refuse_other_head(recipe, files.class_names)
 
 
 def _build_models(
-    recipe: Recipe, device: torch.device, train_files: BetonSet, pretrained: bool
-) -> tuple[ImageClassifier, Ema | None, str | None]:
-    """The model on its device, its EMA if the recipe has one, and what the log says about the head of `head_init=weights`.
-
-    pretrained: False leaves the weights to a checkpoint.
-    """
-    model, note = build_model(recipe, pretrained=pretrained).to(device), None
+    recipe: Recipe, device: torch.device, folder: Path, train_files: BetonSet, new: bool, say: Callable[[str], None]
+) -> tuple[ImageClassifier, Ema | None]:
+    """The model on its device, and its EMA if the recipe has one. new: with the weights that a run starts from."""
+    model = build_model(recipe, pretrained=new)
+    if new and recipe.model.head_init == PROBE:
+        set_head(model, read_head(folder / PROBE_HEAD), folder / PROBE_HEAD)
+    model = model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
-    if pretrained and recipe.model.head_init == "weights":
+    if new and recipe.model.head_init == "weights":
         manifest = Manifest.of_beton(train_files.files[0].path)
-        note = set_head_of_weights(model, recipe, train_files.class_names, manifest.classes if manifest else ())
+        say(set_head_of_weights(model, recipe, train_files.class_names, manifest.classes if manifest else ()))
     options = recipe.ema
     if options.decay == 0:
-        return model, None, note
+        return model, None
     decay = decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch)
-    return model, Ema(model, decay), note
+    return model, Ema(model, decay)
 
 
 def _build_step(

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
-from fastft.machine.distributed import World, connected, find_world
+from fastft.machine.distributed import World
+from fastft.machine.preempt import SignalGuard
 from fastft.recipe import Recipe
-from fastft.run.checkpoint import list_checkpoints
-from fastft.run.run_directory import run_folder
-from fastft.train.preempt import SignalGuard
 from fastft.train.reporting import open_log
 from fastft.train.setup import Setup, build_setup, halve_if_too_large
 from fastft.train.trainer import Trainer
@@ -21,10 +19,11 @@ from fastft.train.trainer import Trainer
 HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
 
 
-def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
-    """Train a recipe on .beton files, or continue its run directory; returns the content of `result.json`.
+def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, deadline: float) -> dict[str, Any]:
+    """Train a final recipe, or continue its run directory; returns the content of `result.json`.
 
-    `fastft.photos.prepare.prepare_data` gives a recipe of photographs its .beton files.
+    The run directory, which the caller holds, has what the stages before wrote; `fastft.jobs.run` carries out all of them.
+    deadline: by `time.monotonic`, after which the run stops with a checkpoint.
 
     Raises:
         UserError: bad input.
@@ -32,30 +31,21 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
     """
-    console, advice = console or Console(markup=False), partial(_where_it_continues, recipe)
     with (
-        connected(find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device"), advice) as world,
-        SignalGuard() as guard,
         training_stream(world.device),
-        _set_up(recipe, world, guard, console) as setup,
+        _set_up(recipe, world, guard, deadline, console) as setup,
         open_log(setup, console) as log,
     ):
         return _fit(Trainer(setup, log))
 
 
-def _where_it_continues(recipe: Recipe) -> str:
-    checkpoints = list_checkpoints(run_folder(recipe) / "checkpoints")
-    after = f"continues after {checkpoints[-1].name}" if checkpoints else "starts anew: there is no checkpoint yet"
-    return f"the same command {after}"
-
-
 @contextmanager
-def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> Iterator[Setup]:
+def _set_up(recipe: Recipe, world: World, guard: SignalGuard, deadline: float, console: Console) -> Iterator[Setup]:
     """The set-up, once every process has one; if it fails in one process, all raise its error."""
     say = console.print if world.is_main else lambda line: None
     with ExitStack() as opened:
         try:
-            setup = build_setup(recipe, world, guard, opened, say)
+            setup = build_setup(recipe, world, guard, deadline, opened, say)
         except UserError as error:
             world.check_consistent(str(error), {})
             raise

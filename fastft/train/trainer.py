@@ -13,11 +13,9 @@ from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import Preempted, TimeUp
 from fastft.optim import set_lr
 from fastft.recipe import Recipe
-from fastft.recipe.constants import PROBE
 from fastft.run import profile
 from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_result
-from fastft.train.head_start import start_from_probe
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
 from fastft.train.setup import Setup, describe_run
@@ -59,7 +57,7 @@ class Trainer:
                 self._train_epoch()
                 self._finish_epoch()
         self.setup.checkpoints.finish()
-        result = summarise(self.progress, self.recipe)
+        result = summarise(self.progress, self.recipe, self.setup.baseline)
         if self.world.is_main:
             write_result(self.setup.folder, result)
         self.reporter.say(conclusion(result))
@@ -72,28 +70,16 @@ class Trainer:
     # before the first step --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Decide how steps are computed, the same in all processes; fit the head of a new run."""
+        """Decide how steps are computed, the same in all processes."""
         s, size, stored = self.setup, self.setup.micro_batches.size, self.progress.step_choice
         decision = choose_step(
             self.recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say
         )
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
         self.reporter.start(decision, self.global_step)
-        if s.head_note is not None:
-            self.reporter.say(s.head_note)
-        if self.global_step == 0 and self.recipe.model.head_init == PROBE and self.progress.baseline is None:
-            self._start_head()
         self.step.connect(decision.choice)
-        if self.global_step == 0 and self.progress.baseline is not None:
-            self.reporter.baseline(self.progress.baseline)
-
-    def _start_head(self) -> None:
-        """Fit the head, evaluate the baseline, and save them as step 0."""
-        try:
-            start_from_probe(self.setup, self.reporter.say)
-        except EvaluationStopped:
-            self._stop()
-        self._save()
+        if self.global_step == 0 and s.baseline is not None:
+            self.reporter.baseline(s.baseline)
 
     # steps ------------------------------------------------------------------------------------------------------------
 
@@ -165,7 +151,7 @@ class Trainer:
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
         scores, selection = s.validation.evaluate_step(self.step)
-        entry = self.progress.add(epoch, scores, s.validation.best_by, selection)
+        entry = self.progress.add(epoch, scores, s.validation.best_by, selection, s.baseline)
         self.reporter.evaluation(entry, scores, time.monotonic() - began, self.global_step)
         return self.progress.best() is entry
 
@@ -200,7 +186,7 @@ class Trainer:
             raise KeyboardInterrupt(f"a checkpoint of step {self.global_step} is written, the same command continues")
         if self.world.any(self.guard.requested):
             raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
-        for line in describe_unfinished(self.progress, self.recipe, self.global_step):
+        for line in describe_unfinished(self.progress, self.recipe, self.setup.baseline, self.global_step):
             self.reporter.say(line)
         raise TimeUp(
             f"stopped after {self.recipe.train.stop_after} (train.stop_after) at step {self.global_step}; the same command "

@@ -5,14 +5,12 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from fastft.data.loader import EvalLoader
-from fastft.evaluate.scores import Scores, evaluate
+from fastft.evaluate.scores import KEPT_IN_TRAINING, Scores, evaluate
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.recipe import Recipe
 from fastft.run.prediction_metrics import deciding_score
 from fastft.train.step import Step
-
-KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
 
 
 class Validation:

@@ -16,10 +16,10 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.data.loader import TrainLoader
 from fastft.data.stage import Output
+from fastft.jobs.run import run_recipe
 from fastft.recipe import recipe_from_dict
 from fastft.run.profile import MEMORY, OPERATIONS, TRACE
 from fastft.run.run_directory import load_run
-from fastft.train.train import train
 
 POLICY = AugmentPolicy("rand-m9-mstd0.5-inc1", erase_prob=0.25)
 SLOW_CONSUMER_SECONDS = 0.01
@@ -74,7 +74,7 @@ def test_a_stopped_run_continues_to_its_last_step(beton, tmp_path, device):
     """The second call reads the checkpoint of the first one; every step is logged once, and evaluations are there."""
     whole = sections(beton, tmp_path, device, None)["schedule"]["epochs"]
     for stop in (whole // 2, None):
-        train(recipe_from_dict("gpu", sections(beton, tmp_path, device, stop)), Console(quiet=True))
+        run_recipe(recipe_from_dict("gpu", sections(beton, tmp_path, device, stop)), Console(quiet=True))
     found = load_run(tmp_path / "run")
     assert found.finished and found.steps == found.total_steps and len(found.starts) == 2
     assert len(found.intervals) == found.total_steps and len(found.evaluations) >= 2

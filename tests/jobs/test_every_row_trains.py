@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastft.jobs.run import run_recipe
 from fastft.jobs.sweep import plan_runs
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
 from fastft.recipe.tables import load_sweep
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics
-from fastft.train.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(reference, one_step, tm
     start = {name: value.clone() for name, value in before.state_dict().items()}
     trained = {name for name, p in before.named_parameters() if p.requires_grad}
 
-    result = train(recipe, quiet)
+    result = run_recipe(recipe, quiet)[1]
 
     (loss,) = (m["loss"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["kind"] == "train")
     near_0 = recipe.model.head_init == "small"  # the head's start; a fitted one has another loss

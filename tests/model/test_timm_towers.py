@@ -207,7 +207,7 @@ def test_normalisation_is_the_models_own_unless_set():
 
 
 def test_large_models_follow_the_papers_large_recipe():
-    from fastft.recipe.automatic import paper_recipe
+    from fastft.recipe.paper import paper_recipe
 
     chosen = [paper_recipe(recipe(name, 224)).name for name in ("vit_large_patch14_dinov2", "vit_base_patch16_224")]
     assert chosen == ["L/14", "B/16"]

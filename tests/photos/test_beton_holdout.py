@@ -16,8 +16,8 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.jobs.train_recipe import train_recipe as train
-from fastft.photos.counts import count_images
+from fastft.jobs.decided import decide
+from fastft.jobs.run import run_recipe as train
 from fastft.photos.prepare import prepare_data
 from fastft.photos.same_images import as_source, content_ids
 from fastft.recipe import Recipe, load_recipe
@@ -89,7 +89,7 @@ def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(album, trained, t
 def test_explain_shows_what_the_training_has_chosen(album_beton, trained, tower, tmp_path, capsys):
     assert main(["explain", "photos", *options(album_beton, tmp_path / "run", tower), "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
-    chosen = json.loads((trained / "choices.json").read_text())
+    chosen = json.loads((trained / "choices.json").read_text())["choices"]
     # which the training may change before its first step
     by_probe = {"augment.policy", "augment.scale_min", "augment.hflip"}
     assert [c["option"] for c in explained["choices"]] == [c["option"] for c in chosen]
@@ -187,8 +187,8 @@ def test_otherwise_a_beton_is_used_whole(reference, extra, album_beton, tiny, tm
     extra = [text.format(val=tiny["data.val"]) for text in extra]
     flags = [f"--data.train={album_beton}", f"--train.run_dir={tmp_path / 'run'}", *extra]
     recipe = load_recipe(reference, flags)
-    assert prepare_data(recipe, pytest.fail) == recipe
-    assert count_images(recipe).data.train_size == 36 and not (tmp_path / "run").exists()
+    assert prepare_data(recipe, pytest.fail)[0] == recipe
+    assert decide(recipe)[0].data.train_size == 36 and not (tmp_path / "run").exists()
 
 
 # unusual sets -----------------------------------------------------------------------------------------------------------

@@ -22,10 +22,11 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.augment.draw import draw_plan
+from fastft.choose.automatic import resolve
 from fastft.cli import main
-from fastft.jobs.train_recipe import train_recipe as train
+from fastft.jobs.decided import decide
+from fastft.jobs.run import run_recipe as train
 from fastft.photos import prepare, state
-from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.run_directory import lock_run
@@ -41,7 +42,7 @@ def with_words(photos: Path, run: Path, *options: str) -> tuple[Recipe, str]:
     """The prepared recipe, and the lines of the preparation."""
     said: list[str] = []
     paths = [f"--data.train={photos}", f"--train.run_dir={run}", "--model.weights=random"]  # otherwise they are fetched
-    return prepare_data(load_recipe("photos", [*paths, *options]), said.append), "\n".join(said)
+    return resolve(*prepare_data(load_recipe("photos", [*paths, *options]), said.append)), "\n".join(said)
 
 
 def prepared(photos: Path, run: Path, *options: str) -> Recipe:
@@ -132,7 +133,7 @@ def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(albu
         run = tmp_path / "runs" / name
         options = [f"--data.train={photos}", f"--train.run_dir={run}", *tower]
         recipe = load_recipe("photos", options)
-        explained = count_images(recipe)
+        explained = decide(recipe)[0]
         plans[name] = (explained.data.train_size, explained.data.num_classes, explained.choices[1:])
         _, result = train(recipe, QUIET)
         ends[name], results[name] = end(run), [e | {"seconds": 0} for e in result["evaluations"]]
@@ -252,11 +253,11 @@ def test_photographs_that_are_refused_leave_nothing(copied, tmp_path):
 
 def test_the_other_processes_keep_their_own_paths_and_workers(album, tmp_path):
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--model.weights=random"]
-    first = prepare_data(load_recipe("photos", options), lambda text: None)
+    first, images = prepare_data(load_recipe("photos", options), lambda text: None)
     other = load_recipe("photos", [*options, "--data.workers=3"])
-    world = SimpleNamespace(size=2, any=bool, in_main=lambda work: first)
-    found = prepare_data(other, pytest.fail, cast(Any, world))
-    assert found == first.with_option("data.workers", 3)
+    world = SimpleNamespace(size=2, any=bool, in_main=lambda work: (first.data, images))
+    found, counted = prepare_data(other, pytest.fail, cast(Any, world))
+    assert found == first.with_option("data.workers", 3) and counted == images
 
 
 @pytest.mark.slow
@@ -307,9 +308,9 @@ def test_semicolons_in_class_names_are_told_and_the_option_decides(album, tmp_pa
         row["label"] = "drinks;" + row["label"]
     table = write_csv(tmp_path / "t.csv", rows)
     told = "2 of 36 label cells have a semicolon, such as 'drinks;"
-    recipe = count_images(load_recipe("photos", [f"--data.train={table}"]))
+    recipe = decide(load_recipe("photos", [f"--data.train={table}"]))[0]
     assert recipe.data.multi_label and told in next(c.reason for c in recipe.choices if c.option == "data.multi_label")
-    recipe = count_images(load_recipe("photos", [f"--data.train={table}", "--data.multi_label=false"]))
+    recipe = decide(load_recipe("photos", [f"--data.train={table}", "--data.multi_label=false"]))[0]
     assert not recipe.data.multi_label and recipe.data.num_classes == len(CLASSES) + 1
     convert = ["convert", "folder", "--data", str(table), "--workers=0", "--out"]
     assert main([*convert, str(tmp_path / "several.beton")]) == 0

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
-from fastft.jobs.train_recipe import train_recipe as train
-from fastft.recipe import automatic, load_recipe
+from fastft.choose import automatic
+from fastft.jobs.run import run_recipe as train
+from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, step_of
 from fastft.run.run_directory import load_run, read_choices
 from tests.train.runs import differing, end, losses, rewind
@@ -18,10 +19,10 @@ QUIET = Console(quiet=True)
 def test_a_resume_uses_the_values_that_the_run_was_started_with(album, tower, tmp_path, monkeypatch):
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     train(load_recipe("photos", [*options, "--schedule.stop_epoch=2"]), QUIET)
-    stored = {name: choice.value for name, choice in read_choices(tmp_path / "run").items()}
+    stored = {name: choice.value for name, choice in (read_choices(tmp_path / "run") or {}).items()}
     assert stored["optim.lr"] == pytest.approx(5e-4 / 2 * 12 / 100)  # 12 steps
     assert stored["data.num_classes"] == 3
-    assert {c["option"] for c in json.loads((tmp_path / "run" / "choices.json").read_text())} == set(stored)
+    assert {c["option"] for c in json.loads((tmp_path / "run" / "choices.json").read_text())["choices"]} == set(stored)
     began = losses(tmp_path / "run")
 
     monkeypatch.setitem(automatic.RULES, "optim.lr", lambda recipe: (1e-2, "another rule"))

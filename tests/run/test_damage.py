@@ -1,6 +1,7 @@
 """Damaged checkpoints: each is found, named in one line with the reason, and an older one is used."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,15 +18,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
+from fastft.choose.automatic import resolve
 from fastft.cli import main
+from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import World
+from fastft.machine.preempt import SignalGuard
+from fastft.photos.betons import count_betons
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.preempt import SignalGuard
 from fastft.train.setup import build_setup
 from fastft.train.step import Step
-from fastft.train.train import train
 from tests.train.runs import differing, end, flags, losses, run
 
 Damage = Callable[[Path], None]
@@ -168,7 +171,7 @@ def damaged_copy(finished: Path, folder: Path, damage: Damage, checksums: bool =
 def resume(tiny: dict[str, str], folder: Path) -> str:
     """Continue the run; returns what it printed."""
     console = Console(file=StringIO(), width=500)
-    train(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **CHANGES)), console)
+    run_recipe(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **CHANGES)), console)
     return console.file.getvalue()
 
 
@@ -176,8 +179,10 @@ def resume(tiny: dict[str, str], folder: Path) -> str:
 def step(tiny, finished: Path) -> Iterator[Step]:
     """The trained part of the run, into which checkpoints are loaded."""
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, finished, **CHANGES))
+    recipe = resolve(recipe, count_betons(recipe))
     with ExitStack() as opened:
-        yield build_setup(recipe, World(0, 1, 0, torch.device("cpu")), SignalGuard(), opened).step
+        world = World(0, 1, 0, torch.device("cpu"))
+        yield build_setup(recipe, world, SignalGuard(), math.inf, opened, print).step
 
 
 def restored(folder: Path, step: Step) -> tuple[int, list[str]]:

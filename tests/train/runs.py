@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastft.jobs.run import run_recipe
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint, step_of
 from fastft.run.run_directory import read_metrics
-from fastft.train.train import train
 
 QUIET = Console(quiet=True)
 
@@ -25,7 +25,7 @@ def flags(tiny: dict[str, str], folder: Path, **changes: str) -> list[str]:
 
 
 def run(tiny: dict[str, str], folder: Path, **changes: str) -> dict:
-    return train(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **changes)), QUIET)
+    return run_recipe(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **changes)), QUIET)[1]
 
 
 def logged(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from beton_tools.base.errors import UserError
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.evaluate.trained import load_trained
+from fastft.jobs.run import run_recipe
 from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
-from fastft.train.train import train
 from tests.refusals import refuses
 from tests.train.runs import flags, run
 
@@ -69,7 +69,7 @@ def test_logits_are_timms_of_the_same_classes(fine_tuned):
 def test_a_run_starts_from_these_rows_also_its_ema(fine_tuned, tmp_path):
     theirs, options = fine_tuned
     still, said = {"optim.lr": "0", "schedule.min_lr": "0", "schedule.epochs": "2"}, StringIO()
-    train(load_recipe("rcp/final_b16.yaml", flags(options | still, tmp_path)), Console(file=said, width=400))
+    run_recipe(load_recipe("rcp/final_b16.yaml", flags(options | still, tmp_path)), Console(file=said, width=400))
     row = theirs.head.weight[ImageNetInfo("imagenet-12k").label_names().index(TENCH)]
     for weights in ("raw", "ema"):
         head = load_trained(tmp_path, torch.device("cpu"), weights).model.head

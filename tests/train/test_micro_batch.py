@@ -5,11 +5,11 @@ import torch
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from fastft.jobs.run import run_recipe
 from fastft.machine.precision import Precision
 from fastft.recipe import load_recipe
 from fastft.train import micro_batch, setup
 from fastft.train.step import Step
-from fastft.train.train import train
 from tests.train.runs import differing, end, flags, run
 
 FP32 = Precision(torch.float32, "cpu")
@@ -114,7 +114,7 @@ def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(tiny, tmp
     monkeypatch.setattr(Step, "micro_batch", limited)
     fits, changes = 4, {"schedule__stop_epoch": "1", "model__drop_path": "0.3"}
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path / "run", train__micro_batch="8", **changes))
-    train(recipe, Console(width=200))
+    run_recipe(recipe, Console(width=200))
     assert "out of memory with 8 images per forward pass: trying 4" in capsys.readouterr().out
     assert sizes[:3] == [8, 4, 4]
     run(tiny, tmp_path / "half", train__micro_batch="4", **changes)

@@ -27,7 +27,7 @@ from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Predictor
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, export_checkpoint
-from fastft.jobs.train_recipe import train_recipe
+from fastft.jobs.run import run_recipe
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
 from fastft.report.run_report import write_run_page
@@ -70,7 +70,7 @@ def options(tiny: dict[str, str], table: Path, folder: Path, **changes: str) -> 
 @pytest.fixture(scope="module")
 def strips(tiny, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "strips"
-    train_recipe(load_recipe("photos", options(tiny, table, folder)), QUIET)
+    run_recipe(load_recipe("photos", options(tiny, table, folder)), QUIET)
     return folder
 
 
@@ -124,8 +124,8 @@ def test_a_run_resumes_bit_for_bit_and_the_page_shows_it(
     with monkeypatch.context() as patched:
         patched.setattr(Reporter, "interval", lambda r, e, step, lr: 1 / 0 if step == 7 else interval(r, e, step, lr))
         with pytest.raises(ZeroDivisionError):
-            train_recipe(load_recipe("photos", flags), QUIET)
-    train_recipe(load_recipe("photos", flags), QUIET)
+            run_recipe(load_recipe("photos", flags), QUIET)
+    run_recipe(load_recipe("photos", flags), QUIET)
     assert differing(end(strips), end(tmp_path / "run")) == []
     page = write_run_page(tmp_path / "run", mistakes="always").read_text()
     assert "mean average precision" in page and "probability of a label" in page and "Top-1" not in page
@@ -182,7 +182,7 @@ def test_single_labels_can_be_trained_so(tiny, tmp_path: Path) -> None:
     beton = Beton.open(tiny["data.train"])
     list(extract(beton, Manifest.of_beton(tiny["data.train"]), range(len(beton)), tmp_path / "photos"))
     recipe = load_recipe("photos", options(tiny, tmp_path / "photos", tmp_path / "run", data__multi_label="true"))
-    labels = BetonSet.open(str(prepare_data(recipe, lambda text: None).data.train)).labels
+    labels = BetonSet.open(str(prepare_data(recipe, lambda text: None)[0].data.train)).labels
     assert labels.sum(1).tolist() == [1] * len(labels)
 
 
@@ -215,7 +215,7 @@ def test_mixing_blends_label_sets_and_smoothing_keeps_one_hot_rows_as_they_were(
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tiny, table: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    train_recipe(load_recipe("photos", options(tiny, table, one)), QUIET)
+    run_recipe(load_recipe("photos", options(tiny, table, one)), QUIET)
     said_by(launch("train", "photos", *options(tiny, table, two)))
     assert close(losses(two), losses(one))
     ours, theirs = (json.loads((folder / "result.json").read_text())["last"]["raw"] for folder in (one, two))

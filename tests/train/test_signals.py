@@ -15,11 +15,11 @@ import pytest
 
 from beton_tools.base.signals import STOP_SIGNALS
 from fastft.cli import main
+from fastft.jobs.run import run_recipe
 from fastft.machine.exits import EXIT_REQUEUE, Preempted
+from fastft.machine.preempt import SignalGuard
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
-from fastft.train.preempt import SignalGuard
-from fastft.train.train import train
 from tests.train.runs import differing, end, flags, logged, losses, result_of, run, wait_for
 
 LIKE_WHOLE = {"model__drop_path": "0.3"}
@@ -120,7 +120,7 @@ def test_a_signal_before_the_first_step_ends_without_a_checkpoint(tiny, tmp_path
 def test_a_run_that_starts_anew_over_an_older_log_says_so(tiny, tmp_path, capsys):
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, schedule__epochs="1", schedule__warmup_epochs="0"))
     for expected in (False, True):
-        train(recipe)
+        run_recipe(recipe)
         assert ("has no checkpoint: the training starts anew" in capsys.readouterr().out) == expected
         shutil.rmtree(tmp_path / "checkpoints")
 

@@ -7,13 +7,13 @@ import pytest
 
 from beton_tools.base.typed_json import check
 from beton_tools.read.beton_set import BetonSet
+from fastft.data.selection import open_training
 from fastft.jobs.sweep import PlannedRun, read_result
 from fastft.recipe import load_recipe
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import StoredEvaluation, best_evaluation
 from fastft.run.run_directory import load_run
 from fastft.train.progress import Progress
-from fastft.train.setup import take_selection
 from tests.train.runs import differing, end, flags, losses, result_of, run
 from tests.train.test_distributed import launch, said_by
 
@@ -94,11 +94,12 @@ def test_a_stopped_run_is_not_continued_but_with_more_patience(tiny, stopped, tm
 def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(tiny, tmp_path):
     files = BetonSet.open(tiny["data.train"])
     recipe = load_recipe("final_b16", flags(tiny, tmp_path, **SHARE))
-    kept, left = take_selection(recipe, files)
+    kept, left = open_training(recipe)
     assert left is not None and len(left) == recipe.selection_images(len(files)) == 12
     assert sorted([*kept.ids_in_files, *left.ids_in_files]) == list(range(48))
     assert np.bincount(left.labels).tolist() == [6, 6]
-    assert take_selection(load_recipe("final_b16"), files) == (files, None)
+    kept, left = open_training(load_recipe("final_b16", flags(tiny, tmp_path)))
+    assert len(kept) == len(files) and left is None
 
 
 def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):
@@ -109,7 +110,7 @@ def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"data__val": "none"}, {}])
 def test_it_is_refused_where_only_reported_images_or_none_are_there(tiny, tmp_path, changes, monkeypatch, refused):
-    monkeypatch.setattr("fastft.train.setup.is_imagenet", lambda recipe: True)
+    monkeypatch.setattr("fastft.data.selection.is_imagenet", lambda recipe: True)
     assert "--data.selection_share=0.01" in refused(
         ["train", "final_b16", *flags(tiny, tmp_path / "run", train__stop_when="2", **changes)]
     )

@@ -16,24 +16,24 @@ from beton_tools.base import progress_bar
 from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.evaluate import trained
+from fastft.evaluate import linear_probe, ridge, trained
 from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.linear_probe import _fit_in_one_pass
+from fastft.evaluate.ridge import RidgeHead, fit_ridge_head
 from fastft.evaluate.trained import load_trained
+from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
+from fastft.model.head_file import read_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import render_run
 from fastft.report.run_times import run_cost
-from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import find_weights
 from fastft.run.prediction_metrics import calibrate
 from fastft.run.run_directory import load_run
-from fastft.train import head_start
-from fastft.train.head_start import RidgeHead, _fit_in_one_pass, fit_ridge_head
 from fastft.train.progress import conclusion
-from fastft.train.train import train
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
 from tests.train.test_distributed import launch, said_by
 from tests.written import predictions_of
@@ -49,25 +49,23 @@ def probed(tiny: dict[str, str], tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_baseline_is_the_evaluation_of_step_0(probed):
+def test_the_baseline_is_the_evaluation_of_the_head_before_the_first_step(probed):
     result = result_of(probed)
-    first = list_checkpoints(probed / "checkpoints")[0]
-    assert first.name == "step-00000000"
-    scores = evaluate_checkpoint(first, None, "cpu")
+    scores = evaluate_checkpoint(probed, None, "cpu", weights="probe")
     assert scores["top1"] == result["baseline"]["raw"]["top1"]
     assert scores["top1"] > 70  # two photographs differ in colour: features of a random tower are enough
     assert result["baseline"]["images"] == 48 and result["baseline"]["scale"] > 1
     (line,) = logged(probed, "baseline")
     assert line["raw_top1"] == scores["top1"] and line["step"] == 0
     assert load_run(probed).baseline == line
+    assert not (probed / linear_probe.FEATURES).exists()
 
 
 def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probed, tmp_path, capsys):
-    """The pretrained tower with the head that the run directory keeps: the model of step 0, built again."""
-    found = load_trained(probed, torch.device("cpu"), "probe")
-    stored = read_checkpoint(list_checkpoints(probed / "checkpoints")[0]).tensors["model"]
-    assert found.model.state_dict().keys() == stored.keys()
-    assert all(torch.equal(value, stored[name]) for name, value in found.model.state_dict().items())
+    """The pretrained tower with the head that the run directory keeps."""
+    stored = load_trained(probed, torch.device("cpu"), "probe").model.state_dict()
+    fresh = build_model(load_run(probed).recipe).state_dict()
+    assert [name for name in fresh if not torch.equal(fresh[name], stored[name])] == ["head.weight", "head.bias"]
     result = result_of(probed)
     assert evaluate_checkpoint(probed, None, "cpu", weights="probe")["top1"] == result["baseline"]["raw"]["top1"]
     photo, out = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")), tmp_path / "probe.safetensors"
@@ -125,24 +123,12 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
         find_weights(tmp_path / "run")
 
 
-def test_only_the_head_differs_from_a_run_without(tiny, probed, tmp_path):
-    recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path))
-    fresh = build_model(recipe).state_dict()
-    stored = read_checkpoint(
-        list_checkpoints(probed / "checkpoints")[0], ("model", "ema", "optimizer"), resumable=True
-    ).tensors
-    changed = [name for name in fresh if not torch.equal(fresh[name], stored["model"][name])]
-    assert changed == ["head.weight", "head.bias"]
-    assert all(torch.equal(stored["ema"][name], value) for name, value in stored["model"].items())
-    assert not any(value.any() for value in stored["optimizer"].values())
-
-
 @pytest.mark.parametrize("kept", [0, 5])
 def test_a_resume_is_bit_exact(tiny, probed, tmp_path, kept, monkeypatch):
-    """From step 0 and from a later step; the head is not computed again."""
+    """From the fitted head and from a later step; the head is not computed again."""
     shutil.copytree(probed, tmp_path / "run")
     rewind(tmp_path / "run", kept)
-    monkeypatch.setattr(head_start, "fit_ridge_head", None)
+    monkeypatch.setattr(linear_probe, "fit_ridge_head", None)
     run(tiny, tmp_path / "run", train__keep_checkpoints="100", **PROBE)
     assert losses(tmp_path / "run") == losses(probed)
     assert differing(end(tmp_path / "run"), end(probed)) == []
@@ -154,30 +140,27 @@ def test_a_resume_is_bit_exact(tiny, probed, tmp_path, kept, monkeypatch):
 def test_two_processes_start_from_the_same_head_as_one(tiny, probed, tmp_path):
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", train__keep_checkpoints="100", **PROBE)
     said_by(launch("train", "rcp/final_b16.yaml", *command))
-    heads = [
-        read_checkpoint(list_checkpoints(f / "checkpoints")[0]).tensors["model"]["head.weight"].numpy()
-        for f in (tmp_path / "two", probed)
-    ]
+    heads = [read_head(folder / "probe.safetensors").weight_KD.numpy() for folder in (tmp_path / "two", probed)]
     np.testing.assert_allclose(heads[0], heads[1], rtol=2e-3, atol=1e-4)
     baselines = [result_of(folder)["baseline"] for folder in (tmp_path / "two", probed)]
     assert baselines[0]["raw"]["top1"] == baselines[1]["raw"]["top1"]
 
 
 def test_the_head_of_many_images_is_made_in_one_pass(tiny, probed, tmp_path, monkeypatch):
-    monkeypatch.setattr(head_start, "MOST_IMAGES", 47)
+    monkeypatch.setattr(linear_probe, "MOST_IMAGES", 47)
     result = run(tiny, tmp_path, data__selection_share="0.25", schedule__stop_epoch="1", **PROBE)
     assert result["baseline"]["images"] == 36 and result["baseline"]["seconds"] > 0
-    monkeypatch.setattr(head_start, "MOST_IMAGES", 35)
-    monkeypatch.setattr(head_start, "fit_ridge_head", None)
+    monkeypatch.setattr(linear_probe, "MOST_IMAGES", 35)
+    monkeypatch.setattr(linear_probe, "fit_ridge_head", None)
     assert run(tiny, tmp_path / "large", schedule__stop_epoch="1", **PROBE)["baseline"]["raw"]["top1"] > 70
 
 
 def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress_bar, "PLAIN_INTERVAL", 0)  # a line for every batch
     options = flags(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
-    result = train(load_recipe("rcp/final_b16.yaml", options), make_console())
+    result = run_recipe(load_recipe("rcp/final_b16.yaml", options), make_console())[1]
     assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
-    assert "head: 0 of 48 images\nhead: 8 of 48 images" in (said := capsys.readouterr().out), said
+    assert "linear probe: 0 of 48 images\nlinear probe: 32 of 48 images" in (said := capsys.readouterr().out), said
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +188,7 @@ def test_logits_of_many_classes_are_calibrated():
 def test_the_images_that_choose_penalty_and_scale_are_of_all_classes(digits, monkeypatch):
     images, labels, _, _ = digits
     by_class, whole = np.argsort(labels, kind="stable"), fit_ridge_head(images, labels, 10, seed=0)
-    monkeypatch.setattr(head_start, "SCORED_VALUES", 10 * 300)
+    monkeypatch.setattr(ridge, "SCORED_VALUES", 10 * 300)
     head = fit_ridge_head(images[by_class], labels[by_class], 10, seed=0)
     assert head.scale == pytest.approx(whole.scale, rel=0.2)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastft.choose import augmentation
+from fastft.choose.augmentation import PLAIN, choose_flips, is_plain, keep_or_leave_out, shares_loss
+from fastft.choose.automatic import resolve
 from fastft.cli import main
+from fastft.evaluate.ridge import Mirrored, count_mirrored, fit_ridge_head
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_choices
-from fastft.train import augmentation_choice
-from fastft.train.augmentation_choice import PLAIN, Mirrored, choose_flips, is_plain, keep_or_leave_out, shares_loss
-from fastft.train.ridge_head import count_mirrored, fit_ridge_head
 from tests.train.runs import differing, end, flags, losses, rewind, run
 
 AUTO = {"model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto"}
@@ -21,7 +22,7 @@ GIVEN = {"model__head_init": "probe", "augment__policy": "none", "augment__scale
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any loss is above that of the class shares."""
-    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts, sampling, images: 0.0)
+    monkeypatch.setattr(augmentation, "shares_loss", lambda counts, sampling, images: 0.0)
 
 
 def test_the_loss_of_the_class_shares() -> None:
@@ -33,20 +34,20 @@ def test_the_loss_of_the_class_shares() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "hflip"),
-    [(None, 0.5), ((1000, 956, 604, 363, 11), 0.0), ((300, 132, 133, 33, 34), 0.5), ((1000, 956, 900, 60, 4), 0.5),
+    [((1000, 956, 604, 363, 11), 0.0), ((300, 132, 133, 33, 34), 0.5), ((1000, 956, 900, 60, 4), 0.5),
      ((20, 10, 8, 3, 1), 0.5)],
-    ids=["not counted", "digits", "CIFAR-10", "less than a tenth", "too few images"],
+    ids=["digits", "CIFAR-10", "less than a tenth", "too few images"],
 )  # fmt: skip
 def test_flips_are_left_out_where_mirrored_images_are_not_recognised(
-    counts: tuple[int, ...] | None, hflip: float
+    counts: tuple[int, int, int, int, int], hflip: float
 ) -> None:
-    recipe = load_recipe("photos", ["--data.num_classes=4"]).with_option("data.train_size", 1000)
-    changed, lines = choose_flips(recipe, None if counts is None else Mirrored(*counts))
-    assert changed.augment.hflip == hflip and len(lines) == (counts is not None)
+    recipe = resolve(load_recipe("photos", ["--data.num_classes=4", "--data.train_size=1000"]))
+    changed = choose_flips(recipe, Mirrored(*counts))
+    (choice,) = (c for c in changed.choices if c.option == "augment.hflip")
+    assert changed.augment.hflip == choice.value == hflip and choice.evidence["images"] == counts[0]
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
     if hflip == 0:
-        assert lines == ["augment.hflip = 0: the linear probe recognises 95.6 % of images, 60.4 % mirrored"]
-    assert not any(" if " in line for line in lines)
+        assert choice.reason == "the linear probe recognises 95.6 % of images, 60.4 % mirrored"
 
 
 def test_images_are_counted_by_heads_that_have_not_seen_them() -> None:
@@ -66,23 +67,26 @@ def test_images_are_counted_by_heads_that_have_not_seen_them() -> None:
      (("--augment.scale_min=0.3",), ("none", 0.3))],
 )  # fmt: skip
 def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]) -> None:
-    recipe = load_recipe("photos", ["--data.num_classes=4", *options]).with_option("data.train_size", 1000)
-    changed, lines = keep_or_leave_out(recipe, 2.0, 1.39)
+    recipe = resolve(load_recipe("photos", ["--data.num_classes=4", "--data.train_size=1000", *options]))
+    changed, warning = keep_or_leave_out(recipe, 2.0, 1.39)
     assert (changed.augment.policy, changed.augment.scale_min) == left
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
-    assert all("images is 2.00, that of guessing by class shares 1.39" in line for line in lines)
-    assert len(lines) == 2 - is_plain(changed) and lines[-1].startswith("warning: ") != is_plain(changed)
+    assert ("loss is 2.00 on augmented images, 1.39 when guessing" in warning) != is_plain(changed)
+    decided = {c.option: c.evidence for c in changed.choices if c.option in PLAIN}
+    assert all(evidence == {"augmented": 2.0, "class_shares": 1.39} for evidence in decided.values())
 
 
 def test_a_kept_augmentation_says_what_decided_it() -> None:
-    recipe = load_recipe("photos", ["--data.num_classes=4"]).with_option("data.train_size", 1000)
-    changed, lines = keep_or_leave_out(recipe, 1.2, 1.39)
-    assert changed.augment == recipe.augment and len(lines) == 1
+    recipe = resolve(load_recipe("photos", ["--data.num_classes=4", "--data.train_size=1000"]))
+    changed, warning = keep_or_leave_out(recipe, 1.2, 1.39)
+    assert changed.augment == recipe.augment and not warning
     assert all("leaves the classes visible" in c.reason for c in changed.choices if c.option in PLAIN)
 
 
 def test_several_labels_state_no_condition_on_mirrored_images() -> None:
-    recipe = load_recipe("photos", ["--data.num_classes=4", "--data.multi_label=true", "--data.train_size=1000"])
+    recipe = resolve(
+        load_recipe("photos", ["--data.num_classes=4", "--data.multi_label=true", "--data.train_size=1000"])
+    )
     assert next(c.reason for c in recipe.choices if c.option == "augment.hflip") == "as in the paper"
 
 
@@ -95,15 +99,15 @@ def test_what_hides_the_classes_is_left_out_and_a_resume_keeps_the_choice(
     run(tiny, tmp_path / "given", **GIVEN)
     augment = load_run(tmp_path / "auto").recipe.augment
     assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
-    choices = read_choices(tmp_path / "auto")
+    choices = read_choices(tmp_path / "auto") or {}
     assert {option: choices[option].value for option in PLAIN} == PLAIN
-    assert sum("loss on augmented images" in choice.reason for choice in choices.values()) == 2
+    assert sum("loss is" in choice.reason for choice in choices.values()) == 2
     for resumed in (False, True):
         assert losses(tmp_path / "auto") == losses(tmp_path / "given")
         assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
         if not resumed:
             rewind(tmp_path / "auto", 0)
-            monkeypatch.setattr("fastft.train.head_start.choose_augmentation", None)
+            monkeypatch.setattr("fastft.choose.choose.compare_losses", None)
             run(tiny, tmp_path / "auto", **AUTO, **kept)
     assert read_choices(tmp_path / "auto") == choices
 

@@ -1,4 +1,4 @@
-"""Values of `auto` options, from the number of training images and the tower; normalisation from the model.
+"""Values of `auto` options that follow from the number of training images and the tower.
 
 The rules give exactly the paper's recipe at ImageNet's size. Below it they follow three ideas, each with its source:
 
@@ -10,19 +10,16 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 - The number of steps has a floor of 1,000 (VTAB-1k trains as many; BiT 500 from fewer than 20,000 images on).
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import read_user_text
-from fastft.recipe.constants import TIMM
+from fastft.recipe.constants import FEW_IMAGES, IMAGE_SIZE, PROBED_SIZES
+from fastft.recipe.load import check_together
+from fastft.recipe.paper import paper_recipe
 from fastft.recipe.schema import MAX_EPOCHS, Choice, Recipe, count_steps
+from fastft.recipe.training_images import Images, with_images
 
 # so that small sets have enough steps; ImageNet's batch is limited to the paper's
 IMAGES_PER_UNIT_OF_BATCH = 128
@@ -30,90 +27,30 @@ SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 50  # an evaluation of a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
-FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 32
 # fewer steps at that rate disturb the tower, which does not recover: clip art at 112 px, probe 53 %, 11 steps at 5e-4 12 %
 FULL_LR_STEPS = 100
-IMAGE_SIZE = "model.image_size"
-NORMALISATION = ("augment.mean", "augment.std")
-MAX_CONFIG_BYTES = 1 << 20
-PAPER_SIZE, PROBED_SIZES = 224, (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded to whole patches
+PAPER_SIZE = 224  # pixels
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
 
 
-@dataclass(frozen=True)
-class PaperRecipe:
-    """The paper's hyperparameters for one tower at batch size 2,048 (Table 10 and the reference's logs)."""
+def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, Choice] | None = None) -> Recipe:
+    """The recipe for its images, with a value for every `auto` option; linear probes may change some of them.
 
-    name: str
-    epochs: int
-    lr: float
-    layer_decay: float
-    warmup: float  # share of all steps
-    horizon: float  # of the EMA, share of all steps: 5,000 steps at decay 0.9998
+    Args:
+        images: that `data.train` and `data.val` have; None: as many as `data.train_size` says.
+        stored: choices that the run was started with, which are used again instead of the rules.
 
-
-BASE = PaperRecipe("B/16", epochs=50, lr=6e-4, layer_decay=0.6, warmup=0.2, horizon=0.16)
-LARGE = PaperRecipe("L/14", epochs=30, lr=4e-4, layer_decay=0.65, warmup=1 / 6, horizon=4 / 15)
-# open_clip's names of towers from L/14 on
-LARGE_TOWERS = ("ViT-L", "ViT-H", "ViT-g", "ViT-bigG", "ViT-SO400M")
-# parts of timm's names
-LARGE_TIMM = ("_large", "_xlarge", "_huge", "_giant", "_gigantic", "_enormous", "_so400m", "_xxlarge")
-
-
-def paper_recipe(recipe: Recipe) -> PaperRecipe:
-    """The paper's recipe for the nearest of its two towers."""
-    arch = recipe.model.arch
-    if arch.startswith(TIMM):
-        return LARGE if any(size in arch for size in LARGE_TIMM) else BASE
-    return LARGE if arch.startswith(LARGE_TOWERS) else BASE
-
-
-def resolve(recipe: Recipe, stored: Mapping[str, Choice] | None = None) -> Recipe:
-    """The recipe with values for its `auto` options and for options that a share sets, by `data.train_size`.
-
-    stored: choices that a run was started with; they are used instead of the rules', with their reasons. Raises UserError:
-    the images do not fill one batch.
+    Raises:
+        UserError: the images do not fill one batch, or contradict the command line; options that exclude each other.
     """
-    own = RULES.keys() & recipe.automatic
-    kept = {choice.option: choice for choice in recipe.choices if choice.option not in own}
+    if images is not None:
+        recipe = with_images(recipe, images)
     for option, rule in RULES.items():
-        if option not in recipe.automatic:
-            continue
-        choice = (stored or {}).get(option) or Choice(option, *rule(recipe))
-        kept[option] = choice
-        recipe = recipe.with_option(option, choice.value)
-    return replace(_apply_shares(recipe), choices=tuple(kept.values()))
-
-
-def schedule_steps(recipe: Recipe) -> int:
-    """Optimiser steps of the whole schedule."""
-    return recipe.schedule.epochs * recipe.steps_per_epoch()
-
-
-def with_choices(recipe: Recipe, changed: Sequence[Choice]) -> tuple[Recipe, list[str]]:
-    """(the recipe with these choices, each as a line)."""
-    for choice in changed:
-        choices = {c.option: c for c in recipe.choices} | {choice.option: choice}  # in its place
-        recipe = replace(recipe.with_option(choice.option, choice.value), choices=tuple(choices.values()))
-    return recipe, [describe_choice(c.option, c.value, c.reason) for c in changed]
-
-
-def describe_choice(option: str, value: Any, reason: str) -> str:
-    """A `Choice` as one line."""
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{option} = {shown}: {reason}"
-
-
-def _apply_shares(recipe: Recipe) -> Recipe:
-    """The recipe with the warm-up epochs and the EMA decay that its shares of the schedule mean."""
-    if recipe.schedule.warmup is not None:
-        epochs = recipe.schedule.warmup * recipe.schedule.epochs
-        recipe = recipe.with_option("schedule.warmup_epochs", epochs)
-    if recipe.ema.horizon is not None:
-        steps = max(1, round(recipe.ema.horizon * schedule_steps(recipe)))
-        recipe = recipe.with_option("ema.decay", 1 - 1 / steps)
-        recipe = recipe.with_option("ema.reference_batch", recipe.optim.batch_size)
+        if option in recipe.automatic:
+            recipe = recipe.with_choices((stored or {}).get(option) or Choice(option, *rule(recipe)))
+    recipe = recipe.with_shares()
+    check_together(recipe)
     return recipe
 
 
@@ -146,7 +83,7 @@ def _lr(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return lr, reason
     factor, few = FEW_LR, f"fewer than {FEW_IMAGES:,} images"
-    if (steps := schedule_steps(recipe)) < FULL_LR_STEPS:
+    if (steps := recipe.schedule_steps()) < FULL_LR_STEPS:
         factor, few = factor * steps / FULL_LR_STEPS, f"{few}, in proportion below {FULL_LR_STEPS} steps"
     return min(factor * lr, paper.lr), f"{reason} * {factor:.3g}, at most the paper's: {few}"
 
@@ -166,7 +103,7 @@ def _clip_grad(recipe: Recipe) -> tuple[float | None, str]:
 
 
 def _share(recipe: Recipe, share: float) -> tuple[float, str]:
-    paper, steps = paper_recipe(recipe), schedule_steps(recipe)
+    paper, steps = paper_recipe(recipe), recipe.schedule_steps()
     return share, f"the paper's share of the run ({paper.name}): {round(share * steps):,} of {steps:,} steps"
 
 
@@ -179,14 +116,9 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
 
 
 def probes_sizes(recipe: Recipe) -> bool:
-    """Return True if linear probes decide the image size of a new run: see `fastft.train.image_size`."""
+    """Return True if linear probes decide the image size of a new run: see `fastft.choose.image_size`."""
     few = recipe.data.train_size < FEW_IMAGES
     return IMAGE_SIZE in recipe.automatic and recipe.model.head_init == "probe" and few
-
-
-def largest_size(recipe: Recipe) -> int:
-    """Image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
-    return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.model.image_size
 
 
 def _image_size(recipe: Recipe) -> tuple[int, str]:
@@ -197,7 +129,7 @@ def _image_size(recipe: Recipe) -> tuple[int, str]:
 
 
 def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
-    """A training whose head starts as a linear probe decides by it: see `fastft.train.augmentation_choice`."""
+    """A training whose head starts as a linear probe decides by it: see `fastft.choose.augmentation`."""
     return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
 
 
@@ -253,31 +185,3 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "train.checkpoint_epochs": _checkpoint_epochs,
     "train.eval_every": _eval_every,
 }
-
-
-def model_normalisation(arch: str, weights: str) -> tuple[Mapping[str, Any], str]:
-    """(values that a model states, mean and std among them; where).
-
-    Of weights or a model of timm its configuration, of a .json file its `preprocess_cfg`. Empty for others, and for one that
-    cannot be read, which is refused where it is built.
-    """
-    for name in (weights, arch):
-        if name.startswith(TIMM):
-            return _of_timm(name)
-    return _of_file(arch) if arch.endswith(".json") else {}, f"preprocess_cfg of {arch}"
-
-
-def _of_timm(arch: str) -> tuple[Mapping[str, Any], str]:
-    import timm  # takes seconds
-
-    name = arch.removeprefix(TIMM)
-    with suppress(RuntimeError):  # no such tag
-        if (config := timm.get_pretrained_cfg(name)) is not None:
-            return vars(config), f"timm's configuration of {name}"
-    return {}, ""
-
-
-def _of_file(arch: str) -> Mapping[str, Any]:
-    with suppress(UserError, ValueError, RecursionError, KeyError, TypeError):
-        return dict(json.loads(read_user_text(Path(arch), MAX_CONFIG_BYTES, "a model configuration"))["preprocess_cfg"])
-    return {}

@@ -8,7 +8,6 @@ from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import Recipe
-from fastft.recipe.automatic import resolve
 from fastft.recipe.constants import PROBE
 from fastft.recipe.schema import Choice
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
@@ -49,12 +48,8 @@ def with_run_weights(recipe: Recipe) -> Recipe:
     taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and of_run[o] != now[o]]
     for option in (*taken, *(o for o in OF_THE_PROBE if o in recipe.automatic and HEAD_INIT in values)):
         values[option], reasons[option] = of_run[option], f"as in {run}"
-    for option, value in values.items():
-        recipe = recipe.with_option(option, value)
-    others = tuple(choice for choice in recipe.choices if choice.option not in values)
-    choices = tuple(Choice(option, value, reasons[option]) for option, value in values.items())
-    recipe = replace(recipe, automatic=recipe.automatic - values.keys(), choices=(*others, *choices))
-    return resolve(recipe)
+    recipe = recipe.with_choices(*(Choice(option, value, reasons[option]) for option, value in values.items()))
+    return replace(recipe, automatic=recipe.automatic - values.keys())
 
 
 def without_foreign_head(recipe: Recipe) -> Recipe:
@@ -69,7 +64,7 @@ def without_foreign_head(recipe: Recipe) -> Recipe:
     if old.intersection(BetonSet.open(recipe.data.train).class_names):
         return recipe
     others = tuple(choice for choice in recipe.choices if choice.option != HEAD_INIT)
-    return resolve(replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others))
+    return replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others)
 
 
 def _is_free(recipe: Recipe, option: str) -> bool:

@@ -1,0 +1,59 @@
+"""Automatic image size (`model.image_size=auto`): larger ones as long as a linear probe of the frozen tower gains by them.
+
+A probe costs one forward pass over the training images, and at the chosen size it becomes the head that the run starts from.
+Image size can gain more than any schedule, also above the pixels that the images have; measurements: docs/measurements/photos.md.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from beton_tools.base.console import format_duration
+from fastft.evaluate.linear_probe import LinearProbe
+from fastft.model.recipe_model import recipe_arch
+from fastft.recipe import Choice, Recipe
+from fastft.recipe.constants import IMAGE_SIZE, PROBED_SIZES
+
+LONG_SECONDS = 3600  # no larger size whose training would take more
+TRAINING_COST = 3  # of an image, in forward passes
+
+
+def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> tuple[Recipe, LinearProbe]:
+    """(the recipe with the chosen size, the probe at that size), the same in all processes.
+
+    fit: gives the probe at the image size of a recipe.
+    """
+    patch = recipe_arch(recipe).patch_size
+    first, *larger = sorted({max(1, round(size / patch)) * patch for size in PROBED_SIZES})
+    probe = chosen = fit(recipe.with_option(IMAGE_SIZE, first))
+    tried, why = [probe], "the largest size that is tried"
+    for size in larger:
+        seconds = TRAINING_COST * probe.seconds * (size / probe.size) ** 2 * recipe.epochs
+        if seconds > LONG_SECONDS:
+            why = f"training at {size} px would take about {format_duration(seconds)} here"
+            break
+        probe = fit(recipe.with_option(IMAGE_SIZE, size))
+        tried.append(probe)
+        if not gains_over(probe, chosen):
+            why = f"{size} px gains no more than the standard error"
+            break
+        chosen = probe
+    reason = f"linear probes, out of fold: {', '.join(map(describe_probe, tried))}; {why}"
+    return recipe.with_choices(Choice(IMAGE_SIZE, chosen.size, reason, [_measured(p) for p in tried])), chosen
+
+
+def gains_over(larger: LinearProbe, smaller: LinearProbe) -> bool:
+    """Return True if the loss is lower at the larger size by more than the standard error of the paired difference."""
+    gain_N = smaller.head.losses_N - larger.head.losses_N
+    return bool(gain_N.mean() > gain_N.std() / np.sqrt(len(gain_N)))
+
+
+def describe_probe(probe: LinearProbe) -> str:
+    measured = _measured(probe)
+    return f"{probe.size} px {measured['top1']:.1f} % (loss {measured['loss']:.3f})"
+
+
+def _measured(probe: LinearProbe) -> dict[str, float]:
+    """Accuracy in percent and loss on images that the probe was not fitted to."""
+    head = probe.head
+    return {"size": probe.size, "top1": 100 * float(head.right_N.mean()), "loss": float(head.losses_N.mean())}

@@ -1,0 +1,205 @@
+"""The linear probe of a recipe: ridge regression on the features that its frozen tower gives for the training images.
+
+Two stages of a run use it: choosing options compares probes, and the head may start as one. The features are computed once: a
+file of the run directory keeps them until the head is written.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from beton_tools.base.atomic import atomic_output
+from beton_tools.base.errors import CORRECT, report_disk_errors
+from beton_tools.base.progress_bar import progress_lines
+from beton_tools.read.beton_set import BetonPaths, BetonSet
+from fastft.augment.recipe_policy import build_policy
+from fastft.data.loader import EvalLoader
+from fastft.data.order import Shard
+from fastft.data.stage import Output
+from fastft.evaluate.ridge import FOLDS, MOST_KEPT, SCORED_VALUES, RidgeHead, RidgeSums, choose_ridge, fit_ridge_head
+from fastft.evaluate.scores import forward, pooled_features
+from fastft.machine.distributed import World
+from fastft.machine.precision import Precision, choose_precision
+from fastft.model import ImageClassifier
+from fastft.model.recipe_model import build_model
+from fastft.model.weight_files import save_tensors
+from fastft.recipe import Recipe
+
+FEATURES = "features.safetensors"  # in a run directory
+MOST_IMAGES = 100_000  # whose features are kept: of 1,024 values they take 400 MB
+BATCH = {"cpu": 32, "cuda": 256}  # images per forward pass
+
+
+@dataclass(frozen=True)
+class FrozenTower:
+    """A recipe's model with its pretrained weights on the device of this process, and the images as it sees them in evaluation.
+
+    stop: called before each batch; once it returns true in one process, EvaluationStopped is raised in all of them.
+    """
+
+    recipe: Recipe
+    model: ImageClassifier
+    world: World
+    precision: Precision
+    stop: Callable[[], bool]
+
+    @classmethod
+    def build(cls, recipe: Recipe, world: World, stop: Callable[[], bool]) -> "FrozenTower":
+        model = build_model(recipe).to(world.device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(
+            recipe, model, world, choose_precision(recipe.train.amp, world.device, recipe.train.half_residual), stop
+        )
+
+    @property
+    def batch(self) -> int:
+        """Images per forward pass."""
+        return BATCH[self.world.device.type]
+
+    @property
+    def output(self) -> Output:
+        return Output(self.recipe.model.image_size, self.world.device, self.precision.dtype)
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.world.rank, self.world.size)
+
+    def open(self, files: BetonPaths | BetonSet, indices: np.ndarray | None = None) -> EvalLoader:
+        """This process's share of the images."""
+        return EvalLoader(
+            files, build_policy(self.recipe), self.output, batch_size=self.batch, shard=self.shard,
+            workers=self.recipe.data.workers or None, indices=indices,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def set_head(self, head: RidgeHead) -> None:
+        self.model.head.weight.copy_(torch.from_numpy(head.weight_KD))
+        self.model.head.bias.copy_(torch.from_numpy(head.bias_K))
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear probe of the training images at an image size.
+
+    Attributes:
+        head: the same in all processes.
+        features_ND, labels_N: in process 0; None of more than MOST_IMAGES images.
+        seconds: of the forward pass over the images; of a probe that a run keeps, of all its probes.
+    """
+
+    size: int
+    images: int
+    head: RidgeHead
+    features_ND: np.ndarray | None
+    labels_N: np.ndarray | None
+    seconds: float
+
+
+def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -> LinearProbe:
+    """Fit the probe at the recipe's image size; the same in all processes.
+
+    Raises:
+        EvaluationStopped: a stop was requested.
+    """
+    recipe, world, features_ND, labels_N, head = tower.recipe, tower.world, None, None, None
+    with tower.open(files) as loader, progress_lines("linear probe", say, "images") as show:
+        next(iter(loader), None)  # the first batch of a process waits for the loader's compilation
+        images, batches, began = loader.num_samples, count(), time.monotonic()
+
+        def stop() -> bool:
+            show(min(images, next(batches) * tower.batch * world.size), images, 0)
+            return tower.stop()
+
+        if images > MOST_IMAGES and not recipe.data.multi_label:
+            head = _fit_in_one_pass(tower.model, loader, world, tower.precision, recipe.train.seed, stop)
+            seconds = time.monotonic() - began
+        else:
+            features_ND, labels_N = pooled_features(tower.model, loader, world, tower.precision, stop)
+            seconds = time.monotonic() - began
+            if world.is_main:
+                head = fit_ridge_head(features_ND, labels_N, recipe.data.num_classes, recipe.train.seed)
+        show(images, images, 0)
+    head, seconds = world.broadcast((head, seconds))
+    assert head is not None
+    return LinearProbe(recipe.model.image_size, images, head, features_ND, labels_N, seconds)
+
+
+@torch.inference_mode()
+def _fit_in_one_pass(
+    model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, seed: int, stop: Callable[[], bool]
+) -> RidgeHead:
+    """The head of many images, of which only sums of width x width and classes x width values are kept, in float64.
+
+    Penalty and scale are chosen on some images whose features are kept, by the sums of the others; the head is of all images.
+    """
+    classes, width = model.head.weight.shape
+    kept = min(MOST_KEPT, SCORED_VALUES // classes, loader.num_samples // FOLDS)
+    is_kept_N = np.random.default_rng(seed).permutation(loader.num_samples) < max(1, kept)
+    sums, rows = RidgeSums(classes, width, world.device), []
+    for batch, (features_BD,) in forward([model], loader, world, precision, stop, "pooled"):
+        is_kept_B = torch.from_numpy(is_kept_N[batch.ids]).to(world.device)
+        sums.add(features_BD[~is_kept_B], batch.labels[~is_kept_B])
+        rows.append(torch.cat([batch.labels[is_kept_B, None].float(), features_BD[is_kept_B]], dim=1))
+    table = world.gather_rows(torch.cat(rows) if rows else torch.empty(0, 1)).cpu()
+    for summed in sums.parts:
+        world.sum(summed)
+    features_HD, labels_H = table[:, 1:], table[:, 0].long()
+    ridge = choose_ridge([sums.moments()], [(features_HD.numpy(), labels_H.numpy())], classes)
+    sums.add(features_HD.to(world.device), labels_H.to(world.device))
+    return ridge.head(sums.moments())
+
+
+# the file between the stages ----------------------------------------------------------------------------------------------
+
+
+def probe_of_run(
+    tower: FrozenTower, files: BetonSet, folder: Path, key: str, say: Callable[[str], None]
+) -> LinearProbe:
+    """The probe that a run directory keeps, or a new one, which it then keeps. key: tells what the run is asked for."""
+    world, size = tower.world, tower.recipe.model.image_size
+    mine = _read(folder / FEATURES, key, size) if world.is_main else None
+    kept = world.broadcast(None if mine is None else replace(mine, features_ND=None, labels_N=None))
+    if kept is not None:
+        return mine or kept
+    probe = fit_probe(tower, files, say)
+    keep_probe(probe, folder, key, world)
+    return probe
+
+
+def keep_probe(probe: LinearProbe, folder: Path, key: str, world: World) -> None:
+    """Write the probe into the run directory, in process 0."""
+    if not world.is_main:
+        return
+    head, kept = probe.head, {"features": probe.features_ND, "labels": probe.labels_N}
+    arrays = {"weight": head.weight_KD, "bias": head.bias_K, "losses": head.losses_N, "right": head.right_N, **kept}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+    numbers = {"size": probe.size, "images": probe.images, "seconds": probe.seconds}
+    numbers |= {"penalty": float(head.penalty), "scale": float(head.scale)}
+    path = folder / FEATURES
+    with report_disk_errors(path, CORRECT), atomic_output(path) as partial:
+        save_tensors(partial, tensors, {"key": key} | {name: repr(number) for name, number in numbers.items()})
+
+
+def _read(path: Path, key: str, size: int) -> LinearProbe | None:
+    """The probe in a file; None if there is none, it cannot be read, or it is for something else."""
+    with suppress(OSError, SafetensorError, ValueError, KeyError):
+        with safe_open(path, framework="np") as file:
+            header: dict[str, Any] = file.metadata() or {}
+            if (header.get("key"), header.get("size")) != (key, repr(size)):
+                return None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        head = RidgeHead(
+            arrays["weight"], arrays["bias"], float(header["penalty"]), float(header["scale"]), arrays["losses"],
+            arrays["right"],
+        )  # fmt: skip
+        features, labels = arrays.get("features"), arrays.get("labels")
+        return LinearProbe(size, int(header["images"]), head, features, labels, float(header["seconds"]))
+    return None

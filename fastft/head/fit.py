@@ -1,0 +1,105 @@
+"""The third stage of a run: its head starts from ridge regression on the frozen tower (`model.head_init=probe`).
+
+Fine-tuning from a random head distorts pretrained features while the head is learnt; starting from a linear probe avoids this
+(LP-FT, 2202.10054). The stage writes `probe.safetensors`, the head, and `baseline.json`, its scores before training.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from beton_tools.read.beton_set import BetonSet
+from fastft.data.classes import name_outputs
+from fastft.data.selection import open_training
+from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
+from fastft.evaluate.scores import KEPT_IN_TRAINING, Scores, evaluate
+from fastft.head.near_copies import warn_of_copies
+from fastft.machine.distributed import World
+from fastft.model.head_file import Head, tower_checksum, write_head
+from fastft.recipe import Recipe
+from fastft.recipe.constants import PROBE
+from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseline
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.chosen_weights import PROBE_HEAD
+from fastft.run.run_directory import run_folder
+
+Say = Callable[[str], None]
+
+
+def fit_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
+    """Write the head that the run starts from and its baseline, unless the run directory has them or the recipe needs none.
+
+    Args:
+        recipe: final.
+        key: tells what the run is asked for; see `fastft.run.continuation.request_key`.
+        stop: ends the stage in all processes once it returns true in one.
+
+    Raises:
+        UserError: the tower gives no finite features, or the disk is full.
+        EvaluationStopped: a stop was requested.
+    """
+    folder = run_folder(recipe)
+    if recipe.model.head_init != PROBE or world.in_main(lambda: _is_done(folder, key)):
+        return
+    files, selection = open_training(recipe)
+    tower = FrozenTower.build(recipe, world, stop)
+    probe = probe_of_run(tower, files, folder, key, say)
+    began = time.monotonic()
+    tower.set_head(probe.head)
+    val = None if recipe.data.val is None else BetonSet.open(recipe.data.val)
+    evaluated = [betons for betons in (val, selection) if betons is not None]
+    scored = [_score(tower, betons) for betons in evaluated]
+    if not world.is_main:
+        return
+    if probe.features_ND is not None and scored:
+        for line in warn_of_copies(files, probe.features_ND, evaluated[0], scored[0][1]):
+            say(line)
+    _write_head(tower, probe, files, folder)
+    first, second = [*(scores for scores, _ in scored), None, None][:2]
+    seconds = probe.seconds + time.monotonic() - began
+    write_baseline(folder, _describe(probe, first, second, key, seconds))
+    (folder / FEATURES).unlink(missing_ok=True)
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    """Return True if the run has begun to train, or has the head that it is asked for."""
+    if list_checkpoints(folder / "checkpoints"):
+        return True
+    baseline = read_baseline(folder)
+    return baseline is not None and baseline.request == key and (folder / PROBE_HEAD).is_file()
+
+
+def _describe(probe: LinearProbe, first: Scores | None, second: Scores | None, key: str, seconds: float) -> Baseline:
+    """first: scores on the validation images, or the left-out ones where there are no others; second: on the left-out ones."""
+    compared = second or first
+    assert compared is None or compared.predictions is not None
+    return Baseline(
+        request=key, images=probe.images, penalty=float(probe.head.penalty), scale=float(probe.head.scale),
+        seconds=seconds, raw=None if first is None else first.as_dict(),
+        selection=None if second is None else {"raw": second.as_dict()},
+        right="" if compared is None or compared.predictions is None else pack_bits(compared.predictions.right_N),
+    )  # fmt: skip
+
+
+def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Scores, np.ndarray]:
+    """(scores of the tower with its head, features of all images (N, D))."""
+    inputs: list[torch.Tensor] = []  # of the head
+    with_logits = len(betons) * tower.recipe.data.num_classes <= KEPT_IN_TRAINING
+    with (
+        tower.open(betons) as loader,
+        tower.model.head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].float())),
+    ):
+        (scores,) = evaluate([tower.model], loader, tower.world, tower.precision, tower.stop, with_logits)
+        mine = torch.cat(inputs)[: len(loader.share)] if inputs else torch.empty(0, 1)
+    return scores, tower.world.gather_rows(mine).cpu().numpy()
+
+
+def _write_head(tower: FrozenTower, probe: LinearProbe, files: BetonSet, folder: Path) -> None:
+    recipe, model = tower.recipe, tower.model
+    tensors = torch.from_numpy(probe.head.weight_KD), torch.from_numpy(probe.head.bias_K)
+    classes = name_outputs(files.class_names, recipe.data.num_classes)
+    source = {"weights": recipe.model.weights, "tower": tower_checksum(model)}
+    write_head(folder / PROBE_HEAD, Head(*tensors, classes, model.pool, source))

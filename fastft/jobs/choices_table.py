@@ -1,0 +1,16 @@
+"""The options that nobody gave: what they were set to, and why, as a table for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from beton_tools.base.console import compact_table, print_table
+from fastft.recipe import Choice
+from fastft.recipe.check import show_value
+
+
+def print_choices(choices: Sequence[Choice], console: Console) -> None:
+    """Print a row for each choice; nothing without choices."""
+    if choices:
+        rows = [[choice.option, show_value(choice.value), choice.reason] for choice in choices]
+        print_table(compact_table(None, ["option", "value", "why"], rows, left=3), console)

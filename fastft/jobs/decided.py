@@ -1,0 +1,37 @@
+"""A recipe for the images that it names, decided as far as no weights are needed: for commands that explain and price recipes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from beton_tools.base.errors import UserError
+from fastft.choose.automatic import resolve
+from fastft.choose.start_weights import with_run_weights
+from fastft.model.recipe_model import recipe_arch
+from fastft.photos.counts import count_images
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.training_images import Images
+
+
+def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
+    """(the recipe as training decides it before it probes; its images, if they exist; warnings about them).
+
+    Raises:
+        UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
+    """
+    images, warnings = count_images(recipe)
+    return resolve(with_run_weights(recipe), images), images, warnings
+
+
+def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:
+    """Load a recipe that can be priced.
+
+    Raises:
+        UserError: as `load_recipe`, or an architecture or batch that does not fit; always with the recipe's name.
+    """
+    recipe, _, _ = decide(load_recipe(reference, overrides))
+    try:
+        recipe_arch(recipe)
+        recipe.steps_per_epoch()
+    except UserError as error:
+        raise UserError(f"{reference}: {error}") from None
+    return recipe

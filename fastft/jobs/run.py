@@ -1,0 +1,146 @@
+"""The four stages of a run, in order: files, choose, head, train. The work of `fastft train` and `fastft.fit`.
+
+Each stage reads files and writes files into the run directory, and is skipped where its result is there:
+
+1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`;
+2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`;
+3. head (`fastft.head`): the linear probe that the run starts from, `probe.safetensors` and `baseline.json`;
+4. train (`fastft.train`): checkpoints, `metrics.jsonl` and `result.json`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from fastft.choose.choose import choose_options
+from fastft.choose.start_weights import with_run_weights, without_foreign_head
+from fastft.evaluate.scores import EvaluationStopped
+from fastft.head.fit import fit_head
+from fastft.jobs.choices_table import print_choices
+from fastft.machine.distributed import World, connected, find_world
+from fastft.machine.exits import Preempted
+from fastft.machine.preempt import SignalGuard
+from fastft.photos.paths import holds_out_of_beton
+from fastft.photos.prepare import line_printer, prepare_data
+from fastft.recipe import Recipe, parse_duration
+from fastft.recipe.constants import LAST, PROBE
+from fastft.recipe.training_images import Images
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.continuation import PER_HOST_OPTIONS, request_key, shared_options
+from fastft.run.evaluations import describe_figures
+from fastft.run.run_directory import hold_run, load_run, run_folder, write_result
+from fastft.train.setup import refuse_untrainable
+from fastft.train.train import train
+
+REFIT = "refit"  # folder in the run directory
+
+
+def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, dict[str, Any]]:
+    """Train a recipe, or continue its run directory, and with `train.refit` train again on all images.
+
+    Returns (run directory, content of result.json).
+
+    Raises:
+        UserError: bad input.
+        Preempted: stopped by a signal, after a checkpoint if the first step has begun, or another process is gone.
+        NonFinite: the loss is NaN or Inf.
+        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
+    """
+    console = console or Console(markup=False)
+    options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
+    with connected(find_world(options.device, options.timeout_minutes, "train.device"), advice) as world:
+        prepared, images = prepare_data(recipe, line_printer(console), world)
+        own = ",".join(filter(None, (prepared.data.train, prepared.data.val)))
+        data = recipe.data.train if holds_out_of_beton(recipe) else own
+        if options.refit:  # refuse files that cannot be read together before the first training
+            world.in_main(lambda: BetonSet.open(str(data)).title)
+        result = run_stages(prepared, images, world, console)
+        return _refit(prepared, data, result, world, console) if options.refit else (run_folder(recipe), result)
+
+
+def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -> dict[str, Any]:
+    """The stages after the first; returns the content of result.json. recipe: with .beton files. images: these have."""
+    say, limit = line_printer(console), recipe.train.stop_after
+    deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
+    with SignalGuard() as guard, hold_run(run_folder(recipe)) if world.is_main else nullcontext():
+        asked, key = world.together(
+            partial(_ask, recipe, images, world),
+            lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1]},
+        )
+        stop = guard.is_stop_requested
+        final = _stage(world, lambda: choose_options(asked, images, key, world, stop, say))
+        if world.is_main:
+            print_choices(final.choices, console)
+        _stage(world, lambda: fit_head(final, key, world, stop, say))
+        return train(final, world, guard, console, deadline)
+
+
+def _ask(recipe: Recipe, images: Images, world: World) -> tuple[Recipe, str]:
+    """(what the run is asked for: the recipe, where the weights may be those of another run; its key).
+
+    Raises:
+        UserError: it cannot be trained. Nothing is written before.
+    """
+    recipe = without_foreign_head(with_run_weights(recipe))
+    refuse_untrainable(recipe, images, world)
+    return recipe, request_key(recipe)
+
+
+def _stage(world: World, work: Callable[[], Any]) -> Any:
+    """Carry out a stage before the first step; an error that only this process can meet is published to the others."""
+    try:
+        return work()
+    except EvaluationStopped:
+        raise Preempted("stopped on a signal before the first step; the same command continues") from None
+    except UserError as error:
+        raise world.publish_error(error) from error
+
+
+def _where_it_continues(folder: Path) -> str:
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    after = f"continues after {checkpoints[-1].name}" if checkpoints else "starts anew: there is no checkpoint yet"
+    return f"the same command {after}"
+
+
+def _refit(
+    recipe: Recipe, data: str | None, first: dict[str, Any], world: World, console: Console
+) -> tuple[Path, dict[str, Any]]:
+    """Train on `data`, training and validation images together, in RUN/refit; returns as `run_recipe`.
+
+    Every option has the value of the first run, automatic ones too; the training ends with the epoch whose weights that run
+    chose, and the same kind of weights is taken.
+    """
+    say, folder, chosen = line_printer(console), run_folder(recipe), first["weights"]
+    if chosen is None:
+        say("train.refit: no images were held out, the weights are of all images already")
+        return folder, first
+    again, own = world.in_main(lambda: load_run(folder).recipe), recipe.flat()
+    own |= {"data.train": data, "data.val": None, "train.run_dir": str(folder / REFIT)}
+    for option in PER_HOST_OPTIONS:
+        again = again.with_option(option, own[option])
+    unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
+    for option, value in ({"schedule.stop_epoch": chosen["epoch"] + 1} | unchosen).items():
+        again = again.with_option(option, value)
+    say(
+        f"train.refit: training again on all images, up to epoch {chosen['epoch']}, whose {chosen['kind']} weights were chosen"
+    )
+    result = run_stages(*prepare_data(again, say, world), world, console)
+    reason = (
+        "trained on all images, without a held-out figure of their own; as chosen on held-out images by the first run"
+    )
+    take = PROBE if chosen["take"] == PROBE else LAST
+    result |= {"weights": {"take": take, "kind": chosen["kind"], "epoch": chosen["epoch"], "reason": reason}}
+    result |= {"first_run": {"run": str(folder), **{key: first.get(key) for key in ("weights", "last", "baseline")}}}
+    if world.is_main:
+        write_result(folder / REFIT, result)
+    note = "weights of all images; they have no held-out figure of their own. The first run's:"
+    say(f"{folder / REFIT}: {note} {describe_figures(chosen)}")
+    return folder / REFIT, result
