@@ -5,11 +5,11 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from fastft.choose.automatic import resolve
-from fastft.choose.start_weights import with_run_weights
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import Images
+from fastft.run.start_weights import with_run_weights
 
 
 def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:

@@ -21,7 +21,6 @@ from rich.console import Console
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.choose import choose_options
-from fastft.choose.start_weights import with_run_weights, without_foreign_head
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.head.fit import fit_head
 from fastft.jobs.choices_table import print_choices
@@ -37,6 +36,7 @@ from fastft.run.checkpoint import list_checkpoints
 from fastft.run.continuation import PER_HOST_OPTIONS, request_key, shared_options
 from fastft.run.evaluations import describe_figures
 from fastft.run.run_directory import hold_run, load_run, run_folder, write_result
+from fastft.run.start_weights import with_run_weights, without_foreign_head
 from fastft.train.setup import refuse_untrainable
 from fastft.train.train import train
 

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
-from fastft.choose.start_weights import with_run_weights
 from fastft.cli import main
 from fastft.evaluate.trained import load_trained
 from fastft.export import export_checkpoint
@@ -16,6 +15,7 @@ from fastft.model import ImageClassifier
 from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
+from fastft.run.start_weights import with_run_weights
 from tests.written import make_checkpoint
 
 CPU = torch.device("cpu")
