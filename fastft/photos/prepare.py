@@ -32,14 +32,16 @@ from fastft.model.recipe_model import check_model
 from fastft.photos.betons import check_beton, count_betons
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_sets, open_val
+from fastft.photos.old_split import OldSplit, read_old_split
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
-from fastft.photos.same_images import as_source
+from fastft.photos.same_images import as_source, contents
 from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.schema import Data
 from fastft.recipe.training_images import MULTI_LABEL, Images, largest_size, with_images
 from fastft.run.run_directory import run_folder
+from fastft.run.start_weights import with_run_weights
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
 TO_VAL = "val.beton"
@@ -61,10 +63,10 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
     photos = str(recipe.data.train)
     if holds_out_of_beton(recipe):
         betons = BetonSet.open(photos)
-        held, warnings = choose_held_out(LabelledSet(as_source(betons)))
+        held, warnings, _ = choose_held_out(LabelledSet(as_source(betons)), read_old_split(recipe))
         return replace(Images.of_betons(betons, None), train=int((~held).sum()), val=int(held.sum())), warnings
     _check_paths(recipe)
-    plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
+    plan = split_photos(check_photos(*_listed(recipe)), recipe.data.val is None, read_old_split(recipe))
     return _images(photos, plan), plan.warnings
 
 
@@ -121,7 +123,7 @@ def _check_paths(recipe: Recipe) -> None:
 
 def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
     """Make subsets of the .beton; if its images are too few to hold any out, it is taken as it is."""
-    data = str(recipe.data.train)
+    data, old = str(recipe.data.train), read_old_split(recipe)
     betons = BetonSet.open(data)
     whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
     with_images(recipe, images)  # refuses a wrong number of classes before anything is written
@@ -129,16 +131,17 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Imag
     def choose() -> dict[str, Any]:
         source = as_source(betons)
         found = LabelledSet(source)
-        held, warnings = choose_held_out(found)
+        held, warnings, kept = choose_held_out(found, old)
         sides = np.where(held, "val", "train").tolist()
         classes = [found.class_text(i) for i in range(len(found))]
-        rows = sorted(zip(source.names, classes, sides, strict=True), key=lambda row: row[2])
+        rows = sorted(zip(source.names, classes, sides, contents(source), strict=True), key=lambda row: row[2])
         write_text(folder / SPLIT, split_table(rows))
         counts = int((~held).sum()), len(source.classes), int(held.sum())
-        summary = describe_sides(data, *counts, folder / SPLIT)
-        return {"held_out": np.flatnonzero(held).tolist(), "summary": [summary], "warnings": warnings}
+        summary = [*filter(None, [kept]), describe_sides(data, *counts, folder / SPLIT)]
+        return {"held_out": np.flatnonzero(held).tolist(), "summary": summary, "warnings": warnings}
 
-    stored = prepare_once(folder, Inputs(data, _content(whole)), say, lambda: None, choose)
+    inputs = Inputs(data, _content(whole), old="" if old is None else old.run.name)
+    stored = prepare_once(folder, inputs, say, lambda: None, choose)
     held = np.zeros(len(betons), bool)
     held[stored["held_out"]] = True
     if not held.any():
@@ -157,13 +160,17 @@ def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Image
         if source.columns:
             say(f"{source.title}: {source.columns}")
     of_val = "" if val is None else _fingerprint(val)
-    inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution, recipe.data.background)
+    old = read_old_split(recipe) if val is None else None
+    inputs = Inputs(
+        photos, _fingerprint(train), of_val, _options(recipe).max_resolution, recipe.data.background,
+        "" if old is None else old.run.name,
+    )  # fmt: skip
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
     images = _images(photos, found)
-    check = partial(check_model, with_images(recipe, images))
-    stored = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder))
+    check = partial(check_model, with_run_weights(with_images(recipe, images)))
+    stored = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder, old))
     made = {side: folder / f"{side}.beton" for side in ("train", "val")}
     counts = {side: len(BetonSet.open(path)) if path.name in stored["files"] else 0 for side, path in made.items()}
     data = replace(recipe.data, train=str(made["train"]), val=str(made["val"]) if counts["val"] else None)
@@ -201,9 +208,9 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, found: Split, folder: Path) -> dict[str, Any]:
+def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None) -> dict[str, Any]:
     """Split and convert; what an interrupted call converted is kept. Returns the record."""
-    plan = split_photos(found, holds_out=recipe.data.val is None)
+    plan = split_photos(found, recipe.data.val is None, old)
     classes = plan.train.source.classes
     write_text(folder / SPLIT, split_table(plan.rows()))
     warnings = plan.warnings + _write("train", plan.train, recipe, folder)
@@ -219,13 +226,16 @@ def _convert_all(recipe: Recipe, found: Split, folder: Path) -> dict[str, Any]:
     split = folder / SPLIT if plan.held_out else None
     return {
         "files": ["train.beton", *([TO_VAL] if plan.val is not None else [])],
-        "summary": [describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split)],
+        "summary": [
+            *filter(None, [plan.kept]),
+            describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split),
+        ],
         "warnings": warnings,
     }
 
 
 def _options(recipe: Recipe) -> WriteOptions:
-    longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * largest_size(recipe))
+    longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * largest_size(with_run_weights(recipe)))
     return WriteOptions(max_resolution=longest, on_error="skip", background=recipe.data.background)
 
 

@@ -16,7 +16,8 @@ from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.photos.holdout import hold_out, join_units
 from fastft.photos.layout import LabelledSet
-from fastft.photos.same_images import content_ids
+from fastft.photos.old_split import OldSplit, hold_out_new
+from fastft.photos.same_images import content_ids, contents
 
 LEAST_PER_CLASS = 2  # images on average, where the names of all classes are numbers
 NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", re.IGNORECASE)
@@ -30,6 +31,7 @@ class Split:
     val: None if there are none.
     missing: files that a table lists and that do not exist.
     held_out: the validation images were taken from the training images; not so if these are too few.
+    kept: a line about an earlier run whose split was kept; else empty.
     """
 
     train: LabelledSet
@@ -37,16 +39,17 @@ class Split:
     missing: list[str]
     warnings: list[str]
     held_out: bool = False
+    kept: str = ""
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """(file, class, split) of every image."""
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """(file, class, split, content) of every image; see `contents`."""
         rows = [
-            (name, found.class_text(i), split)
+            (name, found.class_text(i), split, content)
             for split, found in (("train", self.train), ("val", self.val))
             if found is not None
-            for i, name in enumerate(found.source.names)
+            for i, (name, content) in enumerate(zip(found.source.names, contents(found.source), strict=True))
         ]
-        return rows + [(name, "", "missing") for name in self.missing]
+        return rows + [(name, "", "missing", "") for name in self.missing]
 
 
 def check_photos(train: LabelledSet, val: LabelledSet | None) -> Split:
@@ -65,15 +68,18 @@ def check_photos(train: LabelledSet, val: LabelledSet | None) -> Split:
     return Split(train, val, missing, warnings)
 
 
-def split_photos(found: Split, holds_out: bool = True) -> Split:
-    """Split the images, and warn of what is unusual in them. holds_out: without `val`, take validation images from `train`."""
+def split_photos(found: Split, holds_out: bool = True, old: OldSplit | None = None) -> Split:
+    """Split the images, and warn of what is unusual in them.
+
+    holds_out: without `val`, take validation images from `train`. old: the split of an earlier run, which is kept.
+    """
     train, val = found.train, found.val
     if val is None and holds_out:
-        held, said = choose_held_out(train)
+        held, said, kept = choose_held_out(train, old)
         if not held.any():
             return replace(found, warnings=found.warnings + said)
         train, val = (train.take(np.flatnonzero(side)) for side in (~held, held))
-        return Split(train, val, found.missing, found.warnings + said, held_out=True)
+        return Split(train, val, found.missing, found.warnings + said, held_out=True, kept=kept)
     ids = content_ids([train.source] if val is None else [train.source, val.source])
     warnings = found.warnings + _small_classes(train) + _other_labels(train, ids[0])
     if val is not None:
@@ -81,13 +87,19 @@ def split_photos(found: Split, holds_out: bool = True) -> Split:
     return replace(found, warnings=warnings)
 
 
-def choose_held_out(found: LabelledSet) -> tuple[np.ndarray, list[str]]:
-    """(the images to hold out, bool (N,); warnings): by class, with identical and grouped images on one side."""
+def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np.ndarray, list[str], str]:
+    """(the images to hold out, bool (N,); warnings; a line about `old`): by class, identical and grouped images on one side."""
     (ids,) = content_ids([found.source])
     warnings = _small_classes(found) + _other_labels(found, ids)
-    held = hold_out(_text_order(found), _units(found, ids))
+    labels, units, kept = _text_order(found), _units(found, ids), ""
+    if old is None:
+        held = hold_out(labels, units)
+    else:
+        sides = old.sides(found.source)
+        held = hold_out_new(sides, labels, units, hold_out)
+        kept = old.describe(sides, held)
     if held.any():
-        return held, warnings + _unheld_classes(found, held)
+        return held, warnings + _unheld_classes(found, held), kept
     if hold_out(_text_order(found), np.arange(len(found))).any():
         reason = (
             "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated; give "
@@ -95,14 +107,14 @@ def choose_held_out(found: LabelledSet) -> tuple[np.ndarray, list[str]]:
         )
     else:
         reason = f"{len(found)} images are too few to hold any out: nothing is evaluated"
-    return held, [*warnings, reason]
+    return held, [*warnings, reason], kept
 
 
-def split_table(rows: Iterable[tuple[str, str, str]]) -> str:
-    """The text of split.csv. rows: (file, class, split)."""
+def split_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """The text of split.csv. rows: (file, class, split, content)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "class", "split"])
+    writer.writerow(["file", "class", "split", "content"])
     writer.writerows(rows)
     return text.getvalue()
 

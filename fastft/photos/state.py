@@ -32,6 +32,7 @@ class Inputs:
         val: hash of the images of `data.val`, or "".
         longest_side: limit of the stored images' sides in pixels; None if images are not converted.
         background: colour under transparent pixels.
+        old: name of the run whose split is kept, or "".
     """
 
     data: str
@@ -39,6 +40,7 @@ class Inputs:
     val: str = ""
     longest_side: int | None = None
     background: str = WHITE
+    old: str = ""
 
     def changed_since(self, stored: Mapping[str, Any]) -> str:
         """Return which input differs from those of an earlier preparation, such as "data.val has changed"; "" if none does."""
@@ -48,6 +50,8 @@ class Inputs:
             return "data.val has changed"
         if stored.get("background", WHITE) != self.background:
             return "data.background has changed"
+        if stored.get("old", "") != self.old:
+            return "model.weights has changed"
         return "" if stored.get("longest_side") == self.longest_side else "model.image_size has changed"
 
 
