@@ -69,7 +69,7 @@ COMMANDS = {
     "average": ("cmd_average", "average weights: between start and end of a run (WiSE-FT), or of several runs (soups)"),
     "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
     "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
-    "report": ("cmd_report", "one HTML page of a run"),
+    "report": ("cmd_report", "one HTML page of a run or of benchmark results, or one that compares several"),
     "bench": ("cmd_bench", "speed on this machine beside FFCV, timm and DALI; JSON and a table"),
     "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk; exit code 1 if it is not"),
 }

@@ -1,4 +1,4 @@
-"""`fastft report RUN`, `fastft report BENCH.json [OTHER.json ...]`."""
+"""`fastft report RUN [OTHER_RUN ...]`, `fastft report BENCH.json [OTHER.json ...]`."""
 
 import argparse
 from pathlib import Path
@@ -6,25 +6,30 @@ from pathlib import Path
 from beton_tools.base.atomic import check_output, check_writable
 from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.cli.arguments import add_shared
+from fastft.recipe.constants import AUTO
 
-EXAMPLE = "fastft report runs/final_b16 --price 2.48\n  fastft report bench/all.json other-machine/all.json"
+EXAMPLE = (
+    "fastft report runs/final_b16 --price 2.48\n  fastft report runs/mine runs/second\n"
+    "  fastft report bench/all.json other-machine/all.json"
+)
 TAKES_OPTIONS = False
 COMPARED = "comparison.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    what = "a run directory, or results of fastft bench: one page of each, or several results compared"
+    what = "run directories, or results of fastft bench: a page of one, or one that compares several"
     add("paths", metavar="RUN|BENCH.json", type=Path, nargs="+", help=what)
-    where = f"default: report.html in the run directory; of results NAME.html or {COMPARED} beside the first"
+    where = f"default: report.html in the run directory, of results NAME.html; of several {COMPARED} beside the first"
     add("--out", type=Path, metavar="FILE", help=where)
     add_shared(parser, "price")
     mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
-    add("--mistakes", choices=("auto", "always", "never"), default="auto", help=mistakes)
+    add("--mistakes", choices=(AUTO, "always", "never"), default=AUTO, help=mistakes)
     add_shared(parser, "weights", "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
+    from fastft.report.run_compare import write_comparison
     from fastft.report.run_report import SUFFIXES, write_run_page
 
     if args.out is not None:
@@ -33,9 +38,15 @@ def run(args: argparse.Namespace) -> int:
     if results and len(results) == len(args.paths):
         print(write_results_page(args))
         return 0
-    if results or len(args.paths) > 1:
-        raise UserError("give one run directory, or JSON files of fastft bench")
-    print(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price))
+    if results:
+        raise UserError("give run directories, or JSON files of fastft bench, not both")
+    if len(args.paths) == 1:
+        print(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price))
+        return 0
+    for name in ("mistakes", "weights"):
+        if getattr(args, name) != AUTO:
+            raise UserError(f"--{name} is for the page of one run; leave it out, or give one run directory")
+    print(write_comparison(args.paths, args.out or args.paths[0].absolute().parent / COMPARED, args.price))
     return 0
 
 
@@ -44,7 +55,7 @@ def write_results_page(args: argparse.Namespace) -> Path:
     from fastft.machine.bench_result import read_result
     from fastft.report.bench_report import write_bench_page
 
-    if args.price is not None or args.mistakes != "auto" or args.weights != "auto":
+    if args.price is not None or args.mistakes != AUTO or args.weights != AUTO:
         raise UserError("--price, --mistakes and --weights are about runs; leave them out for benchmark results")
     first = args.paths[0]
     out = args.out or (first.with_suffix(".html") if len(args.paths) == 1 else first.with_name(COMPARED))

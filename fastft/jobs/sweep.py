@@ -25,6 +25,7 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.choose.automatic import probes_sizes
 from fastft.data.classes import refuse_multi_label
 from fastft.jobs.decided import decide, load_decided
+from fastft.jobs.grid import print_comparison
 from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
@@ -54,7 +55,8 @@ WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
     """Train or resume every selected row; `out/<sweep>/` gets table.md and results.json after every training.
 
-    Run directories are `out/runs/<key>`. Under torchrun every process calls this; the main process writes the reports.
+    Run directories are `out/runs/<key>`, those of a named sweep `out/<row>` with its table beside them. Under torchrun every
+    process calls this; the main process writes the reports.
     Photographs are converted once for all rows into `out/data`.
 
     Raises:
@@ -84,7 +86,12 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
                     failures[run.key] = train_run(run, world, console)
                     _report(sweep, own, failures, out, world)
             of_sweep = _report(sweep, own, failures, out, world)
-            print_report(sweep, of_sweep, out / sweep.name, console)
+            if sweep.named and world.is_main:
+                finished = [outcome.run.folder for outcome in of_sweep if outcome.evaluations]
+                if len(finished) > 1:
+                    print_comparison(finished, out, console)
+            else:
+                print_report(sweep, of_sweep, report_folder(sweep, out), console)
             outcomes += of_sweep
     return outcomes
 
@@ -97,8 +104,13 @@ def _report(
         for row, run in zip(sweep.rows, runs, strict=True)
     ]
     if world.is_main:
-        write_report(sweep, outcomes, out / sweep.name)
+        write_report(sweep, outcomes, report_folder(sweep, out))
     return outcomes
+
+
+def report_folder(sweep: Sweep, out: Path) -> Path:
+    """Where the table is written: of named runs beside them."""
+    return out if sweep.named else out / sweep.name
 
 
 # the run of a row ----------------------------------------------------------------------------------------------------
@@ -133,7 +145,8 @@ def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> P
         raise UserError(
             f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
         )
-    folder = runs / (key := run_key(recipe))
+    key = run_key(recipe)
+    folder = runs.parent / str(row.name) if sweep.named else runs / key
     return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder)
 
 

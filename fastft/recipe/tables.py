@@ -47,6 +47,7 @@ class Sweep:
     path: Path
     base: str | None = None
     selected: Row | None = None  # the only row to train; None: all
+    named: bool = False  # run directories are named after the rows, not by a key
 
     @property
     def series(self) -> list[str]:
@@ -83,7 +84,7 @@ def load_sweep(path: Path) -> Sweep:
     document = read_yaml(path, EXPECTED)
     if not is_sweep(document):
         raise UserError(f"{path} is not a table: it has no title, source and rows")
-    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set"})
+    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "named"})
     if not isinstance(document["rows"], list) or not document["rows"]:
         raise UserError(f"{path}: 'rows' must be a list of rows")
     name = Path(os.path.realpath(path)).parent.name if path.stem == "sweep" else path.stem
@@ -95,7 +96,10 @@ def load_sweep(path: Path) -> Sweep:
     if twice:
         raise UserError(f"{path}: two rows are labelled '{twice.title}'; give them different labels")
     title, source = (_text(str(path), document, key) or "" for key in ("title", "source"))
-    return Sweep(name, title, source, rows, path, base)
+    named = str(document.get("named", "false")).lower() in ("true", "yes", "on")
+    if named and (unnamed := next((row for row in rows if row.name is None), None)):
+        raise UserError(f"{path}: row '{unnamed.title}' has no name, and named is true; give it one")
+    return Sweep(name, title, source, rows, path, base, named=named)
 
 
 def select_row(sweep: Sweep, text: str) -> Sweep:

@@ -253,6 +253,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     per_epoch = [
         *_evaluated(run, f"raw_{_score(run)}", "raw", "raw"),
         *_evaluated(run, f"ema_{_score(run)}", "EMA", "ema"),
+        *_probe(run),
         *_reference(reference, "top1_raw", "reference raw", "raw reference"),
         *_reference(reference, "top1_ema", "reference EMA", "ema reference"),
     ]
@@ -296,6 +297,13 @@ def speed_charts(run: Run) -> list[Chart]:
 def _evaluated(run: Run, key: str, name: str, style: str) -> list[Series]:
     rows = [e for e in run.evaluations if key in e]
     return [Series(name, style, [e["epoch"] + 1 for e in rows], [e[key] for e in rows])] if rows else []
+
+
+def _probe(run: Run) -> list[Series]:
+    """The accuracy of the linear probe that the run started from, as a line across the schedule."""
+    accuracy = run.baseline.get(f"raw_{_score(run)}")
+    epochs = [0, run.recipe.schedule.epochs]
+    return [] if accuracy is None else [Series("linear probe", "own reference", epochs, [accuracy, accuracy])]
 
 
 def _lines(run: Run, lines: Sequence[dict[str, Any]], key: str, name: str) -> list[Series]:

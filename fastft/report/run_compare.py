@@ -1,0 +1,202 @@
+"""`fastft report RUN RUN ...`: one page that compares runs: accuracy with paired differences, options, time, curves."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.atomic import check_writable, write_text
+from beton_tools.base.errors import UserError, report_disk_errors
+from fastft.recipe.constants import PROBE
+from fastft.report.charts import Chart, Series, render_chart
+from fastft.report.page import render_page
+from fastft.report.run_report import EPOCHS, NOT_COMPARED, SUFFIXES
+from fastft.report.run_times import run_cost, training_seconds
+from fastft.run.chosen_weights import with_choice_so_far
+from fastft.run.evaluations import SCORE_NAMES, WEIGHTS, best_line, main_score, standard_error
+from fastft.run.paired import Judged, compare_judged, read_judged
+from fastft.run.run_directory import Run, load_run
+
+STYLES = ("accent", "ema", "peer-3", "peer-4", "peer-2", "own", "peer-1")  # of lines, in the order of runs
+PAGE = "comparison.html"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run with its name on the page, which tells it from the others, and the evaluation of its chosen weights.
+
+    kind: "raw", "ema" or "probe"; entry: the line of metrics.jsonl with its scores, empty without an evaluation.
+    """
+
+    name: str
+    run: Run
+    kind: str
+    entry: dict[str, Any]
+    judged: Judged | None
+
+    def score(self, name: str) -> float | None:
+        return self.entry.get(f"{'raw' if self.kind == PROBE else self.kind}_{name}")
+
+
+def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
+    """Raises UserError: a folder is not a run directory, or is given twice."""
+    resolved = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 - links stay
+    twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is given twice; give each run once")
+    runs = [with_choice_so_far(load_run(folder)) for folder in folders]
+    return [_compared(name, run) for name, run in zip(short_names(resolved), runs, strict=True)]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The ends of paths, as long as is needed to tell them apart."""
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _compared(name: str, run: Run) -> ComparedRun:
+    kind, entry = run.weights.get("kind", ""), dict[str, Any]()
+    if kind == PROBE:
+        entry = dict(run.baseline)
+    elif run.evaluations:
+        chosen = [e for e in run.evaluations if e["epoch"] == run.weights.get("epoch")]
+        entry = dict((chosen or [best_line(run.evaluations)])[-1])
+        kind = kind or ("ema" if f"ema_{main_score(entry)}" in entry else "raw")
+    return ComparedRun(name, run, kind, entry, read_judged(run))
+
+
+def score_of(runs: Sequence[ComparedRun]) -> str:
+    """The score that the page compares: that of the runs' own choice if it is the same for all, else top-1."""
+    scores = {main_score(c.run.evaluations[-1]) for c in runs if c.run.evaluations}
+    return scores.pop() if len(scores) == 1 else "top1"
+
+
+def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list[dict[str, Any]]:
+    """A row per run: what it reached, its difference from the first run on the same images, and its time."""
+    rows, score = [], score_of(runs)
+    for compared in runs:
+        value = compared.score(score)
+        cost = run_cost(compared.run, price)
+        spent = next((row for row in cost["rows"] if row["what"] == "so far"), None) if cost else None
+        samples = int(compared.score("samples") or 0)
+        rows.append(
+            {
+                "name": compared.name,
+                "folder": str(compared.run.folder),
+                "state": "" if compared.run.finished else "not finished",
+                "weights": "linear probe" if compared.kind == PROBE else WEIGHTS.get(compared.kind, ""),
+                "epoch": None if compared.kind == PROBE else compared.entry.get("epoch"),
+                "score": value,
+                "error": standard_error(value, samples) if value is not None and score == "top1" else None,
+                "samples": samples,
+                "paired": _paired(runs[0], compared),
+                "seconds": spent["wall_seconds"] if spent else None,
+                "hours": spent["hours"] if spent else None,
+                "money": spent["money"] if spent else None,
+                "device": f"{cost['devices']} x {cost['device']}" if cost else "",
+            }
+        )
+    return rows
+
+
+def _paired(first: ComparedRun, other: ComparedRun) -> dict[str, Any] | None:
+    """The difference to the first run; None for that run itself, or where the images or predictions are not at hand."""
+    if other is first or first.judged is None or other.judged is None:
+        return None
+    compared = compare_judged(first.judged, other.judged)
+    if compared is None:
+        return None
+    delta, images = compared
+    return {
+        "gain": delta.gain,
+        "error": delta.error,
+        "p_value": delta.p_value,
+        "images": images,
+        "measure": delta.measure,
+    }
+
+
+def option_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """The options that are not the same in all runs, with the value of each."""
+    flat = [compared.run.recipe.flat() for compared in runs]
+    return [
+        {"option": option, "values": [values[option] for values in flat]}
+        for option in flat[0]
+        if option not in NOT_COMPARED and any(values[option] != flat[0][option] for values in flat)
+    ]
+
+
+def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
+    """Every run as a line: accuracy over epochs and over minutes, and both losses."""
+    score = score_of(runs)
+    title, unit = SCORE_NAMES[score].capitalize(), "% of validation images"
+    last = max(compared.run.recipe.epochs for compared in runs)
+
+    def evaluated(key: str, in_minutes: bool = False) -> list[Series]:
+        series = []
+        for compared, style in zip(runs, _styles(len(runs)), strict=True):
+            rows = [(e, f"{_kind(compared, e, key)}_{key}") for e in compared.run.evaluations]
+            shown = [(e, e[name]) for e, name in rows if name in e]
+            x = [_minutes(compared.run, e["step"]) if in_minutes else e["epoch"] + 1 for e, _ in shown]
+            if shown:
+                series.append(Series(compared.name, style, x, [value for _, value in shown]))
+        return series
+
+    losses = [
+        Series(
+            compared.name, style, [compared.run.epoch_of(i["step"]) for i in compared.run.intervals],
+            [i["loss"] for i in compared.run.intervals],
+        )
+        for compared, style in zip(runs, _styles(len(runs)), strict=True)
+        if compared.run.intervals
+    ]  # fmt: skip
+    return [
+        Chart(title, EPOCHS, unit, evaluated(score), "top", decimals=2, x_range=(0, last)),
+        Chart(f"{title} over time", "minutes of training steps", unit, evaluated(score, True), "top", decimals=2),
+        Chart("Validation loss", EPOCHS, "cross-entropy", evaluated("loss"), "bottom", x_range=(0, last)),
+        Chart("Training loss", EPOCHS, "cross-entropy, augmented", losses, "bottom", x_range=(0, last)),
+    ]
+
+
+def _styles(count: int) -> list[str]:
+    return [STYLES[k % len(STYLES)] for k in range(count)]
+
+
+def _kind(compared: ComparedRun, line: dict[str, Any], key: str) -> str:
+    """The weights whose curve is drawn: those that the run chose, else the EMA."""
+    return compared.kind if f"{compared.kind}_{key}" in line else "ema" if f"ema_{key}" in line else "raw"
+
+
+def _minutes(run: Run, step: float) -> float:
+    """Minutes of the training steps up to a step, without evaluations and start."""
+    seconds = 0.0
+    for interval, own in zip(run.intervals, training_seconds(run), strict=True):
+        if interval["step"] > step:
+            break
+        seconds += own
+    return seconds / 60
+
+
+def write_comparison(folders: Sequence[Path], out: Path, price: float | None = None) -> Path:
+    """Write the page that compares runs; returns its path. price: of a device-hour."""
+    check_writable(out, suffixes=SUFFIXES)
+    runs = load_compared(folders)
+    rows = result_rows(runs, price)
+    page = render_page(
+        "run_compare.html",
+        title=f"{len(runs)} runs compared",
+        runs=runs,
+        rows=rows,
+        score=SCORE_NAMES[score_of(runs)],
+        options=option_rows(runs),
+        charts=[render_chart(chart) for chart in comparison_charts(runs)],
+        price=price,
+        devices=sorted({row["device"] for row in rows} - {""}),
+    )
+    with report_disk_errors(out, "choose another --out"):
+        write_text(out, page)
+    return out
