@@ -57,6 +57,7 @@ def test_the_torch_and_the_extra_fit_the_card(card, tmp_path):
     assert any(call.endswith(f"install --no-compile {asked}") for call in calls)
     assert any(call.endswith(f"[{extras}]") for call in calls)
     assert "from PyPI" in done.stdout
+    assert calls[-1] == "-m fastft.data.pixel_probe", "compiles what the first run needs"
 
 
 def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path):
