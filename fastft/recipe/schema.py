@@ -77,15 +77,17 @@ class Data:
     """Files, number of images and classes, loader."""
 
     train: str | None = neutral(
-        None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with a "
-        "folder per class, or a CSV or parquet table", resumable=True, per_host=True,
+        None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with "
+        "one folder per class, or a CSV or parquet table", resumable=True, per_host=True,
     )  # fmt: skip
     val: str | None = neutral(
-        None, "validation images, as data.train; without them some images are held out, of a .beton only with "
-        "data.hold_out_beton", resumable=True, per_host=True,
+        None, "validation images, in any form that data.train accepts; if unset, part of the training images is "
+        "held out (of a .beton only with data.hold_out_beton)", resumable=True, per_host=True,
     )  # fmt: skip
     hold_out_beton: bool = neutral(
-        False, "without data.val, hold validation images out of a .beton too, as of a folder or table", resumable=True
+        False,
+        "without data.val, hold out validation images from a .beton too, as from a folder or table",
+        resumable=True,
     )
     background: str = option("white", "colour under transparent pixels, a name or '#rrggbb'")
     train_size: int = option(
@@ -93,36 +95,42 @@ class Data:
         low=1, high=2**40, resumable=True,
     )  # fmt: skip
     selection_share: float = option(
-        0.0, "share of the training images that is left out of training; train.stop_when, the best epoch and raw or EMA then "
-        "follow from these images, and no choice from those of data.val; 0: none",
+        0.0, "fraction of the training images reserved for model selection (early stopping, best epoch, raw or "
+        "EMA), so that data.val influences no choice; 0: off",
         low=0, high=0.5,
     )  # fmt: skip
     num_classes: int = option(
-        1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
+        1000, "number of classes and of outputs; the class names in a training file override it",
         low=2, high=1_000_000, auto=True,
     )  # fmt: skip
     multi_label: bool = option(
-        False, "a probability per class, no softmax; files with several labels set it, others may",
+        False, "multi-label training: one sigmoid per class; set automatically for multi-label files",
     )  # fmt: skip
     order: str = option(
-        RANDOM, "order of the samples in an epoch; blocks: reads every page once, for files that do not fit the memory",
+        RANDOM, "order of the samples in an epoch; blocks reads every page once, for files larger than memory",
         choices=ORDERS, paper=RANDOM,
     )  # fmt: skip
     block_mib: int = option(
-        BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit the memory",
+        BLOCK_MIB, "with data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit into"
+        " memory",
         low=1, high=2**20,
     )  # fmt: skip
     sampling: str = option(
         NONE,
-        "images of an epoch, which keeps its length: none, each once; balanced, all classes equally often; sqrt, by the square "
-        "root of their sizes", choices=REBALANCING, paper=NONE,
+        "which images an epoch contains (its length stays the same): none, each image once; balanced, all "
+        "classes equally often; sqrt, classes by the square root of their sizes", choices=REBALANCING, paper=NONE,
     )  # fmt: skip
     workers: int = neutral(
-        0, "loader threads per process; 0: its share of the cores", low=0, high=4096, resumable=True, per_host=True
+        0,
+        "loader threads per process; 0: the process's share of the cores",
+        low=0,
+        high=4096,
+        resumable=True,
+        per_host=True,
     )
     batches_ahead: int = neutral(
         2,
-        "micro-batches that the loader prepares in advance, the one in progress included",
+        "micro-batches that the loader prepares in advance, including the one in progress",
         low=1,
         high=1024,
         resumable=True,
@@ -136,43 +144,48 @@ class Model:
 
     arch: str = option(
         "ViT-B-16-quickgelu",
-        "open_clip model name, a .json file of the same form (in the working directory or beside the recipe), or timm/NAME",
+        "open_clip model name, a .json file in the same form (in the working directory or beside the recipe),"
+        " or timm/NAME",
     )
     weights: str = option(
         "openai",
-        "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a run directory of fastft, for the weights "
-        "that it chose; a file or an export of fastft; a folder of open_clip, timm or transformers, also hf-hub:ORG/NAME; "
-        "'random'",
+        "a pretrained tag of open_clip or, for timm/NAME, of timm ('timm': the default one); a fastft run "
+        "directory, whose chosen weights are used; a weights file or a fastft export; a folder from "
+        "open_clip, timm or transformers, or hf-hub:ORG/NAME; 'random'",
         per_host=True,
     )
     image_size: int = option(
-        224, "in pixels; position embeddings of another size are interpolated; auto: compared by linear probes of few images",
+        224, "image size in pixels; position embeddings are interpolated to it; auto: compare sizes by linear "
+        "probes (few images only)",
         low=1, high=8192, auto=True,
     )  # fmt: skip
-    freeze_conv1: bool = option(True, "freeze the patch embedding (the reference does at 224 px; not in the paper)")
+    freeze_conv1: bool = option(
+        True, "freeze the patch embedding, as the reference does at 224 px (the paper does not mention it)"
+    )
     trainable_layers: int | None = option(
-        None, "train only the top N blocks and the head; 0: linear probe, none: all", low=0, high=1000
+        None, "train only the top N blocks and the head; 0: only the head; none: everything", low=0, high=1000
     )
     layer_scale: float | None = option(None, "add LayerScale with this initial value (paper Table 12: 1.0)", low=0)
     rel_pos_bias: bool = option(False, "add a relative position bias, initially 0, to every block (paper Table 12)")
     drop_path: float = option(
-        0.0, "stochastic depth rate of the last block, growing linearly from 0 at the first", low=0, high=0.99
+        0.0, "stochastic depth rate in the last block; it grows linearly from 0 in the first", low=0, high=0.99
     )
-    patch_dropout: float = option(0.0, "share of the patch tokens that is dropped during training", low=0, high=0.95)
+    patch_dropout: float = option(0.0, "fraction of patch tokens dropped during training", low=0, high=0.95)
     pool: str = option(
         "patches",
-        "the head's input: patches, the mean of the normalised patch tokens (with timm/NAME: timm's pooling); class, the class "
-        "token through ln_post, as timm's fine-tuned CLIP; class+patches, the class token beside the mean patch token, both "
-        "through the last LayerNorm, as DINOv2's linear heads; token, CLIP's own embedding (class token, ln_post, projection, "
-        "length 1)",
+        "what the head sees: patches, the mean of the normalised patch tokens (for timm/NAME: timm's "
+        "pooling); class, the class token after ln_post, as in timm's fine-tuned CLIP; class+patches, the "
+        "class token beside the mean patch token, both after the last LayerNorm, as in DINOv2's linear "
+        "probes; token, CLIP's own embedding (class token, ln_post, projection, length 1)",
         choices=("patches", "class", "class+patches", "token"),
     )  # fmt: skip
     head: str | None = option(
-        None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", per_host=True,
+        None, "start from this head, a .safetensors written by fastft zeroshot; none: head_init decides", per_host=True,
     )  # fmt: skip
     head_init: str = option(
-        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features; weights: "
-        "the classes' rows of the head in fine-tuned weights, of fastft by name, of timm by WordNet id",
+        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features;"
+        " weights: the rows for your classes from the head in fine-tuned weights, matched by name (fastft) or"
+        " WordNet id (timm)",
         choices=("small", "probe", "weights"), paper="small", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
@@ -186,36 +199,40 @@ class Augment:
         "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'", auto=True,
     )  # fmt: skip
     crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
-    scale_min: float = option(0.08, "lower bound of the crop's area, a share of the image", low=1e-4, high=1, auto=True)
-    scale_max: float = option(1.0, "upper bound of the crop's area, a share of the image", low=1e-4, high=1)
-    ratio_min: float = option(3 / 4, "lower bound of the crop's width / height", low=0.05, high=20)
-    ratio_max: float = option(4 / 3, "upper bound of the crop's width / height", low=0.05, high=20)
-    interpolation: str = option("bicubic", "interpolation of crop and geometric operations", choices=INTERPOLATIONS)
+    scale_min: float = option(0.08, "smallest crop area, as a fraction of the image", low=1e-4, high=1, auto=True)
+    scale_max: float = option(1.0, "largest crop area, as a fraction of the image", low=1e-4, high=1)
+    ratio_min: float = option(3 / 4, "smallest width / height of a crop", low=0.05, high=20)
+    ratio_max: float = option(4 / 3, "largest width / height of a crop", low=0.05, high=20)
+    interpolation: str = option("bicubic", "interpolation for crops and geometric operations", choices=INTERPOLATIONS)
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, auto=True)
     vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1)
     quarter_turns: float = option(
-        0.0, "probability of a turn by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
+        0.0, "probability of a rotation by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
     )  # fmt: skip
     color_jitter: float = option(
-        0.0, "brightness, contrast and saturation change by 1 +- this in random order, after the policy; timm's is 0.4",
+        0.0, "change brightness, contrast and saturation by 1 +- this, in random order, after the policy; timm "
+        "uses 0.4",
         low=0, high=1,
     )  # fmt: skip
-    color_jitter_prob: float = option(1.0, "probability of the colour jitter", low=0, high=1)
+    color_jitter_prob: float = option(1.0, "probability of colour jitter", low=0, high=1)
     erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
     erase_mode: str = option(
-        "pixel", "erase with zeros, with one random colour, or with noise per pixel", choices=ERASE_MODES,
+        "pixel", "fill erased boxes with zeros, one random colour, or per-pixel noise", choices=ERASE_MODES,
     )  # fmt: skip
     erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=MAX_ERASE)
     mixup: float = option(0.0, "mixup alpha; 0: off", low=0, high=1000)
     cutmix: float = option(0.0, "CutMix alpha; 0: off", low=0, high=1000)
-    mix_prob: float = option(1.0, "probability that a group of images is mixed if mixup or CutMix is on", low=0, high=1)
-    mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1)
+    mix_prob: float = option(
+        1.0, "probability that a group of images is mixed, if mixup or CutMix is on", low=0, high=1
+    )
+    mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, if both are on", low=0, high=1)
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN, "per-channel mean of pixel values in 0..1; unless set, that of timm/NAME or of model.arch's .json",
+        CLIP_MEAN, "mean per channel of pixel values in 0..1; if unset, the one that timm/NAME or the .json of "
+        "model.arch states",
         low=-10, high=10,
     )  # fmt: skip
     std: tuple[float, float, float] = option(
-        CLIP_STD, "per-channel standard deviation of pixel values in 0..1; unless set, as augment.mean", low=0.001, high=10,
+        CLIP_STD, "standard deviation per channel of pixel values in 0..1; if unset, like augment.mean", low=0.001, high=10,
     )  # fmt: skip
 
     @property
@@ -229,28 +246,31 @@ class Optim:
     """AdamW, batch size and loss."""
 
     batch_size: int = option(2048, "images per optimiser step, over all processes", low=1, high=MAX_BATCH, auto=True)
-    lr: float = option(6e-4, "peak learning rate of the head; a number is not scaled with the batch", low=0, auto=True)
+    lr: float = option(
+        6e-4, "peak learning rate of the head; a number is not scaled with the batch size", low=0, auto=True
+    )
     layer_decay: float = option(
         0.6, "factor on the learning rate from each layer to the one below; 1: no decay", low=1e-3, high=1, auto=True,
     )  # fmt: skip
     weight_decay: float = option(
-        0.05, "AdamW weight decay; 1-D tensors, position embeddings and biases and the class token are exempt", low=0,
+        0.05, "AdamW weight decay; 1-D tensors, position embeddings, position biases and the class token are exempt", low=0,
     )  # fmt: skip
     beta1: float = option(0.9, "AdamW beta1", low=0, below=1)
     beta2: float = option(0.999, "AdamW beta2", low=0, below=1)
     eps: float = option(1e-8, "AdamW epsilon", low=0)
     clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0, auto=True)
-    label_smoothing: float = option(0.1, "share of the target that is spread over all classes", low=0, high=1)
+    label_smoothing: float = option(0.1, "fraction of the target that is spread over all classes", low=0, high=1)
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Number of epochs, warm-up and cosine."""
 
-    epochs: int = option(50, "number of epochs of the schedule", low=1, high=MAX_EPOCHS, auto=True)
+    epochs: int = option(50, "number of epochs in the schedule", low=1, high=MAX_EPOCHS, auto=True)
     warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
     warmup: float | None = option(
-        None, "warm-up as a share of the schedule's steps, sets schedule.warmup_epochs; none: warmup_epochs is given",
+        None, "warm-up as a fraction of the schedule's steps; it sets schedule.warmup_epochs; none: use "
+        "warmup_epochs",
         low=0, below=1, auto=True,
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
@@ -263,12 +283,13 @@ class Schedule:
 class Ema:
     """Exponential moving average of the weights."""
 
-    decay: float = option(0.9998, "decay per optimiser step at the reference batch; 0: no EMA", low=0, below=1)
+    decay: float = option(0.9998, "decay per optimiser step at the reference batch size; 0: no EMA", low=0, below=1)
     reference_batch: int = option(
-        2048, "batch size that the decay is given for; it is converted to optim.batch_size", low=1, high=MAX_BATCH,
+        2048, "batch size that the decay refers to; the decay is converted to optim.batch_size", low=1, high=MAX_BATCH,
     )  # fmt: skip
     horizon: float | None = option(
-        None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
+        None, "EMA horizon, 1 / (1 - decay) steps, as a fraction of the schedule's steps; it sets ema.decay; none: "
+        "use decay",
         low=0, high=1, auto=True,
     )  # fmt: skip
 
@@ -278,52 +299,63 @@ class Train:
     """Run directory, device, precision, evaluation, checkpoints and logging."""
 
     run_dir: str | None = neutral(None, "run directory; none: runs/<recipe name>", resumable=True, per_host=True)
-    seed: int = neutral(0, "seed of order, augmentation, head and stochastic depth", low=0, high=MAX_SEED, paper="0")
+    seed: int = neutral(
+        0,
+        "seed for sample order, augmentation, head initialisation and stochastic depth",
+        low=0,
+        high=MAX_SEED,
+        paper="0",
+    )
     device: str = neutral("auto", "auto: the GPU if there is one", choices=DEVICES, resumable=True)
     amp: str = neutral(
-        "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
+        "auto", "precision; auto: bf16 if the hardware supports it, else fp16 on a GPU and fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)",
     )  # fmt: skip
     half_residual: str = neutral(
-        "auto", "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: with "
-        "fp16 on GPUs below compute capability 8.0 (V100, T4)",
+        "auto", "train with a half-precision copy of the fp32 weights and a half-precision residual stream; auto: "
+        "with fp16 on GPUs below compute capability 8.0 (V100, T4)",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())",
     )  # fmt: skip
     micro_batch: int = neutral(
         0,
-        "images per forward pass and process; 0: as many as fit",
+        "images per forward pass and process; 0: the largest number that fits",
         low=0,
         high=MAX_BATCH,
         resumable=True,
         per_host=True,
     )
     step: str = neutral(
-        "auto", "how a step is computed: eagerly, by torch.compile, also autotuned, or as a CUDA graph; measure: the fastest "
-        "here; auto: measure on a GPU, and eager on a CPU",
+        "auto", "how a step is computed: eager, torch.compile, torch.compile with autotuning, or a CUDA graph; "
+        "measure: the fastest on this machine; auto: measure on a GPU, eager on a CPU",
         choices=("auto", "measure", "eager", "compile", "autotune", "graph"), resumable=True, per_host=True,
     )  # fmt: skip
     grad_checkpointing: bool = neutral(
-        False, "recompute activations in the backward pass: less memory, 1/3 more FLOPs", resumable=True, per_host=True
+        False,
+        "recompute activations in the backward pass: less memory, a third more FLOPs",
+        resumable=True,
+        per_host=True,
     )
     stop_after: str | None = neutral(
-        None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
+        None, "stop with a checkpoint after the first step or evaluation that ends later than this, such as 45m or "
+        "2h",
         resumable=True,
     )  # fmt: skip
     stop_when: int | None = option(
-        None, "stop after so many evaluations without gain of the weights that are chosen, on the images of "
-        "data.selection_share, or without these on data.val (refused on ImageNet); none: train all epochs",
+        None, "early stopping: stop after this many evaluations without a gain for the weights that would be used, "
+        "measured on the images of data.selection_share, or on data.val if that is 0 (refused on ImageNet); "
+        "none: train all epochs",
         low=1, high=MAX_COUNT, paper="none", resumable=True,
     )  # fmt: skip
     timeout_minutes: float = neutral(
         10.0,
-        "minutes without an answer from another process after which the run ends",
+        "end the run if another process does not answer for this many minutes",
         low=0.01,
         high=MINUTES_PER_YEAR,
         resumable=True,
     )
     refit: bool = neutral(
-        False, "fastft train: after the run, train again on training and held-out images together, with what it chose, "
-        "into RUN/refit", resumable=True,
+        False, "fastft train: after the run, train again on training and held-out images together, with the settings"
+        " it chose, into RUN/refit", resumable=True,
     )  # fmt: skip
     log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT, resumable=True)
     eval_every: int = option(
@@ -331,17 +363,17 @@ class Train:
         resumable=True,
     )  # fmt: skip
     eval_weights: str = neutral(
-        "both", "weights that are evaluated; ema: only those of the EMA, in half the time", choices=("both", "ema"),
+        "both", "which weights to evaluate; ema takes half the time of both", choices=("both", "ema"),
         paper="both", resumable=True,
     )  # fmt: skip
     eval_crop_pct: float = option(
-        1.0, "centre crop in evaluation, a share of the short side", low=0.1, high=1, paper="1"
+        1.0, "centre crop in evaluation, as a fraction of the short side", low=0.1, high=1, paper="1"
     )
     checkpoint_steps: int = neutral(
         500, "steps between checkpoints; 0: only after each epoch", low=0, high=MAX_COUNT, resumable=True
     )
     checkpoint_epochs: int = neutral(
-        1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved", low=1,
+        1, "epochs between end-of-epoch checkpoints; the last and the best epoch are always saved", low=1,
         high=MAX_COUNT, auto=True, resumable=True,
     )  # fmt: skip
     checkpoint_minutes: float = neutral(
@@ -354,11 +386,11 @@ class Train:
         resumable=True,
     )
     profile: int = neutral(
-        0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
+        0, "profile this many steps, after the first three of a process, into the run directory; 0: off", low=0, high=10_000,
         resumable=True,
     )  # fmt: skip
     keep_checkpoints: int = neutral(
-        2, "newest checkpoints that are kept, besides the best", low=1, high=MAX_COUNT, resumable=True
+        2, "how many of the newest checkpoints to keep, besides the best", low=1, high=MAX_COUNT, resumable=True
     )
 
 
