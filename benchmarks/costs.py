@@ -1,7 +1,6 @@
 """The tables of modelled costs, made by tables.py, and the traced traffic that they read."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -14,12 +13,14 @@ import yaml
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.explanation import NOT_RUN, list_recipes
-from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, predict
-from fastft.cost.roofline import K_RANGE, K, Mfu, roofline_mfu
+from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, format_range, predict
+from fastft.cost.roofline import ATTENTION_SHARE, FAMILIES, TUNED, VITS, Family, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
+from fastft.cost.work import recipe_flops
 from fastft.jobs.sweep import as_published
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.constants import TIMM
@@ -27,66 +28,155 @@ from fastft.recipe.paper import LARGE, paper_recipe
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 
-README_RECIPES = ("final_b16", "frugal_b16_half", "quick_b16_half", "brief_b16_half", "final_l14", "frugal_l14_half")
+README_RECIPES = (
+    "probe_dinov2_b14",
+    "probe_dinov2_l14",
+    "probe_dinov3_b16",
+    "final_b16",
+    "frugal_b16_half",
+    "quick_b16_half",
+    "brief_b16_half",
+    "final_l14",
+    "frugal_l14_half",
+)
 PAPER_ROWS = {"baseline_b16": "baseline", "final_b16": "no mixup or CutMix", "final_b16_384": "resolution 384"}
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
-VAL_IMAGES = 50_000  # that an expected accuracy was measured on
-EXTRAPOLATED = 0.1  # points by which a loss that was measured elsewhere may be wrong, beside the images' error: assumed
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A row of published.yaml."""
+    """A row of published.yaml, with one of mfu and images_per_second."""
 
     gpu: str
     name: str
-    mfu: float
     arch: str
     source: str
+    mfu: float | None = None
+    images_per_second: float | None = None
     image_size: int = 224
     remark: str = ""
 
+    @property
+    def recipe(self) -> Recipe:
+        options = [f"arch={self.arch}", f"image_size={self.image_size}", "freeze_conv1=false", "weights=random"]
+        return load_recipe("final_b16", [f"--model.{option}" for option in options])
+
+    @property
+    def model_mfu(self) -> float:
+        if self.mfu is not None:
+            return self.mfu
+        flops = recipe_flops(self.recipe, recipe_arch(self.recipe)).train
+        return (self.images_per_second or 0.0) * flops / GPUS[self.gpu].peak_flops
+
+    @property
+    def k(self) -> float:
+        """Its MFU over the roofline of its model on its GPU."""
+        roofline = roofline_mfu(self.recipe, GPUS[self.gpu], MACHINE_GPUS)
+        assert roofline is not None
+        return self.model_mfu / roofline.value
+
 
 def published(kind: str) -> list[PublishedRun]:
-    """Trainings on V100 whose authors had tuned the step ('tuned'), or the 'others'."""
+    """The trainings of a family of fastft/cost/roofline.py ('tuned', 'vits'), or the 'others'."""
     return [PublishedRun(**row) for row in PUBLISHED[kind]]
 
 
-def _with_spread(recipe: Recipe, gpu: str) -> str:
-    """Expected hours, and those at the ends of K's range."""
-    expected = predict(recipe, [gpu])[gpu]
-    share = {k: k * expected["mfu"] / K for k in K_RANGE}
-    slow, fast = (estimate(recipe, GPUS[gpu], MACHINE_GPUS, Mfu(mfu, "", "")).gpu_hours for mfu in share.values())
-    return f"{format_hours(expected)} ({fast:.0f}-{slow:.0f})"
+def hours_at(recipe: Recipe, gpu: str, k: float) -> float:
+    """GPU-hours if the step reaches this share of the roofline."""
+    roofline = roofline_mfu(recipe, GPUS[gpu], MACHINE_GPUS)
+    assert roofline is not None
+    return estimate(recipe, GPUS[gpu], MACHINE_GPUS, Mfu(k * roofline.value, "", "")).gpu_hours
 
 
-def recipes(only: Sequence[str] = ()) -> str:
-    """The recipes for ImageNet that have an expected accuracy, or some of them, the cheapest first."""
+def spread(recipe: Recipe, gpu: str, *families: Family) -> str:
+    """GPU-hours at the fastest and at the slowest training of these families."""
+    ks = max(f.fastest for f in families), min(f.slowest for f in families)
+    return format_range(*(hours_at(recipe, gpu, k) for k in ks))
+
+
+def recipes(only: Sequence[str] = (), published: str = "measurements/published.md") -> str:
+    """The recipes with an expected accuracy or a tower with a published head, the cheapest first. published: a link."""
     rows = []
     for priced in _by_hours():
         recipe = load_recipe(priced["name"])
-        if priced["expected_top1"] is None or (only and recipe.name not in only):
+        if only and recipe.name not in only:
+            continue
+        if recipe.name in PUBLISHED["heads"]:
+            rows.append(_head_row(recipe))
+        if priced["expected_top1"] is None:
             continue
         source = str(recipe.about.source)
         source = f"best epoch of one log, {source}" if source.startswith("paper") else source
-        top1 = f"{priced['expected_top1']:.1f} ± {_error(recipe):.2f}"
         paper_hours = PUBLISHED["paper_hours"].get(PAPER_ROWS.get(recipe.name), "")
-        rows.append([f"`{recipe.name}`", source, top1, *_hours(recipe), f"{paper_hours:.1f}" if paper_hours else ""])
-    gpus = [f"{gpu}-hours" for gpu in MAIN_GPUS]
-    head = ["recipe", "source of the top-1", "expected top-1", *gpus, "the paper's own V100-hours"]
-    low, high = K_RANGE
-    own = _with_spread(load_recipe("final_b16"), "V100")
+        rows.append([f"`{recipe.name}`", source, f"{priced['expected_top1']:.1f}", *_spreads(recipe),
+                     f"{paper_hours:.1f}" if paper_hours else ""])  # fmt: skip
+        if recipe.name == BETTER_START[0]:
+            rows.append(_better_start())
+    return f"{markdown(RECIPE_HEAD, rows, 2)}\n\n{sentence(published)}"
+
+
+RECIPE_HEAD = [
+    "recipe", "source of the top-1", "expected top-1", "V100-hours, as fast as tuned language models",
+    "V100-hours, as fast as published ViTs", "A100-hours", "H100-hours", "the paper's own V100-hours",
+]  # fmt: skip
+BETTER_START = (
+    "frugal_b16_half",
+    "laion2b, 12k",
+    "half frozen",
+)  # the recipe before it, label and series of starts.yaml
+
+
+def _spreads(recipe: Recipe) -> list[str]:
+    """Hours on V100 by family, and on the other main GPUs from the fastest to the slowest training of both."""
+    by_family = [spread(recipe, MAIN_GPUS[0], family) for family in FAMILIES]
+    return by_family + [spread(recipe, gpu, *FAMILIES) for gpu in MAIN_GPUS[1:]]
+
+
+def _head_row(recipe: Recipe) -> list[str]:
+    """The row of a recipe that stops at a linear head; the accuracy is that of others' heads on the same tower."""
+    theirs, weights = PUBLISHED["heads"][recipe.name], pretrained_cfg(recipe.model.arch.removeprefix(TIMM))
+    head = f"others' head on this frozen tower, trained {theirs['head']} ({theirs['source']})"
+    source = f"not run; {head}; weights: {weights.license}"
+    return [f"`{recipe.name}`", source, f"({theirs['top1']})", *_spreads(recipe), ""]
+
+
+def _better_start() -> list[str]:
+    """The row of a start that has seen ImageNet-12k; timm's figure of it is of the whole schedule."""
+    sweep, (_, label, series) = load_sweep(TABLES / "starts.yaml"), BETTER_START
+    row = next(row for row in sweep.rows if (row.label, row.series) == (label, series))
+    whole = next(row for row in sweep.rows if row.label == label and row.paper is not None)
+    source = (
+        "not run; timm's figure for these weights (laion2b, then ImageNet-12k), trained whole with its own schedule"
+    )
+    top1 = f"({as_published(whole.paper)})"
+    return [f"`starts[{series}, {label}]`", source, top1, *_spreads(load_recipe(sweep.reference(row))), ""]
+
+
+def sentence(published: str) -> str:
+    """What the hours are, for `final_b16`, and what the difference to the paper's own consists of. published: the link."""
+    final, gpu = load_recipe("final_b16"), MAIN_GPUS[0]
+    paper = PUBLISHED["paper_hours"][PAPER_ROWS[final.name]]
+    fastest, slowest = spread(final, gpu, *FAMILIES).split("-")
+    vits = spread(final, gpu, VITS).replace("-", " to ")
+    stopped = load_recipe("brief_b16_half", ["--model.trainable_layers=none"])
+    whole, unfrozen, brief = (
+        predict(recipe, [gpu])[gpu]["hours"] for recipe in (final, stopped, load_recipe("brief_b16_half"))
+    )
     return (
-        f"{markdown(head, rows, 2)}\n\nHours are modelled on eight GPUs, not measured: at {K:g} of the speed that FLOPs and "
-        f"memory traffic allow, the mean of tuned trainings on V100. These reached {low:g} to {high:g}: `final_b16` in {own} "
-        f"V100-hours. ±: the standard error of one training on {VAL_IMAGES:,} images; of an extrapolated figure also "
-        f"{EXTRAPOLATED:g} points, an assumption, for the loss that is taken over."
+        f"Hours are modelled, never run. Ranges go from the fastest to the slowest of the [published trainings]({published}), "
+        f"on A100 and H100 of both. `final_b16` takes {fastest} to {slowest} V100-hours on eight GPUs, about {whole:.0f} if the "
+        f"step reaches what tuned language-model trainings reached, {vits} if only what published ViT trainings did (the "
+        f"paper's own: {paper}). Between {paper} and the {brief:.1f} hours of `brief_b16_half` at the first speed lies a factor "
+        f"of {paper / brief:.1f}: {whole / unfrozen:.1f} by stopping, {unfrozen / brief:.1f} by freezing, {paper / whole:.1f} by "
+        "the assumed speed. An expected top-1 is that of one run. Four runs of MAE's B/16 scatter by 0.08 points (its "
+        "FINETUNE.md), so 85.0 is about an even chance of 85.0 or more."
     )
 
 
 def not_run(_: Any) -> str:
     """The recipes for ImageNet whose accuracy nobody has measured."""
-    recipes = [load_recipe(r["name"]) for r in _by_hours() if r["group"] == NOT_RUN]
+    names = [r["name"] for r in _by_hours() if r["group"] == NOT_RUN and r["name"] not in PUBLISHED["heads"]]
+    recipes = list(map(load_recipe, names))
     rows = [[f"`{recipe.name}`", *_hours(recipe)] for recipe in recipes]
     return markdown(["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS)], rows)
 
@@ -114,37 +204,52 @@ def _hours(recipe: Recipe) -> list[str]:
     return [format_hours(at[gpu]) for gpu in MAIN_GPUS]
 
 
-def _error(recipe: Recipe) -> float:
-    """Standard error of the expected accuracy in points."""
-    wrong = 100 - float(recipe.about.top1 or 0)
-    images = ((100 - wrong) * wrong / VAL_IMAGES) ** 0.5
-    return math.hypot(images, EXTRAPOLATED * str(recipe.about.source).startswith("extrapolated"))
-
-
-def implied_k(run: PublishedRun) -> float:
-    """The k that a published training gives: its MFU over the roofline of its model on its GPU."""
-    options = [f"arch={run.arch}", f"image_size={run.image_size}", "freeze_conv1=false", "weights=random"]
-    recipe = load_recipe("final_b16", [f"--model.{option}" for option in options])
-    roofline = roofline_mfu(recipe, GPUS[run.gpu], MACHINE_GPUS)
-    assert roofline is not None
-    return run.mfu / roofline.value
+def families(_: Any) -> str:
+    """What the rows of `fastft cost` are."""
+    rows = [
+        [
+            f"`{f.basis}`",
+            f"{f.k:g} of the roofline's: what {f.what} on {f.gpus} reached ({f.slowest:g} to {f.fastest:g})",
+        ]
+        for f in FAMILIES
+    ]
+    roofline = (
+        "the yardstick itself. Matrix products run at the rate that large products sustain, attention at "
+        f"{ATTENTION_SHARE:.0%} of the peak, and all other memory traffic at the rate that streaming kernels sustain. Traffic is "
+        "counted by tracing one step, operation by operation, as the trainer computes it on that GPU"
+    )
+    return markdown(["row", "speed of the step"], [*rows, ["`roofline`", roofline]], 2)
 
 
 def cost_published(_: Any) -> str:
-    """The k that each published training would give."""
-    rows, tuned = [], published("tuned")
-    for run in (*tuned, *published("others")):
-        k = implied_k(run)
-        rows.append(
-            [f"{run.name}, {run.source}", run.gpu, f"{run.mfu:.1%}", f"{run.mfu / k:.1%}", f"{k:.2f}", run.remark]
+    """The k that each published training gives."""
+    parts = []
+    for family in FAMILIES:
+        ks = [run.k for run in published(family.basis)]
+        mean = f"geometric mean {geometric_mean(ks):.2f}, {min(ks):.2f} to {max(ks):.2f}"
+        parts.append(
+            f"**{family.what[0].upper()}{family.what[1:]} on {family.gpus}**: k has the {mean}.\n\n{_runs(family.basis)}"
         )
-    head = ["published training", "GPU", "its MFU", "our roofline for its model", "k", "differs from ours in"]
-    peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in MAIN_GPUS)
-    mean = geometric_mean(map(implied_k, tuned))
-    return (
-        f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}. The first {len(tuned)} are "
-        f"trainings on V100 whose authors had tuned the step; the geometric mean of their k is {mean:.2f}."
-    )
+    parts.append(f"**Others**, which belong to neither family:\n\n{_runs('others')}")
+    peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in (*MAIN_GPUS, "RTX3090"))
+    parts.append(f"An MFU is of the dense peak, in TFLOP/s: {peaks}.")
+    return "\n\n".join(parts)
+
+
+def _runs(kind: str) -> str:
+    rows = [
+        [f"{r.name}, {r.source}", r.gpu, f"{r.model_mfu:.1%}", f"{r.model_mfu / r.k:.1%}", f"{r.k:.2f}", r.remark]
+        for r in published(kind)
+    ]
+    head = [
+        "training, what its source says",
+        "GPU",
+        "model MFU",
+        "our roofline for its model",
+        "k",
+        "differs from ours in",
+    ]
+    return markdown(head, rows, 2)
 
 
 # models
@@ -167,8 +272,9 @@ def model_costs(_: Any) -> str:
     head += [f"{gpu}-hours, `final` / `frugal`" for gpu in MAIN_GPUS]
     rows = [*_own_rows(), *map(_timm_row, TIMM_MODELS)]
     return (
-        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs at {K:g} of the roofline's "
-        "speed. FLOPs are of a forward pass. "
+        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs: the lower hours are as fast as "
+        f"{TUNED.what} ({TUNED.k:g} of the roofline's speed), the higher ones as slow as {VITS.what} ({VITS.k:g}). FLOPs are of "
+        "a forward pass. "
         "timm's models have the epochs of B/16 or, from the size of L/14 on, of L/14; nobody has measured the accuracy that they "
         "reach with these recipes."
     )

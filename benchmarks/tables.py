@@ -31,7 +31,9 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{page}.md"
-        for page in ("benchmarks", "cost", "large-data", "measurements/photos", "models", "study")
+        for page in (
+            "benchmarks", "cost", "large-data", "measurements/photos", "measurements/published", "measurements/study", "models", "study",
+        )
     ),
 )
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
@@ -230,8 +232,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo": demo,
     "recipes": lambda _: costs.recipes(),
     "recipes-not-run": costs.not_run,
-    "readme-cost": lambda _: costs.recipes(costs.README_RECIPES),
+    "readme-cost": lambda _: costs.recipes(costs.README_RECIPES, "docs/measurements/published.md"),
     "cost-published": costs.cost_published,
+    "cost-families": costs.families,
+    "cost-sentence": lambda _: costs.sentence("measurements/published.md"),
     "machine": machine,
     "recipe": comparison("augment", "Whole recipe"),
     "loader-core": comparison(
@@ -249,6 +253,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-complete": study.complete,
     "study-ways": study.compared,
     "study-short": study.short,
+    "study-summary": study.summary,
     "readme-photos": lambda _: photos.summary(),
     "photos-epochs": lambda _: photos.beside(),
     "photos-seconds": lambda _: photos.beside(how=", as many seconds"),

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from beton_tools.base.console import markdown_table
-from fastft.cost.price import predict
-from fastft.cost.roofline import K
+from fastft.cost.price import format_range, predict
+from fastft.cost.roofline import TUNED, VITS
 from fastft.jobs.sweep import as_published, plan_runs
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import Recipe, load_recipe
@@ -22,7 +22,15 @@ from fastft.recipe.tables import Row, Sweep, load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"
-HEADED = ("baseline_*.yaml", "final_*.yaml", "frugal_*.yaml", "quick_*.yaml", "brief_*.yaml", "fitted_*.yaml")
+HEADED = (
+    "baseline_*.yaml",
+    "final_*.yaml",
+    "frugal_*.yaml",
+    "quick_*.yaml",
+    "brief_*.yaml",
+    "fitted_*.yaml",
+    "probe_*.yaml",
+)
 PAPER_HOURS = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text(encoding="utf-8"))["paper_hours"]
 COST = re.compile(r"^# Cost: .*$", re.MULTILINE)
 NO_RUNS = Path("no-such-folder")
@@ -42,8 +50,9 @@ fastft cost '02_lr[1e-5]' --gpu a100
 
 A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
-the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at {K:g} of the
-roofline's speed; they are not measurements. The paper's own V100-hours are on the axis of its Figure 1, and beside its rows here.
+the weights named under 'of'. GPU-hours are modelled (`fastft explain`) on eight GPUs, not measured: the
+lower figure is as fast as {TUNED.what} ({TUNED.k:g} of the roofline's speed), the higher one as slow as
+{VITS.what} ({VITS.k:g}). The paper's own V100-hours are on the axis of its Figure 1, beside its rows here.
 
 Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
 
@@ -55,24 +64,27 @@ def headed_recipes() -> list[Path]:
     return sorted(path for pattern in HEADED for path in RECIPES.glob(pattern))
 
 
-def recipe_hours(recipe: Recipe) -> dict[str, float]:
-    """GPU-hours by GPU kind, without kinds on which the step cannot be counted."""
-    return {kind: p["hours"] for kind, p in predict(recipe).items() if p["hours"] is not None}
+Hours = dict[str, tuple[float, float]]  # by GPU kind, at the speeds of both families
 
 
-def total_hours(sweeps: list[Sweep]) -> tuple[dict[str, float], int]:
-    """(GPU-hours by GPU kind, number of trainings) of all rows; a training that rows share counts once."""
+def recipe_hours(recipe: Recipe) -> Hours:
+    """GPU-hours, without kinds of GPU on which the step cannot be counted."""
+    return {kind: tuple(p["hours_range"]) for kind, p in predict(recipe).items() if p["hours_range"] is not None}
+
+
+def total_hours(sweeps: list[Sweep]) -> tuple[Hours, int]:
+    """(GPU-hours, number of trainings) of all rows; a training that rows share counts once."""
     runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), NO_RUNS)}
     hours = [recipe_hours(recipe) for recipe in runs.values()]
-    return {kind: sum(h.get(kind, 0.0) for h in hours) for kind in MAIN_GPUS}, len(runs)
+    return {kind: tuple(map(sum, zip(*(h[kind] for h in hours), strict=True))) for kind in MAIN_GPUS}, len(runs)
 
 
 def cost_line(path: Path) -> str:
     hours = recipe_hours(load_recipe(path))
-    listed = ", ".join(f"{h:.1f} on {kind}" for kind, h in hours.items()).replace(" on", " GPU-hours on", 1)
+    listed = ", ".join(f"{format_range(*h)} on {kind}" for kind, h in hours.items()).replace(" on", " GPU-hours on", 1)
     final = RECIPES / f"final_{path.stem.partition('_')[2].removesuffix('_half')}.yaml"
     if final.exists() and final != path and not path.name.startswith("baseline"):
-        share = hours["V100"] / recipe_hours(load_recipe(final))["V100"]
+        share = hours["V100"][0] / recipe_hours(load_recipe(final))["V100"][0]
         listed += f", {share:.0%} of {final.stem}"
     return f"# Cost: {listed} (modelled; fastft cost {path.stem} --gpu v100)."
 
@@ -93,7 +105,7 @@ def page() -> str:
 
 def _totals(sweeps: list[Sweep]) -> str:
     hours, trainings = total_hours(sweeps)
-    total = ", ".join(f"{h:,.0f} on {kind}" for kind, h in hours.items())
+    total = ", ".join(f"{format_range(*h)} on {kind}" for kind, h in hours.items())
     return (
         f"All {sum(len(sweep.rows) for sweep in sweeps)} rows are {trainings} trainings; predicted GPU-hours: {total}."
     )
@@ -116,8 +128,8 @@ def _recipe(sweep: Sweep, row: Row) -> str:
     return f"`{row.name or read_recipe(sweep.reference(row)).name}`" + (f" of `{row.recipe}`" if row.recipe else "")
 
 
-def _cells(hours: dict[str, float]) -> list[str]:
-    return [f"{h:.1f}" for h in hours.values()]
+def _cells(hours: Hours) -> list[str]:
+    return [format_range(*h) for h in hours.values()]
 
 
 def stale() -> dict[Path, str]:

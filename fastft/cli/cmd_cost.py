@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", help="needed: V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
-    add("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
+    add("--mfu", type=share, help="MFU of your own, beside the modelled ones: 0.45 or 45%%")
     measured = (
         "images/s that fastft bench measured, in the place of assumptions: the step on this GPU, the loader per core"
     )

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.doctor import FAIL, OK, WARN
-from fastft.cost.price import LOADER_LIMITS, format_hours
-from fastft.cost.roofline import K
+from fastft.cost.price import LOADER_LIMITS, format_hours, format_range
+from fastft.cost.roofline import FAMILIES, TUNED, VITS
 from fastft.jobs.choices_table import print_choices
 from fastft.recipe import Choice
 from fastft.recipe.check import show_value
@@ -19,7 +19,7 @@ LISTED_LRS = 100  # at most; --json has those of all epochs
 WIDE = 80  # characters, from which tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: the images/s of fastft bench; the others are modelled"
-EXPECTED = f"expected: {K:g} of the limit's speed"
+SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} reached" for f in FAMILIES)
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
 
@@ -35,7 +35,9 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[s
     for warning in values["warnings"]:
         console.print(f"warning: {warning}")
     lines = {"schedule": f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"}
-    if verbose:
+    if schedule["total_steps"] == 0:
+        lines["schedule"] = "no steps: the run stops at the linear probe"
+    elif verbose:
         lines["schedule"] += _listed_lrs(schedule)
     lines |= {"augment": "; ".join(values["augment"]), "accuracy": values["expectation"]}
     lines |= {"time": values["here"]} if "here" in values else {}
@@ -77,14 +79,13 @@ def _print_cost(cost: dict[str, Any], count: int, gpus: Sequence[str], console: 
     hours = "GPU-hours on 8 GPUs" if count > 1 else "hours on one GPU"
     rows = []
     for name in gpus:
-        cells = [name]
-        for row in cost["assumptions"][name]["estimates"]:
-            cells += [f"{row['mfu']:.1%}", format_hours(row)]
-        rows.append(cells if len(cells) > 1 else [name, "not", "counted"])
-    header = ["GPU", "MFU", "hours", "limit: MFU", "hours"]
+        cost_here = cost["assumptions"][name]
+        mfus = [f"{row['mfu']:.1%}" for row in cost_here["estimates"]]
+        rows.append([name, format_hours(cost_here), *mfus] if mfus else [name, "not", "counted"])
+    header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
-    star = f"; {LOADER_LIMITS}" if any("*" in row[2] for row in rows if len(row) > 2) else ""
-    console.print(f"{val['what']}: {val['value']:,}; {EXPECTED}{star}")
+    star = f"; {LOADER_LIMITS}" if any("*" in row[1] for row in rows) else ""
+    console.print(f"{SHARES}; {val['what']}: {val['value']:,}{star}")
 
 
 # fastft cost -------------------------------------------------------------------------------------------------------------
@@ -150,7 +151,11 @@ RECIPE_NAMES = (
     "final: the paper's schedule. The same schedule, stopped: frugal where the EMA is best in the paper's log, quick and brief "
     "earlier (B/16: 0.2 and 0.5 points less). fitted: short, from a fitted head. _half: the lower half of the blocks frozen.",
     "Take first: frugal_b16_half, or frugal_b16, whose accuracy is in a log; for photographs photos.",
-    "Hours are GPU-hours, modelled on eight GPUs: fastft cost NAME --gpu GPU. Source of the top-1: fastft explain NAME.",
+    "Hours are GPU-hours, modelled on eight GPUs and never run: the lower figure if the step is as fast as "
+    f"{TUNED.what}, the higher one if it is as slow as {VITS.what}. fastft cost NAME --gpu GPU has the details, "
+    "fastft explain NAME the source of the top-1.",
+    "More accuracy for the same hours: CLIP weights that were fine-tuned on ImageNet-12k before, with these schedules: the table "
+    "'starts', such as 'starts[half frozen, laion2b, 12k]'.",
     "Tables train as fastft sweep NAME, one row as fastft train 'NAME[ROW]'.",
 )
 
@@ -164,8 +169,8 @@ def print_recipes(values: dict[str, Any], console: Console) -> None:
         if recipe["group"] != group:
             group = recipe["group"]
             table.add_row(Text(group, style="bold"))
-        figures = [recipe["expected_top1"], *(recipe["gpu_hours"][gpu] for gpu in gpus)]
-        cells = ["" if figure is None else f"{figure:.1f}" for figure in figures]
+        top1, hours = recipe["expected_top1"], [recipe["gpu_hours_range"][gpu] for gpu in gpus]
+        cells = ["" if top1 is None else f"{top1:.1f}", *("" if h is None else format_range(*h) for h in hours)]
         table.add_row(*map(Text, (recipe["name"], *cells, recipe["what"])))
     print_table(table, console)
     for sentence in RECIPE_NAMES:

@@ -79,9 +79,17 @@ def _cost(recipe: Recipe, arch: TowerArch, val_images: int | None) -> dict[str, 
 
 
 def predicted_cost(recipe: Recipe, gpus: int, val_images: int | None) -> dict[str, Any]:
-    """GPU-hours and assumptions by GPU kind, on so many GPUs."""
+    """GPU-hours, their range and assumptions by GPU kind, on so many GPUs."""
     predicted = predict(recipe, GPUS, gpus, val_images)
-    return {"gpu_hours": {name: p["hours"] for name, p in predicted.items()}, "assumptions": predicted}
+    return {**_hours(predicted), "assumptions": predicted}
+
+
+def _hours(predicted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By GPU kind, at the MFU of tuned trainings, and at that of each family."""
+    return {
+        "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
+        "gpu_hours_range": {name: p["hours_range"] for name, p in predicted.items()},
+    }
 
 
 # fastft recipes
@@ -92,8 +100,8 @@ PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", 
 def list_recipes(timm: bool = False) -> dict[str, Any]:
     """Plain values for JSON; the recipes by group, the dearest first.
 
-    Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind: None for
-    recipes for photographs, and for towers of timm without `timm`, as its import takes seconds);
+    Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours and gpu_hours_range by GPU
+    kind: None for recipes for photographs, and for towers of timm without `timm`, as its import takes seconds);
     tables (name, title, source, rows).
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
@@ -108,9 +116,11 @@ def list_recipes(timm: bool = False) -> dict[str, Any]:
             "epochs": recipe.epochs,
             "expected_top1": expected_top1(recipe),
             "expectation": describe_expectation(recipe),
-            "gpu_hours": dict.fromkeys(MAIN_GPUS)
-            if group == PHOTOGRAPHS or (recipe.model.arch.startswith(TIMM) and not timm)
-            else {kind: cost["hours"] for kind, cost in predict(recipe).items()},
+            **(
+                dict.fromkeys(("gpu_hours", "gpu_hours_range"), dict.fromkeys(MAIN_GPUS))
+                if group == PHOTOGRAPHS or (recipe.model.arch.startswith(TIMM) and not timm)
+                else _hours(predict(recipe))
+            ),
         }
         for recipe, group in recipes
     ]
@@ -133,6 +143,8 @@ def _what(recipe: Recipe) -> str:
     """A few words on the recipe."""
     if recipe.automatic:
         return "settings follow from the images"
+    if recipe.epochs == 0:
+        return "linear head on the frozen tower"
     whole, trained = recipe.schedule.epochs, recipe.model.trainable_layers
     words = [] if trained is None else [f"last {trained} blocks"]
     # importing timm for its towers' number of blocks takes seconds

@@ -10,7 +10,7 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cost.measured import Measured
-from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
+from fastft.cost.roofline import FAMILIES, Mfu, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model.recipe_model import recipe_arch
@@ -76,9 +76,9 @@ class Estimate:
 
     mfu: Mfu
     gpus: int
-    images_per_second: float  # per GPU while training, including data stalls
+    images_per_second: float  # per GPU while training, or else fitting the head, including data stalls
     train: float  # steps at the MFU
-    stall: float  # steps waiting for a loader slower than the GPUs
+    stall: float  # steps, or else fitting the head, waiting for a loader slower than the GPUs
     evaluate: float
     start: float
 
@@ -122,10 +122,13 @@ def estimate(
     images = train_images(recipe)
     of_loader = 1 / (gpus * over.loader_rate)  # seconds of an image
     stall = images * max(0.0, of_loader - recipe_flops(recipe, arch).train / sustained)
-    evaluated = recipe.evaluations * val_images + probed_images(recipe)  # raw and EMA model share a pass
+    probed = probed_images(recipe, val_images)
+    evaluated = recipe.evaluations * val_images + probed  # raw and EMA model share a pass
     evaluate = max(work.evaluate / sustained, evaluated / (gpus * over.eval_loader_rate))
+    if not images and evaluate > work.evaluate / sustained:  # all that such a run waits for
+        stall, evaluate = evaluate - work.evaluate / sustained, work.evaluate / sustained
     evaluate += recipe.evaluations * over.pass_start_seconds
-    rate = images / (train + stall) / gpus
+    rate = images / (train + stall) / gpus if images else probed / (stall + evaluate) / gpus
     return Estimate(mfu, gpus, rate, train, stall, evaluate, over.start_seconds)
 
 
@@ -134,8 +137,8 @@ def predict(
 ) -> dict[str, dict[str, Any]]:
     """Cost by GPU name on `gpus` GPUs of that kind. val_images: default `assumed_val_images`.
 
-    Keys per GPU: basis, mfu, hours, limited_by of the expected MFU, all None if its step cannot be counted; and `estimates`, a
-    row with the same keys for each of `known_mfus`.
+    Keys per GPU: basis, mfu, hours, limited_by at the MFU of tuned trainings, and `hours_range`, the hours at the MFU of each
+    family, all None if its step cannot be counted; and `estimates`, a row with the first four keys for each of `known_mfus`.
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -148,15 +151,22 @@ def predict(
             for e in estimates
         ]
         headline = rows[0] if rows else dict.fromkeys(("basis", "mfu", "hours", "limited_by"))
-        predicted[name] = {**headline, "estimates": rows}
+        families = [row["hours"] for row in rows[: len(FAMILIES)]] or None
+        predicted[name] = {**headline, "hours_range": families, "estimates": rows}
     return predicted
 
 
 def format_hours(predicted: dict[str, Any]) -> str:
-    """Hours of one GPU of `predict` for a table; * where the GPUs wait for the loader, - where they cannot be counted."""
-    if predicted["hours"] is None:
+    """Hours of one GPU of `predict` for a table, as a range; * where GPUs wait for the loader, - where they cannot be counted."""
+    if predicted["hours_range"] is None:
         return "-"
-    return f"{predicted['hours']:,.1f}" + ("*" if predicted["limited_by"] == "loader" else "")
+    return format_range(*predicted["hours_range"]) + ("*" if predicted["limited_by"] == "loader" else "")
+
+
+def format_range(low: float, high: float) -> str:
+    """Hours with two digits or more: 4.9-8.8, 47-84."""
+    digits = 1 if low < 9.95 else 0
+    return f"{low:,.{digits}f}-{high:,.{digits}f}"
 
 
 # several recipes side by side --------------------------------------------------------------------------------------------

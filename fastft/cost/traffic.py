@@ -1,9 +1,9 @@
-"""Memory traffic of a training step outside matrix products, counted operation by operation.
+"""Memory traffic of a training step outside matrix products and attention, counted operation by operation.
 
 One forward and backward pass runs on fake tensors, which have shapes and dtypes but no data, so neither a GPU nor weights
-are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions,
-optimiser and EMA. What an operation does inside is not seen: a kernel that passes over its input
-twice, as LayerNorm's backward does, counts once.
+are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions, fused
+attention (whose rate, `ATTENTION_SHARE`, is of whole kernels), optimiser and EMA. What an operation does inside is not seen: a
+kernel that passes over its input twice, as LayerNorm's backward does, counts once.
 """
 
 import copy
@@ -40,6 +40,7 @@ HALF = torch.float16  # bf16 is as wide
 # A100 and newer run autocast, V100 half-precision weights: each counts the attention kernel that it uses by default
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
 COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
+ATTENTION = "attention"  # in the name of every fused kernel
 # starts of names; no bytes are read or written
 FREE = ("detach", "_unsafe_view", "empty", "new_empty", "device")
 WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read what they overwrite
@@ -50,7 +51,7 @@ _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "s
 
 @dataclass(frozen=True)
 class Traced:
-    """Traffic of a step per image, attention kernels included, and the parameters that it trains."""
+    """Traffic of a step per image, and the parameters that it trains."""
 
     bytes_per_image: float
     trained_parameters: int
@@ -184,7 +185,7 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         op = func._schema.name.rpartition("::")[2]
-        if not (func.is_view or op in COMPUTE or op.startswith(FREE)):
+        if not (func.is_view or op in COMPUTE or ATTENTION in op or op.startswith(FREE)):
             self.calls[op, self.direction].append(_bytes_moved(op, args, kwargs, out))
         return out
 

@@ -28,13 +28,13 @@ def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
     """FLOPs of all training steps, of every evaluation on the validation images, and of `model.head_init=probe`."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
     images = val_images + recipe.selection_images(recipe.data.train_size)
-    evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe)
+    evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe, images)
     return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
 
 
-def probed_images(recipe: Recipe) -> int:
-    """Training images whose features are computed before the first step, for the head."""
-    return recipe.data.train_size if recipe.model.head_init == "probe" else 0
+def probed_images(recipe: Recipe, val_images: int) -> int:
+    """Images before the first step: training images whose features the head is fitted to, and those that it is evaluated on."""
+    return recipe.data.train_size + val_images if recipe.model.head_init == "probe" else 0
 
 
 def train_images(recipe: Recipe) -> int:

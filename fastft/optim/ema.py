@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastft.recipe import Recipe
 from fastft.recipe.paper import paper_recipe
+from fastft.recipe.training_images import expected_top1
 
 UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
 
@@ -42,13 +43,16 @@ class Ema:
 
 
 def ema_warnings(recipe: Recipe) -> list[str]:
-    """A warning if much of the EMA will be the initial weights at the end of the run."""
+    """A warning if much of the EMA will be the initial weights at the end of the run.
+
+    None for a recipe whose expected accuracy was measured with this EMA.
+    """
     steps = recipe.epochs * recipe.steps_per_epoch()
     horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
-    if untrained <= UNTRAINED_SHARE:
+    if untrained <= UNTRAINED_SHARE or expected_top1(recipe) is not None:
         return []
     better = "--ema.horizon=auto"
-    if recipe.ema.horizon is not None:
+    if recipe.ema.horizon is not None or recipe.epochs < recipe.schedule.epochs:
         share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
         better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
     return [

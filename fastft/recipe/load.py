@@ -191,6 +191,10 @@ def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
             "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both",
         ),
         (
+            schedule.stop_epoch == 0 and model.head_init != "probe", {"model.head_init"},
+            "schedule.stop_epoch is 0, which stops at the linear probe; set model.head_init to probe",
+        ),
+        (
             model.head is not None and model.head_init != "small", {"model.head_init"},
             f"model.head and model.head_init={model.head_init} both set the head; omit one of them",
         ),

@@ -275,8 +275,9 @@ class Schedule:
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(
-        None, "stop after N epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS, resumable=True
-    )
+        None, "stop after N epochs; the schedule keeps its length; 0: stop at the linear probe of model.head_init=probe",
+        low=0, high=MAX_EPOCHS, resumable=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -486,7 +487,8 @@ class Recipe:
     @property
     def epochs(self) -> int:
         """Epochs that are trained: the whole schedule, or up to `stop_epoch`."""
-        return min(self.schedule.epochs, self.schedule.stop_epoch or self.schedule.epochs)
+        stop = self.schedule.stop_epoch
+        return self.schedule.epochs if stop is None else min(self.schedule.epochs, stop)
 
     def selection_images(self, samples: int) -> int:
         """Images of `data.selection_share`, of so many training images."""

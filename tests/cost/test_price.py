@@ -11,7 +11,7 @@ import pytest
 
 from fastft.cli import main
 from fastft.cost.price import CostQuery, Estimate, Overheads, estimate, price_recipes, with_cores
-from fastft.cost.roofline import K_RANGE, K, Mfu
+from fastft.cost.roofline import FAMILIES, Mfu
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS
 from fastft.model.recipe_model import recipe_arch
@@ -28,9 +28,9 @@ def recipe(name: str, *overrides: str) -> Recipe:
 def of_reference(name: str) -> Estimate:
     """The paper's own run, on its 8 A100."""
     title = {"final_b16": "this paper's B/16", "final_l14": "this paper's L/14"}[name]
-    run = next(r for r in COSTS["published"]("others") if (r.gpu, r.name) == ("A100", title))
+    run = next(r for r in COSTS["published"]("vits") if (r.gpu, r.name) == ("A100-40", title))
     overheads = Overheads(math.inf, math.inf, pass_start_seconds=2 * 23.7, start_seconds=0.0)  # as B/16's log has it
-    return estimate(recipe(name), GPUS["A100"], 8, Mfu(run.mfu, "given", ""), overheads)
+    return estimate(recipe(name), GPUS["A100-40"], 8, Mfu(run.model_mfu, "given", ""), overheads)
 
 
 def test_reference_b16_run_costs_as_in_its_log():
@@ -49,11 +49,20 @@ def test_reference_l14_run_is_predicted_from_the_b16_log():
     assert 0.94 * 105.6 < run.gpu_hours < 105.6
 
 
-@pytest.mark.slow  # traces four trainings; tests/golden has the figures that follow
-def test_the_expected_share_is_the_mean_of_tuned_trainings_on_v100():
-    found = [COSTS["implied_k"](run) for run in COSTS["published"]("tuned")]
-    assert pytest.approx(geometric_mean(found), abs=0.005) == K
-    assert pytest.approx((min(found), max(found)), abs=0.005) == K_RANGE
+@pytest.mark.slow  # traces the published models; tests/golden has the figures that follow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.basis)
+def test_the_shares_of_a_family_are_those_of_its_published_trainings(family):
+    found = [run.k for run in COSTS["published"](family.basis)]
+    assert pytest.approx(geometric_mean(found), abs=0.005) == family.k
+    assert pytest.approx((min(found), max(found)), abs=0.005) == (family.slowest, family.fastest)
+
+
+@pytest.mark.slow
+def test_the_roofline_is_called_no_limit_as_published_steps_were_faster(capsys):
+    assert max(run.k for run in COSTS["published"]("others")) > 1
+    assert main(["cost", "final_b16", "--gpu", "v100"]) == 0
+    out = capsys.readouterr().out
+    assert "limit" not in out and "upper bound" not in out
 
 
 def test_attention_takes_longer_than_matrix_products_of_as_many_flops():
@@ -74,6 +83,23 @@ def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
     for gpu in ("V100", "A100", "H100"):
         values = price_recipes([recipe("final_b16"), recipe("fitted_dinov2_b14")], CostQuery(gpu))
         assert {e["limited_by"] for r in values["recipes"] for e in r["estimates"]} == {"GPU"}
+
+
+def test_a_run_that_stops_at_the_linear_probe_costs_one_forward_pass_per_image(capsys):
+    options = ["--model.head_init=probe", "--model.trainable_layers=0", "--schedule.stop_epoch=0"]
+    probe = recipe("final_b16", *options)
+    forward = recipe_flops(probe, recipe_arch(probe)).forward
+    found = estimate(probe, GPUS["V100"], 8, GIVEN)
+    assert (found.train, found.limited_by) == (0, "GPU")
+    assert found.evaluate == pytest.approx((1_281_167 + 50_000) * forward / (8 * 0.4 * 125e12))
+    assert found.images_per_second == pytest.approx(0.4 * 125e12 / forward)
+    slow = with_cores(0.2)
+    starved = estimate(probe, GPUS["V100"], 8, GIVEN, slow)
+    assert (starved.images_per_second, starved.limited_by) == (pytest.approx(slow.eval_loader_rate), "loader")
+    assert main(["explain", "final_b16", *options, "--verbose"]) == 0
+    assert "no steps: the run stops at the linear probe" in capsys.readouterr().out
+    assert main(["explain", "final_b16", "--schedule.stop_epoch=0"]) == 2
+    assert "set model.head_init to probe" in capsys.readouterr().err
 
 
 def test_validation_images_are_an_assumption_that_can_be_replaced(capsys):

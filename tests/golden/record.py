@@ -41,7 +41,7 @@ from fastft.recipe.constants import ERASE_MODES
 FOLDER = Path(__file__).parent
 
 EXPLAINED = ("final_b16", "final_l14", "frugal_b16_half", "quick_b16_half")
-ESTIMATED_KEYS = ("cost", "gpu_hours", "train_flops_per_image")  # only in cost.json
+ESTIMATED_KEYS = ("cost", "gpu_hours", "gpu_hours_range", "train_flops_per_image")  # only in cost.json
 
 COSTS = {
     "one recipe with a price": "final_b16 --gpu v100 --price 2.48",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +13,21 @@ import torch
 
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.choose.automatic import resolve
+from fastft.cli import main
 from fastft.jobs.sweep import plan_runs
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
+from fastft.optim.ema import ema_warnings
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.load import FIELDS
+from fastft.recipe.recipe_file import recipe_names
 from fastft.recipe.schema import About
 from fastft.recipe.tables import Row, Sweep, load_sweep
 from fastft.report.run_report import reference_curves
 
 RECIPES = Path("rcp")
 SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}
-FILES = sorted(RECIPES.glob("[bfq]*.yaml"))
+FILES = sorted(path for path in RECIPES.glob("*.yaml") if path.stem not in ("demo", "photos"))
 GOLDEN = Path(__file__).parent / "golden_recipes.json"
 
 
@@ -101,6 +105,26 @@ def test_a_recipe_starts_with_its_command_expectation_and_cost(path):
     top1 = load_recipe(path).about.top1
     expected = "Expected: unknown, not run" if top1 is None else f"Expected: {top1} % top-1"
     assert any(expected in line for line in head)
+
+
+def test_no_recipe_with_an_expected_accuracy_is_warned_of():
+    """The log that the accuracy is of had the same EMA."""
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.about.top1 is None or ema_warnings(recipe) == []
+
+
+@pytest.mark.parametrize("name", ["brief_b16_half", "quick_b16_half"])
+def test_the_advice_about_the_ema_of_a_stopped_schedule_ends_the_warning(name):
+    changed = ["--optim.lr=1e-4"]  # the accuracy of the log is not expected any more
+    (warning,) = ema_warnings(load_recipe(name, changed))
+    advice = re.search(r"set (--ema\.horizon=[0-9.]+),", warning)[1]
+    assert ema_warnings(load_recipe(name, [*changed, advice])) == []
+
+
+def test_a_horizon_of_a_few_steps_is_an_ema_even_if_it_rounds_to_one_step(capsys):
+    assert main(["explain", "fitted_b16_half", "--data.train_size=2048", "--schedule.epochs=6"]) == 0
+    assert "6 steps, 1 per epoch" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # prices all 120 rows

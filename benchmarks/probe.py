@@ -1,0 +1,186 @@
+"""Ridge heads beside heads trained by gradient descent, on frozen features of a real tower: how far does `probe_*` fall behind?
+
+The published linear heads of DINOv2 and DINOv3 were trained by SGD on augmented images. `fastft train probe_*` fits a ridge head
+to each image once, as it is seen in evaluation. Here both kinds of head read the same features of the demo's DINOv2-type
+ViT-S/14 on CIFAR-10. Learning rates and penalties are chosen on a tenth of the training images (ridge: by cross-validation),
+never on the 10,000 test images. A line of results/probe.jsonl is one number of training images, pooling and seed, with the top-1
+of every head.
+
+Run: python benchmarks/probe.py cifar_train.beton cifar_test.beton --weights vit-s-14.safetensors
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from fastft.train.ridge_head import fit_ridge_head
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beton_tools.base.console import markdown_table
+from beton_tools.read.beton_set import BetonSet
+from fastft import AugmentPolicy, EvalLoader, TrainLoader, load_recipe
+from fastft.machine.facts import cpu_name
+from fastft.model import ImageClassifier
+from fastft.model.recipe_model import build_model
+
+SIZE, POOLS = 42, ("class", "patches", "class+patches")
+IMAGES, SEEDS = (500, 5000), (0, 1)
+VIEWS = 6  # augmented views per image: crops of 35 to 100 % of the area, flipped or not
+RATES = tuple(10.0**e for e in np.arange(-3, 0.01, 0.5))  # learning rates of SGD, on standardised features
+PENALTIES = tuple(10.0**e for e in np.arange(-6, 0.01, 1))  # of logistic regression
+EPOCHS, BATCH, HELD_OUT = 50, 128, 10
+RIDGE = "ridge"
+RESULTS = Path(__file__).parent / "results" / "probe.jsonl"
+
+Head = Callable[[Tensor], Tensor]  # features (B, D) to logits (B, K)
+
+
+def features(model: ImageClassifier, loader: EvalLoader | TrainLoader) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """(class token and mean patch token beside each other, labels, ids) of every batch of one pass."""
+    with torch.inference_mode():
+        for batch in loader:
+            yield model.pooled(batch.images).clone(), batch.labels.clone(), batch.ids.copy()
+
+
+def gather(batches: Iterator[tuple[Tensor, Tensor, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """Features and labels in the order of the ids."""
+    x, y, ids = zip(*batches, strict=True)
+    order = torch.from_numpy(np.concatenate(ids)).argsort()
+    return torch.cat(x)[order], torch.cat(y)[order]
+
+
+def train_sgd(views_VND: Tensor, y_N: Tensor, classes: int, rate: float, seed: int) -> Head:
+    """A linear head by SGD with momentum and a cosine; epoch e reads view e mod V of each image."""
+    mean_D, std_D = views_VND.mean((0, 1)), views_VND.std((0, 1)) + 1e-6
+    head = nn.Linear(views_VND.shape[2], classes)
+    nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.SGD(head.parameters(), rate, momentum=0.9)
+    steps = EPOCHS * -(-len(y_N) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = torch.Generator().manual_seed(seed)
+    for epoch in range(EPOCHS):
+        x_ND = (views_VND[epoch % len(views_VND)] - mean_D) / std_D
+        for rows in torch.randperm(len(y_N), generator=order).split(BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(head(x_ND[rows]), y_N[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return lambda x: head((x - mean_D) / std_D)
+
+
+def train_logistic(x_ND: Tensor, y_N: Tensor, classes: int, penalty: float) -> Head:
+    """Logistic regression by L-BFGS, with a penalty on the squared weights."""
+    mean_D, std_D = x_ND.mean(0), x_ND.std(0) + 1e-6
+    x_ND = (x_ND - mean_D) / std_D
+    weight, bias = torch.zeros(classes, x_ND.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(F.linear(x_ND, weight, bias), y_N) + penalty * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return lambda x: F.linear((x - mean_D) / std_D, weight, bias)
+
+
+def top1(head: Head, x_ND: Tensor, y_N: Tensor) -> float:
+    with torch.no_grad():
+        return 100 * (head(x_ND).argmax(1) == y_N).float().mean().item()
+
+
+def best(
+    values: tuple[float, ...], fit: Callable[[float, Tensor], Head], x_ND: Tensor, y_N: Tensor, held: Tensor
+) -> Head:
+    """The head of all images with the value whose head of the others is best on the held-out ones."""
+    scores = [top1(fit(value, ~held), x_ND[held], y_N[held]) for value in values]
+    return fit(values[int(np.argmax(scores))], torch.ones_like(held))
+
+
+def compare(
+    plain_ND: Tensor, views_VND: Tensor, y_N: Tensor, test: tuple[Tensor, Tensor], seed: int
+) -> dict[str, float]:
+    """Test top-1 by kind of head."""
+    classes = int(test[1].max()) + 1
+    held = torch.zeros(len(y_N), dtype=torch.bool)
+    held[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[: len(y_N) // HELD_OUT]] = True
+    ridge = fit_ridge_head(plain_ND.numpy(), y_N.numpy(), classes, seed)
+    weight, bias = torch.from_numpy(ridge.weight_KD), torch.from_numpy(ridge.bias_K)
+    heads: dict[str, Head] = {
+        RIDGE: lambda x: F.linear(x, weight, bias),
+        "logistic regression": best(
+            PENALTIES, lambda p, rows: train_logistic(plain_ND[rows], y_N[rows], classes, p), plain_ND, y_N, held
+        ),
+        "SGD": best(
+            RATES, lambda r, rows: train_sgd(plain_ND[None, rows], y_N[rows], classes, r, seed), plain_ND, y_N, held
+        ),
+        "SGD, augmented": best(
+            RATES, lambda r, rows: train_sgd(views_VND[:, rows], y_N[rows], classes, r, seed), plain_ND, y_N, held
+        ),
+    }
+    return {name: round(top1(head, *test), 2) for name, head in heads.items()}
+
+
+def table(_: object) -> str:
+    """Top-1 of every head, and how far the ridge head is behind the best of the others; means over the seeds."""
+    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    rows, gaps = [], []
+    for images, pool in dict.fromkeys((line["images"], line["pool"]) for line in lines):
+        mine = [line["top1"] for line in lines if (line["images"], line["pool"]) == (images, pool)]
+        top1 = {head: fmean(each[head] for each in mine) for head in mine[0]}
+        behind = top1[RIDGE] - max(value for head, value in top1.items() if head != RIDGE)
+        gaps.append(behind)
+        rows.append([f"{images:,}", pool, *(f"{value:.1f}" for value in top1.values()), f"{behind:+.1f}"])
+    head = ["training images", "`model.pool`", *lines[0]["top1"], "ridge against the best other"]
+    seeds = len({line["seed"] for line in lines})
+    return (
+        f"{markdown_table(head, rows, 2)}\n\nTop-1 on CIFAR-10's 10,000 test images (standard error 0.4 points; heads share the "
+        f"images), frozen DINOv2-type ViT-S/14 of the demo at {SIZE} px, means of {seeds} draws of the training images, "
+        f"{lines[-1]['date']}. The ridge head is between {-max(gaps):.1f} and {-min(gaps):.1f} points behind."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--weights", type=Path, required=True, help="vit-s-14.safetensors, which make demo writes")
+    args = parser.parse_args()
+    options = [f"weights={args.weights}", f"image_size={SIZE}", "pool=class+patches"]
+    recipe = load_recipe("demo", [f"--model.{option}" for option in options])
+    model = build_model(recipe).eval()
+    mean, std = recipe.augment.mean, recipe.augment.std
+    plain = AugmentPolicy("none", mean=mean, std=std)
+    random = AugmentPolicy("none", mean=mean, std=std, scale=(0.35, 1.0), erase_prob=0)
+    test = gather(features(model, EvalLoader(args.test, plain, SIZE, batch_size=250)))
+    train = BetonSet.open(args.train)
+    most = np.sort(np.random.default_rng(0).permutation(len(train))[: max(IMAGES)])
+    x_ND, y_N = gather(features(model, EvalLoader(train, plain, SIZE, batch_size=250, indices=most)))
+    loader = TrainLoader(train, random, SIZE, batch_size=250, subset=most)
+    views_VND = torch.stack([gather(features(model, loader))[0] for _ in range(VIEWS)])
+    width = x_ND.shape[1] // 2
+    parts = dict(zip(POOLS, (slice(0, width), slice(width, None), slice(None)), strict=True))
+    with RESULTS.open("a", encoding="utf-8") as file:
+        for images in IMAGES:
+            for seed in SEEDS:
+                rows = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[:images]
+                for pool, part in parts.items():
+                    tested = test[0][:, part], test[1]
+                    scores = compare(x_ND[rows][:, part], views_VND[:, rows][:, :, part], y_N[rows], tested, seed)
+                    line = {"images": images, "pool": pool, "seed": seed, "top1": scores, "size": SIZE, "cpu": cpu_name(),
+                            "date": datetime.now(timezone.utc).date().isoformat()}  # fmt: skip
+                    print(json.dumps(line))
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+
+
+if __name__ == "__main__":
+    main()
