@@ -18,13 +18,13 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from fastft.train.ridge_head import fit_ridge_head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beton_tools.base.console import markdown_table
 from beton_tools.read.beton_set import BetonSet
 from fastft import AugmentPolicy, EvalLoader, TrainLoader, load_recipe
+from fastft.evaluate.ridge import fit_ridge_head
 from fastft.machine.facts import cpu_name
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model

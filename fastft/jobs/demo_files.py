@@ -142,6 +142,9 @@ def read_backbone(wheel: Path) -> dict[str, Tensor]:
         "class_embedding": values[embeddings + "cls_token"].reshape(-1),
         "positional_embedding": np.concatenate([class_position[0], positions[0] + bias]),
         "conv1.weight": values[embeddings + "patch_embeddings.projection.weight"],
+        # which only `model.pool=class` and `class+patches` have
+        "ln_post.weight": values["backbone.layernorm.weight"],
+        "ln_post.bias": values["backbone.layernorm.bias"],
     }
     depth = sum(name.endswith("norm1.weight") for name in values)
     for i in range(depth):

@@ -127,7 +127,8 @@ def _refit(
     for option in PER_HOST_OPTIONS:
         again = again.with_option(option, own[option])
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
-    for option, value in ({"schedule.stop_epoch": chosen["epoch"] + 1} | unchosen).items():
+    stop = chosen["epoch"] + 1 if recipe.epochs else 0  # a run that stopped at the linear probe
+    for option, value in ({"schedule.stop_epoch": stop} | unchosen).items():
         again = again.with_option(option, value)
     say(
         f"train.refit: training again on all images, up to epoch {chosen['epoch']}, whose {chosen['kind']} weights were chosen"

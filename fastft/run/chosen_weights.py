@@ -33,7 +33,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import PAIRED, SELECTION, TOP1, WEIGHTS, best_evaluation, main_score
+from fastft.run.evaluations import MAP, PAIRED, SELECTION, TOP1, WEIGHTS, best_evaluation, main_score
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
@@ -140,6 +140,21 @@ def choose_weights(
     return (
         choice if baseline is None or RAW not in baseline else _against_probe(choice, entry, baseline[RAW], head_only)
     )
+
+
+def choose_probe(baseline: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The same entry of a run that stops at the linear probe; None without validation images."""
+    if baseline is None or RAW not in baseline:
+        return None
+    scores = baseline[RAW]
+    return {
+        "take": PROBE,
+        "kind": PROBE,
+        "epoch": 0,
+        **{name: float(scores[name]) for name in (MAP, TOP1) if name in scores},
+        "reason": "the run has no steps (schedule.stop_epoch=0)",
+        "evidence": {"samples": int(scores["samples"])},
+    }
 
 
 def _against_probe(

@@ -13,10 +13,17 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.baseline import Baseline
-from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_initial, describe_weights
+from fastft.run.chosen_weights import (
+    choose_probe,
+    choose_weights,
+    count_disagreements,
+    describe_initial,
+    describe_weights,
+)
 from fastft.run.evaluations import (
     BALANCED_ACCURACY,
     BESIDE,
+    MAP,
     SCORE_NAMES,
     SELECTION,
     TOP1,
@@ -88,6 +95,8 @@ class Progress:
     def choose_weights(self, recipe: Recipe, baseline: Baseline | None) -> dict[str, Any] | None:
         """`choose_weights` so far."""
         before, head_only = None if baseline is None else baseline.as_dict(), recipe.model.trainable_layers == 0
+        if recipe.epochs == 0:
+            return choose_probe(before)
         return choose_weights(self.evaluations, self.best(), before, self._untrained_share(recipe), head_only)
 
     def _untrained_share(self, recipe: Recipe) -> float:
@@ -198,9 +207,16 @@ def conclusion(result: dict[str, Any]) -> str:
     """The last log line of a run."""
     best, last = result["best"], result["last"]
     stopped = f"{result['stopped']}; " if "stopped" in result else ""
-    if best is None or last is None:
+    used, baseline = result["weights"], result.get("baseline", {}).get("raw")
+    if used is None:
         return "done; no validation data, nothing was evaluated"
-    used, score, baseline = result["weights"], main_score(last), result.get("baseline", {}).get("raw")
+    expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
+    if best is None or last is None:
+        score = MAP if MAP in used else TOP1
+        return (
+            f"{SCORE_NAMES[score]} in percent: {PROBE} {_figure(baseline, score)}{expected}; {describe_weights(used)}"
+        )
+    score = main_score(last)
     of_best, chosen = ("ema" if "ema" in best else "raw", best["epoch"]), (used["kind"], used["epoch"])
     shown = {(kind, last["epoch"]): last[kind] for kind in ("ema", "raw") if kind in last} | {of_best: best[of_best[0]]}
     parts = [
@@ -210,7 +226,6 @@ def conclusion(result: dict[str, Any]) -> str:
     if baseline:
         name = PROBE if used["kind"] == PROBE else "frozen-tower baseline"
         parts.insert(name != PROBE, f"{name} {_figure(baseline, score)} (before training)")
-    expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_duration(result["seconds"])
     note = used.get("baseline", {}).get("note")
     figures = f"{SCORE_NAMES[score]} in percent: {', '.join(parts)}{expected}"

@@ -16,6 +16,7 @@ from fastft.recipe import Recipe
 from fastft.run import profile
 from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_result
+from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
 from fastft.train.setup import Setup, describe_run
@@ -56,6 +57,9 @@ class Trainer:
             while not self._is_done():
                 self._train_epoch()
                 self._finish_epoch()
+        if self.recipe.epochs == 0 and not self.setup.checkpoints.exist:
+            init_optimizer_state(self.step.optimizer)  # of a run that may be continued
+            self._save()
         self.setup.checkpoints.finish()
         result = summarise(self.progress, self.recipe, self.setup.baseline)
         if self.world.is_main:
@@ -72,9 +76,10 @@ class Trainer:
     def _start(self) -> None:
         """Decide how steps are computed, the same in all processes."""
         s, size, stored = self.setup, self.setup.micro_batches.size, self.progress.step_choice
-        decision = choose_step(
-            self.recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say
-        )
+        recipe = (
+            self.recipe if self.recipe.epochs else self.recipe.with_option("train.step", "eager")
+        )  # no step to measure
+        decision = choose_step(recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say)
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
         self.reporter.start(decision, self.global_step)
         self.step.connect(decision.choice)

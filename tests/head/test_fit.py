@@ -276,3 +276,42 @@ def test_two_processes_solve_what_one_does(digits):
     assert both.weight_KD == pytest.approx(whole.weight_KD, rel=1e-4) and both.scale == pytest.approx(
         whole.scale, rel=1e-3
     )
+
+
+# a run that stops at the head ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def head_only(tiny: dict[str, str], tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("head_only")
+    run(tiny, folder, **PROBE, schedule__stop_epoch="0", model__pool="class+patches", model__trainable_layers="0")
+    return folder
+
+
+def test_a_run_that_stops_at_the_head_has_its_accuracy_and_is_used_as_any_other(head_only, tmp_path):
+    result = result_of(head_only)
+    assert (result["epochs"], result["evaluations"], losses(head_only)) == (0, [], [])
+    assert (result["weights"]["take"], result["weights"]["top1"]) == ("probe", result["baseline"]["raw"]["top1"])
+    assert evaluate_checkpoint(head_only, None, "cpu")["top1"] == result["weights"]["top1"] > 70
+    said = conclusion(result)
+    assert f"probe {result['weights']['top1']:.3f}" in said and "the run has no steps" in said
+    assert "nothing else was evaluated" in render_run(load_run(head_only))
+    trained_model = load_trained(head_only, torch.device("cpu")).model
+    assert trained_model.head.in_features == 2 * trained_model.visual.arch.width
+    assert main(["export", str(head_only), "--format", "safetensors", "--out", str(tmp_path / "out.safetensors")]) == 0
+
+
+def test_it_does_not_fit_its_head_again_and_training_can_go_on_from_it(tiny, head_only, tmp_path, monkeypatch):
+    again = shutil.copytree(head_only, tmp_path / "again")
+    changes = {**PROBE, "model__pool": "class+patches", "model__trainable_layers": "0"}
+    monkeypatch.setattr("fastft.head.fit.probe_of_run", lambda *_: pytest.fail("fitted again"))
+    before = result_of(head_only)
+    assert run(tiny, again, **changes, schedule__stop_epoch="0")["weights"] == before["weights"]
+    result = run(tiny, again, **changes, schedule__stop_epoch="1")
+    assert result["epochs"] == 1 and result["baseline"] == before["baseline"]
+
+
+def test_a_run_without_steps_needs_a_linear_probe(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"set model\.head_init to probe"):
+        run(tiny, tmp_path / "run", schedule__stop_epoch="0")
+    assert not (tmp_path / "run").exists()
