@@ -89,6 +89,8 @@ def export_like_the_package(state: dict[str, np.ndarray], path: Path) -> None:
         embeddings + "patch_embeddings.projection.bias": np.ones(WIDTH, np.float32),
         "onnx::Concat_1": positions[None, :1],
         "onnx::Reshape_2": positions[None, 1:] - 1,  # without the bias
+        "backbone.layernorm.weight": state["ln_post.weight"],
+        "backbone.layernorm.bias": state["ln_post.bias"],
     }
     nodes = []
     for i in range(BLOCKS):
@@ -113,7 +115,7 @@ def export_like_the_package(state: dict[str, np.ndarray], path: Path) -> None:
 
 def test_the_tower_read_from_onnx_equals_the_original(tmp_path):
     torch.manual_seed(0)
-    tower, read = (Tower(ARCH, layer_scale=1.0) for _ in range(2))
+    tower, read = (Tower(ARCH, layer_scale=1.0, ln_post=True) for _ in range(2))
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.normal_()
