@@ -32,7 +32,14 @@ PAGES = (
     *(
         ROOT / "docs" / f"{page}.md"
         for page in (
-            "benchmarks", "cost", "large-data", "measurements/photos", "measurements/published", "measurements/study", "models", "study",
+            "benchmarks",
+            "cost",
+            "large-data",
+            "measurements/photos",
+            "measurements/published",
+            "measurements/study",
+            "models",
+            "study",
         )
     ),
 )
