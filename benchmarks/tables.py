@@ -18,6 +18,7 @@ from typing import Any
 
 import costs
 import photos
+import probe
 import study
 from markupsafe import Markup
 
@@ -261,6 +262,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-ways": study.compared,
     "study-short": study.short,
     "study-summary": study.summary,
+    "probe": probe.table,
     "readme-photos": lambda _: photos.summary(),
     "photos-epochs": lambda _: photos.beside(),
     "photos-seconds": lambda _: photos.beside(how=", as many seconds"),
