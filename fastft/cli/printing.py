@@ -149,8 +149,8 @@ def _money(e: dict[str, Any]) -> list[str]:
 
 RECIPE_NAMES = (
     "final: the paper's schedule. The same schedule, stopped: frugal where the EMA is best in the paper's log, quick and brief "
-    "earlier (B/16: 0.2 and 0.5 points less). fitted: short, from a fitted head. probe: only a linear head, on a frozen tower. _half: "
-    "the lower half of the blocks frozen.",
+    "earlier (B/16: 0.2 and 0.5 points less). fitted: short, from a fitted head. probe: only a linear head, on a frozen tower. "
+    "_half: the lower half of the blocks frozen.",
     "Take first: frugal_b16_half, or frugal_b16, whose accuracy is in a log; for photographs photos.",
     "Hours are GPU-hours, modelled on eight GPUs and never run: the lower figure if the step is as fast as "
     f"{TUNED.what}, the higher one if it is as slow as {VITS.what}. fastft cost NAME --gpu GPU has the details, "
