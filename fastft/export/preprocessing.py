@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import Any
 
 from fastft.evaluate.trained import Trained
 from fastft.recipe import Recipe
@@ -15,7 +14,7 @@ RESIZE = (
 )
 
 
-def image_record(recipe: Recipe) -> dict[str, Any]:
+def image_record(recipe: Recipe) -> dict[str, object]:
     """The numbers that turn an image into the model's input, and the rule that uses them."""
     return {
         "image_size": recipe.model.image_size,
@@ -27,7 +26,7 @@ def image_record(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def metadata(trained: Trained) -> dict[str, Any]:
+def metadata(trained: Trained) -> dict[str, object]:
     """Class names by output, preprocessing, and the temperature or thresholds, for files whose format has a place for them."""
     return {"classes": trained.outputs, **image_record(trained.recipe), **trained.temperature_record}
 

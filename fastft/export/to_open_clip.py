@@ -9,7 +9,6 @@ Files under these names are also what `model.arch` and `model.weights` of a reci
 
 import json
 from pathlib import Path
-from typing import Any
 
 from open_clip.model import CLIPVisionCfg, _build_vision_tower  # the only builder from a configuration
 from safetensors.torch import load_file
@@ -83,12 +82,12 @@ def usage(trained: Trained, path: Path) -> str:
     )
 
 
-def open_clip_config(trained: Trained) -> dict[str, Any]:
+def open_clip_config(trained: Trained) -> dict[str, object]:
     """open_clip's model configuration; except with `model.pool=token`, embed_dim is the number of classes."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     assert isinstance(arch, Arch)
     clip = trained.model.pool == TOKEN
-    vision: dict[str, Any] = {
+    vision: dict[str, object] = {
         "image_size": arch.image_size,
         "layers": arch.layers,
         "width": arch.width,

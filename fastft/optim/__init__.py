@@ -1,7 +1,5 @@
 """Layer-wise groups, fused AdamW, the schedule, EMA and the half-precision copy."""
 
-from typing import Any
-
 import torch
 
 from fastft.optim.ema import Ema, decay_for_batch
@@ -15,6 +13,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-def build_adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+def build_adamw(groups: list[dict[str, object]], *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
     """Fused AdamW over `optimizer_groups`; lr is set per step by `set_lr`."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)

@@ -46,7 +46,7 @@ def layer_groups(model: Any, layers: int, layer_decay: float, weight_decay: floa
     ]
 
 
-def optimizer_groups(model: nn.Module, groups: Iterable[Group]) -> list[dict[str, Any]]:
+def optimizer_groups(model: nn.Module, groups: Iterable[Group]) -> list[dict[str, object]]:
     """The groups in the form of `torch.optim`, with `lr_scale` for the schedule and `names` for checkpoints."""
     parameters = dict(model.named_parameters())
     return [

@@ -25,7 +25,7 @@ LISTED = 4  # options named in a message about several
 SIMILAR = 0.6  # least similarity of an option that is suggested
 
 
-def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
     """Read a recipe, apply the overrides, and check everything.
 
     reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]; see `fastft.recipe.recipe_file`.
@@ -48,7 +48,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, A
     return without_expectation(recipe, differing) if differing else recipe
 
 
-def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
+def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, object]]) -> Recipe:
     """A recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints and run directories.
 
     Raises UserError: unknown option, or a value of the wrong kind.
@@ -86,12 +86,13 @@ def _flag_layer(text: str) -> Layer:
     return Layer(where, {full_name(key[2:]): value})
 
 
-def _dict_layers(options: Mapping[str, Any]) -> list[Layer]:
+def _dict_layers(options: Mapping[str, object]) -> list[Layer]:
     """A layer for each entry: an option, a short name, or a section with a dict of its options."""
     layers = []
     for key, value in options.items():
-        nested = isinstance(value, Mapping)
-        values = {f"{key}.{name}": v for name, v in value.items()} if nested else {full_name(str(key)): value}
+        values = {full_name(str(key)): value}
+        if isinstance(value, Mapping):
+            values = {f"{key}.{name}": v for name, v in value.items()}
         layers.append(Layer(f"{key}={shown(value)}", values))
     given = Counter(name for layer in layers for name in layer.values)
     if twice := [name for name, count in given.items() if count > 1]:
@@ -123,7 +124,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
             written[option] = list(value) if isinstance(value, tuple) else value, source
             choices.append(option)
     automatic = set()
-    checked: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    checked: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for key, param in _params().items():
         section, _, option = key.partition(".")
         value, where = written.get(key, (param.default, ""))

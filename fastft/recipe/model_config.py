@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
@@ -14,7 +13,7 @@ NORMALISATION = ("augment.mean", "augment.std")
 MAX_CONFIG_BYTES = 1 << 20
 
 
-def model_normalisation(arch: str, weights: str) -> tuple[Mapping[str, Any], str]:
+def model_normalisation(arch: str, weights: str) -> tuple[Mapping[str, object], str]:
     """(values that a model states, mean and std among them; where).
 
     Of weights or a model of timm its configuration, of a .json file its `preprocess_cfg`. Empty for others, and for one that
@@ -26,7 +25,7 @@ def model_normalisation(arch: str, weights: str) -> tuple[Mapping[str, Any], str
     return _of_file(arch) if arch.endswith(".json") else {}, f"preprocess_cfg of {arch}"
 
 
-def _of_timm(arch: str) -> tuple[Mapping[str, Any], str]:
+def _of_timm(arch: str) -> tuple[Mapping[str, object], str]:
     import timm  # takes seconds
 
     name = arch.removeprefix(TIMM)
@@ -36,7 +35,7 @@ def _of_timm(arch: str) -> tuple[Mapping[str, Any], str]:
     return {}, ""
 
 
-def _of_file(arch: str) -> Mapping[str, Any]:
+def _of_file(arch: str) -> Mapping[str, object]:
     with suppress(UserError, ValueError, RecursionError, KeyError, TypeError):
         return dict(json.loads(read_user_text(Path(arch), MAX_CONFIG_BYTES, "a model configuration"))["preprocess_cfg"])
     return {}

@@ -5,7 +5,6 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
@@ -65,5 +64,5 @@ def _paper_value(name: str, field: dataclasses.Field) -> str | None:
 
 
 @cache
-def _final_values() -> Mapping[str, Mapping[str, Any]]:
+def _final_values() -> Mapping[str, Mapping[str, object]]:
     return {recipe: load_recipe(recipe).flat() for recipe in MODELS}

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.tables import Row, Sweep, is_sweep, load_sweep, row_needed, select_row, split_reference
@@ -30,7 +29,7 @@ class Layer:
 
     where: str  # for error messages
     # `section.option` -> value as written; `section` -> what stands there instead of options
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _read_file(path: Path, chain: tuple[str, ...]) -> RecipeFile:
         raise UserError(f"{path}: extends must name one recipe, such as 'extends: final_b16.yaml'")
     folder = Path(os.path.realpath(path)).parent
     layers = _read(base, folder, chain).layers if base else ()
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for section, entries in document.items():
         if section == "extends":
             continue
@@ -157,7 +156,7 @@ def _read_row(sweep: Sweep, chain: tuple[str, ...]) -> RecipeFile:
     return RecipeFile(row.name or read.name, (*read.layers, layer))
 
 
-def _expected(sweep: Sweep, row: Row) -> dict[str, Any]:
+def _expected(sweep: Sweep, row: Row) -> dict[str, object]:
     """Expected accuracy from the row's table. A row without a figure that is another recipe keeps that recipe's."""
     if row.paper is not None:
         raw = ", raw weights" if row.number == "raw" else ""
@@ -166,7 +165,7 @@ def _expected(sweep: Sweep, row: Row) -> dict[str, Any]:
     return {"about.top1": None, "about.source": source} if row.values else {}
 
 
-def _with_arch_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_arch_file(values: dict[str, object], folder: Path) -> dict[str, object]:
     """The values with a .json file of `model.arch` found beside the recipe, where the working directory has none."""
     name = values.get("model.arch")
     if not isinstance(name, str) or not name.endswith(".json"):

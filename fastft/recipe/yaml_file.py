@@ -27,7 +27,7 @@ PARSE_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # PyYAML lets chr() 
 _LINE_BREAK = re.compile(r"[\t\n\u2028\u2029]")
 
 
-def read_yaml(path: Path, expected: str) -> Mapping[str, Any]:
+def read_yaml(path: Path, expected: str) -> Mapping[str, object]:
     """The mapping that the file holds; values are texts, lists and mappings.
 
     expected: what the file should be, for error messages, such as "a recipe (YAML)". Raises UserError: not a regular file,

@@ -161,8 +161,9 @@ def load_run(folder: Path) -> Run:
     path = folder / RECIPE
     if not path.exists():
         raise UserError(f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote")
-    sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
-    if not all(isinstance(section, dict) for section in sections.values()):
+    stored = read_yaml(path, "the recipe.yaml that fastft train wrote")
+    sections = {name: section for name, section in stored.items() if isinstance(section, dict)}
+    if len(sections) < len(stored):
         raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
     result = read_result(folder)
     recipe = with_moved_data(recipe_from_dict(str(result.get("recipe") or folder.name), sections), folder)
