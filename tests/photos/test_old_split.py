@@ -112,7 +112,7 @@ def test_the_log_counts_what_became_of_the_images(first, second, changed, given,
         rf"{count} images are on the side on which \S+first had them, 13 are new, \d+ of these held out, 1 of that",
         said,
     )
-    assert f"model.image_size = 32: as in {first.folder}" in said
+    assert f"as in {first.folder}" in (second.folder.parent / "third/choices.json").read_text()
 
 
 def test_classes_that_are_all_new_start_from_a_probe(first, photographs, given, tmp_path):
