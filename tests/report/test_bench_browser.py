@@ -1,4 +1,4 @@
-"""Pages of benchmarks in a real browser, at two widths, light and dark: nothing overflows, every chart has marks, no error."""
+"""Pages of benchmarks in a real browser, at three widths, light and dark: nothing overflows, every chart has marks, no error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.report.browsing import OVERLAPS, opened, rows_of
 from tests.report.made_up import GPU, result
 
 pytestmark = pytest.mark.slow  # starts a browser
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 800, 390)
 PAGES: dict[str, Callable[[], list[Any]]] = {
     "one": lambda: [result()],
     "gpu": lambda: [result(gpu=GPU)],
