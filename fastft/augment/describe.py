@@ -45,18 +45,20 @@ def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:
     """The steps that every training image goes through, one line each."""
     lines = [_describe_crop(policy, size)]
     if policy.hflip:
-        lines.append(f"horizontal flip of {policy.hflip:.0%}")
+        lines.append(f"horizontal flip, probability {policy.hflip:g}")
     if policy.vflip:
-        lines.append(f"vertical flip of {policy.vflip:.0%}")
+        lines.append(f"vertical flip, probability {policy.vflip:g}")
     if policy.quarter_turns:
-        lines.append(f"quarter turns of {policy.quarter_turns:.0%}: by 0, 90, 180 or 270 degrees")
+        lines.append(f"rotation by 0, 90, 180 or 270 degrees, probability {policy.quarter_turns:g}")
     lines += _describe_ops(policy)
     if policy.color_jitter and policy.color_jitter_prob:
-        lines.append(f"colour jitter of {policy.color_jitter_prob:.0%}: {_describe_jitter(policy.color_jitter)}")
+        lines.append(
+            f"colour jitter, probability {policy.color_jitter_prob:g}: {_describe_jitter(policy.color_jitter)}"
+        )
     if policy.erase_prob:
-        boxes = "1 box" if policy.erase_count == 1 else f"1 to {policy.erase_count} boxes"
-        filling = {"const": "zeros", "rand": "one noise colour per box", "pixel": "noise per pixel"}
-        lines.append(f"random erase of {policy.erase_prob:.0%}: {boxes}, {filling[policy.erase_mode]}")
+        boxes = "one box" if policy.erase_count == 1 else f"1 to {policy.erase_count} boxes"
+        filling = {"const": "zeros", "rand": "one random colour per box", "pixel": "per-pixel noise"}
+        lines.append(f"random erasing, probability {policy.erase_prob:g}, {boxes}, {filling[policy.erase_mode]}")
     return lines
 
 
@@ -72,7 +74,7 @@ def _describe_ops(policy: AugmentPolicy) -> list[str]:
     drawn = policy.auto_augment
     if isinstance(drawn, RandAugment):
         repeats = "distinct" if not drawn.replacement else "any"
-        ops = f"{drawn.count} of {len(drawn.ops)} ops ({repeats}), each applied to {drawn.probability:.0%}"
+        ops = f"{drawn.count} of {len(drawn.ops)} ops ({repeats}), each with probability {drawn.probability:g}"
         return [f"{policy.augment}: {ops}, magnitude {_describe_magnitude(drawn)}"]
     if isinstance(drawn, AugMix):
         depth = f"{drawn.depth}" if drawn.depth > 0 else f"1 to {CHAIN_DEPTH}"

@@ -34,9 +34,10 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[s
     print_choices([Choice(**choice) for choice in values["choices"]], console)
     for warning in values["warnings"]:
         console.print(f"warning: {warning}")
-    lines = {"schedule": f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"}
+    lines = {"training": _describe_training(recipe)}
+    lines["schedule"] = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
     if schedule["total_steps"] == 0:
-        lines["schedule"] = "no steps: the run stops at the linear probe"
+        lines = {"training": "none: the run stops at the linear probe"}
     elif verbose:
         lines["schedule"] += _listed_lrs(schedule)
     lines |= {"augment": "; ".join(values["augment"]), "accuracy": values["expectation"]}
@@ -50,6 +51,17 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[s
         _print_lines(shown, console)
     else:
         console.print("--verbose adds other GPUs, every option, parameter group and learning rate")
+
+
+def _describe_training(recipe: dict[str, Any]) -> str:
+    """Length, batch size, learning rates and EMA of a run: what one asks first."""
+    optim, schedule, decay = recipe["optim"], recipe["schedule"], recipe["ema"]["decay"]
+    epochs, stop = schedule["epochs"], schedule["stop_epoch"]
+    length = f"{epochs} epochs" if stop is None else f"{stop} of {epochs} epochs"
+    return (
+        f"{length}, batch size {optim['batch_size']:,}, lr {optim['lr']:g} with layer decay {optim['layer_decay']:g}, "
+        f"{schedule['warmup_epochs']:g} epochs of warm-up, {f'EMA decay {decay:g}' if decay else 'no EMA'}"
+    )
 
 
 def _print_lines(lines: dict[str, str], console: Console) -> None:

@@ -155,7 +155,7 @@ def test_an_augmix_description_lists_chains_and_weights():
 def test_a_policy_description_lists_turns_and_jitter():
     """The other steps are in tests/golden."""
     assert describe_policy(AugmentPolicy("none", erase_prob=0.0, hflip=0.0, **TURNED), 224)[1:] == [
-        "vertical flip of 50%",
-        "quarter turns of 50%: by 0, 90, 180 or 270 degrees",
-        "colour jitter of 50%: brightness, contrast and colour by 1 ± 0.4 in random order",
+        "vertical flip, probability 0.5",
+        "rotation by 0, 90, 180 or 270 degrees, probability 0.5",
+        "colour jitter, probability 0.5: brightness, contrast and colour by 1 ± 0.4 in random order",
     ]
