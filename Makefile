@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_STAMP := $(VENV)/.ready-demo
 
-.PHONY: demo test test-slow test-gpu test-python test-bare lint docs setup wheels clean
+.PHONY: demo test test-slow test-gpu test-fake-gpu test-python test-bare lint docs setup wheels clean
 
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools for development, if they are not there yet
 	$(BIN)/fastft demo
@@ -18,6 +18,9 @@ test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recip
 
 test-gpu:  ## kernels, loader, step and trainer on a CUDA card, without set-up: of a borrowed card's own Python, if there is no .venv
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest tests/gpu -m gpu -rs --durations 0 --timeout 540
+
+test-fake-gpu:  ## PyTorch's CUDA build (6 GB of wheels) under a card that only answers: waits, launches, memory, capture, processes
+	bash .ci/test-fake-gpu $(TESTS)
 
 test-python:  ## set-up and tests in a fresh environment: make test-python VERSION=3.13; without VERSION, every Python found
 	bash .ci/test-python $(VERSION)

@@ -1,11 +1,13 @@
-"""All that one borrowed GPU can show, in five calls of less than 10 minutes (docs/gpu-day.md).
+"""All that one borrowed GPU can show, in seven calls of less than 10 minutes (docs/gpu-day.md).
 
     python benchmarks/gpu_day.py CALL --out DIR
 
     kernels    versions, fastft doctor, tests of the augmentation kernels
     training   tests of the step, the loader and the trainer
-    steps      every way to compute B/16's step in bf16 and fp16: ms, MFU, peak memory
-    data       augmentation and loader, then three minutes of `fastft train`: images/s, share of waiting
+    steps      every way to compute B/16's step with 256 images in bf16 and fp16, and timm's: ms, MFU, peak memory
+    shapes     the same of 64 images, L/14 and 384 px, where other ways may win: also as a CUDA graph
+    data       three minutes of `fastft train`: images/s, share of waiting; then loader and augmentation alone
+    accuracy   `fastft demo`, a fine-tuning of real weights on real images: top-1 beside a CPU's
     sanitizer  compute-sanitizer over the augmentation kernels
 
 A call writes DIR/CALL.json (card, date, command, rows) after each result, and the output of its commands to DIR/CALL.log: a stop
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import product
@@ -32,13 +34,18 @@ import torch
 from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import first_line
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
-from fastft.bench.step_bench import arm, our_step, random_batch, shape, step_flops
+from fastft.bench.step_bench import arm, our_step, random_batch, shape, step_flops, timm_train_step
 from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
 from fastft.model.attention import attention_candidates
 from fastft.train.step import StepChoice
 
 Row = dict[str, Any]
+Case = tuple[
+    str, int, int, Precision, StepChoice | None
+]  # model, image size, images, precision, choice (None: timm's step)
+AMP = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+RESULTS = Path(__file__).parent / "results"
 COMMAND_SECONDS = 540  # limit of a call's commands, and of the time in which measurements begin
 # with tests that need no card: those of tests/gpu have tiny shapes on a CPU
 PYTEST = ("pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--timeout=500", "-m", "gpu or not gpu")
@@ -86,9 +93,6 @@ class Call:
 
 
 def data(call: Call) -> None:
-    quick = ["--quick"] if call.dry_run else []
-    for name in ("augment", "loader"):
-        call.run("fastft.cli", "bench", name, "--out", str(call.out / "bench"), *quick)
     with tempfile.TemporaryDirectory() as scratch:
         images = find_images(None, Path(scratch), 32 if call.dry_run else 2560)
         beton, run = Workspace(Path(scratch), images).beton(ORIGINAL), Path(scratch, "run")
@@ -100,26 +104,55 @@ def data(call: Call) -> None:
         )  # fmt: skip
         with suppress(FileNotFoundError):
             shutil.copy(run / "metrics.jsonl", call.out / "train.jsonl")
+    for name in ("loader", "augment"):
+        call.run("fastft.cli", "bench", name, "--out", str(call.out / "bench"), *["--quick"] * call.dry_run)
 
 
-def ways(call: Call) -> Iterator[tuple[Precision, StepChoice]]:
-    """Precisions and choices; those that compile last, as they take longest."""
-    plain, half = (
-        [Precision(dtype, call.device.type, copied) for dtype in (torch.bfloat16, torch.float16)]
-        for copied in (False, True)
-    )
-    yield from product([*plain, *half], [StepChoice("eager", kernel) for kernel in attention_candidates(call.device)])
-    for mode, precisions in (("compile", plain), ("compile", half), ("autotune", plain)):
-        yield from ((precision, StepChoice(mode)) for precision in precisions)
+def accuracy(call: Call) -> None:
+    """The demo's top-1 on this device, beside the CPU's of benchmarks/results."""
+    out = call.out / "demo"
+    call.run("fastft.cli", "demo", "--out", str(out))
+    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.rglob("result.json"))}
+    call.write({"demo": found, "cpu": json.loads((RESULTS / "demo.json").read_text())})
 
 
-def steps(call: Call) -> None:
-    arch, batch = (shape("T", 32), 2) if call.dry_run else (shape("B"), 256)
-    for precision, choice in ways(call):
-        about = {"precision": precision.name, "half_residual": str(precision.half_residual), "step": str(choice)}
+def ways(call: Call) -> Iterator[Case]:
+    """B/16 with 256 images; those that compile late, as they take longest, and autotuned ones last."""
+    plain, half = precisions(call, False), precisions(call, True)
+    whole = ("T", 32, 2) if call.dry_run else ("B", 224, 256)
+    kernels = [StepChoice("eager", kernel) for kernel in attention_candidates(call.device)]
+    yield from ((*whole, precision, choice) for precision, choice in product([*plain, *half], kernels))
+    yield from ((*whole, precision, None) for precision in plain)
+    for mode, which in (("compile", plain), ("compile", half), ("autotune", plain)):
+        yield from ((*whole, precision, StepChoice(mode)) for precision in which)
+
+
+def other_shapes(call: Call) -> Iterator[Case]:
+    """Few images, for which the host may be slower than the GPU; a larger model; a larger image."""
+    shapes = [("B", 224, 64), ("B", 224, 16), ("L", 224, 128), ("B", 384, 64)]
+    (bf16, _), (half, _) = precisions(call, False), precisions(call, True)
+    modes = ("eager", "graph", "compile")
+    for case in [("T", 32, 2)] if call.dry_run else shapes:
+        yield from ((*case, bf16, StepChoice(mode)) for mode in modes)
+        yield from ((*case, half, StepChoice(mode)) for mode in modes)
+        yield *case, bf16, None
+
+
+def precisions(call: Call, half: bool) -> list[Precision]:
+    return [Precision(dtype, call.device.type, half) for dtype in (torch.bfloat16, torch.float16)]
+
+
+def steps(call: Call, cases: Iterator[Case]) -> None:
+    for letter, size, batch, precision, choice in cases:
+        about = {
+            "model": letter, "size": size, "images": batch, "precision": precision.name,
+            "half_residual": str(precision.half_residual), "step": "timm" if choice is None else str(choice),
+        }  # fmt: skip
         try:
             is_late = call.seconds_left < 30
-            row = {"error": "no time left"} if is_late else step_row(call, arch, batch, precision, choice)
+            row = (
+                {"error": "no time left"} if is_late else step_row(call, shape(letter, size), batch, precision, choice)
+            )
         except Exception as error:  # of a kernel, a compiler, or memory
             row = {"error": first_line(error)}
         call.write(about | row)
@@ -128,8 +161,10 @@ def steps(call: Call) -> None:
             torch.cuda.reset_peak_memory_stats()
 
 
-def step_row(call: Call, arch: Any, batch: int, precision: Precision, choice: StepChoice) -> Row:
-    step, dtype = our_step(arch, precision, choice=choice), precision.dtype
+def step_row(call: Call, arch: Any, batch: int, precision: Precision, choice: StepChoice | None) -> Row:
+    """choice: None for timm's step."""
+    dtype = precision.dtype
+    step = timm_train_step(arch, AMP[dtype]) if choice is None else our_step(arch, precision, choice=choice)
     images, labels = random_batch(arch, batch, call.device)
     images = images.to(dtype)
     for count in (2, 2 if call.dry_run else 10):  # the first compiles
@@ -137,12 +172,20 @@ def step_row(call: Call, arch: Any, batch: int, precision: Precision, choice: St
     peak = peak_flops(call.device, dtype)
     memory = torch.cuda.max_memory_allocated() / 1e9 if call.device.type == "cuda" else None
     mfu = batch * step_flops(arch) / seconds / peak if peak else None
-    return {"images": batch, "ms": 1e3 * seconds, "mfu": mfu, "peak_gb": memory}
+    return {"ms": 1e3 * seconds, "mfu": mfu, "peak_gb": memory}
+
+
+MEASURED: dict[str, Callable[[Call], None]] = {
+    "steps": lambda call: steps(call, ways(call)),
+    "shapes": lambda call: steps(call, other_shapes(call)),
+    "data": data,
+    "accuracy": accuracy,
+}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("call", choices=[*COMMANDS, "steps", "data"])
+    parser.add_argument("call", choices=[*COMMANDS, *MEASURED])
     parser.add_argument("--out", type=Path, default=Path("gpu-day"))
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
@@ -150,5 +193,5 @@ if __name__ == "__main__":
     made = Call(args.call, args.out, args.dry_run)
     for module in COMMANDS.get(args.call, []):
         made.run(*module)
-    if args.call not in COMMANDS:
-        {"steps": steps, "data": data}[args.call](made)
+    if args.call in MEASURED:
+        MEASURED[args.call](made)

@@ -9,12 +9,15 @@ cannot read the PTX 8.8 of a CUDA 12.9 compiler.
 
 import torch
 from numba import cuda
+from numba.cuda.cudadrv.driver import driver
 
+from beton_tools.base.errors import first_line
 from fastft.augment.cuda import RESIZE_BOUNDS, RESIZE_SIGNATURE, compiled
 from fastft.augment.cuda_compile import compile_to_ptx
 from fastft.augment.cuda_resize import resize_kernel
 from fastft.machine.facts import has_numba_cuda
 
+DRIVER = "the driver's linker"
 PTX_TARGET = (8, 0)  # every CUDA toolkit from 11 on compiles for it
 
 
@@ -24,12 +27,29 @@ def probe() -> str:
         raise ImportError("numba's own CUDA target is loaded; numba-cuda must be installed in site-packages")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 0:
-        compile_to_ptx(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, PTX_TARGET)
-        return "compiled to PTX for sm_{}{}".format(*PTX_TARGET)
-    for index in range(gpus):
-        with cuda.gpus[index]:
-            compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, index)
-    return f"compiled, linked and loaded on {gpus} GPU(s)"
+        ptx = compile_to_ptx(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, PTX_TARGET)
+        return "compiled to PTX {} for sm_{}{}".format(ptx.split(".version ", 1)[1].split()[0], *PTX_TARGET)
+    try:
+        for index in range(gpus):
+            with cuda.gpus[index]:
+                compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, index)
+    except Exception as error:  # of NVVM, of a linker, of the driver
+        raise RuntimeError(f"{first_line(error)}; linker: {linker()}") from error
+    return f"compiled, linked by {linker()} and loaded on {gpus} GPU(s)"
+
+
+def linker() -> str:
+    """What makes machine code from PTX, with its CUDA version: it reads no PTX of a newer one.
+
+    numba-cuda takes nvJitLink from its wheel, whose version is the compiler's. Without that wheel the driver links, and a driver
+    of CUDA 13.0 cannot read the PTX 9.2 of CUDA 13.2's NVVM.
+    """
+    try:
+        from cuda.bindings import nvjitlink
+
+        return "nvJitLink {}.{}".format(*nvjitlink.version())
+    except Exception:  # no wheel, or a library that cannot be loaded
+        return "{} {}.{}".format(DRIVER, *driver.get_version())
 
 
 if __name__ == "__main__":

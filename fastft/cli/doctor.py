@@ -4,12 +4,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastft.cost.memory import describe_no_fit, memory_need
 from fastft.machine.facts import GIB, UNFINISHED, Facts, fits_page_cache
+from fastft.machine.precision import AMPERE
+from fastft.recipe import load_recipe
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
 TORCH_WITHOUT_VOLTA = "2.15"  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
 VOLTA = (7, 0)
+MEMORY_OF = ("final_b16", "final_l14_336")  # recipes
 CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
 SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
 # L/14: two checkpoints and a third being written, 4.9 GB each; the best weights and their successor, 1.2 GB each
@@ -19,6 +23,8 @@ CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 # of .ci/packages: what FFCV loads beside the libraries that it was built on, and all that building it needs
 FFCV_LOADS = "libgl1 libglib2.0-0"
 FFCV_NEEDS = f"build-essential pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev {FFCV_LOADS}"
+
+DRIVER_LINKS = "the driver's linker"  # in the error of `fastft.augment.kernel_probe`
 
 Result = tuple[str, str, str]  # status, what was found, and a command or an instruction that mends it ("" if ok)
 
@@ -59,6 +65,23 @@ def check_gpu(f: Facts) -> Result:
         return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
     none = "none; without one, only the demo and the tests run in reasonable time"
     return WARN, none, "run training on a machine with a GPU"
+
+
+def check_gpu_memory(f: Facts) -> Result | None:
+    """What B/16 and L/14 at 336 px take of the smallest GPU's memory; None without a GPU."""
+    if not f.gpus:
+        return None
+    smallest = min(f.gpus, key=lambda gpu: gpu.memory)
+    path = "autocast" if smallest.capability >= AMPERE else "half"
+    needs = {name: memory_need(load_recipe(name), path, smallest.memory, len(f.gpus)) for name in MEMORY_OF}
+    found = ", ".join(
+        f"{name} {describe_no_fit(need.as_dict())}" if not need.fits
+        else f"{name} takes {need.needed / 1e9:.0f} GB with {need.micro_batch} images per forward pass"
+        for name, need in needs.items() if need is not None
+    )  # fmt: skip
+    all_fit = all(need is None or need.fits for need in needs.values())
+    fix = "" if all_fit else "train a smaller model, or part of it with --model.trainable_layers"
+    return OK if all_fit else WARN, f"{smallest.memory / 1e9:.0f} GB; modelled: {found}", fix
 
 
 def check_architectures(f: Facts) -> Result | None:
@@ -110,6 +133,8 @@ def check_kernels(f: Facts) -> Result | None:
         return OK, f.kernel or "", ""
     # numba-cuda 0.30 uses row_stack, which NumPy 2.5 removed
     package = "'numpy<2.5'" if "row_stack" in f.kernel_error else cuda_extra(f)
+    if DRIVER_LINKS in f.kernel_error:  # an older driver reads no PTX of a newer compiler
+        package = "nvidia-nvjitlink" if f.numba_cuda_toolkit == 13 else "nvidia-nvjitlink-cu12"
     return FAIL if f.gpus else WARN, f.kernel_error, _install(f, package)
 
 
@@ -190,6 +215,7 @@ CHECKS: dict[str, Callable[[Facts], Result | None]] = {
     "Python": check_python,
     "torch": check_torch,
     "GPU": check_gpu,
+    "GPU memory": check_gpu_memory,
     "CUDA code": check_architectures,
     "numba-cuda": check_numba_cuda,
     "CUDA kernels": check_kernels,

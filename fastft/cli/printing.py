@@ -8,6 +8,7 @@ from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.doctor import FAIL, OK, WARN
+from fastft.cost.memory import SHARD, describe_no_fit
 from fastft.cost.price import LOADER_LIMITS, format_hours, format_range
 from fastft.cost.roofline import FAMILIES, TUNED, VITS
 from fastft.jobs.choices_table import print_choices
@@ -89,15 +90,24 @@ def _print_groups(values: dict[str, Any], console: Console) -> None:
 def _print_cost(cost: dict[str, Any], count: int, gpus: Sequence[str], console: Console) -> None:
     gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
     hours = "GPU-hours on 8 GPUs" if count > 1 else "hours on one GPU"
-    rows = []
+    rows, misfits = [], []
     for name in gpus:
-        cost_here = cost["assumptions"][name]
+        cost_here, need = cost["assumptions"][name], cost["assumptions"][name]["memory"]
         mfus = [f"{row['mfu']:.1%}" for row in cost_here["estimates"]]
-        rows.append([name, format_hours(cost_here), *mfus] if mfus else [name, "not", "counted"])
-    header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline"]
+        cells = [name, format_hours(cost_here), *mfus] if mfus else [name, "not", "counted"]
+        if need is not None and not need["fits"]:
+            misfits.append(f"{name}: {describe_no_fit(need)}")
+            cells = [name, "does", "not fit"]
+        elif need is not None:
+            cells += [f"{need['gb']:.0f} of {need['card_gb']:.0f}", str(need["micro_batch"])]
+        rows.append(cells)
+    header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline", "GB", "images"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
     star = f"; {LOADER_LIMITS}" if any("*" in row[1] for row in rows) else ""
     console.print(f"{SHARES}; {val['what']}: {val['value']:,}{star}")
+    console.print("GB: of a GPU's memory, modelled, with so many images per forward pass")
+    for line in [*misfits, *([SHARD] if misfits else [])]:
+        console.print(line)
 
 
 # fastft cost -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cost.measured import Measured
-from fastft.cost.roofline import FAMILIES, Mfu, describe_uncounted, known_mfus
+from fastft.cost.memory import describe_no_fit, memory_need
+from fastft.cost.roofline import FAMILIES, Mfu, chosen_path, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model.recipe_model import recipe_arch
@@ -138,7 +139,8 @@ def predict(
     """Cost by GPU name on `gpus` GPUs of that kind. val_images: default `assumed_val_images`.
 
     Keys per GPU: basis, mfu, hours, limited_by at the MFU of tuned trainings, and `hours_range`, the hours at the MFU of each
-    family, all None if its step cannot be counted; and `estimates`, a row with the first four keys for each of `known_mfus`.
+    family, all None if its step cannot be counted; and `estimates`, a row with the first four keys for each of `known_mfus`;
+    memory: `MemoryNeed.as_dict`, or None.
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -152,7 +154,10 @@ def predict(
         ]
         headline = rows[0] if rows else dict.fromkeys(("basis", "mfu", "hours", "limited_by"))
         families = [row["hours"] for row in rows[: len(FAMILIES)]] or None
-        predicted[name] = {**headline, "hours_range": families, "estimates": rows}
+        need = memory_need(recipe, chosen_path(gpu), gpu.memory, gpus)
+        predicted[name] = {
+            **headline, "hours_range": families, "estimates": rows, "memory": need and need.as_dict()
+        }  # fmt: skip
     return predicted
 
 
@@ -204,6 +209,9 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
             own.append(found)
         known = known_mfus(recipe, gpu, query.gpus)
         remarks += [] if known else [describe_uncounted(recipe, gpu)]
+        need = memory_need(recipe, chosen_path(gpu), gpu.memory, query.gpus)
+        if need is not None and not need.fits:
+            remarks.append(f"{recipe.name} {describe_no_fit(need.as_dict())}")
         estimates = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]
         priced.append(_priced(recipe, estimates, query.price))
     assumed = [val_images_row(recipe, query.val_images) for recipe in recipes]

@@ -1,4 +1,4 @@
-"""Memory traffic of a training step outside matrix products and attention, counted operation by operation.
+"""Memory traffic of a training step outside matrix products and attention, counted by operation, and the memory that it takes.
 
 One forward and backward pass runs on fake tensors, which have shapes and dtypes but no data, so neither a GPU nor weights
 are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions, fused
@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,15 @@ _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "s
 
 @dataclass(frozen=True)
 class Traced:
-    """Traffic of a step per image, and the parameters that it trains."""
+    """Traffic of a step per image; the model's parameters, and those that it trains; memory.
+
+    kept_bytes_per_image: what forward and backward pass hold at their peak, beside weights.
+    """
 
     bytes_per_image: float
     trained_parameters: int
+    parameters: int
+    kept_bytes_per_image: float
 
 
 def count_images(recipe: Recipe) -> int:
@@ -105,12 +111,14 @@ def _image_traffic(recipe: Recipe, path: str) -> Traced | None:
 def trace_image(recipe: Recipe, path: str) -> Traced | None:
     """The same as `image_traffic`, always traced."""
     arch = recipe_arch(recipe)
-    trained = sum(p.numel() for p in _meta_model(recipe, arch).parameters() if p.requires_grad)
+    parameters = [(p.numel(), p.requires_grad) for p in _meta_model(recipe, arch).parameters()]
     try:
-        ops = traced_ops(recipe, path, arch)
+        counter = _traced(recipe, path, arch)
     except RuntimeError:
         return None
-    return Traced(sum(map(sum, ops.values())) / count_images(recipe), trained)
+    images, trained = count_images(recipe), sum(n for n, is_trained in parameters if is_trained)
+    moved = sum(map(sum, counter.calls.values()))
+    return Traced(moved / images, trained, sum(n for n, _ in parameters), counter.peak / images)
 
 
 def _meta_model(recipe: Recipe, arch: TowerArch) -> ImageClassifier:
@@ -143,10 +151,15 @@ def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> dict[tuple[str, st
 
     With half-precision weights, it includes casting the gradients to fp32 and refreshing the weights, once.
     """
+    return _traced(recipe, path, arch).calls
+
+
+def _traced(recipe: Recipe, path: str, arch: TowerArch) -> "_Counter":
     with fake_model(recipe, path, arch) as model:
         images, targets = _fake_batch(recipe)
         half = HalfCopy(model, HALF) if path == "half" else None
         with _Counter() as counter:
+            counter.hold(images)
             with torch.autocast(DEVICE, HALF) if half is None else nullcontext():
                 logits_BK = (model if half is None else half.module)(images)
             loss = F.cross_entropy(logits_BK.float(), targets)
@@ -155,7 +168,7 @@ def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> dict[tuple[str, st
             if half is not None:
                 half.move_gradients()
                 half.refresh()
-    return counter.calls
+    return counter
 
 
 def _fake(t: Tensor) -> Tensor:
@@ -173,12 +186,14 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
 
 
 class _Counter(TorchDispatchMode):
-    """Bytes of each call by operation and direction."""
+    """Bytes of each call by operation and direction; `peak`: most bytes alive at a time of what is held."""
 
     def __init__(self) -> None:
         super().__init__()
         self.direction = "forward"
         self.calls: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.peak = self._alive = 0
+        self._seen: WeakSet[torch.UntypedStorage] = WeakSet()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -187,7 +202,24 @@ class _Counter(TorchDispatchMode):
         op = func._schema.name.rpartition("::")[2]
         if not (func.is_view or op in COMPUTE or ATTENTION in op or op.startswith(FREE)):
             self.calls[op, self.direction].append(_bytes_moved(op, args, kwargs, out))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and id(t.untyped_storage()) not in given:
+                self.hold(t)
         return out
+
+    def hold(self, t: Tensor) -> None:
+        """Count a tensor until it is freed."""
+        storage = t.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self._alive += storage.nbytes()
+        self.peak = max(self.peak, self._alive)
+        finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, num_bytes: int) -> None:
+        self._alive -= num_bytes
 
 
 def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, out: Any) -> int:

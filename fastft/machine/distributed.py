@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -131,6 +131,15 @@ class World:
             return model
         ids = [self.local_rank] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite each with process 0's, as DistributedDataParallel does when it is made."""
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+    def average(self, values: torch.Tensor) -> None:
+        """The element-wise mean over all processes, in place; half precision is divided before it is added."""
+        dist.all_reduce(values.div_(self.size))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over all processes, in place."""

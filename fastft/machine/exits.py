@@ -17,6 +17,10 @@ class PeerLost(Preempted):
     """Another process died or stopped responding; the same command continues from the last checkpoint."""
 
 
+class GpuLost(Preempted):
+    """A kernel that was tried has left the GPU unusable for this process; the same command goes on without it."""
+
+
 class LocalRankError(UserError):
     """Bad input met by this process only, such as a damaged sample or a full disk: this process must print it."""
 

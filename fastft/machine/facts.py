@@ -29,6 +29,7 @@ UNFINISHED = "did not finish within"  # begins the error of a probe that met it
 class GpuFacts:
     name: str
     capability: tuple[int, int]
+    memory: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
     except Exception:  # a broken installation can raise anything
         return None, None, (), ()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    gpus = tuple(GpuFacts(torch.cuda.get_device_name(k), torch.cuda.get_device_capability(k)) for k in range(count))
+    found = map(torch.cuda.get_device_properties, range(count))
+    gpus = tuple(GpuFacts(p.name, (p.major, p.minor), p.total_memory) for p in found)
     return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
 
 

@@ -16,6 +16,7 @@ class Gpu:
     peak_flops: float  # per second on tensor cores in the training precision: bf16, or fp16 before Ampere
     full_precision_flops: float  # per second, fp32 without tensor cores
     bandwidth: float  # of the device memory, bytes/s
+    memory: float  # bytes, of the smaller one where a card is sold with two sizes
     pattern: str  # regular expression that matches torch.cuda.get_device_name()
     source: str
     bf16: bool = True  # native support
@@ -24,32 +25,44 @@ class Gpu:
     cores: float = 4.0  # physical (two vCPU each), of a usual cloud machine's per GPU; 4 are assumed
 
 
-def _gpu(name: str, tflops: float, fp32: float, gb_per_s: float, pattern: str, source: str, **rest: Any) -> Gpu:
-    return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, pattern, f"NVIDIA {source}", **rest)
+def _gpu(
+    name: str, tflops: float, fp32: float, gb_per_s: float, gb: float, pattern: str, source: str, **rest: Any
+) -> Gpu:
+    return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, gb * 1e9, pattern, f"NVIDIA {source}", **rest)
 
 
 # cores: of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
 _CARDS = (
-    _gpu("V100", 125, 15.7, 900, r"V100-SXM", "V100 data sheet (SXM2)", bf16=False, gemm_share=0.72),
-    _gpu("V100-PCIe", 112, 14, 900, r"V100-PCIE", "V100 data sheet (PCIe)", bf16=False),
-    _gpu("V100S", 130, 16.4, 1134, r"V100S", "V100 data sheet (V100S PCIe)", bf16=False),
-    _gpu("T4", 65, 8.1, 300, r"\bT4\b", "T4 data sheet", bf16=False),
+    _gpu("V100", 125, 15.7, 900, 16, r"V100-SXM", "V100 data sheet (SXM2)", bf16=False, gemm_share=0.72),
+    _gpu("V100-PCIe", 112, 14, 900, 16, r"V100-PCIE", "V100 data sheet (PCIe)", bf16=False),
+    _gpu("V100S", 130, 16.4, 1134, 32, r"V100S", "V100 data sheet (V100S PCIe)", bf16=False),
+    _gpu("T4", 65, 8.1, 300, 16, r"\bT4\b", "T4 data sheet", bf16=False),
     # no tensor cores, and half-precision products with fp32 sums run at the rate of fp32
-    _gpu("P100", 9.3, 9.3, 732, r"P100-PCIE", "P100 data sheet (PCIe)", bf16=False),
-    _gpu("A100", 312, 19.5, 2039, r"A100.*80GB|A100-SXM-80GB", "A100 data sheet (80 GB SXM)", gemm_share=0.75, cores=6),
-    _gpu("A100-40", 312, 19.5, 1555, r"A100", "A100 data sheet (40 GB)", gemm_share=0.75),
-    _gpu("A10", 125, 31.2, 600, r"\bA10\b", "A10 data sheet"),
-    _gpu("H100", 989, 67, 3350, r"H100 (80GB )?HBM3|H100-SXM", "H100 data sheet (SXM)", gemm_share=0.64, cores=12),
-    _gpu("H100-PCIe", 756, 51, 2000, r"H100 PCIe", "H100 data sheet (PCIe)"),
-    _gpu("H100-NVL", 835, 60, 3900, r"H100 NVL", "H100 data sheet (NVL)"),
-    _gpu("H200-NVL", 835, 60, 4800, r"H200 NVL", "H200 data sheet (NVL)"),
-    _gpu("H200", 989, 67, 4800, r"H200", "H200 data sheet (SXM)", gemm_share=0.64, cores=12),
-    _gpu("B200", 2250, 75, 8000, r"\bB200\b", "HGX B200 data sheet, one of eight", cores=12),
-    _gpu("L4", 121, 30.3, 300, r"\bL4\b", "L4 data sheet"),
-    _gpu("L40S", 362, 91.6, 864, r"\bL40S\b", "L40S data sheet"),
-    _gpu("RTX3090", 71, 35.6, 936, r"RTX 3090$", "GA102 white paper, appendix A"),
-    _gpu("RTX4090", 165.2, 82.6, 1008, r"RTX 4090$", "Ada white paper, appendix A"),
-    _gpu("RTX5090", 209.5, 104.8, 1792, r"RTX 5090$", "RTX Blackwell white paper, appendix A"),
+    _gpu("P100", 9.3, 9.3, 732, 16, r"P100-PCIE", "P100 data sheet (PCIe)", bf16=False),
+    _gpu(
+        "A100",
+        312,
+        19.5,
+        2039,
+        80,
+        r"A100.*80GB|A100-SXM-80GB",
+        "A100 data sheet (80 GB SXM)",
+        gemm_share=0.75,
+        cores=6,
+    ),
+    _gpu("A100-40", 312, 19.5, 1555, 40, r"A100", "A100 data sheet (40 GB)", gemm_share=0.75),
+    _gpu("A10", 125, 31.2, 600, 24, r"\bA10\b", "A10 data sheet"),
+    _gpu("H100", 989, 67, 3350, 80, r"H100 (80GB )?HBM3|H100-SXM", "H100 data sheet (SXM)", gemm_share=0.64, cores=12),
+    _gpu("H100-PCIe", 756, 51, 2000, 80, r"H100 PCIe", "H100 data sheet (PCIe)"),
+    _gpu("H100-NVL", 835, 60, 3900, 94, r"H100 NVL", "H100 data sheet (NVL)"),
+    _gpu("H200-NVL", 835, 60, 4800, 141, r"H200 NVL", "H200 data sheet (NVL)"),
+    _gpu("H200", 989, 67, 4800, 141, r"H200", "H200 data sheet (SXM)", gemm_share=0.64, cores=12),
+    _gpu("B200", 2250, 75, 8000, 180, r"\bB200\b", "HGX B200 data sheet, one of eight", cores=12),
+    _gpu("L4", 121, 30.3, 300, 24, r"\bL4\b", "L4 data sheet"),
+    _gpu("L40S", 362, 91.6, 864, 48, r"\bL40S\b", "L40S data sheet"),
+    _gpu("RTX3090", 71, 35.6, 936, 24, r"RTX 3090$", "GA102 white paper, appendix A"),
+    _gpu("RTX4090", 165.2, 82.6, 1008, 24, r"RTX 4090$", "Ada white paper, appendix A"),
+    _gpu("RTX5090", 209.5, 104.8, 1792, 32, r"RTX 5090$", "RTX Blackwell white paper, appendix A"),
 )
 GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name, and searched in this order by `find_gpu`
 MAIN_GPUS = ("V100", "A100", "H100")  # columns of tables that show a few GPUs

@@ -97,31 +97,29 @@ def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
 
 
 class _NormBranch(torch.autograd.Function):
-    """(x, LayerNorm of x in half precision).
+    """(x, LayerNorm of x rounded to half precision).
 
-    The backward pass reads the normalised tokens in half precision instead of x, and adds the branch's gradient to that of x in
-    one pass: no gradient of the norm is cast to fp32, and x is not kept.
+    The rounded tokens are what the backward pass reads, so neither x nor a gradient of the norm in fp32 is kept. Both directions
+    are the vectorised kernels of PyTorch's LayerNorm, whose sums are fp32.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        x_hat, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-        x_hat = x_hat.to(dtype)
-        ctx.save_for_backward(x_hat, rstd, gain)
-        return x, torch.addcmul(shift.to(dtype), x_hat, gain.to(dtype))
+        half, gain, shift = x.to(dtype), gain.to(dtype), shift.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):  # which would compute and return fp32
+            norm, mean, rstd = torch.native_layer_norm(half, x.shape[-1:], gain, shift, eps)
+        ctx.save_for_backward(half, mean, rstd, gain, shift)
+        return x, norm
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
-        x_hat, rstd, gain = ctx.saved_tensors
-        gain = gain.to(x_hat.dtype)
-        # statistics of x_hat, of the type that the kernel takes; the last gain stands for the shift, which is not read
-        mean = torch.zeros_like(rstd, dtype=rstd.dtype if x_hat.is_cuda else x_hat.dtype)
+        half, mean, rstd, gain, shift = ctx.saved_tensors
         grad, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
-            grad_norm, x_hat, x_hat.shape[-1:], mean, mean + 1, gain, gain, [True, True, True]
+            grad_norm, half, half.shape[-1:], mean, rstd, gain, shift, [True, True, True]
         )
-        return torch.addcmul(grad_x, grad, rstd), grad_gain, grad_shift, None, None
+        return grad_x + grad, grad_gain, grad_shift, None, None
 
 
 # A CPU's kernel would add up the gradients of gain and shift in half precision

@@ -31,8 +31,12 @@ class HalfCopy(Generic[Model]):
 
     def move_gradients(self) -> None:
         """Cast the copy's gradients to fp32 and make them the model's; the copy keeps its own until they are cleared."""
+        halves = [half.grad for half in self._half if half.grad is not None]
+        gradients = [torch.empty_like(half, dtype=torch.float32) for half in halves]
+        torch._foreach_copy_(gradients, halves)  # one launch for many of them
+        casts = iter(gradients)
         for master, half in zip(self._master, self._half, strict=True):
-            master.grad = None if half.grad is None else half.grad.to(master.dtype)
+            master.grad = None if half.grad is None else next(casts)
 
     @torch.no_grad()
     def refresh(self) -> None:

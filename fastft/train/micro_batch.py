@@ -7,10 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import CHANNELS
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.recipe_policy import build_policy
+from fastft.cost.memory import COPIES, HEADROOM, fast_divisor, largest_divisor, loader_bytes
 from fastft.data.engine import Engine
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
@@ -24,12 +23,6 @@ PROBES = ((4, 8), (1, 2))
 # The larger one is doubled until its activations take this many times the memory of the gradients. Before, the peak is where the
 # gradients are complete and most activations are freed: with gradient checkpointing up to some 100 images
 DOMINANT = 4
-HEADROOM = 0.9  # share of free memory to use; the rest is for allocator fragments
-TENSOR_CORE_MULTIPLE = 8  # matrix products are fastest if their dimensions are multiples of this
-COPIES = 3  # of what is trained, in fp32, beside the weights: gradients and AdamW's two moments
-# bytes of a pixel's channel that augmentation on a GPU takes beside the finished images: two uint8 images, of AugMix three and
-# their mixture in fp32 (fastft.augment.cuda)
-AUGMENT_BYTES, AUGMIX_BYTES = 2, 3 + 4
 
 
 @dataclass(frozen=True)
@@ -107,16 +100,6 @@ def choose_micro_batch(
     return fast_divisor(rank_batch, int(free / per_image), unit)
 
 
-def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batches: int, policy: AugmentPolicy) -> float:
-    """GPU memory that a loader needs per image of a micro-batch; mean_pixels: of the stored images.
-
-    batches: that are finished, in use or in progress at a time. Of each it holds the decoded pixels, at most the whole
-    images, the finished images, and what augmentation worked with, which PyTorch keeps for the next batch.
-    """
-    augment = AUGMIX_BYTES if isinstance(policy.auto_augment, AugMix) else AUGMENT_BYTES
-    return batches * CHANNELS * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
-
-
 def _measure_free(model: nn.Module, image_size: int, precision: Precision, most: int) -> tuple[float, float]:
     """(bytes free for images, bytes per image); (0, 1) if not even the smallest probes fit."""
     device = next(model.parameters()).device
@@ -131,21 +114,6 @@ def _measure_free(model: nn.Module, image_size: int, precision: Precision, most:
         torch.cuda.empty_cache()  # memory of the probes and of earlier trainings of a sweep
         return HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed, per_image
     return 0.0, 1.0
-
-
-def largest_divisor(number: int, at_most: int, unit: int = 1) -> int:
-    """The largest divisor of `number` that is a multiple of `unit` (a divisor itself) and not above `at_most`, or `unit`."""
-    parts = number // unit
-    return unit * max(d for d in range(1, max(1, min(number, at_most) // unit) + 1) if parts % d == 0)
-
-
-def fast_divisor(number: int, at_most: int, unit: int = 1) -> int:
-    """The same as `largest_divisor`, but a multiple of 8 if there is one that is at least half as large."""
-    largest = largest_divisor(number, at_most, unit)
-    if number % TENSOR_CORE_MULTIPLE == 0 and at_most >= TENSOR_CORE_MULTIPLE:
-        fast = largest_divisor(number, at_most, TENSOR_CORE_MULTIPLE)
-        return fast if 2 * fast >= largest else largest
-    return largest
 
 
 def measure_memory(

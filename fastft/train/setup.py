@@ -17,6 +17,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from fastft.augment.mix import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
+from fastft.cost.memory import COPIES, describe_too_large, state_bytes
 from fastft.data.classes import refuse_other_classes, refuse_other_labels
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
@@ -41,7 +42,7 @@ from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.micro_batch import COPIES, MicroBatches, divide_batch
+from fastft.train.micro_batch import MicroBatches, divide_batch
 from fastft.train.progress import Progress, describe_model
 from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
@@ -199,10 +200,38 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     for option, is_set in one_label.items():
         if images.multi_label and is_set:
             raise UserError(f"{option} is for one label per image, and the images have several; leave it out")
-    refuse_impossible(recipe, world.device, world.size)
+    refuse_impossible(recipe, world.device)
     if not list_checkpoints(run_folder(recipe) / "checkpoints"):
+        refuse_too_large(with_images(recipe, images), world.device)
         check_model(with_images(recipe, images))
         refuse_other_head(recipe, files.class_names)
+
+
+def refuse_too_large(recipe: Recipe, device: torch.device) -> None:
+    """Raise UserError if weights, gradients, moments and EMA alone exceed a GPU's memory."""
+    if device.type != "cuda":
+        return
+    needed, there = needed_bytes(recipe, device), torch.cuda.get_device_properties(device).total_memory
+    if needed > there:
+        raise UserError(f"{recipe.model.arch} does not fit: {describe_too_large(needed, there)}")
+
+
+def out_of_memory(recipe: Recipe, device: torch.device) -> UserError:
+    """The error of a set-up for which too little of the GPU's memory is free."""
+    free, total = torch.cuda.mem_get_info(device)
+    return UserError(
+        f"out of memory while the model is set up: it takes {needed_bytes(recipe, device) / 1e9:,.1f} GB with gradients, "
+        f"AdamW's moments and EMA, and {free / 1e9:,.1f} of {total / 1e9:,.1f} GB are free on this GPU; end what else runs on it"
+    )
+
+
+def needed_bytes(recipe: Recipe, device: torch.device) -> int:
+    """Bytes of weights, gradients, moments and EMA, and of a half-precision copy if one is trained."""
+    with torch.device("meta"):
+        sizes = [(p.numel(), p.requires_grad) for p in build_model(recipe, pretrained=False).parameters()]
+    half = choose_precision(recipe.train.amp, device, recipe.train.half_residual).half_residual
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return state_bytes(sum(size for size, _ in sizes), trained, ema=recipe.ema.decay > 0, half=half)
 
 
 def _build_models(

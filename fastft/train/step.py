@@ -77,6 +77,7 @@ class Step:
         self.trained: ImageClassifier = model
         self.half: HalfCopy[ImageClassifier] | None = None
         self._graph: GraphedPass | None = None
+        self._flat: tuple[Tensor, ...] = ()  # all gradients of a graph, where processes average them
         self._compiled = False
         self.scaler = precision.scaler()
         self.split = Split(world.device)
@@ -93,9 +94,14 @@ class Step:
         if choice.mode in COMPILED:
             compile_blocks(self.trained, COMPILED[choice.mode])
             self._compiled = True
-        self.forward = self.world.wrap(self.trained)
-        if choice.mode == "graph":
-            self._graph = GraphedPass(self._pass, self.trained.parameters())
+        if choice.mode != "graph":
+            self.forward = self.world.wrap(self.trained)
+            return
+        self.forward = self.trained
+        if self.world.size > 1:
+            self.world.equalise(self.trained.parameters())
+            self._flat = flatten_gradients(self.trained.parameters())
+        self._graph = GraphedPass(self._pass, self.trained.parameters())
 
     def evaluation_context(self) -> AbstractContextManager:
         """The context of evaluating `model`: its blocks run uncompiled, which otherwise would be compiled for each batch size."""
@@ -134,11 +140,14 @@ class Step:
         targets: int64 labels (b,), smoothed here, or float32 (b, K), used as they are: distributions, or with `multi_label` the
         probability of each label.
         """
-        if self.world.size > 1:
+        if self.world.size > 1 and self._graph is None:
             self.forward.require_backward_grad_sync = last
         if step == YOUNG_STEPS:  # checkpoints have the interval
             self.scaler.set_growth_interval(GROWTH_INTERVAL)
         logits_BK, loss = (self._graph or self._pass)(images, targets, noise)
+        if last:
+            for gradients in self._flat:
+                self.world.average(gradients)
         self.loss_sum += loss / self.accumulation
         bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)
@@ -198,12 +207,27 @@ class Step:
 # as a CUDA graph ------------------------------------------------------------------------------------------------------
 
 
+def flatten_gradients(parameters: Iterable[nn.Parameter]) -> tuple[Tensor, ...]:
+    """Give every trained parameter a gradient of zeros that is part of one tensor for all of its dtype; returns these."""
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    flat = tuple(group[0].new_zeros(sum(p.numel() for p in group)) for group in by_dtype.values())
+    for whole, group in zip(flat, by_dtype.values(), strict=True):
+        for part, parameter in zip(whole.split([p.numel() for p in group]), group, strict=True):
+            parameter.grad = part.as_strided(parameter.shape, parameter.stride())
+    return flat
+
+
 class GraphedPass:
     """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
 
     One launch instead of about 1,000 (B/16), which pays at small micro-batches, where the host needs longer to launch the
     kernels than the GPU to run them. Neither `torch.cuda.make_graphed_callables` nor `torch.compile(mode="reduce-overhead")` is
     used: their gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
+
+    Several processes average all gradients at once after the pass of a step's last micro-batch: the graph holds no communication.
 
     Inputs are copied to fixed tensors, and results lie in fixed tensors, which the next call overwrites. Gradients must stay
     where they are between calls: `zero_grad(set_to_none=False)`.

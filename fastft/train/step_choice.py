@@ -9,6 +9,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -19,10 +20,12 @@ from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_line
 from fastft.machine.distributed import World
+from fastft.machine.exits import GpuLost
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
+from fastft.run.trial_record import TrialRecord
 from fastft.train.step import COMPILED, MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
@@ -83,14 +86,14 @@ class Decision:
         }
 
 
-def refuse_impossible(recipe: Recipe, device: torch.device, processes: int) -> None:
+def refuse_impossible(recipe: Recipe, device: torch.device) -> None:
     """Raise UserError if `train.step` names a way in which this recipe's steps cannot be computed."""
     mode = recipe.train.step
-    if (reason := failure(mode, recipe, device, processes)) is not None:
+    if (reason := failure(mode, recipe, device)) is not None:
         raise UserError(f"train.step is {mode}, which {reason}; use --train.step=auto")
 
 
-def failure(mode: str, recipe: Recipe, device: torch.device, processes: int) -> str | None:
+def failure(mode: str, recipe: Recipe, device: torch.device) -> str | None:
     """Why a step cannot be computed in this mode; None if it can."""
     if mode in COMPILED:
         try:
@@ -101,9 +104,7 @@ def failure(mode: str, recipe: Recipe, device: torch.device, processes: int) -> 
         return None
     if device.type != "cuda":
         return "needs a GPU"
-    if recipe.train.grad_checkpointing:
-        return "does not work with train.grad_checkpointing"
-    return "does not average gradients over processes" if processes > 1 else None
+    return "does not work with train.grad_checkpointing" if recipe.train.grad_checkpointing else None
 
 
 def device_name(device: torch.device) -> str:
@@ -126,6 +127,7 @@ def choose_step(
     *,
     reserve_bytes: int,
     say: Callable[[str], None],
+    record: TrialRecord | None = None,
 ) -> Decision:
     """The decision, the same in every process; all call this once, before `step.connect`.
 
@@ -136,6 +138,8 @@ def choose_step(
         stored: the choice that the checkpoint records (`fastft.train.progress.Progress.step_choice`).
         reserve_bytes: GPU memory that optimiser and loaders will take.
         say: prints a line.
+        record: of candidates that ended an earlier process of this run, which are not tried again.
+    Raises GpuLost: a candidate has left the GPU unusable.
     """
     world, requested = step.world, recipe.train.step
     if "torch._dynamo" in sys.modules:  # the runs of a sweep would reach the limit of recompilations
@@ -144,13 +148,13 @@ def choose_step(
         return Decision(StepChoice(requested), "recipe")
     earlier = world.broadcast(stored_choice(stored, device_name(world.device)))
     if earlier is not None:
-        reason = failure(earlier.mode, recipe, world.device, world.size)
+        reason = failure(earlier.mode, recipe, world.device)
         if not world.any(reason is not None):
             return Decision(earlier, "checkpoint")
         say(f"step: {earlier} (from checkpoint) {reason or 'is not possible in another process'}; choosing another")
     if requested == "auto" and world.device.type == "cpu":
         return Decision(StepChoice(), "default")
-    return world.broadcast(_measure(recipe, step, micro_batch, reserve_bytes, say) if world.is_main else None)
+    return world.broadcast(_measure(recipe, step, micro_batch, reserve_bytes, say, record) if world.is_main else None)
 
 
 def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
@@ -183,7 +187,14 @@ class Dropped(Exception):
     """Why a candidate is not taken."""
 
 
-def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, say: Callable[[str], None]) -> Decision:
+def _measure(
+    recipe: Recipe,
+    step: Step,
+    micro_batch: int,
+    reserve_bytes: int,
+    say: Callable[[str], None],
+    record: TrialRecord | None,
+) -> Decision:
     device, dtype = step.world.device, step.precision.dtype
     kernels = ["auto"]
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
@@ -197,7 +208,14 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
         reserved = torch.empty(reserve_bytes if on_gpu else 0, dtype=torch.uint8, device=device)
         batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, dtype)
-        trials = run_trials(lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype])
+        trials = run_trials(
+            lambda choice: _trial_pass(step, choice, batch),
+            kernels,
+            modes,
+            TOLERANCE[dtype],
+            device=device,
+            record=record,
+        )
         del reserved
     gc.collect()
     if on_gpu:
@@ -208,10 +226,12 @@ def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, s
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
     """The modes to compare with eager, compilation last because it takes longest.
 
+    A CUDA graph for one process only: several average its gradients after the backward pass, not during it as otherwise, which
+    a measurement in one process does not see.
     No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process.
     """
     newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
-    graph = micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device, processes) is None
+    graph = processes == 1 and micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device) is None
     compiled = (newer or device.type == "cpu") and can_compile(device)
     return ["graph"] * graph + ["compile"] * compiled
 
@@ -222,16 +242,26 @@ def run_trials(
     modes: Sequence[str],
     tolerance: float,
     *,
+    device: torch.device,
+    record: TrialRecord | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[StepTrial]:
     """Try attention kernels, the first of which is the reference, then the modes with the fastest.
 
-    A candidate is dropped if it fails, or if its logits or gradients differ from the reference by more than `tolerance`.
+    A candidate is dropped if it fails, if it ended an earlier process, or if its logits or gradients differ from the reference
+    by more than `tolerance`. Raises GpuLost: the GPU no longer answers.
     """
     trials: list[StepTrial] = []
     reference: dict[str, Tensor] = {}
 
     def attempt(choice: StepChoice) -> None:
+        if record is not None and str(choice) in record.ended:
+            trials.append(StepTrial(choice, None, f"ended an earlier process; delete {record.path} to try it again"))
+            return
+        with nullcontext() if record is None else record.trying(str(choice)):
+            measure(choice)
+
+    def measure(choice: StepChoice) -> None:
         try:
             run = build(choice)
             for _ in range(WARM_UP_CALLS):
@@ -249,6 +279,7 @@ def run_trials(
         except Dropped as error:
             trials.append(StepTrial(choice, None, str(error)))
         except Exception as error:  # a kernel or a compiler that this device lacks
+            _refuse_lost_gpu(device, choice, error)
             trials.append(StepTrial(choice, None, first_line(error)))
 
     for kernel in kernels:
@@ -259,6 +290,16 @@ def run_trials(
     for mode in modes:
         attempt(StepChoice(mode, attention))
     return trials
+
+
+def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception) -> None:
+    """Raise GpuLost if the error has left the GPU unusable: every later call of this process would repeat it."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        raise GpuLost(f"{choice} made the GPU unusable ({first_line(error)}); the same command skips it") from None
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:

@@ -13,7 +13,7 @@ from fastft.machine.distributed import World
 from fastft.machine.preempt import SignalGuard
 from fastft.recipe import Recipe
 from fastft.train.reporting import open_log
-from fastft.train.setup import Setup, build_setup, halve_if_too_large
+from fastft.train.setup import Setup, build_setup, halve_if_too_large, out_of_memory
 from fastft.train.trainer import Trainer
 
 HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
@@ -46,9 +46,13 @@ def _set_up(recipe: Recipe, world: World, guard: SignalGuard, deadline: float, c
     with ExitStack() as opened:
         try:
             setup = build_setup(recipe, world, guard, deadline, opened, say)
-        except UserError as error:
-            world.check_consistent(str(error), {})
+        except UserError as refusal:
+            world.check_consistent(str(refusal), {})
             raise
+        except torch.OutOfMemoryError:
+            error = out_of_memory(recipe, world.device)
+            world.check_consistent(str(error), {})
+            raise error from None
         world.check_consistent(None, setup.consistency_key())
         yield halve_if_too_large(setup, say)
 

@@ -16,6 +16,7 @@ from fastft.recipe import Recipe
 from fastft.run import profile
 from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_result
+from fastft.run.trial_record import TrialRecord
 from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
@@ -79,7 +80,10 @@ class Trainer:
         recipe = (
             self.recipe if self.recipe.epochs else self.recipe.with_option("train.step", "eager")
         )  # no step to measure
-        decision = choose_step(recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say)
+        record = TrialRecord(s.folder) if self.world.is_main else None
+        decision = choose_step(
+            recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say, record=record
+        )
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
         self.reporter.start(decision, self.global_step)
         self.step.connect(decision.choice)

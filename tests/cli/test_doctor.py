@@ -20,9 +20,9 @@ from fastft.machine.facts import GIB, Facts, GpuFacts
 from tests.written import write_crops
 
 V100, A100, H100 = (
-    GpuFacts("Tesla V100-SXM2-16GB", (7, 0)),
-    GpuFacts("NVIDIA A100", (8, 0)),
-    GpuFacts("NVIDIA H100", (9, 0)),
+    GpuFacts("Tesla V100-SXM2-16GB", (7, 0), 16 * GIB),
+    GpuFacts("NVIDIA A100", (8, 0), 80 * GIB),
+    GpuFacts("NVIDIA H100", (9, 0), 80 * GIB),
 )
 CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -69,7 +69,7 @@ def test_v100_with_a_torch_built_without_sm_70_gets_the_cu126_wheels():
 
 
 def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus():
-    assert check("CUDA code", gpus=(GpuFacts("RTX 3090", (8, 6)),), arch_list=("sm_80",)).status == OK
+    assert check("CUDA code", gpus=(GpuFacts("RTX 3090", (8, 6), 24 * GIB),), arch_list=("sm_80",)).status == OK
     assert check("CUDA code", gpus=(H100,), arch_list=("sm_80", "compute_80")).status == OK
     assert check("CUDA code", gpus=(A100,), arch_list=("sm_86", "compute_86")).status == FAIL
 
@@ -124,6 +124,26 @@ def test_python_that_hangs_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(facts, "PYTHON_SECONDS", 0.5)
     assert facts._run_python("-c", "import hangs") == (None, "-c 'import hangs' did not finish within 0.5 s")
+
+
+def test_kernels_that_the_driver_cannot_link_ask_for_nvjitlink():
+    """CUDA 13.2's NVVM writes PTX 9.2, which a driver of CUDA 13.0 does not read."""
+    error = "RuntimeError: CUDA_ERROR_UNSUPPORTED_PTX_VERSION; linker: the driver's linker 13.0"
+    found = check("CUDA kernels", kernel=None, kernel_error=error, numba_cuda_toolkit=13, gpus=(H100,))
+    assert found.status == FAIL and found.fix.endswith("pip install nvidia-nvjitlink")
+    found = check("CUDA kernels", kernel=None, kernel_error=error, numba_cuda_toolkit=12)
+    assert found.fix.endswith("pip install nvidia-nvjitlink-cu12")
+
+
+def test_gpu_memory_is_compared_with_what_recipes_take():
+    """8 V100 of 16 GB take part of a rank's 256 images at a time; L/14 at 336 px does not fit in 6 GB."""
+    found = check("GPU memory")
+    assert (
+        found.status == OK and "17 GB; modelled: final_b16 takes" in found.found and "per forward pass" in found.found
+    )
+    small = check("GPU memory", gpus=(GpuFacts("NVIDIA RTX A2000", (8, 6), 6 * GIB),))
+    assert small.status == WARN and "final_l14_336 does not fit: 7 GB with micro-batches of 1, of 6 GB" in small.found
+    assert "GPU memory" not in {c.name for c in examine(replace(GOOD, gpus=()))}
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda")

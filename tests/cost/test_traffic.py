@@ -6,6 +6,7 @@ from dataclasses import astuple
 
 import pytest
 
+from fastft.cost.memory import state_bytes
 from fastft.cost.traffic import KERNELS, image_traffic, stored_traffic, trace_image, traced_ops, traffic_key
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
@@ -30,7 +31,7 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
     """Counted by hand from the shapes: an activation reads and writes half precision, autocast's LayerNorms fp32."""
     autocast, half = (step_traffic(load_recipe("rcp/final_b16.yaml"), path) for path in ("autocast", "half"))
     # 112.6 with QuickGELU in three passes and concatenated qkv gradients
-    assert sum(map(sum, autocast.values())) <= 90 * GB and sum(map(sum, half.values())) <= 58 * GB
+    assert sum(map(sum, autocast.values())) <= 75 * GB and sum(map(sum, half.values())) <= 58 * GB
     silu, norms = autocast["silu", "forward"], half["native_layer_norm", "forward"]
     assert silu == 12 * [2 * 2 * 4 * ELEMENTS]
     assert len(norms) == 26  # two in each block, ln_pre, fc_norm
@@ -41,10 +42,9 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
 @pytest.mark.parametrize(
     ("path", "kinds"),
     [
-        # forward: 12 parameters and 2 LayerNorm outputs; backward: gradients of the former and of 2 branches' outputs, 2 gains
-        ("autocast", {("_to_copy", "forward"): 14, ("_to_copy", "backward"): 16, ("cat", "backward"): 2}),
-        # the fp32 gradients of 12 parameters
-        ("half", {("_to_copy", "backward"): 12}),
+        # forward: 12 parameters and 2 LayerNorm inputs; backward: gradients of the former and of 2 branches' outputs
+        ("autocast", {("_to_copy", "forward"): 14, ("_to_copy", "backward"): 14, ("cat", "backward"): 2}),
+        ("half", {}),  # `_foreach_copy_` casts all gradients at once
     ],
 )
 def test_a_block_copies_nothing_and_casts_only_what_it_must(path, kinds, tmp_path):
@@ -60,6 +60,24 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path, kinds, tmp_pat
     assert {key: calls for key, calls in added.items() if calls and key[0] in copying} == kinds
 
 
+def test_memory_per_image_is_what_a_step_on_a_card_was_seen_to_allocate():
+    """B/16, 256 images: the allocator of PyTorch's CUDA build reports 17.50 GB (autocast) and 17.28 (half), state included."""
+    recipe, images = load_recipe("final_b16", ["--model.freeze_conv1=false"]), 256
+    for path, seen in (("autocast", 17.50), ("half", 17.28)):
+        traced = trace_image(recipe, path)
+        state = state_bytes(traced.parameters, traced.trained_parameters, ema=True, half=path == "half")
+        gradients = (4 + 2 * (path == "half")) * traced.trained_parameters  # come as activations go
+        assert state - gradients + images * traced.kept_bytes_per_image == pytest.approx(seen * GB, rel=0.04)
+
+
+def test_checkpointed_blocks_keep_a_quarter_of_the_memory_per_image():
+    plain, checkpointed = (
+        image_traffic(load_recipe("final_b16", [f"--train.grad_checkpointing={on}"]), "autocast")
+        for on in (False, True)
+    )
+    assert 0.2 < checkpointed.kept_bytes_per_image / plain.kept_bytes_per_image < 0.3
+
+
 def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts():
     """Traced anew for two of them; `python benchmarks/tables.py --check` traces all."""
     for recipe in map(load_recipe, recipe_names()):
@@ -70,11 +88,11 @@ def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts():
 
 
 def test_traffic_of_timms_vit_is_that_of_fastfts_tower_or_more():
-    """The own tower was written for fewer bytes: timm's block moves a quarter more."""
+    """The own tower was written for fewer bytes: timm's block moves a third more."""
     own = load_recipe("final_b16", ["--model.arch=ViT-B-16", "--model.freeze_conv1=false"])
     ours, timms = (image_traffic(r, "autocast") for r in (own, timm_recipe("vit_base_patch16_224")))
     assert timms.trained_parameters == pytest.approx(ours.trained_parameters, rel=0.01)
-    assert 1.0 <= timms.bytes_per_image / ours.bytes_per_image < 1.3
+    assert 1.0 <= timms.bytes_per_image / ours.bytes_per_image < 1.45
 
 
 def test_frozen_layers_of_timms_models_have_no_backward_pass():

@@ -39,9 +39,29 @@ def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
         return {"ms": 1.0}
 
     monkeypatch.setattr(gpu_day, "step_row", step_row)
-    monkeypatch.setattr(gpu_day, "ways", lambda call: [(Precision(torch.float32, "cpu"), StepChoice(m)) for m in modes])
-    gpu_day.steps(call)
+    precision = Precision(torch.bfloat16, "cpu")
+    gpu_day.steps(call, (("T", 32, 2, precision, StepChoice(mode)) for mode in modes))
     call.run("http.server", "0")
     errors = [row.get("error") for row in written()["rows"]]
     assert errors == [None, "ZeroDivisionError: division by zero", "no time left", None]
     assert written()["rows"][3]["code"] is None, "stopped"
+
+
+def test_the_measured_steps_are_every_way_and_timms(tmp_path, monkeypatch):
+    """On a card; the most useful first, what compiles for longest last."""
+    call = Call("steps", tmp_path, dry_run=False)
+    call.device = torch.device("cuda")
+    ways, shapes = list(gpu_day.ways(call)), list(gpu_day.other_shapes(call))
+    assert [str(choice) for *_, choice in ways[:2]] == ["eager with sdpa attention", "eager with flash attention"]
+    assert {str(choice) for *_, choice in ways} >= {"None", "compile", "autotune"}
+    assert {(letter, size, batch) for letter, size, batch, *_ in ways} == {("B", 224, 256)}
+    compiled_half = [p for *_, p, choice in ways if choice == StepChoice("compile") and p.half_residual]
+    assert [p.dtype for p in compiled_half] == [torch.bfloat16, torch.float16]
+    assert {(letter, size, batch) for letter, size, batch, *_ in shapes} == {
+        ("B", 224, 64), ("B", 224, 16), ("L", 224, 128), ("B", 384, 64),
+    }  # fmt: skip
+    assert sum(choice == StepChoice("graph") for *_, choice in shapes) == 8
+    row = gpu_day.step_row(
+        Call("x", tmp_path, dry_run=True), gpu_day.shape("T", 32), 2, Precision(torch.bfloat16, "cpu"), None
+    )
+    assert row["ms"] > 0

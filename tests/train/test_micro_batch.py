@@ -1,5 +1,8 @@
 """The micro-batch divides the batch and fits the memory."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.console import Console
@@ -122,6 +125,56 @@ def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(tiny, tmp
     fits = 2
     with pytest.raises(UserError, match="too small for micro-batches of 4"):
         run(tiny, tmp_path / "none", train__micro_batch="8", **changes)
+
+
+def test_a_set_up_out_of_memory_is_one_line_with_what_is_needed_and_what_is_there(tiny, tmp_path, monkeypatch):
+    """A stub of a GPU that has 0.2 of 16 GB left when the model's EMA is made; nothing is written."""
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(setup, "Ema", fails)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0.2e9, 16e9))
+    with pytest.raises(
+        UserError, match=r"it takes 0\.0 GB with .* 0\.2 of 16\.0 GB are free on this GPU; end what else runs"
+    ):
+        run(tiny, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "half", "gb"),
+    [
+        # ViT-B/16 of 1,000 classes: 86.6 M parameters, of which conv1's 0.6 M are frozen; five fp32 copies
+        ([], "off", 5 * 0.34391 + 0.00236),
+        (["--ema.decay=0"], "off", 4 * 0.34391 + 0.00236),
+        (["--train.amp=bf16"], "on", 5 * 0.34391 + 0.00236 + 2 * 0.17196 + 0.00118),
+    ],
+)
+def test_the_memory_of_a_models_state_is_counted_by_hand(options, half, gb):
+    recipe = load_recipe("final_b16", [*options, f"--train.half_residual={half}"])
+    assert setup.needed_bytes(recipe, torch.device("cpu")) == pytest.approx(gb * 1e9, rel=1e-3)
+
+
+def test_a_model_whose_state_exceeds_the_gpu_is_refused_before_its_weights_are_fetched(monkeypatch):
+    """EVA's E/14 has 4.4 billion parameters: 87 GB of weights, gradients, moments and EMA."""
+    card = SimpleNamespace(total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(setup, "build_model", partial(no_weights, setup.build_model))
+    recipe = load_recipe("final_b16", ["--model.arch=timm/eva02_enormous_patch14_clip_224"])
+    with pytest.raises(
+        UserError, match=r"does not fit: weights, .* 87\.\d GB, and this GPU has 80\.0 GB; .*torchtitan"
+    ):
+        setup.refuse_too_large(recipe, torch.device("cuda"))
+    card.total_memory = 141e9
+    setup.refuse_too_large(recipe, torch.device("cuda"))
+    setup.refuse_too_large(recipe, torch.device("cpu"))
+
+
+def no_weights(build, recipe, *, pretrained: bool) -> torch.nn.Module:
+    assert not pretrained
+    return build(recipe, pretrained=False)
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -1,6 +1,9 @@
 """How a step is computed: the candidates, their comparison with eager, and the choice that a run records and repeats."""
 
 import itertools
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +17,7 @@ from torch import multiprocessing as mp
 from beton_tools.base.errors import UserError
 from fastft.machine import distributed
 from fastft.machine.distributed import World
+from fastft.machine.exits import GpuLost
 from fastft.machine.precision import Precision
 from fastft.model import build_classifier
 from fastft.model.timm_arch import load_timm_arch
@@ -21,6 +25,8 @@ from fastft.model.timm_tower import build_timm_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.trial_record import TrialRecord
+from fastft.train import step as step_module
 from fastft.train import step_choice
 from fastft.train.step import MODES, Step, StepChoice
 from fastft.train.step_choice import (
@@ -36,7 +42,7 @@ from fastft.train.step_choice import (
 )
 from tests.model.test_tower import small_arch
 from tests.train.runs import differing, end, logged, run
-from tests.train.test_step_graph import train
+from tests.train.test_step_graph import StubGraph, train
 from tests.train.test_sync import CPU
 
 EAGER, BATCHED = StepChoice(), StepChoice("eager", "batched")
@@ -122,14 +128,15 @@ def first_gradients(step: Step, rank: int, micro_batches: int) -> list[Tensor]:
 
 
 def distributed_gradients(rank: int, results: str, cases: list) -> None:
-    """In one of two processes: for each case `first_gradients` of an eager and of a compiled step."""
+    """In one of two processes: for each case `first_gradients` of an eager, a compiled and a graphed step."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{results}.store", rank=rank, world_size=2)
     distributed.DistributedDataParallel = partial(distributed.DistributedDataParallel, bucket_cap_mb=0.02)
+    step_module.GraphedPass = partial(step_module.GraphedPass, capture=StubGraph().capture)
     found = []
     with World(rank, 2, rank, CPU) as world:
         for precision, accumulation in cases:
-            for mode in ("eager", "compile"):
+            for mode in ("eager", "compile", "graph"):
                 step = plain_step(precision, world, accumulation=accumulation)
                 step.connect(StepChoice(mode))
                 found.append(first_gradients(step, rank, accumulation))
@@ -138,13 +145,14 @@ def distributed_gradients(rank: int, results: str, cases: list) -> None:
 
 
 @pytest.mark.slow  # `test_all_blocks_share_one_graph` compares the gradients of one process
-def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path):
+def test_compiled_and_graphed_processes_have_the_gradients_of_eager_ones(tmp_path):
     """Two processes, several buckets of gradients, micro-batches that accumulate: equal to rounding."""
     results, cases = tmp_path / "results", list(itertools.product([FP32, HALF], [1, 2]))
     mp.spawn(distributed_gradients, (str(results), cases), nprocs=2)
     found = torch.load(results)
-    for (precision, _), eager, compiled in zip(cases, found[::2], found[1::2], strict=True):
+    for (precision, _), eager, compiled, graphed in zip(cases, found[::3], found[1::3], found[2::3], strict=True):
         assert len(eager) > 40 and largest_difference(compiled, eager) < TOLERANCE[precision.dtype] / 2
+        assert largest_difference(graphed, eager) < (1e-5 if precision is FP32 else TOLERANCE[precision.dtype] / 2)
 
 
 # the trials -----------------------------------------------------------------------------------------------------------
@@ -159,7 +167,7 @@ class Candidate:
     error: Exception | None = None
 
 
-def try_all(candidates: dict[StepChoice, Candidate]) -> list[StepTrial]:
+def try_all(candidates: dict[StepChoice, Candidate], record: TrialRecord | None = None, device=CPU) -> list[StepTrial]:
     """The trials of stubs on a clock that only they advance."""
     now = [0.0]
 
@@ -176,7 +184,7 @@ def try_all(candidates: dict[StepChoice, Candidate]) -> list[StepTrial]:
 
     kernels = [choice.attention for choice in candidates if choice.mode == "eager"]
     modes = [choice.mode for choice in candidates if choice.mode != "eager"]
-    return run_trials(build, kernels, modes, 0.01, clock=lambda: now[0])
+    return run_trials(build, kernels, modes, 0.01, device=device, record=record, clock=lambda: now[0])
 
 
 def test_the_fastest_candidate_wins_and_modes_use_the_fastest_attention():
@@ -209,6 +217,54 @@ def test_without_eager_nothing_is_compared():
     trials = try_all({EAGER: Candidate(error=RuntimeError("broken")), BATCHED: Candidate()})
     assert [trial.choice for trial in trials] == [EAGER]
     assert fastest(trials) == StepChoice()
+
+
+def test_a_candidate_that_ended_the_process_is_skipped_from_then_on(tiny, tmp_path, monkeypatch):
+    """The first process is aborted while it tries batched attention, as by an illegal address; the second one trains."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    aborts = f"""
+import os
+from pathlib import Path
+from fastft.run.trial_record import TrialRecord
+with TrialRecord(Path({str(folder)!r})).trying({str(BATCHED)!r}):
+    os.abort()
+"""
+    assert subprocess.run([sys.executable, "-c", aborts], check=False).returncode == -signal.SIGABRT
+    record = TrialRecord(folder)
+    trials = try_all(
+        {EAGER: Candidate(), BATCHED: Candidate(call=0.01), StepChoice("compile"): Candidate(call=0.05)}, record
+    )
+    assert trials[1] == StepTrial(BATCHED, None, f"ended an earlier process; delete {record.path} to try it again")
+    assert fastest(trials) == StepChoice("compile")
+    monkeypatch.setattr(step_choice, "candidate_modes", lambda *_: [])  # compilation takes long
+    run(tiny, folder, train__step="measure", schedule__stop_epoch="1")
+    reasons = {(t["mode"], t["attention"]): t["reason"] for t in logged(folder, "start")[-1]["step_trials"]}
+    assert "ended an earlier process" in reasons["eager", "batched"] and reasons["eager", "auto"] is None
+
+
+def test_a_failure_that_leaves_the_gpu_unusable_ends_the_process_and_is_recorded(tmp_path, monkeypatch):
+    """A stub of a GPU: after an illegal address every later call fails too; other failures only drop the candidate."""
+    broken = {EAGER: Candidate(), BATCHED: Candidate(error=RuntimeError("CUDA error: an illegal memory access"))}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert [t.choice for t in try_all(broken, TrialRecord(tmp_path), torch.device("cuda"))] == [EAGER, BATCHED]
+    assert list(tmp_path.iterdir()) == []
+
+    def fails(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    with pytest.raises(
+        GpuLost, match=r"eager with batched attention made the GPU unusable \(.*; the same command skips"
+    ):
+        try_all(broken, TrialRecord(tmp_path), torch.device("cuda"))
+    assert TrialRecord(tmp_path).ended == (str(BATCHED),)
+
+
+def test_an_interrupt_while_a_candidate_is_tried_is_no_failure_of_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        try_all({EAGER: Candidate(error=KeyboardInterrupt())}, TrialRecord(tmp_path))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -260,7 +316,7 @@ def test_without_a_compiler_compile_is_refused_and_a_recorded_one_measured_anew(
     assert decided("measure", "cpu", COMPILED, monkeypatch).origin == "measurement"
     assert "needs a compiler, which fails here (RuntimeError: No working C++ compiler found)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"train\.step is compile, which needs a compiler"):
-        step_choice.refuse_impossible(load_recipe("final_b16", ["--train.step=compile"]), torch.device("cpu"), 1)
+        step_choice.refuse_impossible(load_recipe("final_b16", ["--train.step=compile"]), torch.device("cpu"))
 
 
 def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(monkeypatch):
@@ -279,18 +335,17 @@ def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
 
 
 @pytest.mark.parametrize(
-    ("mode", "options", "device", "processes", "reason"),
+    ("mode", "options", "device", "reason"),
     [
-        ("graph", [], "cpu", 1, "needs a GPU"),
-        ("graph", [], "cuda", 2, "does not average gradients over processes"),
-        ("graph", ["--train.grad_checkpointing=true"], "cuda", 1, "does not work with train.grad_checkpointing"),
+        ("graph", [], "cpu", "needs a GPU"),
+        ("graph", ["--train.grad_checkpointing=true"], "cuda", "does not work with train.grad_checkpointing"),
     ],
 )
-def test_a_mode_that_cannot_be_is_refused(mode, options, device, processes, reason):
+def test_a_mode_that_cannot_be_is_refused(mode, options, device, reason):
     recipe, device = load_recipe("final_b16", [*options, f"--train.step={mode}"]), torch.device(device)
     with pytest.raises(UserError, match=f"train.step is {mode}, which {reason}"):
-        refuse_impossible(recipe, device, processes)
-    refuse_impossible(load_recipe("final_b16", options), device, processes)
+        refuse_impossible(recipe, device)
+    refuse_impossible(load_recipe("final_b16", options), device)
 
 
 # training -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.optim import set_lr
 from fastft.train import step as step_module
@@ -80,6 +81,29 @@ def test_gradients_stay_in_place(monkeypatch):
     places = {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad}
     train(step, 1, updates=2)
     assert {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad} == places
+
+
+def test_processes_average_all_gradients_of_a_step_at_once(monkeypatch):
+    """A stub of a second process. Nothing is averaged between micro-batches."""
+    averaged, half = [], Precision(torch.bfloat16, "cpu", half_residual=True)
+    monkeypatch.setattr(World, "equalise", lambda self, tensors: None)
+    monkeypatch.setattr(World, "average", lambda self, values: averaged.append(values.clone()))
+    for precision in (Precision(torch.float32, "cpu"), half):
+        step = graphed(precision, StubGraph(), monkeypatch, accumulation=2)
+        averaged.clear()
+        step.world = World(0, 2, 0, torch.device("cpu"))
+        step.connect(StepChoice("graph"))
+        images = torch.randn(4, 3, 32, 32).to(precision.dtype)
+        for k in range(2):
+            step.micro_batch(
+                images, torch.arange(4), torch.rand(4, step.model.visual.noise_columns), step=0, last=k == 1
+            )
+        gradients = [p.grad.flatten() for p in step.trained.parameters() if p.requires_grad]
+        assert len(averaged) == 1 and averaged[0].norm() > 0
+        assert averaged[0].numel() == sum(g.numel() for g in gradients)
+        assert averaged[0].float().norm().item() == pytest.approx(torch.cat(gradients).float().norm().item(), rel=1e-3)
+        step.update()
+        assert not any(p.grad.any() for p in step.trained.parameters() if p.requires_grad), "zeroed in place"
 
 
 def test_no_graphed_step_waits_for_the_device(monkeypatch):

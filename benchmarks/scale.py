@@ -1,0 +1,119 @@
+"""Conversion of millions of images in parts: what each part costs, what all list, and what an interruption costs.
+
+    python benchmarks/scale.py            # writes benchmarks/results/scale.json; about ten minutes
+
+Synthetic WebDataset shards: IMAGES samples of real photographs, cut to 64 px. Times are CPU seconds of the commands, which do not
+depend on what else the machine does; reading from a network is not in them.
+"""
+
+import argparse
+import io
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from beton_tools.read.manifest import Manifest, manifest_path
+from fastft.bench.dataset import find_images
+from fastft.machine.facts import cpu_name
+
+IMAGES, SHARDS, PARTS, CLASSES = 100_000, 40, 8, 1000
+OUT = Path(__file__).parent / "results" / "scale.json"
+LIST = """
+import resource, sys
+from beton_tools.sources.find import open_source
+from pathlib import Path
+before = resource.getrusage(resource.RUSAGE_SELF)
+source = open_source(Path(sys.argv[1]))
+after = resource.getrusage(resource.RUSAGE_SELF)
+seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(seconds, (after.ru_maxrss - before.ru_maxrss) * 1024, len(source.labels))
+"""
+
+
+def photographs(folder: Path) -> list[bytes]:
+    """JPEGs of 64 x 64 pixels, cut from packaged photographs or the ImageNet sample."""
+    cuts = []
+    for path in find_images(None, folder, 32).paths:
+        with Image.open(path) as image:
+            for left in range(0, min(image.width, 640) - 64, 128):
+                buffer = io.BytesIO()
+                image.convert("RGB").crop((left, 0, left + 64, 64)).save(buffer, "JPEG", quality=90)
+                cuts.append(buffer.getvalue())
+    return cuts
+
+
+def write_shards(folder: Path, cuts: list[bytes], images: int) -> None:
+    per_shard = images // SHARDS
+    for shard in range(SHARDS):
+        with tarfile.open(folder / f"shard-{shard:05}.tar", "w") as tar:
+            for k in range(shard * per_shard, (shard + 1) * per_shard):
+                for suffix, content in (("jpg", cuts[k % len(cuts)]), ("cls", str(k * 7919 % CLASSES).encode())):
+                    info = tarfile.TarInfo(f"{k:09}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def convert(shards: Path, out: Path, part: int, kill_after: int | None = None) -> float:
+    """CPU seconds of converting a part; kill_after: bytes of the unfinished file at which it is killed."""
+    command = [sys.executable, "-m", "fastft.cli", "convert", "folder", "--data", f"{shards}/*.tar", "--out", str(out),
+               "--part", f"{part}/{PARTS}", "--workers", "0", "--write-mode", "jpg"]  # fmt: skip
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while kill_after is not None and process.poll() is None:
+        if sum(p.stat().st_size for p in out.parent.glob("*.part")) > kill_after:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    code = process.wait()
+    assert code == (0 if kill_after is None else -signal.SIGKILL), code
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def measure(folder: Path, images: int) -> dict[str, Any]:
+    shards, parts, again = (folder / name for name in ("shards", "parts", "again"))
+    for place in (shards, parts, again):
+        place.mkdir()
+    write_shards(shards, photographs(folder), images)
+    listed = subprocess.run([sys.executable, "-c", LIST, f"{shards}/*.tar"], capture_output=True, text=True, check=True)
+    seconds, memory, found = map(float, listed.stdout.split())
+    assert found == images
+    cpu = [convert(shards, parts / "x.beton", part) for part in range(1, PARTS + 1)]
+    files = sorted(parts.glob("*.beton"))
+    counts = [Manifest.load(manifest_path(path)).num_samples for path in files]
+    half = files[0].stat().st_size // 2
+    killed = convert(shards, again / "x.beton", 1, kill_after=half)
+    resumed = convert(shards, again / "x.beton", 1)
+    same = files[0].read_bytes() == (again / files[0].name).read_bytes()
+    return {
+        "images": images, "shards": SHARDS, "parts": PARTS, "date": date.today().isoformat(), "cpu": cpu_name(),
+        "bytes_per_image_in": sum(p.stat().st_size for p in shards.iterdir()) / images,
+        "bytes_per_image_out": sum(p.stat().st_size for p in files) / images,
+        "list_cpu_seconds": seconds, "list_bytes": memory, "part_cpu_seconds": cpu, "part_images": counts,
+        "part_bytes": [p.stat().st_size for p in files],
+        "killed_cpu_seconds": killed, "resumed_cpu_seconds": resumed, "same_bytes": same,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        result = json.dumps(measure(scratch, args.images), indent=1)
+    finally:
+        shutil.rmtree(scratch)
+    args.out.write_text(result + "\n")
+    print(result)
