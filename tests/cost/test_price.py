@@ -97,7 +97,7 @@ def test_a_run_that_stops_at_the_linear_probe_costs_one_forward_pass_per_image(c
     starved = estimate(probe, GPUS["V100"], 8, GIVEN, slow)
     assert (starved.images_per_second, starved.limited_by) == (pytest.approx(slow.eval_loader_rate), "loader")
     assert main(["explain", "final_b16", *options, "--verbose"]) == 0
-    assert "no steps: the run stops at the linear probe" in capsys.readouterr().out
+    assert "none: the run stops at the linear probe" in capsys.readouterr().out
     assert main(["explain", "final_b16", "--schedule.stop_epoch=0"]) == 2
     assert "set model.head_init to probe" in capsys.readouterr().err
 
