@@ -99,9 +99,7 @@ def render_bench(result: Result) -> str:
         if not is_repeated(measure, result):
             chapters.setdefault(chapter_of(measure), []).append(measure)
     sections = [
-        Section(
-            "Images per second", measures=bars(sorted(chapters.get(LOADING, ()), key=lambda m: m.key not in WHOLE))
-        ),
+        Section("Images per second", measures=bars(sorted(chapters.get(LOADING, ()), key=comes_later))),
         Section("Threads and image sizes", RANGES, charts=line_charts(result)),
         Section("Where the time of one image goes", measures=splits(chapters.get(SPLIT, ()))),
         Section("Start and memory", measures=bars(chapters.get(START, ()))),
@@ -145,9 +143,10 @@ def describe_version(result: Result) -> str:
 
 def machine_facts(result: Result) -> dict[str, str]:
     """Rows of the table of the machine."""
-    m, images = result.machine, result.images
-    loads = [f"{s.load_before:.1f} before, {s.load_after:.1f} after" for s in result.sessions]
-    dates = [f"{s.date[:16].replace('T', ' ')} UTC, {format_duration(s.seconds)}" for s in result.sessions]
+    m, sessions = result.machine, result.sessions
+    before, after = (between([s.load_before for s in sessions]), between([s.load_after for s in sessions]))
+    dates = sorted(s.date[:16].replace("T", " ") for s in sessions)
+    times = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     facts = {
         "processor": m.cpu,
         "instruction sets": ", ".join(m.instruction_sets),
@@ -156,15 +155,21 @@ def machine_facts(result: Result) -> dict[str, str]:
         "GPU": describe_gpus(result),
         "driver": m.driver or "",
         "system": ", ".join(filter(None, (m.system, m.kernel))),
-        "load": f"{'; '.join(loads)} (with the benchmark's own processes)",
-        "steal": f"{percent(max(s.steal for s in result.sessions))} of CPU time went to other guests of the host",
+        "load": f"{before} before, {after} after, with the benchmark's own processes",
+        "steal": f"at most {percent(max(s.steal for s in sessions))} of CPU time went to other guests of the host",
         "version": describe_version(result),
-        "measured": "; ".join(dates),
-        "images": f"{images.count:,}, {images.mean_kb:.0f} kB each: {images.what}",
+        "measured": f"{times} UTC, {format_duration(sum(s.seconds for s in sessions))}",
+        "images": f"{result.images.what}, {result.images.mean_kb:.0f} kB each",
         "Python": m.python,
         "libraries": ", ".join(f"{name} {version}" for name, version in m.libraries.items()),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def between(values: Sequence[float]) -> str:
+    """The lowest and highest load."""
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low}–{high}"
 
 
 # chapters -------------------------------------------------------------------------------------------------------------
@@ -173,6 +178,10 @@ def machine_facts(result: Result) -> dict[str, str]:
 def chapter_of(measure: Measure) -> str:
     beginning = max((key for key in CHAPTERS if measure.key.startswith(key)), key=len, default="")
     return CHAPTERS.get(beginning, LOADING)
+
+
+def comes_later(measure: Measure) -> bool:
+    return measure.key not in WHOLE
 
 
 def is_repeated(measure: Measure, result: Result) -> bool:

@@ -69,11 +69,11 @@ def in_brackets(text: str) -> Markup:
     return Markup(' <span class="range">({})</span>').format(text) if text else Markup("")
 
 
-def listed(parts: Sequence[Markup], word: str = "and") -> Markup:
+def listed(parts: Sequence[Markup]) -> Markup:
     """a, b and c."""
     if len(parts) < 2:
         return Markup("").join(parts)
-    return Markup(", ").join(parts[:-1]) + f" {word} " + parts[-1]
+    return Markup(", ").join(parts[:-1]) + " and " + parts[-1]
 
 
 # sentences ------------------------------------------------------------------------------------------------------------
@@ -136,21 +136,19 @@ def cores_needed(demand: Demand, contender: Contender) -> int:
 
 def _end_to_end(result: Result) -> Iterator[Markup]:
     measure = result.measure(END_TO_END)
-    for case in measure.cases[:1] if measure else ():
-        own, best = case.contender(), best_of(measure, peers_of(case)) if measure else None
-        if measure is None or own is None:
-            return
-        known = median_figures(own)
-        told = [Markup(" at an MFU of {}").format(percent(known["mfu"]))] if "mfu" in known else []
-        told += (
-            [Markup(", waiting for data {} of the time").format(percent(known["waiting"]))]
-            if "waiting" in known
-            else []
-        )
-        told += [Markup("; {} reaches {}").format(best.name, amount(spread(best)))] if best else []
-        yield Markup("From file to updated weights, {} trains {}{}.").format(
-            result.machine.gpu, amount(spread(own), measure.unit), Markup("").join(told)
-        )
+    if measure is None or not measure.cases or (own := measure.cases[0].contender()) is None:
+        return
+    known, best = median_figures(own), best_of(measure, peers_of(measure.cases[0]))
+    said = Markup("From file to updated weights, {} trains {}").format(
+        result.machine.gpu, amount(spread(own), measure.unit)
+    )
+    if "mfu" in known:
+        said += f" at an MFU of {percent(known['mfu'])}"
+    if "waiting" in known:
+        said += f", waiting for data {percent(known['waiting'])} of the time"
+    if best is not None:
+        said += Markup("; {} reaches {}").format(best.name, amount(spread(best)))
+    yield said + "."
 
 
 def _compared(measure: Measure, case: Case) -> Markup:

@@ -67,7 +67,7 @@ def result(
             system="Debian GNU/Linux 13 (trixie)", python="3.11.7", libraries={"torch": "2.13.0", "timm": "1.0.31"},
             gpu=gpu, gpus=int(gpu is not None), driver="580.1" if gpu else None,
         ),
-        images=Images(what="a folder", count=700, mean_kb=112.4),
+        images=Images(what="700 images of a folder", count=700, mean_kb=112.4),
         sessions=[
             Session(command=COMMAND, date=date, seconds=1810, load_before=0.4, load_after=1.9, steal=0.003)
         ],

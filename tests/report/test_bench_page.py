@@ -17,7 +17,9 @@ from mkdocs.structure.files import Files
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.cores import demands
+from fastft.cost.price import CostQuery, price_recipes
 from fastft.machine.bench_result import Case, Measure, Result, read_result, spread, write_result
+from fastft.recipe import load_recipe
 from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
 from fastft.report.bench_compare import render_comparison
 from fastft.report.bench_page import render_bench
@@ -70,7 +72,10 @@ def test_cores_are_the_images_of_the_step_over_those_of_a_core():
     rates = one.measure("loader.recipe.core").cases[0]
     (h100,) = (d for d in demands(one) if (d.recipe, d.gpu) == ("final_b16", "H100"))
     needed = [math.ceil(h100.images_per_second / spread(rates.contender(name)).median) for name in ("fastft", "timm")]
-    assert 2.4e3 * 8 * 0.9 < h100.images_per_second < 2.4e3 * 8 * 1.1  # 2,417 per GPU, as fastft cost models it
+    priced = price_recipes([load_recipe("final_b16")], CostQuery("h100", cores_per_gpu=1000))["recipes"][0][
+        "estimates"
+    ][0]
+    assert h100.images_per_second == pytest.approx(8 * priced["images_per_second_per_gpu"])
     text = plain(render_bench(one))
     assert f"need {needed[0]} CPU cores with fastft and {needed[1]} with timm" in text and "(modelled)" in text
 
