@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -16,12 +15,25 @@ from beton_tools.base.console import ProgressCallback, format_duration
 PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 
 
+def silent(text: str) -> None:
+    """Print nothing: the `say` of a quiet call."""
+
+
+def _print_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def progress(title: str, things: str = "images", unit: str = "img") -> Iterator[ProgressCallback]:
-    """A callback that shows things done, their number per second and the time left, on stderr."""
+def progress(
+    title: str, things: str = "images", unit: str = "img", say: Callable[[str], object] = _print_on_stderr
+) -> Iterator[ProgressCallback]:
+    """A callback that shows things done, their number per second and the time left.
+
+    On a terminal this is a bar on stderr; elsewhere `say` prints lines. With `silent` nothing is shown.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        with progress_lines(title, partial(print, file=sys.stderr, flush=True), things, unit) as show:
+    if say is silent or not console.is_terminal:
+        with progress_lines(title, say, things, unit) as show:
             yield show
         return
     rate = _Rate(unit)

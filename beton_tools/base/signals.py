@@ -25,6 +25,11 @@ class StoppedBySignal(KeyboardInterrupt):
         self.number = signal.Signals(number)
 
 
+def in_main_thread() -> bool:
+    """True in the main thread, the only one in which Python lets handlers of signals be set."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def raise_on_stop_signals(command: str) -> Iterator[None]:
     """Raise StoppedBySignal in the main thread when SIGINT or one of STOP_SIGNALS arrives.
@@ -47,7 +52,7 @@ def raise_on_stop_signals(command: str) -> Iterator[None]:
             _end(command, ignored.exc_value.number)
         previous(ignored)
 
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield
         return
     previous, sys.unraisablehook = sys.unraisablehook, unraisable
@@ -127,14 +132,13 @@ def _end(command: str, number: int) -> None:
 def _is_main_program(program: str) -> bool:
     """True if this process was started as `program`, or as `python -m` its package ("-m" while that is imported)."""
     started_as = Path(sys.argv[0]).name if sys.argv else ""
-    in_main_thread = threading.current_thread() is threading.main_thread()
     # present in every worker process; importing it here would take longer than the rest of this module
     processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and (
         processes.parent_process() is not None
         or getattr(processes.current_process(), "_inheriting", False)  # it is set up, and runs the main script again
     )
-    return started_as in (program, "-m") and in_main_thread and not is_worker
+    return started_as in (program, "-m") and in_main_thread() and not is_worker
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 from types import FrameType
 
 from beton_tools.base import torchrun
-from beton_tools.base.signals import STOP_SIGNALS
+from beton_tools.base.signals import STOP_SIGNALS, in_main_thread
 
 ANNOUNCED = b"\ninterrupted: ends after this step, with a checkpoint; Ctrl-C again ends at once\n"
 
@@ -19,6 +19,8 @@ class SignalGuard:
     SIGINT does so from `defer_interrupts` on; before, and from the second one on, it does what it did before the context.
     A handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`, rich), which then
     stays locked and makes a later call wait for ever.
+
+    In other threads than the main one signals are not handled: a program that trains in such a thread handles its own.
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,7 @@ class SignalGuard:
 
     def __enter__(self) -> "SignalGuard":
         self._previous = {}
-        for number in (*STOP_SIGNALS, signal.SIGINT):
+        for number in (*STOP_SIGNALS, signal.SIGINT) if in_main_thread() else ():
             # nohup ignores SIGHUP, and training is to survive it
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue

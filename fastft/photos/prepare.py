@@ -20,7 +20,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from beton_tools.base.progress_bar import progress
+from beton_tools.base.progress_bar import progress, silent
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.beton_paths import SUBSET
 from beton_tools.read.beton_set import BetonSet
@@ -49,9 +49,9 @@ PER_IMAGE_SIZE = 2  # a random crop of half the area still has more pixels than 
 
 
 def line_printer(console: Console) -> Say:
-    """Prints lines in the process of rank 0 of a training."""
-    if torchrun.rank() != 0:
-        return lambda text: None
+    """Prints lines in the process of rank 0 of a training; `silent` for a quiet console."""
+    if console.quiet or torchrun.rank() != 0:
+        return silent
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -170,7 +170,7 @@ def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Image
     found = check_photos(train, val)
     images = _images(photos, found)
     check = partial(check_model, with_run_weights(with_images(recipe, images)))
-    stored = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder, old))
+    stored = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder, old, say))
     made = {side: folder / f"{side}.beton" for side in ("train", "val")}
     counts = {side: len(BetonSet.open(path)) if path.name in stored["files"] else 0 for side, path in made.items()}
     data = replace(recipe.data, train=str(made["train"]), val=str(made["val"]) if counts["val"] else None)
@@ -208,12 +208,12 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None) -> dict[str, Any]:
+def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None, say: Say) -> dict[str, Any]:
     """Split and convert; what an interrupted call converted is kept. Returns the record."""
     plan = split_photos(found, recipe.data.val is None, old)
     classes = plan.train.source.classes
     write_text(folder / SPLIT, split_table(plan.rows()))
-    warnings = plan.warnings + _write("train", plan.train, recipe, folder)
+    warnings = plan.warnings + _write("train", plan.train, recipe, folder, say)
     stored = BetonSet.open(folder / "train.beton")
     counts = stored.class_counts
     unread = [name for name, count in zip(classes, counts, strict=True) if not count]
@@ -221,7 +221,7 @@ def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | Non
         warnings.append(f"no training image can be read of {', '.join(map(printable, unread))}")
     stored_val = 0
     if plan.val is not None:
-        warnings += _write("val", plan.val, recipe, folder)
+        warnings += _write("val", plan.val, recipe, folder, say)
         stored_val = len(BetonSet.open(folder / TO_VAL))
     split = folder / SPLIT if plan.held_out else None
     return {
@@ -239,9 +239,9 @@ def _options(recipe: Recipe) -> WriteOptions:
     return WriteOptions(max_resolution=longest, on_error="skip", background=recipe.data.background)
 
 
-def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path) -> list[str]:
+def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: Say) -> list[str]:
     """Write `folder/<split>.beton`, or continue it; returns warnings about images that cannot be read, or lose values."""
-    with progress(f"converting {split}") as show, hint_when_interrupted():
+    with progress(f"converting {split}", say=say) as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
     skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]
     return [

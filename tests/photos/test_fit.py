@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def test_a_fit_is_a_run_as_the_command_makes_it_and_the_same_call_continues_it(r
     assert (recipe.optim.lr, recipe.schedule.epochs, recipe.augment.policy) == (1e-3, 2, "none")
     again = fastft.fit("photos", **given).result  # has ended already
     assert again["evaluations"] == run.result["evaluations"]
+
+
+def test_a_quiet_fit_prints_nothing_and_needs_no_main_thread(given, tmp_path, monkeypatch, capfd):
+    """Streamlit, Gradio, Ray and Optuna train in other threads, in which Python lets no signal handler be set."""
+    monkeypatch.setattr("beton_tools.base.progress_bar.PLAIN_INTERVAL", 0.0)
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(fastft.fit, "photos", **given | {"out": tmp_path / "run", "epochs": 1}).result()
+    assert run.result["last"]["epoch"] == 0
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_run_predicts_files_folders_and_images(run, album, capsys):
