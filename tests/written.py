@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from fastft.evaluate.assessment import Assessment, Mistakes
 from fastft.evaluate.evaluation import describe_classes
@@ -26,6 +28,12 @@ RECIPES = Path(__file__).parents[1] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50
 EVALUATION, CHECKPOINT = 21.5, 2.9  # seconds
 STEPS = {"start": 0.0, "wait": 3.1, "forward": 88.0, "backward": 180.5, "optimizer": 4.1, "ema": 1.6}
+SMALL_CLIP: dict[str, Any] = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
 LOADER = {"read": 40.0, "decode": 810.0, "copy": 1.2, "augment": 1120.0}  # as STEPS: seconds of an epoch
 
 
@@ -49,6 +57,18 @@ def write_crops(
             y, x = (int(rng.integers(0, n - size)) for n in photographs[name].shape[:2])
             crop = Image.fromarray(photographs[name][y : y + size, x : x + size])
             crop.save(folder / name / f"{i:02}.{suffix}", quality=95)
+
+
+def write_clip(folder: Path) -> None:
+    """`clip.json` and `clip.safetensors` of a small open_clip model, whose every tensor is away from its initial value."""
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**SMALL_CLIP).eval()
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        clip.logit_scale.fill_(3.0)
+    (folder / "clip.json").write_text(json.dumps(SMALL_CLIP))
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "clip.safetensors")
 
 
 def make_checkpoint(

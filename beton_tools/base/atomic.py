@@ -107,16 +107,16 @@ def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directorie
     raise UserError(f"{path}: cannot be written ({reason}); give another path")
 
 
-def refuse_existing(path: Path, overwrite: bool, option: str = "--out") -> None:
+def refuse_existing(path: Path, overwrite: bool) -> None:
     """Refuse to replace a file, which may be a user's own, unless asked to."""
     if not overwrite and os.path.lexists(path):
-        raise UserError(f"{path} exists; replace it with --overwrite, or give another {option}")
+        raise UserError(f"{path} exists; give another path, or replace it with --overwrite (in Python overwrite=True)")
 
 
-def check_output(path: Path, suffixes: Sequence[str], overwrite: bool, option: str = "--out") -> None:
+def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     """`check_writable` and `refuse_existing`, for a file that a user names."""
     check_writable(path, suffixes=suffixes)
-    refuse_existing(path, overwrite, option)
+    refuse_existing(path, overwrite)
 
 
 def write_text(path: Path, text: str) -> None:

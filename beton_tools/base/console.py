@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import select
 import sys
 import traceback
 import warnings
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.signals import describe_stop, exit_code
@@ -26,19 +27,57 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, int], None]
 
 EXIT_BAD_INPUT = 2
-# what ends a command with one line; SystemExit is rich's, of a closed output
-ENDINGS = UserError, KeyboardInterrupt, SystemExit, OSError, MemoryError
+ENDINGS = UserError, KeyboardInterrupt, OSError, MemoryError  # what ends a command with one line
 WIDEST = 10_000  # columns of a line, more than any table needs
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
 _SUFFIXES = 5  # listed by name; the others are counted together
 
 
-def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints text as it is: no markup, no colours of numbers, no emoji codes."""
+def make_console(*, stderr: bool = False, quiet: bool = False, lasting: bool = False) -> Console:
+    """A console that prints text as it is: no markup, no colours of numbers, no emoji codes.
+
+    lasting: for work whose result is not what it prints, such as a training. It goes on when nobody reads stdout any more;
+    otherwise BrokenPipeError ends the command.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
+    file = cast(IO[str], LastingOutput(sys.stdout)) if lasting else None
+    console = Console(stderr=stderr, file=file, quiet=quiet, markup=False, highlight=False, emoji=False)
+    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]  # rich's ends the program with exit code 1
+    return console
+
+
+def _raise_broken_pipe() -> None:
+    raise BrokenPipeError
+
+
+class LastingOutput:
+    """A text stream whose text is discarded when its terminal or pipe is closed, or its disk is full.
+
+    stream: None, as of `sys.stdout` in a program that was started without one, discards all text.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            try:
+                return self._stream.write(text)
+            except OSError:
+                discard_closed_output()
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except OSError:
+                discard_closed_output()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def format_duration(seconds: float) -> str:
@@ -120,12 +159,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: i
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
+def say(text: str) -> None:
+    """One line on stderr; nothing if nobody reads it any more."""
+    print(printable(text), file=LastingOutput(sys.stderr), flush=True)
+
+
 def print_error(command: str, error: object) -> None:
-    """One line on stderr, without the secrets of URLs; nothing if stderr was closed."""
-    try:
-        print(f"{command}: {printable(hide_secrets(str(error)))}", file=sys.stderr)
-    except OSError:
-        discard_closed_output()
+    """`say` of an error, without the secrets of URLs."""
+    say(f"{command}: {hide_secrets(str(error))}")
 
 
 def print_warnings_in_one_line(command: str) -> None:
@@ -157,22 +198,22 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
     if isinstance(error, KeyboardInterrupt):
         show(describe_stop(error))
         return exit_code(error)
-    if isinstance(error, (BrokenPipeError, SystemExit)):  # the reader of our output, such as head, has closed it
-        sys.stderr.close()
-        return 0
     if isinstance(error, OSError):  # the file, if it is known, and the reason: no space, no permission, no such file
+        if discard_closed_output() and isinstance(error, BrokenPipeError):
+            return 0  # the reader of our output, such as head, has what it wanted
         show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
-        discard_closed_output()
     else:
         show("not enough memory; give the command more, or fewer workers" if isinstance(error, MemoryError) else error)
     return EXIT_BAD_INPUT
 
 
 def start_command(program: str) -> bool:
-    """Print escape sequences for what stdout cannot encode; False, with one line, if the working directory was removed.
+    """Make stdin, stdout and stderr usable; False, with one line, if the working directory was removed.
 
-    oneMKL would end the process without naming that reason.
+    What stdout cannot encode is printed as escape sequences. Without a working directory oneMKL would end the process without
+    naming that reason.
     """
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -183,15 +224,38 @@ def start_command(program: str) -> bool:
     return True
 
 
-def discard_closed_output() -> None:
-    """Send stdout and stderr to the null device if their terminal or pipe was closed.
+def _open_closed_streams() -> None:
+    """Open those of stdin, stdout and stderr that were closed (`>&-`) on the null device.
+
+    Otherwise a file that is opened later takes the number of one of them, and messages are written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def discard_closed_output() -> bool:
+    """Send stdout and stderr to the null device if their terminal or pipe was closed; True if one was.
 
     Otherwise Python would fail to flush them when it ends, and exit with code 120.
     """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
+    found = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+    for stream in found:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    return bool(found)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """True if what is written to the terminal or pipe of a stream has no reader."""
+    events = select.poll()
+    try:
+        events.register(stream, 0)
+    except (OSError, TypeError, ValueError):  # it has no descriptor
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from beton_tools.base.console import ProgressCallback, format_duration
+from beton_tools.base.console import ProgressCallback, format_duration, say
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 
@@ -19,13 +18,9 @@ def silent(text: str) -> None:
     """Print nothing: the `say` of a quiet call."""
 
 
-def _print_on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @contextmanager
 def progress(
-    title: str, things: str = "images", unit: str = "img", say: Callable[[str], object] = _print_on_stderr
+    title: str, things: str = "images", unit: str = "img", say: Callable[[str], object] = say
 ) -> Iterator[ProgressCallback]:
     """A callback that shows things done, their number per second and the time left.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.base import torchrun
-from beton_tools.base.console import make_console, printable
+from beton_tools.base.console import make_console, printable, say
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
@@ -28,11 +28,6 @@ OVERRIDES = (
 RECIPE = (
     "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 )
-
-
-def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_line(console: Any, text: str) -> None:

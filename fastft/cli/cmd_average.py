@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beton_tools.base import torchrun
-from beton_tools.base.console import compact_table, print_table
+from beton_tools.base.console import compact_table, print_table, say
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_shared, print_line, say, show
+from fastft.cli.arguments import add_shared, print_line, show
 from fastft.cli.cmd_eval import figure
 from fastft.recipe.constants import SOUPS
 from fastft.run.evaluations import SCORE_NAMES, main_score

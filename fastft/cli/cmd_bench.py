@@ -37,5 +37,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.bench.suite import run_bench
 
-    run_bench(args.name, args, make_console())
+    run_bench(args.name, args, make_console(lasting=True))
     return 0

@@ -20,5 +20,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.jobs.demo import run_demo
 
-    run_demo(args.recipe, args.cache, args.out, make_console())
+    run_demo(args.recipe, args.cache, args.out, make_console(lasting=True))
     return 0

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beton_tools.base import torchrun
-from beton_tools.base.atomic import check_output
-from beton_tools.base.console import compact_table, print_table
-from fastft.cli.arguments import add_checkpoint, add_shared, print_line, say, show
+from beton_tools.base.console import compact_table, print_table, say
+from fastft.cli.arguments import add_checkpoint, add_shared, print_line, show
 from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, TOP1, main_score
 
 if TYPE_CHECKING:
@@ -35,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.evaluation import evaluate_files
 
-    if args.csv is not None:
-        check_output(args.csv, [".csv"], args.overwrite, "--csv")
-    options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment, "csv": args.csv}
+    options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment}
+    options |= {"csv": args.csv, "overwrite": args.overwrite}
     evaluations = evaluate_files(
         args.checkpoint, args.data, args.device, only_present_classes=args.only_present_classes, **options
     )

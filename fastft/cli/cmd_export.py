@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint, add_shared, say
+from beton_tools.base.console import say
+from fastft.cli.arguments import add_checkpoint, add_shared
 from fastft.recipe.constants import EXPORT_FORMATS
 
 EXAMPLE = "fastft export runs/final_b16 --format timm --out final_b16_timm"

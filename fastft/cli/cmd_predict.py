@@ -6,10 +6,10 @@ from pathlib import Path
 
 from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_output
-from beton_tools.base.console import printable
+from beton_tools.base.console import printable, say
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
-from fastft.cli.arguments import add_checkpoint, add_shared, positive, say, share
+from fastft.cli.arguments import add_checkpoint, add_shared, positive, share
 
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )
     if args.csv is not None:
-        check_output(args.csv, [".csv"], args.overwrite, "--csv")
+        check_output(args.csv, [".csv"], args.overwrite)
     options = {
         "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature,
         "min_probability": args.min_probability, "flip_average": args.flip_average,
@@ -68,7 +68,7 @@ def _write_features(args: argparse.Namespace) -> int:
     names = ("csv", "json", "topk", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
         raise UserError(f"--features writes embeddings, not classes; omit {', '.join(given)}")
-    check_output(args.features, [".npz"], args.overwrite, "--features")
+    check_output(args.features, [".npz"], args.overwrite)
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
         print(printable(done))

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base.atomic import check_output
+from beton_tools.base.console import say
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_recipe, add_shared, positive, say, whole_number
+from fastft.cli.arguments import add_recipe, add_shared, positive, whole_number
 from fastft.recipe import Recipe, load_recipe
 
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"

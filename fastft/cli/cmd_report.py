@@ -32,17 +32,17 @@ def run(args: argparse.Namespace) -> int:
     from fastft.report.run_compare import write_comparison
     from fastft.report.run_report import SUFFIXES, write_run_page
 
+    results = [path for path in args.paths if path.is_file() or path.suffix == ".json"]
+    if len(args.paths) == 1 and not results:
+        print(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price, args.overwrite))
+        return 0
     if args.out is not None:
         check_output(args.out, SUFFIXES, args.overwrite)
-    results = [path for path in args.paths if path.is_file() or path.suffix == ".json"]
     if results and len(results) == len(args.paths):
         print(write_results_page(args))
         return 0
     if results:
         raise UserError("give run directories, or JSON files of fastft bench, not both")
-    if len(args.paths) == 1:
-        print(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price))
-        return 0
     for name in ("mistakes", "weights"):
         if getattr(args, name) != AUTO:
             raise UserError(f"--{name} is for the page of one run; leave it out, or give one run directory")

@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
         grid = read_grid(recipes[0], args.overrides)
         out = args.out or Path("runs") / grid.name
         sweeps, overrides = [open_sweep(write_grid(grid, out))], grid.overrides
-    outcomes = run_sweeps(sweeps, overrides, out, make_console())
+    outcomes = run_sweeps(sweeps, overrides, out, make_console(lasting=True))
     return int(any(outcome.error for outcome in outcomes))

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.jobs.run import run_recipe
 
     try:
-        run_recipe(load_recipe(args.recipe, args.overrides), make_console())
+        run_recipe(load_recipe(args.recipe, args.overrides), make_console(lasting=True))
     except KeyboardInterrupt as stop:
         if stop.args and torchrun.world_size() == 1:
             stop.args = (f"{stop.args[0]}: {shlex.join(['fastft', 'train', args.recipe, *args.overrides])}",)

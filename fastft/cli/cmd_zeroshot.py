@@ -5,7 +5,8 @@ from pathlib import Path
 
 from beton_tools.base import torchrun
 from beton_tools.base.atomic import refuse_existing
-from fastft.cli.arguments import add_recipe, add_shared, say, show
+from beton_tools.base.console import say
+from fastft.cli.arguments import add_recipe, add_shared, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
 

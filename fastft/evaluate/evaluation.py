@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beton_tools.base.atomic import check_writable, write_csv
+from beton_tools.base.atomic import check_output, write_csv
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
@@ -90,19 +90,20 @@ def evaluate_files(
     logit_adjustment: bool = False,
     only_present_classes: bool = False,
     csv: Path | None = None,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Scores of a checkpoint on each `.beton` of `files` (none: on the validation file of its recipe).
 
     weights: as `load_trained`. logit_adjustment: correct the logits for the class sizes of the training file.
     only_present_classes: rank only the classes that have images in the file. csv: write the prediction for each image of the
-    only file.
-    Raises UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written,
-    or there are several files.
+    only file. overwrite: replace a file of this name.
+    Raises UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written
+    or exists, or there are several files.
     """
     if csv is not None:
         if len(files) > 1:
             raise UserError("--csv is a table of one file; give one --data, or omit --csv")
-        check_writable(csv, suffixes=[".csv"])
+        check_output(csv, [".csv"], overwrite)
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)

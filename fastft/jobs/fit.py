@@ -105,7 +105,7 @@ class TrainedRun:
         Args:
             data: a .beton, or labelled images as `fastft convert folder` takes them, which are converted to a temporary
                 file; None: the validation images of the run.
-            options: those of `fastft.evaluate.evaluation.evaluate_files`.
+            options: those of `fastft.evaluate.evaluation.evaluate_files`, such as `csv` and `overwrite`.
 
         Raises:
             UserError: no such images, or images of other classes.
@@ -151,7 +151,7 @@ class TrainedRun:
             overwrite: replace files of the same names.
 
         Raises:
-            UserError: an unknown format, one that cannot hold the model, or `path` is in the way.
+            UserError: an unknown format, one that cannot hold the model, or `path` exists.
         """
         from fastft.export import export_checkpoint
 
@@ -160,15 +160,18 @@ class TrainedRun:
         done = export_checkpoint(self.folder, format, Path(path), weights, logit_adjustment, overwrite, temperature)
         return done.path
 
-    def report(self, path: str | Path | None = None) -> Path:
+    def report(self, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
         """Write the HTML page of the run, by default into its directory; returns its path.
 
+        Args:
+            overwrite: replace a file of the name `path`.
+
         Raises:
-            UserError: `path` cannot be written.
+            UserError: `path` exists or cannot be written.
         """
         from fastft.report.run_report import write_run_page
 
-        return write_run_page(self.folder, None if path is None else Path(path))
+        return write_run_page(self.folder, None if path is None else Path(path), overwrite=overwrite)
 
 
 def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -250,7 +253,7 @@ def fit(
     }  # fmt: skip
     from fastft.jobs.run import run_recipe
 
-    console = make_console(quiet=quiet)
+    console = make_console(quiet=quiet, lasting=True)
     if not quiet:
         announce_compilation(lambda text: console.print(printable(text)))
     loaded = load_recipe(

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.choose import choose_options
@@ -54,7 +55,7 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, di
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
     """
-    console = console or Console(markup=False)
+    console = console or make_console(lasting=True)
     options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
     with connected(find_world(options.device, options.timeout_minutes, "train.device"), advice) as world:
         prepared, images = prepare_data(recipe, line_printer(console), world)

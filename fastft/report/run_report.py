@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from beton_tools.base.atomic import check_writable, write_text
+from beton_tools.base.atomic import check_output, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
@@ -357,11 +357,16 @@ def confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def write_run_page(
-    folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, price: float | None = None
+    folder: Path,
+    out: Path | None = None,
+    mistakes: str = "auto",
+    weights: str = AUTO,
+    price: float | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write the page of a run; returns its path. price: of a GPU-hour."""
+    """Write the page of a run; returns its path. price: of a GPU-hour. overwrite: replace a file `out`."""
     if out is not None:
-        check_writable(out, suffixes=SUFFIXES)
+        check_output(out, SUFFIXES, overwrite)
     run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
     assessment, note = None, "Left out, as asked (--mistakes=never)."
     if mistakes != "never":

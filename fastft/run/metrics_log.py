@@ -6,8 +6,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.console import discard_closed_output, format_duration, hide_secrets
+from beton_tools.base.console import format_duration, hide_secrets
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.user_files import open_own
 from fastft.run.run_directory import Line, read_metrics
@@ -66,13 +66,11 @@ class RunLog:
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=total_steps, completed=resumed_step)
-        with self._ignore_closed_output():
-            self._progress.start()
+        self._progress.start()
 
     def info(self, text: str) -> None:
         if self.enabled:
-            with self._ignore_closed_output():
-                self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self) -> None:
         if self.enabled:
@@ -102,8 +100,7 @@ class RunLog:
     def close(self, failed: bool = False) -> None:
         """Close all files. After a failure a full disk is not reported again."""
         if self.enabled:
-            with self._ignore_closed_output():
-                self._progress.stop()
+            self._progress.stop()
             with suppress(UserError) if failed else nullcontext(), self._writing():
                 self._file.close()
         self._track(lambda tracker: tracker.close(failed))
@@ -117,15 +114,6 @@ class RunLog:
         except Exception as error:
             self.info(f"logging to the tracker stops: {hide_secrets(' '.join(str(error).split()))}")
             self.tracker = None
-
-    @contextmanager
-    def _ignore_closed_output(self) -> Iterator[None]:
-        """A terminal or pipe that was closed must not stop the training: metrics.jsonl has the same numbers."""
-        try:
-            yield
-        except (OSError, SystemExit):  # rich raises SystemExit if a pipe is closed
-            self.console.quiet = True
-            discard_closed_output()
 
 
 def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:

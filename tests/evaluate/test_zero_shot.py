@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -28,30 +27,17 @@ from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from tests.train.runs import differing, end, flags, run
+from tests.written import SMALL_CLIP, write_clip
 
-CONFIG: dict[str, Any] = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 CPU = torch.device("cpu")
 TOKEN = {"model__pool": "token", "schedule__epochs": "1", "schedule__warmup_epochs": "0"}
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP of open_clip as the files that a recipe names; every tensor is drawn away from its initial value."""
+    """The files of `write_clip`."""
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(**CONFIG).eval()
-    with torch.no_grad():
-        for parameter in clip.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-        clip.logit_scale.fill_(3.0)
-    (folder / "clip.json").write_text(json.dumps(CONFIG))
-    tensors = {name: value.contiguous() for name, value in clip.state_dict().items()}
-    save_file(tensors, folder / "clip.safetensors")
+    write_clip(folder)
     return folder
 
 
@@ -75,7 +61,7 @@ def head(clip_options: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 def open_clips_logits(folder: Path, data: str, names: list[str]) -> torch.Tensor:
     """Logits by open_clip alone: its model from its configuration, its tokenizer, templates and classifier."""
-    clip = open_clip.CLIP(**CONFIG).eval()
+    clip = open_clip.CLIP(**SMALL_CLIP).eval()
     clip.load_state_dict(load_file(folder / "clip.safetensors"))
     weights_DK = open_clip.build_zero_shot_classifier(
         clip, open_clip.SimpleTokenizer(), names, open_clip.SIMPLE_IMAGENET_TEMPLATES
@@ -102,7 +88,7 @@ def test_logits_are_those_of_open_clips_zero_shot_classifier(clip_options, clip_
 
 def test_a_folder_of_transformers_gives_its_logits(clip_options, tmp_path):
     transformers = pytest.importorskip("transformers")
-    vision, text = CONFIG["vision_cfg"], CONFIG["text_cfg"]
+    vision, text = SMALL_CLIP["vision_cfg"], SMALL_CLIP["text_cfg"]
     common = {"num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config=common | {
@@ -112,7 +98,7 @@ def test_a_folder_of_transformers_gives_its_logits(clip_options, tmp_path):
         vision_config=common | {
             "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"], "image_size": 32, "patch_size": 8,
         },
-        projection_dim=CONFIG["embed_dim"],
+        projection_dim=SMALL_CLIP["embed_dim"],
     )  # fmt: skip
     torch.manual_seed(0)
     theirs = transformers.CLIPModel(config).eval()

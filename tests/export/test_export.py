@@ -189,7 +189,7 @@ def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, r
         place.write_text("mine")
     out = tmp_path / taken.split("/")[0].removesuffix(".md")
     command = ["export", str(tmp_path / "run"), "--format", format, "--out", str(out)]
-    assert "exists; replace it with --overwrite, or give another --out" in refused(command)
+    assert "exists; give another path, or replace it with --overwrite" in refused(command)
     assert place.is_dir() or place.read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
     assert FORMATS[format].load(out)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)

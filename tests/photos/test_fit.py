@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,22 @@ def test_a_run_exports_and_reports(run, tmp_path):
     assert "<html" in run.report(tmp_path / "page.html").read_text()
     with pytest.raises(UserError, match="no export format 'tf'; give timm, open_clip"):
         run.export("tf", tmp_path / "m")
+
+
+def test_python_too_replaces_a_users_file_only_if_asked(run, tmp_path):
+    calls: dict[str, Callable[..., Any]] = {
+        "mine.csv": lambda path, **more: run.evaluate(csv=path, **more),
+        "mine.html": run.report,
+        "mine.safetensors": lambda path, **more: run.export("safetensors", path, **more),
+    }
+    for name, write in calls.items():
+        path = tmp_path / name
+        path.write_text("mine")
+        with pytest.raises(UserError, match=rf"{name} exists; .* \(in Python overwrite=True\)"):
+            write(path)
+        assert path.read_text() == "mine"
+        write(path, overwrite=True)
+        assert path.stat().st_size > 40
 
 
 def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_has_no_figure(run, given, album, capsys):
