@@ -20,7 +20,6 @@ with imports_of("beton"):
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
-        damaged_cache_as_user_error,
         end_command,
         format_bytes,
         print_error,
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     command = f"beton {args.command}"
     try:
-        with raise_on_stop_signals(command), damaged_cache_as_user_error():
+        with raise_on_stop_signals(command):
             code = args.run(args)
             sys.stdout.flush()  # an error, such as that of a full disk, is reported here
             return code

@@ -8,11 +8,9 @@ import os
 import re
 import select
 import sys
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
@@ -176,21 +174,6 @@ def print_warnings_in_one_line(command: str) -> None:
         print_error(command, "warning: " + " ".join(str(message).split()))
 
     warnings.showwarning = show
-
-
-@contextmanager
-def damaged_cache_as_user_error() -> Iterator[None]:
-    """An error of Numba's while it reads a file of its cache becomes one line that names the folder."""
-    try:
-        yield
-    except (OSError, UserError, MemoryError):
-        raise
-    except Exception as error:
-        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-        if not any(file.endswith("numba/core/caching.py") for file in files):
-            raise
-        folder = os.environ.get("NUMBA_CACHE_DIR", "__pycache__")
-        raise UserError(f"a file of compiled code in {folder} is damaged; delete the folder") from error
 
 
 def end_command(error: BaseException, show: Callable[[object], None]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -22,6 +23,8 @@ IMAGE_SUFFIXES = (
 )
 _HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # brands of ISO/IEC 23008-12, HEVC-coded
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
+_DEEP_COLOURS = re.compile(r"(LA|RGB|RGBA|RGBX);16([BLN])")  # Pillow's raw modes
+_STRETCHED = "fastft stretched"  # in `info` of an image that `open_image` stretched
 DEEP_IMAGES = "16 or 32 bits per value, stretched to 8: each file's smallest value to black, its largest to white"
 TRANSPARENT = "transparent pixels, which are laid on the background colour"
 WHITE = "white"
@@ -54,12 +57,14 @@ def is_image_name(name: str) -> bool:
 
 
 def depth_prefix(image: Image.Image) -> str:
-    """The prefix "16-bit " or "32-bit " for an image of so many bits per value; "" for 8."""
-    return DEEP_MODES.get(image.mode[:4], "")
+    """The prefix "16-bit " or "32-bit " for an image that `open_image` opened from a file of so many bits per value; "" for 8."""
+    return "16-bit " if _STRETCHED in image.info else DEEP_MODES.get(image.mode[:4], "")
 
 
 def open_image(source: bytes | StrPath) -> Image.Image:
     """The same as `PIL.Image.open`, for the bytes of an image file or its path, and for `FORMATS` only.
+
+    Colours of 16 bits per value, of which Pillow keeps the upper 8, are stretched to 8 as DEEP_IMAGES says.
 
     Raises OSError: the path is not a regular file, the file is too large, a JPEG has too many scans, or not an image of one of
     the formats (`PIL.UnidentifiedImageError`). Pillow raises other exceptions too for damaged files, here or when it decodes.
@@ -77,9 +82,58 @@ def open_image(source: bytes | StrPath) -> Image.Image:
         with warnings.catch_warnings():
             # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=formats)
+            return _stretch_colours(Image.open(io.BytesIO(data), formats=formats), data)
     except UnidentifiedImageError:  # its message contains a memory address, different in every run
         raise UnidentifiedImageError("not an image of a known format") from None
+
+
+def _stretch_colours(image: Image.Image, data: bytes) -> Image.Image:
+    """An image of 16 bits per colour with 8 bits, stretched over all its visible pixels and channels; any other as it is."""
+    found = _DEEP_COLOURS.fullmatch(_raw_mode(image))
+    if found is None:
+        return image
+    kind, order = found.groups()
+    if kind == "LA":  # Pillow has no unpacker for the lower bytes, but these four bytes are those of a pixel of RGBA
+        bytes_HW4 = _unpack(image, data, "RGBA").astype(np.uint16)
+        values = np.repeat(bytes_HW4[..., :1] << 8 | bytes_HW4[..., 1:2], 3, axis=2)
+        alpha = bytes_HW4[..., 2:3]
+    else:
+        swapped = "L" if order == "B" or (order == "N" and sys.byteorder == "big") else "B"
+        upper, lower = (_unpack(image, data, f"{kind};16{o}").astype(np.uint16) for o in (order, swapped))
+        values, alpha = (upper << 8 | lower)[..., :3], upper[..., 3:]
+    visible = values[alpha[..., 0] > 0] if alpha.size else values
+    pixels = np.concatenate([_stretch(values, visible), alpha.astype(np.uint8)], axis=2)
+    stretched = Image.fromarray(pixels)
+    stretched.format = image.format
+    stretched.info = {key: image.info[key] for key in ("exif", "xmp") if key in image.info} | {_STRETCHED: True}
+    return stretched
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How Pillow will unpack the bytes of a file, such as "RGB;16B"; "" if it does not say."""
+    tiles = getattr(image, "tile", ())
+    arguments = tiles[0].args if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _unpack(image: Image.Image, data: bytes, raw_mode: str) -> np.ndarray:
+    """(H, W, C) uint8: the file of `image`, whose bytes are unpacked in another way."""
+    again = Image.open(io.BytesIO(data), formats=(str(image.format),))
+    tiles = again.tile  # type: ignore[attr-defined]
+    arguments = ((raw_mode, *t.args[1:]) if isinstance(t.args, tuple) else raw_mode for t in tiles)
+    again.tile = [tile._replace(args=args) for tile, args in zip(tiles, arguments, strict=True)]  # type: ignore[attr-defined]
+    return np.asarray(again)
+
+
+def _stretch(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """uint8: values from the range of the finite ones in `among`, to 0..255; NaN becomes 0."""
+    if values.dtype.kind == "u":  # of 16 bits: by a table
+        return _stretch(np.arange(1 << 16, dtype=np.float64), among)[values]
+    finite = among[np.isfinite(among)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    stretched = np.nan_to_num((values - low) * (255 / (high - low) if high > low else 0.0))
+    return stretched.clip(0, 255).round().astype(np.uint8)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -95,18 +149,15 @@ def orientation_of(image: Image.Image) -> int:
 def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -> tuple[Image.Image, bool]:
     """An image as people see it, in RGB: turned as `orientation` says, and laid on `background` where it is transparent.
 
-    Values of 16 or 32 bits are stretched from the range of the file to 0..255; NaN becomes black.
+    Grey values of 16 or 32 bits are stretched from the range of the file to 0..255; NaN becomes black.
 
     Returns:
         The image, and whether a pixel of it was transparent.
     """
     turned = image.transpose(_TURNS[orientation]) if orientation != 1 else image
-    if depth_prefix(turned):
-        values = np.asarray(turned, np.float64)
-        finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-        stretched = np.nan_to_num((values - low) * (255 / (high - low) if high > low else 0.0))
-        return Image.fromarray(stretched.clip(0, 255).round().astype(np.uint8)).convert("RGB"), False
+    if turned.mode[:4] in DEEP_MODES:
+        values = np.asarray(turned)
+        return Image.fromarray(_stretch(values, values)).convert("RGB"), False
     if not turned.has_transparency_data:
         return turned.convert("RGB"), False
     rgba = turned.convert("RGBA")

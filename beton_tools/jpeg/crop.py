@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.jit import njit
 from beton_tools.jpeg import markers
 from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
 from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, as_bytes_array, check_code, describe_error
@@ -49,7 +49,7 @@ class Cover(NamedTuple):
     right: int
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decode_region(
     src: np.ndarray, head: Header, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
@@ -67,7 +67,7 @@ def decode_region(
     return _decode_whole(src, head, region, out, scratch, handle)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _covering(head: Header, region: Rectangle) -> Cover:
     """The segments that contain the region.
 
@@ -86,7 +86,7 @@ def _covering(head: Header, region: Rectangle) -> Cover:
     return Cover(top, bottom, left, right)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _decode_segments(
     src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
@@ -110,7 +110,7 @@ def _decode_segments(
     return code
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _write_header(src: np.ndarray, head: Header, height: int, width: int, small: np.ndarray) -> int:
     """Copy the header without the crop index to `small`, with another image size. Returns its number of bytes."""
     index_at = head.index_at - 4
@@ -125,7 +125,7 @@ def _write_header(src: np.ndarray, head: Header, height: int, width: int, small:
     return index_at + rest
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarray, n: int) -> int:
     """Append the covered segments, with renumbered markers, and an EOI marker.
 
@@ -152,7 +152,7 @@ def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarr
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _decode_whole(
     src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
@@ -166,7 +166,7 @@ def _decode_whole(
     return code
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _copy_rectangle(pixels: np.ndarray, width: int, y: int, x: int, h: int, w: int, out: np.ndarray) -> None:
     row = CHANNELS * w
     for i in range(h):

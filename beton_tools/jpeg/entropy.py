@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from beton_tools.jpeg.huffman import BLOCK, END_OF_BLOCK, LEAP_BITS, MAX_CODE, MAX_TERM, step_of, symbol_at
 from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
 from beton_tools.jpeg.memory import load_big_endian, store_big_endian
@@ -35,13 +35,13 @@ class Writer(NamedTuple):
     left: int
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _has_ff(word: np.uint64) -> bool:
     """True if one of the eight bytes is FF: the test for a zero byte, applied to the complement of the word."""
     return word & (~word - np.uint64(0x0101010101010101)) & np.uint64(0x8080808080808080) != 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Copy the scan from src[at:] to `clean` without stuffed zeros and markers, up to the EOI marker.
 
@@ -80,13 +80,13 @@ def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> 
     return DAMAGED, 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _peek(clean: np.ndarray, bit: int) -> np.uint64:
     """64 bits of the stream, the bit at position `bit` first; the lowest 7 bits may be missing."""
     return load_big_endian(clean, bit >> 3) << np.uint64(bit & 7)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _put(out: np.ndarray, w: Writer, value: np.uint64, count: int) -> Writer:
     """Append the lowest 0 < `count` <= _STRIDE bits of `value`, with a zero byte stuffed after every FF.
 
@@ -104,7 +104,7 @@ def _put(out: np.ndarray, w: Writer, value: np.uint64, count: int) -> Writer:
     return Writer(at, bits & np.uint64((1 << left) - 1), left)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _store_stuffed(out: np.ndarray, at: int, word: np.uint64, count: int) -> int:
     """Write the first `count` bytes of `word`, with a zero after every FF. Returns the offset after them."""
     for i in range(count):
@@ -117,7 +117,7 @@ def _store_stuffed(out: np.ndarray, at: int, word: np.uint64, count: int) -> int
     return at
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _copy(out: np.ndarray, w: Writer, clean: np.ndarray, bit: int, end: int) -> Writer:
     """Append the bits [bit, end) of the stream."""
     count = min(end - bit, _STRIDE - w.left)  # up to a whole byte
@@ -140,7 +140,7 @@ def _copy(out: np.ndarray, w: Writer, clean: np.ndarray, bit: int, end: int) -> 
     return w
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _finish_segment(out: np.ndarray, w: Writer, marker: int) -> Writer:
     """Fill the last byte with ones (T.81 F.1.2.3) and append a marker."""
     if w.left > 0:
@@ -150,7 +150,7 @@ def _finish_segment(out: np.ndarray, w: Writer, marker: int) -> Writer:
     return Writer(w.at + 2, np.uint64(0), 0)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writer:
     """Append a DC difference; if the table has no code for its size, record the size as missing instead."""
     magnitude, size = abs(difference), 0
@@ -166,7 +166,7 @@ def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writ
     return _put(out, w, np.uint64((code << size) | difference), length + size)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
     """Read a DC term. Returns (position after it, difference), (-1, 0) if it is damaged."""
     word = _peek(clean, bit)
@@ -182,13 +182,13 @@ def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
     return bit + length + size, difference
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _at_end(k: int) -> bool:
     """True if a block ends before coefficient k: all 64 were coded, or an end-of-block symbol was read."""
     return k == BLOCK or END_OF_BLOCK < k < END_OF_BLOCK + BLOCK
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
     """Position after the AC terms of a block; -1 if they are damaged."""
     k = 1  # coefficients skipped so far; `passed` packs them with the bits since the peek, as table["leaps"] does
@@ -212,7 +212,7 @@ def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
             return bit if _at_end(k) else -1
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _pass_mcus(
     clean: np.ndarray, bit: int, end: int, mcus: int, blocks: np.ndarray, tables: np.ndarray, dc: np.ndarray
 ) -> int:
@@ -229,7 +229,7 @@ def _pass_mcus(
     return bit
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _recode_mcu(
     out: np.ndarray,
     w: Writer,
@@ -266,7 +266,7 @@ def _recode_mcu(
     return w, bit
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def recut(
     clean: np.ndarray,  # u8, from unstuff, with SPARE_BYTES after the end
     starts: np.ndarray,  # i64, from unstuff

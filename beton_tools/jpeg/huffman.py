@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, check_code, segment
 
 TABLES = 8  # DC tables 0-3, then AC tables 0-3
@@ -104,7 +104,7 @@ def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
     return tables
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _derive_all(counts: np.ndarray, values: np.ndarray, used: np.ndarray, tables: np.ndarray) -> int:
     for number in used:
         if _derive(counts[number], values[number], tables[number]) != OK:
@@ -114,7 +114,7 @@ def _derive_all(counts: np.ndarray, values: np.ndarray, used: np.ndarray, tables
     return OK
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def step_of(entry: int) -> int:
     """Size of an AC term, coefficients << 8 | bits, given length << 8 | symbol; 0 for 0 (no such code)."""
     if entry == 0:
@@ -126,7 +126,7 @@ def step_of(entry: int) -> int:
     return (END_OF_BLOCK << 8) | bits
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
     """Fill `table`, except "leaps", from counts (17,) u8 and values (256,) u8 (T.81 annex C)."""
     table["values"][:] = values
@@ -153,7 +153,7 @@ def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
     return OK
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
     """Fill table["leaps"]: entry (1 << n) + window is the size of the complete AC terms in a window of n bits.
 
@@ -177,7 +177,7 @@ def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
             leaps[at] = UNKNOWN << 8
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) -> None:
     """Set entries first to last to a term of size `step` and the leap in the `rest` bits after it."""
     if rest < 0:
@@ -192,7 +192,7 @@ def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) 
             leaps[at + i] = step + leap if whole else step
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def symbol_at(table: np.void, word: np.uint64) -> int:
     """length << 8 | symbol of the code that `word` begins with; 0 if there is no such code."""
     entry = np.int64(table["fast"][word >> np.uint64(64 - FAST_BITS)])

@@ -7,8 +7,8 @@ overlaps, and the marker after each segment can be checked.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from beton_tools.jpeg import markers
 from beton_tools.jpeg.markers import INDEX_MAGIC, Header, JpegError, as_bytes_array, parse, segment, u16
 
@@ -17,20 +17,20 @@ _MAX_PAYLOAD = 65533  # T.81 B.2.4.6: the 16-bit length counts itself
 MAX_SEGMENTS = (_MAX_PAYLOAD - _HEAD) // 4  # with either size of entries
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def mcu_size(head: Header) -> tuple[int, int]:
     """(height, width) of an MCU in pixels."""
     return 8 * head.v_max, 8 * head.h_max
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def mcu_grid(head: Header) -> tuple[int, int]:
     """(rows, columns) of MCUs."""
     mcu_h, mcu_w = mcu_size(head)
     return (head.height + mcu_h - 1) // mcu_h, (head.width + mcu_w - 1) // mcu_w
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
     """(rows, segments per row) of the crop index; (0, 0) if there is none or it does not match the frame."""
     if head.index_at == 0 or not head.single_scan or head.sof == markers.SOF_PROGRESSIVE:
@@ -47,7 +47,7 @@ def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
     return rows, per_row
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def segment_length(src: np.ndarray, head: Header, k: int) -> int:
     """Entry k of the index; segment_grid must have checked its size."""
     if src[head.index_at + INDEX_MAGIC.size] == 2:
@@ -56,7 +56,7 @@ def segment_length(src: np.ndarray, head: Header, k: int) -> int:
     return (u16(src, at) << 16) | u16(src, at + 2)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
     """True if the marker at `end` is the one after segment k: restart marker k modulo 8, or EOI after the last."""
     if end + 2 > src.size or src[end] != 0xFF:
@@ -64,7 +64,7 @@ def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
     return src[end + 1] == (markers.EOI if k == segments - 1 else markers.RST0 + (k & 7))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _ends(src: np.ndarray, head: Header, ends: np.ndarray) -> bool:
     at = head.scan_at
     for k in range(ends.size):

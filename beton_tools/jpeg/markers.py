@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.jit import njit
 
 SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -78,19 +78,19 @@ class Header(NamedTuple):
     adobe: int  # colour transform of the Adobe segment; -1: no such segment
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def failed(code: int) -> Header:
     """A Header that contains only an error code."""
     return Header(code, 0, 0, 0, 0, 0, 0, 0, False, 0, 0, 0, 0, 0, False, -1)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def u16(src: np.ndarray, at: int) -> int:
     """Big-endian 16 bits at `at`; the caller must have checked the bounds."""
     return (np.int64(src[at]) << 8) | np.int64(src[at + 1])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
     """True if src[at:end] begins with `magic`."""
     if end - at < magic.size:
@@ -101,7 +101,7 @@ def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
     """(marker, payload start, payload end) of the segment whose FF byte is at `at`; marker -1 if there is none.
 
@@ -120,7 +120,7 @@ def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
     return marker, at + 4, end
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _sampling(src: np.ndarray, at: int, end: int) -> tuple[int, int, int]:
     """(components, h_max, v_max) of the frame payload src[at:end]; components is 0 if it is broken."""
     if end - at < 6:
@@ -140,7 +140,7 @@ def _sampling(src: np.ndarray, at: int, end: int) -> tuple[int, int, int]:
     return components, h_max, v_max
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def scan_header(src: np.ndarray) -> Header:
     """Walk the segments of `src` (u8) up to the first scan."""
     if src.size < 4 or src[0] != 0xFF or src[1] != SOI:

@@ -16,10 +16,11 @@ from typing import Any
 
 import llvmlite.binding
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.typing import Signature
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.jit import njit
 from beton_tools.jpeg.markers import DAMAGED, OK, JpegError
 
 # turbojpeg.h
@@ -75,7 +76,7 @@ _decompress: Any = _external(
 )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decompress(handle: int, jpeg: int, num_bytes: int, pixels: int, height: int, width: int) -> int:
     """Decode the JPEG at address `jpeg` into height*width*3 RGB bytes at address `pixels`; OK or DAMAGED.
 

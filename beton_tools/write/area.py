@@ -1,10 +1,11 @@
 """Area interpolation with the pixels of OpenCV's `INTER_AREA`, in which FFCV's writer resizes."""
 
 import numpy as np
-from numba import njit
+
+from beton_tools.base.jit import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def shrink_by_area(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize (H, W, 3) u8 to (height, width, 3), neither larger than before.
 
@@ -29,13 +30,13 @@ def shrink_by_area(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _scale(source: int, target: int) -> float:
     scale = 1 / (target / source)
     return np.round(scale) if abs(scale - np.round(scale)) < np.finfo(np.float64).eps else scale
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _cells(source: int, target: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """For each output position its first source position (int64) and their weights (float32, 0 behind the last)."""
     first = np.empty(target, np.int64)
@@ -56,7 +57,7 @@ def _cells(source: int, target: int, scale: float) -> tuple[np.ndarray, np.ndarr
     return first, weights
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _add_row(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, row_weight: float, sums: np.ndarray) -> None:
     """Add one source row (W, 3), resized to the output's width and multiplied by row_weight, to sums (width, 3)."""
     for x in range(len(sums)):
@@ -73,7 +74,7 @@ def _add_row(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, row_weight
         sums[x, 2] += row_weight * blue
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mean_of_blocks(pixels: np.ndarray, down: int, across: int, out: np.ndarray) -> None:
     """Means of blocks of down * across pixels."""
     inverse = np.float32(1) / np.float32(down * across)

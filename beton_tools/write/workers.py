@@ -19,6 +19,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from beton_tools.base.errors import UserError
+from beton_tools.jpeg import JpegError
 from beton_tools.sources.base import Location, fetch_remote
 from beton_tools.sources.remote import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
@@ -75,12 +76,17 @@ def _in_chunks(locations: Iterable[Location]) -> Iterator[list[Location]]:
 
 
 def _encode(location: Location, options: EncodeOptions) -> Result:
+    """The image, or why it cannot be stored. Errors of anything else than the image are raised."""
     try:
-        return encode_sample(location.read(), options)
+        data = location.read()
     except (BadImage, UserError) as error:
         return Failed(str(error), is_lost=isinstance(error, RemoteError))
     except OSError as error:
         return Failed(f"cannot be read ({error.strerror or error})")
+    try:
+        return encode_sample(data, options)
+    except (BadImage, JpegError) as error:
+        return Failed(str(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ was written. For a batch decoded beforehand into one packed buffer: `augment(pac
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
+from beton_tools.base.jit import njit
 from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, UINT8, bfloat16_bits, erase, float16_bits
 from fastft.augment.ops import IDENTITY, blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
@@ -50,7 +50,7 @@ class Finish(NamedTuple):
     dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16; UINT8: pixels as they are, and plans must not erase
 
 
-@njit(cache=True)
+@njit()
 def _run_ops(row, begin, end, image, other, size, fill, scratch):
     """Run ops begin..end-1 of the row, alternating between `image` and `other`; returns the one with the result.
 
@@ -64,7 +64,7 @@ def _run_ops(row, begin, end, image, other, size, fill, scratch):
     return image
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
     """AugMix as timm: float32 sum of the weighted chains, truncated to bytes, blended into `image`."""
     mixed[:] = 0
@@ -81,30 +81,30 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
         image[i] = blend(image[i], clipped, row.blend)
 
 
-@njit(cache=True)
+@njit()
 def _as_tuple2(pair):
     return np.int64(pair[0]), np.int64(pair[1])
 
 
-@njit(cache=True)
+@njit()
 def _as_tuple4(box):
     return np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
 
 
-@njit(cache=True)
+@njit()
 def image_scratch_size(height: int, width: int, size: int) -> int:
     """Bytes of scratch for one image of a crop up to height x width."""
     images = 7 * size * size * 3 + 4 * 64
     return images + max(resize_scratch_size(height, width, size), op_scratch_size(size, size))
 
 
-@njit(cache=True)
+@njit()
 def _normalise_and_erase(image, row, size, dtype, table, out):
     look_up(image, table, out)
     erase(row, size, out, dtype)
 
 
-@njit(cache=True)
+@njit()
 def augment_image(pixels, stride, region, row, finish, scratch, out):
     """Resize, flip, ops, normalise, erase: one image. The arguments: this module's docstring."""
     size = out.shape[0]
@@ -142,7 +142,7 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _augment_rows(thread, packed, offsets, plan, finish, scratch, out, status):
     for b in range(thread, len(plan), len(scratch)):
         region = source_region(plan[b], out.shape[1])

@@ -11,9 +11,9 @@ from itertools import permutations
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
-from numba import njit
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.jit import njit
 from fastft.augment import rng
 from fastft.augment.levels import argument
 from fastft.augment.ops import BRIGHTNESS, COLOR, CONTRAST, GAUSSIAN_BLUR, GRAYSCALE, SOLARIZE
@@ -156,7 +156,7 @@ QUARTER_TURNS = np.array([0, HFLIP | TRANSPOSE, HFLIP | VFLIP, VFLIP | TRANSPOSE
 # -- one row -----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
     for i in range(len(samples)):
         row = plan[i]
@@ -191,17 +191,17 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
         row.noise_key = np.uint64(low) | (np.uint64(high) << rng.SHIFT_32)
 
 
-@njit(cache=True)
+@njit()
 def _words(who, draw):
     return rng.philox(who[0], draw, who[1], who[2], who[3])
 
 
-@njit(cache=True)
+@njit()
 def _set_box(box, y, x, h, w):
     box[0], box[1], box[2], box[3] = y, x, h, w
 
 
-@njit(cache=True)
+@njit()
 def _draw_resized_crop(p, who, height, width, row):
     """timm's RandomResizedCropAndInterpolation; the centre, clamped to the aspect range, when no try fits."""
     for attempt in range(ATTEMPTS):
@@ -221,7 +221,7 @@ def _draw_resized_crop(p, who, height, width, row):
     _set_box(row.crop, (height - h) // 2, (width - w) // 2, h, w)
 
 
-@njit(cache=True)
+@njit()
 def _draw_simple_crop(who, height, width, size, row):
     """DeiT III: short side to `size`, padded by reflection, and a random window of size x size."""
     h, w = resized_shape(height, width, size)
@@ -232,7 +232,7 @@ def _draw_simple_crop(who, height, width, size, row):
     row.window[1] = rng.below(left, w - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
 
 
-@njit(cache=True)
+@njit()
 def _draw_rand(p, who, size, row):
     """timm's RandAugment: which op and, for each alone, whether; Identity where it is not applied."""
     taken = 0
@@ -247,7 +247,7 @@ def _draw_rand(p, who, size, row):
             _set_op(p, who, k, k, i, sign, size, row)
 
 
-@njit(cache=True)
+@njit()
 def _weighted(weights, word, taken):
     """Index with probability proportional to its weight among those not in the bit set `taken`."""
     left = 0.0
@@ -265,7 +265,7 @@ def _weighted(weights, word, taken):
     return last
 
 
-@njit(cache=True)
+@njit()
 def _set_op(p, who, draw, slot, i, sign, size, row):
     """Op i of the policy into a slot, at a magnitude of its own."""
     magnitude = p.magnitude
@@ -280,7 +280,7 @@ def _set_op(p, who, draw, slot, i, sign, size, row):
     row.argument[slot] = argument(p.rules[i], magnitude, 1.0 if rng.unit(sign) < 0.5 else -1.0, size, size)
 
 
-@njit(cache=True)
+@njit()
 def _draw_augmix(p, who, size, row):
     """timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight of the mixture."""
     total = 0.0
@@ -300,7 +300,7 @@ def _draw_augmix(p, who, size, row):
 JITTER_ORDERS = np.array(list(permutations([BRIGHTNESS, CONTRAST, COLOR])), np.uint8)
 
 
-@njit(cache=True)
+@njit()
 def _draw_three(p, who, row):
     """DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
     which, radius, _, _ = _words(who, OP)
@@ -315,7 +315,7 @@ def _draw_three(p, who, row):
         _draw_jitter(who, THREE_JITTER, np.int64(1), p.jitter, row)
 
 
-@njit(cache=True)
+@njit()
 def _draw_jitter(who, draw, slot, strength, row):
     """torchvision's ColorJitter without hue: brightness, contrast and saturation by factors of 1 +- strength, in random order."""
     order, first, second, third = _words(who, draw)
@@ -325,7 +325,7 @@ def _draw_jitter(who, draw, slot, strength, row):
         row.argument[slot + k] = rng.between(jitter[k], 1.0 - strength, 1.0 + strength)
 
 
-@njit(cache=True)
+@njit()
 def _draw_boxes(who, boxes, size, row):
     """timm's RandomErasing: `boxes` boxes that share the area; one that never fits is left out."""
     for box in range(boxes):
@@ -340,7 +340,7 @@ def _draw_boxes(who, boxes, size, row):
                 break
 
 
-@njit(cache=True)
+@njit()
 def _fill_centre_windows(plan, short_side, size):
     for i in range(len(plan)):
         row = plan[i]

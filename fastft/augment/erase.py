@@ -1,8 +1,8 @@
 """Random erasing of a normalised image, and the half-precision bit patterns that it is stored in."""
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from fastft.augment.rng import HALF_NORMAL, noise_rgb
 from fastft.recipe.constants import ERASE_MODES, MAX_ERASE
 
@@ -13,14 +13,14 @@ SMALLEST_NORMAL = np.float32(2.0**-14)  # of float16
 CONST, RAND = ERASE_MODES.index("const"), ERASE_MODES.index("rand")
 
 
-@njit(cache=True)
+@njit()
 def bfloat16_bits(value):
     """float32 -> bfloat16, to nearest even."""
     bits = np.float32(value).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
-@njit(cache=True)
+@njit()
 def float16_bits(value):
     """float32 within float16's range -> float16, to nearest even."""
     bits = np.float32(value).view(np.uint32)
@@ -33,7 +33,7 @@ def float16_bits(value):
     return np.uint16(sign | (size >> np.uint32(13)))
 
 
-@njit(cache=True)
+@njit()
 def store(out, i, value, dtype):
     """out[i] = value (float32) as `dtype`."""
     if dtype == FLOAT32:
@@ -44,7 +44,7 @@ def store(out, i, value, dtype):
         out[i] = bfloat16_bits(value)
 
 
-@njit(cache=True)
+@njit()
 def erase_pixel(noise_key, mode, box, pixel, quantiles, out, dtype):
     """One erased output pixel (`pixel` = y*size + x) of box number `box`: 0, the box's noise or its own."""
     i = 3 * pixel
@@ -57,7 +57,7 @@ def erase_pixel(noise_key, mode, box, pixel, quantiles, out, dtype):
     store(out, i + 2, blue, dtype)
 
 
-@njit(cache=True)
+@njit()
 def erase(row, size, out, dtype):
     """All boxes of a plan row, in their order. out: flat, size*size*3, normalised."""
     for box in range(MAX_ERASE):

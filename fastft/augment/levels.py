@@ -7,14 +7,14 @@ very argument that timm would hand to Pillow.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from fastft.augment.plan import Rule
 
 DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 
 
-@njit(cache=True)
+@njit()
 def argument(rule, magnitude, sign, height, width):
     """Argument (float64) of an op at `magnitude` >= 0; `sign` is +1 or -1, where timm negates at random.
 

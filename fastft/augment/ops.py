@@ -11,9 +11,9 @@ float64, operation by operation.
 import math
 
 import numpy as np
-from numba import njit
 
 from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.jit import njit
 from fastft.augment.plan import AFFINE, OP_ID, OPS, POINT, TABLE
 
 IDENTITY = OP_ID["Identity"]
@@ -47,19 +47,19 @@ BOX_ONE = 1 << 24  # fixed-point 1 of Pillow's box blur
 DECIMALS = 1e15  # Pillow rounds the sine and cosine of a rotation to 15 decimals
 
 
-@njit(cache=True)
+@njit()
 def clip_byte(value):
     """float32 -> uint8: clipped, then truncated as C does."""
     return np.uint8(np.int32(min(max(value, np.float32(0.0)), np.float32(255.0))))
 
 
-@njit(cache=True)
+@njit()
 def blend(a, b, factor):
     """Pillow's Image.blend of two bytes: a at factor 0, b at 1, beyond outside; float32, truncated."""
     return clip_byte(np.float32(a) + factor * (np.float32(b) - np.float32(a)))
 
 
-@njit(cache=True)
+@njit()
 def luma(red, green, blue):
     """Pillow's conversion to "L": ITU-R 601-2 in 16-bit fixed point."""
     return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 0x8000) >> 16
@@ -68,17 +68,17 @@ def luma(red, green, blue):
 # -- points and tables -------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def is_point(op):
     return POINTS >> op & 1 == 1
 
 
-@njit(cache=True)
+@njit()
 def is_table(op):
     return TABLES >> op & 1 == 1
 
 
-@njit(cache=True)
+@njit()
 def point_entry(op, value, argument, mean):
     """New value of a byte by the ops that treat every byte alike. mean: for Contrast the image's `mean_luma`, else 0."""
     if op == INVERT:
@@ -92,12 +92,12 @@ def point_entry(op, value, argument, mean):
     return blend(mean, value, np.float32(argument))  # Brightness, Contrast
 
 
-@njit(cache=True)
+@njit()
 def mean_luma(luma_sum, pixels):
     return np.int32(luma_sum / pixels + 0.5)
 
 
-@njit(cache=True)
+@njit()
 def table_entry(op, i, argument, statistics):
     """Entry i = 256 * channel + value of the ops with a table for each channel.
 
@@ -115,7 +115,7 @@ def table_entry(op, i, argument, statistics):
     return np.uint8(min(max(np.int32(value * scale + -low * scale), 0), 255))
 
 
-@njit(cache=True)
+@njit()
 def accumulate(statistics, channel):
     """Equalize's statistics from the histogram of a channel, in place. step: pixels per output level; 0: no change."""
     below, last = np.int32(0), np.int32(0)
@@ -130,7 +130,7 @@ def accumulate(statistics, channel):
 # -- colour and neighbourhood ------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def smooth(box_sum, centre):
     """Pillow's SMOOTH filter, weights 1 round a 5, over 13, rounded; `box_sum` is of all nine pixels.
 
@@ -139,7 +139,7 @@ def smooth(box_sum, centre):
     return (2 * (np.int32(box_sum) + 4 * np.int32(centre)) + 13) // 26
 
 
-@njit(cache=True)
+@njit()
 def box_weights(sigma):
     """(radius, inner weight, edge weight) of the box that Pillow repeats three times for a Gaussian blur.
 
@@ -159,7 +159,7 @@ def box_weights(sigma):
     return np.int32(reach), inner, edge
 
 
-@njit(cache=True)
+@njit()
 def box_byte(inner_sum, edge_sum, inner, edge):
     """One byte of a box blur: the sum within the radius and of the two pixels just beyond (uint32)."""
     return np.uint8((inner_sum * inner + edge_sum * edge + np.uint32(BOX_ONE >> 1)) >> np.uint32(24))
@@ -168,12 +168,12 @@ def box_byte(inner_sum, edge_sum, inner, edge):
 # -- geometric ops -----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def is_affine(op):
     return AFFINES >> op & 1 == 1
 
 
-@njit(cache=True)
+@njit()
 def affine_matrix(op, argument, height, width):
     """(a, b, c, d, e, f): output pixel centre (x, y) shows the source at (ax + by + c, dx + ey + f)."""
     if op == ROTATE:
@@ -191,25 +191,25 @@ def affine_matrix(op, argument, height, width):
     return 1.0, 0.0, 0.0, 0.0, 1.0, argument
 
 
-@njit(cache=True)
+@njit()
 def _read_byte(pixels, i):
     """A byte as float64. The unsigned index spares Numba's test for a negative one."""
     return np.float64(pixels[np.uintp(i)])
 
 
-@njit(cache=True)
+@njit()
 def truncate(value):
     """float64 -> uint8: clipped, then truncated as C does."""
     return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
 
 
-@njit(cache=True)
+@njit()
 def cubic(a, b, c, d, t):
     """Cubic through four neighbours at t in [0, 1) between b and c (a = -1, as Pillow's transform)."""
     return b + t * ((c - a) + t * ((2.0 * (a - b) + c - d) + t * (b - a - c + d)))
 
 
-@njit(cache=True)
+@njit()
 def linear(a, b, t):
     """Between two neighbours at t in [0, 1)."""
     return a + (b - a) * t
@@ -220,12 +220,12 @@ CUBIC = ((0, 1, 0, 0), (-1, 0, 1, 0), (2, -2, 1, -1), (-1, 1, -1, 1))
 LINEAR = ((0, 1, 0, 0), (0, -1, 1, 0))
 
 
-@njit(cache=True)
+@njit()
 def _clamp(i, size):
     return min(max(i, 0), size - 1)
 
 
-@njit(cache=True)
+@njit()
 def _cubic_row(pixels, row, x0, x1, x2, x3, t):
     if t == 0.0:
         return _read_byte(pixels, row + x1)
@@ -233,7 +233,7 @@ def _cubic_row(pixels, row, x0, x1, x2, x3, t):
     return cubic(left, _read_byte(pixels, row + x1), _read_byte(pixels, row + x2), right, t)
 
 
-@njit(cache=True)
+@njit()
 def sample_bicubic(pixels, height, width, x, y, channel):
     """The image (flat uint8) at (x, y) inside it. Pixels centre on halves; edges repeat.
 
@@ -254,7 +254,7 @@ def sample_bicubic(pixels, height, width, x, y, channel):
     return cubic(a, b, c, d, ty)
 
 
-@njit(cache=True)
+@njit()
 def sample_bilinear(pixels, height, width, x, y, channel):
     """The same as `sample_bicubic`, over 2 x 2 pixels."""
     x, y = x - 0.5, y - 0.5
@@ -267,7 +267,7 @@ def sample_bilinear(pixels, height, width, x, y, channel):
     return linear(linear(a, b, tx), linear(c, d, tx), ty)
 
 
-@njit(cache=True)
+@njit()
 def affine_source(matrix, i, j):
     """(x, y) in the source of the centre of output row i, column j."""
     a, b, c, d, e, f = matrix
@@ -275,7 +275,7 @@ def affine_source(matrix, i, j):
     return a * x + b * y + c, d * x + e * y + f
 
 
-@njit(cache=True)
+@njit()
 def inside(x, y, height, width):
     """True if (x, y) shows the image and not the fill colour."""
     return 0.0 <= x < width and 0.0 <= y < height

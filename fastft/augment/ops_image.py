@@ -6,8 +6,8 @@ Images are flat uint8 arrays of height*width*3; `source` and `target` are differ
 """
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from fastft.augment import ops
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.simd import copy, take
@@ -16,12 +16,12 @@ TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 
 
-@njit(cache=True)
+@njit()
 def _row(image, y, pitch):
     return image[y * pitch : (y + 1) * pitch]
 
 
-@njit(cache=True)
+@njit()
 def _mean_luma(source):
     total = 0
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
@@ -29,7 +29,7 @@ def _mean_luma(source):
     return ops.mean_luma(total, source.size // 3)
 
 
-@njit(cache=True)
+@njit()
 def _point(op, argument, source, target):
     """Vector code computes these ops faster than a table is read."""
     mean = _mean_luma(source) if op == ops.CONTRAST else np.int32(0)
@@ -37,7 +37,7 @@ def _point(op, argument, source, target):
         target[i] = ops.point_entry(op, source[i], argument, mean)
 
 
-@njit(cache=True)
+@njit()
 def _measure(op, source, statistics):
     """The values of the image that `ops.table_entry` needs."""
     if op == ops.EQUALIZE:
@@ -58,7 +58,7 @@ def _measure(op, source, statistics):
             statistics[ops.ENTRIES + k] = value
 
 
-@njit(cache=True)
+@njit()
 def look_up(source, tables, target):
     """target = each byte's entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
     red, green, blue = (
@@ -70,7 +70,7 @@ def look_up(source, tables, target):
         target[i], target[i + ONE], target[i + TWO] = (red[source[i]], green[source[i + ONE]], blue[source[i + TWO]])
 
 
-@njit(cache=True)
+@njit()
 def _grey(source, target):
     """The pixel's luma in its three channels."""
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
@@ -78,7 +78,7 @@ def _grey(source, target):
         target[i], target[i + ONE], target[i + TWO] = value, value, value
 
 
-@njit(cache=True)
+@njit()
 def _saturate(source, pitch, factor, grey, target):
     """Blend of the pixel's luma and the pixel, row by row."""
     for begin in range(0, source.size, pitch):
@@ -88,7 +88,7 @@ def _saturate(source, pitch, factor, grey, target):
             out[i] = ops.blend(grey[i], row[i], factor)
 
 
-@njit(cache=True)
+@njit()
 def _sharpen(source, height, width, factor, target):
     """Blend of the smoothed image, its border copied, and the image."""
     pitch = 3 * width
@@ -103,13 +103,13 @@ def _sharpen(source, height, width, factor, target):
             out[i + 3] = ops.blend(ops.smooth(left + centre + right, row[i + 3]), row[i + 3], factor)
 
 
-@njit(cache=True)
+@njit()
 def _box_combine(first, last, sums, inner, edge, out):
     for i in range(out.size):
         out[i] = ops.box_byte(sums[i], np.uint32(first[i]) + np.uint32(last[i]), inner, edge)
 
 
-@njit(cache=True)
+@njit()
 def _box_vertical(source, height, width, weights, sums, target):
     reach, inner, edge = weights
     pitch, bottom = 3 * width, height - 1
@@ -124,7 +124,7 @@ def _box_vertical(source, height, width, weights, sums, target):
         _box_combine(first, last, sums, inner, edge, _row(target, y, pitch))
 
 
-@njit(cache=True)
+@njit()
 def _transpose(source, height, width, target):
     """Rows become columns, pixel by pixel, in tiles that stay in cache."""
     for top in range(0, height, TILE):
@@ -135,7 +135,7 @@ def _transpose(source, height, width, target):
                     target[to], target[to + ONE], target[to + TWO] = (source[i], source[i + ONE], source[i + TWO])
 
 
-@njit(cache=True)
+@njit()
 def _blur(source, height, width, sigma, other, sums, target):
     """Three box passes along rows (done on the transposed image: vector code), then three along columns."""
     if sigma == 0.0:
@@ -154,7 +154,7 @@ def _blur(source, height, width, sigma, other, sums, target):
     copy(other, target)
 
 
-@njit(cache=True)
+@njit()
 def op_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for any op on an image of that size."""
     tables = ops.ENTRIES + 4 * ops.STATISTICS + 2 * 64
@@ -162,7 +162,7 @@ def op_scratch_size(height: int, width: int) -> int:
     return max(tables, blur, affine_scratch_size(height, width))
 
 
-@njit(cache=True, inline="always")  # optimised once, together with its only caller
+@njit(inline="always")  # optimised once, together with its only caller
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
     if ops.is_point(op):

@@ -14,8 +14,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from fastft.augment import ops, simd
 
 MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image reach beyond it
@@ -51,19 +51,19 @@ class Pixels(NamedTuple):
     unsure: np.ndarray  # uint8, 1 for a channel that float32 does not determine; padded to a multiple of 8
 
 
-@njit(cache=True)
+@njit()
 def _image_bytes(height, width):
     """Bytes of a padded image, or of one with aligned columns."""
     return (height + 2 * MARGIN) * (3 * (width + 2 * MARGIN) + simd.LANES) + simd.LANES
 
 
-@njit(cache=True)
+@njit()
 def affine_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for `run_affine`."""
     return _image_bytes(height, width) + (3 + 3 * 24) * width + 8 * simd.CACHE_LINE
 
 
-@njit(cache=True)
+@njit()
 def run_affine(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = rotation, shear or translation of source. The arguments: `ops_image.run_op`."""
     fill_row, at = simd.take(scratch, 0, 3 * width)
@@ -83,7 +83,7 @@ def run_affine(op, argument, source, target, height, width, fill, bicubic, scrat
 # -- rows of the output ------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def _begin_row(image, i):
     """Fills what output row i does not show of the source; returns (begin, end) of the columns that do."""
     begin, end = inside_span(image.matrix, i, image.height, image.width)
@@ -93,7 +93,7 @@ def _begin_row(image, i):
     return begin, end
 
 
-@njit(cache=True)
+@njit()
 def inside_span(matrix, i, height, width):
     """(begin, end): the columns of output row i where `inside` holds.
 
@@ -112,7 +112,7 @@ def inside_span(matrix, i, height, width):
     return begin, max(begin, end)
 
 
-@njit(cache=True)
+@njit()
 def _limits(slope, start, size, count):
     """(low, high) of the p in 0..count with start + slope * p in [0, size)."""
     if abs(slope) < 1e-9:  # all columns or none; near the limits, rounding decides
@@ -122,13 +122,13 @@ def _limits(slope, start, size, count):
     return min(max(low, 0.0), float(count)), min(max(high, 0.0), float(count))
 
 
-@njit(cache=True)
+@njit()
 def _is_inside(matrix, i, j, height, width):
     x, y = ops.affine_source(matrix, i, j)
     return ops.inside(x, y, height, width)
 
 
-@njit(cache=True)
+@njit()
 def _sample(image, i, begin, end):
     """Columns begin..end-1 of output row i, one byte at a time."""
     source, height, width = image.source, image.height, image.width
@@ -142,7 +142,7 @@ def _sample(image, i, begin, end):
             image.target[3 * (i * width + j) + c] = ops.truncate(value)
 
 
-@njit(cache=True)
+@njit()
 def _copy_over(source, start, size, target, to):
     """target[to : to + size] = source[start : start + size]; up to 15 bytes behind them may be overwritten."""
     whole = min(size, source.size - simd.LANES + 1 - start)
@@ -155,7 +155,7 @@ def _copy_over(source, start, size, target, to):
         k += 1
 
 
-@njit(cache=True)
+@njit()
 def _pad_row(image, i, target, to):
     """target[to:] = row i of the source with its edge pixels repeated MARGIN times. Overwrites as `_copy_over`."""
     begin, end = 3 * image.width * i, 3 * image.width * (i + 1)
@@ -170,7 +170,7 @@ def _pad_row(image, i, target, to):
 # -- shear and translate: one fractional coordinate --------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def _allocate_bytes(scratch, at, width):
     column, at = simd.take(scratch, at, 24 * width)
     place, at = simd.take(scratch, at, 24 * width)
@@ -181,7 +181,7 @@ def _allocate_bytes(scratch, at, width):
     return row
 
 
-@njit(cache=True)
+@njit()
 def _move_along_rows(image, line, row):
     for i in range(image.height):
         begin, end = _begin_row(image, i)
@@ -198,7 +198,7 @@ def _move_along_rows(image, line, row):
             _sample(image, i, begin, end)
 
 
-@njit(cache=True)
+@njit()
 def _move_along_columns(image, aligned, row):
     pitch = 3 * image.width + simd.LANES
     _align_columns(image, row.offset, row.place.view(np.int64), aligned, pitch)
@@ -220,7 +220,7 @@ def _move_along_columns(image, aligned, row):
             _sample(image, i, begin, end)
 
 
-@njit(cache=True)
+@njit()
 def _align_columns(image, offset, ends, aligned, pitch):
     """Moves every column so that the source pixel of an output pixel in row i lies in row i + 1 of `aligned`.
 
@@ -246,7 +246,7 @@ def _align_columns(image, offset, ends, aligned, pitch):
             begin = ends[r]
 
 
-@njit(cache=True)
+@njit()
 def _interpolate(image, i, low, high, taps, place, pixel, shift):
     """Bytes low..high-1 of output row i at their places: byte k of the taps is of the pixels p - 1 to p + 2.
 
@@ -275,7 +275,7 @@ def _interpolate(image, i, low, high, taps, place, pixel, shift):
 UNSURE = np.float32(2.0**-10)
 
 
-@njit(cache=True)
+@njit()
 def _allocate_pixels(scratch, at, width):
     window, at = simd.take(scratch, at, 4 * width)
     tx, at = simd.take(scratch, at, 4 * width)
@@ -285,7 +285,7 @@ def _allocate_pixels(scratch, at, width):
     return Pixels(window.view(np.int32), tx.view(np.float32), ty.view(np.float32), value.view(np.float32), unsure)
 
 
-@njit(cache=True)
+@njit()
 def _rotate(image, padded, row):
     pitch = 3 * (image.width + 2 * MARGIN)
     for y in range(image.height + 2 * MARGIN):
@@ -306,7 +306,7 @@ def _rotate(image, padded, row):
         _repair(image, i, begin, end, padded, pitch, row)
 
 
-@njit(cache=True)
+@njit()
 def _locate(matrix, i, begin, end, pitch, row):
     """Per column: offset of its 4 x 4 neighbours in the padded image, and the place between the inner four."""
     window, tx, ty = row.window, row.tx, row.ty
@@ -318,7 +318,7 @@ def _locate(matrix, i, begin, end, pitch, row):
         window[j] = (line + (MARGIN - 1)) * pitch + 3 * (column + (MARGIN - 1))
 
 
-@njit(cache=True)
+@njit()
 def _truncate_row(value, out, unsure):
     """out = clipped and truncated values; unsure[k] = 1 where value[k] is within UNSURE of where a byte begins, 1 to 255."""
     for k in range(np.uintp(out.size)):
@@ -330,7 +330,7 @@ def _truncate_row(value, out, unsure):
         unsure[k] = 0
 
 
-@njit(cache=True)
+@njit()
 def _repair(image, i, begin, end, padded, pitch, row):
     """Computes the unsure pixels of a row in float64. Where all neighbours are equal, the pixel is equal to them."""
     eights, done = row.unsure.view(np.uint64), -1

@@ -17,8 +17,8 @@ one over 48 adjacent bytes of a row.
 import math
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from fastft.augment import simd
 from fastft.augment.plan import HFLIP, TRANSPOSE, VFLIP
 
@@ -33,7 +33,7 @@ MOST_SHRINK = (CUDA_WEIGHTS - 1) // 4  # of a side: bicubic taps are four times 
 OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL = 0, 1, 2
 
 
-@njit(cache=True)
+@njit()
 def filter_weight(x: float, bicubic: bool) -> float:
     """Kernel at distance x: Keys' cubic with a = -0.5 (support 2), or the triangle (support 1)."""
     x = abs(x)
@@ -46,7 +46,7 @@ def filter_weight(x: float, bicubic: bool) -> float:
     return 1.0 - x if x < 1.0 else 0.0
 
 
-@njit(cache=True)
+@njit()
 def reflect(i: int, size: int) -> int:
     """Coordinate i mirrored into 0..size-1 without repeating the edge, as torchvision's reflect padding."""
     if size == 1:
@@ -55,19 +55,19 @@ def reflect(i: int, size: int) -> int:
     return min(i, 2 * size - 2 - i)
 
 
-@njit(cache=True)
+@njit()
 def filter_support(crop: int, resized: int, bicubic: bool) -> float:
     """Half width of the stretched filter, in source pixels."""
     return (2.0 if bicubic else 1.0) * max(crop / resized, 1.0)
 
 
-@njit(cache=True)
+@njit()
 def tap_pitch(crop: int, resized: int, bicubic: bool) -> int:
     """Most taps that one output pixel can have."""
     return 2 * np.int64(math.ceil(filter_support(crop, resized, bicubic))) + 1
 
 
-@njit(cache=True)
+@njit()
 def pixel_taps(i, crop, resized, bicubic, weights, at):
     """Taps of resized pixel i: writes 22-bit weights to `weights[at:]`, returns (first source pixel, count).
 
@@ -89,7 +89,7 @@ def pixel_taps(i, crop, resized, bicubic, weights, at):
     return first, count
 
 
-@njit(cache=True)
+@njit()
 def axis_taps(crop, resized, window, size, bicubic, offset, taps):
     """Taps of a whole axis, in pixels of a region that begins at `offset` of the crop; returns their span."""
     first, count, weights, pitch = taps
@@ -101,14 +101,14 @@ def axis_taps(crop, resized, window, size, bicubic, offset, taps):
     return low, high
 
 
-@njit(cache=True)
+@njit()
 def vertical_first(crop_h: int, crop_w: int, resized_h: int, resized_w: int) -> bool:
     """Pillow 13's order of the passes (its pull request 9549): rows first when that is clearly less work."""
     saved = crop_h - resized_h
     return saved > 0 and saved > 2 * (crop_w - resized_w)
 
 
-@njit(cache=True)
+@njit()
 def resized_shape(height, width, short_side):
     """(h, w) with the shorter side `short_side` and the longer truncated, as torchvision's Resize."""
     if height <= width:
@@ -116,7 +116,7 @@ def resized_shape(height, width, short_side):
     return int(short_side * height / width), short_side
 
 
-@njit(cache=True)
+@njit()
 def turned(y, x, flip, size):
     """Where pixel (y, x) of a window goes by the bits `flip` of a plan's row."""
     y = size - 1 - y if flip & VFLIP else y
@@ -124,7 +124,7 @@ def turned(y, x, flip, size):
     return (x, y) if flip & TRANSPOSE else (y, x)
 
 
-@njit(cache=True)
+@njit()
 def turn(source, flip, size, target):
     """target = source, `turned`; flat images of size x size pixels."""
     for y in range(size):
@@ -134,7 +134,7 @@ def turn(source, flip, size, target):
                 target[3 * (line * size + column) + c] = source[3 * (y * size + x) + c]
 
 
-@njit(cache=True)
+@njit()
 def _touched(window, size, resized):
     """First and last pixel of the resized axis that a window of `size` shows, reflections included."""
     low, high = window, window + size - 1
@@ -146,7 +146,7 @@ def _touched(window, size, resized):
     return first, last
 
 
-@njit(cache=True)
+@njit()
 def _axis_region(crop, resized, window, size, bicubic):
     """(begin, end) of the crop's pixels under the filter taps of what the window shows."""
     first, last = _touched(window, size, resized)
@@ -157,7 +157,7 @@ def _axis_region(crop, resized, window, size, bicubic):
     return begin, end
 
 
-@njit(cache=True)
+@njit()
 def source_region(row, size):
     """(y, x, h, w) of the source pixels that a plan row's output of size x size touches; inside its crop."""
     y0, y1 = _axis_region(row.crop[2], row.resize[0], row.window[0], size, row.bicubic)
@@ -165,7 +165,7 @@ def source_region(row, size):
     return row.crop[0] + y0, row.crop[1] + x0, y1 - y0, x1 - x0
 
 
-@njit(cache=True)
+@njit()
 def _fill_regions(plan, size, regions):
     for i in range(len(plan)):
         y, x, h, w = source_region(plan[i], size)
@@ -182,7 +182,7 @@ def source_regions(plan: np.ndarray, size: int) -> np.ndarray:
 # -- both passes ----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def weighted_byte(source, start, step, count, weights, at):
     """clip(sum over taps t of source[start + t*step] * weights[at + t]): one byte of either pass."""
     total = np.int32(ROUND)
@@ -191,7 +191,7 @@ def weighted_byte(source, start, step, count, weights, at):
     return np.uint8(min(max(total >> PRECISION_BITS, 0), 255))
 
 
-@njit(cache=True)
+@njit()
 def _weighted_block(source, start, step, count, weights, at, target, to):
     """`weighted_byte` for 48 adjacent bytes."""
     a, b, c = simd.spread(ROUND), simd.spread(ROUND), simd.spread(ROUND)
@@ -205,7 +205,7 @@ def _weighted_block(source, start, step, count, weights, at, target, to):
     simd.store_clipped(target, to + 2 * simd.LANES, c, PRECISION_BITS)
 
 
-@njit(cache=True)
+@njit()
 def _gather_block(pixels, start, stride, rows, width, columns):
     """columns[i*16 + r] = byte i of row r, for the first `width` bytes of 16 rows (the last one repeated)."""
     whole = width // simd.LANES * simd.LANES
@@ -216,7 +216,7 @@ def _gather_block(pixels, start, stride, rows, width, columns):
             columns[i * simd.LANES + r] = pixels[start + min(r, rows - 1) * stride + i]
 
 
-@njit(cache=True)
+@njit()
 def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):
     """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` holds a multiple of sixteen rows."""
     first, count, weights, pitch = taps
@@ -229,7 +229,7 @@ def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, 
             simd.transpose_bytes(narrow, i * simd.LANES, simd.LANES, simd.LANES, out, top * out_pitch + i, out_pitch)
 
 
-@njit(cache=True)
+@njit()
 def _vertical(pixels, stride, width, size, taps, out):
     """Rows of `width` bytes -> `size` rows of `width` bytes, back to back; a row's last block overlaps."""
     first, count, weights, pitch = taps
@@ -244,7 +244,7 @@ def _vertical(pixels, stride, width, size, taps, out):
                 _weighted_block(pixels, start + block, stride, count[y], weights, at, out, to + block)
 
 
-@njit(cache=True)
+@njit()
 def _allocate_taps(scratch, at, size, pitch):
     """Scratch for one axis: (first, count, weights, pitch), and where the rest begins."""
     first, at = simd.take(scratch, at, size * 4)
@@ -253,7 +253,7 @@ def _allocate_taps(scratch, at, size, pitch):
     return (first.view(np.int32), count.view(np.int32), weights.view(np.int32), pitch), at
 
 
-@njit(cache=True)
+@njit()
 def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int) -> int:
     """Bytes of scratch, whatever the order of the passes: taps, columns, narrow, first pass, second pass."""
     taps = size * 4 * (pitch_y + pitch_x + 4)
@@ -262,13 +262,13 @@ def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x
     return taps + BLOCK * (region_w + size + simd.LANES) + wide_rows * row_pitch + size * region_w * 3 + 10 * 64
 
 
-@njit(cache=True)
+@njit()
 def resize_scratch_size(height: int, width: int, size: int) -> int:
     """Bytes of scratch that do for every crop up to height x width, resized to at least size x size."""
     return _scratch_size(height, width, size, tap_pitch(height, size, True), tap_pitch(width, size, True))
 
 
-@njit(cache=True)
+@njit()
 def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, size, scratch, out):
     """One image: region of a crop -> size x size x 3 bytes in `out`. Returns OK or what was too small.
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 from statistics import NormalDist
 
 import numpy as np
-from numba import njit
+
+from beton_tools.base.jit import njit
 
 MULTIPLIER_0 = np.uint64(0xD2511F53)  # the four constants of Philox4x32, table 2 of the paper
 MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -50,7 +51,7 @@ def step_seed(seed: int, step: int) -> int:
 # -- philox4x32 and variates -------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit()
 def philox(key, c0, c1, c2, c3):
     """Four independent uint32 words from a 64-bit key and a counter of four 32-bit words."""
     k0 = np.uint64(key) & LOW_32
@@ -71,31 +72,31 @@ def philox(key, c0, c1, c2, c3):
     return np.uint32(x0), np.uint32(x1), np.uint32(x2), np.uint32(x3)
 
 
-@njit(cache=True)
+@njit()
 def unit(word):
     """Uniform float64 in the open interval (0, 1): the middle of one of 2^32 equal cells."""
     return (np.float64(word) + 0.5) * TWO_POW_MINUS_32
 
 
-@njit(cache=True)
+@njit()
 def between(word, low, high):
     """Uniform float64 in (low, high)."""
     return low + (high - low) * unit(word)
 
 
-@njit(cache=True)
+@njit()
 def below(word, n):
     """Uniform integer in 0..n-1 by multiply and shift; off uniform by less than n / 2^32."""
     return np.int64((np.uint64(word) * np.uint64(n)) >> SHIFT_32)
 
 
-@njit(cache=True)
+@njit()
 def normal(word_0, word_1):
     """Standard normal float64 from two words (Box and Muller)."""
     return np.sqrt(-2.0 * np.log(unit(word_0))) * np.cos(TWO_PI * unit(word_1))
 
 
-@njit(cache=True)
+@njit()
 def log_gamma_variate(alpha, key, c0, c1, c2, c3):
     """Logarithm of a Gamma(alpha, 1) variate; attempts use the counters c0, c0 + 1, ...
 
@@ -117,7 +118,7 @@ def log_gamma_variate(alpha, key, c0, c1, c2, c3):
 GAMMA_COUNTERS = 4096  # counters set aside per gamma variate; each attempt is rejected with p < 0.05
 
 
-@njit(cache=True)
+@njit()
 def beta(alpha, key, c0, c1, c2, c3):
     """Beta(alpha, alpha) variate in [0, 1] from the counters c0 .. c0 + 2 * GAMMA_COUNTERS - 1."""
     a = log_gamma_variate(alpha, key, c0, c1, c2, c3)
@@ -143,7 +144,7 @@ CHANNEL_SHIFT = np.uint64(NOISE_BITS + 1)  # twelve bits of cell and one of sign
 ONE = np.uint64(1)
 
 
-@njit(cache=True)
+@njit()
 def philox2x32(key, c0, c1):
     """64 random bits (low word first) from a 32-bit key and a counter of two 32-bit words: half the work."""
     k = np.uint64(key) & LOW_32
@@ -157,7 +158,7 @@ def philox2x32(key, c0, c1):
     return x0 | (x1 << SHIFT_32)
 
 
-@njit(cache=True)
+@njit()
 def table_normal(bits, quantiles):
     """Standard normal float32 from 13 bits, by table: no logarithm or cosine, the same on every processor."""
     # a branch would be mispredicted
@@ -165,7 +166,7 @@ def table_normal(bits, quantiles):
     return sign * quantiles[np.int64((bits >> ONE) & CELL_MASK)]
 
 
-@njit(cache=True)
+@njit()
 def noise_rgb(noise_key, index, quantiles):
     """Three independent standard normals, float32: the `index`-th (32 bits) of `noise_key` (64 bits).
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
+from beton_tools.base.jit import njit
 from fastft.augment.ops import CUBIC, LINEAR
 
 LANES = 16
@@ -227,18 +227,18 @@ def is_flat(context, builder, signature, args):
 CACHE_LINE = 64  # bytes; every part begins at a multiple of it
 
 
-@njit(cache=True)
+@njit()
 def round_up(n: int, multiple: int) -> int:
     return (n + multiple - 1) // multiple * multiple
 
 
-@njit(cache=True)
+@njit()
 def take(scratch, at, size):
     """(part of `size` bytes that begins at `at`, where the next part begins)."""
     return scratch[at : at + size], at + round_up(size, CACHE_LINE)
 
 
-@njit(cache=True)
+@njit()
 def copy(source, target):
     """target = source, two flat arrays of one length. Fifteen times as fast as assigning a slice in Numba."""
     for i in range(np.uintp(source.size)):

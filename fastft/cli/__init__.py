@@ -24,7 +24,6 @@ with imports_of("fastft"):
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
-        damaged_cache_as_user_error,
         end_command,
         print_error,
         print_warnings_in_one_line,
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_unknown(args.parser, rest)
         print_warnings_in_one_line(f"fastft {args.command}")
-        with raise_on_stop_signals(f"fastft {args.command}"), damaged_cache_as_user_error():
+        with raise_on_stop_signals(f"fastft {args.command}"):
             code = args.run(args)
             sys.stdout.flush()  # an error, such as that of a full disk, is reported here
             return code

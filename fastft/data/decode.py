@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.jit import njit
 from beton_tools.jpeg.crop import decode_region
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
@@ -36,7 +37,7 @@ WALL, CPU = time.CLOCK_MONOTONIC, time.CLOCK_THREAD_CPUTIME_ID
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def now(clock: int, timespec: np.ndarray) -> int:
     """Nanoseconds of a POSIX clock. timespec: int64 (2,), overwritten."""
     _clock_gettime(clock, timespec.ctypes.data)
@@ -66,7 +67,7 @@ _pread = types.ExternalFunction("pread", types.intp(types.int32, types.intp, typ
 _ATTEMPTS = 100  # a signal can interrupt reading from some network file systems
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) -> bool:
     """Read bytes [offset, offset + num_bytes) to the start of `target` (uint8); False if the file ends or on an error."""
     done, failures = 0, 0
@@ -129,7 +130,7 @@ class Worker(NamedTuple):
     timespec: np.ndarray
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _worker(workers: Workers, thread: int) -> Worker:
     rows = workers.stored[thread], workers.decode[thread], workers.pixels[thread], workers.augment[thread]
     decoder, spent = workers.decoders[thread], workers.spent[thread]
@@ -147,7 +148,7 @@ def _take_ticket(typing_context: Any, counter: Any) -> Any:
     return types.int64(counter), codegen
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int:
     """Read image b to `buffer`: a whole JPEG, or the rows of a raw image that `region` (y, x, h, w) covers.
 
@@ -163,7 +164,7 @@ def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int
     return OK if read_at(job.descriptor[b], start, num_bytes, buffer) else READ_FAILED
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
     """Write `region` (y, x, h, w) of image b to `out` as packed RGB; 0 or an error code.
 
@@ -187,7 +188,7 @@ def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.
     return OK
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
     """Read image b and write `region` to `out` as packed RGB; 0 or an error code."""
     begun = now(WALL, worker.timespec)
@@ -208,7 +209,7 @@ def decode_packed(job: Job, workers: Workers, regions: np.ndarray, offsets: np.n
     run_in_threads(_decode_images, len(workers.decoders), job, workers, regions, offsets, packed)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _decode_images(thread, job, workers, regions, offsets, packed):
     worker = _worker(workers, thread)
     b = _take_ticket(job.ticket)
@@ -224,7 +225,7 @@ def decode_and_augment(
     run_in_threads(_augment_images, len(workers.decoders), job, workers, regions, plan, finish, out)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _augment_images(thread, job, workers, regions, plan, finish, out):
     worker = _worker(workers, thread)
     b = _take_ticket(job.ticket)

@@ -2,12 +2,22 @@
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from beton_tools.base.image_formats import FORMATS, MAX_FILE_BYTES, open_image, upright_rgb
+from beton_tools.base.image_formats import (
+    FORMATS,
+    MAX_FILE_BYTES,
+    depth_prefix,
+    open_image,
+    orientation_of,
+    upright_rgb,
+)
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"
@@ -90,3 +100,55 @@ def test_deep_images_are_stretched_by_their_own_range(values, shown):
     Image.fromarray(values).save(file, "TIFF")
     rgb, _ = upright_rgb(open_image(file.getvalue()), 1)
     assert np.asarray(rgb)[0, :, 0].tolist() == shown
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits per value: grey, grey and alpha, RGB or RGBA."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff_of(pixels: np.ndarray, byteorder: str, compression: str | None) -> bytes:
+    file = io.BytesIO()
+    alpha = ["unassalpha"] if pixels.shape[2] == 4 else None
+    tifffile.imwrite(file, pixels, byteorder=byteorder, compression=compression, photometric="rgb", extrasamples=alpha)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["png", "<", ">", "< zlib", "> zlib"])
+def test_values_of_12_bits_fill_the_range_in_grey_and_colour(photographs, channels, kind):
+    """Pillow keeps the upper 8 of 16 bits: a scan of 12 bits would have the 16 darkest levels."""
+    if kind != "png" and channels < 3:
+        pytest.skip("Pillow reads grey TIFFs itself, and none of 16 bits with alpha")
+    photo = photographs["coffee"][::4, ::4].astype(np.uint16) * 16 + 7
+    has_alpha = channels in (2, 4)
+    given = photo[..., : channels - int(has_alpha)]
+    seen = given[3:] if has_alpha else given
+    if has_alpha:
+        alpha = np.full((*given.shape[:2], 1), 65535, np.uint16)
+        given, alpha[:3] = given.copy(), 0
+        given[:3] = 65535  # what lies under transparent pixels does not count
+        given = np.concatenate([given, alpha], axis=2)
+    data = png_of(given) if kind == "png" else tiff_of(given, kind[0], kind[2:] or None)
+
+    image = open_image(data)
+    rgb, is_transparent = upright_rgb(image, orientation_of(image))
+    want = np.round((seen.astype(float) - seen.min()) * (255 / (seen.max() - seen.min())))
+    assert np.array_equal(np.asarray(rgb)[-len(seen) :], np.broadcast_to(want, (*want.shape[:2], 3)))
+    assert not has_alpha or (np.asarray(rgb)[:3] == 255).all()
+    assert (is_transparent, depth_prefix(image)) == (has_alpha, "16-bit ")
+
+
+def test_a_scan_of_16_bits_is_turned_as_its_exif_says(photographs):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = png_of(photographs["coffee"][:40, :60].astype(np.uint16) * 16)
+    tag = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(tag)) + b"eXIf" + tag + struct.pack(">I", zlib.crc32(b"eXIf" + tag))
+    image = open_image(data[:33] + chunk + data[33:])
+    assert orientation_of(image) == 6 and upright_rgb(image, 6)[0].size == (40, 60)

@@ -4,22 +4,19 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numba
 import pytest
 
-from beton_tools.base.console import damaged_cache_as_user_error
 from beton_tools.base.jit_cache import PACKAGES, fingerprint
-from tests.refusals import refuses
 
 SOURCES = Path(__file__).parents[3] / "beton_tools"
 
-INNER = "from numba import njit\n@njit(cache=True)\ndef inner():\n    return {value}\n"
-OUTER = (
-    "from numba import njit\nfrom beton_tools.inner import inner\n@njit(cache=True)\ndef outer():\n    return inner()\n"
-)
+INNER = "from beton_tools.base.jit import njit\n@njit()\ndef inner():\n    return {value}\n"
+OUTER = "from beton_tools.base.jit import njit\nfrom beton_tools.inner import inner\n@njit()\ndef outer():\n    return inner()\n"
 
 
 def run(root: Path, home: Path) -> "subprocess.CompletedProcess[str]":
@@ -34,7 +31,8 @@ def package(tmp_path: Path) -> Path:
     """A small package with our modules for the cache and two compiled functions."""
     package = tmp_path / "beton_tools"
     (package / "base").mkdir(parents=True)
-    (package / "base" / "jit_cache.py").write_text((SOURCES / "base" / "jit_cache.py").read_text())
+    for name in ("jit_cache.py", "jit.py"):
+        (package / "base" / name).write_text((SOURCES / "base" / name).read_text())
     (package / "__init__.py").write_text("from beton_tools.base.jit_cache import use_own_cache\nuse_own_cache()\n")
     (package / "outer.py").write_text(OUTER)
     (package / "inner.py").write_text(INNER.format(value=1))
@@ -57,30 +55,80 @@ def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(
     assert fingerprint(tmp_path) != before
 
 
-def test_a_damaged_file_of_the_cache_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+@pytest.fixture
+def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[Any], float]]:
+    """`half()`: a function with empty memory, whose compiled code is kept in tmp_path."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    (tmp_path / "compiled.py").write_text("from numba import njit\n@njit(cache=True)\ndef one():\n    return 1\n")
-    code = compile((tmp_path / "compiled.py").read_text(), tmp_path / "compiled.py", "exec")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("FASTFT_JIT_CACHE_WARNED", raising=False)
+    source = tmp_path / "compiled.py"
+    source.write_text("from beton_tools.base.jit import njit\n@njit()\ndef half(x):\n    return x / 2\n")
 
-    def run_compiled() -> None:
+    def define() -> Callable[[Any], float]:
         names: dict[str, Any] = {"__name__": "compiled"}
-        exec(code, names)
-        with damaged_cache_as_user_error():
-            names["one"]()
+        exec(compile(source.read_text(), source, "exec"), names)
+        return cast(Callable[[Any], float], names["half"])
 
-    run_compiled()
-    for index in tmp_path.rglob("*.nbi"):
-        index.write_bytes(index.read_bytes()[:100])
-    with refuses(f"compiled code in {tmp_path} is damaged; delete the folder"):
-        run_compiled()
+    return define
 
-    def no_memory(*_: object) -> None:
-        raise MemoryError
 
-    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.load", no_memory)
-    with pytest.raises(MemoryError):  # is not damage; commands end with a line of their own
-        run_compiled()
+def loaded(function: Any) -> int:
+    """How many times code came from the cache."""
+    return sum(function.stats.cache_hits.values())
+
+
+def test_code_of_the_cache_is_used_for_its_own_types(half):
+    first = half()
+    assert (first(3), first(3.0)) == (1.5, 1.5) and loaded(first) == 0
+    again = half()
+    assert (again(3), again(3.0)) == (1.5, 1.5) and loaded(again) == 2
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "the beginning", "nothing"])
+def test_a_damaged_file_of_the_cache_counts_as_missing(half, tmp_path, suffix, damage):
+    """Numba would run it: the process would end without a word."""
+    half()(3.0)
+    (file,) = tmp_path.rglob(f"*{suffix}")
+    whole = file.read_bytes()
+    for at in range(0, len(whole), len(whole) // 20):
+        flipped = whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+        file.write_bytes({"a flipped bit": flipped, "the beginning": whole[:at], "nothing": b""}[damage])
+        function = half()
+        assert function(3.0) == 1.5 and loaded(function) == 0
+        function = half()
+        assert function(3.0) == 1.5 and loaded(function) == 1  # it was written again
+        if damage == "nothing":
+            break
+
+
+def test_code_that_another_process_wrote_under_the_same_name_is_not_run(half, tmp_path):
+    function = half()
+    function(3), function(3.0)
+    first, second = tmp_path.rglob("*.nbc")
+    second.write_bytes(first.read_bytes())
+    function = half()
+    assert (function(3), function(3.0)) == (1.5, 1.5) and loaded(function) == 1
+
+
+def test_without_a_usable_cache_code_is_compiled_with_one_warning(half, tmp_path, full_disk):
+    with full_disk(64), pytest.warns(RuntimeWarning) as warned:
+        assert half()(3.0) == 1.5
+        assert half()(3.0) == 1.5
+    (text,) = (str(warning.message) for warning in warned)
+    assert (
+        text.startswith(f"compiled code cannot be kept in {tmp_path} (File too large); ") and "NUMBA_CACHE_DIR" in text
+    )
+    assert not list(tmp_path.rglob("*.tmp.*"))
+
+
+def test_a_cache_that_cannot_be_read_is_not_used(half, tmp_path):
+    half()(3.0)
+    (index,) = tmp_path.rglob("*.nbi")
+    index.unlink()
+    index.mkdir()
+    with pytest.warns(RuntimeWarning, match="Is a directory"):
+        assert half()(3.0) == 1.5
 
 
 @pytest.fixture

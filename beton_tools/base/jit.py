@@ -1,0 +1,108 @@
+"""`njit`: compile a function with Numba and keep the machine code in the cache folder (see `jit_cache`), with checksums.
+
+Numba runs what it finds in its cache: a damaged file ends the process without a word, a full disk or a folder that cannot be
+read ends the command. Here a damaged file counts as missing, and without a usable folder everything is compiled each time.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
+
+_DIGEST = 16  # bytes at the beginning of each file
+_WARNED = "FASTFT_JIT_CACHE_WARNED"  # in the environment, so that the processes that this one starts do not repeat it
+
+
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """The same as `numba.njit(cache=True, **options)`, with `_CheckedCache`."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled = numba.njit(**options)(function)
+        if isinstance(compiled, Dispatcher):  # not with NUMBA_DISABLE_JIT
+            try:
+                compiled._cache = _CheckedCache(function)
+            except (OSError, RuntimeError) as error:  # RuntimeError: of Numba, which found no folder to write to
+                _warn(error)
+        return compiled
+
+    return decorate
+
+
+class _CheckedCache(FunctionCache):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _CheckedFiles(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        try:
+            return super().load_overload(signature, context)
+        except OSError as error:
+            _warn(error)
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        try:
+            super().save_overload(signature, result)
+        except OSError as error:
+            _warn(error)
+
+
+class _CheckedFiles(IndexDataCacheFile):
+    """An index, which has the name of a data file by key, and the data files, each with a checksum.
+
+    Data has its key too: two processes that compile a function for different types at the same time choose the same name.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (key, data))
+
+    def load(self, key: Any) -> Any:
+        found = super().load(key)
+        return found[1] if found is not None and found[0] == key else None
+
+    def _load_index(self) -> dict[Any, str]:
+        found = self._load_data(self._index_name)
+        return found[1] if found is not None and found[0] == (self._version, self._source_stamp) else {}
+
+    def _save_index(self, names: dict[Any, str]) -> None:
+        self._save_data(self._index_name, ((self._version, self._source_stamp), names))
+
+    def _load_data(self, name: str) -> Any:
+        try:
+            stored = Path(self._data_path(name)).read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, data = stored[:_DIGEST], stored[_DIGEST:]
+        return pickle.loads(data) if digest == _digest(data) else None
+
+    def _save_data(self, name: str, data: Any) -> None:
+        dumped = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(_digest(dumped) + dumped)
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_DIGEST).digest()
+
+
+def _warn(error: Exception) -> None:
+    """Warn once that code is compiled each time."""
+    if _WARNED in os.environ:
+        return
+    os.environ[_WARNED] = "1"
+    folder = os.environ.get("NUMBA_CACHE_DIR", "__pycache__")
+    reason = getattr(error, "strerror", None) or error
+    advice = "free some space there, or set NUMBA_CACHE_DIR to a folder that can be written"
+    text = f"compiled code cannot be kept in {folder} ({reason}); each command compiles it again, for a minute or two; {advice}"
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
