@@ -23,7 +23,7 @@ with imports_of("beton"):
         end_command,
         format_bytes,
         print_error,
-        printable,
+        print_printable,
         start_command,
     )
     from beton_tools.base.errors import UserError
@@ -118,11 +118,11 @@ def _run_info(args: argparse.Namespace) -> int:
     }
     if args.json:
         return _print_json(values)
-    print(f"{args.file}: {len(beton):,} images, {format_bytes(beton.file_size)}")
-    print(f"  fields    {printable(', '.join(fields))}")
-    print(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
+    print_printable(f"{args.file}: {len(beton):,} images, {format_bytes(beton.file_size)}")
+    print_printable(f"  fields    {', '.join(fields)}")
+    print_printable(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
     if manifest is None:
-        print("  manifest  none, as for files of stock FFCV: no class names, checksums or source names")
+        print_printable("  manifest  none, as for files of stock FFCV: no class names, checksums or source names")
     else:
         _print_manifest(manifest)
     return 0
@@ -140,7 +140,7 @@ def _print_manifest(manifest: Manifest) -> None:
         ("encoded", ", ".join(encoded)),
         ("skipped", f"{len(manifest.skipped):,}"),
     ):
-        print(f"  {title:9} {printable(text)}")
+        print_printable(f"  {title:9} {text}")
 
 
 def _run_verify(args: argparse.Namespace) -> int:
@@ -154,9 +154,9 @@ def _run_verify(args: argparse.Namespace) -> int:
         _print_json(asdict(report) | {"ok": report.ok})
     else:
         for where, what in report.problems[:_SHOWN_PROBLEMS]:
-            print(f"{args.file}: {where}: {printable(what)}")
+            print_printable(f"{args.file}: {where}: {what}")
         verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
-        print(
+        print_printable(
             f"{args.file}: {verdict}; {report.images_decoded:,} of {report.num_samples:,} images decoded "
             f"({report.num_indexed:,} with crop index), {report.pages_checked:,} page checksums compared"
             + ("" if report.has_labels else "; no class labels")
@@ -181,7 +181,7 @@ def _run_sheet(args: argparse.Namespace) -> int:
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
     ids = _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
-    print(f"{args.out}: {len(ids):,} images")
+    print_printable(f"{args.out}: {len(ids):,} images")
     return 0
 
 
@@ -197,7 +197,7 @@ def _run_extract(args: argparse.Namespace) -> int:
             show(len(paths), len(ids), 0)
     if args.json:
         return _print_json(paths)
-    print(f"{args.out}: {len(paths):,} images")
+    print_printable(f"{args.out}: {len(paths):,} images")
     return 0
 
 

@@ -51,6 +51,8 @@ def main() -> None:
         seed=0,
         pipelines={"image": image, "label": label},
     )
+    if len(loader) == 0:
+        parser.error(f"{args.train} has fewer images than a batch, {args.batch_size}; give a smaller --batch-size")
     for epoch in range(args.epochs):
         began, count = perf_counter(), 0
         for images, _ in loader:

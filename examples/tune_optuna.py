@@ -9,6 +9,7 @@ below the median of the trials so far. Several GPUs or machines share the trials
 
 import argparse
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 import fastft
+from beton_tools.base.errors import UserError
+from fastft.cli.arguments import add_recipe_options
 from fastft.jobs.decided import load_decided
 from fastft.machine.exits import NonFinite, Preempted
 
@@ -30,9 +33,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="of all processes and starts together")
     parser.add_argument("--out", type=Path, default=Path("runs/tune"))
     parser.add_argument("--storage", help="URL of a database (default: SQLite in --out)")
-    args, rest = parser.parse_known_args()
-    options = dict(word.removeprefix("--").split("=", 1) for word in rest)  # --section.key=value
-    recipe = load_decided(args.recipe, rest)
+    add_recipe_options(parser, listed=False)
+    args = parser.parse_args()
+    options = dict(word.removeprefix("--").split("=", 1) for word in args.overrides)  # --section.key=value
+    recipe = load_decided(args.recipe, args.overrides)
     own = {"lr": recipe.optim.lr, "layer_decay": recipe.optim.layer_decay}
 
     def objective(trial: Trial) -> float:
@@ -80,4 +84,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"tune_optuna.py: {error}")

@@ -157,6 +157,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: i
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
+def print_printable(text: str) -> None:
+    """One line on stdout, in which a path cannot move the cursor or change the colours of a terminal."""
+    print(printable(text), flush=True)
+
+
 def say(text: str) -> None:
     """One line on stderr; nothing if nobody reads it any more."""
     print(printable(text), file=LastingOutput(sys.stderr), flush=True)

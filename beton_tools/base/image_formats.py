@@ -19,12 +19,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 # The suffixes of torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (first frame of an animation) and phones' HEIC.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".jfif", ".gif", ".heic", ".heif"),
+    *(".jfif", ".gif"),
+    *(HEIC_SUFFIXES := (".heic", ".heif")),
 )
+HEIC_NEEDS = "HEIC files need pillow-heif: pip install 'fastft[heic]'"
 _HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # brands of ISO/IEC 23008-12, HEVC-coded
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
 _DEEP_COLOURS = re.compile(r"(LA|RGB|RGBA|RGBX);16([BLN])")  # Pillow's raw modes
-_STRETCHED = "fastft stretched"  # in `info` of an image that `open_image` stretched
+_STRETCHED = "fastft_stretched"  # in `info` of an image that `open_image` stretched
 DEEP_IMAGES = "16 or 32 bits per value, stretched to 8: each file's smallest value to black, its largest to white"
 TRANSPARENT = "transparent pixels, which are laid on the background colour"
 WHITE = "white"
@@ -56,6 +58,15 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
+def reads_heic() -> bool:
+    """True if pillow-heif is installed."""
+    try:
+        importlib.import_module("pillow_heif")
+    except ImportError:
+        return False
+    return True
+
+
 def depth_prefix(image: Image.Image) -> str:
     """The prefix "16-bit " or "32-bit " for an image that `open_image` opened from a file of so many bits per value; "" for 8."""
     return "16-bit " if _STRETCHED in image.info else DEEP_MODES.get(image.mode[:4], "")
@@ -74,10 +85,9 @@ def open_image(source: bytes | StrPath) -> Image.Image:
         raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
     formats = ("HEIF",) if _HEIC.match(data) else FORMATS
     if formats != FORMATS:
-        try:
-            importlib.import_module("pillow_heif").register_heif_opener()
-        except ImportError:
-            raise OSError("HEIC files need pillow-heif: pip install 'fastft[heic]'") from None
+        if not reads_heic():
+            raise OSError(HEIC_NEEDS)
+        importlib.import_module("pillow_heif").register_heif_opener()
     try:
         with warnings.catch_warnings():
             # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
@@ -105,7 +115,9 @@ def _stretch_colours(image: Image.Image, data: bytes) -> Image.Image:
     pixels = np.concatenate([_stretch(values, visible), alpha.astype(np.uint8)], axis=2)
     stretched = Image.fromarray(pixels)
     stretched.format = image.format
-    stretched.info = {key: image.info[key] for key in ("exif", "xmp") if key in image.info} | {_STRETCHED: True}
+    stretched.info.update(
+        {key: value for key, value in image.info.items() if key in ("exif", "xmp")}, **{_STRETCHED: True}
+    )
     return stretched
 
 
@@ -120,9 +132,9 @@ def _raw_mode(image: Image.Image) -> str:
 def _unpack(image: Image.Image, data: bytes, raw_mode: str) -> np.ndarray:
     """(H, W, C) uint8: the file of `image`, whose bytes are unpacked in another way."""
     again = Image.open(io.BytesIO(data), formats=(str(image.format),))
-    tiles = again.tile  # type: ignore[attr-defined]
+    tiles = again.tile
     arguments = ((raw_mode, *t.args[1:]) if isinstance(t.args, tuple) else raw_mode for t in tiles)
-    again.tile = [tile._replace(args=args) for tile, args in zip(tiles, arguments, strict=True)]  # type: ignore[attr-defined]
+    again.tile = [tile._replace(args=args) for tile, args in zip(tiles, arguments, strict=True)]
     return np.asarray(again)
 
 

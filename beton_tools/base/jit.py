@@ -29,7 +29,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         compiled = numba.njit(**options)(function)
         if isinstance(compiled, Dispatcher):  # not with NUMBA_DISABLE_JIT
             try:
-                compiled._cache = _CheckedCache(function)
+                setattr(compiled, "_cache", _CheckedCache(function))  # noqa: B010 - not in Numba's type stubs
             except (OSError, RuntimeError) as error:  # RuntimeError: of Numba, which found no folder to write to
                 _warn(error)
         return compiled

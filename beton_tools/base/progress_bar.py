@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from beton_tools.base.console import ProgressCallback, format_duration, say
+from beton_tools.base.console import ProgressCallback, format_duration, printable, say
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 
@@ -26,7 +26,7 @@ def progress(
 
     On a terminal this is a bar on stderr; elsewhere `say` prints lines. With `silent` nothing is shown.
     """
-    console = Console(stderr=True)
+    title, console = printable(title), Console(stderr=True)
     if say is silent or not console.is_terminal:
         with progress_lines(title, say, things, unit) as show:
             yield show

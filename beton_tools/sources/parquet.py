@@ -203,6 +203,9 @@ def _read_shard(path: SourcePath) -> _Shard:
         image = None if is_list else _image_column(path, schema)
         lists, flags = _columns_of_sets(schema)
         label = None if is_list or lists or flags else _label_column(path, schema)
+        named = find_column(schema.names, LABEL_COLUMNS) if is_list and not lists else None
+        if named is not None and _is_opaque(schema.field(named).type):
+            raise _wrong_type(path, schema.field(named))
         usable = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *flags, *(LABEL_COLUMNS + PATH_COLUMNS if is_list else ())}
         kinds = {f.name: f.type for f in schema if {f.name, f.name.lower()} & usable and not _is_opaque(f.type)}
         text_label = label is not None and _is_text(schema.field(label).type)
@@ -346,12 +349,14 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     others = [name for name in integers if name.lower() not in NO_CLASSES]
     if len(others) == 1:
         return others[0]
-    named = find_column(schema.names, LABEL_COLUMNS)
-    if named is not None:
-        kind = schema.field(named).type
-        raise UserError(f"{path}: {named} is of the type {kind}; labels must be integers or names")
+    if (named := find_column(schema.names, LABEL_COLUMNS)) is not None:
+        raise _wrong_type(path, schema.field(named))
     which = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
     raise UserError(f"{path}: {which} the label column; name the column of labels 'label'")
+
+
+def _wrong_type(path: SourcePath, label: pa.Field) -> UserError:
+    return UserError(f"{path}: {label.name} is of the type {label.type}; labels must be integers or names")
 
 
 def _holds_image(kind: pa.DataType) -> bool:

@@ -77,10 +77,20 @@ class Table:
         """The cells of the first of the wanted columns that there is. Raises UserError: there is none, or a cell is empty."""
         name = find_column(self.columns, wanted)
         if name is None:
+            almost = self._almost_flag() if wanted == LABEL_COLUMNS else ""
             raise UserError(
-                f"{self.path}: no {what} column among {', '.join(self.columns)}; name it one of {', '.join(wanted)}"
+                f"{self.path}: no {what} column among {', '.join(self.columns)}{almost}; name it one of {', '.join(wanted)}"
             )
         return self._filled(name)
+
+    def _almost_flag(self) -> str:
+        """The first cell that keeps a column from being that of a class, in words; "" if there is none."""
+        for name, cells in self.columns.items():
+            if name.lower() not in NO_CLASSES and any(cell.lower() in _FLAGS for cell in cells):
+                for row, cell in zip(self.rows, cells, strict=True):
+                    if cell.lower() not in _FLAGS:
+                        return f", and {name} is no column of 0 and 1 for a class (row {row} is {cell!r})"
+        return ""
 
     def _filled(self, name: str) -> list[str]:
         cells = self.columns[name]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
+from beton_tools.base.jit import njit
 from beton_tools.jpeg import decode_region, open_decoders
 from beton_tools.jpeg.markers import OK, scan_header
 from fastft.augment.cpu import CpuAugment, Finish, augment_image
@@ -154,7 +154,7 @@ class OurRecipe:
         return spent / 1e9
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decode_and_augment(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, pixels: np.ndarray, decode_scratch: np.ndarray,
     augment_scratch: np.ndarray, handle: int, spent: np.ndarray,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from beton_tools.base.jit import njit
 from beton_tools.jpeg import decode_region, open_decoders
 from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import decompress
@@ -202,7 +202,7 @@ def dali(folder: str, batch: int) -> dict[str, Arm]:
 # compiled: many images per call, so that no contender pays for Python
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decode_all(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, pixels: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:  # fmt: skip
@@ -216,7 +216,7 @@ def decode_all(
     return failures
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decompress_all(
     data: np.ndarray, ends: np.ndarray, heights: np.ndarray, widths: np.ndarray, pixels: np.ndarray, handle: int
 ) -> int:  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.console import by_suffix, format_bytes, printable
+from beton_tools.base.console import by_suffix, format_bytes, print_printable
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.manifest import Manifest, manifest_path
@@ -73,7 +73,7 @@ class Folder:
                 args.single_label,
             )
         if "labels" in manifest.source:
-            print(f"{manifest.source['labels']}; --single-label reads each as the name of one class")
+            print_printable(f"{manifest.source['labels']}; --single-label reads each as the name of one class")
         _print_summary(converted_path(args.out, options), manifest)
         return 0
 
@@ -148,24 +148,24 @@ def _options_of(args: argparse.Namespace) -> WriteOptions:
 
 def _print_summary(path: Path, manifest: Manifest) -> None:
     images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
-    print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
+    print_printable(f"{path}: {images}, {format_bytes(manifest.file_size)}")
     if "columns" in manifest.source:
-        print(f"  {printable(manifest.source['columns'])}")
+        print_printable(f"  {manifest.source['columns']}")
     kept = manifest.encodings.get(KEPT, 0)
     raw = sum(count for how, count in manifest.encodings.items() if how.startswith(RAW))
     others = [f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)]
-    print(
+    print_printable(
         f"  {kept:,} kept bit for bit"
         + (f"; {raw:,} stored as raw pixels" if raw else "")
         + (f"; re-encoded: {', '.join(others)}" if others else "")
     )
     for text, count in count_notes(manifest.encodings).items():
-        print(f"  {count:,} with {text}")
+        print_printable(f"  {count:,} with {text}")
     if manifest.left_out:
-        print(f"  left out: {by_suffix(manifest.left_out)}")
+        print_printable(f"  left out: {by_suffix(manifest.left_out)}")
     skipped = [f"{name}: {reason}" for name, reason in manifest.skipped]
     for what, names in (("with damage, stored as Pillow reads them", manifest.damaged), ("skipped", skipped)):
         if names:
-            print(f"  {len(names):,} {what} (all in {manifest_path(path).name}):")
+            print_printable(f"  {len(names):,} {what} (all in {manifest_path(path).name}):")
             for name in names[:SHOWN]:
-                print(f"    {printable(name)}")
+                print_printable(f"    {name}")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.console import say
+from beton_tools.base.console import print_printable, say
 from fastft.cli.arguments import add_checkpoint, add_shared
 from fastft.recipe.constants import EXPORT_FORMATS
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         temperature=not args.no_temperature,
     )  # fmt: skip
     say(f"using the {done.weights}")
-    print(
+    print_printable(
         f"{done.path}: loaded again with {args.format}, {done.output} differ by {done.max_difference:.2g} at most "
         f"(the largest is {done.largest:.3g}); model card {done.card}"
     )

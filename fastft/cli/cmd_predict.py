@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_output
-from beton_tools.base.console import printable, say
+from beton_tools.base.console import print_printable, say
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
 from fastft.cli.arguments import add_checkpoint, add_shared, positive, share
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(p.classes, p.probabilities, strict=True))
         nothing = "none of these" if args.min_probability else "no label reaches its threshold"
         nothing = nothing if p.error is None else f"not read: {p.error}"
-        print(printable(f"{p.path}: {classes or nothing}"), flush=True)
+        print_printable(f"{p.path}: {classes or nothing}")
     return 0
 
 
@@ -71,5 +71,5 @@ def _write_features(args: argparse.Namespace) -> int:
     check_output(args.features, [".npz"], args.overwrite)
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
-        print(printable(done))
+        print_printable(done)
     return 0

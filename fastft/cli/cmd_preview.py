@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base.atomic import check_output
-from beton_tools.base.console import say
+from beton_tools.base.console import print_printable, say
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_recipe, add_shared, positive, whole_number
 from fastft.recipe import Recipe, load_recipe
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         count=args.count,
         out=args.out,
     )
-    print(f"wrote {args.out}")
+    print_printable(f"wrote {args.out}")
     return 0
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base.atomic import check_output, check_writable
+from beton_tools.base.console import print_printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.cli.arguments import add_shared
 from fastft.recipe.constants import AUTO
@@ -34,19 +35,23 @@ def run(args: argparse.Namespace) -> int:
 
     results = [path for path in args.paths if path.is_file() or path.suffix == ".json"]
     if len(args.paths) == 1 and not results:
-        print(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price, args.overwrite))
+        print_printable(
+            str(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price, args.overwrite))
+        )
         return 0
     if args.out is not None:
         check_output(args.out, SUFFIXES, args.overwrite)
     if results and len(results) == len(args.paths):
-        print(write_results_page(args))
+        print_printable(str(write_results_page(args)))
         return 0
     if results:
         raise UserError("give run directories, or JSON files of fastft bench, not both")
     for name in ("mistakes", "weights"):
         if getattr(args, name) != AUTO:
             raise UserError(f"--{name} is for the page of one run; leave it out, or give one run directory")
-    print(write_comparison(args.paths, args.out or args.paths[0].absolute().parent / COMPARED, args.price))
+    print_printable(
+        str(write_comparison(args.paths, args.out or args.paths[0].absolute().parent / COMPARED, args.price))
+    )
     return 0
 
 

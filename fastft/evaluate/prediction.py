@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 
 Source = Path | str | Image.Image
+Given = Source | np.ndarray
 Colour = Sequence[float]  # per channel, in 0..1
 TOPK = 5  # classes per image
 BATCHES_AHEAD = 2  # being decoded or ready, including the one that is delivered next
@@ -122,20 +123,21 @@ class Predictor:
         if flip_average and not self.trained.recipe.augment.hflip:
             raise UserError("this model was trained without horizontal flips; leave --flip-average out")
 
-    def predict(self, images: Source | Iterable[Source], topk: int | None = None) -> Iterator[Prediction]:
+    def predict(self, images: Given | Iterable[Given], topk: int | None = None) -> Iterator[Prediction]:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
 
-        images: paths or Pillow images, or one. An image that cannot be read gives a `Prediction` whose `error` is the reason.
+        images: paths, Pillow images or uint8 arrays (H, W, 3) or (H, W), or one of them. An image that cannot be read gives a
+            `Prediction` whose `error` is the reason.
         topk: default 5; multi-label: at most so many, by default all that reach their thresholds.
 
         Raises:
-            UserError: topk < 1.
+            UserError: topk < 1, or something else is given in the place of an image.
         """
         multi_label, thresholds_K = self.trained.recipe.data.multi_label, torch.tensor(self.trained.thresholds)
         topk = topk if topk is not None else len(self.classes) if multi_label else TOPK
         if topk < 1:
             raise UserError(f"topk is {topk}: give 1 or more")
-        given = [images] if isinstance(images, Source) else images
+        given = as_several(images)
         for image, read, logits_K in compute_outputs(self.trained, given, self.device, flip_average=self.flip_average):
             held = image if isinstance(image, Image.Image) else None
             path = Path(getattr(held, "filename", "") if isinstance(image, Image.Image) else image)
@@ -151,6 +153,26 @@ class Predictor:
             ranked = ranked[:topk]
             names = [self.classes[k] for k in ranked.tolist()]
             yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes, image=held)
+
+
+def as_several(images: Given | Iterable[Given]) -> Iterable[Source]:
+    """The images, where one may be given; arrays as Pillow images. An array of four dimensions is several images.
+
+    Raises UserError: something else is in the place of an image.
+    """
+    is_one = images.ndim < 4 if isinstance(images, np.ndarray) else isinstance(images, Source)
+    return map(_checked_source, [cast(Given, images)] if is_one else cast(Iterable[Given], images))
+
+
+def _checked_source(image: Given) -> Source:
+    if isinstance(image, Source):
+        return image
+    what = f"an object of the type {type(image).__name__}"
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)):
+            return Image.fromarray(image)
+        what = f"an array of {image.dtype} {image.shape}"
+    raise UserError(f"{what} is no image; give a path, a Pillow image, or an array of uint8 (height, width, 3)")
 
 
 def predict_files(

@@ -12,7 +12,7 @@ from beton_tools.base.compilation import announce_compilation
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.evaluate.notebook import html_table
-from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
+from fastft.evaluate.prediction import Given, Prediction, Predictor, Source, as_several, image_paths
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import AUTO, EXPORT_FORMATS
 from fastft.run.chosen_weights import describe_weights
@@ -60,7 +60,7 @@ class TrainedRun:
 
     def predict(
         self,
-        images: Source | Iterable[Source],
+        images: Given | Iterable[Given],
         topk: int | None = None,
         *,
         weights: str = AUTO,
@@ -74,7 +74,7 @@ class TrainedRun:
         With arguments other than `images` and `topk` the model is read again in each call; for many calls use `Predictor`.
 
         Args:
-            images: paths, folders of image files, Pillow images, or one of them.
+            images: paths, folders of image files, Pillow images, uint8 arrays (H, W, 3) or (H, W), or one of them.
             topk: default 5; multi-label: at most so many, by default all that reach their thresholds.
             weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run chose.
             logit_adjustment: correct for the class sizes of the training images.
@@ -90,9 +90,8 @@ class TrainedRun:
             predictor = Predictor(
                 self.folder, self.device, weights, logit_adjustment, temperature, min_probability, flip_average
             )
-        given = [images] if isinstance(images, Source) else images
         sources: list[Source] = []
-        for image in given:
+        for image in as_several(images):
             if isinstance(image, str | Path) and Path(image).is_dir():
                 sources.extend(image_paths([Path(image)]))
             else:

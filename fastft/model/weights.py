@@ -74,9 +74,12 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.Laye
 def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]) -> None:
     """Load a state dict. error: begins the message. optional: True for names that may be missing.
 
-    Raises UserError: a tensor has another shape, is missing or is unexpected.
+    Raises UserError: a tensor has another shape, is missing or is unexpected, or contains NaN or Inf.
     """
     own = module.state_dict()
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{error}: {broken[0]} contains NaN or Inf; check model.weights, download or write them again")
     for name, value in state.items():
         if name in own and value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"

@@ -11,7 +11,7 @@ import numpy as np
 
 from beton_tools.base.console import by_suffix, printable
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import open_image
+from beton_tools.base.image_formats import HEIC_NEEDS, HEIC_SUFFIXES, open_image, reads_heic
 from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.photos.holdout import hold_out, join_units
@@ -59,10 +59,13 @@ def check_photos(train: LabelledSet, val: LabelledSet | None) -> Split:
     """
     warnings = _unused(train) + ([] if val is None else _unused(val))
     train, missing, said = _existing(train)
+    train, heic = _without_heic(train)
     train, empty = _used_classes(train)
-    warnings += said + empty
+    warnings += said + heic + empty
     if val is not None:
         val, missing_val, said = _existing(val)
+        val, heic = _without_heic(val)
+        said += heic
         val = _with_classes(val, train.source.classes)
         missing, warnings = missing + missing_val, warnings + said
     return Split(train, val, missing, warnings)
@@ -174,6 +177,17 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
         )
     warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
     return found.take(np.flatnonzero(exists)), missing, warnings
+
+
+def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
+    """The images without HEIC where these cannot be read, so that none of them is held out; a warning about them."""
+    if reads_heic():
+        return found, []
+    heic = np.array([name.lower().endswith(HEIC_SUFFIXES) for name in found.source.names])
+    text = f"{heic.sum():,} of {len(found):,} images are HEIC and left out: {HEIC_NEEDS}"
+    if heic.all():
+        raise UserError(f"{found.source.title}: {text}")
+    return (found.take(np.flatnonzero(~heic)), [text]) if heic.any() else (found, [])
 
 
 def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:

@@ -1,7 +1,9 @@
 """Every command on machines and in pipes that differ from a developer's terminal."""
 
+import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,33 @@ def test_every_command_succeeds_when_its_output_is_closed(tiny, whole, tmp_path,
     made = {path.name for path in tmp_path.iterdir()}
     assert {"a.beton", "in1k", "sweep", "preview.png", "average", "model.safetensors", "report.html", "bench"} <= made
     assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.fixture
+def escaping(tiny, whole, tmp_path) -> tuple[dict[str, str], Path, Path]:
+    """(options like `tiny`, a run, a folder for outputs), all below a folder whose name would clear a terminal's screen."""
+    folder = tmp_path / "a\x1b[2Jb"
+    data = Path(tiny["data.train"]).parent
+    shutil.copytree(data, folder / "data")
+    shutil.copytree(whole, folder / "run")
+    (folder / "out").mkdir()
+    moved = {key: value.replace(str(data), str(folder / "data")) for key, value in tiny.items()}
+    return moved, folder / "run", folder / "out"
+
+
+def printed(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["beton info", "beton verify"])
+def test_a_path_cannot_control_the_terminal(escaping, name):
+    text = printed(everyday_commands(*escaping)[name])
+    assert r"a\x1b[2Jb" in text and "\x1b" not in text
+
+
+@pytest.mark.slow
+def test_no_command_lets_a_path_control_the_terminal(escaping):
+    commands = everyday_commands(*escaping)
+    assert [name for name, command in commands.items() if "\x1b" in printed(command)] == []

@@ -96,6 +96,12 @@ def test_ffcvs_pipeline_runs_with_one_line_changed(options, tiny, run):
     assert "images 3x32x32 torch.float" in lines[0]
 
 
+def test_ffcvs_loader_names_a_file_that_is_smaller_than_a_batch(tiny, run, capsys):
+    with pytest.raises(SystemExit):
+        run("ffcv_loader.py", tiny["data.train"], "--size", "32", "--batch-size", "64")
+    assert "has fewer images than a batch, 64; give a smaller --batch-size" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_lightning_module_trains(tiny, run):
     pytest.importorskip("lightning")
@@ -128,6 +134,22 @@ def test_a_script_trains_on_photographs_in_one_call(tiny, pictures, run):
     top1, label, files = run("fit.py", "pics", *options, "--predict", image)[-3:]
     assert top1.startswith("top-1") and label.startswith(image)
     assert all((pictures.parent / file).is_file() for file in files.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos", "--data.train", "nowhere"], "nowhere: no such file or folder"),
+        (["no_such_recipe"], "no_such_recipe"),
+        (["photos", "--data.train=nowhere", "--optim.lrr", "3"], "unrecognized arguments: --optim.lrr 3"),
+    ],
+    ids=["path", "recipe", "option"],
+)
+def test_bad_input_of_the_search_is_one_line(run, arguments, message, capsys):
+    pytest.importorskip("optuna")
+    with pytest.raises(SystemExit) as stop:
+        run("tune_optuna.py", *arguments)
+    assert message in (str(stop.value) + capsys.readouterr().err)
 
 
 @pytest.mark.slow

@@ -137,3 +137,14 @@ def test_another_mlp_width_is_one_line(clip, tmp_path):
 def test_what_is_no_tower_is_refused_with_the_nearest(arch, size, message):
     with pytest.raises(UserError, match=message):
         load_arch(arch).at(size)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_with_nan_or_inf_are_refused_before_the_training_fails(name, clip, tmp_path, value):
+    state = {key: tensor.clone() for key, tensor in clip.state_dict().items()}
+    state["visual.conv1.weight"][3, 0, 0, 0] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    with pytest.raises(
+        UserError, match=r"broken\.safetensors .*conv1\.weight contains NaN or Inf; check model\.weights"
+    ):
+        load_tower_weights(Tower(load_arch(name)), str(tmp_path / "broken.safetensors"), name)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -94,6 +95,17 @@ def test_labelled_images_of_another_kind_are_named_not_the_file_made_of_them(run
     (tmp_path / "several.csv").write_text(f"image,labels\n{first.name},{run.classes[0]};{run.classes[1]}\n")
     with pytest.raises(UserError, match=f"^{tmp_path}/several.csv has several labels per image"):
         run.evaluate(tmp_path / "several.csv")
+
+
+def test_arrays_are_images_and_anything_else_is_one_error(run, album):
+    with Image.open(sorted((album / "chelsea").iterdir())[0]) as image:
+        (want,), pixels = run.predict(image), np.asarray(image)
+    assert run.predict(pixels) == [want]
+    assert [p.classes for p in run.predict(np.stack([pixels, pixels]))] == [want.classes] * 2
+    assert run.predict(np.asarray(image.convert("L")))[0].error is None
+    for wrong, named in ((pixels / 255, "float64"), (pixels[..., :2], r"\(64, 64, 2\)"), ([3], "the type int")):
+        with pytest.raises(UserError, match=rf"{named}.* is no image; give a path"):
+            run.predict(wrong)
 
 
 def test_a_folder_is_evaluated_on_the_background_of_the_training(run, tmp_path, monkeypatch):

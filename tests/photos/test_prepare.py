@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -487,3 +488,20 @@ def test_a_wrong_path_is_noticed_before_weights_are_fetched(option, album, tmp_p
     said = refused(["train", "photos", f"--train.run_dir={tmp_path / 'run'}", *options])
     assert "mistyped.beton: no such file" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_heic_images_that_cannot_be_read_are_named_before_the_split(album, tmp_path, monkeypatch):
+    """Otherwise all held-out images may be such, and "none of the 2 images could be stored" is all that is said."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    shutil.copytree(album, tmp_path / "photos")
+    for name in CLASSES:
+        for file in sorted((tmp_path / "photos" / name).iterdir())[2:]:
+            file.with_suffix(".HEIC").write_bytes(b"\0\0\0\x24ftypheic" + file.name.encode())
+            file.unlink()
+    said = said_of(tmp_path / "photos", tmp_path / "run")
+    assert "30 of 36 images are HEIC and left out: HEIC files need pillow-heif: pip install 'fastft[heic]'" in said
+    assert all(name.endswith(".jpg") for name in split_of(tmp_path / "run")) and len(split_of(tmp_path / "run")) == 6
+    for file in (tmp_path / "photos").rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"30 of 30 images are HEIC and left out: .* pip install"):
+        prepared(tmp_path / "photos", tmp_path / "other")

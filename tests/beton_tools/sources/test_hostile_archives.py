@@ -51,9 +51,12 @@ def pax_tar(name: str, **records: str) -> bytes:
 
 
 class EndlessTar(io.RawIOBase):
-    """A hostile server's answer: headers of empty files, as many as are read."""
+    """A hostile server's answer: headers of files of `size` bytes, as many as are read."""
 
     at = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def tell(self) -> int:
         return self.at
@@ -64,15 +67,24 @@ class EndlessTar(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         self.at += size
-        return header(f"{self.at}.jpg", 0, "0")
+        return header(f"{self.at}.jpg", self.size, "0")
 
 
-def test_headers_without_end_are_refused_early(monkeypatch):
-    monkeypatch.setattr(tars, "MAX_EMPTY", 1000)
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (0, "1,001 members have 0 bytes together; give an archive of images"),
+        (1, "1,001 members have 1,001 bytes together; give an archive of images"),
+        (600, "more than 3,000,000 members, or 0 MiB of names; divide it into several archives"),
+    ],
+)
+def test_headers_without_end_are_refused_early(monkeypatch, size, message):
+    monkeypatch.setattr(tars, "FIRST_MEMBERS", 1000)
+    monkeypatch.setattr(tars, "MAX_NAMES", 20_000)
     tracemalloc.start()
-    with refuses("endless.tar: 1,001 of 1,001 members are empty; give an archive of images"):
-        list(tars.members(EndlessTar(), Path("endless.tar")))
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    with refuses(f"endless.tar: {message}"):
+        list(tars.members(EndlessTar(size), Path("endless.tar")))
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()
 
 
@@ -215,6 +227,23 @@ def test_parquet_labels(tmp_path, label):
 def test_parquet_labels_that_are_not_class_numbers(tmp_path, labels, message):
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": labels}), tmp_path / "a.parquet")
     check_refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("images", [{"image": [b"x", b"y"]}, {"path": ["a.jpg", "b.jpg"]}], ids=["bytes", "paths"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([[0.5], [1.0]]),
+        pa.array([{"a": 1}, {"a": 2}]),
+        pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
+        pa.array([[["a"]], [["b"]]]),
+        pa.array([b"a", b"b"]),
+    ],
+    ids=lambda labels: str(labels.type),
+)
+def test_labels_of_another_type_are_named_in_every_table(tmp_path, images, labels):
+    pq.write_table(pa.table(images | {"label": labels}), tmp_path / "a.parquet")
+    check_refused(tmp_path, r"a\.parquet: label is of the type .*; labels must be integers or names")
 
 
 def test_the_largest_label_is_accepted(tmp_path):

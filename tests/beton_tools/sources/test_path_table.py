@@ -174,3 +174,9 @@ def test_only_columns_that_are_used_must_have_different_names(images):
     pq.write_table(pa.Table.from_arrays(columns, ["path", "label", "Label"]), images / "t.parquet")
     with pytest.raises(UserError, match="2 columns are named Label; rename all but one"):
         open_source(images / "t.parquet")
+
+
+def test_a_column_that_is_almost_one_of_0_and_1_is_named(images):
+    (images / "t.csv").write_text("path,cat,dog\npictures/coffee.png,0.5,1\npictures/rocket.png,1,0\n")
+    with pytest.raises(UserError, match=r"cat is no column of 0 and 1 for a class \(row 2 is '0.5'\)"):
+        open_source(images / "t.csv")
