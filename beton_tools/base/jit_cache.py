@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 KEPT = 3  # folders of earlier versions, so that switching between branches does not compile again each time
-PACKAGES = ("beton_tools", "fastft/augment", "fastft/data")  # with compiled functions
+PACKAGES = ("beton_tools", "fastft/augment", "fastft/bench", "fastft/data")  # with compiled functions
 _COMPILED = re.compile(rb"^(?:from|import) (?:numba|beton_tools\.base\.jit)\b", re.MULTILINE)
 _IMPORTED = re.compile(rb"^from ((?:beton_tools|fastft)[\w.]*) import", re.MULTILINE)
 
