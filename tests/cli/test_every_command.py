@@ -1,8 +1,9 @@
 """Every command on machines and in pipes that differ from a developer's terminal."""
 
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,7 @@ def test_a_command_succeeds_when_its_output_is_closed(tiny, command, shell):
 @pytest.mark.parametrize("shell", PIPES.values(), ids=PIPES)
 def test_every_command_succeeds_when_its_output_is_closed(tiny, whole, tmp_path, shell):
     commands = everyday_commands(tiny, whole, tmp_path)
-    codes = {name: exit_code(command, shell) for name, command in commands.items()}
-    assert {name: code for name, code in codes.items() if code} == {}
+    check_all_end(commands, shell)
     made = {path.name for path in tmp_path.iterdir()}
     assert {"a.beton", "in1k", "sweep", "preview.png", "average", "model.safetensors", "report.html", "bench"} <= made
     assert (tmp_path / "run" / "result.json").exists()
@@ -82,3 +82,44 @@ def test_a_path_cannot_control_the_terminal(escaping, name):
 def test_no_command_lets_a_path_control_the_terminal(escaping):
     commands = everyday_commands(*escaping)
     assert [name for name, command in commands.items() if "\x1b" in printed(command)] == []
+
+
+# one CPU: containers and the smallest cloud machines; Numba's TBB layer waits for ever there when a process ends --------
+
+
+@pytest.fixture
+def quota() -> Iterator[Path]:
+    """`cgroup.procs` of a new control group that may use one CPU."""
+    version_1, folder = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    folder = (version_1 if version_1.is_dir() else folder) / f"fastft-test-{os.getpid()}"
+    limits = {"cpu.max": "100000 100000"}
+    if version_1.is_dir():
+        limits = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "100000"}
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        for name, value in limits.items():
+            (folder / name).write_text(value)
+        yield folder / "cgroup.procs"
+    except OSError as error:
+        pytest.skip(f"no quota can be set here: {error}")
+    finally:
+        folder.rmdir()
+
+
+@pytest.mark.slow
+def test_every_command_ends_on_one_core(tiny, whole, tmp_path):
+    core = min(os.sched_getaffinity(0))
+    check_all_end(everyday_commands(tiny, whole, tmp_path), f'exec taskset -c {core} "$@"')
+
+
+@pytest.mark.slow
+def test_every_command_ends_with_a_quota_of_one_cpu(tiny, whole, tmp_path, quota):
+    check_all_end(everyday_commands(tiny, whole, tmp_path), f'echo $$ > {quota} && exec "$@"')
+
+
+def check_all_end(commands: dict[str, list[str]], shell: str) -> None:
+    codes = {name: exit_code(command, shell) for name, command in commands.items()}
+    assert {name: code for name, code in codes.items() if code} == {}
