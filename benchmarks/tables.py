@@ -17,13 +17,14 @@ from statistics import median
 from typing import Any
 
 import costs
+import msgspec
 import photos
 import probe
 import study
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
-from fastft.jobs.demo import CONTENDERS, figure_cells
+from fastft.jobs.demo import CONTENDERS, DemoFigures, figure_cells
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 
@@ -55,7 +56,7 @@ class Results:
     """The newest document of each benchmark, and the demo's figures."""
 
     def __init__(self, folder: Path) -> None:
-        self.demo: dict[str, Any] = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        self.demo = msgspec.json.decode((folder / "demo.json").read_bytes(), type=DemoFigures)
         self.processors: dict[str, Any] = json.loads((folder / "processors.json").read_text(encoding="utf-8"))
         self.documents: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*.json")):
@@ -224,13 +225,13 @@ def processors(results: Results) -> str:
 def demo(results: Results) -> str:
     """The contenders of `make demo`."""
     d = results.demo
-    rows = [["always the largest class", f"{d['majority']:.1f}", "", ""]]
+    rows = [["always the largest class", f"{d.majority:.1f}", "", ""]]
     rows += [[c.title, *figure_cells(d, c.name)] for c in reversed(CONTENDERS)]
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
     return (
-        f"{markdown(head, rows)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
-        f"others to validate on, 4 classes, {d['image_size']} px; EMA after the last epoch. Gains are paired by image. "
-        f"{d['cpu']}, {len(d['seconds'])} trainings, {d['date']}."
+        f"{markdown(head, rows)}\n\n{d.train_images:,} photographs of solar cells to train on, n = {d.n} "
+        f"others to validate on, 4 classes, {d.image_size} px; EMA after the last epoch. Gains are paired by image. "
+        f"{d.cpu}, {len(d.seconds)} trainings, {d.date}."
     )
 
 

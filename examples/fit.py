@@ -27,7 +27,7 @@ def main() -> None:
         epochs=args.epochs,
         out="runs/fit",
     )
-    print(f"top-1 {run.evaluate()['top1']:.1f} %")
+    print(f"top-1 {run.evaluate().top1:.1f} %")
     for prediction in run.predict(args.predict, topk=1):
         print(prediction.path, prediction.error or f"{prediction.classes[0]} {prediction.probabilities[0]:.2f}")
     print(run.export("safetensors", "runs/fit.safetensors"), run.report())

@@ -112,10 +112,10 @@ def main() -> None:
                     ema.update()
                     step += 1
             # every image counts exactly once
-            raw, averaged = evaluate([model, ema.module], val, world, precision)
+            raw, averaged = (found.scores for found in evaluate([model, ema.module], val, world, precision))
             print(
                 f"epoch {epoch}: loss {loss_sum.item() / train.steps_per_epoch:.4f}, top-1 {raw.top1:.2f} %, EMA "
-                f"{averaged.top1:.2f} ± {averaged.standard_error:.2f} %, {time.monotonic() - began:.0f} s"
+                f"{averaged.top1:.2f} ± {averaged.top1_error:.2f} %, {time.monotonic() - began:.0f} s"
             )
     if args.save:
         torch.save(ema.module.state_dict(), args.save)

@@ -47,7 +47,7 @@ def main() -> None:
         try:
             for epochs in sorted({max(1, round(share * recipe.epochs)) for share in SHARES}):
                 run = fastft.fit(args.recipe, tried | {"schedule.stop_epoch": epochs})
-                top1 = run.result["weights"]["top1"]
+                top1 = run.result.weights.top1
                 trial.report(top1, epochs)
                 if epochs < recipe.epochs and trial.should_prune():
                     raise optuna.TrialPruned

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from fastft.evaluate.assessment import Assessment, Mistakes
-from fastft.evaluate.evaluation import describe_classes
+from beton_tools.read.beton_set import Content
+from fastft.evaluate.file_report import EvaluatedFile, report_file
+from fastft.evaluate.run_predictions import Mistakes, RunPredictions
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import reference_of
-from fastft.run.checkpoint import write_checkpoint
+from fastft.run.checkpoint import State, model_state, write_checkpoint
+from fastft.run.evaluations import Evaluation, Scores
 from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
-from fastft.train.progress import describe_model
+from fastft.run.result import Result, write_result
 
 RECIPES = Path(__file__).parents[1] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50
@@ -94,8 +97,10 @@ def make_checkpoint(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores}}
-    state = {**describe_model(recipe, recipe_arch(recipe), classes, {}), "evaluation": evaluation}
+    raw = Scores(**{"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores})
+    data = Content(num_samples=0, files=[], identities=[])
+    constant = model_state(recipe, recipe_arch(recipe), classes, data, [1] * len(classes))
+    state = State.of(constant, evaluation=Evaluation(epoch=3, raw=raw))
     path = folder / "run" / "checkpoints" / "best-0003"
     write_checkpoint(path, state, {"model": model.state_dict()})
     write_recipe(path.parents[1], recipe)
@@ -106,13 +111,16 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False))
 
 
-def assessment_of(predictions: Predictions, names: Sequence[str], mistakes: Mistakes | None = None) -> Assessment:
-    """Equal to what `assess_run` gives."""
+def predicted(predictions: Predictions, names: Sequence[str], mistakes: Mistakes | None = None) -> RunPredictions:
+    """Equal to what `predict_validation` gives."""
     calibration = calibrate(predictions)
-    scores = describe_classes(predictions, names) | {
-        "balanced_accuracy": balanced_accuracy(predictions), "macro_f1": macro_f1(predictions), "ece": calibration.plain.ece,
-    }  # fmt: skip
-    return Assessment("EMA weights", mistakes or Mistakes(len(predictions.labels_N), 0, []), scores, calibration)
+    scores = Scores(
+        samples=len(predictions.labels_N), loss=1.0, balanced_accuracy=balanced_accuracy(predictions),
+        macro_f1=macro_f1(predictions), ece=calibration.plain.ece,
+    )  # fmt: skip
+    model = SimpleNamespace(path="", weights="EMA weights", outputs=names, main_score="top1")
+    report = report_file(model, EvaluatedFile(Path(), scores, predictions, len(names)))  # type: ignore[arg-type]
+    return RunPredictions(report, mistakes or Mistakes(len(predictions.labels_N), 0, []), calibration)
 
 
 def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:
@@ -139,7 +147,7 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_recipe(folder, recipe)
     if epochs == recipe.epochs:
-        (folder / "result.json").write_text(json.dumps({"recipe": recipe.name}))
+        write_result(folder, Result(recipe=recipe.name, epochs=epochs, seconds=1.0, expectation=""))
     return folder
 
 

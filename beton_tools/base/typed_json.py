@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Document(msgspec.Struct, kw_only=True):
-    """Base of the types of JSON objects."""
+    """Base of the types of JSON objects. `kw_only=True` is stated again where a class with defaults has a subclass."""
 
 
 def check_version(where: str, document: Mapping[str, Any], version: int) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.typed_json import Count, Document
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest
@@ -52,6 +53,26 @@ class FileClasses:
     counts: np.ndarray
     checksum: str | None
     part: Part | None
+
+
+class Content(Document, omit_defaults=True):
+    """What a set of files contains; stored in checkpoints.
+
+    Attributes:
+        files: their names. identities: of the files, which change with their bytes.
+        checksum: of the images, whatever the files are called; None if a file has no manifest.
+    """
+
+    num_samples: Count
+    files: list[str]
+    identities: list[Count]
+    checksum: str | None = None
+
+    def has_same_images(self, other: Content) -> bool:
+        """Return True if the samples are the same in the same order; files may have other names."""
+        if self.num_samples != other.num_samples or self.identities != other.identities:
+            return False
+        return None in (self.checksum, other.checksum) or self.checksum == other.checksum
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,19 +205,17 @@ class BetonSet(SampleTable):
         return counts.tolist()
 
     @cached_property
-    def content(self) -> dict[str, Any]:
-        """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie.
-
-        `files`: their names. `identities`: of the files. `checksum`: only of a subset, or if every file has a manifest.
-        """
+    def content(self) -> Content:
+        """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie."""
         checksums = [c.checksum for c in self.classes]
-        content: dict[str, Any] = {"num_samples": self.num_samples, "files": [beton.path.name for beton in self.files]}
-        content["identities"] = [beton.identity() for beton in self.files]
+        joined = None
         if None not in checksums:
-            joined = "".join(map(str, checksums))
-            several = hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
-            content["checksum"] = checksums[0] if len(checksums) == 1 else several
-        return content
+            several = hashlib.blake2b("".join(map(str, checksums)).encode(), digest_size=8).hexdigest()
+            joined = checksums[0] if len(checksums) == 1 else several
+        return Content(
+            num_samples=self.num_samples, checksum=joined,
+            files=[beton.path.name for beton in self.files], identities=[beton.identity() for beton in self.files],
+        )  # fmt: skip
 
     @property
     def missing_parts(self) -> str:

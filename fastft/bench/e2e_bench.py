@@ -128,8 +128,8 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
             trained = load_run(Path(folder))
         skipped = trained.intervals[:-1][:1]  # on a GPU: the first steps compile and load kernels
         intervals = trained.intervals[len(skipped) :]
-        steps = trained.steps - sum(i["step"] for i in skipped)
-        seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
+        steps = trained.steps - sum(int(i.step) for i in skipped)
+        seconds = {p: sum(i.split.get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
         seconds = {part: s for part, s in seconds.items() if s}
         training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
         count = steps * recipe.optim.batch_size

@@ -88,9 +88,9 @@ def compare_losses(tower: FrozenTower, files: BetonSet) -> tuple[float, float]:
     ) as loader:  # fmt: skip
         steps = min(loader.steps_per_epoch, max(1, TRIED // r.optim.batch_size))
         batches = islice(loader.epoch(0), steps * (share // size))
-        (scores,) = evaluate([tower.model], batches, world, tower.precision, tower.stop)
+        (found,) = evaluate([tower.model], batches, world, tower.precision, tower.stop)
         counts = loader.class_counts
-    return scores.loss, shares_loss(counts, r.data.sampling, len(files) if r.data.multi_label else None)
+    return found.scores.loss, shares_loss(counts, r.data.sampling, len(files) if r.data.multi_label else None)
 
 
 def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int | None = None) -> float:

@@ -37,7 +37,9 @@ def print_line(console: Any, text: str) -> None:
 def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int:
     """Print a result as JSON, or by `printer` on a console; returns the exit code 0."""
     if as_json:
-        print(json.dumps(values, indent=1))
+        import msgspec  # most commands do without
+
+        print(json.dumps(msgspec.to_builtins(values), indent=1))
     else:
         printer(values, make_console())
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from beton_tools.base import torchrun
 from beton_tools.base.console import compact_table, print_table, say
@@ -10,10 +10,12 @@ from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_shared, print_line, show
 from fastft.cli.cmd_eval import figure
 from fastft.recipe.constants import SOUPS
-from fastft.run.evaluations import SCORE_NAMES, main_score
+from fastft.run.evaluations import SCORE_NAMES, TOP1
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fastft.run.average_record import AverageRecord, FileFigures
 
 EXAMPLE = (
     "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
@@ -67,19 +69,23 @@ def run(args: argparse.Namespace) -> int:
     )
     if torchrun.rank() == 0:
         write_average(averages, trained, args.out)
-        show(averages.as_dict(), args.json, print_average)
+        show(averages.record(), args.json, print_average)
         say(f"written: {args.out}")
     return 0
 
 
-def print_average(values: dict[str, Any], console: "Console") -> None:
+def print_average(record: "AverageRecord", console: "Console") -> None:
     """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
-    if values["data"]:
-        score = main_score(values["rows"][0]["files"][0])
-        names = [Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]]
+    if record.data:
+        score = record.rows[0].files[0].best_by
+        names = [Path(path).name + (" (selection)" * (path == record.selection)) for path in record.data]
         rows = [
-            [row["name"] + (" *" if row == values["chosen"] else ""), *(figure(s, score, 3) for s in row["files"])]
-            for row in values["rows"]
+            [row.name + (" *" if row == record.chosen else ""), *(figure(f.figure, 3, _error(f)) for f in row.files)]
+            for row in record.rows
         ]
         print_table(compact_table(f"{SCORE_NAMES[score]} %", ["model", *names], rows), console)
-    print_line(console, f"kept: {values['description']}")
+    print_line(console, f"kept: {record.description}")
+
+
+def _error(figures: "FileFigures") -> float | None:
+    return figures.standard_error if figures.best_by == TOP1 else None

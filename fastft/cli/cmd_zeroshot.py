@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         progress=progress("text embeddings", "classes", "classes"),
     )
     if torchrun.rank() == 0:
-        say(f"{scores['weights']}: names from {prompts.names_source}, {len(prompts.templates)} templates")
+        say(f"{scores.weights}: names from {prompts.names_source}, {len(prompts.templates)} templates")
         show(scores, args.json, print_evaluation)
         if args.out is not None:
             say(f"{args.out}: a head for --model.pool=token --model.head={args.out}")

@@ -1,12 +1,12 @@
 """Exact evaluation of a checkpoint on `.beton` files, over all processes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace as replace_fields
 from torch import Tensor, nn
 
 from beton_tools.base.atomic import check_output, write_csv
@@ -20,32 +20,16 @@ from fastft.data.classes import refuse_multi_label, refuse_other_classes, refuse
 from fastft.data.loader import EvalLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
-from fastft.evaluate.scores import TOP5_CLASSES, Scores, evaluate
+from fastft.evaluate.file_report import EvaluatedFile, FileReport, report_file
+from fastft.evaluate.scores import TOP5_CLASSES, evaluate
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.precision import inference_precision
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
-from fastft.run.evaluations import TOP1
-from fastft.run.prediction_metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
+from fastft.run.prediction_metrics import Predictions
 
 KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
-CONFUSIONS = 100  # pairs of classes that are listed
-MATRIX_CLASSES = 100  # above, the confusion matrix is left out
-
-
-@dataclass(frozen=True)
-class FileScores:
-    """Scores on one file, and the number of classes that the predictions are ranked among."""
-
-    path: Path
-    scores: Scores
-    ranked_classes: int
-
-    @property
-    def predictions(self) -> Predictions:
-        assert self.scores.predictions is not None
-        return self.scores.predictions
 
 
 class PresentClasses(nn.Module):
@@ -67,13 +51,13 @@ class PresentClasses(nn.Module):
         return self.model(images).float().masked_fill(self.absent_K, float("-inf"))
 
 
-def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> dict[str, Any]:
+def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> FileReport:
     """Scores of a checkpoint on one `.beton` (default: the validation file of its recipe); otherwise as `evaluate_files`."""
     (scores,) = evaluate_files(checkpoint, [] if data is None else [data], device, **options)
     return scores
 
 
-def evaluate_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, FileScores]:
+def evaluate_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, EvaluatedFile]:
     """The model of a checkpoint, and its scores and predictions for every image of a `.beton`, in the order of the file."""
     world = find_world(device)
     with connected(world):
@@ -91,7 +75,7 @@ def evaluate_files(
     only_present_classes: bool = False,
     csv: Path | None = None,
     overwrite: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[FileReport]:
     """Scores of a checkpoint on each `.beton` of `files` (none: on the validation file of its recipe).
 
     weights: as `load_trained`. logit_adjustment: correct the logits for the class sizes of the training file.
@@ -113,7 +97,7 @@ def evaluate_files(
         scores = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
     if csv is not None and world.is_main:
         write_predictions_table(scores[0].predictions, trained.outputs, scores[0].path, csv)
-    return [{**describe_scores(trained, one), "logit_adjustment": logit_adjustment} for one in scores]
+    return [replace_fields(report_file(trained, one), logit_adjustment=logit_adjustment) for one in scores]
 
 
 def validation_file(recipe: Recipe) -> Path:
@@ -136,7 +120,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     )
 
 
-def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> FileScores:
+def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> EvaluatedFile:
     """Scores of a model on one file. Raises UserError: as `evaluate_files`; published to the other processes."""
     outputs = trained.recipe.data.num_classes
     if only_present_classes:
@@ -152,50 +136,13 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
             model, ranked = PresentClasses(model, present, outputs).to(world.device), len(present)
         with_logits = loader.num_samples * outputs <= KEPT_LOGITS
         try:
-            (scores,) = evaluate(
+            (found,) = evaluate(
                 [model], loader, world, precision, with_logits=with_logits, thresholds=trained.thresholds
             )
         except UserError as error:
             raise world.publish_error(error) from error
-    return FileScores(path, scores if ranked >= TOP5_CLASSES else replace(scores, top5=None), ranked)
-
-
-def describe_scores(trained: Trained, file_scores: FileScores) -> dict[str, Any]:
-    """The scores as JSON values, with the names of classes."""
-    return {
-        "checkpoint": str(trained.path),
-        "weights": trained.weights,
-        "data": str(file_scores.path),
-        "ranked_classes": file_scores.ranked_classes,
-        **file_scores.scores.as_dict(),
-        **({} if trained.main_score == TOP1 else {"best_by": trained.main_score}),
-        **({} if file_scores.scores.top1 is None else {"standard_error": file_scores.scores.standard_error}),
-        **describe_classes(file_scores.predictions, trained.outputs),
-    }
-
-
-def describe_classes(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """Metrics per class, largest confusions, bins of the reliability diagram, and with few classes the confusion matrix.
-
-    confused_with, confused: of each class the one that most of its other images are predicted as, and how many.
-    """
-    classes: list[dict[str, Any]] = [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)]
-    bins = reliability(predictions.confidence_N, predictions.outcomes_N)
-    described: dict[str, Any] = {"classes": classes, "ece_by_chance": bins.ece_by_chance}
-    described["reliability"] = {name: values.tolist() for name, values in vars(bins).items()}
-    if predictions.thresholds_K is not None:
-        return described
-    for one in classes:
-        one |= {"confused_with": None, "confused": 0}
-    confusions = largest_confusions(predictions)
-    for label, predicted, images in reversed(confusions):
-        classes[label] |= {"confused_with": names[predicted], "confused": images}
-    described["confusions"] = [
-        {"class": names[label], "predicted": names[wrong], "images": n} for label, wrong, n in confusions[:CONFUSIONS]
-    ]
-    if predictions.num_classes <= MATRIX_CLASSES:
-        described["confusion_matrix"] = confusion_counts(predictions).tolist()
-    return described
+    scores = found.scores if ranked >= TOP5_CLASSES else replace_fields(found.scores, top5=None)
+    return EvaluatedFile(path, scores, found.predictions, ranked)
 
 
 def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:

@@ -197,7 +197,8 @@ def predict_files(
     predictor = Predictor(checkpoint, device, **options)
     say(f"using the {predictor.trained.weights}")
     if predictor.temperature != 1:
-        fitted = f"{predictor.temperature:.3f}, fitted on {predictor.trained.scores['samples']:,} held-out images"
+        scores = predictor.trained.scores
+        fitted = f"{predictor.temperature:.3f}, fitted on {0 if scores is None else scores.samples:,} held-out images"
         say(f"probabilities: logits are divided by the temperature {fitted} (--no-temperature: the plain softmax)")
     return _checked(predictor.predict(paths, topk), say)
 

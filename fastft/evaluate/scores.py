@@ -4,7 +4,7 @@ An evaluation keeps a row of numbers (COLUMNS) for each image, on the device unt
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
 from fastft.model.classifier import rank_classes
-from fastft.run.evaluations import standard_error
-from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
+from fastft.run.evaluations import Scores
+from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1, mean_average_precision
 
 if TYPE_CHECKING:
     from fastft.data.loader import Batch  # imports Numba, which prediction does without
@@ -32,36 +32,11 @@ class EvaluationStopped(Exception):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples.
+class Evaluated:
+    """The scores of a model on some images, and the predictions that they follow from."""
 
-    map: mean average precision, instead of top1 if multi-label; the loss is then a mean over classes too.
-    top5: None with at most 5 classes. balanced_accuracy, macro_f1, ece in percent. temperature, ece_scaled: None if the
-    logits were not kept; see `fastft.run.prediction_metrics`.
-    """
-
-    top1: float | None
-    top5: float | None
-    loss: float
-    samples: int
-    balanced_accuracy: float | None = None
-    macro_f1: float | None = None
-    ece: float | None = None
-    temperature: float | None = None
-    ece_scaled: float | None = None
-    map: float | None = None
-    thresholds: list[float] | None = field(default=None, repr=False)
-    predictions: Predictions | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def standard_error(self) -> float:
-        """Binomial standard error of top1, in percentage points."""
-        return standard_error(self.top1 or 0.0, self.samples)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers by name, for JSON; without those that are None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
-        return {name: value for name, value in values.items() if value is not None}
+    scores: Scores
+    predictions: Predictions = field(repr=False)
 
 
 def forward(
@@ -127,8 +102,8 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     with_logits: bool = False,
     thresholds: Sequence[float] = (),
-) -> list[Scores]:
-    """Scores of every model over all processes' `batches`, which are read once for all models.
+) -> list[Evaluated]:
+    """Scores and predictions of every model over all processes' `batches`, which are read once for all models.
 
     Nothing waits for the device before the last batch. stop: called before each batch. with_logits: keep the logits, which
     temperature scaling needs. thresholds: multi-label, by default fitted here. Raises EvaluationStopped: in
@@ -159,7 +134,7 @@ def _image_rows(logits_BK: Tensor, labels_B: Tensor, with_logits: bool) -> Tenso
     return torch.cat([column.float() for column in columns], dim=1)
 
 
-def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
+def _scores(rows: list[Tensor], classes: int, world: World) -> Evaluated:
     """The scores of all processes' images, from the rows of this one."""
     mine = torch.cat(rows) if rows else torch.empty(0, COLUMNS, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
@@ -167,30 +142,31 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
     logits_NK = table[:, COLUMNS:] if table.shape[1] > COLUMNS else None
     predictions = Predictions(labels, predicted, table[:, 3], table[:, 2], classes, logits_NK)
     calibration = calibrate(predictions)
-    return Scores(
-        100 * int(predictions.right_N.sum()) / len(table),
-        100 * int(table[:, 4].sum(dtype="int64")) / len(table) if classes >= TOP5_CLASSES else None,
-        float(table[:, 5].mean(dtype="float64")),
-        len(table),
+    scores = Scores(
+        samples=len(table),
+        loss=float(table[:, 5].mean(dtype="float64")),
+        top1=100 * int(predictions.right_N.sum()) / len(table),
+        top5=100 * int(table[:, 4].sum(dtype="int64")) / len(table) if classes >= TOP5_CLASSES else None,
         balanced_accuracy=balanced_accuracy(predictions),
         macro_f1=macro_f1(predictions),
         ece=calibration.plain.ece,
         temperature=calibration.temperature,
         ece_scaled=None if calibration.scaled is None else calibration.scaled.ece,
-        predictions=predictions,
     )
+    return Evaluated(scores, predictions)
 
 
-def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequence[float]) -> Scores:
+def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequence[float]) -> Evaluated:
     mine = torch.cat(rows) if rows else torch.empty(0, 2 * classes, device=world.device)
     labels_NK, logits_NK = world.gather_rows(mine).cpu().double().split(classes, dim=1)
     p = Predictions.of_sets(labels_NK.numpy() > 0.5, logits_NK.nan_to_num().float().numpy(), thresholds)
-    return Scores(
-        None,
-        None,
-        float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)),
-        len(labels_NK),
-        predictions=p,
+    fitted = None if thresholds or p.thresholds_K is None else p.thresholds_K.tolist()
+    scores = Scores(
+        samples=len(labels_NK),
+        loss=float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)),
         ece=calibrate(p).plain.ece,
-        **p.set_scores(fitted=not thresholds),
+        map=mean_average_precision(p),
+        macro_f1=p.fair_f1(fitted=not thresholds),
+        thresholds=fitted,
     )
+    return Evaluated(scores, p)

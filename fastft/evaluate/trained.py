@@ -1,14 +1,14 @@
 """A trained model from a checkpoint, and post-hoc logit adjustment."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Object
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
@@ -17,6 +17,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, PROBE
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores, stored_thresholds
+from fastft.run.evaluations import BestBy, Scores
 from fastft.run.prediction_metrics import EVEN, deciding_score
 from fastft.run.run_directory import with_moved_data
 
@@ -34,7 +35,7 @@ class Trained:
     class_counts: list[int]  # training images by label
     weights: str  # which weights these are, in words
     kind: str  # "raw", "ema" or "probe"; the best epoch's are those that it was chosen by
-    scores: Mapping[str, Any] = field(default_factory=dict)  # on the run's validation images; empty if there are none
+    scores: Scores | None = None  # on the run's validation images, if there are any
     is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
     temperature: float | None = None  # that logits are divided by for probabilities; fitted on the images of `scores`
     has_scaled_head: bool = False  # its logits are divided by the temperature already
@@ -46,19 +47,19 @@ class Trained:
         return name_outputs(self.classes, self.recipe.data.num_classes)
 
     @property
-    def main_score(self) -> str:
+    def main_score(self) -> BestBy:
         """The score that compared epochs and weights of its run."""
         return deciding_score(self.recipe.data.multi_label, self.class_counts)
 
     @property
-    def temperature_record(self) -> dict[str, Any]:
+    def temperature_record(self) -> Object:
         """The temperature, or the thresholds of a multi-label model, for the configuration file of an export; else empty."""
         if self.thresholds:
             return {"multi_label": True, "thresholds": list(self.thresholds)}
         if self.temperature is None:
             return {}
-        record = {"value": self.temperature, "in_head": self.has_scaled_head, "images": self.scores["samples"]}
-        return {"temperature": record}
+        images = 0 if self.scores is None else self.scores.samples
+        return {"temperature": {"value": self.temperature, "in_head": self.has_scaled_head, "images": images}}
 
 
 def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) -> Trained:
@@ -74,14 +75,14 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     model, recipe, stored = read(chosen.path, chosen.stem)
     recipe = with_moved_data(recipe, stored.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    counts, scores = stored.state["class_counts"], stored_scores(stored, chosen.kind)
+    counts, scores = stored.state.class_counts, stored_scores(stored, chosen.kind)
     multi_label, classes = recipe.data.multi_label, recipe.data.num_classes
     thresholds = stored_thresholds(stored, chosen.kind) or [EVEN] * classes if multi_label else ()
     if multi_label and len(thresholds) != classes:
         raise Damaged(stored.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
-        model, recipe, stored.state["classes"], stored.path, counts, chosen.description, chosen.kind, scores,
-        temperature=scores.get("temperature"), thresholds=thresholds,
+        model, recipe, stored.state.classes, stored.path, counts, chosen.description, chosen.kind, scores,
+        temperature=None if scores is None else scores.temperature, thresholds=thresholds,
     )  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]
     """
     checkpoint = read_checkpoint(path, ())
     recipe, where = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
-    model, head = build_model(recipe, arch=arch_from_dict(checkpoint.state["arch"])), read_head(where)
+    model, head = build_model(recipe, arch=arch_from_dict(checkpoint.state.arch)), read_head(where)
     if head.source.get("tower") != tower_checksum(model):
         raise UserError(
             f"{where} is for other weights than model.weights {recipe.model.weights} has now; give other --weights"
@@ -124,11 +125,11 @@ def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int)
     """
     path, state = checkpoint.path, checkpoint.state
     try:
-        arch = arch_from_dict(state["arch"])
+        arch = arch_from_dict(state.arch)
         for wrong, reason in (
             (arch.image_size != recipe.model.image_size, "arch and recipe have different image sizes"),
             (arch.layers > tensors, f"too few tensors for {arch.layers} layers"),
-            (len(state["classes"]) > recipe.data.num_classes, "more classes than the recipe has outputs"),
+            (len(state.classes) > recipe.data.num_classes, "more classes than the recipe has outputs"),
         ):
             if wrong:
                 raise Damaged(path, reason)

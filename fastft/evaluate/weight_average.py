@@ -5,34 +5,36 @@ adds models in the order of their accuracy, each if the mean does not become wor
 accuracy on the first file, the selection set: its figure there is not one of unseen images.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from beton_tools.base.atomic import check_writable, scratch_folder, write_text
+from beton_tools.base.atomic import check_writable, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.data.classes import refuse_multi_label
-from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
+from fastft.evaluate.evaluation import evaluate_model, validation_file
+from fastft.evaluate.file_report import EvaluatedFile
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.machine.distributed import connected, find_world
 from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
-from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
+from fastft.run.average_record import AverageRecord, AverageRow, FileFigures
+from fastft.run.checkpoint import State as CheckpointState
+from fastft.run.checkpoint import read_checkpoint, write_checkpoint
 from fastft.run.chosen_weights import STEMS
-from fastft.run.evaluations import SCORE_NAMES, main_score
+from fastft.run.evaluations import SCORE_NAMES
+from fastft.run.json_files import write_document
 
 State = dict[str, Tensor]
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 RESULT = "average.json"
-SCORES = ("data", "best_by", "top1", "balanced_accuracy", "standard_error", "samples", "ranked_classes")  # of a file
 START = "start"  # in the place of a checkpoint: what the next model's training started from
 Say = Callable[[str], None]
 
@@ -113,15 +115,6 @@ def mean_state(total: State, count: int) -> State:
 # choosing an average ----------------------------------------------------------------------------------------------------
 
 
-# a model or an average: name; alpha, None in soups; files: SCORES of each
-Row = dict[str, Any]
-
-
-def selection_accuracy(row: Row) -> float:
-    """On the selection set; 0 without files."""
-    return float(row["files"][0][main_score(row["files"][0])]) if row["files"] else 0.0
-
-
 @dataclass(frozen=True)
 class Average:
     """The kept average.
@@ -134,38 +127,38 @@ class Average:
     method: str
     models: list[str]
     members: list[str]
-    rows: list[Row]
-    chosen: Row
+    rows: list[AverageRow]
+    chosen: AverageRow
     state: State = field(repr=False)
     data: list[Path] = field(default_factory=list)
     selection: Path | None = None
 
     def describe(self) -> str:
         """In one sentence, for the checkpoint and its model card."""
-        alpha = self.chosen["alpha"]
+        alpha = self.chosen.alpha
         if alpha is not None:
             made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {alpha:g}"
         else:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
-        score = SCORE_NAMES[main_score(self.chosen["files"][0])] if self.selection else ""
+        score = SCORE_NAMES[self.chosen.files[0].best_by] if self.selection else ""
         return made if self.selection is None else f"{made}; chosen by {score} on {self.selection.name}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON values."""
-        return {
-            "method": self.method,
-            "description": self.describe(),
-            "models": self.models,
-            "members": self.members,
-            "alpha": self.chosen["alpha"],
-            "data": [str(path) for path in self.data],
-            "selection": None if self.selection is None else str(self.selection),
-            "chosen": self.chosen if self.data else None,
-            "rows": self.rows if self.data else [],
-        }
+    def record(self) -> AverageRecord:
+        """Everything but the weights."""
+        return AverageRecord(
+            method=self.method,
+            description=self.describe(),
+            models=self.models,
+            members=self.members,
+            alpha=self.chosen.alpha,
+            data=[str(path) for path in self.data],
+            selection=None if self.selection is None else str(self.selection),
+            chosen=self.chosen if self.data else None,
+            rows=self.rows if self.data else [],
+        )
 
 
-Evaluate = Callable[[str, State, float | None], Row]  # (name, weights, alpha) to scores
+Evaluate = Callable[[str, State, float | None], AverageRow]  # (name, weights, alpha) to scores
 
 
 def average(
@@ -196,14 +189,14 @@ def average(
     world = find_world(device)
     say = say if world.is_main else lambda text: None
 
-    def evaluate(name: str, state: State, alpha: float | None = None) -> Row:
+    def evaluate(name: str, state: State, alpha: float | None = None) -> AverageRow:
         if not files:
-            return {"name": name, "alpha": alpha, "files": []}
+            return AverageRow(name=name, alpha=alpha, files=[])
         trained.model.load_state_dict(state)
-        scores = (evaluate_model(trained, path, world, only_present_classes) for path in files)
-        described = [describe_scores(trained, of_file) for of_file in scores]
-        say(f"{name}: " + ", ".join(f"{Path(s['data']).name} {s[main_score(s)]:.3f} %" for s in described))
-        return {"name": name, "alpha": alpha, "files": [{key: s[key] for key in SCORES if key in s} for s in described]}
+        evaluated = (evaluate_model(trained, path, world, only_present_classes) for path in files)
+        figures = [_figures(trained, of_file) for of_file in evaluated]
+        say(f"{name}: " + ", ".join(f"{Path(f.data).name} {f.figure:.3f} %" for f in figures))
+        return AverageRow(name=name, alpha=alpha, files=figures)
 
     with connected(world):
         trained.model.to(world.device)
@@ -215,12 +208,20 @@ def average(
     return trained, replace(averaged, data=files, selection=files[0] if chooses else None)
 
 
+def _figures(trained: Trained, evaluated: EvaluatedFile) -> FileFigures:
+    s = evaluated.scores
+    return FileFigures(
+        data=str(evaluated.path), samples=s.samples, ranked_classes=evaluated.ranked_classes, best_by=trained.main_score,
+        top1=s.top1, standard_error=None if s.top1 is None else s.top1_error, balanced_accuracy=s.balanced_accuracy, map=s.map,
+    )  # fmt: skip
+
+
 def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: Sequence[float]) -> Average:
     start, end = (ingredient.read() for ingredient in ingredients)
     rows = [evaluate(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
-    chosen = max(rows, key=selection_accuracy)
+    chosen = max(rows, key=lambda row: row.selection_figure)
     names = [ingredient.name for ingredient in ingredients]
-    return Average(WISE, names, names, rows, chosen, interpolate(start, end, chosen["alpha"]))
+    return Average(WISE, names, names, rows, chosen, interpolate(start, end, chosen.alpha or 0.0))
 
 
 def _uniform(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
@@ -237,7 +238,7 @@ def _uniform(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
 
 def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
     alone = [(evaluate(one.name, one.read(), None), one) for one in ingredients]
-    ranked = sorted(alone, key=lambda pair: -selection_accuracy(pair[0]))
+    ranked = sorted(alone, key=lambda pair: -pair[0].selection_figure)
     best, first = ranked[0]
     total, members = add_state({}, first.read()), [first.name]
     rows = [row for row, _ in alone]
@@ -245,7 +246,7 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
         tried = add_state(total, read())
         row = evaluate(f"soup with {name}", mean_state(tried, len(members) + 1), None)
         rows.append(row)
-        if selection_accuracy(row) >= selection_accuracy(best):
+        if row.selection_figure >= best.selection_figure:
             total, best = tried, row
             members.append(name)
     names = [ingredient.name for ingredient in ingredients]
@@ -261,10 +262,9 @@ def check_out(out: Path) -> None:
 
 def write_average(average: Average, trained: Trained, out: Path) -> None:
     """Write the folder: a checkpoint and `average.json`. It appears when it is complete."""
-    stored = read_checkpoint(trained.path, needed=()).state
-    state = {key: stored[key] for key in MODEL_STATE if key in stored} | {"average": average.as_dict()}
+    state = CheckpointState.of(read_checkpoint(trained.path, needed=()).state, average=average.record())
     with report_disk_errors(out, "nothing is kept"), scratch_folder(out) as parent:
         folder = parent / out.name
         write_checkpoint(folder, state, {STEMS[RAW]: average.state})
-        write_text(folder / RESULT, json.dumps(average.as_dict(), indent=1))
+        write_document(folder / RESULT, average.record())
         folder.rename(out)

@@ -25,7 +25,8 @@ from beton_tools.base.user_files import read_user_text
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources.side_files import imagenet_wnids, is_wnid
-from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
+from fastft.evaluate.evaluation import evaluate_model, validation_file
+from fastft.evaluate.file_report import FileReport, report_file
 from fastft.evaluate.trained import Trained
 from fastft.machine.distributed import World, connected, find_world
 from fastft.model.arch import load_open_clip_config
@@ -213,7 +214,7 @@ def evaluate_zero_shot(
     out: Path | None = None,
     only_present_classes: bool = False,
     progress: AbstractContextManager[ProgressCallback | None],
-) -> tuple[dict[str, Any], Prompts]:
+) -> tuple[FileReport, Prompts]:
     """(scores as `fastft eval` gives them, prompts) of the zero-shot classifier of a recipe's architecture and weights.
 
     data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
@@ -231,13 +232,13 @@ def evaluate_zero_shot(
     world = find_world(device)
     with connected(world):
         trained = _build(recipe, classes, prompts, world, progress)
-        file_scores = evaluate_model(trained, path, world, only_present_classes)
+        evaluated = evaluate_model(trained, path, world, only_present_classes)
     if out is not None and world.is_main:
         head, source = trained.model.head, {"arch": recipe.model.arch, "weights": recipe.model.weights}
         source |= {"names": prompts.names_source, "templates": prompts.templates_source}
         tensors = head.weight.detach().cpu(), head.bias.detach().cpu()
         write_head(out, Head(*tensors, trained.classes, TOKEN, source))
-    return describe_scores(trained, file_scores), prompts
+    return report_file(trained, evaluated), prompts
 
 
 def _build(

@@ -1,8 +1,6 @@
 """The model card: model, pretrained weights, data, accuracy, and how to load it."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from beton_tools import __version__
 from beton_tools.base.console import markdown_table
@@ -14,8 +12,9 @@ from fastft.export.preprocessing import preprocessing_code, short_side
 from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
-from fastft.run.chosen_weights import evaluation_of
-from fastft.run.evaluations import BESIDE, SCORE_NAMES, SELECTION, main_score
+from fastft.run.average_record import AverageRecord
+from fastft.run.checkpoint import read_checkpoint
+from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
@@ -78,44 +77,48 @@ def _temperature(trained: Trained) -> str:
     use = f"Divide the logits by the temperature {value} before the softmax; in the head, rounding would change a ranking."
     if trained.has_scaled_head:
         use = f"The head is divided by the temperature {value}, which changes no ranking: use the plain softmax."
+    if s is None:
+        return use
     return (
-        f"{use} It was fitted on {s['samples']:,} held-out images. Expected calibration error: {s['ece_scaled']:.2f} % instead "
-        f"of {s['ece']:.2f} %, each half of these images at the temperature of the other half."
+        f"{use} It was fitted on {s.samples:,} held-out images. Expected calibration error: {s.ece_scaled:.2f} % instead "
+        f"of {s.ece:.2f} %, each half of these images at the temperature of the other half."
     )
 
 
 def _metrics(trained: Trained) -> str:
     """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
-    state = json.loads((trained.path / "state.json").read_text(encoding="utf-8"))
-    evaluated = {PROBE: trained.scores} if trained.kind == PROBE else evaluation_of(state)
+    state = read_checkpoint(trained.path, needed=()).state
     if trained.is_adjusted:
         return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
-    if "average" in state:
-        return _average(state["average"])
-    if not evaluated or not trained.scores:
+    if state.average is not None:
+        return _average(state.average)
+    evaluation, score = state.own_evaluation, trained.main_score
+    if trained.scores is None or (evaluation is None and trained.kind != PROBE):
         return "These weights were not evaluated."
-    rows, score = [], trained.main_score
+    if trained.kind == PROBE or evaluation is None:
+        evaluated, chosen = [(PROBE, trained.scores)], "Head of the linear probe"
+    else:
+        evaluated = [
+            (name, s) for kind, name in (("ema", "EMA"), ("raw", "raw")) if (s := evaluation.of(kind)) is not None
+        ]
+        chose = "its own validation images" if evaluation.selection is None else "training images that were left out"
+        best = "" if state.evaluation is None else f", the best of the run by {chose}"
+        chosen = f"{WEIGHTS[trained.kind]} weights of epoch {evaluation.epoch} (from 0){best}"
     second, title = BESIDE[score]
-    names = {"ema": "EMA", "raw": "raw", PROBE: "probe"}
-    for kind, name in names.items():
-        if s := evaluated.get(kind):
-            figures = (f"{s[key]:.3f}" if key in s else "-" for key in (score, second))
-            rows.append([name, *figures, f"{s['loss']:.4f}", f"{s['samples']:,}"])
-    chose = "training images that were left out" if SELECTION in evaluated else "its own validation images"
-    best = f", the best of the run by {chose}" if "evaluation" in state else ""
-    epoch = f"{names[trained.kind]} weights of epoch {evaluated.get('epoch')} (from 0){best}"
-    chosen, name = "Head of the linear probe" if trained.kind == PROBE else epoch, SCORE_NAMES[score]
+    name, rows = SCORE_NAMES[score], []
+    for kind, s in evaluated:
+        figures = ("-" if (value := getattr(s, key)) is None else f"{value:.3f}" for key in (score, second))
+        rows.append([kind, *figures, f"{s.loss:.4f}", f"{s.samples:,}"])
     table = markdown_table(["weights", f"{name} %", f"{title} %", "loss", "images"], rows)
-    return f"{chosen}: {name} {trained.scores[score]:.3f} %.\n\n{table}"
+    return f"{chosen}: {name} {trained.scores.value(score):.3f} %.\n\n{table}"
 
 
-def _average(average: dict[str, Any]) -> str:
+def _average(average: AverageRecord) -> str:
     """The record that `fastft average` stored: how the weights were made, and their accuracy."""
-    lines = [f"{average['description'][0].upper()}{average['description'][1:]}."]
-    for s in (average["chosen"] or {}).get("files", ()):
-        name, chose = _plain(s["data"]), " (which chose)" if s["data"] == average["selection"] else ""
-        score = main_score(s)
-        lines.append(f"- `{name}`{chose}: {s[score]:.3f} % {SCORE_NAMES[score]} of {s['samples']:,} images")
+    lines = [f"{average.description[0].upper()}{average.description[1:]}."]
+    for f in [] if average.chosen is None else average.chosen.files:
+        name, chose = _plain(f.data), " (which chose)" if f.data == average.selection else ""
+        lines.append(f"- `{name}`{chose}: {f.figure:.3f} % {SCORE_NAMES[f.best_by]} of {f.samples:,} images")
     return "\n".join(lines)
 
 
@@ -157,7 +160,7 @@ def _recipe(recipe: Recipe) -> str:
     return markdown_table(["option", "value"], rows, left=2)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, str) and "/" in value:
         return Path(value).name
     return ", ".join(f"{v:.6g}" for v in value) if isinstance(value, tuple) else str(value)

@@ -15,7 +15,7 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import name_outputs
 from fastft.data.selection import open_training
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
-from fastft.evaluate.scores import KEPT_IN_TRAINING, Scores, evaluate
+from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.head.near_copies import warn_of_copies
 from fastft.machine.distributed import World
 from fastft.model.head_file import Head, tower_checksum, write_head
@@ -24,6 +24,7 @@ from fastft.recipe.constants import PROBE
 from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseline
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.chosen_weights import PROBE_HEAD
+from fastft.run.evaluations import ByWeights
 from fastft.run.run_directory import run_folder
 
 Say = Callable[[str], None]
@@ -72,19 +73,20 @@ def _is_done(folder: Path, key: str) -> bool:
     return baseline is not None and baseline.request == key and (folder / PROBE_HEAD).is_file()
 
 
-def _describe(probe: LinearProbe, first: Scores | None, second: Scores | None, key: str, seconds: float) -> Baseline:
+def _describe(
+    probe: LinearProbe, first: Evaluated | None, second: Evaluated | None, key: str, seconds: float
+) -> Baseline:
     """first: scores on the validation images, or the left-out ones where there are no others; second: on the left-out ones."""
     compared = second or first
-    assert compared is None or compared.predictions is not None
     return Baseline(
         request=key, images=probe.images, penalty=float(probe.head.penalty), scale=float(probe.head.scale),
-        seconds=seconds, raw=None if first is None else first.as_dict(),
-        selection=None if second is None else {"raw": second.as_dict()},
-        right="" if compared is None or compared.predictions is None else pack_bits(compared.predictions.right_N),
+        seconds=seconds, raw=None if first is None else first.scores,
+        selection=None if second is None else ByWeights(raw=second.scores),
+        right="" if compared is None else pack_bits(compared.predictions.right_N),
     )  # fmt: skip
 
 
-def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Scores, np.ndarray]:
+def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Evaluated, np.ndarray]:
     """(scores of the tower with its head, features of all images (N, D))."""
     inputs: list[torch.Tensor] = []  # of the head
     with_logits = len(betons) * tower.recipe.data.num_classes <= KEPT_IN_TRAINING

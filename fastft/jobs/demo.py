@@ -5,15 +5,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from PIL import Image
 from rich.console import Console
 
 from beton_tools.base.atomic import save_picture
 from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Document
 from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.format import Beton
 from fastft.evaluate.evaluation import evaluate_file
@@ -24,6 +26,7 @@ from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.preview import SIDE
+from fastft.run.result import Result
 
 PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -58,7 +61,30 @@ CONTENDERS = (
 )
 
 
-def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
+class DemoFigures(Document):
+    """figures.json: what the contenders reach, in percent and points with standard errors, by their names.
+
+    Attributes:
+        train_images, n: trained on, and evaluated.
+        majority: accuracy of always naming the largest class.
+        gain: of the fine-tuned model over each other one.
+        seconds: of each training, on this processor, at this image size.
+    """
+
+    train_images: int
+    n: int
+    majority: float
+    top1: dict[str, float]
+    standard_error: dict[str, float]
+    gain: dict[str, float]
+    gain_standard_error: dict[str, float]
+    image_size: int = 0
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    cpu: str = ""
+    date: str = ""
+
+
+def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> DemoFigures:
     """Fetch, train, compare; writes `folder/predictions.png` and returns the figures."""
     recipe_arch(load_recipe(recipe))  # an invalid recipe fails before anything is downloaded
     weights = write_backbone(fetch(WEIGHTS, cache), cache)
@@ -72,24 +98,25 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         console.rule(contender.title)
         run = folder / contender.name
         overrides = [*data, f"--model.weights={weights}", *contender.overrides.split(), f"--train.run_dir={run}"]
-        seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
+        seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console).seconds
         right[contender.name] = evaluate_file(run, betons["val"], "cpu")[1].predictions.right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
-    figures |= {"image_size": load_recipe(recipe).model.image_size, "seconds": seconds}
-    figures |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    size, day = load_recipe(recipe).model.image_size, time.strftime("%Y-%m-%d")
+    figures = replace(figures, image_size=size, seconds=seconds, cpu=cpu_name(), date=day)
+    text = json.dumps(msgspec.to_builtins(figures), indent=1) + "\n"
+    (folder / "figures.json").write_text(text, encoding="utf-8")
     _print_table(figures, console)
     console.print(
         "this tower on your own photographs, at its own length: fastft train demo --data.train=PHOTOS "
         f"--model.weights={weights} --schedule.epochs=auto --train.run_dir=runs/mine",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    sheet = _draw_sheet(folder, photos / "val", console)
-    return {"figures": figures, "sheet": str(sheet)}
+    _draw_sheet(folder, photos / "val", console)
+    return figures
 
 
-def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
+def _train(recipe: Recipe, run: Path, console: Console) -> Result:
     old = (run / "recipe.yaml").exists()
     try:
         return run_recipe(recipe, console)[1]
@@ -99,7 +126,7 @@ def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
         raise UserError(f"{error}; or delete {run.parent}, which an older demo may have left") from None
 
 
-def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> dict[str, Any]:
+def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> DemoFigures:
     """Top-1 of each contender and the gain of the fine-tuned one, in percent (points) with standard errors.
 
     right: of each contender, bool (N,), which of the N images it named. Gains are taken image by image, as the
@@ -107,32 +134,32 @@ def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int
     """
     n = len(labels)
     gains = {name: right["fine_tuned"].astype(float) - r for name, r in right.items() if name != "fine_tuned"}
-    return {
-        "train_images": trained_on,
-        "n": n,
-        "majority": 100 * float(np.bincount(labels).max()) / n,
-        "top1": {name: 100 * float(r.mean()) for name, r in right.items()},
-        "standard_error": {name: 100 * float(r.std()) / n**0.5 for name, r in right.items()},
-        "gain": {name: 100 * float(g.mean()) for name, g in gains.items()},
-        "gain_standard_error": {name: 100 * float(g.std()) / n**0.5 for name, g in gains.items()},
-    }
+    return DemoFigures(
+        train_images=trained_on,
+        n=n,
+        majority=100 * float(np.bincount(labels).max()) / n,
+        top1={name: 100 * float(r.mean()) for name, r in right.items()},
+        standard_error={name: 100 * float(r.std()) / n**0.5 for name, r in right.items()},
+        gain={name: 100 * float(g.mean()) for name, g in gains.items()},
+        gain_standard_error={name: 100 * float(g.std()) / n**0.5 for name, g in gains.items()},
+    )
 
 
-def _print_table(figures: dict[str, Any], console: Console) -> None:
-    rows = [["always the largest class", f"{figures['majority']:.1f}", "", ""]]
+def _print_table(figures: DemoFigures, console: Console) -> None:
+    rows = [["always the largest class", f"{figures.majority:.1f}", "", ""]]
     for contender in reversed(CONTENDERS):
         rows.append([contender.title, *figure_cells(figures, contender.name)])
-    title = f"{figures['n']} photographs that were not trained on, ± standard error"
+    title = f"{figures.n} photographs that were not trained on, ± standard error"
     print_table(compact_table(title, ["model", "top-1 %", "recipe gains", "min"], rows), console)
 
 
-def figure_cells(figures: Mapping[str, Any], name: str) -> list[str]:
+def figure_cells(figures: DemoFigures, name: str) -> list[str]:
     """Top-1, the gain of fine-tuning, and minutes of a contender."""
-    top1 = f"{figures['top1'][name]:.1f} ± {figures['standard_error'][name]:.1f}"
+    top1 = f"{figures.top1[name]:.1f} ± {figures.standard_error[name]:.1f}"
     gain = ""
-    if name in figures["gain"]:
-        gain = f"{figures['gain'][name]:+.1f} ± {figures['gain_standard_error'][name]:.1f}"
-    return [top1, gain, f"{figures['seconds'][name] / 60:.1f}"]
+    if name in figures.gain:
+        gain = f"{figures.gain[name]:+.1f} ± {figures.gain_standard_error[name]:.1f}"
+    return [top1, gain, f"{figures.seconds[name] / 60:.1f}"]
 
 
 def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:

@@ -6,7 +6,9 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from msgspec.structs import replace
 
 from beton_tools.base.compilation import announce_compilation
 from beton_tools.base.console import make_console, printable
@@ -16,8 +18,11 @@ from fastft.evaluate.prediction import Given, Prediction, Predictor, Source, as_
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import AUTO, EXPORT_FORMATS
 from fastft.run.chosen_weights import describe_weights
-from fastft.run.evaluations import WEIGHTS, describe_figures
-from fastft.run.run_directory import read_result
+from fastft.run.evaluations import WEIGHTS, Scores, describe_figures
+from fastft.run.result import Result, read_result
+
+if TYPE_CHECKING:
+    from fastft.evaluate.file_report import FileReport
 
 Section: TypeAlias = Mapping[str, Any]  # options of one section by name
 FIGURES = ("weights", "epoch", "accuracy", "loss", "images")
@@ -34,14 +39,14 @@ class TrainedRun:
     """
 
     folder: Path
-    result: Mapping[str, Any]
+    result: Result
     device: str = "auto"
 
     def __repr__(self) -> str:
-        chosen = self.result.get("weights")
+        chosen = self.result.weights
         if chosen is None:
             return f"TrainedRun({str(self.folder)!r})\nno images were held out: there is no accuracy"
-        return f"TrainedRun({str(self.folder)!r}): {describe_figures(chosen)}\n{describe_weights(chosen)}"
+        return f"TrainedRun({str(self.folder)!r}): {describe_figures(chosen.figures)}\n{describe_weights(chosen)}"
 
     def _repr_html_(self) -> str:
         """The accuracy, and a table of the figures in `result.json`, for notebooks."""
@@ -98,7 +103,7 @@ class TrainedRun:
                 sources.append(image)
         return list(predictor.predict(sources, topk))
 
-    def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    def evaluate(self, data: str | Path | None = None, **options: Any) -> "FileReport":
         """Accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
 
         Args:
@@ -124,10 +129,10 @@ class TrainedRun:
             source = open_source(data, classes=trained.classes)
             write_beton(converted, source, WriteOptions(background=trained.recipe.data.background))
             try:
-                scores = evaluate_checkpoint(self.folder, converted, self.device, **options)
+                report = evaluate_checkpoint(self.folder, converted, self.device, **options)
             except UserError as error:
                 raise UserError(str(error).replace(str(converted), str(data))) from None
-        return scores | {"data": str(data)}
+        return replace(report, data=str(data))
 
     def export(
         self,
@@ -173,15 +178,18 @@ class TrainedRun:
         return write_run_page(self.folder, None if path is None else Path(path), overwrite=overwrite)
 
 
-def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _figures(result: Result) -> Iterator[tuple[str, ...]]:
     """Rows of FIGURES: the linear probe, the best and the last epoch, where result.json has them."""
-    for key, name in (("baseline", "linear probe"), ("best", "best epoch"), ("last", "last epoch")):
-        stored = result.get(key) or {}
+
+    def row(title: str, epoch: str, scores: Scores) -> tuple[str, ...]:
+        return title, epoch, describe_figures(scores.figures), f"{scores.loss:.4f}", f"{scores.samples:,}"
+
+    if result.baseline is not None and result.baseline.raw is not None:
+        yield row("linear probe", "", result.baseline.raw)
+    for name, evaluation in (("best epoch", result.best), ("last epoch", result.last)):
         for kind, weights in WEIGHTS.items():
-            if scores := stored.get(kind):
-                epoch = str(stored.get("epoch", ""))
-                title = name if key == "baseline" else f"{name}, {weights}"
-                yield title, epoch, describe_figures(scores), f"{scores['loss']:.4f}", f"{scores['samples']:,}"
+            if evaluation is not None and (scores := evaluation.of(kind)) is not None:
+                yield row(f"{name}, {weights}", str(evaluation.epoch), scores)
 
 
 def fit(

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from beton_tools.base.console import make_console
@@ -36,7 +37,8 @@ from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.continuation import PER_HOST_OPTIONS, request_key, shared_options
 from fastft.run.evaluations import describe_figures
-from fastft.run.run_directory import hold_run, load_run, run_folder, write_result
+from fastft.run.result import FirstRun, Result, WeightChoice, write_result
+from fastft.run.run_directory import hold_run, load_run, run_folder
 from fastft.run.start_weights import with_run_weights, without_foreign_head
 from fastft.train.setup import refuse_untrainable
 from fastft.train.train import train
@@ -44,7 +46,7 @@ from fastft.train.train import train
 REFIT = "refit"  # folder in the run directory
 
 
-def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, dict[str, Any]]:
+def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Result]:
     """Train a recipe, or continue its run directory, and with `train.refit` train again on all images.
 
     Returns (run directory, content of result.json).
@@ -67,7 +69,7 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, di
         return _refit(prepared, data, result, world, console) if options.refit else (run_folder(recipe), result)
 
 
-def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -> dict[str, Any]:
+def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -> Result:
     """The stages after the first; returns the content of result.json. recipe: with .beton files. images: these have."""
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
@@ -111,15 +113,13 @@ def _where_it_continues(folder: Path) -> str:
     return f"the same command {after}"
 
 
-def _refit(
-    recipe: Recipe, data: str | None, first: dict[str, Any], world: World, console: Console
-) -> tuple[Path, dict[str, Any]]:
+def _refit(recipe: Recipe, data: str | None, first: Result, world: World, console: Console) -> tuple[Path, Result]:
     """Train on `data`, training and validation images together, in RUN/refit; returns as `run_recipe`.
 
     Every option has the value of the first run, automatic ones too; the training ends with the epoch whose weights that run
     chose, and the same kind of weights is taken.
     """
-    say, folder, chosen = line_printer(console), run_folder(recipe), first["weights"]
+    say, folder, chosen = line_printer(console), run_folder(recipe), first.weights
     if chosen is None:
         say("train.refit: no images were held out, the weights are of all images already")
         return folder, first
@@ -128,21 +128,25 @@ def _refit(
     for option in PER_HOST_OPTIONS:
         again = again.with_option(option, own[option])
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
-    stop = chosen["epoch"] + 1 if recipe.epochs else 0  # a run that stopped at the linear probe
+    stop = chosen.epoch + 1 if recipe.epochs else 0  # a run that stopped at the linear probe
     for option, value in ({"schedule.stop_epoch": stop} | unchosen).items():
         again = again.with_option(option, value)
     say(
-        f"train.refit: training again on all images, up to epoch {chosen['epoch']}, whose {chosen['kind']} weights were chosen"
+        f"train.refit: training again on all images, up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
     )
     result = run_stages(*prepare_data(again, say, world), world, console)
     reason = (
         "trained on all images, without a held-out figure of their own; as chosen on held-out images by the first run"
     )
-    take = PROBE if chosen["take"] == PROBE else LAST
-    result |= {"weights": {"take": take, "kind": chosen["kind"], "epoch": chosen["epoch"], "reason": reason}}
-    result |= {"first_run": {"run": str(folder), **{key: first.get(key) for key in ("weights", "last", "baseline")}}}
+    result = replace(
+        result,
+        weights=WeightChoice(
+            take=PROBE if chosen.take == PROBE else LAST, kind=chosen.kind, epoch=chosen.epoch, reason=reason
+        ),
+        first_run=FirstRun(run=str(folder), weights=chosen, last=first.last, baseline=first.baseline),
+    )
     if world.is_main:
         write_result(folder / REFIT, result)
     note = "weights of all images; they have no held-out figure of their own. The first run's:"
-    say(f"{folder / REFIT}: {note} {describe_figures(chosen)}")
+    say(f"{folder / REFIT}: {note} {describe_figures(chosen.figures)}")
     return folder / REFIT, result

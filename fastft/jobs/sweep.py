@@ -19,7 +19,6 @@ from rich.console import Console
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
-from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.automatic import probes_sizes
@@ -36,9 +35,9 @@ from fastft.recipe.constants import AUTO, IMAGE_SIZE
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
 from fastft.recipe.training_images import largest_size
-from fastft.run import run_directory
+from fastft.run import result
 from fastft.run.continuation import RESUMABLE_OPTIONS
-from fastft.run.evaluations import StoredEvaluation, standard_error
+from fastft.run.evaluations import TOP1, Evaluation
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
@@ -48,7 +47,6 @@ NOTE = (
 # a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
 # epochs and weights are evaluated, and so the best one
 COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
-Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and with an EMA ema {...}
 WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 
 
@@ -169,7 +167,7 @@ def _content(path: str | None, stated: int) -> int | str:
     if not (path and exist_betons(path)):
         return stated
     content = BetonSet.open(path).content
-    return content.get("checksum", content["num_samples"])
+    return content.checksum or content.num_samples
 
 
 def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
@@ -194,20 +192,15 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
 # results --------------------------------------------------------------------------------------------------------------
 
 
-class _Result(Document):
-    epochs: Number
-    evaluations: list[StoredEvaluation]
-
-
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
     """Evaluations of a run that has trained all its epochs; None if it has not, or its result.json is damaged."""
     try:
-        result = run_directory.read_result(run.folder)
-        check("result.json", result, _Result)
-    except (UserError, ValueError):
+        found = result.read_result(run.folder)
+    except UserError:
         return None
-    ended = result["epochs"] >= run.recipe.epochs or result.get("stopped")
-    return (ended and result["evaluations"]) or None
+    if found is None or not (found.epochs >= run.recipe.epochs or found.stopped):
+        return None
+    return found.evaluations or None
 
 
 @dataclass(frozen=True)
@@ -248,8 +241,8 @@ class Outcome:
         return self.ours.top1 - self.row.paper
 
     def curve(self, weights: str) -> list[Score]:
-        evaluated = [(e["epoch"], e[weights]) for e in self.evaluations if weights in e]
-        return [Score(s["top1"], standard_error(s["top1"], s["samples"]), epoch) for epoch, s in evaluated]
+        evaluated = [(e.epoch, e.of(weights)) for e in self.evaluations]
+        return [Score(s.value(TOP1), s.top1_error, epoch) for epoch, s in evaluated if s is not None]
 
 
 # reports --------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Values that the recipe schema and the code that carries a recipe out both need."""
 
+from typing import Final
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP preprocessing, per channel of inputs in 0..1
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -41,6 +43,12 @@ SHORT_NAMES = {
 # choices of the command line and of the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx", "torch")
-AUTO, RAW, EMA, BEST, LAST, PROBE = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last", "probe")
+AUTO: Final = "auto"
+RAW: Final = "raw"
+EMA: Final = "ema"
+BEST: Final = "best"
+LAST: Final = "last"
+PROBE: Final = "probe"
+WEIGHT_CHOICES = (AUTO, RAW, EMA, BEST, LAST, PROBE)
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
 PEERS = ("ffcv", "timm", "torchvision", "simplejpeg", "dali", "webdataset", "litdata", "spdl")

@@ -11,10 +11,10 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import render_page
-from fastft.report.run_report import EPOCHS, NOT_COMPARED, SUFFIXES
+from fastft.report.run_report import EPOCHS, NOT_COMPARED, SUFFIXES, used_scores
 from fastft.report.run_times import run_cost, training_seconds
 from fastft.run.chosen_weights import with_choice_so_far
-from fastft.run.evaluations import SCORE_NAMES, WEIGHTS, best_line, main_score, standard_error
+from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
 from fastft.run.paired import Judged, compare_judged, read_judged
 from fastft.run.run_directory import Run, load_run
 
@@ -24,19 +24,17 @@ PAGE = "comparison.html"
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run with its name on the page, which tells it from the others, and the evaluation of its chosen weights.
+    """A run with its name on the page, which tells it from the others, and the scores of its chosen weights.
 
-    kind: "raw", "ema" or "probe"; entry: the line of metrics.jsonl with its scores, empty without an evaluation.
+    kind: "raw", "ema" or "probe". epoch, scores: None without an evaluation; of the probe there is no epoch.
     """
 
     name: str
     run: Run
     kind: str
-    entry: dict[str, Any]
+    epoch: int | None
+    scores: Scores | None
     judged: Judged | None
-
-    def score(self, name: str) -> float | None:
-        return self.entry.get(f"{'raw' if self.kind == PROBE else self.kind}_{name}")
 
 
 def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
@@ -59,40 +57,36 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _compared(name: str, run: Run) -> ComparedRun:
-    kind, entry = run.weights.get("kind", ""), dict[str, Any]()
-    if kind == PROBE:
-        entry = dict(run.baseline)
-    elif run.evaluations:
-        chosen = [e for e in run.evaluations if e["epoch"] == run.weights.get("epoch")]
-        entry = dict((chosen or [best_line(run.evaluations)])[-1])
-        kind = kind or ("ema" if f"ema_{main_score(entry)}" in entry else "raw")
-    return ComparedRun(name, run, kind, entry, read_judged(run))
+    if not run.evaluations:
+        return ComparedRun(name, run, "", None, None, read_judged(run))
+    epoch, kind, scores = used_scores(run)
+    return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_judged(run))
 
 
-def score_of(runs: Sequence[ComparedRun]) -> str:
+def score_of(runs: Sequence[ComparedRun]) -> BestBy:
     """The score that the page compares: that of the runs' own choice if it is the same for all, else top-1."""
-    scores = {main_score(c.run.evaluations[-1]) for c in runs if c.run.evaluations}
-    return scores.pop() if len(scores) == 1 else "top1"
+    scores = {c.run.evaluations[-1].best_by for c in runs if c.run.evaluations}
+    return scores.pop() if len(scores) == 1 else TOP1
 
 
 def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list[dict[str, Any]]:
     """A row per run: what it reached, its difference from the first run on the same images, and its time."""
     rows, score = [], score_of(runs)
     for compared in runs:
-        value = compared.score(score)
+        scores = compared.scores
+        value = None if scores is None else getattr(scores, score)
         cost = run_cost(compared.run, price)
         spent = next((row for row in cost["rows"] if row["what"] == "so far"), None) if cost else None
-        samples = int(compared.score("samples") or 0)
         rows.append(
             {
                 "name": compared.name,
                 "folder": str(compared.run.folder),
                 "state": "" if compared.run.finished else "not finished",
                 "weights": "linear probe" if compared.kind == PROBE else WEIGHTS.get(compared.kind, ""),
-                "epoch": None if compared.kind == PROBE else compared.entry.get("epoch"),
+                "epoch": compared.epoch,
                 "score": value,
-                "error": standard_error(value, samples) if value is not None and score == "top1" else None,
-                "samples": samples,
+                "error": scores.top1_error if scores is not None and value is not None and score == TOP1 else None,
+                "samples": 0 if scores is None else scores.samples,
                 "paired": _paired(runs[0], compared),
                 "seconds": spent["wall_seconds"] if spent else None,
                 "hours": spent["hours"] if spent else None,
@@ -139,17 +133,18 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
     def evaluated(key: str, in_minutes: bool = False) -> list[Series]:
         series = []
         for compared, style in zip(runs, _styles(len(runs)), strict=True):
-            rows = [(e, f"{_kind(compared, e, key)}_{key}") for e in compared.run.evaluations]
-            shown = [(e, e[name]) for e, name in rows if name in e]
-            x = [_minutes(compared.run, e["step"]) if in_minutes else e["epoch"] + 1 for e, _ in shown]
+            # of the weights that the run chose, else of the EMA
+            drawn = [(e, e.of(compared.kind) or e.headline[1]) for e in compared.run.evaluations]
+            shown = [(e, value) for e, scores in drawn if (value := getattr(scores, key)) is not None]
+            x = [_minutes(compared.run, e.step) if in_minutes else e.epoch + 1 for e, _ in shown]
             if shown:
                 series.append(Series(compared.name, style, x, [value for _, value in shown]))
         return series
 
     losses = [
         Series(
-            compared.name, style, [compared.run.epoch_of(i["step"]) for i in compared.run.intervals],
-            [i["loss"] for i in compared.run.intervals],
+            compared.name, style, [compared.run.epoch_of(i.step) for i in compared.run.intervals],
+            [i.loss for i in compared.run.intervals],
         )
         for compared, style in zip(runs, _styles(len(runs)), strict=True)
         if compared.run.intervals
@@ -166,16 +161,11 @@ def _styles(count: int) -> list[str]:
     return [STYLES[k % len(STYLES)] for k in range(count)]
 
 
-def _kind(compared: ComparedRun, line: dict[str, Any], key: str) -> str:
-    """The weights whose curve is drawn: those that the run chose, else the EMA."""
-    return compared.kind if f"{compared.kind}_{key}" in line else "ema" if f"ema_{key}" in line else "raw"
-
-
 def _minutes(run: Run, step: float) -> float:
     """Minutes of the training steps up to a step, without evaluations and start."""
     seconds = 0.0
     for interval, own in zip(run.intervals, training_seconds(run), strict=True):
-        if interval["step"] > step:
+        if interval.step > step:
             break
         seconds += own
     return seconds / 60

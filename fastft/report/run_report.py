@@ -14,25 +14,16 @@ from beton_tools.base.atomic import check_output, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
-from fastft.evaluate.assessment import Assessment, assess_run
+from fastft.evaluate.file_report import FileReport
+from fastft.evaluate.run_predictions import RunPredictions, predict_validation
 from fastft.recipe import Choice, Recipe, differences, load_recipe
-from fastft.recipe.constants import AUTO, PROBE
+from fastft.recipe.constants import AUTO, EMA, PROBE, RAW
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.chosen_weights import with_choice_so_far
-from fastft.run.evaluations import (
-    BALANCED_ACCURACY,
-    MAP,
-    SCORE_NAMES,
-    TOP1,
-    WEIGHTS,
-    best_line,
-    headline_score,
-    main_score,
-    standard_error,
-)
+from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
 from fastft.run.prediction_metrics import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
 
@@ -50,17 +41,19 @@ NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.r
 LISTED_CLASSES = 200  # those with the lowest F1
 
 
-def render_run(run: Run, *, assessment: Assessment | None = None, note: str = "", price: float | None = None) -> str:
+def render_run(
+    run: Run, *, predictions: RunPredictions | None = None, note: str = "", price: float | None = None
+) -> str:
     """The page as HTML.
 
-    note: why there is no assessment. price: of a GPU-hour.
+    note: why there are no predictions. price: of a GPU-hour.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     choices = read_choices(run.folder) or {}
     base = base_recipe(run, reference_name, bool(choices))
-    scores, shown = assessment.scores if assessment else {}, sorted(SCORES, key=lambda s: s[1] != _score(run))
-    with_images = (c for c in scores.get("classes", ()) if c["images"])
-    classes = sorted(with_images, key=lambda c: (c["f1"] or 0.0, c["name"]))
+    report, shown = predictions and predictions.report, sorted(SCORES, key=lambda s: s[1] != _score(run))
+    with_images = (c for c in (report.classes if report else ()) if c.images)
+    classes = sorted(with_images, key=lambda c: (c.f1 or 0.0, c.name))
     if not run.on_imagenet:
         reference_name, reference = None, None
     return render_page(
@@ -69,7 +62,7 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
         run=run,
         state=_state(run),
         headline=headline(run),
-        baseline_note=run.weights.get("baseline", {}).get("note", ""),
+        baseline_note=run.weights.gain.note if run.weights and run.weights.gain else "",
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
         machine=machine_line(run),
@@ -78,17 +71,16 @@ def render_run(run: Run, *, assessment: Assessment | None = None, note: str = ""
         split=time_split(run),
         profile=profiled(run),
         cost=run_cost(run, price),
-        mistakes=assessment.mistakes if assessment else None,
-        assessed=scores,
+        mistakes=predictions and predictions.mistakes,
+        report=report,
         classes=classes[:LISTED_CLASSES],
         num_classes=len(classes),
-        weights=assessment.weights if assessment else "",
-        confusion=confusion(scores),
-        rejected=assessment.calibration.rejected if assessment else (),
-        reliability=render_chart(reliability_chart(assessment.calibration, _score(run) == MAP)) if assessment else "",
+        confusion=report and confusion(report),
+        rejected=predictions.calibration.rejected if predictions else (),
+        reliability=render_chart(reliability_chart(predictions.calibration, _score(run) == MAP)) if predictions else "",
         note=note,
         evaluations=run.evaluations,
-        scores=[s for s in shown if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
+        scores=[s for s in shown if any(scores.numbers().get(s[1]) is not None for _, _, scores in _all_scores(run))],
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
@@ -164,72 +156,79 @@ def machine_line(run: Run) -> str:
     """The hardware of the run, as far as it is logged."""
     m = run.machine
     words = [
-        f"{m.get('world_size', 1)} x {m['device']}" if "device" in m else "",
-        f"{m['cores']} cores" if "cores" in m else "",
-        m.get("precision", ""),
-        f"torch {m['torch']}" if "torch" in m else "",
+        f"{m.world_size} x {m.device}" if m.device else "",
+        "" if m.cores is None else f"{m.cores} cores",
+        m.precision,
+        f"torch {m.torch}" if m.torch else "",
     ]
     return ", ".join(filter(None, words))
 
 
 def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     score = _score(run)
-    before, then = run.baseline.get(f"raw_{score}"), "nothing else was evaluated"
+    before, then = run.baseline.raw if run.baseline else None, "nothing else was evaluated"
     if run.evaluations:
-        used, weights = _used_evaluation(run)
-        top1 = used[f"{weights}_{score}"]
-        error = standard_error(top1, used[f"{weights}_samples"])
+        epoch, weights, used = used_scores(run)
+        value = used.value(score)
         taken = "; used by predict, eval and export" if run.weights else ""
-        is_probe = run.weights.get("kind") == PROBE
-        when = "before training" if is_probe else f"epoch {used['epoch']}"
-        other = f", top-1 {used[f'{weights}_{TOP1}']:.2f} %" if score == BALANCED_ACCURACY else ""
-        below = f"{when}{f', standard error {error:.2f}' if score == TOP1 else other}{taken}"
-        yield f"{PROBE if is_probe else WEIGHTS[weights]} {SCORE_NAMES[score]}", f"{top1:.2f} %", below
-        for label, entry in ((BEST, best_line(run.evaluations)), ("last epoch", run.evaluations[-1])):
-            shown = [f"{n} {entry[f'{w}_{score}']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_{score}" in entry]
-            yield f"{label}, {entry['epoch']}", f"{headline_score(entry, score):.2f} %", ", ".join(shown)
-        gain, every = run.weights.get("baseline"), ": images with the better labels" if score == MAP else ""
-        then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
+        when = "before training" if weights == PROBE else f"epoch {epoch}"
+        other = f", top-1 {used.top1:.2f} %" if score == BALANCED_ACCURACY else ""
+        below = f"{when}{f', standard error {used.top1_error:.2f}' if score == TOP1 else other}{taken}"
+        yield f"{PROBE if weights == PROBE else WEIGHTS[weights]} {SCORE_NAMES[score]}", f"{value:.2f} %", below
+        best = best_evaluation(run.evaluations) or run.evaluations[-1]
+        for label, entry in ((BEST, best), ("last epoch", run.evaluations[-1])):
+            shown = [f"{n} {s.value(score):.2f} %" for w, n in WEIGHTS.items() if (s := entry.of(w)) is not None]
+            yield f"{label}, {entry.epoch}", f"{entry.headline[1].value(score):.2f} %", ", ".join(shown)
+        gain, every = run.weights and run.weights.gain, ": images with the better labels" if score == MAP else ""
+        then = "" if before is None else f"fine-tuning {value - before.value(score):+.2f}"
         if gain:
-            then = f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}, paired{every}"
+            then = f"fine-tuning {gain.gain:+.2f} ± {gain.standard_error:.2f}, paired{every}"
     if before is not None:  # the accuracy of the head before fine-tuning
-        yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
+        yield "linear probe", f"{before.value(score):.2f} %", f"ridge regression; {then}"
     if not run.evaluations:
         return
-    if f"{weights}_macro_f1" in used:
-        balanced = used.get(f"{weights}_{BALANCED_ACCURACY}", 0.0)
-        beside = {TOP1: f"balanced accuracy {balanced:.2f} %", MAP: "thresholds of the other half of the images"}.get(
-            score
-        )
-        ece = f"calibration error {used[f'{weights}_ece']:.1f} %"
-        yield "macro F1", f"{used[f'{weights}_macro_f1']:.2f} %", "; ".join(filter(None, (beside, ece)))
+    if used.macro_f1 is not None:
+        beside = "thresholds of the other half of the images" if score == MAP else ""
+        if score == TOP1:
+            beside = f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %"
+        ece = "" if used.ece is None else f"calibration error {used.ece:.1f} %"
+        yield "macro F1", f"{used.macro_f1:.2f} %", "; ".join(filter(None, (beside, ece)))
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
-        yield "expected", f"{expected:g} %", f"{top1 - expected:+.2f} against {run.recipe.about.source}"
+        yield "expected", f"{expected:g} %", f"{value - expected:+.2f} against {run.recipe.about.source}"
 
 
-def _score(run: Run) -> str:
+def _score(run: Run) -> BestBy:
     """The score that compares epochs and weights; before the first evaluation `TOP1` or `MAP`."""
-    return main_score(run.evaluations[-1]) if run.evaluations else MAP if run.recipe.data.multi_label else TOP1
+    return run.evaluations[-1].best_by if run.evaluations else MAP if run.recipe.data.multi_label else TOP1
 
 
-def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
-    """The evaluation of the weights that the run chose, and their kind; of a run without a choice its best epoch's."""
+def _all_scores(run: Run) -> Iterator[tuple[int, str, Scores]]:
+    """(epoch, kind of weights, scores) of all evaluations."""
     for entry in run.evaluations:
-        if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_{_score(run)}" in entry:
-            return entry, run.weights["kind"]
-    if run.weights.get("kind") == PROBE:
-        return run.baseline, "raw"
-    best = best_line(run.evaluations)
-    return best, "ema" if f"ema_{_score(run)}" in best else "raw"
+        for weights in WEIGHTS:
+            if (scores := entry.of(weights)) is not None:
+                yield entry.epoch, weights, scores
+
+
+def used_scores(run: Run) -> tuple[int, str, Scores]:
+    """(epoch, kind, scores) of the weights that the run chose; of a run without a choice those of its best epoch."""
+    chosen = run.weights
+    for epoch, weights, scores in _all_scores(run):
+        if chosen is not None and (epoch, weights) == (chosen.epoch, chosen.kind):
+            return epoch, weights, scores
+    if chosen is not None and chosen.kind == PROBE and run.baseline is not None and run.baseline.raw is not None:
+        return chosen.epoch, PROBE, run.baseline.raw
+    best = best_evaluation(run.evaluations) or run.evaluations[-1]
+    return best.epoch, *best.headline
 
 
 def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if not run.intervals:
         return
-    rate = median(i["images_per_second"] for i in run.intervals)
-    mfus = [i["mfu"] for i in run.intervals if i["mfu"] is not None]
-    wait = percent(median(i["wait_share"] for i in run.intervals))
+    rate = median(i.images_per_second for i in run.intervals)
+    mfus = [i.mfu for i in run.intervals if i.mfu is not None]
+    wait = percent(median(i.wait_share for i in run.intervals))
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
     yield "images/s", shown, f"median; {wait} of the time waiting for data"
     if run.on_gpu:
@@ -241,7 +240,7 @@ def _state(run: Run) -> str:
         return f"finished: {run.stopped}"
     if run.finished and run.steps >= run.total_steps:
         return f"finished, {run.recipe.epochs} epochs"
-    step = max((int(line["step"]) for line in (*run.intervals, *run.checkpoints)), default=0)
+    step = max((int(line.step) for line in (*run.intervals, *run.log.checkpoint)), default=0)
     return f"not finished: step {step:,} of {run.total_steps:,}" if step else "nothing logged yet"
 
 
@@ -251,26 +250,26 @@ def _state(run: Run) -> str:
 def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     """Accuracy, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
-        *_evaluated(run, f"raw_{_score(run)}", "raw", "raw"),
-        *_evaluated(run, f"ema_{_score(run)}", "EMA", "ema"),
+        *_evaluated(run, RAW, _score(run)),
+        *_evaluated(run, EMA, _score(run)),
         *_probe(run),
         *_reference(reference, "top1_raw", "reference raw", "raw reference"),
         *_reference(reference, "top1_ema", "reference EMA", "ema reference"),
     ]
     training = [
-        *_lines(run, run.intervals, "loss", "this run"),
+        *_lines(run, [(i.step, i.loss) for i in run.intervals], "this run"),
         *_reference(reference, "train_loss", "reference", "own reference"),
     ]
-    validation = [*_evaluated(run, "raw_loss", "raw", "raw"), *_evaluated(run, "ema_loss", "EMA", "ema")]
+    validation = [*_evaluated(run, RAW, "loss"), *_evaluated(run, EMA, "loss")]
     title = SCORE_NAMES[_score(run)].capitalize(), EPOCHS, "% of validation images"
     if _score(run) == MAP:
         title = "mAP", EPOCHS, "mean average precision over classes, %"
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
-    lr = _lines(run, run.intervals, "lr", "lr")
+    lr = _lines(run, [(i.step, i.lr) for i in run.intervals], "lr")
     # the whole schedule, so that all charts of a page align
     epochs = (0, run.recipe.schedule.epochs)
-    best = best_line(run.evaluations)["epoch"] if run.evaluations else None
-    marks = [] if best is None else [(best + 1, f"{BEST}, {best}: {best + 1} epochs trained")]
+    best = best_evaluation(run.evaluations)
+    marks = [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {best.epoch + 1} epochs trained")]
     return [
         Chart(*title, per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
@@ -281,8 +280,8 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
 
 def speed_charts(run: Run) -> list[Chart]:
     def chart(title: str, unit: str, key: str, name: str, decimals: int, scale: float = 1) -> Chart:
-        lines = [{**i, key: scale * i[key]} for i in run.intervals if i[key] is not None]
-        series, epochs = _lines(run, lines, key, name), (0, run.recipe.schedule.epochs)
+        points = [(i.step, scale * getattr(i, key)) for i in run.intervals if getattr(i, key) is not None]
+        series, epochs = _lines(run, points, name), (0, run.recipe.schedule.epochs)
         return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=epochs)
 
     mfu = [chart("MFU", "% of the device's peak", "mfu", "MFU", 1, 100)] if run.on_gpu else []
@@ -294,21 +293,23 @@ def speed_charts(run: Run) -> list[Chart]:
     ]
 
 
-def _evaluated(run: Run, key: str, name: str, style: str) -> list[Series]:
-    rows = [e for e in run.evaluations if key in e]
-    return [Series(name, style, [e["epoch"] + 1 for e in rows], [e[key] for e in rows])] if rows else []
+def _evaluated(run: Run, weights: str, score: str) -> list[Series]:
+    points = [(epoch + 1, scores.value(score)) for epoch, kind, scores in _all_scores(run) if kind == weights]
+    return [Series(WEIGHTS[weights], weights, *map(list, zip(*points, strict=True)))] if points else []
 
 
 def _probe(run: Run) -> list[Series]:
     """The accuracy of the linear probe that the run started from, as a line across the schedule."""
-    accuracy = run.baseline.get(f"raw_{_score(run)}")
-    epochs = [0, run.recipe.schedule.epochs]
-    return [] if accuracy is None else [Series("linear probe", "own reference", epochs, [accuracy, accuracy])]
+    if run.baseline is None or run.baseline.raw is None:
+        return []
+    accuracy, epochs = run.baseline.raw.value(_score(run)), [0, run.recipe.schedule.epochs]
+    return [Series("linear probe", "own reference", epochs, [accuracy, accuracy])]
 
 
-def _lines(run: Run, lines: Sequence[dict[str, Any]], key: str, name: str) -> list[Series]:
-    x = [run.epoch_of(line["step"]) for line in lines]
-    return [Series(name, "own", x, [line[key] for line in lines])] if lines else []
+def _lines(run: Run, points: Sequence[tuple[float, float]], name: str) -> list[Series]:
+    """points: (step, value)."""
+    x = [run.epoch_of(step) for step, _ in points]
+    return [Series(name, "own", x, [value for _, value in points])] if points else []
 
 
 def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) -> list[Series]:
@@ -340,20 +341,20 @@ def _series(name: str, style: str, reliability: Reliability) -> Series:
     return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
 
 
-def confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+def confusion(report: FileReport) -> dict[str, Any] | None:
     """The confusion matrix: the names of its classes, and its cells that are not 0; None if there is none.
 
     A cell: row and column from 1, images, and `share` of the row's images.
     """
-    if "confusion_matrix" not in scores:
+    if report.confusion_matrix is None:
         return None
-    matrix_KK = np.array(scores["confusion_matrix"])
+    matrix_KK = np.array(report.confusion_matrix)
     totals = matrix_KK.sum(1)
     cells = [
         {"row": i + 1, "column": j + 1, "images": int(matrix_KK[i, j]), "share": matrix_KK[i, j] / totals[i]}
         for i, j in zip(*np.nonzero(matrix_KK), strict=True)
     ]
-    return {"names": [c["name"] for c in scores["classes"]], "cells": cells}
+    return {"names": [c.name for c in report.classes], "cells": cells}
 
 
 def write_run_page(
@@ -368,10 +369,10 @@ def write_run_page(
     if out is not None:
         check_output(out, SUFFIXES, overwrite)
     run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
-    assessment, note = None, "Left out, as asked (--mistakes=never)."
+    predictions, note = None, "Left out, as asked (--mistakes=never)."
     if mistakes != "never":
-        assessment, note = assess_run(run, insist=mistakes == "always", weights=weights)
-    page = render_run(run, assessment=assessment, note=note, price=price)
+        predictions, note = predict_validation(run, insist=mistakes == "always", weights=weights)
+    page = render_run(run, predictions=predictions, note=note, price=price)
     with report_disk_errors(out, "choose another --out"):
         write_text(out, page)
     return out

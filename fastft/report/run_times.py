@@ -22,14 +22,14 @@ def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
     """
     if not run.intervals:
         return None
-    device, devices = run.machine.get("device", "device"), run.machine.get("world_size", 1)
+    device, devices = run.machine.device or "device", run.machine.world_size
     parts = {
-        "set-up": sum(s.get("seconds", 0.0) for s in run.starts),
-        "head": run.baseline.get("seconds", 0.0),
+        "set-up": sum(s.seconds for s in run.log.start),
+        "head": run.baseline.seconds if run.baseline else 0.0,
         "start": part_seconds(run).get("start", 0.0),
         "training": sum(training_seconds(run)),
-        "evaluation": sum(e["seconds"] for e in run.evaluations),
-        "checkpoints": sum(c["seconds"] for c in run.checkpoints),
+        "evaluation": sum(e.seconds for e in run.evaluations),
+        "checkpoints": sum(c.seconds for c in run.log.checkpoint),
     }
     parts = {name: seconds for name, seconds in parts.items() if seconds}
     so_far = sum(parts.values())
@@ -43,16 +43,16 @@ def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
 def training_seconds(run: Run) -> list[float]:
     """Seconds of every logged interval: images over rate, which excludes the start."""
     batch = run.recipe.optim.batch_size
-    return [steps * batch / i["images_per_second"] for steps, i in zip(run.interval_steps, run.intervals, strict=True)]
+    return [steps * batch / i.images_per_second for steps, i in zip(run.interval_steps, run.intervals, strict=True)]
 
 
 def seconds_left(run: Run) -> float:
     """Seconds of the remaining steps, as the last line of the log says, and of the remaining evaluations."""
-    training = float(run.intervals[-1]["seconds_left"])
+    training = run.intervals[-1].seconds_left
     if not run.evaluations:
         return training
     left = run.recipe.evaluations - len(run.evaluations)
-    return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
+    return training + max(0, left) * median(e.seconds for e in run.evaluations)
 
 
 def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> dict[str, Any]:
@@ -72,12 +72,12 @@ def time_split(run: Run) -> dict[str, Any] | None:
 
 def part_seconds(run: Run) -> dict[str, float]:
     """Seconds of the logging process by part of the loop and of the loader; empty if no interval has a split."""
-    splits = [interval["split"] for interval in run.intervals if interval.get("split")]
+    splits = [interval.split for interval in run.intervals if interval.split]
     if not splits:
         return {}
     seconds = {part: sum(s.get(part, 0.0) for s in splits) for part in LOOP_PARTS + LOADER_PARTS}
-    seconds["eval"] = sum(e["seconds"] for e in run.evaluations)
-    seconds["checkpoint"] = sum(c["seconds"] for c in run.checkpoints)
+    seconds["eval"] = sum(e.seconds for e in run.evaluations)
+    seconds["checkpoint"] = sum(c.seconds for c in run.log.checkpoint)
     return seconds
 
 

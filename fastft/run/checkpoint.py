@@ -10,10 +10,11 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,14 +22,16 @@ from torch import Tensor
 
 from beton_tools.base.atomic import sync
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
-from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check, check_version
+from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, check, check_version
 from beton_tools.base.user_files import open_regular, read_regular
-from fastft.model import Arch, TimmArch
+from beton_tools.read.beton_set import Content
+from fastft.model import Arch, TimmArch, TowerArch
 from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe, recipe_from_dict
-from fastft.run.evaluations import StoredEvaluation
+from fastft.run.average_record import AverageRecord
+from fastft.run.evaluations import Evaluation
+from fastft.run.json_files import VERSION, as_json
 
-VERSION = 1
 PARTIAL = ".partial-"
 STATE, CHECKSUMS = "state.json", "checksums.json"
 MAX_JSON_BYTES = 256 << 20
@@ -36,12 +39,17 @@ READ_BYTES = 1 << 20
 
 Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
-# the part of state.json that every checkpoint has
-MODEL_STATE = ("recipe", "name", "arch", "classes", "data", "class_counts")
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
-class _Logged(Document):
+class Logged(Document):
+    """The part of the next log line that is known already: an interval of steps.
+
+    Attributes:
+        loss_sum: mean over processes. seconds: without pauses; waited: those of them that waited for data.
+        split: seconds by part (train/timing.py).
+    """
+
     steps: Count
     loss_sum: Number
     seconds: Number
@@ -49,31 +57,97 @@ class _Logged(Document):
     split: Numbers
 
 
-class _StepChoice(Document):
+class StoredStep(Document):
+    """How the steps are computed: fields of `fastft.train.step.StepChoice`, and the device that it was chosen on."""
+
     mode: str
     attention: str
     device: str
 
 
-class _Progress(Document):
-    epoch: Count
-    step: Count
-    seconds: Number
-    evaluations: list[StoredEvaluation]
-    logged: _Logged | None = None
-    step_choice: _StepChoice | None = None
+class Position(Document):
+    """The next step to train, and the results so far.
+
+    Attributes:
+        step: within the epoch.
+        seconds: of training, over all resumes.
+    """
+
+    epoch: Count = 0
+    step: Count = 0
+    seconds: Number = 0.0
+    evaluations: list[Evaluation] = msgspec.field(default_factory=list)
+    logged: Logged | None = None
+    step_choice: StoredStep | None = None
 
 
-class _State(Document):
-    recipe: dict[str, Object]
+class ModelState(Document, kw_only=True, omit_defaults=True):
+    """The part of state.json that is constant in a run.
+
+    It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
+
+    Attributes:
+        recipe: section -> option -> value.
+        arch: fields of `fastft.model.Arch` or `TimmArch`.
+        data, val: of the training and the validation images; `val` is None without them.
+        class_counts: training images by label.
+    """
+
     name: str
+    recipe: dict[str, Object]
     arch: Object
     classes: list[str]
-    data: Object
+    data: Content
     class_counts: list[Count]
-    progress: _Progress | Unset = UNSET
-    scaler: Numbers | Unset = UNSET
-    evaluation: StoredEvaluation | None = None
+    val: Content | None = None
+
+
+def model_state(
+    recipe: Recipe,
+    arch: TowerArch,
+    classes: Sequence[str],
+    data: Content,
+    class_counts: Sequence[int],
+    val: Content | None = None,
+) -> ModelState:
+    """The constant part of a run's checkpoints, with the values that JSON gives back."""
+    described, options = json.loads(json.dumps([asdict(arch), recipe.as_dict()]))
+    return ModelState(
+        name=recipe.name, recipe=options, arch=described, classes=list(classes), data=data, val=val,
+        class_counts=list(class_counts),
+    )  # fmt: skip
+
+
+class State(ModelState, kw_only=True, omit_defaults=True):
+    """state.json.
+
+    Attributes:
+        progress, scaler: what a run continues from; the scaler is empty in bf16 and fp32.
+        evaluation: of the weights, in the checkpoint of a best epoch.
+        average: what `fastft average` made the weights of.
+    """
+
+    progress: Position | None = None
+    scaler: Numbers | None = None
+    evaluation: Evaluation | None = None
+    average: AverageRecord | None = None
+
+    @classmethod
+    def of(cls, model: ModelState, **more: Any) -> "State":
+        constant = {field: getattr(model, field) for field in ModelState.__struct_fields__}
+        return cls(**constant, **more)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Of the epochs before the checkpoint."""
+        return [] if self.progress is None else self.progress.evaluations
+
+    @property
+    def own_evaluation(self) -> Evaluation | None:
+        """The evaluation of the checkpoint's weights; None if they were not evaluated."""
+        if self.evaluation is not None or self.progress is None or self.progress.step:
+            return self.evaluation
+        return next((e for e in self.evaluations if e.epoch == self.progress.epoch - 1), None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +155,7 @@ class Checkpoint:
     """The content of a checkpoint folder; `tensors` by file stem: model, ema, optimizer."""
 
     path: Path
-    state: dict[str, Any]
+    state: State
     tensors: dict[str, dict[str, Tensor]]
 
 
@@ -96,7 +170,7 @@ class Damaged(UserError):
 # writing --------------------------------------------------------------------------------------------------------------
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove.
 
     Raises UserError: the disk is full or fails.
@@ -108,7 +182,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str,
             partial.mkdir(parents=True)
             for name, group in tensors.items():
                 save_tensors(partial / f"{name}.safetensors", group)
-            (partial / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
+            (partial / STATE).write_text(as_json(state), encoding="utf-8")
             checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
             (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
             for file in (*partial.iterdir(), partial):
@@ -145,10 +219,12 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
         Damaged: a file is missing, broken, or holds something else.
     """
     try:
-        state = _read_state(path)
+        document = _read_json(path / STATE)
+        if isinstance(document, dict):
+            check_version(f"checkpoint {path}", document, VERSION)
         files = {stem: path / f"{stem}.safetensors" for stem in needed}
         _check_files(path, [path / STATE, *files.values()])
-        _check_state(state, resumable)
+        state = _check_state(document, resumable)
         tensors = {stem: load_file(file) for stem, file in files.items()}
     except FileNotFoundError as error:
         raise Damaged(path, f"no {Path(error.filename).name}") from None
@@ -159,15 +235,6 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
     except (SafetensorError, ValueError, RecursionError) as error:
         raise Damaged(path, " ".join(str(error).split())) from None
     return Checkpoint(path, state, tensors)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """state.json; another version is refused before anything else is looked at."""
-    state = _read_json(path / STATE)
-    if not isinstance(state, dict):
-        raise ValueError(f"{STATE} must be an object")
-    check_version(f"checkpoint {path}", state, VERSION)
-    return state
 
 
 def _read_json(path: Path) -> Any:
@@ -183,19 +250,20 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
             raise ValueError(f"{file.name} does not match its checksum")
 
 
-def _check_state(state: dict[str, Any], resumable: bool) -> None:
-    check(STATE, state, _State)
-    _check_arch(state["arch"])
+def _check_state(document: Any, resumable: bool) -> State:
+    state: State = check(STATE, document, State)
+    _check_arch(state.arch)
     if not resumable:
-        return
+        return state
     for key in ("progress", "scaler"):
-        if key not in state:
+        if getattr(state, key) is None:
             raise ValueError(f"{STATE} has no '{key}'")
-    if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
+    if state.scaler and state.scaler.keys() != SCALER_KEYS:
         raise ValueError("scaler is not the state of a loss scaler")
+    return state
 
 
-def _check_arch(arch: dict[str, Any]) -> None:
+def _check_arch(arch: Object) -> None:
     kind: type = TimmArch if "timm" in arch else Arch
     sizes = [value for value in arch.values() if type(value) is int]
     if arch.keys() != {f.name for f in fields(kind)} or min(sizes, default=0) < 1:
@@ -211,7 +279,7 @@ def _check_arch(arch: dict[str, Any]) -> None:
 def stored_recipe(checkpoint: Checkpoint) -> Recipe:
     """The recipe of a checkpoint's run. Raises UserError: this version cannot read it."""
     try:
-        return recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+        return recipe_from_dict(checkpoint.state.name, checkpoint.state.recipe)
     except UserError as error:
         raise UserError(f"checkpoint {checkpoint.path}: {error}; was it written by a newer fastft?") from None
 

@@ -11,20 +11,22 @@ linear probe, if it starts from one. The rule:
 - The pretrained tower with the probe's head instead, if that is right on significantly more images (the same test).
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from beton_tools.base.errors import UserError
 from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, PROBE, RAW, WEIGHT_CHOICES
-from fastft.run.baseline import read_baseline
+from fastft.run.baseline import Baseline, read_baseline
 from fastft.run.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -33,9 +35,10 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import MAP, PAIRED, SELECTION, TOP1, WEIGHTS, best_evaluation, main_score
+from fastft.run.evaluations import MAP, PAIRED, TOP1, WEIGHTS, BestBy, Evaluation, Paired, Scores, best_evaluation
 from fastft.run.prediction_metrics import balanced_weights
-from fastft.run.run_directory import Run, read_result
+from fastft.run.result import Evidence, Gain, WeightChoice, read_result
+from fastft.run.run_directory import Run
 
 SIGNIFICANT = 0.05
 MOSTLY_INITIAL = 0.5  # above this share of initial weights the raw weights are used instead of the EMA
@@ -49,23 +52,21 @@ PROBE_WORDS = "pretrained tower with the head of the linear probe"
 # the rule ---------------------------------------------------------------------------------------------------------------
 
 
-def count_disagreements(right: Mapping[str, np.ndarray], labels_N: np.ndarray | None = None) -> dict[str, float]:
-    """Images that only one of two models classifies correctly, or more of their labels than the other: `<name>_only` of each.
+def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndarray | None = None) -> Paired:
+    """On how many of the same images only one of two models is right, or has more labels right.
 
-    right: bool (N,), or multi-label (N, K), by the name of the model, of the same images. labels_N: int64 (N,); given, also
-    the balanced accuracy of the first minus that of the second, in points (`balanced_gain`), and the standard error of the
-    difference (`balanced_error`).
+    first, second: bool (N,), or multi-label (N, K): what each is right about. labels_N: int64 (N,); given, also the gain in
+    balanced accuracy.
     """
-    first, second = right
-    first_N, second_N = (mine if mine.ndim == 1 else mine.sum(1) for mine in right.values())
-    counts: dict[str, float] = {
-        f"{first}_only": int((first_N > second_N).sum()),
-        f"{second}_only": int((second_N > first_N).sum()),
-    }
-    if labels_N is None:
-        return counts
-    signed_N = balanced_weights(labels_N) * (first_N.astype(int) - second_N.astype(int))
-    return counts | {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
+    first_N, second_N = (right if right.ndim == 1 else right.sum(1) for right in (first, second))
+    gain = error = None
+    if labels_N is not None:
+        signed_N = balanced_weights(labels_N) * (first_N.astype(int) - second_N.astype(int))
+        gain, error = float(signed_N.sum()), float(np.sqrt((signed_N**2).sum()))
+    return Paired(
+        first_only=int((first_N > second_N).sum()), second_only=int((second_N > first_N).sum()),
+        balanced_gain=gain, balanced_error=error,
+    )  # fmt: skip
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
@@ -84,111 +85,115 @@ class Comparison(NamedTuple):
     p_value: float
 
     @classmethod
-    def of(cls, counts: Mapping[str, Any], first: str, second: str, images: int, measure: str) -> "Comparison":
-        """From their disagreements. Balanced accuracy, where it is there: a normal approximation, images weighted by class."""
-        if "balanced_gain" in counts:
-            gain, error = counts["balanced_gain"], counts["balanced_error"]
+    def of(cls, paired: Paired, images: int, measure: str) -> "Comparison":
+        """The first beside the second. Balanced accuracy, where it is there: a normal approximation, images weighted by class."""
+        if paired.balanced_gain is not None and paired.balanced_error is not None:
+            gain, error = paired.balanced_gain, paired.balanced_error
             p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
             return cls("balanced accuracy", gain, error, p_value)
-        ours, theirs = counts[f"{first}_only"], counts[f"{second}_only"]
+        ours, theirs = paired.first_only, paired.second_only
         variance = (ours + theirs - (ours - theirs) ** 2 / images) / images**2
         return cls(measure, 100 * (ours - theirs) / images, 100 * math.sqrt(variance), mcnemar(ours, theirs))
 
 
 def choose_weights(
-    evaluations: Sequence[Mapping[str, Any]],
-    best: Mapping[str, Any] | None,
-    baseline: Mapping[str, Any] | None = None,
+    evaluations: Sequence[Evaluation],
+    best: Evaluation | None,
+    baseline: Baseline | None = None,
     untrained: float = 0.0,
     head_only: bool = False,
-) -> dict[str, Any] | None:
-    """The `weights` entry of result.json: what to take, why, and the evidence; None without an evaluation.
+) -> WeightChoice | None:
+    """What to take, why, and the evidence; None without an evaluation.
 
-    best: the evaluation of the best epoch. baseline: that of the linear probe, if the run starts from one. untrained: the share
+    best: the evaluation of the best epoch. baseline: the linear probe, if the run starts from one. untrained: the share
     of the initial weights in the EMA. head_only: the tower is not trained, and gets no advice on fine-tuning. The images
     of `data.selection_share` decide if there are any.
     """
     if not evaluations or best is None:
         return None
     last = evaluations[-1]
-    judged, what = (last[SELECTION], "left-out images") if SELECTION in last else (last, "images")
-    kind, why = (EMA, "the moving average is the default") if EMA in last else (RAW, "there is no EMA")
-    images, evidence, score = int(judged[kind]["samples"]), {}, main_score(last)
-    if EMA in last and judged.get("disagreements"):
-        compared = Comparison.of(judged["disagreements"], RAW, EMA, images, PAIRED[score])
-        evidence = {**judged["disagreements"], "p_value": compared.p_value}
+    judged, what = last.judged, "images" if last.selection is None else "left-out images"
+    kind: Literal["raw", "ema"] = RAW if last.ema is None else EMA
+    why = "there is no EMA" if last.ema is None else "the moving average is the default"
+    images, score = judged.headline[1].samples, last.best_by
+    evidence = Evidence(samples=images)
+    if judged.raw_against_ema is not None:
+        paired = judged.raw_against_ema
+        compared = Comparison.of(paired, images, PAIRED[score])
+        evidence = Evidence(
+            samples=images, raw_only=paired.first_only, ema_only=paired.second_only, p_value=compared.p_value,
+            balanced_gain=paired.balanced_gain, balanced_error=paired.balanced_error,
+        )  # fmt: skip
         if compared.gain > 0 and compared.p_value < SIGNIFICANT:
             ahead = f"its {compared.measure} is {compared.gain:.2f} points above the EMA's"
             kind, why = RAW, f"raw, because {ahead} (p = {compared.p_value:.2g})"
-    if kind == EMA and RAW in last and untrained > MOSTLY_INITIAL:
+    if kind == EMA and last.raw is not None and untrained > MOSTLY_INITIAL:
         kind, why = RAW, f"raw, because {describe_initial(untrained)}"
     # only the weights that the best epoch is chosen by are kept of it
-    by_best = images >= LEAST_IMAGES_FOR_BEST and kind == (EMA if EMA in best else RAW)
+    by_best = images >= LEAST_IMAGES_FOR_BEST and kind == best.headline[0]
     entry = best if by_best else last
     few = f"the last epoch, since {images:,} {what} are too few to choose an epoch by"
     when = f"best epoch by {images:,} {what}" if by_best else few
     if not by_best and images >= LEAST_IMAGES_FOR_BEST:
         when = "last epoch: of the best one only the EMA is kept"
-    choice = {
-        "take": BEST if by_best else LAST,
-        "kind": kind,
-        "epoch": int(entry["epoch"]),
-        **{name: float(entry[kind][name]) for name in (score, TOP1) if name in entry[kind]},
-        "reason": f"{why}; {when}",
-        "evidence": {"samples": images, **evidence},
-    }
-    return (
-        choice if baseline is None or RAW not in baseline else _against_probe(choice, entry, baseline[RAW], head_only)
+    take: Literal["best", "last"] = BEST if by_best else LAST
+    choice = WeightChoice(take=take, kind=kind, epoch=entry.epoch, reason=f"{why}; {when}", evidence=evidence)
+    choice = replace(choice, **_figures(entry.of(kind), score))
+    if baseline is None or baseline.raw is None or (paired_with_probe := entry.judged.against_probe.get(kind)) is None:
+        return choice
+    return _against_probe(
+        choice, Comparison.of(paired_with_probe, images, PAIRED[score]), baseline.raw, score, head_only
     )
 
 
-def choose_probe(baseline: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The same entry of a run that stops at the linear probe; None without validation images."""
-    if baseline is None or RAW not in baseline:
+def choose_probe(baseline: Baseline | None) -> WeightChoice | None:
+    """The choice of a run that stops at the linear probe; None without validation images."""
+    if baseline is None or baseline.raw is None:
         return None
-    scores = baseline[RAW]
-    return {
-        "take": PROBE,
-        "kind": PROBE,
-        "epoch": 0,
-        **{name: float(scores[name]) for name in (MAP, TOP1) if name in scores},
-        "reason": "the run has no steps (schedule.stop_epoch=0)",
-        "evidence": {"samples": int(scores["samples"])},
-    }
+    choice = WeightChoice(
+        take=PROBE, kind=PROBE, epoch=0, reason="the run has no steps (schedule.stop_epoch=0)",
+        evidence=Evidence(samples=baseline.raw.samples),
+    )  # fmt: skip
+    return replace(choice, **_figures(baseline.raw, TOP1 if baseline.raw.map is None else MAP))
+
+
+def _figures(scores: Scores | None, score: BestBy) -> dict[str, float | None]:
+    """The fields of a choice that say how accurate the weights are: top-1, and the score that compares weights."""
+    return {} if scores is None else {name: getattr(scores, name) for name in (TOP1, score)}
 
 
 def _against_probe(
-    choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapping[str, Any], head_only: bool
-) -> dict[str, Any]:
-    """The choice with `baseline`: its comparison with the linear probe, and a note where fine-tuning is not clearly better.
+    choice: WeightChoice, delta: Comparison, probe: Scores, score: BestBy, head_only: bool
+) -> WeightChoice:
+    """The choice with its gain over the linear probe, and a note where fine-tuning is not clearly better.
 
-    entry: the evaluation of the chosen weights. probe: the scores of the linear probe.
+    delta: of the chosen weights over the probe.
     """
-    kind, images, scores = choice["kind"], choice["evidence"]["samples"], [s for s in PAIRED if s in choice]
-    paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
-    if paired is None:  # the probe was scored on other images
-        return choice
-    delta = Comparison.of(paired, kind, PROBE, images, PAIRED[scores[0]])
-    says = f"fine-tuning changes the {delta.measure} of the frozen-tower baseline by {delta.gain:+.2f} ± {delta.error:.2f} points"
+    says = (
+        f"fine-tuning changes the {delta.measure} of the linear probe by {delta.gain:+.2f} ± {delta.error:.2f} points"
+    )
     advice = "train longer, try --optim.lr three times larger and smaller, or another --model.image_size (auto tries several)"
     note = ""
     if delta.gain < 0 and delta.p_value < SIGNIFICANT:
-        reason = (
-            f"fine-tuning is worse than the probe: {delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
+        worse = f"{delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
+        choice = replace(
+            choice,
+            take=PROBE,
+            kind=PROBE,
+            reason=f"fine-tuning is worse than the probe: {worse}",
+            **_figures(probe, score),
         )
-        choice |= {"take": PROBE, "kind": PROBE, "reason": reason} | {s: float(probe[s]) for s in scores}
-        note = f"{says}, significantly: the baseline is used instead; {advice}"
+        note = f"{says}, significantly: the probe is used instead; {advice}"
     elif delta.gain <= delta.error:
         limit = "not significantly" if delta.gain < -delta.error else "within the standard error"
-        note = f"{says}, {limit}; {advice}; --weights=probe takes the baseline"
-    compared = {"gain": delta.gain, "standard_error": delta.error}
-    return {**choice, "baseline": {**compared, "note": "" if head_only else note}}
+        note = f"{says}, {limit}; {advice}; --weights=probe takes the linear probe"
+    return replace(choice, gain=Gain(gain=delta.gain, standard_error=delta.error, note="" if head_only else note))
 
 
-def describe_weights(choice: Mapping[str, Any]) -> str:
+def describe_weights(choice: WeightChoice) -> str:
     """The choice as one line of the log."""
-    name = f"{WEIGHTS.get(choice['kind'])} weights of epoch {choice['epoch']}"
-    return f"predict, eval and export take the {PROBE_WORDS if choice['kind'] == PROBE else name}: {choice['reason']}"
+    name = PROBE_WORDS if choice.kind == PROBE else f"{WEIGHTS[choice.kind]} weights of epoch {choice.epoch}"
+    return f"predict, eval and export take the {name}: {choice.reason}"
 
 
 def describe_initial(untrained: float) -> str:
@@ -223,21 +228,21 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
             raise UserError(f"{path} is one checkpoint; give its run directory for --weights {wanted}")
         return _of_checkpoint(path, wanted)
     result = read_result(path)
-    record = result.get("weights") or {}
-    if not result and wanted in (AUTO, LAST):  # the only ones that follow the choice
-        record = _choose_so_far(path) or {}
+    choice = None if result is None else result.weights
+    if result is None and wanted in (AUTO, LAST):  # the only ones that follow the choice
+        choice = _choose_so_far(path)
     if wanted == PROBE:
         return _probe(path)
-    if wanted == AUTO and record:
-        find = _probe if record["take"] == PROBE else partial(_newest, take=record["take"], kind=record["kind"])
-        return find(path, reason=f": {record['reason']}")
+    if wanted == AUTO and choice is not None:
+        find = _probe if choice.take == PROBE else partial(_newest, take=choice.take, kind=choice.kind)
+        return find(path, reason=f": {choice.reason}")
     if wanted == AUTO:  # nothing is evaluated
-        unfinished = not result and list_checkpoints(path / "checkpoints")
+        unfinished = result is None and list_checkpoints(path / "checkpoints")
         return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     if wanted == BEST:
         return _newest(path, BEST, AUTO)
-    chosen = record.get("kind") if record.get("kind") != PROBE else AUTO
-    return _newest(path, LAST, chosen or AUTO if wanted == LAST else wanted)
+    chosen = AUTO if choice is None or choice.kind == PROBE else choice.kind
+    return _newest(path, LAST, chosen if wanted == LAST else wanted)
 
 
 def _probe(run: Path, reason: str = "") -> ChosenWeights:
@@ -248,28 +253,25 @@ def _probe(run: Path, reason: str = "") -> ChosenWeights:
 
 
 def with_choice_so_far(run: Run) -> Run:
-    """The run; if it has not ended, `weights` are those that the rule takes so far, or empty if its checkpoint is damaged."""
+    """The run; if it has not ended, `weights` are those that the rule takes so far, or None if its checkpoint is damaged."""
     if run.finished:
         return run
     with suppress(UserError):
-        return replace(run, weights=_choose_so_far(run.folder) or {})
+        return dataclasses.replace(run, weights=_choose_so_far(run.folder))
     return run
 
 
-def _choose_so_far(run: Path) -> dict[str, Any] | None:
+def _choose_so_far(run: Path) -> WeightChoice | None:
     """The choice of a run that has not ended, by the evaluations before its newest checkpoint."""
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
         return None
     checkpoint = read_checkpoint(checkpoints[-1], needed=())
-    progress = checkpoint.state.get("progress", {})
-    evaluations = progress.get("evaluations", [])
-    share, head_only = _untrained_share(checkpoint), stored_recipe(checkpoint).model.trainable_layers == 0
-    baseline = read_baseline(run)
-    before = None if baseline is None else baseline.as_dict()
-    choice = choose_weights(evaluations, best_evaluation(evaluations), before, share, head_only)
-    if choice is not None and choice["take"] == LAST:
-        choice["reason"] += f"; {NOT_ENDED}"
+    evaluations, head_only = checkpoint.state.evaluations, stored_recipe(checkpoint).model.trainable_layers == 0
+    best, share = best_evaluation(evaluations), _untrained_share(checkpoint)
+    choice = choose_weights(evaluations, best, read_baseline(run), share, head_only)
+    if choice is not None and choice.take == LAST:
+        return replace(choice, reason=f"{choice.reason}; {NOT_ENDED}")
     return choice
 
 
@@ -288,7 +290,8 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
     untrained, is_noted = _untrained_share(checkpoint), False
     stem, words = STEMS[RAW], f"weights of the best epoch, {path.name}"
     if path.name.startswith(BEST):
-        own = EMA if EMA in (evaluation_of(checkpoint.state) or {}) else RAW
+        evaluation = checkpoint.state.own_evaluation
+        own = RAW if evaluation is None else evaluation.headline[0]
         if kind not in (AUTO, own):
             raise UserError(f"{path} has no {kind} weights, only those that its epoch was chosen by ({own})")
         kind = own
@@ -308,34 +311,24 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
 
 def _untrained_share(checkpoint: Checkpoint) -> float:
     """Share of the initial weights in the EMA, by the steps that the state names."""
-    state = checkpoint.state
-    if not state.get("progress") and not state.get("evaluation"):
-        return 0.0
-    best = state.get("evaluation") or {"epoch": 0}
-    progress = state.get("progress", {"epoch": best["epoch"] + 1, "step": 0})
-    recipe = stored_recipe(checkpoint)
-    return untrained_share(recipe, progress["epoch"] * recipe.steps_per_epoch() + progress["step"])
+    state, recipe = checkpoint.state, stored_recipe(checkpoint)
+    if state.progress is not None:
+        return untrained_share(recipe, state.progress.epoch * recipe.steps_per_epoch() + state.progress.step)
+    if state.evaluation is not None:
+        return untrained_share(recipe, (state.evaluation.epoch + 1) * recipe.steps_per_epoch())
+    return 0.0
 
 
-def evaluation_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The evaluation of the weights of a checkpoint's state; None if they were not evaluated."""
-    if "evaluation" in state:
-        return state["evaluation"]
-    progress = state.get("progress", {})
-    done = progress.get("epoch", 0) - 1 if progress.get("step") == 0 else None
-    return next((e for e in progress.get("evaluations", ()) if e["epoch"] == done), None)
-
-
-def stored_scores(checkpoint: Checkpoint, kind: str) -> Mapping[str, Any]:
-    """Scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images; empty without an evaluation."""
+def stored_scores(checkpoint: Checkpoint, kind: str) -> Scores | None:
+    """Scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images; None without an evaluation."""
     if kind == PROBE:
         baseline = read_baseline(checkpoint.path.parents[1])
-        return (baseline and baseline.raw) or {}
-    return (evaluation_of(checkpoint.state) or {}).get(kind, {})
+        return None if baseline is None else baseline.raw
+    evaluation = checkpoint.state.own_evaluation
+    return None if evaluation is None else evaluation.of(kind)
 
 
 def stored_thresholds(checkpoint: Checkpoint, kind: str) -> list[float]:
     """The thresholds of a checkpoint's weights, or else of the evaluation before it; empty without one."""
-    before = reversed(checkpoint.state.get("progress", {}).get("evaluations", ()))
-    all_scores = [stored_scores(checkpoint, kind), *(e.get(kind, {}) for e in before)]
-    return next((scores["thresholds"] for scores in all_scores if "thresholds" in scores), [])
+    found = [stored_scores(checkpoint, kind), *(e.of(kind) for e in reversed(checkpoint.state.evaluations))]
+    return next((scores.thresholds for scores in found if scores is not None and scores.thresholds), [])

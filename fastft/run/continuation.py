@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import BetonSet
+from beton_tools.base.typed_json import Object
+from beton_tools.read.beton_set import BetonSet, Content
 from fastft.data.classes import refuse_other_classes
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.recipe.schema import options_that_are
+from fastft.run.checkpoint import ModelState
 
 PER_HOST_OPTIONS = options_that_are("per_host")
 RESUMABLE_OPTIONS = options_that_are("resumable")
 WEIGHTS_FILES = ("model.weights", "model.head")
-IMAGES = {"num_samples", "identities", "checksum"}  # of `BetonSet.content`: equal if the images are
 LISTED = 4  # changed files
 
 
@@ -32,26 +31,25 @@ def request_key(recipe: Recipe) -> str:
     values = {option: value for option, value in recipe.flat().items() if option not in RESUMABLE_OPTIONS}
     values |= {option: Path(str(values[option])).name for option in WEIGHTS_FILES}
     data = recipe.data.train, recipe.data.val
-    contents = [None if path is None else BetonSet.open(path).content for path in data]
-    images = [{key: content[key] for key in content.keys() & IMAGES} for content in contents if content is not None]
+    contents = [BetonSet.open(path).content for path in data if path is not None]
+    images = [[content.num_samples, content.identities, content.checksum] for content in contents]
     asked = [values, sorted(recipe.automatic), images]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path) -> None:
-    """Compare a checkpoint's state with the run that is to continue it (`current`, from `describe_model`).
+def refuse_other_run(stored: ModelState, recipe: Recipe, current: ModelState, folder: Path) -> None:
+    """Compare a checkpoint's state with the run that is to continue it (`current`).
 
     Raises UserError: another recipe, architecture, file of images or set of classes; the message names what differs.
     """
-    refuse_changed_recipe(stored["recipe"], recipe, folder)
-    refuse_changed_arch(stored["arch"], current["arch"], folder)
-    then, now = stored["data"], current["data"]
-    refuse_changed_data("data.train", then, now, folder)
-    refuse_changed_data("data.val", then["val"], now["val"], folder)
-    refuse_other_classes(current["classes"], stored["classes"], str(recipe.data.train))
+    refuse_changed_recipe(stored.recipe, recipe, folder)
+    refuse_changed_arch(stored.arch, current.arch, folder)
+    refuse_changed_data("data.train", stored.data, current.data, folder)
+    refuse_changed_data("data.val", stored.val, current.val, folder)
+    refuse_other_classes(current.classes, stored.classes, str(recipe.data.train))
 
 
-def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
+def refuse_changed_recipe(stored: dict[str, Object], recipe: Recipe, folder: Path) -> None:
     """Raise UserError naming the options that differ between a run's checkpoint and the recipe."""
     now, then = recipe.flat(), recipe_from_dict(recipe.name, stored).flat()
     changed = sorted(
@@ -66,7 +64,7 @@ def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Pat
         raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
 
 
-def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], folder: Path) -> None:
+def refuse_changed_arch(stored: Object, arch: Object, folder: Path) -> None:
     """Raise UserError if `model.arch` has other values than in the checkpoint: its file or open_clip has changed."""
     changed = sorted(k for k, value in arch.items() if stored[k] != value)
     if changed:
@@ -74,17 +72,15 @@ def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], fold
         raise UserError(f"{folder} was trained with another architecture ({listing}); use another --train.run_dir")
 
 
-def refuse_changed_data(option: str, stored: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
+def refuse_changed_data(option: str, stored: Content | None, current: Content | None, folder: Path) -> None:
     """Raise UserError if other images than in the checkpoint are trained or evaluated on; the files may have moved.
 
-    option: names the files. stored, current: `BetonSet.content`; {}: none.
+    option: names the files.
     """
-    if not (stored and current):
+    if stored is None or current is None or current.has_same_images(stored):
         return
-    count, names = len(stored["files"]), current["files"]
-    if all(current.get(key, stored[key]) == stored[key] for key in stored.keys() & IMAGES):
-        return
-    files = zip(names, stored["identities"], current["identities"], strict=False)
+    count, names = len(stored.files), current.files
+    files = zip(names, stored.identities, current.identities, strict=False)
     changed = ", ".join([name for name, then, now in files if then != now][:LISTED]) or "its images"
     what = f"{changed} changed" if count == len(names) else f"{count} files became {len(names)}"
     raise UserError(f"{option}: {what} since {folder} was begun; put the old data back, or use another --train.run_dir")

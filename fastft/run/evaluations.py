@@ -1,111 +1,175 @@
-"""The evaluations of a run, and the rule that says which epoch is the best."""
+"""The evaluations of a run, and the rule that says which epoch is the best.
+
+One declaration is the type, the JSON in checkpoints and result.json, and the check of what is read.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from beton_tools.base.typed_json import UNSET, Count, Document, Number, Signed, Unset
+import msgspec
 
-# result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
-# without "raw" if train.eval_weights is ema; "map" instead of "top1" if multi-label
-Evaluation = Mapping[str, Any]
-WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
-SELECTION = "selection"  # the same of the images of `data.selection_share`, within an evaluation
-TOP1, BALANCED_ACCURACY, MAP = "top1", "balanced_accuracy", "map"
-SCORE_NAMES = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "top-1", MAP: "mAP"}
+from beton_tools.base.typed_json import Count, Document, Number, Numbers, Signed
+from fastft.recipe.constants import EMA, RAW
+
+WEIGHTS = {RAW: "raw", EMA: "EMA"}  # and their names in logs
+SELECTION = "selection"  # prefix of the scores on the images of `data.selection_share`
+BestBy = Literal["top1", "balanced_accuracy", "map"]
+TOP1: BestBy = "top1"
+BALANCED_ACCURACY: BestBy = "balanced_accuracy"
+MAP: BestBy = "map"
+SCORE_NAMES: dict[BestBy, str] = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "top-1", MAP: "mAP"}
 BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # shown after it
 # compares weights image by image
-PAIRED = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy", MAP: "share of images with the better labels"}
+PAIRED: dict[BestBy, str] = {
+    BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy", MAP: "share of images with the better labels",
+}  # fmt: skip
 
 
-class _Scores(Document):
+class Scores(Document, kw_only=True, omit_defaults=True):
+    """The numbers of one model on one set of images, in percent but for the loss; None where they do not apply.
+
+    Attributes:
+        samples: number of images.
+        loss: mean cross-entropy without label smoothing; multi-label: a mean over classes too.
+        top1: None if multi-label, where `map` takes its place. top5: None with at most 5 classes.
+        ece: expected calibration error; `ece_scaled` after dividing the logits by `temperature`; None if these were not kept.
+        thresholds: multi-label, of the probability of each class.
+    """
+
     samples: Count
-    top1: Number | Unset = UNSET
-    map: Number | Unset = UNSET
-    thresholds: list[Number] | Unset = UNSET
-    balanced_accuracy: Number | Unset = UNSET
+    loss: Number
+    top1: Number | None = None
+    top5: Number | None = None
+    balanced_accuracy: Number | None = None
+    macro_f1: Number | None = None
+    ece: Number | None = None
+    temperature: Number | None = None
+    ece_scaled: Number | None = None
+    map: Number | None = None
+    thresholds: list[Number] | None = None
+
+    def value(self, score: str) -> float:
+        """A score that this model has."""
+        return float(getattr(self, score))
+
+    def numbers(self) -> Numbers:
+        """The scores that it has, by name."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if isinstance(value, (int, float))}
+
+    @property
+    def figures(self) -> dict[BestBy, float]:
+        """The scores that may compare epochs and weights, as far as this model has them."""
+        return {name: value for name in SCORE_NAMES if (value := getattr(self, name)) is not None}
+
+    @property
+    def top1_error(self) -> float:
+        """Binomial standard error of top-1, in percentage points."""
+        top1 = self.top1 or 0.0
+        return (top1 * (100 - top1) / max(1, self.samples)) ** 0.5
 
 
-class _Disagreements(Document):
-    """balanced_gain, balanced_error: of runs whose classes have very different sizes."""
+class Paired(Document, omit_defaults=True):
+    """Two models on the same images: on how many only the first, and only the second, is right, or has more labels right.
 
-    raw_only: Count
-    ema_only: Count
-    balanced_gain: Signed | Unset = UNSET
-    balanced_error: Number | Unset = UNSET
+    balanced_gain: balanced accuracy of the first minus that of the second, in points, and the standard error of the difference;
+    where classes are of very different sizes.
+    """
+
+    first_only: Count
+    second_only: Count
+    balanced_gain: Signed | None = None
+    balanced_error: Number | None = None
 
 
-class _Weights(Document):
-    raw: _Scores | Unset = UNSET
-    ema: _Scores | Unset = UNSET
-    disagreements: _Disagreements | Unset = UNSET
+class ByWeights(Document, kw_only=True, omit_defaults=True):
+    """The scores of raw and EMA weights on the same images; one of them is None if only the other is evaluated.
+
+    raw_against_ema: None without both. against_probe: of each kind of weights, compared with the linear probe, if there is one.
+    """
+
+    raw: Scores | None = None
+    ema: Scores | None = None
+    raw_against_ema: Paired | None = None
+    against_probe: dict[str, Paired] = msgspec.field(default_factory=dict)
+
+    def of(self, weights: str) -> Scores | None:
+        return {RAW: self.raw, EMA: self.ema}.get(weights)
+
+    @property
+    def headline(self) -> tuple[str, Scores]:
+        """The EMA and its scores if there are any, as in the paper, else the raw weights."""
+        if self.ema is not None:
+            return EMA, self.ema
+        assert self.raw is not None
+        return RAW, self.raw
 
     def check(self, best_by: str) -> None:
-        all_scores = [scores for scores in (self.raw, self.ema) if isinstance(scores, _Scores)]
-        if not all_scores:
+        """Raise ValueError if there are no scores, or not the one that compares epochs."""
+        evaluated = [scores for scores in (self.raw, self.ema) if scores is not None]
+        if not evaluated:
             raise ValueError("an evaluation has no 'raw'")
-        if any(getattr(s, best_by) is UNSET for s in all_scores):
+        if any(getattr(scores, best_by) is None for scores in evaluated):
             raise ValueError(f"an evaluation has no '{best_by}'")
 
 
-class StoredEvaluation(_Weights, kw_only=True):
-    """An entry of `evaluations` in a checkpoint or a result.json."""
+class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
+    """The scores after an epoch on the validation images, and on those of `data.selection_share`, if there are any.
+
+    best_by: the score that compares epochs and weights: balanced accuracy if the classes are of very different sizes.
+    """
 
     epoch: Count
-    best_by: Literal["top1", "balanced_accuracy", "map"] | Unset = UNSET
-    selection: _Weights | Unset = UNSET
+    best_by: BestBy = TOP1
+    selection: ByWeights | None = None
 
     def __post_init__(self) -> None:
-        best_by = TOP1 if isinstance(self.best_by, Unset) else self.best_by
-        for weights in (self, self.selection):
-            if isinstance(weights, _Weights):
-                weights.check(best_by)
+        for scores in (self, self.selection):
+            if scores is not None:
+                scores.check(self.best_by)
+
+    @property
+    def judged(self) -> ByWeights:
+        """The scores that choices follow from: those on the images of `data.selection_share`, if there are any."""
+        return self.selection or self
+
+    @property
+    def selection_score(self) -> float:
+        """The score whose largest value, or the first of equal ones, makes the best epoch."""
+        return self.judged.headline[1].value(self.best_by)
 
 
-def flatten(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores as an 'eval' line of metrics.jsonl names them, raw_top1, selection_ema_top1 and so on, and `best_by`."""
-    scores = {f"{w}_{k}": v for w in WEIGHTS for k, v in evaluation.get(w, {}).items() if k != "thresholds"}
-    if SELECTION in evaluation:
-        scores |= {f"{SELECTION}_{name}": value for name, value in flatten(evaluation[SELECTION]).items()}
-    return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
+def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation of the best epoch; None if there is none."""
+    return max(evaluations, key=lambda entry: entry.selection_score, default=None)
 
 
-def main_score(evaluation: Mapping[str, Any]) -> str:
-    """The score that compares epochs and weights, of an evaluation or an 'eval' line."""
-    return str(evaluation.get("best_by", TOP1))
-
-
-def describe_figures(scores: Mapping[str, Any]) -> str:
+def describe_figures(scores: Mapping[BestBy, float]) -> str:
     """The accuracy of chosen weights; of very unequal classes balanced accuracy, then top-1."""
     return ", ".join(f"{name} {scores[score]:.2f} %" for score, name in SCORE_NAMES.items() if score in scores)
 
 
-def headline_score(line: Mapping[str, Any], score: str) -> float:
-    """A score of an 'eval' line: of the EMA weights if there are any, as in the paper, else raw."""
-    averaged = f"ema_{score}"
-    return float(line[averaged if averaged in line else f"raw_{score}"])
+# as a flat line of metrics.jsonl --------------------------------------------------------------------------------------
 
 
-def selection_score(line: Mapping[str, Any]) -> float:
-    """The score of an 'eval' line whose largest value, or the first of equal ones, makes the best epoch.
-
-    Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes. Of the images of
-    `data.selection_share`, if there are any.
-    """
-    prefix = f"{SELECTION}_"
-    selection = {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
-    return headline_score(selection or line, main_score(line))
-
-
-def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The 'eval' line of the best epoch. lines: at least one."""
-    return max(lines, key=selection_score)
+def flatten(scores: ByWeights, selection: ByWeights | None = None, best_by: BestBy = TOP1) -> dict[str, float | str]:
+    """The scores as an 'eval' line of metrics.jsonl names them, raw_top1, selection_ema_top1 and so on, and `best_by`."""
+    line: dict[str, float | str] = {}
+    for weights in WEIGHTS:
+        if (of_weights := scores.of(weights)) is not None:
+            line |= {f"{weights}_{name}": value for name, value in of_weights.numbers().items()}
+    if selection is not None:
+        line |= {f"{SELECTION}_{name}": value for name, value in flatten(selection).items()}
+    return line if best_by == TOP1 else line | {"best_by": best_by}
 
 
-def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation of the best epoch; None if there is none."""
-    return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
-
-
-def standard_error(top1: float, samples: int) -> float:
-    """Binomial standard error of an accuracy in percent, in percentage points."""
-    return (top1 * (100 - top1) / max(1, samples)) ** 0.5
+def unflatten(line: Mapping[str, object]) -> dict[str, object]:
+    """Inverse of `flatten`, as JSON; keys that are no scores stay."""
+    nested: dict[str, object] = {}
+    parts: dict[str, dict[str, object]] = {}
+    for key, value in line.items():
+        prefix, _, name = key.partition("_")
+        if name and prefix in (*WEIGHTS, SELECTION):
+            parts.setdefault(prefix, {})[name] = value
+        else:
+            nested[key] = value
+    return nested | {prefix: unflatten(part) if prefix == SELECTION else part for prefix, part in parts.items()}

@@ -10,28 +10,29 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import format_duration, hide_secrets
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
+from beton_tools.base.typed_json import check
 from beton_tools.base.user_files import open_own
-from fastft.run.run_directory import Line, read_metrics
+from fastft.run.metrics_lines import LOG, Interval, Line, RawLine, read_lines
 from fastft.run.tracking import Tracker
 
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6}{{mfu}} {'memory':>8} {'left':>12}"
 LINES_PER_HEADER = 20
 
 
-def format_interval(i: Line, step: int, total_steps: int, on_gpu: bool) -> str:
-    """The line of the console. i: as a 'train' line of metrics.jsonl. MFU is shown of GPUs only: a CPU's peak is not known."""
-    mfu = f" {'-' if i['mfu'] is None else format(i['mfu'], '.1%'):>6}" if on_gpu else ""
+def format_interval(i: Interval, total_steps: int, on_gpu: bool) -> str:
+    """The line of the console. MFU is shown of GPUs only: a CPU's peak is not known."""
+    mfu = f" {'-' if i.mfu is None else format(i.mfu, '.1%'):>6}" if on_gpu else ""
     return (
-        f"{i['epoch']:>6} {f'{step}/{total_steps}':>15} {i['loss']:>8.4f} {i['lr']:>9.2e} {i['images_per_second']:>8.1f} "
-        f"{i['wait_share']:>6.1%}{mfu} {i['memory_gib']:>7.2f}G {format_duration(i['seconds_left']):>12}"
+        f"{i.epoch:>6} {f'{i.step:.0f}/{total_steps}':>15} {i.loss:>8.4f} {i.lr:>9.2e} {i.images_per_second:>8.1f} "
+        f"{i.wait_share:>6.1%}{mfu} {i.memory_gib:>7.2f}G {format_duration(i.seconds_left):>12}"
     )
 
 
@@ -57,7 +58,7 @@ class RunLog:
         if not enabled:
             return
         self._writing = partial(report_disk_errors, f"the log in {folder}", CORRECT)
-        path = folder / "metrics.jsonl"
+        path = folder / LOG
         with self._writing():
             _drop_after(path, resumed_step)
             self._file = os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
@@ -76,14 +77,14 @@ class RunLog:
         if self.enabled:
             self._progress.advance(self._task)
 
-    def interval(self, step: int, values: Line) -> None:
+    def interval(self, interval: Interval) -> None:
         if self._lines % LINES_PER_HEADER == 0:
             self.info(HEADER.format(mfu=f" {'mfu':>6}" if self._on_gpu else ""))
         self._lines += 1
-        self.info(format_interval(values, step, self.total_steps, self._on_gpu))
-        self.record("train", step, values)
+        self.info(format_interval(interval, self.total_steps, self._on_gpu))
+        self.record("train", int(interval.step), msgspec.to_builtins(interval))
 
-    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    def record(self, kind: str, step: int, values: RawLine) -> None:
         """Append a line to metrics.jsonl, and its numbers to the tracker.
 
         Raises UserError: the disk is full or fails.
@@ -116,9 +117,11 @@ class RunLog:
             self.tracker = None
 
 
-def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:
+def _scalars(kind: str, values: RawLine) -> dict[str, float]:
     """Numbers by name: train/loss, train/split/forward, ..."""
-    scalars = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "epoch"}
+    scalars = {
+        f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k not in ("epoch", "step")
+    }
     for key, inner in values.items():
         if isinstance(inner, dict):
             scalars |= {f"{kind}/{key}/{part}": number for part, number in inner.items()}
@@ -128,5 +131,5 @@ def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:
 def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+    kept = [line for line in read_lines(path) if check("it", line, Line).step <= step] if step else []
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -9,12 +9,10 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import EMA, PROBE, RAW
-from fastft.run.chosen_weights import Comparison, count_disagreements
-from fastft.run.evaluations import PAIRED, main_score
+from fastft.run.chosen_weights import Comparison, compare_predictions
+from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
 from fastft.run.prediction_metrics import VALIDATION
 from fastft.run.run_directory import Run
-
-FIRST, SECOND = "first", "second"  # names of two runs in their disagreements
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Judged:
 
     kind: str
     epoch: int
-    score: str
+    score: BestBy
     names: Sequence[str]
     truth: Sequence[str]
     labels_N: np.ndarray
@@ -49,7 +47,7 @@ def read_judged(run: Run) -> Judged | None:
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, BadZipFile, UserError):
         return None
-    wanted = run.weights.get("kind", EMA)
+    wanted = EMA if run.weights is None else run.weights.kind
     kinds = [k for k in (RAW if wanted == PROBE else wanted, EMA, RAW) if f"{k}_predicted" in arrays]
     if not kinds or names is None or len(names) != len(arrays.get("labels", ())):
         return None
@@ -59,7 +57,7 @@ def read_judged(run: Run) -> Judged | None:
         truth = [";".join(classes[k] for k in np.flatnonzero(row)) for row in labels]
     else:
         truth = [classes[k] for k in labels]
-    score = main_score(run.evaluations[-1])
+    score = run.evaluations[-1].best_by
     return Judged(kinds[0], int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
 
 
@@ -73,8 +71,7 @@ def compare_judged(first: Judged, second: Judged) -> tuple[Comparison, int] | No
     if not pairs or first.right.ndim != second.right.ndim or first.right.shape[1:] != second.right.shape[1:]:
         return None
     ours, theirs = np.array(pairs).T
-    right = {SECOND: second.right[theirs], FIRST: first.right[ours]}
-    score = first.score if first.score == second.score else "top1"
-    labels_N = first.labels_N[ours] if score == "balanced_accuracy" else None
-    counts = count_disagreements(right, labels_N)
-    return Comparison.of(counts, SECOND, FIRST, len(pairs), PAIRED[score]), len(pairs)
+    score = first.score if first.score == second.score else TOP1
+    labels_N = first.labels_N[ours] if score == BALANCED_ACCURACY else None
+    paired = compare_predictions(second.right[theirs], first.right[ours], labels_N)
+    return Comparison.of(paired, len(pairs), PAIRED[score]), len(pairs)

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import report_disk_errors
-from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1
+from beton_tools.base.typed_json import Document
+from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1, BestBy
 
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 EVEN = 0.5  # threshold of a label without images
@@ -50,14 +51,12 @@ class Predictions:
         of_class = np.array(thresholds) if thresholds else fit_thresholds(labels, shares)
         return cls(labels, shares >= of_class, shares, shares, labels.shape[1], logits, of_class)
 
-    def set_scores(self, fitted: bool) -> dict[str, Any]:
-        """Multi-label scores. fitted: the thresholds are of these images; F1 has those of the other half."""
-        assert self.thresholds_K is not None
+    def fair_f1(self, fitted: bool) -> float:
+        """Multi-label: macro F1; if the thresholds were fitted to these images, each half has those of the other half."""
         predicted = self.predicted_N.copy()
         for own, other in (HALVES, HALVES[::-1]) if fitted else ():
             predicted[own] = self.confidence_N[own] >= fit_thresholds(self.labels_N[other], self.confidence_N[other])
-        scores = {"map": mean_average_precision(self), "macro_f1": macro_f1(replace(self, predicted_N=predicted))}
-        return scores | ({"thresholds": self.thresholds_K.tolist()} if fitted else {})
+        return macro_f1(replace(self, predicted_N=predicted))
 
     @property
     def right_N(self) -> np.ndarray:
@@ -70,8 +69,7 @@ class Predictions:
         return self.right_N if self.thresholds_K is None else self.labels_N
 
 
-@dataclass(frozen=True)
-class ClassMetrics:
+class ClassMetrics(Document, kw_only=True):
     """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images.
     average_precision (None without images), threshold: multi-label."""
 
@@ -118,13 +116,19 @@ def class_metrics(p: Predictions) -> list[ClassMetrics]:
     with np.errstate(invalid="ignore"):
         columns = right_K / predicted_K, right_K / true_K, 2 * right_K / (true_K + predicted_K), true_K
     metrics = [
-        ClassMetrics(label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None)
+        ClassMetrics(
+            label=label,
+            images=int(images),
+            precision=_percent(precision),
+            recall=_percent(recall),
+            f1=_percent(f1) if images else None,
+        )
         for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
     ]
     if p.thresholds_K is None:
         return metrics
     more = zip(metrics, average_precisions(p), 100 * p.thresholds_K, strict=True)
-    return [replace(one, average_precision=_percent(ap), threshold=float(t)) for one, ap, t in more]
+    return [structs.replace(one, average_precision=_percent(ap), threshold=float(t)) for one, ap, t in more]
 
 
 # multi-label ----------------------------------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ def _percent(value: float) -> float | None:
     return None if np.isnan(value) else 100 * float(value)
 
 
-def deciding_score(multi_label: bool, class_counts: Sequence[int]) -> str:
+def deciding_score(multi_label: bool, class_counts: Sequence[int]) -> BestBy:
     """The score that compares epochs and weights. class_counts: training images by label."""
     present = [count for count in class_counts if count] or [1]
     return MAP if multi_label else BALANCED_ACCURACY if max(present) > IMBALANCED * min(present) else TOP1

@@ -1,146 +1,92 @@
-"""The run directory: its lock, recipe.yaml, choices.json, metrics.jsonl and result.json, written and read, also during a run."""
+"""The run directory: its lock, recipe.yaml and choices.json, and all that is known of a run, also while it trains."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO
 
 import yaml
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError, report_disk_errors
-from beton_tools.base.typed_json import UNSET, Document, Number, Numbers, Positive, Unset, check
-from beton_tools.base.user_files import expand_home, open_own, read_user_file, read_user_text, try_lock
+from beton_tools.base.typed_json import Document
+from beton_tools.base.user_files import expand_home, open_own, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
-from fastft.run.evaluations import main_score
-
-Line = dict[str, Any]
-MAX_BYTES = 1 << 30  # of a file in a run directory; a long run logs some megabytes
-
-
-class _Line(Document):
-    step: Number
-
-
-class _Interval(_Line):
-    """Means over the steps since the previous line."""
-
-    loss: Number
-    lr: Number
-    images_per_second: Positive  # over all processes; without the wait for a process's first batch
-    wait_share: Number  # share of wall time spent waiting for data
-    mfu: Number | None  # model FLOP/s over the device's peak; None if the peak is not known
-    memory_gib: Number  # peak, of the device (GPU) or the process (CPU)
-    seconds_left: Number
-    split: Numbers | Unset = UNSET  # seconds of this process by part (train/timing.py), and its loader's in parallel
-    grad_norm: Number | Unset | None = UNSET  # of the last step, before clipping; None: it overflowed in fp16
-
-
-class _Evaluation(_Line):
-    epoch: Number
-    seconds: Number
-    best_by: Literal["top1", "balanced_accuracy", "map"] | Unset = UNSET
-
-
-class _Checkpoint(_Line):
-    seconds: Number
-
-
-class _Start(Document):
-    world_size: Number | Unset = UNSET
-    precision: str | Unset = UNSET
-    seconds: Number | Unset = UNSET
-
-
-class _Baseline(_Line):
-    images: Number
-    seconds: Number | Unset = UNSET
-
-
-# the lines of metrics.jsonl by their kind; an evaluation also has scores, whose names begin with `raw_` or `ema_`
-LINES: dict[str, type[Document]] = {
-    "train": _Interval,
-    "eval": _Evaluation,
-    "checkpoint": _Checkpoint,
-    "start": _Start,
-    "baseline": _Baseline,
-}
-
-
-class _Weights(Document):
-    """The entry of result.json that says what predict, eval and export take."""
-
-    take: Literal["best", "last", "probe"]
-    kind: Literal["raw", "ema", "probe"]
-    reason: str
-
-
-class _Result(Document):
-    weights: _Weights | None = None
-    stopped: str = ""  # why the training ended before its last epoch
-
+from fastft.run.json_files import read_document, write_document
+from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEvaluation, Start, read_log
+from fastft.run.result import WeightChoice, read_result
 
 RECIPE, CHOICES, LOCK = "recipe.yaml", "choices.json", ".lock"
-SCORES = ("raw_", "ema_", "selection_")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The lines of metrics.jsonl by kind, in order of steps.
+    """A run directory as it is now.
 
-    starts: the hardware and software of each process start. intervals: loss, lr, images_per_second, wait_share, mfu,
-    memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds.
+    Attributes:
+        log: the lines of metrics.jsonl.
+        finished: the training has ended. stopped: why before its last epoch, else "".
+        weights: what predict, eval and export take; None without an evaluation, or before the run has ended.
     """
 
     folder: Path
     recipe: Recipe
-    starts: list[Line]
-    intervals: list[Line]
-    evaluations: list[Line]
-    checkpoints: list[Line]
+    log: Log
     finished: bool
-    baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
-    weights: Line = field(default_factory=dict)  # what predict, eval and export take, of result.json
-    stopped: str = ""  # why the training ended before its last epoch, of result.json
+    weights: WeightChoice | None = None
+    stopped: str = ""
 
     @property
-    def machine(self) -> Line:
-        """The last start line; empty if the trainer wrote none."""
-        return self.starts[-1] if self.starts else {}
+    def intervals(self) -> list[Interval]:
+        return self.log.train
+
+    @property
+    def evaluations(self) -> list[LoggedEvaluation]:
+        return self.log.eval
+
+    @property
+    def baseline(self) -> BaselineLine | None:
+        """The linear probe that the run started from."""
+        return self.log.baseline[-1] if self.log.baseline else None
+
+    @property
+    def machine(self) -> Start:
+        """The last start; without a word if the trainer logged none."""
+        return self.log.start[-1] if self.log.start else Start()
 
     @property
     def on_gpu(self) -> bool:
         """False of a process that says so: the peak of a CPU, and so its MFU, is not known."""
-        return bool(self.machine.get("device_type") != "cpu")
+        return self.machine.device_type != "cpu"
 
     @property
     def steps(self) -> int:
         """Optimiser steps done, as far as logged."""
-        return int(self.intervals[-1]["step"]) if self.intervals else 0
+        return int(self.intervals[-1].step) if self.intervals else 0
 
     @property
     def interval_steps(self) -> list[int]:
         """Optimiser steps of each interval."""
-        return [int(b - a) for a, b in pairwise([0, *(i["step"] for i in self.intervals)])]
+        return [int(b - a) for a, b in pairwise([0, *(i.step for i in self.intervals)])]
 
     @property
     def steps_per_epoch(self) -> int:
-        """From the log, because older versions stored the recipe's train_size, which may not be the file's."""
+        """From the log, as far as there is one: another file than the recipe's may be trained on."""
         if self.evaluations:
             last = self.evaluations[-1]
-            return round(last["step"] / (last["epoch"] + 1))
+            return round(last.step / (last.epoch + 1))
         if not self.intervals:
             return self.recipe.steps_per_epoch()
-        last = self.intervals[-1]
-        left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
-        return max(1, round((last["step"] + left) / self.recipe.epochs))
+        newest = self.intervals[-1]
+        left = newest.seconds_left * newest.images_per_second / self.recipe.optim.batch_size
+        return max(1, round((newest.step + left) / self.recipe.epochs))
 
     @property
     def total_steps(self) -> int:
@@ -166,25 +112,12 @@ def load_run(folder: Path) -> Run:
     if len(sections) < len(stored):
         raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
     result = read_result(folder)
-    recipe = with_moved_data(recipe_from_dict(str(result.get("recipe") or folder.name), sections), folder)
-    lines = read_metrics(folder / "metrics.jsonl")
-    by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
-    try:
-        _check_lines(by_kind)
-    except ValueError as error:
-        raise UserError(f"{folder / 'metrics.jsonl'}: {error}; was it written by fastft train?") from None
-    return Run(
-        folder=folder,
-        recipe=recipe,
-        starts=by_kind["start"],
-        intervals=by_kind["train"],
-        evaluations=by_kind["eval"],
-        checkpoints=by_kind["checkpoint"],
-        finished=bool(result),
-        baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
-        weights=result.get("weights") or {},
-        stopped=result.get("stopped", ""),
-    )
+    name = folder.name if result is None else result.recipe
+    recipe = with_moved_data(recipe_from_dict(name, sections), folder)
+    log = read_log(folder / LOG)
+    if result is None:
+        return Run(folder, recipe, log, finished=False)
+    return Run(folder, recipe, log, finished=True, weights=result.weights, stopped=result.stopped)
 
 
 def with_moved_data(recipe: Recipe, folder: Path) -> Recipe:
@@ -195,73 +128,6 @@ def with_moved_data(recipe: Recipe, folder: Path) -> Recipe:
         if stored and not os.path.lexists(stored) and here.is_file():
             recipe = recipe.with_option(f"data.{name}", str(here))
     return recipe
-
-
-def read_metrics(path: Path) -> list[Line]:
-    """The lines of a metrics.jsonl; lines cut short by a crash are left out.
-
-    Raises UserError: the file cannot be read, or a line is not an object with a step.
-    """
-    if not path.exists():
-        return []
-    data = read_user_file(path, MAX_BYTES, "the metrics.jsonl that fastft train wrote")
-    texts = data.decode("utf-8", "replace").splitlines()  # a crash may leave any bytes at the end
-    lines = []
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        try:
-            check("it", line, _Line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
-        lines.append(line)
-    return lines
-
-
-def _check_lines(by_kind: dict[str, list[Line]]) -> None:
-    """Raise ValueError for values that reports cannot draw."""
-    for kind, lines in by_kind.items():
-        for line in lines:
-            check(f"a '{kind}' line", line, LINES[kind])
-            check(f"a '{kind}' line", {key: line[key] for key in line if key.startswith(SCORES)}, Numbers)
-            if kind == "eval":
-                main = main_score(line)
-                weights = "ema" if f"ema_{main}" in line and f"raw_{main}" not in line else "raw"
-                for score in (main, "samples"):
-                    if f"{weights}_{score}" not in line:
-                        raise ValueError(f"an 'eval' line has no '{weights}_{score}'")
-    if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
-        raise ValueError("the steps of 'train' lines do not increase")
-    if any(b["step"] < a["step"] for a, b in pairwise(by_kind["eval"])):
-        raise ValueError("the steps of 'eval' lines decrease")
-
-
-def read_json(path: Path, kind: Any, advice: str) -> Any:
-    """The content of a JSON file in a run directory; {} if there is none.
-
-    kind: its type, as `typed_json.check` takes it. advice: ends the message, such as "delete it and run again".
-    Raises UserError: the file cannot be read, or has another type.
-    """
-    if not os.path.lexists(path):
-        return {}
-    try:
-        document = json.loads(read_user_text(path, MAX_BYTES, f"the {path.name} of a run, or {advice}"))
-        check(path.name, document, kind)
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {advice}") from None
-    return document
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The content of a run's result.json; empty if the run has not ended.
-
-    Raises UserError: the file cannot be read, or is not as the trainer writes it.
-    """
-    advice = "delete it and run the same fastft train again"
-    result: dict[str, Any] = read_json(folder / "result.json", _Result, advice)
-    return result
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -315,8 +181,7 @@ class _Choices(Document):
 
 def write_choices(folder: Path, choices: Sequence[Choice], request: str) -> None:
     """Write choices.json: the values that were decided, with their reasons and evidence. request: what the run is asked for."""
-    content = {"request": request, "choices": [asdict(choice) for choice in choices]}
-    write_text(folder / CHOICES, json.dumps(content, indent=1))
+    write_document(folder / CHOICES, _Choices(request=request, choices=list(choices)))
 
 
 def read_choices(folder: Path, request: str | None = None) -> dict[str, Choice] | None:
@@ -325,11 +190,7 @@ def read_choices(folder: Path, request: str | None = None) -> dict[str, Choice] 
     Raises:
         UserError: the file cannot be read.
     """
-    stored = read_json(folder / CHOICES, _Choices, "delete it and run the same command again")
-    if not stored or request not in (None, stored["request"]):
+    stored = read_document(folder / CHOICES, _Choices, "delete it and run the same command again")
+    if stored is None or request not in (None, stored.request):
         return None
-    return {entry["option"]: Choice(**entry) for entry in stored["choices"]}
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    write_text(folder / "result.json", json.dumps(result, indent=1))
+    return {choice.option: choice for choice in stored.choices}

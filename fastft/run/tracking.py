@@ -4,17 +4,15 @@ Where the last two write is set by their own environment variables (WANDB_PROJEC
 """
 
 import importlib
-import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document
-from fastft.run.run_directory import read_json
+from fastft.run.json_files import read_document, write_document
 
 PROJECT, TENSORBOARD = "fastft", "tensorboard"
 FAILED = 1  # exit code that marks a wandb run as failed
@@ -45,7 +43,8 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
     if kind == TENSORBOARD:  # what earlier files of the folder hold of later steps is discarded
         return _TensorBoard(library.SummaryWriter(str(folder / kind), purge_step=steps_done + 1))
     stored = folder / f"{kind}.json"
-    known = read_json(stored, _Record, "delete it to begin a new record").get("id")
+    record = read_document(stored, _Record, "delete it to begin a new record")
+    known = None if record is None else record.id
     try:
         tracker: Any = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
     except Exception as error:  # network, log-in, ...
@@ -55,7 +54,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
         _log.warning("%s: this process does not log to it", reason)
         return None
     if known is None:
-        write_text(stored, json.dumps({"id": tracker.id}))
+        write_document(stored, _Record(id=tracker.id))
     return tracker
 
 

@@ -4,16 +4,19 @@ A kernel that writes to memory that is not its own can end the process, or leave
 written down before it is tried, and the next start of the run finds it there.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from beton_tools.base.atomic import write_text
+from beton_tools.base.typed_json import Document
 from fastft.machine.exits import GpuLost
-from fastft.run.run_directory import read_json
+from fastft.run.json_files import read_document, write_document
 
 FILE = "step_trials.json"
+
+
+class _Ended(Document):
+    candidates: list[str]
 
 
 class TrialRecord:
@@ -22,7 +25,8 @@ class TrialRecord:
     def __init__(self, folder: Path) -> None:
         """Raises UserError: the file cannot be read."""
         self.path = folder / FILE
-        self.ended: tuple[str, ...] = tuple(read_json(self.path, list[str], "delete it and run the same command again"))
+        stored = read_document(self.path, _Ended, "delete it and run the same command again")
+        self.ended: tuple[str, ...] = () if stored is None else tuple(stored.candidates)
 
     @contextmanager
     def trying(self, candidate: str) -> Iterator[None]:
@@ -39,6 +43,6 @@ class TrialRecord:
 
     def _write(self, candidates: tuple[str, ...]) -> None:
         if candidates:
-            write_text(self.path, json.dumps(candidates))
+            write_document(self.path, _Ended(candidates=list(candidates)))
         else:
             self.path.unlink(missing_ok=True)

@@ -6,10 +6,9 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -19,6 +18,8 @@ from fastft.recipe.schema import Train as TrainOptions
 from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
+    ModelState,
+    State,
     check_tensors,
     forms,
     keep_only,
@@ -29,6 +30,7 @@ from fastft.run.checkpoint import (
     step_of,
     write_checkpoint,
 )
+from fastft.run.evaluations import Evaluation
 from fastft.train.progress import Progress
 from fastft.train.step import Step
 
@@ -57,7 +59,7 @@ class Checkpointing:
         """True if there is something to restore."""
         return bool(self._existing)
 
-    def restore(self, step: Step, steps_per_epoch: int, refuse_other: Callable[[Mapping[str, Any]], None]) -> Progress:
+    def restore(self, step: Step, steps_per_epoch: int, refuse_other: Callable[[ModelState], None]) -> Progress:
         """Load the newest undamaged checkpoint into `step`; those after it are listed in `damaged`.
 
         refuse_other: raises UserError if a checkpoint's state is from another run.
@@ -73,7 +75,7 @@ class Checkpointing:
             except Damaged as error:
                 self.damaged.append(error)
                 continue
-            if scaler := checkpoint.state["scaler"]:  # empty if it was trained without one, in bf16 or fp32
+            if scaler := checkpoint.state.scaler:  # empty if it was trained without one, in bf16 or fp32
                 step.scaler.load_state_dict(scaler)
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
@@ -81,7 +83,7 @@ class Checkpointing:
             f"every checkpoint in {self.folder} is damaged ({reason}); restore one, or remove the folder to start anew"
         )
 
-    def prepare_folder(self, best: Mapping[str, Any] | None) -> None:
+    def prepare_folder(self, best: Evaluation | None) -> None:
         """Make the folder; set damaged checkpoints aside, and remove those of best epochs but that of `best`.
 
         best: the evaluation that the restored state names. Another best checkpoint was written just before the process was
@@ -90,7 +92,7 @@ class Checkpointing:
         self.folder.mkdir(exist_ok=True)
         for error in self.damaged:
             set_aside(error.path)
-        if best is not None and (recorded := self._best_path(best["epoch"])).is_dir():
+        if best is not None and (recorded := self._best_path(best.epoch)).is_dir():
             keep_only(recorded)
 
     def _best_path(self, epoch: int) -> Path:
@@ -104,12 +106,10 @@ class Checkpointing:
         by_clock = bool(minutes) and time.monotonic() - self._last_save > 60 * minutes
         return by_clock or (bool(every) and global_step % every == 0)
 
-    def save(
-        self, step: Step, progress: Progress, global_step: int, run: Mapping[str, Any], best: bool = False
-    ) -> None:
+    def save(self, step: Step, progress: Progress, global_step: int, run: ModelState, best: bool = False) -> None:
         """Start to write a checkpoint.
 
-        run: the constant part of the state (`describe_model`). best: also keep these weights as those of the best epoch.
+        run: the constant part of the state (`describe_run`). best: also keep these weights as those of the best epoch.
         Raises UserError: the previous checkpoint could not be written.
         """
         self._last_save = time.monotonic()
@@ -120,7 +120,7 @@ class Checkpointing:
             group: {name: torch.empty(x.shape, dtype=x.dtype).copy_(x.detach()) for name, x in named.items()}
             for group, named in step_tensors(step).items()
         }
-        state = {**run, "progress": asdict(progress), "scaler": step.scaler.state_dict()}
+        state = State.of(run, progress=progress.frozen(), scaler=step.scaler.state_dict())
         evaluation = progress.evaluations[-1] if best else None
         self._pending = self._writer.submit(self._write, global_step, run, state, tensors, evaluation)
 
@@ -148,14 +148,16 @@ class Checkpointing:
     def _write(
         self,
         global_step: int,
-        run: Mapping[str, Any],
-        state: Mapping[str, Any],
-        tensors: Mapping[str, Any],
-        evaluation: Mapping[str, Any] | None,
+        run: ModelState,
+        state: State,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        evaluation: Evaluation | None,
     ) -> None:
         if evaluation is not None:
-            best = self._best_path(evaluation["epoch"])
-            write_checkpoint(best, {**run, "evaluation": evaluation}, {"model": tensors.get("ema", tensors["model"])})
+            best = self._best_path(evaluation.epoch)
+            write_checkpoint(
+                best, State.of(run, evaluation=evaluation), {"model": tensors.get("ema", tensors["model"])}
+            )
         write_checkpoint(self.folder / f"step-{global_step:08}", state, tensors)
         if evaluation is not None:
             keep_only(best)
@@ -164,8 +166,7 @@ class Checkpointing:
 
 def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
     """The progress of a checkpoint, whose position must be the one in its name."""
-    stored = checkpoint.state["progress"]
-    progress = Progress(**{f.name: stored[f.name] for f in fields(Progress) if f.name in stored})
+    progress = Progress(**msgspec.structs.asdict(checkpoint.state.progress or Progress()))
     position = progress.epoch * steps_per_epoch + progress.step
     if progress.step >= steps_per_epoch or position != step_of(checkpoint.path):
         raise Damaged(checkpoint.path, f"its progress is epoch {progress.epoch}, step {progress.step}")

@@ -7,8 +7,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from beton_tools import __version__
 from beton_tools.base.console import format_duration
 from fastft.cost.work import evaluated_models, recipe_flops
 from fastft.data.loader import TrainLoader
-from fastft.evaluate.scores import Scores
+from fastft.evaluate.scores import Evaluated
 from fastft.machine.distributed import World
 from fastft.machine.exits import Preempted
 from fastft.machine.facts import cpu_name
@@ -25,10 +25,12 @@ from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
 from fastft.run.baseline import Baseline
-from fastft.run.evaluations import BALANCED_ACCURACY, SELECTION, flatten
+from fastft.run.checkpoint import Logged
+from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, flatten
+from fastft.run.metrics_lines import LOG, Interval, RawLine, Start, read_lines
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
-from fastft.run.run_directory import read_metrics, write_recipe
+from fastft.run.run_directory import write_recipe
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.setup import Setup
 from fastft.train.step import Step
@@ -59,7 +61,7 @@ class Meter:
         self._split.clear()
         self._began = time.monotonic()
 
-    def mark_batch(self, logged: dict[str, Any] | None) -> None:
+    def mark_batch(self, logged: Logged | None) -> None:
         """End the wait for a batch; that for a process's first batch is counted as `start`, in no interval.
 
         logged: the interval of the checkpoint that the process continues from (`state_dict`).
@@ -78,33 +80,29 @@ class Meter:
         self._began += seconds
         self.paused += seconds
 
-    def state_dict(self) -> dict[str, Any]:
-        """The interval so far: steps, loss_sum (mean over processes), seconds without pauses and those of them that waited for
-        data, seconds by part (train/timing.py).
-
-        A checkpoint stores it: after a resume, the log line covers all steps of its interval.
-        """
+    def state_dict(self) -> Logged:
+        """The interval so far. A checkpoint stores it: after a resume, the log line covers all steps of its interval."""
         loss_sum = self._world.sum(self._step.loss_sum / self._world.size).item()
         seconds = time.monotonic() - self._began  # after .item(), which waits for the device
         for part, spent in (self._step.split.collect() | self._loader.pop_timings()).items():
             self._split[part] += spent
-        return {
-            "steps": self.steps,
-            "loss_sum": loss_sum,
-            "seconds": seconds,
-            "waited": self._loader.wait_seconds,
-            "split": dict(self._split),
-        }
+        return Logged(
+            steps=self.steps,
+            loss_sum=loss_sum,
+            seconds=seconds,
+            waited=self._loader.wait_seconds,
+            split=dict(self._split),
+        )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Logged) -> None:
         """Inverse of `state_dict`, on an interval that has just begun."""
-        if state["steps"] == 0:
+        if state.steps == 0:
             return
-        self.steps = state["steps"]
-        self._step.loss_sum += state["loss_sum"]
-        self._loader.wait_seconds = state["waited"]
-        self._split.update(state["split"])
-        self._began -= state["seconds"]
+        self.steps = state.steps
+        self._step.loss_sum += state.loss_sum
+        self._loader.wait_seconds = state.waited
+        self._split.update(state.split)
+        self._began -= state.seconds
 
 
 class Reporter:
@@ -138,7 +136,8 @@ class Reporter:
             left_out = s.validation.loaders[-1].num_samples
             self.say(f"{left_out:,} training images are left out and choose epoch and weights (data.selection_share)")
         seconds = time.monotonic() - s.began
-        self.record("start", step, describe_process(s.world, s.precision) | decision.as_dict() | {"seconds": seconds})
+        started = msgspec.to_builtins(describe_process(s.world, s.precision, seconds))
+        self.record("start", step, started | decision.as_dict())
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
             self.say(f"{name} is damaged ({damaged.reason}): renamed to damaged-{name}, using an older one")
@@ -146,9 +145,9 @@ class Reporter:
             self.say(f"continuing after step {step} of {s.total_steps}")
 
     def baseline(self, baseline: Baseline) -> None:
-        values = baseline.as_dict()
-        made = {key: value for key, value in values.items() if key not in ("raw", SELECTION)}
-        self.record("baseline", 0, made | flatten(values))
+        scores = ByWeights(raw=baseline.raw), baseline.selection
+        made: RawLine = {name: getattr(baseline, name) for name in ("images", "penalty", "scale", "seconds")}
+        self.record("baseline", 0, {**made, **flatten(*scores)})
         self.say(describe_baseline(baseline, self._setup.validation.best_by))
 
     def interval(self, epoch: int, step: int, lr: float) -> float:
@@ -156,25 +155,25 @@ class Reporter:
         s, now = self._setup, self.meter.state_dict()
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
-        rate = now["steps"] * batch / now["seconds"]
+        rate = now.steps * batch / now.seconds
         achieved = rate / s.world.size * self._flops
         if self._peak is not None and s.world.device.type == "cpu":
             self._peak = max(self._peak, achieved)  # measured while other processes took the cores
-        line = {
-            "epoch": epoch,
-            "loss": now["loss_sum"] / now["steps"],
-            "lr": lr,
-            "grad_norm": norm if math.isfinite(norm := float(s.step.grad_norm)) else None,
-            "images_per_second": rate,
-            "wait_share": now["waited"] / now["seconds"],
-            "mfu": None if self._peak is None else achieved / self._peak,
-            "memory_gib": peak_memory(s.world.device) / 2**30,
-            "seconds_left": (s.total_steps - step) * batch / rate,
-            "split": now["split"],
-        }
-        self._log.interval(step, line)
+        self._log.interval(Interval(
+            step=step,
+            epoch=epoch,
+            loss=now.loss_sum / now.steps,
+            lr=lr,
+            grad_norm=norm if math.isfinite(norm := float(s.step.grad_norm)) else None,
+            images_per_second=rate,
+            wait_share=now.waited / now.seconds,
+            mfu=None if self._peak is None else achieved / self._peak,
+            memory_gib=peak_memory(s.world.device) / 2**30,
+            seconds_left=(s.total_steps - step) * batch / rate,
+            split=now.split,
+        ))  # fmt: skip
         self.meter.reset()
-        return float(now["seconds"])
+        return now.seconds
 
     def advance(self, step: int, evaluations: int) -> None:
         """Count a step; on a CPU say once how long the rest will take. step, evaluations: done so far."""
@@ -201,12 +200,14 @@ class Reporter:
                 "--model.arch or --model.image_size, takes less too; start anew with another --train.run_dir"
             )
 
-    def evaluation(self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int) -> None:
+    def evaluation(self, entry: Evaluation, evaluated: Mapping[str, Evaluated], seconds: float, step: int) -> None:
         self.meter.pause(seconds)
-        self.record("eval", step, {"epoch": entry["epoch"], "seconds": seconds, **flatten(entry)})
+        self.record(
+            "eval", step, {"epoch": entry.epoch, "seconds": seconds, **flatten(entry, entry.selection, entry.best_by)}
+        )
         if self._setup.world.is_main:
-            kept = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
-            write_validation(self._setup.folder, entry["epoch"], kept)
+            kept = {weights: of_weights.predictions for weights, of_weights in evaluated.items()}
+            write_validation(self._setup.folder, entry.epoch, kept)
         self.say(describe_evaluation(entry))
 
     def checkpoint(self, seconds: float, step: int) -> None:
@@ -220,7 +221,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
     """Open the run directory for writing; nothing in it is changed before."""
     replaced = False
     if setup.world.is_main:
-        earlier = [] if setup.checkpoints.exist else read_metrics(setup.folder / "metrics.jsonl")
+        earlier = [] if setup.checkpoints.exist else read_lines(setup.folder / LOG)
         replaced = any(line["step"] for line in earlier)
         setup.checkpoints.prepare_folder(setup.progress.best())
         write_recipe(setup.folder, setup.recipe)  # a resume may have other paths and intervals
@@ -240,19 +241,20 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
     log.close()
 
 
-def describe_process(world: World, precision: Precision) -> dict[str, Any]:
-    """Device, cores, threads and versions: the 'start' line of metrics.jsonl."""
+def describe_process(world: World, precision: Precision, seconds: float) -> Start:
+    """Device, cores, threads and versions; seconds: of its set-up."""
     on_gpu = world.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(world.device) if on_gpu else cpu_name(),
-        "device_type": world.device.type,
-        "world_size": world.size,
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-        "precision": precision.name,
-        "fastft": __version__,
-        "torch": torch.__version__,
-    }
+    return Start(
+        device=torch.cuda.get_device_name(world.device) if on_gpu else cpu_name(),
+        device_type=world.device.type,
+        world_size=world.size,
+        cores=len(os.sched_getaffinity(0)),
+        torch_threads=torch.get_num_threads(),
+        precision=precision.name,
+        fastft=__version__,
+        torch=str(torch.__version__),
+        seconds=seconds,
+    )
 
 
 def peak_memory(device: torch.device) -> int:

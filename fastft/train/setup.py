@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from msgspec.structs import replace as replace_fields
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
@@ -36,14 +38,14 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import NONE, PROBE
 from fastft.recipe.training_images import Images, with_images
 from fastft.run.baseline import Baseline, read_baseline
-from fastft.run.checkpoint import list_checkpoints
+from fastft.run.checkpoint import ModelState, list_checkpoints, model_state
 from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.micro_batch import MicroBatches, divide_batch
-from fastft.train.progress import Progress, describe_model
+from fastft.train.progress import Progress
 from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
 from fastft.train.validation import Validation
@@ -114,7 +116,7 @@ class Setup:
         """Values that must be equal in every process, by their name in error messages."""
         loaders = [self.loader, *self.validation.loaders]
         # files may have other names on other hosts
-        data = [{k: v for k, v in loader.content.items() if k != "files"} for loader in loaders]
+        data = [msgspec.to_builtins(replace_fields(loader.content, files=[])) for loader in loaders]
         return {
             "checkpoints": str(self.position(self.progress)),
             "data": json.dumps(data, sort_keys=True),
@@ -174,10 +176,10 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     return replace(setup, micro_batches=halves)
 
 
-def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation) -> dict[str, Any]:
+def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation) -> ModelState:
     """The constant part of a checkpoint's state."""
-    data = loader.content | {"val": {} if recipe.data.val is None else validation.loaders[0].content}
-    return describe_model(recipe, model.visual.arch, loader.class_names, data, loader.class_counts)
+    val = None if recipe.data.val is None else validation.loaders[0].content
+    return model_state(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts, val)
 
 
 def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:

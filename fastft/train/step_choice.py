@@ -25,6 +25,7 @@ from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
+from fastft.run.checkpoint import StoredStep
 from fastft.run.trial_record import TrialRecord
 from fastft.train.step import COMPILED, MODES, Step, StepChoice
 
@@ -111,19 +112,19 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def stored_choice(stored: Mapping[str, Any] | None, device: str) -> StepChoice | None:
+def stored_choice(stored: StoredStep | None, device: str) -> StepChoice | None:
     """The choice that a checkpoint records, if it was made for the same kind of device and this version knows it."""
-    if stored is None or stored["device"] != device:
+    if stored is None or stored.device != device:
         return None
-    known = stored["mode"] in MODES and stored["attention"] in ("auto", *ATTENTION_KERNELS)
-    return StepChoice(stored["mode"], stored["attention"]) if known else None
+    known = stored.mode in MODES and stored.attention in ("auto", *ATTENTION_KERNELS)
+    return StepChoice(stored.mode, stored.attention) if known else None
 
 
 def choose_step(
     recipe: Recipe,
     step: Step,
     micro_batch: int,
-    stored: Mapping[str, Any] | None,
+    stored: StoredStep | None,
     *,
     reserve_bytes: int,
     say: Callable[[str], None],

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,6 +11,7 @@ from beton_tools.base.errors import UserError
 from fastft.machine.distributed import World
 from fastft.machine.preempt import SignalGuard
 from fastft.recipe import Recipe
+from fastft.run.result import Result
 from fastft.train.reporting import open_log
 from fastft.train.setup import Setup, build_setup, halve_if_too_large, out_of_memory
 from fastft.train.trainer import Trainer
@@ -19,7 +19,7 @@ from fastft.train.trainer import Trainer
 HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
 
 
-def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, deadline: float) -> dict[str, Any]:
+def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, deadline: float) -> Result:
     """Train a final recipe, or continue its run directory; returns the content of `result.json`.
 
     The run directory, which the caller holds, has what the stages before wrote; `fastft.jobs.run` carries out all of them.
@@ -57,7 +57,7 @@ def _set_up(recipe: Recipe, world: World, guard: SignalGuard, deadline: float, c
         yield halve_if_too_large(setup, say)
 
 
-def _fit(trainer: Trainer) -> dict[str, Any]:
+def _fit(trainer: Trainer) -> Result:
     """Train; an error that only this process can meet is published to the others."""
     try:
         return trainer.fit()

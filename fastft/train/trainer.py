@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fastft.augment.mix import smoothed_targets
 from fastft.data.loader import Batch
@@ -14,8 +14,9 @@ from fastft.machine.exits import Preempted, TimeUp
 from fastft.optim import set_lr
 from fastft.recipe import Recipe
 from fastft.run import profile
+from fastft.run.checkpoint import StoredStep
 from fastft.run.metrics_log import RunLog
-from fastft.run.run_directory import write_result
+from fastft.run.result import RESULT, Result, write_result
 from fastft.run.trial_record import TrialRecord
 from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.progress import conclusion, describe_unfinished, summarise
@@ -47,11 +48,11 @@ class Trainer:
     def global_step(self) -> int:
         return self.setup.position(self.progress)
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> Result:
         """Train to the end; returns the content of result.json."""
         self._start()
         if self.world.is_main and not self._is_done():  # of a run that had ended and has more epochs now
-            (self.setup.folder / "result.json").unlink(missing_ok=True)
+            (self.setup.folder / RESULT).unlink(missing_ok=True)
         if self._is_evaluation_due():  # a signal interrupted it
             self._finish_epoch()
         with closing(self.profiler):
@@ -84,7 +85,7 @@ class Trainer:
         decision = choose_step(
             recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say, record=record
         )
-        self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
+        self.progress.step_choice = StoredStep(**asdict(decision.choice), device=device_name(self.world.device))
         self.reporter.start(decision, self.global_step)
         self.step.connect(decision.choice)
         if self.global_step == 0 and s.baseline is not None:
@@ -159,9 +160,9 @@ class Trainer:
         s = self.setup
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
-        scores, selection = s.validation.evaluate_step(self.step)
-        entry = self.progress.add(epoch, scores, s.validation.best_by, selection, s.baseline)
-        self.reporter.evaluation(entry, scores, time.monotonic() - began, self.global_step)
+        evaluated, selection = s.validation.evaluate_step(self.step)
+        entry = self.progress.add(epoch, evaluated, s.validation.best_by, selection, s.baseline)
+        self.reporter.evaluation(entry, evaluated, time.monotonic() - began, self.global_step)
         return self.progress.best() is entry
 
     # checkpoints ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from fastft.data.loader import EvalLoader
-from fastft.evaluate.scores import KEPT_IN_TRAINING, Scores, evaluate
+from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.recipe import Recipe
@@ -35,7 +35,7 @@ class Validation:
         self.only_ema, self.num_classes = recipe.train.eval_weights == "ema", recipe.data.num_classes
         self.best_by = deciding_score(recipe.data.multi_label, class_counts)
 
-    def evaluate_step(self, step: Step) -> tuple[dict[str, Scores], dict[str, Scores] | None]:
+    def evaluate_step(self, step: Step) -> tuple[dict[str, Evaluated], dict[str, Evaluated] | None]:
         """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
 
         Raises EvaluationStopped: a stop was requested.
@@ -50,7 +50,7 @@ class Validation:
             ]
         return scores[0], scores[1] if len(scores) > 1 else None
 
-    def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Scores]:
+    def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Evaluated]:
         """Scores of each model. Raises EvaluationStopped: a stop was requested."""
         with_logits = loader.num_samples * self.num_classes <= KEPT_IN_TRAINING
         scores = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)

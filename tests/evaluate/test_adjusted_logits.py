@@ -24,6 +24,7 @@ from fastft.export import FORMATS, export_checkpoint
 from fastft.export.card import _temperature
 from fastft.export.to_safetensors import load
 from fastft.report.run_report import headline
+from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import describe_evaluation
 from tests.export.test_export import CLIP, OUTS
@@ -53,7 +54,7 @@ def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imba
     figures = f"balanced accuracy {scores[-1]:.2f} %, top-1 {result['last']['ema']['top1']:.2f} %"
     assert figures in repr(fastft.load(imbalanced / "run"))
     assert headline(load_run(imbalanced / "run"))[0]["label"] == "EMA balanced accuracy"
-    assert describe_evaluation(result["last"]).startswith("epoch 2: balanced accuracy raw ")
+    assert describe_evaluation(read_result(imbalanced / "run").last).startswith("epoch 2: balanced accuracy raw ")
 
 
 def test_a_balanced_run_is_judged_by_top1(whole):
@@ -113,9 +114,9 @@ def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced):
     plain, adjusted = (
         evaluate_checkpoint(imbalanced / "run", None, "cpu", logit_adjustment=on) for on in (False, True)
     )
-    counts = [np.array(scores["confusion_matrix"]).sum(0) for scores in (plain, adjusted)]
-    assert counts[1][1] >= counts[0][1] and adjusted["loss"] != plain["loss"]
-    assert adjusted["logit_adjustment"] and not plain["logit_adjustment"]
+    counts = [np.array(scores.confusion_matrix).sum(0) for scores in (plain, adjusted)]
+    assert counts[1][1] >= counts[0][1] and adjusted.loss != plain.loss
+    assert adjusted.logit_adjustment and not plain.logit_adjustment
 
 
 def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced):

@@ -70,8 +70,8 @@ def test_the_best_alpha_on_the_first_file_is_kept_and_the_file_is_named(whole, t
     assert (result["selection"], len(result["rows"][0]["files"])) == (tiny["data.val"], 2)
     # the figures are those of fastft eval, of the average and of the model at the end of the curve
     for file in result["chosen"]["files"]:
-        assert evaluate_checkpoint(out, Path(file["data"]), "cpu")["top1"] == pytest.approx(file["top1"])
-    assert evaluate_checkpoint(whole, None, "cpu")["top1"] == pytest.approx(top1[-1])
+        assert evaluate_checkpoint(out, Path(file["data"]), "cpu").top1 == pytest.approx(file["top1"])
+    assert evaluate_checkpoint(whole, None, "cpu").top1 == pytest.approx(top1[-1])
 
 
 def test_the_average_is_predicted_with_and_exported(whole, other, tiny, tmp_path, capsys):
@@ -107,7 +107,7 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(whole, other, tiny, tmp_pa
         if soups[name] >= best:
             kept, best = [*kept, name], soups[name]
     assert result["members"] == kept and result["chosen"]["files"][0]["top1"] == best
-    assert evaluate_checkpoint(tmp_path / "soup", None, "cpu")["top1"] == pytest.approx(best)
+    assert evaluate_checkpoint(tmp_path / "soup", None, "cpu").top1 == pytest.approx(best)
 
 
 def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp_path, monkeypatch, capsys):
@@ -117,7 +117,7 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp
     out = tmp_path / "out"
     command = ["start", whole, "--alpha", "1"]
     with monkeypatch.context() as patched:
-        patched.setattr(weight_average, "write_text", full)
+        patched.setattr(weight_average, "write_document", full)
         assert main(["average", *map(str, command), "--out", str(out), "--device", "cpu"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith("out cannot be written (No space left on device); nothing is kept")

@@ -1,20 +1,22 @@
-"""Evaluation of a checkpoint: figures, tables, several files; the assessment for a report; embeddings in a file."""
+"""Evaluation of a checkpoint: figures, tables, several files; the predictions of a report; embeddings in a file."""
 
 import csv
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.evaluate.assessment import assess_run
 from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
+from fastft.evaluate.run_predictions import predict_validation
 from fastft.evaluate.trained import load_trained
 from fastft.run.run_directory import load_run
 from tests.train.runs import run
@@ -24,24 +26,22 @@ CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 
 
 def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model):
-    found, _ = assess_run(load_run(run_of_random_model), insist=True)
+    found, _ = predict_validation(load_run(run_of_random_model), insist=True)
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu")
     assert found is not None and found.mistakes.images == 36
-    assert 100 * (1 - found.mistakes.wrong / 36) == pytest.approx(scores["top1"])
-    assert found.weights == scores["weights"]
+    assert 100 * (1 - found.mistakes.wrong / 36) == pytest.approx(scores.top1)
+    assert found.report.weights == scores.weights
     assert all(m.image.startswith("data:image/jpeg") for m in found.mistakes.most_confident)
     assert all(m.file.startswith(f"{m.truth}/") for m in found.mistakes.most_confident)
-    assert {**found.scores, "data": scores["data"]} == {k: v for k, v in scores.items() if k != "logit_adjustment"}
-    assert found.calibration.plain.ece == pytest.approx(scores["ece"], abs=1e-3)
-    assert found.calibration.temperature == pytest.approx(scores["temperature"], rel=1e-3)
-    confused = np.array(scores["confusion_matrix"]) * (1 - np.eye(6, dtype=int))
-    assert [c["confused"] for c in scores["classes"]] == confused.max(1).tolist()
-    for c, row in zip(scores["classes"], confused, strict=True):
-        assert (
-            c["confused_with"] == scores["classes"][row.argmax()]["name"] if row.any() else c["confused_with"] is None
-        )
-    assert sum(scores["reliability"]["images"]) == 36
-    assert len(scores["reliability"]["accuracy"]) == len(scores["reliability"]["confidence"]) == 15
+    assert structs.replace(found.report, data=scores.data, logit_adjustment=False) == scores
+    assert found.calibration.plain.ece == pytest.approx(scores.ece, abs=1e-3)
+    assert found.calibration.temperature == pytest.approx(scores.temperature, rel=1e-3)
+    confused = np.array(scores.confusion_matrix) * (1 - np.eye(6, dtype=int))
+    assert [c.confused for c in scores.classes] == confused.max(1).tolist()
+    for c, row in zip(scores.classes, confused, strict=True):
+        assert c.confused_with == scores.classes[row.argmax()].name if row.any() else c.confused_with is None
+    assert sum(scores.reliability.images) == 36
+    assert len(scores.reliability.accuracy) == len(scores.reliability.confidence) == 15
 
 
 def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_random_model, tmp_path):
@@ -53,17 +53,17 @@ def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_rand
     assert {row["file"] for row in rows} == {f"{name}/{k:02}.png" for name in CLASSES for k in range(6)}
     assert all(row["file"].startswith(row["class"] + "/") for row in rows)
     right = sum(row["class"] == row["predicted"] for row in rows)
-    assert 100 * right / 36 == pytest.approx(scores["top1"])
+    assert 100 * right / 36 == pytest.approx(scores.top1)
     assert all(float(r["class_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
 
 
 def test_missing_validation_data_is_a_note_or_with_insist_an_error(run_of_random_model, tmp_path):
     text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")
     (tmp_path / "recipe.yaml").write_text(text)
-    found, why = assess_run(load_run(tmp_path), insist=False)
+    found, why = predict_validation(load_run(tmp_path), insist=False)
     assert found is None and "gone.beton" in why
     with pytest.raises(UserError):
-        assess_run(load_run(tmp_path), insist=True)
+        predict_validation(load_run(tmp_path), insist=True)
 
 
 PRESENT = ("astronaut", "coffee", "rocket")
@@ -90,14 +90,14 @@ def test_only_the_classes_with_images_are_ranked(run_of_random_model, subset):
     assert (among_all != among_present).any()  # otherwise this would show nothing
     for only, predicted, classes in ((False, among_all, 6), (True, among_present, 3)):
         scores = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=only)
-        assert scores["top1"] == pytest.approx(100 * (predicted == found.labels_N).mean())
-        assert scores["ranked_classes"] == classes
-        assert ("top5" in scores) == (classes > 5)
+        assert scores.top1 == pytest.approx(100 * (predicted == found.labels_N).mean())
+        assert scores.ranked_classes == classes
+        assert (scores.top5 is not None) == (classes > 5)
     logits_NP = found.logits_NK[:, present] - found.logits_NK[:, present].max(1, keepdims=True)
     truth_N = logits_NP[np.arange(12), [present.index(label) for label in found.labels_N]]
     loss = (np.log(np.exp(logits_NP).sum(1)) - truth_N).mean()
-    assert scores["loss"] == pytest.approx(loss, rel=1e-5)
-    assert np.isfinite([scores["ece"], scores["ece_scaled"], scores["temperature"]]).all()
+    assert scores.loss == pytest.approx(loss, rel=1e-5)
+    assert np.isfinite([scores.ece, scores.ece_scaled, scores.temperature]).all()
 
 
 def test_several_files_make_one_table(run_of_random_model, subset, refused, capsys):
@@ -113,7 +113,7 @@ def test_several_files_make_one_table(run_of_random_model, subset, refused, caps
     assert [scores["data"] for scores in listed] == [str(file) for file in files]
     assert [scores["ranked_classes"] for scores in listed] == [6, 3]
     alone = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=True)
-    assert listed[1] == json.loads(json.dumps(alone))
+    assert listed[1] == msgspec.to_builtins(alone)
     assert "--csv is a table of one file" in refused([*command, "--csv=a.csv"])
 
 

@@ -49,11 +49,11 @@ def trained(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_evaluation_does_not_need_the_architecture_file(trained, tiny):
-    evaluation = read_checkpoint(find_checkpoint(trained)).state["evaluation"]
+    evaluation = read_checkpoint(find_checkpoint(trained)).state.evaluation
     scores = evaluate_checkpoint(trained, None, "cpu", weights="best")
-    assert scores["samples"] == 20
-    assert scores["top1"] == evaluation["ema"]["top1"]
-    assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)
+    assert scores.samples == 20
+    assert scores.top1 == evaluation.ema.top1
+    assert scores.loss == pytest.approx(evaluation.ema.loss, rel=1e-5)
 
 
 def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photographs, tmp_path, capsys):

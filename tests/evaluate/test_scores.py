@@ -7,9 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data.loader import Batch
-from fastft.evaluate.scores import Scores, evaluate
+from fastft.evaluate.scores import Evaluated, evaluate
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
+from fastft.run.evaluations import Scores
+from fastft.run.prediction_metrics import Predictions
 from fastft.train.progress import Progress
 from tests.written import predictions_of
 
@@ -29,12 +31,12 @@ def test_of_equal_logits_the_lower_class_counts_everywhere(classes):
     """Logits in half precision are often equal."""
     logits = torch.randint(3, (200, classes), generator=torch.Generator().manual_seed(0)).float()
     labels = torch.randint(classes, (200,), generator=torch.Generator().manual_seed(1))
-    (scores,) = evaluate(
+    (found,) = evaluate(
         [nn.Identity()], batches(logits, labels, 64), WORLD, Precision(torch.float32, "cpu"), with_logits=True
     )
     want = predictions_of(logits.numpy(), labels.numpy())
-    np.testing.assert_array_equal(scores.predictions.predicted_N, want.predicted_N)
-    assert scores.top1 == pytest.approx(100 * want.right_N.mean())
+    np.testing.assert_array_equal(found.predictions.predicted_N, want.predicted_N)
+    assert found.scores.top1 == pytest.approx(100 * want.right_N.mean())
 
 
 def test_every_model_is_scored_in_one_pass_and_its_mode_restored():
@@ -42,9 +44,9 @@ def test_every_model_is_scored_in_one_pass_and_its_mode_restored():
     right, wrong = nn.Identity(), nn.Linear(4, 4)
     nn.init.zeros_(wrong.weight)
     wrong.train()
-    scores = evaluate([right, wrong], iter(batches(logits, labels, 2)), WORLD, Precision(torch.float32, "cpu"))
-    assert [s.top1 for s in scores] == [100, pytest.approx(25, abs=25)]
-    assert wrong.training and scores[1].samples == 4
+    found = evaluate([right, wrong], iter(batches(logits, labels, 2)), WORLD, Precision(torch.float32, "cpu"))
+    assert [f.scores.top1 for f in found] == [100, pytest.approx(25, abs=25)]
+    assert wrong.training and found[1].scores.samples == 4
 
 
 def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits():
@@ -55,8 +57,8 @@ def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits():
     (whole,) = evaluate([nn.Identity()], batches(logits, labels, 101), WORLD, precision)
     expected = predictions_of(logits.numpy(), labels.numpy())
     top5 = (logits.argsort(1, descending=True)[:, :5] == labels[:, None]).any(1)
-    for scores in (small, whole):
-        found = scores.predictions
+    for evaluated in (small, whole):
+        found, scores = evaluated.predictions, evaluated.scores
         assert (found.predicted_N == expected.predicted_N).all()
         assert found.confidence_N == pytest.approx(expected.confidence_N, rel=1e-5)
         assert found.truth_N == pytest.approx(expected.truth_N, rel=1e-5)
@@ -64,26 +66,28 @@ def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits():
         assert scores.samples == 101
         assert scores.top5 == pytest.approx(100 * top5.float().mean().item())
         assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert small.balanced_accuracy == whole.balanced_accuracy
-    assert small.ece == pytest.approx(whole.ece, abs=1e-4)
-    assert small.temperature is not None and "temperature" not in whole.as_dict()
+    small_scores, whole_scores = small.scores, whole.scores
+    assert small_scores.balanced_accuracy == whole_scores.balanced_accuracy
+    assert small_scores.ece == pytest.approx(whole_scores.ece, abs=1e-4)
+    assert small_scores.temperature is not None and whole_scores.temperature is None
 
 
 def test_top5_is_given_only_beyond_five_classes():
     for classes in (5, 6):
         logits = torch.eye(classes)
-        (scores,) = evaluate(
+        (found,) = evaluate(
             [nn.Identity()], batches(logits, torch.arange(classes), 2), WORLD, Precision(torch.float32, "cpu")
         )
-        assert ("top5" in scores.as_dict()) == (classes > 5)
+        assert (found.scores.top5 is not None) == (classes > 5)
 
 
 def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name():
-    first = Scores(90.0, None, 1.0, 100, balanced_accuracy=50.0)
-    second = Scores(80.0, None, 1.0, 100, balanced_accuracy=70.0)
+    predictions = Predictions(*4 * [np.zeros(0, int)], 2)
+    first = Evaluated(Scores(top1=90.0, loss=1.0, samples=100, balanced_accuracy=50.0), predictions)
+    second = Evaluated(Scores(top1=80.0, loss=1.0, samples=100, balanced_accuracy=70.0), predictions)
     for best_by, epoch in (("top1", 0), ("balanced_accuracy", 1)):
         progress = Progress()
-        for number, scores in enumerate((first, second)):
-            progress.add(number, {"raw": scores}, best_by)
+        for number, evaluated in enumerate((first, second)):
+            progress.add(number, {"raw": evaluated}, best_by)
         best = progress.best()
-        assert best is not None and best["epoch"] == epoch
+        assert best is not None and best.epoch == epoch

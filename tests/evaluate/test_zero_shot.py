@@ -181,7 +181,7 @@ def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_
 def test_a_finished_run_is_evaluated_and_exported(trained, tmp_path):
     folder, result = trained
     scores = evaluate_checkpoint(folder, None, "cpu", weights="raw")
-    assert scores["top1"] == pytest.approx(result["last"]["raw"]["top1"])
+    assert scores.top1 == pytest.approx(result["last"]["raw"]["top1"])
     model, images = load_trained(folder, CPU).model, torch.rand(3, 3, 32, 32) * 4 - 2
     for format, out in (("open_clip", "out"), ("safetensors", "out.safetensors"), ("onnx", "out.onnx")):
         export_checkpoint(folder, format, tmp_path / out, temperature=False)

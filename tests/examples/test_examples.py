@@ -23,7 +23,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.machine.exits import NonFinite
 from fastft.model import Tower, load_arch
 from fastft.run.checkpoint import list_checkpoints
-from fastft.run.run_directory import read_metrics
+from fastft.run.metrics_lines import read_lines
 from tests.train.runs import differing
 from tests.train.runs import run as train_run
 
@@ -170,7 +170,7 @@ def test_a_search_of_learning_rates_continues_and_prunes(tiny, run, monkeypatch)
         run(*search, "--trials=1")
     assert "--optim.lr=0.001 --optim.layer_decay=0.6" in run(*search, "--trials=1")[-1]
     (folder,) = Path("tune").glob("lr-*")  # the recipe's own setting, whose epochs were trained once each
-    starts = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "start"]
+    starts = [line["step"] for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "start"]
     assert starts == [0, 6, 6, 12]
     before = len(calls)
     run(*search, "--trials=1")

@@ -32,6 +32,7 @@ from fastft.report.run_report import render_run
 from fastft.report.run_times import run_cost
 from fastft.run.chosen_weights import find_weights
 from fastft.run.prediction_metrics import calibrate
+from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import conclusion
 from tests.train.runs import differing, end, flags, logged, losses, result_of, rewind, run
@@ -51,13 +52,13 @@ def probed(tiny: dict[str, str], tmp_path_factory) -> Path:
 
 def test_the_baseline_is_the_evaluation_of_the_head_before_the_first_step(probed):
     result = result_of(probed)
-    scores = evaluate_checkpoint(probed, None, "cpu", weights="probe")
-    assert scores["top1"] == result["baseline"]["raw"]["top1"]
-    assert scores["top1"] > 70  # two photographs differ in colour: features of a random tower are enough
+    report = evaluate_checkpoint(probed, None, "cpu", weights="probe")
+    assert report.top1 == result["baseline"]["raw"]["top1"]
+    assert report.top1 > 70  # two photographs differ in colour: features of a random tower are enough
     assert result["baseline"]["images"] == 48 and result["baseline"]["scale"] > 1
     (line,) = logged(probed, "baseline")
-    assert line["raw_top1"] == scores["top1"] and line["step"] == 0
-    assert load_run(probed).baseline == line
+    assert line["raw_top1"] == report.top1 and line["step"] == 0
+    assert load_run(probed).baseline.raw.top1 == report.top1
     assert not (probed / linear_probe.FEATURES).exists()
 
 
@@ -67,7 +68,7 @@ def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probe
     fresh = build_model(load_run(probed).recipe).state_dict()
     assert [name for name in fresh if not torch.equal(fresh[name], stored[name])] == ["head.weight", "head.bias"]
     result = result_of(probed)
-    assert evaluate_checkpoint(probed, None, "cpu", weights="probe")["top1"] == result["baseline"]["raw"]["top1"]
+    assert evaluate_checkpoint(probed, None, "cpu", weights="probe").top1 == result["baseline"]["raw"]["top1"]
     photo, out = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")), tmp_path / "probe.safetensors"
     assert main(["predict", str(probed), str(photo), "--weights=probe", "--device=cpu"]) == 0
     assert "using the pretrained tower with the head of the linear probe" in capsys.readouterr().err
@@ -81,10 +82,10 @@ def test_the_probe_is_compared_image_by_image(probed):
     result = result_of(probed)
     last, before = result["last"], result["baseline"]["raw"]
     for weights, found in last["against_probe"].items():
-        difference = found[f"{weights}_only"] - found["probe_only"]
+        difference = found["first_only"] - found["second_only"]
         assert 100 * difference / before["samples"] == pytest.approx(last[weights]["top1"] - before["top1"])
     chosen = result["weights"]
-    assert chosen["baseline"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
+    assert chosen["gain"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
 
 
 def test_the_cost_of_a_run_includes_set_up_and_head(probed):
@@ -98,12 +99,14 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
     result = json.loads(path.read_text())
     note = "fine-tuning changes the accuracy by -10"
     result["weights"] |= {"take": "probe", "kind": "probe", "reason": "it is better"}
-    result["weights"]["baseline"]["note"] = note
+    result["weights"]["gain"]["note"] = note
     path.write_text(json.dumps(result))
-    assert f"probe {result['baseline']['raw']['top1']:.3f} (before training)" in conclusion(result)
-    scores = evaluate_checkpoint(tmp_path / "run", None, "cpu")
-    assert scores["weights"] == "pretrained tower with the head of the linear probe: it is better"
-    assert scores["top1"] == result["baseline"]["raw"]["top1"]
+    assert f"probe {result['baseline']['raw']['top1']:.3f} (before training)" in conclusion(
+        read_result(tmp_path / "run")
+    )
+    report = evaluate_checkpoint(tmp_path / "run", None, "cpu")
+    assert report.weights == "pretrained tower with the head of the linear probe: it is better"
+    assert report.top1 == result["baseline"]["raw"]["top1"]
     page = render_run(load_run(tmp_path / "run"))
     assert "probe top-1" in page and note.capitalize() in page and "before training, standard error" in page
     for wanted in ("last", "best"):
@@ -159,7 +162,7 @@ def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tin
     monkeypatch.setattr(progress_bar, "PLAIN_INTERVAL", 0)  # a line for every batch
     options = flags(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
     result = run_recipe(load_recipe("rcp/final_b16.yaml", options), make_console())[1]
-    assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
+    assert result.baseline.images == 48 and result.baseline.raw is None
     assert "linear probe: 0 of 48 images\nlinear probe: 32 of 48 images" in (said := capsys.readouterr().out), said
 
 
@@ -292,8 +295,8 @@ def test_a_run_that_stops_at_the_head_has_its_accuracy_and_is_used_as_any_other(
     result = result_of(head_only)
     assert (result["epochs"], result["evaluations"], losses(head_only)) == (0, [], [])
     assert (result["weights"]["take"], result["weights"]["top1"]) == ("probe", result["baseline"]["raw"]["top1"])
-    assert evaluate_checkpoint(head_only, None, "cpu")["top1"] == result["weights"]["top1"] > 70
-    said = conclusion(result)
+    assert evaluate_checkpoint(head_only, None, "cpu").top1 == result["weights"]["top1"] > 70
+    said = conclusion(read_result(head_only))
     assert f"probe {result['weights']['top1']:.3f}" in said and "the run has no steps" in said
     assert "nothing else was evaluated" in render_run(load_run(head_only))
     trained_model = load_trained(head_only, torch.device("cpu")).model

@@ -13,7 +13,8 @@ from fastft.jobs.sweep import Outcome, plan_runs, print_report, read_result, run
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import open_sweep
 from fastft.recipe.tables import load_sweep
-from fastft.run.run_directory import read_metrics
+from fastft.run.evaluations import Evaluation, Scores
+from fastft.run.metrics_lines import read_lines
 from tests.refusals import refuses
 from tests.written import write_crops
 
@@ -58,17 +59,17 @@ def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(table, one_s
     page = (out / "mine" / "table.md").read_text()
     assert "| EMA paper | 60.0 | 61.25 | - |" in page and "| raw paper | 59.0 |  |  |" in page
 
-    lines = {run: len(read_metrics(run / "metrics.jsonl")) for run in out.glob("runs/*")}
+    lines = {run: len(read_lines(run / "metrics.jsonl")) for run in out.glob("runs/*")}
     again = run_sweeps([load_sweep(table)], overrides, out, quiet)
     assert [o.ours for o in again] == [o.ours for o in outcomes]
-    assert {run: len(read_metrics(run / "metrics.jsonl")) for run in lines} == lines
+    assert {run: len(read_lines(run / "metrics.jsonl")) for run in lines} == lines
 
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_figure_is_cut_where_output_is_narrow(width):
     sweep = load_sweep(TABLES / "03_ema.yaml")
-    scores = {"top1": 43.75, "samples": 32}
-    evaluations = [{"epoch": 19, "raw": scores, "ema": scores}]
+    scores = Scores(top1=43.75, samples=32, loss=1.0)
+    evaluations = [Evaluation(epoch=19, raw=scores, ema=scores)]
     runs = plan_runs(sweep, (), Path("runs"))
     outcomes = [Outcome(row, run, evaluations) for row, run in zip(sweep.rows, runs, strict=True)]
     console = Console(width=width)

@@ -148,7 +148,7 @@ def test_evaluation_and_report_use_the_hold_out(trained, tmp_path, refused):
     table = tmp_path / "table.csv"
     scores = evaluate_checkpoint(trained, None, "cpu", csv=table, weights="raw")
     last = json.loads((trained / "result.json").read_text())["evaluations"][-1]["raw"]
-    assert (scores["samples"], scores["top1"]) == (7, last["top1"])
+    assert (scores.samples, scores.top1) == (7, last["top1"])
     with table.open(newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == held
     assert main(["report", str(trained), "--out", str(tmp_path / "report.html")]) == 0

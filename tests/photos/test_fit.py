@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 import fastft
@@ -29,6 +30,7 @@ from fastft.cli import main
 from fastft.recipe import differences
 from fastft.recipe.constants import SHORT_NAMES
 from fastft.recipe.schema import SECTIONS
+from fastft.run.result import read_result
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +49,11 @@ def run(given: dict[str, Any]) -> TrainedRun:
 
 
 def test_a_fit_is_a_run_as_the_command_makes_it_and_the_same_call_continues_it(run, given):
-    assert json.loads((run.folder / "result.json").read_text()) == run.result
+    assert read_result(run.folder) == run.result
     recipe = fastft.load_recipe(run.folder / "recipe.yaml")
     assert (recipe.optim.lr, recipe.schedule.epochs, recipe.augment.policy) == (1e-3, 2, "none")
     again = fastft.fit("photos", **given).result  # has ended already
-    assert again["evaluations"] == run.result["evaluations"]
+    assert again.evaluations == run.result.evaluations
 
 
 def test_a_quiet_fit_prints_nothing_and_needs_no_main_thread(given, tmp_path, monkeypatch, capfd):
@@ -82,11 +84,11 @@ def test_a_run_predicts_files_folders_and_images(run, album, capsys):
 
 def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run, album):
     own = run.evaluate()
-    assert own["top1"] == pytest.approx(run.evaluate(run.folder / "data/val.beton")["top1"])
+    assert own.top1 == pytest.approx(run.evaluate(run.folder / "data/val.beton").top1)
     found = run.evaluate(album, only_present_classes=True)
-    assert (found["data"], sum(c["images"] for c in found["classes"])) == (str(album), 36)
+    assert (found.data, sum(c.images for c in found.classes)) == (str(album), 36)
     right = sum(p.classes[0] == p.path.parent.name for p in run.predict(album))
-    assert found["top1"] == pytest.approx(100 * right / 36)
+    assert found.top1 == pytest.approx(100 * right / 36)
 
 
 def test_labelled_images_of_another_kind_are_named_not_the_file_made_of_them(run, album, tmp_path):
@@ -109,23 +111,24 @@ def test_arrays_are_images_and_anything_else_is_one_error(run, album):
 
 
 def test_a_folder_is_evaluated_on_the_background_of_the_training(run, tmp_path, monkeypatch):
+    own = run.evaluate()
     (tmp_path / run.classes[0]).mkdir()
     Image.new("RGBA", (40, 40)).save(tmp_path / run.classes[0] / "a.png")
     recipe = run.predictor.trained.recipe.with_option("data.background", "black")
     monkeypatch.setattr(run.predictor, "trained", replace(run.predictor.trained, recipe=recipe))
     monkeypatch.setattr(
         "fastft.evaluate.evaluation.evaluate_checkpoint",
-        lambda _, path, *__, **___: {"pixels": decode_sample(Beton.open(path), 0).max()},
+        lambda _, path, *__, **___: structs.replace(own, samples=int(decode_sample(Beton.open(path), 0).max())),
     )
-    assert run.evaluate(tmp_path)["pixels"] == 0
+    assert run.evaluate(tmp_path).samples == 0
 
 
 def test_a_run_that_was_moved_is_loaded(run, album, tmp_path):
-    expected = run.predict(album / "chelsea")[0].classes, run.evaluate()["samples"]
+    expected = run.predict(album / "chelsea")[0].classes, run.evaluate().samples
     shutil.copytree(run.folder, tmp_path / "moved")
     hidden = run.folder.rename(run.folder.with_name("hidden"))  # the recorded paths lead nowhere
     moved = fastft.load(tmp_path / "moved", "cpu")
-    assert (moved.predict(album / "chelsea")[0].classes, moved.evaluate()["samples"]) == expected
+    assert (moved.predict(album / "chelsea")[0].classes, moved.evaluate().samples) == expected
     assert "Classes" in moved.report().read_text()
     hidden.rename(run.folder)
     first, second = repr(moved).splitlines()
@@ -162,16 +165,16 @@ def test_python_too_replaces_a_users_file_only_if_asked(run, tmp_path):
 
 def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_has_no_figure(run, given, album, capsys):
     refit = fastft.fit("photos", **given | {"train": {"refit": True}})
-    assert refit.folder == run.folder / "refit" and refit.result["evaluations"] == [] and refit.result["last"] is None
-    assert refit.result["first_run"]["weights"] == run.result["weights"]
-    assert "without a held-out figure of their own" in refit.result["weights"]["reason"]
+    assert refit.folder == run.folder / "refit" and refit.result.evaluations == [] and refit.result.last is None
+    assert refit.result.first_run.weights == run.result.weights
+    assert "without a held-out figure of their own" in refit.result.weights.reason
     recipes = [fastft.load_recipe(folder / "recipe.yaml") for folder in (run.folder, refit.folder)]
     changed = {f"data.{name}" for name in ("train", "val", "hold_out_beton", "train_size")}
     changed |= {"train.run_dir", "schedule.stop_epoch"}
     assert set(differences(*recipes)) == changed and recipes[1].data.train_size == 36
-    assert json.loads((run.folder / "result.json").read_text())["weights"] == run.result["weights"]
+    assert read_result(run.folder).weights == run.result.weights
     assert main(["predict", str(refit.folder), str(album / "coffee/00.jpg"), "--device=cpu"]) == 0
-    assert f"using the {run.result['weights']['kind']}" in capsys.readouterr().err.replace("EMA", "ema")
+    assert f"using the {run.result.weights.kind}" in capsys.readouterr().err.replace("EMA", "ema")
 
 
 def test_a_refit_without_held_out_images_is_the_run_itself(given, album, tmp_path, capsys):
@@ -235,7 +238,7 @@ def test_predict_and_export_of_a_run_take_what_their_commands_take(run, album, t
 def test_a_notebook_shows_a_run_a_prediction_and_a_loader(run, album):
     first = next((album / "chelsea").iterdir())
     shown = run._repr_html_()
-    assert f"top-1 {run.result['weights']['top1']:.2f} %" in shown
+    assert f"top-1 {run.result.weights.top1:.2f} %" in shown
     assert all(f"<td>{title}</td>" in shown for title in ("linear probe", "best epoch, raw", "last epoch, raw"))
     with Image.open(first) as image:
         image.load()

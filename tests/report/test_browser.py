@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.evaluate.assessment import Assessment, Mistake, Mistakes
+from fastft.evaluate.run_predictions import Mistake, Mistakes, RunPredictions
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run
 from tests.report.browsing import OVERLAPS, opened, rows_of
 from tests.train.runs import logged
-from tests.written import assessment_of, predictions_of, write_run
+from tests.written import predicted, predictions_of, write_run
 
 pytestmark = pytest.mark.slow  # starts a browser
 WIDTHS = {"desktop": 1200, "phone": 390}
@@ -35,18 +35,18 @@ def run_page(tmp_path: Path) -> Path:
         most_confident=[Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)],
     )
     page = tmp_path / "run.html"
-    page.write_text(render_run(load_run(folder), assessment=made_up_classes(CLASS_NAMES, mistakes), price=2.48))
+    page.write_text(render_run(load_run(folder), predictions=made_up_classes(CLASS_NAMES, mistakes), price=2.48))
     return page
 
 
-def made_up_classes(names: Sequence[str], mistakes: Mistakes | None = None) -> Assessment:
+def made_up_classes(names: Sequence[str], mistakes: Mistakes | None = None) -> RunPredictions:
     """Figures of a model that is right for most of 50 images of each class, except for two classes without a mistake."""
     noise = np.random.default_rng(0)
     labels = np.arange(50 * len(names)) % len(names)
     logits = noise.normal(size=(len(labels), len(names)))
     logits[np.arange(len(labels)), labels] += np.where(labels < 2, 20, 2)
     logits[:, :2] -= 20 * (labels >= 2)[:, None]
-    return assessment_of(predictions_of(logits, labels), names, mistakes)
+    return predicted(predictions_of(logits, labels), names, mistakes)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def many_classes_page(tmp_path: Path) -> Path:
     folder = write_run(tmp_path / "run", "final_b16", 3)
     names = [f"{k} maillot, tank suit or bathing costume" for k in range(100)]
     page = tmp_path / "many.html"
-    page.write_text(render_run(load_run(folder), assessment=made_up_classes(names)))
+    page.write_text(render_run(load_run(folder), predictions=made_up_classes(names)))
     return page
 
 

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from fastft.cli import main
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.cost.bottleneck import ADVICE, diagnose
-from fastft.evaluate.assessment import find_mistakes
+from fastft.evaluate.run_predictions import find_mistakes
 from fastft.report.run_report import accuracy_charts, headline, recipe_diff, reference_of, reliability_chart, render_run
 from fastft.report.run_times import part_seconds, run_cost, time_split, training_seconds
+from fastft.run.evaluations import Scores
+from fastft.run.metrics_lines import BaselineLine, CheckpointLine
 from fastft.run.prediction_metrics import Calibration, Predictions, Reliability
+from fastft.run.result import WeightChoice
 from fastft.run.run_directory import Run, load_run
 from tests.written import (
     CHECKPOINT,
@@ -23,8 +27,8 @@ from tests.written import (
     LOADER,
     RECIPES,
     STEPS,
-    assessment_of,
     load_recipe,
+    predicted,
     predictions_of,
     write_run,
 )
@@ -44,18 +48,20 @@ def test_reference_curves_are_the_logs():
 
 def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_folder):
     run = load_run(run_folder)
-    best, last = max(run.evaluations, key=lambda e: e["ema_top1"]), run.evaluations[-1]
-    assert best["epoch"] < last["epoch"]
-    chosen = replace(run, weights={"take": "last", "kind": "raw", "epoch": last["epoch"]}, baseline={"raw_top1": 50.0})
+    best, last = max(run.evaluations, key=lambda e: e.ema.top1), run.evaluations[-1]
+    assert best.epoch < last.epoch
+    choice = WeightChoice(take="last", kind="raw", epoch=last.epoch, reason="")
+    probe = BaselineLine(step=0, images=16, raw=Scores(top1=50.0, loss=1.0, samples=80))
+    chosen = replace(run, weights=choice, log=replace(run.log, baseline=[probe]))
     first, *rest = headline(chosen)
-    assert (first["label"], first["value"]) == ("raw top-1", f"{last['raw_top1']:.2f} %")
-    assert f"epoch {last['epoch']}" in first["below"] and "used by predict, eval and export" in first["below"]
+    assert (first["label"], first["value"]) == ("raw top-1", f"{last.raw.top1:.2f} %")
+    assert f"epoch {last.epoch}" in first["below"] and "used by predict, eval and export" in first["below"]
     shown = {f["label"]: f for f in rest}
-    tile = f"best epoch, {best['epoch']}"
-    assert shown[tile]["value"] == f"{best['ema_top1']:.2f} %"
+    tile = f"best epoch, {best.epoch}"
+    assert shown[tile]["value"] == f"{best.ema.top1:.2f} %"
     ((x, mark),) = accuracy_charts(chosen, None)[0].marks
-    assert (x, mark) == (best["epoch"] + 1, f"{tile}: {x} epochs trained")
-    assert shown["frozen-tower baseline"]["below"].endswith(f"fine-tuning {last['raw_top1'] - 50:+.2f}")
+    assert (x, mark) == (best.epoch + 1, f"{tile}: {x} epochs trained")
+    assert shown["linear probe"]["below"].endswith(f"fine-tuning {last.raw.top1 - 50:+.2f}")
     assert shown["expected"]["value"] == "85.7 %"
 
 
@@ -64,15 +70,14 @@ def test_the_calibration_error_is_shown_with_and_without_the_temperature_and_by_
     def with_error(percent: float) -> Reliability:
         return Reliability(np.array([10]), np.array([0.5 + percent / 100]), np.array([0.5]))
 
-    found = assessment_of(
+    found = predicted(
         Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
     )
     calibration = Calibration(with_error(10), 1.5, with_error(5))
     temperature = {"ece": 10.0, "ece_scaled": 5.0, "temperature": 1.5, "ece_by_chance": 7.0}
-    scores = found.scores | temperature
-    page = render_run(load_run(run_folder), assessment=replace(found, scores=scores, calibration=calibration))
-    figures = dict.fromkeys(("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0)
-    print_evaluation(figures | temperature | {"ranked_classes": 0, "classes": [], "confusions": []}, Console(width=300))
+    report = structs.replace(found.report, top1=1.0, standard_error=1.0, **temperature)
+    page = render_run(load_run(run_folder), predictions=replace(found, report=report, calibration=calibration))
+    print_evaluation(report, Console(width=300))
     names = [series.name for series in reliability_chart(calibration).series]
     assert "temperature 1.500" in page and "a perfectly calibrated model has 7.00&nbsp;%" in page
     assert names == ["perfect", "softmax, ECE 10.0 %", "temperature 1.50, ECE 5.0 %"]
@@ -85,8 +90,8 @@ def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path, change):
     overrides = [] if change == "steps" else [change]
     run = load_run(write_run(tmp_path / "run", "final_b16", 20, *overrides))
     if change == "steps":
-        short = [line | {"epoch": 2 * line["epoch"] + 1} for line in run.evaluations]
-        run = replace(run, evaluations=short)
+        short = [structs.replace(line, epoch=2 * line.epoch + 1) for line in run.evaluations]
+        run = replace(run, log=replace(run.log, eval=short))
     page = render_run(run)
     assert "expected" not in {f["label"] for f in headline(run)}
     assert "reference EMA" not in page and "the paper's own run" not in page
@@ -111,11 +116,12 @@ def test_every_stage_of_a_run_has_a_page(tmp_path):
 
 def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp_path):
     run = load_run(write_run(tmp_path / "run", "final_l14", 0))
-    baseline = {"kind": "baseline", "step": 0, "images": 16, "raw_top1": 43.75}
-    run = replace(run, checkpoints=[{"step": 3, "seconds": 1.0}], baseline=baseline)
+    probe = BaselineLine(step=0, images=16, raw=Scores(top1=43.75, loss=1.0, samples=80))
+    saved = CheckpointLine(step=3, seconds=1.0)
+    run = replace(run, log=replace(run.log, checkpoint=[saved], baseline=[probe]))
     page = render_run(run)
     assert "not finished: step 3 of" in page and "nothing logged yet" not in page
-    assert [(f["label"], f["value"]) for f in headline(run)] == [("frozen-tower baseline", "43.75 %")]
+    assert [(f["label"], f["value"]) for f in headline(run)] == [("linear probe", "43.75 %")]
 
 
 def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path):
@@ -131,10 +137,11 @@ def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path):
 def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
     plain = load_run(write_run(tmp_path / "run", "final_b16", 25))
     first, *others = plain.intervals
-    first = first | {"split": {"start": 1000.0, "wait": 0.1}}  # images/s leave the start out
+    first = structs.replace(first, split={"start": 1000.0, "wait": 0.1})  # images/s leave the start out
     for intervals in ([first, *others], [first]):
-        run = replace(plain, intervals=intervals)
-        unhindered = replace(plain, intervals=[plain.intervals[0], *others][: len(intervals)])
+        run = replace(plain, log=replace(plain.log, train=intervals))
+        undisturbed = [plain.intervals[0], *others][: len(intervals)]
+        unhindered = replace(plain, log=replace(plain.log, train=undisturbed))
         (ours, theirs) = ({r["what"]: r["wall_seconds"] for r in run_cost(r, None)["rows"]} for r in (run, unhindered))
         assert ours["start"] == pytest.approx(1000) and "start" not in theirs
         assert ours["training"] == pytest.approx(theirs["training"])
@@ -151,11 +158,11 @@ def test_diff_names_exactly_the_options_that_differ():
 def test_a_page_of_photographs_begins_with_its_classes_and_gives_the_reasons_of_what_was_chosen(tmp_path):
     folder = write_run(tmp_path / "birds", "photos", 3, "--data.num_classes=2", "--data.train_size=400", "--lr=1e-4")
     choices = [{"option": "optim.batch_size", "value": 16, "reason": "25 steps an epoch"}]
-    (folder / "choices.json").write_text(json.dumps(choices))
-    assessment = assessment_of(
+    (folder / "choices.json").write_text(json.dumps({"version": 1, "request": "", "choices": choices}))
+    found = predicted(
         Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
     )
-    page = render_run(load_run(folder), assessment=assessment)
+    page = render_run(load_run(folder), predictions=found)
     headings = ["Classes", "Mistakes", "Accuracy", "Recipe", "Data", "Speed", "Where the time went", "Cost"]
     assert re.findall("<h2>(.*?)</h2>", page) == headings
     assert "<h1>birds</h1>" in page and "<th>photos</th>" in page

@@ -1,7 +1,6 @@
 """A checkpoint is complete under its name or absent; damage is found when it is read; nothing is unpickled."""
 
 import errno
-import json
 import shutil
 import subprocess
 import sys
@@ -13,9 +12,11 @@ import torch
 from safetensors import SafetensorError
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import Content
 from fastft.run.checkpoint import (
     CHECKSUMS,
     Damaged,
+    State,
     find_checkpoint,
     keep_only,
     list_checkpoints,
@@ -25,7 +26,10 @@ from fastft.run.checkpoint import (
 )
 from tests.model.test_tower import small_arch
 
-STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}, "class_counts": []}
+STATE = State(
+    name="r", recipe={}, arch=asdict(small_arch()), classes=["a", "b"], class_counts=[1, 1],
+    data=Content(num_samples=2, files=[], identities=[]),
+)  # fmt: skip
 WEIGHTS = {"model": {"w": torch.zeros(100)}}
 
 
@@ -39,16 +43,18 @@ def test_a_checkpoint_without_checksums_is_damaged(tmp_path):
 
 def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):
     script = (
-        "import json, sys, torch, pathlib\n"
-        "from fastft.run.checkpoint import write_checkpoint, prune\n"
-        "folder, state = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])\n"
+        "import sys, torch, pathlib\n"
+        "from fastft.run.checkpoint import Position, State, prune, write_checkpoint\n"
+        "from tests.run.test_checkpoint import STATE\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
         "for i in range(100000):\n"
         "    t = torch.full((200_000,), float(i))\n"
-        "    write_checkpoint(folder / f'step-{i:08}', {'i': i, **state}, {'model': {'w': t}, 'ema': {'w': t}})\n"
+        "    state = State.of(STATE, progress=Position(step=i))\n"
+        "    write_checkpoint(folder / f'step-{i:08}', state, {'model': {'w': t}, 'ema': {'w': t}})\n"
         "    prune(folder, 2)\n"
         "    print(i, flush=True)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), json.dumps(STATE)]
+    command = [sys.executable, "-c", script, str(tmp_path)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE)
     for _ in range(3):
         writer.stdout.readline()
@@ -59,7 +65,7 @@ def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):
     assert found
     for path in found:
         checkpoint = read_checkpoint(path, ("model", "ema"))
-        want = torch.full((200_000,), float(checkpoint.state["i"]))
+        want = torch.full((200_000,), float(checkpoint.state.progress.step))
         assert torch.equal(checkpoint.tensors["model"]["w"], want)
         assert torch.equal(checkpoint.tensors["ema"]["w"], want)
 

@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from scipy.stats import binom
 
 from beton_tools.base.errors import UserError
@@ -17,28 +18,33 @@ from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.trained import load_trained
 from fastft.machine.exits import EXIT_REQUEUE
 from fastft.recipe import load_recipe
-from fastft.report.run_report import _used_evaluation
+from fastft.report.run_report import used_scores
+from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.chosen_weights import choose_weights, count_disagreements, find_weights, mcnemar, with_choice_so_far
-from fastft.run.evaluations import StoredEvaluation
-from fastft.run.run_directory import _Weights, load_run
+from fastft.run.chosen_weights import choose_weights, compare_predictions, find_weights, mcnemar, with_choice_so_far
+from fastft.run.evaluations import Evaluation, Paired, Scores
+from fastft.run.result import WeightChoice
+from fastft.run.run_directory import load_run
 from fastft.train.progress import Progress
 from tests.train.runs import flags, run
 
 
-def evaluation(epoch: int, raw: float, ema: float | None, samples: int, raw_only: int = 0, ema_only: int = 0) -> dict:
-    entry: dict[str, Any] = {"epoch": epoch, "raw": {"top1": raw, "samples": samples}}
-    if ema is not None:
-        entry |= {
-            "ema": {"top1": ema, "samples": samples},
-            "disagreements": {"raw_only": raw_only, "ema_only": ema_only},
-        }
-    return entry
+def scores(top1: float, samples: int) -> Scores:
+    return Scores(top1=top1, samples=samples, loss=1.0)
 
 
-def test_disagreements_count_images_that_one_model_has_right():
+def evaluation(
+    epoch: int, raw: float, ema: float | None, samples: int, raw_only: int = 0, ema_only: int = 0
+) -> Evaluation:
+    if ema is None:
+        return Evaluation(epoch=epoch, raw=scores(raw, samples))
+    paired = Paired(first_only=raw_only, second_only=ema_only)
+    return Evaluation(epoch=epoch, raw=scores(raw, samples), ema=scores(ema, samples), raw_against_ema=paired)
+
+
+def test_images_that_one_model_has_right_are_counted():
     raw, ema = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
-    assert count_disagreements({"raw": raw, "ema": ema}) == {"raw_only": 2, "ema_only": 1}
+    assert compare_predictions(raw, ema) == Paired(first_only=2, second_only=1)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 15)])
@@ -65,61 +71,61 @@ def test_the_p_value_is_mcnemars_exact_one(first, second):
     ],
 )
 def test_the_rule(entries, take, kind, epoch):
-    best = max(entries, key=lambda e: e.get("ema", e["raw"])["top1"])
+    best = max(entries, key=lambda e: e.headline[1].top1)
     chosen = choose_weights(entries, best)
-    assert (chosen["take"], chosen["kind"], chosen["epoch"]) == (take, kind, epoch)
-    assert chosen["top1"] == entries[epoch][kind]["top1"]
+    assert (chosen.take, chosen.kind, chosen.epoch) == (take, kind, epoch)
+    assert chosen.top1 == entries[epoch].of(kind).top1
 
 
 def test_very_unequal_classes_are_compared_by_balanced_accuracy():
     labels = np.array([0] * 900 + [1] * 100)
     raw, ema = np.ones(1000, bool), np.ones(1000, bool)
     raw[:60], ema[900:930] = False, False
-    found = count_disagreements({"raw": raw, "ema": ema}, labels)
-    assert (found["raw_only"], found["ema_only"]) == (30, 60)
+    found = compare_predictions(raw, ema, labels)
+    assert (found.first_only, found.second_only) == (30, 60)
     by_class = [raw[labels == k].mean() - ema[labels == k].mean() for k in (0, 1)]
-    assert found["balanced_gain"] == pytest.approx(100 * np.mean(by_class))
+    assert found.balanced_gain == pytest.approx(100 * np.mean(by_class))
     resampled, rng = [], np.random.default_rng(0)
     for _ in range(400):  # the signs of the disagreements, as if both models were equally good
         signs = rng.choice([-1, 1], 1000)
         differences = signs * (raw.astype(int) - ema)
         resampled.append(100 * np.mean([differences[labels == k].mean() for k in (0, 1)]))
-    assert found["balanced_error"] == pytest.approx(np.std(resampled), rel=0.1)
-    entry = evaluation(0, 94, 97, 1000, 60, 30)
-    entry["disagreements"] |= found
+    assert found.balanced_error == pytest.approx(np.std(resampled), rel=0.1)
+    entry = structs.replace(evaluation(0, 94, 97, 1000), raw_against_ema=found)
     chosen = choose_weights([entry], entry)
-    assert chosen is not None and chosen["kind"] == "raw"
-    assert "its balanced accuracy is 11.67 points above the EMA's" in chosen["reason"]
-    entry["disagreements"] |= {"balanced_gain": -found["balanced_gain"]}
-    assert entry["disagreements"]["balanced_gain"] < 0
-    check("it", json.loads(json.dumps(entry)), StoredEvaluation)  # a run with it can be resumed
-    assert choose_weights([entry], entry)["kind"] == "ema"
+    assert chosen is not None and chosen.kind == "raw"
+    assert "its balanced accuracy is 11.67 points above the EMA's" in chosen.reason
+    worse = structs.replace(entry, raw_against_ema=structs.replace(found, balanced_gain=-found.balanced_gain))
+    check("it", msgspec.to_builtins(worse), Evaluation)  # a run with it can be resumed
+    assert choose_weights([worse], worse).kind == "ema"
 
 
 def test_selection_images_are_judged_by_the_score_of_their_evaluation():
     entry = {"epoch": 0, "best_by": "map", "raw": {"map": 50.0, "samples": 8, "loss": 0.1}}
-    check("it", entry | {"selection": {"raw": entry["raw"]}}, StoredEvaluation)
+    check("it", entry | {"selection": {"raw": entry["raw"]}}, Evaluation)
     with pytest.raises(ValueError, match="no 'map'"):
-        check("it", entry | {"selection": {"raw": {"top1": 50.0, "samples": 8, "loss": 0.1}}}, StoredEvaluation)
+        check("it", entry | {"selection": {"raw": {"top1": 50.0, "samples": 8, "loss": 0.1}}}, Evaluation)
 
 
-def against_probe(own_only: int, probe_only: int, **balanced: float) -> dict[str, Any] | None:
+def baseline(top1: float) -> Baseline:
+    return Baseline(images=800, penalty=1.0, scale=1.0, seconds=1.0, raw=scores(top1, 200))
+
+
+def against_probe(own_only: int, probe_only: int, **balanced: float) -> WeightChoice:
     """The choice of a run whose EMA and probe differ on so many of 200 images."""
-    entry = evaluation(3, 80, 80, 200)
-    entry["against_probe"] = {"ema": {"ema_only": own_only, "probe_only": probe_only, **balanced}}
-    return choose_weights(
-        [entry], entry, {"images": 800, "raw": {"top1": 80 + (probe_only - own_only) / 2, "samples": 200}}
-    )
+    paired = {"ema": Paired(first_only=own_only, second_only=probe_only, **balanced)}
+    entry = structs.replace(evaluation(3, 80, 80, 200), against_probe=paired)
+    return choose_weights([entry], entry, baseline(80 + (probe_only - own_only) / 2))
 
 
 def test_the_probe_is_taken_where_it_is_significantly_better():
     chosen = against_probe(5, 25)
-    assert chosen is not None and (chosen["take"], chosen["kind"], chosen["top1"]) == ("probe", "probe", 90)
-    assert chosen["reason"] == "fine-tuning is worse than the probe: -10.00 points of accuracy (p = 0.00032)"
-    assert "by -10.00 ± 2.65 points, significantly: the baseline is used instead" in chosen["baseline"]["note"]
-    check("it", chosen, _Weights)
+    assert (chosen.take, chosen.kind, chosen.top1) == ("probe", "probe", 90)
+    assert chosen.reason == "fine-tuning is worse than the probe: -10.00 points of accuracy (p = 0.00032)"
+    assert "by -10.00 ± 2.65 points, significantly: the probe is used instead" in chosen.gain.note
+    check("it", msgspec.to_builtins(chosen), WeightChoice)
     balanced = against_probe(25, 5, balanced_gain=-9.0, balanced_error=3.0)
-    assert balanced is not None and balanced["take"] == "probe" and "of balanced accuracy" in balanced["reason"]
+    assert balanced.take == "probe" and "of balanced accuracy" in balanced.reason
 
 
 @pytest.mark.parametrize(
@@ -132,30 +138,30 @@ def test_the_probe_is_taken_where_it_is_significantly_better():
 )
 def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only, probe_only, words):
     chosen = against_probe(own_only, probe_only)
-    assert chosen is not None and chosen["take"] == "last"
-    note = chosen["baseline"]["note"]
+    assert chosen.take == "last"
+    note = chosen.gain.note
     assert words in note and ("--optim.lr three times larger" in note and "--weights=probe" in note) == bool(words)
 
 
 @pytest.mark.parametrize(("own", "probe"), [(80, 80), (70, 90)])
 def test_a_run_that_trains_nothing_but_the_head_gets_no_advice_to_fine_tune(own, probe):
-    entry = {"epoch": 0, "raw": {"top1": own, "samples": 200}}
-    entry["against_probe"] = {"raw": {"raw_only": 0, "probe_only": 2 * (probe - own)}}
-    progress = Progress(1, evaluations=[entry], baseline={"images": 800, "raw": {"top1": probe, "samples": 200}})
+    paired = {"raw": Paired(first_only=0, second_only=2 * (probe - own))}
+    progress = Progress(epoch=1, evaluations=[Evaluation(epoch=0, raw=scores(own, 200), against_probe=paired)])
     for layers, is_advised in (("1", True), ("0", False)):
-        chosen = progress.choose_weights(load_recipe("final_b16", [f"--model.trainable_layers={layers}"]))
-        assert chosen is not None and (chosen["kind"] == "probe") is (own < probe)
-        assert ("train longer" in chosen["baseline"]["note"]) is is_advised
+        recipe = load_recipe("final_b16", [f"--model.trainable_layers={layers}"])
+        chosen = progress.choose_weights(recipe, baseline(probe))
+        assert chosen is not None and (chosen.kind == "probe") is (own < probe)
+        assert ("train longer" in chosen.gain.note) is is_advised
 
 
 def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images():
     entry = evaluation(0, 80, 82, 20, 1, 2)
     for share, kind in ((0.4, "ema"), (0.6, "raw")):
         chosen = choose_weights([entry], entry, untrained=share)
-        assert chosen is not None and chosen["kind"] == kind
-    assert chosen["reason"].startswith("raw, because 60% of the EMA's weights are still the initial ones")
-    only_ema = {"epoch": 0, "ema": {"top1": 82, "samples": 20}}
-    assert choose_weights([only_ema], only_ema, untrained=0.6)["kind"] == "ema"
+        assert chosen is not None and chosen.kind == kind
+    assert chosen.reason.startswith("raw, because 60% of the EMA's weights are still the initial ones")
+    only_ema = Evaluation(epoch=0, ema=scores(82, 20))
+    assert choose_weights([only_ema], only_ema, untrained=0.6).kind == "ema"
 
 
 def test_a_run_records_its_choice_and_the_evidence(whole):
@@ -184,9 +190,9 @@ def test_an_untrained_ema_is_not_taken(untrained_ema):
     stored = read_checkpoint(last).tensors["model"]["head.weight"]
     loaded = load_trained(untrained_ema, torch.device("cpu"))
     assert torch.equal(loaded.model.head.weight, stored)
-    scores = evaluate_checkpoint(untrained_ema, None, "cpu")
-    assert scores["top1"] == pytest.approx(result["last"]["raw"]["top1"])
-    assert scores["weights"].startswith("raw weights of step-")
+    report = evaluate_checkpoint(untrained_ema, None, "cpu")
+    assert report.top1 == pytest.approx(result["last"]["raw"]["top1"])
+    assert report.weights.startswith("raw weights of step-")
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema", "best", "last"])
@@ -198,10 +204,8 @@ def test_weights_can_be_chosen(weights, untrained_ema):
         "best": result["best"]["ema"],
         "last": result["last"]["raw"],
     }[weights]
-    assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights)["top1"] == pytest.approx(want["top1"])
-    _, found = evaluate_file(
-        untrained_ema, Path(evaluate_checkpoint(untrained_ema, None, "cpu")["data"]), "cpu", weights
-    )
+    assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights).top1 == pytest.approx(want["top1"])
+    _, found = evaluate_file(untrained_ema, Path(evaluate_checkpoint(untrained_ema, None, "cpu").data), "cpu", weights)
     assert 100 * found.predictions.right_N.mean() == pytest.approx(want["top1"])
 
 
@@ -222,8 +226,8 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(whole, untrained_ema, tm
         assert found.kind == kind and found.path.name.startswith("step-")
         assert "; the run has not ended" in found.description
         so_far = with_choice_so_far(load_run(stopped))
-        used, used_kind = _used_evaluation(so_far)
-        assert (used["epoch"], used_kind) == (so_far.evaluations[-1]["epoch"], kind)
+        epoch, used_kind, _ = used_scores(so_far)
+        assert (epoch, used_kind) == (so_far.evaluations[-1].epoch, kind)
 
 
 def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(tiny, untrained_ema, tmp_path, capsys):
@@ -257,7 +261,7 @@ def test_a_damaged_record_of_evaluations_is_one_line(whole, tmp_path, progress):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": progress}))
     with pytest.raises(UserError, match=r"state\.json"):
         find_weights(stopped)
-    assert with_choice_so_far(load_run(stopped)).weights == {}
+    assert with_choice_so_far(load_run(stopped)).weights is None
     best = list_checkpoints(stopped / "checkpoints", "best")[-1] / "state.json"
     best.write_text(json.dumps(json.loads(best.read_text()) | {"evaluation": progress}))
     with pytest.raises(UserError, match=r"state\.json"):

@@ -114,7 +114,7 @@ NESTED = "[" * 200_000
 CASES: dict[str, tuple[Damage, str]] = {
     "no recipe": (without("recipe"), "state.json: Object missing required field recipe"),
     "no progress": (without("progress"), "state.json has no 'progress'"),
-    "state is a list": (edited(lambda state: [state]), "state.json must be an object"),
+    "state is a list": (edited(lambda state: [state]), "state.json: Expected object, got array"),
     "state is deep": (text(NESTED), "recursion"),
     "state has a huge number": (text('{"version": 1, "name": ' + "9" * 5000 + "}"), "limit"),
     "state is a FIFO": (replaced("state.json", "fifo"), "state.json is a FIFO"),

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import Content
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
@@ -44,11 +46,10 @@ def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts, tmp_pa
     assert differing(end(tmp_path / "run"), end(tmp_path / "undisturbed")) == []
 
 
-CONTENT = {"num_samples": 9, "files": ["a", "b"], "identities": [4, 5], "checksum": "c"}
-WITHOUT_MANIFESTS = {key: value for key, value in CONTENT.items() if key != "checksum"}
+CONTENT = Content(num_samples=9, files=["a", "b"], identities=[4, 5], checksum="c")
 
 
-@pytest.mark.parametrize("stored", [CONTENT, WITHOUT_MANIFESTS])
+@pytest.mark.parametrize("stored", [CONTENT, structs.replace(CONTENT, checksum=None)])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -60,9 +61,10 @@ WITHOUT_MANIFESTS = {key: value for key, value in CONTENT.items() if key != "che
 )
 def test_resuming_on_changed_files_is_one_line(stored, changes, words):
     with pytest.raises(UserError, match=f"data.val: {words} since run was begun"):
-        refuse_changed_data("data.val", stored, CONTENT | changes, Path("run"))
+        refuse_changed_data("data.val", stored, structs.replace(CONTENT, **changes), Path("run"))
 
 
 def test_files_may_move_and_validation_images_may_be_added():
-    for stored, current in ((CONTENT, CONTENT | {"files": ["c", "d"]}), ({}, CONTENT), (CONTENT, {})):
+    moved = structs.replace(CONTENT, files=["c", "d"])
+    for stored, current in ((CONTENT, moved), (None, CONTENT), (CONTENT, None)):
         refuse_changed_data("data.train", stored, current, Path("run"))

@@ -7,7 +7,9 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.run.run_directory import load_run, lock_run, read_metrics, read_result
+from fastft.run.metrics_lines import read_lines
+from fastft.run.result import read_result
+from fastft.run.run_directory import load_run, lock_run
 from fastft.train import reporting
 from tests.train.runs import logged, run
 
@@ -25,7 +27,7 @@ def test_no_interval_has_an_mfu_above_1(tiny, tmp_path, monkeypatch):
         ("train", {"loss": float("nan")}, r"'train' line: Expected float >= 0.0 - at \$\.loss"),
         ("train", {"images_per_second": 0}, r"Expected float >= 1e-30 - at \$\.images_per_second"),
         ("train", {"step": 1}, "do not increase"),
-        ("eval", {"raw_top1": None}, "'eval' line: Expected float, got null"),
+        ("eval", {"raw_top1": None}, "an evaluation has no 'top1'"),
         ("train", {"split": {"wait": "long"}}, "'train' line: Expected float, got str"),
         ("train", {"loss": 10**400}, "'train' line: .* at .\\.loss"),
         ("eval", {"step": 1}, "the steps of 'eval' lines decrease"),
@@ -45,10 +47,10 @@ def test_lines_that_cannot_be_drawn_are_refused(run_folder, kind, change, messag
 def test_a_multi_label_run_that_evaluates_its_ema_only_is_read(run_folder):
     scores = {"ema_map": 50.0, "ema_samples": 8, "ema_loss": 0.1, "best_by": "map"}
     lines = [line if line["kind"] != "eval" else {k: line[k] for k in line if k[:4] != "raw_"} | scores
-             for line in read_metrics(run_folder / "metrics.jsonl")]  # fmt: skip
+             for line in read_lines(run_folder / "metrics.jsonl")]  # fmt: skip
     lines = [{k: line[k] for k in line if k != "ema_top1"} for line in lines]
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "ema_map" in load_run(run_folder).evaluations[0]
+    assert load_run(run_folder).evaluations[0].ema.map == 50.0
 
 
 @pytest.mark.parametrize(
@@ -58,19 +60,24 @@ def test_a_multi_label_run_that_evaluates_its_ema_only_is_read(run_folder):
 def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path, text, message):
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n' + text + "\n")
     with pytest.raises(UserError, match=f"line 2: it: {message}"):
-        read_metrics(tmp_path / "metrics.jsonl")
+        read_lines(tmp_path / "metrics.jsonl")
 
 
 def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder):
-    before = read_metrics(run_folder / "metrics.jsonl")
+    before = read_lines(run_folder / "metrics.jsonl")
     with (run_folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "step": \xff\xfe\x00')
-    assert read_metrics(run_folder / "metrics.jsonl") == before
+    assert read_lines(run_folder / "metrics.jsonl") == before
 
 
-@pytest.mark.parametrize("weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none"}])
+ENDED = {"version": 1, "recipe": "r", "epochs": 1, "seconds": 1, "expectation": ""}
+
+
+@pytest.mark.parametrize(
+    "weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none", "epoch": 0}]
+)
 def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder, weights):
-    (run_folder / "result.json").write_text(json.dumps({"weights": weights}))
+    (run_folder / "result.json").write_text(json.dumps(ENDED | {"weights": weights}))
     with pytest.raises(UserError, match=r"result\.json cannot be read: result.json: .*; delete it and run the same"):
         read_result(run_folder)
 

@@ -75,7 +75,7 @@ def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(tmp_
     assert said.count("logging to the tracker stops: no route to https://") == 1 and "secret" not in said
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 3}', None])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "id": 3}', None])
 def test_a_damaged_record_is_one_line(tmp_path, monkeypatch, content):
     """None: a FIFO, whose reading would never end."""
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
@@ -95,7 +95,7 @@ def test_only_a_new_run_needs_the_server(tmp_path, monkeypatch, caplog):
     stub = SimpleNamespace(init=lambda **_: next(runs))
     monkeypatch.setitem(sys.modules, "wandb", stub)
     open_tracker("wandb", tmp_path, "run", {})
-    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": "7"}
+    assert json.loads((tmp_path / "wandb.json").read_text()) == {"version": 1, "id": "7"}
 
     def unreachable(**_: object) -> None:
         raise ConnectionError("no server")

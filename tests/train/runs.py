@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 
 from fastft.jobs.run import run_recipe
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint, step_of
-from fastft.run.run_directory import read_metrics
+from fastft.run.metrics_lines import read_lines
 
 QUIET = Console(quiet=True)
 
@@ -24,12 +25,14 @@ def flags(tiny: dict[str, str], folder: Path, **changes: str) -> list[str]:
     return [f"--{k}={v}" for k, v in values.items()]
 
 
-def run(tiny: dict[str, str], folder: Path, **changes: str) -> dict:
-    return run_recipe(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **changes)), QUIET)[1]
+def run(tiny: dict[str, str], folder: Path, **changes: str) -> dict[str, Any]:
+    """Train; the content of result.json."""
+    _, result = run_recipe(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **changes)), QUIET)
+    return msgspec.to_builtins(result)
 
 
 def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
+    return [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == kind]
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -104,7 +105,7 @@ def test_two_processes_train_as_one_does(tiny, tmp_path, half, rounding):
 
 @pytest.mark.slow
 def test_metrics_and_predictions_of_three_processes_are_those_of_one(tiny, whole, tmp_path):
-    alone = evaluate_checkpoint(whole, None, "cpu", csv=tmp_path / "one.csv")
+    alone = msgspec.to_builtins(evaluate_checkpoint(whole, None, "cpu", csv=tmp_path / "one.csv"))
     command = ["eval", str(whole), "--device", "cpu", "--json", "--csv", str(tmp_path / "three.csv")]
     out, said = launch(*command, processes=3).communicate(timeout=200)
     together = json.loads(out)

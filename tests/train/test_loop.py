@@ -25,6 +25,7 @@ from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.continuation import refuse_changed_recipe
+from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import conclusion
 from fastft.train.trainer import Trainer
@@ -222,7 +223,9 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, w
     assert "ema_top1" in line and "raw_top1" not in line
     page = render_run(load_run(tmp_path))
     assert "EMA top-1" in page
-    assert "top-1 in percent: EMA" in conclusion(result) and "raw" not in conclusion(result)
+    assert "top-1 in percent: EMA" in conclusion(read_result(tmp_path)) and "raw" not in conclusion(
+        read_result(tmp_path)
+    )
 
 
 def test_the_raw_weights_are_evaluated_where_a_horizon_of_one_step_leaves_no_ema(tiny, tmp_path):

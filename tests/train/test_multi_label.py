@@ -82,19 +82,17 @@ def test_figures_of_a_run_equal_scikit_learns(strips: Path, tmp_path: Path) -> N
         np.array([[n in row[c].split(";") for n in NAMES] for row in rows]) for c in ("labels", "predicted")
     )
     probabilities = np.array([[float(row[name]) for name in NAMES] for row in rows])
-    assert found["map"] == pytest.approx(
-        100 * average_precision_score(labels, probabilities, average="macro"), abs=0.01
-    )
-    assert found["macro_f1"] == pytest.approx(100 * f1_score(labels, predicted, average="macro"))
+    assert found.map == pytest.approx(100 * average_precision_score(labels, probabilities, average="macro"), abs=0.01)
+    assert found.macro_f1 == pytest.approx(100 * f1_score(labels, predicted, average="macro"))
     result = json.loads((strips / "result.json").read_text())
     weights = result["weights"]
-    assert weights["map"] == pytest.approx(found["map"]) and result["last"]["best_by"] == "map"
+    assert weights["map"] == pytest.approx(found.map) and result["last"]["best_by"] == "map"
     thresholds = result["last"][weights["kind"]]["thresholds"]
     np.testing.assert_array_equal(predicted, probabilities >= thresholds)
-    assert [c["threshold"] for c in found["classes"]] == pytest.approx([100 * t for t in thresholds])
+    assert [c.threshold for c in found.classes] == pytest.approx([100 * t for t in thresholds])
     held = BetonSet.open(strips / "data/val.beton")
     np.testing.assert_array_equal(held.labels, labels)
-    assert "top1" not in found and "raw_thresholds" not in (strips / "metrics.jsonl").read_text()
+    assert found.top1 is None and "raw_thresholds" not in (strips / "metrics.jsonl").read_text()
 
 
 def test_predictions_are_the_labels_above_their_thresholds(strips: Path, table: Path, capsys) -> None:
@@ -225,7 +223,7 @@ def test_two_processes_train_as_one_does(tiny, table: Path, tmp_path: Path) -> N
 def test_thresholds_survive_without_an_evaluation(strips: Path) -> None:
     steps = list_checkpoints(strips / "checkpoints")
     state = read_checkpoint(steps[0], ("model",)).state
-    assert state["progress"]["step"] != 0
+    assert state.progress.step != 0
     assert len(load_trained(steps[0], torch.device("cpu")).thresholds) == len(NAMES)
 
 

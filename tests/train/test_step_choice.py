@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch import multiprocessing as mp
 
@@ -24,7 +25,7 @@ from fastft.model.timm_arch import load_timm_arch
 from fastft.model.timm_tower import build_timm_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups
 from fastft.recipe import load_recipe
-from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import StoredStep, list_checkpoints, read_checkpoint
 from fastft.run.trial_record import TrialRecord
 from fastft.train import step as step_module
 from fastft.train import step_choice
@@ -286,7 +287,7 @@ def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes
 
 
 def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch, *options: str) -> Decision:
-    recorded = None if stored is None else {"mode": stored.mode, "attention": stored.attention, "device": "card"}
+    recorded = None if stored is None else StoredStep(mode=stored.mode, attention=stored.attention, device="card")
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
     monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(COMPILED, "measurement", MEASURED))
     step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)), precision=HALF)
@@ -326,11 +327,11 @@ def test_a_recorded_choice_that_can_no_longer_be_is_measured_anew(monkeypatch):
 
 
 def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
-    stored = {"mode": "compile", "attention": "batched", "device": "V100"}
+    stored = StoredStep(mode="compile", attention="batched", device="V100")
     assert stored_choice(stored, "V100") == COMPILED
     assert stored_choice(stored, "H100") is None
-    assert stored_choice({**stored, "mode": "magic"}, "V100") is None
-    assert stored_choice({**stored, "attention": "magic"}, "V100") is None
+    assert stored_choice(structs.replace(stored, mode="magic"), "V100") is None
+    assert stored_choice(structs.replace(stored, attention="magic"), "V100") is None
     assert stored_choice(None, "V100") is None
 
 
@@ -395,7 +396,7 @@ def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, 
         is_main=rank == 0, size=2, device=torch.device("cuda"), any=lambda flag: True,
         broadcast=lambda value: value if rank == 0 else next(received),
     )  # fmt: skip
-    recorded = {"mode": "compile", "attention": "auto", "device": "card" if rank == 0 else "another"}
+    recorded = StoredStep(mode="compile", attention="auto", device="card" if rank == 0 else "another")
     step = SimpleNamespace(world=world, precision=HALF)
     decision = choose_step(load_recipe("final_b16"), step, 4, recorded, reserve_bytes=0, say=said.append)  # type: ignore[arg-type]
     assert decision == Decision(EAGER, "measurement")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from beton_tools.base.typed_json import check
 from beton_tools.read.beton_set import BetonSet
@@ -11,7 +12,7 @@ from fastft.data.selection import open_training
 from fastft.jobs.sweep import PlannedRun, read_result
 from fastft.recipe import load_recipe
 from fastft.run.chosen_weights import choose_weights
-from fastft.run.evaluations import StoredEvaluation, best_evaluation
+from fastft.run.evaluations import ByWeights, Evaluation, Paired, Scores, best_evaluation
 from fastft.run.run_directory import load_run
 from fastft.train.progress import Progress
 from tests.train.runs import differing, end, flags, losses, result_of, run
@@ -23,11 +24,15 @@ STILL |= {"schedule__warmup_epochs": "0"}
 SHARE = {"data__selection_share": "0.25"}
 
 
-def scored(*top1: float, **more: float) -> list[dict]:
-    return [{"epoch": k, "raw": {"top1": t, "samples": 100}, **more} for k, t in enumerate(top1)]
+def scores(top1: float, samples: int = 100) -> Scores:
+    return Scores(top1=top1, samples=samples, loss=1.0)
 
 
-def is_stalled(evaluations: list[dict], patience: int | None, warmup: int = 0) -> bool:
+def scored(*top1: float) -> list[Evaluation]:
+    return [Evaluation(epoch=k, raw=scores(t)) for k, t in enumerate(top1)]
+
+
+def is_stalled(evaluations: list[Evaluation], patience: int | None, warmup: int = 0) -> bool:
     """After so many epochs that the EMA is trained."""
     recipe = load_recipe("final_b16", [f"--train.stop_when={patience or 'none'}", f"--schedule.warmup_epochs={warmup}"])
     return Progress(epoch=50, evaluations=evaluations).is_stalled(recipe)
@@ -46,21 +51,19 @@ def test_patience_counts_evaluations_since_the_best(top1, patience, stalled):
 
 
 def test_the_weights_that_are_chosen_and_the_left_out_images_decide():
-    ema = [{**e, "ema": {"top1": 10 + k, "samples": 100}} for k, e in enumerate(scored(50, 49, 48))]
+    ema = [structs.replace(e, ema=scores(10 + k)) for k, e in enumerate(scored(50, 49, 48))]
     assert not is_stalled(ema, 1)  # the EMA gains
-    far_ahead = [{**e, "disagreements": {"raw_only": 40, "ema_only": 1}} for e in ema]
+    far_ahead = [structs.replace(e, raw_against_ema=Paired(first_only=40, second_only=1)) for e in ema]
     assert is_stalled(far_ahead, 1)  # raw is significantly better, and does not gain
     selection = [
-        {**e, "selection": {"raw": {"top1": 60.0 + k, "samples": 3000}}} for k, e in enumerate(scored(50, 49, 48))
+        structs.replace(e, selection=ByWeights(raw=scores(60.0 + k, 3000))) for k, e in enumerate(scored(50, 49, 48))
     ]
     assert not is_stalled(selection, 1)
     best = best_evaluation(selection)
     choice = choose_weights(selection, best)
     assert best is selection[2] and choice is not None
-    assert (choice["take"], choice["epoch"], choice["top1"]) == ("best", 2, 48)
-    assert "3,000 left-out images" in choice["reason"]
-    for entry in selection:
-        check("it", entry, StoredEvaluation)
+    assert (choice.take, choice.epoch, choice.top1) == ("best", 2, 48)
+    assert "3,000 left-out images" in choice.reason
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +80,8 @@ def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny, stopped, tmp_path):
     assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
     found = load_run(stopped)
     assert found.stopped == result["stopped"]
-    assert found.evaluations[0]["selection_raw_samples"] == 12 and found.evaluations[0]["raw_samples"] == 20
-    assert read_result(PlannedRun("", found.recipe, stopped)) == result["evaluations"]
+    assert found.evaluations[0].selection.raw.samples == 12 and found.evaluations[0].raw.samples == 20
+    assert read_result(PlannedRun("", found.recipe, stopped)) == check("it", result["evaluations"], list[Evaluation])
     assert read_result(PlannedRun("", found.recipe, tmp_path)) is None
 
 

@@ -3,7 +3,8 @@
 import json
 
 from fastft.report.run_report import render_run
-from fastft.run.run_directory import load_run, read_metrics
+from fastft.run.metrics_lines import read_lines
+from fastft.run.run_directory import load_run
 from fastft.train.timing import PARTS
 from tests.train.runs import losses, run
 
@@ -14,7 +15,7 @@ def in_steps(line: dict) -> float:
 
 
 def test_time_split_adds_up_to_the_steps(whole):
-    lines = read_metrics(whole / "metrics.jsonl")
+    lines = read_lines(whole / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
     for line in trained:
         seconds = 8 / line["images_per_second"]
@@ -29,7 +30,7 @@ def test_time_split_adds_up_to_the_steps(whole):
 
 
 def test_the_log_names_the_hardware_and_has_the_seconds_of_the_loader_by_part(whole):
-    lines = read_metrics(whole / "metrics.jsonl")
+    lines = read_lines(whole / "metrics.jsonl")
     assert lines[0]["kind"] == "start" and lines[0]["precision"] == "float32"
     splits = [line["split"] for line in lines if line["kind"] == "train"]
     for part in ("decode", "augment"):

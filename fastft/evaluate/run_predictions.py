@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
-from fastft.evaluate.evaluation import describe_scores, evaluate_file
+from fastft.evaluate.evaluation import evaluate_file
+from fastft.evaluate.file_report import FileReport, report_file
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import Calibration, Predictions, calibrate
 from fastft.run.run_directory import Run
@@ -53,17 +53,16 @@ class Mistakes:
 
 
 @dataclass(frozen=True)
-class Assessment:
-    """weights: which ones it is of, in words. scores: as `fastft.evaluate.evaluation.describe_scores`."""
+class RunPredictions:
+    """What a run predicts for its validation images."""
 
-    weights: str
+    report: FileReport
     mistakes: Mistakes
-    scores: dict[str, Any]
     calibration: Calibration
 
 
-def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment | None, str]:
-    """The assessment of a run's weights, of those that it chose by default, or None and the reason why there is none.
+def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[RunPredictions | None, str]:
+    """The predictions of a run's weights, by default those that it chose, or None and the reason why there are none.
 
     Without `insist`, only if there is a GPU or there are few validation images. Raises UserError: `insist`, and the validation
     file or the checkpoint cannot be read.
@@ -75,20 +74,19 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        trained, file_scores = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
+        trained, evaluated = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
     except UserError as error:
         if insist:
             raise
         return None, f"Left out: {error}."
-    mistakes = find_mistakes(file_scores.predictions, trained.outputs)
+    mistakes = find_mistakes(evaluated.predictions, trained.outputs)
     files = betons.read_names()
     shown = [
         replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
         for m in mistakes.most_confident
     ]
     mistakes = replace(mistakes, most_confident=shown)
-    scores = describe_scores(trained, file_scores)
-    return Assessment(trained.weights, mistakes, scores, calibrate(file_scores.predictions)), ""
+    return RunPredictions(report_file(trained, evaluated), mistakes, calibrate(evaluated.predictions)), ""
 
 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:

@@ -1,0 +1,141 @@
+"""The lines of `metrics.jsonl` by their kind: one declaration is the type, the JSON and the check."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Count, Document, Number, Numbers, Positive, check
+from beton_tools.base.user_files import read_user_file
+from fastft.run.evaluations import ByWeights, Evaluation, Scores, unflatten
+from fastft.run.json_files import MAX_BYTES
+
+LOG = "metrics.jsonl"
+RawLine = Mapping[str, object]
+
+
+class Line(Document):
+    step: Number
+
+
+class Interval(Line):
+    """Means over the steps since the previous line.
+
+    Attributes:
+        images_per_second: over all processes; without the wait for a process's first batch.
+        wait_share: share of wall time spent waiting for data.
+        mfu: model FLOP/s over the device's peak; None if the peak is not known.
+        memory_gib: peak, of the device (GPU) or the process (CPU).
+        split: seconds of this process by part (train/timing.py), and its loader's in parallel.
+        grad_norm: of the last step, before clipping; None: it overflowed in fp16.
+    """
+
+    epoch: Count
+    loss: Number
+    lr: Number
+    images_per_second: Positive
+    wait_share: Number
+    mfu: Number | None
+    memory_gib: Number
+    seconds_left: Number
+    split: Numbers = msgspec.field(default_factory=dict)
+    grad_norm: Number | None = None
+
+
+class LoggedEvaluation(Evaluation, kw_only=True, omit_defaults=True):
+    """An evaluation, after so many steps, and how long it took."""
+
+    step: Number
+    seconds: Number
+
+
+class CheckpointLine(Line):
+    seconds: Number
+
+
+class Start(Document, omit_defaults=True):
+    """A start of a process: its hardware and software, and the seconds of its set-up."""
+
+    device: str = ""
+    device_type: str = ""
+    world_size: Count = 1
+    cores: Count | None = None
+    torch_threads: Count | None = None
+    precision: str = ""
+    fastft: str = ""
+    torch: str = ""
+    seconds: Number = 0.0
+
+
+class BaselineLine(Line):
+    """The linear probe that the run starts from: as `fastft.run.baseline.Baseline`."""
+
+    images: Count
+    penalty: Number = 0.0
+    scale: Number = 0.0
+    seconds: Number = 0.0
+    raw: Scores | None = None
+    selection: ByWeights | None = None
+
+
+@dataclass(frozen=True)
+class Log:
+    """The lines of a run by kind, in order of steps."""
+
+    start: list[Start]
+    train: list[Interval]
+    eval: list[LoggedEvaluation]
+    checkpoint: list[CheckpointLine]
+    baseline: list[BaselineLine]
+
+
+T = TypeVar("T", bound=Document)
+
+
+def read_log(path: Path) -> Log:
+    """Read a metrics.jsonl. Raises UserError: it cannot be read, or a line is not as the trainer writes it."""
+    lines = [unflatten(line) for line in read_lines(path)]
+
+    def of(kind: str, type_: type[T]) -> list[T]:
+        return [check(f"a '{kind}' line", line, type_) for line in lines if line.get("kind") == kind]
+
+    try:
+        log = Log(
+            of("start", Start), of("train", Interval), of("eval", LoggedEvaluation), of("checkpoint", CheckpointLine),
+            of("baseline", BaselineLine),
+        )  # fmt: skip
+        if any(b.step <= a.step for a, b in pairwise(log.train)):
+            raise ValueError("the steps of 'train' lines do not increase")
+        if any(b.step < a.step for a, b in pairwise(log.eval)):
+            raise ValueError("the steps of 'eval' lines decrease")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; was it written by fastft train?") from None
+    return log
+
+
+def read_lines(path: Path) -> list[RawLine]:
+    """The lines of a metrics.jsonl; lines cut short by a crash are left out.
+
+    Raises UserError: the file cannot be read, or a line is not an object with a step.
+    """
+    if not path.exists():
+        return []
+    data = read_user_file(path, MAX_BYTES, f"the {LOG} that fastft train wrote")
+    texts = data.decode("utf-8", "replace").splitlines()  # a crash may leave any bytes at the end
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        try:
+            check("it", line, Line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
+        lines.append(line)
+    return lines

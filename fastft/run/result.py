@@ -1,0 +1,108 @@
+"""`result.json` of a run directory: its evaluations, and which weights are used, with the evidence."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from beton_tools.base.typed_json import Count, Document, Number, Signed
+from fastft.run.baseline import Baseline
+from fastft.run.evaluations import BestBy, Evaluation
+from fastft.run.json_files import read_document, write_document
+
+RESULT = "result.json"
+
+
+class Evidence(Document, omit_defaults=True):
+    """What raw or EMA was chosen by: the number of images, on how many only one of them is right, and the p-value of the test.
+
+    balanced_gain: of raw over EMA, in points of balanced accuracy, and its standard error.
+    """
+
+    samples: Count
+    raw_only: Count | None = None
+    ema_only: Count | None = None
+    balanced_gain: Signed | None = None
+    balanced_error: Number | None = None
+    p_value: Number | None = None
+
+
+class Gain(Document):
+    """What fine-tuning has gained over the linear probe, in points, with its standard error; note: where it is not clear."""
+
+    gain: Signed
+    standard_error: Number
+    note: str = ""
+
+
+class WeightChoice(Document, omit_defaults=True):
+    """What predict, eval and export take, and why.
+
+    Attributes:
+        top1, balanced_accuracy, map: of these weights, those that the run's evaluations have.
+        gain: over the linear probe, if the run starts from one.
+    """
+
+    take: Literal["best", "last", "probe"]
+    kind: Literal["raw", "ema", "probe"]
+    epoch: Count
+    reason: str
+    top1: Number | None = None
+    balanced_accuracy: Number | None = None
+    map: Number | None = None
+    evidence: Evidence | None = None
+    gain: Gain | None = None
+
+    @property
+    def figures(self) -> dict[BestBy, float]:
+        named: dict[BestBy, float | None] = {
+            "top1": self.top1, "balanced_accuracy": self.balanced_accuracy, "map": self.map,
+        }  # fmt: skip
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class FirstRun(Document):
+    """Of a refit: the run on the training images alone, whose figures these are."""
+
+    run: str
+    weights: WeightChoice
+    last: Evaluation | None
+    baseline: Baseline | None
+
+
+class Result(Document):
+    """The content of result.json.
+
+    Attributes:
+        stopped: why the training ended before its last epoch, else "".
+        baseline: the linear probe that the run started from.
+        best, last: the evaluations of the best and the last epoch; None without validation images, as `weights`.
+        expectation, source: the expected accuracy in words, and where it is from.
+    """
+
+    recipe: str
+    epochs: Count
+    seconds: Number
+    expectation: str
+    stopped: str = ""
+    baseline: Baseline | None = None
+    best: Evaluation | None = None
+    last: Evaluation | None = None
+    weights: WeightChoice | None = None
+    expected_top1: Number | None = None
+    source: str | None = None
+    evaluations: list[Evaluation] = msgspec.field(default_factory=list)
+    first_run: FirstRun | None = None
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result of a run; None if it has not ended.
+
+    Raises:
+        UserError: the file cannot be read, or is not as the trainer writes it.
+    """
+    return read_document(folder / RESULT, Result, "delete it and run the same fastft train again")
+
+
+def write_result(folder: Path, result: Result) -> None:
+    write_document(folder / RESULT, result)
