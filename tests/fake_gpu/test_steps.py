@@ -19,13 +19,13 @@ LIMITS = {
     (FP32, "eager", "auto"): 743,
     (BF16, "eager", "auto"): 1047,
     (FP16, "eager", "auto"): 1083,
-    (HALF_FP16, "eager", "auto"): 737,
+    (HALF_FP16, "eager", "auto"): 735,
     (HALF_BF16, "eager", "auto"): 700,
     (BF16, "eager", "flash"): 1047,
     (BF16, "eager", "efficient"): 1047,
     (BF16, "eager", "batched"): 1150,
     (BF16, "compile", "auto"): 939,
-    (HALF_FP16, "compile", "auto"): 700,
+    (HALF_FP16, "compile", "auto"): 831,
 }
 GB = {(BF16, "eager", "auto"): 17.6, (HALF_FP16, "eager", "auto"): 17.4}  # at the peak, with 256 images
 
