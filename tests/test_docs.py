@@ -77,7 +77,7 @@ def test_every_unit_of_the_results_is_documented():
 
 def test_every_kind_of_line_in_metrics_is_documented():
     code = "".join(path.read_text() for room in ("train", "run") for path in (ROOT / "fastft" / room).glob("*.py"))
-    kinds = set(re.findall(r"\.record\(\"(\w+)\"", code))
+    kinds = set(re.findall(r"\.record\(\s*\"(\w+)\"", code))
     assert "checkpoint" in kinds and kinds == set(re.findall(r"^\| `(\w+)` \| `", SCHEMA, re.M))
 
 

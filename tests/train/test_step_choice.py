@@ -364,7 +364,7 @@ def test_a_run_records_what_was_measured_and_its_resume_takes_it(tiny, tmp_path,
     run(tiny, tmp_path / "plain", schedule__stop_epoch="1")
     assert differing(end(tmp_path / "measured"), end(tmp_path / "plain")) == []
     state = read_checkpoint(list_checkpoints(tmp_path / "measured/checkpoints")[-1]).state
-    assert state["progress"]["step_choice"].items() >= {"mode": "eager", "attention": "auto"}.items()
+    assert (state.progress.step_choice.mode, state.progress.step_choice.attention) == ("eager", "auto")
 
     monkeypatch.setattr(step_choice, "_measure", None)
     run(tiny, tmp_path / "measured", train__step="measure", schedule__stop_epoch="2")
