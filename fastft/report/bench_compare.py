@@ -11,6 +11,7 @@ from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, rat
 from fastft.report.bench_bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
 from fastft.report.bench_page import (
     AXES,
+    COUNTS,
     describe_gpus,
     describe_version,
     line_axis,
@@ -21,7 +22,6 @@ from fastft.report.bench_sentences import USUAL, WHOLE, WHOLE_ALONE, amount, lis
 from fastft.report.charts import Chart, render_chart
 from fastft.report.page import render_page
 
-NOT_COMPARED = ("images", "rounds")  # settings that do not make it another measurement
 FILE_STYLES = 6  # colours in style.css; the files have letters too
 MOST_FILES = len(ascii_uppercase)
 
@@ -124,7 +124,7 @@ def shared_cases(files: Sequence[File]) -> list[Shared]:
 
 
 def _setting(measure: Measure, case: Case) -> dict[str, str | int | float]:
-    return {k: v for k, v in (measure.setting | case.setting).items() if k not in NOT_COMPARED}
+    return {k: v for k, v in (measure.setting | case.setting).items() if k not in COUNTS}
 
 
 def _identity(measure: Measure, case: Case) -> object:

@@ -36,6 +36,8 @@ CHAPTERS = {  # by the beginning of a measure's key; the longest beginning count
 STEP_PARTS = {part: NAMES.get(part, part) for part in LOOP_PARTS}
 RANGES = "The light line through a point spans the rounds, from the lowest to the highest."
 PEER_STYLES = 10  # colours of lines in chart.css
+COUNTS = ("images", "rounds")  # settings that do not make it another measurement
+NEAR = 1.25  # of the highest bar: cores of a usual machine up to there are on the axis
 MOST_TICKED = 1e6  # on the x axis
 CORES_NOTES = (
     "The cores are the images per second of the training step over those of one core of the processor measured here, which does "
@@ -112,6 +114,7 @@ def render_bench(result: Result) -> str:
         title="Throughput benchmark",
         subtitle=" · ".join(describe_result(result)),
         quick=result.quick,
+        busy=describe_busy(result),
         sentences=sentences(result, needs),
         sections=[section for section in sections if not section.is_empty],
         rows=list(table_rows(result)),
@@ -146,7 +149,8 @@ def machine_facts(result: Result) -> dict[str, str]:
     m, sessions = result.machine, result.sessions
     before, after = (between([s.load_before for s in sessions]), between([s.load_after for s in sessions]))
     dates = sorted(s.date[:16].replace("T", " ") for s in sessions)
-    times = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    last = dates[-1].removeprefix(f"{dates[0][:10]} ")
+    times = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {last}"
     facts = {
         "processor": m.cpu,
         "instruction sets": ", ".join(m.instruction_sets),
@@ -164,6 +168,18 @@ def machine_facts(result: Result) -> dict[str, str]:
         "libraries": ", ".join(f"{name} {version}" for name, version in m.libraries.items()),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def describe_busy(result: Result) -> str:
+    """A warning if other programs used the cores; else empty."""
+    load, cores = max(s.load_before for s in result.sessions), result.machine.cores
+    if load <= cores / 2:
+        return ""
+    where = f"{cores} core{'s' * (cores != 1)}"
+    return (
+        f"Other programs were running: the load was up to {load:.1f} on {where} before the benchmark began. All contenders of a "
+        "round suffer alike, so ratios are better than absolute figures."
+    )
 
 
 def between(values: Sequence[float]) -> str:
@@ -190,12 +206,15 @@ def is_repeated(measure: Measure, result: Result) -> bool:
 
 
 def bars(measures: Sequence[Measure]) -> list[MeasureView]:
-    """Measures that are not drawn as lines."""
-    return [
-        _view(m, measure_figures(m))
-        for m in measures
-        if line_axis(m) is None and any(case.measured for case in m.cases)
-    ]
+    """Measures that are not drawn as lines. Where several have the same title, it names what differs."""
+    shown = [m for m in measures if line_axis(m) is None and any(case.measured for case in m.cases)]
+    return [_view(m, measure_figures(m), told_apart(m, [o for o in shown if o.title == m.title])) for m in shown]
+
+
+def told_apart(measure: Measure, same: Sequence[Measure]) -> str:
+    """The title, with the settings that other measures of this title do not have."""
+    own = {k: v for k, v in measure.setting.items() if any(o.setting.get(k) != v for o in same) and k not in COUNTS}
+    return ", ".join(filter(None, (measure.title, describe_setting(own))))
 
 
 def splits(measures: Sequence[Measure]) -> list[MeasureView]:
@@ -210,8 +229,10 @@ def step_splits(measures: Sequence[Measure]) -> list[MeasureView]:
     return [MeasureView(f"{m.title}, by part", about, "", stacks=stacks) for m, stacks in found if stacks]
 
 
-def _view(measure: Measure, figures: Sequence[BarFigure] = (), stacks: Sequence[StackFigure] = ()) -> MeasureView:
-    return MeasureView(measure.title, measure.about, describe_setting(measure.setting), figures, stacks)
+def _view(
+    measure: Measure, figures: Sequence[BarFigure] = (), title: str = "", stacks: Sequence[StackFigure] = ()
+) -> MeasureView:
+    return MeasureView(title or measure.title, measure.about, describe_setting(measure.setting), figures, stacks)
 
 
 def line_axis(measure: Measure) -> str | None:
@@ -280,7 +301,8 @@ def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
                 for d in needs
                 if d.recipe == recipe
             ]
-            end = axis_end(max(bar.spread.median for _, row in rows for bar in row))
+            highest = max(bar.spread.median for _, row in rows for bar in row)
+            end = axis_end(max([highest, *(d.machine_cores for d, _ in rows if d.machine_cores < NEAR * highest)]))
             told = Markup("").join(cores_sentence(result, max((d for d, _ in rows), key=lambda d: d.images_per_second)))
             views.append(CoresView(recipe, told, [cores_figure(d, row, end) for d, row in rows]))
     return Section("CPU cores that your GPUs need", cores=views, notes=CORES_NOTES)
@@ -297,7 +319,7 @@ def cores_figure(demand: Demand, bars: Sequence[Bar], end: float) -> BarFigure:
 def table_rows(result: Result) -> Iterator[Row]:
     for measure in result.measures:
         for case in measure.cases:
-            setting = {k: v for k, v in (measure.setting | case.setting).items() if k not in ("images", "rounds")}
+            setting = {k: v for k, v in (measure.setting | case.setting).items() if k not in COUNTS}
             for c in case.measured:
                 compared = ratio(measure, case, c)
                 times = compared.median if compared else None

@@ -149,6 +149,19 @@ def test_settings_are_read_as_words(setting, words):
     assert describe_setting(setting) == words
 
 
+def test_a_busy_machine_is_told():
+    one = result()
+    assert "busy machine" not in render_bench(one)
+    one.sessions[0].load_before = 20.5
+    assert "the load was up to 20.5 on 16 cores before the benchmark began" in plain(render_bench(one))
+
+
+def test_measures_with_the_same_title_are_told_apart():
+    made = [measure(f"m.{k}", "Loader", [Maker().case({"fastft": 1})], setting={"files": k, "size": 224}) for k in "ab"]
+    text = plain(render_bench(result(measures=made)))
+    assert "Loader, a" in text and "Loader, b" in text and "Loader, a, 224 px" not in text
+
+
 def test_a_result_without_measures_or_without_fastft_has_a_page():
     assert "Method" in render_bench(result(measures=[]))
     alone = of(measure("loader.recipe.core", "Whole recipe", [Maker().case({"timm": 200})]))
