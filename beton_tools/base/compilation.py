@@ -1,4 +1,4 @@
-"""Says that Numba compiles: it happens once per machine and version, takes a minute or two, and would look like a hang."""
+"""Says that Numba compiles: it happens once per machine and version, takes minutes, and would look like a hang."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Notice:
         seconds = self.seconds + time.monotonic() - self.began
         if self.say is None or seconds < FIRST or seconds < self.said + INTERVAL:
             return
-        done = "; this happens once per machine and takes about two minutes on one core"
+        done = "; this happens once per machine and takes minutes"
         if self.said >= 0:
             done = f": {self.functions} functions in {seconds:.0f} s"
         self.said = seconds
