@@ -134,3 +134,9 @@ def test_long_files_have_all_samples_and_take_no_space_for_their_images(workspac
 
 def test_threads_double_up_to_all_cores():
     assert [loader_bench.thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_a_measure_that_needs_root_says_so_instead(workspace, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    [note] = loader_bench.order(Options(workspace, rounds=1, threads=1))
+    assert "loader.order was left out" in note and "root" in note

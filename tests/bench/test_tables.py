@@ -9,10 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "benchmarks/results/all.json").exists(), reason="no full set of results committed yet: fastft bench all"
-)
-
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch):
@@ -38,3 +34,11 @@ def test_a_changed_number_is_found_and_fixed(tables) -> None:
 def test_every_table_is_on_a_page_and_every_marker_has_a_table(tables) -> None:
     marked = {found[2] for page in tables.PAGES for found in tables.BLOCK.finditer(page.read_text())}
     assert marked == set(tables.TABLES)
+
+
+def test_all_that_is_published_of_a_processor_was_measured_by_one_commit_that_was_not_changed(tables) -> None:
+    results = tables.speed.published()
+    assert results and len({result.machine.cpu for result in results}) == len(results)
+    for result in results:
+        assert result.commit and not result.changed and not result.quick
+        assert all(len(c.rounds) >= 3 for m in result.measures for case in m.cases for c in case.measured)
