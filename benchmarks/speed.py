@@ -19,7 +19,8 @@ from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 
 RESULTS = Path(__file__).parent / "results"
-SMALL, ORIGINALS = {"files": RESIZED}, {"files": ORIGINAL}
+SMALL: Setting = {"files": RESIZED}
+ORIGINALS: Setting = {"files": ORIGINAL}
 
 
 @cache
