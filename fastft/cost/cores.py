@@ -46,7 +46,7 @@ def demands(result: Result) -> list[Demand]:
 
 @cache
 def _modelled(name: str) -> tuple[Demand, ...]:
-    """At the expected MFU of `fastft cost`; evaluation and start-up are left out."""
+    """At the MFU of tuned trainings, the faster family of `fastft cost`; evaluation and start-up are left out."""
     recipe, found = load_recipe(name), []
     for gpu in (GPUS[main] for main in MAIN_GPUS):
         mfu = known_mfus(recipe, gpu, MACHINE_GPUS)[0]
