@@ -83,6 +83,7 @@ def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -
         if world.is_main:
             print_choices(final.choices, console)
         _stage(world, lambda: fit_head(final, key, world, stop, say))
+        world.barrier()  # process 0 has written the head, which all read
         return train(final, world, guard, console, deadline)
 
 
