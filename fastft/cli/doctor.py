@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastft.cost.memory import describe_no_fit, memory_need
+from fastft.cost.gpu_memory import describe_no_fit, memory_need
 from fastft.machine.facts import GIB, UNFINISHED, Facts, fits_page_cache
 from fastft.machine.precision import AMPERE
 from fastft.recipe import load_recipe

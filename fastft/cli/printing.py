@@ -8,7 +8,7 @@ from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
 from fastft.cli.doctor import FAIL, OK, WARN
-from fastft.cost.memory import SHARD, describe_no_fit
+from fastft.cost.gpu_memory import SHARD, describe_no_fit
 from fastft.cost.price import LOADER_LIMITS, format_hours, format_range
 from fastft.cost.roofline import FAMILIES, TUNED, VITS
 from fastft.jobs.choices_table import print_choices

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from beton_tools.base.errors import UserError
+from fastft.cost.gpu_memory import describe_no_fit, memory_need
 from fastft.cost.measured import Measured
-from fastft.cost.memory import describe_no_fit, memory_need
 from fastft.cost.roofline import FAMILIES, Mfu, chosen_path, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu

@@ -24,7 +24,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.choose import choose_options
 from fastft.evaluate.scores import EvaluationStopped
-from fastft.head.fit import fit_head
+from fastft.head.fit_head import fit_head
 from fastft.jobs.choices_table import print_choices
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import Preempted

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
-from fastft.cost.memory import COPIES, HEADROOM, fast_divisor, largest_divisor, loader_bytes
+from fastft.cost.gpu_memory import COPIES, HEADROOM, fast_divisor, largest_divisor, loader_bytes
 from fastft.data.engine import Engine
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision

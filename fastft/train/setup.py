@@ -19,7 +19,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from fastft.augment.mix import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
-from fastft.cost.memory import COPIES, describe_too_large, state_bytes
+from fastft.cost.gpu_memory import COPIES, describe_too_large, state_bytes
 from fastft.data.classes import refuse_other_classes, refuse_other_labels
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard

@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 import pytest
 
-from fastft.cost.memory import state_bytes
+from fastft.cost.gpu_memory import state_bytes
 from fastft.cost.traffic import KERNELS, image_traffic, stored_traffic, trace_image, traced_ops, traffic_key
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe

@@ -12,7 +12,7 @@ import pytest
 from fastft.choose import choose
 from fastft.cli import main
 from fastft.evaluate.linear_probe import FEATURES
-from fastft.head import fit
+from fastft.head import fit_head as fit
 from fastft.jobs import run as stages
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints

@@ -307,7 +307,7 @@ def test_a_run_that_stops_at_the_head_has_its_accuracy_and_is_used_as_any_other(
 def test_it_does_not_fit_its_head_again_and_training_can_go_on_from_it(tiny, head_only, tmp_path, monkeypatch):
     again = shutil.copytree(head_only, tmp_path / "again")
     changes = {**PROBE, "model__pool": "class+patches", "model__trainable_layers": "0"}
-    monkeypatch.setattr("fastft.head.fit.probe_of_run", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("fastft.head.fit_head.probe_of_run", lambda *_: pytest.fail("fitted again"))
     before = result_of(head_only)
     assert run(tiny, again, **changes, schedule__stop_epoch="0")["weights"] == before["weights"]
     result = run(tiny, again, **changes, schedule__stop_epoch="1")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fastft.cli import main
-from fastft.cost.memory import memory_need
+from fastft.cost.gpu_memory import memory_need
 from fastft.machine.gpus import GPUS
 from fastft.recipe import load_recipe
 
