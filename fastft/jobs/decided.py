@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import expand_home
 from fastft.choose.automatic import resolve
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import Images
-from fastft.run.start_weights import with_run_weights
 
 
 def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
@@ -19,7 +19,11 @@ def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
         UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
     """
     images, warnings = count_images(recipe)
-    return resolve(with_run_weights(recipe), images), images, warnings
+    if expand_home(recipe.model.weights).is_dir():
+        from fastft.run.start_weights import with_run_weights  # imports Pillow, which most recipes need not wait for
+
+        recipe = with_run_weights(recipe)
+    return resolve(recipe, images), images, warnings
 
 
 def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:
