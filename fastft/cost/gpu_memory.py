@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from beton_tools.base.image_formats import CHANNELS
 from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.traffic import image_traffic
-from fastft.data.engine import Engine
+from fastft.data.slots import count_slots
 from fastft.recipe import Recipe
 
 HEADROOM = 0.9  # share of free memory to use; the rest is for allocator fragments
@@ -68,7 +67,7 @@ def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batche
     images, the finished images, and what augmentation worked with, which PyTorch keeps for the next batch.
     """
     augment = AUGMIX_BYTES if isinstance(policy.auto_augment, AugMix) else AUGMENT_BYTES
-    return batches * CHANNELS * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
+    return batches * 3 * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
 
 
 def memory_need(recipe: Recipe, path: str, card: float, gpus: int) -> MemoryNeed | None:
@@ -80,7 +79,7 @@ def memory_need(recipe: Recipe, path: str, card: float, gpus: int) -> MemoryNeed
     if traced is None:
         return None
     state = state_bytes(traced.parameters, traced.trained_parameters, ema=recipe.ema.decay > 0, half=path == "half")
-    batches, size = Engine.slots(recipe.data.batches_ahead), recipe.model.image_size
+    batches, size = count_slots(recipe.data.batches_ahead), recipe.model.image_size
     per_image = traced.kept_bytes_per_image
     loaders = 1 if recipe.data.val is None else 2
     per_image += loaders * loader_bytes(MEAN_PIXELS, size, torch.float16, batches, build_policy(recipe))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastft.data.slots import count_slots
 from fastft.data.stage import DrawPlan, Stage
 
 
@@ -86,15 +87,10 @@ class Engine:
 
     def __init__(self, stage: Stage, *, batch_size: int, batches_ahead: int) -> None:
         self.stage, self.batch_size = stage, batch_size
-        self.num_slots, device = self.slots(batches_ahead), stage.device
+        self.num_slots, device = count_slots(batches_ahead), stage.device
         # the same in all passes, because torch caches memory by stream
         self.streams = [torch.cuda.Stream(device) for _ in range(self.num_slots if device.type == "cuda" else 0)]
         self.thread: Pass | None = None
-
-    @staticmethod
-    def slots(batches_ahead: int) -> int:
-        """Batches at a time, each with a buffer and a CUDA stream: one with the consumer, the others finished or in progress."""
-        return max(3, batches_ahead + 1)
 
     def start(self, order: np.ndarray, draw: DrawPlan) -> Pass:
         """Begin a pass over the samples `order`, with plans from `draw`; ends the previous pass."""

@@ -28,6 +28,7 @@ from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.engine import Engine
 from fastft.data.order import BatchLayout, SampleOrder, Shard, data_notes, eval_share
+from fastft.data.slots import count_slots
 from fastft.data.stage import DrawPlan, Output, check_shrink, new_stage
 from fastft.recipe.constants import BLOCK_MIB, NONE, RANDOM
 
@@ -81,7 +82,7 @@ class _BetonLoader:
 
     def _allocate(self) -> None:
         """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
-        slots = Engine.slots(self.batches_ahead)
+        slots = count_slots(self.batches_ahead)
         self.stage = new_stage(
             self.betons, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
         )

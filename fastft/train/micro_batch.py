@@ -10,7 +10,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.gpu_memory import COPIES, HEADROOM, fast_divisor, largest_divisor, loader_bytes
-from fastft.data.engine import Engine
+from fastft.data.slots import count_slots
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
@@ -53,7 +53,7 @@ def divide_batch(
             f"optim.batch_size {batch_size} is not a multiple of {world.size} processes; change one of the two"
         )
     files = [train_files, *([] if recipe.data.val is None else [BetonSet.open(recipe.data.val)])]
-    policy, batches = build_policy(recipe), Engine.slots(recipe.data.batches_ahead)
+    policy, batches = build_policy(recipe), count_slots(recipe.data.batches_ahead)
     per_image = sum(loader_bytes(f.largest.mean_pixels, size, precision.dtype, batches, policy) for f in files)
     rank_batch = batch_size // world.size
     chosen = choose_micro_batch(

@@ -15,6 +15,7 @@ from fastft.data import pixel_probe
 from fastft.data.decode import read_at
 from fastft.data.engine import Engine
 from fastft.data.loader import EvalLoader
+from fastft.data.slots import count_slots
 from fastft.data.stage import PackedStage
 
 
@@ -43,7 +44,7 @@ def packed_batches(path, order):
         return torch.zeros(len(offsets) - 1, 3, SIZE, SIZE)
 
     beton = BetonSet.open(path)
-    stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=Engine.slots(2))
+    stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=count_slots(2))
     engine = Engine(stage, batch_size=BATCH, batches_ahead=2)
     labels = [labels for _, labels in engine.start(order, draw)]
     stage.close()

@@ -9,6 +9,7 @@ import pytest
 from beton_tools.read.beton_set import BetonSet
 from fastft.data import engine as engine_module
 from fastft.data.engine import Engine
+from fastft.data.slots import count_slots
 from fastft.data.stage import Stage
 
 
@@ -35,12 +36,12 @@ def test_batches_come_in_order_and_slots_in_rotation(engine):
     order = np.arange(44)[::-1].copy()
     batches = list(engine.start(order, None))
     assert np.array_equal(np.concatenate([ids for ids, _ in batches]), order)
-    assert [slot for _, slot in batches] == [b % Engine.slots(2) for b in range(9)]
+    assert [slot for _, slot in batches] == [b % count_slots(2) for b in range(9)]
 
 
 def test_no_batch_is_kept_beyond_those_prepared_in_advance(engine):
     """The consumer's batch and two more, of which one is in progress."""
-    assert Engine.slots(2) == 3
+    assert count_slots(2) == 3
     thread = engine.start(np.arange(50), None)
     next(thread)
     time.sleep(0.5)

@@ -23,6 +23,7 @@ from fastft.evaluate.trained import adjust_logits, load_trained, log_shares, sca
 from fastft.export import FORMATS, export_checkpoint
 from fastft.export.card import _temperature
 from fastft.export.to_safetensors import load
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 from fastft.report.run_report import headline
 from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
@@ -155,12 +156,16 @@ def test_predict_applies_it_says_so_and_can_be_told_not_to(tmp_path, photo, caps
 def test_exports_have_it_in_the_head_and_name_it(tmp_path, format):
     make_checkpoint(tmp_path, dict(CLIP), FITTED)
     out = tmp_path / OUTS[format]
-    images = torch.randn(4, 3, 32, 32)
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    images = (pixels / 255 - mean) / std
     with torch.no_grad():
         want = load_trained(tmp_path / "run", CPU).model(images)
         for on, divisor in ((True, 2.5), (False, 1.0)):
             done = export_checkpoint(tmp_path / "run", format, out, overwrite=True, temperature=on)
-            torch.testing.assert_close(FORMATS[format].load(out)(images), want / divisor, rtol=1e-3, atol=1e-4)
+            # the torch file takes pixels and gives probabilities
+            inputs, outputs = (pixels, (want / divisor).softmax(1)) if format == "torch" else (images, want / divisor)
+            torch.testing.assert_close(FORMATS[format].load(out)(inputs), outputs, rtol=1e-3, atol=1e-4)
             card = done.card.read_text()
             assert ("divided by the temperature 2.5, which changes no ranking" in card) == on
             config = {"timm": out / "config.json", "open_clip": out / "open_clip_config.json"}.get(format)

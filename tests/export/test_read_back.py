@@ -15,6 +15,7 @@ from fastft.model import ImageClassifier
 from fastft.model.head_file import set_head_of_weights
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
+from fastft.run.result import Result, WeightChoice, write_result
 from fastft.run.start_weights import with_run_weights
 from tests.written import make_checkpoint
 
@@ -136,7 +137,7 @@ def test_weights_of_a_probe_give_its_tower(tmp_path):
     last = second.rename(second.parent / "step-00000001")
     run = last.parents[1]
     (run / "probe.safetensors").touch()
-    record = {"take": "probe", "kind": "probe", "reason": "better"}
-    (run / "result.json").write_text(json.dumps({"recipe": "r", "epochs": 1, "evaluations": [], "weights": record}))
+    choice = WeightChoice(take="probe", kind="probe", epoch=0, reason="better")
+    write_result(run, Result(recipe="r", epochs=1, seconds=0.0, expectation="", weights=choice))
     start = with_run_weights(load_recipe("final_b16", {"model.weights": str(run)}))
     assert start.model.weights == str(tmp_path / "pretrained.safetensors") and start.model.head_init == "small"

@@ -76,7 +76,7 @@ def test_a_stopped_run_continues_to_its_last_step(beton, tmp_path, device):
     for stop in (whole // 2, None):
         run_recipe(recipe_from_dict("gpu", sections(beton, tmp_path, device, stop)), Console(quiet=True))
     found = load_run(tmp_path / "run")
-    assert found.finished and found.steps == found.total_steps and len(found.starts) == 2
+    assert found.finished and found.steps == found.total_steps and len(found.log.start) == 2
     assert len(found.intervals) == found.total_steps and len(found.evaluations) >= 2
     if device.type == "cuda":  # a CPU's training is too short
         written = {path.name for path in (tmp_path / "run/profile").iterdir()}

@@ -112,8 +112,8 @@ def test_explain_counts_as_training_does(album, tower, tmp_path, capsys):  # noq
     assert main(["explain", "photos", *options, "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
     _, result = stages.run_recipe(load_recipe("photos", [*options, f"--train.run_dir={tmp_path / 'run'}"]))
-    assert explained["cost"]["val_images"]["value"] == result["last"]["raw"]["samples"] == 7
-    assert explained["recipe"]["data"]["train_size"] == result["baseline"]["images"] == 29
+    assert explained["cost"]["val_images"]["value"] == result.last.raw.samples == 7
+    assert explained["recipe"]["data"]["train_size"] == result.baseline.images == 29
     trained = read_choices(tmp_path / "run") or {}
     assert [choice["option"] for choice in explained["choices"]] == list(trained)
 

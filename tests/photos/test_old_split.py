@@ -122,7 +122,7 @@ def test_classes_that_are_all_new_start_from_a_probe(first, photographs, given, 
             Image.fromarray(photographs[name][8 * i : 8 * i + 64, :64]).save(tmp_path / "other" / name / f"{i}.png")
     options = {k: v for k, v in given.items() if k not in ("model", "image_size", "weights")}
     run = fastft.fit("photos", data=tmp_path / "other", out=tmp_path / "run", weights=first.folder, **options)
-    assert fastft.load_recipe(run.folder / "recipe.yaml").model.head_init == "probe" and run.result["baseline"]
+    assert fastft.load_recipe(run.folder / "recipe.yaml").model.head_init == "probe" and run.result.baseline
 
 
 def test_new_images_join_the_old_ones_of_their_unit():

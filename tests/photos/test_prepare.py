@@ -137,14 +137,14 @@ def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(albu
         explained = decide(recipe)[0]
         plans[name] = (explained.data.train_size, explained.data.num_classes, explained.choices[1:])
         _, result = train(recipe, QUIET)
-        ends[name], results[name] = end(run), [e | {"seconds": 0} for e in result["evaluations"]]
+        ends[name], results[name] = end(run), result.evaluations
         state = json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())
         assert state["classes"] == list(CLASSES)
     for name in ends:
         assert differing(ends["folder"], ends[name]) == [], name
         assert results[name] == results["folder"], name
         assert plans[name] == plans["folder"], name
-    assert results["folder"][-1]["raw"]["samples"] == 7
+    assert results["folder"][-1].raw.samples == 7
 
 
 # converted once ---------------------------------------------------------------------------------------------------------

@@ -113,5 +113,5 @@ def test_no_evaluation_waits_for_the_device_before_its_last_batch():
         waited.append(True)  # after the last batch the sums are read
 
     with Watched():
-        (scores,) = evaluate([model], then_read(), World(0, 1, 0, CPU), Precision(torch.float32, "cpu"))
-    assert scores.samples == 12
+        (evaluated,) = evaluate([model], then_read(), World(0, 1, 0, CPU), Precision(torch.float32, "cpu"))
+    assert evaluated.scores.samples == 12

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -83,7 +84,7 @@ def test_a_subset_of_a_subset_names_the_samples_of_the_files(data, tmp_path):
 def test_other_samples_of_the_same_file_are_other_data(data):
     whole = BetonSet.open(data)
     contents = [whole, whole.take(CHOSEN), whole.take(CHOSEN + np.array([0] * 7 + [-1]))]
-    assert len({json.dumps(found.content) for found in contents}) == 3
+    assert len({msgspec.json.encode(found.content) for found in contents}) == 3
 
 
 def test_a_file_without_a_manifest_is_identified_too(copied, tmp_path):
