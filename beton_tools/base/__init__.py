@@ -1,2 +1,1 @@
-"""Modules that the whole package uses: errors, safe reading and writing, console, progress, signals and the JIT cache.
-"""
+"""Modules that the whole package uses: errors, safe reading and writing, console, progress, signals and JIT cache."""

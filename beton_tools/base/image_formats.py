@@ -196,8 +196,7 @@ def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -
 
 
 def check_colour(option: str, text: str) -> None:
-    """Raise UserError unless Pillow's `ImageColor` can read `text` as a colour: "white", "#808080", "rgb(0, 0, 128)".
-    """
+    """Raise UserError unless Pillow's `ImageColor` reads `text` as a colour: "white", "#808080", "rgb(0, 0, 128)"."""
     try:
         ImageColor.getrgb(text)
     except ValueError:
