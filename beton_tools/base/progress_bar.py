@@ -42,7 +42,7 @@ def progress(
 def progress_lines(
     title: str, say: Callable[[str], object], things: str = "images", unit: str = "img"
 ) -> Iterator[ProgressCallback]:
-    """Return a callback that reports the same on one line, at most every PLAIN_INTERVAL seconds.
+    """Yield a callback that reports the same on one line, at most every PLAIN_INTERVAL seconds.
 
     If at least one such line was printed, the end is reported too.
     """

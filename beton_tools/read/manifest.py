@@ -103,7 +103,7 @@ class Manifest:
 
     @classmethod
     def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:
-        """Load the manifest beside a `.beton`. None if there is none, because FFCV's writer writes none.
+        """Load the manifest beside a `.beton`. Returns None if there is none (FFCV's writer writes none).
 
         Raises:
             UserError: As for `load`.

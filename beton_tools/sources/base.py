@@ -69,8 +69,7 @@ class Source(ABC):
         class_names: Readable class names, or None where unknown.
         labels: int64 (N,), or uint8 (N, K) for multi-label images, with 1 for each class that the image has.
         names: Each image's path below `root`, archive member or row, for messages and for `beton extract`.
-        left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg
-            link").
+        left_out: suffix -> number of non-image files in class folders or tars, or links in tars (".jpg link").
         reading: A sentence, if a table's label cells such as "cat;dog" were read as several labels.
         columns: How each table column was read, as one line.
         listed_in: The table that lists the images by path.
@@ -307,9 +306,9 @@ def check_classes(
 
 
 def are_positions(labels: Collection[str], classes: Sequence[str]) -> bool:
-    """Return True if labels are numbers that count the classes.
+    """Return True if labels are the positions of classes.
 
-    In that case no label is the name of a class, and the classes are not all numbers too.
+    This is so if all labels are numbers, no label is one of the classes, and not all classes are numbers too.
     """
     return all(map(is_number, labels)) and set(labels).isdisjoint(classes) and not all(map(is_number, classes))
 

@@ -90,7 +90,7 @@ def find_truth(
 def _build_truth(
     file: str, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Do the same from labels that were read. `wnid_of` maps image names without suffix to wnids or class numbers."""
+    """Build `find_truth`'s result. `wnid_of` maps image file names without suffix to wnids or class numbers."""
     missing = [name for name in image_names if Path(name).stem not in wnid_of]
     if missing:
         raise UserError(

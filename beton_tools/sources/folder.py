@@ -104,7 +104,7 @@ def images_below(root: Path, left_out: Counter[str] | None = None) -> list[str]:
 
 
 def _other_suffixes(files: Sequence[tuple[str, bool]]) -> Iterator[str]:
-    """Yield the suffix of each file that is not an image. `files` is what `_files_below` yields."""
+    """Return the suffix of each file that is not an image. `files` is what `_files_below` yields."""
     return (Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path))
 
 

@@ -231,8 +231,8 @@ def number_by_name(
 ) -> np.ndarray:
     """Convert labels that are numbers to class numbers in `classes`, int64 (N,).
 
-    Where no name is in `classes`, for example ImageNet's words beside its WordNet ids, the numbers are taken as class
-    numbers in `classes`.
+    If no name is in `classes`, for example ImageNet's words beside its WordNet ids, the numbers themselves are taken as
+    class numbers in `classes`.
 
     Args:
         own: Names of the labels. None means that the numbers are the names.
@@ -315,7 +315,7 @@ def read_csv(path: Path) -> Table:
 def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
     """Raise UserError if several columns have the name of a column that is used, ignoring case.
 
-    For a column that is used as a class, names that differ in case are different.
+    Where columns stand for classes, names that differ in case are different.
     """
     lower = [name.lower() for name in names]
     if find_column(names, LABEL_COLUMNS) is None:  # then a column may be a class

@@ -167,7 +167,7 @@ def _retrying(path: RemotePath, request: Callable[[Any, str], T]) -> T:
     """Call `request(file system, path in it)`, and try again after errors that may be temporary.
 
     Raises:
-        RemoteError: All attempts failed. The message gives the last error's reason.
+        RemoteError: The request failed. The message gives the last error's reason.
     """
     fs, attempt = file_system(path.protocol), 0
     while True:

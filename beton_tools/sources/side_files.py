@@ -24,7 +24,7 @@ _TIMM_WNIDS = "imagenet_synsets.txt"  # one on each line
 
 
 def folder_and_parents(folder: SourcePath) -> list[SourcePath]:
-    """Yield a folder and four of its parents, where files beside the images are searched for."""
+    """Return a folder and four of its parents, where files beside the images are searched for."""
     if isinstance(folder, RemotePath):
         return [folder, *folder.parents[:_PARENTS]]
     return [folder, *islice(folder.resolve().parents, _PARENTS)]

@@ -35,8 +35,7 @@ _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per
 _MAX_JSON_BYTES = 1 << 20
 _MAX_NUMBER_BYTES = 32  # in a .cls file, with white space
 # Limits per archive, because a hostile server may send headers without end. All of ImageNet, with a label file per
-# image,
-# has 2.6 million members, 100 MB of names, and 50 kB per member.
+# image, has 2.6 million members, 100 MB of names, and 50 kB per member.
 MAX_MEMBERS = 3_000_000
 MAX_NAMES = 256 << 20  # bytes
 FIRST_MEMBERS, LEAST_MEAN = 50_000, 64  # after this many members, the minimum mean bytes per member

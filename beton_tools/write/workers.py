@@ -53,7 +53,9 @@ Result = EncodedImage | Failed
 
 
 def encode_in_order(locations: Iterable[Location], options: EncodeOptions, workers: int) -> Generator[Result]:
-    """Yield one result per image, in the order of the locations. With workers = 0, images are encoded in this process.
+    """Return an iterator with one result per image, in the order of the locations.
+
+    With workers = 0, images are encoded in this process.
 
     If worker processes die twice on an image, the image is Failed. Closing the iterator ends the workers.
 
