@@ -16,7 +16,8 @@ from beton_tools.base.user_files import StrPath, read_regular
 
 # Pillow may try no others: its EPS reader would start Ghostscript on any file that looks like EPS, whatever its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-# The suffixes of torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (first frame of an animation) and phones' HEIC.
+# The suffixes in torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (an animation's first frame) and
+# phones' HEIC.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
     *(".jfif", ".gif"),
