@@ -3,7 +3,7 @@
 from beton_tools.base.errors import UserError
 from beton_tools.base.jit_cache import use_own_cache
 
-__version__ = "0.3.0"  # of fastft too
+__version__ = "0.3.0"  # also fastft's version
 
 use_own_cache()  # before any compiled function is defined
 

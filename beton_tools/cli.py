@@ -36,7 +36,7 @@ _SHOWN_PROBLEMS = 20  # on the screen; --json prints all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
+    """Run one subcommand and return the exit code."""
     if not start_command("beton"):
         return EXIT_BAD_INPUT
     args = build_parser().parse_args(argv)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with raise_on_stop_signals(command):
             code = args.run(args)
-            sys.stdout.flush()  # an error, such as that of a full disk, is reported here
+            sys.stdout.flush()  # an error, such as a full disk, is reported here
             return code
     except ENDINGS as error:
         return end_command(error, partial(print_error, command))

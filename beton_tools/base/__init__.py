@@ -1,1 +1,1 @@
-"""Modules that the whole package uses: errors, safe reading and writing of files, console, progress, signals, JIT cache."""
+"""Modules that the whole package uses: errors, safe reading and writing, console, progress, signals and JIT cache."""

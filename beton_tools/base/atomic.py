@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete."""
+"""Write files that appear under their name only when they are complete."""
 
 import csv
 import fcntl
@@ -19,14 +19,15 @@ _PREFIX, _TOKEN = ".partial-", 8  # hexadecimal digits, different in every call
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, of an empty file; it is renamed to `path` at the end, or removed after an error.
+    """Yield the path of an empty temporary file. It is renamed to `path` at the end, or removed after an error.
 
-    Several processes may write `path` at the same time: each has a file of its own, and the last one to end keeps its content.
+    Several processes may write `path` at the same time. Each has its own temporary file, and the last one to finish
+    determines the content.
     """
     partial = _new_partial(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(partial, flags, 0o666), "wb") as file:
-        try_lock(file)  # for `_remove_leftovers` of other processes
+        try_lock(file)  # for `_remove_leftovers` in other processes
         try:
             yield partial
             partial.replace(path)
@@ -36,7 +37,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` for what will be moved there; removed at the end. Missing parents are made."""
+    """Yield a temporary folder beside `path`, for files that will be moved there. It is removed at the end.
+
+    Missing parent folders are created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = _new_partial(path)
     folder.mkdir()
@@ -50,7 +54,10 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def _new_partial(path: Path) -> Path:
-    """A new name beside `path`; what killed processes left of `path` is removed. Libraries choose a format by the suffix."""
+    """Return a new name beside `path`, and remove what killed processes left behind for `path`.
+
+    The name keeps the suffix, because libraries choose the format by it.
+    """
     _remove_leftovers(path)
     return path.with_name(f"{_PREFIX}{secrets.token_hex(_TOKEN // 2)}-{path.name}")
 
@@ -74,18 +81,23 @@ def _remove_leftovers(path: Path) -> None:
 
 @lru_cache
 def _found_partials(folder: Path) -> tuple[str, ...]:
-    """Partial files and folders in a folder at this process's first write into it."""
+    """List the partial files and folders that a folder contained when this process first wrote into it."""
     with suppress(OSError), os.scandir(folder) as entries:
         return tuple(entry.name for entry in entries if entry.name.startswith(_PREFIX))
     return ()
 
 
 def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directories: bool = False) -> None:
-    """Refuse a path that cannot be written, before the work whose result it is for.
+    """Refuse a path that cannot be written, before the work that produces its content.
 
-    suffixes: what its name must end in, so that a mistyped command does not replace an image or a log; () allows any.
-    makes_directories: missing directories above it will be made.
-    Raises UserError: it is a directory, a link or a device, it has another suffix, or its directory is missing or not writable.
+    Args:
+        suffixes: The name must end in one of these, so that a mistyped command does not replace an image or a log.
+            () allows any name.
+        makes_directories: Whether missing parent directories will be created later.
+
+    Raises:
+        UserError: The path is a directory, a link or a device, or has another suffix, or its directory is missing or
+            not writable.
     """
     folder = path.parent
     if makes_directories:
@@ -108,32 +120,39 @@ def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directorie
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file, which may be a user's own, unless asked to."""
+    """Refuse to replace an existing file, which may belong to the user, unless `overwrite` is set."""
     if not overwrite and os.path.lexists(path):
         raise UserError(f"{path} exists; give another path, or replace it with --overwrite (in Python overwrite=True)")
 
 
 def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
-    """`check_writable` and `refuse_existing`, for a file that a user names."""
+    """Apply `check_writable` and `refuse_existing` to a file that the user names."""
     check_writable(path, suffixes=suffixes)
     refuse_existing(path, overwrite)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file. Bytes of paths that are not UTF-8 are written as escapes (`\\udcXX`)."""
+    """Write a UTF-8 file. Bytes in paths that are not UTF-8 are written as escapes (`\\udcXX`)."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def atomic_output(path: Path, then: str = "give another path, or free some space") -> Iterator[Path]:
-    """`atomic_path` for a file that a user asked for. Raises UserError: it cannot be written; `then` says what to do."""
+    """Apply `atomic_path` to a file that the user asked for.
+
+    Args:
+        then: What the user should do if the file cannot be written, for the error message.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     with report_disk_errors(f"{path}:", then), atomic_path(path) as partial:
         yield partial
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file. Names that are not UTF-8 keep their bytes. Raises UserError if it cannot be written."""
+    """Write a CSV file. Names that are not UTF-8 keep their bytes. Raises UserError if the file cannot be written."""
     with (
         atomic_output(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -144,9 +163,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def save_picture(path: Path, save: Callable[[Path], object]) -> None:
-    """Write a picture atomically. save: writes it to a path; the suffix gives the format.
+    """Write a picture atomically.
 
-    Raises UserError: the file cannot be written, or the format is not known.
+    Args:
+        save: Writes the picture to the path that it is given. The suffix selects the format.
+
+    Raises:
+        UserError: The file cannot be written, or the format is not known.
     """
     try:
         with atomic_output(path) as partial:
@@ -156,7 +179,7 @@ def save_picture(path: Path, save: Callable[[Path], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make what was written to a file, or the renames in a folder, survive a power failure."""
+    """Make data written to a file, or renames in a folder, survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""CPU and memory limits of this process's control group, as set for containers and batch jobs.
+"""CPU and memory limits of this process's control group, which containers and batch jobs set.
 
-A group's limit also applies to the groups below it, so the smallest limit on the path to the root is in force. File format:
-docs.kernel.org/admin-guide/cgroup-v2.html; of version 1, which older clusters use, only the memory limit is read
-(cgroup-v1/memory.html).
+A group's limit also applies to the groups below it, so the smallest limit on the path to the root is in force. The
+files are described in docs.kernel.org/admin-guide/cgroup-v2.html. For version 1, which older clusters use, only the
+memory limit is read (cgroup-v1/memory.html).
 """
 
 import os
@@ -14,26 +14,34 @@ UNLIMITED = 1 << 62  # version 1 has a number near 2^63 instead of "max"
 
 
 def usable_cpus(process: int = 0) -> int:
-    """CPUs that this process may use: by the affinity of `process`, 0: its own, and by its control group's limit; at least 1."""
+    """Return how many CPUs this process may use, which is at least 1.
+
+    Two limits are combined: the CPU affinity of `process` (0: this process) and the CPU limit of this process's control
+    group.
+    """
     allowed, limit = len(os.sched_getaffinity(process)), cpu_limit()
     return allowed if limit is None else max(1, min(allowed, int(limit)))
 
 
 def cpu_limit() -> float | None:
-    """CPU limit in cores; None if there is none."""
+    """Return the CPU limit in cores, or None if there is none."""
     quotas = [text.split() for text in _read_all("cpu.max")]  # quota and period in microseconds
     return min((int(q[0]) / int(q[1]) for q in quotas if q[0] != "max"), default=None)
 
 
 def memory_limit() -> int | None:
-    """Memory limit in bytes; None if there is none."""
+    """Return the memory limit in bytes, or None if there is none."""
     limits = [int(text) for text in _read_all("memory.max") if text != "max"]
     limits += [int(text) for text in _read_all("memory.limit_in_bytes", "memory")]
     return min((limit for limit in limits if limit < UNLIMITED), default=None)
 
 
 def _read_all(name: str, controller: str = "") -> list[str]:
-    """Contents of the file in the own group and in each of its parents, where it exists; controller: of version 1."""
+    """Read a file in this process's group and in each parent group, wherever the file exists.
+
+    Args:
+        controller: The controller's name in version 1.
+    """
     texts = []
     for folder in _groups(controller):
         try:

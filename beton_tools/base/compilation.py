@@ -1,4 +1,7 @@
-"""Says that Numba compiles: it happens once per machine and version, takes minutes, and would look like a hang."""
+"""Tell the user when Numba compiles, which would look like a hang.
+
+Compiling happens once per machine and version, and takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ Say = Callable[[str], object]
 
 
 class Notice:
-    """Counts the functions that are compiled and the seconds of it, and says so; code from the cache is not compiled.
+    """Counts the functions being compiled and the time this takes, and reports both. Cached code is not compiled.
 
-    Functions are nested: those that a function calls are compiled while it is. say: None until somebody wants to know.
+    Compilations are nested: the functions that a function calls are compiled during its own compilation. `say` is None
+    until `announce_compilation` sets it.
     """
 
     def __init__(self) -> None:
@@ -49,12 +53,15 @@ _NOTICE = Notice()
 
 
 def announce_compilation(say: Say | None) -> None:
-    """From now on give `say` a line when compiling takes time, and then every 10 seconds; None: nothing is said."""
+    """From now on, pass a line to `say` when compiling takes time, and again every 10 seconds.
+
+    With None, nothing is reported.
+    """
     _NOTICE.say = say
 
 
 def watch_compilation() -> None:
-    """Register with Numba. Modules with compiled functions call it when they are imported: it imports Numba."""
+    """Register with Numba. Modules with compiled functions call this on import, because it imports Numba."""
     from numba.core import event
 
     class Listener(event.Listener):

@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, int], None]
 
 EXIT_BAD_INPUT = 2
-ENDINGS = UserError, KeyboardInterrupt, OSError, MemoryError  # what ends a command with one line
-WIDEST = 10_000  # columns of a line, more than any table needs
+ENDINGS = UserError, KeyboardInterrupt, OSError, MemoryError  # exceptions that end a command with one line
+WIDEST = 10_000  # characters per line, more than any table needs
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
 _SUFFIXES = 5  # listed by name; the others are counted together
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False, lasting: bool = False) -> Console:
-    """A console that prints text as it is: no markup, no colours of numbers, no emoji codes.
+    """Create a console that prints text unchanged: no markup, no coloured numbers, no emoji codes.
 
-    lasting: for work whose result is not what it prints, such as a training. It goes on when nobody reads stdout any more;
-    otherwise BrokenPipeError ends the command.
+    Args:
+        lasting: For work such as a training run, whose result is more than its output. The command continues when
+            nobody reads stdout any more. Otherwise BrokenPipeError ends it.
     """
     from rich.console import Console
 
@@ -51,9 +52,10 @@ def _raise_broken_pipe() -> None:
 
 
 class LastingOutput:
-    """A text stream whose text is discarded when its terminal or pipe is closed, or its disk is full.
+    """Text stream that discards its text once its terminal or pipe is closed, or its disk is full.
 
-    stream: None, as of `sys.stdout` in a program that was started without one, discards all text.
+    Args:
+        stream: The stream to write to. None discards all text: `sys.stdout` is None in a program started without one.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -79,7 +81,7 @@ class LastingOutput:
 
 
 def format_duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 5 h 04 min; "no limit" for infinity."""
+    """Format seconds as 45 s, 3 min 20 s or 5 h 04 min, and infinity as "no limit"."""
     if math.isinf(seconds):
         return "no limit"
     minutes, rest = divmod(round(seconds), 60)
@@ -89,7 +91,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in decimal units, as disks are sold: 138.2 GB."""
+    """Format bytes in decimal units, as disks are sold: 138.2 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -98,7 +100,7 @@ def format_bytes(count: float) -> str:
 
 
 def by_suffix(counts: Mapping[str, int]) -> str:
-    """Counts, the most frequent suffix first: 3 .txt, 1 .xml, 1 without suffix."""
+    """Format counts by suffix, the most frequent first: 3 .txt, 1 .xml, 1 without suffix."""
     named = Counter(counts).most_common(_SUFFIXES)
     texts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in named]
     if others := sum(counts.values()) - sum(count for _, count in named):
@@ -107,19 +109,20 @@ def by_suffix(counts: Mapping[str, int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text on one line, with control characters and undecodable bytes as escape sequences."""
+    """Return the text on one line, with control characters and undecodable bytes as escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def hide_secrets(text: str) -> str:
-    """Text whose URLs have neither user names and passwords nor queries, which may hold signatures and tokens."""
+    """Remove user names, passwords and queries from the URLs in a text. Queries may hold signatures and tokens."""
     return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))
 
 
 def compact_table(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1) -> Table:
-    """A table without vertical lines and with little padding, for terminals of 80 columns.
+    """Create a table without vertical lines and with little padding, for 80-column terminals.
 
-    The first `left` columns are left-aligned and folded where they are too wide; the others are right-aligned and never cut.
+    The first `left` columns are left-aligned and folded where they are too wide. The others are right-aligned and never
+    cut.
     """
     from rich.box import SIMPLE
     from rich.table import Table
@@ -136,9 +139,11 @@ def compact_table(title: str | None, header: Sequence[str], rows: Iterable[Seque
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table without cutting a word or a cell of a `no_wrap` column; lines are longer than the console if necessary.
+    """Print a table without cutting a word or a cell in a `no_wrap` column.
 
-    Columns of numbers need `no_wrap`, so that others are folded first.
+    Lines exceed the console's width if necessary.
+
+    Columns of numbers need `no_wrap`, so that other columns are folded first.
     """
     from rich.measure import Measurement
 
@@ -152,28 +157,31 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
+    """Format a Markdown table. The first `left` columns are left-aligned, the others right-aligned."""
     rule = ["---" if k < left else "---:" for k in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def print_printable(text: str) -> None:
-    """One line on stdout, in which a path cannot move the cursor or change the colours of a terminal."""
+    """Print one line on stdout, in which a path cannot move the cursor or change the terminal's colours."""
     print(printable(text), flush=True)
 
 
 def say(text: str) -> None:
-    """One line on stderr; nothing if nobody reads it any more."""
+    """Print one line on stderr, or nothing if nobody reads it any more."""
     print(printable(text), file=LastingOutput(sys.stderr), flush=True)
 
 
 def print_error(command: str, error: object) -> None:
-    """`say` of an error, without the secrets of URLs."""
+    """Print an error with `say`, without the secrets in URLs."""
     say(f"{command}: {hide_secrets(str(error))}")
 
 
 def print_warnings_in_one_line(command: str) -> None:
-    """Print warnings of libraries, such as Pillow's about damaged Exif data, as `print_error` does, without the place in code."""
+    """Print library warnings, such as Pillow's about damaged Exif data, as `print_error` does.
+
+    The place in the code is left out.
+    """
 
     def show(message: Warning | str, *place: object, **more: object) -> None:
         print_error(command, "warning: " + " ".join(str(message).split()))
@@ -182,11 +190,11 @@ def print_warnings_in_one_line(command: str) -> None:
 
 
 def end_command(error: BaseException, show: Callable[[object], None]) -> int:
-    """Print the line of an error of ENDINGS; returns the exit code."""
+    """Print the line for an exception listed in ENDINGS, and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         show(describe_stop(error))
         return exit_code(error)
-    if isinstance(error, OSError):  # the file, if it is known, and the reason: no space, no permission, no such file
+    if isinstance(error, OSError):  # the file, if known, and the reason: no space, no permission, no such file
         if discard_closed_output() and isinstance(error, BrokenPipeError):
             return 0  # the reader of our output, such as head, has what it wanted
         show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
@@ -196,10 +204,12 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
 
 
 def start_command(program: str) -> bool:
-    """Make stdin, stdout and stderr usable; False, with one line, if the working directory was removed.
+    """Make stdin, stdout and stderr usable.
 
-    What stdout cannot encode is printed as escape sequences. Without a working directory oneMKL would end the process without
-    naming that reason.
+    Returns False, after printing one line, if the working directory was removed.
+
+    Characters that stdout cannot encode are printed as escape sequences. Without a working directory, oneMKL would end
+    the process without giving this reason.
     """
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -213,9 +223,9 @@ def start_command(program: str) -> bool:
 
 
 def _open_closed_streams() -> None:
-    """Open those of stdin, stdout and stderr that were closed (`>&-`) on the null device.
+    """Open stdin, stdout and stderr on the null device where they were closed (`>&-`).
 
-    Otherwise a file that is opened later takes the number of one of them, and messages are written into it.
+    Otherwise a file that is opened later would take one of their numbers, and messages would be written into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -227,9 +237,9 @@ def _open_closed_streams() -> None:
 
 
 def discard_closed_output() -> bool:
-    """Send stdout and stderr to the null device if their terminal or pipe was closed; True if one was.
+    """Send stdout and stderr to the null device if their terminal or pipe was closed. Returns True if one was.
 
-    Otherwise Python would fail to flush them when it ends, and exit with code 120.
+    Otherwise Python would fail to flush them at exit, and end with exit code 120.
     """
     found = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
     for stream in found:
@@ -240,10 +250,10 @@ def discard_closed_output() -> bool:
 
 
 def _is_closed(stream: TextIO) -> bool:
-    """True if what is written to the terminal or pipe of a stream has no reader."""
+    """Return True if nobody reads the terminal or pipe that a stream writes to."""
     events = select.poll()
     try:
         events.register(stream, 0)
-    except (OSError, TypeError, ValueError):  # it has no descriptor
+    except (OSError, TypeError, ValueError):  # the stream has no descriptor
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0))

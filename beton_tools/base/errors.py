@@ -3,23 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST_MESSAGE = 200  # characters of a library's message, which may quote a file
+LONGEST_MESSAGE = 200  # characters kept from a library's message, which may quote a file
 CORRECT = "correct this or free some space; the same command continues"
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, and what to do about it."""
+    """Bad input. The message is one line that states what is wrong and what to do about it."""
 
 
 def require(holds: object, what: str) -> None:
-    """Raise ValueError with `what` unless it holds: for readers of files, whose caller names the file in one UserError."""
+    """Raise ValueError with the message `what` unless `holds` is true.
+
+    This is for file readers, whose caller turns the error into one UserError that names the file.
+    """
     if not holds:
         raise ValueError(what)
 
 
 @contextmanager
 def report_disk_errors(what: object, then: str) -> Iterator[None]:
-    """Raise UserError for an OSError: `what` cannot be written, the reason, and what to do then."""
+    """Raise UserError for an OSError: `what` cannot be written, the reason, and `then`, which says what to do."""
     try:
         yield
     except OSError as error:
@@ -27,11 +30,11 @@ def report_disk_errors(what: object, then: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """An error of another library in a few words: its type and the first line of its message."""
+    """Summarise another library's error: its type and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's message, or its type where it has none."""
+    """Return the first sentence of an error's message, or the error's type if it has no message."""
     line = (str(error).splitlines() or [""])[0]
     return line[:LONGEST_MESSAGE].partition(". ")[0].rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""The image formats that are read: file name suffixes, Pillow's formats, opening a file, and its pixels as people see them."""
+"""The image formats that can be read: suffixes, Pillow's formats, opening a file, and its pixels as people see them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from beton_tools.base.user_files import StrPath, read_regular
 
 # Pillow may try no others: its EPS reader would start Ghostscript on any file that looks like EPS, whatever its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-# The suffixes of torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (first frame of an animation) and phones' HEIC.
+# The suffixes in torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (an animation's first frame) and
+# phones' HEIC.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
     *(".jfif", ".gif"),
     *(HEIC_SUFFIXES := (".heic", ".heif")),
 )
 HEIC_NEEDS = "HEIC files need pillow-heif: pip install 'fastft[heic]'"
-_HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # brands of ISO/IEC 23008-12, HEVC-coded
-DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
+_HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # ISO/IEC 23008-12 brands, HEVC-coded
+DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> prefix in EncodedImage.how
 _DEEP_COLOURS = re.compile(r"(LA|RGB|RGBA|RGBX);16([BLN])")  # Pillow's raw modes
 _STRETCHED = "fastft_stretched"  # in `info` of an image that `open_image` stretched
 DEEP_IMAGES = "16 or 32 bits per value, stretched to 8: each file's smallest value to black, its largest to white"
 TRANSPARENT = "transparent pixels, which are laid on the background colour"
 WHITE = "white"
-_ORIENTATION = 0x0112  # the tag of Exif, which Pillow reads from XMP too
+_ORIENTATION = 0x0112  # the Exif tag, which Pillow reads from XMP too
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,18 +41,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CHANNELS = 3  # of every image that is stored, decoded and augmented: RGB
-MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
+CHANNELS = 3  # every image that is stored, decoded and augmented is RGB
+MAX_FILE_BYTES = 1 << 30  # largest image file; a 1 GiB TIFF has 360 megapixels
 
-# Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10
-# scans; libjpeg-turbo's own fuzzers stop at 500.
+# Each scan in a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual
+# scripts have 10 scans, and libjpeg-turbo's own fuzzers stop at 500.
 MAX_SCANS = 500
-# marker and length of a scan of 1 to 4 components: once in a billion random bytes, as in the video of a motion photo
+# Marker and length of a scan with 1 to 4 components. They occur by chance once in a billion random bytes, as in the
+# video that a motion photo contains.
 _SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e]")
 
 
 def is_image_name(name: str) -> bool:
-    """True if a file name (without folders) has an image suffix and is not hidden.
+    """Return True if a file name (without folders) has an image suffix and is not hidden.
 
     macOS archives contain a hidden file `._x.JPEG` beside each `x.JPEG`, which holds metadata.
     """
@@ -59,7 +61,7 @@ def is_image_name(name: str) -> bool:
 
 
 def reads_heic() -> bool:
-    """True if pillow-heif is installed."""
+    """Return True if pillow-heif is installed."""
     try:
         importlib.import_module("pillow_heif")
     except ImportError:
@@ -68,17 +70,23 @@ def reads_heic() -> bool:
 
 
 def depth_prefix(image: Image.Image) -> str:
-    """The prefix "16-bit " or "32-bit " for an image that `open_image` opened from a file of so many bits per value; "" for 8."""
+    """Return a prefix for images with more than 8 bits per value.
+
+    It is "16-bit " or "32-bit " if the file that `open_image` opened has that depth, and "" for 8 bits.
+    """
     return "16-bit " if _STRETCHED in image.info else DEEP_MODES.get(image.mode[:4], "")
 
 
 def open_image(source: bytes | StrPath) -> Image.Image:
-    """The same as `PIL.Image.open`, for the bytes of an image file or its path, and for `FORMATS` only.
+    """Open an image file, given its path or its bytes, like `PIL.Image.open`, but only in one of the `FORMATS`.
 
-    Colours of 16 bits per value, of which Pillow keeps the upper 8, are stretched to 8 as DEEP_IMAGES says.
+    Pillow keeps only the upper 8 bits of colours with 16 bits per value. Here they are stretched to 8 bits as
+    DEEP_IMAGES describes.
 
-    Raises OSError: the path is not a regular file, the file is too large, a JPEG has too many scans, or not an image of one of
-    the formats (`PIL.UnidentifiedImageError`). Pillow raises other exceptions too for damaged files, here or when it decodes.
+    Raises:
+        OSError: The path is not a regular file, the file is too large, a JPEG has too many scans, or the file is not an
+            image in one of the formats (`PIL.UnidentifiedImageError`). For damaged files Pillow raises other exceptions
+            too, here or when it decodes.
     """
     data = source if isinstance(source, bytes) else read_regular(source, MAX_FILE_BYTES)
     if data.startswith(b"\xff\xd8") and len(_SCAN.findall(data)) > MAX_SCANS:
@@ -90,20 +98,23 @@ def open_image(source: bytes | StrPath) -> Image.Image:
         importlib.import_module("pillow_heif").register_heif_opener()
     try:
         with warnings.catch_warnings():
-            # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
+            # warnings about metadata, and about images with 90 to 179 million pixels; Pillow opens no larger image
             warnings.simplefilter("ignore")
             return _stretch_colours(Image.open(io.BytesIO(data), formats=formats), data)
-    except UnidentifiedImageError:  # its message contains a memory address, different in every run
+    except UnidentifiedImageError:  # its message contains a memory address, which differs in every run
         raise UnidentifiedImageError("not an image of a known format") from None
 
 
 def _stretch_colours(image: Image.Image, data: bytes) -> Image.Image:
-    """An image of 16 bits per colour with 8 bits, stretched over all its visible pixels and channels; any other as it is."""
+    """Convert an image with 16 bits per colour to 8 bits, stretched over all its visible pixels and channels.
+
+    Any other image is returned unchanged.
+    """
     found = _DEEP_COLOURS.fullmatch(_raw_mode(image))
     if found is None:
         return image
     kind, order = found.groups()
-    if kind == "LA":  # Pillow has no unpacker for the lower bytes, but these four bytes are those of a pixel of RGBA
+    if kind == "LA":  # Pillow cannot unpack the lower bytes, but these four bytes are laid out like an RGBA pixel
         bytes_HW4 = _unpack(image, data, "RGBA").astype(np.uint16)
         values = np.repeat(bytes_HW4[..., :1] << 8 | bytes_HW4[..., 1:2], 3, axis=2)
         alpha = bytes_HW4[..., 2:3]
@@ -122,7 +133,7 @@ def _stretch_colours(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How Pillow will unpack the bytes of a file, such as "RGB;16B"; "" if it does not say."""
+    """Return how Pillow will unpack a file's bytes, such as "RGB;16B", or "" if it does not say."""
     tiles = getattr(image, "tile", ())
     arguments = tiles[0].args if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -130,7 +141,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _unpack(image: Image.Image, data: bytes, raw_mode: str) -> np.ndarray:
-    """(H, W, C) uint8: the file of `image`, whose bytes are unpacked in another way."""
+    """Unpack the file of `image` with another raw mode. Returns (H, W, C) uint8."""
     again = Image.open(io.BytesIO(data), formats=(str(image.format),))
     tiles = again.tile
     arguments = ((raw_mode, *t.args[1:]) if isinstance(t.args, tuple) else raw_mode for t in tiles)
@@ -139,8 +150,8 @@ def _unpack(image: Image.Image, data: bytes, raw_mode: str) -> np.ndarray:
 
 
 def _stretch(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """uint8: values from the range of the finite ones in `among`, to 0..255; NaN becomes 0."""
-    if values.dtype.kind == "u":  # of 16 bits: by a table
+    """Stretch values from the range of the finite values in `among` to 0..255, as uint8. NaN becomes 0."""
+    if values.dtype.kind == "u":  # 16-bit values: by a table
         return _stretch(np.arange(1 << 16, dtype=np.float64), among)[values]
     finite = among[np.isfinite(among)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -149,22 +160,27 @@ def _stretch(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """How a camera says that the image is to be turned, 1 to 8 (Exif 2.3, 4.6.4 A); 1, as stored, without a valid note."""
+    """Return how the camera says that the image must be turned, 1 to 8 (Exif 2.3, 4.6.4 A).
+
+    Without a valid note the result is 1, which means as stored.
+    """
     try:
         # Pillow turns TIFFs as it loads them
         orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged Exif data, of which Pillow's readers raise many types
+    except Exception:  # damaged Exif data, for which Pillow's readers raise many types
         return 1
     return orientation if orientation in _TURNS else 1
 
 
 def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -> tuple[Image.Image, bool]:
-    """An image as people see it, in RGB: turned as `orientation` says, and laid on `background` where it is transparent.
+    """Convert an image to RGB as people see it.
 
-    Grey values of 16 or 32 bits are stretched from the range of the file to 0..255; NaN becomes black.
+    It is turned as `orientation` says, and laid on `background` where it is transparent.
+
+    Grey values with 16 or 32 bits are stretched from the file's range to 0..255. NaN becomes black.
 
     Returns:
-        The image, and whether a pixel of it was transparent.
+        The image, and whether any pixel was transparent.
     """
     turned = image.transpose(_TURNS[orientation]) if orientation != 1 else image
     if turned.mode[:4] in DEEP_MODES:
@@ -181,7 +197,7 @@ def upright_rgb(image: Image.Image, orientation: int, background: str = WHITE) -
 
 
 def check_colour(option: str, text: str) -> None:
-    """Raise UserError if `text` is no colour as Pillow's `ImageColor` reads it: "white", "#808080", "rgb(0, 0, 128)"."""
+    """Raise UserError unless Pillow's `ImageColor` reads `text` as a colour: "white", "#808080", "rgb(0, 0, 128)"."""
     try:
         ImageColor.getrgb(text)
     except ValueError:

@@ -1,7 +1,8 @@
-"""`njit`: compile a function with Numba and keep the machine code in the cache folder (see `jit_cache`), with checksums.
+"""`njit`: compile a function with Numba and cache the machine code, with checksums (for the folder see `jit_cache`).
 
-Numba runs what it finds in its cache: a damaged file ends the process without a word, a full disk or a folder that cannot be
-read ends the command. Here a damaged file counts as missing, and without a usable folder everything is compiled each time.
+Numba runs what it finds in its cache: a damaged file ends the process without a message, and a full disk or an
+unreadable folder ends the command. Here a damaged file counts as missing, and without a usable folder everything is
+compiled each time.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 
 _DIGEST = 16  # bytes at the beginning of each file
-_WARNED = "FASTFT_JIT_CACHE_WARNED"  # in the environment, so that the processes that this one starts do not repeat it
+_WARNED = "FASTFT_JIT_CACHE_WARNED"  # environment variable, so that child processes do not repeat the warning
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """The same as `numba.njit(cache=True, **options)`, with `_CheckedCache`."""
+    """Decorate a function like `numba.njit(cache=True, **options)`, but with `_CheckedCache`."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(**options)(function)
         if isinstance(compiled, Dispatcher):  # not with NUMBA_DISABLE_JIT
             try:
                 setattr(compiled, "_cache", _CheckedCache(function))  # noqa: B010 - not in Numba's type stubs
-            except (OSError, RuntimeError) as error:  # RuntimeError: of Numba, which found no folder to write to
+            except (OSError, RuntimeError) as error:  # Numba raises RuntimeError if it finds no folder to write to
                 _warn(error)
         return compiled
 
@@ -59,9 +60,10 @@ class _CheckedCache(FunctionCache):
 
 
 class _CheckedFiles(IndexDataCacheFile):
-    """An index, which has the name of a data file by key, and the data files, each with a checksum.
+    """An index file, which maps each key to a data file's name, and the data files. Each file has a checksum.
 
-    Data has its key too: two processes that compile a function for different types at the same time choose the same name.
+    The data files contain their key too, because two processes that compile a function for different types at the same
+    time choose the same name.
     """
 
     def save(self, key: Any, data: Any) -> None:

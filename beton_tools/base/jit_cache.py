@@ -1,8 +1,7 @@
-"""The folder in which Numba caches compiled code: a separate one for each version of the compiled functions.
+"""The folder in which Numba caches compiled code. Each version of the compiled functions has its own folder.
 
 Numba recompiles a cached function when its own file has changed, but not when a function that it calls has changed in
-another file: after an update, code of the old version would run. With a folder per version, an update starts with an empty
-cache.
+another file. After an update, old code would run. With one folder per version, an update starts with an empty cache.
 """
 
 from __future__ import annotations
@@ -17,20 +16,23 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-KEPT = 3  # folders of earlier versions, so that switching between branches does not compile again each time
-PACKAGES = ("beton_tools", "fastft/augment", "fastft/bench", "fastft/data")  # with compiled functions
+KEPT = 3  # folders kept for earlier versions, so that switching between branches does not compile again each time
+PACKAGES = ("beton_tools", "fastft/augment", "fastft/bench", "fastft/data")  # packages with compiled functions
 _COMPILED = re.compile(rb"^(?:from|import) (?:numba|beton_tools\.base\.jit)\b", re.MULTILINE)
 _IMPORTED = re.compile(rb"^from ((?:beton_tools|fastft)[\w.]*) import", re.MULTILINE)
 
 
 def use_own_cache() -> None:
-    """Set Numba's cache folder, unless NUMBA_CACHE_DIR is set. Call before anything is compiled. Does not import Numba."""
+    """Set Numba's cache folder, unless NUMBA_CACHE_DIR is set.
+
+    Call this before anything is compiled. It does not import Numba.
+    """
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     folder = _folder_of(fingerprint(Path(__file__).parents[2]))
     if folder is None:
-        return  # Numba uses the folders of the sources
-    os.environ["NUMBA_CACHE_DIR"] = str(folder)  # child processes use the same
+        return  # Numba uses the folders that hold the sources
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)  # child processes use the same folder
     if "numba" in sys.modules:
         sys.modules["numba"].core.config.CACHE_DIR = str(folder)
     with suppress(FileNotFoundError):  # another process that starts now deletes them too
@@ -39,8 +41,9 @@ def use_own_cache() -> None:
 
 
 def fingerprint(root: Path) -> str:
-    """Hash of the files in PACKAGES that hold compiled functions, and of those that they import: compiled code has constants
-    and functions of both.
+    """Hash the files in PACKAGES that contain compiled functions, and the files that they import.
+
+    Compiled code contains constants and functions from both.
     """
     texts = {file: file.read_bytes() for package in PACKAGES for file in sorted((root / package).rglob("*.py"))}
     used = {file for file, text in texts.items() if _COMPILED.search(text)}
@@ -53,7 +56,7 @@ def fingerprint(root: Path) -> str:
 
 
 def _folder_of(state: str) -> Path | None:
-    """A writable folder for this version of the sources; None if there is none."""
+    """Return a writable folder for this version of the sources, or None if there is none."""
     for home in (_home_cache, _temporary_cache):
         try:
             folder = home() / state
@@ -70,9 +73,10 @@ def _home_cache() -> Path:
 
 
 def _temporary_cache() -> Path:
-    """A folder that only this user can write to, since code that lies there is run.
+    """Return a folder that only this user can write to, because the code in it is run.
 
-    Raises PermissionError: the folder exists and others can write to it, or own it.
+    Raises:
+        PermissionError: The folder exists, and others own it or can write to it.
     """
     folder = Path(tempfile.gettempdir()) / f"fastft-numba-{os.getuid()}"
     with suppress(FileExistsError):

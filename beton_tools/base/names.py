@@ -1,4 +1,4 @@
-"""A list of a million file names in one block of memory."""
+"""A list of a million file names in one memory block."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_NAME_BYTES = 4096  # of one name; PATH_MAX of Linux
+MAX_NAME_BYTES = 4096  # longest name; PATH_MAX on Linux
 
 
 def escape_undecodable(name: str) -> str:
-    """The name with `\\udcXX` in the place of each byte XX that is not UTF-8, so that the result is valid text."""
+    """Replace each byte XX that is not UTF-8 by `\\udcXX`, so that the result is valid text."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def composed(name: str) -> str:
-    """A class name in Unicode's form C: macOS and Linux write the same accented name as different characters."""
+    """Return a class name in Unicode's form C.
+
+    macOS and Linux write the same accented name with different characters.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, eq=False)
 class Names:
-    """Immutable list of strings in one UTF-8 blob; `offsets` is int64 (N + 1,). Undecodable bytes are preserved."""
+    """Immutable list of strings in one UTF-8 blob. `offsets` is int64 (N + 1,). Undecodable bytes are preserved."""
 
     blob: bytes
     offsets: np.ndarray

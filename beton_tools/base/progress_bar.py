@@ -15,16 +15,16 @@ PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 
 
 def silent(text: str) -> None:
-    """Print nothing: the `say` of a quiet call."""
+    """Print nothing. Use it as the `say` argument for a quiet call."""
 
 
 @contextmanager
 def progress(
     title: str, things: str = "images", unit: str = "img", say: Callable[[str], object] = say
 ) -> Iterator[ProgressCallback]:
-    """A callback that shows things done, their number per second and the time left.
+    """Yield a callback that shows how many things are done, their number per second and the time left.
 
-    On a terminal this is a bar on stderr; elsewhere `say` prints lines. With `silent` nothing is shown.
+    On a terminal this is a bar on stderr. Elsewhere `say` prints lines. With `silent`, nothing is shown.
     """
     title, console = printable(title), Console(stderr=True)
     if say is silent or not console.is_terminal:
@@ -42,7 +42,10 @@ def progress(
 def progress_lines(
     title: str, say: Callable[[str], object], things: str = "images", unit: str = "img"
 ) -> Iterator[ProgressCallback]:
-    """A callback that says the same in a line, at most every PLAIN_INTERVAL seconds; after such a line the end has one too."""
+    """Yield a callback that reports the same on one line, at most every PLAIN_INTERVAL seconds.
+
+    If at least one such line was printed, the end is reported too.
+    """
     rate, unsaid, lines, following = _Rate(unit), "", 0, time.monotonic() + PLAIN_INTERVAL
 
     def show(done: int, total: int, skipped: int) -> None:
@@ -59,7 +62,7 @@ def progress_lines(
 
 
 class _Rate:
-    """Rate since the first image of this run, so that neither an earlier run nor the start of processes counts."""
+    """The rate since this run's first image, so that neither an earlier run nor starting the processes counts."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit

@@ -13,12 +13,12 @@ from types import FrameType
 
 from beton_tools.base import torchrun
 
-# batch systems announce the end of a job with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU; a closed terminal sends SIGHUP
+# batch systems announce a job's end with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU; a closed terminal sends SIGHUP
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """SIGINT or one of STOP_SIGNALS arrived. A KeyboardInterrupt, for code that cleans up after one."""
+    """SIGINT or one of STOP_SIGNALS arrived. This is a KeyboardInterrupt, so code that cleans up after one works."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class StoppedBySignal(KeyboardInterrupt):
 
 
 def in_main_thread() -> bool:
-    """True in the main thread, the only one in which Python lets handlers of signals be set."""
+    """Return True in the main thread, the only one in which Python allows signal handlers to be set."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -34,10 +34,12 @@ def in_main_thread() -> bool:
 def raise_on_stop_signals(command: str) -> Iterator[None]:
     """Raise StoppedBySignal in the main thread when SIGINT or one of STOP_SIGNALS arrives.
 
-    Where an exception has no effect the process ends with one line instead: while a module is imported, as in `imports_of`
-    (commands import most of their modules when they run), and in destructors and callbacks from C, such as LLVM's.
+    Where an exception has no effect, the process prints one line and ends instead. This is the case while a module is
+    imported, as in `imports_of` (commands import most of their modules when they run), and in destructors and callbacks
+    from C, such as LLVM's.
 
-    A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. Does nothing in other threads.
+    A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. In other threads this does
+    nothing.
     """
     received: list[int] = []
 
@@ -69,7 +71,7 @@ def raise_on_stop_signals(command: str) -> Iterator[None]:
 
 @contextmanager
 def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and STOP_SIGNALS, those that have Python's default handlers."""
+    """Set `handle` for SIGINT and STOP_SIGNALS where they have Python's default handlers."""
     default = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
     replaced = {number: handler for number, handler in default.items() if signal.getsignal(number) is handler}
     for number in replaced:
@@ -82,7 +84,7 @@ def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def describe_stop(stop: KeyboardInterrupt) -> str:
-    """For the one line: what happened, and the exception's message, if it has one."""
+    """Describe what happened, and append the exception's message if it has one."""
     return "; ".join([_describe(_number(stop)), *map(str, stop.args)])
 
 
@@ -100,10 +102,10 @@ def _describe(number: int) -> str:
 
 @contextmanager
 def imports_of(program: str) -> Iterator[None]:
-    """While the modules of a program are imported, SIGINT and STOP_SIGNALS end the process with one line.
+    """End the process with one line if SIGINT or one of STOP_SIGNALS arrives while a program's modules are imported.
 
-    The handler ends the process instead of raising: extension modules turn an exception during their import into an
-    ImportError, or ignore it. Does nothing where the modules are imported by another program or in a worker process.
+    The handler ends the process instead of raising, because extension modules ignore an exception during their import
+    or turn it into an ImportError. This does nothing where another program or a worker process imports the modules.
     """
     if not _is_main_program(program):
         yield
@@ -114,7 +116,7 @@ def imports_of(program: str) -> Iterator[None]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """True if the code that a signal interrupted runs as part of an import."""
+    """Return True if a signal interrupted code that runs as part of an import."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
@@ -123,27 +125,33 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _end(command: str, number: int) -> None:
-    """End the process with exit code 128 + number and one line; of several processes on a host local rank 0 prints it."""
+    """Print one line and end the process with exit code 128 + number.
+
+    If several processes run on a host, only local rank 0 prints the line.
+    """
     if torchrun.local_rank() == 0:
         os.write(2, f"{command}: {_describe(number)}\n".encode())
     os._exit(128 + number)
 
 
 def _is_main_program(program: str) -> bool:
-    """True if this process was started as `program`, or as `python -m` its package ("-m" while that is imported)."""
+    """Return True if this process runs `program`, or `python -m` its package ("-m" while that is imported)."""
     started_as = Path(sys.argv[0]).name if sys.argv else ""
     # present in every worker process; importing it here would take longer than the rest of this module
     processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and (
         processes.parent_process() is not None
-        or getattr(processes.current_process(), "_inheriting", False)  # it is set up, and runs the main script again
+        or getattr(processes.current_process(), "_inheriting", False)  # being set up, it runs the main script again
     )
     return started_as in (program, "-m") and in_main_thread() and not is_worker
 
 
 @contextmanager
 def hint_when_interrupted() -> Iterator[None]:
-    """Add to an interruption, by Ctrl-C or another signal, that the same command continues the conversion."""
+    """Add to the message of an interruption that the same command continues the conversion.
+
+    This applies to Ctrl-C and to other signals.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -1,4 +1,4 @@
-"""Ranks and world sizes from the environment variables that torchrun sets; without them, rank 0 of one process."""
+"""Ranks and world sizes from the environment variables that torchrun sets. Without them: one process, rank 0."""
 
 import os
 
@@ -13,7 +13,7 @@ def _number(name: str, default: int) -> int:
 
 
 def check_environment() -> None:
-    """Check the variables that several processes need. Raises UserError: one is missing or no number."""
+    """Check the variables that several processes need. Raises UserError if one is missing or not a number."""
     if world_size() == 1:
         return
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -26,21 +26,27 @@ def check_environment() -> None:
 
 
 def rank() -> int:
-    """Number of this process among all of the run, from 0. All have the same results; rank 0 prints and writes them."""
+    """Return this process's number among all processes in the run, from 0.
+
+    All processes have the same results. Rank 0 prints and writes them.
+    """
     return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """Number of processes of the run, on all hosts."""
+    """Return the number of processes in the run, on all hosts."""
     return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """Number of this process on its host, from 0; 0 if LOCAL_RANK is not a number, so that errors can be printed."""
+    """Return this process's number on its host, from 0.
+
+    It is 0 if LOCAL_RANK is not a number, so that errors can be printed.
+    """
     text = os.environ.get("LOCAL_RANK", "0")
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def local_world_size() -> int:
-    """Number of processes of the run on this host."""
+    """Return the number of the run's processes on this host."""
     return _number("LOCAL_WORLD_SIZE", 1)

@@ -1,7 +1,9 @@
-"""Check the values of JSON files against types, by msgspec: strict, and one line for the first value that differs.
+"""Check the values in JSON files against types with msgspec.
 
-Dataclasses, or classes derived from `Document`, describe objects; keys that they do not name are allowed. A key with the default
-UNSET may be missing, but not null.
+The check is strict, and reports the first difference on one line.
+
+Dataclasses, or classes derived from `Document`, describe objects. Keys that they do not name are allowed. A key with
+the default UNSET may be missing, but not null.
 """
 
 from collections.abc import Mapping
@@ -12,12 +14,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from beton_tools.base.errors import UserError
 
-LARGEST, LEAST = 1e30, 1e-30  # beyond them quotients of floats overflow
+LARGEST, LEAST = 1e30, 1e-30  # beyond these, quotients of floats overflow
 
 Number = Annotated[float, Meta(ge=0, le=LARGEST)]
 Signed = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Meta(ge=LEAST, le=LARGEST)]
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # as NumPy's int64
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # like NumPy's int64
 Whole = Annotated[int, Meta(ge=1)]
 Numbers = dict[str, Number]
 Object = dict[str, Any]
@@ -40,7 +42,7 @@ __all__ = [
 
 
 class Document(msgspec.Struct, kw_only=True):
-    """Base of the types of JSON objects. `kw_only=True` is stated again where a class with defaults has a subclass."""
+    """Base class for JSON objects. A class with defaults repeats `kw_only=True` if it has a subclass."""
 
 
 def check_version(where: str, document: Mapping[str, Any], version: int) -> None:
@@ -53,9 +55,10 @@ def check_version(where: str, document: Mapping[str, Any], version: int) -> None
 
 
 def check(where: str, value: Any, kind: Any) -> Any:
-    """The value of a JSON file as a `kind`.
+    """Convert the value from a JSON file to the type `kind`.
 
-    Raises ValueError: it is not of this type; the message begins with `where` and names key and types.
+    Raises:
+        ValueError: The value does not have this type. The message begins with `where` and names the key and the types.
     """
     try:
         return msgspec.convert(dict(value) if isinstance(value, Mapping) else value, kind)

@@ -1,7 +1,7 @@
-"""Open files that a user names: regular files only, and never more bytes than expected.
+"""Open files that the user names: regular files only, and never more bytes than expected.
 
-A FIFO, a socket, a device or a directory in the place of a file could block for ever, never end, or react to being
-opened. All of them are refused before they are opened.
+A FIFO, a socket, a device or a directory in a file's place could block for ever, never end, or react to being opened.
+All of them are refused before they are opened.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
 def expand_home(path: str) -> Path:
-    """The path with `~` and `~USER` expanded; unchanged if there is no such user."""
+    """Expand `~` and `~USER` in a path. The path is unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises RuntimeError
 
 
 def open_regular(path: StrPath) -> BufferedReader:
     """Open a regular file for reading.
 
-    Raises OSError: it does not exist, cannot be opened, or is not a regular file; `strerror` is the reason.
+    Raises:
+        OSError: The file does not exist, cannot be opened, or is not a regular file. `strerror` is the reason.
     """
     _check_regular(stat_path(path), path)
     file = os.fdopen(os.open(path, _FLAGS), "rb")
@@ -52,12 +53,16 @@ def open_regular(path: StrPath) -> BufferedReader:
 
 
 def read_regular(path: StrPath, max_bytes: int) -> bytes:
-    """The contents of a regular file of at most `max_bytes` bytes. Raises OSError: as `open_regular`, or the file is larger."""
+    """Read a regular file with at most `max_bytes` bytes.
+
+    Raises:
+        OSError: As for `open_regular`, or the file is larger.
+    """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         parts = [file.read(size + 1)] if size <= max_bytes else []  # not max_bytes, which would be allocated
         done = sum(map(len, parts)) or size
-        while size < done <= max_bytes and (more := file.read(_CHUNK)):  # files in /proc have a size of 0
+        while size < done <= max_bytes and (more := file.read(_CHUNK)):  # files in /proc have size 0
             parts.append(more)
             done += len(more)
     if done > max_bytes:
@@ -66,7 +71,7 @@ def read_regular(path: StrPath, max_bytes: int) -> bytes:
 
 
 def stat_path(path: StrPath) -> os.stat_result:
-    """The same as `os.stat`, but a path that no file can have (NUL or unencodable characters) is an OSError too."""
+    """Call `os.stat`, but raise OSError also for a path that no file can have (NUL or unencodable characters)."""
     try:
         return os.stat(path)  # noqa: PTH116 - called for each of a million images
     except UnicodeEncodeError as error:
@@ -88,8 +93,11 @@ def _check_regular(status: os.stat_result, path: StrPath) -> None:
 def open_user_file(path: StrPath, expected: str = "a readable file") -> BufferedReader:
     """Open a regular file for reading.
 
-    expected: what the user should give instead, for the error message, such as "a .beton file".
-    Raises UserError: it does not exist, cannot be opened, or is not a regular file.
+    Args:
+        expected: What the user should give instead, for the error message, such as "a .beton file".
+
+    Raises:
+        UserError: The file does not exist, cannot be opened, or is not a regular file.
     """
     try:
         return open_regular(path)
@@ -98,15 +106,17 @@ def open_user_file(path: StrPath, expected: str = "a readable file") -> Buffered
 
 
 def open_own(path: StrPath, flags: int) -> int:
-    """A descriptor of a file that fastft keeps beside its results, made if there is none.
+    """Return a descriptor for a file that fastft keeps beside its results. The file is created if there is none.
 
-    A link could lead to any file of the user, and a FIFO could block: both are refused, because folders come from others too.
+    Links and FIFOs are refused, because folders may come from other people: a link could lead to any of the user's
+    files, and a FIFO could block.
 
-    flags: as of `os.open`, without O_TRUNC.
+    Args:
+        flags: As for `os.open`, without O_TRUNC.
 
     Raises:
-        UserError: something else than a regular file has this name.
-        OSError: it cannot be opened.
+        UserError: Something other than a regular file has this name.
+        OSError: The file cannot be opened.
     """
     refused = UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
     try:
@@ -122,12 +132,15 @@ def open_own(path: StrPath, flags: int) -> int:
 
 
 def try_lock(file: IO[Any] | int) -> bool:
-    """Lock a file or descriptor until it is closed or the process ends; False if another process holds the lock."""
+    """Lock a file or descriptor until it is closed or the process ends.
+
+    Returns False if another process holds the lock.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
+    except OSError:  # the file system does not support locks
         pass
     return True
 
@@ -141,15 +154,16 @@ def was_replaced(file: IO[Any], path: Path) -> bool:
 
 
 def check_user_file(path: StrPath, expected: str = "a readable file") -> Path:
-    """The path of a regular file that can be opened, for libraries that open files themselves."""
+    """Return the path of a regular file that can be opened, for libraries that open files themselves."""
     open_user_file(path, expected).close()
     return Path(path)
 
 
 def read_user_file(path: StrPath, max_bytes: int, expected: str = "a readable file") -> bytes:
-    """The contents of a regular file of at most `max_bytes` bytes.
+    """Read a regular file with at most `max_bytes` bytes.
 
-    Raises UserError: as `open_user_file`, or the file is larger.
+    Raises:
+        UserError: As for `open_user_file`, or the file is larger.
     """
     try:
         return read_regular(path, max_bytes)
@@ -158,9 +172,10 @@ def read_user_file(path: StrPath, max_bytes: int, expected: str = "a readable fi
 
 
 def read_user_text(path: StrPath, max_bytes: int, expected: str = "a readable file") -> str:
-    """The contents of a UTF-8 text file of at most `max_bytes` bytes.
+    """Read a UTF-8 text file with at most `max_bytes` bytes.
 
-    Raises UserError: as `read_user_file`, or the text is not UTF-8.
+    Raises:
+        UserError: As for `read_user_file`, or the text is not UTF-8.
     """
     try:
         return read_user_file(path, max_bytes, expected).decode("utf-8")

@@ -1,4 +1,4 @@
-"""Images of a `.beton` as ordinary files, or on one contact sheet."""
+"""Write the images in a `.beton` as ordinary files, or on one contact sheet."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.sample_table import classes_of
 from beton_tools.write.images import decode_sample
 
-_GAP, _LINE, _FONT_SIZE, _CHARACTER = 12, 16, 13, 7  # pixels between pictures, and of text
-_MOST_LINES = 4  # of a caption
+_GAP, _LINE, _FONT_SIZE, _CHARACTER = 12, 16, 13, 7  # pixels between pictures, and text sizes in pixels
+_MOST_LINES = 4  # per caption
 _PAPER, _INK, _BAD = "#ffffff", "#1f2933", "#b3261e"
 _MAX_PIXELS = 178_956_970  # Pillow opens no larger image: 2 * Image.MAX_IMAGE_PIXELS
-_MAX_NAME = 200  # bytes, of the 255 of a file name; names come from the manifest and can be of any length
+_MAX_NAME = 200  # bytes, out of 255 for a file name; names come from the manifest and can have any length
 
 
 def choose_samples(
     beton: Beton, ids: Iterable[int] | None, label: int | None, limit: int | None, seed: int = 0
 ) -> list[int]:
-    """Sample ids in ascending order.
+    """Choose sample ids, in ascending order.
 
-    ids: restrict to these samples; None: all.
-    label: restrict to the samples of this label.
-    limit: draw at most this many of them, by `seed`.
-    Raises UserError: an id is out of range, or nothing is left.
+    Args:
+        ids: Restrict to these samples. None means all.
+        label: Restrict to samples with this label.
+        limit: Draw at most this many of them, by `seed`.
+
+    Raises:
+        UserError: An id is out of range, or nothing is left.
     """
     wanted = range(len(beton)) if ids is None else sorted(set(ids))
     for sample_id in (*wanted[:1], *wanted[-1:]):  # may be beyond int64
@@ -54,9 +57,12 @@ def choose_samples(
 def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder: Path) -> Iterator[Path]:
     """Write samples to `folder/<class>/<id>_<name>.jpg` (`.png` for raw ones), yielding each path.
 
-    JPEG bytes are written as they are stored. The folder of several labels is named by all of them, "cat;dog", or "none".
-    Raises UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a class
-    folder is a link, or the manifest belongs to another file.
+    JPEG bytes are written as they are stored. For a multi-label image, the folder is named by all its labels,
+    "cat;dog", or "none".
+
+    Raises:
+        UserError: A sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a
+            class folder is a link, or the manifest belongs to another file.
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
@@ -82,9 +88,9 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
 
 
 def _class_folders(classes: Sequence[str]) -> list[str]:
-    """A unique folder name for each class: where two would be equal, the label is appended."""
+    """Return a unique folder name for each class. Where two would be equal, the label is appended."""
     names = [_safe(name) for name in classes]
-    # repeated, because a name with its label may be the name of a third class; names with labels are all different
+    # repeated, because a name with its label may be a third class's name; names with labels are all different
     while repeated := {name for name, count in Counter(names).items() if count > 1}:
         names = [f"{name}_{label}" if name in repeated else name for label, name in enumerate(names)]
     return names
@@ -98,7 +104,7 @@ def _file_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
 
 
 def _safe(name: str) -> str:
-    """A printable file name without a path separator or leading dots."""
+    """Return a printable file name without path separators or leading dots."""
     shown = "".join(c if c.isprintable() and c != "/" else "_" for c in name)
     visible = re.sub(r"^\.+", "_", shown)
     return visible.encode()[:_MAX_NAME].decode(errors="ignore") or "unnamed"
@@ -108,9 +114,12 @@ def _safe(name: str) -> str:
 
 
 def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int) -> Image.Image:
-    """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
+    """Draw each sample in a square of `cell` pixels, with its class and id below.
 
-    Raises UserError: the sheet would be too large, or the file changed while it was being read.
+    A sample that cannot be decoded is shown as a red box.
+
+    Raises:
+        UserError: The sheet would be too large, or the file changed while it was being read.
     """
     columns = min(columns, len(ids))
     if -(-len(ids) // columns) * columns * (cell + _GAP) * (cell + _GAP + 2 * _LINE) > _MAX_PIXELS:
@@ -125,7 +134,7 @@ def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], colu
             image = None
         size = f"#{sample_id}   {beton.widths[sample_id]} x {beton.heights[sample_id]}"
         cells.append(Cell(image, f"{_class_name(beton, manifest, sample_id)}\n{size}"))
-    beton.check_unchanged()  # not "cannot be decoded"
+    beton.check_unchanged()  # a changed file must not be reported as "cannot be decoded"
     return draw_grid(cells, columns, cell)
 
 
@@ -138,7 +147,7 @@ def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of a grid, None where it cannot be decoded, and the text below it."""
+    """One picture in a grid, None where it cannot be decoded, and the text below it."""
 
     image: Image.Image | None
     caption: str
@@ -146,7 +155,7 @@ class Cell:
 
 
 def draw_grid(cells: Sequence[Cell], columns: int, side: int, footnote: str = "") -> Image.Image:
-    """Pictures in squares of `side` pixels, captions below them wrapped to their width, a footnote at the end."""
+    """Draw pictures in squares of `side` pixels, with captions wrapped to their width, and a footnote at the end."""
     width = max(8, side // _CHARACTER)
     captions = [
         [

@@ -27,8 +27,8 @@ class Report:
     """Result of a verification.
 
     Attributes:
-        num_indexed: number of JPEGs with a correct crop index.
-        has_labels: a field can be read as classes; not so in FFCV's files of other targets.
+        num_indexed: Number of JPEGs with a correct crop index.
+        has_labels: Whether a field can be read as classes, which is not so in FFCV's files with other targets.
         problems: (where, what), in file order.
     """
 
@@ -50,8 +50,11 @@ def verify(
 ) -> Report:
     """Check a file's consistency, and that it agrees with its manifest if it has one.
 
-    decode: decode every image, which takes as long as an epoch; else only tables and checksums are read.
-    Raises UserError: the file cannot be opened as `.beton`, or changes while it is being read.
+    Args:
+        decode: Decode every image, which takes as long as an epoch. Otherwise only tables and checksums are read.
+
+    Raises:
+        UserError: The file cannot be opened as a `.beton`, or changes while it is being read.
     """
     beton, manifest = Beton.open(path), Manifest.of_beton(path)
     report = Report(str(path), beton.num_samples, has_labels=_has_labels(beton))
@@ -82,7 +85,7 @@ def _has_labels(beton: Beton) -> bool:
 
 
 def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Differences between the manifest and the file, and changes of the tables since they were written."""
+    """Yield differences between the manifest and the file, and changes to the tables since they were written."""
     pairs = {
         "num_samples": (beton.num_samples, manifest.num_samples),
         "page_size": (beton.page_size, manifest.page_size),
@@ -97,7 +100,10 @@ def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
-    """Labels that are no class, or a field of that name that the reader refuses. Label sets have a column for each class."""
+    """Yield labels that are not classes, or a labels field that the reader refuses.
+
+    Label sets have a column per class.
+    """
     if not _has_labels(beton):
         if {"label", "labels"} & {field.name for field in beton.fields}:
             yield "tables", "the field of labels is neither int nor array; it cannot be used for classification"
@@ -137,7 +143,7 @@ def _check_images(beton: Beton, report: Report, pool: ThreadPoolExecutor, progre
 
 
 def _check_chunk(beton: Beton, ids: range) -> list[tuple[int, str, bool]]:
-    """(id, problem or "", whether the crop index is correct) of each sample."""
+    """Return (id, problem or "", whether the crop index is correct) for each sample."""
     results = []
     for sample_id in ids:
         try:

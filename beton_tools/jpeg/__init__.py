@@ -1,4 +1,4 @@
-"""Partial decoding of JPEG files: crop index, lossless transcoding, and decoding of a rectangle."""
+"""Partial JPEG decoding: crop index, lossless transcoding, and decoding a rectangle."""
 
 from beton_tools.base.compilation import watch_compilation
 from beton_tools.jpeg.crop import decode_reduced, decode_region, decode_rgb, scratch_bytes

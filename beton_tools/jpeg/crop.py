@@ -1,12 +1,12 @@
-"""Decode a rectangle of a JPEG. Callable from njit code, inside a prange loop.
+"""Decode a rectangle from a JPEG. Callable from njit code, inside a prange loop.
 
     handles = open_decoders(threads)                                    # one per thread
     scratch = np.empty((threads, scratch_bytes(max_h, max_w, max_jpeg_bytes)), np.uint8)
     # njit, thread t:
     code = decode_region(jpeg, head, y, x, h, w, packed[offset : offset + 3 * h * w], scratch[t], handles[t])
 
-`code` is 0 or an error code for `describe_error`; after an error the content of the output is undefined. All
-arrays are contiguous u8. Nothing is allocated, nothing raises, and the GIL is not held.
+`code` is 0 or an error code for `describe_error`. After an error the output's content is undefined. All arrays are
+contiguous u8. Nothing is allocated, nothing raises, and the GIL is not held.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NARROW = 4  # pixels; libjpeg repeats chroma instead of interpolating it where 
 
 
 def scratch_bytes(max_height: int, max_width: int, max_jpeg_bytes: int) -> int:
-    """Bytes of scratch that suffice to decode any region of any image within these limits."""
+    """Return how many bytes of scratch suffice to decode any region in any image within these limits."""
     return CHANNELS * max_height * max_width + max_jpeg_bytes
 
 
@@ -41,7 +41,7 @@ class Rectangle(NamedTuple):
 
 
 class Cover(NamedTuple):
-    """A block of restart segments: MCU rows [top, bottom), strips [left, right) of each."""
+    """A block of restart segments: MCU rows [top, bottom), and strips [left, right) in each row."""
 
     top: int
     bottom: int
@@ -53,9 +53,10 @@ class Cover(NamedTuple):
 def decode_region(
     src: np.ndarray, head: Header, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
-    """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes; OK or an error code.
+    """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes. Returns OK or an error code.
 
-    head: of `src`, by `scan_header`; its code is OK.
+    Args:
+        head: Header of `src`, from `scan_header`. Its code must be OK.
     """
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
         return markers.BAD_REGION
@@ -69,10 +70,10 @@ def decode_region(
 
 @njit(nogil=True)
 def _covering(head: Header, region: Rectangle) -> Cover:
-    """The segments that contain the region.
+    """Return the segments that contain the region.
 
-    Where chroma is subsampled, libjpeg interpolates each sample with its neighbours ("fancy" upsampling). One
-    more pixel on each side is covered, so that the cut changes only pixels outside of the region.
+    Where chroma is subsampled, libjpeg interpolates each sample with its neighbours ("fancy" upsampling). One more
+    pixel on each side is covered, so that the cut changes only pixels outside the region.
     """
     mcu_h, mcu_w = mcu_size(head)
     strip_w = mcu_w * head.restart_interval
@@ -129,9 +130,9 @@ def _write_header(src: np.ndarray, head: Header, height: int, width: int, small:
 def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarray, n: int) -> int:
     """Append the covered segments, with renumbered markers, and an EOI marker.
 
-    Returns the new size, or 0 if the index is wrong. Every entry is checked, not only those that are used: the
-    index is used only if all of it is right. The segments are disjoint parts of `src`, so `src.size` bytes
-    suffice for `small`.
+    Returns the new size, or 0 if the index is wrong. Every entry is checked, not only those that are used, because the
+    index is used only if all of it is right. The segments are disjoint parts of `src`, so `src.size` bytes suffice for
+    `small`.
     """
     rows, per_row = segment_grid(src, head)
     start, count = head.scan_at, 0
@@ -177,8 +178,8 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
     """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB. For single images; loops use decode_region.
 
     Raises:
-        JpegError: not a JPEG, an unsupported kind, or a region outside of the image.
-        DamagedJpeg: the data are damaged, so that the decoder would have to guess pixels.
+        JpegError: The file is not a JPEG or is an unsupported kind, or the region lies outside the image.
+        DamagedJpeg: The data are damaged, so that the decoder would have to guess pixels.
     """
     src = as_bytes_array(jpeg)
     head = markers.parse(src)
@@ -197,8 +198,8 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
 def decode_reduced(jpeg: bytes, factor: int) -> np.ndarray:
     """Decode a whole JPEG at 1/factor of its height and width, both rounded up, to (h, w, 3) u8 RGB.
 
-    factor is 1, 2, 4 or 8. libjpeg averages blocks of pixels in the DCT domain, which takes a fraction of the time of decoding
-    all pixels. Raises JpegError and DamagedJpeg as `decode_rgb` does.
+    `factor` is 1, 2, 4 or 8. libjpeg averages blocks of pixels in the DCT domain, which takes a fraction of the time
+    that decoding all pixels takes. Raises JpegError and DamagedJpeg like `decode_rgb`.
     """
     src = as_bytes_array(jpeg)
     head = markers.parse(src)

@@ -1,9 +1,9 @@
 """Re-cut a Huffman-coded scan at new restart boundaries without touching a coefficient (ITU T.81, annex F).
 
-Only DC terms depend on earlier blocks: each is coded as the difference to the previous block of the same
-component, and a restart marker resets that predictor to zero. So the scan is parsed, its bits are copied
-unchanged, and a DC term is re-coded only where its predictor changes: in the first MCU after an old or a new
-restart marker. AC terms are only skipped: one table look-up skips all terms that end within 12 bits.
+Only DC terms depend on earlier blocks: each is coded as the difference to the previous block in the same component, and
+a restart marker resets that predictor to zero. So the scan is parsed, its bits are copied unchanged, and a DC term is
+re-coded only where its predictor changes: in the first MCU after an old or a new restart marker. AC terms are only
+skipped: one table look-up skips all terms that end within 12 bits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from beton_tools.jpeg.huffman import BLOCK, END_OF_BLOCK, LEAP_BITS, MAX_CODE, M
 from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
 from beton_tools.jpeg.memory import load_big_endian, store_big_endian
 
-_MAX_DC_SIZE = 11  # bits of a DC difference of 8-bit samples, T.81 table F.1
-_PEEK_BITS = 57  # valid bits of a peek, at least
+_MAX_DC_SIZE = 11  # bits in a DC difference for 8-bit samples, T.81 table F.1
+_PEEK_BITS = 57  # valid bits in a peek, at least
 _STRIDE = 56  # bits copied at once: together with the bits of an incomplete byte they fit a word
 _LEAPS = _PEEK_BITS // LEAP_BITS
 SPARE_BYTES = BLOCK * MAX_TERM // 8 + 16  # the longest block and a peek after it
@@ -28,7 +28,7 @@ _MAX_COMPONENTS = 4
 
 
 class Writer(NamedTuple):
-    """State of the bit writer: number of bytes written, and the `left` bits that do not fill a byte yet."""
+    """The bit writer's state: number of bytes written, and the `left` bits that do not fill a byte yet."""
 
     at: int
     bits: np.uint64
@@ -37,7 +37,10 @@ class Writer(NamedTuple):
 
 @njit(nogil=True)
 def _has_ff(word: np.uint64) -> bool:
-    """True if one of the eight bytes is FF: the test for a zero byte, applied to the complement of the word."""
+    """Return True if one of the eight bytes is FF.
+
+    This is the test for a zero byte, applied to the word's complement.
+    """
     return word & (~word - np.uint64(0x0101010101010101)) & np.uint64(0x8080808080808080) != 0
 
 
@@ -45,8 +48,8 @@ def _has_ff(word: np.uint64) -> bool:
 def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Copy the scan from src[at:] to `clean` without stuffed zeros and markers, up to the EOI marker.
 
-    starts[k] becomes the offset in `clean` of restart segment k, and starts[segments] the end. `clean` must have
-    src.size - at bytes, `starts` the expected number of segments plus one. Returns (code, segments).
+    starts[k] becomes the offset of restart segment k in `clean`, and starts[segments] the end. `clean` must have
+    src.size - at bytes, and `starts` the expected number of segments plus one. Returns (code, segments).
     """
     n, segment = 0, 0
     starts[0] = 0
@@ -82,7 +85,7 @@ def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> 
 
 @njit(nogil=True)
 def _peek(clean: np.ndarray, bit: int) -> np.uint64:
-    """64 bits of the stream, the bit at position `bit` first; the lowest 7 bits may be missing."""
+    """Return 64 bits from the stream, with the bit at position `bit` first. The lowest 7 bits may be missing."""
     return load_big_endian(clean, bit >> 3) << np.uint64(bit & 7)
 
 
@@ -152,7 +155,7 @@ def _finish_segment(out: np.ndarray, w: Writer, marker: int) -> Writer:
 
 @njit(nogil=True)
 def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writer:
-    """Append a DC difference; if the table has no code for its size, record the size as missing instead."""
+    """Append a DC difference. If the table has no code for its size, record the size as missing instead."""
     magnitude, size = abs(difference), 0
     while magnitude >> size:
         size += 1
@@ -168,7 +171,7 @@ def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writ
 
 @njit(nogil=True)
 def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
-    """Read a DC term. Returns (position after it, difference), (-1, 0) if it is damaged."""
+    """Read a DC term. Returns (position after it, difference), or (-1, 0) if it is damaged."""
     word = _peek(clean, bit)
     entry = symbol_at(table, word)
     length, size = entry >> 8, entry & 255
@@ -184,13 +187,13 @@ def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
 
 @njit(nogil=True)
 def _at_end(k: int) -> bool:
-    """True if a block ends before coefficient k: all 64 were coded, or an end-of-block symbol was read."""
+    """Return True if a block ends before coefficient k: all 64 were coded, or an end-of-block symbol was read."""
     return k == BLOCK or END_OF_BLOCK < k < END_OF_BLOCK + BLOCK
 
 
 @njit(nogil=True)
 def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
-    """Position after the AC terms of a block; -1 if they are damaged."""
+    """Return the position after a block's AC terms, or -1 if they are damaged."""
     k = 1  # coefficients skipped so far; `passed` packs them with the bits since the peek, as table["leaps"] does
     while True:
         word, leap, passed = _peek(clean, bit), 0, k << 8
@@ -216,7 +219,10 @@ def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
 def _pass_mcus(
     clean: np.ndarray, bit: int, end: int, mcus: int, blocks: np.ndarray, tables: np.ndarray, dc: np.ndarray
 ) -> int:
-    """Position after `mcus` MCUs, whose DC differences are added to `dc`; -1 if they are damaged or end after `end`."""
+    """Return the position after `mcus` MCUs, or -1 if they are damaged or end after `end`.
+
+    Their DC differences are added to `dc`.
+    """
     for _ in range(mcus):
         for b in range(blocks.shape[0]):
             bit, difference = _read_dc(clean, bit, tables[blocks[b, 1]])
@@ -241,9 +247,9 @@ def _recode_mcu(
     old_dc: np.ndarray,
     new_dc: np.ndarray,
 ) -> tuple[Writer, int]:
-    """Append an MCU with its DC terms coded relative to new_dc instead of old_dc; both are set to its DC values.
+    """Append an MCU with its DC terms coded relative to new_dc instead of old_dc. Both are set to its DC values.
 
-    Returns the writer and the position after the MCU, -1 if it is damaged or ends after `end`.
+    Returns the writer and the position after the MCU, which is -1 if it is damaged or ends after `end`.
     """
     for b in range(blocks.shape[0]):
         component, dc_table = blocks[b, 0], blocks[b, 1]
@@ -274,7 +280,7 @@ def recut(
     new_interval: int,
     mcus: int,
     blocks: np.ndarray,  # (blocks in an MCU, 3) i64: component, DC table, AC table (both 0-7)
-    tables: np.ndarray,  # (TABLES,) TABLE; in "missing", DC sizes without a code are marked
+    tables: np.ndarray,  # (TABLES,) TABLE; DC sizes without a code are marked in "missing"
     out: np.ndarray,  # u8, out_capacity bytes
     ends: np.ndarray,  # i64, one per new segment: set to the offset in `out` of the marker after it
 ) -> int:
@@ -310,6 +316,6 @@ def recut(
 
 
 def out_capacity(clean_bytes: int, segments: int) -> int:
-    """Most bytes that `recut` can write: every byte stuffed, a re-coded MCU and a marker per segment."""
+    """Return the most bytes that `recut` can write: every byte stuffed, and a re-coded MCU and a marker per segment."""
     dc_bytes = (MAX_CODE + _MAX_DC_SIZE) // 8 + 1
     return 2 * (clean_bytes + segments * (MAX_BLOCKS * dc_bytes + 1)) + 2 * segments + 16

@@ -1,4 +1,4 @@
-"""Huffman tables of a JPEG: read, derive, extend, write (ITU T.81, annex C and B.2.4.2)."""
+"""A JPEG's Huffman tables: read, derive, extend, write (ITU T.81, annex C and B.2.4.2)."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, check_code,
 TABLES = 8  # DC tables 0-3, then AC tables 0-3
 AC = 4  # number of the first AC table
 MAX_CODE = 16  # bits
-MAX_TERM = MAX_CODE + 15  # bits of an AC term: code and value
+MAX_TERM = MAX_CODE + 15  # bits in an AC term: code and value
 BLOCK = 64  # coefficients
 END_OF_BLOCK = 128  # coefficients that the end-of-block symbol advances: more than a block has
 _MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
 FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
-LEAP_BITS = 12  # window of the look-up that passes several AC terms: 8 KiB a table, two fit the L1 cache
-UNKNOWN = 192  # coefficients of a leap over no term: a value that no leap inside a block reaches
+LEAP_BITS = 12  # window for the look-up that passes several AC terms: 8 KiB per table, two fit the L1 cache
+UNKNOWN = 192  # coefficients in a leap over no term: a value that no leap inside a block reaches
 
 
 class Spec(NamedTuple):
-    """Tables in the form of DHT segments."""
+    """Tables in the form that DHT segments have."""
 
-    counts: np.ndarray  # (TABLES, 17) u8: number of codes of each length; [:, 0] is unused
-    values: np.ndarray  # (TABLES, 256) u8: symbols in order of their codes
+    counts: np.ndarray  # (TABLES, 17) u8: number of codes with each length; [:, 0] is unused
+    values: np.ndarray  # (TABLES, 256) u8: symbols in the order of their codes
 
 
-# One table, ready for decoding and coding. A record, not a tuple of arrays: numba updates a reference count for
-# each array taken from a tuple, which costs as much as the look-up.
+# One table, ready for decoding and coding. It is a record, not a tuple of arrays, because numba updates a reference
+# count for each array taken from a tuple, which costs as much as the look-up.
 TABLE = np.dtype(
     [
         # length << 8 | symbol of the first code in the window, 0: longer code
         ("fast", np.uint16, 1 << FAST_BITS),
         ("leaps", np.uint16, 2 << LEAP_BITS),  # see _derive_leaps; AC tables only
-        ("max_code", np.int32, MAX_CODE + 1),  # largest code of each length, -1: none
+        ("max_code", np.int32, MAX_CODE + 1),  # largest code for each length, -1: none
         ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values
         ("values", np.uint8, 256),
-        ("code", np.uint16, 256),  # code of each symbol
+        ("code", np.uint16, 256),  # each symbol's code
         ("size", np.uint8, 256),  # its length in bits, 0: the table has no such symbol
         ("missing", np.uint8, 16),  # 1: a DC size that had to be coded, but has no code
     ]
@@ -47,9 +47,9 @@ TABLE = np.dtype(
 
 
 def read_tables(payloads: Iterable[bytes]) -> Spec:
-    """The tables defined by the DHT payloads of a header; a later definition replaces an earlier one.
+    """Read the tables that a header's DHT payloads define. A later definition replaces an earlier one.
 
-    Raises JpegError: a broken payload.
+    Raises JpegError if a payload is broken.
     """
     spec = Spec(np.zeros((TABLES, 17), np.uint8), np.zeros((TABLES, 256), np.uint8))
     for payload in payloads:
@@ -68,7 +68,7 @@ def read_tables(payloads: Iterable[bytes]) -> Spec:
 
 
 def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
-    """One DHT segment that contains the tables `used`."""
+    """Write one DHT segment that contains the tables `used`."""
     body = b""
     for table in used:
         total = int(spec.counts[table].sum(dtype=np.int64))
@@ -80,9 +80,12 @@ def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
 def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
     """Append codes for `symbols` to the table, in place, without changing an existing code.
 
-    Codes are free because the code of ones only is never used: with one more bit it gives one new code, with two more bits
-    three, and so on. Raises JpegError: the new codes would need more than 16 bits; tables with up to 12 symbols never do,
-    unless constructed to.
+    Codes are free because the code that consists of ones only is never used. With one more bit it gives one new code,
+    with two more bits three, and so on.
+
+    Raises:
+        JpegError: The new codes would need more than 16 bits. Tables with up to 12 symbols never do, unless constructed
+            to.
     """
     counts = spec.counts[table]
     total = int(counts.sum(dtype=np.int64))
@@ -98,8 +101,11 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
 
 
 def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
-    """Decoding tables, (TABLES,) TABLE; only those in `used` are filled. Raises JpegError: impossible code lengths."""
-    tables = np.empty(TABLES, TABLE)  # not zeros: memory of unused tables is never written
+    """Derive decoding tables, (TABLES,) TABLE. Only the tables in `used` are filled.
+
+    Raises JpegError if the code lengths are impossible.
+    """
+    tables = np.empty(TABLES, TABLE)  # not zeros: memory for unused tables is never written
     check_code(BAD_HEADER if _derive_all(spec.counts, spec.values, used, tables) != OK else OK)
     return tables
 
@@ -116,7 +122,7 @@ def _derive_all(counts: np.ndarray, values: np.ndarray, used: np.ndarray, tables
 
 @njit(nogil=True)
 def step_of(entry: int) -> int:
-    """Size of an AC term, coefficients << 8 | bits, given length << 8 | symbol; 0 for 0 (no such code)."""
+    """Return an AC term's size, coefficients << 8 | bits, given length << 8 | symbol. 0 gives 0 (no such code)."""
     if entry == 0:
         return 0
     size, run = entry & 15, (entry >> 4) & 15
@@ -136,7 +142,7 @@ def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
     code, position = 0, 0
     for length in range(1, MAX_CODE + 1):
         n = np.int64(counts[length])
-        if code + n > (1 << length) - (n > 0) or position + n > 256:  # a code of ones only is not allowed
+        if code + n > (1 << length) - (n > 0) or position + n > 256:  # a code with ones only is not allowed
             return BAD_HEADER
         table["delta"][length] = position - code
         for _ in range(n):
@@ -155,10 +161,10 @@ def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
 
 @njit(nogil=True)
 def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
-    """Fill table["leaps"]: entry (1 << n) + window is the size of the complete AC terms in a window of n bits.
+    """Fill table["leaps"]: entry (1 << n) + window is the size of the complete AC terms in a window with n bits.
 
-    The size is coefficients << 8 | bits, as in step_of. A leap stops after an end-of-block symbol; otherwise it
-    is shorter than a block. After the first term of a window follows a smaller window, whose leap is known.
+    The size is coefficients << 8 | bits, as in step_of. A leap stops after an end-of-block symbol. Otherwise it is
+    shorter than a block. The first term in a window is followed by a smaller window, whose leap is known.
     """
     leaps = table["leaps"]
     leaps[:] = 0
@@ -179,7 +185,7 @@ def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
 
 @njit(nogil=True)
 def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) -> None:
-    """Set entries first to last to a term of size `step` and the leap in the `rest` bits after it."""
+    """Set entries first to last to a term with size `step` and the leap in the `rest` bits after it."""
     if rest < 0:
         return
     if step >> 8 == END_OF_BLOCK:
@@ -194,7 +200,7 @@ def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) 
 
 @njit(nogil=True)
 def symbol_at(table: np.void, word: np.uint64) -> int:
-    """length << 8 | symbol of the code that `word` begins with; 0 if there is no such code."""
+    """Return length << 8 | symbol for the code that `word` begins with, or 0 if there is no such code."""
     entry = np.int64(table["fast"][word >> np.uint64(64 - FAST_BITS)])
     if entry != 0:
         return entry

@@ -1,7 +1,7 @@
-"""The crop index: one APP9 segment with the lengths of the restart segments of a JPEG.
+"""The crop index: one APP9 segment with the lengths of a JPEG's restart segments.
 
-docs/file-format.md describes it. The restart segments follow each other from the start of the scan, so lengths cannot describe
-overlaps, and the marker after each segment can be checked.
+docs/file-format.md describes it. The restart segments follow each other from the start of the scan, so lengths cannot
+describe overlaps, and the marker after each segment can be checked.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from beton_tools.jpeg.markers import INDEX_MAGIC, Header, JpegError, as_bytes_ar
 
 _HEAD = INDEX_MAGIC.size + 1
 _MAX_PAYLOAD = 65533  # T.81 B.2.4.6: the 16-bit length counts itself
-MAX_SEGMENTS = (_MAX_PAYLOAD - _HEAD) // 4  # with either size of entries
+MAX_SEGMENTS = (_MAX_PAYLOAD - _HEAD) // 4  # with either entry size
 
 
 @njit(nogil=True)
 def mcu_size(head: Header) -> tuple[int, int]:
-    """(height, width) of an MCU in pixels."""
+    """Return an MCU's (height, width) in pixels."""
     return 8 * head.v_max, 8 * head.h_max
 
 
 @njit(nogil=True)
 def mcu_grid(head: Header) -> tuple[int, int]:
-    """(rows, columns) of MCUs."""
+    """Return how many (rows, columns) of MCUs the image has."""
     mcu_h, mcu_w = mcu_size(head)
     return (head.height + mcu_h - 1) // mcu_h, (head.width + mcu_w - 1) // mcu_w
 
 
 @njit(nogil=True)
 def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
-    """(rows, segments per row) of the crop index; (0, 0) if there is none or it does not match the frame."""
+    """Return the crop index's (rows, segments per row), or (0, 0) if there is none or it does not match the frame."""
     if head.index_at == 0 or not head.single_scan or head.sof == markers.SOF_PROGRESSIVE:
         return 0, 0
     rows, columns = mcu_grid(head)
@@ -49,7 +49,7 @@ def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
 
 @njit(nogil=True)
 def segment_length(src: np.ndarray, head: Header, k: int) -> int:
-    """Entry k of the index; segment_grid must have checked its size."""
+    """Return entry k in the index. segment_grid must have checked the index's size."""
     if src[head.index_at + INDEX_MAGIC.size] == 2:
         return u16(src, head.index_at + _HEAD + 2 * k)
     at = head.index_at + _HEAD + 4 * k
@@ -58,7 +58,10 @@ def segment_length(src: np.ndarray, head: Header, k: int) -> int:
 
 @njit(nogil=True)
 def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
-    """True if the marker at `end` is the one after segment k: restart marker k modulo 8, or EOI after the last."""
+    """Return True if the marker at `end` is the one after segment k.
+
+    This is restart marker k modulo 8, or EOI after the last segment.
+    """
     if end + 2 > src.size or src[end] != 0xFF:
         return False
     return src[end + 1] == (markers.EOI if k == segments - 1 else markers.RST0 + (k & 7))
@@ -76,9 +79,10 @@ def _ends(src: np.ndarray, head: Header, ends: np.ndarray) -> bool:
 
 
 def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
-    """Begin and end offset of every restart segment, i64 (rows, segments per row, 2); None without index.
+    """Return every restart segment's begin and end offset, i64 (rows, segments per row, 2). None without an index.
 
-    Raises JpegError: a broken header, or an index that does not match the file.
+    Raises:
+        JpegError: The header is broken, or the index does not match the file.
     """
     src = as_bytes_array(jpeg)
     head = parse(src)
@@ -93,9 +97,10 @@ def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
 
 
 def write(lengths: np.ndarray) -> bytes:
-    """The APP9 segment for restart segments of these lengths in bytes.
+    """Return the APP9 segment for restart segments with these lengths in bytes.
 
-    Raises ValueError: more segments than one index can hold (see MAX_SEGMENTS).
+    Raises:
+        ValueError: There are more segments than one index can hold (see MAX_SEGMENTS).
     """
     size = 2 if lengths.max() < 1 << 16 else 4
     payload = INDEX_MAGIC.tobytes() + bytes([size]) + lengths.astype(f">u{size}").tobytes()

@@ -1,9 +1,9 @@
-"""JPEG markers: offsets of the parts of a file and the contents of its frame header (ITU T.81, annex B).
+"""JPEG markers: offsets of a file's parts and the contents of its frame header (ITU T.81, annex B).
 
-`scan_header` is the only parser: njit, bounds-checked and allocation-free, so that the decode loop can call it
+`scan_header` is the only parser. It is njit, bounds-checked and allocation-free, so that the decode loop can call it
 for every image. `parse` wraps it for Python callers: it raises an exception instead of returning a code.
 
-It is stricter than libjpeg on purpose. Garbage between markers, repeated frames and lengths beyond the end of
+The parser is stricter than libjpeg on purpose. Garbage between markers, repeated frames and lengths beyond the end of
 the file are errors here, so that an accepted header means the same to this parser and to libjpeg-turbo.
 """
 
@@ -19,12 +19,12 @@ from beton_tools.base.jit import njit
 SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
 RST0, APP0, APP14, APP15, COM = 0xD0, 0xE0, 0xEE, 0xEF, 0xFE
-APP_INDEX = 0xE9  # APP9: free of JFIF (0), Exif (1), ICC (2), JUMBF (11), Photoshop (13) and Adobe (14)
+APP_INDEX = 0xE9  # APP9, which JFIF (0), Exif (1), ICC (2), JUMBF (11), Photoshop (13) and Adobe (14) leave free
 INDEX_MAGIC = np.frombuffer(b"cropidx", np.uint8)  # followed by one byte, the size of an entry
 ADOBE_MAGIC = np.frombuffer(b"Adobe", np.uint8)
 JFIF_MAGIC = np.frombuffer(b"JFIF\0", np.uint8)
 
-# Return codes of everything njit in this package.
+# Return codes for everything njit in this package.
 OK, NOT_JPEG, BAD_HEADER, UNSUPPORTED, BAD_REGION, SMALL_SCRATCH, DAMAGED, OTHER_SIZE = range(8)
 _MEANING = {
     OK: "no error",
@@ -39,29 +39,29 @@ _MEANING = {
 
 
 class JpegError(UserError):
-    """A JPEG that cannot be read, or not without loss; the message is the reason."""
+    """A JPEG that cannot be read, or not losslessly. The message is the reason."""
 
 
 class DamagedJpeg(JpegError):
-    """A JPEG of a supported kind whose entropy-coded data are damaged."""
+    """A supported kind of JPEG whose entropy-coded data are damaged."""
 
 
 def describe_error(code: int) -> str:
-    """The meaning of a return code as text."""
+    """Describe a return code as text."""
     return _MEANING.get(int(code), f"unknown JPEG error code {code}")
 
 
 def check_code(code: int) -> None:
-    """Raise the error of a return code other than OK: DamagedJpeg for DAMAGED, else JpegError."""
+    """Raise the error for a return code other than OK: DamagedJpeg for DAMAGED, else JpegError."""
     if code != OK:
         raise (DamagedJpeg if code == DAMAGED else JpegError)(describe_error(code))
 
 
 class Header(NamedTuple):
-    """Result of `scan_header`; offsets are bytes from the start of the file, 0 where absent."""
+    """Result of `scan_header`. Offsets are bytes from the start of the file, and 0 where absent."""
 
     code: int
-    sof: int  # marker of the frame: SOF_BASELINE, SOF_EXTENDED or SOF_PROGRESSIVE
+    sof: int  # the frame's marker: SOF_BASELINE, SOF_EXTENDED or SOF_PROGRESSIVE
     height: int
     width: int
     components: int
@@ -75,24 +75,24 @@ class Header(NamedTuple):
     index_at: int  # payload of the crop index segment
     index_end: int
     jfif: bool
-    adobe: int  # colour transform of the Adobe segment; -1: no such segment
+    adobe: int  # the Adobe segment's colour transform; -1: no such segment
 
 
 @njit(nogil=True)
 def failed(code: int) -> Header:
-    """A Header that contains only an error code."""
+    """Return a Header that contains only an error code."""
     return Header(code, 0, 0, 0, 0, 0, 0, 0, False, 0, 0, 0, 0, 0, False, -1)
 
 
 @njit(nogil=True)
 def u16(src: np.ndarray, at: int) -> int:
-    """Big-endian 16 bits at `at`; the caller must have checked the bounds."""
+    """Read big-endian 16 bits at `at`. The caller must have checked the bounds."""
     return (np.int64(src[at]) << 8) | np.int64(src[at + 1])
 
 
 @njit(nogil=True)
 def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
-    """True if src[at:end] begins with `magic`."""
+    """Return True if src[at:end] begins with `magic`."""
     if end - at < magic.size:
         return False
     for i in range(magic.size):  # noqa: SIM110 - numba has no all()
@@ -103,9 +103,11 @@ def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
 
 @njit(nogil=True)
 def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
-    """(marker, payload start, payload end) of the segment whose FF byte is at `at`; marker -1 if there is none.
+    """Return (marker, payload start, payload end) for the segment whose FF byte is at `at`.
 
-    Only markers with a length are segments here; fill bytes (FF FF) before the marker are legal and skipped.
+    The marker is -1 if there is none.
+
+    Only markers with a length are segments here. Fill bytes (FF FF) before the marker are legal and skipped.
     """
     if at < 0 or at + 4 > src.size or src[at] != 0xFF:
         return -1, at, at
@@ -122,7 +124,7 @@ def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
 
 @njit(nogil=True)
 def _sampling(src: np.ndarray, at: int, end: int) -> tuple[int, int, int]:
-    """(components, h_max, v_max) of the frame payload src[at:end]; components is 0 if it is broken."""
+    """Return (components, h_max, v_max) for the frame payload src[at:end]. components is 0 if it is broken."""
     if end - at < 6:
         return 0, 0, 0
     components = np.int64(src[at + 5])
@@ -142,10 +144,10 @@ def _sampling(src: np.ndarray, at: int, end: int) -> tuple[int, int, int]:
 
 @njit(nogil=True)
 def scan_header(src: np.ndarray) -> Header:
-    """Walk the segments of `src` (u8) up to the first scan."""
+    """Walk the segments in `src` (u8) up to the first scan."""
     if src.size < 4 or src[0] != 0xFF or src[1] != SOI:
         return failed(NOT_JPEG)
-    at = np.int64(2)  # not a constant of type int: `next_segment` would be compiled again for it
+    at = np.int64(2)  # not a constant with type int: `next_segment` would be compiled again for it
     sof, height, width, components, h_max, v_max = 0, 0, 0, 0, 0, 0
     interval, sof_at, index_at, index_end = 0, 0, 0, 0
     jfif, adobe = False, -1
@@ -188,19 +190,22 @@ def scan_header(src: np.ndarray) -> Header:
 
 
 def segment(marker: int, payload: bytes) -> bytes:
-    """The bytes of a marker segment."""
+    """Return a marker segment's bytes."""
     return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
 
 
 def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
-    """The file as a contiguous u8 array; a copy if it is read-only, for which Numba would compile everything again."""
+    """Return the file as a contiguous u8 array.
+
+    The array is a copy if the file is read-only, because Numba would compile everything again for a read-only array.
+    """
     return np.require(
         np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg, requirements=["C", "W"]
     )
 
 
 def parse(jpeg: bytes | np.ndarray) -> Header:
-    """Read the header of a JPEG file. Raises JpegError: a broken header, or an unsupported kind of JPEG."""
+    """Read a JPEG file's header. Raises JpegError if the header is broken or the kind of JPEG is unsupported."""
     head = scan_header(as_bytes_array(jpeg))
     check_code(head.code)
     return head

@@ -1,8 +1,8 @@
 """Add a crop index to a baseline JPEG without changing its coefficients.
 
-`add_index` moves the restart boundaries of the entropy-coded scan (see entropy.py) and writes a minimal header;
-docs/file-format.md lists what is kept. The rest does not change the pixels that Pillow, torchvision or timm decode. A Huffman
-code for a DC size is added if a table lacks it.
+`add_index` moves the restart boundaries in the entropy-coded scan (see entropy.py) and writes a minimal header.
+docs/file-format.md lists what is kept. The rest does not change the pixels that Pillow, torchvision or timm decode. A
+Huffman code for a DC size is added if a table lacks it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from beton_tools.jpeg.markers import (
     segment,
 )
 
-# A restart segment costs about 6 bytes: marker 2, index entry 2, padding and the DC terms coded from zero. Segments
-# of this size keep that at 3 %. As the interval must divide the row, most are longer: on 234 ImageNet files the
+# A restart segment costs about 6 bytes: marker 2, index entry 2, padding, and the DC terms coded from zero. Segments
+# with this size keep that at 3 %. As the interval must divide the row, most are longer: on 234 ImageNet files the
 # index costs 1.7 %, and 1.9 % at 500 px, quality 90, 4:2:0.
 MIN_SEGMENT_BYTES = 200
 
@@ -33,14 +33,15 @@ _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
 
 
 def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
-    """The same image with a crop index: same coefficients and tables, new restart markers.
+    """Return the same image with a crop index: same coefficients and tables, new restart markers.
 
-    interval: MCUs per restart segment, a divisor of the MCUs in a row (default: that of choose_interval).
+    Args:
+        interval: MCUs per restart segment, which must divide the MCUs in a row (default: from choose_interval).
 
     Raises:
-        JpegError: an unsupported kind of JPEG: progressive, arithmetic-coded, 12-bit, CMYK, several scans.
-        DamagedJpeg: the scan is damaged.
-        ValueError: `interval` does not divide the MCUs of a row.
+        JpegError: The kind of JPEG is unsupported: progressive, arithmetic-coded, 12-bit, CMYK, several scans.
+        DamagedJpeg: The scan is damaged.
+        ValueError: `interval` does not divide the MCUs in a row.
     """
     src = as_bytes_array(jpeg)
     head = parse(src)
@@ -71,7 +72,7 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
 
 
 def choose_interval(head: Header, scan_bytes: int) -> int:
-    """The shortest restart interval that divides the MCUs of a row and has a low cost (see MIN_SEGMENT_BYTES)."""
+    """Return the shortest restart interval that divides the MCUs in a row and costs little (see MIN_SEGMENT_BYTES)."""
     rows, columns = index.mcu_grid(head)
     bytes_per_mcu = scan_bytes / (rows * columns)
     for interval in range(1, columns // 2 + 1):
@@ -82,7 +83,7 @@ def choose_interval(head: Header, scan_bytes: int) -> int:
 
 
 def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
-    """Marker -> payloads of its segments before the scan, for the markers that define tables."""
+    """Collect marker -> payloads of its segments before the scan, for the markers that define tables."""
     payloads: dict[int, list[bytes]] = {markers.DQT: [], markers.DHT: []}
     at = 2
     while at <= head.sos_at:
@@ -93,7 +94,7 @@ def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
 
 
 def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
-    """(component, DC table, AC table) of each block in an MCU, in the order of the scan."""
+    """Return (component, DC table, AC table) for each block in an MCU, in scan order."""
     # per component: id, factors, quantisation table; id, Huffman tables
     frame = src[head.sof_at + 10 :][: 3 * head.components].tobytes()
     scan = src[head.sos_at + 5 :][: 2 * head.components].tobytes()
@@ -112,7 +113,10 @@ def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
 def _recut(
     src: np.ndarray, head: Header, interval: int, blocks: np.ndarray, used: np.ndarray, spec: Spec
 ) -> tuple[bytes, np.ndarray]:
-    """(scan with EOI marker, lengths of its restart segments). Extends the tables of `spec` if necessary."""
+    """Return the scan with an EOI marker, and its restart segments' lengths.
+
+    Extends the tables in `spec` if necessary.
+    """
     rows, columns = index.mcu_grid(head)
     mcus = rows * columns
     old_interval = head.restart_interval or mcus

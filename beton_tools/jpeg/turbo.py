@@ -1,9 +1,9 @@
-"""Bindings of libturbojpeg that can be called from njit code.
+"""libturbojpeg bindings that can be called from njit code.
 
-Pixels are those of libjpeg's accurate integer DCT with "fancy" chroma upsampling, the same as Pillow's. Numba
-resolves the functions by name when it loads compiled code, so callers can be cached on disk (`cache=True`).
+The pixels come from libjpeg's accurate integer DCT with "fancy" chroma upsampling, the same as Pillow's. Numba resolves
+the functions by name when it loads compiled code, so callers can be cached on disk (`cache=True`).
 
-A handle must not be used by two threads at once: open one per thread and pass handles[thread] to the loop.
+Two threads must not use a handle at once: open one per thread and pass handles[thread] to the loop.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _PERFECT, _COPY_NONE = 1, 64  # fail where blocks at an edge are incomplete; dro
 _TJSAMP = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": 3, "4:4:0": 4, "4:1:1": 5}
 _ACCURATE_DCT, _NO_REALLOC, _LIMIT_SCANS = 4096, 1024, 32768  # the last stops "scan bombs" after 500 scans
 SUBSAMPLINGS = tuple(_TJSAMP)
-MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format allows 65535
+MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION; the format allows 65535
 
 
 def find_library() -> str | None:
-    """Name or path of libturbojpeg: the system's, or the one inside a wheel of FFCV; None without either."""
+    """Return libturbojpeg's name or path: the system's, or the one inside an FFCV wheel. None without either."""
     of_system = ctypes.util.find_library("turbojpeg")
     if of_system is not None:
         return of_system
@@ -42,7 +42,7 @@ def find_library() -> str | None:
 
 
 def open_library() -> ctypes.CDLL:
-    """libturbojpeg. Raises UserError: it is not installed."""
+    """Load libturbojpeg. Raises UserError if it is not installed."""
     try:
         return ctypes.CDLL(find_library() or "libturbojpeg.so.0")
     except OSError as error:
@@ -78,10 +78,10 @@ _decompress: Any = _external(
 
 @njit(nogil=True)
 def decompress(handle: int, jpeg: int, num_bytes: int, pixels: int, height: int, width: int) -> int:
-    """Decode the JPEG at address `jpeg` into height*width*3 RGB bytes at address `pixels`; OK or DAMAGED.
+    """Decode the JPEG at address `jpeg` into height*width*3 RGB bytes at address `pixels`. Returns OK or DAMAGED.
 
-    height and width limit the bytes written, whatever size the file has. A warning of the library (it had to
-    guess) counts as damage: files written by this package and by FFCV decode without warnings.
+    height and width limit the bytes written, whatever size the file has. A library warning (it had to guess) counts as
+    damage: files written by this package and by FFCV decode without warnings.
     """
     flags = _ACCURATE_DCT | _LIMIT_SCANS
     if _decompress(handle, jpeg, num_bytes, pixels, width, 3 * width, height, _TJPF_RGB, flags) != 0:
@@ -90,7 +90,7 @@ def decompress(handle: int, jpeg: int, num_bytes: int, pixels: int, height: int,
 
 
 def open_decoders(count: int) -> np.ndarray:
-    """Open `count` decoder handles (int64), one per thread; close_decoders frees them."""
+    """Open `count` decoder handles (int64), one per thread. close_decoders frees them."""
     handles = [_library.tjInitDecompress() for _ in range(count)]
     if None in handles:
         raise MemoryError("libturbojpeg could not create a decoder")
@@ -127,7 +127,7 @@ def compress(image: np.ndarray, quality: int, subsampling: str) -> bytes:
 
 
 class _Transform(ctypes.Structure):
-    """tjtransform of turbojpeg.h."""
+    """tjtransform in turbojpeg.h."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("x", "y", "w", "h", "op", "options")),
@@ -136,9 +136,12 @@ class _Transform(ctypes.Structure):
 
 
 def turn_upright(jpeg: bytes, orientation: int) -> bytes:
-    """A JPEG turned as its Exif orientation (2 to 8) says, as a baseline JPEG without Exif, with the same DCT coefficients.
+    """Turn a JPEG as its Exif orientation (2 to 8) says.
 
-    Raises JpegError: it is damaged, or the turn would move an incomplete block from the right or bottom edge.
+    The result is a baseline JPEG without Exif, with the same DCT coefficients.
+
+    Raises:
+        JpegError: The JPEG is damaged, or the turn would move an incomplete block from the right or bottom edge.
     """
     out, size = ctypes.c_void_p(), ctypes.c_ulong()
     transform = _Transform(op=_TJXOP[orientation], options=_PERFECT | _COPY_NONE)

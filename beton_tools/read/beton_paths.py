@@ -1,4 +1,4 @@
-"""Which `.beton` files a text, a path or a list of them names."""
+"""Find out which `.beton` files a text, a path or a list names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ BetonPaths = StrPath | Sequence[StrPath]
 
 
 def is_named_beton(path: Path) -> bool:
-    """True if the name is that of a `.beton` file, or of a subset of one."""
+    """Return True if the name belongs to a `.beton` file, or to a subset file of one."""
     return path.name.endswith((SUFFIX, SUBSET))
 
 
 def find_betons(data: BetonPaths) -> list[Path]:
-    """The files that `data` names. Those of a pattern are sorted by name; otherwise the order is as given.
+    """Return the files that `data` names. Files from a pattern are sorted by name, otherwise the order is as given.
 
-    A name that exists is never read as a pattern or a list. Raises UserError: no file matches a pattern, a file is named twice,
-    or a folder is given.
+    A name that exists is never read as a pattern or a list.
+
+    Raises:
+        UserError: No file matches a pattern, a file is named twice, or a folder is given.
     """
     entries = [entry for item in _as_sequence(data) for entry in _split(os.fspath(item))]
     paths = [path for entry in entries for path in _expand(entry)]
@@ -44,7 +46,7 @@ def find_betons(data: BetonPaths) -> list[Path]:
 
 
 def named_files(data: str) -> list[str]:
-    """The files that `data` names, for reports: the text itself if it names none that exists any more."""
+    """Return the files that `data` names, for reports. If none of them exists any more, return the text itself."""
     try:
         return [str(path) for path in find_betons(data)]
     except UserError:
@@ -60,13 +62,16 @@ def exist_betons(data: BetonPaths) -> bool:
 
 
 def is_beton_pattern(text: str) -> bool:
-    """Return True if all entries of the text end in `.beton` and one or more are patterns. An existing file is not a pattern."""
+    """Return True if all entries in the text end in `.beton` and at least one is a pattern.
+
+    An existing file is not a pattern.
+    """
     parts = _split(text)
     return all(part.endswith(SUFFIX) for part in parts) and any(_is_pattern(part) for part in parts)
 
 
 def describe_paths(data: BetonPaths) -> str:
-    """`data` as a text for messages."""
+    """Describe `data` as text for messages."""
     return ", ".join(os.fspath(item) for item in _as_sequence(data))
 
 

@@ -1,4 +1,7 @@
-"""One or more `.beton` files, or some of their samples, as one table: sample ids run through the files in their order."""
+"""One or more `.beton` files, or some of their samples, as one table.
+
+Sample ids run through the files in their order.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from beton_tools.read.parts import Part
 from beton_tools.read.sample_table import SampleTable, count_classes, image_field
 from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
-MOST_THREADS = 16  # that open files: more would only wait for each other
-_LISTED_PARTS = 10  # of the missing ones
+MOST_THREADS = 16  # threads that open files: more would only wait for each other
+_LISTED_PARTS = 10  # number of missing parts to list
 
 
 class Largest(NamedTuple):
-    """Largest values over the samples of a file, and the mean number of pixels."""
+    """Largest values over a file's samples, and the mean number of pixels."""
 
     height: int
     width: int
@@ -42,11 +45,13 @@ class Largest(NamedTuple):
 
 @dataclass(frozen=True)
 class FileClasses:
-    """Classes and identity of one file.
+    """One file's classes and identity.
 
-    names: label -> name; None without a manifest, as for files of FFCV.
-    counts: int64 (C,), samples of each label.
-    checksum, part: of the manifest; the checksum of some samples of a file depends on which they are.
+    Attributes:
+        names: label -> name, or None without a manifest, as for FFCV's files.
+        counts: int64 (C,), the number of samples with each label.
+        checksum: From the manifest. If only some samples are used, it also depends on which ones.
+        part: From the manifest.
     """
 
     names: list[str] | None
@@ -56,11 +61,12 @@ class FileClasses:
 
 
 class Content(Document, omit_defaults=True):
-    """What a set of files contains; stored in checkpoints.
+    """What a set of files contains. It is stored in checkpoints.
 
     Attributes:
-        files: their names. identities: of the files, which change with their bytes.
-        checksum: of the images, whatever the files are called; None if a file has no manifest.
+        files: The files' names.
+        identities: The files' identities, which change with their bytes.
+        checksum: Checksum of the images, whatever the files are called, or None if a file has no manifest.
     """
 
     num_samples: Count
@@ -69,7 +75,7 @@ class Content(Document, omit_defaults=True):
     checksum: str | None = None
 
     def has_same_images(self, other: Content) -> bool:
-        """Return True if the samples are the same in the same order; files may have other names."""
+        """Return True if the samples are the same in the same order. The files may have other names."""
         if self.num_samples != other.num_samples or self.identities != other.identities:
             return False
         return None in (self.checksum, other.checksum) or self.checksum == other.checksum
@@ -77,15 +83,15 @@ class Content(Document, omit_defaults=True):
 
 @dataclass(frozen=True, eq=False)
 class BetonSet(SampleTable):
-    """The samples of one or more files: file f has the ids starts[f] to starts[f + 1] - 1.
+    """The samples in one or more files. File f has the ids starts[f] to starts[f + 1] - 1.
 
     Attributes:
-        files: their tables are views of this object's, unless it has some of the samples only.
+        files: The files. Their tables are views of this object's, unless it has only some of the samples.
         starts: int64 (F + 1,).
-        descriptors: int32 (F,), of the open files.
-        classes: of each file.
-        largest: over all samples.
-        ids_in_files: int64 (N,), the id of each sample in its file; None: all samples of the files.
+        descriptors: int32 (F,), the open files' descriptors.
+        classes: Each file's classes.
+        largest: Largest values over all samples.
+        ids_in_files: int64 (N,), each sample's id in its file. None stands for all samples in the files.
     """
 
     named: str
@@ -100,11 +106,15 @@ class BetonSet(SampleTable):
     def open(cls, data: BetonPaths, *, labelled: bool = True) -> BetonSet:
         """Open and validate files.
 
-        data: a file, a pattern, or several of them (see `find_betons`); or a subset file, for its samples.
-        labelled: read classes and manifests too; without them `labels` may be missing, or be other numbers.
-        Raises UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a
-        label is outside its classes, or the files differ in fields or classes; a file has changed since a subset was
-        made of it.
+        Args:
+            data: A file, a pattern, or several of them (see `find_betons`). A subset file stands for its samples.
+            labelled: Whether to read classes and manifests too. Without them `labels` may be missing, or be other
+                numbers.
+
+        Raises:
+            UserError: A file is missing or not a complete, consistent `.beton`, its manifest belongs to another file, a
+                label is outside its classes, the files differ in fields or classes, or a file has changed since a
+                subset was made of it.
         """
         if is_subset_file(data):
             return cls._open_subset(Path(data))
@@ -155,9 +165,12 @@ class BetonSet(SampleTable):
         return replace(whole.take(subset.samples), named=str(path))
 
     def take(self, samples: np.ndarray) -> BetonSet:
-        """Some of the samples, numbered from 0, with all classes; the files stay open as long as one of the sets exists.
+        """Select samples, which are numbered from 0 and keep all classes.
 
-        samples: int64 (n,), ascending ids; at least one.
+        The files stay open as long as one of the sets exists.
+
+        Args:
+            samples: int64 (n,), ascending ids, at least one.
         """
         starts = np.searchsorted(samples, self.starts)
         if self.ids_in_files is None:
@@ -181,7 +194,7 @@ class BetonSet(SampleTable):
 
     @property
     def file_size(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(beton.file_size for beton in self.files)
 
     @property
@@ -190,7 +203,7 @@ class BetonSet(SampleTable):
 
     @property
     def class_names(self) -> list[str]:
-        """Names by label: from the manifests, otherwise "class 0" to the highest label."""
+        """Names by label: from the manifests, otherwise "class 0" up to the highest label."""
         for of_file in self.classes:
             if of_file.names is not None:
                 return of_file.names
@@ -198,7 +211,7 @@ class BetonSet(SampleTable):
 
     @property
     def class_counts(self) -> list[int]:
-        """Samples of each class."""
+        """Number of samples in each class."""
         counts = np.zeros(len(self.class_names), np.int64)
         for of_file in self.classes:
             counts[: len(of_file.counts)] += of_file.counts
@@ -206,7 +219,10 @@ class BetonSet(SampleTable):
 
     @cached_property
     def content(self) -> Content:
-        """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie."""
+        """Identify the samples and their order, to compare data between processes and runs.
+
+        The result is the same wherever the files lie.
+        """
         checksums = [c.checksum for c in self.classes]
         joined = None
         if None not in checksums:
@@ -219,9 +235,9 @@ class BetonSet(SampleTable):
 
     @property
     def missing_parts(self) -> str:
-        """The first parts of a divided conversion that are not here, and how many more: "2/16, 5/16".
+        """List the first parts of a divided conversion that are missing, and how many more there are: "2/16, 5/16".
 
-        "" if none are missing, or if files are not parts of one conversion.
+        The text is "" if none are missing, or if the files are not parts of one conversion.
         """
         parts = [c.part for c in self.classes]
         counts = {part.count for part in parts if part is not None}
@@ -235,13 +251,13 @@ class BetonSet(SampleTable):
         return f"{listed} and {more:,} more" if more > 0 else listed
 
     def files_of(self, ids: np.ndarray) -> np.ndarray:
-        """The number of the file of each sample; ids (B,)."""
+        """Return the number of each sample's file. ids: (B,)."""
         if len(self.files) == 1:
             return np.zeros(len(ids), np.intp)
         return np.searchsorted(self.starts, ids, side="right") - 1
 
     def locate(self, sample_id: int) -> tuple[Beton, int]:
-        """The file of a sample, and its id there. Raises UserError: no such sample."""
+        """Return a sample's file, and its id there. Raises UserError if there is no such sample."""
         self.check_id(sample_id)
         number = int(self.files_of(np.array([sample_id]))[0])
         if self.ids_in_files is not None:
@@ -249,9 +265,10 @@ class BetonSet(SampleTable):
         return self.files[number], sample_id - int(self.starts[number])
 
     def read_names(self) -> list[str] | None:
-        """Names of the images in their sources, N of them; None if a file has no manifest.
+        """Return the N images' names in their sources, or None if a file has no manifest.
 
-        Raises UserError: the names in a manifest are damaged.
+        Raises:
+            UserError: The names in a manifest are damaged.
         """
         manifests = [Manifest.of_beton(beton.path) for beton in self.files]
         if any(manifest is None for manifest in manifests):
@@ -264,7 +281,7 @@ class BetonSet(SampleTable):
         return SubsetFile([FileIdentity.of(beton) for beton in self.files], self._ids_through_files())
 
     def _ids_through_files(self) -> np.ndarray:
-        """int64 (N,): the id of each sample among all samples of the files."""
+        """int64 (N,): each sample's id among all samples in the files."""
         if self.ids_in_files is None:
             return np.arange(len(self), dtype=np.int64)
         first = np.append(0, np.cumsum([beton.num_samples for beton in self.files]))
@@ -276,7 +293,7 @@ class BetonSet(SampleTable):
         return beton.image_bytes(own_id)
 
     def check_unchanged(self) -> None:
-        """Raise a UserError if a file was written to or truncated since it was opened."""
+        """Raise UserError if a file was written to or truncated since it was opened."""
         for beton in self.files:
             beton.check_unchanged()
 
@@ -289,12 +306,12 @@ def _open_file(path: Path, labelled: bool) -> tuple[Beton, FileClasses]:
 
 
 def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Tables one after another; NumPy copies structured rows field by field, slowly."""
+    """Concatenate tables as bytes, because NumPy copies structured rows slowly, field by field."""
     return np.concatenate([table.view(np.uint8) for table in tables]).view(tables[0].dtype)
 
 
 def _read_manifest(beton: Beton) -> Manifest | None:
-    """The manifest beside the file, if there is one. Raises UserError: it describes another file."""
+    """Read the manifest beside the file, if there is one. Raises UserError if it describes another file."""
     manifest = Manifest.of_beton(beton.path)
     described = manifest and (manifest.num_samples, manifest.file_size, manifest.tables_crc32)
     if described and described != (beton.num_samples, beton.file_size, beton.tables_crc32()):
@@ -303,7 +320,7 @@ def _read_manifest(beton: Beton) -> Manifest | None:
 
 
 def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
-    """Raises a UserError if a label is negative or too large."""
+    """Read a file's classes. Raises UserError if a label is negative or too large."""
     labels = beton.labels
     lowest, highest = int(labels.min()), int(labels.max()) if labels.ndim == 1 else labels.shape[1] - 1
     limit = min(MAX_CLASSES if manifest is None else manifest.num_classes, MAX_CLASSES)
@@ -319,7 +336,7 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
 
 
 def _taken(classes: FileClasses, labels: np.ndarray, ids: np.ndarray) -> FileClasses:
-    """The classes of some samples of a file: their labels, ids (n,)."""
+    """Return the classes for some of a file's samples. labels: their labels. ids: (n,)."""
     identity = hashlib.blake2b((classes.checksum or "").encode() + ids.tobytes(), digest_size=8).hexdigest()
     counts = count_classes(labels, len(classes.counts))
     return replace(classes, counts=counts, checksum=identity)
@@ -345,7 +362,10 @@ def _check_fields(betons: Sequence[Beton]) -> None:
 
 
 def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> None:
-    """Refuse files whose manifests name different classes, or labels beyond them in a file without a manifest."""
+    """Refuse files whose manifests name different classes.
+
+    A file without a manifest may not have labels beyond them.
+    """
     named = [(b, c.names) for b, c in zip(betons, classes, strict=True) if c.names is not None]
     if not named:
         return

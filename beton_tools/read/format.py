@@ -1,8 +1,8 @@
-"""FFCV's `.beton` layout, version 2: a writer of its tables, and a reader that validates everything in the file.
+"""FFCV's `.beton` layout, version 2: a writer for its tables, and a reader that validates everything in the file.
 
     header | field descriptors | metadata, one row per sample | padding | pages of image bytes | allocation table
 
-Every number is little-endian. Pointers are absolute file offsets; a sample never crosses the boundary of a page; the
+Every number is little-endian. Pointers are absolute file offsets. A sample never crosses a page boundary. The
 allocation table is the last thing in the file. Source: ffcv 1.0.2, `ffcv/types.py` and `ffcv/fields/`.
 """
 
@@ -28,8 +28,8 @@ VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
-_IDENTIFYING = 4  # images whose bytes identify a file, beside its tables; of many files on a network few
-# A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
+_IDENTIFYING = 4  # images whose bytes identify a file, together with its tables; few, for many files on a network
+# A JPEG spends at least one bit on each 8 x 8 block (512 pixels per byte). A file that claims more than twice that
 # number of pixels would make readers allocate gigabytes for nothing.
 MAX_PIXELS_PER_BYTE = 1024
 
@@ -46,7 +46,7 @@ FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "
 IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOC_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
-_COLUMN_DTYPES = {  # type id -> dtype of the field in a metadata row
+_COLUMN_DTYPES = {  # type id -> the field's dtype in a metadata row
     FLOAT_TYPE: np.dtype("<f8"),
     INT_TYPE: np.dtype("<i8"),
     IMAGE_TYPE: IMAGE_DTYPE,
@@ -55,19 +55,19 @@ _COLUMN_DTYPES = {  # type id -> dtype of the field in a metadata row
     5: np.dtype([("ptr", "<u8"), ("size", "<u8")]),  # json
     6: np.dtype("<u8"),  # torch tensor
 }
-_ONE_ALLOCATION = {FLOAT_TYPE, INT_TYPE, IMAGE_TYPE}  # of these fields only the image has data in the pages
+_ONE_ALLOCATION = {FLOAT_TYPE, INT_TYPE, IMAGE_TYPE}  # among these fields, only the image has data in the pages
 
 
 def metadata_dtype(type_ids: Sequence[int]) -> np.dtype:
-    """Row type of the metadata table: fields `f0`, `f1`, ... aligned as FFCV aligns them."""
+    """Return the metadata table's row type: fields `f0`, `f1`, ... aligned as FFCV aligns them."""
     return np.dtype([("", _COLUMN_DTYPES[t]) for t in type_ids], align=True)
 
 
-OUR_FIELDS = (("image", IMAGE_TYPE), ("label", INT_TYPE))  # of the files that this package writes
-SET_FIELDS = (OUR_FIELDS[0], ("labels", ARRAY_TYPE))  # with several labels per image
-SAMPLE_DTYPE = metadata_dtype([type_id for _, type_id in OUR_FIELDS])  # 24 bytes, also of SET_FIELDS: f1 is the pointer
-ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])  # then the dtype as JSON
-SET_DTYPES = ("|u1", "|b1", "<f4")  # of arrays that are read as label sets
+OUR_FIELDS = (("image", IMAGE_TYPE), ("label", INT_TYPE))  # fields in the files that this package writes
+SET_FIELDS = (OUR_FIELDS[0], ("labels", ARRAY_TYPE))  # fields in multi-label files
+SAMPLE_DTYPE = metadata_dtype([type_id for _, type_id in OUR_FIELDS])  # 24 bytes, for SET_FIELDS too: f1 is the pointer
+ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])  # followed by the dtype as JSON
+SET_DTYPES = ("|u1", "|b1", "<f4")  # array types that are read as label sets
 
 
 # writing --------------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def align_up(offset: int, alignment: int) -> int:
 
 
 def first_page_offset(num_samples: int, page_size: int) -> int:
-    """Where the pages of one of our files begin, if its metadata table has `num_samples` rows."""
+    """Return where the pages begin in one of our files, if its metadata table has `num_samples` rows."""
     tables = HEADER_DTYPE.itemsize + len(OUR_FIELDS) * FIELD_DTYPE.itemsize + num_samples * SAMPLE_DTYPE.itemsize
     return align_up(tables, page_size)
 
@@ -87,14 +87,15 @@ def write_tables(
     file: BinaryIO, samples: np.ndarray, sizes: np.ndarray, *, page_size: int, data_start: int, data_end: int,
     set_size: int = 0,
 ) -> int:  # fmt: skip
-    """Write everything but the pages, which are the bytes [data_start, data_end) of the file.
+    """Write everything except the pages, which are the bytes [data_start, data_end) of the file.
 
-    samples: the metadata table, SAMPLE_DTYPE (N,).
-    sizes: bytes of each image, integers (N,).
-    set_size: number of classes of files with label sets, whose arrays f1 points to; 0: f1 is a label.
+    Args:
+        samples: The metadata table, SAMPLE_DTYPE (N,).
+        sizes: Bytes per image, integers (N,).
+        set_size: Number of classes in files with label sets, where f1 points to the arrays. 0 means that f1 is a label.
 
     Returns:
-        The size of the file, which ends with the allocation table.
+        The file's size. The file ends with the allocation table.
     """
     header = np.array([(VERSION, len(OUR_FIELDS), page_size, len(samples), data_end)], HEADER_DTYPE)
     fields = np.zeros(len(OUR_FIELDS), FIELD_DTYPE)
@@ -126,12 +127,12 @@ def write_tables(
 class Beton(SampleTable):
     """An open `.beton`.
 
-    Images are read with `pread`, not through a memory map: if the file is truncated, or its disk fails, a read is an
-    error that names the file, where a memory map would end the process with SIGBUS.
+    Images are read with `pread`, not through a memory map. If the file is truncated, or its disk fails, a read raises
+    an error that names the file, where a memory map would end the process with SIGBUS.
 
     Attributes:
-        data_start, data_end: offsets of the first page and of the end of the last one.
-        descriptor: file descriptor, open as long as this object exists.
+        data_start, data_end: Offsets of the first page and of the end of the last one.
+        descriptor: File descriptor, open as long as this object exists.
     """
 
     path: Path
@@ -147,7 +148,11 @@ class Beton(SampleTable):
 
     @classmethod
     def open(cls, path: StrPath) -> Beton:
-        """Open and validate a file. Raises UserError: the file is not a complete, consistent `.beton`, or cannot be read."""
+        """Open and validate a file.
+
+        Raises:
+            UserError: The file is not a complete, consistent `.beton`, or cannot be read.
+        """
         path = Path(path)
         with open_user_file(path, "a .beton file") as file:
             try:
@@ -174,9 +179,10 @@ class Beton(SampleTable):
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
 
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
-        """Bytes [offset, offset + num_bytes) of the file, uint8.
+        """Return the bytes [offset, offset + num_bytes) of the file, uint8.
 
-        Raises UserError: the file has become shorter since it was opened, or cannot be read.
+        Raises:
+            UserError: The file has become shorter since it was opened, or cannot be read.
         """
         out = np.empty(num_bytes, np.uint8)
         done = 0
@@ -191,11 +197,11 @@ class Beton(SampleTable):
         return out
 
     def with_tables(self, metadata: np.ndarray, sizes: np.ndarray) -> Beton:
-        """The same file with views of larger tables in the places of its own."""
+        """Return the same file with its tables replaced by views of larger tables."""
         return replace(self, metadata=metadata, sizes=sizes, descriptor=os.dup(self.descriptor))
 
     def check_unchanged(self) -> None:
-        """Raise a UserError if the file was written to or truncated since it was opened."""
+        """Raise UserError if the file was written to or truncated since it was opened."""
         status = os.fstat(self.descriptor)
         if status.st_size != self.file_size:
             raise self._changed(f"from {self.file_size:,} to {status.st_size:,} bytes")
@@ -208,9 +214,11 @@ class Beton(SampleTable):
         )
 
     def identity(self) -> int:
-        """CRC-32 of the tables, the labels and the bytes of some images: another file of as many images has another one.
+        """Return a CRC-32 of the tables, the labels and some images' bytes.
 
-        Raw images of one size have the same tables, whatever they show.
+        Another file with the same number of images has another one.
+
+        The bytes are needed because raw images of one size have the same tables, whatever they show.
         """
         labels = () if self.label_sets is None else (self.label_sets,)
         images = map(self.image_bytes, np.linspace(0, len(self) - 1, _IDENTIFYING, dtype=int).tolist())
@@ -220,7 +228,10 @@ class Beton(SampleTable):
         return crc
 
     def tables_crc32(self) -> int:
-        """CRC-32 of everything but the pages: header, field descriptors and metadata, then the allocation table."""
+        """Return a CRC-32 of everything except the pages.
+
+        It covers the header, field descriptors and metadata, then the allocation table.
+        """
         head = self.read(0, self.data_start).data
         return zlib.crc32(self.read(self.data_end, self.file_size - self.data_end).data, zlib.crc32(head))
 
@@ -266,7 +277,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def _read_array(file: BufferedReader, dtype: np.dtype, count: int) -> np.ndarray:
-    """`count` elements at the file's position."""
+    """Read `count` elements at the file's position."""
     out = np.empty(count, dtype)
     require(file.readinto(out.view(np.uint8).data) == out.nbytes, "it became shorter while it was being opened")
     return out
@@ -292,7 +303,7 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
     fields = []
     for i, row in enumerate(_read_array(file, FIELD_DTYPE, count)):
         stored, type_id = row["name"].tobytes(), int(row["type_id"])
-        # FFCV decodes all 16 bytes as ASCII, those after the NUL too
+        # FFCV decodes all 16 bytes as ASCII, including those after the NUL
         require(stored.isascii(), f"the name of field {i} is not ASCII: {stored!r}")
         name = stored.split(b"\0")[0].decode("ascii")
         if type_id not in _COLUMN_DTYPES:
@@ -306,7 +317,7 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
 
 
 def _array_of(arguments: np.ndarray) -> tuple[str, tuple[int, ...]] | None:
-    """Dtype and shape of a field of arrays, as FFCV describes them; None if they cannot be read."""
+    """Return an array field's dtype and shape, as FFCV describes them, or None if they cannot be read."""
     data = arguments.tobytes()
     shape, length = np.frombuffer(data, ARRAY_ARGUMENTS, 1)[0].tolist()
     try:
@@ -319,7 +330,10 @@ def _array_of(arguments: np.ndarray) -> tuple[str, tuple[int, ...]] | None:
 def _read_label_sets(
     path: Path, file: BufferedReader, fields: tuple[Field, ...], metadata: np.ndarray, limits: tuple[int, int]
 ) -> np.ndarray | None:
-    """(N, K) uint8 or float32: the only field of vectors, of a file without an int field; None without one."""
+    """Read label sets, (N, K) uint8 or float32, from a file's only vector field.
+
+    The result is None if there is no such field, or if the file has an int field.
+    """
     vectors = [f for f in fields if f.array is not None and f.array[0] in SET_DTYPES and len(f.array[1]) == 1]
     if len(vectors) != 1 or any(f.type_id == INT_TYPE for f in fields):
         return None
@@ -328,7 +342,7 @@ def _read_label_sets(
     width, pointers = classes * np.dtype(kind).itemsize, metadata[vectors[0].column]
     low, high = limits
     is_outside = classes > MAX_CLASSES or ((pointers < low) | (pointers > high) | (width > high - pointers)).any()
-    # overlapping ones could take any amount of memory
+    # overlapping arrays could take any amount of memory
     fits = not is_outside and width * len(pointers) <= high - low
     require(fits, f"labels lie outside the file or overlap, or have more than {MAX_CLASSES:,} classes")
     # arrays that lie one after another are read at once
@@ -344,7 +358,10 @@ def _read_label_sets(
 
 
 def _find_sizes(image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """int64 size of each sample, from the allocation table (in any order, as FFCV's workers write it)."""
+    """Return each sample's size, int64, from the allocation table.
+
+    The table may be in any order, as FFCV's workers write it.
+    """
     if len(table) == len(image_ptr) and np.array_equal(table["ptr"], image_ptr):
         sizes = table["size"]
     else:
@@ -360,7 +377,11 @@ def _find_sizes(image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
 def _find_impossible(
     image: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, page_size: int, limits: tuple[int, int]
 ) -> int | None:
-    """The first sample that lies outside `limits`, fits no page, or has no pixels or not the bytes that its mode requires."""
+    """Return the first impossible sample, or None.
+
+    A sample is impossible if it lies outside `limits`, does not fit a page, has no pixels, or does not have the bytes
+    that its mode requires.
+    """
     low, high = limits
     # compared by subtraction: pointer + size could overflow int64 in a hostile file
     bad = (pointers < low) | (pointers > high) | (sizes <= 0) | (sizes > high - pointers) | (sizes > page_size)

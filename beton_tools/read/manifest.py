@@ -26,25 +26,25 @@ Crc32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 FORMAT = "beton-manifest"
 VERSION = 1
 MAX_FILE_BYTES = 256 << 20  # a manifest of ImageNet has 10 MB, one of 20 million images 160 MB
-_MAX_NAMES_BYTES = 1 << 31  # of all names together; bounds what a hostile, compressed table may unpack to
+_MAX_NAMES_BYTES = 1 << 31  # for all names together; bounds what a hostile, compressed table may unpack to
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Written beside a `.beton`.
+    """The manifest, which is written beside a `.beton`.
 
     Attributes:
-        fingerprint: hash of the inputs; files with the same fingerprint are the same.
-        data_start: offset of the first page.
-        tables_crc32: checksum of all that lies before and after the pages.
-        page_crc32: checksum of every page, in file order.
+        fingerprint: Hash of the inputs. Files with the same fingerprint are the same.
+        data_start: Offset of the first page.
+        tables_crc32: Checksum of everything before and after the pages.
+        page_crc32: Checksum of every page, in file order.
         classes: label -> folder name, wnid or number.
-        class_names: label -> readable name; None where unknown.
-        source, options: what was converted, and how.
-        encodings: reason for the encoding -> number of images; "kept" is lossless.
-        skipped: (name, reason) of the images that could not be stored.
-        damaged: names of JPEGs with damaged data, stored as Pillow reads them.
-        left_out: suffix -> number of files in class folders or tars that were not taken for images.
+        class_names: label -> readable name, or None where unknown.
+        source, options: What was converted, and how.
+        encodings: Reason for the encoding -> number of images. "kept" is lossless.
+        skipped: (name, reason) for each image that could not be stored.
+        damaged: Names of JPEGs with damaged data, stored as Pillow reads them.
+        left_out: suffix -> number of files in class folders or tars that were not recognised as images.
         packed_names: `names` as the file stores them.
     """
 
@@ -67,9 +67,10 @@ class Manifest:
 
     @cached_property
     def names(self) -> Names:
-        """Sample id -> path in the source. Unpacked at first use, which takes 70 MB for ImageNet.
+        """Sample id -> path in the source. The names are unpacked at first use, which takes 70 MB for ImageNet.
 
-        Raises UserError: the table of names is damaged.
+        Raises:
+            UserError: The name table is damaged.
         """
         try:
             return _unpack_names(self.packed_names, self.num_samples)
@@ -80,7 +81,7 @@ class Manifest:
 
     @property
     def checksum(self) -> str:
-        """Hash of the file's bytes: equal for two conversions with the same result, whatever the folder names."""
+        """Hash of the file's bytes. It is equal for two conversions with the same result, whatever the folder names."""
         crcs = np.array([self.tables_crc32, *self.page_crc32], "<u4")
         return hashlib.blake2b(crcs.tobytes(), digest_size=8).hexdigest()
 
@@ -90,19 +91,23 @@ class Manifest:
 
     @property
     def part(self) -> Part | None:
-        """Which part of a divided conversion the file is; None for a whole one."""
+        """The part of a divided conversion that the file is, or None for a whole conversion."""
         try:
             return Part.parse(str(self.options.get("part")))
         except UserError:
             return None
 
     def class_label(self, label: int) -> str:
-        """The most readable name of a class, as valid text: the names of folders need not be UTF-8."""
+        """Return a class's most readable name as valid text, because folder names need not be UTF-8."""
         return escape_undecodable((self.class_names or self.classes)[label])
 
     @classmethod
     def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:
-        """The manifest beside a `.beton`; None if there is none (FFCV's writer writes none). Raises UserError: as `load`."""
+        """Load the manifest beside a `.beton`. Returns None if there is none (FFCV's writer writes none).
+
+        Raises:
+            UserError: As for `load`.
+        """
         path = manifest_path(beton_path)
         return cls.load(path) if path.exists() else None
 
@@ -110,7 +115,8 @@ class Manifest:
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
         """Read and validate a manifest.
 
-        Raises UserError: the file cannot be read, or is not a complete and consistent manifest.
+        Raises:
+            UserError: The file cannot be read, or is not a complete and consistent manifest.
         """
         data = read_user_file(path, MAX_FILE_BYTES, "a manifest that `fastft convert` wrote")
         try:
@@ -119,7 +125,7 @@ class Manifest:
             raise UserError(f"{path}: not a manifest ({error}); write the .beton again, or delete this file") from error
 
     def save(self, path: Path) -> None:
-        """Write the file atomically. Raises UserError: the disk is full, or the folder not writable."""
+        """Write the file atomically. Raises UserError if the disk is full or the folder is not writable."""
         entries = {"format": FORMAT, "version": VERSION} | {
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
         }
@@ -135,7 +141,7 @@ class Manifest:
         sync(path.parent)
 
     def summary(self) -> dict[str, Any]:
-        """For `beton info`: everything but the long tables."""
+        """Return everything except the long tables, for `beton info`."""
         long = ("packed_names", "page_crc32", "classes", "class_names")
         return {key: value for key, value in asdict(self).items() if key not in long}
 
@@ -146,7 +152,7 @@ def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
 
 
 def pack_names(names: Names) -> dict[str, str]:
-    """Names as a manifest stores them."""
+    """Pack names in the form that a manifest stores."""
     lengths = np.diff(names.offsets).astype("<u2")
     return {
         "encoding": "base64(zlib(UTF-8 names one after another)), base64(zlib(their lengths, u16))",

@@ -1,4 +1,7 @@
-"""Parts of a conversion: each is a file of its own, and their samples one after another are those of the whole."""
+"""Parts of a conversion.
+
+Each part is its own file, and their samples one after another are the samples of the whole.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 
-_MAX_DIGITS = 6  # of the number of parts: a million, more than any cluster has jobs
-_SHOWN = 40  # characters of a wrong value
+_MAX_DIGITS = 6  # digits in the number of parts: a million, more than any cluster has jobs
+_SHOWN = 40  # characters shown from a wrong value
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of `count` parts; numbers begin with 1."""
+    """One of `count` parts. Numbers begin with 1."""
 
     number: int
     count: int
@@ -25,7 +28,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """From "3/16". Raises UserError: not two numbers, or no such part."""
+        """Parse a text such as "3/16". Raises UserError if it is not two numbers, or if there is no such part."""
         words = text.split("/")
         if len(words) == 2 and all(word.isascii() and word.isdecimal() and len(word) <= _MAX_DIGITS for word in words):
             part = cls(int(words[0]), int(words[1]))
@@ -36,14 +39,17 @@ class Part:
         )
 
     def path(self, whole: Path) -> Path:
-        """The file of this part: train.beton -> train-03-of-16.beton. The names sort in the order of the parts."""
+        """Return this part's file: train.beton -> train-03-of-16.beton. The names sort in the order of the parts."""
         number = f"{self.number:0{len(str(self.count))}}"
         return whole.with_name(f"{whole.stem}-{number}-of-{self.count}{whole.suffix}")
 
     def take(self, order: np.ndarray) -> np.ndarray:
-        """This part of the images of the whole, contiguous; sizes differ by at most one.
+        """Select this part of the whole conversion's images.
 
-        Raises UserError: there are fewer images than parts.
+        Parts are contiguous, and their sizes differ by at most one.
+
+        Raises:
+            UserError: There are fewer images than parts.
         """
         if len(order) < self.count:
             raise UserError(f"--part {self}: there are only {len(order)} images; use at most as many parts")

@@ -1,6 +1,6 @@
-"""`X.subset.json`: some samples of `.beton` files, such as the held-out ones; takes the place of a `.beton` where one is read.
+"""`X.subset.json`: some samples from `.beton` files, such as held-out ones. You can give it where a `.beton` is read.
 
-It holds no images, only the paths of the files, what identifies them, and the ids of the samples.
+It holds no images, only the files' paths, what identifies the files, and the samples' ids.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from beton_tools.read.beton_paths import SUBSET, BetonPaths, named_files
 from beton_tools.read.format import Beton
 
 FORMAT, VERSION = "beton-subset", 1
-MAX_BYTES = 256 << 20  # the ids of ImageNet have 11 MB, those of 20 million images 200 MB
+MAX_BYTES = 256 << 20  # the ids take 11 MB for ImageNet, and 200 MB for 20 million images
 
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file and what changes when it is written again; the bytes of images are not read."""
+    """A file and the values that change when it is written again. The images' bytes are not read."""
 
     path: str
     num_samples: Whole
@@ -50,7 +50,7 @@ _Samples = Annotated[list[Count], Meta(min_length=1)]
 
 @dataclass(frozen=True, eq=False)
 class SubsetFile:
-    """samples: int64 (n,), ascending ids through `files`."""
+    """Some samples. `samples` is int64 (n,), ascending ids through `files`."""
 
     files: list[FileIdentity]
     samples: np.ndarray
@@ -60,7 +60,7 @@ class SubsetFile:
         return json.dumps(entries | {"samples": self.samples.tolist()}) + "\n"
 
     def refuse_changed(self, betons: Sequence[Beton], path: Path) -> None:
-        """Raise UserError if one of the opened files is not the one that the subset at `path` was made of."""
+        """Raise UserError if one of the opened files is not the one that the subset at `path` was made from."""
         for stored, beton in zip(self.files, betons, strict=True):
             if FileIdentity.of(beton).content != stored.content:
                 raise UserError(
@@ -74,7 +74,7 @@ def is_subset_file(data: BetonPaths) -> TypeGuard[str | os.PathLike[str]]:
 
 
 def read_subset_file(path: Path) -> SubsetFile:
-    """Read and validate a subset file. Raises UserError: it cannot be read, or is not a subset file."""
+    """Read and validate a subset file. Raises UserError if it cannot be read or is not a subset file."""
     data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
     try:
         return _from_json(str(path), json.loads(data))
@@ -83,7 +83,10 @@ def read_subset_file(path: Path) -> SubsetFile:
 
 
 def used_files(data: str) -> tuple[list[str], str]:
-    """The files that `data` names, for reports, and of a subset file which part of their images it lists, otherwise ""."""
+    """Return the files that `data` names, for reports, and which part of their images a subset file lists.
+
+    The second value is "" if `data` is not a subset file.
+    """
     try:
         subset = read_subset_file(Path(data)) if is_subset_file(data) else None
     except UserError:

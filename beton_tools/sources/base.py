@@ -1,4 +1,4 @@
-"""The interface between the writer and a set of labelled images, whatever their storage."""
+"""The interface between the writer and a set of labelled images, however they are stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:
-    """Size and modification time, or version, of an open file: they differ once its content does."""
+    """Return an open file's size and its modification time or version. They differ once the content differs."""
     if hasattr(file, "stamp"):
         return file.stamp
     status = os.fstat(file.fileno())
@@ -29,7 +29,10 @@ def stamp_of(file: IO[bytes]) -> Stamp:
 
 
 def stamps_of(paths: Iterable[str]) -> np.ndarray:
-    """Size and modification time (ns) of every file, int64 (F, 2); zeros for a file that cannot be examined."""
+    """Return the size and modification time (ns) of every file, int64 (F, 2).
+
+    A file that cannot be examined has zeros.
+    """
     stamps = array("q")
     for path in paths:
         try:
@@ -42,13 +45,18 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
 
 
 class Location(Protocol):
-    """Where the bytes of one image are stored. Small and picklable: it is sent to the worker that reads them.
+    """Where the bytes of one image are stored.
 
-    One that has a `group` is read together with its neighbours of the same group: they go to the same worker.
+    It is small and picklable, because it is sent to the worker that reads it.
+
+    Neighbouring locations with the same `group` are read together, and go to the same worker.
     """
 
     def read(self) -> bytes:
-        """The bytes of the image file. Raises OSError: they cannot be read; the message is the reason."""
+        """Return the bytes of the image file.
+
+        Raises OSError, with the reason as its message, if they cannot be read.
+        """
         ...
 
 
@@ -56,15 +64,18 @@ class Location(Protocol):
 class Source(ABC):
     """N labelled images in a fixed order.
 
-    classes: sorted by wnid or folder name; labels are indices into it.
-    class_names: readable names of the classes, None where unknown.
-    labels: int64 (N,), or of several per image uint8 (N, K), 1 for each class that it has.
-    names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
-    left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg link").
-    reading: a sentence, if label cells such as "cat;dog" of a table were read as several labels.
-    columns: how each column of a table was read, as a line.
-    listed_in: the table that lists the images by path.
-    Raises UserError: more classes or a longer name than the file format and the loader accept.
+    Attributes:
+        classes: Classes, sorted by wnid or folder name. Labels are indices into it.
+        class_names: Readable class names, or None where unknown.
+        labels: int64 (N,), or uint8 (N, K) for multi-label images, with 1 for each class that the image has.
+        names: Each image's path below `root`, archive member or row, for messages and for `beton extract`.
+        left_out: suffix -> number of non-image files in class folders or tars, or links in tars (".jpg link").
+        reading: A sentence, if a table's label cells such as "cat;dog" were read as several labels.
+        columns: How each table column was read, as one line.
+        listed_in: The table that lists the images by path.
+
+    Raises:
+        UserError: There are more classes, or a longer name, than the file format and the loader accept.
     """
 
     kind: str
@@ -96,18 +107,22 @@ class Source(ABC):
 
     @abstractmethod
     def locate(self, i: int) -> Location:
-        """Where image `i` is stored."""
+        """Return where image `i` is stored."""
 
     @abstractmethod
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
-        """One int64 row per image in `chosen` that changes with its content: file size, modification time, offset."""
+        """Return one int64 row per image in `chosen`, which changes with the image's content.
+
+        A row has file size, modification time and offset.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """A whole local file (length -1), or `length` bytes of a local or remote archive.
+    """A whole local file (length -1), or `length` bytes in a local or remote archive.
 
-    stamp: that of the archive when it was indexed; None for a file that was not opened before.
+    Attributes:
+        stamp: The archive's stamp when it was indexed, or None for a file that was not opened before.
     """
 
     path: str | RemotePath
@@ -117,7 +132,7 @@ class FileSpan:
 
     @property
     def group(self) -> tuple[RemotePath, int] | None:
-        """Spans of the same BLOCK of a remote archive are read in one request."""
+        """The same for all spans in one BLOCK of a remote archive, which are read in one request."""
         return (self.path, self.offset // BLOCK) if isinstance(self.path, RemotePath) else None
 
     def read(self) -> bytes:
@@ -137,7 +152,7 @@ class FileSpan:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An image of a remote file whose bytes were read, or could not be."""
+    """An image in a remote file, whose bytes were read or could not be read."""
 
     result: bytes | OSError | UserError
 
@@ -148,9 +163,9 @@ class Fetched:
 
 
 def fetch_remote(locations: Sequence[Location]) -> list[Location]:
-    """Read the images that lie in remote files; other locations stay as they are.
+    """Read the images that lie in remote files. Other locations stay as they are.
 
-    Groups of spans are requested at the same time, each with what lies between its spans.
+    Groups of spans are requested at the same time. Each request includes what lies between the group's spans.
     """
     groups: dict[tuple[RemotePath, int], list[FileSpan]] = {}
     fetched: dict[Location, Location] = {}
@@ -179,7 +194,7 @@ def _try_to_read(place: Location) -> bytes | OSError | UserError:
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """Images stored as separate files; the name of each is its path below `root`."""
+    """Images stored as separate files. An image's name is its path below `root`."""
 
     def locate(self, i: int) -> FileSpan:
         return FileSpan(f"{self.root}/{self.names[i]}")
@@ -192,7 +207,8 @@ class FileSource(Source):
 class SpanSource(Source):
     """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`.
 
-    archive_stamps: the stamp of each archive when it was indexed.
+    Attributes:
+        archive_stamps: Each archive's stamp when it was indexed.
     """
 
     archives: Sequence[str | RemotePath]
@@ -214,7 +230,7 @@ class SpanSource(Source):
 
 @dataclass(frozen=True)
 class SubsetSource(Source):
-    """Image i is image `indices[i]` of `base`."""
+    """Some images from `base`: image i is image `indices[i]` of `base`."""
 
     base: Source
     indices: np.ndarray
@@ -227,14 +243,18 @@ class SubsetSource(Source):
 
 
 def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetSource:
-    """The images at `indices` of `base` in that order, labelled by the position of their class in `classes`.
+    """Select the images at `indices` from `base`, in that order.
 
-    indices: int64. Every chosen image's classes must be in `classes`.
+    Labels are the positions of their classes in `classes`.
+
+    Args:
+        indices: int64.
+        classes: Must contain every chosen image's classes.
     """
     position = {name: label for label, name in enumerate(classes)}
     if base.labels.ndim == 1:
         labels = np.array([position.get(name, -1) for name in base.classes], np.int64)[base.labels[indices]]
-    else:  # the last column is that of classes without images
+    else:  # the last column stands for classes without images
         own = {name: label for label, name in enumerate(base.classes)}
         labels = np.pad(base.labels[indices], ((0, 0), (0, 1)))[:, [own.get(name, -1) for name in classes]]
     readable = dict(zip(base.classes, base.class_names or (), strict=False))
@@ -255,12 +275,12 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
 
 
 def no_labels(folder: object, instead: str) -> UserError:
-    """The refusal of images that no folder per class labels. instead: how else to label them."""
+    """Return the error for images that are not labelled by class folders. `instead` says how else to label them."""
     return UserError(f"{folder}: images without labels; put them into one folder per class, or {instead}")
 
 
 def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes of labels 0 to `highest`: `classes`, or else the numbers themselves."""
+    """Return the classes for labels 0 to `highest`: `classes` if given, otherwise the numbers themselves."""
     classes = tuple(classes or map(str, range(highest + 1)))
     if highest >= len(classes):
         raise UserError(
@@ -272,9 +292,10 @@ def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | 
 def check_classes(
     root: SourcePath | str, used: Iterable[str], classes: Sequence[str] | None, advice: str
 ) -> tuple[str, ...]:
-    """The class list of the classes `used`, in order: `classes` if given, otherwise they themselves.
+    """Return the class list for the classes in `used`, in order: `classes` if given, otherwise the used classes.
 
-    Raises UserError: one is not in `classes`; the message ends with `advice`.
+    Raises:
+        UserError: A used class is not in `classes`. The message ends with `advice`.
     """
     used = tuple(used)
     names = used if classes is None else tuple(map(composed, classes))
@@ -285,15 +306,18 @@ def check_classes(
 
 
 def are_positions(labels: Collection[str], classes: Sequence[str]) -> bool:
-    """True if labels are numbers and count the classes: none of them is a class, and not all classes are numbers too."""
+    """Return True if labels are the positions of classes.
+
+    This is so if all labels are numbers, no label is one of the classes, and not all classes are numbers too.
+    """
     return all(map(is_number, labels)) and set(labels).isdisjoint(classes) and not all(map(is_number, classes))
 
 
 def is_number(text: str) -> bool:
-    """Return True if a class is given as a number; of at most 18 digits, as those of an int64."""
+    """Return True if a class is given as a number with at most 18 digits, which fit an int64."""
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Class names in order: alphabetically; numbers by their value, before other names."""
+    """Sort class names alphabetically. Numbers are sorted by value and come before other names."""
     return sorted(labels, key=lambda text: (not is_number(text), int(text) if is_number(text) else 0, text))

@@ -1,4 +1,4 @@
-"""Recognise the layout of a data set (class folders, flat folder, tars, parquet, CSV) and open it."""
+"""Recognise a dataset's layout (class folders, flat folder, tars, parquet, CSV) and open it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from beton_tools.sources.side_files import is_present, is_wnid
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source, webdataset_source
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
-# the folder itself; the layout of Kaggle's archive
+# the folder itself, and the layout of Kaggle's archive
 _SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 _SHARD_SUFFIXES = (".parquet", ".tar")
 _SHARD_FOLDERS = ("", "data")  # Hugging Face repositories store shards in data/
@@ -47,14 +47,18 @@ def open_source(
 ) -> Source:
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
-    A CSV or parquet table may list image paths; its split and group columns are not used. Tars and parquet files may be
-    at URLs (https://, s3://, gs://, hf://); their patterns may have braces too ("train-{000..146}.tar").
+    A CSV or parquet table may list image paths. Its split and group columns are not used. Tars and parquet files may be
+    at URLs (https://, s3://, gs://, hf://), whose patterns may have braces too ("train-{000..146}.tar").
 
-    split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
-    classes: class list that the labels index (for val: the classes of train); None derives it from the images.
-    class_indices: the names of class folders are labels, as in ImageNet-V2.
-    single: a table's label cell such as "cat;dog" is the name of one class, as is one in `classes`; else those of several.
-    Raises UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
+    Args:
+        split: "train" or "val" if the dataset has both below `path`. None opens `path` itself.
+        classes: Class list that the labels index (for val: the training classes). None derives it from the images.
+        class_indices: Whether the names of class folders are labels, as in ImageNet-V2.
+        single: Whether a table's label cell such as "cat;dog" is one class name. Otherwise it holds several classes,
+            unless `classes` contains the whole cell.
+
+    Raises:
+        UserError: There are no images, the layout is unknown, an archive is damaged, or a class is not in `classes`.
     """
     path = source_path(path)
     if class_indices and not (isinstance(path, Path) and path.is_dir()):
@@ -75,7 +79,7 @@ def open_source(
 
 
 def _matches(path: SourcePath) -> Sequence[SourcePath] | None:
-    """The files that a pattern stands for; None if the path is not a pattern."""
+    """Return the files that a pattern stands for, or None if the path is not a pattern."""
     if isinstance(path, RemotePath):
         return expand_pattern(path) if has_pattern(path) else None
     if path.exists() or not glob.has_magic(str(path)):
@@ -88,9 +92,10 @@ def find_split(root: Path, split: str) -> list[Path] | None: ...
 @overload
 def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None: ...
 def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
-    """The folder, the archive or the shards of a split below `root`; None if there are none.
+    """Return a split's folder, archive or shards below `root`, or None if there are none.
 
-    Raises UserError: `root` is not a folder.
+    Raises:
+        UserError: `root` is not a folder.
     """
     if not root.is_dir():
         hint = "the folder of the data set"
@@ -114,7 +119,7 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
 
 
 def _files_in(folder: SourcePath, suffix: str) -> Sequence[SourcePath]:
-    """The files in a folder or below a prefix whose names end in `suffix`, sorted."""
+    """Return the files in a folder or below a prefix whose names end in `suffix`, sorted."""
     pattern = f"*{suffix}"
     if isinstance(folder, RemotePath):
         return expand_pattern(folder / pattern)
@@ -182,7 +187,7 @@ def _open_folder(folder: Path, classes: Sequence[str] | None, single: bool) -> S
 
 
 def _is_path_table(path: Path) -> bool:
-    """Return True if the file is a Parquet table of image paths; False also if it is damaged."""
+    """Return True if the file is a Parquet table of image paths. The result is False for a damaged file too."""
     with suppress(UserError):
         return path.suffix == ".parquet" and lists_paths(path)
     return False
@@ -194,7 +199,7 @@ def _has_class_images(folder: Path) -> bool:
 
 def _open_tables(root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None, single: bool) -> Source:
     source, tables = open_tables(root, files, classes, single)
-    if source.kind != "table":  # a split beside embedded images is free text
+    if source.kind != "table":  # a split column beside embedded images is free text
         return source
     if len(splits := sorted(set(columns_of(tables).splits or ()))) > 1:
         raise UserError(
@@ -224,7 +229,7 @@ def _first_names(tar: SourcePath, count: int) -> list[str]:
 
 
 def _check_not_splits(folder: Path) -> None:
-    """Refuse a folder that contains train/ and val/: they would become two classes."""
+    """Refuse a folder that contains train/ and val/, because they would become two classes."""
     folders = class_folders(folder)
     splits = {"test", *_SPLIT_NAMES["train"], *_SPLIT_NAMES["val"]}
     if folders and all(name.lower() in splits and class_folders(folder / name) for name in folders):

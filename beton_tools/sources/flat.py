@@ -1,4 +1,4 @@
-"""Images without class folders (ImageNet's validation set), with labels from the devkit, Kaggle's table or a text file."""
+"""Images without class folders (ImageNet's validation set), labelled by the devkit, Kaggle's table or a text file."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _DEVKIT = "ILSVRC2012_devkit_t12"
 _MAX_DEVKIT_BYTES = 256 << 20  # unpacked; the real one has 10 MB
 _KAGGLE = "LOC_val_solution.csv"
 _TEXT = "val.txt"
-_NUM_CLASSES = 1000  # the first thousand synsets of the devkit are classes, the others are their ancestors
+_NUM_CLASSES = 1000  # the devkit's first thousand synsets are classes, the others are their ancestors
 _USABLE_FILES = (
     f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of file name and class"
 )
 
 
 def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSource:
-    """Image files of one folder, sorted by name."""
+    """Open the image files in one folder, sorted by name."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if is_image_name(e.name) and not is_folder(e))
     classes, label_of = find_truth(folder, names, classes)
@@ -52,7 +52,7 @@ def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSourc
 
 
 def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
-    """ILSVRC2012_img_val.tar, images sorted by name: the same order as in its unpacked folder."""
+    """Open ILSVRC2012_img_val.tar. Images are sorted by name, which is also the order in its unpacked folder."""
     table = SpanTable()
     with table.open_archive(path) as file:
         files = members(file, path, left_out=table.left_out)
@@ -69,10 +69,14 @@ def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> Sp
 def find_truth(
     folder: SourcePath, image_names: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """(classes: sorted wnids or numbers; image file name -> index into them).
+    """Find the labels of images without class folders.
 
-    folder: the folder of the images; files with labels are looked for in it and in four parent folders.
-    classes: class list that the labels index (the training set's classes); None derives it from the labels.
+    Args:
+        folder: The images' folder. Files with labels are searched for in it and in four parent folders.
+        classes: Class list that the labels index (the training classes). None derives it from the labels.
+
+    Returns:
+        The classes (sorted wnids or numbers), and a mapping from image file names to indices into them.
     """
     stems = sorted(Path(name).stem for name in image_names)
     for candidate in folder_and_parents(folder):
@@ -86,7 +90,7 @@ def find_truth(
 def _build_truth(
     file: str, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """wnid_of: image file name without suffix -> wnid or class number."""
+    """Build `find_truth`'s result. `wnid_of` maps image file names without suffix to wnids or class numbers."""
     missing = [name for name in image_names if Path(name).stem not in wnid_of]
     if missing:
         raise UserError(
@@ -102,7 +106,7 @@ def _build_truth(
 
 
 def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
-    """Labels from the devkit: line k of the ground truth is the ILSVRC id of the k-th image, meta.mat maps it to a wnid."""
+    """Read labels from the devkit: line k in the ground truth is image k's ILSVRC id, which meta.mat maps to a wnid."""
     read = _devkit_reader(folder)
     if read is None:
         return None
@@ -120,7 +124,7 @@ def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
 
 @contextmanager
 def _readable(file: str) -> Iterator[None]:
-    """Any error becomes one line: SciPy raises many types on damaged files."""
+    """Turn any error into one line, because SciPy raises many types for damaged files."""
     try:
         yield
     except UserError:
@@ -131,7 +135,10 @@ def _readable(file: str) -> Iterator[None]:
 
 
 def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
-    """A function that reads a file of the devkit by name, from its folder or its archive; None if neither exists."""
+    """Return a function that reads a devkit file by name, from the devkit's folder or archive.
+
+    None if neither exists.
+    """
     for data in (folder, folder / "data", folder / _DEVKIT / "data", folder / "devkit" / "data"):
         if is_present(data / _GROUND_TRUTH):
             return lambda name: read_side_file(data / name, _MAX_DEVKIT_BYTES, "the devkit's file")
@@ -153,7 +160,7 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
 
 
 def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:
-    """ILSVRC id -> wnid of the classes, from the devkit's meta.mat."""
+    """Read ILSVRC id -> wnid for the classes from the devkit's meta.mat."""
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
     with _readable(f"{folder}: {_SYNSETS}"):
@@ -163,7 +170,10 @@ def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:
 
 
 def _read_kaggle(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
-    """Labels from LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]"; all boxes of an image have the same wnid."""
+    """Read labels from LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]".
+
+    An image's boxes all have the same wnid.
+    """
     lines = read_lines(folder / _KAGGLE)
     if lines is None:
         return None
@@ -173,7 +183,7 @@ def _read_kaggle(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
 
 
 def _read_text(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
-    """Labels from val.txt: a file name and a class (wnid, or number in sorted wnid order) on each line."""
+    """Read labels from val.txt. Each line has a file name and a class (a wnid, or a number in sorted wnid order)."""
     lines = read_lines(folder / _TEXT)
     if lines is None:
         return None

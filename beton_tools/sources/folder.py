@@ -17,17 +17,20 @@ from beton_tools.base.names import Names, composed
 from beton_tools.sources.base import FileSource, check_classes, check_labels, is_number
 from beton_tools.sources.side_files import class_names_of
 
-MAX_DIGITS = 7  # of a folder's number; the format holds at most a million classes
+MAX_DIGITS = 7  # longest folder number; the format holds at most a million classes
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the folders in `root` that are not hidden, sorted."""
+    """Return the names of the folders in `root` that are not hidden, sorted."""
     with os.scandir(root) as entries:
         return tuple(sorted(e.name for e in entries if is_folder(e) and not e.name.startswith(".")))
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """True if an entry is a folder or a link to one. A link to itself is not: reading it as a file gives the error."""
+    """Return True if an entry is a folder or a link to one.
+
+    A link to itself is not, so that reading it reports the error.
+    """
     try:
         return entry.is_dir()
     except OSError as error:
@@ -37,12 +40,13 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def folder_source(root: Path, classes: Sequence[str] | None = None, class_indices: bool = False) -> FileSource:
-    """Images at `root/<class>/**/<image>`; classes in sorted order, images by path within a class.
-
-    classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
-    class_indices: the folders' names are labels: images of folder 7 have the label 7 (ImageNet-V2).
+    """Open images at `root/<class>/**/<image>`, with classes in sorted order, and images sorted by path within a class.
 
     A link to one of its parent folders is listed as an image that cannot be read.
+
+    Args:
+        classes: Class list that the labels index (for a val folder: the training classes). None uses the folders.
+        class_indices: Whether the folders' names are labels: images in folder 7 have the label 7 (ImageNet-V2).
     """
     folders = class_folders(root)
     if class_indices:
@@ -71,7 +75,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
 
 
 def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
-    """Name -> label of folders that are numbers."""
+    """Map folder names that are numbers to labels."""
     label_of: dict[str, int] = {}
     for name in names:
         if not is_number(name) or len(name) > MAX_DIGITS:
@@ -83,14 +87,15 @@ def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def has_images(root: Path, folder: str) -> bool:
-    """True if `root/folder` contains an image at any depth."""
+    """Return True if `root/folder` contains an image at any depth."""
     return any(_is_image(path) for path, _ in _files_below(root, folder))
 
 
 def images_below(root: Path, left_out: Counter[str] | None = None) -> list[str]:
-    """Paths of the images at any depth, relative to `root` and sorted, with the rules of class folders.
+    """Return the paths of the images at any depth, relative to `root` and sorted, with the same rules as class folders.
 
-    left_out: counts the other files, by suffix.
+    Args:
+        left_out: Counts the other files, by suffix.
     """
     files = list(_files_below(root, "."))
     if left_out is not None:
@@ -99,7 +104,7 @@ def images_below(root: Path, left_out: Counter[str] | None = None) -> list[str]:
 
 
 def _other_suffixes(files: Sequence[tuple[str, bool]]) -> Iterator[str]:
-    """The suffix of each file that is not an image. files: as `_files_below` yields them."""
+    """Return the suffix of each file that is not an image. `files` is what `_files_below` yields."""
     return (Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path))
 
 
@@ -108,7 +113,7 @@ def _is_image(path: str) -> bool:
 
 
 def _files_below(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
-    """(path below `root`, False) of each file in `folder` at any depth; (path, True) of each link to a parent folder.
+    """Yield (path below `root`, is a link to a parent folder) for each file or such link in `folder`, at any depth.
 
     Hidden files and folders, such as .ipynb_checkpoints, are left out.
     """

@@ -1,4 +1,7 @@
-"""Parquet files that list image paths, or that hold images as Hugging Face's: `image` = {bytes, path}, `label` = class number."""
+"""Parquet files that list image paths, or hold images in the form that Hugging Face uses.
+
+That form is `image` = {bytes, path} and `label` = class number.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +46,16 @@ from beton_tools.sources.path_table import (
 from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files, open_source_file, source_path
 from beton_tools.sources.side_files import class_names_of
 
-MAX_LABELS = 1 << 27  # of a file with several labels per row
+MAX_LABELS = 1 << 27  # per file with several labels per row
 IMAGE_COLUMNS = ("image", "img", "jpg")
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """The image bytes of one row. Reading loads the whole row group; each process caches the latest one.
+    """The image bytes in one row. Reading loads the whole row group. Each process caches the latest one.
 
-    stamp: that of the file when it was indexed.
+    Attributes:
+        stamp: The file's stamp when it was indexed.
     """
 
     path: str | RemotePath
@@ -86,7 +90,7 @@ def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: i
 
 @contextmanager
 def _one_line(path: str | SourcePath, kind: type[Exception] = UserError) -> Iterator[None]:
-    """Any exception becomes a `kind` of one line: pyarrow raises many types on damaged files."""
+    """Turn any exception into a one-line `kind`, because pyarrow raises many types for damaged files."""
     try:
         yield
     except UserError:
@@ -100,11 +104,12 @@ def _one_line(path: str | SourcePath, kind: type[Exception] = UserError) -> Iter
 class ParquetSource(Source):
     """Rows of parquet files, in file order. Shuffled writing reads a whole row group for nearly every image.
 
-    file_stamps: the stamp of each file when it was indexed.
-    column: name of the image column.
-    group_starts: int64 (G + 1,), number of the first row of each row group, counted over all files.
-    group_files: int64 (G,), index of its file in `files`.
-    group_numbers: int64 (G,), number of the row group within its file.
+    Attributes:
+        file_stamps: Each file's stamp when it was indexed.
+        column: Name of the image column.
+        group_starts: int64 (G + 1,), the number of each row group's first row, counted over all files.
+        group_files: int64 (G,), index into `files` for each row group.
+        group_numbers: int64 (G,), each row group's number within its file.
     """
 
     files: tuple[str | RemotePath, ...]
@@ -127,11 +132,13 @@ class ParquetSource(Source):
 def open_tables(
     root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None = None, single: bool = False
 ) -> tuple[Source, list[Table]]:
-    """The images of CSV or parquet files, in the given order, and the tables, for `columns_of`.
+    """Open the images in CSV or parquet files, in the given order. The tables are returned too, for `columns_of`.
 
-    single: a label cell such as "cat;dog" is the name of one class.
+    Args:
+        single: Whether a label cell such as "cat;dog" is one class name.
 
-    Raises UserError: a file cannot be read, lacks a column of images or of labels, or has unusable labels.
+    Raises:
+        UserError: A file cannot be read, lacks an image column or a label column, or has unusable labels.
     """
     local = [path for path in files if isinstance(path, Path)]
     if local and all(map(is_csv, local)):
@@ -167,7 +174,10 @@ def open_tables(
 
 
 def lists_paths(path: SourcePath) -> bool:
-    """Return True if a parquet file lists image paths instead of holding images; a UserError if it cannot be read."""
+    """Return True if a parquet file lists image paths instead of holding images.
+
+    Raises UserError if it cannot be read.
+    """
     with open_source_file(path, "a .parquet file", read_ahead=False) as file, _one_line(path):
         return _lists_paths(pq.ParquetFile(file).schema_arrow)
 
@@ -179,9 +189,10 @@ def lists_paths(path: SourcePath) -> bool:
 class _Shard:
     """One file, without its images.
 
-    table: the columns that may be used.
-    image_column: None if the file lists paths; then `names` is empty.
-    labels: class numbers; None if `table` has the labels.
+    Attributes:
+        table: The columns that may be used.
+        image_column: None if the file lists paths. Then `names` is empty.
+        labels: Class numbers, or None if `table` has the labels.
     """
 
     stamp: Stamp
@@ -236,7 +247,7 @@ def _read_shard(path: SourcePath) -> _Shard:
 
 
 def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> list[int]:
-    """Rows of each row group. Run-length encoding can claim billions of them in a few bytes."""
+    """Return the number of rows in each row group. Run-length encoding can claim billions of rows in a few bytes."""
     group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     rows = file.metadata.num_rows
     if min(group_rows, default=0) < 0 or sum(group_rows) != rows or rows > opened.seek(0, os.SEEK_END):
@@ -245,13 +256,16 @@ def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> lis
 
 
 def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
-    """A column of text, which the file was opened to read as a dictionary; equal cells share their memory; "" for null.
+    """Read a text column, which the file was opened to read as a dictionary.
 
-    Raises UserError: all cells together are too large: a file can store a text once and refer to it in many rows.
+    Equal cells share memory, and null becomes "".
+
+    Raises:
+        UserError: All cells together are too large. A file can store a text once and refer to it in many rows.
     """
     cells: list[str] = []
     total = 0
-    for group in range(file.num_row_groups):  # each has its dictionary
+    for group in range(file.num_row_groups):  # each has its own dictionary
         values = file.read_row_group(group, columns=[column]).column(0)
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, 0)
@@ -260,7 +274,7 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
             if pa.types.is_integer(chunk.type):
                 chunk = chunk.cast(pa.string())
             encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-            words = encoded.dictionary.cast(pa.large_binary())  # text of a damaged file need not be UTF-8
+            words = encoded.dictionary.cast(pa.large_binary())  # text in a damaged file need not be UTF-8
             total += pc.sum(pc.take(pc.binary_length(words), encoded.indices)).as_py() or 0
             if total > MAX_BYTES:
                 raise UserError(
@@ -272,7 +286,7 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
 
 
 def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list[str] | None) -> list[list[str]]:
-    """A column of lists of texts, or of class numbers, which are named by `names`."""
+    """Read a column whose cells are lists of texts, or lists of class numbers, which `names` names."""
     groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     leaves = [group.column(c) for group in groups for c in range(group.num_columns)]
     values = sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.partition(".")[0] == column)
@@ -291,7 +305,7 @@ def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list
 
 
 def _text(value: Any) -> str:
-    """A cell as text; empty for null and for NaN, which pandas writes for it."""
+    """Return a cell as text. It is empty for null and for NaN, which pandas writes for null."""
     return "" if value is None or value != value else str(value)
 
 
@@ -305,7 +319,7 @@ def _lists_paths(schema: pa.Schema) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Return True for Arrow's types of text, also as a dictionary, such as pandas' categories."""
+    """Return True for Arrow's text types, also as a dictionary, such as pandas' categories."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
@@ -319,7 +333,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _columns_of_sets(schema: pa.Schema) -> tuple[str | None, list[str]]:
-    """(the label column, if it has lists; without a usual label column those that may have 0 and 1 for a class each)."""
+    """Return the columns that hold multi-label classes.
+
+    Returns:
+        The label column if it has lists, otherwise None. Without a usual label column, also the columns that may hold 0
+        and 1 for one class each.
+    """
     label = find_column(schema.names, LABEL_COLUMNS)
     if label is not None:
         kind = schema.field(label).type
@@ -341,7 +360,7 @@ def _image_column(path: SourcePath, schema: pa.Schema) -> str:
 
 
 def _label_column(path: SourcePath, schema: pa.Schema) -> str:
-    """The column with a usual name, otherwise the only column of integers that cannot be something else."""
+    """Return the column with a usual name, otherwise the only integer column that cannot be something else."""
     integers = [f.name for f in schema if pa.types.is_integer(f.type)]
     usual = find_column([*integers, *(f.name for f in schema if _is_text(f.type))], LABEL_COLUMNS)
     if usual is not None:
@@ -366,11 +385,11 @@ def _holds_image(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
-    """Names of a ClassLabel feature, from the schema metadata written by Hugging Face's `datasets`."""
+    """Return the names in a ClassLabel feature, from the schema metadata that Hugging Face's `datasets` writes."""
     try:
         info: Any = json.loads((schema.metadata or {})[b"huggingface"])
         feature = info["info"]["features"][label_column]
-        names = feature.get("feature", feature)["names"]  # of a list of classes
+        names = feature.get("feature", feature)["names"]  # in a list of classes
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     if not isinstance(names, list):
@@ -402,7 +421,10 @@ def _has_paths(schema: pa.Schema, image_column: str) -> bool:
 def _number_labels(
     root: SourcePath, shards: Sequence[_Shard], classes: Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
+    """Return (class numbers for all files, class list).
+
+    Class names are numbered in sorted order, or as in `classes`.
+    """
     numbers = [shard.labels for shard in shards if shard.labels is not None]
     own = next((shard.class_names for shard in shards if shard.class_names), None)
     if len(numbers) == len(shards):

@@ -1,4 +1,7 @@
-"""Tables of images: a column of paths or images, a column of labels, optional split and group columns; and CSV files."""
+"""Tables of images, and CSV files.
+
+A table has a column of paths or images, a label column, and optional split and group columns.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from beton_tools.sources.base import FileSource, are_positions, check_classes, s
 from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
-MAX_BYTES = 1 << 30  # of a CSV file, or of the text of a parquet file: ten million rows
-# in order of preference, compared without case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
+MAX_BYTES = 1 << 30  # per CSV file, or for the text in a parquet file: ten million rows
+# in order of preference, ignoring case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
 PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
-# the last one is CIFAR-100's, which has coarse labels too
+# the last name is CIFAR-100's, which has coarse labels too
 LABEL_COLUMNS = (
     *("label", "target", "class", "class_name", "category", "cls"),
     *("labels", "label_id", "class_id", "category_id", "fine_label"),
@@ -36,21 +39,21 @@ SPLIT_VALUES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-# columns of numbers that are no labels
+# number columns that are not labels
 _NUMBERS = ("id", "index", "image_id", "img_id", "__index_level_0__", "width", "height")
 NO_CLASSES = {name.lower() for name in (*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS, *_NUMBERS)}
-SEPARATOR = ";"  # between the labels of an image
-MAX_SETS = 1 << 32  # rows x classes, of a byte each
-_SHOWN = 8  # column names in a line
+SEPARATOR = ";"  # between an image's labels
+MAX_SETS = 1 << 32  # rows x classes, one byte each
+_SHOWN = 8  # column names per line
 _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
-_UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in the column of a class
+_UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in a column for one class
 _KNOWN = {word for words in _IS_VALID.values() for word in words}
 _FLAGS = _KNOWN | _UNKNOWN
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Optional columns of a table, one value per row: the split ("train", "val" or "test"), and the group."""
+    """Optional table columns, one value per row: the split ("train", "val" or "test"), and the group."""
 
     splits: list[str] | None = None
     groups: list[str] | None = None
@@ -62,9 +65,15 @@ def is_csv(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Table:
-    """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV.
-    lists: the labels of each row, from a column of lists. names: of all columns of the file. roles: of those that names do not
-    tell, "image" or "label"."""
+    """A table's cells, and how its columns are used.
+
+    Attributes:
+        columns: name -> cells, as text.
+        rows: The number of each row in the file, for messages. In a CSV it is the number of the row's last line.
+        lists: Each row's labels, from a column whose cells are lists.
+        names: The names of all columns in the file.
+        roles: "image" or "label" for columns whose names do not tell.
+    """
 
     path: Path
     columns: dict[str, list[str]]
@@ -74,7 +83,10 @@ class Table:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self, wanted: Sequence[str], what: str) -> list[str]:
-        """The cells of the first of the wanted columns that there is. Raises UserError: there is none, or a cell is empty."""
+        """Return the cells of the first wanted column that exists.
+
+        Raises UserError if none exists, or if a cell is empty.
+        """
         name = find_column(self.columns, wanted)
         if name is None:
             almost = self._almost_flag() if wanted == LABEL_COLUMNS else ""
@@ -84,7 +96,10 @@ class Table:
         return self._filled(name)
 
     def _almost_flag(self) -> str:
-        """The first cell that keeps a column from being that of a class, in words; "" if there is none."""
+        """Describe the first cell that keeps a column from being read as the column for one class.
+
+        "" if there is none.
+        """
         for name, cells in self.columns.items():
             if name.lower() not in NO_CLASSES and any(cell.lower() in _FLAGS for cell in cells):
                 for row, cell in zip(self.rows, cells, strict=True):
@@ -102,7 +117,7 @@ class Table:
 
     @cached_property
     def flags(self) -> dict[str, list[str]]:
-        """Class -> its cells of 0 and 1, if every class has a column; none if there is a column of labels."""
+        """Class -> its cells with 0 and 1, if every class has a column. It is empty if there is a label column."""
         if find_column(self.names, LABEL_COLUMNS) is not None:
             return {}
         likely = {n: cells for n, cells in self.columns.items() if n.lower() not in NO_CLASSES and any(cells)}
@@ -118,10 +133,10 @@ class Table:
         return flags
 
     def describe(self) -> str:
-        """How each column was read, as a line."""
+        """Describe on one line how each column was read."""
         usual = {"image": PATH_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
         role_of: dict[str | None, str] = {find_column(self.names, names): role for role, names in usual.items()}
-        if "image" in self.roles.values():  # a column of paths beside images is not used
+        if "image" in self.roles.values():  # a path column beside images is not used
             role_of.pop(find_column(self.names, PATH_COLUMNS), None)
         role_of.update(self.roles)
         parts = [f"{role_of[name]} from {name!r}" for name in self.names if name in role_of]
@@ -137,9 +152,10 @@ class Table:
         return cells
 
     def label_sets(self, known: Collection[str] = (), single: bool = False) -> list[list[str]] | None:
-        """The labels of each row, if it may have several: of lists, cells as "cat;dog", or columns of 0 and 1 for the classes.
+        """Return each row's labels, if rows may have several. Otherwise return None.
 
-        Cells that are in `known`, or with `single` all, are one label also with a semicolon.
+        Several labels come from lists, from cells such as "cat;dog", or from columns with 0 and 1 for each class. A
+        cell that is in `known` is one label, even with a semicolon. With `single`, this holds for every cell.
         """
         name = find_column(self.columns, LABEL_COLUMNS)
         if self.lists is not None:
@@ -155,7 +171,10 @@ class Table:
 
 
 def _are_flags(cells: Sequence[str]) -> bool:
-    """True if more than half of the cells are those of a class; the others are mistakes to report."""
+    """Return True if more than half of the cells are valid in a column for one class.
+
+    The others are mistakes to report.
+    """
     return 2 * sum(cell.lower() in _FLAGS for cell in cells) > len(cells)
 
 
@@ -165,10 +184,11 @@ def _first_of(names: Sequence[str]) -> str:
 
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, single: bool = False) -> FileSource:
-    """The images that tables list by path, relative to the first table's folder, in the order of the rows.
+    """Open the images that tables list by path, relative to the first table's folder, in row order.
 
-    classes: class list that the labels index; None takes the labels of the tables, numbers in numeric order.
-    single: a label cell such as "cat;dog" is the name of one class.
+    Args:
+        classes: Class list that the labels index. None uses the labels in the tables, with numbers in numeric order.
+        single: Whether a label cell such as "cat;dog" is one class name.
     """
     first = tables[0].path
     root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
@@ -184,16 +204,20 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, s
 
 
 def describe_columns(tables: Sequence[Table]) -> str:
-    """How the columns were read; of tables whose columns differ, each way once."""
+    """Describe how the columns were read. If the tables' columns differ, each way is described once."""
     return "; ".join(dict.fromkeys(table.describe() for table in tables))
 
 
 def number_labels(
     source: SourcePath, labels: Sequence[str], classes: Sequence[str] | None, columns: Iterable[str] = ()
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order, with those of `columns`.
+    """Number labels as in `classes`, or in sorted order together with the names in `columns`.
 
-    source: the file or folder of the labels, for the error message.
+    Args:
+        source: The file or folder that contains the labels, for the error message.
+
+    Returns:
+        Class numbers, int64 (N,), and class names.
     """
     written = {label: composed(label) for label in (*labels, *columns)}
     used = {written[label] for label in labels} | ({*written.values()} if classes is None else set())
@@ -205,10 +229,13 @@ def number_labels(
 def number_by_name(
     source: SourcePath, labels: np.ndarray, own: Sequence[str] | None, classes: Sequence[str] | None
 ) -> np.ndarray:
-    """Class numbers as in `classes` of labels that are numbers, int64 (N,).
+    """Convert labels that are numbers to class numbers in `classes`, int64 (N,).
 
-    own: names of the labels; None: they have the numbers as names. Where no name is one of `classes`, such as ImageNet's words
-    beside its WordNet ids, the numbers are taken as those of `classes`.
+    If no name is in `classes`, for example ImageNet's words beside its WordNet ids, the numbers themselves are taken as
+    class numbers in `classes`.
+
+    Args:
+        own: Names of the labels. None means that the numbers are the names.
     """
     if classes is None or (own is not None and list(own) == list(classes)):
         return labels
@@ -221,7 +248,11 @@ def number_by_name(
 def number_label_sets(
     source: SourcePath, tables: Sequence[Table], classes: Sequence[str] | None, single: bool
 ) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """(uint8 (N, K), class names), as `number_labels` for one label per row; None if no table has more."""
+    """Do the same as `number_labels` for rows with several labels.
+
+    Returns:
+        uint8 (N, K) and class names, or None if every table has one label per row.
+    """
     known = frozenset(classes or ())
     by_table = [table.label_sets(known, single) for table in tables]
     if all(sets is None for sets in by_table):
@@ -244,7 +275,10 @@ def number_label_sets(
 
 
 def describe_reading(tables: Sequence[Table], labels: np.ndarray) -> str:
-    """Why label cells give several labels, as a sentence; "" if no cell has a semicolon, or `labels` are single ones."""
+    """Explain in a sentence why label cells give several labels.
+
+    It is "" if no cell has a semicolon, or if `labels` has one label per image.
+    """
     names = [find_column(table.columns, LABEL_COLUMNS) for table in tables]
     cells = [cell for table, name in zip(tables, names, strict=True) if name for cell in table.columns[name]]
     joined = [cell for cell in cells if SEPARATOR in cell]
@@ -279,7 +313,10 @@ def read_csv(path: Path) -> Table:
 
 
 def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
-    """Raise UserError if several columns have the name of one that is used, compared without case; of a class with it."""
+    """Raise UserError if several columns have the name of a column that is used, ignoring case.
+
+    Where columns stand for classes, names that differ in case are different.
+    """
     lower = [name.lower() for name in names]
     if find_column(names, LABEL_COLUMNS) is None:  # then a column may be a class
         stripped = Counter(composed(name.strip()) for name in names if name.strip().lower() not in NO_CLASSES)
@@ -295,13 +332,13 @@ def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
 
 
 def find_column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted columns that there is, compared without case."""
+    """Return the first wanted column that exists, ignoring case."""
     by_lower = {name.lower(): name for name in names}
     return next((by_lower[w.lower()] for w in wanted if w.lower() in by_lower), None)
 
 
 def _is_utf8(text: str) -> bool:
-    """Return True if the text can be encoded as UTF-8: it has no surrogates, which stand for undecodable bytes."""
+    """Return True if the text can be encoded as UTF-8. Surrogates, which stand for undecodable bytes, cannot be."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -310,14 +347,14 @@ def _is_utf8(text: str) -> bool:
 
 
 def _below(root: Path, table: Path, cell: str) -> str:
-    """A path of the table `table`, relative to `root`."""
+    """Return a path from the table `table`, relative to `root`."""
     if "://" in cell:
         raise UserError(f"{table}: {cell} is a URL; download the images, and list the paths of their files")
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 
 def columns_of(tables: Sequence[Table]) -> Columns:
-    """Columns of several tables one after another; a column counts only if every table has it."""
+    """Concatenate the columns of several tables. A column counts only if every table has it."""
     splits: list[str] = []
     names = [(find_column(t.columns, SPLIT_COLUMNS), find_column(t.columns, GROUP_COLUMNS)) for t in tables]
     for table, (split, _) in zip(tables, names, strict=True):

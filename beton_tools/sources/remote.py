@@ -1,4 +1,4 @@
-"""Files at URLs (https://, s3://, gs://, hf://) by fsspec: paths, patterns, versions, ranges of bytes, open files."""
+"""Files at URLs (https://, s3://, gs://, hf://) with fsspec: paths, patterns, versions, byte ranges, open files."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from beton_tools.base.console import hide_secrets
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_user_file
 
-# of a local file: bytes and modification time in ns; of a remote one: bytes and version hash
+# a local file's size in bytes and modification time in ns, or a remote file's size in bytes and version hash
 Stamp = tuple[int, int]
 
 BLOCK = 4 << 20  # bytes per request while an archive is indexed; takes longer than a round trip
-MAX_RANGE = 2 << 30  # bytes of one answer; a row group of a parquet file is read at once
-ATTEMPTS = 5  # of one request, beside those of the file system's own library
+MAX_RANGE = 2 << 30  # bytes per answer; a row group in a parquet file is read at once
+ATTEMPTS = 5  # per request, besides the attempts by the file system's own library
 FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
-_BLOCKS = 3  # that an open file keeps: labels of WebDataset samples may lie before the image
+_BLOCKS = 3  # blocks that an open file keeps: labels of WebDataset samples may lie before the image
 _CONNECTIONS = 8
 _NO_RANGES = "the server cannot send parts of a file (range requests); download it, and give the local file"
 _NO_ANSWER = 60  # seconds without data after which a connection counts as broken
 _WEB = ("http", "https")
-# protocol -> package of its file system, and what to do if access is denied
+# protocol -> its file system's package, and what to do if access is denied
 _PROTOCOLS = {
     **dict.fromkeys(_WEB, ("aiohttp", "use a URL that needs no login")),
     "s3": ("s3fs", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; if public, FSSPEC_S3_ANON=true"),
     "gs": ("gcsfs", "run `gcloud auth application-default login`; FSSPEC_GS_TOKEN=anon for a public bucket"),
     "hf": ("huggingface_hub", "run `hf auth login`, and accept the data set's terms on its page"),
 }
-# arguments of fsspec's `info` that make it ask the server
+# arguments that make fsspec's `info` ask the server
 _FRESH = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
-# what `info` calls that which changes with the content: S3, Google and http; Hugging Face; then times of modification
+# keys in `info` that change with the content: S3, Google and http; Hugging Face; then modification times
 _VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "LastModified", "Last-Modified", "mtime")
 
 P = TypeVar("P")
@@ -50,16 +50,16 @@ T = TypeVar("T")
 
 
 class RemoteError(UserError):
-    """A remote file cannot be read, or has changed: the image in it must not be skipped."""
+    """A remote file cannot be read, or has changed. The image in it must not be skipped."""
 
 
 class AccessDenied(RemoteError):
-    """The server refuses access. S3 and Google do so for a missing file too, without the right to list."""
+    """The server refuses access. Without the right to list, S3 and Google do so for a missing file too."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class RemotePath:
-    """A URL with the methods of `Path` that sources use. As text it lacks the query, which may hold a signature."""
+    """A URL with the methods of `Path` that sources use. Its text lacks the query, which may hold a signature."""
 
     url: str
 
@@ -101,7 +101,7 @@ AnyPath = str | os.PathLike[str] | RemotePath
 
 
 def source_path(value: AnyPath) -> SourcePath:
-    """A URL of a protocol that is supported, or a local path. Raises UserError: not a valid URL."""
+    """Return a URL with a supported protocol, or a local path. Raises UserError if a URL is not valid."""
     if isinstance(value, RemotePath):
         return value
     text = os.fspath(value)
@@ -119,7 +119,11 @@ def has_pattern(path: RemotePath) -> bool:
 
 
 def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
-    """The files that a URL with `*`, `[...]` or `{000..146}` stands for, in order; a UserError if they cannot be listed."""
+    """Return the files that a URL with `*`, `[...]` or `{000..146}` stands for, in order.
+
+    Raises:
+        UserError: The files cannot be listed.
+    """
     paths: list[RemotePath] = []
     url, protocol = pattern.url, pattern.protocol
     try:
@@ -147,7 +151,11 @@ def _package(name: str, protocol: str) -> Any:
 
 @lru_cache
 def file_system(protocol: str) -> Any:
-    """fsspec's file system of a protocol; a UserError if a package is missing. Listings are not cached: files may change."""
+    """Return fsspec's file system for a protocol. Listings are not cached, because files may change.
+
+    Raises:
+        UserError: A package is missing.
+    """
     library, fsspec = _package(_PROTOCOLS[protocol][0], protocol), _package("fsspec", protocol)
     if protocol in _WEB:
         timeout = library.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
@@ -156,13 +164,17 @@ def file_system(protocol: str) -> Any:
 
 
 def _retrying(path: RemotePath, request: Callable[[Any, str], T]) -> T:
-    """`request(file system, path in it)`, tried again after errors that may pass; a RemoteError with the last one's reason."""
+    """Call `request(file system, path in it)`, and try again after errors that may be temporary.
+
+    Raises:
+        RemoteError: The request failed. The message gives the last error's reason.
+    """
     fs, attempt = file_system(path.protocol), 0
     while True:
         attempt += 1
         try:
             return request(fs, fs._strip_protocol(path.url))
-        except Exception as error:  # each file system has exceptions of its own
+        except Exception as error:  # each file system has its own exceptions
             reason, may_pass, kind = _explain(error, path.protocol)
             if attempt == ATTEMPTS or not may_pass:
                 tried = f", {attempt} attempts" if attempt > 1 else ""
@@ -171,7 +183,7 @@ def _retrying(path: RemotePath, request: Callable[[Any, str], T]) -> T:
 
 
 def _explain(error: Exception, protocol: str) -> tuple[str, bool, type[RemoteError]]:
-    """(the reason on one line, whether the same request may succeed later, the error to raise)."""
+    """Return (the reason on one line, whether the same request may succeed later, the error to raise)."""
     name, text = type(error).__name__, hide_secrets(str(error).partition("\n")[0])[:200]
     status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, FileNotFoundError):
@@ -186,7 +198,10 @@ def _explain(error: Exception, protocol: str) -> tuple[str, bool, type[RemoteErr
 
 
 def _info(path: RemotePath) -> dict[str, Any] | None:
-    """fsspec's description of a file or prefix; "type" and "stamp" of a web server's file; None if there is none."""
+    """Return fsspec's description of a file or prefix, or None if there is none.
+
+    For a web server: "type" and "stamp".
+    """
     try:
         if path.protocol in _WEB:
             return {"type": "file", "stamp": _request(path, 0, 1)[1]}
@@ -198,7 +213,7 @@ def _info(path: RemotePath) -> dict[str, Any] | None:
 
 
 def stamp_of_url(path: RemotePath) -> Stamp:
-    """Size and a hash of the version of a file as it is now; the hash is 0 where the server states no version."""
+    """Return a file's current size and a hash of its version. The hash is 0 where the server states no version."""
     info = _info(path) or {}
     size, version = info.get("stamp") or (info.get("size"), _version_hash(info))
     if info.get("type") != "file" or not isinstance(size, int):
@@ -207,14 +222,18 @@ def stamp_of_url(path: RemotePath) -> Stamp:
 
 
 def _version_hash(info: Mapping[str, Any]) -> int:
-    """info: of fsspec, or the headers of an answer."""
+    """Hash the version in `info`, which comes from fsspec or from an answer's headers."""
     version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
     digest = hashlib.blake2b(version.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) if version else 0
 
 
 def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
-    """The bytes [start, end) of a file that has the stamp; a RemoteError if they cannot be read or it has changed."""
+    """Read the bytes [start, end) of a file that has the stamp `stamp`.
+
+    Raises:
+        RemoteError: The bytes cannot be read, or the file has changed.
+    """
     if not 0 <= end - start <= MAX_RANGE:
         raise RemoteError(f"{path}: {end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
     if start == end:
@@ -228,14 +247,17 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
 
 
 def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
-    """(the bytes [start, end) of a file, fewer if it is shorter; its stamp). Web servers and S3 may send more: it is not read."""
+    """Return a file's bytes [start, end), or fewer if it is shorter, and its stamp.
+
+    Web servers and S3 may send more than was requested. The rest is not read.
+    """
     if path.protocol in ("gs", "hf"):
-        options = {"cache_type": "none"} if path.protocol == "hf" else {}  # hf's would read 5 MiB more
+        options = {"cache_type": "none"} if path.protocol == "hf" else {}  # hf's cache would read 5 MiB more
         data = _retrying(path, lambda fs, inside: fs.cat_file(inside, start=start, end=end, **options))
         return data, stamp_of_url(path)
 
     def count_of(stated: str) -> tuple[int, int]:
-        """(number of bytes that follow, size of the file) by a Content-Range."""
+        """Parse a Content-Range into (number of bytes that follow, size of the file)."""
         if not (numbers := re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)):
             raise ValueError(_NO_RANGES)
         first, last, size = map(int, numbers.groups())
@@ -244,7 +266,7 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
         return last + 1 - first, size
 
     async def read(fs: Any, inside: str) -> tuple[bytes, Stamp]:
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}  # of the file itself
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}  # ask for the file's own bytes
         if path.protocol == "s3":
             bucket, key, _ = fs.split_path(inside)
             reply = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
@@ -273,10 +295,13 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
 
 
 def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True, stamp: Stamp | None = None) -> BinaryIO:
-    """Open a local file by `open_user_file`, or a remote one, whose attribute `stamp` every read compares.
+    """Open a local file with `open_user_file`, or a remote one, whose attribute `stamp` is compared at every read.
 
-    read_ahead: request blocks of BLOCK bytes, for a file that is read from its start to its end.
-    Raises UserError: it does not exist, cannot be opened, or is not a regular file.
+    Args:
+        read_ahead: Whether to request blocks of BLOCK bytes, for a file that is read from start to end.
+
+    Raises:
+        UserError: The file does not exist, cannot be opened, or is not a regular file.
     """
     if not isinstance(path, RemotePath):
         return open_user_file(path, expected)
@@ -292,7 +317,7 @@ def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True, s
 
 
 def map_files(function: Callable[[P], T], paths: Sequence[P]) -> Iterator[T]:
-    """`function` of every path or span, in order; of several remote ones at a time."""
+    """Apply `function` to every path or span, in order. Several remote ones are processed at a time."""
     if len(paths) < 2 or not isinstance(getattr(paths[0], "path", paths[0]), RemotePath):
         yield from map(function, paths)
         return

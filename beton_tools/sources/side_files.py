@@ -1,4 +1,4 @@
-"""Optional files beside the images: lists of labels, classes and class names; readable names of ImageNet's wnids."""
+"""Optional files beside the images (labels, classes and class names), and readable names for ImageNet's wnids."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
 from beton_tools.sources.remote import AccessDenied, RemotePath, SourcePath, open_source_file
 
-MAX_BYTES = 256 << 20  # the labels of five million images; those of ImageNet's validation set take 2 MB
+MAX_BYTES = 256 << 20  # the labels of five million images; for ImageNet's validation set they take 2 MB
 _PARENTS = 4
 _WNID = re.compile(r"n\d{8}")
-_KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
-_TIMM_LISTS = "data/_info"  # of timm, which is slow to import
-_TIMM_NAMES = "imagenet_synset_to_lemma.txt"  # as Kaggle's, with a tab
+_KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in Kaggle's ILSVRC download
+_TIMM_LISTS = "data/_info"  # inside timm, which is slow to import
+_TIMM_NAMES = "imagenet_synset_to_lemma.txt"  # like Kaggle's, with a tab
 _TIMM_WNIDS = "imagenet_synsets.txt"  # one on each line
 
 
 def folder_and_parents(folder: SourcePath) -> list[SourcePath]:
-    """A folder and four of its parents, in which files beside the images are looked for."""
+    """Return a folder and four of its parents, where files beside the images are searched for."""
     if isinstance(folder, RemotePath):
         return [folder, *folder.parents[:_PARENTS]]
     return [folder, *islice(folder.resolve().parents, _PARENTS)]
 
 
 def is_present(path: SourcePath) -> bool:
-    """True if there is anything but a folder at `path`. A FIFO or device counts, so that reading it is refused.
+    """Return True if there is anything but a folder at `path`, and False if access is denied.
 
-    False if access is denied. Raises UserError: the server cannot be reached, or a package is missing.
+    A FIFO or device counts as present, so that reading it is refused.
+
+    Raises:
+        UserError: The server cannot be reached, or a package is missing.
     """
     if isinstance(path, RemotePath):
         with suppress(AccessDenied):
@@ -43,9 +46,10 @@ def is_present(path: SourcePath) -> bool:
 
 
 def read_side_file(path: SourcePath, max_bytes: int, expected: str) -> bytes:
-    """The contents of a regular file of at most `max_bytes` bytes.
+    """Read a regular file with at most `max_bytes` bytes.
 
-    Raises UserError: it cannot be read, is not a regular file, or too large.
+    Raises:
+        UserError: The file cannot be read, is not a regular file, or is too large.
     """
     if not isinstance(path, RemotePath):
         return read_user_file(path, max_bytes, expected)
@@ -57,7 +61,10 @@ def read_side_file(path: SourcePath, max_bytes: int, expected: str) -> bytes:
 
 
 def read_lines(path: SourcePath) -> list[str] | None:
-    """The lines of a text file, None if it does not exist. Bytes that are not UTF-8 become surrogates, as in file names."""
+    """Return a text file's lines, or None if it does not exist.
+
+    Bytes that are not UTF-8 become surrogates, as in file names.
+    """
     if not is_present(path):
         return None
     return read_side_file(path, MAX_BYTES, "a text file").decode("utf-8", "surrogateescape").splitlines()
@@ -67,12 +74,15 @@ def read_lines(path: SourcePath) -> list[str] | None:
 
 
 def is_wnid(name: str) -> bool:
-    """True if a name has the form of a WordNet id, such as n01440764."""
+    """Return True if a name has the form of a WordNet id, such as n01440764."""
     return _WNID.fullmatch(name) is not None
 
 
 def class_names_of(classes: Sequence[str], root: SourcePath) -> tuple[str, ...] | None:
-    """Readable names if all classes are wnids and one list (near `root`, or timm's) has all of them; otherwise None."""
+    """Return readable names if all classes are wnids and one list has all of them, otherwise None.
+
+    The list lies near `root`, or is timm's.
+    """
     if not classes or not all(is_wnid(c) for c in classes):
         return None
     for path in [*(folder / _KAGGLE_LIST for folder in folder_and_parents(root)), *_timm_list(_TIMM_NAMES)]:
@@ -84,7 +94,7 @@ def class_names_of(classes: Sequence[str], root: SourcePath) -> tuple[str, ...] 
 
 
 def imagenet_wnids() -> tuple[str, ...]:
-    """The 1,000 wnids of ILSVRC2012 by label, from timm's list; empty without timm."""
+    """Return the 1,000 wnids of ILSVRC2012 by label, from timm's list. The result is empty without timm."""
     return tuple(wnid for path in _timm_list(_TIMM_WNIDS) for wnid in read_lines(path) or ())
 
 

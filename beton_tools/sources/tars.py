@@ -1,4 +1,7 @@
-"""Images inside uncompressed tar archives: ImageNet's and WebDataset shards. Headers are read, nothing is unpacked."""
+"""Images inside uncompressed tar archives: ImageNet's and WebDataset shards.
+
+Only headers are read, nothing is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +30,23 @@ from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files,
 from beton_tools.sources.side_files import class_names_of, is_wnid, read_lines
 
 _BLOCK = 512  # POSIX ustar
-_MAX_HEADER = 64 << 10  # bytes of an extended header (long names, pax records); a path has at most 4096
+_MAX_HEADER = 64 << 10  # bytes per extended header (long names, pax records); a path has at most 4096
 _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per line, in the shards' folder
 _MAX_JSON_BYTES = 1 << 20
-_MAX_NUMBER_BYTES = 32  # of a .cls file, with white space
-# limits of one archive, as a hostile server sends headers without end; all of ImageNet with a label file per image has 2.6
-# million members, names of 100 MB, and 50 kB per member
+_MAX_NUMBER_BYTES = 32  # in a .cls file, with white space
+# Limits per archive, because a hostile server may send headers without end. All of ImageNet, with a label file per
+# image, has 2.6 million members, 100 MB of names, and 50 kB per member.
 MAX_MEMBERS = 3_000_000
 MAX_NAMES = 256 << 20  # bytes
-FIRST_MEMBERS, LEAST_MEAN = 50_000, 64  # after so many, the bytes that a member has at least on average
-# Before Python 3.11.10, tarfile reads a pax header in a time quadratic in its longest run of digits (CVE-2024-6232).
-# A file name has at most 255 characters, a number in a header fewer.
+FIRST_MEMBERS, LEAST_MEAN = 50_000, 64  # after this many members, the minimum mean bytes per member
+# Before Python 3.11.10, tarfile's time for a pax header is quadratic in its longest run of digits (CVE-2024-6232).
+# A file name has at most 255 characters, and a number in a header has fewer.
 _TOO_MANY_DIGITS = re.compile(rb"[0-9]{256}")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file inside a tar: `size` bytes at `offset` of the file that was opened."""
+    """A regular file inside a tar: `size` bytes at `offset` in the file that was opened."""
 
     name: str
     offset: int
@@ -51,7 +54,10 @@ class Member:
 
 
 class _HeaderReader:
-    """The file as `tarfile` sees it. `tarfile` reads as many bytes and seeks as far as a header says; this refuses both."""
+    """The file as `tarfile` sees it.
+
+    A header can make `tarfile` read or seek any distance, which this class refuses.
+    """
 
     def __init__(self, file: BinaryIO, end: int) -> None:
         self._file, self._end = file, end
@@ -74,13 +80,17 @@ class _HeaderReader:
 def members(
     file: BinaryIO, path: SourcePath, end: int | None = None, left_out: Counter[str] | None = None
 ) -> Iterator[Member]:
-    """Regular files of the tar that starts at the file's current position; a hard link is the file that it refers to.
+    """Yield the regular files in the tar that starts at the file's current position.
 
-    Offsets are relative to the start of `file`, so a tar inside a tar does not have to be unpacked.
+    A hard link is yielded as the file that it refers to. Offsets are relative to the start of `file`, so a tar inside a
+    tar does not have to be unpacked.
 
-    end: offset at which the tar ends; None for the end of the file.
-    left_out: counts members without data of their own, such as symbolic links, by suffix and kind.
-    Raises UserError: not an uncompressed tar, or a damaged one.
+    Args:
+        end: Offset at which the tar ends. None stands for the end of the file.
+        left_out: Counts members without data of their own, such as symbolic links, by suffix and kind.
+
+    Raises:
+        UserError: The file is not an uncompressed tar, or is damaged.
     """
     start = file.tell()
     end = file.seek(0, os.SEEK_END) if end is None else end
@@ -116,7 +126,7 @@ def members(
                 left_out[f"{_suffix(info.name)} {kind}".lstrip()] += 1
     except (OSError, UserError):
         raise
-    except Exception as error:  # tarfile raises many types on hostile headers, among them RecursionError
+    except Exception as error:  # tarfile raises many types for hostile headers, among them RecursionError
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path}: not a complete uncompressed tar archive ({reason}); download it again") from error
     file.seek(tar.offset)
@@ -125,7 +135,7 @@ def members(
 
 
 def _as_member(info: tarfile.TarInfo, earlier: Mapping[str, Member]) -> Member | None:
-    """The member's data; those of an earlier one if it is a hard link; None if there are none."""
+    """Return the member's data, or an earlier member's if it is a hard link. None if there is no data."""
     if info.islnk():  # tar stores a file with several hard links once
         target = earlier.get(info.linkname)
         return None if target is None else replace(target, name=info.name)
@@ -139,7 +149,7 @@ def _suffix(name: str) -> str:
 
 
 def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
-    """The content of a member of the tar that was opened as `file`. Raises UserError: the file became shorter."""
+    """Read a member of the tar that was opened as `file`. Raises UserError if the file became shorter."""
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) != member.size:
@@ -149,7 +159,7 @@ def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
 
 @dataclass
 class SpanTable:
-    """The images found in archives so far: 28 bytes and a name per image."""
+    """The images found in archives so far, with 28 bytes and a name per image."""
 
     archives: list[str | RemotePath] = field(default_factory=list)
     archive_stamps: list[Stamp] = field(default_factory=list)
@@ -162,13 +172,13 @@ class SpanTable:
 
     @contextmanager
     def open_archive(self, path: SourcePath) -> Iterator[BinaryIO]:
-        """Open the archive to which the images that are added next belong."""
+        """Open an archive, to which the images that are added next belong."""
         with open_source_file(path, "a .tar file") as file:
             self.add_archive(path, stamp_of(file))
             yield file
 
     def add_archive(self, path: SourcePath, stamp: Stamp) -> None:
-        """Images that are added next belong to this archive, which had the stamp when it was read."""
+        """Add an archive that had this stamp when it was read. The images that are added next belong to it."""
         self.archives.append(path if isinstance(path, RemotePath) else str(path))
         self.archive_stamps.append(stamp)
 
@@ -187,9 +197,10 @@ class SpanTable:
         class_names: tuple[str, ...] | None,
         key: Callable[[int], str] | None,
     ) -> SpanSource:
-        """The table as a Source.
+        """Return the table as a Source.
 
-        key: sort key of an image, given its index in this table; None keeps the order of the archives.
+        Args:
+            key: Sort key for an image, given its index in this table. None keeps the archives' order.
         """
         if not self.names:
             raise UserError(f"{root}: contains no images; give an archive of images")
@@ -211,7 +222,10 @@ class SpanTable:
 
 
 def train_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
-    """ILSVRC2012_img_train.tar, a tar of one tar per wnid: the same images, in the same order, as its unpacked folder."""
+    """Open ILSVRC2012_img_train.tar, which contains one tar per wnid.
+
+    The images and their order are the same as in its unpacked folder.
+    """
     table = SpanTable()
     with table.open_archive(path) as file:
         inner = {PurePath(m.name).stem: m for m in members(file, path) if m.name.endswith(".tar")}
@@ -226,7 +240,7 @@ def train_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> 
 def class_tars_source(
     folder: SourcePath, tars: Sequence[SourcePath], classes: Sequence[str] | None = None
 ) -> SpanSource:
-    """The members of the train tar as separate files: n01440764.tar, n01443537.tar, ..."""
+    """Open the train tar's members as separate files: n01440764.tar, n01443537.tar, ..."""
     by_wnid = {path.stem: path for path in tars}
     wnids = _checked_wnids(folder, by_wnid, classes)
     table = SpanTable()
@@ -237,7 +251,7 @@ def class_tars_source(
 
 
 def _checked_wnids(root: SourcePath, names: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The class list of the archives `names`: `classes` if given, otherwise their wnids in sorted order."""
+    """Return the class list for the archives `names`: `classes` if given, otherwise their wnids in sorted order."""
     others = [name for name in names if not is_wnid(name)]
     if others or not names:
         first = f"{others[0]}.tar" if others else "none"
@@ -264,9 +278,10 @@ def _by_class_and_name(table: SpanTable, root: SourcePath, wnids: tuple[str, ...
 def webdataset_source(
     root: SourcePath, shards: Sequence[SourcePath], classes: Sequence[str] | None = None
 ) -> SpanSource:
-    """Samples in the order of the shards. The label is a number in `.cls`, or "label" in `.json`.
+    """Open samples in the order of the shards. The label is a number in `.cls`, or "label" in `.json`.
 
-    classes: names of the labels; None takes a class list from the shards' folder, or else the numbers themselves.
+    Args:
+        classes: Names of the labels. None uses a class list from the shards' folder, or else the numbers themselves.
     """
     table = SpanTable()
     for path, (stamp, samples, left_out) in zip(shards, map_files(_read_samples, shards), strict=True):
@@ -287,7 +302,7 @@ def _read_samples(path: SourcePath) -> tuple[Stamp, list[tuple[str, Member, int]
 
 
 def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterator[tuple[str, Member, int]]:
-    """left_out: counts the files of samples without an image."""
+    """Yield the samples in one shard. `left_out` counts the files in samples without an image."""
     visible = (m for m in members(file, path, left_out=left_out) if not m.name.rpartition("/")[2].startswith("."))
     for key, group in groupby(visible, key=_sample_key):
         parts = {_extension(member): member for member in group}

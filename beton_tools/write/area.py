@@ -1,4 +1,4 @@
-"""Area interpolation with the pixels of OpenCV's `INTER_AREA`, in which FFCV's writer resizes."""
+"""Area interpolation with the same pixels as OpenCV's `INTER_AREA`, which FFCV's writer uses for resizing."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from beton_tools.base.jit import njit
 
 @njit(nogil=True)
 def shrink_by_area(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, 3) u8 to (height, width, 3), neither larger than before.
+    """Resize (H, W, 3) u8 to (height, width, 3), where neither side becomes larger.
 
     Sums are made in OpenCV's order in float32, or in integers where both scales are whole numbers.
     """
@@ -38,7 +38,12 @@ def _scale(source: int, target: int) -> float:
 
 @njit(nogil=True)
 def _cells(source: int, target: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each output position its first source position (int64) and their weights (float32, 0 behind the last)."""
+    """Return the source positions that each output position covers.
+
+    Returns:
+        The first source position (int64) for each output position, and the source positions' weights (float32, 0 behind
+        the last one).
+    """
     first = np.empty(target, np.int64)
     weights = np.zeros((target, int(scale) + 3), np.float32)
     for i in range(target):
@@ -59,7 +64,7 @@ def _cells(source: int, target: int, scale: float) -> tuple[np.ndarray, np.ndarr
 
 @njit(nogil=True)
 def _add_row(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, row_weight: float, sums: np.ndarray) -> None:
-    """Add one source row (W, 3), resized to the output's width and multiplied by row_weight, to sums (width, 3)."""
+    """Resize one source row (W, 3) to the output's width, multiply it by row_weight, and add it to sums (width, 3)."""
     for x in range(len(sums)):
         red = green = blue = np.float32(0)
         for i in range(weights.shape[1]):
@@ -76,7 +81,7 @@ def _add_row(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, row_weight
 
 @njit(nogil=True)
 def _mean_of_blocks(pixels: np.ndarray, down: int, across: int, out: np.ndarray) -> None:
-    """Means of blocks of down * across pixels."""
+    """Average blocks of down * across pixels."""
     inverse = np.float32(1) / np.float32(down * across)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):

@@ -1,4 +1,4 @@
-"""Convert a data set to `.beton` files: one labelled set, or the train and val splits of ImageNet."""
+"""Convert a dataset to `.beton` files: one labelled set, or ImageNet's train and val splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from beton_tools.write.writer import WriteOptions, write_beton
 
 
 def converted_path(whole: Path, options: WriteOptions | None) -> Path:
-    """The file that a conversion to `whole` writes: another one if only a part is written."""
+    """Return the file that a conversion to `whole` writes. It is another file if only a part is written."""
     return whole if options is None or options.part is None else options.part.path(whole)
 
 
@@ -34,12 +34,12 @@ def convert_folder(
     """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
     Args:
-        classes_of: a converted file, such as the training file, whose classes determine the labels.
-        class_indices: the names of class folders are labels: images of folder 7 have the label 7 (ImageNet-V2).
-        single_label: a table's label cell such as "cat;dog" is the name of one class, not those of two.
+        classes_of: A converted file, such as the training file, whose classes determine the labels.
+        class_indices: Whether the names of class folders are labels: images in folder 7 have the label 7 (ImageNet-V2).
+        single_label: Whether a table's label cell such as "cat;dog" is one class name, not the names of two classes.
 
     Raises:
-        UserError: the images cannot be found or written; see `open_source` and `write_beton`.
+        UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
     source = open_source(data, classes=classes, class_indices=class_indices, single=single_label)
@@ -60,17 +60,17 @@ def convert_imagenet(
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = lambda split: nullcontext(),
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
-    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.
+    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each.
 
-    Images are stored as timm's loader reads them, not turned by Exif: accuracies on ImageNet are reported that way.
-    The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
-    missing devkit is reported at once.
+    One of the two splits may be missing. Images are stored as timm's loader reads them, not turned by Exif, because
+    accuracies on ImageNet are reported that way. The labels in val index the training classes. Both splits are listed
+    before the first image is converted, so that a missing devkit is reported at once.
 
     Args:
         progress_of: split -> context manager whose value is a progress callback.
 
     Raises:
-        UserError: the images cannot be found or written; see `open_source` and `write_beton`.
+        UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     data, options = source_path(data), replace(options or WriteOptions(), upright=False)
     present = [split for split in SPLITS if find_split(data, split) is not None]

@@ -31,18 +31,19 @@ from beton_tools.write.area import shrink_by_area
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 AUTO = "auto"
 WRITE_MODES = (AUTO, "jpg", "raw")  # the last two are FFCV's names
-QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, and the paper's files
-# mean error of four photographs of scikit-image 0.2 to 1.1 levels of 255, against 2.0 to 2.9 as above; half of the PNG's bytes
+QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, which the paper's files use too
+# Mean error on four scikit-image photographs: 0.2 to 1.1 of 255 levels, against 2.0 to 2.9 with the values above.
+# The JPEGs have half of the PNGs' bytes.
 LOSSLESS_QUALITY, LOSSLESS_SUBSAMPLING = 98, "4:4:4"
-_LOSSLESS = ("PNG", "BMP", "PPM", "TIFF", "GIF")  # and WebP of the kind VP8L
-RAW_PIXELS = 128 * 128  # of a file without loss that is stored as pixels, 49 kB: exact, and decoded at once
+_LOSSLESS = ("PNG", "BMP", "PPM", "TIFF", "GIF")  # and VP8L WebP files
+RAW_PIXELS = 128 * 128  # for a lossless file that is stored as pixels, 49 kB: exact, and decoded at once
 _CLEAR = "transparent "  # part of `EncodedImage.how`
 KEPT, DAMAGED = "kept", "damaged JPEG"
-RAW = "raw, "  # begins `EncodedImage.how` of images that are stored as pixels
+RAW = "raw, "  # begins `EncodedImage.how` for images that are stored as pixels
 
 
 class BadImage(Exception):
-    """An image that cannot be stored; the message is the reason, without the image's name."""
+    """An image that cannot be stored. The message is the reason, without the image's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +51,23 @@ class EncodeOptions:
     """How images are stored.
 
     Attributes:
-        max_resolution: longest side in pixels; larger images are shrunk (antialiased). None keeps every size.
-        quality: JPEG quality of re-encoded images; None: 90, and 98 of files without loss, such as PNG.
-        subsampling: chroma subsampling of re-encoded images; None: 4:2:0, and 4:4:4 of files without loss.
-        lossless: keep the coefficients of JPEGs that need no other change.
-        page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
-        write_mode: "jpg"; "raw" stores pixels, which need no decoding; "auto" the pixels of small files without loss, at most
-            RAW_PIXELS, and JPEGs of all others.
-        background: colour under transparent pixels, as Pillow's `ImageColor` reads it.
-        upright: turn images as their Exif orientation says; False stores them as timm's and torchvision's loaders read them.
+        max_resolution: Longest side in pixels. Larger images are shrunk (antialiased). None keeps every size.
+        quality: JPEG quality for re-encoded images. None means 90, and 98 for lossless files, such as PNG.
+        subsampling: Chroma subsampling for re-encoded images. None means 4:2:0, and 4:4:4 for lossless files.
+        lossless: Keep the coefficients of JPEGs that need no other change.
+        page_size: Bytes per page in the file, a power of two. Larger JPEGs are re-encoded.
+        write_mode: "jpg" stores JPEGs, and "raw" stores pixels, which need no decoding. "auto" stores pixels for small
+            lossless files with at most RAW_PIXELS, and JPEGs for all others.
+        background: Colour under transparent pixels, as Pillow's `ImageColor` reads it.
+        upright: Turn images as their Exif orientation says. False stores them as timm's and torchvision's loaders read
+            them.
     """
 
     max_resolution: int | None = None
     quality: int | None = None
     subsampling: str | None = None
     lossless: bool = True
-    index: bool = field(default=True, init=False)  # no option any more, but a part of the fingerprints of files
+    index: bool = field(default=True, init=False)  # not an option any more, but part of the files' fingerprints
     page_size: int = DEFAULT_PAGE_SIZE
     write_mode: str = AUTO
     background: str = WHITE
@@ -74,7 +76,12 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """how: KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...; after RAW, what the file was."""
+    """An encoded image.
+
+    Attributes:
+        how: KEPT, or why the image was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ... After RAW, what the file
+            was.
+    """
 
     data: bytes
     height: int
@@ -83,7 +90,11 @@ class EncodedImage:
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
-    """Encode the contents of an image file. Raises BadImage: Pillow cannot decode it, or its JPEG does not fit a page."""
+    """Encode the contents of an image file.
+
+    Raises:
+        BadImage: Pillow cannot decode the file, or its JPEG does not fit a page.
+    """
     if not data:
         raise BadImage("empty file")
     try:
@@ -117,10 +128,13 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
 
 
 def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
-    """Keep the coefficients of a JPEG; None for a file that must be decoded and re-encoded.
+    """Keep a JPEG's coefficients. Returns None for a file that must be decoded and re-encoded.
 
-    That is: not a JPEG, too large, CMYK, progressive, to be turned though blocks at its edges are incomplete, or read by Pillow
-    but not without a warning by libjpeg-turbo, which the loader uses. Raises DamagedJpeg: the entropy-coded data are damaged.
+    This applies to a file that is not a JPEG, is too large, CMYK or progressive, must be turned although blocks at its
+    edges are incomplete, or is read by Pillow but causes a warning in libjpeg-turbo, which the loader uses.
+
+    Raises:
+        DamagedJpeg: The entropy-coded data are damaged.
     """
     try:
         head = jpeg.parse(data)
@@ -148,7 +162,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
 
 
 def _noted_orientation(header: bytes) -> int:
-    """Exif orientation in the header of a JPEG, which Pillow reads only if there is a place for it."""
+    """Return the Exif orientation in a JPEG's header. Pillow reads the header only if it has a place for one."""
     if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return 1
     with suppress(OSError):
@@ -157,7 +171,14 @@ def _noted_orientation(header: bytes) -> int:
 
 
 def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
-    """Counts of `EncodedImage.how` -> what users should know of images, as text, -> how many there are."""
+    """Count the images that users should know about.
+
+    Args:
+        encodings: Counts of `EncodedImage.how`.
+
+    Returns:
+        What users should know, as text -> number of images.
+    """
     deep = tuple(DEEP_MODES.values())
     counts = {
         DEEP_IMAGES: sum(n for how, n in encodings.items() if how.removeprefix(RAW).startswith(deep)),
@@ -167,13 +188,14 @@ def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
 
 
 def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]:
-    """(RGB pixels (H, W, 3) uint8, the format or unusual mode, whether the file was stored without loss).
+    """Decode a file. Missing parts of a damaged JPEG are filled in, as timm's and torchvision's loaders do.
 
-    As by timm's and torchvision's loaders, missing parts of a damaged JPEG are filled in.
+    Returns:
+        RGB pixels (H, W, 3) uint8, the format or unusual mode, and whether the file was stored losslessly.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about Exif data and palettes, which change no pixel
+            warnings.simplefilter("ignore")  # warnings about Exif data and palettes, which change no pixel
             image = open_image(data)
             is_jpeg = image.format in ("JPEG", "MPO")
             quiet = None
@@ -183,7 +205,7 @@ def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]
             orientation = orientation_of(image) if options.upright else 1
             rgb, is_transparent = upright_rgb(quiet or image, orientation, options.background)
             pixels = np.asarray(rgb)
-    except Exception as error:  # Pillow's plug-ins raise many types of exceptions on damaged data
+    except Exception as error:  # Pillow's plug-ins raise many exception types for damaged data
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
     if not is_jpeg:
@@ -195,17 +217,20 @@ def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]
 
 
 def _reduction(image: Image.Image, max_resolution: int | None) -> int:
-    """The factor by which libjpeg reduces the image while it decodes: the result still has twice the stored size or more.
+    """Return the factor by which libjpeg reduces the image while decoding.
 
-    Decoding all of 12 megapixels takes most of the time of converting a photograph, 190 of 230 ms. At twice the stored size the
-    pixels of `shrink` differ by less than those of the JPEG that is stored (0.9 and 1.7 levels on average at 500 pixels).
+    The result has at least twice the stored size.
+
+    Decoding all 12 megapixels takes most of the time for converting a photograph, 190 of 230 ms. At twice the stored
+    size, the difference in the pixels from `shrink` is smaller than the difference that storing them as a JPEG makes
+    (0.9 and 1.7 levels on average at 500 pixels).
     """
     longest = max(image.size)
     return next((factor for factor in (8, 4, 2) if max_resolution and longest >= 2 * factor * max_resolution), 1)
 
 
 def _is_damaged(data: bytes) -> bool:
-    """True if the scans of a JPEG are damaged, which Pillow does not report; False for unsupported kinds of JPEG."""
+    """Return True if a JPEG's scans are damaged, which Pillow does not report. False for unsupported kinds of JPEG."""
     for read_whole in (jpeg.add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
         try:
             read_whole(data)
@@ -220,7 +245,7 @@ def _is_damaged(data: bytes) -> bool:
 def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
     """Resize (H, W, 3) uint8 so that the longest side is at most max_resolution.
 
-    Interpolation (area) and sizes are those of FFCV's writer.
+    The interpolation (area) and the sizes are the same as in FFCV's writer.
     """
     height, width = pixels.shape[:2]
     longest = max(height, width)
@@ -239,9 +264,10 @@ def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions, is_lossless: bool) 
 
 
 def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
-    """Pixels of a stored image, (H, W, 3) uint8.
+    """Return the pixels of a stored image, (H, W, 3) uint8.
 
-    Raises UserError: the sample cannot be read or decoded; the message names it.
+    Raises:
+        UserError: The sample cannot be read or decoded. The message names it.
     """
     stored = table.image_bytes(sample_id)
     height, width = int(table.heights[sample_id]), int(table.widths[sample_id])

@@ -1,8 +1,8 @@
 """Write a `.beton` page by page under a temporary name, with a journal that survives kill -9.
 
-`X.beton.part` grows by whole pages; `X.beton.part.journal` gets one line per page that lists its samples. A later run
-with the same inputs continues after the last page that is in the journal, has the right checksum, and whose images
-have not changed. Only a complete file gets the name `X.beton`.
+`X.beton.part` grows by whole pages. `X.beton.part.journal` gets one line per page, which lists the page's samples. A
+later run with the same inputs continues after the last page that is in the journal, has the right checksum, and whose
+images have not changed. Only a complete file gets the name `X.beton`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_pag
 from beton_tools.write.images import DAMAGED, RAW, EncodedImage
 
 JOURNAL_VERSION = 1
-SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
+SYNC_EVERY = 16  # pages between fsyncs: a power failure loses at most these, and kill -9 loses none
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class PageRecord:
     """The contents of one page.
 
     Attributes:
-        next_position: position in the order; all images before it are in this page, in an earlier one, or skipped.
+        next_position: Position in the order. All images before it are in this page, in an earlier one, or skipped.
         stamp: CRC-32 of the stamps of the images that this page contains or skips.
-        samples: (position in the order, height, width, bytes, label, how) of each image, in page order.
+        samples: (position in the order, height, width, bytes, label, how) for each image, in page order.
         skipped: (position in the order, reason).
     """
 
@@ -49,7 +49,7 @@ class PageRecord:
 
 @dataclass
 class Written:
-    """The tables of a file. Arrays have a row for every planned sample; rows 0..count-1 are filled."""
+    """A file's tables. Arrays have a row for every planned sample, and rows 0..count-1 are filled."""
 
     metadata: np.ndarray  # SAMPLE_DTYPE (N,)
     sizes: np.ndarray  # int64 (N,)
@@ -77,16 +77,19 @@ class Written:
 
 
 class PageFile:
-    """Appends encoded images; `seal` and `publish` complete the `.beton`.
+    """Appends encoded images. `seal` and `publish` complete the `.beton`.
 
-    A context manager: leaving it before `publish` keeps the part file for a later run.
+    This is a context manager. Leaving it before `publish` keeps the part file for a later run.
     """
 
     def __init__(self, path: Path, page_size: int, fingerprint: str, stamps: np.ndarray) -> None:
         """Open the part file and continue what an earlier run with the same fingerprint and stamps left.
 
-        stamps: one row per image, in writing order, that changes when the image's content changes.
-        Raises UserError: another process writes the same file, or the disk is full.
+        Args:
+            stamps: One row per image, in writing order, that changes when the image's content changes.
+
+        Raises:
+            UserError: Another process writes the same file, or the disk is full.
         """
         n = len(stamps)
         self.path, self.page_size, self.stamps = path, page_size, stamps
@@ -129,7 +132,10 @@ class PageFile:
         self.next_position += 1
 
     def seal(self, label_sets: np.ndarray | None = None) -> Written:
-        """Write the last page, label sets (planned images, K), and the tables. The part file is now a complete `.beton`."""
+        """Write the last page, the label sets (planned images, K), and the tables.
+
+        This makes the part file a complete `.beton`.
+        """
         if self._samples or self._skipped:
             self._end_page()
         with self._disk_errors():
@@ -150,7 +156,7 @@ class PageFile:
         return self.written
 
     def _write_label_sets(self, sets: np.ndarray) -> None:
-        """Append pages of whole rows, sets (count, K), and point the metadata to them."""
+        """Append pages that contain whole rows from sets (count, K), and point the metadata to them."""
         count, classes = sets.shape
         per_page = self.page_size // classes
         for first in range(0, count, per_page):
@@ -180,7 +186,7 @@ class PageFile:
             self._file.write(self._page)
             to_disk = (number + 1) % SYNC_EVERY == 0
             _flush(self._file, to_disk)
-            # not asdict: it copies every sample, a fifth of the time of a page
+            # not asdict: it copies every sample, which takes a fifth of the time for a page
             self._journal.write(_line({name: getattr(record, name) for name in PageRecord.__slots__}))
             _flush(self._journal, to_disk)
         self.written.add(record, self._page_offset(number))
@@ -190,7 +196,7 @@ class PageFile:
         return zlib.crc32(self.stamps[start:stop].tobytes())
 
     def _resume(self, fingerprint: str) -> BinaryIO:
-        """Continue what an earlier run with the same fingerprint left; returns the journal, open for appending."""
+        """Continue what an earlier run with the same fingerprint left. Returns the journal, open for appending."""
         kept = [_line(_first_entry(fingerprint))]
         for number, (line, record) in enumerate(self._finished_pages(fingerprint)):
             self.written.add(record, self._page_offset(number))
@@ -236,7 +242,10 @@ class PageFile:
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Open and lock for reading and writing; the lock is released when the file is closed or the process ends."""
+    """Open and lock a file for reading and writing.
+
+    The lock is released when the file is closed or the process ends.
+    """
     file = os.fdopen(open_own(path, os.O_RDWR), "r+b")
     if not try_lock(file) or was_replaced(file, path):
         file.close()
@@ -254,7 +263,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _parse(line: bytes) -> Any:
-    """The entry of a journal line; None if the line is incomplete or damaged."""
+    """Parse a journal line. Returns None if the line is incomplete or damaged."""
     text = line[9:-1]
     if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
         return None

@@ -1,8 +1,8 @@
 """Encode images in worker processes and return the results in order, with bounded memory.
 
-FFCV's writer waits forever when a worker dies. Here each worker has its own pipe, through which it sends each image that it has
-encoded: a closed pipe is noticed at once, the image on which the worker died is the first that did not arrive, and another
-process replaces the worker.
+FFCV's writer waits forever when a worker dies. Here each worker has its own pipe, through which it sends each image
+that it has encoded. A closed pipe is noticed at once, and the worker died on the first image that did not arrive.
+Another process replaces the worker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from beton_tools.sources.base import Location, fetch_remote
 from beton_tools.sources.remote import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
-# images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole
+# images per message; up to MAX_CHUNK from one group, such as a row group in a parquet file, which is read whole
 CHUNK = 8
 MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
@@ -39,7 +39,11 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """is_lost: the image may be in order, but its remote file cannot be read; it must not be skipped."""
+    """An image that was not encoded.
+
+    Attributes:
+        is_lost: Whether the remote file cannot be read. The image itself may be in order, so it must not be skipped.
+    """
 
     reason: str
     is_lost: bool = False
@@ -49,10 +53,14 @@ Result = EncodedImage | Failed
 
 
 def encode_in_order(locations: Iterable[Location], options: EncodeOptions, workers: int) -> Generator[Result]:
-    """One result per image, in the order of the locations. workers = 0 encodes in this process.
+    """Return an iterator with one result per image, in the order of the locations.
 
-    An image on which worker processes die twice is Failed. Closing the iterator ends the workers. Raises UserError: a worker
-    process died while it was starting.
+    With workers = 0, images are encoded in this process.
+
+    If worker processes die twice on an image, the image is Failed. Closing the iterator ends the workers.
+
+    Raises:
+        UserError: A worker process died while it was starting.
     """
     if workers == 0:
         chunks = map(fetch_remote, _in_chunks(locations))
@@ -61,7 +69,7 @@ def encode_in_order(locations: Iterable[Location], options: EncodeOptions, worke
 
 
 def _in_chunks(locations: Iterable[Location]) -> Iterator[list[Location]]:
-    """Lists of CHUNK locations; longer ones where those that follow belong to the group of the last."""
+    """Yield lists of CHUNK locations. A list is longer if the following locations belong to the last one's group."""
     chunk: list[Location] = []
     for location in locations:
         if len(chunk) >= CHUNK:
@@ -76,7 +84,7 @@ def _in_chunks(locations: Iterable[Location]) -> Iterator[list[Location]]:
 
 
 def _encode(location: Location, options: EncodeOptions) -> Result:
-    """The image, or why it cannot be stored. Errors of anything else than the image are raised."""
+    """Return the image, or why it cannot be stored. Errors that do not concern the image are raised."""
     try:
         data = location.read()
     except (BadImage, UserError) as error:
@@ -100,7 +108,7 @@ class _Deadly:
 
 
 def _serve(pipe: Connection, options: EncodeOptions) -> None:
-    """Main function of a worker: send None, then receive lists of locations and send results, until the pipe closes."""
+    """Run a worker: send None, then receive lists of locations and send results, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     with contextlib.suppress(EOFError, OSError), ThreadPoolExecutor(1) as reader:  # until the parent ends
         pipe.send(None)
@@ -117,7 +125,7 @@ def _serve(pipe: Connection, options: EncodeOptions) -> None:
 
 
 def _receive(pipe: Connection) -> list[Location]:
-    """The next chunk; images of remote files are read, while the chunk before is encoded."""
+    """Receive the next chunk. Its remote images are read while the previous chunk is encoded."""
     return fetch_remote(pipe.recv())
 
 
@@ -160,7 +168,7 @@ class _Worker:
             self.pipe.send(chunk.locations[len(chunk.results) :])
 
     def receive(self) -> None:
-        """Receive a result of the oldest chunk. If the process died, start another one with what is missing."""
+        """Receive a result from the oldest chunk. If the process died, start another one with what is missing."""
         try:
             result = self.pipe.recv()
         except (EOFError, OSError):
@@ -178,10 +186,10 @@ class _Worker:
             self.queue.popleft()
 
     def _blame(self) -> None:
-        """Fail an image when a process died on it twice; the first time, other processes may have used up the memory."""
+        """Fail an image if a process died on it twice. The first time, other processes may have used up the memory."""
         self.process.join(5)
         code = self.process.exitcode
-        if code == 1 and not self.has_started:  # of Python, whose message it has written
+        if code == 1 and not self.has_started:  # Python ended it and has written the error's message
             raise UserError(f"a worker ended with the Python error above; {_GUARD}")
         if not self.has_started:
             raise UserError(f"a worker died while it was starting (exit code {code}); {_CONTINUE}")
@@ -218,7 +226,7 @@ def _encode_pooled(chunks: Iterator[list[Location]], options: EncodeOptions, cou
 
 
 def _start_server() -> None:
-    """Start the server that forks workers, with SIGINT blocked in it and in them.
+    """Start the server that forks workers, with SIGINT blocked in the server and its workers.
 
     Ctrl-C sends SIGINT to the whole process group, but only this process must react to it.
     """

@@ -1,4 +1,4 @@
-"""Which samples are written, and in which order; depends only on labels and seed."""
+"""Which samples are written, and in which order. Both depend only on labels and seed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from beton_tools.read.sample_table import strata
 
 
 def seeded_order(n: int, seed: int) -> np.ndarray:
-    """A permutation of range(n), int64, by sorting SplitMix64 of (seed, i).
+    """Return a permutation of range(n), int64, by sorting SplitMix64 of (seed, i).
 
-    Not numpy's Generator.permutation, whose stream may change between numpy versions: the same seed must always give
-    the same file.
+    NumPy's Generator.permutation is not used, because its stream may change between NumPy versions. The same seed must
+    always give the same file.
     """
     # SplitMix64's constants: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"
     with np.errstate(over="ignore"):
@@ -28,10 +28,12 @@ def _scramble(z: np.ndarray) -> np.ndarray:
 
 
 def choose(labels: np.ndarray, subset_per_class: int | None, shuffle_seed: int | None) -> np.ndarray:
-    """int64 indices into the source, in writing order.
+    """Return int64 indices into the source, in writing order.
 
-    subset_per_class: choose this many of every class, by the seed (0 without shuffling); of several labels the rarest counts.
-    shuffle_seed: None keeps the source's order.
+    Args:
+        subset_per_class: Choose this many images from every class, by the seed (0 without shuffling). If an image has
+            several labels, the rarest counts.
+        shuffle_seed: None keeps the source's order.
     """
     order = seeded_order(len(labels), shuffle_seed or 0)
     if subset_per_class is not None:
@@ -40,7 +42,7 @@ def choose(labels: np.ndarray, subset_per_class: int | None, shuffle_seed: int |
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """For each position, the number of earlier positions with the same label."""
+    """Count, for each position, the earlier positions with the same label."""
     by_class = np.argsort(labels, kind="stable")
     sorted_labels = labels[by_class]
     first = np.searchsorted(sorted_labels, sorted_labels)

@@ -1,6 +1,6 @@
 """Write a source of labelled images to a `.beton` that stock FFCV 1.0.2 reads.
 
-The bytes of the file depend only on the images and the options, not on the number of workers or on interruptions.
+The file's bytes depend only on the images and the options, not on the number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from beton_tools.write.write_order import choose
 ON_ERROR = ("fail", "skip")
 MIN_PAGE_SIZE = 64 << 10
 MAX_PAGE_SIZE = 2 << 30  # the largest power of two that the header's u4 holds
-# smallest and largest value of the options that are numbers; None: no limit
+# smallest and largest value of each numeric option; None: no limit
 LIMITS: dict[str, tuple[int, int | None]] = {
     "max_resolution": (1, None),
     "quality": (1, 100),
@@ -44,20 +44,21 @@ LIMITS: dict[str, tuple[int, int | None]] = {
 
 
 def limits(option: str) -> str:
-    """The limits of an option as text: "1 to 100", "1 or more"."""
+    """Describe an option's limits as text: "1 to 100", "1 or more"."""
     low, high = LIMITS[option]
     return f"{low} or more" if high is None else f"{low} to {high}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions(EncodeOptions):
-    """Options of the images (see EncodeOptions) and of the file.
+    """Options for the images (see EncodeOptions) and for the file.
 
     Attributes:
-        workers: number of processes that encode; None: one per usable CPU; 0: encode in this process.
-        subset_per_class: write only this many images of each class.
-        shuffle_seed: write in the order that this seed gives; None keeps the source's order.
-        part: write only this part of the images, with the same classes and order as the whole.
+        workers: Number of processes that encode. None means one per usable CPU. With 0, images are encoded in this
+            process.
+        subset_per_class: Write only this many images from each class.
+        shuffle_seed: Write in the order that this seed gives. None keeps the source's order.
+        part: Write only this part of the images, with the same classes and order as the whole.
         on_error: "fail" at the first image that cannot be stored, or "skip" it and list it in the manifest.
     """
 
@@ -83,12 +84,12 @@ class WriteOptions(EncodeOptions):
             )
 
     def recorded(self) -> dict[str, Any]:
-        """The options that determine the file's bytes."""
+        """Return the options that determine the file's bytes."""
         values = asdict(self)
         for name in ("workers", "on_error", "part"):
             del values[name]
         for name, default in (("quality", QUALITY), ("subsampling", SUBSAMPLING)):
-            if values[name] == default:  # also of images without loss, which have better ones unless told otherwise
+            if values[name] == default:  # for lossless images too, which have better defaults unless told otherwise
                 values[f"{name}_of_all"] = True
             values[name] = values[name] or default
         return values if self.part is None else values | {"part": str(self.part)}
@@ -105,17 +106,17 @@ def write_beton(
     progress: ProgressCallback | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write the images of `source` to `out_path`, and the manifest beside it.
+    """Write the images in `source` to `out_path`, and the manifest beside it.
 
-    Continues what an interrupted run with the same inputs left beside `out_path`; a complete file from the same inputs
-    is not written again.
+    This continues what an interrupted run with the same inputs left beside `out_path`. A complete file from the same
+    inputs is not written again.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: an image cannot be stored (on_error "fail"), no image can, the disk is full, a worker process died while it was
-            starting, or `out_path` exists, from other inputs.
+        UserError: An image cannot be stored (on_error "fail"), no image can be stored, the disk is full, a worker
+            process died while it was starting, or `out_path` exists and was written from other inputs.
     """
     options = options or WriteOptions()
     path = Path(out_path)
@@ -150,7 +151,7 @@ def write_beton(
 
 
 def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: WriteOptions) -> Manifest:
-    """The manifest of an existing file, if it has the same inputs; else a UserError."""
+    """Return an existing file's manifest if it has the same inputs. Otherwise raise UserError."""
     manifest = Manifest.of_beton(path)
     if (
         manifest is None
@@ -184,7 +185,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> str:
-    """Hash of the names, labels and order of the images and of the options; their contents are in their stamps."""
+    """Hash the images' names, labels and order, and the options. The stamps stand for the images' contents."""
     digest = hashlib.blake2b(json.dumps([source.kind, str(source.root), options.recorded()]).encode())
     arrays = (a.tobytes() for a in (source.names.offsets, source.labels, order))
     for part in (source.names.blob, *arrays):
