@@ -21,10 +21,12 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads of a proces
 
 
 def run_in_threads(work: Callable[..., None], threads: int, *arguments: Any) -> None:
-    """Call `work(thread, *arguments)` for thread = 0 to threads - 1 at the same time and return when all have finished.
+    """Call `work(thread, *arguments)` for thread = 0 to threads - 1 at the same time.
 
-    `work` must release the GIL (`nogil=True`). Calls beyond the number of cores wait for a free thread, so no call may wait
-    for another one. An error in any call is raised here.
+    Returns when all calls have finished.
+
+    `work` must release the GIL (`nogil=True`). Calls beyond the number of cores wait for a free thread, so no call
+    may wait for another one. An error in any call is raised here.
     """
     others = [_pool().submit(work, thread, *arguments) for thread in range(1, threads)]
     try:
