@@ -186,7 +186,7 @@ class CpuAugment:
         return np.empty((batch, self.size, self.size, 3), self.storage)
 
     def new_scratch(self, threads: int, height: int, width: int) -> np.ndarray:
-        """Return scratch memory, (threads, bytes) uint8, that suffices for crops, and so for images, up to height x width."""
+        """Return scratch, (threads, bytes) uint8, that suffices for crops, and so for images, up to height x width."""
         return np.empty((threads, image_scratch_size(height, width, self.size)), np.uint8)
 
     def __call__(

@@ -104,9 +104,10 @@ def draw_plan(
 def eval_plan(
     sample_ids: Any, heights: Any, widths: Any, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Return plans for evaluation: the short side is resized to floor(size / crop_pct), then the central size x size is cropped.
+    """Return plans for evaluation.
 
-    Both are rounded as in torchvision.
+    The short side is resized to floor(size / crop_pct), then the central size x size is cropped. Both are rounded as
+    in torchvision.
 
     Raises:
         UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is empty.
@@ -230,7 +231,7 @@ def _draw_resized_crop(p, who, height, width, row):
 
 @njit()
 def _draw_simple_crop(who, height, width, size, row):
-    """Draw DeiT III's simple crop: short side to `size`, padded by reflection, and a random window with size x size pixels."""
+    """Draw DeiT III's simple crop: short side to `size`, padded by reflection, and a random size x size window."""
     h, w = resized_shape(height, width, size)
     _, _, top, left = _words(who, CROP)
     _set_box(row.crop, 0, 0, height, width)

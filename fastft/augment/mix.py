@@ -94,7 +94,10 @@ class Mixer:
 
 
 def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
-    """Return a box with area share 1 - lam round a centre, clipped to the image, and lambda corrected to what is left."""
+    """Return a box with area share 1 - lam round a centre, clipped to the image.
+
+    Lambda is corrected to what is left.
+    """
     ratio = math.sqrt(1.0 - lam)
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     y0, y1 = max(centre[0] - cut_h // 2, 0), min(centre[0] + (cut_h + 1) // 2, height)

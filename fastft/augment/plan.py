@@ -48,8 +48,7 @@ def _enhance(name: str, kind: int, **more: Rule) -> Op:
     return Op(name, kind, "x{:.2f}", {name: Rule.ENHANCE, f"{name}Increasing": Rule.ENHANCE_INCREASING, **more})
 
 
-# An op's number in a plan is its position here, so a plan filled with zeros is Identity. Comments explain the
-# argument.
+# An op's number in a plan is its position here, so a plan of zeros is Identity. Comments explain the argument.
 OPS = (
     Op("Identity", IMAGE),
     Op("AutoContrast", TABLE, timm={"AutoContrast": Rule.NO_ARGUMENT}),
@@ -85,7 +84,7 @@ PLAN_DTYPE = np.dtype(
         ("sample", np.int64),  # dataset index
         ("crop", np.int32, 4),  # y, x, h, w in source pixels: is resized; nothing outside it is seen
         ("resize", np.int32, 2),  # h, w to which the crop is resized
-        ("window", np.int32, 2),  # y, x in the resized image where the output begins; outside the image, pixels are reflected
+        ("window", np.int32, 2),  # y, x in the resized image where the output begins; reflected outside it
         # applied after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; a quarter turn is two of them
         ("flip", np.uint8),
         ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased

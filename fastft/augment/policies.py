@@ -71,7 +71,10 @@ class AugMix:
 
 @dataclass(frozen=True)
 class ThreeAugment:
-    """Apply one of grayscale, solarise and blur, then change brightness, contrast and colour by 1 +- jitter in random order."""
+    """One of grayscale, solarise and blur.
+
+    Then brightness, contrast and colour change by 1 +- jitter in random order.
+    """
 
     jitter: float = 0.3
 
@@ -147,7 +150,7 @@ class AugmentPolicy:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """Return the fill colour for areas that geometric ops uncover: the mean, as in timm (123, 117, 104 for CLIP's mean)."""
+        """Return the colour for areas that geometric ops uncover: the mean, as in timm (123, 117, 104 for CLIP's)."""
         red, green, blue = (min(255, max(0, round(255 * m))) for m in self.mean)
         return red, green, blue
 

@@ -148,7 +148,7 @@ ONE = np.uint64(1)
 def philox2x32(key, c0, c1):
     """Return 64 random bits (low word first) from a 32-bit key and a counter with two 32-bit words.
 
-    Half the work of `philox`.
+    It is half the work.
     """
     k = np.uint64(key) & LOW_32
     x0 = np.uint64(c0) & LOW_32
