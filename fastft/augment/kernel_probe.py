@@ -1,10 +1,11 @@
 """`python -m fastft.augment.kernel_probe`: compile one augmentation kernel as training would.
 
-On every visible GPU the kernel is compiled, linked and loaded; without a GPU it is compiled to PTX for sm_80. The exit code
-is 0 on success. `fastft doctor` runs it in a process of its own, because a failing CUDA driver can abort the process.
+On every visible GPU, the kernel is compiled, linked and loaded. Without a GPU, it is compiled to PTX for sm_80. The
+exit code is 0 on success. `fastft doctor` runs it in a separate process, because a failing CUDA driver can abort the
+process.
 
 It catches mismatches that version numbers do not show: numba-cuda 0.30.4 fails with NumPy 2.5, and a CUDA 12.6 linker
-cannot read the PTX 8.8 of a CUDA 12.9 compiler.
+cannot read the PTX 8.8 that a CUDA 12.9 compiler writes.
 """
 
 import torch

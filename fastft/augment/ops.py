@@ -215,7 +215,7 @@ def truncate(value):
 
 @njit()
 def cubic(a, b, c, d, t):
-    """Interpolate between b and c at t in [0, 1): a cubic through four neighbours (a = -1, as in Pillow's transform)."""
+    """Interpolate between b and c at t in [0, 1) by a cubic through four neighbours (a = -1, as Pillow's transform)."""
     return b + t * ((c - a) + t * ((2.0 * (a - b) + c - d) + t * (b - a - c + d)))
 
 

@@ -1,8 +1,8 @@
 """Run compiled functions in several Python threads. They release the GIL, so the threads use all cores.
 
-Numba's own parallel loops need a threading layer, and each layer fails somewhere: TBB waits for ever when a process ends on
-one core (numba#10556, oneTBB#2056), "workqueue" aborts the process when two loaders run at the same time, and OpenMP aborts
-in a forked process.
+Numba's own parallel loops need a threading layer, and each layer fails in some situation. TBB waits for ever when a
+process ends on one core (numba#10556, oneTBB#2056). "workqueue" aborts the process when two loaders run at the same
+time. OpenMP aborts in a forked process.
 """
 
 import os

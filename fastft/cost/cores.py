@@ -1,4 +1,4 @@
-"""How many CPU cores a machine's GPUs need: the training step's images/s divided by the images/s that one core prepares."""
+"""How many CPU cores a machine's GPUs need: images/s in the training step over images/s that one core prepares."""
 
 from dataclasses import dataclass
 from functools import cache

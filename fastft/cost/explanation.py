@@ -32,9 +32,8 @@ def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None
 
     Returns:
         A dict with these keys: recipe, choices (option, value and reason for every `auto` option), warnings, groups,
-            schedule (steps_per_epoch, total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an
-            expectation), expectation (in words, or why there is none), gpus (the number of GPUs that the cost is
-            for).
+        schedule (steps_per_epoch, total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an
+        expectation), expectation (in words, or why there is none), gpus (the number of GPUs that the cost is for).
 
     Raises:
         UserError: the architecture is unknown, the image size does not fit it, or there are fewer images than one
@@ -107,9 +106,9 @@ def list_recipes(timm: bool = False) -> dict[str, Any]:
 
     Returns:
         A dict with these keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation,
-            gpu_hours and gpu_hours_range by GPU kind), tables (name, title, source, rows). The hours are None for
-            recipes for photographs. They are also None for timm's towers unless `timm` is set, because importing timm
-            takes seconds.
+        gpu_hours and gpu_hours_range by GPU kind), tables (name, title, source, rows). The hours are None for recipes
+        for photographs. They are also None for timm's towers unless `timm` is set, because importing timm takes
+        seconds.
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
     recipes = [(recipe, _group(recipe)) for recipe in map(load_recipe, recipe_names())]

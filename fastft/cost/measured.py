@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def gpu(self) -> Gpu | None:
-        """Return the kind of GPU on which the result was measured, or None if there was no GPU or its kind is unknown."""
+        """Return the kind of GPU that the result was measured on, or None without a GPU or for an unknown kind."""
         return find_gpu(self.result.machine.gpu) if self.result.machine.gpu else None
 
     def mfu(self, recipe: Recipe, gpu: Gpu) -> Mfu | None:

@@ -1,8 +1,9 @@
-"""Hours and money for recipes, from FLOPs over peak times MFU, the rate that the loader can deliver, evaluation and start-up.
+"""Predict hours and money for recipes.
 
-This is a model, not a measurement, and it is marked as such wherever it is shown. Checkpoints are written while
-training goes on, and cost nothing here. tests/cost/test_price.py compares the model with the wall times in the logs
-of the paper's own runs.
+They follow from FLOPs over peak times MFU, the rate that the loader can deliver, evaluation and start-up. This is a
+model, not a measurement, and it is marked as such wherever it is shown. Checkpoints are written while training goes
+on, and cost nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's
+own runs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -78,9 +79,9 @@ class Estimate:
 
     mfu: Mfu
     gpus: int
-    images_per_second: float  # per GPU, including data stalls: while training, or without training, while fitting the head
+    images_per_second: float  # per GPU, with data stalls: while training, or else while fitting the head
     train: float  # steps at this MFU
-    stall: float  # waiting for a loader slower than the GPUs: in steps, or without training, while fitting the head
+    stall: float  # waiting for a loader slower than the GPUs: in steps, or else while fitting the head
     evaluate: float
     start: float
 
@@ -145,8 +146,8 @@ def predict(
 
     Returns:
         For each GPU name, a dict with these keys: basis, mfu, hours, limited_by (at the MFU of tuned runs) and
-            hours_range (the hours at each family's MFU), all None if the recipe's step cannot be counted; estimates
-            (a row with the first four keys for each of `known_mfus`); memory (`MemoryNeed.as_dict`, or None).
+        hours_range (the hours at each family's MFU), all None if the recipe's step cannot be counted; estimates (a
+        row with the first four keys for each of `known_mfus`); memory (`MemoryNeed.as_dict`, or None).
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:

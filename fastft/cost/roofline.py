@@ -48,7 +48,7 @@ PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 
 @dataclass(frozen=True)
 class Mfu:
-    """An MFU and its origin. `basis` is "given", a family's basis, or the roofline."""
+    """An MFU and its origin. `basis` is "given", a family's basis, or "roofline"."""
 
     value: float
     basis: str

@@ -1,10 +1,10 @@
-"""Memory traffic in a training step outside matrix products and attention, counted by operation, and the memory that the step takes.
+"""Count a training step's memory traffic outside matrix products and attention, and the memory that the step takes.
 
-One forward and backward pass runs on fake tensors, which have shapes and dtypes but no data, so you need neither a
-GPU nor weights. Every PyTorch operation counts its inputs and outputs once. Views, matrix products, convolutions,
-fused attention (whose rate, `ATTENTION_SHARE`, applies to whole kernels), the optimiser and the EMA are left out.
-What happens inside an operation is not seen: a kernel that passes over its input twice, as LayerNorm's backward does,
-counts once.
+Traffic is counted by operation. One forward and backward pass runs on fake tensors, which have shapes and dtypes but
+no data, so you need neither a GPU nor weights. Every PyTorch operation counts its inputs and outputs once. Views,
+matrix products, convolutions, fused attention (whose rate, `ATTENTION_SHARE`, applies to whole kernels), the
+optimiser and the EMA are left out. What happens inside an operation is not seen: a kernel that passes over its input
+twice, as LayerNorm's backward does, counts once.
 """
 
 import copy
@@ -244,5 +244,5 @@ def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | Non
 
 
 def _bytes(t: Tensor) -> int:
-    """Return the bytes in the tensor's distinct elements: an expanded tensor is as large as the tensor that it expands."""
+    """Return the bytes in the tensor's distinct elements: an expanded tensor is as large as the one that it expands."""
     return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())

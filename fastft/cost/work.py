@@ -25,7 +25,7 @@ def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
 
 
 def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
-    """Return the FLOPs for all training steps, for every evaluation on validation images, and for `model.head_init=probe`."""
+    """Return FLOPs for all training steps, every evaluation on the validation images, and `model.head_init=probe`."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
     images = val_images + recipe.selection_images(recipe.data.train_size)
     evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe, images)

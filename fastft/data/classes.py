@@ -26,8 +26,8 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
     """Compare the classes of the file `path` with the model's classes, label by label.
 
     A file without a manifest has placeholder names, and only for the labels that it uses. A placeholder matches any
-    class, unless it is the name of another class. This happens when one side numbers folders 0 to 11 by value and the
-    other alphabetically.
+    class, unless it is the name of another class. This happens, for example, when one side numbers folders 0 to 11 by
+    value and the other alphabetically.
 
     Raises:
         UserError: there are more classes than expected, or a class differs or is missing. The message names the first

@@ -39,7 +39,7 @@ BLOCKS_AHEAD = 1
 # the next block, the present one, and the one before, which other processes on the machine may still use
 BLOCKS_IN_MEMORY = 3
 DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
-# random bits that order the samples of a block; the number of the block is above them
+# random bits that order the samples within a block; the block number is above them
 SAMPLE_BITS = np.uint64(40)
 
 
@@ -182,7 +182,7 @@ class ReadAhead:
                 a control group is full and they would first have to free memory.
         """
         changes = np.flatnonzero(np.diff(block_of_position.astype(np.int64))) + 1
-        self.begins = np.append(0, changes)  # position at which each block begins
+        self.begins = np.append(0, changes)  # where each block begins
         self.blocks = block_of_position[self.begins].astype(np.int64).tolist()
         self.spans_of, self.release = spans_of, release
         self.position = self.requested = 0
