@@ -164,7 +164,7 @@ def _axis_region(crop, resized, window, size, bicubic):
 def source_region(row, size):
     """Return (y, x, h, w) for the source pixels that a plan row's size x size output touches.
 
-    It lies inside the row's crop.
+    They lie inside the row's crop.
     """
     y0, y1 = _axis_region(row.crop[2], row.resize[0], row.window[0], size, row.bicubic)
     x0, x1 = _axis_region(row.crop[3], row.resize[1], row.window[1], size, row.bicubic)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# LOOP_PARTS are wall seconds in the training process and add up; LOADER_PARTS, in threads and streams, overlap with
-# them
+# LOOP_PARTS are wall seconds in the training process, which add up. LOADER_PARTS are seconds in the loader's threads
+# and streams, which overlap with them.
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
 LOADER_PARTS = ("read", "decode", "copy", "augment")
 NAMES = {

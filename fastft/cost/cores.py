@@ -30,7 +30,7 @@ class Demand:
     measured: bool = False
 
     def cores(self, images_per_core: float) -> float:
-        """Return the number of cores that prepare these images, if one core prepares `images_per_core` a second."""
+        """Return the number of cores that keep up with this demand, if one core prepares `images_per_core` a second."""
         return self.images_per_second / images_per_core
 
 

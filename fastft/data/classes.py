@@ -25,9 +25,9 @@ def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
 def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
     """Compare the classes of the file `path` with the model's classes, label by label.
 
-    A file without a manifest has placeholder names, and only for the labels that it uses. A placeholder matches any
-    class, unless it is the name of another class. This happens, for example, when one side numbers folders 0 to 11 by
-    value and the other alphabetically.
+    A file without a manifest has placeholder names, and only as many names as it uses labels. A placeholder matches
+    any class, unless it is the name of another class. It can be that, for example, when one side numbers folders 0 to
+    11 by value and the other alphabetically.
 
     Raises:
         UserError: there are more classes than expected, or a class differs or is missing. The message names the first

@@ -182,7 +182,7 @@ class ReadAhead:
                 a control group is full and they would first have to free memory.
         """
         changes = np.flatnonzero(np.diff(block_of_position.astype(np.int64))) + 1
-        self.begins = np.append(0, changes)  # where each block begins
+        self.begins = np.append(0, changes)  # position in the pass where each block begins
         self.blocks = block_of_position[self.begins].astype(np.int64).tolist()
         self.spans_of, self.release = spans_of, release
         self.position = self.requested = 0
