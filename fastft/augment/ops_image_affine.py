@@ -18,7 +18,7 @@ import numpy as np
 from beton_tools.base.jit import njit
 from fastft.augment import ops, simd
 
-MARGIN = 2  # pixels by which a point's 4 x 4 neighbours can reach beyond the image
+MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image can reach beyond it
 
 
 class Image(NamedTuple):

@@ -40,8 +40,7 @@ MEMORY_SHARE = 0.87
 # an A100 with 20 TFLOP/s backward at 197 tokens (NVIDIA/cutlass#992) and 41 forward at 128
 # (facebookresearch/xformers#387). On a V100, a share of 0.2 is 25 TFLOP/s.
 ATTENTION_SHARE = 0.2
-# bytes of fp32 reads and writes per trained parameter in AdamW (gradient, weight, two moments), the inf check and the
-# EMA
+# fp32 reads and writes per trained parameter: AdamW (gradient, weight, two moments), the inf check and the EMA
 UPDATE_BYTES = 48
 PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 

@@ -35,8 +35,7 @@ def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
 def probed_images(recipe: Recipe, val_images: int) -> int:
     """Return the number of images processed before the first step.
 
-    These are the training images whose features the linear probe is fitted to, and the images that it is evaluated
-    on.
+    These are the training images whose features the linear probe is fitted to, and the images for evaluating it.
     """
     return recipe.data.train_size + val_images if recipe.model.head_init == "probe" else 0
 
