@@ -11,8 +11,8 @@ from torch import nn
 class Group:
     """Trainable parameters that share a layer and a weight decay.
 
-    layer_id: 0 for embeddings, 1 to `layers` for blocks, layers + 1 for the head. lr_scale: layer_decay ** (layers +
-    1 - layer_id).
+    layer_id: 0 for embeddings, 1 to `layers` for blocks, layers + 1 for the head.
+    lr_scale: layer_decay ** (layers + 1 - layer_id).
     """
 
     layer_id: int
