@@ -1,15 +1,17 @@
-"""The CPU back end: decoded bytes to normalised images, one image at a time so that it stays in cache.
+"""The CPU back end: turns decoded bytes into normalised images, one image at a time so that it stays in cache.
 
-For a loader that has just decoded an image, inside its own parallel loop:
+If your loader has just decoded an image inside its own parallel loop, use it like this:
 
     augment = CpuAugment(policy, size, dtype="bfloat16")
     scratch = augment.new_scratch(threads, max_height, max_width)  # (threads, bytes) uint8
     status = augment_image(pixels, stride, region, row, augment.finish, scratch[thread], out[b])
 
-`pixels` (flat uint8) holds the region (y, x, h, w) of the source, as resize.source_region gives it, row r
-beginning at r*stride; `row` is one row of the plan; `out[b]` is (size, size, bytes of a pixel) uint8: a view of float32,
-or of the uint16 bits of the half types, so that one function is compiled for all. The status is resize.OK, or why nothing
-was written. For a batch decoded beforehand into one packed buffer: `augment(packed, offsets, plan)`.
+`pixels` (flat uint8) holds the region (y, x, h, w) of the source, as resize.source_region gives it, and its row r
+begins at r*stride. `row` is one row of the plan. `out[b]` is (size, size, bytes per pixel) uint8: a view of float32,
+or of the uint16 bits of the half types, so that one function is compiled for all of them. The status is resize.OK, or
+the reason why nothing was written.
+
+For a batch that was decoded into one packed buffer beforehand, call `augment(packed, offsets, plan)`.
 """
 
 from typing import Any, NamedTuple
@@ -43,16 +45,16 @@ REASONS = {
 
 
 class Finish(NamedTuple):
-    """Parameters that all images of a run share."""
+    """Parameters that all images in a run share."""
 
-    table: np.ndarray  # uint8, view of (768,) in the output's storage: the normalised value of each byte, by channels
-    fill: np.ndarray  # (3,) uint8: colour of what geometric ops uncover
-    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16; UINT8: pixels as they are, and plans must not erase
+    table: np.ndarray  # uint8, view of (768,) in the output's storage: the normalised value for each byte, by channel
+    fill: np.ndarray  # (3,) uint8: colour for areas that geometric ops uncover
+    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16; with UINT8 pixels stay as they are, and plans must not erase
 
 
 @njit()
 def _run_ops(row, begin, end, image, other, size, fill, scratch):
-    """Run ops begin..end-1 of the row, alternating between `image` and `other`; returns the one with the result.
+    """Run ops begin..end-1 of the row, alternating between `image` and `other`. Returns the one that holds the result.
 
     Pass no literal integers: Numba would compile the function again for each of them.
     """
@@ -66,7 +68,7 @@ def _run_ops(row, begin, end, image, other, size, fill, scratch):
 
 @njit(inline="always")
 def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
-    """AugMix as timm: float32 sum of the weighted chains, truncated to bytes, blended into `image`."""
+    """Mix chains as timm's AugMix: sum the weighted chains in float32, truncate to bytes, blend into `image`."""
     mixed[:] = 0
     for chain in range(MAX_CHAINS):
         weight = row.chain_weights[chain]
@@ -93,7 +95,7 @@ def _as_tuple4(box):
 
 @njit()
 def image_scratch_size(height: int, width: int, size: int) -> int:
-    """Bytes of scratch for one image of a crop up to height x width."""
+    """Return the scratch bytes that one image needs for a crop up to height x width."""
     images = 7 * size * size * 3 + 4 * 64
     return images + max(resize_scratch_size(height, width, size), op_scratch_size(size, size))
 
@@ -106,7 +108,7 @@ def _normalise_and_erase(image, row, size, dtype, table, out):
 
 @njit()
 def augment_image(pixels, stride, region, row, finish, scratch, out):
-    """Resize, flip, ops, normalise, erase: one image. The arguments: this module's docstring."""
+    """Resize, flip, run ops, normalise and erase one image. The module docstring explains the arguments."""
     size = out.shape[0]
     count = size * size * 3
     image, at = take(scratch, 0, count)
@@ -151,7 +153,10 @@ def _augment_rows(thread, packed, offsets, plan, finish, scratch, out, status):
 
 
 def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
-    """(768,): ((v / 255) - mean) / std per channel in float32, as torchvision, in the storage of `dtype`."""
+    """Return each byte's normalised value per channel, (768,), in the storage type of `dtype`.
+
+    It is ((v / 255) - mean) / std in float32, as in torchvision.
+    """
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = np.asarray(mean, np.float32)[:, None], np.asarray(std, np.float32)[:, None]
     table = ((levels - mean) / std).reshape(-1)
@@ -162,9 +167,9 @@ def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
 
 
 class CpuAugment:
-    """Carries out plans on the CPU: regions packed as uint8 -> (B, size, size, 3) normalised.
+    """Carries out plans on the CPU: turns regions packed as uint8 into (B, size, size, 3), normalised.
 
-    dtype is "float32", "float16" or "bfloat16"; the last two are written as uint16 bit patterns.
+    dtype is "float32", "float16" or "bfloat16". The last two are written as uint16 bit patterns.
     """
 
     def __init__(self, policy: AugmentPolicy, size: int, dtype: str = "float32") -> None:
@@ -177,19 +182,24 @@ class CpuAugment:
         self._scratch = self.new_scratch(1, size, size)
 
     def new_output(self, batch: int) -> np.ndarray:
-        """Uninitialised (batch, size, size, 3) in the storage of the dtype."""
+        """Return an uninitialised (batch, size, size, 3) array in the dtype's storage type."""
         return np.empty((batch, self.size, self.size, 3), self.storage)
 
     def new_scratch(self, threads: int, height: int, width: int) -> np.ndarray:
-        """(threads, bytes) uint8, enough for crops, and so for images, up to height x width."""
+        """Return scratch, (threads, bytes) uint8, that suffices for crops, and so for images, up to height x width."""
         return np.empty((threads, image_scratch_size(height, width, self.size)), np.uint8)
 
     def __call__(
         self, packed: np.ndarray, offsets: np.ndarray, plan: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Augment a batch. packed: uint8; offsets: (B,) int64, of regions as resize.source_regions gives.
+        """Augment a batch.
 
-        Raises UserError: the packed pixels do not cover a region; the message names the sample.
+        Args:
+            packed: uint8, the pixels of all regions.
+            offsets: (B,) int64, where each region begins; resize.source_regions gives the regions.
+
+        Raises:
+            UserError: the packed pixels do not cover a region. The message names the sample.
         """
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)

@@ -1,14 +1,14 @@
-"""The CUDA back end: two launches a batch, from packed bytes on the device to normalised channels-last images.
+"""The CUDA back end: two launches per batch, from packed bytes on the device to normalised channels-last images.
 
     augment = CudaAugment(policy, size, torch.float16, device)
     images = augment(packed, offsets, plan)  # CUDA tensors; (B, 3, size, size), channels last
 
-Runs on torch's current stream, reads and writes torch tensors without copies and waits for nothing. Memory is
-torch's: after the first batches its cache serves every request. The bytes equal the CPU back end's, except where
-the device's sine and cosine give a rotation's matrix another last digit.
+It runs on torch's current stream, reads and writes torch tensors without copies, and waits for nothing. It uses
+torch's memory: after the first batches, torch's cache serves every request. The bytes equal those from the CPU back
+end, except where the device's sine and cosine give a rotation matrix another last digit.
 
-Needs numba-cuda (pip install 'fastft[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
-image side above MOST_SHRINK times `size`.
+You need numba-cuda (pip install 'fastft[cuda12]') and an NVIDIA GPU with compute capability 7.0 or more. No image
+side may be above MOST_SHRINK times `size`.
 """
 
 from __future__ import annotations
@@ -35,19 +35,23 @@ from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.rng import HALF_NORMAL
 
 RESIZE_SIGNATURE = (uint8[::1], int64[::1], PLAN_ARRAY, int64, uint8[:, ::1])
-RESIZE_BOUNDS = (RESIZE_THREADS[0] * RESIZE_THREADS[1], 2)  # threads of a block, blocks an SM shall hold
+RESIZE_BOUNDS = (RESIZE_THREADS[0] * RESIZE_THREADS[1], 2)  # threads per block, blocks that an SM should hold
 OPS_BOUNDS = (OPS_THREADS[0] * OPS_THREADS[1], 1)
 
 
 def ops_signature(dtype: int) -> tuple[Any, ...]:
-    """Types of `ops_kernel`'s arguments when it writes `erase.DTYPES[dtype]`."""
+    """Return the argument types for `ops_kernel` when it writes `erase.DTYPES[dtype]`."""
     storage = float32 if dtype == FLOAT32 else uint16
     shared = (PLAN_ARRAY, int64, uint8[:, :, ::1], float32[:, ::1], uint8[::1])
     return (*shared, storage[::1], float32[::1], int64, storage[:, ::1])
 
 
 class CudaAugment:
-    """Carries out the plans of one policy on one device. Raises UserError: the dtype is not supported."""
+    """Carries out one policy's plans on one device.
+
+    Raises:
+        UserError: the dtype is not supported.
+    """
 
     def __init__(self, policy: AugmentPolicy, size: int, dtype: torch.dtype, device: torch.device) -> None:
         name = str(dtype).removeprefix("torch.")
@@ -68,15 +72,18 @@ class CudaAugment:
             ]
 
     def at(self, size: int) -> CudaAugment:
-        """The same for images of another size, with the same compiled kernels."""
+        """Return the same augmentation for another image size, with the same compiled kernels."""
         other = copy(self)
         other.size = size
         return other
 
     def __call__(self, packed: Tensor, offsets: Tensor, plan: Tensor) -> Tensor:
-        """Images (B, 3, size, size) of the dtype, channels last.
+        """Return images (B, 3, size, size) in the dtype, channels last.
 
-        packed: uint8; region b (resize.source_region) begins at offsets[b] (int64). plan: its rows as uint8.
+        Args:
+            packed: uint8.
+            offsets: int64; region b (resize.source_region) begins at offsets[b].
+            plan: the plan's rows as uint8.
         """
         batch = len(plan) // PLAN_DTYPE.itemsize
         length = CHANNELS * self.size * self.size
@@ -112,9 +119,10 @@ class CudaAugment:
 
 @cache
 def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tuple[int, int], device: int) -> Any:
-    """The kernel, compiled for the current device, number `device`: other argument types are then an error, no compilation.
+    """Compile the kernel for the current device, which has number `device`.
 
-    Without link-time optimisation, which would fuse the operations that `no_fma` keeps apart.
+    Calling the result with other argument types is then an error, and does not compile again. Link-time optimisation
+    is off, because it would fuse the operations that `no_fma` keeps apart.
     """
     dispatcher: Any = cuda.jit(kernel, lto=False, launch_bounds=bounds)
     with no_fma():
@@ -124,13 +132,13 @@ def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tu
 
 
 def device_array(tensor: Tensor, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """The beginning of a contiguous CUDA tensor's memory as a Numba array; nothing is copied or waited for."""
+    """View the beginning of a contiguous CUDA tensor's memory as a Numba array. Nothing is copied or waited for."""
     dtype = np.dtype(dtype)
     nbytes = dtype.itemsize * int(np.prod(shape))
     return from_address(tensor.data_ptr(), nbytes, tensor).view(dtype).reshape(shape)
 
 
 def from_address(address: int, nbytes: int, owner: Any) -> Any:
-    """Bytes of device memory as a Numba array; `owner` keeps them."""
+    """View bytes in device memory as a Numba array. `owner` keeps them alive."""
     description = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
     return cuda.from_cuda_array_interface(description, owner=owner)

@@ -1,4 +1,4 @@
-"""Compiling the kernels: with the arithmetic of the CPU, and to PTX where there is no GPU."""
+"""Compile the kernels: with the same arithmetic as on the CPU, or to PTX if there is no GPU."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from numba.np.numpy_support import from_dtype
 
 from fastft.augment.plan import PLAN_DTYPE
 
-numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is no mistake
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is not a mistake
 PLAN_ARRAY = from_dtype(PLAN_DTYPE)[::1]
 
 
 @contextmanager
 def no_fma() -> Iterator[None]:
-    """Within, kernels compile without fused multiply-add, so that every operation rounds as on the CPU.
+    """Compile kernels in this context without fused multiply-add, so that every operation rounds as on the CPU.
 
-    NVVM fuses by default and numba-cuda has no option that forbids it.
+    NVVM fuses by default, and numba-cuda has no option that forbids it.
     """
     compile_ir = nvvm.compile_ir
 
@@ -41,9 +41,9 @@ def compile_to_ptx(
     launch_bounds: tuple[int, int],
     compute_capability: tuple[int, int],
 ) -> str:
-    """PTX of a kernel (the undecorated function) for an architecture such as (7, 0). Needs no GPU.
+    """Return the PTX of a kernel (the undecorated function) for an architecture such as (7, 0). Needs no GPU.
 
-    Numba asks the current device for its capability when a kernel calls an njit function: a stub answers.
+    Numba asks the current device for its capability when a kernel calls an njit function, so a stub answers instead.
     """
     device = SimpleNamespace(compute_capability=compute_capability)
     with no_fma(), mock.patch.object(numba.cuda.dispatcher, "get_current_device", lambda: device):

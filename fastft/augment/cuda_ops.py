@@ -1,9 +1,9 @@
-"""Second kernel: all ops of an image, then normalisation and erasing. One block carries out one image's plan.
+"""The second kernel: all ops on an image, then normalisation and erasing. One block carries out one image's plan.
 
-So the op is read once and no thread of a block goes another way, and an op that needs the whole image
-(histogram, extremes, mean) waits for a barrier and not for a launch. Between ops an image alternates
-between two buffers of global memory, which its 150 KB leave the second-level cache only under pressure.
-The arithmetic of every pixel and table entry is that of ops.py.
+Because of this, a block reads each op once, and its threads do not diverge. An op that needs the whole image
+(histogram, extremes, mean) waits for a barrier and not for a launch. Between ops, an image alternates between two
+buffers in global memory. Its 150 KB leave the second-level cache only under pressure. The arithmetic for every pixel
+and table entry comes from ops.py.
 """
 
 from numba import cuda, float32, int32, uint8, uint32
@@ -15,8 +15,8 @@ from fastft.augment.ops import ENTRIES, STATISTICS
 from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS
 from fastft.recipe.constants import MAX_ERASE
 
-OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit the registers of a V100
-PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images of global memory per sample
+OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit into a V100's registers
+PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images in global memory per sample
 
 
 @cuda.jit(device=True)
@@ -34,7 +34,7 @@ def _threads():
 
 @cuda.jit(device=True)
 def _mean_luma(source, statistics):
-    """The sum of lumas (int32: images below 2,900 pixels square) in statistics[0], then the mean."""
+    """Put the sum of lumas (int32: images below 2,900 pixels square) into statistics[0], then the mean."""
     if _thread() == 0:
         statistics[0] = 0
     cuda.syncthreads()
@@ -48,7 +48,7 @@ def _mean_luma(source, statistics):
 
 @cuda.jit(device=True)
 def _measure(op, source, statistics):
-    """The values of the image that `ops.table_entry` needs."""
+    """Measure the image values that `ops.table_entry` needs."""
     if op == ops.EQUALIZE:
         for i in range(_thread(), ENTRIES, _threads()):
             statistics[i] = 0
@@ -127,7 +127,10 @@ def _transform(source, size, matrix, fill, bicubic, target):
 
 @cuda.jit(device=True)
 def _box(source, size, step, across, weights, target):
-    """One box pass along the axis whose pixels are `step` bytes apart and whose lines `across`; edges repeat."""
+    """Run one box pass. Edge pixels repeat.
+
+    Pixels along the axis are `step` bytes apart, and its lines are `across` bytes apart.
+    """
     reach, inner, edge = weights
     for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for x in range(cuda.threadIdx.x, CHANNELS * size, cuda.blockDim.x):
@@ -144,7 +147,7 @@ def _box(source, size, step, across, weights, target):
 
 @cuda.jit(device=True)
 def _blur(source, size, sigma, target):
-    """Three box passes along rows and three along columns: an even number, so the result is in `source`."""
+    """Run three box passes along rows and three along columns: an even number, so the result is in `source`."""
     if sigma == 0.0:
         return
     weights, pitch = ops.box_weights(sigma), CHANNELS * size
@@ -161,7 +164,7 @@ def _blur(source, size, sigma, target):
 
 @cuda.jit(device=True)
 def _run_op(op, argument, source, target, size, fill, bicubic, statistics, tables):
-    """One op on the whole image; returns whether the result is in `target` (else it is in `source`)."""
+    """Run one op on the whole image. Returns whether the result is in `target` (else it is in `source`)."""
     if op == ops.GAUSSIAN_BLUR:
         _blur(source, size, argument, target)
         return False
@@ -187,7 +190,7 @@ def _run_op(op, argument, source, target, size, fill, bicubic, statistics, table
 
 @cuda.jit(device=True)
 def _run_ops(row, begin, end, image, other, size, fill, statistics, tables):
-    """Ops begin..end-1 of the row; returns whether the result is in `other` (else it is in `image`)."""
+    """Run ops begin..end-1 of the row. Returns whether the result is in `other` (else it is in `image`)."""
     swapped, bicubic = False, row.bicubic != 0
     for k in range(begin, end):
         op = row.op[k]
@@ -208,7 +211,7 @@ def _has_chains(row):
 
 @cuda.jit(device=True)
 def _blend_mixture(image, mixed, weight):
-    """AugMix's last step: the sum of the chains, truncated to bytes, blended into the image."""
+    """Do AugMix's last step: truncate the sum of the chains to bytes and blend it into the image."""
     for i in range(_thread(), image.size, _threads()):
         image[i] = ops.blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
     cuda.syncthreads()
@@ -216,9 +219,10 @@ def _blend_mixture(image, mixed, weight):
 
 @cuda.jit(device=True)
 def _run_chains(row, buffers, b, mixing, mixed, size, fill, statistics, tables):
-    """All ops of the row on buffers[0, b], or AugMix's chains on copies of it; returns the number of the buffer with the result.
+    """Run all ops in the row on buffers[0, b], or AugMix's chains on copies of it.
 
-    Of AugMix, `mixed` gets the float32 sum of the weighted chains. A last chain without weight is colour jitter of the mixture.
+    Returns the number of the buffer that holds the result. For AugMix, `mixed` gets the float32 sum of the weighted
+    chains. A last chain without weight is colour jitter for the mixture.
     """
     spare = 1 if mixing else 0
     image, first, second = buffers[0, b], buffers[spare, b], buffers[spare + 1, b]
@@ -251,7 +255,7 @@ def _run_chains(row, buffers, b, mixing, mixed, size, fill, statistics, tables):
 
 @cuda.jit(device=True)
 def _box_over(row, y, x):
-    """The last erase box over an output pixel, or -1."""
+    """Return the last erase box that covers an output pixel, or -1."""
     for k in range(MAX_ERASE):
         box = MAX_ERASE - 1 - k
         top, left = row.erase[box, 0], row.erase[box, 1]
@@ -262,7 +266,7 @@ def _box_over(row, y, x):
 
 @cuda.jit(device=True)
 def _finish(row, image, size, normalised, quantiles, dtype, out):
-    """out (flat) = the normalised image, its boxes erased."""
+    """Write the normalised image with its boxes erased to out (flat)."""
     for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for x in range(cuda.threadIdx.x, size, cuda.blockDim.x):
             pixel, box = y * size + x, _box_over(row, y, x)
@@ -275,11 +279,17 @@ def _finish(row, image, size, normalised, quantiles, dtype, out):
 
 
 def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, out):
-    """out[b] = row b's ops on buffers[0, b], normalised and erased. One block an image.
+    """Write the result of row b's ops on buffers[0, b], normalised and erased, to out[b].
 
-    buffers: (2, or 3 for AugMix, B, size*size*3) uint8. mixed: (B, size*size*3) float32 for AugMix, else (1, 1).
-    fill: (3,) uint8. normalised: (768,) and out: (B, size*size*3) in the storage of dtype (erase.DTYPES).
-    quantiles: rng.HALF_NORMAL.
+    There is one block per image.
+
+    Args:
+        buffers: (2, or 3 for AugMix, B, size*size*3) uint8.
+        mixed: (B, size*size*3) float32 for AugMix, else (1, 1).
+        fill: (3,) uint8.
+        normalised: (768,) in the storage type of dtype (erase.DTYPES).
+        out: (B, size*size*3) in the storage type of dtype.
+        quantiles: rng.HALF_NORMAL.
     """
     statistics = cuda.shared.array(STATISTICS, int32)
     tables = cuda.shared.array(ENTRIES, uint8)

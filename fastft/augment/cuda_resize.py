@@ -1,10 +1,12 @@
-"""First kernel: antialiased resize of ragged regions, straight from the packed buffer to square images.
+"""The first kernel: antialiased resize of ragged regions, straight from the packed buffer to square images.
 
-Both passes of Pillow's resize in one launch. A block makes a tile of one image: the weights of its pixels,
-then 16 source lines at a time through the first pass into shared memory and on into the sums of the second.
-Integer sums do not depend on the order, so the result is Pillow's to the bit, and shared memory does not grow with
-the crop. The first pass goes along the rows or, where Pillow 13 goes the other way, the columns: *inner* is
-its axis (0: y, 1: x), *outer* the other one, and a source line runs along the inner axis.
+It does both passes of Pillow's resize in one launch. A block makes one tile of an image. It computes the weights for
+the tile's pixels, then takes 16 source lines at a time through the first pass into shared memory, and adds them to
+the sums of the second pass. Integer sums do not depend on the order, so the result equals Pillow's to the bit, and
+shared memory does not grow with the crop.
+
+The first pass goes along the rows or, where Pillow 13 goes the other way, along the columns. *inner* is its axis (0:
+y, 1: x), *outer* is the other one, and a source line runs along the inner axis.
 """
 
 from numba import cuda, int32, uint8
@@ -23,12 +25,12 @@ from fastft.augment.resize import (
     weighted_byte,
 )
 
-INNER = OUTER = 32  # most pixels of a tile along either axis
+INNER = OUTER = 32  # most pixels in a tile along either axis
 ROW = CHANNELS * INNER
 LINES = 16  # source lines per round
 RESIZE_THREADS = (ROW, 4)
 
-# Computed by one thread for its block. In shared memory, because in registers it would halve the occupancy.
+# Computed by one thread for its block. It is in shared memory, because in registers it would halve the occupancy.
 # of the image
 AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, MAX_PIXELS, MAX_ROWS = range(9)
 INNER_BEGIN, OUTER_BEGIN, PIXELS, ROWS, LINE_BEGIN, LINE_END = range(9, 15)  # of the tile
@@ -37,7 +39,10 @@ FIELDS = 15
 
 @cuda.jit(device=True)
 def _image_geometry(row, size, geometry):
-    """Order of the passes, byte steps along and across source lines, tap pitches, and the size of a tile."""
+    """Compute an image's geometry.
+
+    This is the order of the passes, byte steps along and across source lines, tap pitches, and the tile size.
+    """
     y, x, _, width = source_region(row, size)
     down_first = vertical_first(row.crop[2], row.crop[3], row.resize[0], row.resize[1])
     inner = 0 if down_first else 1
@@ -52,7 +57,7 @@ def _image_geometry(row, size, geometry):
 
 @cuda.jit(device=True)
 def _tile_geometry(tile, size, geometry):
-    """Begin and number of pixels of tile number `tile` along both axes."""
+    """Compute where tile number `tile` begins and its number of pixels, along both axes."""
     tiles = (size + geometry[MAX_PIXELS] - 1) // geometry[MAX_PIXELS]
     geometry[INNER_BEGIN] = tile % tiles * geometry[MAX_PIXELS]
     geometry[OUTER_BEGIN] = tile // tiles * geometry[MAX_ROWS]
@@ -62,7 +67,7 @@ def _tile_geometry(tile, size, geometry):
 
 @cuda.jit(device=True)
 def _prepare_taps(row, geometry, taps):
-    """Taps of the tile's pixels along both axes; first source pixels count from the region's edge."""
+    """Compute the taps for the tile's pixels along both axes. First source pixels count from the region's edge."""
     first, count, weights = taps
     thread = cuda.threadIdx.x + cuda.threadIdx.y * cuda.blockDim.x
     for k in range(thread, 2 * INNER, cuda.blockDim.x * cuda.blockDim.y):
@@ -79,7 +84,7 @@ def _prepare_taps(row, geometry, taps):
 
 @cuda.jit(device=True)
 def _source_lines(taps, geometry):
-    """The source lines under the tile's outer filters."""
+    """Return the source lines under the tile's outer filters."""
     first, count, _ = taps
     begin, end = first[1, 0], first[1, 0] + count[1, 0]
     for k in range(1, geometry[ROWS]):
@@ -89,7 +94,7 @@ def _source_lines(taps, geometry):
 
 @cuda.jit(device=True)
 def _first_pass(packed, base, line, lines, geometry, taps, middle):
-    """middle[l, x] = byte x of the tile in source line `line + l`, weighted along the inner axis."""
+    """Set middle[l, x] to byte x of the tile in source line `line + l`, weighted along the inner axis."""
     first, count, weights = taps
     x, along = cuda.threadIdx.x, geometry[ALONG]
     if x < CHANNELS * geometry[PIXELS]:
@@ -103,7 +108,7 @@ def _first_pass(packed, base, line, lines, geometry, taps, middle):
 
 @cuda.jit(device=True)
 def _second_pass(middle, line, lines, geometry, taps, sums):
-    """Adds the lines to the sums of every outer pixel whose filter covers them."""
+    """Add the lines to the sums for every outer pixel whose filter covers them."""
     first, count, weights = taps
     x = cuda.threadIdx.x
     if x < CHANNELS * geometry[PIXELS]:
@@ -118,7 +123,7 @@ def _second_pass(middle, line, lines, geometry, taps, sums):
 
 @cuda.jit(device=True)
 def _store_tile(sums, row, size, geometry, image):
-    """Clipped bytes of the tile into the image (flat), mirrored where the row says so."""
+    """Write the tile's clipped bytes to the image (flat), mirrored if the row says so."""
     x = cuda.threadIdx.x
     if x < CHANNELS * geometry[PIXELS]:
         i, channel = geometry[INNER_BEGIN] + x // CHANNELS, x % CHANNELS
@@ -130,13 +135,16 @@ def _store_tile(sums, row, size, geometry, image):
 
 
 def resize_kernel(packed, offsets, plan, size, images):
-    """images[b] = the resized, windowed, mirrored region of row b. Blocks: x over tiles, y over images.
+    """Write the resized, windowed and mirrored region of row b to images[b]. Blocks: x over tiles, y over images.
 
-    packed: uint8, region b (resize.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
-    An image that would shrink by more than MOST_SHRINK is not written: its taps do not fit.
+    An image that would shrink by more than MOST_SHRINK is not written, because its taps do not fit.
+
+    Args:
+        packed: uint8; region b (resize.source_region) begins at offsets[b] (int64).
+        images: (B, size * size * 3) uint8.
     """
     geometry = cuda.shared.array(FIELDS, int32)
-    first = cuda.shared.array((2, INNER), int32)  # of inner and outer pixels
+    first = cuda.shared.array((2, INNER), int32)  # for inner and outer pixels
     count = cuda.shared.array((2, INNER), int32)
     weights = cuda.shared.array((2, CUDA_WEIGHTS), int32)
     middle = cuda.shared.array((LINES, ROW), uint8)

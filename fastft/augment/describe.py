@@ -1,4 +1,4 @@
-"""Policies and plans in words."""
+"""Describe policies and plans in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLIPS = {HFLIP: "flip", VFLIP: "vertical flip", TRANSPOSE: "transpose"}
 
 
 def describe_row(row: Any) -> list[str]:
-    """Steps of one row of a plan after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
+    """Describe the steps in one row of a plan after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
     words = [word for bit, word in FLIPS.items() if row["flip"] & bit]
     if row["chain_weights"].any():
         words.append(f"mixture {row['blend']:.0%}")
@@ -26,8 +26,11 @@ def describe_row(row: Any) -> list[str]:
 
 
 def chains_of(row: Any) -> list[tuple[float | None, list[tuple[Op, float]]]]:
-    """(weight, (op, argument) in order) of each of AugMix's chains, and without a weight the colour jitter after them; of other
-    policies one without a weight."""
+    """List the chains in a plan row as (weight, [(op, argument), ...]), with the ops in order.
+
+    AugMix has one entry per chain, then an entry with weight None for the colour jitter after them. Other policies
+    have one entry with weight None.
+    """
     ops = [(OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)]
     weights = row["chain_weights"].tolist()
     parts: list[tuple[float | None, list[tuple[Op, float]]]] = [
@@ -42,7 +45,7 @@ def chains_of(row: Any) -> list[tuple[float | None, list[tuple[Op, float]]]]:
 
 
 def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:
-    """The steps that every training image goes through, one line each."""
+    """Describe the steps that every training image goes through, one line each."""
     lines = [_describe_crop(policy, size)]
     if policy.hflip:
         lines.append(f"horizontal flip, probability {policy.hflip:g}")

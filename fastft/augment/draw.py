@@ -1,7 +1,7 @@
-"""Drawing plans: everything random about an image from (seed, epoch, sample id) and nothing else.
+"""Draw plans: everything random about an image follows from (seed, epoch, sample id) and nothing else.
 
-Each decision has its own counters of the generator (below), so no draw depends on how many came before it.
-The distributions are those of timm's and DeiT III's transforms, formula by formula.
+Each decision has its own counters in the generator (below), so no draw depends on how many came before it. The
+distributions follow timm's and DeiT III's transforms, formula by formula.
 """
 
 import math
@@ -22,15 +22,15 @@ from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAug
 from fastft.augment.resize import resized_shape
 from fastft.recipe.constants import ERASE_MODES
 
-ATTEMPTS = 10  # of timm's random resized crop and of its random erasing
+ATTEMPTS = 10  # tries in timm's random resized crop and in its random erasing
 ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing: share of the output, all boxes together
 ERASE_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 SIMPLE_CROP_PADDING = 4  # DeiT III
 BLUR_RADIUS = (0.1, 2.0)  # DeiT III
 SOLARIZE_THRESHOLD = 128.0  # DeiT III: Pillow's default
 
-# Counter word 0 says what is drawn; word 1 the epoch; words 2 and 3 the sample. np.int64: what gets a constant of type int as
-# an argument is compiled again for each value.
+# Counter word 0 says what is drawn, word 1 is the epoch, and words 2 and 3 are the sample. The type is np.int64,
+# because a function that gets a constant of type int as an argument is compiled again for each value.
 CROP = np.int64(0)  # + attempt: area, aspect, top, left
 ONCE = np.int64(10)  # flip, erase, number of boxes
 NOISE_KEY = np.int64(11)
@@ -39,7 +39,7 @@ TURN = np.int64(13)  # vertical flip, whether to turn, quarter turns, whether to
 COLOR_JITTER = np.int64(14)  # as THREE_JITTER
 ERASE = 16  # + ATTEMPTS * box + attempt: area, aspect, top, left
 OP = np.int64(64)  # + op: which, whether, sign
-MAGNITUDE = 80  # + op: two words of a normal, or one of a uniform
+MAGNITUDE = 80  # + op: two words for a normal variate, or one for a uniform one
 DEPTH = 96  # + chain
 WEIGHT = rng.GAMMA_COUNTERS  # + GAMMA_COUNTERS * chain
 BLEND = np.int64(rng.GAMMA_COUNTERS * 16)
@@ -49,11 +49,11 @@ KINDS = type(None), RandAugment, AugMix, ThreeAugment
 
 
 class Parameters(NamedTuple):
-    """A policy as numbers, for the compiled code. One type for every policy: it is compiled once."""
+    """A policy as numbers, for the compiled code. Every policy has this one type, so the code is compiled once."""
 
     kind: int
     ops: np.ndarray  # uint8: index into plan.OPS
-    rules: np.ndarray  # uint8: of levels.argument
+    rules: np.ndarray  # uint8: rules for levels.argument
     weights: np.ndarray  # float64
     replacement: bool
     magnitude: float
@@ -83,10 +83,15 @@ class Parameters(NamedTuple):
 def draw_plan(
     policy: AugmentPolicy, *, seed: int, epoch: int, sample_ids: Any, heights: Any, widths: Any, size: int
 ) -> np.ndarray:
-    """Plans (`PLAN_DTYPE`, one row per sample) for one epoch of samples of heights x widths pixels.
+    """Draw plans for one epoch of samples with heights x widths pixels. Returns `PLAN_DTYPE`, one row per sample.
 
-    `size` is the side of the square output. A row depends on (policy, seed, epoch, sample id, its height and width, size) and
-    on no other row. Raises UserError: arrays differ in length, or an image is empty.
+    A row depends on (policy, seed, epoch, sample id, its height and width, size) and on no other row.
+
+    Args:
+        size: side of the square output in pixels.
+
+    Raises:
+        UserError: arrays differ in length, or an image is empty.
     """
     samples, rows, columns = _checked(sample_ids, heights, widths, size)
     if policy.crop == "src" and size <= SIMPLE_CROP_PADDING:
@@ -99,10 +104,13 @@ def draw_plan(
 def eval_plan(
     sample_ids: Any, heights: Any, widths: Any, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Plans of the evaluation: short side to floor(size / crop_pct), then the central size x size.
+    """Return plans for evaluation.
 
-    Both with torchvision's rounding. Raises UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is
-    empty.
+    The short side is resized to floor(size / crop_pct), then the central size x size is cropped. Both are rounded as
+    in torchvision.
+
+    Raises:
+        UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is empty.
     """
     if not 0 < crop_pct <= 1:
         raise UserError(f"crop_pct is {crop_pct}: give a number above 0 and at most 1")
@@ -203,7 +211,7 @@ def _set_box(box, y, x, h, w):
 
 @njit()
 def _draw_resized_crop(p, who, height, width, row):
-    """timm's RandomResizedCropAndInterpolation; the centre, clamped to the aspect range, when no try fits."""
+    """Draw timm's RandomResizedCropAndInterpolation. If no try fits, use the centre, clamped to the aspect range."""
     for attempt in range(ATTEMPTS):
         area, aspect, top, left = _words(who, CROP + attempt)
         target = rng.between(area, p.scale[0], p.scale[1]) * (height * width)
@@ -223,7 +231,7 @@ def _draw_resized_crop(p, who, height, width, row):
 
 @njit()
 def _draw_simple_crop(who, height, width, size, row):
-    """DeiT III: short side to `size`, padded by reflection, and a random window of size x size."""
+    """Draw DeiT III's simple crop: short side to `size`, padded by reflection, and a random size x size window."""
     h, w = resized_shape(height, width, size)
     _, _, top, left = _words(who, CROP)
     _set_box(row.crop, 0, 0, height, width)
@@ -234,7 +242,10 @@ def _draw_simple_crop(who, height, width, size, row):
 
 @njit()
 def _draw_rand(p, who, size, row):
-    """timm's RandAugment: which op and, for each alone, whether; Identity where it is not applied."""
+    """Draw timm's RandAugment: which ops, and for each one independently whether it is applied.
+
+    If not, it is Identity.
+    """
     taken = 0
     for k in range(p.layers):
         which, whether, sign, _ = _words(who, OP + k)
@@ -249,7 +260,7 @@ def _draw_rand(p, who, size, row):
 
 @njit()
 def _weighted(weights, word, taken):
-    """Index with probability proportional to its weight among those not in the bit set `taken`."""
+    """Draw an index with probability proportional to its weight, among those that are not in the bit set `taken`."""
     left = 0.0
     for i in range(len(weights)):
         if not taken >> i & 1:
@@ -267,7 +278,7 @@ def _weighted(weights, word, taken):
 
 @njit()
 def _set_op(p, who, draw, slot, i, sign, size, row):
-    """Op i of the policy into a slot, at a magnitude of its own."""
+    """Put op i of the policy into a slot, and draw its own magnitude."""
     magnitude = p.magnitude
     if p.magnitude_std > 0.0:
         first, second, _, _ = _words(who, MAGNITUDE + draw)
@@ -282,7 +293,7 @@ def _set_op(p, who, draw, slot, i, sign, size, row):
 
 @njit()
 def _draw_augmix(p, who, size, row):
-    """timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight of the mixture."""
+    """Draw timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight for the mixture."""
     total = 0.0
     for chain in range(p.width):
         weight = math.exp(rng.log_gamma_variate(p.alpha, who[0], WEIGHT * (1 + chain), who[1], who[2], who[3]))
@@ -302,7 +313,7 @@ JITTER_ORDERS = np.array(list(permutations([BRIGHTNESS, CONTRAST, COLOR])), np.u
 
 @njit()
 def _draw_three(p, who, row):
-    """DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
+    """Draw DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
     which, radius, _, _ = _words(who, OP)
     choice = rng.below(which, 3)
     if choice == 0:
@@ -317,7 +328,10 @@ def _draw_three(p, who, row):
 
 @njit()
 def _draw_jitter(who, draw, slot, strength, row):
-    """torchvision's ColorJitter without hue: brightness, contrast and saturation by factors of 1 +- strength, in random order."""
+    """Draw torchvision's ColorJitter without hue.
+
+    Brightness, contrast and saturation are changed by factors of 1 +- strength, in random order.
+    """
     order, first, second, third = _words(who, draw)
     jitter = (first, second, third)
     for k in range(3):
@@ -327,7 +341,7 @@ def _draw_jitter(who, draw, slot, strength, row):
 
 @njit()
 def _draw_boxes(who, boxes, size, row):
-    """timm's RandomErasing: `boxes` boxes that share the area; one that never fits is left out."""
+    """Draw timm's RandomErasing: `boxes` boxes that share the area. A box that never fits is left out."""
     for box in range(boxes):
         for attempt in range(ATTEMPTS):
             area, aspect, top, left = _words(who, ERASE + ATTEMPTS * box + attempt)

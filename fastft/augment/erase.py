@@ -1,4 +1,4 @@
-"""Random erasing of a normalised image, and the half-precision bit patterns that it is stored in."""
+"""Random erasing in a normalised image, and the half-precision bit patterns in which it is stored."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from beton_tools.base.jit import njit
 from fastft.augment.rng import HALF_NORMAL, noise_rgb
 from fastft.recipe.constants import ERASE_MODES, MAX_ERASE
 
-# an output stores float32, uint16 bits of the next two, or bytes as they are
+# an output stores float32, the uint16 bits of the next two types, or bytes as they are
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
 DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_NORMAL = np.float32(2.0**-14)  # of float16
@@ -15,14 +15,14 @@ CONST, RAND = ERASE_MODES.index("const"), ERASE_MODES.index("rand")
 
 @njit()
 def bfloat16_bits(value):
-    """float32 -> bfloat16, to nearest even."""
+    """Round float32 to bfloat16, to nearest even."""
     bits = np.float32(value).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @njit()
 def float16_bits(value):
-    """float32 within float16's range -> float16, to nearest even."""
+    """Round float32 within float16's range to float16, to nearest even."""
     bits = np.float32(value).view(np.uint32)
     sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
     half = np.float32(0.5)
@@ -35,7 +35,7 @@ def float16_bits(value):
 
 @njit()
 def store(out, i, value, dtype):
-    """out[i] = value (float32) as `dtype`."""
+    """Set out[i] = value (float32), stored as `dtype`."""
     if dtype == FLOAT32:
         out[i] = value
     elif dtype == FLOAT16:
@@ -46,7 +46,7 @@ def store(out, i, value, dtype):
 
 @njit()
 def erase_pixel(noise_key, mode, box, pixel, quantiles, out, dtype):
-    """One erased output pixel (`pixel` = y*size + x) of box number `box`: 0, the box's noise or its own."""
+    """Write one erased output pixel (`pixel` = y*size + x) in box number `box`: 0, the box's noise or its own noise."""
     i = 3 * pixel
     if mode == CONST:
         red = green = blue = np.float32(0.0)
@@ -59,7 +59,7 @@ def erase_pixel(noise_key, mode, box, pixel, quantiles, out, dtype):
 
 @njit()
 def erase(row, size, out, dtype):
-    """All boxes of a plan row, in their order. out: flat, size*size*3, normalised."""
+    """Erase all boxes in a plan row, in their order. `out` is flat, size*size*3, normalised."""
     for box in range(MAX_ERASE):
         top, left, height, width = row.erase[box]
         for y in range(top, top + height):

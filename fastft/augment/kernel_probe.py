@@ -1,10 +1,11 @@
 """`python -m fastft.augment.kernel_probe`: compile one augmentation kernel as training would.
 
-On every visible GPU the kernel is compiled, linked and loaded; without a GPU it is compiled to PTX for sm_80. The exit code
-is 0 on success. `fastft doctor` runs it in a process of its own, because a failing CUDA driver can abort the process.
+On every visible GPU, the kernel is compiled, linked and loaded. Without a GPU, it is compiled to PTX for sm_80. The
+exit code is 0 on success. `fastft doctor` runs it in a separate process, because a failing CUDA driver can abort the
+process.
 
 It catches mismatches that version numbers do not show: numba-cuda 0.30.4 fails with NumPy 2.5, and a CUDA 12.6 linker
-cannot read the PTX 8.8 of a CUDA 12.9 compiler.
+cannot read the PTX 8.8 that a CUDA 12.9 compiler writes.
 """
 
 import torch
@@ -22,7 +23,7 @@ PTX_TARGET = (8, 0)  # every CUDA toolkit from 11 on compiles for it
 
 
 def probe() -> str:
-    """Compile the resize kernel; returns what was done, in one line."""
+    """Compile the resize kernel. Returns one line that says what was done."""
     if not has_numba_cuda():
         raise ImportError("numba's own CUDA target is loaded; numba-cuda must be installed in site-packages")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -33,16 +34,16 @@ def probe() -> str:
         for index in range(gpus):
             with cuda.gpus[index]:
                 compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, index)
-    except Exception as error:  # of NVVM, of a linker, of the driver
+    except Exception as error:  # raised by NVVM, by a linker or by the driver
         raise RuntimeError(f"{first_line(error)}; linker: {linker()}") from error
     return f"compiled, linked by {linker()} and loaded on {gpus} GPU(s)"
 
 
 def linker() -> str:
-    """What makes machine code from PTX, with its CUDA version: it reads no PTX of a newer one.
+    """Return what makes machine code from PTX, with its CUDA version. It cannot read PTX from a newer version.
 
-    numba-cuda takes nvJitLink from its wheel, whose version is the compiler's. Without that wheel the driver links, and a driver
-    of CUDA 13.0 cannot read the PTX 9.2 of CUDA 13.2's NVVM.
+    numba-cuda takes nvJitLink from its wheel, whose version is the compiler's. Without that wheel, the driver links,
+    and a CUDA 13.0 driver cannot read the PTX 9.2 that CUDA 13.2's NVVM writes.
     """
     try:
         from cuda.bindings import nvjitlink

@@ -1,7 +1,7 @@
-"""The meaning of a magnitude on the 0..10 scale for each op.
+"""What a magnitude on the 0..10 scale means for each op.
 
-The formulae are those of timm's `auto_augment.py` in the same floating-point order: a magnitude gives the
-very argument that timm would hand to Pillow.
+The formulae come from timm's `auto_augment.py`, in the same floating-point order: a magnitude gives exactly the
+argument that timm would pass to Pillow.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 
 @njit()
 def argument(rule, magnitude, sign, height, width):
-    """Argument (float64) of an op at `magnitude` >= 0; `sign` is +1 or -1, where timm negates at random.
+    """Return an op's argument (float64) at `magnitude` >= 0. `sign` is +1 or -1, where timm negates at random.
 
-    The height and width of the image count for translations only.
+    The image height and width matter only for translations.
     """
     level = magnitude / DENOMINATOR
     value = 0.0

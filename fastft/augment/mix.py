@@ -1,8 +1,8 @@
-"""Mixup and CutMix of a batch on its device, drawn from counters: the same at any micro-batch or world size.
+"""Mixup and CutMix for a batch on its device, drawn from counters: the same at any micro-batch or world size.
 
-timm's Mixup in "batch" mode draws one lambda for the batch of each process and pairs image i with B-1-i. Here
-a draw belongs to a block of `BLOCK` positions of the global batch, the per-process batch of the paper's
-B/16 run, and partners are the neighbours 2k and 2k+1, which no even cut of the batch parts.
+timm's Mixup in "batch" mode draws one lambda for each process's batch and pairs image i with B-1-i. Here, a draw
+belongs to a block of `BLOCK` positions in the global batch, which is the per-process batch in the paper's B/16 run.
+Partners are the neighbours 2k and 2k+1, which no even cut of the batch separates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DECIDE, MIXUP_BETA, CUTMIX_BETA = 0, GAMMA_COUNTERS, 4 * GAMMA_COUNTERS
 
 
 class Mix(NamedTuple):
-    """How a block is mixed: an image keeps the share `lam`; with a box, exactly its pixels are exchanged."""
+    """How a block is mixed. An image keeps the share `lam`. If there is a box, exactly its pixels are exchanged."""
 
     lam: float
     box: tuple[int, int, int, int] | None  # y, x, h, w
@@ -34,9 +34,11 @@ NOT_MIXED = Mix(1.0, None)
 
 @dataclass(frozen=True)
 class Mixer:
-    """Mixes images and turns labels into smoothed targets, with timm's meaning of every parameter.
+    """Mixes images and turns labels into smoothed targets. Every parameter has the same meaning as in timm.
 
-    `prob`: that a block is mixed at all; `switch_prob`: of CutMix where both alphas are above 0.
+    Args:
+        prob: probability that a block is mixed at all.
+        switch_prob: probability of CutMix if both alphas are above 0.
     """
 
     mixup_alpha: float
@@ -54,10 +56,15 @@ class Mixer:
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, epoch: int, step: int, first_position: int
     ) -> tuple[Tensor, Tensor]:
-        """(mixed images, float32 targets (B, num_classes)); `images_BCHW` is overwritten.
+        """Return (mixed images, float32 targets (B, num_classes)).
 
-        `first_position` is the place of image 0 in the global batch of this step. Nothing waits for the device. Raises
-        UserError: the images do not begin and end between two pairs.
+        `images_BCHW` is overwritten. Nothing waits for the device.
+
+        Args:
+            first_position: position of image 0 in this step's global batch.
+
+        Raises:
+            UserError: the images do not begin and end between two pairs.
         """
         count = len(images_BCHW)
         if first_position % 2 or count % 2:
@@ -73,7 +80,7 @@ class Mixer:
         return images_BCHW, targets_BK
 
     def draw(self, epoch: int, step: int, block: int, height: int, width: int) -> Mix:
-        """Draw the mix of block number `block` of a step's global batch."""
+        """Draw the mix for block number `block` in a step's global batch."""
         key, where = np.uint64(self.seed), (epoch, step, MIX_STREAM | block)
         whether, which, top, left = philox(key, DECIDE, *where)
         if unit(whether) >= self.prob:
@@ -87,7 +94,10 @@ class Mixer:
 
 
 def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
-    """Box of the share 1 - lam round a centre, clipped to the image; lambda corrected to what is left."""
+    """Return a box with area share 1 - lam round a centre, clipped to the image.
+
+    Lambda is corrected to what is left.
+    """
     ratio = math.sqrt(1.0 - lam)
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     y0, y1 = max(centre[0] - cut_h // 2, 0), min(centre[0] + (cut_h + 1) // 2, height)
@@ -96,7 +106,10 @@ def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
 
 
 def smoothed_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """(B, num_classes) float32: smoothing / K everywhere and 1 - smoothing more at the label, or at all labels (B, K)."""
+    """Return targets (B, num_classes) float32: smoothing / K everywhere, and 1 - smoothing more at the label.
+
+    With labels (B, K), 1 - smoothing is added at all labels of the image.
+    """
     off = smoothing / num_classes
     if labels_B.ndim == 2:
         return labels_B * (1.0 - smoothing) + off
@@ -119,7 +132,7 @@ def mix_pairs(images_BCHW: Tensor, targets_BK: Tensor, mix: Mix) -> None:
 
 
 def _swapped(values: Tensor) -> Tensor:
-    """A copy with rows 2k and 2k+1 exchanged."""
+    """Return a copy in which rows 2k and 2k+1 are exchanged."""
     return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 

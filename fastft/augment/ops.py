@@ -1,11 +1,12 @@
-"""The arithmetic of every op, one pixel or one table entry at a time: the one source of both back ends.
+"""The arithmetic of every op, one pixel or one table entry at a time. Both back ends use this one source.
 
-Scalar functions on explicit types, without allocation or Python objects, for CPU loops (ops_image.py) and
-CUDA kernels alike. Each gives what Pillow 13 gives for the op of that name, float32 roundings included; a
-compiler that contracts a*b + c into one rounding breaks that, so CUDA kernels must be built without it.
+The functions are scalar, on explicit types, without allocation or Python objects, so CPU loops (ops_image.py) and
+CUDA kernels alike can call them. Each gives the result of Pillow 13's op with the same name, including float32
+roundings. A compiler that contracts a*b + c into one rounding breaks this, so CUDA kernels must be built without
+contraction.
 
-Names, numbers and kinds of the ops: plan.py; lists of them: policies.py. Geometric ops are Pillow's affine transform in
-float64, operation by operation.
+See plan.py for the ops' names, numbers and kinds, and policies.py for lists of ops. Geometric ops are Pillow's affine
+transform in float64, operation by operation.
 """
 
 import math
@@ -33,35 +34,35 @@ SHEAR_Y = OP_ID["ShearY"]
 TRANSLATE_X = OP_ID["TranslateX"]
 GRAYSCALE = OP_ID["Grayscale"]
 GAUSSIAN_BLUR = OP_ID["GaussianBlur"]
-# bit k: op k is of that kind
+# bit k is set if op k is of that kind
 POINTS, TABLES, AFFINES = (
     sum(1 << k for k, op in enumerate(OPS) if op.kind == kind) for kind in (POINT, TABLE, AFFINE)
 )
 
 BYTE_VALUES = 256
-ENTRIES = CHANNELS * BYTE_VALUES  # of the tables of an image's channels
+ENTRIES = CHANNELS * BYTE_VALUES  # entries in the tables for an image's channels
 STATISTICS = ENTRIES + 2 * CHANNELS  # int32 values that `table_entry` reads
 SOLARIZE_ADD_BELOW = 128  # timm's threshold
 BLUR_PASSES = 3  # box passes per direction in Pillow's GaussianBlur
 BOX_ONE = 1 << 24  # fixed-point 1 of Pillow's box blur
-DECIMALS = 1e15  # Pillow rounds the sine and cosine of a rotation to 15 decimals
+DECIMALS = 1e15  # Pillow rounds a rotation's sine and cosine to 15 decimals
 
 
 @njit()
 def clip_byte(value):
-    """float32 -> uint8: clipped, then truncated as C does."""
+    """Convert float32 to uint8: clip, then truncate as C does."""
     return np.uint8(np.int32(min(max(value, np.float32(0.0)), np.float32(255.0))))
 
 
 @njit()
 def blend(a, b, factor):
-    """Pillow's Image.blend of two bytes: a at factor 0, b at 1, beyond outside; float32, truncated."""
+    """Blend two bytes as Pillow's Image.blend: a at factor 0, b at 1, extrapolated outside; float32, truncated."""
     return clip_byte(np.float32(a) + factor * (np.float32(b) - np.float32(a)))
 
 
 @njit()
 def luma(red, green, blue):
-    """Pillow's conversion to "L": ITU-R 601-2 in 16-bit fixed point."""
+    """Convert to "L" as Pillow does: ITU-R 601-2 in 16-bit fixed point."""
     return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 0x8000) >> 16
 
 
@@ -80,10 +81,14 @@ def is_table(op):
 
 @njit()
 def point_entry(op, value, argument, mean):
-    """New value of a byte by the ops that treat every byte alike. mean: for Contrast the image's `mean_luma`, else 0."""
+    """Return a byte's new value for the ops that treat every byte alike.
+
+    Args:
+        mean: the image's `mean_luma` for Contrast, else 0.
+    """
     if op == INVERT:
         return np.uint8(255 - value)
-    if op == POSTERIZE:  # 0 bits: black, as Pillow before 13 made it
+    if op == POSTERIZE:  # 0 bits give black, as in Pillow before 13
         return np.uint8(value & (0xFF00 >> np.int32(argument)))
     if op == SOLARIZE:
         return np.uint8(value if value < np.int32(argument) else 255 - value)
@@ -99,10 +104,12 @@ def mean_luma(luma_sum, pixels):
 
 @njit()
 def table_entry(op, i, argument, statistics):
-    """Entry i = 256 * channel + value of the ops with a table for each channel.
+    """Return entry i = 256 * channel + value for the ops that have a table for each channel.
 
-    statistics: (STATISTICS,) int32 of the image. Equalize: pixels of the channel with lesser values, for every entry, and
-    from ENTRIES the step of each channel. AutoContrast: from ENTRIES the least value of each channel, then the greatest.
+    Args:
+        statistics: (STATISTICS,) int32, measured on the image. For Equalize, it has for every entry the number of
+            pixels in the channel with lesser values and, from ENTRIES on, each channel's step. For AutoContrast, it
+            has from ENTRIES on each channel's least value, then each channel's greatest value.
     """
     channel, value = i // BYTE_VALUES, i % BYTE_VALUES
     if op == EQUALIZE:
@@ -117,7 +124,10 @@ def table_entry(op, i, argument, statistics):
 
 @njit()
 def accumulate(statistics, channel):
-    """Equalize's statistics from the histogram of a channel, in place. step: pixels per output level; 0: no change."""
+    """Turn a channel's histogram into Equalize's statistics, in place.
+
+    The step is the number of pixels per output level; 0 means no change.
+    """
     below, last = np.int32(0), np.int32(0)
     for i in range(channel * BYTE_VALUES, (channel + 1) * BYTE_VALUES):
         number = statistics[i]
@@ -132,18 +142,18 @@ def accumulate(statistics, channel):
 
 @njit()
 def smooth(box_sum, centre):
-    """Pillow's SMOOTH filter, weights 1 round a 5, over 13, rounded; `box_sum` is of all nine pixels.
+    """Apply Pillow's SMOOTH filter: weights 1 round a 5, over 13, rounded. `box_sum` is the sum over all nine pixels.
 
-    In integers: the float32 error of Pillow's sum never reaches the nearest tie, 1/26 away.
+    It uses integers: the float32 error in Pillow's sum never reaches the nearest tie, 1/26 away.
     """
     return (2 * (np.int32(box_sum) + 4 * np.int32(centre)) + 13) // 26
 
 
 @njit()
 def box_weights(sigma):
-    """(radius, inner weight, edge weight) of the box that Pillow repeats three times for a Gaussian blur.
+    """Return (radius, inner weight, edge weight) for the box that Pillow repeats three times for a Gaussian blur.
 
-    The extended box filter of Gwosdek et al. (2011), equations 7, 11 and 14; float32 as in Pillow.
+    This is the extended box filter in Gwosdek et al. (2011), equations 7, 11 and 14, in float32 as in Pillow.
     """
     sigma = np.float32(sigma)
     variance = sigma * sigma / np.float32(BLUR_PASSES)
@@ -161,7 +171,7 @@ def box_weights(sigma):
 
 @njit()
 def box_byte(inner_sum, edge_sum, inner, edge):
-    """One byte of a box blur: the sum within the radius and of the two pixels just beyond (uint32)."""
+    """Return a box blur's byte from the sum within the radius and the sum of the two pixels just beyond (uint32)."""
     return np.uint8((inner_sum * inner + edge_sum * edge + np.uint32(BOX_ONE >> 1)) >> np.uint32(24))
 
 
@@ -175,7 +185,7 @@ def is_affine(op):
 
 @njit()
 def affine_matrix(op, argument, height, width):
-    """(a, b, c, d, e, f): output pixel centre (x, y) shows the source at (ax + by + c, dx + ey + f)."""
+    """Return (a, b, c, d, e, f): output pixel centre (x, y) shows the source at (ax + by + c, dx + ey + f)."""
     if op == ROTATE:
         angle = -math.radians(argument % 360.0)
         cos = round(math.cos(angle) * DECIMALS) / DECIMALS
@@ -193,29 +203,29 @@ def affine_matrix(op, argument, height, width):
 
 @njit()
 def _read_byte(pixels, i):
-    """A byte as float64. The unsigned index spares Numba's test for a negative one."""
+    """Read a byte as float64. The unsigned index spares Numba's test for a negative one."""
     return np.float64(pixels[np.uintp(i)])
 
 
 @njit()
 def truncate(value):
-    """float64 -> uint8: clipped, then truncated as C does."""
+    """Convert float64 to uint8: clip, then truncate as C does."""
     return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
 
 
 @njit()
 def cubic(a, b, c, d, t):
-    """Cubic through four neighbours at t in [0, 1) between b and c (a = -1, as Pillow's transform)."""
+    """Interpolate between b and c at t in [0, 1) by a cubic through four neighbours (a = -1, as Pillow's transform)."""
     return b + t * ((c - a) + t * ((2.0 * (a - b) + c - d) + t * (b - a - c + d)))
 
 
 @njit()
 def linear(a, b, t):
-    """Between two neighbours at t in [0, 1)."""
+    """Interpolate linearly between two neighbours at t in [0, 1)."""
     return a + (b - a) * t
 
 
-# Both as weights of four neighbours, of which the outer two are nothing to `linear`: row k is for t to the power of k.
+# Both are given as weights for four neighbours; `linear` does not use the outer two. Row k is for t to the power k.
 CUBIC = ((0, 1, 0, 0), (-1, 0, 1, 0), (2, -2, 1, -1), (-1, 1, -1, 1))
 LINEAR = ((0, 1, 0, 0), (0, -1, 1, 0))
 
@@ -235,9 +245,10 @@ def _cubic_row(pixels, row, x0, x1, x2, x3, t):
 
 @njit()
 def sample_bicubic(pixels, height, width, x, y, channel):
-    """The image (flat uint8) at (x, y) inside it. Pixels centre on halves; edges repeat.
+    """Return the image (flat uint8) at (x, y) inside it. Pixel centres are at halves, and edge pixels repeat.
 
-    A coordinate on a pixel centre (all of y in ShearX and TranslateX) needs one row or column of the 4 x 4.
+    If a coordinate is on a pixel centre (every y in ShearX and TranslateX), only one row or column of the 4 x 4 is
+    needed.
     """
     x, y = x - 0.5, y - 0.5
     column, line = np.int64(math.floor(x)), np.int64(math.floor(y))  # CUDA's floor gives a float
@@ -256,7 +267,7 @@ def sample_bicubic(pixels, height, width, x, y, channel):
 
 @njit()
 def sample_bilinear(pixels, height, width, x, y, channel):
-    """The same as `sample_bicubic`, over 2 x 2 pixels."""
+    """Return the same as `sample_bicubic`, interpolated over 2 x 2 pixels."""
     x, y = x - 0.5, y - 0.5
     column, line = np.int64(math.floor(x)), np.int64(math.floor(y))  # CUDA's floor gives a float
     tx, ty = x - column, y - line
@@ -269,7 +280,7 @@ def sample_bilinear(pixels, height, width, x, y, channel):
 
 @njit()
 def affine_source(matrix, i, j):
-    """(x, y) in the source of the centre of output row i, column j."""
+    """Return (x, y) in the source for the centre of the output pixel in row i, column j."""
     a, b, c, d, e, f = matrix
     x, y = j + 0.5, i + 0.5
     return a * x + b * y + c, d * x + e * y + f
@@ -277,5 +288,5 @@ def affine_source(matrix, i, j):
 
 @njit()
 def inside(x, y, height, width):
-    """True if (x, y) shows the image and not the fill colour."""
+    """Return True if (x, y) shows the image and not the fill colour."""
     return 0.0 <= x < width and 0.0 <= y < height

@@ -1,8 +1,8 @@
-"""The ops on whole images, on the CPU: loops over the scalar functions of ops.py.
+"""The ops on whole images on the CPU: loops over the scalar functions in ops.py.
 
-Images are flat uint8 arrays of height*width*3; `source` and `target` are different ones, and the byte after
-`source` can be read (pixels are read four bytes at a time). Nothing allocates: `run_op` works in scratch of
-`op_scratch_size` bytes.
+Images are flat uint8 arrays with height*width*3 bytes. `source` and `target` are different arrays, and the byte after
+`source` must be readable, because pixels are read four bytes at a time. Nothing allocates: `run_op` works in scratch
+memory with `op_scratch_size` bytes.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from fastft.augment import ops
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.simd import copy, take
 
-TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
-ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
+TILE = 16  # pixels; a 16 x 16 tile touches 16 cache lines on either side
+ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices need no test for Python's negative ones, and become vector code
 
 
 @njit()
@@ -31,7 +31,7 @@ def _mean_luma(source):
 
 @njit()
 def _point(op, argument, source, target):
-    """Vector code computes these ops faster than a table is read."""
+    """Run an op that vector code computes faster than a table can be read."""
     mean = _mean_luma(source) if op == ops.CONTRAST else np.int32(0)
     for i in range(source.size):
         target[i] = ops.point_entry(op, source[i], argument, mean)
@@ -39,7 +39,7 @@ def _point(op, argument, source, target):
 
 @njit()
 def _measure(op, source, statistics):
-    """The values of the image that `ops.table_entry` needs."""
+    """Measure the image values that `ops.table_entry` needs."""
     if op == ops.EQUALIZE:
         statistics[:] = 0
         for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
@@ -60,7 +60,7 @@ def _measure(op, source, statistics):
 
 @njit()
 def look_up(source, tables, target):
-    """target = each byte's entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
+    """Set each byte of target to its entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
     red, green, blue = (
         _row(tables, 0, ops.BYTE_VALUES),
         _row(tables, 1, ops.BYTE_VALUES),
@@ -72,7 +72,7 @@ def look_up(source, tables, target):
 
 @njit()
 def _grey(source, target):
-    """The pixel's luma in its three channels."""
+    """Write each pixel's luma to its three channels."""
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         value = np.uint8(ops.luma(source[i], source[i + ONE], source[i + TWO]))
         target[i], target[i + ONE], target[i + TWO] = value, value, value
@@ -80,7 +80,7 @@ def _grey(source, target):
 
 @njit()
 def _saturate(source, pitch, factor, grey, target):
-    """Blend of the pixel's luma and the pixel, row by row."""
+    """Blend each pixel's luma with the pixel, row by row."""
     for begin in range(0, source.size, pitch):
         row, out = source[begin : begin + pitch], target[begin : begin + pitch]
         _grey(row, grey)
@@ -90,7 +90,7 @@ def _saturate(source, pitch, factor, grey, target):
 
 @njit()
 def _sharpen(source, height, width, factor, target):
-    """Blend of the smoothed image, its border copied, and the image."""
+    """Blend the smoothed image, whose border is copied, with the image."""
     pitch = 3 * width
     copy(source, target)
     for y in range(1, height - 1):
@@ -126,7 +126,7 @@ def _box_vertical(source, height, width, weights, sums, target):
 
 @njit()
 def _transpose(source, height, width, target):
-    """Rows become columns, pixel by pixel, in tiles that stay in cache."""
+    """Turn rows into columns, pixel by pixel, in tiles that stay in cache."""
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
             for y in range(top, min(top + TILE, height)):
@@ -137,7 +137,10 @@ def _transpose(source, height, width, target):
 
 @njit()
 def _blur(source, height, width, sigma, other, sums, target):
-    """Three box passes along rows (done on the transposed image: vector code), then three along columns."""
+    """Run three box passes along rows, then three along columns.
+
+    Rows are done on the transposed image, as vector code.
+    """
     if sigma == 0.0:
         copy(source, target)
         return
@@ -156,7 +159,7 @@ def _blur(source, height, width, sigma, other, sums, target):
 
 @njit()
 def op_scratch_size(height: int, width: int) -> int:
-    """Bytes of scratch for any op on an image of that size."""
+    """Return the scratch bytes that any op needs for an image of that size."""
     tables = ops.ENTRIES + 4 * ops.STATISTICS + 2 * 64
     blur = 3 * height * width + 12 * max(height, width) + 2 * 64
     return max(tables, blur, affine_scratch_size(height, width))
@@ -164,7 +167,13 @@ def op_scratch_size(height: int, width: int) -> int:
 
 @njit(inline="always")  # optimised once, together with its only caller
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
-    """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
+    """Set target to the result of an op on source.
+
+    Args:
+        argument: as in a plan.
+        fill: (3,) uint8, for geometric ops.
+        bicubic: for geometric ops.
+    """
     if ops.is_point(op):
         _point(op, argument, source, target)
     elif ops.is_table(op):

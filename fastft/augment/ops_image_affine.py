@@ -1,13 +1,13 @@
-"""Rotate, shear and translate on whole images, on the CPU.
+"""Rotate, shear and translate whole images on the CPU.
 
-The functions of ops.py define every pixel. Two loops give the same bytes for many pixels at a time:
+The functions in ops.py define every pixel. Two loops give the same bytes for many pixels at a time:
 
-- ShearX and TranslateX move pixels along rows only, ShearY and TranslateY along columns only, so a byte depends on four
-  bytes of one row or column. The loop does the same float64 operations for neighbouring bytes, which the compiler turns
-  into vector code.
-- Rotate computes a pixel in float32 first. The error of that is known to be less than UNSURE, so a value that is farther
-  than this from every whole number truncates to the byte of the float64 value. The other pixels, one in 150 of a
-  photograph, are computed in float64.
+- ShearX and TranslateX move pixels along rows only, ShearY and TranslateY along columns only, so a byte depends on
+  four bytes in one row or column. The loop does the same float64 operations for neighbouring bytes, which the
+  compiler turns into vector code.
+- Rotate computes a pixel in float32 first. The float32 error is known to be less than UNSURE, so a value that is
+  farther than this from every whole number truncates to the same byte as the float64 value. The other pixels, one in
+  150 in a photograph, are computed in float64.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 from beton_tools.base.jit import njit
 from fastft.augment import ops, simd
 
-MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image reach beyond it
+MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image can reach beyond it
 
 
 class Image(NamedTuple):
@@ -34,10 +34,10 @@ class Image(NamedTuple):
 
 
 class Bytes(NamedTuple):
-    """float64 values for every byte of a row, for shear and translate."""
+    """float64 values for every byte in a row, for shear and translate."""
 
-    column: np.ndarray  # its pixel's column
-    place: np.ndarray  # its coordinate in the source, where pixels centre on whole numbers
+    column: np.ndarray  # the column of its pixel
+    place: np.ndarray  # its coordinate in the source, where pixel centres are whole numbers
     offset: np.ndarray  # rows from the output pixel down to the source pixel at or above its place
 
 
@@ -53,19 +53,19 @@ class Pixels(NamedTuple):
 
 @njit()
 def _image_bytes(height, width):
-    """Bytes of a padded image, or of one with aligned columns."""
+    """Return the bytes in a padded image, or in one with aligned columns."""
     return (height + 2 * MARGIN) * (3 * (width + 2 * MARGIN) + simd.LANES) + simd.LANES
 
 
 @njit()
 def affine_scratch_size(height: int, width: int) -> int:
-    """Bytes of scratch for `run_affine`."""
+    """Return the scratch bytes that `run_affine` needs."""
     return _image_bytes(height, width) + (3 + 3 * 24) * width + 8 * simd.CACHE_LINE
 
 
 @njit()
 def run_affine(op, argument, source, target, height, width, fill, bicubic, scratch):
-    """target = rotation, shear or translation of source. The arguments: `ops_image.run_op`."""
+    """Set target to the rotated, sheared or translated source. For the arguments, see `ops_image.run_op`."""
     fill_row, at = simd.take(scratch, 0, 3 * width)
     for k in range(3 * width):
         fill_row[k] = fill[k % 3]
@@ -85,7 +85,7 @@ def run_affine(op, argument, source, target, height, width, fill, bicubic, scrat
 
 @njit()
 def _begin_row(image, i):
-    """Fills what output row i does not show of the source; returns (begin, end) of the columns that do."""
+    """Fill the part of output row i that does not show the source. Returns (begin, end) of the columns that do."""
     begin, end = inside_span(image.matrix, i, image.height, image.width)
     row, stop = 3 * image.width * i, 3 * image.width * (i + 1)
     simd.copy(image.fill[: 3 * begin], image.target[row : row + 3 * begin])
@@ -95,10 +95,10 @@ def _begin_row(image, i):
 
 @njit()
 def inside_span(matrix, i, height, width):
-    """(begin, end): the columns of output row i where `inside` holds.
+    """Return (begin, end): the columns in output row i where `inside` holds.
 
-    Coordinates, rounded ones too, are monotone in the column, so these columns are adjacent. A solution in real numbers,
-    widened by a column on either side, is narrowed by the test itself.
+    Coordinates, even rounded ones, are monotone in the column, so these columns are adjacent. A solution in real
+    numbers is widened by a column on either side, and then narrowed by the test itself.
     """
     x, y = ops.affine_source(matrix, i, -0.5)
     low_x, high_x = _limits(matrix[0], x, width, width)
@@ -114,7 +114,7 @@ def inside_span(matrix, i, height, width):
 
 @njit()
 def _limits(slope, start, size, count):
-    """(low, high) of the p in 0..count with start + slope * p in [0, size)."""
+    """Return (low, high) for the p in 0..count with start + slope * p in [0, size)."""
     if abs(slope) < 1e-9:  # all columns or none; near the limits, rounding decides
         return (0.0, float(count)) if -1.0 < start < size + 1.0 else (float(count), 0.0)
     one, other = -start / slope, (size - start) / slope
@@ -130,7 +130,7 @@ def _is_inside(matrix, i, j, height, width):
 
 @njit()
 def _sample(image, i, begin, end):
-    """Columns begin..end-1 of output row i, one byte at a time."""
+    """Sample columns begin..end-1 in output row i, one byte at a time."""
     source, height, width = image.source, image.height, image.width
     for j in range(begin, end):
         x, y = ops.affine_source(image.matrix, i, j)
@@ -144,7 +144,7 @@ def _sample(image, i, begin, end):
 
 @njit()
 def _copy_over(source, start, size, target, to):
-    """target[to : to + size] = source[start : start + size]; up to 15 bytes behind them may be overwritten."""
+    """Set target[to : to + size] = source[start : start + size]. Up to 15 bytes behind them may be overwritten."""
     whole = min(size, source.size - simd.LANES + 1 - start)
     k = 0
     while k < whole:
@@ -157,7 +157,7 @@ def _copy_over(source, start, size, target, to):
 
 @njit()
 def _pad_row(image, i, target, to):
-    """target[to:] = row i of the source with its edge pixels repeated MARGIN times. Overwrites as `_copy_over`."""
+    """Set target[to:] to source row i with its edge pixels repeated MARGIN times. Overwrites as `_copy_over`."""
     begin, end = 3 * image.width * i, 3 * image.width * (i + 1)
     inner, outer = to + 3 * MARGIN, to + 3 * (MARGIN + image.width)
     _copy_over(image.source, begin, 3 * image.width, target, inner)
@@ -222,10 +222,10 @@ def _move_along_columns(image, aligned, row):
 
 @njit()
 def _align_columns(image, offset, ends, aligned, pitch):
-    """Moves every column so that the source pixel of an output pixel in row i lies in row i + 1 of `aligned`.
+    """Move every column so that an output pixel in row i has its source pixel in row i + 1 of `aligned`.
 
-    Output rows are -1 to height + 1, the source's edges repeat. Neighbouring columns that move equally are copied as one:
-    their ends go to `ends` (int64).
+    Output rows are -1 to height + 1, and the source's edges repeat. Neighbouring columns that move equally are copied
+    as one: their ends are written to `ends` (int64).
     """
     runs = 0
     for j in range(image.width):
@@ -248,10 +248,12 @@ def _align_columns(image, offset, ends, aligned, pitch):
 
 @njit()
 def _interpolate(image, i, low, high, taps, place, pixel, shift):
-    """Bytes low..high-1 of output row i at their places: byte k of the taps is of the pixels p - 1 to p + 2.
+    """Interpolate bytes low..high-1 in output row i at their places.
 
-    p is pixel[k] + shift. Returns False, with wrong bytes, if that is not the pixel at or before every place: a
-    coordinate may round to a whole number and so be the next pixel's.
+    Byte k of the taps belongs to the pixels p - 1 to p + 2.
+
+    p is pixel[k] + shift. If p is not the pixel at or before every place, the bytes are wrong and the function
+    returns False. This happens because a coordinate may round to a whole number and so become the next pixel's.
     """
     a, b, c, d = taps
     out, place, pixel = image.target[3 * image.width * i :][low:high], place[low:high], pixel[low:high]
@@ -269,9 +271,10 @@ def _interpolate(image, i, low, high, taps, place, pixel, shift):
 
 # -- rotate: two fractional coordinates --------------------------------------------------------------------------------
 
-# Greatest error of a pixel in float32, 8e-4, rounded up to a power of two. A weight is wrong by 2e-7 after Horner's rule;
-# absolute weights of four neighbours sum up to 1.5 at most. Along columns: 255 * 4 * 2e-7 and 8e-5 of rounding, together
-# 2.9e-4. Along rows: 1.5 times that, 319 * 4 * 2e-7 for the weights and 1.1e-4 of rounding.
+# A pixel's greatest error in float32, 8e-4, is rounded up to a power of two. A weight is wrong by 2e-7 after Horner's
+# rule, and the absolute weights for four neighbours sum up to 1.5 at most. Along columns, 255 * 4 * 2e-7 and 8e-5
+# from rounding are together 2.9e-4. Along rows, add 1.5 times that, 319 * 4 * 2e-7 for the weights and 1.1e-4 from
+# rounding.
 UNSURE = np.float32(2.0**-10)
 
 
@@ -308,7 +311,7 @@ def _rotate(image, padded, row):
 
 @njit()
 def _locate(matrix, i, begin, end, pitch, row):
-    """Per column: offset of its 4 x 4 neighbours in the padded image, and the place between the inner four."""
+    """Find each column's offset to its 4 x 4 neighbours in the padded image, and its place between the inner four."""
     window, tx, ty = row.window, row.tx, row.ty
     for j in range(np.uintp(begin), np.uintp(end)):
         x, y = ops.affine_source(matrix, i, np.float64(j))
@@ -320,7 +323,10 @@ def _locate(matrix, i, begin, end, pitch, row):
 
 @njit()
 def _truncate_row(value, out, unsure):
-    """out = clipped and truncated values; unsure[k] = 1 where value[k] is within UNSURE of where a byte begins, 1 to 255."""
+    """Write clipped and truncated values to out.
+
+    unsure[k] is 1 where value[k] is within UNSURE of a value where a byte begins, 1 to 255.
+    """
     for k in range(np.uintp(out.size)):
         clipped = min(max(value[k], np.float32(0.0)), np.float32(255.0))
         nearest = np.float32(np.int32(clipped + np.float32(0.5)))
@@ -332,7 +338,7 @@ def _truncate_row(value, out, unsure):
 
 @njit()
 def _repair(image, i, begin, end, padded, pitch, row):
-    """Computes the unsure pixels of a row in float64. Where all neighbours are equal, the pixel is equal to them."""
+    """Compute a row's unsure pixels in float64. Where all neighbours are equal, the pixel equals them."""
     eights, done = row.unsure.view(np.uint64), -1
     for eight in range((3 * (end - begin) + 7) // 8):
         if eights[eight] == 0:

@@ -1,4 +1,4 @@
-"""The ops, one row each; and the plan of a batch: everything random about it, drawn beforehand, one row per image."""
+"""The ops, one row each, and a batch's plan. The plan holds everything random, drawn beforehand, one row per image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,17 +8,17 @@ import numpy as np
 
 from fastft.recipe.constants import MAX_ERASE
 
-MAX_OPS = 12  # RandAugment uses n, 3-Augment 4, AugMix width x depth (timm's default: 3 chains of up to 3)
+MAX_OPS = 12  # RandAugment uses n, 3-Augment 4, AugMix width x depth (timm's default: 3 chains with up to 3 ops)
 MAX_CHAINS = 4
 CHAIN_DEPTH = MAX_OPS // MAX_CHAINS
 JITTER = MAX_OPS - CHAIN_DEPTH  # colour jitter's ops are the last three, after AugMix's mixture of the other chains
-HFLIP, VFLIP, TRANSPOSE = 1, 2, 4  # bits of a row's `flip`, carried out in this order
+HFLIP, VFLIP, TRANSPOSE = 1, 2, 4  # bits in a row's `flip`, carried out in this order
 
-# kinds of op: what a new pixel follows from
-POINT = 0  # the same for each byte: its value, the argument and the image's mean luma (ops.point_entry)
-TABLE = 1  # a table for each channel, which may follow from the image (ops.table_entry)
-AFFINE = 2  # a place in the image (ops.affine_matrix)
-IMAGE = 3  # other pixels or channels: code of its own in ops_image.py and cuda_ops.py
+# kinds of op: what determines a new pixel
+POINT = 0  # the same for each byte: depends on its value, the argument and the image's mean luma (ops.point_entry)
+TABLE = 1  # one table per channel, which may depend on the image (ops.table_entry)
+AFFINE = 2  # shows another place in the image (ops.affine_matrix)
+IMAGE = 3  # depends on other pixels or channels: has its own code in ops_image.py and cuda_ops.py
 
 
 class Rule(IntEnum):
@@ -30,7 +30,12 @@ class Rule(IntEnum):
 
 @dataclass(frozen=True)
 class Op:
-    """format: how its argument reads behind its name; empty: no argument. timm: timm's names, with rules of the argument."""
+    """An augmentation op.
+
+    Attributes:
+        format: how its argument is printed after its name; empty if it has no argument.
+        timm: the op's names in timm, each with the rule for its argument.
+    """
 
     name: str
     kind: int
@@ -39,11 +44,11 @@ class Op:
 
 
 def _enhance(name: str, kind: int, **more: Rule) -> Op:
-    """An op with a Pillow enhance factor as argument."""
+    """Create an op whose argument is a Pillow enhance factor."""
     return Op(name, kind, "x{:.2f}", {name: Rule.ENHANCE, f"{name}Increasing": Rule.ENHANCE_INCREASING, **more})
 
 
-# An op's number in a plan is its position here, and a plan of zeros is Identity. Comments give the meaning of the argument.
+# An op's number in a plan is its position here, so a plan of zeros is Identity. Comments explain the argument.
 OPS = (
     Op("Identity", IMAGE),
     Op("AutoContrast", TABLE, timm={"AutoContrast": Rule.NO_ARGUMENT}),
@@ -56,7 +61,7 @@ OPS = (
         "{:.0f} bits",
         {"Posterize": Rule.POSTERIZE, "PosterizeIncreasing": Rule.POSTERIZE_INCREASING},
     ),
-    Op(  # threshold: pixels >= it are inverted, 0..256
+    Op(  # threshold, 0..256: pixels >= it are inverted
         "Solarize", POINT, "from {:.0f}", {"Solarize": Rule.SOLARIZE, "SolarizeIncreasing": Rule.SOLARIZE_INCREASING}
     ),
     Op("SolarizeAdd", POINT, "+{:.0f}", {"SolarizeAdd": Rule.SOLARIZE_ADD}),  # added to pixels < 128
@@ -77,19 +82,19 @@ TIMM_OPS = {name: (OP_ID[op.name], rule) for op in OPS for name, rule in op.timm
 PLAN_DTYPE = np.dtype(
     [
         ("sample", np.int64),  # dataset index
-        ("crop", np.int32, 4),  # y, x, h, w in source pixels: resized; nothing outside it is seen
-        ("resize", np.int32, 2),  # h, w that the crop is resized to
-        ("window", np.int32, 2),  # y, x in the resized image where the output begins; outside: reflected
-        # after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; quarter turns are two of them
+        ("crop", np.int32, 4),  # y, x, h, w in source pixels: is resized; nothing outside it is seen
+        ("resize", np.int32, 2),  # h, w to which the crop is resized
+        ("window", np.int32, 2),  # y, x in the resized image where the output begins; reflected outside it
+        # applied after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; a quarter turn is two of them
         ("flip", np.uint8),
         ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased
-        ("op", np.uint8, MAX_OPS),  # index into OPS; chain c of AugMix begins at op[c * CHAIN_DEPTH]
+        ("op", np.uint8, MAX_OPS),  # index into OPS; AugMix's chain c begins at op[c * CHAIN_DEPTH]
         ("argument", np.float64, MAX_OPS),  # resolved argument of that op, sign applied
         ("chain_weights", np.float32, MAX_CHAINS),  # AugMix: weight per chain; all 0 = plain sequence of ops
         ("blend", np.float32),  # AugMix: weight of the mixture against the un-augmented image
-        ("erase", np.int32, (MAX_ERASE, 4)),  # y, x, h, w in output pixels; h = 0: none; drawn in order
+        ("erase", np.int32, (MAX_ERASE, 4)),  # y, x, h, w in output pixels; h = 0: no box; drawn in order
         ("erase_mode", np.uint8),  # index into ERASE_MODES
-        ("noise_key", np.uint64),  # of rng.noise_rgb, whose index is the pixel y * size + x or the box
+        ("noise_key", np.uint64),  # key for rng.noise_rgb, whose index is the pixel y * size + x or the box
     ],
     align=True,
 )

@@ -1,4 +1,4 @@
-"""Which augmentation: policies from short strings in timm's grammar, and what each string means.
+"""Augmentation policies: they are written as short strings in timm's grammar, which this module defines and parses.
 
 rand-m9-n2-mstd0.5-inc1   RandAugment (timm)         augmix-m3-w3-d-1   AugMix (timm)
 3aug, 3aug-j0.3           3-Augment (DeiT III)       none               crop and flip alone
@@ -22,7 +22,7 @@ PLAIN_OPS = (  # timm's RandAugment list without "inc1"
 )  # fmt: skip
 INCREASING_OPS = tuple(f"{name}Increasing" if f"{name}Increasing" in TIMM_OPS else name for name in PLAIN_OPS)
 
-OP_SETS: dict[str, dict[str, float]] = {  # timm's named sets (key "t"), weight of each op
+OP_SETS: dict[str, dict[str, float]] = {  # timm's named sets (key "t") with each op's weight
     "weights": {
         "Rotate": 3, "ShearX": 2, "ShearY": 2, "TranslateXRel": 1, "TranslateYRel": 1, "ColorIncreasing": 0.25,
         "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05, "SolarizeAdd": 0.05,
@@ -35,7 +35,7 @@ OP_SETS: dict[str, dict[str, float]] = {  # timm's named sets (key "t"), weight 
         "BrightnessIncreasing": 1, "Equalize": 1, "Invert": 1,
     },
 }  # fmt: skip
-WITH_REPLACEMENT = ("3a",)  # a list in timm, not a table of weights
+WITH_REPLACEMENT = ("3a",)  # a list in timm, not a weight table
 
 AUGMIX_OPS = (
     "AutoContrast", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing", "Equalize", "Rotate",
@@ -45,7 +45,7 @@ AUGMIX_OPS = (
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`count` ops drawn from `ops` by `weights`, each applied with `probability`."""
+    """Draw `count` ops from `ops` with `weights`, and apply each with `probability`."""
 
     ops: tuple[str, ...]
     weights: tuple[float, ...]
@@ -59,7 +59,7 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class AugMix:
-    """`width` chains of `depth` ops (-1: 1 to 3, per chain), mixed by Dirichlet and Beta weights."""
+    """Mix `width` chains of `depth` ops (-1: 1 to 3 per chain) with Dirichlet and Beta weights."""
 
     ops: tuple[str, ...] = AUGMIX_OPS
     magnitude: float = 3
@@ -71,7 +71,10 @@ class AugMix:
 
 @dataclass(frozen=True)
 class ThreeAugment:
-    """One of grayscale, solarise, blur; then brightness, contrast, colour by 1 +- jitter in random order."""
+    """One of grayscale, solarise and blur.
+
+    Then brightness, contrast and colour change by 1 +- jitter in random order.
+    """
 
     jitter: float = 0.3
 
@@ -83,17 +86,22 @@ AutoAugment = RandAugment | AugMix | ThreeAugment | None
 class AugmentPolicy:
     """Everything that determines the distribution of plans, and how pixels are filled and normalised.
 
-    `augment` is timm's RandAugment string, "3aug", "augmix", each with its keys, or "none". `crop` is "rrc" (random resized
-    crop: share of area in `scale`, aspect in `ratio`) or "src" (DeiT III's simple crop: short side to the output size,
-    reflect-padded by 4 pixels, random window). `mean` and `std` are per channel in 0..1. `crop_pct`: of evaluation, the
-    centre crop's share of the resized short side.
-
-    The image is mirrored with probability `hflip` and `vflip`, turned by 0, 90, 180 or 270 degrees with `quarter_turns`, and,
-    after `augment`, its brightness, contrast and saturation are changed by factors of 1 +- `color_jitter` in random order with
-    `color_jitter_prob`, as timm's `color_jitter` does.
+    Args:
+        augment: timm's RandAugment string, "3aug" or "augmix", each with its keys, or "none".
+        crop: "rrc" (random resized crop with its area share in `scale` and its aspect ratio in `ratio`) or "src"
+            (DeiT III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window).
+        hflip: probability of a left-right flip.
+        vflip: probability of an up-down flip.
+        quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
+        color_jitter: after `augment`, brightness, contrast and saturation are changed by factors of 1 +-
+            `color_jitter` in random order, as timm's `color_jitter` does.
+        color_jitter_prob: probability of `color_jitter`.
+        mean: per channel, for pixels in 0..1.
+        std: as `mean`.
+        crop_pct: for evaluation, the centre crop's share of the resized short side.
 
     Raises:
-        UserError: `augment` is invalid, or a value is out of range; the message names it.
+        UserError: `augment` is invalid, or a value is out of range. The message names it.
     """
 
     augment: str = "rand-m9-mstd0.5-inc1"
@@ -137,19 +145,23 @@ class AugmentPolicy:
 
     @property
     def auto_augment(self) -> AutoAugment:
-        """The parsed `augment` string."""
+        """Return the parsed `augment` string."""
         return parse_augment(self.augment)
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """Colour of what geometric ops uncover: the mean, as timm (123, 117, 104 for CLIP's)."""
+        """Return the colour for areas that geometric ops uncover: the mean, as in timm (123, 117, 104 for CLIP's)."""
         red, green, blue = (min(255, max(0, round(255 * m))) for m in self.mean)
         return red, green, blue
 
 
 @lru_cache
 def parse_augment(text: str) -> AutoAugment:
-    """Parse an augmentation string. Raises UserError: it is invalid; the message names the invalid part and the valid keys."""
+    """Parse an augmentation string.
+
+    Raises:
+        UserError: it is invalid. The message names the invalid part and the valid keys.
+    """
     kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
     if kind not in KINDS:
         raise UserError(f"augmentation {text!r}: {kind!r} is unknown; begin with one of {', '.join(KINDS)}")
@@ -159,7 +171,7 @@ def parse_augment(text: str) -> AutoAugment:
 
 # -- grammar -----------------------------------------------------------------------------------------------------------
 
-Bounds = tuple[type, float, float]  # kind of number, least, greatest
+Bounds = tuple[type, float, float]  # type, minimum, maximum
 
 RAND_KEYS: dict[str, Bounds | None] = {
     "m": (int, 0, 100),
@@ -168,20 +180,20 @@ RAND_KEYS: dict[str, Bounds | None] = {
     "mmax": (int, 1, 100),
     "inc": (int, 0, 1),
     "p": (float, 0, 1),
-    "t": None,  # one of OP_SETS
+    "t": None,  # a name in OP_SETS
 }
 AUGMIX_KEYS: dict[str, Bounds | None] = {
     "m": (int, 0, 10),
     "w": (int, 1, MAX_CHAINS),
     "d": (int, -1, CHAIN_DEPTH),
-    "a": (float, 0.2, 1e3),  # weights of a smaller one underflow in float32
+    "a": (float, 0.2, 1e3),  # smaller values make weights underflow in float32
     "mstd": (float, 0, math.inf),
 }
 UNIFORM_ABOVE = 100.0  # timm: a standard deviation above this means "uniform in 0..m"
 
 
 def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> dict[str, Any]:
-    """{"m": 9, ...} from ["m9", ...]; every part must be a known key with a number in its range."""
+    """Read ["m9", ...] into {"m": 9, ...}. Every part must be a known key with a number in its range."""
     values: dict[str, Any] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(-?[0-9]+(?:\.[0-9]*)?)", part)

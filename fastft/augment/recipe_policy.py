@@ -1,4 +1,4 @@
-"""Augmentation policy and mixer that a recipe describes."""
+"""Build the augmentation policy and the mixer that a recipe describes."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
 
 
 def build_mixer(recipe: Recipe) -> "Mixer | None":
-    """The recipe's mixup and CutMix; None if both are off."""
+    """Build the recipe's mixup and CutMix. Returns None if both are off."""
     a = recipe.augment
     if not a.mixes:
         return None

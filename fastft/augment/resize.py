@@ -1,17 +1,17 @@
 """Antialiased bicubic and bilinear resize, equal to Pillow's on every pixel.
 
-Pillow's rule (tested here against Pillow itself): for each output coordinate the filter is stretched by the
-scale when shrinking, its taps are normalised in float64 and rounded to 22-bit fixed point; the result of each
-of the two passes is rounded to uint8. The horizontal pass comes first, except (since Pillow 13) when the
-height shrinks by more than twice the pixels that the width does. The other order differs by up to 12 levels.
+Pillow's rule (tested here against Pillow itself): for each output coordinate, the filter is stretched by the scale
+when shrinking. Its taps are normalised in float64 and rounded to 22-bit fixed point. The result of each of the two
+passes is rounded to uint8. The horizontal pass comes first, except (since Pillow 13) when the height shrinks by more
+than twice the pixels that the width does. The other order differs by up to 12 levels.
 
-Geometry, as in a plan row: the rectangle `crop` of the source is resized to `resize`, and the output is the
-window of that which begins at `window`; coordinates outside the resized image are reflected. The pixels given
-are a region of the source that covers every tap; filters are cut off at the crop's edges, not the region's.
+The geometry is as in a plan row: the rectangle `crop` of the source is resized to `resize`, and the output is the
+part of the resized image that begins at `window`. Coordinates outside the resized image are reflected. The given
+pixels are a region of the source that covers every tap. Filters are cut off at the crop's edges, not at the region's.
 
-On the CPU both passes run sixteen lanes wide (simd.py): the horizontal one over sixteen image rows at a
-time, transposed so that one tap of one output pixel is 3 channels x 16 rows = 48 adjacent bytes; the vertical
-one over 48 adjacent bytes of a row.
+On the CPU, both passes run sixteen lanes wide (simd.py). The horizontal pass works on sixteen image rows at a time,
+transposed so that one tap for one output pixel is 3 channels x 16 rows = 48 adjacent bytes. The vertical pass works
+on 48 adjacent bytes in a row.
 """
 
 import math
@@ -22,20 +22,20 @@ from beton_tools.base.jit import njit
 from fastft.augment import simd
 from fastft.augment.plan import HFLIP, TRANSPOSE, VFLIP
 
-PRECISION_BITS = 22  # Pillow: 32 bits less 8 of pixel less 2 of overshoot
+PRECISION_BITS = 22  # Pillow: 32 bits minus 8 for the pixel minus 2 for overshoot
 ROUND = 1 << (PRECISION_BITS - 1)
-BLOCK = 3 * simd.LANES  # bytes that one call of `_weighted_block` makes
+BLOCK = 3 * simd.LANES  # bytes that one call to `_weighted_block` makes
 
-# of the CUDA kernel: weights of a tile's pixels along one axis, the taps of 65,535 pixels, a JPEG's most, made 224
+# CUDA kernel: weights for a tile's pixels along one axis, the taps for 65,535 pixels (a JPEG's most) made 224
 CUDA_WEIGHTS = 1184
-MOST_SHRINK = (CUDA_WEIGHTS - 1) // 4  # of a side: bicubic taps are four times as many, and one
+MOST_SHRINK = (CUDA_WEIGHTS - 1) // 4  # limit for one side: there are four times as many bicubic taps, plus one
 
 OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL = 0, 1, 2
 
 
 @njit()
 def filter_weight(x: float, bicubic: bool) -> float:
-    """Kernel at distance x: Keys' cubic with a = -0.5 (support 2), or the triangle (support 1)."""
+    """Return the kernel at distance x: Keys' cubic with a = -0.5 (support 2), or the triangle (support 1)."""
     x = abs(x)
     if bicubic:
         if x < 1.0:
@@ -48,7 +48,7 @@ def filter_weight(x: float, bicubic: bool) -> float:
 
 @njit()
 def reflect(i: int, size: int) -> int:
-    """Coordinate i mirrored into 0..size-1 without repeating the edge, as torchvision's reflect padding."""
+    """Mirror coordinate i into 0..size-1 without repeating the edge, as torchvision's reflect padding does."""
     if size == 1:
         return 0
     i = abs(i) % (2 * size - 2)
@@ -57,21 +57,21 @@ def reflect(i: int, size: int) -> int:
 
 @njit()
 def filter_support(crop: int, resized: int, bicubic: bool) -> float:
-    """Half width of the stretched filter, in source pixels."""
+    """Return half the width of the stretched filter, in source pixels."""
     return (2.0 if bicubic else 1.0) * max(crop / resized, 1.0)
 
 
 @njit()
 def tap_pitch(crop: int, resized: int, bicubic: bool) -> int:
-    """Most taps that one output pixel can have."""
+    """Return the most taps that one output pixel can have."""
     return 2 * np.int64(math.ceil(filter_support(crop, resized, bicubic))) + 1
 
 
 @njit()
 def pixel_taps(i, crop, resized, bicubic, weights, at):
-    """Taps of resized pixel i: writes 22-bit weights to `weights[at:]`, returns (first source pixel, count).
+    """Write the 22-bit weights for resized pixel i to `weights[at:]`. Returns (first source pixel, count).
 
-    Float64 operations in Pillow's order, so that every rounding is the same.
+    Float64 operations are in Pillow's order, so that every rounding is the same.
     """
     scale = crop / resized
     centre = (i + 0.5) * scale
@@ -91,7 +91,10 @@ def pixel_taps(i, crop, resized, bicubic, weights, at):
 
 @njit()
 def axis_taps(crop, resized, window, size, bicubic, offset, taps):
-    """Taps of a whole axis, in pixels of a region that begins at `offset` of the crop; returns their span."""
+    """Compute the taps for a whole axis and return their span.
+
+    Positions are pixels in a region that begins at `offset` in the crop.
+    """
     first, count, weights, pitch = taps
     low, high = crop, -offset
     for i in range(size):
@@ -103,14 +106,14 @@ def axis_taps(crop, resized, window, size, bicubic, offset, taps):
 
 @njit()
 def vertical_first(crop_h: int, crop_w: int, resized_h: int, resized_w: int) -> bool:
-    """Pillow 13's order of the passes (its pull request 9549): rows first when that is clearly less work."""
+    """Return Pillow 13's order for the passes (its pull request 9549): rows first when that is clearly less work."""
     saved = crop_h - resized_h
     return saved > 0 and saved > 2 * (crop_w - resized_w)
 
 
 @njit()
 def resized_shape(height, width, short_side):
-    """(h, w) with the shorter side `short_side` and the longer truncated, as torchvision's Resize."""
+    """Return (h, w) with the shorter side `short_side` and the longer one truncated, as in torchvision's Resize."""
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
@@ -118,7 +121,7 @@ def resized_shape(height, width, short_side):
 
 @njit()
 def turned(y, x, flip, size):
-    """Where pixel (y, x) of a window goes by the bits `flip` of a plan's row."""
+    """Return where pixel (y, x) in a window goes according to the bits `flip` in a plan row."""
     y = size - 1 - y if flip & VFLIP else y
     x = size - 1 - x if flip & HFLIP else x
     return (x, y) if flip & TRANSPOSE else (y, x)
@@ -126,7 +129,7 @@ def turned(y, x, flip, size):
 
 @njit()
 def turn(source, flip, size, target):
-    """target = source, `turned`; flat images of size x size pixels."""
+    """Write source, `turned`, to target. Both are flat images with size x size pixels."""
     for y in range(size):
         for x in range(size):
             line, column = turned(y, x, flip, size)
@@ -136,7 +139,7 @@ def turn(source, flip, size, target):
 
 @njit()
 def _touched(window, size, resized):
-    """First and last pixel of the resized axis that a window of `size` shows, reflections included."""
+    """Return the first and last pixel on the resized axis that a window of `size` shows, including reflections."""
     low, high = window, window + size - 1
     first, last = max(low, 0), min(high, resized - 1)
     if low < 0:
@@ -148,7 +151,7 @@ def _touched(window, size, resized):
 
 @njit()
 def _axis_region(crop, resized, window, size, bicubic):
-    """(begin, end) of the crop's pixels under the filter taps of what the window shows."""
+    """Return (begin, end) for the crop's pixels that lie under the filter taps for the pixels that the window shows."""
     first, last = _touched(window, size, resized)
     scale = crop / resized
     support = filter_support(crop, resized, bicubic)
@@ -159,7 +162,10 @@ def _axis_region(crop, resized, window, size, bicubic):
 
 @njit()
 def source_region(row, size):
-    """(y, x, h, w) of the source pixels that a plan row's output of size x size touches; inside its crop."""
+    """Return (y, x, h, w) for the source pixels that a plan row's size x size output touches.
+
+    They lie inside the row's crop.
+    """
     y0, y1 = _axis_region(row.crop[2], row.resize[0], row.window[0], size, row.bicubic)
     x0, x1 = _axis_region(row.crop[3], row.resize[1], row.window[1], size, row.bicubic)
     return row.crop[0] + y0, row.crop[1] + x0, y1 - y0, x1 - x0
@@ -173,7 +179,7 @@ def _fill_regions(plan, size, regions):
 
 
 def source_regions(plan: np.ndarray, size: int) -> np.ndarray:
-    """`source_region` of every row: (B, 4) int32 of y, x, h, w."""
+    """Return `source_region` for every row: (B, 4) int32 with y, x, h, w."""
     regions = np.empty((len(plan), 4), np.int32)
     _fill_regions(plan, size, regions)
     return regions
@@ -184,7 +190,7 @@ def source_regions(plan: np.ndarray, size: int) -> np.ndarray:
 
 @njit()
 def weighted_byte(source, start, step, count, weights, at):
-    """clip(sum over taps t of source[start + t*step] * weights[at + t]): one byte of either pass."""
+    """Return clip(sum over taps t of source[start + t*step] * weights[at + t]), which is one byte in either pass."""
     total = np.int32(ROUND)
     for t in range(count):
         total += np.int32(source[start + t * step]) * weights[at + t]
@@ -193,7 +199,7 @@ def weighted_byte(source, start, step, count, weights, at):
 
 @njit()
 def _weighted_block(source, start, step, count, weights, at, target, to):
-    """`weighted_byte` for 48 adjacent bytes."""
+    """Compute `weighted_byte` for 48 adjacent bytes."""
     a, b, c = simd.spread(ROUND), simd.spread(ROUND), simd.spread(ROUND)
     for t in range(count):
         weight, i = weights[at + t], start + t * step
@@ -207,7 +213,10 @@ def _weighted_block(source, start, step, count, weights, at, target, to):
 
 @njit()
 def _gather_block(pixels, start, stride, rows, width, columns):
-    """columns[i*16 + r] = byte i of row r, for the first `width` bytes of 16 rows (the last one repeated)."""
+    """Set columns[i*16 + r] to byte i of row r, for the first `width` bytes in 16 rows.
+
+    If there are fewer rows, the last one is repeated.
+    """
     whole = width // simd.LANES * simd.LANES
     for i in range(0, whole, simd.LANES):
         simd.transpose_bytes(pixels, start + i, stride, rows, columns, i * simd.LANES, simd.LANES)
@@ -218,7 +227,10 @@ def _gather_block(pixels, start, stride, rows, width, columns):
 
 @njit()
 def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):
-    """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` holds a multiple of sixteen rows."""
+    """Resize rows with `width` pixels to rows with `size`, sixteen at a time.
+
+    `out` must hold a multiple of sixteen rows.
+    """
     first, count, weights, pitch = taps
     for top in range(0, rows, simd.LANES):
         _gather_block(pixels, top * stride, stride, rows - top, width * 3, columns)
@@ -231,7 +243,10 @@ def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, 
 
 @njit()
 def _vertical(pixels, stride, width, size, taps, out):
-    """Rows of `width` bytes -> `size` rows of `width` bytes, back to back; a row's last block overlaps."""
+    """Resize rows with `width` bytes to `size` rows with `width` bytes, back to back.
+
+    A row's last block overlaps.
+    """
     first, count, weights, pitch = taps
     for y in range(size):
         start, to, at = first[y] * stride, y * width, y * pitch
@@ -246,7 +261,7 @@ def _vertical(pixels, stride, width, size, taps, out):
 
 @njit()
 def _allocate_taps(scratch, at, size, pitch):
-    """Scratch for one axis: (first, count, weights, pitch), and where the rest begins."""
+    """Take scratch for one axis. Returns (first, count, weights, pitch), and where the rest begins."""
     first, at = simd.take(scratch, at, size * 4)
     count, at = simd.take(scratch, at, size * 4)
     weights, at = simd.take(scratch, at, size * pitch * 4)
@@ -255,7 +270,10 @@ def _allocate_taps(scratch, at, size, pitch):
 
 @njit()
 def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int) -> int:
-    """Bytes of scratch, whatever the order of the passes: taps, columns, narrow, first pass, second pass."""
+    """Return the scratch bytes needed, whatever the order of the passes.
+
+    They hold taps, columns, narrow, first pass and second pass.
+    """
     taps = size * 4 * (pitch_y + pitch_x + 4)
     wide_rows = simd.round_up(max(region_h, size), simd.LANES)
     row_pitch = simd.round_up(size * 3, simd.LANES)
@@ -264,17 +282,21 @@ def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x
 
 @njit()
 def resize_scratch_size(height: int, width: int, size: int) -> int:
-    """Bytes of scratch that do for every crop up to height x width, resized to at least size x size."""
+    """Return scratch bytes that suffice for every crop up to height x width, resized to at least size x size."""
     return _scratch_size(height, width, size, tap_pitch(height, size, True), tap_pitch(width, size, True))
 
 
 @njit()
 def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, size, scratch, out):
-    """One image: region of a crop -> size x size x 3 bytes in `out`. Returns OK or what was too small.
+    """Resize one image: from a crop's region to size x size x 3 bytes in `out`. Returns OK, or what was too small.
 
-    pixels: flat uint8, row y of the region begins at y*stride. region, crop (y, x, h, w in source pixels),
-    resize and window are tuples of int64, flip and bicubic bools: one set of types is compiled once.
-    out, scratch: flat uint8, at least size*size*3 and `resize_scratch_size` bytes.
+    region and crop (y, x, h, w in source pixels), resize and window are tuples of int64, and flip and bicubic are
+    bools, so that one set of types is compiled once.
+
+    Args:
+        pixels: flat uint8; row y in the region begins at y*stride.
+        out: flat uint8, at least size*size*3 bytes.
+        scratch: flat uint8, at least `resize_scratch_size` bytes.
     """
     pitch_y, pitch_x = tap_pitch(crop[2], resize[0], bicubic), tap_pitch(crop[3], resize[1], bicubic)
     rows, width, row_bytes = region[2], region[3], size * 3
@@ -289,7 +311,7 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
         return REGION_TOO_SMALL
     if not flip and crop[2] == size and crop[3] == size and resize == (size, size) and window == (0, 0):
         begin = (crop[0] - region[0]) * stride + (crop[1] - region[1]) * 3
-        for y in range(size):  # of that size already
+        for y in range(size):  # has that size already
             at = begin + y * stride
             simd.copy(pixels[at : at + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
         return OK

@@ -1,15 +1,15 @@
-"""Random streams: every random number of a run is a pure function of the seed and a position, without state.
+"""Random streams: every random number in a run is a pure function of the seed and a position, without state.
 
 | stream | generator | key and counter |
 |---|---|---|
-| plan of an image | `philox` | seed; (draw, epoch, sample id low, high): `draw.py` |
-| Mixup and CutMix of a block | `philox` | seed; (draw, epoch, step, MIX_STREAM + block): `mix.py` |
-| noise of erased pixels | `philox2x32` | noise key of the plan; pixel or box: `noise_rgb` |
-| order of an epoch | NumPy's raw Philox | (seed, epoch): `epoch_words` |
-| stochastic layers of a step | torch's generator | `step_seed` |
+| an image's plan | `philox` | seed; (draw, epoch, sample id low, high): `draw.py` |
+| a block's Mixup and CutMix | `philox` | seed; (draw, epoch, step, MIX_STREAM + block): `mix.py` |
+| noise in erased pixels | `philox2x32` | the plan's noise key; pixel or box: `noise_rgb` |
+| order in an epoch | NumPy's raw Philox | (seed, epoch): `epoch_words` |
+| stochastic layers in a step | torch's generator | `step_seed` |
 
-The initial weights come from `torch.manual_seed(seed)`; the order of samples in a `.beton` file from SplitMix64
-(`beton_tools/write/write_order.py`, which works without this package). A change to any of these numbers breaks the
+The initial weights come from `torch.manual_seed(seed)`. The order of samples in a `.beton` file comes from SplitMix64
+(`beton_tools/write/write_order.py`, which works without this package). Changing any of these numbers breaks the
 resumption of earlier runs.
 
 `philox` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The compiled
@@ -35,16 +35,16 @@ SHIFT_32 = np.uint64(32)
 TWO_POW_MINUS_32 = 2.0**-32
 TWO_PI = 2.0 * np.pi
 
-MIX_STREAM = 1 << 31  # in counter word 3; plans have the upper half of a sample id below 2^63 there
+MIX_STREAM = 1 << 31  # in counter word 3, where plans have the upper half of a sample id below 2^63
 
 
 def epoch_words(seed: int, epoch: int, count: int) -> np.ndarray:
-    """`count` random uint64 words for the order of an epoch. NumPy guarantees this raw stream."""
+    """Return `count` random uint64 words for the order in an epoch. NumPy guarantees this raw stream."""
     return np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed below 2^63 of the generator for the stochastic layers of an optimiser step."""
+    """Return the seed, below 2^63, for the generator that serves the stochastic layers in an optimiser step."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -53,7 +53,7 @@ def step_seed(seed: int, step: int) -> int:
 
 @njit()
 def philox(key, c0, c1, c2, c3):
-    """Four independent uint32 words from a 64-bit key and a counter of four 32-bit words."""
+    """Return four independent uint32 words from a 64-bit key and a counter with four 32-bit words."""
     k0 = np.uint64(key) & LOW_32
     k1 = np.uint64(key) >> SHIFT_32
     x0 = np.uint64(c0) & LOW_32
@@ -74,34 +74,34 @@ def philox(key, c0, c1, c2, c3):
 
 @njit()
 def unit(word):
-    """Uniform float64 in the open interval (0, 1): the middle of one of 2^32 equal cells."""
+    """Return a uniform float64 in the open interval (0, 1): the middle of one of 2^32 equal cells."""
     return (np.float64(word) + 0.5) * TWO_POW_MINUS_32
 
 
 @njit()
 def between(word, low, high):
-    """Uniform float64 in (low, high)."""
+    """Return a uniform float64 in (low, high)."""
     return low + (high - low) * unit(word)
 
 
 @njit()
 def below(word, n):
-    """Uniform integer in 0..n-1 by multiply and shift; off uniform by less than n / 2^32."""
+    """Return a uniform integer in 0..n-1 by multiply and shift. It deviates from uniform by less than n / 2^32."""
     return np.int64((np.uint64(word) * np.uint64(n)) >> SHIFT_32)
 
 
 @njit()
 def normal(word_0, word_1):
-    """Standard normal float64 from two words (Box and Muller)."""
+    """Return a standard normal float64 from two words (Box and Muller)."""
     return np.sqrt(-2.0 * np.log(unit(word_0))) * np.cos(TWO_PI * unit(word_1))
 
 
 @njit()
 def log_gamma_variate(alpha, key, c0, c1, c2, c3):
-    """Logarithm of a Gamma(alpha, 1) variate; attempts use the counters c0, c0 + 1, ...
+    """Return the logarithm of a Gamma(alpha, 1) variate. Attempts use the counters c0, c0 + 1, ...
 
-    Marsaglia and Tsang (2000) for shape alpha + 1, brought down to alpha by U^(1/alpha); in logarithms,
-    since that power underflows for the small alphas of Mixup.
+    The method is Marsaglia and Tsang (2000) for shape alpha + 1, brought down to alpha by U^(1/alpha). It works in
+    logarithms, because that power underflows for Mixup's small alphas.
     """
     d = alpha + 1.0 - 1.0 / 3.0
     c = 1.0 / np.sqrt(9.0 * d)
@@ -115,12 +115,12 @@ def log_gamma_variate(alpha, key, c0, c1, c2, c3):
             return np.log(d * v) + boost
 
 
-GAMMA_COUNTERS = 4096  # counters set aside per gamma variate; each attempt is rejected with p < 0.05
+GAMMA_COUNTERS = 4096  # counters reserved per gamma variate; each attempt is rejected with p < 0.05
 
 
 @njit()
 def beta(alpha, key, c0, c1, c2, c3):
-    """Beta(alpha, alpha) variate in [0, 1] from the counters c0 .. c0 + 2 * GAMMA_COUNTERS - 1."""
+    """Return a Beta(alpha, alpha) variate in [0, 1] from the counters c0 .. c0 + 2 * GAMMA_COUNTERS - 1."""
     a = log_gamma_variate(alpha, key, c0, c1, c2, c3)
     b = log_gamma_variate(alpha, key, c0 + GAMMA_COUNTERS, c1, c2, c3)
     return 1.0 / (1.0 + np.exp(b - a))
@@ -129,24 +129,27 @@ def beta(alpha, key, c0, c1, c2, c3):
 # -- noise of random erasing -------------------------------------------------------------------------------------------
 
 MULTIPLIER_2X32 = np.uint64(0xD256D193)  # Philox2x32, table 2 of the paper
-NOISE_BITS = 12  # with the sign 8,192 levels up to 3.84: finer than the half precision they are stored in
+NOISE_BITS = 12  # with the sign, 8,192 levels up to 3.84: finer than the half precision in which they are stored
 
 
 def _half_normal_quantiles() -> np.ndarray:
-    """Middles, in probability, of 2^NOISE_BITS equally likely cells of |N(0, 1)|, float32."""
+    """Return the middles, in probability, of 2^NOISE_BITS equally likely cells of |N(0, 1)|, float32."""
     cells = 1 << NOISE_BITS
     return np.array([NormalDist().inv_cdf(0.5 + (i + 0.5) / (2 * cells)) for i in range(cells)], np.float32)
 
 
 HALF_NORMAL = _half_normal_quantiles()
 CELL_MASK = np.uint64((1 << NOISE_BITS) - 1)
-CHANNEL_SHIFT = np.uint64(NOISE_BITS + 1)  # twelve bits of cell and one of sign per channel
+CHANNEL_SHIFT = np.uint64(NOISE_BITS + 1)  # per channel, twelve bits for the cell and one for the sign
 ONE = np.uint64(1)
 
 
 @njit()
 def philox2x32(key, c0, c1):
-    """64 random bits (low word first) from a 32-bit key and a counter of two 32-bit words: half the work."""
+    """Return 64 random bits (low word first) from a 32-bit key and a counter with two 32-bit words.
+
+    It is half the work.
+    """
     k = np.uint64(key) & LOW_32
     x0 = np.uint64(c0) & LOW_32
     x1 = np.uint64(c1) & LOW_32
@@ -160,18 +163,22 @@ def philox2x32(key, c0, c1):
 
 @njit()
 def table_normal(bits, quantiles):
-    """Standard normal float32 from 13 bits, by table: no logarithm or cosine, the same on every processor."""
-    # a branch would be mispredicted
+    """Look up a standard normal float32 from 13 bits.
+
+    Without logarithm or cosine, it is the same on every processor.
+    """
+    # without a branch, which would be mispredicted
     sign = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32(bits & ONE))
     return sign * quantiles[np.int64((bits >> ONE) & CELL_MASK)]
 
 
 @njit()
 def noise_rgb(noise_key, index, quantiles):
-    """Three independent standard normals, float32: the `index`-th (32 bits) of `noise_key` (64 bits).
+    """Return three independent standard normals, float32: number `index` (32 bits) for `noise_key` (64 bits).
 
-    Erase mode "pixel" takes `index = y * size + x` of the output pixel, mode "rand" the number of the box.
-    `quantiles` is `HALF_NORMAL`; an argument, because a CUDA kernel would put a global array into constant
+    In erase mode "pixel", `index` is y * size + x for the output pixel. In mode "rand", it is the box number.
+
+    `quantiles` is `HALF_NORMAL`. It is an argument, because a CUDA kernel would put a global array into constant
     memory, where threads that read different entries wait for each other.
     """
     key = np.uint64(noise_key)

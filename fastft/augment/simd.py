@@ -1,9 +1,9 @@
-"""Vectors as Numba values: sixteen int32 or float32 lanes, a 16 x 16 byte transpose; and scratch memory.
+"""Vectors as Numba values: sixteen int32 or float32 lanes, a 16 x 16 byte transpose, and scratch memory.
 
-Numba has no vector type, and LLVM's loop vectoriser turns neither the antialiased resize (a different window
-of taps per output pixel) nor the geometric ops (another place in the source per pixel) nor a byte transpose
-into vector code. They are written here in plain LLVM vector operations, which LLVM lowers to AVX-512, AVX2,
-SSE or NEON, whatever the machine has. CPU only.
+Numba has no vector type. LLVM's loop vectoriser does not turn the antialiased resize (a different window of taps per
+output pixel), the geometric ops (another place in the source per pixel) or a byte transpose into vector code. They
+are written here in plain LLVM vector operations, which LLVM lowers to AVX-512, AVX2, SSE or NEON, depending on the
+machine. This works on the CPU only.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _BYTES, _INTS = ir.VectorType(_I8, LANES), ir.VectorType(_I32, LANES)
 
 
 def _vector_type(name: str, vector: ir.VectorType) -> types.Type:
-    """A Numba type of this name whose values are LLVM vectors."""
+    """Return a Numba type with this name whose values are LLVM vectors."""
 
     class Vector(types.Type):
         def __init__(self) -> None:
@@ -45,7 +45,7 @@ _ARRAY = types.Array  # stands for the type of any array
 
 
 def _vector_op(result: types.Type, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator: a function that compiled code can call, with these types, as whose code the decorated one builds LLVM's."""
+    """Decorate a function that builds LLVM code, so that compiled code can call it with these types."""
 
     def decorate(build: Callable[..., Any]) -> Any:
         def type_call(typing_context: Any, *given: Any) -> Any:
@@ -66,7 +66,7 @@ def _vector_op(result: types.Type, *arguments: Any) -> Callable[[Callable[..., A
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Address of `array[index]` (uint8) as a pointer to 16 bytes."""
+    """Return the address of `array[index]` (uint8) as a pointer to 16 bytes."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), _BYTES.as_pointer())
 
@@ -80,33 +80,33 @@ def _spread(builder: Any, scalar: Any) -> Any:
 
 @_vector_op(_lanes, types.int32)
 def spread(context, builder, signature, args):
-    """int32 -> all sixteen lanes."""
+    """Copy an int32 to all sixteen lanes."""
     return _spread(builder, args[0])
 
 
 @_vector_op(_lanes, _ARRAY, types.intp)
 def load_bytes(context, builder, signature, args):
-    """array[index : index + 16] (uint8), widened to int32 lanes. Unchecked."""
+    """Load array[index : index + 16] (uint8), widened to int32 lanes. Unchecked."""
     pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
     return builder.zext(builder.load(pointer, align=1), _INTS)
 
 
 @_vector_op(types.void, _ARRAY, types.intp, _ARRAY, types.intp)
 def copy_bytes(context, builder, signature, args):
-    """target[begin : begin + 16] = source[start : start + 16] (uint8). Unchecked."""
+    """Set target[begin : begin + 16] = source[start : start + 16] (uint8). Unchecked."""
     value = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1]), align=1)
     builder.store(value, _pointer(context, builder, signature.args[2], args[2], args[3]), align=1)
 
 
 @_vector_op(_lanes, _lanes, _lanes, types.int32)
 def multiply_add(context, builder, signature, args):
-    """total + lanes * factor, wrapping int32."""
+    """Return total + lanes * factor, wrapping int32."""
     return builder.add(args[0], builder.mul(args[1], _spread(builder, args[2])))
 
 
 @_vector_op(types.void, _ARRAY, types.intp, _lanes, types.int32)
 def store_clipped(context, builder, signature, args):
-    """array[index : index + 16] = clip(lanes >> shift, 0, 255). Unchecked."""
+    """Set array[index : index + 16] = clip(lanes >> shift, 0, 255). Unchecked."""
     value = builder.ashr(args[2], _spread(builder, args[3]))
     zero, top = ir.Constant(_INTS, [0] * LANES), ir.Constant(_INTS, [255] * LANES)
     value = builder.select(builder.icmp_signed("<", value, zero), zero, value)
@@ -116,7 +116,7 @@ def store_clipped(context, builder, signature, args):
 
 
 def _interleave_halves(builder: Any, rows: list[Any]) -> list[Any]:
-    """One of four stages: rows i and i + 8 become rows 2i and 2i + 1, their bytes interleaved."""
+    """Do one of four stages: rows i and i + 8 become rows 2i and 2i + 1, with their bytes interleaved."""
     low = ir.Constant(_INTS, [i // 2 + LANES * (i % 2) for i in range(LANES)])
     high = ir.Constant(_INTS, [i // 2 + 8 + LANES * (i % 2) for i in range(LANES)])
     pairs = [(rows[i], rows[i + 8]) for i in range(8)]
@@ -125,7 +125,7 @@ def _interleave_halves(builder: Any, rows: list[Any]) -> list[Any]:
 
 @_vector_op(types.void, _ARRAY, types.intp, types.intp, types.intp, _ARRAY, types.intp, types.intp)
 def transpose_bytes(context, builder, signature, args):
-    """target[begin + i*pitch + r] = source[start + min(r, rows-1)*stride + i] for i, r < 16. Unchecked."""
+    """Set target[begin + i*pitch + r] = source[start + min(r, rows-1)*stride + i] for i, r < 16. Unchecked."""
     source, start, stride, rows, target, begin, pitch = args
     last = builder.sub(rows, ir.Constant(rows.type, 1))
     values = []
@@ -154,12 +154,12 @@ def _shuffle(builder: Any, vector: Any, lanes: list[int]) -> Any:
 
 
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, fused where the processor can."""
+    """Compute a * b + c, fused if the processor can do it."""
     return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
 def _weights(builder: Any, powers: Sequence[Sequence[int]], t: Any) -> Any:
-    """Weights of four neighbours at `t`: polynomials with the coefficients `powers`, by Horner's rule."""
+    """Compute the weights for four neighbours at `t`: polynomials with the coefficients `powers`, by Horner's rule."""
     t = _shuffle(builder, builder.insert_element(ir.Constant(_FOUR_FLOATS, ir.Undefined), t, _I32(0)), [0] * 4)
     *lower, total = [ir.Constant(_FOUR_FLOATS, [float(c) for c in power]) for power in powers]
     for power in reversed(lower):
@@ -168,14 +168,16 @@ def _weights(builder: Any, powers: Sequence[Sequence[int]], t: Any) -> Any:
 
 
 def _interpolators(powers: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """(columns, rows) for one kind of interpolation, whose weights are polynomials with the coefficients `powers`."""
+    """Return (columns, rows) for one kind of interpolation. Its weights are polynomials with coefficients `powers`."""
     used = [any(power[k] for power in powers) for k in range(4)]
 
     @_vector_op(_floats, _ARRAY, types.intp, types.intp, types.float32)
     def columns(context, builder, signature, args):
-        """Interpolates at t (float32) between four rows of four pixels, `pitch` bytes apart, the first at pixels[index].
+        """Interpolate at t (float32) between four rows with four pixels each.
 
-        Unchecked: the four bytes after the pixels of each row must be readable.
+        They are `pitch` bytes apart and start at pixels[index].
+
+        Unchecked: the four bytes after each row's pixels must be readable.
         """
         pixels, index, pitch, t = args
         weights, total = _weights(builder, powers, t), ir.Constant(_FLOATS, [0.0] * LANES)
@@ -189,7 +191,10 @@ def _interpolators(powers: Sequence[Sequence[int]]) -> tuple[Any, Any]:
 
     @_vector_op(types.void, _floats, types.float32, _ARRAY, types.intp)
     def rows(context, builder, signature, args):
-        """target[to : to + 3] = interpolation at t (float32) between the four pixels. Overwrites target[to + 3]. Unchecked."""
+        """Set target[to : to + 3] to the interpolation at t (float32) between the four pixels.
+
+        Overwrites target[to + 3]. Unchecked.
+        """
         pixels, t, target, to = args
         weights = _shuffle(builder, _weights(builder, powers, t), [min(i // 3, 3) for i in range(LANES)])
         total = builder.fmul(pixels, weights)
@@ -208,7 +213,10 @@ columns_linear, rows_linear = _interpolators(LINEAR)
 
 @_vector_op(types.boolean, _ARRAY, types.intp, types.intp)
 def is_flat(context, builder, signature, args):
-    """True if 4 x 4 pixels are equal: four rows, `pitch` bytes apart, the first at pixels[index]. Unchecked."""
+    """Return True if 4 x 4 pixels are equal: four rows, `pitch` bytes apart, the first at pixels[index].
+
+    Unchecked.
+    """
     pixels, index, pitch = args
     first, unequal = None, ir.Constant(_BYTES, [0] * LANES)
     for _ in range(4):
@@ -234,12 +242,15 @@ def round_up(n: int, multiple: int) -> int:
 
 @njit()
 def take(scratch, at, size):
-    """(part of `size` bytes that begins at `at`, where the next part begins)."""
+    """Return (the part of `size` bytes that begins at `at`, where the next part begins)."""
     return scratch[at : at + size], at + round_up(size, CACHE_LINE)
 
 
 @njit()
 def copy(source, target):
-    """target = source, two flat arrays of one length. Fifteen times as fast as assigning a slice in Numba."""
+    """Set target = source, two flat arrays of equal length.
+
+    It is fifteen times as fast as assigning a slice in Numba.
+    """
     for i in range(np.uintp(source.size)):
         target[i] = source[i]

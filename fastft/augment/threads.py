@@ -1,8 +1,8 @@
 """Run compiled functions in several Python threads. They release the GIL, so the threads use all cores.
 
-Numba's own parallel loops need a threading layer, and each layer fails somewhere: TBB waits for ever when a process ends on
-one core (numba#10556, oneTBB#2056), "workqueue" aborts the process when two loaders run at the same time, and OpenMP aborts
-in a forked process.
+Numba's own parallel loops need a threading layer, and each layer fails in some situation. TBB waits for ever when a
+process ends on one core (numba#10556, oneTBB#2056). "workqueue" aborts the process when two loaders run at the same
+time. OpenMP aborts in a forked process.
 """
 
 import os
@@ -21,10 +21,12 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads of a proces
 
 
 def run_in_threads(work: Callable[..., None], threads: int, *arguments: Any) -> None:
-    """Call `work(thread, *arguments)` for thread = 0 to threads - 1 at the same time and return when all have finished.
+    """Call `work(thread, *arguments)` for thread = 0 to threads - 1 at the same time.
 
-    `work` must release the GIL (`nogil=True`). Calls beyond the number of cores wait for a free thread, so no call may wait
-    for another one. An error in any call is raised here.
+    Returns when all calls have finished.
+
+    `work` must release the GIL (`nogil=True`). Calls beyond the number of cores wait for a free thread, so no call
+    may wait for another one. An error in any call is raised here.
     """
     others = [_pool().submit(work, thread, *arguments) for thread in range(1, threads)]
     try:

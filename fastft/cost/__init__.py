@@ -1,1 +1,1 @@
-"""FLOPs, memory traffic and GPU-hours of a recipe, and its explanation."""
+"""Predict a recipe's FLOPs, memory traffic and GPU-hours, and explain the recipe."""

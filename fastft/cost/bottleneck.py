@@ -1,10 +1,11 @@
-"""The time split of a step: shares, bottleneck and advice."""
+"""How a step's time is divided: shares, the bottleneck, and advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them
+# LOOP_PARTS are wall seconds in the training process, which add up. LOADER_PARTS are seconds in the loader's threads
+# and streams, which overlap with them.
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
 LOADER_PARTS = ("read", "decode", "copy", "augment")
 NAMES = {
@@ -14,7 +15,7 @@ NAMES = {
     "ema": "EMA",
     "optimizer": "optimiser",
 }
-WAIT_LIMIT = 0.05  # from this share of the loop on, the loader is the bottleneck
+WAIT_LIMIT = 0.05  # the loader is the bottleneck if waiting for it takes this share of the loop or more
 
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
@@ -31,21 +32,21 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The bottleneck."""
+    """What limits the speed, and what to do about it."""
 
     sentence: str
     advice: str
 
 
 def shares(seconds: Mapping[str, float], parts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of the measured parts: key, name, seconds, share of their sum."""
+    """Return one row for each measured part: key, name, seconds, share of their sum."""
     known = {part: seconds[part] for part in parts if seconds.get(part)}
     total = sum(known.values())
     return [{"key": k, "name": NAMES.get(k, k), "seconds": s, "share": s / total} for k, s in known.items()]
 
 
 def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
-    """The bottleneck by wall time of the loop without its start; None if nothing was measured."""
+    """Find the bottleneck by wall time in the loop, without its start. Returns None if nothing was measured."""
     loop = {row["key"]: row["share"] for row in shares(seconds, LOOP_PARTS[1:])}
     if not loop:
         return None

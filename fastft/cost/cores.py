@@ -1,4 +1,4 @@
-"""CPU cores that the GPUs of a machine need: images/s of the training step over images/s that one core prepares."""
+"""How many CPU cores a machine's GPUs need: images/s in the training step over images/s that one core prepares."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,14 +12,14 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
 
 RECIPES = ("final_b16", "final_l14")
-UNLIMITED_CORES = 1e6  # no waiting for the loader
+UNLIMITED_CORES = 1e6  # so that nothing waits for the loader
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the training step takes on a machine with `gpus` GPUs.
+    """The images/s that the training step takes on a machine with `gpus` GPUs.
 
-    machine_cores: physical cores of a usual machine with these GPUs; 0 if that is not known.
+    machine_cores: physical cores in a usual machine with these GPUs, or 0 if unknown.
     """
 
     recipe: str
@@ -30,12 +30,15 @@ class Demand:
     measured: bool = False
 
     def cores(self, images_per_core: float) -> float:
-        """Cores that prepare so many images, if one prepares `images_per_core` a second."""
+        """Return the number of cores that keep up with this demand, if one core prepares `images_per_core` a second."""
         return self.images_per_second / images_per_core
 
 
 def demands(result: Result) -> list[Demand]:
-    """Of RECIPES on the main kinds of GPUs and on the result's own; measured where the result has the step, else modelled."""
+    """Return the demands of RECIPES on the main kinds of GPUs and on the result's own GPU.
+
+    A demand is measured if the result contains the step, else modelled.
+    """
     found = []
     for name in RECIPES:
         by_gpu = {d.gpu: d for d in _modelled(name)}
@@ -46,7 +49,10 @@ def demands(result: Result) -> list[Demand]:
 
 @cache
 def _modelled(name: str) -> tuple[Demand, ...]:
-    """At the MFU of tuned trainings, the faster family of `fastft cost`; evaluation and start-up are left out."""
+    """Model the demand at the MFU of tuned runs, which is the faster family in `fastft cost`.
+
+    Evaluation and start-up are left out.
+    """
     recipe, found = load_recipe(name), []
     for gpu in (GPUS[main] for main in MAIN_GPUS):
         mfu = known_mfus(recipe, gpu, MACHINE_GPUS)[0]
@@ -56,7 +62,7 @@ def _modelled(name: str) -> tuple[Demand, ...]:
 
 
 def _measured(name: str, result: Result) -> Demand | None:
-    """The step on the GPU of a result, MACHINE_GPUS times; None if it was not measured."""
+    """Return the measured step on the result's GPU, times MACHINE_GPUS. Returns None if it was not measured."""
     if result.machine.gpu is None:
         return None
     recipe = load_recipe(name)

@@ -1,4 +1,4 @@
-"""Explain and price recipes from their files alone, without data, weights or GPU: one, or all of fastft's."""
+"""Explain and price recipes from their files alone, without data, weights or GPU: one recipe, or all of fastft's."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,16 +24,20 @@ from fastft.recipe.training_images import describe_expectation, expected_top1, v
 
 
 def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None = None) -> dict[str, Any]:
-    """The resolved recipe, as plain values for JSON.
+    """Return the resolved recipe and its cost, as plain values for JSON.
 
-    warnings: about its images, put before those about its options. val_images: how many it has; None: it is assumed.
+    Args:
+        warnings: warnings about the recipe's images. They come before the warnings about its options.
+        val_images: number of validation images; None uses an assumed number.
 
-    Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
-    total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an expectation), expectation (in
-    words, or why there is none), gpus (those that the cost is for).
+    Returns:
+        A dict with these keys: recipe, choices (option, value and reason for every `auto` option), warnings, groups,
+        schedule (steps_per_epoch, total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an
+        expectation), expectation (in words, or why there is none), gpus (the number of GPUs that the cost is for).
 
     Raises:
-        UserError: unknown architecture or one that the image size does not fit, or fewer images than one batch.
+        UserError: the architecture is unknown, the image size does not fit it, or there are fewer images than one
+            batch.
     """
     arch = recipe_arch(recipe)
     with torch.device("meta"):
@@ -79,13 +83,13 @@ def _cost(recipe: Recipe, arch: TowerArch, val_images: int | None) -> dict[str, 
 
 
 def predicted_cost(recipe: Recipe, gpus: int, val_images: int | None) -> dict[str, Any]:
-    """GPU-hours, their range and assumptions by GPU kind, on so many GPUs."""
+    """Return GPU-hours, their range and the assumptions by GPU kind, on `gpus` GPUs."""
     predicted = predict(recipe, GPUS, gpus, val_images)
     return {**_hours(predicted), "assumptions": predicted}
 
 
 def _hours(predicted: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """By GPU kind, at the MFU of tuned trainings, and at that of each family."""
+    """Return the hours by GPU kind, at the MFU of tuned runs and at each family's MFU."""
     return {
         "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
         "gpu_hours_range": {name: p["hours_range"] for name, p in predicted.items()},
@@ -98,11 +102,13 @@ PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", 
 
 
 def list_recipes(timm: bool = False) -> dict[str, Any]:
-    """Plain values for JSON; the recipes by group, the dearest first.
+    """List the recipes by group, the most expensive first, as plain values for JSON.
 
-    Keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation, gpu_hours and gpu_hours_range by GPU
-    kind: None for recipes for photographs, and for towers of timm without `timm`, as its import takes seconds);
-    tables (name, title, source, rows).
+    Returns:
+        A dict with these keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation,
+        gpu_hours and gpu_hours_range by GPU kind), tables (name, title, source, rows). The hours are None for recipes
+        for photographs. They are also None for timm's towers unless `timm` is set, because importing timm takes
+        seconds.
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
     recipes = [(recipe, _group(recipe)) for recipe in map(load_recipe, recipe_names())]
@@ -140,14 +146,14 @@ def _group(recipe: Recipe) -> str:
 
 
 def _what(recipe: Recipe) -> str:
-    """A few words on the recipe."""
+    """Describe the recipe in a few words."""
     if recipe.automatic:
         return "settings follow from the images"
     if recipe.epochs == 0:
         return "linear head on the frozen tower"
     whole, trained = recipe.schedule.epochs, recipe.model.trainable_layers
     words = [] if trained is None else [f"last {trained} blocks"]
-    # importing timm for its towers' number of blocks takes seconds
+    # importing timm to count its towers' blocks takes seconds
     if trained is not None and not recipe.model.arch.startswith(TIMM) and 2 * trained == recipe_arch(recipe).layers:
         words = ["half frozen"]
     words.append(f"{recipe.epochs} epochs" if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")

@@ -1,4 +1,4 @@
-"""Images per second that `fastft bench` measured, in the place of what `fastft cost` assumes."""
+"""Images per second that `fastft bench` measured. They replace the rates that `fastft cost` assumes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from fastft.recipe import Recipe
 
 STEP, FROZEN_STEP, END_TO_END = "step.train", "step.frozen", "e2e.train"
 FULL_PRECISION = "fp32"
-SMALL_FILES = "500"  # is in the "files" setting of images that were resized to 500 px
-# images/s per core of training: with augmentation on the GPU, else crop and flip, the nearest that needs no GPU
+SMALL_FILES = "500"  # part of the "files" setting for images that were resized to 500 px
+# training images/s per core: with augmentation on the GPU, else crop and flip, the nearest case that needs no GPU
 LOADER_TO_GPU, LOADER, EVALUATION = "loader.gpu", "loader.crop.core", "loader.eval"
 MODELS = {
     (768, 12, 16): "ViT-B/16",
@@ -25,16 +25,21 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What a result says about costs. Rates are images/s of one core, None where they were not measured."""
+    """What a result says about costs. Rates are images/s per core, or None if they were not measured."""
 
-    name: str  # of its file
+    name: str  # name of its file
     result: Result
     loader: float | None
     evaluation: float | None
 
     @classmethod
     def of(cls, result: Result, name: str) -> "Measured":
-        """Raises UserError: a quick run, no figure that costs depend on, or an impossible figure."""
+        """Read the costs from a result.
+
+        Raises:
+            UserError: the result comes from a quick run, contains nothing that costs depend on, or contains an
+                impossible value.
+        """
         if result.quick:
             raise UserError(
                 f"{name} comes from a quick run, whose figures mean nothing; run fastft bench without --quick"
@@ -52,13 +57,16 @@ class Measured:
 
     @property
     def gpu(self) -> Gpu | None:
-        """The kind of GPU that it was measured on; None without one, or with one that is not known."""
+        """Return the kind of GPU that the result was measured on, or None without a GPU or for an unknown kind."""
         return find_gpu(self.result.machine.gpu) if self.result.machine.gpu else None
 
     def mfu(self, recipe: Recipe, gpu: Gpu) -> Mfu | None:
-        """The MFU of the recipe end to end, else of its model's step; None if neither was measured on this kind of GPU.
+        """Return the recipe's measured end-to-end MFU, or else the MFU measured for its model's step.
 
-        Raises UserError: above 100 %.
+        Returns None if neither was measured on this kind of GPU.
+
+        Raises:
+            UserError: the MFU is above 100 %.
         """
         if self.gpu != gpu:
             return None
@@ -76,7 +84,7 @@ class Measured:
         return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench {bench}, {self.name}")
 
     def remarks(self, recipes: list[Recipe], gpu: Gpu) -> Iterator[str]:
-        """Why the step of a recipe is modelled although a result was given."""
+        """Say why a recipe's step is modelled although a result was given."""
         where = self.result.machine.gpu
         if where is None:
             yield f"{self.name} was measured without a GPU: the speed of the step is modelled"
@@ -89,7 +97,10 @@ class Measured:
 
 
 def step_rate(result: Result, recipe: Recipe, arch: TowerArch) -> float | None:
-    """Images/s of the measured training step of this recipe's model, in half precision; None if it was not measured."""
+    """Return the measured images/s for the training step of this recipe's model, in half precision.
+
+    Returns None if it was not measured.
+    """
     if not isinstance(arch, Arch):
         return None
     frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
@@ -103,7 +114,7 @@ def step_rate(result: Result, recipe: Recipe, arch: TowerArch) -> float | None:
 
 
 def end_to_end_rate(result: Result, recipe: Recipe) -> float | None:
-    """Images/s of this recipe from file to updated weights; None if it was not measured."""
+    """Return the measured images/s for this recipe from file to updated weights, or None if it was not measured."""
     for measure, case in _cases(result, END_TO_END):
         setting = measure.setting | case.setting
         if (setting.get("model"), setting.get("size")) == (recipe.name, recipe.model.image_size):
@@ -112,7 +123,7 @@ def end_to_end_rate(result: Result, recipe: Recipe) -> float | None:
 
 
 def _rate(result: Result, key: str) -> float | None:
-    """fastft's images/s with small files, the first case of a measure."""
+    """Return fastft's images/s with small files, for a measure's first case."""
     for measure, case in _cases(result, key):
         if SMALL_FILES in str((measure.setting | case.setting).get("files", "")):
             return _own(case)

@@ -1,7 +1,9 @@
-"""Hours and money of recipes: FLOPs over peak times MFU, what the loader can deliver, evaluation and start-up.
+"""Predict hours and money for recipes.
 
-A model, not a measurement, and marked as such wherever it is shown. Checkpoints are written while training goes on and cost
-nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's own runs.
+They follow from FLOPs over peak times MFU, the rate that the loader can deliver, evaluation and start-up. This is a
+model, not a measurement, and it is marked as such wherever it is shown. Checkpoints are written while training goes
+on, and cost nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's
+own runs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +20,9 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
 
-MACHINE_GPUS = 8  # of a usual cloud machine
-# images/s of one core where the GPU augments, and of whole images for evaluation (measured 2026-11-26; ImageNet with its
-# longest side at 500 px, at 224 px)
+MACHINE_GPUS = 8  # in a usual cloud machine
+# Images/s per core if the GPU augments, and per core for whole images in evaluation (measured 2026-11-26 on ImageNet
+# with its longest side at 500 px, at 224 px).
 IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
 LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
 
@@ -37,7 +39,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Overheads:
-    """Rates are images/s per GPU. measured: names of those that are no assumptions."""
+    """Rates in images/s per GPU, and times outside the steps. measured: the names that are not assumptions."""
 
     loader_rate: float = IMAGES_PER_CORE * Gpu.cores
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
@@ -46,7 +48,7 @@ class Overheads:
     measured: frozenset[str] = frozenset()
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row per assumption: name, what, value, basis."""
+        """Return one row per assumption: name, what, value, basis."""
         return [
             {"name": name, "what": what, "value": getattr(self, name), "basis": basis}
             for name, what in SOURCES.items()
@@ -62,7 +64,7 @@ def with_cores(cores: float) -> Overheads:
 
 
 def with_measured(measured: Measured, cores: float) -> Overheads:
-    """The rates of so many cores per GPU, measured ones where there are any."""
+    """Return the rates for `cores` cores per GPU, using measured rates where there are any."""
     rates = {"loader_rate": measured.loader, "eval_loader_rate": measured.evaluation}
     known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
     return replace(with_cores(cores), **known, measured=frozenset(known))
@@ -73,13 +75,13 @@ def with_measured(measured: Measured, cores: float) -> Overheads:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Wall seconds of one recipe by activity, on `gpus` GPUs at one MFU."""
+    """Wall seconds for one recipe by activity, on `gpus` GPUs at one MFU."""
 
     mfu: Mfu
     gpus: int
-    images_per_second: float  # per GPU while training, or else fitting the head, including data stalls
-    train: float  # steps at the MFU
-    stall: float  # steps, or else fitting the head, waiting for a loader slower than the GPUs
+    images_per_second: float  # per GPU, with data stalls: while training, or else while fitting the head
+    train: float  # steps at this MFU
+    stall: float  # waiting for a loader slower than the GPUs: in steps, or else while fitting the head
     evaluate: float
     start: float
 
@@ -96,7 +98,7 @@ class Estimate:
         return "loader" if self.stall > 0 else "GPU"
 
     def as_dict(self, price: float | None) -> dict[str, Any]:
-        """Plain values for JSON; `price` is money per GPU-hour."""
+        """Return plain values for JSON. `price` is money per GPU-hour."""
         return {
             **asdict(self.mfu),
             "wall_hours": self.wall_hours,
@@ -111,9 +113,10 @@ class Estimate:
 def estimate(
     recipe: Recipe, gpu: Gpu, gpus: int, mfu: Mfu, over: Overheads = FASTFT, val_images: int | None = None
 ) -> Estimate:
-    """Wall time of a recipe. Evaluation runs at the MFU of training, or at the speed of its loader.
+    """Estimate a recipe's wall time. Evaluation runs at the MFU of training, or at its loader's speed.
 
-    val_images: default `assumed_val_images`.
+    Args:
+        val_images: number of validation images (default: `assumed_val_images`).
     """
     arch = recipe_arch(recipe)
     val_images = assumed_val_images(recipe) if val_images is None else val_images
@@ -121,12 +124,12 @@ def estimate(
     sustained = gpus * gpu.peak_flops * mfu.value
     train = work.train / sustained
     images = train_images(recipe)
-    of_loader = 1 / (gpus * over.loader_rate)  # seconds of an image
+    of_loader = 1 / (gpus * over.loader_rate)  # seconds per image
     stall = images * max(0.0, of_loader - recipe_flops(recipe, arch).train / sustained)
     probed = probed_images(recipe, val_images)
     evaluated = recipe.evaluations * val_images + probed  # raw and EMA model share a pass
     evaluate = max(work.evaluate / sustained, evaluated / (gpus * over.eval_loader_rate))
-    if not images and evaluate > work.evaluate / sustained:  # all that such a run waits for
+    if not images and evaluate > work.evaluate / sustained:  # evaluation is all that such a run waits for
         stall, evaluate = evaluate - work.evaluate / sustained, work.evaluate / sustained
     evaluate += recipe.evaluations * over.pass_start_seconds
     rate = images / (train + stall) / gpus if images else probed / (stall + evaluate) / gpus
@@ -136,11 +139,15 @@ def estimate(
 def predict(
     recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS, val_images: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Cost by GPU name on `gpus` GPUs of that kind. val_images: default `assumed_val_images`.
+    """Predict the cost by GPU name, on `gpus` GPUs of that kind.
 
-    Keys per GPU: basis, mfu, hours, limited_by at the MFU of tuned trainings, and `hours_range`, the hours at the MFU of each
-    family, all None if its step cannot be counted; and `estimates`, a row with the first four keys for each of `known_mfus`;
-    memory: `MemoryNeed.as_dict`, or None.
+    Args:
+        val_images: number of validation images (default: `assumed_val_images`).
+
+    Returns:
+        For each GPU name, a dict with these keys: basis, mfu, hours, limited_by (at the MFU of tuned runs) and
+        hours_range (the hours at each family's MFU), all None if the recipe's step cannot be counted; estimates (a
+        row with the first four keys for each of `known_mfus`); memory (`MemoryNeed.as_dict`, or None).
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -162,14 +169,17 @@ def predict(
 
 
 def format_hours(predicted: dict[str, Any]) -> str:
-    """Hours of one GPU of `predict` for a table, as a range; * where GPUs wait for the loader, - where they cannot be counted."""
+    """Format one GPU's hours from `predict` as a range, for a table.
+
+    "*" marks GPUs that wait for the loader. "-" means that the hours cannot be counted.
+    """
     if predicted["hours_range"] is None:
         return "-"
     return format_range(*predicted["hours_range"]) + ("*" if predicted["limited_by"] == "loader" else "")
 
 
 def format_range(low: float, high: float) -> str:
-    """Hours with two digits or more: 4.9-8.8, 47-84."""
+    """Format hours with two digits or more: 4.9-8.8, 47-84."""
     digits = 1 if low < 9.95 else 0
     return f"{low:,.{digits}f}-{high:,.{digits}f}"
 
@@ -179,24 +189,25 @@ def format_range(low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class CostQuery:
-    """Options of `price_recipes`: `price` is money per GPU-hour."""
+    """Options for `price_recipes`. `price` is money per GPU-hour."""
 
     gpu: str
     gpus: int = MACHINE_GPUS
     price: float | None = None
-    cores_per_gpu: float | None = None  # default: those of a usual cloud machine
+    cores_per_gpu: float | None = None  # default: the number in a usual cloud machine
     mfu: float | None = None
     val_images: int | None = None  # default: `assumed_val_images`
     measured: Measured | None = None
 
 
 def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
-    """Hours and money of every recipe at each known MFU; keys as in docs/bench-schema.md.
+    """Return every recipe's hours and money at each known MFU, with the keys in docs/bench-schema.md.
 
-    rows: number of sweep rows that the recipes train; if given, the result has a total.
+    Args:
+        rows: number of sweep rows that the recipes train. If given, the result has a total.
 
     Raises:
-        UserError: unknown GPU, or a recipe that cannot be built.
+        UserError: a GPU is unknown, or a recipe cannot be built.
     """
     gpu = known_gpu(query.gpu)
     cores = query.cores_per_gpu or gpu.cores
@@ -229,7 +240,7 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
 
 
 def known_gpu(name: str) -> Gpu:
-    """The GPU with this name in any case; spaces and hyphens do not matter."""
+    """Return the GPU with this name. Case, spaces and hyphens do not matter."""
 
     def plain(text: str) -> str:
         return text.lower().replace("-", "").replace(" ", "")
@@ -255,7 +266,7 @@ def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) 
 
 
 def _total(priced: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """Sums over all recipes, per kind of MFU that every recipe has."""
+    """Sum over all recipes, for each kind of MFU that every recipe has."""
     by_basis = [{e["basis"]: e for e in recipe["estimates"]} for recipe in priced]
     estimates = []
     for basis in [b for b in by_basis[0] if all(b in of_recipe for of_recipe in by_basis)]:

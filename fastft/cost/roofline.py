@@ -1,7 +1,8 @@
-"""MFU (model FLOP/s over the GPU's dense peak) of training a recipe: a roofline from FLOPs and traced memory traffic.
+"""MFU (model FLOP/s over the GPU's dense peak) when training a recipe: a roofline from FLOPs and traced memory traffic.
 
-The roofline is a yardstick, not a limit: compiled steps and steps alone have been faster (docs/measurements/published.md). Two
-families of published trainings say which share k of it a training reaches. No GPU has measured fastft's own k yet.
+The roofline is a yardstick, not a limit: compiled steps and steps alone have been faster
+(docs/measurements/published.md). Two families of published runs show which share k of the roofline a run reaches.
+fastft's own k has not been measured on a GPU yet.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from fastft.recipe import Recipe
 
 
 class Family(NamedTuple):
-    """Published trainings, and the shares of the roofline that they reached: geometric mean, slowest, fastest.
+    """Published runs, and the shares of the roofline that they reached: geometric mean, slowest, fastest.
 
-    The rows are in benchmarks/published.yaml; a slow test computes the shares from them.
+    The rows are in benchmarks/published.yaml, and a slow test computes the shares from them.
     """
 
     basis: str
@@ -32,19 +33,21 @@ TUNED = Family("tuned", "tuned language-model trainings", "V100", 0.62, 0.47, 0.
 VITS = Family("vits", "published ViT trainings", "V100 and A100", 0.34, 0.25, 0.45)
 FAMILIES = (TUNED, VITS)
 
-# Share of the data sheet's bandwidth that streaming kernels sustain: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100 (estimates)
+# share of data-sheet bandwidth that streaming kernels sustain: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100
+# (estimates)
 MEMORY_SHARE = 0.87
-# of the peak, by the products of attention in fused kernels: an estimate. CUTLASS's were measured on an A100 with 20 TFLOP/s
-# backward at 197 tokens (NVIDIA/cutlass#992) and 41 forward at 128 (facebookresearch/xformers#387); V100's 0.2 are 25
+# Share of the peak that attention's products reach in fused kernels: an estimate. CUTLASS's products were measured on
+# an A100 with 20 TFLOP/s backward at 197 tokens (NVIDIA/cutlass#992) and 41 forward at 128
+# (facebookresearch/xformers#387). On a V100, a share of 0.2 is 25 TFLOP/s.
 ATTENTION_SHARE = 0.2
-# fp32 reads and writes per trained parameter of AdamW (gradient, weight, two moments), the inf check and the EMA
+# fp32 reads and writes per trained parameter: AdamW (gradient, weight, two moments), the inf check and the EMA
 UPDATE_BYTES = 48
 PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 
 
 @dataclass(frozen=True)
 class Mfu:
-    """An MFU and its origin. `basis`: given, that of a family, or roofline."""
+    """An MFU and its origin. `basis` is "given", a family's basis, or "roofline"."""
 
     value: float
     basis: str
@@ -52,7 +55,7 @@ class Mfu:
 
 
 def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
-    """Those of FAMILIES and the roofline's; none if the traffic of a step cannot be counted."""
+    """Return the MFUs of FAMILIES and the roofline's MFU. The list is empty if a step's traffic cannot be counted."""
     roofline = roofline_mfu(recipe, gpu, gpus)
     if roofline is None:
         return []
@@ -68,9 +71,10 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
 
 
 def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
-    """MFU if matrix products and attention run at their sustained rates, all other traffic at the memory's, without overlap.
+    """Return the MFU if all parts of a step run one after another, at the rates that they sustain.
 
-    None if the traffic of a step cannot be counted.
+    Matrix products and attention run at their sustained rates and all other traffic at the memory's rate, without
+    overlap. Returns None if a step's traffic cannot be counted.
     """
     flops, traffic = recipe_flops(recipe, recipe_arch(recipe)), image_bytes(recipe, gpu, gpus)
     if traffic is None:
@@ -85,7 +89,7 @@ def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
 
 
 def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float | None:
-    """Memory traffic per training image outside matrix products; None if it cannot be counted."""
+    """Return the memory traffic per training image outside matrix products. Returns None if it cannot be counted."""
     traced = image_traffic(recipe, chosen_path(gpu))
     if traced is None:
         return None
@@ -93,12 +97,12 @@ def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float | None:
 
 
 def chosen_path(gpu: Gpu) -> str:
-    """The path that the trainer chooses: fp32 weights with a half-precision copy where there is no bf16."""
+    """Return the path that the trainer chooses: fp32 weights with a half-precision copy if the GPU has no bf16."""
     return "autocast" if gpu.bf16 else "half"
 
 
 def describe_uncounted(recipe: Recipe, gpu: Gpu) -> str:
-    """Why there are no hours."""
+    """Say why there are no hours."""
     return (
         f"{recipe.model.arch} on {gpu.name}: not counted, as its step with {PATHS[chosen_path(gpu)]} cannot be traced; "
         "give --mfu"

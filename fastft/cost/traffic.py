@@ -1,9 +1,10 @@
-"""Memory traffic of a training step outside matrix products and attention, counted by operation, and the memory that it takes.
+"""Count a training step's memory traffic outside matrix products and attention, and the memory that the step takes.
 
-One forward and backward pass runs on fake tensors, which have shapes and dtypes but no data, so neither a GPU nor weights
-are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions, fused
-attention (whose rate, `ATTENTION_SHARE`, is of whole kernels), optimiser and EMA. What an operation does inside is not seen: a
-kernel that passes over its input twice, as LayerNorm's backward does, counts once.
+Traffic is counted by operation. One forward and backward pass runs on fake tensors, which have shapes and dtypes but
+no data, so you need neither a GPU nor weights. Every PyTorch operation counts its inputs and outputs once. Views,
+matrix products, convolutions, fused attention (whose rate, `ATTENTION_SHARE`, applies to whole kernels), the
+optimiser and the EMA are left out. What happens inside an operation is not seen: a kernel that passes over its input
+twice, as LayerNorm's backward does, counts once.
 """
 
 import copy
@@ -33,18 +34,18 @@ from fastft.recipe import Recipe, recipe_from_dict
 from fastft.recipe.recipe_file import RECIPES
 from fastft.recipe.schema import About, Augment, Data, Ema, Optim, Schedule, Train
 
-# autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
-# tower as on a GPU
+# Autocast does nothing on meta tensors. So fake tensors claim to be on the CPU, where autocast casts the same
+# operations in a tower as on a GPU.
 DEVICE = "cpu"
-IMAGES = 256  # of a step, where the recipe leaves the micro-batch open
-HALF = torch.float16  # bf16 is as wide
-# A100 and newer run autocast, V100 half-precision weights: each counts the attention kernel that it uses by default
+IMAGES = 256  # images per step, if the recipe leaves the micro-batch open
+HALF = torch.float16  # bf16 has the same width
+# A100 and newer run autocast, V100 half-precision weights. Each counts the attention kernel that it uses by default.
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
 COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
-ATTENTION = "attention"  # in the name of every fused kernel
-# starts of names; no bytes are read or written
+ATTENTION = "attention"  # part of every fused kernel's name
+# beginnings of names; these operations read or write no bytes
 FREE = ("detach", "_unsafe_view", "empty", "new_empty", "device")
-WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read what they overwrite
+WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; these operations do not read what they overwrite
 
 
 _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "small"}})
@@ -52,9 +53,9 @@ _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "s
 
 @dataclass(frozen=True)
 class Traced:
-    """Traffic of a step per image; the model's parameters, and those that it trains; memory.
+    """Traffic per image in a step, the numbers of parameters and of trained parameters, and memory.
 
-    kept_bytes_per_image: what forward and backward pass hold at their peak, beside weights.
+    kept_bytes_per_image: what the forward and backward pass hold at their peak, in addition to weights.
     """
 
     bytes_per_image: float
@@ -64,36 +65,42 @@ class Traced:
 
 
 def count_images(recipe: Recipe) -> int:
-    """Images of a forward pass: the recipe's micro-batch, or IMAGES where it is 'as many as fit'."""
+    """Return the images per forward pass: the recipe's micro-batch, or IMAGES if it is as large as fits."""
     return recipe.train.micro_batch or IMAGES
 
 
 def image_traffic(recipe: Recipe, path: str) -> Traced | None:
-    """Traffic of a step of a recipe in the 'autocast' or the 'half' path.
+    """Return a recipe's traffic per step in the 'autocast' or the 'half' path.
 
-    None if the model cannot be traced in this path: some of timm's do not run with half-precision weights.
+    Returns None if the model cannot be traced in this path: some timm models do not run with half-precision weights.
     """
     return _image_traffic(_counted_options(recipe), path)
 
 
 def traffic_key(recipe: Recipe, path: str) -> str:
-    """The name of a recipe's traffic in `traffic.json`: path, and the options that it depends on, without default values."""
+    """Return the key for a recipe's traffic in `traffic.json`.
+
+    It consists of the path and the options that the traffic depends on, without default values.
+    """
     options, defaults = _counted_options(recipe).flat(), _DEFAULTS.flat()
     arch = Path(options["model.arch"])
     if arch.resolve().parent == RECIPES.resolve():
-        options["model.arch"] = arch.name  # of a file, the same on every machine
+        options["model.arch"] = arch.name  # from a file, the same on every machine
     changed = [f"{key}={value}" for key, value in options.items() if value != defaults[key]]
     return " ".join([path, *sorted(changed)])
 
 
 @cache
 def stored_traffic() -> dict[str, Any]:
-    """Bytes per image and trained parameters of fastft's recipes by `traffic_key`, as benchmarks/tables.py has traced them."""
+    """Return bytes per image and trained parameters for fastft's recipes, by `traffic_key`.
+
+    benchmarks/tables.py has traced them.
+    """
     return json.loads(files("fastft.cost").joinpath("traffic.json").read_text("utf-8"))
 
 
 def _counted_options(recipe: Recipe) -> Recipe:
-    """The recipe with the defaults for what the traffic does not depend on."""
+    """Return the recipe, with default values for the options that the traffic does not depend on."""
     model = replace(recipe.model, weights="random", head=None, head_init="small")
     return Recipe(
         name="", data=Data(num_classes=recipe.data.num_classes), model=model,
@@ -102,14 +109,14 @@ def _counted_options(recipe: Recipe) -> Recipe:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=256)  # recipes that differ in other options have the same traffic
+@lru_cache(maxsize=256)  # recipes that differ only in other options have the same traffic
 def _image_traffic(recipe: Recipe, path: str) -> Traced | None:
     stored = stored_traffic().get(traffic_key(recipe, path))
     return trace_image(recipe, path) if stored is None else Traced(*stored)
 
 
 def trace_image(recipe: Recipe, path: str) -> Traced | None:
-    """The same as `image_traffic`, always traced."""
+    """Return the same as `image_traffic`, but always trace the model."""
     arch = recipe_arch(recipe)
     parameters = [(p.numel(), p.requires_grad) for p in _meta_model(recipe, arch).parameters()]
     try:
@@ -129,15 +136,18 @@ def _meta_model(recipe: Recipe, arch: TowerArch) -> ImageClassifier:
 
 @contextmanager
 def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClassifier]:
-    """The recipe's model on fake tensors, as path computes it; they claim to be on the CPU, and count as on a GPU."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # imports PyTorch's compiler, a second
+    """Return the recipe's model on fake tensors, as `path` computes it.
+
+    The tensors claim to be on the CPU, and count as on a GPU.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports PyTorch's compiler, which takes a second
 
     model = _meta_model(recipe, arch)
     if model.visual.has_attention_kernels:
         model.visual.set_attention_kernel(KERNELS[path])
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
     log = logging.getLogger("torch._subclasses.fake_tensor")
-    log.disabled, before = True, log.disabled  # a failed operation is logged as a traceback
+    log.disabled, before = True, log.disabled  # otherwise a failed operation is logged as a traceback
     try:
         with FakeTensorMode(), mock.patch.object(linear, "NORM_BRANCH_DEVICES", [DEVICE]):
             fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
@@ -147,7 +157,7 @@ def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClas
 
 
 def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> dict[tuple[str, str], list[int]]:
-    """Traffic of one micro-batch: bytes of each call by operation and direction ('forward' or 'backward').
+    """Return one micro-batch's traffic: bytes for each call by operation and direction ('forward' or 'backward').
 
     With half-precision weights, it includes casting the gradients to fp32 and refreshing the weights, once.
     """
@@ -177,7 +187,7 @@ def _fake(t: Tensor) -> Tensor:
 
 
 def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Images in half precision, as the loader delivers them, and labels or, with mixup, target distributions."""
+    """Return half-precision images, as the loader delivers them, with labels or, with mixup, target distributions."""
     images, size = count_images(recipe), recipe.model.image_size
     pixels = torch.empty(images, 3, size, size, dtype=HALF, device=DEVICE)
     mixed = recipe.augment.mixes
@@ -186,7 +196,10 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
 
 
 class _Counter(TorchDispatchMode):
-    """Bytes of each call by operation and direction; `peak`: most bytes alive at a time of what is held."""
+    """Counts bytes for each call by operation and direction.
+
+    `peak` is the most bytes that held tensors take at a time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +236,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, out: Any) -> int:
-    """Bytes of the tensors that the operation reads and writes."""
+    """Return the bytes in the tensors that the operation reads and writes."""
     target = args[:1] if op.endswith(WRITES_ONLY) else ()
     read = (args[len(target) :], kwargs)
     written = target if out is None else out  # `_foreach_copy_` returns nothing
@@ -231,5 +244,5 @@ def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | Non
 
 
 def _bytes(t: Tensor) -> int:
-    """Bytes of its distinct elements: an expanded tensor is as large as what it expands."""
+    """Return the bytes in the tensor's distinct elements: an expanded tensor is as large as the one that it expands."""
     return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())

@@ -1,4 +1,4 @@
-"""The work of a recipe: FLOPs, images and parameters, counted from shapes."""
+"""A recipe's work: FLOPs, images and parameters, counted from shapes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from fastft.recipe import Recipe
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of a whole run."""
+    """Floating-point operations in a whole run."""
 
     train: float
     evaluate: float
@@ -19,13 +19,13 @@ class Work:
 
 
 def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
-    """FLOPs per training image, with the recipe's frozen blocks and patch dropout."""
+    """Return the FLOPs per training image, with the recipe's frozen blocks and patch dropout."""
     frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
     return count_flops(arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout)
 
 
 def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
-    """FLOPs of all training steps, of every evaluation on the validation images, and of `model.head_init=probe`."""
+    """Return FLOPs for all training steps, every evaluation on the validation images, and `model.head_init=probe`."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
     images = val_images + recipe.selection_images(recipe.data.train_size)
     evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe, images)
@@ -33,7 +33,10 @@ def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
 
 
 def probed_images(recipe: Recipe, val_images: int) -> int:
-    """Images before the first step: training images whose features the head is fitted to, and those that it is evaluated on."""
+    """Return the number of images processed before the first step.
+
+    These are the training images whose features the linear probe is fitted to, and the images for evaluating it.
+    """
     return recipe.data.train_size + val_images if recipe.model.head_init == "probe" else 0
 
 
@@ -42,5 +45,5 @@ def train_images(recipe: Recipe) -> int:
 
 
 def evaluated_models(recipe: Recipe) -> int:
-    """2 with an EMA (raw and EMA) unless only that is evaluated, else 1."""
+    """Return 2 with an EMA (raw and EMA model), unless only the EMA is evaluated, else 1."""
     return 2 if recipe.ema.decay > 0 and recipe.train.eval_weights == "both" else 1

@@ -1,1 +1,4 @@
-"""`.beton` files to batches: order, decode, augmentation and exact evaluation, in a thread that works ahead of training."""
+"""Turn `.beton` files into batches, in a thread that works ahead of training.
+
+Covers order, decoding, augmentation and exact evaluation.
+"""

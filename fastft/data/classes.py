@@ -1,4 +1,4 @@
-"""Class names of a file and of a model, whether label k of the file is output k of the model; factors for unequal classes."""
+"""Class names: do the labels in a file match the outputs of a model? Also the sampling factors for unequal classes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
-    """A name for every output of a head: the classes of the training file, then "class k" for outputs beyond them."""
+    """Return a name for every head output: the classes of the training file, then "class k" for outputs beyond them."""
     return [*classes, *(f"class {k}" for k in range(len(classes), outputs))]
 
 
 def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
-    """Compare the classes of the file `path` with those of a model, label by label.
+    """Compare the classes of the file `path` with the model's classes, label by label.
 
-    A file without a manifest has placeholder names, only as many as the labels that it uses: they match any class, unless
-    they are the name of another one, as where one side numbers folders 0 to 11 by value and the other alphabetically. Raises
-    UserError: there are more classes than expected; or a class differs or is missing, and the first such is named.
+    A file without a manifest has placeholder names, and only as many names as it uses labels. A placeholder matches
+    any class, unless it is the name of another class. It can be that, for example, when one side numbers folders 0 to
+    11 by value and the other alphabetically.
+
+    Raises:
+        UserError: there are more classes than expected, or a class differs or is missing. The message names the first
+            one.
     """
     if len(classes) > len(expected):
         raise UserError(
@@ -37,7 +41,7 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
     names = set(expected)
     for label, want in enumerate(expected):
         have = classes[label] if label < len(classes) else None
-        # checkpoints of earlier versions contain names as folders have them
+        # checkpoints written by earlier versions contain names as folders have them
         if have in (want, escape_undecodable(want)):
             continue
         if have in names or not (made_up or _is_placeholder(want, label)):
@@ -48,9 +52,12 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
 
 
 def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) -> np.ndarray:
-    """float64 (K,): the factor of `data.sampling` for an image of each class; 0 without images.
+    """Return the factor of `data.sampling` for an image of each class, float64 (K,).
 
-    class_counts: training images by label.
+    It is 0 for classes without images.
+
+    Args:
+        class_counts: number of training images per label.
     """
     counts_K = np.asarray(class_counts, np.float64)
     sizes_K = np.maximum(counts_K, 1.0)
@@ -59,7 +66,7 @@ def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) ->
 
 
 def training_shares(class_counts: Sequence[int], sampling: str = NONE) -> np.ndarray:
-    """float64 (K,): the share of each class in the training loss, with sampling."""
+    """Return each class's share in the training loss, with sampling, float64 (K,)."""
     shares_K = np.asarray(class_counts) * class_factors(class_counts, sampling)
     return shares_K / shares_K.sum()
 
@@ -71,11 +78,11 @@ def refuse_other_labels(betons: BetonSet, recipe: Recipe) -> None:
 
 
 def refuse_multi_label(recipe: Recipe, what: str) -> None:
-    """Raise UserError for what is defined for one label per image only."""
+    """Raise UserError if `what`, which is defined only for one label per image, is used with multi-label images."""
     if recipe.data.multi_label:
         raise UserError(f"{what} is for one label per image, and {recipe.name} was trained with several; leave it out")
 
 
 def _is_placeholder(name: str, label: int) -> bool:
-    """True if the loader made up the name because there is no manifest, or conversion from shards without names did."""
+    """Return True if the name was made up: by the loader without a manifest, or on converting shards without names."""
     return name in (f"class {label}", str(label))

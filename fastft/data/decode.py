@@ -1,8 +1,8 @@
-"""Read, decode and augment a batch in compiled code: only the pixels that its plans need.
+"""Read, decode and augment a batch in compiled code, touching only the pixels that its plans need.
 
-One thread per row of `Workers`. Images differ in cost, so each thread takes the next image when
-it has finished one, instead of a fixed share. The functions are long on purpose: Numba optimises whatever a function calls
-again together with it, so that each level of functions adds seconds to the compilation.
+Each row of `Workers` belongs to one thread. Images differ in cost, so each thread takes the next image when it has
+finished one, instead of a fixed share. The functions are long on purpose: Numba optimises everything that a function
+calls again together with it, so each level of functions adds seconds to the compilation.
 """
 
 import time
@@ -23,13 +23,13 @@ from beton_tools.read.format import RAW_MODE
 from fastft.augment.cpu import Finish, augment_image
 from fastft.augment.threads import run_in_threads
 
-# beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
+# in addition to the codes of `beton_tools.jpeg.markers` and those in `REASONS`, which are negative here
 READ_FAILED = 1000
 
 # clock and pread -----------------------------------------------------------------------------------------------------
 
-# `read` is wall time, because a thread that waits for the disk uses no core; `decode` and `augment` are the CPU time of the
-# thread, so that other programs on the machine do not count
+# `read` is wall time, because a thread that waits for the disk uses no core. `decode` and `augment` are the thread's
+# CPU time, so that other programs on the machine do not count.
 READ, DECODE, AUGMENT = range(3)
 PARTS = ("read", "decode", "augment")
 WALL, CPU = time.CLOCK_MONOTONIC, time.CLOCK_THREAD_CPUTIME_ID
@@ -39,29 +39,32 @@ _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32
 
 @njit(nogil=True)
 def now(clock: int, timespec: np.ndarray) -> int:
-    """Nanoseconds of a POSIX clock. timespec: int64 (2,), overwritten."""
+    """Return the time of a POSIX clock in nanoseconds. `timespec` (int64, (2,)) is overwritten."""
     _clock_gettime(clock, timespec.ctypes.data)
     return timespec[0] * 1_000_000_000 + timespec[1]
 
 
 class WorkClock:
-    """Nanoseconds of each thread by part. Compiled loops add to `spent`; any thread may call `pop`."""
+    """Nanoseconds that each thread spent on each part.
+
+    Compiled loops add to `spent`, and any thread may call `pop`.
+    """
 
     def __init__(self, threads: int) -> None:
         self.spent = np.zeros((threads, len(PARTS)), np.int64)
         self._popped = np.zeros(len(PARTS), np.int64)
 
     def pop(self) -> dict[str, float]:
-        """Seconds of all threads by part since the last call."""
+        """Return the seconds that all threads spent on each part since the last call."""
         total = self.spent.sum(axis=0)
         seconds = (total - self._popped) / 1e9
         self._popped = total
         return dict(zip(PARTS, seconds.tolist(), strict=True))
 
 
-# A memory map would save 10 microseconds per image (1 % of decoding it). But reading the map of a truncated file, or of a file
-# on a failing disk, ends the process with SIGBUS, where `pread` returns an error. The pages of a map also count as memory of
-# the process.
+# A memory map would save 10 microseconds per image (1 % of decoding it). But reading the map of a truncated file, or
+# of a file on a failing disk, ends the process with SIGBUS, where `pread` returns an error. A map's pages also count
+# as memory of the process.
 # arguments: file descriptor, address to write to, number of bytes, offset in the file
 _pread = types.ExternalFunction("pread", types.intp(types.int32, types.intp, types.uintp, types.int64))
 _ATTEMPTS = 100  # a signal can interrupt reading from some network file systems
@@ -69,7 +72,10 @@ _ATTEMPTS = 100  # a signal can interrupt reading from some network file systems
 
 @njit(nogil=True)
 def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) -> bool:
-    """Read bytes [offset, offset + num_bytes) to the start of `target` (uint8); False if the file ends or on an error."""
+    """Read bytes [offset, offset + num_bytes) into the start of `target` (uint8).
+
+    Returns False at the file's end or on an error.
+    """
     done, failures = 0, 0
     while done < num_bytes:
         count = _pread(descriptor, target.ctypes.data + done, num_bytes - done, offset + done)
@@ -86,20 +92,23 @@ def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) ->
 
 
 class Job(NamedTuple):
-    """The images of a batch that threads share: where they are, what they are, and what became of them; arrays (B,)."""
+    """The images of a batch that threads share: where they are, how they are stored, and what became of them.
 
-    descriptor: np.ndarray  # int32, of the open file
+    Arrays are (B,).
+    """
+
+    descriptor: np.ndarray  # int32, descriptor of the open file
     start: np.ndarray  # int64, byte offset in the file
     num_bytes: np.ndarray  # int64
     height: np.ndarray  # int64
     width: np.ndarray  # int64
     mode: np.ndarray  # uint8, JPEG_MODE or RAW_MODE
     codes: np.ndarray  # int64, set to 0, an error code, or minus the status of `augment_image`
-    ticket: np.ndarray  # int64 (1,), the number of images that are begun
+    ticket: np.ndarray  # int64 (1,), the number of images that have been started
 
 
 def new_job(betons: BetonSet, ids: np.ndarray) -> Job:
-    """The job of a batch of sample ids (B,)."""
+    """Create the job for a batch of sample ids (B,)."""
     rows = betons.image_column[ids]
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
     descriptor = betons.descriptors[betons.files_of(ids)]
@@ -108,18 +117,21 @@ def new_job(betons: BetonSet, ids: np.ndarray) -> Job:
 
 
 class Workers(NamedTuple):
-    """Arrays that threads work with, a row each. Memory, uint8 (threads, bytes), is overwritten for every image."""
+    """Arrays that the threads work with, one row each.
+
+    `memory`, uint8 (threads, bytes), is overwritten for every image.
+    """
 
     stored: np.ndarray  # bytes of the image as read from the file
     decode: np.ndarray
-    pixels: np.ndarray  # of the decoded region
+    pixels: np.ndarray  # pixels of the decoded region
     augment: np.ndarray
     decoders: np.ndarray
-    spent: np.ndarray  # int64 (threads, 3), of `WorkClock`
+    spent: np.ndarray  # int64 (threads, 3), see `WorkClock`
 
 
 class Worker(NamedTuple):
-    """The rows of one thread."""
+    """The rows that belong to one thread."""
 
     stored: np.ndarray
     decode: np.ndarray
@@ -139,7 +151,7 @@ def _worker(workers: Workers, thread: int) -> Worker:
 
 @intrinsic
 def _take_ticket(typing_context: Any, counter: Any) -> Any:
-    """Add 1 to `counter[0]` (int64) atomically; its value before."""
+    """Add 1 to `counter[0]` (int64) atomically and return its value before."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -150,7 +162,7 @@ def _take_ticket(typing_context: Any, counter: Any) -> Any:
 
 @njit(nogil=True)
 def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int:
-    """Read image b to `buffer`: a whole JPEG, or the rows of a raw image that `region` (y, x, h, w) covers.
+    """Read image b into `buffer`: a whole JPEG, or the rows of a raw image that `region` (y, x, h, w) covers.
 
     Returns 0 or an error code.
     """
@@ -166,11 +178,11 @@ def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int
 
 @njit(nogil=True)
 def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
-    """Write `region` (y, x, h, w) of image b to `out` as packed RGB; 0 or an error code.
+    """Write `region` (y, x, h, w) of image b to `out` as packed RGB. Returns 0 or an error code.
 
     worker.stored holds what `read_stored` wrote for the same image and region.
     """
-    # int64, as the writer has them: Numba would compile the decoder again for int32
+    # int64, as the writer uses: Numba would compile the decoder again for int32
     y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
     if job.mode[b] != RAW_MODE:
         source = worker.stored[: job.num_bytes[b]]
@@ -190,7 +202,7 @@ def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.
 
 @njit(nogil=True)
 def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
-    """Read image b and write `region` to `out` as packed RGB; 0 or an error code."""
+    """Read image b and write `region` to `out` as packed RGB. Returns 0 or an error code."""
     begun = now(WALL, worker.timespec)
     code = read_stored(job, b, region, worker.stored)
     worker.spent[READ] += now(WALL, worker.timespec) - begun
@@ -205,7 +217,7 @@ def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker, out: 
 
 
 def decode_packed(job: Job, workers: Workers, regions: np.ndarray, offsets: np.ndarray, packed: np.ndarray) -> None:
-    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; sets `job.codes`."""
+    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]` and set `job.codes`."""
     run_in_threads(_decode_images, len(workers.decoders), job, workers, regions, offsets, packed)
 
 
@@ -221,7 +233,10 @@ def _decode_images(thread, job, workers, regions, offsets, packed):
 def decode_and_augment(
     job: Job, workers: Workers, regions: np.ndarray, plan: np.ndarray, finish: Finish, out: np.ndarray
 ) -> None:
-    """Carry out `plan` (B,) to `out`, a uint8 view of (B, S, S, 3), each image while its pixels are in cache."""
+    """Carry out `plan` (B,) into `out`, a uint8 view of (B, S, S, 3).
+
+    Each image is processed while its pixels are in cache.
+    """
     run_in_threads(_augment_images, len(workers.decoders), job, workers, regions, plan, finish, out)
 
 

@@ -1,7 +1,9 @@
-"""A thread that prepares batches ahead of their consumer: slots, queue and CUDA streams as in FFCV's `EpochIterator`.
+"""A thread that prepares batches ahead of their consumer.
 
-FFCV's own thread comes with its reader, whose index from samples to pages takes 2.3 s and 634 MB for ImageNet, and with its
-compiled pipelines: Numba never frees compiled code, 1 MB per loader. An error of that thread leaves the consumer waiting.
+Slots, queue and CUDA streams are as in FFCV's `EpochIterator`. FFCV's own thread is not used, because it comes with
+FFCV's reader and compiled pipelines. The reader's index from samples to pages takes 2.3 s and 634 MB for ImageNet.
+The pipelines leak, because Numba never frees compiled code: 1 MB per loader. An error in FFCV's thread leaves the
+consumer waiting.
 """
 
 from contextlib import nullcontext
@@ -17,18 +19,18 @@ from fastft.data.stage import DrawPlan, Stage
 
 
 class Pass(Thread):
-    """The thread that runs one pass over the samples `order`; the consumer iterates over it.
+    """The thread that runs one pass over the samples `order`. The consumer iterates over it.
 
-    An error of the thread is raised in the consumer.
+    An error in the thread is raised in the consumer.
     """
 
     def __init__(self, engine: "Engine", order: np.ndarray, draw: DrawPlan) -> None:
         super().__init__(daemon=True)
         self.engine, self.order, self.draw, self.closed = engine, order, draw, False
-        # signal handlers may raise while one of these is waited for; `queue.Queue` would stay locked
-        self.free: SimpleQueue[Any] = SimpleQueue()  # (slot, CUDA event of its last use)
+        # a signal handler may raise while the consumer waits for one of these; `queue.Queue` would stay locked
+        self.free: SimpleQueue[Any] = SimpleQueue()  # (slot, CUDA event after its last use)
         self.ready: SimpleQueue[Any] = SimpleQueue()  # (slot, batch) or (None, error)
-        self._taken: int | None = None  # slot of the consumer's batch
+        self._taken: int | None = None  # slot that holds the consumer's batch
         for slot in range(engine.num_slots):
             self.free.put((slot, None))
 
@@ -36,7 +38,7 @@ class Pass(Thread):
         e = self.engine
         try:
             if e.streams:
-                # in a new thread device 0 is current: each process of a node would create a context on GPU 0
+                # in a new thread device 0 is current, so each process on a node would create a context on GPU 0
                 torch.cuda.set_device(e.stage.device)
             for first in range(0, len(self.order), e.batch_size):
                 slot, used = self.free.get()
@@ -55,7 +57,10 @@ class Pass(Thread):
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next batch; the previous one, on whose use all work is queued by now, may be overwritten."""
+        """Return the next batch.
+
+        The previous batch may be overwritten, because all work that uses it is queued by now.
+        """
         if self.closed:
             raise RuntimeError("this pass over the data is closed: a later pass started, or its loader was closed")
         stream = torch.cuda.current_stream(self.engine.stage.device) if self.engine.streams else None
@@ -73,7 +78,7 @@ class Pass(Thread):
     def close(self) -> None:
         """End the thread and wait for its end, which the batch in progress can delay."""
         self.closed = True
-        self.free.put((0, None))  # which the thread may be waiting for
+        self.free.put((0, None))  # the thread may be waiting for this
         if self.is_alive():
             self.join()
 
@@ -82,7 +87,7 @@ class Engine:
     """Runs passes over samples through a stage, one at a time.
 
     Args:
-        batches_ahead: batches that are prepared in advance, the one in progress included; at least 2.
+        batches_ahead: batches to prepare in advance, including the one in progress; at least 2.
     """
 
     def __init__(self, stage: Stage, *, batch_size: int, batches_ahead: int) -> None:
@@ -93,11 +98,11 @@ class Engine:
         self.thread: Pass | None = None
 
     def start(self, order: np.ndarray, draw: DrawPlan) -> Pass:
-        """Begin a pass over the samples `order`, with plans from `draw`; ends the previous pass."""
+        """Begin a pass over the samples `order`, with plans from `draw`. This ends the previous pass."""
         self.close()
         for stream in self.streams:  # the last batches of the previous pass may still be in use
             stream.wait_stream(torch.cuda.current_stream(self.stage.device))
-        self.thread = Pass(self, order, draw)  # held before it starts: Ctrl-C in between would leave it
+        self.thread = Pass(self, order, draw)  # stored before it starts: Ctrl-C in between would leave it running
         self.thread.start()
         return self.thread
 

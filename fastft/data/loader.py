@@ -1,4 +1,4 @@
-"""Loaders of training and evaluation batches from one or more `.beton` files.
+"""Load training and evaluation batches from one or more `.beton` files.
 
 with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
     for epoch in range(50):
@@ -35,22 +35,22 @@ from fastft.recipe.constants import BLOCK_MIB, NONE, RANDOM
 # silent unless the program configures logging; `fastft train` prints the notes itself
 _log = logging.getLogger("fastft.data")
 _log.addHandler(logging.NullHandler())
-Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, position of its first image)
+Locate = Callable[[int], tuple[int, int]]  # maps a micro-batch index to (step, position of its first image)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. `images` is a view of a reused buffer, valid until the next batch is requested."""
+    """One micro-batch. `images` is a view of a reused buffer and is valid until you request the next batch."""
 
-    images: torch.Tensor  # (b, 3, S, S), as `Output` says
-    labels: torch.Tensor  # (b,) int64 on the same device, or multi-label (b, K) float32
-    ids: np.ndarray  # (b,) int64, indices of the samples: in the file, or through all files
-    step: int  # optimiser step within the epoch (evaluation: index of the batch)
-    first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)
+    images: torch.Tensor  # (b, 3, S, S), with the device and dtype of `Output`
+    labels: torch.Tensor  # (b,) int64 on the same device; (b, K) float32 for multi-label files
+    ids: np.ndarray  # (b,) int64, sample indices: in the file, or numbered through all files
+    step: int  # optimiser step within the epoch (evaluation: batch index)
+    first_position: int  # position of images[0] in the step's global batch (evaluation: in the whole set)
 
 
 class _BetonLoader:
-    """Files, the stage that turns their samples into batches, and one pass over given samples at a time."""
+    """Holds the files and the stage that turns samples into batches. Runs one pass over given samples at a time."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class _BetonLoader:
         self.num_classes = len(self.class_names)
         self.class_counts = self.betons.class_counts
         self.closed = False
-        self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
+        self.wait_seconds = 0.0  # time for which the consumer waited for batches; you may reset it to 0
         self.batches_ahead = batches_ahead
 
     def _allocate(self) -> None:
-        """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
+        """Allocate decoders and buffers. Constructors call this last, when no argument can be refused any more."""
         slots = count_slots(self.batches_ahead)
         self.stage = new_stage(
             self.betons, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
@@ -106,10 +106,10 @@ class _BetonLoader:
             thread.close()
 
     def pop_timings(self) -> dict[str, float]:
-        """Seconds of the loader's work since the last call, in parallel with the consumer's.
+        """Return the loader's working time in seconds since the last call. It overlaps with the consumer's work.
 
-        Summed over its threads: `read` (wall time), `decode` and `augment` (CPU time). With a GPU, `copy` and `augment` are
-        seconds of the GPU.
+        The times are summed over the loader's threads: `read` is wall time, `decode` and `augment` are CPU time. With
+        a GPU, `copy` and `augment` are GPU time.
         """
         return self.stage.pop_timings()
 
@@ -120,7 +120,7 @@ class _BetonLoader:
         self.stage.close()
 
     def _describe(self, samples: int, batches: int, more: str = "") -> str:
-        """What a loader delivers, in a line for notebooks."""
+        """Describe in one line, for notebooks, what the loader delivers."""
         images, classes = f"{samples:,} images", f"{self.num_classes:,} classes"
         state = "closed" if self.closed else f"{batches:,} batches of {self.batch}"
         size, device = self.output.size, torch.device(self.output.device)
@@ -136,32 +136,34 @@ class _BetonLoader:
 
 
 class TrainLoader(_BetonLoader):
-    """Micro-batches of augmented images in a seeded order; the same images at any world size and number of workers.
+    """Load micro-batches of augmented images in a seeded order. World size and worker count do not change the images.
 
-    Each iteration is one epoch: the first of epoch 0, the next of epoch 1. `state_dict` holds the position, also in the
-    middle of an epoch; a loader that loads it continues with the next micro-batch. A sample that cannot be decoded raises
-    `SampleError` in the loop that iterates.
+    Each iteration is one epoch: the first iteration is epoch 0, the next one is epoch 1. `state_dict` holds the
+    position, even in the middle of an epoch, and a loader that loads it continues with the next micro-batch. If a
+    sample cannot be decoded, the loop that iterates raises `SampleError`.
 
     Args:
-        data: a `.beton` file, written by `fastft convert` or by FFCV; a pattern such as "train-*.beton", or several files
-            (see `find_betons`), whose samples are numbered through; or files that are already open.
-        policy: augmentation, also as a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see `AugmentPolicy`).
-        output: size, device and dtype of the images; a number is the size in pixels, for float32 on the CPU.
-        batch_size: images of one optimiser step, over all processes.
-        micro_batch: images per delivered batch (default: this process's share of `batch_size`); `batch_size` must be
+        data: a `.beton` file written by `fastft convert` or by FFCV; a pattern such as "train-*.beton", or several
+            files (see `find_betons`), whose samples are numbered through; or files that are already open.
+        policy: augmentation policy, or a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see
+            `AugmentPolicy`).
+        output: image size, device and dtype. A number is the size in pixels and gives float32 images on the CPU.
+        batch_size: images per optimiser step, summed over all processes.
+        micro_batch: images per delivered batch (default: this process's share of `batch_size`). `batch_size` must be
             divisible by world_size * micro_batch.
-        seed: of the order and of all random choices.
+        seed: seed for the order and for all random choices.
         shard: rank and world size of this process.
-        order: "random", or "blocks" for files that do not fit the memory; see `fastft.data.order`.
-        block_mib: size of a block, in MiB. Three of them must fit the memory.
-        sampling: "balanced" or "sqrt": draw rare classes more often; see `data.sampling`.
+        order: "random", or "blocks" for files that do not fit into memory; see `fastft.data.order`.
+        block_mib: block size in MiB. Three blocks must fit into memory.
+        sampling: "balanced" or "sqrt" draw rare classes more often; see `data.sampling`.
         subset: int64 (n,), indices of the samples to train on (default: all).
-        workers: threads (default: as many as CPUs, divided among the processes of this machine).
-        batches_ahead: batches that are prepared in advance, the one in progress included; at least 2. Raise it if the time
-            between two requests varies much.
+        workers: number of threads (default: the number of CPUs, divided among the processes on this machine).
+        batches_ahead: batches to prepare in advance, including the one in progress; at least 2. Raise it if the time
+            between your requests varies a lot.
 
     Raises:
-        UserError: a file is not a complete `.beton`, the files contradict each other, or an argument does not fit them.
+        UserError: a file is not a complete `.beton`, the files contradict each other, or an argument does not fit
+            them.
     """
 
     def __init__(
@@ -203,10 +205,12 @@ class TrainLoader(_BetonLoader):
         )
 
     def resize(self, size: int, micro_batch: int) -> None:
-        """Deliver images of this size, `micro_batch` per batch, from the next pass on; a change ends the pass in progress.
+        """Deliver images of this size, `micro_batch` per batch, from the next pass on.
+
+        A change ends the pass in progress.
 
         Raises:
-            UserError: as the constructor.
+            UserError: in the same cases as the constructor.
         """
         if (size, micro_batch) == (self.output.size, self.batch):
             return
@@ -218,11 +222,14 @@ class TrainLoader(_BetonLoader):
         self.layout, self.output = layout, replace(self.output, size=size)
 
     def set_policy(self, policy: AugmentPolicy) -> None:
-        """Augment by another policy from the next pass on; of the same normalisation, and not AugMix, which needs buffers."""
+        """Use another policy from the next pass on.
+
+        It must have the same normalisation, and it must not be AugMix, which needs buffers.
+        """
         self.policy = policy
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of steps start_step, start_step + 1, ... of an epoch in order.
+        """Iterate over the micro-batches of an epoch in order, from step `start_step` on.
 
         Iterating ends an earlier pass of this loader.
 
@@ -253,16 +260,16 @@ class TrainLoader(_BetonLoader):
         return self.layout.rank_batch // self.batch
 
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
-        """Indices of the samples in the global batch of a step, int64 (batch_size,)."""
+        """Return the sample indices of a step's global batch, int64 (batch_size,)."""
         batch = self.layout.batch_size
         return self.order.of_epoch(epoch)[step * batch : (step + 1) * batch] % len(self.betons)
 
     def __len__(self) -> int:
-        """Micro-batches of this process in an epoch."""
+        """Return the number of micro-batches per epoch for this process."""
         return self.steps_per_epoch * self._per_step
 
     def __iter__(self) -> Iterator[Batch]:
-        """The micro-batches of the next epoch, or of the rest of an epoch after `load_state_dict`."""
+        """Iterate over the micro-batches of the next epoch, or over the rest of an epoch after `load_state_dict`."""
         epoch, done = self._next
         self._next, self._position = (epoch + 1, 0), (epoch, done)
         for batch in islice(self.epoch(epoch, done // self._per_step), done % self._per_step, None):
@@ -271,11 +278,11 @@ class TrainLoader(_BetonLoader):
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch, from its start."""
+        """Start the next iteration at the beginning of this epoch."""
         self._next = self._position = (epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the micro-batch that was delivered last, for `load_state_dict`."""
+        """Return the position after the last delivered micro-batch, for `load_state_dict`."""
         epoch, done = self._position
         step, inner = divmod(done, self._per_step)
         return {
@@ -285,10 +292,11 @@ class TrainLoader(_BetonLoader):
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the loader was that returned `state`, also one of another world size.
+        """Continue where the loader that returned `state` stopped. It may have had another world size.
 
         Raises:
-            UserError: the state is of another file, seed or batch size, or lies within a step that is divided differently.
+            UserError: the state belongs to another file, seed or batch size, or it lies within a step that is divided
+                differently.
         """
         own, state = self.state_dict(), {"order": RANDOM} | state  # earlier versions had no other order
         if missing := own.keys() - state.keys():
@@ -302,12 +310,14 @@ class TrainLoader(_BetonLoader):
 
 
 class EvalLoader(_BetonLoader):
-    """Batches for evaluation: every sample exactly once at any world size, in the order of the file.
+    """Load batches for evaluation: every sample exactly once at any world size, in file order.
 
-    Each rank reads a contiguous part of the samples; no sample is repeated to fill a batch. The short side is resized to
-    size / crop_pct, then the central size x size is cropped. Only crop_pct, mean and std of `policy` are used. `num_samples`
-    counts the samples of all ranks. indices: the samples to evaluate (default: all). The other arguments and the errors
-    are those of `TrainLoader`.
+    Each rank reads a contiguous part of the samples, and no sample is repeated to fill a batch. The short side is
+    resized to size / crop_pct, then the central size x size is cropped. Only crop_pct, mean and std of `policy` are
+    used.
+
+    `num_samples` counts the samples of all ranks. `indices` selects the samples to evaluate (default: all). For the
+    other arguments and the errors, see `TrainLoader`.
     """
 
     def __init__(
@@ -338,7 +348,7 @@ class EvalLoader(_BetonLoader):
         return self._describe(self.num_samples, len(self))
 
     def __len__(self) -> int:
-        """Batches of this process."""
+        """Return the number of batches for this process."""
         return -(-len(self.share) // self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -349,10 +359,12 @@ class EvalLoader(_BetonLoader):
 
 
 class AsTuples:
-    """A loader whose batches are tuples of the images and labels of a `Batch`.
+    """Wrap a loader so that each batch is a tuple of its images and labels, instead of a `Batch`.
 
-    copy: return tensors that stay valid after the next batch is requested. Without it the images are a view of a buffer
-    that the loader reuses, which suits a loop that is done with a batch before it requests the next.
+    Args:
+        copy: return tensors that stay valid after the next batch is requested. Without it, the images are a view of a
+            buffer that the loader reuses. This suits a loop that has finished with a batch before it requests the
+            next one.
     """
 
     def __init__(self, loader: TrainLoader | EvalLoader, *, copy: bool = False) -> None:
@@ -367,7 +379,7 @@ class AsTuples:
 
 
 def _check_device(device: torch.device | str) -> None:
-    """Raise UserError if it is not the CPU or a GPU that torch finds."""
+    """Raise UserError unless `device` is the CPU or a GPU that torch finds."""
     try:
         known = torch.device(device)
         if known.type not in ("cpu", "cuda"):
@@ -379,9 +391,10 @@ def _check_device(device: torch.device | str) -> None:
 
 
 def default_workers() -> int:
-    """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE).
+    """Return the number of CPUs that this process may use, divided among the processes on this machine.
 
-    Those of the launcher are divided: with `torchrun --numa-binding` a process has the CPUs of its GPU's node alone.
+    The number of processes is torchrun's LOCAL_WORLD_SIZE. The launcher's CPUs are what is divided, because with
+    `torchrun --numa-binding` a process has only the CPUs of its GPU's node.
     """
     processes = torchrun.local_world_size()
     return usable_cpus() if processes == 1 else max(1, min(usable_cpus(), usable_cpus(os.getppid()) // processes))

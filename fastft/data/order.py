@@ -1,14 +1,15 @@
-"""The order of samples: one global order per epoch, random or by blocks, divided in the same way at any world size.
+"""The sample order: one global order per epoch, random or by blocks, divided in the same way at any world size.
 
-`data.order=blocks` is an order in which every page is read from the disk once, for files larger than the memory. The pages of
-all files are shuffled and divided into blocks of a fixed size; the samples of a block are shuffled together. While a block is
-used, the next one is read, its pages in the order of the files. In random order almost every image of a file that the page
-cache cannot hold is read at its turn, from a random place.
+With `data.order=blocks`, every page is read from the disk once. Use it for files larger than the memory. The pages of
+all files are shuffled and divided into blocks of a fixed size, and the samples within a block are shuffled together.
+While one block is used, the next one is read, with its pages in file order. In random order, by contrast, if the page
+cache cannot hold the file, almost every image is read when its turn comes, from a random place.
 
-With `data.sampling`, images of rare classes occur several times in an epoch, each time with another augmentation, and others
-of frequent classes not in every epoch (`draw_by_class`).
+With `data.sampling`, images of rare classes occur several times in an epoch, each time with another augmentation, and
+some images of frequent classes do not occur in every epoch (`draw_by_class`).
 
-FFCV's QUASI_RANDOM also goes through shuffled pages, but its order depends on the batch size, and it cannot be distributed.
+FFCV's QUASI_RANDOM also goes through shuffled pages, but its order depends on the batch size, and it cannot be
+distributed.
 """
 
 import os
@@ -35,10 +36,10 @@ from fastft.recipe.constants import BLOCKS, NONE, ORDERS, REBALANCING
 
 MIB = 1 << 20
 BLOCKS_AHEAD = 1
-# the next, the present, and the one before, which other processes of the machine may still use
+# the next block, the present one, and the one before, which other processes on the machine may still use
 BLOCKS_IN_MEMORY = 3
 DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
-# random bits that order the samples of a block; the number of the block is above them
+# random bits that order the samples within a block; the block number is above them
 SAMPLE_BITS = np.uint64(40)
 
 
@@ -64,9 +65,13 @@ class Shard:
 class BatchLayout:
     """How an epoch is divided into optimiser steps, ranks and micro-batches.
 
-    Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at the end of an epoch
-    that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every step. Raises
-    UserError: the batch size is not divisible by world_size * micro_batch, or there are fewer samples than one batch.
+    Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at the end of an
+    epoch that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every
+    step.
+
+    Raises:
+        UserError: the batch size is not divisible by world_size * micro_batch, or there are fewer samples than one
+            batch.
     """
 
     num_samples: int
@@ -94,9 +99,10 @@ class BatchLayout:
         return self.batch_size // self.shard.world_size
 
     def rank_order(self, order: np.ndarray, start_step: int = 0) -> np.ndarray:
-        """The samples of this rank from `start_step` on: its micro-batches, one after another.
+        """Return this rank's samples from `start_step` on, one micro-batch after another.
 
-        Raises UserError: an epoch has fewer steps.
+        Raises:
+            UserError: the epoch has no step `start_step`.
         """
         if not 0 <= start_step <= self.steps:
             raise UserError(f"cannot start at step {start_step}: an epoch has {self.steps} steps")
@@ -105,13 +111,16 @@ class BatchLayout:
         return by_rank[start_step:, self.shard.rank].reshape(-1)
 
     def locate(self, index: int, start_step: int = 0) -> tuple[int, int]:
-        """(step, position of its first image in the global batch of that step) of the micro-batch number `index`."""
+        """Return (step, position of its first image in the step's global batch) for micro-batch number `index`."""
         step, place = divmod(index * self.micro_batch, self.rank_batch)
         return start_step + step, self.shard.rank * self.rank_batch + place
 
 
 def eval_share(indices: np.ndarray, shard: Shard) -> tuple[np.ndarray, int]:
-    """(the contiguous part of `indices` that this rank evaluates, position of its first): each index is in one part."""
+    """Return (the contiguous part of `indices` that this rank evaluates, its start).
+
+    Every index is in exactly one part.
+    """
     bounds = np.linspace(0, len(indices), shard.world_size + 1).astype(np.int64)
     return indices[bounds[shard.rank] : bounds[shard.rank + 1]], int(bounds[shard.rank])
 
@@ -120,7 +129,7 @@ def eval_share(indices: np.ndarray, shard: Shard) -> tuple[np.ndarray, int]:
 
 
 class Span(NamedTuple):
-    """Bytes of a file."""
+    """A byte range in a file."""
 
     descriptor: int
     offset: int
@@ -128,13 +137,14 @@ class Span(NamedTuple):
 
 
 def request_window(descriptor: int) -> int:
-    """The most bytes that one POSIX_FADV_WILLNEED reads: the kernel's read-ahead window of the device, 128 KiB if not known.
+    """Return the most bytes that one POSIX_FADV_WILLNEED reads.
 
-    The rest of a longer request would be ignored (force_page_cache_ra in Linux's mm/readahead.c).
+    This is the device's read-ahead window in the kernel, or 128 KiB if it is unknown. The kernel would ignore the
+    rest of a longer request (force_page_cache_ra in Linux's mm/readahead.c).
     """
     device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    # a partition has no window of its own, its disk does
+    # a partition has no window of its own, but its disk has one
     for folder in (f"/sys/class/bdi/{number}", f"/sys/dev/block/{number}/../bdi"):
         with suppress(OSError, ValueError):
             return max(1, int(Path(folder, "read_ahead_kb").read_text(encoding="ascii"))) << 10
@@ -142,28 +152,37 @@ def request_window(descriptor: int) -> int:
 
 
 def read_exactly(descriptors: Sequence[int]) -> None:
-    """Turn the kernel's own read-ahead off for these files: it would read pages of other blocks, which are not needed soon."""
+    """Turn off the kernel's own read-ahead for these files.
+
+    It would read pages of other blocks, which are not needed soon.
+    """
     for descriptor in descriptors:
         with suppress(OSError):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 class ReadAhead:
-    """Requests each block of a pass when the block before it begins. Pages that are in the page cache cost nothing.
+    """Requests each block of a pass when the block before it begins.
 
-    The pages are not read by this process: they would count as used, and stay longer than those that are still needed.
+    Pages that are already in the page cache cost nothing.
+
+    This process does not read the pages itself: they would count as used, and would stay longer than pages that are
+    still needed.
     """
 
     def __init__(
         self, block_of_position: np.ndarray, spans_of: Callable[[int], Sequence[Span]], *, release: bool
     ) -> None:
-        """block_of_position: (n,), ascending: the block of each sample of the pass. spans_of: the pages of a block.
+        """Set up read-ahead for one pass.
 
-        release: give the memory of used blocks back, because Linux drops requests that would first need memory from a
-        full control group.
+        Args:
+            block_of_position: (n,), ascending: the block of each sample in the pass.
+            spans_of: returns the pages of a block.
+            release: give the memory of used blocks back. This is needed because Linux drops read-ahead requests when
+                a control group is full and they would first have to free memory.
         """
         changes = np.flatnonzero(np.diff(block_of_position.astype(np.int64))) + 1
-        self.begins = np.append(0, changes)  # position at which each block begins
+        self.begins = np.append(0, changes)  # position in the pass where each block begins
         self.blocks = block_of_position[self.begins].astype(np.int64).tolist()
         self.spans_of, self.release = spans_of, release
         self.position = self.requested = 0
@@ -172,7 +191,7 @@ class ReadAhead:
         self._closed = Event()
 
     def advance(self, count: int) -> None:
-        """The next `count` samples of the pass are about to be read."""
+        """Announce that the next `count` samples of the pass are about to be read."""
         self.position += count
         current = int(np.searchsorted(self.begins, self.position - 1, side="right")) - 1
         while self.requested < min(current + 1 + BLOCKS_AHEAD, len(self.blocks)):
@@ -195,11 +214,11 @@ class ReadAhead:
             for offset in range(span.offset, end, window):
                 if self._closed.is_set():
                     return
-                with suppress(OSError):  # only advice: reading the samples reports errors
+                with suppress(OSError):  # read-ahead is only advice: reading the samples reports errors
                     os.posix_fadvise(span.descriptor, offset, min(window, end - offset), os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Stop requesting and end the thread; closing twice is harmless."""
+        """Stop requesting and end the thread. Closing twice is harmless."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
 
@@ -208,18 +227,19 @@ class ReadAhead:
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of 0..num_samples-1, int64, a pure function of its arguments.
+    """Return a permutation of 0..num_samples-1, int64. It is a pure function of its arguments.
 
-    Sorts the raw words of `epoch_words`: NumPy guarantees that stream, but not the one of `permutation`.
+    It sorts the raw words of `epoch_words`, because NumPy guarantees that stream but not the stream of `permutation`.
     """
     return np.argsort(epoch_words(seed, epoch, num_samples), kind="stable").astype(np.int64, copy=False)
 
 
 def draw_by_class(labels_N: np.ndarray, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """int64 (N,): the images that an epoch draws, a pure function of the arguments.
+    """Draw the images of an epoch, int64 (N,). The result is a pure function of the arguments.
 
-    Image i is i the first time, and i + r * N when it is drawn again. It occurs as often as its class's factor says, rounded up
-    or down at random (systematic sampling in random order), so that a class is drawn within one image of its share.
+    Image i appears as i the first time, and as i + r * N when it is drawn again. Its number of draws is the factor of
+    its class, rounded up or down at random (systematic sampling in random order), so that each class is drawn within
+    one image of its share.
     """
     count = len(labels_N)
     words = epoch_words(seed, epoch, 2 * count + 1)[count:]  # the first words order the epoch
@@ -234,7 +254,7 @@ def draw_by_class(labels_N: np.ndarray, sampling: str, seed: int, epoch: int) ->
 
 @dataclass(frozen=True, eq=False)
 class Pages:
-    """The pages of files, P of them, numbered through the files.
+    """The pages of all files, P in total, numbered through the files.
 
     Attributes:
         of_sample: int32 (N,), the page of each sample.
@@ -259,12 +279,12 @@ class Pages:
 
     @cached_property
     def num_bytes(self) -> np.ndarray:
-        """int64 (P,)."""
+        """Return the size of each page in bytes, int64 (P,)."""
         sizes = [beton.page_size for beton in self.betons.files]
         return np.repeat(np.array(sizes, np.int64), np.diff(self.starts))
 
     def spans(self, pages: np.ndarray) -> Sequence[Span]:
-        """Where pages (ascending numbers) are, one span for each."""
+        """Return the byte range of each page in `pages` (ascending numbers)."""
         files = np.searchsorted(self.starts, pages, side="right") - 1
         spans = []
         for file, page in zip(files.tolist(), pages.tolist(), strict=True):
@@ -275,7 +295,10 @@ class Pages:
 
 
 def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_mib: int) -> np.ndarray:
-    """uint64 (P,): the block of each page in an epoch. A block has at most `block_mib` MiB, and at least one page."""
+    """Return each page's block in an epoch, uint64 (P,).
+
+    A block has at most `block_mib` MiB, but at least one page.
+    """
     words = epoch_words(seed, epoch, num_samples + len(pages))[num_samples:]
     shuffled = np.argsort(words, kind="stable")
     begins = np.cumsum(pages.num_bytes[shuffled]) - pages.num_bytes[shuffled]
@@ -285,9 +308,11 @@ def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_m
 
 
 def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_mib: int) -> np.ndarray:
-    """The samples, int64 (n,), in the order of an epoch; a pure function of its arguments.
+    """Return the samples in the order of an epoch, int64 (n,). The order is a pure function of the arguments.
 
-    samples: int64 (n,), ids of the samples to use, also as `SampleOrder.of_epoch` gives repeated ones.
+    Args:
+        samples: int64 (n,), ids of the samples to use. Repeated ones, as `SampleOrder.of_epoch` gives them, are
+            allowed.
     """
     page_of = pages.of_sample[samples % len(pages.of_sample)]
     blocks = block_of_page(pages, len(samples), seed, epoch, block_mib)[page_of]
@@ -297,15 +322,21 @@ def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_
 
 
 class SampleOrder:
-    """A pure function of (seed, epoch) for given files, samples and settings.
+    """The order of given files, samples and settings. It is a pure function of (seed, epoch).
 
-    Raises UserError: no such order or sampling, sampling by class of images with several labels, or a block has no size.
+    Raises:
+        UserError: the order or the sampling is unknown, sampling by class is requested for multi-label images, or
+            `block_mib` is less than 1.
     """
 
     def __init__(
         self, betons: BetonSet, subset: np.ndarray | None, seed: int, order: str, block_mib: int, sampling: str = NONE
     ) -> None:
-        """subset: int64 (n,), ids of the samples to use; None for all."""
+        """Set up the order.
+
+        Args:
+            subset: int64 (n,), ids of the samples to use; None uses all.
+        """
         if order not in ORDERS:
             raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
         if sampling not in REBALANCING:
@@ -327,7 +358,11 @@ class SampleOrder:
         return self.num_samples
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """The samples, int64 (n,); sample i is i + r * N when `data.sampling` draws it again, N the samples of the files."""
+        """Return the samples of an epoch, int64 (n,).
+
+        When `data.sampling` draws sample i again, it appears as i + r * N, where N is the number of samples in the
+        files.
+        """
         samples = np.arange(self.num_samples, dtype=np.int64) if self.subset is None else self.subset
         if self.sampling != NONE:
             again, drawn = np.divmod(
@@ -339,7 +374,7 @@ class SampleOrder:
         return samples[epoch_order(self.num_samples, self.seed, epoch)]
 
     def read_ahead(self, epoch: int, samples: np.ndarray) -> ReadAhead | None:
-        """Requests the pages of `samples`, a part of the epoch in its order; None in random order."""
+        """Request the pages of `samples`, a part of the epoch in its order. Returns None in random order."""
         pages = self.pages
         if pages is None or len(samples) == 0:
             return None
@@ -352,7 +387,7 @@ class SampleOrder:
 
 
 def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
-    """Notes about files that are read in this order, one line each."""
+    """Return notes about files that are read in this order, one line each."""
     available = memory_bytes()[1]
     notes = []
     if missing := betons.missing_parts:

@@ -1,13 +1,14 @@
-"""`python -m fastft.data.pixel_probe`: do the CPU loader's images equal Pillow's on this machine?
+"""`python -m fastft.data.pixel_probe`: check that the CPU loader's images equal Pillow's on this machine.
 
-Converts a few generated photographs in a temporary folder, loads them as for evaluation, and compares them with what Pillow
-decodes and resizes. The exit code is 0 if they are equal. `fastft doctor` runs it in a process of its own.
+The probe converts a few generated photographs in a temporary folder, loads them as for evaluation, and compares them
+with images that Pillow decodes and resizes. The exit code is 0 if they are equal. `fastft doctor` runs it in a
+separate process.
 
-A batch is also augmented as for training, so that Numba's cache then holds all code of the CPU loader: set-up runs this
-module to fill it.
+A batch is also augmented as for training, so that Numba's cache then holds all code of the CPU loader. Set-up runs
+this module to fill the cache.
 
-It catches compiled code that runs and gives wrong images: Numba 0.68 on Python 3.12 once lost a value of the loop that
-decodes, and every row of an image was its first one.
+The probe catches compiled code that runs but gives wrong images. Numba 0.68 on Python 3.12 once lost a value in the
+decoding loop, and every row of an image was a copy of its first one.
 """
 
 import io
@@ -27,19 +28,19 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output
 
-# square: Pillow's order of the two passes of a resize is the same in all its versions
+# square, because then Pillow orders the two resize passes in the same way in all its versions
 IMAGES, STORED, SIZE = (6, 96, 64)
-TOLERANCE = 1  # of 255 levels: Pillow's libjpeg may round otherwise
+TOLERANCE = 1  # out of 255 levels: Pillow's libjpeg may round differently
 
 
 def _photograph(number: int) -> Image.Image:
-    """Smooth colours with some noise, different in every row and column."""
+    """Return smooth colours with some noise, different in every row and column."""
     noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((STORED, STORED), Image.Resampling.BICUBIC)
 
 
 def probe() -> int:
-    """Return the largest difference to Pillow's images, in levels of 255."""
+    """Return the largest difference from Pillow's images, in levels out of 255."""
     with tempfile.TemporaryDirectory() as name:
         folder, beton = Path(name) / "images", Path(name) / "images.beton"
         (folder / "class").mkdir(parents=True)
@@ -52,7 +53,7 @@ def probe() -> int:
 
 
 def largest_difference(beton: Path) -> int:
-    """Return the largest difference of the loader's images of a file to Pillow's, in levels of 255."""
+    """Return the largest difference between the loader's images of a file and Pillow's, in levels out of 255."""
     policy = AugmentPolicy("none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     stored, largest = Beton.open(beton), 0
     with EvalLoader(beton, policy, Output(SIZE), batch_size=IMAGES) as loader:

@@ -1,4 +1,4 @@
-"""The training images of a recipe, and those of `data.selection_share` that are left out of training."""
+"""A recipe's training images, and the images that `data.selection_share` leaves out of training."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ from fastft.recipe.training_images import NO_DATA, is_imagenet
 
 
 def open_training(recipe: Recipe) -> tuple[BetonSet, BetonSet | None]:
-    """(the images that are trained on; those that are left out and choose epoch and weights, or None).
+    """Return (the images to train on, the images that are left out and choose epoch and weights, or None).
 
-    They are the same in every run, with the class shares of the whole.
+    The split is the same in every run, and both parts have the class shares of the whole.
 
     Raises:
-        UserError: there are no .beton files, or `train.stop_when` has no images to look at, or only ImageNet's validation
-            images, whose accuracy is reported.
+        UserError: there are no .beton files, or `train.stop_when` has no images to look at, or only ImageNet's
+            validation images, whose accuracy is reported.
     """
     if recipe.data.train is None:
         raise UserError(NO_DATA)

@@ -1,6 +1,6 @@
-"""From sample ids to images and labels, one batch at a time: reading, decoding and augmentation.
+"""Turn sample ids into images and labels, one batch at a time: reading, decoding and augmentation.
 
-A stage is plain Python around one call of a compiled function. The function reports errors as codes, which become
+A stage is plain Python around one call to a compiled function. The function reports errors as codes, and they become
 exceptions here.
 """
 
@@ -35,9 +35,9 @@ DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Output:
-    """The images that a loader delivers: (b, 3, size, size), normalised, in channels-last memory.
+    """How a loader delivers images: (b, 3, size, size), normalised, in channels-last memory.
 
-    On a GPU (`device="cuda"`) augmentation runs there too.
+    On a GPU (`device="cuda"`), augmentation runs there too.
     """
 
     size: int
@@ -46,9 +46,9 @@ class Output:
 
 
 class SampleError(UserError):
-    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image.
+    """A sample that cannot be decoded. The message names the sample and, if there is a manifest, the original image.
 
-    The message has the sample's id in its file, `sample` the one among all files.
+    The message contains the sample's id in its file. `sample` is its id among all files.
     """
 
     def __init__(self, betons: BetonSet, sample: int, reason: str) -> None:
@@ -62,9 +62,12 @@ class SampleError(UserError):
 
 
 class Stage(ABC):
-    """ids (B,) -> images (B, 3, S, S) and labels (`targets`). Owns a decoder and scratch memory for each thread."""
+    """Turn ids (B,) into images (B, 3, S, S) and labels (see `targets`).
 
-    device = torch.device("cpu")  # of the images
+    A stage owns a decoder and scratch memory for each thread.
+    """
+
+    device = torch.device("cpu")  # where the images are
 
     def __init__(self, betons: BetonSet, size: int, workers: int) -> None:
         self.betons, self.size = betons, size
@@ -72,30 +75,34 @@ class Stage(ABC):
         self.clock = WorkClock(workers)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:
-        """The labels of samples, int64 (B,), or float32 (B, K) of label sets."""
+        """Return the labels of samples, int64 (B,), or float32 (B, K) for multi-label files."""
         labels: np.ndarray = self.betons.labels[ids]
         return labels if labels.ndim == 1 else labels.astype(np.float32)
 
     @abstractmethod
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels of the samples `ids`, augmented as the plan that `draw` returns says.
+        """Return images and labels of the samples `ids`, augmented according to the plan that `draw` returns.
 
-        slot: which of the stage's buffers to overwrite; no consumer reads the last batch of the same slot any more.
+        Args:
+            slot: which of the stage's buffers to overwrite. No consumer may still read the last batch of the same
+                slot.
 
         Raises:
             SampleError: a sample cannot be decoded.
-            UserError: the file cannot be read, or changed after it was opened.
+            UserError: the file cannot be read, or it changed after it was opened.
         """
 
     @abstractmethod
     def resize(self, size: int, batch: int) -> None:
-        """Make images of another size, `batch` at a time; between two passes. No kernel is compiled."""
+        """Make images of another size, `batch` at a time. Call it between two passes. No kernel is compiled."""
 
     def new_workers(self, augment_bytes: int = 0) -> Workers:
-        """The workers, with memory for the largest image.
+        """Allocate the workers, with memory for the largest image.
 
-        The operating system provides only the pages that are written to. Raises SampleError: the memory is too small for the
-        largest image, or for the size that the file states.
+        The operating system provides only the pages that are written to.
+
+        Raises:
+            SampleError: the memory is too small for the largest image, or for the size that the file states.
         """
         count, largest = len(self.decoders), self.betons.largest
 
@@ -118,7 +125,7 @@ class Stage(ABC):
             raise SampleError(self.betons, sample, reason) from error
 
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
-        """Raise the error of the first image with a nonzero code of `decode_packed` or `decode_and_augment`."""
+        """Raise the error for the first image to which `decode_packed` or `decode_and_augment` gave a nonzero code."""
         for b in np.flatnonzero(codes)[:1]:
             sample, code = int(ids[b]), int(codes[b])
             if code == READ_FAILED:
@@ -128,11 +135,11 @@ class Stage(ABC):
             raise SampleError(self.betons, sample, describe_error(code) if code > 0 else REASONS[-code])
 
     def pop_timings(self) -> dict[str, float]:
-        """Seconds by part of the work since the last call, summed over threads."""
+        """Return the seconds spent on each part of the work since the last call, summed over threads."""
         return self.clock.pop()
 
     def close(self) -> None:
-        """Free the decoders; closing twice is harmless."""
+        """Free the decoders. Closing twice is harmless."""
         close_decoders(self.decoders)
 
 
@@ -164,7 +171,7 @@ class CpuStage(Stage):
         return images, torch.from_numpy(self.targets(ids))
 
     def fill(self, ids: np.ndarray, out: np.ndarray, draw: DrawPlan) -> None:
-        """Write the images of `run` to `out` (B, S, S, 3), in the storage of the dtype."""
+        """Write the images for `run` to `out` (B, S, S, 3), in the storage type of the dtype."""
         job = new_job(self.betons, ids)
         plan = draw(ids, job.height, job.width)
         regions = source_regions(plan, self.size)
@@ -175,13 +182,13 @@ class CpuStage(Stage):
 # GPU -----------------------------------------------------------------------------------------------------------------
 
 
-ALIGNMENT = 64  # bytes, of the parts of a packed buffer: a view of any dtype may begin there
-TIMED_BATCHES = 1000  # whose times are kept where nothing reads them
+ALIGNMENT = 64  # bytes; the parts of a packed buffer are aligned so that a view of any dtype may begin there
+TIMED_BATCHES = 1000  # batches whose times are kept if nothing reads them
 HEADROOM = 1.25  # a buffer that must grow takes this much more, so that it soon stops growing
 
 
 class PackedStage(Stage):
-    """Decodes into one pinned buffer per slot, copies the used bytes to the device, augments them there."""
+    """Decodes into one pinned buffer per slot, copies the used bytes to the device and augments them there."""
 
     def __init__(
         self, betons: BetonSet, size: int, device: torch.device, augment: "CudaAugment", workers: int, slots: int
@@ -225,13 +232,16 @@ class PackedStage(Stage):
         return images, labels.clone()  # a view would keep the packed batch
 
     def _record_event(self, events: list[Any]) -> None:
-        """Append a timing event of the current stream; none on a CPU."""
+        """Append a timing event for the current stream, or nothing on a CPU."""
         if self.device.type == "cuda":
             events.append(torch.cuda.Event(enable_timing=True))
             events[-1].record(torch.cuda.current_stream(self.device))
 
     def pop_timings(self) -> dict[str, float]:
-        """The same as `Stage.pop_timings`; `copy` and `augment` are seconds of the GPU, of the batches that it has finished."""
+        """Do the same as `Stage.pop_timings`.
+
+        `copy` and `augment` are GPU seconds for the batches that the GPU has finished.
+        """
         seconds = super().pop_timings() | {"copy": 0.0}
         while self.events and self.events[0][-1].query():
             begun, copied, augmented = self.events.popleft()
@@ -241,13 +251,13 @@ class PackedStage(Stage):
 
 
 def _aligned(lengths: list[int]) -> list[int]:
-    """Aligned offsets of parts with these lengths, and of the part that follows them."""
+    """Return aligned offsets for parts with these lengths, and for the part that follows them."""
     padded = [-(-length // ALIGNMENT) * ALIGNMENT for length in lengths]
     return [0, *np.cumsum(padded).tolist()]
 
 
 class PinnedBuffer:
-    """Page-locked bytes of one slot, which every batch of the slot fills on the host and copies to the device."""
+    """One slot's page-locked bytes. Every batch in the slot fills them on the host and copies them to the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.on_gpu = device, device.type == "cuda"
@@ -256,7 +266,10 @@ class PinnedBuffer:
         self.copied = torch.cuda.Event(blocking=True) if self.on_gpu else None
 
     def reserve(self, num_bytes: int) -> np.ndarray:
-        """`num_bytes` to write to. Waits until the last copy from the buffer has ended, which FFCV does not."""
+        """Return `num_bytes` to write to.
+
+        It waits until the last copy from the buffer has ended, which FFCV does not do.
+        """
         if self.copied is not None:
             self.copied.synchronize()
         if num_bytes > len(self.memory):
@@ -265,7 +278,7 @@ class PinnedBuffer:
         return self.memory[:num_bytes].numpy()
 
     def copy(self, num_bytes: int) -> torch.Tensor:
-        """The first `num_bytes` on the device; the copy is queued on the current stream."""
+        """Return the first `num_bytes` on the device. The copy is queued on the current stream."""
         copied = self.memory[:num_bytes].to(self.device, non_blocking=True)
         if self.copied is not None:
             self.copied.record(torch.cuda.current_stream(self.device))
@@ -275,7 +288,11 @@ class PinnedBuffer:
 def new_stage(
     betons: BetonSet, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
 ) -> Stage:
-    """The stage that makes `output` of the samples. Raises UserError: a GPU without a working numba-cuda, or `check_shrink`."""
+    """Create the stage that turns samples into `output`.
+
+    Raises:
+        UserError: a GPU is used without a working numba-cuda, or `check_shrink` fails.
+    """
     size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)

@@ -7,9 +7,9 @@
     image = [RandomResizedCropRGBImageDecoder((224, 224), hflip=0.5), ToTensor(), ToDevice(device), Augment("3aug")]
     loader = Loader("train.beton", 256, 8, order=OrderOption.RANDOM, seed=0, pipelines={"image": image})
 
-The random choices are those of `fastft.data.loader.TrainLoader`: they depend on the seed (default: the loader's), the epoch
-and the sample, not on threads or batches. An image that cannot be decoded raises `SampleError` in the loop over the loader,
-where FFCV's decoders leave the previous image's pixels.
+You get the same random choices as with `fastft.data.loader.TrainLoader`: they depend on the seed (default: the
+loader's), the epoch and the sample, not on threads or batches. If an image cannot be decoded, `SampleError` is raised
+in your loop over the loader. FFCV's decoders leave the previous image's pixels in this case.
 """
 
 from fastft.ffcv.operations import Augment, CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder

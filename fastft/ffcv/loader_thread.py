@@ -1,4 +1,4 @@
-"""The running pass of FFCV 1.0.2's loader thread: its epoch and seed, and how it reports errors."""
+"""The running pass in FFCV 1.0.2's loader thread: its epoch and seed, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline.compiler import Compiler
 from numba import types
 
-POLL_SECONDS = 0.1  # between two looks at whether the consumer has left
+POLL_SECONDS = 0.1  # between two checks whether the consumer has left
 
 
 class Pass(NamedTuple):
@@ -27,14 +27,14 @@ class Pass(NamedTuple):
 
 
 def current_pass(seed: int | None) -> Pass:
-    """The pass of this thread, which must be FFCV's; the loader's seed unless one is given."""
+    """Return the pass of this thread, which must be FFCV's thread. `seed` defaults to the loader's seed."""
     loader = threading.current_thread().loader  # type: ignore[attr-defined]
     # `Loader.__iter__` increases `next_epoch` before it starts the thread
     return Pass(loader.fname, loader.seed if seed is None else seed, max(0, loader.next_epoch - 1), loader.num_workers)
 
 
 class _Failure:
-    """In the place of a batch: raises the error where `EpochIterator.__next__` unpacks it."""
+    """Takes the place of a batch, and raises the error when `EpochIterator.__next__` unpacks it."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -44,9 +44,9 @@ class _Failure:
 
 
 def reporting(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; what it raises in FFCV's thread is raised in the loop over the loader.
+    """Wrap a function so that what it raises in FFCV's thread is raised in the loop over the loader.
 
-    FFCV would print it and leave the loop waiting for ever.
+    FFCV would print the error and leave the loop waiting for ever.
     """
 
     def run(*arguments: Any) -> Any:
@@ -66,10 +66,10 @@ def reporting(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile_reader(self: OSCacheManager) -> Any:
-    """`OSCacheManager.compile_reader` without a change of Numba's own types.
+    """Do what `OSCacheManager.compile_reader` does, but without changing Numba's own types.
 
-    FFCV 1.0.2 sets `mutable` of the type `uint8[::1]`, which Numba shares between all functions: those that are compiled
-    later do not match their own signatures, and are compiled again at every call.
+    FFCV 1.0.2 sets `mutable` on the type `uint8[::1]`, which Numba shares between all functions. Functions that are
+    compiled later then do not match their own signatures, and are compiled again at every call.
     """
     pages = types.Array(types.uint8, 1, "C", readonly=True)
     state = types.Tuple([pages, types.uint64[::1], types.uint64[::1]])

@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", ".*object mode", NumbaWarning, r".*ffcv.operat
 
 
 class PixelStage(CpuStage):
-    """The stage with the pixels before normalisation, uint8; plans must not erase."""
+    """A stage that returns the uint8 pixels before normalisation. Its plans must not erase."""
 
     def _augment(self, size: int) -> CpuAugment:
         augment = CpuAugment(self.policy, size)
@@ -43,14 +43,14 @@ class PixelStage(CpuStage):
 
 
 class _CropDecoder(SimpleRGBImageDecoder):
-    """Runs fastft's stage for uint8 pixels in the place of FFCV's decoder. `output_size` may be changed between epochs."""
+    """Runs fastft's stage for uint8 pixels in place of FFCV's decoder. You may change `output_size` between epochs."""
 
     def __init__(self, output_size: Sequence[int], seed: int | None = None) -> None:
         super().__init__()
         self.output_size, self.seed = output_size, seed
         self._stage: PixelStage | None = None
         self._opened: tuple[str, int] | None = None
-        self._lock = threading.Lock()  # the thread of a pass that was left early may still decode
+        self._lock = threading.Lock()  # if a pass was left early, its thread may still be decoding
         self._side()
 
     def _side(self) -> int:
@@ -81,7 +81,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
             stage.fill(ids, out, lambda *stored: self._plan(given, out.shape[1], *stored))
 
     def _stage_for(self, given: Pass, size: int) -> PixelStage:
-        """The stage of the loader's file, opened at the first batch."""
+        """Return the stage for the loader's file, which is opened at the first batch."""
         if self._stage is None or self._opened != (given.path, given.workers):
             betons, self._opened = BetonSet.open(given.path, labelled=False), (given.path, given.workers)
             policy = AugmentPolicy("none", erase_prob=0.0)
@@ -96,18 +96,20 @@ class _CropDecoder(SimpleRGBImageDecoder):
 
 
 class RandomResizedCropRGBImageDecoder(_CropDecoder):
-    """Random resized crop, decoding only the crop where the file has a crop index. uint8 (S, S, 3), as FFCV's decoder.
+    """Random resized crop that decodes only the crop if the file has a crop index.
+
+    Gives uint8 (S, S, 3), as FFCV's decoder.
 
     Args:
         output_size: (S, S).
-        scale: limits of the crop's share of the area.
-        ratio: limits of its aspect ratio.
+        scale: limits for the crop's share of the image area.
+        ratio: limits for the crop's aspect ratio.
         hflip: probability of a horizontal flip, which costs nothing here; 0 leaves it to FFCV's operation.
         interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
-        seed: of the crops (default: the loader's).
+        seed: seed for the crops (default: the loader's).
 
     Raises:
-        UserError: an argument is not possible.
+        UserError: an argument has an impossible value.
     """
 
     def __init__(
@@ -132,45 +134,47 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
 
 
 class CenterCropRGBImageDecoder(_CropDecoder):
-    """Short side resized to S / ratio, then the central S x S: the images of `fastft.data.loader.EvalLoader`.
+    """Resize the short side to S / ratio, then crop the central S x S.
+
+    The images equal those from `fastft.data.loader.EvalLoader`.
 
     Args:
         output_size: (S, S).
-        ratio: `crop_pct` of timm, such as 224 / 256.
+        ratio: timm's `crop_pct`, such as 224 / 256.
         interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
     """
 
     def __init__(self, output_size: Sequence[int], ratio: float = 1.0, *, interpolation: str = "bicubic") -> None:
         super().__init__(output_size)
         self.ratio, self.interpolation = ratio, interpolation
-        self._plan(Pass("", 0, 0, 1), 1, *np.ones((3, 1), np.int64))  # refuses a ratio that is not possible
+        self._plan(Pass("", 0, 0, 1), 1, *np.ones((3, 1), np.int64))  # refuses an impossible ratio
 
     def _plan(self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         return eval_plan(ids, heights, widths, size, self.ratio, self.interpolation)
 
 
 class Augment(Operation):
-    """Augmentation, normalisation and erasing of uint8 images, where they are: on the CPU or, after `ToDevice`, on the GPU.
+    """Augment, normalise and erase uint8 images where they are: on the CPU or, after `ToDevice`, on the GPU.
 
-    In the place of FFCV's `ToTorchImage` and `NormalizeImage`, after `ToTensor`: (B, S, S, 3) becomes (B, 3, S, S) in
-    channels-last memory.
+    Use it in place of FFCV's `ToTorchImage` and `NormalizeImage`, after `ToTensor`. It turns (B, S, S, 3) into (B, 3,
+    S, S) in channels-last memory.
 
     Args:
-        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.AugmentPolicy`); "none" only
-            normalises and erases.
+        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.AugmentPolicy`);
+            "none" only normalises and erases.
         vflip: probability of a vertical flip.
         quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
-        color_jitter: as timm's, changes of brightness, contrast and saturation.
+        color_jitter: strength of brightness, contrast and saturation changes, as in timm.
         color_jitter_prob: probability of `color_jitter`.
         erase_prob: probability of random erasing.
         erase_mode: "pixel", "rand" or "const", as in timm.
-        mean: of pixels between 0 and 1 (default: CLIP's).
-        std: as `mean`.
+        mean: mean for normalisation, for pixels between 0 and 1 (default: CLIP's).
+        std: standard deviation for normalisation, as `mean`.
         dtype: torch.float32, torch.float16 or torch.bfloat16.
-        seed: of the random choices (default: the loader's).
+        seed: seed for the random choices (default: the loader's).
 
     Raises:
-        UserError: an argument is not possible.
+        UserError: an argument has an impossible value.
     """
 
     def __init__(
@@ -244,7 +248,10 @@ class Augment(Operation):
         return CudaAugment(self.policy, size, self.dtype, device)
 
     def _plan(self, ids: np.ndarray, size: int) -> np.ndarray:
-        """The plan for images that are already cropped: the draws of operations and boxes do not depend on the crop."""
+        """Return the plan for images that are already cropped.
+
+        The draws of operations and boxes do not depend on the crop.
+        """
         given, sides = current_pass(self.seed), np.full(len(ids), size)
         plan = draw_plan(
             self.policy, seed=given.seed, epoch=given.epoch, sample_ids=ids, heights=sides, widths=sides, size=size

@@ -1,4 +1,4 @@
-"""Layer-wise groups, fused AdamW, the schedule, EMA and the half-precision copy."""
+"""Layer-wise parameter groups, fused AdamW, the schedule, EMA and the half-precision copy."""
 
 import torch
 
@@ -14,5 +14,5 @@ __all__ = [
 
 
 def build_adamw(groups: list[dict[str, object]], *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """Fused AdamW over `optimizer_groups`; lr is set per step by `set_lr`."""
+    """Build fused AdamW over `optimizer_groups`. The learning rate is set at every step by `set_lr`."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)

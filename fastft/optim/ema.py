@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, the horizon that a recipe gives it, and a warning if that is long."""
+"""The exponential moving average (EMA) of a model's weights, its horizon in a recipe, and a warning if that is long."""
 
 import copy
 import math
@@ -10,26 +10,27 @@ from fastft.recipe import Recipe
 from fastft.recipe.paper import paper_recipe
 from fastft.recipe.training_images import expected_top1
 
-UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
+UNTRAINED_SHARE = 0.05  # largest share of an EMA's weights that may still be the initial ones at the end of a run
 
 
 def decay_for_batch(decay: float, batch_size: int, reference_batch: int) -> float:
-    """The decay that keeps the horizon in images: one step of `reference_batch` equals reference/batch steps of `batch_size`.
+    """Return the decay that keeps the horizon in images.
 
-    0.9998 at batch 2048 has a horizon of 5000 steps, 8 ImageNet epochs; it is 0.99990 at 1024.
+    One step at `reference_batch` equals reference/batch steps at `batch_size`. For example, 0.9998 at batch 2048 has
+    a horizon of 5000 steps, or 8 ImageNet epochs. At batch 1024 the decay is 0.99990.
     """
     return decay ** (batch_size / reference_batch)
 
 
 class Ema:
-    """Holds `module`, a copy of the model with averaged weights; frozen parameters are shared, not copied.
+    """Holds `module`, a copy of the model with averaged weights. Frozen parameters are shared, not copied.
 
     ema <- ema + (1 - decay) * (model - ema), without bias correction (timm's ModelEma, which the reference uses).
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        # frozen parameters never change: the copy points at the same tensors
+        # frozen parameters never change, so the copy points at the same tensors
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.module = copy.deepcopy(model, memo=dict(shared)).requires_grad_(False).eval()
         names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -43,9 +44,9 @@ class Ema:
 
 
 def ema_warnings(recipe: Recipe) -> list[str]:
-    """A warning if much of the EMA will be the initial weights at the end of the run.
+    """Warn if the initial weights will make up much of the EMA at the end of the run.
 
-    None for a recipe whose expected accuracy was measured with this EMA.
+    There is no warning for a recipe whose expected accuracy was measured with this EMA.
     """
     steps = recipe.epochs * recipe.steps_per_epoch()
     horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
@@ -62,13 +63,13 @@ def ema_warnings(recipe: Recipe) -> list[str]:
 
 
 def ema_horizon(recipe: Recipe) -> float:
-    """Steps over which the EMA averages; 0 without an EMA."""
+    """Return the number of steps over which the EMA averages, or 0 without an EMA."""
     if recipe.ema.decay == 0:
         return 0.0
     return 1 / (1 - decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch))
 
 
 def untrained_share(recipe: Recipe, steps: int) -> float:
-    """How much of the EMA are the initial weights after so many steps, from 0 to 1; 0 without an EMA."""
+    """Return the share of initial weights in the EMA after `steps` steps, from 0 to 1, or 0 without an EMA."""
     horizon = ema_horizon(recipe)
     return math.exp(-steps / horizon) if horizon else 0.0

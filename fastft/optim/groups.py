@@ -1,4 +1,4 @@
-"""Parameter groups: layer-wise lr decay and which parameters take weight decay (paper section 2.1)."""
+"""Parameter groups: layer-wise learning-rate decay, and which parameters take weight decay (paper section 2.1)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from torch import nn
 class Group:
     """Trainable parameters that share a layer and a weight decay.
 
-    layer_id: 0 embeddings, 1 to layers blocks, layers + 1 head; lr_scale: layer_decay ** (layers + 1 - layer_id).
+    layer_id: 0 for embeddings, 1 to `layers` for blocks, layers + 1 for the head.
+    lr_scale: layer_decay ** (layers + 1 - layer_id).
     """
 
     layer_id: int
@@ -22,9 +23,12 @@ class Group:
 
 
 def layer_groups(model: Any, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
-    """Groups of the trainable parameters by layer, from the embeddings up; with weight decay before without.
+    """Group the trainable parameters by layer, from the embeddings up.
 
-    model: with `layer_id` and `takes_weight_decay`, such as `fastft.model.ImageClassifier`.
+    In each layer, the group with weight decay comes first.
+
+    Args:
+        model: a model with `layer_id` and `takes_weight_decay`, such as `fastft.model.ImageClassifier`.
     """
     members: dict[tuple[int, bool], list[str]] = {}
     sizes: dict[tuple[int, bool], int] = {}
@@ -47,7 +51,7 @@ def layer_groups(model: Any, layers: int, layer_decay: float, weight_decay: floa
 
 
 def optimizer_groups(model: nn.Module, groups: Iterable[Group]) -> list[dict[str, object]]:
-    """The groups in the form of `torch.optim`, with `lr_scale` for the schedule and `names` for checkpoints."""
+    """Return the groups as `torch.optim` expects them, with `lr_scale` for the schedule and `names` for checkpoints."""
     parameters = dict(model.named_parameters())
     return [
         {

@@ -1,4 +1,4 @@
-"""The learning rate of every step: linear warm-up from 0, then a cosine to min_lr."""
+"""The learning rate at every step: linear warm-up from 0, then a cosine to min_lr."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from fastft.recipe import Recipe
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """lr(step) before the groups' scales.
+    """The learning rate at a step, before each group's lr_scale is applied.
 
-    Warm-up is linspace(0, lr, warmup_steps): the first step has lr 0 and the last warm-up step the full lr.
+    Warm-up is linspace(0, lr, warmup_steps): the first step has lr 0 and the last warm-up step has the full lr.
     """
 
     lr: float
@@ -34,7 +34,7 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
-    """The learning rate over the whole cosine of the recipe, even if training stops before its end."""
+    """Build the learning-rate schedule over the recipe's whole cosine, even if training stops before its end."""
     return WarmupCosine(
         lr=recipe.optim.lr,
         min_lr=recipe.schedule.min_lr,
