@@ -90,7 +90,7 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
 
 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
-    """Find the mistakes, listing the LISTED_MISTAKES with the most probable wrong class first. names: for all outputs."""
+    """Find the mistakes and list the LISTED_MISTAKES with the most probable wrong class first. names: all outputs'."""
     p = predictions
     if p.thresholds_K is not None:
         return _wrong_labels(p, names)

@@ -1,4 +1,4 @@
-"""`fastft zeroshot`: build CLIP's zero-shot classifier for a file's classes, evaluate it, and write a head to train from."""
+"""`fastft zeroshot`: CLIP's zero-shot classifier for a file's classes, evaluated, and written as a head to train from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -141,7 +141,7 @@ def check_towers(name: str) -> None:
 
 
 class TextTower(nn.Module):
-    """Texts (B, context) of token numbers to embeddings, with the method that open_clip's zero-shot classifier calls."""
+    """Texts (B, context) of token numbers to embeddings, with the method that open_clip's zero-shot builder calls."""
 
     def __init__(self, tower: nn.Module, tokenizer: SimpleTokenizer, logit_scale: float):
         super().__init__()
