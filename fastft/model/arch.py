@@ -171,7 +171,7 @@ def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
 
 
 def load_open_clip_config(name: str) -> dict[str, Any]:
-    """Read open_clip's model configuration. Its JSON files are read directly, because importing open_clip takes seconds."""
+    """Read open_clip's model configuration directly from its JSON files, because importing open_clip takes seconds."""
     path = (
         Path(name)
         if name.endswith(".json")

@@ -151,9 +151,9 @@ def build_classifier(
 
 
 def rank_classes(logits_BK: Tensor, k: int) -> Tensor:
-    """Return the classes with the k largest logits in descending order, int64 (B, min(k, K)). The lower index wins a tie.
+    """Return the classes with the k largest logits in descending order, int64 (B, min(k, K)).
 
-    The first column equals `argmax` in NumPy and torch. `torch.topk` orders equal logits, which are common in half
-    precision, differently for different k.
+    The lower index wins a tie, so the first column equals `argmax` in NumPy and torch. `torch.topk` orders equal
+    logits, which are common in half precision, differently for different k.
     """
     return logits_BK.argsort(dim=1, descending=True, stable=True)[:, :k]

@@ -56,9 +56,9 @@ def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, pa
 def _count_timm_forward(
     arch: TimmArch, num_classes: int, frozen_layers: int, patch_dropout: float
 ) -> tuple[float, float, float]:
-    """Count a forward pass per image: all operations, those in frozen modules, and those in attention (2 per multiply-add).
+    """Count a forward pass per image: all operations, those in frozen modules and those in attention.
 
-    frozen_layers: everything in these layers and in the stem is frozen; 0 freezes nothing.
+    A multiply-add counts 2. frozen_layers: everything in these layers and in the stem is frozen; 0 freezes nothing.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler, which takes a second
 

@@ -19,7 +19,7 @@ TowerArch: TypeAlias = Arch | TimmArch
 
 
 def load_arch(name: str) -> TowerArch:
-    """Return the architecture that `model.arch` names: 'timm/NAME', an open_clip model name, or a .json file in its form.
+    """Return the architecture for `model.arch`: 'timm/NAME', an open_clip model name, or a .json file in its form.
 
     Raises as `load_timm_arch` and `load_open_clip_arch`.
     """

@@ -139,7 +139,7 @@ def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def autocast_is_on(x: Tensor) -> bool:
-    """Return True if autocast is on for the device of `x`. It is off for meta tensors, about which torch cannot be asked."""
+    """Return True if autocast is on for the device of `x`; False for meta tensors, about which torch refuses to answer."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
