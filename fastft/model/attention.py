@@ -75,7 +75,7 @@ def _sdpa(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, score_bias_HN
 
 
 def _flash(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """PyTorch's FlashAttention: compute capability 8.0 and later, half precision. On Hopper 'sdpa' is cuDNN's kernel."""
+    """PyTorch's FlashAttention: compute capability 8.0 and later, half precision. On Hopper, 'sdpa' uses cuDNN."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return _sdpa(x_BND, weight, bias, heads)
 

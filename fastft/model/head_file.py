@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Head:
-    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: text by key, how the head was made."""
+    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: how it was made, text by key."""
 
     weight_KD: Tensor
     bias_K: Tensor

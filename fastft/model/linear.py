@@ -139,7 +139,7 @@ def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def autocast_is_on(x: Tensor) -> bool:
-    """Return True if autocast is on for the device of `x`; False for meta tensors, about which torch refuses to answer."""
+    """Return True if autocast is on for the device of `x`; False for meta tensors, for which torch does not answer."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 

@@ -109,7 +109,7 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
 
 
 def check_supported(name: str, trunk: Trunk) -> None:
-    """Raise UserError if the model's training could not be repeated exactly, or if it has no linear head over layers."""
+    """Raise UserError if training the model could not be repeated exactly, or if it has no linear head over layers."""
     saved = trunk.state_dict().keys()
     statistics = next((key for key, _ in trunk.named_buffers() if key in saved), None)
     modules = dict(trunk.named_modules())
@@ -177,7 +177,7 @@ class TimmArch:
 
 
 def load_timm_arch(name: str) -> TimmArch:
-    """Return the architecture for 'timm/NAME' at its pretrained weights' image size. Raises UserError as `create_timm`."""
+    """Return the architecture for 'timm/NAME' at its pretrained weights' size. Raises UserError as `create_timm`."""
     model = name.removeprefix(TIMM)
     return measure(model, pretrained_cfg(model).input_size[-1])
 

@@ -1,6 +1,7 @@
-"""timm's models as classifiers: timm builds, interpolates and initialises them, and fastft draws each step's random numbers.
+"""timm's models as classifiers.
 
-Pretrained weights can be timm's own, files in the forms that timm converts, or folders from timm and open_clip.
+timm builds, interpolates and initialises them, and fastft draws the random numbers for each step. Pretrained weights
+can be timm's own, files in the forms that timm converts, or folders from timm and open_clip.
 
 Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm's towers.
 """
@@ -30,7 +31,7 @@ PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibo
 
 
 class Noise:
-    """Uniform numbers (B, columns) for the current pass, used by all of a tower's stochastic layers. None disables them."""
+    """Uniform numbers (B, columns) for the current pass, for all stochastic layers in a tower; None disables them."""
 
     uniform_BC: Tensor | None = None
 
@@ -139,7 +140,7 @@ class TimmTower(ImageTower):
         restore_buffers(self.trunk)
 
     def set_noise(self, images: Tensor, noise: Tensor | None) -> None:
-        """Give the stochastic layers their numbers for a pass; by default they are drawn here, or None outside training.
+        """Give the stochastic layers their numbers for a pass. By default they are drawn here; none outside training.
 
         The numbers stay until the next pass, because gradient checkpointing reads them again in the backward pass.
         """
@@ -189,7 +190,7 @@ class TimmClassifier(ImageClassifier):
         return self.visual.layer_of[name.removeprefix(TRUNK)]
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Return True if weight decay applies, as in `timm.optim`: not to 1-D tensors or to parameters the model exempts."""
+        """Return True if weight decay applies, as in `timm.optim`: not to 1-D tensors and not where the model exempts."""
         exempt = any(fnmatch(name.removeprefix(TRUNK), pattern) for pattern in self.visual.no_weight_decay)
         return parameter.ndim > 1 and not exempt
 
@@ -203,9 +204,9 @@ def build_timm_classifier(
     head_init_scale: float = 1.0,
     pool: str = TIMM_POOL,
 ) -> TimmClassifier:
-    """Build a classifier as timm initialises it, with the head's weights times `head_init_scale`. pool: as in `TimmTower`.
+    """Build a classifier as timm initialises it, with the head's weights times `head_init_scale`.
 
-    Raises UserError if the model does not support an option.
+    pool: as in `TimmTower`. Raises UserError if the model does not support an option.
     """
     trunk = create_timm(
         arch.timm, arch.image_size, num_classes, drop_path_rate=drop_path, patch_drop_rate=patch_dropout

@@ -115,12 +115,12 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def makes_bytearray(pickled: bytes | mmap.mmap) -> bool:
-    """Return True if a pickle names `bytearray`, which torch's restricted unpickler calls with any number as its size."""
+    """Return True if a pickle names `bytearray`, which torch's restricted unpickler calls with any number as size."""
     return pickled.find(b"bytearray\n") >= 0
 
 
 def _first(value: Any, *_: Any) -> Any:
-    """Return the first element; type tags for lists and dicts are dropped."""
+    """Return the first argument, which drops type tags from lists and dicts."""
     return value
 
 

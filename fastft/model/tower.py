@@ -21,9 +21,10 @@ PROJECTION = ("ln_post.", "proj")  # parameters after the blocks, which not ever
 
 
 class PatchEmbedding(nn.Conv2d):
-    """Images (B, 3, S, S) to patch tokens (B, N - 1, D): a convolution with stride = kernel size, as one matrix product.
+    """Images (B, 3, S, S) to patch tokens (B, N - 1, D), by a convolution whose stride is its kernel size.
 
-    Convolution kernels are slow with three input channels. The weight keeps the convolution's shape (D, 3, P, P).
+    It is computed as one matrix product, because three input channels suit convolution kernels badly. The weight keeps
+    the convolution's shape (D, 3, P, P).
     """
 
     def __init__(self, width: int, patch_size: int):
@@ -57,7 +58,10 @@ class LayerScale(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """One learnt bias per head and relative offset, initially zero (BEiT's table: patch offsets + 3 for the class token)."""
+    """One learnt bias per head and relative offset, initially zero.
+
+    The table is BEiT's: patch offsets + 3 for the class token.
+    """
 
     def __init__(self, grid: int, heads: int):
         super().__init__()
@@ -70,7 +74,10 @@ class RelativePositionBias(nn.Module):
 
 
 def relative_position_index(grid: int) -> Tensor:
-    """Return (N, N) int64 rows in the bias table, N = grid^2 + 1, on the CPU even if the model is on the meta device."""
+    """Return (N, N) int64 rows in the bias table, N = grid^2 + 1.
+
+    The result is on the CPU even for a model built on the meta device.
+    """
     axis = torch.arange(grid, device="cpu")
     coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
     offset = coords[:, :, None] - coords[:, None, :] + grid - 1
@@ -145,7 +152,10 @@ class Transformer(nn.Module):
 
 
 def _normal(scale: float, *shape: int) -> Tensor:
-    """Draw normal numbers with this standard deviation; none on the meta device, where arithmetic imports torch's compiler."""
+    """Draw normal numbers with this standard deviation, but none on the meta device.
+
+    Arithmetic on the meta device imports torch's compiler.
+    """
     values = torch.empty(shape)
     return values if values.is_meta else scale * values.normal_()
 
@@ -196,7 +206,7 @@ class Tower(ImageTower):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image in a training pass: two per block and one per patch; 0 without stochastic layers."""
+        """Uniform numbers per image in a training pass: two per block, one per patch; 0 without stochastic layers."""
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
     @property
@@ -220,7 +230,7 @@ class Tower(ImageTower):
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """Return the columns for patch dropout and for each block; None outside training and without stochastic layers."""
+        """Return the columns for patch dropout and for each block, or None outside training or without stochastic layers."""
         columns, layers = self.noise_columns, self.arch.layers
         if not self.training or columns == 0:
             return None, [None] * layers
