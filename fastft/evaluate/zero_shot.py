@@ -1,4 +1,4 @@
-"""`fastft zeroshot`: CLIP's zero-shot classifier for a file's classes, evaluated, and written as a head for training."""
+"""`fastft zeroshot`: CLIP's zero-shot classifier for a file's classes, evaluated and written as a head for training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -190,7 +190,7 @@ class TimmClassifier(ImageClassifier):
         return self.visual.layer_of[name.removeprefix(TRUNK)]
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Return True if weight decay applies, as in `timm.optim`: not to 1-D tensors and not where the model exempts."""
+        """Return True if weight decay applies, as in `timm.optim`: not to 1-D tensors, nor where the model exempts."""
         exempt = any(fnmatch(name.removeprefix(TRUNK), pattern) for pattern in self.visual.no_weight_decay)
         return parameter.ndim > 1 and not exempt
 

@@ -230,7 +230,7 @@ class Tower(ImageTower):
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """Return the columns for patch dropout and for each block, or None outside training or without stochastic layers."""
+        """Return the columns for patch dropout and each block; None outside training or without stochastic layers."""
         columns, layers = self.noise_columns, self.arch.layers
         if not self.training or columns == 0:
             return None, [None] * layers

@@ -109,7 +109,7 @@ def _read_pickle(file: BinaryIO) -> Any:
 
 
 def _check_memory(file: BinaryIO) -> None:
-    """Check that no record is larger than the file says, and that no pickle calls `bytearray` with any number as its size.
+    """Check that no record is larger than the file says and that no pickle calls `bytearray` with an arbitrary size.
 
     Raises as `open_archive` and `check_records` for a zip file, or if a pickle makes such a call.
     """
@@ -278,11 +278,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
-    """Return the local folder for a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION', with its configuration and weights.
+    """Return the local folder for a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION'.
 
-    timm_name: the model whose weights timm has there. They are read no matter what other libraries have there too. Only
-    the files that `WeightFolder` reads are downloaded, to the hub's cache; without a network the cached files are used.
-    Raises UserError if the repository is neither reachable nor in the cache, or is not in one of the three formats.
+    It holds the configuration and the weights. timm_name: the model whose weights timm has there. They are read no
+    matter what other libraries have there too. Only the files that `WeightFolder` reads are downloaded, to the hub's
+    cache; without a network the cached files are used. Raises UserError if the repository is neither reachable nor in
+    the cache, or is not in one of the three formats.
     """
     name, _, revision = repository.partition("@")
     if timm_name is None:

@@ -225,7 +225,7 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
-    """Resize positions to the tower's grid: bicubic, align_corners=False, class position unchanged, as in the reference.
+    """Resize positions to the tower's grid: bicubic, align_corners=False, class position unchanged (as the reference).
 
     source: the weights' name in the error message. Raises UserError if the positions are not for a class token and a
     square grid.
@@ -263,7 +263,7 @@ def check_activation(weights: str, arch_name: str, quick_gelu: bool, folder: Wei
 
 
 def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool | None:
-    """Return None if it is not known."""
+    """Return whether the weights were trained with QuickGELU; None if this is not known."""
     if weights.startswith(TIMM):
         return clip_numbers(weights.removeprefix(TIMM))[0]
     path = None if weights.startswith(HUB) else _as_file(weights)
@@ -329,7 +329,7 @@ def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
 def _check_same_tower(
     tower: Tower, state: Mapping[str, Tensor], weights: str, arch_name: str, folder: WeightFolder | None
 ) -> None:
-    """Refuse weights with another activation, width, patch size or number of blocks or heads, and name the difference."""
+    """Refuse weights with another activation, width, patch size, block count or head count, and name the difference."""
     arch = tower.arch
     check_activation(weights, arch_name, arch.quick_gelu, folder)
     width, _, patch, _ = state["conv1.weight"].shape
