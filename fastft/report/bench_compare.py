@@ -59,7 +59,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Change:
-    """One table row: fastft's results by file, and the last compared with the first. verdict: better, worse or "same"."""
+    """One table row: fastft's results by file, and the last compared with the first. verdict: better, worse, "same"."""
 
     title: str
     setting: str
@@ -135,7 +135,10 @@ def _identity(measure: Measure, case: Case) -> object:
 
 
 def sentences(files: Sequence[File], shared: Sequence[Shared], changes: Sequence[Change]) -> Iterator[Markup]:
-    """State images per second on one core, the ratio to timm, and how many results changed by more than their rounds vary."""
+    """State images per second on one core, the ratio to timm, and how many results changed by more than the spread.
+
+    A change counts if it is larger than the variation between rounds.
+    """
     whole = next((s for s in shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
     if whole is not None:
         words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))

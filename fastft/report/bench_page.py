@@ -1,4 +1,4 @@
-"""A benchmark as one HTML page: sentences, bars, lines, the time per image, memory, cores for GPUs, all results, method.
+"""A benchmark as one HTML page: sentences, bars, lines, time per image, memory, cores for GPUs, all results, method.
 
 Chapters follow from what the result contains. Nothing that `fastft bench` can measure is required.
 """
@@ -201,7 +201,7 @@ def comes_later(measure: Measure) -> bool:
 
 
 def is_repeated(measure: Measure, result: Result) -> bool:
-    """Return True if the same rounds are also shown per CPU second, which with one thread says the same as wall time."""
+    """Return True if the same rounds are shown per CPU second, which with one thread says the same as wall time."""
     return line_axis(measure) is None and result.measure(f"{measure.key}.core") is not None
 
 

@@ -114,7 +114,10 @@ def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Sprea
 
 
 def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
-    """Say, for example: 8 × H100 that train final_b16 at 19,300 images/s (modelled) need 14 CPU cores with fastft and 78 with timm."""
+    """Say how many cores the GPUs need.
+
+    Example: 8 × H100 that train final_b16 at 19,300 images/s (modelled) need 14 CPU cores with fastft and 78 with timm.
+    """
     for _, measure, case in whole_cases(result)[:1]:
         rival = case.contender(USUAL) or best_of(measure, peers_of(case))
         needed = [

@@ -24,7 +24,11 @@ WIDE, NARROW = (520, 290), (340, 250)  # pixels
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style` is a CSS class: raw, ema, own, accent or peer-1 to peer-10; with reference: dashed, without dots."""
+    """One line.
+
+    `style` is one or more CSS classes: raw, ema, own, accent or peer-1 to peer-10. Lines with reference are dashed,
+    without dots.
+    """
 
     name: str
     style: str

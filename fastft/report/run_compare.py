@@ -1,4 +1,4 @@
-"""`fastft report RUN RUN ...`: compare runs on one page by accuracy with paired differences, options, time and curves."""
+"""`fastft report RUN RUN ...`: one page to compare runs: accuracy with paired differences, options, time, curves."""
 
 import os
 from collections.abc import Sequence

@@ -130,7 +130,7 @@ def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> 
 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
-    """Return a row per data file: role, path, part (see `used_files`), and its manifest's summary (None if it has none)."""
+    """Return a row per data file: role, path, part (see `used_files`), and its manifest's summary (None if missing)."""
     rows = []
     for role, named in (("training", recipe.data.train), ("validation", recipe.data.val)):
         paths, part = ([], "") if named is None else used_files(named)
