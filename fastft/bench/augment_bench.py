@@ -159,7 +159,7 @@ def decode_and_augment(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, pixels: np.ndarray, decode_scratch: np.ndarray,
     augment_scratch: np.ndarray, handle: int, spent: np.ndarray,
 ) -> int:  # fmt: skip
-    """Decode every image and augment it in each of the ways (plan, finish, out); return the number of failures.
+    """Decode every image and augment it in each of the ways (plan, finish, out), and return the number of failures.
 
     spent: (ways,) int64, nanoseconds for augmentation.
     """

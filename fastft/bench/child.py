@@ -56,7 +56,7 @@ def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[
 
 
 def _trial(arm: Arm) -> dict[str, Any]:
-    """Run one round; return wall and CPU seconds and the arm's own figures."""
+    """Run one round, and return wall and CPU seconds and the arm's own figures."""
     workers, own, began = workers_seconds(), time.process_time(), time.perf_counter()
     try:
         result = arm()

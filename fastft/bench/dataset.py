@@ -29,7 +29,7 @@ RESIZED, ORIGINAL = f"{MAX_SIDE} px files", "original files"
 
 @dataclass(frozen=True)
 class Images:
-    """JPEG files in class folders. `what` describes them in the notes; `folder` is the folder they were chosen from."""
+    """JPEG files in class folders. `what` describes them in the notes, and `folder` is where they were chosen from."""
 
     paths: list[Path]
     what: str
@@ -52,7 +52,7 @@ class Workspace:
         from beton_tools.write.writer import WriteOptions
 
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
-        root = self.folder / "originals"  # class folders of links
+        root = self.folder / "originals"  # class folders that hold links
         if not root.exists():
             for number, image in enumerate(self.images.paths):
                 link = root / image.parent.name / f"{number:06}{image.suffix}"
@@ -79,7 +79,7 @@ class Workspace:
         return path
 
     def shards(self, name: str, number: int) -> str:
-        """Write the same JPEGs as WebDataset shards; return the pattern for their names."""
+        """Write the same JPEGs as WebDataset shards, and return the pattern for their names."""
         stem = self.beton(name).with_suffix("")
         files = sorted(self.jpegs(name).glob("*/*.jpg"))
         for shard in range(number):

@@ -212,7 +212,7 @@ def dali(folder: str, batch: int) -> dict[str, Arm]:
 def decode_all(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, pixels: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:  # fmt: skip
-    """Decode a region from every image; return the number of failures."""
+    """Decode a region from every image, and return the number of failures."""
     failures = 0
     for k in range(len(regions)):
         jpeg = data[ends[k] : ends[k + 1]]
@@ -226,7 +226,7 @@ def decode_all(
 def decompress_all(
     data: np.ndarray, ends: np.ndarray, heights: np.ndarray, widths: np.ndarray, pixels: np.ndarray, handle: int
 ) -> int:  # fmt: skip
-    """Decode every whole image with libjpeg-turbo alone; return the number of failures."""
+    """Decode every whole image with libjpeg-turbo alone, and return the number of failures."""
     failures = 0
     for k in range(len(heights)):
         jpeg = data[ends[k] : ends[k + 1]]

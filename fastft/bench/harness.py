@@ -167,7 +167,7 @@ class _Process:
         return True
 
     def trial(self, arm: str, result: Rounds) -> Trial | None:
-        """Run one round; return None if this contender has no such arm or has failed."""
+        """Run one round. Returns None if this contender has no such arm or has failed."""
         if arm not in self.arms or self.failed:
             return None
         with suppress(BrokenPipeError):  # the process ended after its last round, which `_answer` reports
@@ -203,7 +203,7 @@ class _Process:
 
 @contextmanager
 def _started(contender: Contender, threads: int) -> Iterator[_Process]:
-    """Start the contender's process on this process's first `threads` cores; it ends with the block."""
+    """Start the contender's process on this process's first `threads` cores. The process ends with the block."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     count = str(len(cores))
     environment = os.environ | {"NUMBA_NUM_THREADS": count, "OMP_NUM_THREADS": count}

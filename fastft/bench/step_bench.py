@@ -114,7 +114,7 @@ MEASURES = (Planned("step.train", training, 400),)
 
 
 def shape(letter: str, size: int = 224) -> Arch:
-    """Return CLIP's B/16 or L/14 at `size` pixels; T is B/16 at ViT-Ti's width."""
+    """Return CLIP's B/16 or L/14 at `size` pixels. T is B/16 at ViT-Ti's width."""
     base = load_open_clip_arch(ARCHS.get(letter, ARCHS["B"]))
     width = 192 if letter == "T" else base.width
     return replace(base, width=width, heads=width // 64, mlp_width=4 * width).at(size)
@@ -177,7 +177,7 @@ def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool 
 
 
 class StepRunner:
-    """The trainer's step on given batches; call it with images and labels."""
+    """The trainer's step on given batches. Call it with images and labels."""
 
     def __init__(self, step: Step) -> None:
         self.step = step

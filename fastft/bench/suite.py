@@ -1,6 +1,6 @@
-"""`fastft bench NAME`: plan the measures and run them one after another; after each, write JSON and print its table.
+"""`fastft bench NAME`: plan the measures, run them one after another, and write the page.
 
-The page is written at the end.
+After each measure, JSON is written and its table is printed.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def extended(old: Result, new: Result) -> Result:
 
 
 def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
-    """Return the command that repeats the benchmark in this folder. It names the images even if they are the default."""
+    """Return the command that repeats the benchmark in this folder. It always names the images, even the default ones."""
     given = {
         "--images": folder, "--count": args.count, "--rounds": args.rounds, "--contender": args.contender,
         "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe, "--add": args.add,
@@ -163,7 +163,7 @@ class Progress:
         return format_duration(share * sum(plan.seconds for plan in self.plans[self.done :]))
 
     def run(self, plan: Planned, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
-        """Run a plan's measures; each appears in the result and its file at once."""
+        """Run a plan's measures. Each appears in the result and its file at once."""
         head = f"{plan.key} ({self.done + 1} of {len(self.plans)}, about {self.left()} left)"
         found = []
         with self.console.status(head) as status:

@@ -52,7 +52,7 @@ class PresentClasses(nn.Module):
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> FileReport:
-    """Score a checkpoint on one `.beton`, by default its recipe's validation file; otherwise as `evaluate_files`."""
+    """Score a checkpoint on one `.beton`, by default its recipe's validation file. See `evaluate_files`."""
     (scores,) = evaluate_files(checkpoint, [] if data is None else [data], device, **options)
     return scores
 
@@ -82,7 +82,7 @@ def evaluate_files(
         weights: as in `load_trained`.
         logit_adjustment: correct the logits for the class sizes of the training file.
         only_present_classes: rank only the classes that have images in the file.
-        csv: write the prediction for each image to this file; `files` must then be a single file.
+        csv: write the prediction for each image to this file. `files` must then be a single file.
         overwrite: replace an existing `csv`.
 
     Raises:
@@ -129,7 +129,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
 
 
 def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> EvaluatedFile:
-    """Score a model on one file. Raises UserError as `evaluate_files`; it is published to the other processes."""
+    """Score a model on one file. Raises UserError as `evaluate_files`, published to the other processes."""
     outputs = trained.recipe.data.num_classes
     if only_present_classes:
         refuse_multi_label(trained.recipe, "--only-present-classes")

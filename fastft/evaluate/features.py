@@ -1,8 +1,12 @@
 """Image embeddings: the head's input, stored in one .npz file (`fastft predict --features`).
 
-The file has these arrays: `features` float32 (N, D); `labels` int64 (N,) with -1 for an image without a label, or
-float32 (N, K) for multi-label data; `files`, N names; `classes`, K names by label, empty without labels; and `model`, a
-checksum of the weights.
+The file has these arrays:
+
+- `features`: float32 (N, D).
+- `labels`: int64 (N,) with -1 for an image without a label, or float32 (N, K) for multi-label data.
+- `files`: N names.
+- `classes`: K names by label, empty without labels.
+- `model`: a checksum of the weights.
 """
 
 from collections import Counter
@@ -37,7 +41,7 @@ class Features(NamedTuple):
 
 
 def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weights: str, path: Path, say: Say) -> str:
-    """Write the embeddings for `.beton` files, image files and folders; return a line about the file.
+    """Write the embeddings for `.beton` files, image files and folders, and return a line about the file.
 
     Images are preprocessed as in evaluation and stored in the order of `sources`. A `.beton` is divided among the
     processes.

@@ -17,7 +17,7 @@ from fastft.run.prediction_metrics import (
     reliability,
 )
 
-CONFUSIONS = 100  # pairs of classes that are listed
+CONFUSIONS = 100  # number of class pairs that are listed
 MATRIX_CLASSES = 100  # with more classes the confusion matrix is left out
 
 

@@ -136,7 +136,7 @@ class Predictor:
         Args:
             images: one or several paths, Pillow images or uint8 arrays (H, W, 3) or (H, W). An image that cannot be
                 read gives a `Prediction` whose `error` is the reason.
-            topk: classes per image, 5 by default. For a multi-label model this is an upper limit; by default you get
+            topk: classes per image, 5 by default. For a multi-label model this is an upper limit. By default you get
                 all classes that reach their thresholds.
 
         Raises:
@@ -165,7 +165,7 @@ class Predictor:
 
 
 def as_several(images: Given | Iterable[Given]) -> Iterable[Source]:
-    """Return the images as a sequence, even if only one is given; arrays become Pillow images.
+    """Return the images as a sequence, even if only one is given. Arrays become Pillow images.
 
     An array with four dimensions counts as several images. Raises UserError if an item is not an image.
     """

@@ -12,11 +12,11 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.sample_table import strata
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 
-# of the regression
+# cross-validation folds for the regression
 FOLDS = 5
-# weight of the penalty, relative to the mean variance of the features
+# the penalty's weight, relative to the features' mean variance
 PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
-# up to this many classes the scale has the range of temperatures; scores of more are closer together, and need a larger one
+# up to this many classes the scale has the range of temperatures; with more, scores are closer and need a larger scale
 CLASSES = 10
 SCORED_VALUES = 2**24  # held-out score values kept at a time: 64 MiB
 MOST_KEPT = 2**14  # for more images: features kept to choose penalty and scale, 64 MiB with 1,024 values each
@@ -42,7 +42,7 @@ class RidgeHead:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Sufficient statistics for ridge regression on one-hot targets; means and eigenvectors are float64."""
+    """Sufficient statistics for ridge regression on one-hot targets. Means and eigenvectors are float64."""
 
     shares_K: np.ndarray
     mean_D: np.ndarray
@@ -92,7 +92,7 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     """Fit the head to the training images' pooled features.
 
     For each class the regression estimates the probability of its label, 0 to 1. Used as logits, such scores would give
-    almost equal softmax probabilities, so they are multiplied by a scale; for multi-label data 1/2 is subtracted first.
+    almost equal softmax probabilities, so they are multiplied by a scale. For multi-label data 1/2 is subtracted first.
     Penalty and scale are those with the smallest cross-entropy on images that the regression has not seen. They are
     found by cross-validation in FOLDS parts with equal class shares.
 

@@ -62,7 +62,7 @@ class RunPredictions:
 
 
 def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[RunPredictions | None, str]:
-    """Predict with a run's weights, by default the chosen ones; return the predictions, or None and the reason.
+    """Predict with a run's weights, by default the chosen ones, and return the predictions, or None and the reason.
 
     Without `insist`, predictions are made only if there is a GPU or if there are few validation images. Raises
     UserError if `insist` is set and the validation file or the checkpoint cannot be read.

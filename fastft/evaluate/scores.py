@@ -121,7 +121,7 @@ def evaluate(
     Args:
         stop: called before each batch.
         with_logits: keep the logits, which temperature scaling needs.
-        thresholds: for multi-label models; by default they are fitted here.
+        thresholds: for multi-label models. By default they are fitted here.
 
     Raises:
         EvaluationStopped: in every process, if `stop` returned true in one of them.

@@ -105,7 +105,7 @@ def interpolate(start: State, end: State, alpha: float) -> State:
 
 
 def add_state(total: State, state: State) -> State:
-    """Add in fp64, which does not drift; {} is the empty sum."""
+    """Add in fp64, which does not drift. {} is the empty sum."""
     return {name: value.double() + total[name] if total else value.double() for name, value in state.items()}
 
 
@@ -179,7 +179,7 @@ def average(
         models: run directories or checkpoints, or "start" for the initial weights of the run that follows it.
         data: `.beton` files, with the selection set first. If there are none and there is something to choose, the
             validation file of the last model's recipe is used.
-        alphas: WiSE-FT coefficients between two models; the smallest wins a tie.
+        alphas: WiSE-FT coefficients between two models. The smallest wins a tie.
         soup: "greedy" or "uniform", instead of `alphas`.
         say: called with each row's results.
     """

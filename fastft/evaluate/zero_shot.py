@@ -222,7 +222,7 @@ def evaluate_zero_shot(
     """Evaluate the zero-shot classifier for a recipe's architecture and weights.
 
     Args:
-        data: images and classes; by default the recipe's validation file.
+        data: images and classes, by default the recipe's validation file.
         names, templates: as in `read_prompts`.
         out: write the head to this .safetensors file, whose path the caller has checked.
         progress: shows the classes whose texts are embedded.

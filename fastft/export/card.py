@@ -25,7 +25,7 @@ def model_card(trained: Trained, usage: str, check: str, max_difference: float, 
     Args:
         usage: Python code that loads the model.
         check: what was compared when the file was written.
-        normalised: whether the model takes normalised images; if not, it takes uint8 pixels.
+        normalised: whether the model takes normalised images. If not, it takes uint8 pixels.
     """
     recipe = trained.recipe
     sections = [

@@ -81,10 +81,10 @@ def export_checkpoint(
 
     Args:
         weights: as in `load_trained`.
-        logit_adjustment: as in `Predictor`; the correction becomes part of the head's bias.
+        logit_adjustment: as in `Predictor`. The correction becomes part of the head's bias.
         temperature: as in `Predictor`. The head is divided by it unless that would change a ranking of the check
             images. The card and the configuration file state which was done.
-        overwrite: replace files with the same names; other files in a folder stay.
+        overwrite: replace files with the same names. Other files in a folder stay.
 
     Raises:
         UserError: there is no such checkpoint, the format cannot hold the model, files are in the way, `out` is not

@@ -39,7 +39,7 @@ def short_side(recipe: Recipe) -> int:
 def preprocessing_code(recipe: Recipe, *, normalised: bool) -> str:
     """Return Python code whose `preprocess(path)` gives the same pixels that `fastft predict` gives the model.
 
-    It uses only NumPy and Pillow. normalised: the result is the model's float32 input (3, S, S); if False, it is uint8
+    It uses only NumPy and Pillow. normalised: the result is the model's float32 input (3, S, S). If False, it is uint8
     in the same shape, before normalisation.
     """
     constants = [

@@ -71,7 +71,7 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
     }
     if "visual.ln_pre.weight" in ours:
         state |= {f"norm_pre.{k}": ours[f"visual.ln_pre.{k}"] for k in ("weight", "bias")}
-    else:  # timm ties the bias of the patch embedding to this
+    else:  # timm ties the patch embedding's bias to this
         state["patch_embed.proj.bias"] = torch.zeros_like(ours["visual.class_embedding"])
     for name, value in ours.items():
         if name.startswith("visual.transformer.resblocks."):

@@ -167,7 +167,7 @@ class World:
         return bool(self.max(int(flag)))
 
     def broadcast(self, value: Result | None) -> Result:
-        """Return process 0's value in every process; the others may pass None."""
+        """Return process 0's value in every process. The others may pass None."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, group=self._control)
@@ -277,7 +277,7 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
     """Read torchrun's environment variables and pick the device ('auto', 'cuda' or 'cpu').
 
     Args:
-        timeout_minutes: how long a process may keep the others waiting; None means 10.
+        timeout_minutes: how long a process may keep the others waiting. None means 10.
         option: the option with which the user set the device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Exceptions that end a run; the command line turns them into exit codes."""
+"""Exceptions that end a run. The command line turns them into exit codes."""
 
 from beton_tools.base.errors import UserError
 
@@ -6,7 +6,7 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL in sysexits.h: try again later
 
 
 class Preempted(Exception):
-    """Training stopped on a signal after writing a checkpoint; the process exits with EXIT_REQUEUE."""
+    """Training stopped on a signal after writing a checkpoint. The process exits with EXIT_REQUEUE."""
 
 
 class TimeUp(Preempted):
@@ -14,11 +14,11 @@ class TimeUp(Preempted):
 
 
 class PeerLost(Preempted):
-    """Another process died or stopped responding; the same command continues from the last checkpoint."""
+    """Another process died or stopped responding. The same command continues from the last checkpoint."""
 
 
 class GpuLost(Preempted):
-    """Trying a kernel has left the GPU unusable for this process; the same command goes on without that kernel."""
+    """Trying a kernel has left the GPU unusable for this process. The same command goes on without that kernel."""
 
 
 class LocalRankError(UserError):

@@ -124,7 +124,7 @@ def _executable() -> str:
 
 
 def _nvidia_smi() -> str | None:
-    """Return the first GPU's name; None if the command is missing, fails or hangs."""
+    """Return the first GPU's name, or None if the command is missing, fails or hangs."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)

@@ -46,7 +46,7 @@ class SignalGuard:
         self._deferring = True
 
     def is_stop_requested(self) -> bool:
-        """Return `requested`, for evaluations; the trainer's own method would keep the trainer in memory."""
+        """Return `requested`, for evaluations. The trainer's own method would keep the trainer in memory."""
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -92,7 +92,7 @@ class Arch:
 
     @property
     def parameters(self) -> int:
-        """Count the parameters in matrices and positions; biases and norms (0.1 %) are left out."""
+        """Count the parameters in matrices and positions. Biases and norms (0.1 %) are left out."""
         block = self.width * (4 * self.width + 2 * self.mlp_width)
         return self.width * (3 * self.patch_size**2 + self.tokens) + self.layers * block
 

@@ -52,7 +52,7 @@ def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def prepare_for_compile() -> None:
-    """Keep torch.compile from tracing `default_kernel`, which asks the CUDA driver; call it before compiling a model.
+    """Keep torch.compile from tracing `default_kernel`, which asks the CUDA driver. Call it before compiling a model.
 
     As a decorator it would import torch's compiler, which takes a second, even in commands that compile nothing.
     """
@@ -60,7 +60,7 @@ def prepare_for_compile() -> None:
 
 
 def attention_candidates(device: torch.device) -> tuple[str, ...]:
-    """List the kernels that may run on this device; one that cannot raises RuntimeError when it is called."""
+    """List the kernels that may run on this device. One that cannot raises RuntimeError when it is called."""
     return tuple(ATTENTION_KERNELS) if device.type == "cuda" else ("sdpa", "batched")
 
 
@@ -138,7 +138,7 @@ class _BatchedAttention(torch.autograd.Function):
     """Attention for packed projections (B, N, 3 D) by batched matrix products, with packed gradients.
 
     The scores are rounded to the projections' dtype, as in unfused attention under autocast.
-    padding: number of zero tokens added for the products; they receive no attention.
+    padding: number of zero tokens added for the products. They receive no attention.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ HEAD_STD = 0.02
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 # without weight decay, from which all 1-D tensors are exempt too
 NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
-PATCHES, CLASS, CLASS_PATCHES, TOKEN = "patches", "class", "class+patches", "token"  # of `model.pool`
+PATCHES, CLASS, CLASS_PATCHES, TOKEN = "patches", "class", "class+patches", "token"  # values of `model.pool`
 
 
 class Classifier(ImageClassifier):
@@ -81,7 +81,7 @@ class Classifier(ImageClassifier):
 def class_and_patches(tokens_BND: Tensor, prefix: int = 1) -> Tensor:
     """Return the class token and the patch tokens' mean, (B, 2 D).
 
-    prefix: number of tokens before the patches; the class token is the first.
+    prefix: number of tokens before the patches. The class token is the first.
     """
     return torch.cat([tokens_BND[:, 0], tokens_BND[:, prefix:].mean(1)], dim=1)
 

@@ -58,7 +58,7 @@ def _count_timm_forward(
 ) -> tuple[float, float, float]:
     """Count a forward pass per image: all operations, those in frozen modules and those in attention.
 
-    A multiply-add counts 2. frozen_layers: everything in these layers and in the stem is frozen; 0 freezes nothing.
+    A multiply-add counts 2. frozen_layers: everything in these layers and in the stem is frozen. 0 freezes nothing.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler, which takes a second
 

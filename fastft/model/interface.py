@@ -65,7 +65,7 @@ class PatchDropout(nn.Module):
         self.rate, self.prefix = rate, prefix
 
     def choose(self, x_BND: Tensor, uniform_BN: Tensor | None) -> Tensor | None:
-        """Return indices (B, kept) among the patch tokens; None if all are kept."""
+        """Return indices (B, kept) among the patch tokens, or None if all are kept."""
         if uniform_BN is None or self.rate == 0:
             return None
         patches = x_BND.shape[1] - self.prefix

@@ -34,12 +34,12 @@ class _ScaledLinear(torch.autograd.Function):
 
 
 def _scaled_product(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Return alpha a b; with beta=0 the first argument of addmm is not read."""
+    """Return alpha a b. With beta=0 the first argument of addmm is not read."""
     return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=alpha)
 
 
 def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
-    """Return alpha x W^T + bias for rows (M, in); all tensors have the same dtype."""
+    """Return alpha x W^T + bias for rows (M, in). All tensors have the same dtype."""
     if torch.is_grad_enabled():
         return _ScaledLinear.apply(x, weight, bias, alpha)
     # a plain operator, which exporters to other formats support

@@ -126,7 +126,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
 
 
 def compile_blocks(model: ImageClassifier, mode: str) -> None:
-    """Compile the forward pass of each block in place; blocks with the same shape share one graph.
+    """Compile the forward pass of each block in place. Blocks with the same shape share one graph.
 
     Compiling the whole model takes several times longer and gives a graph for each image size, or several under
     DistributedDataParallel.

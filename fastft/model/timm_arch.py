@@ -82,14 +82,14 @@ def _suggest(wrong: str, names: list[str], prefix: str = "") -> str:
 
 
 def timm_args(name: str, image_size: int) -> dict[str, Any]:
-    """Return the arguments that build the model for an image size; none for models that take every size."""
+    """Return the arguments that build the model for an image size, or none for models that take every size."""
     return {"img_size": image_size} if pretrained_cfg(name).fixed_input_size else {}
 
 
 def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Trunk:
     """Create timm's model, built and initialised by `timm.create_model`.
 
-    more: further arguments for `timm.create_model`; values of 0 or False are left out. Raises UserError if there is no
+    more: further arguments for `timm.create_model`. Values of 0 or False are left out. Raises UserError if there is no
     such model, if it does not take an argument or this image size, or if `check_supported` refuses it.
     """
     import timm
@@ -158,7 +158,7 @@ class TimmArch:
 
     timm: str  # timm's name, with or without a pretrained tag
     image_size: int
-    patch_size: int  # pixels per token of the last stage; image sizes are multiples of it
+    patch_size: int  # pixels per token in the last stage; image sizes are multiples of it
     layers: int  # layers between stem and head, as timm's group_matcher numbers them
     width: int  # width of the head's input
     parameters: int  # without the head
@@ -168,7 +168,7 @@ class TimmArch:
         return self.image_size // self.patch_size
 
     def at(self, image_size: int) -> "TimmArch":
-        """Return the same model for another image size; timm interpolates or rebuilds what depends on it.
+        """Return the same model for another image size. timm interpolates or rebuilds what depends on it.
 
         Raises UserError if the size is not a multiple of the patch size, or if the model does not take it.
         """

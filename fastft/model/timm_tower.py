@@ -24,7 +24,7 @@ from fastft.model.weights import is_transformers, load_fitting, unknown_tag, wit
 from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."
-TIMM_POOL = "timm"  # `ImageClassifier.pool` of a model that pools as timm does
+TIMM_POOL = "timm"  # `ImageClassifier.pool` for a model that pools as timm does
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
 # parts for pretraining, which the tower does not have: MAE's decoder and mask, heads
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
@@ -67,7 +67,7 @@ class TimmTower(ImageTower):
     """A timm model with its head.
 
     Args:
-        trunk: built by `create_timm`; its stochastic layers are replaced.
+        trunk: built by `create_timm`. Its stochastic layers are replaced.
         pool: TIMM_POOL, or CLASS_PATCHES for a trunk whose head was replaced by `read_class_and_patches`.
     """
 
@@ -79,7 +79,7 @@ class TimmTower(ImageTower):
         self.arch, self.trunk, self.pool = arch, trunk, pool
         self._noise = Noise()
         self._grad_checkpointing = False
-        self.layer_of = layer_ids(trunk)  # timm's name of every parameter -> its layer
+        self.layer_of = layer_ids(trunk)  # timm's name for every parameter -> its layer
         self.no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
         self.patch_dropout = PatchDropout(0.0)
         self._columns = 0  # noise columns: one per stochastic depth branch, then one per patch

@@ -135,7 +135,7 @@ def check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 
 def _named_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors in a tree of objects; an object that occurs twice in the tree is named once.
+    """Return the tensors in a tree of objects. An object that occurs twice in the tree is named once.
 
     Raises ValueError if the names are too long. Names of nested objects could take many times the file's size.
     """

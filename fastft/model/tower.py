@@ -166,9 +166,9 @@ class Tower(ImageTower):
     Args:
         layer_scale: initial value for LayerScale factors; None for no LayerScale.
         rel_pos_bias: use a zero-initialised relative position bias in every block.
-        drop_path: the last block's rate; rates grow linearly from 0 at the first block.
+        drop_path: the last block's rate. Rates grow linearly from 0 at the first block.
         patch_dropout: fraction of patch tokens that is dropped in training.
-        ln_post, projection: include CLIP's last LayerNorm, and its projection; `embedding` needs both.
+        ln_post, projection: include CLIP's last LayerNorm, and its projection. `embedding` needs both.
     """
 
     arch: Arch

@@ -282,7 +282,7 @@ def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
 
     It holds the configuration and the weights. timm_name: the model whose weights timm has there. They are read no
     matter what other libraries have there too. Only the files that `WeightFolder` reads are downloaded, to the hub's
-    cache; without a network the cached files are used. Raises UserError if the repository is neither reachable nor in
+    cache. Without a network the cached files are used. Raises UserError if the repository is neither reachable nor in
     the cache, or is not in one of the three formats.
     """
     name, _, revision = repository.partition("@")
@@ -325,7 +325,7 @@ def hub_failure() -> str:
 
 
 def _download(name: str, revision: str, file: str) -> Path | None:
-    """Return a repository's file in the cache; None if the repository does not have it."""
+    """Return a repository's file in the cache, or None if the repository does not have it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

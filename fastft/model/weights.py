@@ -97,7 +97,7 @@ def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, opt
 
 
 def check_weights(weights: str, arch_name: str) -> None:
-    """Refuse weights that name no file, folder, repository or pretrained tag; download the last two to their cache.
+    """Refuse weights that name no file, folder, repository or pretrained tag. Download the last two to their cache.
 
     Raises as `load_tower_weights`.
     """
@@ -242,7 +242,7 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
 
 
 def _as_file(weights: str) -> Path | None:
-    """Return a file's path, whether it exists or not; None for a tag."""
+    """Return a file's path, even if the file does not exist, or None for a tag."""
     path = expand_home(weights)
     return path if path.suffix or path.exists() else None
 
@@ -263,7 +263,7 @@ def check_activation(weights: str, arch_name: str, quick_gelu: bool, folder: Wei
 
 
 def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool | None:
-    """Return whether the weights were trained with QuickGELU; None if this is not known."""
+    """Return whether the weights were trained with QuickGELU, or None if this is not known."""
     if weights.startswith(TIMM):
         return clip_numbers(weights.removeprefix(TIMM))[0]
     path = None if weights.startswith(HUB) else _as_file(weights)
@@ -435,7 +435,7 @@ def is_transformers(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the image tower's tensors under open_clip's names; everything else is dropped."""
+    """Return the image tower's tensors under open_clip's names. Everything else is dropped."""
     vision = {name.removeprefix(PREFIX): value for name, value in state.items()}
     tower = {own: vision[theirs] for theirs, own in NAMES.items() if theirs in vision}
     if "visual_projection.weight" in vision:
@@ -467,7 +467,7 @@ def _blocks(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif layer in BLOCK_NAMES:
             blocks[f"transformer.resblocks.{index}.{BLOCK_NAMES[layer]}.{kind}"] = value
     for (index, kind), by_layer in parts.items():
-        if by_layer.keys() == set(PACKED):  # a missing one is reported as a missing tensor of the tower
+        if by_layer.keys() == set(PACKED):  # a missing one is reported as a missing tensor in the tower
             packed = torch.cat([by_layer[layer] for layer in PACKED])
             blocks[f"transformer.resblocks.{index}.attn.in_proj_{kind}"] = packed
     return blocks

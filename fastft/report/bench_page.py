@@ -26,7 +26,7 @@ from fastft.report.bench_sentences import WHOLE, cores_needed, cores_sentence, i
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 
-AXES = {"threads": "threads", "size": "image size, px"}  # settings that become the x axis of a line chart
+AXES = {"threads": "threads", "size": "image size, px"}  # settings that become a line chart's x axis
 # the page's chapters
 LOADING, SPLIT, START, ON_GPU, TRAINING = "loading", "split", "start", "gpu", "training"
 CHAPTERS = {  # by the beginning of a measure's key; the longest match counts
@@ -35,7 +35,7 @@ CHAPTERS = {  # by the beginning of a measure's key; the longest match counts
 }  # fmt: skip
 STEP_PARTS = {part: NAMES.get(part, part) for part in LOOP_PARTS}
 RANGES = "The light line through a point spans the rounds, from the lowest to the highest."
-PEER_STYLES = 10  # colours of lines in chart.css
+PEER_STYLES = 10  # line colours in chart.css
 COUNTS = ("images", "rounds")  # settings that do not make it a different measurement
 NEAR = 1.25  # the axis includes a usual machine's cores up to this multiple of the highest bar
 MOST_TICKED = 1e6  # on the x axis

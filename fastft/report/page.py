@@ -13,7 +13,7 @@ from fastft.recipe.check import show_value
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render a page with inline style and script; it loads nothing from the network."""
+    """Render a page with inline style and script. It loads nothing from the network."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return _environment().get_template(template).render(version=__version__, made=now, **values)
 

@@ -202,7 +202,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def _score(run: Run) -> BestBy:
-    """Return the score that compares epochs and weights; before the first evaluation it is `TOP1` or `MAP`."""
+    """Return the score that compares epochs and weights. Before the first evaluation it is `TOP1` or `MAP`."""
     return run.evaluations[-1].best_by if run.evaluations else MAP if run.recipe.data.multi_label else TOP1
 
 

@@ -62,7 +62,7 @@ def _row(what: str, seconds: float, devices: int, price: float | None, extrapola
 
 
 def time_split(run: Run) -> dict[str, Any] | None:
-    """Return the parts of the loop and the loader, and the bottleneck; None if no interval has a split.
+    """Return the parts of the loop and the loader, and the bottleneck. Returns None if no interval has a split.
 
     The parts are rows as `shares` gives them.
     """

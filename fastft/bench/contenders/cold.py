@@ -19,7 +19,7 @@ MADV_DONTNEED = 4  # linux/mman.h
 
 
 def cold(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> dict[str, Arm]:
-    """Make whole passes, dropping the files from the page cache before each; also report the MB read from the disk.
+    """Make whole passes, and drop the files from the page cache before each. Reports the MB read from the disk too.
 
     A .beton is copied first, because pages that another contender's process has mapped cannot be dropped.
     """
@@ -54,7 +54,7 @@ def own_copy(path: Path) -> Path:
 
 
 def forget_pages(paths: list[Path]) -> None:
-    """Drop this process's memory maps, which would keep the files in the page cache, and then drop the files from it."""
+    """Drop files from the page cache, after dropping this process's memory maps, which would keep them there."""
     libc = ctypes.CDLL(None, use_errno=True)
     for begin, end in _mapped({str(path.resolve()) for path in paths}):
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)

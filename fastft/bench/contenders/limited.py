@@ -24,7 +24,7 @@ def is_available() -> bool:
 def limited(path: str, order: str, size: int, batch: int, threads: int, limit: int, block_mib: int) -> dict[str, Arm]:
     """Run epochs in an order from MAKERS, with `limit` bytes of memory.
 
-    The limit comes on top of what the process holds after its first epoch.
+    The limit is in addition to the memory that the process holds after its first epoch.
     """
     one_epoch = MAKERS[order](path, size, batch, threads, block_mib)
     sum(one_epoch())  # allocates the buffers outside the groups
@@ -68,7 +68,7 @@ MAKERS: dict[str, Callable[..., Pass]] = {"blocks": _ours("blocks"), "random": _
 
 
 def join_groups(limit: int) -> Path:
-    """Move this process into new groups that limit memory and count reads; return the second group's folder."""
+    """Move this process into new groups that limit memory and count reads, and return the second group's folder."""
     for controller in CONTROLLERS:
         group = GROUPS / controller / f"{NAME}{os.getpid()}"
         group.mkdir()

@@ -1,6 +1,6 @@
 """Your own loader: `--contender my_loader.py:make`.
 
-`make` is called with those of these arguments that it names: folder (str, the JPEGs in class folders), beton (str, the
+`make` is called with the arguments that it names. It can name folder (str, the JPEGs in class folders), beton (str, the
 same JPEGs as a .beton), size, batch, threads and work ("recipe" or "crop"). It returns an iterable of batches, which is
 iterated once per round. A batch is a tensor or array with images, or a tuple or list whose first item is one.
 """

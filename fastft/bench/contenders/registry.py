@@ -11,7 +11,7 @@ ALWAYS = "ours"  # besides "ffcv" etc. from `options.peers`
 
 
 def contenders(options: Options, task: Task, how: Make = warm, only: tuple[str, ...] | None = None) -> list[Contender]:
-    """Return the loaders that can do the task's work. only: files to take; the user's own loader is always included."""
+    """Return the loaders that can do the task's work. only: files to take. The user's own loader is always included."""
     files = [file for file in (ALWAYS, *options.peers) if only is None or file in only]
     found = [(file, loader) for file in files for loader in import_module(f"fastft.bench.contenders.{file}").LOADERS]
     if options.own:

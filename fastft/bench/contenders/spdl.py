@@ -42,7 +42,7 @@ def make(task: Task) -> Pass:
 
 
 def random_crop(size: int) -> str:
-    """Return FFmpeg's filters for a random resized crop and flip; only FFmpeg knows the file's own size."""
+    """Return FFmpeg's filters for a random resized crop and flip. Only FFmpeg knows the file's own size."""
     area, ratio = random.uniform(*SCALE), math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
     w, h = (f"min({side}\\,sqrt({area:.5f}*iw*ih{by}{ratio:.5f}))" for side, by in (("iw", "*"), ("ih", "/")))
     crop = f"crop=w={w}:h={h}:x=(iw-ow)*{random.random():.5f}:y=(ih-oh)*{random.random():.5f}"

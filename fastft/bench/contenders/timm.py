@@ -1,4 +1,4 @@
-"""timm's create_loader, as its train.py calls it; Pillow decodes."""
+"""timm's create_loader, as its train.py calls it. Pillow decodes."""
 
 from contextlib import suppress
 from typing import Any

@@ -35,7 +35,7 @@ def decode_bytes(file: Any) -> Any:
 
 
 def transform(size: int, work: str) -> Any:
-    """Return torchvision's v2 transforms closest to the recipe; its affine ops have no bicubic resampling on tensors."""
+    """Return torchvision's v2 transforms closest to the recipe. Affine ops on tensors have no bicubic resampling."""
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
