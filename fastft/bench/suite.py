@@ -123,7 +123,7 @@ def extended(old: Result, new: Result) -> Result:
 
 
 def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
-    """Return the command that repeats the benchmark in this folder. It always names the images, even the default ones."""
+    """Return the command that repeats the benchmark in this folder. It names the images, even the default ones."""
     given = {
         "--images": folder, "--count": args.count, "--rounds": args.rounds, "--contender": args.contender,
         "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe, "--add": args.add,

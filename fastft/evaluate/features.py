@@ -41,7 +41,7 @@ class Features(NamedTuple):
 
 
 def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weights: str, path: Path, say: Say) -> str:
-    """Write the embeddings for `.beton` files, image files and folders, and return a line about the file.
+    """Write the embeddings for `.beton` files, images and image folders, and return a line about the file.
 
     Images are preprocessed as in evaluation and stored in the order of `sources`. A `.beton` is divided among the
     processes.

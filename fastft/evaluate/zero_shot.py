@@ -141,7 +141,7 @@ def check_towers(name: str) -> None:
 
 
 class TextTower(nn.Module):
-    """Texts (B, context) of token numbers to embeddings, with the method that open_clip's zero-shot builder calls."""
+    """Texts (B, context) of token numbers to embeddings, with the method for open_clip's zero-shot classifier."""
 
     def __init__(self, tower: nn.Module, tokenizer: SimpleTokenizer, logit_scale: float):
         super().__init__()

@@ -93,7 +93,7 @@ class World:
             on_gpu = self.device.type == "cuda"
             limit = self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
             with exit_without_launcher():
-                # device_id makes NCCL start here, so that failures show before anything is prepared and its memory counts as used
+                # device_id makes NCCL start here: failures show before anything is prepared, and its memory counts as used
                 dist.init_process_group(
                     "nccl" if on_gpu else "gloo", timeout=limit, device_id=self.device if on_gpu else None
                 )
@@ -240,9 +240,9 @@ class World:
         return isinstance(error, dist.DistError) or "gloo/" in text or "NCCL" in text
 
     def publish_error(self, error: UserError) -> UserError:
-        """Publish an error that only this process has, and return it to be raised.
+        """Publish an error that only this process has, and return it so that you can raise it.
 
-        Otherwise peers would see it only as a lost connection.
+        Peers would otherwise see only a lost connection.
         """
         if self.size == 1:
             return error

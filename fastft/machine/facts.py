@@ -159,7 +159,10 @@ def _cuda_wheels() -> int | None:
 
 
 def _run_python(*arguments: str) -> tuple[str | None, str | None]:
-    """Run Python in its own process, which an incompatible C++ library may abort; return (output, error), one None."""
+    """Run this Python in a process of its own, which an incompatible C++ library may abort.
+
+    Returns (output, error), of which one is None.
+    """
     command = [sys.executable, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PYTHON_SECONDS, check=False)

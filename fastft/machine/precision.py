@@ -51,11 +51,10 @@ class Precision:
 
 
 def choose_precision(amp: str, device: torch.device, half_residual: str = "off") -> Precision:
-    """Choose the precision. 'auto' is fp16 below compute capability 8.0, bf16 where it is native, else fp32.
-
-    Newer GPUs have native bf16, and so have some CPUs.
+    """Choose the autocast precision.
 
     Args:
+        amp: 'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
         half_residual: 'on', 'off', or 'auto', which is on for fp16 on GPUs below compute capability 8.0, which lack
             fast bf16.
 
