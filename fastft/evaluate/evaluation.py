@@ -52,7 +52,7 @@ class PresentClasses(nn.Module):
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> FileReport:
-    """Score a checkpoint on one `.beton`, by default its recipe's validation file. The rest is as in `evaluate_files`."""
+    """Score a checkpoint on one `.beton`, by default its recipe's validation file; otherwise as `evaluate_files`."""
     (scores,) = evaluate_files(checkpoint, [] if data is None else [data], device, **options)
     return scores
 

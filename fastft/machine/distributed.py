@@ -22,7 +22,7 @@ from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCr
 from fastft.recipe.constants import DEVICES
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
-# a conversion has no time limit, and waiting for it ends at once if process 0 ends
+# a conversion may take very long, and waiting for it ends at once if process 0 ends
 PREPARATION_TIMEOUT = timedelta(days=7)
 # NCCL's watchdog aborts the process without a message. Gloo raises an exception, so it must time out first.
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)

@@ -6,12 +6,10 @@
   (`fc_norm(x[:, 1:]).mean(1)`), whereas BEiT and timm average first. The class token is in the sequence but not in the
   mean.
 - class, as in timm's fine-tuned CLIP: the class token through ln_post.
-- class+patches, as in DINOv2's linear heads: every token through ln_post, then the class token beside the patch tokens'
-mean.
-  The head has twice the tower's width as inputs.
+- class+patches, as in DINOv2's linear heads: every token through ln_post, then the class token beside the mean over the
+  patch tokens. The head has twice the tower's width as inputs.
 - token, as in CLIP itself: the class token through ln_post and proj, scaled to length 1. A head made from text
-embeddings times
-  CLIP's logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
+  embeddings times CLIP's logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
 
 import torch

@@ -86,7 +86,9 @@ def tower_checksum(model: ImageClassifier) -> str:
 
 @torch.no_grad()
 def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[str], wnids: Sequence[str]) -> str:
-    """Copy the head's rows for the training file's classes from `model.weights`. Missing classes start at the mean row.
+    """Copy the head's rows for the training file's classes from `model.weights`.
+
+    Classes that the weights lack start at the mean row.
 
     Args:
         names: class names by label, as fastft's own heads name them.

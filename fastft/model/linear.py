@@ -49,8 +49,8 @@ def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tens
 def quick_gelu_mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
     """Apply linear(quick_gelu(linear(x))) to tokens (B, N, D).
 
-    quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, with a = 1.702. The first product is scaled by a and the second by 1
-    / a, so the activation is one library kernel in each direction.
+    quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, with a = 1.702. The first product is scaled by a and the second by
+    1 / a, so the activation is one library kernel in each direction.
     """
     x, w_in, b_in, w_out, b_out = autocast_inputs(x, w_in, b_in, w_out, b_out)
     rows = x.reshape(-1, x.shape[-1])

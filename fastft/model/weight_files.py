@@ -243,7 +243,10 @@ def open_weight_folder(path: Path) -> WeightFolder:
 
 
 def stored_classes(path: Path) -> tuple[str, ...] | None:
-    """Return the class names stated by a fastft .safetensors file: in an export's header, or beside a checkpoint."""
+    """Return the class names that a fastft .safetensors file states.
+
+    An export states them in its header, a checkpoint in the state beside it.
+    """
     if path.suffix != ".safetensors":
         return None
     with suppress(OSError, SafetensorError, ValueError, RecursionError):

@@ -17,7 +17,7 @@ def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
     """Return device-hours and money, or None if nothing is logged yet.
 
     Keys: device, devices, price, rows. A row has: what, wall_seconds, hours (for all devices together), money,
-    extrapolated. Set-up reads weights and opens files in each process. Head is fitting it, its evaluation, and choosing
+    extrapolated. Set-up reads weights and opens files in each process. Head is fitting the head, its evaluation, and choosing
     size and augmentation. Start is the wait for a process's first batch. Import and conversion are not logged.
     """
     if not run.intervals:

@@ -19,7 +19,7 @@ MADV_DONTNEED = 4  # linux/mman.h
 
 
 def cold(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> dict[str, Arm]:
-    """Make whole passes, and drop the files from the page cache before each. Reports the MB read from the disk too.
+    """Make whole passes, dropping the files from the page cache before each. Reports the MB read from the disk too.
 
     A .beton is copied first, because pages that another contender's process has mapped cannot be dropped.
     """
