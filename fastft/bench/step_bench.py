@@ -1,9 +1,9 @@
-"""The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA. Images are random.
+"""The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA.
 
-The images are in memory. Ours is the trainer's own step (fastft.train.step). timm's does what its train.py does with
-the same shape, timm's optimiser factory and ModelEmaV3. MFU is computed from `count_flops` and the device's peak. For a
-GPU the peak comes from its data sheet, for a CPU from the best of a few square matrix products. A GPU whose peak is not
-known has no MFU.
+The images are random and in memory. Ours is the trainer's own step (fastft.train.step). timm's does what its train.py
+does with the same shape, timm's optimiser factory and ModelEmaV3. MFU is computed from `count_flops` and the device's
+peak. For a GPU the peak comes from its data sheet, for a CPU from the best of a few square matrix products. A GPU whose
+peak is not known has no MFU.
 """
 
 import sys
@@ -136,8 +136,8 @@ def arm(
 ) -> Callable[[], dict[str, float]]:
     """Return an arm with `steps` steps and one synchronisation at the end.
 
-    On a GPU every round begins with a step that is not timed. It ends without cached memory, which the other contenders
-    need.
+    On a GPU every round begins with a step that is not timed. The round ends without cached memory, because the other
+    contenders need it.
     """
     peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
     on_gpu = device().type == "cuda"

@@ -28,8 +28,8 @@ class RidgeHead:
     """weight_KD, bias_K: float32, giving logits. penalty, scale: what the head was made with; see `fit_ridge_head`.
 
     losses_N, right_N: cross-entropy, and whether the class is right, for images scored by the regression on the other
-    folds. They cover the images that chose penalty and scale, in an order that only labels and seed determine. For
-    multi-label data the losses are means over classes, and right_N is (N, K).
+    folds. Their number is the number of images that chose penalty and scale, and only labels and seed determine their
+    order. For multi-label data the losses are means over classes, and right_N is (N, K).
     """
 
     weight_KD: np.ndarray

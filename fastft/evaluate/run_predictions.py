@@ -62,10 +62,11 @@ class RunPredictions:
 
 
 def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[RunPredictions | None, str]:
-    """Predict with a run's weights, by default the chosen ones, and return the predictions, or None and the reason.
+    """Predict with a run's weights, by default those that it chose.
 
-    Without `insist`, predictions are made only if there is a GPU or if there are few validation images. Raises
-    UserError if `insist` is set and the validation file or the checkpoint cannot be read.
+    Returns the predictions, or None and the reason why there are none. Without `insist`, predictions are made only if
+    there is a GPU or if there are few validation images. Raises UserError if `insist` is set and the validation file or
+    the checkpoint cannot be read.
     """
     if run.recipe.data.val is None:
         return None, "The run has no validation data."

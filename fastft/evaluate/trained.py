@@ -91,9 +91,10 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
 
 
 def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
-    """Return the pretrained tower of a run's recipe with the head in its run directory; `read_model` for other weights.
+    """Return the pretrained tower of a run's recipe with the head that the run directory keeps.
 
-    Raises UserError if the pretrained weights are missing or have changed, or if the head cannot be read.
+    Use `read_model` for other weights. Raises UserError if the pretrained weights are missing or have changed, or if
+    the head cannot be read.
     """
     checkpoint = read_checkpoint(path, ())
     recipe, where = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
@@ -187,9 +188,9 @@ def adjust_logits(trained: Trained) -> Trained:
 
 
 def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:
-    """Return log shares of the classes in the smoothed targets, float64 (K,), which is what the logits have learnt.
+    """Return the logarithm of each class's share of the smoothed targets, float64 (K,).
 
-    Classes without images get no advantage over the largest class.
+    This is what the logits have learnt. Classes without images get no advantage over the largest class.
     """
     shares_K = torch.tensor(shares, dtype=torch.float64)
     shares_K = torch.where(shares_K > 0, shares_K, shares_K.max())

@@ -1,4 +1,4 @@
-"""timm models: creating them, reading their numbers, and refusing models that fastft could not train or resume exactly.
+"""timm models: creating them, reading their numbers, and refusing those that fastft could not repeat or resume exactly.
 
 timm is imported only when it is used, because the import takes three seconds.
 """

@@ -26,8 +26,8 @@ WIDE, NARROW = (520, 290), (340, 250)  # pixels
 class Series:
     """One line.
 
-    `style` is one or more CSS classes: raw, ema, own, accent or peer-1 to peer-10. Lines with reference are dashed,
-    without dots.
+    `style` names CSS classes: raw, ema, own, accent or peer-1 to peer-10. Lines with reference are dashed, without
+    dots.
     """
 
     name: str
