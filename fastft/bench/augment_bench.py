@@ -1,4 +1,4 @@
-"""The whole recipe on one core from bytes to a tensor, where an image's time goes, and the kernels of a GPU alone."""
+"""The whole recipe on one core from bytes to a tensor, where an image's time goes, and the GPU kernels alone."""
 
 import itertools
 import time
@@ -51,7 +51,7 @@ GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
 
 
 def recipe(options: Options) -> Findings:
-    """One core, bytes in memory to normalised tensors."""
+    """Run the recipe on one core, from bytes in memory to normalised tensors."""
     cases = []
     for files in (RESIZED, ORIGINAL):
         given = {"folder": str(options.workspace.jpegs(files))}
@@ -71,7 +71,7 @@ def recipe(options: Options) -> Findings:
 
 
 def split(options: Options) -> Findings:
-    """Where the time of one image goes in a loader with one thread, from the file to the consumer."""
+    """Measure where one image's time goes in a loader with one thread, from the file to the consumer."""
     cases = []
     for files in (RESIZED, ORIGINAL):
         given = {"task": task(options, RECIPE, files, repeat=1).as_dict()}
@@ -87,7 +87,7 @@ def split(options: Options) -> Findings:
 
 
 def peers(make: Make, arguments: dict[str, Any]) -> dict[str, list[Contender]]:
-    """A contender per library whose transform has stages."""
+    """Return a contender for every library whose transform has stages."""
     rows = {file: found(file, name) for file, (name, _) in STAGES.items()}
     return {
         file: [Contender(row.name, make, {**arguments, "file": file}, row.work[RECIPE], row.package)]
@@ -96,7 +96,7 @@ def peers(make: Make, arguments: dict[str, Any]) -> dict[str, list[Contender]]:
 
 
 def gpu(options: Options) -> Findings:
-    """Milliseconds of a batch by policy, and of its copy to the GPU."""
+    """Measure milliseconds per batch by policy, and for the batch's copy to the GPU."""
     rounds = alternate(
         [Contender("fastft", gpu_augment, {}, package="fastft")], options.rounds, threads=options.threads
     )
@@ -128,7 +128,7 @@ MEASURES = (
 
 
 class OurRecipe:
-    """Plans of an epoch, then decoding and augmentation image by image, in one compiled loop."""
+    """Draw an epoch's plans, then decode and augment image by image, in one compiled loop."""
 
     def __init__(self, path: str) -> None:
         self.jpegs, self.policy = JpegSet(Path(path)), AugmentPolicy(AUGMENT, erase_prob=ERASE)
@@ -145,7 +145,7 @@ class OurRecipe:
         )  # fmt: skip
 
     def __call__(self, plan: np.ndarray, *simpler: tuple[np.ndarray, Finish, np.ndarray]) -> np.ndarray:
-        """Seconds of augmentation, then of the `simpler` plans on the same pixels; plans (N,)."""
+        """Return seconds for augmentation, and then for the `simpler` plans on the same pixels. plans: (N,)."""
         regions, jpegs = source_regions(plan, SIZE), self.jpegs
         ways = ((plan, self.augment.finish, self.out), *simpler)
         spent = np.zeros(len(ways), np.int64)
@@ -159,9 +159,9 @@ def decode_and_augment(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, pixels: np.ndarray, decode_scratch: np.ndarray,
     augment_scratch: np.ndarray, handle: int, spent: np.ndarray,
 ) -> int:  # fmt: skip
-    """Decode every image and augment it in each of the ways (plan, finish, out); the number of failures.
+    """Decode every image and augment it in each of the ways (plan, finish, out), and return the number of failures.
 
-    spent (ways,) int64: nanoseconds of augmentation.
+    spent: (ways,) int64, nanoseconds for augmentation.
     """
     failures, timespec = 0, np.empty(2, np.int64)
     for k in range(len(regions)):
@@ -191,7 +191,7 @@ def our_recipe(path: str) -> dict[str, Arm]:
 
 
 def staged(folder: str, file: str) -> dict[str, Arm]:
-    """A peer's transform of each image, from its bytes."""
+    """Apply a peer's transform to each image, from its bytes."""
     torch.set_num_threads(1)
     stages = STAGES[file][1](SIZE)
     files = [path.read_bytes() for path in sorted(Path(folder).glob("*/*"))]
@@ -222,7 +222,10 @@ def dali(folder: str, batch: int) -> dict[str, Arm]:
 
 
 def our_split(task: dict[str, Any]) -> dict[str, Arm]:
-    """The loader's own clocks for reading, decoding and augmentation; their parts by leaving work out of the same kernels."""
+    """Split the time with the loader's own clocks for reading, decoding and augmentation.
+
+    Their parts are measured by leaving work out of the same kernels.
+    """
     asked = Task(**task)
     loader, ours, epochs = our_loader.training_loader(asked), OurRecipe(asked.files["beton"]), itertools.count()
     jpegs = ours.jpegs
@@ -243,7 +246,10 @@ def our_split(task: dict[str, Any]) -> dict[str, Arm]:
 
 
 def as_split(seconds: Mapping[str, float], total: float, count: int, entropy: float) -> dict[str, float]:
-    """Microseconds per image by part. seconds: by part, DECODE with the entropy decoding; the rest of `total` is hand-over."""
+    """Return microseconds per image by part.
+
+    seconds: by part, where DECODE includes entropy decoding. The remainder of `total` is hand-over.
+    """
     decode = seconds[DECODE]
     parts = {**seconds, ENTROPY: entropy * decode, PIXELS: (1 - entropy) * decode}
     parts[HAND_OVER] = max(total - sum(seconds.values()), 0.0)
@@ -252,7 +258,7 @@ def as_split(seconds: Mapping[str, float], total: float, count: int, entropy: fl
 
 
 def _augment_parts(ours: OurRecipe, epoch: int) -> dict[str, float]:
-    """Seconds of resizing, of ops, and of normalising and erasing: differences to plans without them."""
+    """Return seconds for resizing, for ops, and for normalising and erasing, as differences to plans without them."""
     plan = ours.plan(epoch)
     without = plan.copy()
     without["op"] = IDENTITY
@@ -265,7 +271,7 @@ def _augment_parts(ours: OurRecipe, epoch: int) -> dict[str, float]:
 
 
 def peer_split(task: dict[str, Any], file: str) -> dict[str, Arm]:
-    """CPU time of a transform's stages, and of the same library's loader as a whole."""
+    """Measure CPU time for a transform's stages, and for the same library's loader as a whole."""
     torch.set_num_threads(1)
     asked = Task(**task)
     name, make_stages = STAGES[file]
@@ -298,7 +304,7 @@ def peer_split(task: dict[str, Any], file: str) -> dict[str, Arm]:
 def gpu_augment(
     device: str = "cuda", policies: Sequence[str] = GPU_POLICIES, size: int = SIZE, batch: int = GPU_BATCH
 ) -> dict[str, Arm]:
-    """An arm per policy. device "cpu": the CPU back end on the same bytes, for tests."""
+    """Return an arm per policy. device "cpu": run the CPU back end on the same bytes, for tests."""
     from fastft.augment.cuda import CudaAugment
 
     def arm(name: str) -> Arm:
@@ -324,7 +330,7 @@ def gpu_augment(
 
 
 def timed_bytes(arm: Arm, num_bytes: int) -> Arm:
-    """The arm, with the GB of each call, and the share of the GPU memory's bandwidth that moving them would take."""
+    """Add to the arm the GB per call, and the share of the GPU's memory bandwidth that moving them would take."""
     card = find_gpu(torch.cuda.get_device_name())
 
     def run() -> dict[str, Any]:
@@ -340,7 +346,7 @@ def timed_bytes(arm: Arm, num_bytes: int) -> Arm:
 
 
 def repeated(call: Callable[[], object], batch: int, device: str) -> Arm:
-    """GPU_REPEATS calls and one wait for the device."""
+    """Make GPU_REPEATS calls and wait for the device once."""
 
     def run() -> int:
         for _ in range(GPU_REPEATS):

@@ -1,7 +1,7 @@
 """A contender's process: builds its arms, then runs one round per request.
 
-The harness starts it as `python -m fastft.bench.child`. It exchanges JSON lines over stdin and stdout; libraries' output goes
-to stderr. Its CPU affinity is set before any library that counts cores is imported.
+The harness starts it as `python -m fastft.bench.child`. The two exchange JSON lines over stdin and stdout, and
+libraries' output goes to stderr. The CPU affinity is set before any library that counts cores is imported.
 """
 
 import json
@@ -18,16 +18,16 @@ import psutil
 
 from beton_tools.base.errors import UserError
 
-# one round; returns the number of images, or several figures including "count"
+# runs one round; returns the number of images, or several figures including "count"
 Arm = Callable[[], int | dict[str, Any]]
 
 
 class NotInstalled(Exception):
-    """A contender's library is not installed; the message is the command that installs it."""
+    """A contender's library is not installed. The message is the command that installs it."""
 
 
 def library(module: str, package: str) -> Any:
-    """The module of a peer, or NotInstalled with the command that installs it."""
+    """Import a peer's module, or raise NotInstalled with the command that installs it."""
     try:
         return import_module(module)
     except ImportError:
@@ -44,7 +44,7 @@ def main() -> None:
     for line in sys.stdin:
         print(json.dumps(_trial(arms[json.loads(line)])), file=answers)
     answers.flush()
-    os._exit(0)  # some peers' threads and workers prevent a normal exit
+    os._exit(0)  # because some peers' threads and workers prevent a normal exit
 
 
 def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
@@ -56,7 +56,7 @@ def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[
 
 
 def _trial(arm: Arm) -> dict[str, Any]:
-    """Run one round; returns wall and CPU seconds and the arm's own figures."""
+    """Run one round, and return wall and CPU seconds and the arm's own figures."""
     workers, own, began = workers_seconds(), time.process_time(), time.perf_counter()
     try:
         result = arm()
@@ -77,12 +77,12 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def workers_seconds() -> float:
-    """CPU time of this process's current and former workers."""
+    """Return the CPU time of this process's current and former workers."""
     own = psutil.Process()
-    seconds = sum(own.cpu_times()[2:4])  # user and system time of children that have ended
+    seconds = sum(own.cpu_times()[2:4])  # user and system time for children that have ended
     for worker in own.children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            seconds += sum(worker.cpu_times()[:4])  # its own and of its children that have ended
+            seconds += sum(worker.cpu_times()[:4])  # the worker's own time, and that for its children that have ended
     return seconds
 
 

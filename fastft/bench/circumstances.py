@@ -19,7 +19,7 @@ LIBRARIES = (
     "torch", "ffcv", "numba", "numpy", "timm", "torchvision", "pillow", "simplejpeg", "opencv-python", "nvidia-dali-cuda120",
     "nvidia-dali-cuda130", "webdataset", "litdata", "spdl",
 )  # fmt: skip
-# of /proc/cpuinfo: those that decoders, resizing and matrix products choose their code by
+# flags in /proc/cpuinfo by which decoders, resizing and matrix products choose their code
 INSTRUCTION_SETS = (
     "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "sve", "sve2",
@@ -65,7 +65,7 @@ def _driver() -> str | None:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The commit that fastft runs from and whether its files were changed since; (None, None) for an installed wheel."""
+    """Return the commit that fastft runs from, and whether its files have changed; (None, None) for a wheel install."""
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():  # site-packages may lie in somebody else's repository
         return None, None
@@ -84,7 +84,7 @@ def _output(*command: str) -> str | None:
 
 @dataclass(frozen=True)
 class Watch:
-    """Measures a session: begin with `Watch.start()`, and ask for the session as often as needed."""
+    """Measure a session: begin with `Watch.start()`, then ask for the session as often as you need."""
 
     command: str
     date: str
@@ -112,6 +112,6 @@ class Watch:
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """All CPU seconds of the machine since it started, idle ones included, and those stolen."""
+    """Return all the machine's CPU seconds since it started, including idle ones, and the stolen ones."""
     times = psutil.cpu_times()
     return sum(times[:8]), getattr(times, "steal", 0.0)

@@ -1,4 +1,4 @@
-"""Conversion speed beside FFCV's own writer, which decodes and re-encodes every image."""
+"""Conversion speed compared with FFCV's own writer, which decodes and re-encodes every image."""
 
 import os
 from contextlib import redirect_stderr
@@ -26,7 +26,7 @@ REPEAT = 2  # passes over the images, so that a round is long compared with its 
 
 
 def speed(options: Options) -> Findings:
-    """Wall time on all cores, and CPU time including all worker processes, from the same rounds."""
+    """Measure wall time on all cores, and CPU time including all worker processes, in the same rounds."""
     options.workspace.beton(ORIGINAL)  # writes the class folders
     arguments: dict[str, Any] = {
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
@@ -84,7 +84,7 @@ def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict
 
 
 class Folder:
-    """An indexable data set of (Pillow image, label), as FFCV's documentation passes to its writer."""
+    """An indexable data set of (Pillow image, label), which FFCV's documentation passes to its writer."""
 
     def __init__(self, root: Path, repeat: int) -> None:
         self.paths = sorted(root.glob("*/*")) * repeat
@@ -108,7 +108,7 @@ def ffcv(root: str, out: str, workers: int, repeat: int) -> dict[str, Arm]:
         def run() -> int:
             path = Path(f"{out}-ffcv.beton")
             image = RGBImageField("jpg", max_resolution=side, jpeg_quality=QUALITY)
-            with Path(os.devnull).open("w") as quiet, redirect_stderr(quiet):  # its progress bar
+            with Path(os.devnull).open("w") as quiet, redirect_stderr(quiet):  # hides its progress bar
                 writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=workers)
                 writer.from_indexed_dataset(dataset)
             path.unlink()

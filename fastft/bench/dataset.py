@@ -20,16 +20,16 @@ from fastft.machine import bench_result
 
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
-HOLE_BYTES = 1024  # of an image of `write_long`; a page holds whole ones
+HOLE_BYTES = 1024  # size of an image in `write_long`; a page holds only whole images
 FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
-# RESIZED: longest side MAX_SIDE, quality QUALITY, 4:2:0. ORIGINAL: the coefficients of the files as they are
+# RESIZED: longest side MAX_SIDE, quality QUALITY, 4:2:0. ORIGINAL: the files' unchanged coefficients
 RESIZED, ORIGINAL = f"{MAX_SIDE} px files", "original files"
 
 
 @dataclass(frozen=True)
 class Images:
-    """JPEG files in class folders; `what` describes them in the notes, `folder` is the folder they were chosen from."""
+    """JPEG files in class folders. `what` describes them in the notes, and `folder` is where they were chosen from."""
 
     paths: list[Path]
     what: str
@@ -41,18 +41,18 @@ class Images:
 
 
 class Workspace:
-    """A temporary folder; each format of the images is written on first use."""
+    """A temporary folder in which each format of the images is written on first use."""
 
     def __init__(self, folder: Path, images: Images) -> None:
         self.folder, self.images = folder, images
 
     def beton(self, name: str) -> Path:
-        """The images as a .beton; `name` is RESIZED or ORIGINAL."""
-        from beton_tools.write.convert import convert_folder  # here: a contender's process should not hold pyarrow
+        """Return the images as a .beton. `name` is RESIZED or ORIGINAL."""
+        from beton_tools.write.convert import convert_folder  # here, as contenders' processes should not hold pyarrow
         from beton_tools.write.writer import WriteOptions
 
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
-        root = self.folder / "originals"  # class folders of links
+        root = self.folder / "originals"  # class folders that hold links
         if not root.exists():
             for number, image in enumerate(self.images.paths):
                 link = root / image.parent.name / f"{number:06}{image.suffix}"
@@ -68,7 +68,7 @@ class Workspace:
         return path
 
     def raw(self) -> Path:
-        """The pixels of RESIZED, uncompressed, as a .beton."""
+        """Return the uncompressed pixels of RESIZED as a .beton."""
         from beton_tools.write.convert import convert_folder
         from beton_tools.write.writer import WriteOptions
 
@@ -79,7 +79,7 @@ class Workspace:
         return path
 
     def shards(self, name: str, number: int) -> str:
-        """The same JPEGs as WebDataset shards; returns the pattern of their names."""
+        """Write the same JPEGs as WebDataset shards, and return the pattern for their names."""
         stem = self.beton(name).with_suffix("")
         files = sorted(self.jpegs(name).glob("*/*.jpg"))
         for shard in range(number):
@@ -91,7 +91,7 @@ class Workspace:
         return f"{stem}-{number}-{{000000..{number - 1:06}}}.tar"
 
     def files(self, name: str, threads: int) -> dict[str, str]:
-        """One set of images in every loader's format; see `contenders.task.Task`."""
+        """Return one set of images in every loader's format; see `contenders.task.Task`."""
         beton, folder = self.beton(name), self.jpegs(name)
         scratch = beton.with_suffix(".scratch")
         scratch.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ class Workspace:
         }
 
     def repeated(self, num_bytes: int, page_size: int) -> Path:
-        """The images of RESIZED again and again, until the shuffled .beton has about `num_bytes`."""
+        """Repeat the images of RESIZED until the shuffled .beton has about `num_bytes`."""
         from beton_tools.write.convert import convert_folder
         from beton_tools.write.writer import WriteOptions
 
@@ -118,11 +118,11 @@ class Workspace:
                     link.symlink_to(file)
             convert_folder(self.folder / "repeated", path, WriteOptions(page_size=page_size, shuffle_seed=0))
             with path.open("rb") as written:
-                os.fsync(written.fileno())  # what is not on the disk yet cannot leave the page cache
+                os.fsync(written.fileno())  # pages that are not on the disk yet cannot leave the page cache
         return path
 
     def long(self, samples: int, parts: int = 1) -> str:
-        """Sparse files with the tables of so many images, and holes for their bytes; returns a path or pattern."""
+        """Write sparse files with the tables for so many images and holes for their bytes; return a path or pattern."""
         folder = self.folder / f"long-{samples}"
         if not folder.exists():
             folder.mkdir()
@@ -131,7 +131,7 @@ class Workspace:
         return str(folder / ("000.beton" if parts == 1 else "*.beton"))
 
     def jpegs(self, name: str) -> Path:
-        """The JPEGs of that .beton, in class folders."""
+        """Return the JPEGs in that .beton, in class folders."""
         root = self.beton(name).with_suffix(".folder")
         if not root.exists():
             beton = Beton.open(self.beton(name))
@@ -143,7 +143,7 @@ class Workspace:
 
 
 def find_images(folder: Path | None, scratch: Path, count: int) -> Images:
-    """At most `count` images, evenly spread, from `folder`, from the ImageNet sample, or packaged photographs."""
+    """Take at most `count` evenly spread images from `folder`, the ImageNet sample, or packaged photographs."""
     root = folder or Path(os.environ.get(SAMPLE_VARIABLE, ""))
     if folder is None and not (os.environ.get(SAMPLE_VARIABLE) and root.is_dir()):
         return _packaged(scratch / "photographs", count)
@@ -177,7 +177,7 @@ def _packaged(root: Path, count: int) -> Images:
 
 
 def write_long(path: Path, samples: int) -> None:
-    """A .beton with tables as of ImageNet, whose pages are a hole that takes no space on the disk."""
+    """Write a .beton with tables like ImageNet's, whose pages are a hole that takes no space on the disk."""
     rows = np.zeros(samples, SAMPLE_DTYPE)
     first = first_page_offset(samples, DEFAULT_PAGE_SIZE)
     pointers = first + HOLE_BYTES * np.arange(samples, dtype=np.uint64)
@@ -190,6 +190,6 @@ def write_long(path: Path, samples: int) -> None:
 
 
 def evenly(number: int, count: int) -> list[int]:
-    """`count` evenly spaced indices of `number`; all if there are fewer."""
+    """Return `count` evenly spaced indices out of `number`, or all if there are fewer."""
     count = min(number, count)
     return [k * number // count for k in range(count)]

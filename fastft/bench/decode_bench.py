@@ -1,4 +1,4 @@
-"""Decoding a random crop on one core, beside decoders of whole images, and beside what libjpeg-turbo needs at least."""
+"""Decoding a random crop on one core, compared with decoders for whole images and with libjpeg-turbo's lower bound."""
 
 import itertools
 import time
@@ -24,7 +24,7 @@ from fastft.bench.harness import Contender, Findings, Options, Planned, alternat
 from fastft.machine.bench_result import Measure
 
 SIZE, BATCH = 224, 64
-PLANS = 8  # epochs of crops, drawn in advance
+PLANS = 8  # epochs of crops drawn in advance
 WHOLE = ("decodes the whole image",)
 LIMIT = "libjpeg-turbo's minimum"
 
@@ -85,7 +85,7 @@ def crops(path: str) -> dict[str, Arm]:
 
 
 def random_crops(jpegs: JpegSet, epoch: int) -> np.ndarray:
-    """Boxes (N, 4) as y, x, h, w, those of training's random resized crop."""
+    """Draw boxes (N, 4) as y, x, h, w, like training's random resized crop."""
     plan = draw_plan(
         AugmentPolicy("none"), seed=0, epoch=epoch, sample_ids=np.arange(len(jpegs)), heights=jpegs.heights,
         widths=jpegs.widths, size=SIZE,
@@ -95,7 +95,10 @@ def random_crops(jpegs: JpegSet, epoch: int) -> np.ndarray:
 
 
 def crop_limit(path: str) -> dict[str, Arm]:
-    """A lower bound of the time: libjpeg-turbo's own for the bytes of the crops' share of each image, spread over its area."""
+    """Measure a lower bound for the time: libjpeg-turbo's own time for the bytes that the crops need.
+
+    Each image's bytes are spread over its area, and the crop's share of them counts.
+    """
     jpegs = JpegSet(Path(path))
     share = float(np.mean([byte_share(jpegs, random_crops(jpegs, epoch)) for epoch in range(PLANS)]))
     pixels, handle = np.empty(jpegs.largest_pixels, np.uint8), open_decoders(1)[0]
@@ -111,14 +114,17 @@ def crop_limit(path: str) -> dict[str, Arm]:
 
 
 def byte_share(jpegs: JpegSet, boxes: np.ndarray) -> float:
-    """Share of all JPEG bytes that the boxes (N, 4) need, each image's bytes spread evenly over its area."""
+    """Return the share of all JPEG bytes that the boxes (N, 4) need.
+
+    Each image's bytes are taken as spread evenly over its area.
+    """
     num_bytes = np.diff(jpegs.ends)
     areas = boxes[:, 2].astype(float) * boxes[:, 3] / (jpegs.heights * jpegs.widths)
     return float(num_bytes @ areas / num_bytes.sum())
 
 
 def ffcv(path: str, batch: int) -> dict[str, Arm]:
-    """Stock FFCV, driven through its Loader."""
+    """Run stock FFCV through its Loader."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
@@ -132,7 +138,7 @@ def ffcv(path: str, batch: int) -> dict[str, Arm]:
 
 
 def peer(folder: str, name: str) -> dict[str, Arm]:
-    """Whole decode to RGB from memory."""
+    """Decode whole images to RGB from memory."""
     files = [path.read_bytes() for path in sorted(Path(folder).glob("*/*"))]
     decode = DECODERS[name]()
 
@@ -176,7 +182,7 @@ DECODERS = {"torchvision": _torchvision, "simplejpeg": _simplejpeg, "opencv": _o
 
 
 def dali(folder: str, batch: int) -> dict[str, Arm]:
-    """DALI's fused decode and random crop, without prefetch, which does not help on one core."""
+    """Run DALI's fused decode and random crop, without prefetch, which does not help on one core."""
     nvidia, fn = (library(f"nvidia.dali{part}", dali_loader.PACKAGE) for part in ("", ".fn"))
     paths = [str(p) for p in sorted(Path(folder).glob("*/*"))]
 
@@ -199,14 +205,14 @@ def dali(folder: str, batch: int) -> dict[str, Arm]:
     return {"decode": run}
 
 
-# compiled: many images per call, so that no contender pays for Python
+# compiled, with many images per call, so that no contender pays for Python
 
 
 @njit(nogil=True)
 def decode_all(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, pixels: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:  # fmt: skip
-    """Decode a region of every image; returns the number of failures."""
+    """Decode a region from every image, and return the number of failures."""
     failures = 0
     for k in range(len(regions)):
         jpeg = data[ends[k] : ends[k + 1]]
@@ -220,7 +226,7 @@ def decode_all(
 def decompress_all(
     data: np.ndarray, ends: np.ndarray, heights: np.ndarray, widths: np.ndarray, pixels: np.ndarray, handle: int
 ) -> int:  # fmt: skip
-    """Decode every image whole, by libjpeg-turbo alone; returns the number of failures."""
+    """Decode every whole image with libjpeg-turbo alone, and return the number of failures."""
     failures = 0
     for k in range(len(heights)):
         jpeg = data[ends[k] : ends[k + 1]]

@@ -1,7 +1,7 @@
-"""Training from file to updated weights: throughput, bottleneck.
+"""Training from file to updated weights: throughput and bottleneck.
 
 On a CPU without `--recipe`, the recipe is the paper's with the smallest ViT (Ti/16) and a batch of 32. timm trains
-everything, so the patch embedding trains here too; what else a given recipe freezes stays frozen.
+every parameter, so the patch embedding is trained here too. Anything else that a given recipe freezes stays frozen.
 """
 
 import json
@@ -69,7 +69,10 @@ def training_rate(trial: Trial) -> float:
 
 
 def _for_an_epoch(options: Options) -> Options:
-    """A workspace with the images: on a CPU at most CPU_IMAGES, on a GPU repeated until they make GPU_STEPS steps."""
+    """Return a workspace with the images.
+
+    On a CPU there are at most CPU_IMAGES. On a GPU they are repeated until they make GPU_STEPS steps.
+    """
     images = options.workspace.images
     if torch.cuda.is_available() and not options.quick:
         paths = images.paths * -(-GPU_STEPS * _batch(options) // options.images)
@@ -88,7 +91,7 @@ def _batch(options: Options) -> int:
 
 
 def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
-    """The recipe to train: the given one, or the paper's defaults scaled down to this machine and these images."""
+    """Return the recipe to train: the given one, or the paper's defaults scaled down to this machine and the images."""
     given = options.recipe
     sections: dict[str, dict[str, Any]] = json.loads(json.dumps(given.as_dict())) if given else {}
     on_gpu = torch.cuda.is_available()
@@ -115,7 +118,10 @@ MEASURES = (Planned("e2e.train", training, 240),)
 
 
 def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
-    """An arm that trains one epoch with the trainer, including evaluation and checkpoint, in a temporary run directory."""
+    """Return an arm that trains one epoch with the trainer, in a temporary run directory.
+
+    The epoch includes evaluation and checkpoint.
+    """
     asked = recipe_from_dict("e2e", sections)
     precision = choose_precision(asked.train.amp, device())
     peak = peak_flops(device(), precision.dtype)
@@ -142,7 +148,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
 
 
 def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -> dict[str, Arm]:
-    """The same model and images with timm: its loader and the step of its train.py."""
+    """Train the same model on the same images with timm's loader and the step from its train.py."""
     recipe = recipe_from_dict("e2e", sections)
     precision = choose_precision(recipe.train.amp, device())
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]

@@ -1,4 +1,4 @@
-"""fastft's decoder and augmentation as operations of stock FFCV's Loader, beside FFCV's own operations."""
+"""fastft's decoder and augmentation as operations in stock FFCV's Loader, compared with FFCV's own operations."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def loader(options: Options) -> Findings:
 
 
 def _contender(one: Loader, asked: Task) -> Contender:
-    """The row, with the name that ratios are taken for where fastft's operations run in FFCV's Loader."""
+    """Return the row. fastft's operations in FFCV's Loader get the name for which ratios are taken."""
     file = "ours" if one is ours.LOADERS[0] else "ffcv"
     made = contender(file, one, asked)
     if one in (DECODER, OPERATIONS):

@@ -1,8 +1,8 @@
 """The harness: one process per contender, alternating rounds (A B A B ...), every round kept.
 
-Every contender has its own process on the same cores, so that threads, memory and patched libraries are not shared. The first
-round, which compiles and warms up, is not counted. Ratios are taken round by round, because other load on the machine slows both
-sides.
+Each contender has its own process on the same cores, so that threads, memory and patched libraries are not shared. The
+first round compiles and warms up, and is not counted. Ratios are taken round by round, because other load on the
+machine slows both sides.
 """
 
 import json
@@ -25,20 +25,21 @@ from fastft.machine.facts import package_version
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PEERS
 
-Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures
+Trial = dict[str, Any]  # wall and CPU seconds, number of images, and an arm's own figures
 Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
-Findings = Iterator[Measure | str]  # measures and notes, as they come
+Findings = Iterator[Measure | str]  # measures and notes, in the order they come
 GRACE_SECONDS = 10
-TRIAL_SECONDS = 1800  # time limit of a round
-SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
+TRIAL_SECONDS = 1800  # time limit for a round
+SHOWN_LINES = 12  # lines shown from a failed contender's stderr
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`make` is a module-level function: the contender's process imports it, calls it with `arguments`, gets arms by name.
+    """`make` is a module-level function that builds the arms.
 
-    differences: what is not the same work as fastft's. package: whose version is stored. limit: not a library but what the
+    The contender's process imports it, calls it with `arguments`, and gets arms by name. differences: how the work
+    differs from fastft's. package: the package whose version is stored. limit: this is not a library, but what the
     hardware or a codec allows.
     """
 
@@ -52,7 +53,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Planned:
-    """A measure that `fastft bench` knows by its key; `run` may yield several, whose keys begin with it.
+    """A measure that `fastft bench` knows by its key. `run` may yield several measures, whose keys begin with it.
 
     seconds: how long it takes with the default number of images and rounds, on 2 cores of an AMD EPYC (Zen 4).
     """
@@ -65,11 +66,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of all benchmarks. `quick` runs every path once, with meaningless figures."""
+    """Options for all benchmarks. `quick` runs every path once, with meaningless results."""
 
     workspace: Workspace
     rounds: int
-    threads: int  # all cores of this process
+    threads: int  # all cores that this process may use
     quick: bool = False
     peers: tuple[str, ...] = PEERS
     recipe: Recipe | None = None  # for e2e
@@ -80,12 +81,12 @@ class Options:
         return len(self.workspace.images.paths)
 
     def wanted(self, contenders: dict[str, list[Contender]]) -> list[Contender]:
-        """fastft's contenders, and those whose library is in `peers`."""
+        """Return fastft's contenders, and those whose library is in `peers`."""
         return [c for who, group in contenders.items() if who == OURS or who in self.peers for c in group]
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
-    """Peer names from "ffcv,timm", "all" or "none"."""
+    """Parse peer names from "ffcv,timm", "all" or "none"."""
     if text in ("all", "none"):
         return PEERS if text == "all" else ()
     names: Sequence[str] = text.split(",")
@@ -97,7 +98,7 @@ def parse_peers(text: str) -> tuple[str, ...]:
 
 @dataclass
 class Rounds:
-    """Every round by contender and arm; the reason why a contender was skipped."""
+    """Every round by contender and arm, and the reason why a contender was skipped."""
 
     contenders: dict[str, Contender] = field(default_factory=dict)
     trials: dict[str, dict[str, list[Trial]]] = field(default_factory=dict)
@@ -105,15 +106,15 @@ class Rounds:
 
 
 def show_progress(text: str, of_round: str = "") -> None:
-    """Replaced by `fastft bench`."""
+    """Do nothing; `fastft bench` replaces this."""
 
 
 def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
-    """Run 1 + `rounds` rounds of every arm, alternating between contenders, on `threads` cores.
+    """Run 1 + `rounds` rounds for every arm, alternating between contenders, on `threads` cores.
 
     Raises:
         UserError: fastft cannot use this input.
-        RuntimeError: a fastft contender fails. A peer that fails is reported as skipped.
+        RuntimeError: a fastft contender fails. A failing peer is reported as skipped instead.
     """
     result = Rounds({c.name: c for c in contenders})
     names = f"{', '.join(result.contenders)}, {threads} thread{'s' * (threads > 1)}"
@@ -133,7 +134,7 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rou
 
 
 def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
-    """As `alternate`, with a new process of each contender for every round, and every round counted."""
+    """Like `alternate`, with a new process for each contender in every round, and with every round counted."""
     result = Rounds({c.name: c for c in contenders})
     names = f"{', '.join(result.contenders)}, a new process per round"
     show_progress(names)
@@ -166,10 +167,10 @@ class _Process:
         return True
 
     def trial(self, arm: str, result: Rounds) -> Trial | None:
-        """Run one round; None if this contender has no such arm or has failed."""
+        """Run one round. Returns None if this contender has no such arm or has failed."""
         if arm not in self.arms or self.failed:
             return None
-        with suppress(BrokenPipeError):  # it ended after its last round, which `_answer` reports
+        with suppress(BrokenPipeError):  # the process ended after its last round, which `_answer` reports
             print(json.dumps(arm), file=self.process.stdin, flush=True)
         answer = self._answer()
         if "wall" not in answer:
@@ -178,7 +179,7 @@ class _Process:
         return answer
 
     def _answer(self) -> dict[str, Any]:
-        """Read one line; there is one line per request, so nothing remains in the buffer."""
+        """Read one line. There is one line per request, so nothing remains in the buffer."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], TRIAL_SECONDS)[0]:
             self.process.kill()
@@ -187,7 +188,7 @@ class _Process:
         return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
 
     def _skip(self, answer: dict[str, Any], result: Rounds) -> None:
-        """Record a missing or failing peer as skipped; raise if fastft itself fails."""
+        """Record a missing or failing peer as skipped, but raise if fastft itself fails."""
         self.failed = True
         name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
         if name.startswith("fastft") and answer.get("bad_input"):
@@ -202,7 +203,7 @@ class _Process:
 
 @contextmanager
 def _started(contender: Contender, threads: int) -> Iterator[_Process]:
-    """Start the contender's process on the first `threads` cores of this process; it ends with the block."""
+    """Start the contender's process on this process's first `threads` cores. The process ends with the block."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     count = str(len(cores))
     environment = os.environ | {"NUMBA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
@@ -224,7 +225,7 @@ def _started(contender: Contender, threads: int) -> Iterator[_Process]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Close the process's stdin, which ends it; kill it if it does not end."""
+    """Close the process's stdin, which ends it, and kill it if it does not end."""
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
         process.stdin.close()
@@ -245,12 +246,12 @@ def per_second(trial: Trial) -> float:
 
 
 def per_cpu_second(trial: Trial) -> float:
-    """Images per second of CPU time of all threads and workers: the throughput of one core, independent of other load."""
+    """Images per second of CPU time in all threads and workers: one core's throughput, independent of other load."""
     return trial["count"] / trial["cpu"]
 
 
 def reported(key: str) -> Figure:
-    """A figure of the arm's own."""
+    """Return one of the arm's own figures."""
     return lambda trial: trial[key]
 
 
@@ -262,7 +263,10 @@ def case(
     keep: Sequence[str] = (),
     only: Sequence[str] | None = None,
 ) -> Case:
-    """The rounds of one arm as they are stored. keep: figures of the arm's own to store with each round. only: contenders."""
+    """Return one arm's rounds as they are stored.
+
+    keep: the arm's own figures to store with each round. only: the contenders to include.
+    """
     names = [name for name in rounds.contenders if only is None or name in only]
     return Case(setting, [c for name in names if (c := _stored(rounds, name, arm, figure, keep)) is not None])
 
@@ -289,5 +293,5 @@ def _round(trial: Trial, figure: Figure, keep: Sequence[str]) -> Round:
 
 
 def shortened(value: float) -> float:
-    """Five significant digits."""
+    """Round to five significant digits."""
     return float(f"{value:.5g}")

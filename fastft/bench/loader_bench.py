@@ -60,12 +60,12 @@ def setting(of: Task, files: str, options: Options) -> dict[str, Any]:
 
 
 def thread_counts(threads: int) -> list[int]:
-    """1, 2, 4, ... and all."""
+    """Return 1, 2, 4, ... and all."""
     return sorted({1, threads, *(1 << k for k in range(threads.bit_length()) if 1 << k < threads)})
 
 
 def throughput(options: Options, work: str, files: str, key: str, counts: Sequence[int]) -> Findings:
-    """Wall throughput for each number of threads, and from the rounds with one thread throughput per CPU second."""
+    """Measure wall throughput for each number of threads, and in the one-thread rounds throughput per CPU second."""
     title, about = WORDS[work]
     cases: list[Case] = []
     for threads in counts:
@@ -101,7 +101,7 @@ def crop_originals(options: Options) -> Findings:
 
 
 def sizes(options: Options) -> Findings:
-    """The whole recipe at several output sizes."""
+    """Run the whole recipe at several output sizes."""
     cases = []
     for size in SIZES:
         asked = task(options, RECIPE, size=size, repeat=1)
@@ -141,7 +141,7 @@ def raw(options: Options) -> Findings:
 
 
 def cold_files(options: Options) -> Findings:
-    """Every pass begins with none of the files in the page cache."""
+    """Begin every pass with none of the files in the page cache."""
     asked = task(options, RECIPE, threads=options.threads, repeat=1)
     chosen = contenders(options, asked, cold.cold, only=("ours", "timm", "webdataset"))
     crops = contenders(options, replace(asked, work=CROP), cold.cold, only=("ffcv",))
@@ -156,9 +156,9 @@ def cold_files(options: Options) -> Findings:
 
 
 def start(options: Options) -> Findings:
-    """Time to the first batch and peak memory, in a new process per round."""
+    """Measure time to the first batch and peak memory, in a new process per round."""
     batch = 4 if options.quick else MEMORY_BATCH
-    repeat = max(1, -(-6 * batch // options.images))  # enough batches to fill every buffer
+    repeat = max(1, -(-6 * batch // options.images))  # gives enough batches to fill every buffer
     asked = task(options, RECIPE, threads=options.threads, batch=batch, repeat=repeat)
     chosen = contenders(options, asked, first)
     stock = contenders(options, replace(asked, work=CROP), first, only=("ffcv",))[:1]
@@ -176,7 +176,7 @@ def start(options: Options) -> Findings:
 
 
 def open_long(options: Options) -> Findings:
-    """Opening a file as long as ImageNet, and files of 20 million samples."""
+    """Open a file with as many images as ImageNet, and files with 20 million samples."""
     cases: dict[str, list[Case]] = {"seconds": [], "memory_mb": []}
     small = options.quick
     for samples, parts, peers in (
@@ -203,7 +203,7 @@ def open_long(options: Options) -> Findings:
 
 
 def order(options: Options) -> Findings:
-    """What the disk is asked for in an epoch of a file three times as large as the memory."""
+    """Measure what the disk is asked for in an epoch over a file three times as large as the memory."""
     if not limited.is_available():
         yield "loader.order was left out: it limits memory by control groups of version 1, which only root may make."
         return
@@ -238,7 +238,7 @@ def order(options: Options) -> Findings:
 
 
 def to_gpu(options: Options) -> Findings:
-    """Throughput with augmentation on the GPU."""
+    """Measure throughput with augmentation on the GPU."""
     asked = task(options, RECIPE, threads=options.threads, device="cuda")
     rounds = alternate(contenders(options, asked), options.rounds, options.threads)
     yield Measure(

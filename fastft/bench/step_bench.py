@@ -1,8 +1,9 @@
-"""The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA; random images in memory.
+"""The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA.
 
-Ours is the trainer's own step (fastft.train.step). timm is what its train.py does with the same shape, with its optimiser
-factory and ModelEmaV3. MFU is from `count_flops` over the device's peak: of a GPU its data sheet, of a CPU the best of a few
-square matrix products. A GPU whose peak is not known has no MFU.
+The images are random and in memory. Ours is the trainer's own step (fastft.train.step). timm's does what its train.py
+does with the same shape, timm's optimiser factory and ModelEmaV3. MFU is computed from `count_flops` and the device's
+peak. For a GPU the peak comes from its data sheet, for a CPU from the best of a few square matrix products. A GPU whose
+peak is not known has no MFU.
 """
 
 import sys
@@ -49,7 +50,10 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    """B/16 in fp32 and half precision; on a GPU also L/14, and B/16 at 384 px. Each takes less than 5 minutes on a V100."""
+    """Return B/16 in fp32 and half precision, and on a GPU also L/14, and B/16 at 384 px.
+
+    Each takes less than 5 minutes on a V100.
+    """
     on_gpu, full = device().type == "cuda", "fp32"
     # older GPUs only emulate bf16
     half = "fp16" if on_gpu and choose_precision("auto", device()).dtype == torch.float16 else "bf16"
@@ -63,7 +67,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def training(options: Options) -> Findings:
-    """Per case: throughput with all parameters and with the upper half of the blocks trained, and MFU."""
+    """Measure throughput with all parameters and with the upper half of the blocks trained, and MFU, per case."""
     found: dict[str, list[bench_result.Case]] = {"step.train": [], "step.frozen": [], "step.mfu": []}
     for one in cases(options.quick):
         given = {**asdict(one), "half": False}
@@ -110,7 +114,7 @@ MEASURES = (Planned("step.train", training, 400),)
 
 
 def shape(letter: str, size: int = 224) -> Arch:
-    """B/16 and L/14 of CLIP at `size` pixels; T is B/16 at the width of ViT-Ti."""
+    """Return CLIP's B/16 or L/14 at `size` pixels. T is B/16 at ViT-Ti's width."""
     base = load_open_clip_arch(ARCHS.get(letter, ARCHS["B"]))
     width = 192 if letter == "T" else base.width
     return replace(base, width=width, heads=width // 64, mlp_width=4 * width).at(size)
@@ -121,7 +125,7 @@ def device() -> torch.device:
 
 
 def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(images float32, labels) on `on`, default `device()`."""
+    """Return float32 images and labels on `on`, by default `device()`."""
     images = torch.randn(batch, 3, arch.image_size, arch.image_size, device=on or device())
     labels = torch.randint(CLASSES, (batch,), device=images.device)
     return images.to(memory_format=torch.channels_last), labels
@@ -130,9 +134,10 @@ def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tupl
 def arm(
     step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype
 ) -> Callable[[], dict[str, float]]:
-    """An arm of `steps` steps, with one synchronisation at the end.
+    """Return an arm with `steps` steps and one synchronisation at the end.
 
-    On a GPU every round begins with a step that is not timed and ends without cached memory, which the others need.
+    On a GPU every round begins with a step that is not timed. The round ends without cached memory, because the other
+    contenders need it.
     """
     peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
     on_gpu = device().type == "cuda"
@@ -158,7 +163,7 @@ def arm(
 
 
 def step_flops(arch: Arch, half: bool = False) -> float:
-    """Training FLOPs of an image; half: only the upper half of the blocks trains."""
+    """Return training FLOPs per image. half: only the upper half of the blocks is trained."""
     return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
 
 
@@ -172,7 +177,7 @@ def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool 
 
 
 class StepRunner:
-    """The trainer's step on given batches: call it with images and labels."""
+    """The trainer's step on given batches. Call it with images and labels."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -187,9 +192,10 @@ class StepRunner:
 def our_step(
     arch: Arch, precision: Precision, choice: StepChoice | None = None, batch: int = 1, trainable: int | None = None
 ) -> StepRunner:
-    """The step on the precision's device; all parameters train, or the upper `trainable` blocks and the head.
+    """Return the step on the precision's device.
 
-    choice: how the step is computed; None: as a training of CLIP's tower chooses for a micro-batch of `batch` images.
+    All parameters are trained, or the upper `trainable` blocks and the head. choice: how the step is computed. None
+    chooses as a run with CLIP's tower does for a micro-batch of `batch` images.
     """
     world = World(0, 1, 0, torch.device(precision.device_type))
     torch.manual_seed(0)
@@ -208,12 +214,15 @@ def our_step(
 
 
 def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
-    """The step of timm's train.py: model and loss under autocast, backward, (scaled) step, zero_grad, EMA; returns the loss."""
+    """Return a function that runs the step from timm's train.py and returns the loss.
+
+    It has model and loss under autocast, backward, (scaled) step, zero_grad and EMA.
+    """
     import timm.loss
     from timm.utils import ModelEmaV3
 
     precision = choose_precision(dtype, device())
-    on_ampere = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE  # which Triton supports
+    on_ampere = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE  # Triton supports these
     forward = torch.compile(model, dynamic=False) if on_ampere and can_compile(device()) else model
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
     scaler = precision.scaler()
@@ -232,7 +241,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
 
 
 def timm_model(a: Arch) -> nn.Module:
-    """timm's vit_base_patch16_clip_quickgelu_224, with the shape of `a`."""
+    """Build timm's vit_base_patch16_clip_quickgelu_224 with the shape of `a`."""
     from timm.models import VisionTransformer
 
     torch.manual_seed(0)
@@ -245,7 +254,7 @@ def timm_model(a: Arch) -> nn.Module:
 
 
 def timm_train_step(a: Arch, dtype: str, half: bool = False) -> Callable[..., torch.Tensor]:
-    """half: the embeddings and the lower half of the blocks need no gradient, as its users freeze layers."""
+    """half: the embeddings and the lower half of the blocks need no gradient, as when timm's users freeze layers."""
     import timm.optim
 
     model = timm_model(a)

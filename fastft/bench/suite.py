@@ -1,4 +1,7 @@
-"""`fastft bench NAME`: plan the measures, run them one after another, write JSON after each, print its table; then the page."""
+"""`fastft bench NAME`: plan the measures, run them one after another, and write the page.
+
+After each measure, JSON is written and its table is printed.
+"""
 
 import argparse
 import shlex
@@ -43,11 +46,14 @@ from fastft.report.page import figure
 
 IMAGES, ROUNDS = 700, 5
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
-QUICK_SECONDS = 20  # of a measure with --quick: imports and compilation
+QUICK_SECONDS = 20  # for a measure with --quick: imports and compilation
 
 
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
-    """Run a benchmark of BENCHES, one of its measures, or all; the result is also written to `args.out` as NAME.json."""
+    """Run a benchmark from BENCHES, one of its measures, or all of them.
+
+    The result is also written to `args.out` as NAME.json.
+    """
     plans = planned(name)
     recipe = resolve(load_recipe(args.recipe)) if args.recipe else None
     if recipe and not any(plan.key.startswith("e2e") for plan in plans):
@@ -79,7 +85,10 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
 
 
 def planned(name: str) -> list[Planned]:
-    """The measures of a benchmark, of all, or the one with this key. Raises UserError: unknown, or all need a GPU."""
+    """Return the measures in a benchmark, in all of them, or the one with this key.
+
+    Raises UserError if the name is unknown or if all measures need a GPU.
+    """
     found = [plan for bench in BENCHES for plan in import_module(f"fastft.bench.{bench}_bench").MEASURES]
     if name != "all":
         found = [plan for plan in found if name == plan.key or name == plan.key.partition(".")[0]]
@@ -102,7 +111,10 @@ def new_result(images: bench_result.Images, quick: bool, watch: Watch) -> Result
 
 
 def extended(old: Result, new: Result) -> Result:
-    """The old result with a session for new measures. Raises UserError: another version, machine or other images."""
+    """Return the old result with a session for new measures.
+
+    Raises UserError if the version, the machine or the images differ.
+    """
     for what in ("fastft", "commit", "changed", "quick", "machine", "images"):
         if getattr(old, what) != getattr(new, what):
             raise UserError(f"--add: the result is of another {what}; measure everything again, or leave --add out")
@@ -111,7 +123,7 @@ def extended(old: Result, new: Result) -> Result:
 
 
 def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
-    """The command that repeats the benchmark in this folder, with the images named even if they were the default."""
+    """Return the command that repeats the benchmark in this folder. It names the images, even the default ones."""
     given = {
         "--images": folder, "--count": args.count, "--rounds": args.rounds, "--contender": args.contender,
         "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe, "--add": args.add,
@@ -133,7 +145,7 @@ def _notes(quick: bool) -> list[str]:
 
 @dataclass
 class Progress:
-    """What is measured now, and about how long the rest will take."""
+    """What is being measured, and about how long the rest will take."""
 
     console: Console
     plans: Sequence[Planned]
@@ -151,7 +163,7 @@ class Progress:
         return format_duration(share * sum(plan.seconds for plan in self.plans[self.done :]))
 
     def run(self, plan: Planned, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
-        """The measures of a plan, each in the result and its file at once."""
+        """Run a plan's measures. Each appears in the result and its file at once."""
         head = f"{plan.key} ({self.done + 1} of {len(self.plans)}, about {self.left()} left)"
         found = []
         with self.console.status(head) as status:
@@ -169,7 +181,7 @@ class Progress:
 
 
 def _show_progress(console: Console, status: Status, head: str, text: str, of_round: str = "") -> None:
-    """Beside a spinner in a terminal, else one line per group of contenders."""
+    """Show progress beside a spinner in a terminal, otherwise as one line per group of contenders."""
     line = f"{head}: {of_round}{text}"
     if console.is_terminal:
         status.update(line)
@@ -181,7 +193,7 @@ def _show_progress(console: Console, status: Status, head: str, text: str, of_ro
 
 
 def print_measures(measures: Sequence[Measure], console: Console) -> None:
-    """Print measures of one title and unit in 80 columns: medians, lowest and highest round, ratios round by round."""
+    """Print measures with one title and unit in 80 columns: medians, lowest and highest round, ratios by round."""
     first = measures[0]
     console.print(Text(f"{first.title}, {first.unit}", "bold"))
     console.print(", ".join(f"{key} {value}" for key, value in first.setting.items()), highlight=False, markup=False)

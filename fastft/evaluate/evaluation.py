@@ -29,13 +29,13 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import Predictions
 
-KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
+KEPT_LOGITS = 2**26  # values (256 MiB); ImageNet's validation images have 50 million logits
 
 
 class PresentClasses(nn.Module):
-    """A model whose logits of classes without images are -inf: never predicted, and without probability.
+    """A model whose logits are -inf for classes without images: they are never predicted and have no probability.
 
-    Published figures of ImageNet-A and ImageNet-R rank 200 of 1,000 classes so. present: labels of the classes with images.
+    Published results on ImageNet-A and ImageNet-R rank 200 of 1,000 classes in this way. present: labels with images.
     """
 
     absent_K: Tensor
@@ -52,13 +52,13 @@ class PresentClasses(nn.Module):
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> FileReport:
-    """Scores of a checkpoint on one `.beton` (default: the validation file of its recipe); otherwise as `evaluate_files`."""
+    """Score a checkpoint on one `.beton`, by default its recipe's validation file; otherwise as `evaluate_files`."""
     (scores,) = evaluate_files(checkpoint, [] if data is None else [data], device, **options)
     return scores
 
 
 def evaluate_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, EvaluatedFile]:
-    """The model of a checkpoint, and its scores and predictions for every image of a `.beton`, in the order of the file."""
+    """Return a checkpoint's model, with its scores and predictions for every image in a `.beton`, in file order."""
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
@@ -76,13 +76,18 @@ def evaluate_files(
     csv: Path | None = None,
     overwrite: bool = False,
 ) -> list[FileReport]:
-    """Scores of a checkpoint on each `.beton` of `files` (none: on the validation file of its recipe).
+    """Score a checkpoint on each `.beton` in `files`, or on its recipe's validation file if there are none.
 
-    weights: as `load_trained`. logit_adjustment: correct the logits for the class sizes of the training file.
-    only_present_classes: rank only the classes that have images in the file. csv: write the prediction for each image of the
-    only file. overwrite: replace a file of this name.
-    Raises UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written
-    or exists, or there are several files.
+    Args:
+        weights: as in `load_trained`.
+        logit_adjustment: correct the logits for the class sizes of the training file.
+        only_present_classes: rank only the classes that have images in the file.
+        csv: write the prediction for each image to this file. `files` must then be a single file.
+        overwrite: replace an existing `csv`.
+
+    Raises:
+        UserError: there is no such checkpoint or file, it is damaged, a file has other classes, `csv` cannot be written
+            or exists, or `csv` is combined with several files.
     """
     if csv is not None:
         if len(files) > 1:
@@ -101,19 +106,22 @@ def evaluate_files(
 
 
 def validation_file(recipe: Recipe) -> Path:
-    """The validation file of a recipe; a UserError if it names none."""
+    """Return a recipe's validation file. Raises UserError if the recipe names none."""
     if recipe.data.val is None:
         raise UserError("the recipe names no validation file; give one with --data FILE.beton")
     return Path(recipe.data.val)
 
 
 def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
-    """This process's share of a file, as the model is evaluated on it. Raises UserError: the file is missing or damaged."""
+    """Load this process's share of a file, transformed as the model is evaluated on it.
+
+    Raises UserError if the file is missing or damaged.
+    """
     recipe = trained.recipe
     dtype = inference_precision(recipe.train.amp, world.device).dtype
     return EvalLoader(
         data,
-        build_policy(recipe.with_option("augment.policy", "none")),  # which may be unknown to this version
+        build_policy(recipe.with_option("augment.policy", "none")),  # the policy may be unknown to this version
         Output(recipe.model.image_size, world.device, dtype),
         batch_size=BATCH,
         shard=Shard(world.rank, world.size),
@@ -121,7 +129,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
 
 
 def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> EvaluatedFile:
-    """Scores of a model on one file. Raises UserError: as `evaluate_files`; published to the other processes."""
+    """Score a model on one file. Raises UserError as `evaluate_files`, published to the other processes."""
     outputs = trained.recipe.data.num_classes
     if only_present_classes:
         refuse_multi_label(trained.recipe, "--only-present-classes")
@@ -148,9 +156,9 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
 def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:
     """Write a CSV file with one row per image, in the order of the file `data`.
 
-    image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
-    probability, class_probability: softmax probability of the predicted and of the true class. Multi-label: labels and
-    predicted, "cat;dog", and a column with the probability of each label.
+    image: index in the file. file: name in the source, if the manifest has it. class, predicted: names. probability,
+    class_probability: softmax probability for the predicted and for the true class. With multi-label data, labels and
+    predicted are lists such as "cat;dog", and each label has a column with its probability.
     """
     p = predictions
     files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)

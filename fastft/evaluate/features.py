@@ -1,8 +1,12 @@
-"""Embeddings of images: the head's input, in one .npz file (`fastft predict --features`).
+"""Image embeddings: the head's input, stored in one .npz file (`fastft predict --features`).
 
-Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an image without a label, or if multi-label
-float32 (N, K); `files` (N,) names;
-`classes` (K,) names by label, empty without labels; `model`, a checksum of the weights.
+The file has these arrays:
+
+- `features`: float32 (N, D).
+- `labels`: int64 (N,) with -1 for an image without a label, or float32 (N, K) for multi-label data.
+- `files`: N names.
+- `classes`: K names by label, empty without labels.
+- `model`: a checksum of the weights.
 """
 
 from collections import Counter
@@ -28,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class Features(NamedTuple):
-    """features_ND: float32. labels_N: int64, NO_LABEL without one. files: N names. classes: by label."""
+    """features_ND: float32. labels_N: int64, NO_LABEL without a label. files: N names. classes: names by label."""
 
     features_ND: np.ndarray
     labels_N: np.ndarray
@@ -37,12 +41,18 @@ class Features(NamedTuple):
 
 
 def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weights: str, path: Path, say: Say) -> str:
-    """Write the embeddings of `.beton` files, image files and folders of them; returns a line about the file.
+    """Write the embeddings for `.beton` files, images and image folders, and return a line about the file.
 
-    The images are seen as in evaluation, in the order of `sources`. A `.beton` is divided among the processes. say: called with
-    the weights, each image that cannot be read, and a line about other files in folders and about images that lose values.
-    Raises UserError: `path` cannot be written; there is no such checkpoint; a source is missing or damaged, two have other
-    classes, or no image could be read.
+    Images are preprocessed as in evaluation and stored in the order of `sources`. A `.beton` is divided among the
+    processes.
+
+    Args:
+        say: called with the weights, each image that cannot be read, and a line about other files in folders and about
+            images that lose values.
+
+    Raises:
+        UserError: `path` cannot be written, there is no such checkpoint, a source is missing or damaged, two sources
+            have different classes, or no image could be read.
     """
     world = find_world(device)
     with connected(world):
@@ -65,12 +75,12 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
 
 
 def beton_features(trained: Trained, path: Path, world: World) -> Features:
-    """The embeddings of a `.beton`, in every process."""
+    """Return the embeddings for a `.beton`, in every process."""
     precision = inference_precision(trained.recipe.train.amp, world.device)
     with eval_loader(trained, path, world) as loader:
         try:
             features_ND, labels_N = pooled_features(trained.model, loader, world, precision, stop=lambda: False)
-        except UserError as error:  # a damaged image, which only this process has met
+        except UserError as error:  # a damaged image that only this process has read
             raise world.publish_error(error) from error
         names = loader.betons.read_names()
         files = [f"{path.name}[{i}]" for i in range(len(labels_N))] if names is None else names
@@ -106,7 +116,7 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
 def _image_features(
     trained: Trained, source: Path, world: World, say: Say, left_out: Counter[str], notes: Counter[str]
 ) -> Features:
-    """The embeddings of image files. notes: counts what to know of their pixels."""
+    """Return the embeddings for image files. notes: counts what you should know about their pixels."""
     rows, files = [], []
     paths = image_paths([source], left_out)
     for path, read, features_D in compute_outputs(trained, paths, world.device, method="pooled"):

@@ -1,4 +1,4 @@
-"""What `fastft eval --json` prints of one file: scores, metrics per class, confusions and calibration."""
+"""What `fastft eval --json` prints for one file: scores, metrics per class, confusions and calibration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from fastft.run.prediction_metrics import (
     reliability,
 )
 
-CONFUSIONS = 100  # pairs of classes that are listed
-MATRIX_CLASSES = 100  # above, the confusion matrix is left out
+CONFUSIONS = 100  # number of class pairs that are listed
+MATRIX_CLASSES = 100  # with more classes the confusion matrix is left out
 
 
 @dataclass(frozen=True)
 class EvaluatedFile:
-    """Scores and predictions on one file, and the number of classes that the predictions are ranked among."""
+    """Scores and predictions on one file, and the number of classes among which the predictions are ranked."""
 
     path: Path
     scores: Scores
@@ -32,7 +32,7 @@ class EvaluatedFile:
 
 
 class NamedClass(ClassMetrics, kw_only=True):
-    """One class; confused_with: the class that most of its other images are predicted as, and how many."""
+    """One class. confused_with: the class most often predicted for its images by mistake, and how often."""
 
     name: str
     confused_with: str | None = None
@@ -40,7 +40,7 @@ class NamedClass(ClassMetrics, kw_only=True):
 
 
 class Confusion(Document):
-    """Images of one class that are predicted as another."""
+    """Images from one class that are predicted as another."""
 
     truth: str = msgspec.field(name="class")
     predicted: str
@@ -56,16 +56,17 @@ class Bins(Document):
 
 
 class FileReport(Scores, kw_only=True, omit_defaults=True):
-    """The scores of a model on one file, and everything per class.
+    """A model's scores on one file, and the results per class.
 
     Attributes:
-        weights: which ones these are, in words.
-        ranked_classes: number of classes that the predictions are ranked among.
-        ece_by_chance: the calibration error that a perfectly calibrated model has on as many images.
-        confusions, confusion_matrix: the most frequent ones, and of few classes; None if multi-label.
-        best_by: the score that compared epochs and weights of the run.
-        standard_error: binomial, of top-1, in percentage points.
-        logit_adjustment: whether the logits were corrected for the class sizes; None where that was no option.
+        weights: describes in words which weights were used.
+        ranked_classes: number of classes among which the predictions are ranked.
+        ece_by_chance: calibration error that a perfectly calibrated model would show with the same number of images.
+        confusions, confusion_matrix: the most frequent confusions, and the matrix if there are few classes; None if
+            multi-label.
+        best_by: the score that the run used to compare epochs and weights.
+        standard_error: binomial standard error for top-1, in percentage points.
+        logit_adjustment: whether the logits were corrected for the class sizes; None where this was not an option.
     """
 
     checkpoint: str

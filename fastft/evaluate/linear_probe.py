@@ -1,7 +1,7 @@
-"""The linear probe of a recipe: ridge regression on the features that its frozen tower gives for the training images.
+"""A recipe's linear probe: ridge regression on the features that its frozen tower computes for the training images.
 
-Two stages of a run use it: choosing options compares probes, and the head may start as one. The features are computed once: a
-file of the run directory keeps them until the head is written.
+Two stages of a run use it: choosing options compares probes, and the head may start as one. The features are computed
+once and kept in a file of the run directory until the head is written.
 """
 
 import time
@@ -34,15 +34,15 @@ from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe
 
 FEATURES = "features.safetensors"  # in a run directory
-MOST_IMAGES = 100_000  # whose features are kept: of 1,024 values they take 400 MB
+MOST_IMAGES = 100_000  # up to here features are kept; with 1,024 values each they take 400 MB
 BATCH = {"cpu": 32, "cuda": 256}  # images per forward pass
 
 
 @dataclass(frozen=True)
 class FrozenTower:
-    """A recipe's model with its pretrained weights on the device of this process, and the images as it sees them in evaluation.
+    """A recipe's pretrained model on this process's device, and the images as the model sees them in evaluation.
 
-    stop: called before each batch; once it returns true in one process, EvaluationStopped is raised in all of them.
+    stop: called before each batch. Once it returns true in one process, EvaluationStopped is raised in all of them.
     """
 
     recipe: Recipe
@@ -73,7 +73,7 @@ class FrozenTower:
         return Shard(self.world.rank, self.world.size)
 
     def open(self, files: BetonPaths | BetonSet, indices: np.ndarray | None = None) -> EvalLoader:
-        """This process's share of the images."""
+        """Return this process's share of the images."""
         return EvalLoader(
             files, build_policy(self.recipe), self.output, batch_size=self.batch, shard=self.shard,
             workers=self.recipe.data.workers or None, indices=indices,
@@ -87,12 +87,12 @@ class FrozenTower:
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear probe of the training images at an image size.
+    """A linear probe fitted to the training images at one image size.
 
     Attributes:
         head: the same in all processes.
-        features_ND, labels_N: in process 0; None of more than MOST_IMAGES images.
-        seconds: of the forward pass over the images; of a probe that a run keeps, of all its probes.
+        features_ND, labels_N: in process 0 only; None for more than MOST_IMAGES images.
+        seconds: time for the forward pass over the images. A probe kept by a run has the time for all the run's probes.
     """
 
     size: int
@@ -104,14 +104,14 @@ class LinearProbe:
 
 
 def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -> LinearProbe:
-    """Fit the probe at the recipe's image size; the same in all processes.
+    """Fit the probe at the recipe's image size. All processes get the same probe.
 
     Raises:
         EvaluationStopped: a stop was requested.
     """
     recipe, world, features_ND, labels_N, head = tower.recipe, tower.world, None, None, None
     with tower.open(files) as loader, progress_lines("linear probe", say, "images") as show:
-        next(iter(loader), None)  # the first batch of a process waits for the loader's compilation
+        next(iter(loader), None)  # a process's first batch waits until the loader is compiled
         images, batches, began = loader.num_samples, count(), time.monotonic()
 
         def stop() -> bool:
@@ -136,9 +136,10 @@ def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -
 def _fit_in_one_pass(
     model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, seed: int, stop: Callable[[], bool]
 ) -> RidgeHead:
-    """The head of many images, of which only sums of width x width and classes x width values are kept, in float64.
+    """Fit the head for many images, keeping only float64 sums with width x width and classes x width values.
 
-    Penalty and scale are chosen on some images whose features are kept, by the sums of the others; the head is of all images.
+    Penalty and scale are chosen on some images whose features are kept, with the sums over the other images. The head
+    is fitted to all images.
     """
     classes, width = model.head.weight.shape
     kept = min(MOST_KEPT, SCORED_VALUES // classes, loader.num_samples // FOLDS)
@@ -163,7 +164,7 @@ def _fit_in_one_pass(
 def probe_of_run(
     tower: FrozenTower, files: BetonSet, folder: Path, key: str, say: Callable[[str], None]
 ) -> LinearProbe:
-    """The probe that a run directory keeps, or a new one, which it then keeps. key: tells what the run is asked for."""
+    """Return the probe kept in the run directory, or fit a new one and keep it. key: what the run is asked for."""
     world, size = tower.world, tower.recipe.model.image_size
     mine = _read(folder / FEATURES, key, size) if world.is_main else None
     kept = world.broadcast(None if mine is None else replace(mine, features_ND=None, labels_N=None))
@@ -189,7 +190,7 @@ def keep_probe(probe: LinearProbe, folder: Path, key: str, world: World) -> None
 
 
 def _read(path: Path, key: str, size: int) -> LinearProbe | None:
-    """The probe in a file; None if there is none, it cannot be read, or it is for something else."""
+    """Return the probe in a file, or None if the file is missing, unreadable or made for something else."""
     with suppress(OSError, SafetensorError, ValueError, KeyError):
         with safe_open(path, framework="np") as file:
             header: dict[str, Any] = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""HTML that notebooks show for a prediction and for a run: an image with its classes, a table."""
+"""HTML that notebooks show for a prediction (an image with its classes) and for a run (a table)."""
 
 import base64
 import io
@@ -11,11 +11,11 @@ from PIL import Image
 
 from beton_tools.base.image_formats import open_image, orientation_of, upright_rgb
 
-THUMBNAIL = 224  # pixels of the longer side
+THUMBNAIL = 224  # longer side in pixels
 
 
 def html_table(rows: Iterable[Sequence[object]], header: Sequence[object] = ()) -> str:
-    """An HTML table; every cell is escaped."""
+    """Return an HTML table in which every cell is escaped."""
 
     def row(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
@@ -25,8 +25,8 @@ def html_table(rows: Iterable[Sequence[object]], header: Sequence[object] = ()) 
 
 
 def html_image(image: Image.Image | Path) -> str:
-    """A thumbnail inside the page, turned as its Exif data says; empty for a file that cannot be read (any more)."""
-    with suppress(Exception):  # Pillow's plug-ins raise many kinds of exceptions for damaged files
+    """Return a thumbnail to embed in a page, turned as its Exif data says; empty for an unreadable or deleted file."""
+    with suppress(Exception):  # Pillow's plug-ins raise many different exceptions for damaged files
         opened = image if isinstance(image, Image.Image) else open_image(image)
         small, _ = upright_rgb(opened, orientation_of(opened))
         small.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -42,18 +42,21 @@ Source = Path | str | Image.Image
 Given = Source | np.ndarray
 Colour = Sequence[float]  # per channel, in 0..1
 TOPK = 5  # classes per image
-BATCHES_AHEAD = 2  # being decoded or ready, including the one that is delivered next
-MOST_PIXELS = 1 << 26  # of a resized image; one of 1 x 65,000 pixels would have 3.3 billion
+BATCHES_AHEAD = 2  # batches being decoded or ready, including the one that is delivered next
+MOST_PIXELS = 1 << 26  # in a resized image; an image with 1 x 65,000 pixels would grow to 3.3 billion
 
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
-    None below the predictor's `min_probability`. Multi-label: those that reach their thresholds, which may be none.
-    path: of the file; empty for an image in memory, which is then `image`.
-    notes: what to know of the pixels, for "1 image has ...": that those above 8 bits per value were clipped, that transparent
-    ones were laid on `data.background`.
+    There are no classes if the most probable one is below the predictor's `min_probability`. For a multi-label model
+    these are the classes that reach their thresholds, possibly none.
+
+    Attributes:
+        path: the file. For an image in memory it is empty, and `image` holds the image.
+        notes: what you should know about the pixels, as the end of "1 image has ...": values above 8 bits were clipped,
+            or transparent pixels were laid on `data.background`.
     """
 
     path: Path
@@ -69,7 +72,7 @@ class Prediction:
         return f"Prediction({str(self.path)!r}: {said})" if self.path != Path() else f"Prediction({said})"
 
     def _repr_html_(self) -> str:
-        """The image beside its classes, for notebooks."""
+        """Show the image beside its classes, for notebooks."""
         shares: list[tuple[str, str | None]] = [
             (name, f"{share:.1%}") for name, share in zip(self.classes, self.probabilities, strict=True)
         ]
@@ -80,7 +83,7 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model that names the class of images.
+    """Predict classes for images with a trained model.
 
     predictor = Predictor("runs/photos")
     for prediction in predictor.predict(["a.jpg", "b.jpg"], topk=3):
@@ -89,16 +92,18 @@ class Predictor:
     Args:
         checkpoint: a run directory or a checkpoint in it.
         device: "auto" (the GPU if there is one), "cuda" or "cpu".
-        weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose.
-        logit_adjustment: correct the logits for the class sizes of the training file, as `fastft eval --logit-adjustment`; for
-            probabilities without the temperature, which was fitted without the correction.
-        temperature: divide the logits by the temperature that was fitted on the run's validation images; no ranking changes.
-        min_probability: an image whose most probable class has less gets no class.
-        flip_average: take the mean of the logits of an image and its mirror image.
+        weights: "raw", "ema", "best", "last", "probe", or "auto" for the weights that the run's rule chose.
+        logit_adjustment: correct the logits for the class sizes of the training file, like `fastft eval
+            --logit-adjustment`. Probabilities then ignore the temperature, because it was fitted without the
+            correction.
+        temperature: divide the logits by the temperature fitted on the run's validation images. This changes no
+            ranking.
+        min_probability: give no class to an image if its most probable class is below this value.
+        flip_average: average the logits for an image and its mirror image.
 
     Raises:
-        UserError: there is no such checkpoint or device, or the checkpoint is damaged; `min_probability` for a multi-label model;
-            `flip_average` for one that was trained without horizontal flips.
+        UserError: there is no such checkpoint or device, the checkpoint is damaged, `min_probability` is used with a
+            multi-label model, or `flip_average` is used with a model trained without horizontal flips.
     """
 
     def __init__(
@@ -124,14 +129,18 @@ class Predictor:
             raise UserError("this model was trained without horizontal flips; leave --flip-average out")
 
     def predict(self, images: Given | Iterable[Given], topk: int | None = None) -> Iterator[Prediction]:
-        """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
+        """Yield the `topk` most probable classes for every image, in order.
 
-        images: paths, Pillow images or uint8 arrays (H, W, 3) or (H, W), or one of them. An image that cannot be read gives a
-            `Prediction` whose `error` is the reason.
-        topk: default 5; multi-label: at most so many, by default all that reach their thresholds.
+        Images are processed in batches, and the next batch is read while the model works.
+
+        Args:
+            images: one or several paths, Pillow images or uint8 arrays (H, W, 3) or (H, W). An image that cannot be
+                read gives a `Prediction` whose `error` is the reason.
+            topk: classes per image, 5 by default. For a multi-label model this is an upper limit. By default you get
+                all classes that reach their thresholds.
 
         Raises:
-            UserError: topk < 1, or something else is given in the place of an image.
+            UserError: topk < 1, or an item is not an image.
         """
         multi_label, thresholds_K = self.trained.recipe.data.multi_label, torch.tensor(self.trained.thresholds)
         topk = topk if topk is not None else len(self.classes) if multi_label else TOPK
@@ -156,9 +165,9 @@ class Predictor:
 
 
 def as_several(images: Given | Iterable[Given]) -> Iterable[Source]:
-    """The images, where one may be given; arrays as Pillow images. An array of four dimensions is several images.
+    """Return the images as a sequence, even if only one is given. Arrays become Pillow images.
 
-    Raises UserError: something else is in the place of an image.
+    An array with four dimensions counts as several images. Raises UserError if an item is not an image.
     """
     is_one = images.ndim < 4 if isinstance(images, np.ndarray) else isinstance(images, Source)
     return map(_checked_source, [cast(Given, images)] if is_one else cast(Iterable[Given], images))
@@ -183,13 +192,17 @@ def predict_files(
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Iterator[Prediction]:
-    """The top classes of image files and of the images in folders, in order, one batch at a time.
+    """Yield the top classes for image files and for the images in folders, in order, one batch at a time.
 
-    say: called with the weights in words, the temperature, and lines about files in folders that are left out and, at the end,
-    for each of the notes on images. options: as `Predictor`.
-    Raises UserError: there is no such checkpoint; when the iteration ends, that no file could be read.
+    Args:
+        say: called with the weights in words, the temperature, and a line about files in folders that are left out. At
+            the end it is called once for each kind of note on the images.
+        options: passed to `Predictor`.
+
+    Raises:
+        UserError: there is no such checkpoint, or, when the iteration ends, no file could be read.
     """
-    find_world(device)  # refuses a device that is not there
+    find_world(device)  # raises if the device does not exist
     left_out: Counter[str] = Counter()
     paths = list(image_paths(images, left_out))
     if left_out:
@@ -204,20 +217,22 @@ def predict_files(
 
 
 def describe_left_out(left_out: Counter[str]) -> str:
-    """Warning text for the files that `image_paths` left out."""
+    """Return the warning about the files that `image_paths` left out."""
     return f"files of other kinds are left out: {by_suffix(left_out)}"
 
 
 def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Path]:
-    """The given paths, for folders all image files in them and their subfolders, found as in class folders.
+    """Return the given paths, with each folder replaced by the image files in it and its subfolders.
 
-    left_out: counts the other files in the folders, by suffix.
+    They are found in the same way as in class folders.
+
+    left_out: counts the other files in the folders by suffix.
     """
     for path in given:
         if not path.is_dir():
             yield path
             continue
-        from beton_tools.sources.folder import images_below  # loads Arrow, which single files do without
+        from beton_tools.sources.folder import images_below  # loads Arrow, which single files do not need
 
         names = images_below(path, left_out)
         if not names:
@@ -226,13 +241,13 @@ def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> 
 
 
 def say_notes(notes: Counter[str], say: Callable[[str], None]) -> None:
-    """Say each of the notes (see `Prediction`), with its number of images."""
+    """Report each kind of note (see `Prediction`) with the number of images that it applies to."""
     for text, count in notes.items():
         say(f"{count:,} image{' has' if count == 1 else 's have'} {text}")
 
 
 def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> Iterator[Prediction]:
-    """Yield the predictions; then say the notes on images, and raise UserError if none of the files could be read."""
+    """Yield the predictions, then report the notes on images, and raise UserError if no file could be read."""
     any_read, first = False, None
     notes: Counter[str] = Counter()
     for prediction in predictions:
@@ -246,7 +261,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank. Raises UserError: it cannot be written."""
+    """Write a CSV file with one row per image file and rank. Raises UserError if it cannot be written."""
 
     def rows() -> Iterator[Sequence[object]]:
         for p in predictions:
@@ -273,7 +288,10 @@ Read = ReadImage | str  # an image, or the reason why it cannot be read
 
 @dataclass(frozen=True)
 class FileBatch:
-    """Images in order, each as read, and those that could be read as one tensor on the device; a black one if none could."""
+    """Images in order, each as it was read, and a tensor on the device with the readable ones.
+
+    If none could be read, the tensor holds one black image.
+    """
 
     reads: list[tuple[Source, Read]]
     images: Tensor
@@ -282,9 +300,11 @@ class FileBatch:
 def compute_outputs(
     trained: Trained, images: Iterable[Source], device: torch.device, **options: Any
 ) -> Iterator[tuple[Source, Read, Tensor]]:
-    """Each image, as read, and its row of the model's output, float32 on the CPU; an empty row if it cannot be read.
+    """Yield each image, as it was read, with its row of the model's output, float32 on the CPU.
 
-    options: `method` and `flip_average` of `forward`.
+    The row is empty if the image cannot be read.
+
+    options: `method` and `flip_average`, passed to `forward`.
     """
     batches = read_batches(images, trained.recipe, BATCH, device)
     precision = inference_precision(trained.recipe.train.amp, device)
@@ -296,7 +316,7 @@ def compute_outputs(
 
 
 def read_batches(images: Iterable[Source], recipe: Recipe, size: int, device: torch.device) -> Iterator[FileBatch]:
-    """The images in order, at most `size` at a time."""
+    """Yield the images in order, in batches of at most `size`."""
     remaining = iter(images)
     ahead: deque[list[tuple[Source, Future[Read] | Read]]] = deque()
     pool = ThreadPoolExecutor(usable_cpus(), "decode")
@@ -316,14 +336,14 @@ def read_batches(images: Iterable[Source], recipe: Recipe, size: int, device: to
 
 
 def _begin(pool: ThreadPoolExecutor, image: Source, recipe: Recipe) -> Future[Read] | Read:
-    """Start to read a file. An image in memory is read here: it may be in the batch twice, and is not safe for threads."""
+    """Start reading a file. An image in memory is read here: it may be in the batch twice and is not thread-safe."""
     if isinstance(image, Image.Image):
         return read_image(image, recipe)
     return pool.submit(read_image, image, recipe)
 
 
 def read_image(source: Source, recipe: Recipe) -> Read:
-    """The image as the model's input, or the reason why it cannot be read."""
+    """Return the image as the model's input, or the reason why it cannot be read."""
     size, crop_pct = recipe.model.image_size, recipe.train.eval_crop_pct
     try:
         opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
@@ -332,15 +352,16 @@ def read_image(source: Source, recipe: Recipe) -> Read:
             rgb, is_transparent = upright_rgb(image, orientation_of(image), recipe.data.background)
             tensor = eval_tensor(rgb, size=size, crop_pct=crop_pct, **colours)
             return ReadImage(tensor, (DEEP_IMAGES,) * bool(depth_prefix(image)) + (TRANSPARENT,) * is_transparent)
-    except Exception as error:  # Pillow's plug-ins raise many kinds of exceptions for damaged files
+    except Exception as error:  # Pillow's plug-ins raise many different exceptions for damaged files
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def eval_tensor(image: Image.Image, *, size: int, crop_pct: float, mean: Colour, std: Colour) -> Tensor:
-    """The evaluation input (3, size, size) for an image, normalised, float32 on the CPU.
+    """Return the evaluation input for an image: (3, size, size), normalised, float32 on the CPU.
 
-    Short side to floor(size / crop_pct) by Pillow's bicubic filter, the longer side truncated; then the central crop. Each
-    operation is the same as in torchvision's Resize, CenterCrop, ToTensor and Normalize, which are not imported.
+    The short side is resized to floor(size / crop_pct) with Pillow's bicubic filter, and the longer side is truncated.
+    The central crop follows. Each operation equals torchvision's Resize, CenterCrop, ToTensor and Normalize, without
+    importing torchvision.
     """
     cropped = _resize_and_crop(image.convert("RGB"), math.floor(size / crop_pct), size)
     scaled_HWC = np.asarray(cropped).astype(np.float32) / np.float32(255)
@@ -354,7 +375,7 @@ def _resize_and_crop(image: Image.Image, short_side: int, size: int) -> Image.Im
     target = int(short_side * width / shortest), int(short_side * height / shortest)
     left, top = (round((side - size) / 2) for side in target)
     crop = left, top, left + size, top + size
-    if target[0] * target[1] > MOST_PIXELS:  # resize the crop only: equal but for rounding
+    if target[0] * target[1] > MOST_PIXELS:  # resize only the crop, which differs only by rounding
         across, down = width / target[0], height / target[1]
         box = crop[0] * across, crop[1] * down, min(crop[2] * across, width), min(crop[3] * down, height)
         return image.resize((size, size), Image.Resampling.BICUBIC, box)

@@ -1,4 +1,4 @@
-"""Ridge regression on pooled features: the head of a linear probe, and what it says of images that it was not fitted to."""
+"""Ridge regression on pooled features: a linear probe's head, and its predictions for images it was not fitted to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,23 +12,24 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.sample_table import strata
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 
-# of the regression
+# cross-validation folds for the regression
 FOLDS = 5
-# weight of the penalty, relative to the mean variance of the features
+# the penalty's weight, relative to the features' mean variance
 PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
-# up to this many classes the scale has the range of temperatures; scores of more are closer together, and need a larger one
+# up to this many classes the scale has the range of temperatures; with more, scores are closer and need a larger scale
 CLASSES = 10
-SCORED_VALUES = 2**24  # of held-out scores that are kept at a time: 64 MiB
-MOST_KEPT = 2**14  # of more images: features that are kept to choose penalty and scale, 64 MiB of 1,024 values
-CHUNK = 8192  # rows that are converted to float64 at a time
+SCORED_VALUES = 2**24  # held-out score values kept at a time: 64 MiB
+MOST_KEPT = 2**14  # for more images: features kept to choose penalty and scale, 64 MiB with 1,024 values each
+CHUNK = 8192  # rows converted to float64 at a time
 
 
 @dataclass(frozen=True)
 class RidgeHead:
-    """weight_KD, bias_K: float32, of logits. penalty, scale: what they were made with; see `fit_ridge_head`.
+    """weight_KD, bias_K: float32, giving logits. penalty, scale: what the head was made with; see `fit_ridge_head`.
 
-    losses_N, right_N: cross-entropy, and whether the class is right, of images by the regression on the other folds; as many as
-    chose penalty and scale, in an order that only labels and seed determine. Multi-label: means over classes, right_N (N, K).
+    losses_N, right_N: cross-entropy, and whether the class is right, for images scored by the regression on the other
+    folds. Their number is the number of images that chose penalty and scale, and only labels and seed determine their
+    order. For multi-label data the losses are means over classes, and right_N is (N, K).
     """
 
     weight_KD: np.ndarray
@@ -41,24 +42,24 @@ class RidgeHead:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Sufficient statistics for ridge regression on one-hot targets; means and eigenvectors are float64."""
+    """Sufficient statistics for ridge regression on one-hot targets. Means and eigenvectors are float64."""
 
     shares_K: np.ndarray
     mean_D: np.ndarray
-    covariance_KD: np.ndarray  # of the one-hot targets with the features
+    covariance_KD: np.ndarray  # between the one-hot targets and the features
     eigenvalues_D: np.ndarray
     eigenvectors_DD: np.ndarray
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        """(weight (K, D), bias (K,)) of the regression. The bias is not penalised."""
-        variance = self.eigenvalues_D.mean() or 1.0  # 0 if all rows are the same
+        """Return the regression's weight (K, D) and bias (K,). The bias is not penalised."""
+        variance = self.eigenvalues_D.mean() or 1.0  # the mean is 0 if all rows are the same
         shrunk_D = self.eigenvalues_D + penalty * variance
         weight_KD = (self.covariance_KD @ self.eigenvectors_DD / shrunk_D) @ self.eigenvectors_DD.T
         return weight_KD, self.shares_K - weight_KD @ self.mean_D
 
 
 class RidgeSums:
-    """Sums over images, float64 on the device: images by class, features by class, and products of features."""
+    """Sums over images, float64 on the device: images by class, features by class, and products between features."""
 
     def __init__(self, classes: int, width: int, device: torch.device) -> None:
         shapes = (1,), (width,), (classes,), (classes, width), (width, width)
@@ -66,7 +67,7 @@ class RidgeSums:
         self.count, self.sum_D, self.counts_K, self.sums_KD, self.gram_DD = self.parts
 
     def add(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """labels_B: int64, or multi-label (B, K)."""
+        """labels_B: int64, or (B, K) for multi-label data."""
         exact_BD = features_BD.double()
         one_hot_BK = (F.one_hot(labels_B, len(self.counts_K)) if labels_B.ndim == 1 else labels_B).double()
         self.count += len(exact_BD)
@@ -88,21 +89,25 @@ class RidgeSums:
 
 
 def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int, seed: int) -> RidgeHead:
-    """The head for pooled features of training images.
+    """Fit the head to the training images' pooled features.
 
-    The regression estimates for each class the probability of its label, 0 to 1. As logits such scores would give almost
-    equal softmax probabilities; they are multiplied by a scale, multi-label less 1/2. Penalty and scale are those with the
-    smallest cross-entropy of images that the regression has not seen, by cross-validation in FOLDS parts of equal class shares.
+    For each class the regression estimates the probability of its label, 0 to 1. Used as logits, such scores would give
+    almost equal softmax probabilities, so they are multiplied by a scale. For multi-label data 1/2 is subtracted first.
+    Penalty and scale are those with the smallest cross-entropy on images that the regression has not seen. They are
+    found by cross-validation in FOLDS parts with equal class shares.
 
-    features_ND: float32. labels_N: int64 below num_classes, or multi-label (N, num_classes). Memory: num_classes * D values, and
-    D * D for each fold.
+    Args:
+        features_ND: float32.
+        labels_N: int64 below num_classes, or (N, num_classes) for multi-label data.
+
+    Memory: num_classes * D values, and D * D for each fold.
     """
     fold_N = _folds(labels_N, seed)
     held_out = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
     moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
                for rows in held_out]  # fmt: skip
     kept = max(1, SCORED_VALUES // num_classes // len(held_out))
-    rng = np.random.default_rng(seed)  # files are sorted by class
+    rng = np.random.default_rng(seed)  # because files are sorted by class
     chosen = [rows if len(rows) <= kept else np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
     scored = [(features_ND[rows], labels_N[rows]) for rows in chosen]
     whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
@@ -110,7 +115,7 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
 
 
 class Ridge(NamedTuple):
-    """Penalty and scale of a `RidgeHead`, and what the regression says of held-out images with them."""
+    """Penalty and scale for a `RidgeHead`, and the resulting predictions for held-out images."""
 
     penalty: float
     scale: float
@@ -118,7 +123,7 @@ class Ridge(NamedTuple):
     right_N: np.ndarray
 
     def head(self, moments: _Moments, multi_label: bool = False) -> RidgeHead:
-        """The head of the images of `moments`."""
+        """Return the head fitted to the images behind `moments`."""
         weight_KD, bias_K = moments.solve(self.penalty)
         bias_K = bias_K - multi_label / 2
         return RidgeHead((self.scale * weight_KD).astype(np.float32), (self.scale * bias_K).astype(np.float32), *self)
@@ -127,12 +132,15 @@ class Ridge(NamedTuple):
 def choose_ridge(
     moments: Sequence[_Moments], held_out: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int
 ) -> Ridge:
-    """The penalty and scale with the smallest cross-entropy of the held-out (features, labels) of each of the moments."""
+    """Choose the penalty and scale with the smallest cross-entropy on the held-out images.
+
+    held_out: (features, labels) for each of the moments.
+    """
     labels = np.concatenate([labels_N for _, labels_N in held_out])
     smallest, largest = LOG_TEMPERATURES
     logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
     best = None
-    for penalty in reversed(PENALTIES):  # of equal ones the strongest
+    for penalty in reversed(PENALTIES):  # the strongest penalty wins a tie
         parts = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
         scores = np.concatenate(parts)
         shifted = scores - (scores.max(1, keepdims=True) if labels.ndim == 1 else 0.5)
@@ -154,9 +162,11 @@ def choose_ridge(
 
 @dataclass(frozen=True)
 class Mirrored:
-    """How many of `images` training images, at most TRIED, a head that was fitted to others classifies correctly.
+    """How many training images are classified correctly by a head that was fitted to others.
 
-    plain: as they are; mirrored: left and right exchanged; plain_only, mirrored_only: in one of the two ways only.
+    images: number of training images tried, at most TRIED.
+    plain: as they are. mirrored: with left and right exchanged. plain_only, mirrored_only: right in only one of the two
+    ways.
     """
 
     images: int
@@ -175,7 +185,7 @@ def count_mirrored(
     num_classes: int,
     seed: int,
 ) -> Mirrored:
-    """Classify the images `tried_M` by ridge regression on the images of the other folds, which are as they are."""
+    """Classify the images `tried_M` by ridge regression on the unmirrored images in the other folds."""
     fold_N, right_2M = _folds(labels_N, seed), np.zeros((2, len(tried_M)), bool)
     for fold in np.unique(fold_N[tried_M]):
         moments = _moments(features_ND, labels_N, np.flatnonzero(fold_N != fold), num_classes)
@@ -188,7 +198,7 @@ def count_mirrored(
 
 
 def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
-    """The fold of each row: random, with the same share of each class in every fold."""
+    """Return each row's fold, drawn at random with the same share of each class in every fold."""
     order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), strata(labels_N)))
     fold_N = np.empty(len(labels_N), np.int64)
     fold_N[order] = np.arange(len(labels_N)) % FOLDS
@@ -203,6 +213,6 @@ def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, nu
 
 
 def _score(moments: _Moments, features: np.ndarray, penalty: float) -> np.ndarray:
-    """Scores (n, K)."""
+    """Return scores (n, K)."""
     weight_KD, bias_K = moments.solve(penalty)
     return features @ weight_KD.T.astype(np.float32) + bias_K.astype(np.float32)

@@ -1,4 +1,4 @@
-"""A run's weights on its validation file, for its report: metrics per class, and the mistakes with their images."""
+"""A run's predictions on its validation file, for its report: metrics per class, and the mistakes with their images."""
 
 import base64
 import io
@@ -21,17 +21,17 @@ from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import Calibration, Predictions, calibrate
 from fastft.run.run_directory import Run
 
-FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
+FEW_IMAGES = 3000  # a CPU evaluates this many in a minute or two
 LISTED_MISTAKES = 12
-THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
+THUMBNAIL = 168  # longer side in pixels; shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong prediction. `sample` is the index in the validation file; truth_probability: None if multi-label.
+    """One wrong prediction. `sample` is the index in the validation file. truth_probability: None if multi-label.
 
-    file: name in the source of the validation file; "" if it is not known.
+    file: name in the validation file's source, or "" if it is not known.
     """
 
     sample: int
@@ -45,7 +45,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Wrong predictions: `wrong` of `images` validation images."""
+    """Wrong predictions: `wrong` out of `images` validation images."""
 
     images: int
     wrong: int
@@ -54,7 +54,7 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """What a run predicts for its validation images."""
+    """A run's predictions for its validation images."""
 
     report: FileReport
     mistakes: Mistakes
@@ -62,10 +62,11 @@ class RunPredictions:
 
 
 def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[RunPredictions | None, str]:
-    """The predictions of a run's weights, by default those that it chose, or None and the reason why there are none.
+    """Predict with a run's weights, by default those that it chose.
 
-    Without `insist`, only if there is a GPU or there are few validation images. Raises UserError: `insist`, and the validation
-    file or the checkpoint cannot be read.
+    Returns the predictions, or None and the reason why there are none. Without `insist`, predictions are made only if
+    there is a GPU or if there are few validation images. Raises UserError if `insist` is set and the validation file or
+    the checkpoint cannot be read.
     """
     if run.recipe.data.val is None:
         return None, "The run has no validation data."
@@ -90,7 +91,7 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
 
 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
-    """The mistakes, the LISTED_MISTAKES with the highest probability of the wrong class first. names: of all outputs."""
+    """Find the mistakes and list the LISTED_MISTAKES with the most probable wrong class first. names: all outputs'."""
     p = predictions
     if p.thresholds_K is not None:
         return _wrong_labels(p, names)
@@ -110,7 +111,7 @@ def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
 
 
 def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
-    """The images with the most probable wrong label, or the least probable missing one."""
+    """Return the images with the most probable wrong label, or with the least probable missing label."""
     odds_NK = np.where(p.right_N, -1, np.where(p.labels_N, 1 - p.confidence_N, p.confidence_N))
     wrong, listed = np.flatnonzero(~p.right_N.all(1)), []
     for i in wrong[np.argsort(-odds_NK[wrong].max(1), kind="stable")][:LISTED_MISTAKES].tolist():
@@ -122,7 +123,7 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
 
 
 def thumbnail(table: SampleTable, sample: int) -> str:
-    """A small JPEG of one image, as a data URI."""
+    """Return a small JPEG of one image as a data URI."""
     image = Image.fromarray(decode_sample(table, sample))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

@@ -1,6 +1,7 @@
 """The forward loop over batches, and exact scores: every sample counts once at any world size.
 
-An evaluation keeps a row of numbers (COLUMNS) for each image, on the device until the last batch; the logits of few images too.
+An evaluation keeps a row of numbers (COLUMNS) for each image on the device until the last batch. For few images it also
+keeps the logits.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,20 +21,20 @@ from fastft.run.evaluations import Scores
 from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1, mean_average_precision
 
 if TYPE_CHECKING:
-    from fastft.data.loader import Batch  # imports Numba, which prediction does without
+    from fastft.data.loader import Batch  # imports Numba, which prediction does not need
 
-KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation of a run keeps of each model: 16 MiB
+KEPT_IN_TRAINING = 2**22  # logit values per model that an evaluation within a run keeps: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
 COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy; float32 holds labels to 2^24 exactly
 
 
 class EvaluationStopped(Exception):
-    """An evaluation that ended before its last batch because `stop` returned true."""
+    """The evaluation ended before its last batch because `stop` returned true."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores of a model on some images, and the predictions that they follow from."""
+    """A model's scores on some images, and the predictions from which they were computed."""
 
     scores: Scores
     predictions: Predictions = field(repr=False)
@@ -48,11 +49,18 @@ def forward(
     method: str = "__call__",
     flip_average: bool = False,
 ) -> Iterator[tuple[Any, list[Tensor]]]:
-    """Each batch with the output of every model in eval mode, float32 on the device; their modes are restored at the end.
+    """Yield each batch with every model's output in eval mode, float32 on the device.
 
-    batches: `images` of each are what the models take, on their device. stop: called before each batch. method: of the
-    models, such as "pooled" for embeddings. flip_average: the mean of the outputs for the images and their mirror images.
-    Raises EvaluationStopped: in every process, if `stop` returned true in one of them.
+    The models' modes are restored at the end.
+
+    Args:
+        batches: their `images` are what the models take, on the models' device.
+        stop: called before each batch.
+        method: name of the models' method to call, such as "pooled" for embeddings.
+        flip_average: average the outputs for the images and their mirror images.
+
+    Raises:
+        EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
     training = [model.training for model in models]
     for model in models:
@@ -83,7 +91,10 @@ def pooled_features(
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 (N, D), int64 (N,)): the head's input for every image of all processes' batches, and its label; or sets (N, K)."""
+    """Return the head's input for every image in all processes' batches, and the labels.
+
+    The input is float32 (N, D). Labels are int64 (N,), or sets (N, K).
+    """
     rows = []
     for batch, (features_BD,) in forward([model], batches, world, precision, stop, "pooled"):
         rows.append(torch.cat([batch.labels.reshape(len(features_BD), -1).float(), features_BD], dim=1))
@@ -103,11 +114,17 @@ def evaluate(
     with_logits: bool = False,
     thresholds: Sequence[float] = (),
 ) -> list[Evaluated]:
-    """Scores and predictions of every model over all processes' `batches`, which are read once for all models.
+    """Compute scores and predictions for every model over all processes' `batches`, which are read once for all models.
 
-    Nothing waits for the device before the last batch. stop: called before each batch. with_logits: keep the logits, which
-    temperature scaling needs. thresholds: multi-label, by default fitted here. Raises EvaluationStopped: in
-    every process, if `stop` returned true in one of them.
+    Nothing waits for the device before the last batch.
+
+    Args:
+        stop: called before each batch.
+        with_logits: keep the logits, which temperature scaling needs.
+        thresholds: for multi-label models. By default they are fitted here.
+
+    Raises:
+        EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
     kept: list[list[Tensor]] = [[] for _ in models]
     classes, multi_label = 0, False
@@ -122,7 +139,10 @@ def evaluate(
 
 
 def _image_rows(logits_BK: Tensor, labels_B: Tensor, with_logits: bool) -> Tensor:
-    """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device; of label sets these and logits (B, 2 * K)."""
+    """Return float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device.
+
+    For label sets the row holds the sets and the logits, (B, 2 * K).
+    """
     if labels_B.ndim == 2:
         return torch.cat([labels_B, logits_BK], dim=1)
     ranked_BJ = rank_classes(logits_BK, 5)
@@ -135,7 +155,7 @@ def _image_rows(logits_BK: Tensor, labels_B: Tensor, with_logits: bool) -> Tenso
 
 
 def _scores(rows: list[Tensor], classes: int, world: World) -> Evaluated:
-    """The scores of all processes' images, from the rows of this one."""
+    """Compute the scores for all processes' images from the rows in this process."""
     mine = torch.cat(rows) if rows else torch.empty(0, COLUMNS, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
     labels, predicted = (table[:, k].astype("int64") for k in (0, 1))

@@ -26,20 +26,20 @@ BATCH = 32  # images per forward pass
 
 @dataclass(frozen=True)
 class Trained:
-    """A model ready for inference, with the recipe and the classes of its training."""
+    """A model ready for inference, with the recipe and the classes it was trained on."""
 
     model: ImageClassifier
     recipe: Recipe
-    classes: list[str]  # of the training file; there may be fewer than outputs
-    path: Path  # of the checkpoint
+    classes: list[str]  # classes in the training file; there may be fewer than outputs
+    path: Path  # the checkpoint's path
     class_counts: list[int]  # training images by label
-    weights: str  # which weights these are, in words
-    kind: str  # "raw", "ema" or "probe"; the best epoch's are those that it was chosen by
+    weights: str  # describes the weights in words
+    kind: str  # "raw", "ema" or "probe"; for the best epoch, the kind that it was chosen by
     scores: Scores | None = None  # on the run's validation images, if there are any
-    is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
-    temperature: float | None = None  # that logits are divided by for probabilities; fitted on the images of `scores`
-    has_scaled_head: bool = False  # its logits are divided by the temperature already
-    thresholds: Sequence[float] = ()  # of the probabilities by class, of a multi-label model
+    is_adjusted: bool = False  # corrected for class sizes, so not the model that was evaluated in training
+    temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
+    has_scaled_head: bool = False  # the temperature is already part of the head
+    thresholds: Sequence[float] = ()  # probability thresholds by class, for a multi-label model
 
     @property
     def outputs(self) -> list[str]:
@@ -48,12 +48,12 @@ class Trained:
 
     @property
     def main_score(self) -> BestBy:
-        """The score that compared epochs and weights of its run."""
+        """The score that the run used to compare epochs and weights."""
         return deciding_score(self.recipe.data.multi_label, self.class_counts)
 
     @property
     def temperature_record(self) -> Object:
-        """The temperature, or the thresholds of a multi-label model, for the configuration file of an export; else empty."""
+        """The temperature, or a multi-label model's thresholds, for an export's configuration file; otherwise empty."""
         if self.thresholds:
             return {"multi_label": True, "thresholds": list(self.thresholds)}
         if self.temperature is None:
@@ -63,12 +63,16 @@ class Trained:
 
 
 def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) -> Trained:
-    """The model of a run or of a checkpoint.
+    """Load the model from a run or a checkpoint.
 
-    checkpoint: a run directory or a checkpoint in it.
-    weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose (`fastft.run.chosen_weights`);
-        of a checkpoint its EMA, if it has one that is trained.
-    Raises UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
+    Args:
+        checkpoint: a run directory or a checkpoint in it.
+        weights: "raw", "ema", "best", "last", "probe", or "auto". For a run, "auto" uses the weights that the run's
+            rule chose (`fastft.run.chosen_weights`). For a checkpoint it uses the EMA if there is one that has been
+            trained.
+
+    Raises:
+        UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
     """
     chosen = find_weights(checkpoint, weights)
     read = read_probe if chosen.kind == PROBE else read_model
@@ -87,9 +91,10 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
 
 
 def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
-    """The pretrained tower of a run's recipe with the head that its run directory keeps; `read_model` for other weights.
+    """Return the pretrained tower of a run's recipe with the head that the run directory keeps.
 
-    Raises UserError: the pretrained weights are not there or have changed, or the head cannot be read.
+    Use `read_model` for other weights. Raises UserError if the pretrained weights are missing or have changed, or if
+    the head cannot be read.
     """
     checkpoint = read_checkpoint(path, ())
     recipe, where = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
@@ -103,25 +108,26 @@ def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]
 
 
 def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
-    """The model of a checkpoint on the CPU, and its recipe.
+    """Return a checkpoint's model, on the CPU, and its recipe.
 
-    stem: of the tensor file, "model" or "ema".
+    stem: name of the tensor file, "model" or "ema".
     """
     checkpoint = read_checkpoint(path, (stem,))
     recipe, tensors = stored_recipe(checkpoint), checkpoint.tensors[stem]
     model = _build_without_weights(recipe, checkpoint, len(tensors))
     check_tensors(tensors, forms(model.state_dict()), path, f"{stem}.safetensors")
-    # copies, because these tensors are maps of a file that may be replaced or deleted while the model is in use
+    # copied, because these tensors map a file that may be replaced or deleted while the model is in use
     model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, assign=True)
     model.visual.restore_buffers()
     return model, recipe, checkpoint
 
 
 def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int) -> ImageClassifier:
-    """The model on the meta device, so that nothing is allocated.
+    """Build the model on the meta device, so that nothing is allocated.
 
-    Its architecture is the checkpoint's, not the recipe's, which may name a file that is gone. tensors: their number. Raises
-    Damaged: the state contradicts itself or the tensors. UserError: a model that the installed timm lacks.
+    The architecture comes from the checkpoint. The recipe's may name a file that no longer exists. tensors: their
+    number. Raises Damaged if the state contradicts itself or the tensors, and UserError if the installed timm lacks the
+    model.
     """
     path, state = checkpoint.path, checkpoint.state
     try:
@@ -144,9 +150,9 @@ def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int)
 
 @torch.no_grad()
 def scale_head(trained: Trained, images: Tensor) -> Trained:
-    """The trained model with its head divided by the temperature, unless rounding changes a ranking of `images` (B, 3, S, S).
+    """Divide the head by the temperature, unless rounding would change a ranking on `images` (B, 3, S, S).
 
-    The model is changed in place.
+    The model is changed in place and returned.
     """
     if trained.temperature is None:
         return trained
@@ -163,10 +169,11 @@ def scale_head(trained: Trained, images: Tensor) -> Trained:
 
 @torch.no_grad()
 def adjust_logits(trained: Trained) -> Trained:
-    """The trained model, with the logarithm of each class's share of the training targets subtracted from its head's bias.
+    """Subtract the logarithm of each class's share of the training targets from the head's bias.
 
-    The largest logit then predicts the class with the smallest balanced error, instead of the most probable class (Menon et al.
-    2021, 2007.07314, with tau = 1). The model is changed in place; its temperature, fitted without the correction, is dropped.
+    The largest logit then predicts the class with the smallest balanced error, instead of the most probable class
+    (Menon et al. 2021, 2007.07314, with tau = 1). The model is changed in place and returned. Its temperature is
+    dropped, because it was fitted without the correction.
     """
     refuse_multi_label(trained.recipe, "--logit-adjustment")
     counts = trained.class_counts
@@ -181,9 +188,9 @@ def adjust_logits(trained: Trained) -> Trained:
 
 
 def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:
-    """float64 (K,): logarithm of each class's share of the smoothed targets, which is what the logits have learnt.
+    """Return the logarithm of each class's share of the smoothed targets, float64 (K,).
 
-    Classes without images get no advantage over the largest one.
+    This is what the logits have learnt. Classes without images get no advantage over the largest class.
     """
     shares_K = torch.tensor(shares, dtype=torch.float64)
     shares_K = torch.where(shares_K > 0, shares_K, shares_K.max())

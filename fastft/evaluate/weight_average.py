@@ -1,8 +1,9 @@
 """WiSE-FT curves and model soups: what is evaluated on which files, which average is kept, and its folder.
 
-WiSE-FT (2109.01903): alpha = 0 is the start of a run, 1 its end. Soups (2203.05482): uniform is the mean of all models; greedy
-adds models in the order of their accuracy, each if the mean does not become worse. The average that is kept has the best
-accuracy on the first file, the selection set: its figure there is not one of unseen images.
+WiSE-FT (2109.01903): alpha = 0 is the start of a run, alpha = 1 its end. Soups (2203.05482): uniform is the mean over
+all models. Greedy adds models in the order of their accuracy and keeps each one that does not make the mean worse. The
+average with the best accuracy on the first file, the selection set, is kept. Its result there is therefore not a result
+on unseen images.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,21 +36,21 @@ State = dict[str, Tensor]
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 RESULT = "average.json"
-START = "start"  # in the place of a checkpoint: what the next model's training started from
+START = "start"  # given instead of a checkpoint: the initial weights of the next model's run
 Say = Callable[[str], None]
 
 
 class Ingredient(NamedTuple):
-    """A model's name for tables, and its weights in fp32 on the CPU, read when they are needed."""
+    """A model's name for tables, and its weights, fp32 on the CPU, which are read when they are needed."""
 
     name: str
     read: Callable[[], State]
 
 
 def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list[Ingredient]]:
-    """(the last model, all of them). The last one's recipe, classes and transform are those of the average.
+    """Return the last model, and all models. The average takes its recipe, classes and transform from the last one.
 
-    models: run directories or checkpoints, or "start" before one of them. weights: as `load_trained`.
+    models: run directories or checkpoints, or "start" before one of them. weights: as in `load_trained`.
     """
     if models[-1] == START:
         raise UserError(f"'{START}' is what the run after it started from; give that run after it")
@@ -61,7 +62,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         path = Path(models[position + 1] if name == START else name)
         model = load_trained(path, cpu, weights)
         _refuse_other(model, last, name)
-        is_probe = model.recipe.model.head_init == PROBE  # whose head the run directory keeps
+        is_probe = model.recipe.model.head_init == PROBE  # the run directory keeps the probe's head
         read = partial(_read, path, PROBE if is_probe and name == START else weights)
         if name == START and not is_probe:
             read = partial(read_start, model)
@@ -70,7 +71,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
 
 
 def _labels(models: Sequence[str]) -> list[str]:
-    """Short names for tables: the last parts of the paths, or all of them if two are equal."""
+    """Return short names for tables: the last parts of the paths, or whole paths if two short names are equal."""
     short = [Path(name).name for name in models]
     names = short if len(set(short)) == len(short) else list(models)
     return [f"start of {names[k + 1]}" if name == START else names[k] for k, name in enumerate(models)]
@@ -81,7 +82,7 @@ def _read(path: Path, weights: str) -> State:
 
 
 def read_start(run: Trained) -> State:
-    """The weights that a run started from, built again from its recipe: pretrained tower, and its head or a seeded one."""
+    """Rebuild a run's initial weights from its recipe: the pretrained tower, with the run's head or a seeded one."""
     model = build_model(run.recipe, arch=run.model.visual.arch)
     if run.recipe.model.head_init == "weights":
         set_head_of_weights(model, run.recipe, run.classes, run.classes)
@@ -99,12 +100,12 @@ def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:
 
 
 def interpolate(start: State, end: State, alpha: float) -> State:
-    """(1 - alpha) * start + alpha * end; exactly one of the two at 0 and 1."""
+    """Return (1 - alpha) * start + alpha * end, which is exactly one of the two at 0 and 1."""
     return {name: torch.lerp(value, end[name], alpha) for name, value in start.items()}
 
 
 def add_state(total: State, state: State) -> State:
-    """Sums in fp64, which do not drift; {} is the sum of none."""
+    """Add in fp64, which does not drift. {} is the empty sum."""
     return {name: value.double() + total[name] if total else value.double() for name, value in state.items()}
 
 
@@ -119,9 +120,9 @@ def mean_state(total: State, count: int) -> State:
 class Average:
     """The kept average.
 
-    method: "WiSE-FT", "greedy soup" or "uniform soup". members: models of the mean. rows: all that was evaluated; chosen: the
-    row of the kept average. data: the files that were evaluated, the selection set first. selection: the file that chose among
-    several averages; None if there was nothing to choose.
+    method: "WiSE-FT", "greedy soup" or "uniform soup". members: models in the mean. rows: everything that was
+    evaluated. chosen: the kept average's row. data: the files that were evaluated, with the selection set first.
+    selection: the file that decided between several averages; None if there was nothing to choose.
     """
 
     method: str
@@ -134,7 +135,7 @@ class Average:
     selection: Path | None = None
 
     def describe(self) -> str:
-        """In one sentence, for the checkpoint and its model card."""
+        """Describe the average in one sentence, for the checkpoint and its model card."""
         alpha = self.chosen.alpha
         if alpha is not None:
             made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {alpha:g}"
@@ -144,7 +145,7 @@ class Average:
         return made if self.selection is None else f"{made}; chosen by {score} on {self.selection.name}"
 
     def record(self) -> AverageRecord:
-        """Everything but the weights."""
+        """Return everything but the weights."""
         return AverageRecord(
             method=self.method,
             description=self.describe(),
@@ -172,14 +173,15 @@ def average(
     weights: str = AUTO,
     say: Say,
 ) -> tuple[Trained, Average]:
-    """The average, and the last model with its weights.
+    """Return the average, and the last model with the averaged weights.
 
     Args:
-        models: run directories or checkpoints; "start" for what the run after it started from.
-        data: `.beton` files, the selection set first; none: the validation file of the last model's recipe, if there is
-            something to choose.
-        alphas: of WiSE-FT, between two models; of equally good ones the smallest is kept. soup: "greedy" or "uniform" instead.
-        say: called with each row's figures.
+        models: run directories or checkpoints, or "start" for the initial weights of the run that follows it.
+        data: `.beton` files, with the selection set first. If there are none and there is something to choose, the
+            validation file of the last model's recipe is used.
+        alphas: WiSE-FT coefficients between two models. The smallest wins a tie.
+        soup: "greedy" or "uniform", instead of `alphas`.
+        say: called with each row's results.
     """
     if len(models) < 2 or (soup is None and len(models) > 2):
         raise UserError("give two models for a curve between them, or several and --soup greedy or --soup uniform")
@@ -254,14 +256,14 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError if the average cannot be written as the folder `out`."""
+    """Raise UserError if the average cannot be written to the folder `out`."""
     if out.exists():
         raise UserError(f"{out} exists; remove it, or give another --out")
     check_writable(out, makes_directories=True)
 
 
 def write_average(average: Average, trained: Trained, out: Path) -> None:
-    """Write the folder: a checkpoint and `average.json`. It appears when it is complete."""
+    """Write the folder with a checkpoint and `average.json`. It appears only when it is complete."""
     state = CheckpointState.of(read_checkpoint(trained.path, needed=()).state, average=average.record())
     with report_disk_errors(out, "nothing is kept"), scratch_folder(out) as parent:
         folder = parent / out.name

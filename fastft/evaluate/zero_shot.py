@@ -1,4 +1,4 @@
-"""`fastft zeroshot`: CLIP's zero-shot classifier for the classes of a file, evaluated, and written as a head to train from."""
+"""`fastft zeroshot`: CLIP's zero-shot classifier for a file's classes, evaluated and written as a head for training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -38,16 +38,16 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW, TIMM
 from fastft.recipe.training_images import with_num_classes
 
-CLASSES_PER_PASS = 10  # open_clip's default: with 80 templates, 800 texts
-Template = Callable[[str], str]  # a class name to a text
-OPENAI, SIMPLE = "openai", "simple"  # open_clip's lists of 80 and of 7 templates for ImageNet
-PLACE = "{}"  # of the class name, in a file of templates
+CLASSES_PER_PASS = 10  # open_clip's default; 800 texts with 80 templates
+Template = Callable[[str], str]  # from a class name to a text
+OPENAI, SIMPLE = "openai", "simple"  # open_clip's lists with 80 and 7 templates for ImageNet
+PLACE = "{}"  # stands for the class name in a template file
 MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """names: of each class, by label. templates: each is applied to every name. The rest says where they come from."""
+    """names: class names by label. templates: each is applied to every name. Other fields say where these come from."""
 
     names: list[str]
     templates: Sequence[Template]
@@ -58,11 +58,12 @@ class Prompts:
 def read_prompts(
     data: Path, classes: Sequence[str], manifest: Manifest | None, names: Path | None, templates: str
 ) -> Prompts:
-    """The prompts for the classes of a `.beton`.
+    """Return the prompts for the classes in a `.beton`.
 
-    data, classes, manifest: the file, its class names by label, and its manifest.
-    names: a file with a class name on each line, in the order of labels; None: as `find_names`.
-    templates: "openai", "simple", or a file with a template on each line, such as `a photo of a {}.`
+    Args:
+        data, classes, manifest: the file, its class names by label, and its manifest.
+        names: a file with one class name per line, in label order. None: use `find_names`.
+        templates: "openai", "simple", or a file with one template per line, such as `a photo of a {}.`
     """
     texts, names_source = (
         (_lines(names, "a text file with a class name on each line"), str(names))
@@ -77,10 +78,10 @@ def read_prompts(
 
 
 def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
-    """(class names for prompts, where they come from).
+    """Return class names for prompts, and where they come from.
 
-    ImageNet's classes have open_clip's names, which are OpenAI's; other wnids the first of WordNet's; all others the names of
-    their folders, with spaces for underscores.
+    ImageNet's classes get open_clip's names, which are OpenAI's. Other wnids get the first of WordNet's names. All
+    other classes get the names of their folders, with spaces for underscores.
     """
     if manifest is None or all(name == str(label) for label, name in enumerate(manifest.classes)):
         raise UserError(f"{data} has no class names; give --names FILE with one on each line")
@@ -106,7 +107,7 @@ def _templates(name: str) -> Sequence[Template]:
 
 
 def _lines(path: Path, expected: str) -> list[str]:
-    """The lines of a text file without surrounding spaces; empty ones at its end are left out."""
+    """Return a text file's lines without surrounding spaces, and without empty lines at its end."""
     lines = [line.strip() for line in read_user_text(path, MAX_BYTES, expected).rstrip().splitlines()]
     if not lines or not all(lines):
         raise UserError(f"{path}: has an empty line or none at all; give {expected}")
@@ -117,9 +118,9 @@ def _lines(path: Path, expected: str) -> list[str]:
 
 
 def check_towers(name: str) -> None:
-    """Refuse an architecture whose image or text tower is not CLIP's own: SigLIP, EVA and PE among others.
+    """Refuse an architecture whose image or text tower is not CLIP's own, such as SigLIP, EVA and PE.
 
-    Raises UserError: fastft has no zero-shot classifier of it, or it is not known.
+    Raises UserError if fastft has no zero-shot classifier for the architecture, or if it is unknown.
     """
     config = {} if name.startswith(TIMM) else load_open_clip_config(name)
     vision, text = (part if isinstance(part := config.get(key), dict) else {} for key in ("vision_cfg", "text_cfg"))
@@ -140,7 +141,7 @@ def check_towers(name: str) -> None:
 
 
 class TextTower(nn.Module):
-    """Texts (B, context) of token numbers to embeddings, with the method that open_clip's zero-shot classifier calls."""
+    """Texts (B, context) of token numbers to embeddings, with the method for open_clip's zero-shot classifier."""
 
     def __init__(self, tower: nn.Module, tokenizer: SimpleTokenizer, logit_scale: float):
         super().__init__()
@@ -152,7 +153,7 @@ class TextTower(nn.Module):
 
 
 def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
-    """The text tower of `model.arch` with `model.weights`, in fp32."""
+    """Load the text tower of `model.arch` with `model.weights`, in fp32."""
     name, weights = recipe.model.arch, recipe.model.weights
     if weights == "random":
         raise UserError("model.weights is random, which knows no class names; set --model.weights to a tag or a file")
@@ -162,7 +163,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
         state = read_text_state(weights, name)
         logit_scale = float(state.pop("logit_scale").exp())
         state.pop("logit_bias", None)
-        with torch.device("meta"):  # filled by the weights
+        with torch.device("meta"):  # the weights fill it
             tower = _build_text_tower(config["embed_dim"], text_cfg, config.get("quick_gelu", False))
         tokenizer = SimpleTokenizer(context_length=text_cfg.context_length, **(text_cfg.tokenizer_kwargs or {}))
         tower.load_state_dict(state, assign=True)
@@ -187,7 +188,10 @@ def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
 def class_embeddings(
     tower: TextTower, names: Sequence[str], templates: Sequence[Template], show: ProgressCallback | None = None
 ) -> Tensor:
-    """Float32 (K, D): for each class the mean of its texts' embeddings, all of length 1, by open_clip's own function."""
+    """Return each class's mean text embedding, scaled to length 1, float32 (K, D).
+
+    The texts' embeddings have length 1 too. open_clip's own function computes them.
+    """
     parts = []
     device = next(tower.parameters()).device
     for first in range(0, len(names), CLASSES_PER_PASS):
@@ -215,11 +219,16 @@ def evaluate_zero_shot(
     only_present_classes: bool = False,
     progress: AbstractContextManager[ProgressCallback | None],
 ) -> tuple[FileReport, Prompts]:
-    """(scores as `fastft eval` gives them, prompts) of the zero-shot classifier of a recipe's architecture and weights.
+    """Evaluate the zero-shot classifier for a recipe's architecture and weights.
 
-    data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
-    out: write the head to this .safetensors file; the caller has checked its path.
-    progress: shows the classes whose texts are embedded.
+    Args:
+        data: images and classes, by default the recipe's validation file.
+        names, templates: as in `read_prompts`.
+        out: write the head to this .safetensors file, whose path the caller has checked.
+        progress: shows the classes whose texts are embedded.
+
+    Returns:
+        The scores as `fastft eval` gives them, and the prompts.
     """
     check_towers(recipe.model.arch)
     path = data or validation_file(recipe)
@@ -248,7 +257,7 @@ def _build(
     world: World,
     progress: AbstractContextManager[ProgressCallback | None],
 ) -> Trained:
-    """The image tower with the head of text embeddings times CLIP's logit scale, which the main process computes."""
+    """Build the image tower with a head from text embeddings times CLIP's logit scale, computed by the main process."""
     m, weight_KD = recipe.model, None
     model = build_model(recipe)
     if world.is_main:

@@ -1,4 +1,4 @@
-"""Export of trained models to timm, open_clip, safetensors, ONNX and torch.export; every file is verified with that library."""
+"""Export to timm, open_clip, safetensors, ONNX and torch.export. Every file is verified with the target library."""
 
 from fastft.export.command import FORMATS, Exported, export_checkpoint
 

@@ -16,14 +16,16 @@ from fastft.run.average_record import AverageRecord
 from fastft.run.checkpoint import read_checkpoint
 from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 
-FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
+FEW_CLASSES = 20  # the card lists up to this many class names; longer lists are only in the files
 
 
 def model_card(trained: Trained, usage: str, check: str, max_difference: float, *, normalised: bool) -> str:
-    """The model card as Markdown.
+    """Return the model card as Markdown.
 
-    usage: Python that loads the model. check: what was compared when the file was written.
-    normalised: the model takes normalised images, not uint8 pixels.
+    Args:
+        usage: Python code that loads the model.
+        check: what was compared when the file was written.
+        normalised: whether the model takes normalised images. If not, it takes uint8 pixels.
     """
     recipe = trained.recipe
     sections = [
@@ -86,7 +88,7 @@ def _temperature(trained: Trained) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
+    """Return the accuracy stored in the checkpoint. Only checkpoints at the end of an evaluated epoch have one."""
     state = read_checkpoint(trained.path, needed=()).state
     if trained.is_adjusted:
         return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
@@ -114,7 +116,7 @@ def _metrics(trained: Trained) -> str:
 
 
 def _average(average: AverageRecord) -> str:
-    """The record that `fastft average` stored: how the weights were made, and their accuracy."""
+    """Describe the record that `fastft average` stored: how the weights were made, and their accuracy."""
     lines = [f"{average.description[0].upper()}{average.description[1:]}."]
     for f in [] if average.chosen is None else average.chosen.files:
         name, chose = _plain(f.data), " (which chose)" if f.data == average.selection else ""
@@ -148,7 +150,7 @@ def _file(role: str, path: str) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    """Every option that affects the result; paths and logging options are left out."""
+    """List every option that affects the result, without paths and logging options."""
     values = recipe.as_dict()
     rows = [
         [f"{section}.{key}", _plain(value)]

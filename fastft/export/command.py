@@ -1,4 +1,4 @@
-"""Export: write the file, load it with the target library, compare its output, then rename the file to its final name."""
+"""Export: write the file, load it with the target library, compare the outputs, then give the file its final name."""
 
 import os
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from fastft.recipe.constants import AUTO
 
 Model = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits or probabilities (B, K), float32 on the CPU
 
-CARD = "README.md"  # of a folder
+CARD = "README.md"  # the card's name in a folder
 CHECK_IMAGES = 3
-# relative to the largest output: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
+# relative to the largest output; allows fp32 sums in another order, and LayerNorm eps 1e-6 instead of 1e-5
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Format:
-    """`write` creates the file or folder, `load` reads it with the target library.
+    """One target format: `write` creates the file or folder, and `load` reads it with the target library.
 
-    probabilities: the file turns uint8 pixels into probabilities; others turn normalised images into logits.
+    probabilities: the file turns uint8 pixels into probabilities. Other formats turn normalised images into logits.
     """
 
     write: Callable[[Trained, Path], None]
     load: Callable[[Path], Model]
-    usage: Callable[[Trained, Path], str]  # Python that loads it, for the model card
+    usage: Callable[[Trained, Path], str]  # Python code that loads it, for the model card
     folder: bool
     suffix: str = ""
     probabilities: bool = False
@@ -77,15 +77,18 @@ def export_checkpoint(
     overwrite: bool = False,
     temperature: bool = True,
 ) -> Exported:
-    """Export the model of a run or checkpoint and write a model card beside it; weights: as `load_trained`.
+    """Export the model from a run or checkpoint and write a model card beside it.
 
-    logit_adjustment: as `Predictor`; the correction becomes a part of the head's bias.
-    temperature: as `Predictor`; the head is divided by it where that changes no ranking of the check images, and the card and
-        the configuration file say which.
-    overwrite: replace files of the same names; other files in a folder stay.
+    Args:
+        weights: as in `load_trained`.
+        logit_adjustment: as in `Predictor`. The correction becomes part of the head's bias.
+        temperature: as in `Predictor`. The head is divided by it unless that would change a ranking of the check
+            images. The card and the configuration file state which was done.
+        overwrite: replace files with the same names. Other files in a folder stay.
 
-    Raises UserError: no such checkpoint, a model that the format cannot hold, files in the way, `out` not writable, or logits
-    that differ.
+    Raises:
+        UserError: there is no such checkpoint, the format cannot hold the model, files are in the way, `out` is not
+            writable, or the logits differ.
     """
     kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name; links stay
     card = out / CARD if kind.folder else out.with_name(out.name + ".md")
@@ -110,13 +113,13 @@ def export_checkpoint(
         check = f"{kind.output} of this {format} export and of the checkpoint"
         text = model_card(trained, kind.usage(trained, out), check, difference, normalised=not kind.probabilities)
         made = scratch / card.relative_to(out.parent)
-        made.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
+        made.write_text(text, encoding="utf-8", errors="backslashreplace")  # because paths need not be UTF-8
         _move(scratch, out)
     return Exported(out, card, kind.output, difference, largest, trained.weights)
 
 
 def _move(scratch: Path, out: Path) -> None:
-    """Move what was written to its place."""
+    """Move what was written to its final place."""
     if (scratch / out.name).is_dir() and not out.exists():
         (scratch / out.name).rename(out)
         return
@@ -125,7 +128,7 @@ def _move(scratch: Path, out: Path) -> None:
 
 
 def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
-    """Refuse a place that cannot be written, or whose files would be replaced."""
+    """Refuse a place that cannot be written, or where files would be replaced."""
     kind = FORMATS[format]
     if not kind.folder and (out.suffix != kind.suffix or out.is_dir()):
         raise UserError(f"--out {out} should be a file whose name ends in {kind.suffix}")
@@ -141,18 +144,18 @@ def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
 
 
 def _check_images(trained: Trained) -> Tensor:
-    """Gaussian noise, as an input (B, 3, S, S)."""
+    """Return Gaussian noise as an input (B, 3, S, S)."""
     size = trained.recipe.model.image_size
     return torch.randn(CHECK_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _check_pixels(images: Tensor) -> Tensor:
-    """The same shape in uint8."""
+    """Return uint8 images with the same shape."""
     return (images * 64 + 128).clamp(0, 255).to(torch.uint8)
 
 
 @torch.inference_mode()
 def _compare(model: nn.Module, exported: Model, images: Tensor) -> tuple[float, float]:
-    """(largest difference, largest output)."""
+    """Return the largest difference and the largest output."""
     want, got = model(images), exported(images)
     return (want - got).abs().max().item(), want.abs().max().item()

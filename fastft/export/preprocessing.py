@@ -1,4 +1,4 @@
-"""What a program without fastft has to do to an image, as data for a file's metadata and as Python for the model card."""
+"""How to preprocess an image without fastft: as data for a file's metadata, and as Python code for the model card."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import math
 from fastft.evaluate.trained import Trained
 from fastft.recipe import Recipe
 
-# the rule of `fastft.evaluate.prediction.eval_tensor` in words
+# the rule that `fastft.evaluate.prediction.eval_tensor` follows, in words
 RESIZE = (
     "RGB; short side to resize_short_side, the other side in proportion and truncated to whole pixels, by Pillow's bicubic "
     "filter (antialiased); central crop of image_size, its left and top edge at round((side - image_size) / 2); scaled to 0..1; "
@@ -15,7 +15,7 @@ RESIZE = (
 
 
 def image_record(recipe: Recipe) -> dict[str, object]:
-    """The numbers that turn an image into the model's input, and the rule that uses them."""
+    """Return the numbers that turn an image into the model's input, and the rule that uses them."""
     return {
         "image_size": recipe.model.image_size,
         "resize_short_side": short_side(recipe),
@@ -27,19 +27,20 @@ def image_record(recipe: Recipe) -> dict[str, object]:
 
 
 def metadata(trained: Trained) -> dict[str, object]:
-    """Class names by output, preprocessing, and the temperature or thresholds, for files whose format has a place for them."""
+    """Return class names by output, preprocessing, and temperature or thresholds, for formats that can hold them."""
     return {"classes": trained.outputs, **image_record(trained.recipe), **trained.temperature_record}
 
 
 def short_side(recipe: Recipe) -> int:
-    """Pixels of an image's short side before the central crop."""
+    """Return the pixels on an image's short side before the central crop."""
     return math.floor(recipe.model.image_size / recipe.train.eval_crop_pct)
 
 
 def preprocessing_code(recipe: Recipe, *, normalised: bool) -> str:
-    """Python with NumPy and Pillow only, whose `preprocess(path)` gives the pixels that `fastft predict` gives the model.
+    """Return Python code whose `preprocess(path)` gives the same pixels that `fastft predict` gives the model.
 
-    normalised: its result is the model's float32 input (3, S, S); False: uint8 of the same shape, before normalisation.
+    It uses only NumPy and Pillow. normalised: the result is the model's float32 input (3, S, S). If False, it is uint8
+    in the same shape, before normalisation.
     """
     constants = [
         f"SIZE = {recipe.model.image_size}",

@@ -1,6 +1,6 @@
-"""One ONNX file for any batch size: `images` (B, 3, S, S) float32 to `logits` (B, K).
+"""One ONNX file for any batch size, from `images` (B, 3, S, S) float32 to `logits` (B, K).
 
-Its metadata has the class names and the preprocessing, each value as JSON.
+Its metadata holds the class names and the preprocessing, each value as JSON.
 """
 
 import json
@@ -21,7 +21,7 @@ MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install 'fastf
 
 def write(trained: Trained, path: Path) -> None:
     try:
-        import onnx  # the exporter asks for it late, with a traceback
+        import onnx  # imported early, because the exporter asks for it late, with a traceback
     except ImportError:
         raise UserError(MISSING) from None
     size = trained.recipe.model.image_size
@@ -33,7 +33,7 @@ def write(trained: Trained, path: Path) -> None:
             trained.model, (torch.zeros(2, 3, size, size),), str(path), dynamo=False, opset_version=OPSET,
             input_names=["images"], output_names=["logits"], dynamic_axes={"images": batch, "logits": batch},
         )  # fmt: skip
-    made = onnx.load(path, load_external_data=False)  # of models above 2 GiB, which one file cannot hold
+    made = onnx.load(path, load_external_data=False)  # models above 2 GiB do not fit into one file
     onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in metadata(trained).items()})
     onnx.save(made, path)
 

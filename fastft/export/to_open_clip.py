@@ -1,10 +1,11 @@
-"""A folder with open_clip's image tower and, beside its tensors, what it has no place for.
+"""A folder with open_clip's image tower, and beside its tensors the parts for which open_clip has no place.
 
-With `model.pool=patches` logits are the tower's output plus `head.bias`: open_clip's tower with `pool_type: avg` normalises,
-averages patch tokens and multiplies by `proj`, the head without its bias; with `class` likewise, of the class token. With `token`
-the tower is CLIP's own, and logits are the product of its output, scaled to length 1, with `head.weight`, plus `head.bias`.
+With `model.pool=patches`, logits are the tower's output plus `head.bias`. open_clip's tower with `pool_type: avg`
+normalises, averages the patch tokens and multiplies by `proj`, which is the head without its bias. `class` does the
+same with the class token. With `token` the tower is CLIP's own. Logits are then its output, scaled to length 1, times
+`head.weight`, plus `head.bias`.
 
-Files under these names are also what `model.arch` and `model.weights` of a recipe take: fine-tuning can go on.
+A recipe's `model.arch` and `model.weights` also accept these files, so you can continue fine-tuning from them.
 """
 
 import json
@@ -25,7 +26,7 @@ CONFIG, WEIGHTS, WEIGHT, BIAS = ("open_clip_config.json", "open_clip_model.safet
 
 
 class TowerWithHead(nn.Module):
-    """open_clip's tower to logits. weight: None where the tower's `proj` is the head's."""
+    """open_clip's tower followed by the head. weight: None if the tower's `proj` is the head's weight."""
 
     def __init__(self, tower: nn.Module, weight: Tensor | None, bias: Tensor):
         super().__init__()
@@ -41,7 +42,8 @@ class TowerWithHead(nn.Module):
 def write(trained: Trained, path: Path) -> None:
     """Write the folder.
 
-    Raises UserError: the model is timm's, or has a relative position bias or a pooling that open_clip does not support.
+    Raises UserError if the model is timm's, or if it has a relative position bias or a pooling that open_clip does not
+    support.
     """
     if isinstance(trained.model.visual.arch, TimmArch):
         raise UserError("open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx")
@@ -83,7 +85,7 @@ def usage(trained: Trained, path: Path) -> str:
 
 
 def open_clip_config(trained: Trained) -> dict[str, object]:
-    """open_clip's model configuration; except with `model.pool=token`, embed_dim is the number of classes."""
+    """Return open_clip's model configuration, with embed_dim = number of classes except for `model.pool=token`."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     assert isinstance(arch, Arch)
     clip = trained.model.pool == TOKEN
@@ -101,7 +103,7 @@ def open_clip_config(trained: Trained) -> dict[str, object]:
     if not arch.ln_pre:
         vision["no_ln_pre"] = True
     if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
-        vision["ls_init_value"] = 1.0  # enables the factors; their values are in the weights
+        vision["ls_init_value"] = 1.0  # enables the factors, whose values are in the weights
     return {
         "embed_dim": arch.embed_dim if clip else recipe.data.num_classes,
         "quick_gelu": arch.quick_gelu,

@@ -1,4 +1,4 @@
-"""One safetensors file with fastft's parameter names; its header describes the model and the preprocessing."""
+"""One safetensors file with fastft's parameter names. Its header describes the model and the preprocessing."""
 
 import json
 from dataclasses import asdict

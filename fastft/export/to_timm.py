@@ -1,8 +1,8 @@
 """A folder that `timm.create_model("local-dir:...", pretrained=True)` loads.
 
-The head normalises every patch token and then averages. timm's CLIP models average first (`fc_norm`); its
-VisionTransformer does as we do with `final_norm=True, fc_norm=False, global_pool="avg"`. timm's own models are written as they
-are.
+The head normalises every patch token and then averages. timm's CLIP models average first (`fc_norm`). timm's
+VisionTransformer uses our order with `final_norm=True, fc_norm=False, global_pool="avg"`. timm's own models are written
+unchanged.
 """
 
 import json
@@ -23,9 +23,9 @@ from fastft.model.weight_files import save_tensors
 from fastft.model.weights import TIMM_BLOCK_NAMES
 
 NAMES = {own: theirs for theirs, own in TIMM_BLOCK_NAMES.items()}
-# timm's registered CLIP towers; other shapes are described as variants of the B/16
+# timm's registered CLIP towers; other shapes are described as B/16 variants
 ARCHITECTURES = {(768, 32): "vit_base_patch32", (768, 16): "vit_base_patch16", (1024, 14): "vit_large_patch14"}
-CLIP_EPS = 1e-5  # LayerNorm eps of these towers; timm's default is 1e-6
+CLIP_EPS = 1e-5  # these towers' LayerNorm eps; timm's default is 1e-6
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -47,9 +47,9 @@ def usage(trained: Trained, path: Path) -> str:
 
 
 def timm_state(trained: Trained) -> dict[str, Tensor]:
-    """The model's tensors under the names of timm's VisionTransformer.
+    """Return the model's tensors under the names that timm's VisionTransformer uses.
 
-    Raises UserError: a relative position bias or a pooling which that class has no place for.
+    Raises UserError for a relative position bias or a pooling that timm's class does not support.
     """
     ours = trained.model.state_dict()
     if trained.model.pool == CLASS_PATCHES:
@@ -71,7 +71,7 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
     }
     if "visual.ln_pre.weight" in ours:
         state |= {f"norm_pre.{k}": ours[f"visual.ln_pre.{k}"] for k in ("weight", "bias")}
-    else:  # timm ties the bias of the patch embedding to this
+    else:  # timm ties the patch embedding's bias to this
         state["patch_embed.proj.bias"] = torch.zeros_like(ours["visual.class_embedding"])
     for name, value in ours.items():
         if name.startswith("visual.transformer.resblocks."):
@@ -84,7 +84,7 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
 
 
 def timm_config(trained: Trained) -> dict[str, Any]:
-    """config.json as on model hubs: the model's arguments and its preprocessing."""
+    """Return config.json as model hubs expect it: the model's arguments and its preprocessing."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     size = [3, arch.image_size, arch.image_size]
     model, names = _of_timm(arch) if isinstance(arch, TimmArch) else _of_clip(trained, arch)
@@ -107,13 +107,13 @@ def timm_config(trained: Trained) -> dict[str, Any]:
 
 
 def _of_clip(trained: Trained, arch: Arch) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the model, what the pretrained_cfg says about it) of fastft's own tower."""
+    """Return the model's arguments and its pretrained_cfg entries, for fastft's own tower."""
     model = {"architecture": _architecture(arch), "model_args": _model_args(trained, arch)}
     return model, {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
 
 
 def _of_timm(arch: TimmArch) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same as `_of_clip`, for a timm model."""
+    """Return the same values as `_of_clip`, for a timm model."""
     cfg = pretrained_cfg(arch.timm)
     model = {"architecture": arch.timm.partition(".")[0], "model_args": timm_args(arch.timm, arch.image_size)}
     return model, {key: getattr(cfg, key) for key in ("fixed_input_size", "first_conv", "classifier")}
@@ -138,7 +138,7 @@ def _model_args(trained: Trained, arch: Arch) -> dict[str, Any]:
         "fc_norm": False,
     }
     if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
-        args["init_values"] = 1.0  # enables the factors; their values are in the weights
+        args["init_values"] = 1.0  # enables the factors, whose values are in the weights
     if arch.norm_eps != CLIP_EPS:
         args["norm_layer"] = "layernorm"  # timm's name for a LayerNorm with eps 1e-6
     return args

@@ -1,4 +1,4 @@
-"""One file of `torch.export` for any batch size: `images` (B, 3, S, S) uint8 to probabilities (B, K), without fastft.
+"""One `torch.export` file for any batch size: `images` (B, 3, S, S) uint8 to probabilities (B, K), without fastft.
 
 Normalisation, temperature and softmax (multi-label: sigmoid) are part of the program.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastft.evaluate.trained import Trained
 from fastft.export.preprocessing import metadata
 
-METADATA = "metadata.json"  # beside the program in the file
+METADATA = "metadata.json"  # stored beside the program in the file
 
 
 class Probabilities(nn.Module):
@@ -40,9 +40,9 @@ def write(trained: Trained, path: Path) -> None:
     size = trained.recipe.model.image_size
     example, batch = torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.export.Dim("batch", min=1)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own deprecations
+        warnings.simplefilter("ignore")  # torch warns about its own deprecations
         program = torch.export.export(Probabilities(trained).eval(), (example,), dynamic_shapes=({0: batch},))
-        # into memory: torch opens paths by itself, and a full disk would be a RuntimeError
+        # saved to memory first: torch opens paths by itself, and a full disk would be a RuntimeError
         file = io.BytesIO()
         torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata(trained))})
     path.write_bytes(file.getbuffer())

@@ -1,1 +1,1 @@
-"""Facts about the hardware, the precision that suits it, and the processes of a distributed run."""
+"""Facts about the hardware, the precision that suits it, and the processes in a distributed run."""

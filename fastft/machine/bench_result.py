@@ -1,7 +1,8 @@
-"""The result of `fastft bench`: a JSON file with every round of every contender, and what it was measured on.
+"""The result of `fastft bench`: a JSON file with every round from every contender, and what it was measured on.
 
-A `Result` has measures, a measure has cases (threads, image sizes, ...), a case has contenders, a contender has rounds. Medians,
-ranges and ratios are not stored: `spread` and `ratio` compute them from the rounds. docs/bench-schema.md describes the keys.
+A `Result` has measures, a measure has cases (threads, image sizes, ...), a case has contenders, a contender has rounds.
+Medians, ranges and ratios are not stored, because `spread` and `ratio` compute them from the rounds.
+docs/bench-schema.md describes the keys.
 """
 
 from collections.abc import Iterator
@@ -26,10 +27,10 @@ Setting = dict[str, str | int | float]
 
 
 class Machine(Document):
-    """What the benchmark ran on."""
+    """The machine on which the benchmark ran."""
 
     cpu: str
-    instruction_sets: list[str]  # of those that image code uses: sse4_1, avx2, avx512bw, neon, ...
+    instruction_sets: list[str]  # only those that image code uses: sse4_1, avx2, avx512bw, neon, ...
     cores: Annotated[int, Meta(ge=1)]  # hardware threads that the benchmark could use
     memory_gib: Number
     kernel: str
@@ -42,14 +43,14 @@ class Machine(Document):
 
 
 class Session(Document):
-    """One call of the command, and how busy the machine was; the benchmark's own processes are part of the load."""
+    """One call of the command, and how busy the machine was. The load includes the benchmark's own processes."""
 
     command: str
     date: str  # UTC, ISO 8601
     seconds: Number
     load_before: Number  # one-minute load average
     load_after: Number
-    steal: Number  # share of all CPU time that the hypervisor gave to others
+    steal: Number  # fraction of all CPU time that the hypervisor gave to others
 
 
 class Images(Document):
@@ -61,16 +62,16 @@ class Images(Document):
 
 
 class Round(Document):
-    """One pass of one contender over the images.
+    """One pass over the images by one contender.
 
-    value: the figure in the measure's unit. figures: more of the same round, such as mfu, read_mb, or the parts of a split in the
-    order of the work.
+    value: the result in the measure's unit. figures: more results from the same round, such as mfu, read_mb, or a
+    split's parts in the order of the work.
     """
 
     value: Signed
     images: Count = 0
     wall: Number = 0.0  # seconds
-    cpu: Number = 0.0  # seconds of all threads and worker processes
+    cpu: Number = 0.0  # CPU seconds in all threads and worker processes
     figures: Numbers = field(default_factory=dict)
 
     @property
@@ -79,10 +80,10 @@ class Round(Document):
 
 
 class Contender(Document):
-    """What one library reached; either `rounds`, or `skipped` with the reason.
+    """What one library reached: either `rounds`, or `skipped` with the reason.
 
-    differences: what is not the same work as fastft's, to be printed in the row. limit: not a library but what the hardware or a
-    codec allows.
+    differences: how its work differs from fastft's, printed in the row. limit: this is not a library, but what the
+    hardware or a codec allows.
     """
 
     name: str
@@ -94,13 +95,13 @@ class Contender(Document):
 
 
 class Case(Document):
-    """The contenders under one setting, for example {"threads": 2}. Their rounds alternated: round k of all ran in turn."""
+    """The contenders under one setting, such as {"threads": 2}. Their rounds alternated: all ran round k in turn."""
 
     setting: Setting
     contenders: list[Contender]
 
     def contender(self, name: str = OURS) -> Contender | None:
-        """None if it is not in the case or was skipped."""
+        """Return the contender, or None if it is not in the case or was skipped."""
         return next((c for c in self.contenders if c.name == name and c.rounds), None)
 
     @property
@@ -113,7 +114,7 @@ class Case(Document):
 
 
 class Measure(Document):
-    """key: names the measure in every file, for example "loader.threads". setting: what all cases have in common."""
+    """key: the measure's name in every file, for example "loader.threads". setting: what all cases have in common."""
 
     key: str
     bench: str
@@ -126,16 +127,17 @@ class Measure(Document):
 
 
 class Result(Document):
-    """The whole file: one version on one machine. changed: the working tree differed from `commit`; None without git.
+    """The whole file: one version on one machine.
 
-    sessions: several where `--add` added measures to the file.
+    changed: whether the working tree differed from `commit`; None without git. sessions: there are several if `--add`
+    added measures to the file.
     """
 
     format: int
     fastft: str
     commit: str | None
     changed: bool | None
-    quick: bool  # every path once; the figures mean nothing
+    quick: bool  # every path ran only once, so the numbers mean nothing
     machine: Machine
     images: Images
     sessions: Annotated[list[Session], Meta(min_length=1)]
@@ -151,7 +153,7 @@ class Result(Document):
         return next((m for m in self.measures if m.key == key), None)
 
     def find(self, key: str, **setting: str | int | float) -> Case | None:
-        """The case of a measure whose settings include these."""
+        """Return the measure's case whose settings include these."""
         measure = self.measure(key)
         cases = measure.cases if measure else []
         return next(
@@ -177,9 +179,11 @@ def spread(contender: Contender) -> Spread:
 
 
 def ratio(measure: Measure, case: Case, peer: Contender, own: str = OURS) -> Spread | None:
-    """How many times better `own` is than the peer: round by round, since load on the machine slows both sides of a round.
+    """Return how many times better `own` is than the peer.
 
-    None where it is the same contender, did not run, or a round is zero. With unequal numbers of rounds: of the medians.
+    The ratio is taken round by round, because load on the machine slows both sides of a round. With unequal numbers of
+    rounds it is the ratio between the medians. Returns None if the two are the same contender, one did not run, or a
+    round is zero.
     """
     ours = case.contender(own)
     if ours is None or ours is peer or not peer.rounds:
@@ -193,9 +197,9 @@ def ratio(measure: Measure, case: Case, peer: Contender, own: str = OURS) -> Spr
 
 
 def read_result(path: Path) -> Result:
-    """A result that `fastft bench` wrote.
+    """Read a result that `fastft bench` wrote.
 
-    Raises UserError: there is no such file, or it is something else.
+    Raises UserError if there is no such file, or if it is something else.
     """
     try:
         value: Any = msgspec.json.decode(read_user_file(path, MAX_BYTES))
@@ -212,11 +216,11 @@ def read_result(path: Path) -> Result:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write the file whole or not at all."""
+    """Write the file completely or not at all."""
     write_text(path, msgspec.json.format(msgspec.json.encode(result), indent=1).decode() + "\n")
 
 
 def skipped_reasons(result: Result) -> Iterator[tuple[str, str]]:
-    """(contender, reason), each pair once."""
+    """Return (contender, reason), with each pair once."""
     pairs = {(c.name, c.skipped): None for m in result.measures for case in m.cases for c in case.skipped}
     return ((name, why) for name, why in pairs if why is not None)

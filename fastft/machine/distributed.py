@@ -22,28 +22,29 @@ from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCr
 from fastft.recipe.constants import DEVICES
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
-# a conversion takes as long as it takes; if process 0 ends, waiting ends at once
+# a conversion may take very long, and waiting for it ends at once if process 0 ends
 PREPARATION_TIMEOUT = timedelta(days=7)
 # NCCL's watchdog aborts the process without a message. Gloo raises an exception, so it must time out first.
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
-# NCCL errors caused by misuse; another try would repeat them
+# NCCL errors caused by misuse, which another try would repeat
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
-_BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # keys of the store under which errors are published
+_BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # store keys under which errors are published
 STORE_SECONDS = 5
-EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # reported by the process that raises them
+EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # the process that raises them reports them
 LAUNCHER_POLL_SECONDS = 0.5
-STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its processes
-# process number of `fastft.train.launch`, which may have ended while modules were imported
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in its processes' environment
+# process number of `fastft.train.launch`, which may have ended during imports
 LAUNCHER = "FASTFT_LAUNCHER"
 Result = TypeVar("Result")
 
 
 @contextmanager
 def exit_without_launcher() -> Iterator[None]:
-    """Print one line and exit with EXIT_REQUEUE if torchrun ends within the block. Nothing may need to be saved there.
+    """Print one line and exit with EXIT_REQUEUE if torchrun ends within the block.
 
-    torchrun hosts the store through which the processes connect. Without it the connection waits for its time limit, 10
-    minutes, in C++, where neither an exception nor a signal handler of Python can end it.
+    Use it only where nothing needs to be saved. torchrun hosts the store through which the processes connect. Without
+    it the connection waits for its time limit, 10 minutes, in C++. Neither an exception nor a Python signal handler can
+    end that wait.
     """
     if STARTED_BY_TORCHRUN not in os.environ:
         yield
@@ -87,29 +88,29 @@ class World:
     def __enter__(self) -> "World":
         if self.size == 1:
             return self
-        self._owns_group = not dist.is_initialized()  # the trainings of a sweep share one group
+        self._owns_group = not dist.is_initialized()  # the runs in a sweep share one group
         if self._owns_group:
             on_gpu = self.device.type == "cuda"
             limit = self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
             with exit_without_launcher():
-                # with device_id NCCL starts here: failures show before anything is prepared, and its memory counts as used
+                # device_id makes NCCL start here: failures show before anything is prepared, and its memory counts as used
                 dist.init_process_group(
                     "nccl" if on_gpu else "gloo", timeout=limit, device_id=self.device if on_gpu else None
                 )
-        # control messages use gloo on the CPU, so that they never wait for the GPU
+        # control messages use gloo on the CPU so that they never wait for the GPU
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish an unexpected error of this process; replace a lost connection by the error that a peer published.
+        """Publish an unexpected error from this process; replace a lost connection by the error that a peer published.
 
         Raises:
             PeerFailed: a peer met bad input.
             PeerCrashed: a peer ended with an unexpected error.
         """
-        # after an error the group is not destroyed: that would wait for processes that may no longer exist
+        # after an error the group is not destroyed, because that would wait for processes that may no longer exist
         if self.size > 1 and self._owns_group and dist.is_initialized() and error is None:
             dist.destroy_process_group()
         if self.size == 1 or not isinstance(error, Exception) or isinstance(error, EXPECTED_ERRORS):
@@ -126,29 +127,29 @@ class World:
             raise PeerCrashed(published[_CRASH]) from None
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model under DistributedDataParallel if there is more than one process."""
+        """Wrap the model in DistributedDataParallel if there is more than one process."""
         if self.size == 1:
             return model
         ids = [self.local_rank] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite each with process 0's, as DistributedDataParallel does when it is made."""
+        """Overwrite each tensor with process 0's, as DistributedDataParallel does when it is created."""
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
     def average(self, values: torch.Tensor) -> None:
-        """The element-wise mean over all processes, in place; half precision is divided before it is added."""
+        """Take the element-wise mean over all processes, in place. Half precision is divided before it is added."""
         dist.all_reduce(values.div_(self.size))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over all processes, in place."""
+        """Take the element-wise sum over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of all processes, by rank, in every process; a process may have none."""
+        """Return all processes' rows, ordered by rank, in every process. A process may have no rows."""
         if self.size == 1:
             return rows
         gathered: list[Any] = [None] * self.size
@@ -166,18 +167,21 @@ class World:
         return bool(self.max(int(flag)))
 
     def broadcast(self, value: Result | None) -> Result:
-        """Process 0's value, in every process; the others may pass None."""
+        """Return process 0's value in every process. The others may pass None."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, group=self._control)
         return cast(Result, values[0])
 
     def in_main(self, work: Callable[[], Result]) -> Result:
-        """Run `work` in process 0 while the others wait; its result, in every process. Raises UserError: `work` raised it."""
+        """Run `work` in process 0 while the others wait, and return its result in every process.
+
+        Raises UserError if `work` raised it.
+        """
         if self.size == 1:
             return work()
         group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
-        # process 0 may end at once; gloo prints a line for each process that still connects to it
+        # process 0 may end at once, and gloo prints a line for each process that still connects to it
         dist.barrier(group=group)
         answers: list[Any] = [(None, None)]
         if self.is_main:
@@ -192,10 +196,12 @@ class World:
         return cast(Result, result)
 
     def together(self, work: Callable[[], Result], key: Callable[[Result], Mapping[str, str]]) -> Result:
-        """Run `work` in every process; its result in this one. key: gives what must be equal everywhere, of the result.
+        """Run `work` in every process and return this process's result.
+
+        key: takes the result and returns what must be equal everywhere.
 
         Raises:
-            UserError: `work` failed in some process, or an entry of the keys differs.
+            UserError: `work` failed in some process, or an entry in the keys differs.
         """
         try:
             result = work()
@@ -206,9 +212,9 @@ class World:
         return result
 
     def check_consistent(self, error: str | None, key: Mapping[str, str]) -> None:
-        """Compare set-ups; every process calls this once, with its error, or None and what must be equal everywhere.
+        """Compare set-ups. Every process calls this once, with its error, or None and what must be equal everywhere.
 
-        Raises UserError: set-up failed in some process, or an entry of `key` differs between processes.
+        Raises UserError if set-up failed in some process, or if an entry in `key` differs between processes.
         """
         if self.size == 1:
             return
@@ -227,14 +233,17 @@ class World:
                 )
 
     def is_peer_loss(self, error: RuntimeError) -> bool:
-        """True if the error says that another process cannot be reached."""
+        """Return True if the error says that another process cannot be reached."""
         text = str(error)
         if self.size == 1 or PERMANENT.search(text):
             return False
         return isinstance(error, dist.DistError) or "gloo/" in text or "NCCL" in text
 
     def publish_error(self, error: UserError) -> UserError:
-        """Publish an error of this process only, for peers that see it only as a lost connection; returns it to raise."""
+        """Publish an error that only this process has, and return it so that you can raise it.
+
+        Peers would otherwise see only a lost connection.
+        """
         if self.size == 1:
             return error
         text = f"{error} (process {self.rank})"
@@ -249,12 +258,13 @@ class World:
 def _query_store(query: Callable[[dist.Store], Result]) -> Result | None:
     """Run a query on the process group's store, which under torchrun lives in the launcher and outlives the processes.
 
-    None without a result within STORE_SECONDS: the store's host may be unreachable, and its calls have no time-out.
+    Returns None if there is no result within STORE_SECONDS: the store's host may be unreachable, and its calls have no
+    time-out.
     """
     results: list[Result] = []
 
     def run() -> None:
-        with suppress(RuntimeError, ValueError):  # the store has ended, or there is none yet
+        with suppress(RuntimeError, ValueError):  # there is no store any more, or not yet
             results.append(query(dist.distributed_c10d._get_default_store()))
 
     thread = threading.Thread(target=run, daemon=True)
@@ -266,8 +276,12 @@ def _query_store(query: Callable[[dist.Store], Result]) -> Result | None:
 def find_world(device: str, timeout_minutes: float | None = None, option: str = "--device") -> World:
     """Read torchrun's environment variables and pick the device ('auto', 'cuda' or 'cpu').
 
-    timeout_minutes: how long a process may keep the others waiting; None: 10. option: what the user set the device with.
-    Raises UserError: no such device, more processes on a node than it has GPUs, or torchrun's variables are incomplete.
+    Args:
+        timeout_minutes: how long a process may keep the others waiting. None means 10.
+        option: the option with which the user set the device.
+
+    Raises:
+        UserError: there is no such device, a node has more processes than GPUs, or torchrun's variables are incomplete.
     """
     torchrun.check_environment()
     rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
@@ -288,9 +302,9 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
 
 @contextmanager
 def connected(world: World, advice: Callable[[], str] = lambda: "run the same command again") -> Iterator[World]:
-    """The world, with the error of a lost process replaced by one line that ends with `advice`.
+    """Yield the world. A lost process's error becomes one line that ends with `advice`.
 
-    Raises PeerLost: another process died or stopped responding.
+    Raises PeerLost if another process died or stopped responding.
     """
     try:
         with world:
@@ -298,7 +312,7 @@ def connected(world: World, advice: Callable[[], str] = lambda: "run the same co
     except RuntimeError as error:
         if not world.is_peer_loss(error):
             raise
-        # without the back end's source location and advice
+        # the back end's source location and advice are left out
         text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
         text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
         raise PeerLost(f"another process died or stopped responding ({text}); {advice()}") from None

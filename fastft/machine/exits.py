@@ -1,12 +1,12 @@
-"""Exceptions that end a training; the command line turns them into exit codes."""
+"""Exceptions that end a run. The command line turns them into exit codes."""
 
 from beton_tools.base.errors import UserError
 
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_REQUEUE = 75  # EX_TEMPFAIL in sysexits.h: try again later
 
 
 class Preempted(Exception):
-    """Training stopped on a signal after writing a checkpoint; the process exits with EXIT_REQUEUE."""
+    """Training stopped on a signal after writing a checkpoint. The process exits with EXIT_REQUEUE."""
 
 
 class TimeUp(Preempted):
@@ -14,24 +14,24 @@ class TimeUp(Preempted):
 
 
 class PeerLost(Preempted):
-    """Another process died or stopped responding; the same command continues from the last checkpoint."""
+    """Another process died or stopped responding. The same command continues from the last checkpoint."""
 
 
 class GpuLost(Preempted):
-    """A kernel that was tried has left the GPU unusable for this process; the same command goes on without it."""
+    """Trying a kernel has left the GPU unusable for this process. The same command goes on without that kernel."""
 
 
 class LocalRankError(UserError):
-    """Bad input met by this process only, such as a damaged sample or a full disk: this process must print it."""
+    """Bad input found by this process only, such as a damaged sample or a full disk, so this process must print it."""
 
 
 class PeerFailed(UserError):
-    """Another process met bad input and published its error."""
+    """Another process found bad input and published its error."""
 
 
 class PeerCrashed(Exception):
-    """Another process ended with an unexpected error, which it has printed; running again would repeat it."""
+    """Another process ended with an unexpected error, which it has printed. Running again would repeat it."""
 
 
 class NonFinite(Exception):
-    """The loss is NaN or Inf, or every recent fp16 step overflows; the message names step, samples and checkpoint."""
+    """The loss is NaN or Inf, or every recent fp16 step overflows. The message names step, samples and checkpoint."""

@@ -1,6 +1,6 @@
-"""Facts about this machine: memory, processor, and for `fastft doctor` all that may be missing.
+"""Facts about this machine: memory, processor, and for `fastft doctor` everything that may be missing.
 
-Gathering never fails: an unknown value is None.
+Gathering them never fails. An unknown value is None.
 """
 
 import importlib.metadata
@@ -18,11 +18,11 @@ from beton_tools.base.cgroup import memory_limit, usable_cpus
 
 GIB = 1 << 30
 RAM_SHARE = 0.9  # files up to this share of the available memory stay in the page cache
-COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
+COMMAND_SECONDS = 20  # a time limit, because nvidia-smi hangs with some broken drivers
 KERNEL_PROBE, PIXEL_PROBE = "fastft.augment.kernel_probe", "fastft.data.pixel_probe"
-# time limit of a probe; importing torch from a slow disk takes long, and so does compiling the loader
+# time limit for a probe; importing torch from a slow disk takes long, and so does compiling the loader
 PYTHON_SECONDS = 300
-UNFINISHED = "did not finish within"  # begins the error of a probe that met it
+UNFINISHED = "did not finish within"  # begins the error if a probe exceeds the limit
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Facts:
     """Sizes in bytes."""
 
     python: tuple[int, ...]
-    executable: str  # path of this Python, quoted for a shell in the working directory
+    executable: str  # this Python's path, quoted for a shell in the working directory
     torch: str | None
-    torch_cuda: str | None  # CUDA version torch was built with; None: CPU build
+    torch_cuda: str | None  # CUDA version that torch was built with; None for a CPU build
     arch_list: tuple[str, ...]  # sm_70, ..., compute_90
     gpus: tuple[GpuFacts, ...]
     nvidia_smi: str | None  # first GPU according to nvidia-smi
     numba_cuda: str | None
-    numba_cuda_toolkit: int | None  # major version of the installed CUDA wheels
-    kernel: str | None  # what kernel_probe did; None: it failed or was not run
+    numba_cuda_toolkit: int | None  # the installed CUDA wheels' major version
+    kernel: str | None  # what kernel_probe did; None if it failed or was not run
     kernel_error: str | None
-    pixels: str | None  # what pixel_probe found; None: it failed or was not run
+    pixels: str | None  # what pixel_probe found; None if it failed or was not run
     pixels_error: str | None
     ffcv: str | None
     ffcv_error: str | None
@@ -61,13 +61,13 @@ class Facts:
 
 
 def gather(data: Path | None = None) -> Facts:
-    """Examine this machine; `data` is the training file, or a pattern of them.
+    """Examine this machine. `data` is the training file, or a pattern for several.
 
-    Raises UserError: `data` does not exist or is not a .beton file.
+    Raises UserError if `data` does not exist or is not a .beton file.
     """
     data_size = None
     if data is not None:
-        from beton_tools.read.beton_set import BetonSet  # loads the image libraries
+        from beton_tools.read.beton_set import BetonSet  # imported here because it loads the image libraries
 
         data_size = BetonSet.open(data).file_size
     torch_version, torch_cuda, arch_list, gpus = _torch()
@@ -117,14 +117,14 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
 
 
 def _executable() -> str:
-    """The path of this Python, relative if it lies below the working directory, such as .venv/bin/python."""
+    """Return this Python's path, relative if it is below the working directory, such as .venv/bin/python."""
     path, here = Path(sys.executable), Path.cwd()
-    inside = path.is_relative_to(here) and path.parent != here  # a bare name would be searched in PATH
+    inside = path.is_relative_to(here) and path.parent != here  # because a bare name would be searched in PATH
     return shlex.quote(str(path.relative_to(here) if inside else path))
 
 
 def _nvidia_smi() -> str | None:
-    """The name of the first GPU; None if the command is missing, fails or hangs."""
+    """Return the first GPU's name, or None if the command is missing, fails or hangs."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)
@@ -134,7 +134,7 @@ def _nvidia_smi() -> str | None:
 
 
 def package_version(package: str) -> str | None:
-    """The installed version; None if it is not installed."""
+    """Return the installed version, or None if the package is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -142,13 +142,16 @@ def package_version(package: str) -> str | None:
 
 
 def has_numba_cuda() -> bool:
-    """True if `numba.cuda` is numba-cuda: a .pth file puts it there, which Python reads in site-packages, not on PYTHONPATH."""
+    """Return True if `numba.cuda` is numba-cuda.
+
+    A .pth file puts it there, and Python reads such files in site-packages but not on PYTHONPATH.
+    """
     spec = find_spec("numba.cuda")
     return spec is not None and "numba_cuda" in str(spec.origin)
 
 
 def _cuda_wheels() -> int | None:
-    """12 or 13: the major version of the CUDA runtime wheel that numba-cuda's extra installs."""
+    """Return 12 or 13, the major version of the CUDA runtime wheel that numba-cuda's extra installs."""
     if package_version("nvidia-cuda-runtime-cu12") is not None:
         return 12
     runtime = package_version("nvidia-cuda-runtime")  # CUDA 13 dropped the suffix
@@ -156,7 +159,10 @@ def _cuda_wheels() -> int | None:
 
 
 def _run_python(*arguments: str) -> tuple[str | None, str | None]:
-    """Run this Python in a process of its own, which an incompatible C++ library may abort; (output, error), one is None."""
+    """Run this Python in a process of its own, which an incompatible C++ library may abort.
+
+    Returns (output, error), of which one is None.
+    """
     command = [sys.executable, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PYTHON_SECONDS, check=False)
@@ -169,7 +175,7 @@ def _run_python(*arguments: str) -> tuple[str | None, str | None]:
 
 
 def cpu_name() -> str:
-    """The processor's model name from /proc/cpuinfo; 'CPU' where there is none."""
+    """Return the processor's model name from /proc/cpuinfo, or 'CPU' if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -178,7 +184,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Total and available bytes: the machine's, or the control group's where that is smaller."""
+    """Return total and available bytes, for the machine or for the control group if that has less."""
     memory, limit = psutil.virtual_memory(), memory_limit()
     total, available = memory.total, memory.available
     return (total, available) if limit is None else (min(total, limit), min(available, limit))

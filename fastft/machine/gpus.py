@@ -1,4 +1,4 @@
-"""GPU peaks from data sheets, and a device's peak FLOP/s: the denominator of MFU."""
+"""GPU peaks from data sheets, and a device's peak FLOP/s, which is the denominator in MFU."""
 
 import re
 import time
@@ -13,16 +13,16 @@ class Gpu:
     """One card. Peaks are dense (without sparsity), with fp32 accumulation, from `source`."""
 
     name: str
-    peak_flops: float  # per second on tensor cores in the training precision: bf16, or fp16 before Ampere
+    peak_flops: float  # per second, on tensor cores in the training precision (bf16, or fp16 before Ampere)
     full_precision_flops: float  # per second, fp32 without tensor cores
-    bandwidth: float  # of the device memory, bytes/s
-    memory: float  # bytes, of the smaller one where a card is sold with two sizes
+    bandwidth: float  # device memory bandwidth, bytes/s
+    memory: float  # bytes; the smaller size if a card is sold with two
     pattern: str  # regular expression that matches torch.cuda.get_device_name()
     source: str
     bf16: bool = True  # native support
-    # of peak_flops, sustained by large fp16/bf16 matrix products: 90 TFLOP/s on V100, 235 on A100, 630 on H100 (estimates)
+    # share of peak_flops that large fp16/bf16 products sustain: 90 TFLOP/s on V100, 235 on A100, 630 on H100 (estimates)
     gemm_share: float = 0.70
-    cores: float = 4.0  # physical (two vCPU each), of a usual cloud machine's per GPU; 4 are assumed
+    cores: float = 4.0  # physical cores (two vCPU each) per GPU in a usual cloud machine; 4 are assumed
 
 
 def _gpu(
@@ -31,13 +31,13 @@ def _gpu(
     return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, gb * 1e9, pattern, f"NVIDIA {source}", **rest)
 
 
-# cores: of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
+# cores: from p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
 _CARDS = (
     _gpu("V100", 125, 15.7, 900, 16, r"V100-SXM", "V100 data sheet (SXM2)", bf16=False, gemm_share=0.72),
     _gpu("V100-PCIe", 112, 14, 900, 16, r"V100-PCIE", "V100 data sheet (PCIe)", bf16=False),
     _gpu("V100S", 130, 16.4, 1134, 32, r"V100S", "V100 data sheet (V100S PCIe)", bf16=False),
     _gpu("T4", 65, 8.1, 300, 16, r"\bT4\b", "T4 data sheet", bf16=False),
-    # no tensor cores, and half-precision products with fp32 sums run at the rate of fp32
+    # no tensor cores, and half-precision products with fp32 sums run at the fp32 rate
     _gpu("P100", 9.3, 9.3, 732, 16, r"P100-PCIE", "P100 data sheet (PCIe)", bf16=False),
     _gpu(
         "A100",
@@ -64,20 +64,23 @@ _CARDS = (
     _gpu("RTX4090", 165.2, 82.6, 1008, 24, r"RTX 4090$", "Ada white paper, appendix A"),
     _gpu("RTX5090", 209.5, 104.8, 1792, 32, r"RTX 5090$", "RTX Blackwell white paper, appendix A"),
 )
-GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name, and searched in this order by `find_gpu`
-MAIN_GPUS = ("V100", "A100", "H100")  # columns of tables that show a few GPUs
+GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name; `find_gpu` searches in this order
+MAIN_GPUS = ("V100", "A100", "H100")  # columns in tables that show a few GPUs
 
-# at least so many rounds and seconds of each size
+# minimum number of rounds, and of seconds, for each size
 MATMUL_SIZES, MATMUL_ROUNDS, MATMUL_SECONDS = (384, 768, 1536), 3, 0.1
 
 
 def find_gpu(device_name: str) -> Gpu | None:
-    """The card with this `torch.cuda.get_device_name()`, such as "Tesla V100-SXM2-16GB"; None if it is not in GPUS."""
+    """Return the card with this `torch.cuda.get_device_name()`, such as "Tesla V100-SXM2-16GB"; None if not in GPUS."""
     return next((gpu for gpu in _CARDS if re.search(gpu.pattern, device_name)), None)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of a GPU from its data sheet, of the CPU from a matrix product timed here; None for an unknown GPU."""
+    """Return a GPU's peak FLOP/s from its data sheet, or a CPU's from a matrix product timed here.
+
+    Returns None for an unknown GPU.
+    """
     if device.type == "cpu":
         return measure_matmul_flops(dtype)
     gpu = find_gpu(torch.cuda.get_device_name(device))
@@ -87,10 +90,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def measure_matmul_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of square matrix products on the CPU: the best round of several sizes.
+    """Measure FLOP/s for square matrix products on the CPU: the best round over several sizes.
 
-    Small products end within a time slice of the scheduler: on a busy machine the larger ones are interrupted in every round, and
-    the MFU would be above 100 %. On 2 cores with 12 processes, products of 1,024 gave 11 GFLOP/s, of 320 x 384 x 1,152 89.
+    Small products end within one of the scheduler's time slices. On a busy machine the larger ones are interrupted in
+    every round, and the MFU would exceed 100 %. On 2 cores with 12 processes, products of size 1,024 reached 11
+    GFLOP/s, and of size 320 x 384 x 1,152 reached 89.
     """
     best = 0.0
     for size in MATMUL_SIZES:

@@ -8,8 +8,8 @@ import torch
 
 from beton_tools.base.errors import UserError
 
-INITIAL_SCALE = 2.0**12  # at the reference's 2**7 many gradients of the first steps are 0 (docs/v100.md)
-# clean steps until the scale doubles: the reference's (DeepSpeed), and from YOUNG_STEPS on PyTorch's default. Each doubling that
+INITIAL_SCALE = 2.0**12  # at the reference's 2**7 many gradients are 0 in the first steps (docs/v100.md)
+# Clean steps until the scale doubles: the reference's (DeepSpeed), and from YOUNG_STEPS on PyTorch's default. Each doubling that
 # overflows costs one skipped step, and the reference's scale has reached its final range after three epochs of 625 steps
 YOUNG_INTERVAL, GROWTH_INTERVAL, YOUNG_STEPS = 128, 2000, 2000
 AMPERE = (8, 0)  # first compute capability with native bf16
@@ -17,7 +17,7 @@ AMPERE = (8, 0)  # first compute capability with native bf16
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype of autocast; `scaled` says whether gradients need a loss scaler.
+    """The autocast dtype. `scaled` says whether gradients need a loss scaler.
 
     half_residual: training runs a half-precision copy of the model (`fastft.optim.HalfCopy`) instead of autocast.
     """
@@ -41,7 +41,7 @@ class Precision:
         return torch.autocast(self.device_type, self.dtype)
 
     def training_context(self) -> AbstractContextManager:
-        """The context of a training step's forward pass: autocast, which a half-precision copy does not need."""
+        """Return the context for a training step's forward pass: autocast, unless a half-precision copy is used."""
         return nullcontext() if self.half_residual else self.autocast()
 
     def scaler(self) -> torch.amp.GradScaler:
@@ -51,10 +51,15 @@ class Precision:
 
 
 def choose_precision(amp: str, device: torch.device, half_residual: str = "off") -> Precision:
-    """'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
+    """Choose the autocast precision.
 
-    half_residual: 'on', 'off', or 'auto': on for fp16 on GPUs below compute capability 8.0, which lack fast bf16.
-    Raises UserError: fp16 on the CPU, which has no fast fp16 training; half_residual 'on' in fp32.
+    Args:
+        amp: 'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
+        half_residual: 'on', 'off', or 'auto', which is on for fp16 on GPUs below compute capability 8.0, which lack
+            fast bf16.
+
+    Raises:
+        UserError: fp16 on the CPU, which has no fast fp16 training, or half_residual 'on' in fp32.
     """
     if amp == "auto":
         amp = _best_on_gpu(device) if device.type == "cuda" else ("bf16" if cpu_has_bf16() else "fp32")
@@ -69,12 +74,15 @@ def choose_precision(amp: str, device: torch.device, half_residual: str = "off")
 
 
 def inference_precision(amp: str, device: torch.device) -> Precision:
-    """The precision of training, except that a CPU does not run fp16."""
+    """Return the training precision, except that a CPU does not run fp16."""
     return choose_precision("auto" if (amp, device.type) == ("fp16", "cpu") else amp, device)
 
 
 def cpu_has_bf16() -> bool:
-    """True if the CPU multiplies bf16 faster than fp32: with AMX, or AVX512-BF16 of AMD; Intel's reaches 0.6 of fp32's rate."""
+    """Return True if the CPU multiplies bf16 faster than fp32.
+
+    CPUs with AMX do, and AMD's with AVX512-BF16. Intel's AVX512-BF16 reaches 0.6 of the fp32 rate.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,6 +1,6 @@
-"""Signals during training ask for a checkpoint and an orderly end.
+"""Signals during training request a checkpoint and an orderly end.
 
-Batch systems and spot machines send one of the signals before they take a node away; a closed terminal sends SIGHUP.
+Batch systems and spot machines send one of the signals before they take a node away. A closed terminal sends SIGHUP.
 """
 
 import os
@@ -14,13 +14,14 @@ ANNOUNCED = b"\ninterrupted: ends after this step, with a checkpoint; Ctrl-C aga
 
 
 class SignalGuard:
-    """Context in which signals set `requested`, which the training loop reads between steps; `interrupted`: SIGINT was one.
+    """A context in which signals set `requested`, which the training loop reads between steps.
 
-    SIGINT does so from `defer_interrupts` on; before, and from the second one on, it does what it did before the context.
-    A handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`, rich), which then
-    stays locked and makes a later call wait for ever.
+    `interrupted` tells whether one of the signals was SIGINT. SIGINT sets `requested` from `defer_interrupts` on.
+    Before that, and from the second SIGINT on, it does what it did before the context. A handler that raises can do so
+    while the main thread holds a lock in another library (`queue.Queue`, rich). That lock then stays locked and makes a
+    later call wait for ever.
 
-    In other threads than the main one signals are not handled: a program that trains in such a thread handles its own.
+    In threads other than the main one, signals are not handled: a program that trains in such a thread handles its own.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class SignalGuard:
     def __enter__(self) -> "SignalGuard":
         self._previous = {}
         for number in (*STOP_SIGNALS, signal.SIGINT) if in_main_thread() else ():
-            # nohup ignores SIGHUP, and training is to survive it
+            # nohup makes processes ignore SIGHUP, and training must survive it
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
@@ -41,11 +42,11 @@ class SignalGuard:
             signal.signal(number, handler)
 
     def defer_interrupts(self) -> None:
-        """Call it when there is something to save."""
+        """Call this when there is something to save."""
         self._deferring = True
 
     def is_stop_requested(self) -> bool:
-        """`requested`, for evaluations: the trainer's own method would keep the trainer in memory."""
+        """Return `requested`, for evaluations. The trainer's own method would keep the trainer in memory."""
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Image tower to classifier, and weights in and out: fastft's CLIP tower, and timm's models."""
+"""Image tower to classifier, and weights in and out, for fastft's CLIP tower and for timm's models."""
 
 from fastft.model.arch import Arch
 from fastft.model.classifier import Classifier, build_classifier, count_frozen_blocks, freeze

@@ -14,9 +14,9 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document, Number, Object, check
 from beton_tools.base.user_files import read_regular
 
-MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration has 2 KB
-# limits far above every published tower: a mistake must not fill the memory. The largest plain CLIP ViT in open_clip,
-# ViT-e-14, has 3.8e9 parameters and 56 layers; 128 x 128 patches are an image of 2048 px with patches of 16 px
+MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration takes 2 KB
+# Limits far above every published tower, so that a mistake cannot fill the memory. The largest plain CLIP ViT in open_clip,
+# ViT-e-14, has 3.8e9 parameters and 56 layers. 128 x 128 patches of 16 px make a 2048 px image.
 MAX_PARAMETERS, MAX_LAYERS, MAX_GRID = 5e9, 512, 128
 
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -27,7 +27,7 @@ class _NormOptions(Document, forbid_unknown_fields=True):
 
 
 class _Vision(Document):
-    """vision_cfg keys that the tower understands; any other key (timm towers, attentional pooling, ...) is refused."""
+    """The vision_cfg keys that the tower supports. Any other key (timm towers, attentional pooling, ...) is refused."""
 
     image_size: Size
     layers: Size
@@ -38,7 +38,7 @@ class _Vision(Document):
     ls_init_value: Number | None = None
     no_ln_pre: bool = False
     norm_kwargs: _NormOptions = field(default_factory=_NormOptions)
-    # how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling are other towers
+    # how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling need other towers
     pool_type: Literal["tok", "avg"] = "tok"
     patch_dropout: Number | None = None
     output_tokens: bool = False
@@ -56,7 +56,7 @@ class Arch:
     """A plain vision transformer with a class token and learnt absolute positions.
 
     Raises:
-        UserError: larger than MAX_PARAMETERS, MAX_LAYERS or MAX_GRID.
+        UserError: it exceeds MAX_PARAMETERS, MAX_LAYERS or MAX_GRID.
     """
 
     image_size: int
@@ -68,8 +68,8 @@ class Arch:
     quick_gelu: bool
     ln_pre: bool
     norm_eps: float
-    layer_scale: bool  # the pretrained weights hold LayerScale factors
-    embed_dim: int  # of the projection that the classifier drops
+    layer_scale: bool  # whether the pretrained weights hold LayerScale factors
+    embed_dim: int  # output width of the projection, which the classifier drops
 
     def __post_init__(self) -> None:
         too_many = self.parameters > MAX_PARAMETERS
@@ -92,15 +92,15 @@ class Arch:
 
     @property
     def parameters(self) -> int:
-        """Parameters in matrices and positions; biases and norms (0.1 %) are left out."""
+        """Count the parameters in matrices and positions. Biases and norms (0.1 %) are left out."""
         block = self.width * (4 * self.width + 2 * self.mlp_width)
         return self.width * (3 * self.patch_size**2 + self.tokens) + self.layers * block
 
     def at(self, image_size: int) -> "Arch":
-        """The same tower for another image size.
+        """Return the same tower for another image size.
 
         Raises:
-            UserError: not a multiple of the patch size, or too large.
+            UserError: the size is not a multiple of the patch size, or it is too large.
         """
         check_image_size(image_size, self.patch_size)
         return replace(self, image_size=image_size)
@@ -115,10 +115,11 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def load_open_clip_arch(name: str) -> Arch:
-    """The architecture of an open_clip model name or of a local .json file of the same form.
+    """Return the architecture for an open_clip model name, or for a local .json file in open_clip's form.
 
-    Raises UserError: unknown name (with the nearest one), unreadable file, a key that is missing or has a wrong value, a
-    tower that is not a plain CLIP ViT, or one that is too large.
+    Raises:
+        UserError: the name is unknown (the message has the nearest one), the file is unreadable, a key is missing or
+            has a wrong value, or the tower is not a plain CLIP ViT or is too large.
     """
     config = load_open_clip_config(name)
     try:
@@ -149,7 +150,7 @@ def load_open_clip_arch(name: str) -> Arch:
 
 
 def refuse_pool_without_class_token(name: str) -> None:
-    """Raise UserError if open_clip's tower of this name does not take its embedding from the class token."""
+    """Raise UserError if the open_clip tower with this name does not take its embedding from the class token."""
     pooling = load_open_clip_config(name)["vision_cfg"].get("pool_type", "tok")
     if pooling != "tok":
         raise UserError(
@@ -170,7 +171,7 @@ def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
 
 
 def load_open_clip_config(name: str) -> dict[str, Any]:
-    """open_clip's model configuration. Its JSON files are read directly, because importing open_clip takes seconds."""
+    """Read open_clip's model configuration directly from its JSON files, because importing open_clip takes seconds."""
     path = (
         Path(name)
         if name.endswith(".json")
@@ -188,7 +189,7 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
         raise UserError(f"model configuration {path} is nested too deeply; use one of open_clip's form") from None
     except ValueError as error:
         raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
-    # open_clip_config.json of model hubs
+    # open_clip_config.json on model hubs
     config = config.get("model_cfg", config) if isinstance(config, dict) else config
     if not isinstance(config, dict):
         raise UserError(f"model configuration {path} must be a JSON object with a vision_cfg")
@@ -196,7 +197,7 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
 
 
 def open_clip_folder() -> Path:
-    """The installed package, without importing it."""
+    """Find the installed package without importing it."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise UserError("open_clip is not installed; run: pip install open_clip_torch")

@@ -1,8 +1,8 @@
 """Multi-head self-attention by one of several kernels that compute the same numbers.
 
-Which kernel is fastest depends on the GPU, so each has a name: `ATTENTION_KERNELS`. Each takes tokens and the packed input
-projection, so that it can choose how the gradients of queries, keys and values reach that projection.
-Shapes: B images, N tokens, H heads, d width of a head, D = H d.
+Which kernel is fastest depends on the GPU, so each has a name in `ATTENTION_KERNELS`. Each takes tokens and the packed
+input projection, so that it can choose how the gradients of queries, keys and values reach that projection.
+Shapes: B images, N tokens, H heads, d width per head, D = H d.
 """
 
 from collections.abc import Callable
@@ -15,18 +15,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastft.model.linear import autocast_is_on, split_projection
 
-BF16_NATIVE = (8, 0)  # compute capability of the first GPUs with bf16 and with PyTorch's FlashAttention
-# fp16 and bf16 matrix products run at full speed when their sizes are multiples (cuBLAS)
+BF16_NATIVE = (8, 0)  # first compute capability with bf16 and with PyTorch's FlashAttention
+# fp16 and bf16 matrix products run at full speed when their sizes are multiples of this (cuBLAS)
 TENSOR_CORE_MULTIPLE = 8
 
 
 def self_attention(
     x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, kernel: str = "auto", score_bias_HNN: Tensor | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + score_bias) v of tokens (B, N, D), before the output projection.
+    """Compute softmax(q k^T / sqrt(d) + score_bias) v for tokens (B, N, D), before the output projection.
 
-    weight (3 D, D), bias (3 D): the input projection, as in nn.MultiheadAttention.
-    kernel: one of ATTENTION_KERNELS, or 'auto'. With a score bias it is always 'sdpa'.
+    Args:
+        weight, bias: the input projection, (3 D, D) and (3 D), as in nn.MultiheadAttention.
+        kernel: one of ATTENTION_KERNELS, or 'auto'. With a score bias, 'sdpa' is always used.
     """
     if score_bias_HNN is not None:
         return _sdpa(x_BND, weight, bias, heads, score_bias_HNN)
@@ -37,10 +38,11 @@ def self_attention(
 
 
 def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """The kernel of 'auto'.
+    """Return the kernel that 'auto' stands for.
 
-    On a CPU in bf16 'batched': the backward pass of PyTorch's fused kernel takes more than twice the time at 65 to 577
-    tokens. On GPUs without FlashAttention (V100) in half precision 'efficient'. Everywhere else 'sdpa'.
+    On a CPU in bf16 this is 'batched', because the backward pass of PyTorch's fused kernel takes more than twice the
+    time at 65 to 577 tokens. On GPUs without FlashAttention (V100) in half precision it is 'efficient'. Everywhere else
+    it is 'sdpa'.
     """
     if device.type == "cpu" and dtype == torch.bfloat16:
         return "batched"
@@ -50,15 +52,15 @@ def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def prepare_for_compile() -> None:
-    """Keep torch.compile from tracing `default_kernel`, which asks the CUDA driver; call it before compiling a model.
+    """Keep torch.compile from tracing `default_kernel`, which asks the CUDA driver. Call it before compiling a model.
 
-    As a decorator it would import torch's compiler, which takes a second, in commands that compile nothing.
+    As a decorator it would import torch's compiler, which takes a second, even in commands that compile nothing.
     """
     torch.compiler.assume_constant_result(default_kernel)
 
 
 def attention_candidates(device: torch.device) -> tuple[str, ...]:
-    """Kernels that may run on this device; one that does not raises RuntimeError when it is called."""
+    """List the kernels that may run on this device. One that cannot raises RuntimeError when it is called."""
     return tuple(ATTENTION_KERNELS) if device.type == "cuda" else ("sdpa", "batched")
 
 
@@ -66,31 +68,31 @@ def attention_candidates(device: torch.device) -> tuple[str, ...]:
 
 
 def _sdpa(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, score_bias_HNN: Tensor | None = None) -> Tensor:
-    """PyTorch's fused kernel, the one it prefers on this device."""
+    """PyTorch's fused kernel, whichever it prefers on this device."""
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in split_projection(x_BND, weight, bias))
     mask = None if score_bias_HNN is None else score_bias_HNN.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def _flash(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """PyTorch's FlashAttention: compute capability 8.0 and later, half precision. On Hopper 'sdpa' is cuDNN's kernel."""
+    """PyTorch's FlashAttention: compute capability 8.0 and later, half precision. On Hopper, 'sdpa' uses cuDNN."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return _sdpa(x_BND, weight, bias, heads)
 
 
 def _cudnn(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """cuDNN's fused kernel: Hopper and later, half precision."""
+    """cuDNN's fused kernel for Hopper and later, half precision."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return _sdpa(x_BND, weight, bias, heads)
 
 
 def _efficient(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """The memory-efficient (CUTLASS) kernel; its backward writes three gradients into one packed tensor."""
+    """The memory-efficient (CUTLASS) kernel, whose backward pass writes three gradients into one packed tensor."""
     return _EfficientAttention.apply(F.linear(x_BND, weight, bias), heads)
 
 
 def _batched(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """Batched matrix products that keep the scores, on a GPU with tokens padded for its tensor cores."""
+    """Batched matrix products that keep the scores. On a GPU the tokens are padded for its tensor cores."""
     multiple = TENSOR_CORE_MULTIPLE if x_BND.device.type == "cuda" else 1
     return _BatchedAttention.apply(F.linear(x_BND, weight, bias), heads, -x_BND.shape[1] % multiple)
 
@@ -105,9 +107,9 @@ ATTENTION_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = 
 
 
 class _EfficientAttention(torch.autograd.Function):
-    """Attention of packed projections (B, N, 3 D) by PyTorch's memory-efficient kernel, with packed gradients.
+    """Attention for packed projections (B, N, 3 D) by PyTorch's memory-efficient kernel, with packed gradients.
 
-    `F.scaled_dot_product_attention` runs the same kernel, but without `shared_storage_dqdkdv`: autograd then copies the
+    `F.scaled_dot_product_attention` runs the same kernel, but without `shared_storage_dqdkdv`. Autograd then copies the
     three gradients into one tensor.
     """
 
@@ -128,15 +130,15 @@ class _EfficientAttention(torch.autograd.Function):
             grad_BND.reshape(q.shape), q, k, v, None, out_BNHd, None, None, N, N, lse, 0.0, seed, offset, 0, False,
             shared_storage_dqdkdv=True,
         )  # fmt: skip
-        # the three gradients are slices [:, :, i] of one tensor (B, N, 3, H, d), of which grad_q is the first
+        # the three gradients are slices [:, :, i] of one tensor (B, N, 3, H, d), and grad_q is the first slice
         return grad_q.as_strided((B, N, 3 * H * d), (N * 3 * H * d, 3 * H * d, 1)), None
 
 
 class _BatchedAttention(torch.autograd.Function):
-    """Attention of packed projections (B, N, 3 D) by batched matrix products, with packed gradients.
+    """Attention for packed projections (B, N, 3 D) by batched matrix products, with packed gradients.
 
-    The scores are rounded to the dtype of the projections, as unfused attention under autocast does.
-    padding: tokens of zeros that are added for the products; they receive no attention.
+    The scores are rounded to the projections' dtype, as in unfused attention under autocast.
+    padding: number of zero tokens added for the products. They receive no attention.
     """
 
     @staticmethod
@@ -175,5 +177,5 @@ class _BatchedAttention(torch.autograd.Function):
 
 
 def _pad_tokens(x: Tensor, padding: int) -> Tensor:
-    """Zeros appended to the second-last dimension."""
+    """Append zeros along the second-last dimension."""
     return F.pad(x, (0, 0, 0, padding))

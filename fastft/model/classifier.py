@@ -2,13 +2,14 @@
 
 `model.pool` says how the tokens are pooled:
 
-- patches, as in the paper: LayerNorm of every patch token, then the mean. The reference does it in this order
-  (`fc_norm(x[:, 1:]).mean(1)`); BEiT and timm average first. The class token is part of the sequence but not of the mean.
-- class, as timm's fine-tuned CLIP: the class token through ln_post.
-- class+patches, as DINOv2's linear heads: every token through ln_post, then the class token beside the mean of the patch tokens.
-  The head has twice the tower's width as inputs.
-- token, as CLIP itself: the class token through ln_post and proj, scaled to length 1. A head of text embeddings times CLIP's
-  logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
+- patches, as in the paper: LayerNorm on every patch token, then the mean. The reference uses this order
+  (`fc_norm(x[:, 1:]).mean(1)`), whereas BEiT and timm average first. The class token is in the sequence but not in the
+  mean.
+- class, as in timm's fine-tuned CLIP: the class token through ln_post.
+- class+patches, as in DINOv2's linear heads: every token through ln_post, then the class token beside the mean over the
+  patch tokens. The head has twice the tower's width as inputs.
+- token, as in CLIP itself: the class token through ln_post and proj, scaled to length 1. A head made from text
+  embeddings times CLIP's logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
 
 import torch
@@ -19,12 +20,12 @@ from fastft.model.arch import Arch
 from fastft.model.interface import ImageClassifier
 from fastft.model.tower import PROJECTION, Tower
 
-# reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both multiplied by 0.001
+# reference: trunc_normal_(std=.02) for the weight, PyTorch's default for the bias, both multiplied by 0.001
 HEAD_STD = 0.02
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
-# no weight decay; all 1-D tensors are exempt too
+# without weight decay, from which all 1-D tensors are exempt too
 NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
-PATCHES, CLASS, CLASS_PATCHES, TOKEN = "patches", "class", "class+patches", "token"  # of `model.pool`
+PATCHES, CLASS, CLASS_PATCHES, TOKEN = "patches", "class", "class+patches", "token"  # values of `model.pool`
 
 
 class Classifier(ImageClassifier):
@@ -36,7 +37,7 @@ class Classifier(ImageClassifier):
         super().__init__()
         self.visual, self.pool = tower, pool
         if pool == PATCHES:
-            self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as the reference
+            self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as in the reference
         width = tower.arch.width
         inputs = {TOKEN: tower.arch.embed_dim, CLASS_PATCHES: 2 * width}.get(pool, width)
         self.head = nn.Linear(inputs, num_classes)
@@ -52,7 +53,7 @@ class Classifier(ImageClassifier):
         return self.head(self.pooled(images, noise))
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input: (B, width), with class+patches (B, 2 width), or CLIP's embedding (B, embed_dim)."""
+        """Return the head's input: (B, width), (B, 2 width) with class+patches, or CLIP's embedding (B, embed_dim)."""
         tokens_BND = self.visual(images, noise)
         if self.pool == TOKEN:
             return self.visual.embedding(tokens_BND)
@@ -63,7 +64,7 @@ class Classifier(ImageClassifier):
         return self.fc_norm(tokens_BND[:, 1:]).mean(1)
 
     def layer_id(self, name: str) -> int:
-        """0 for embeddings, i + 1 for block i, layers + 1 for everything else."""
+        """Return 0 for embeddings, i + 1 for block i, and layers + 1 for everything else."""
         parts = name.split(".")
         if parts[0] == "visual" and parts[1] in EMBEDDINGS:
             return 0
@@ -76,14 +77,17 @@ class Classifier(ImageClassifier):
 
 
 def class_and_patches(tokens_BND: Tensor, prefix: int = 1) -> Tensor:
-    """Class token and mean of the patch tokens, (B, 2 D). prefix: tokens before the patches, the class token first."""
+    """Return the class token and the patch tokens' mean, (B, 2 D).
+
+    prefix: number of tokens before the patches. The class token is the first.
+    """
     return torch.cat([tokens_BND[:, 0], tokens_BND[:, prefix:].mean(1)], dim=1)
 
 
 def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
-    """Blocks below the top `trainable_layers` of a tower of `layers`; None trains all.
+    """Count the blocks below the top `trainable_layers` in a tower with `layers` blocks; None trains all.
 
-    Raises UserError: the tower has fewer blocks.
+    Raises UserError if the tower has fewer blocks.
     """
     if trainable_layers is None:
         return 0
@@ -93,10 +97,10 @@ def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
 
 
 def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> None:
-    """Switch off gradients of the patch embedding (conv1), and of everything below the top `trainable_layers` blocks.
+    """Disable gradients for the patch embedding (conv1) and for everything below the top `trainable_layers` blocks.
 
-    Frozen blocks run without recording activations. If all blocks are trained, so are the other embeddings. CLIP's ln_post
-    and proj are trained if any block is. Raises UserError: the tower has fewer blocks.
+    Frozen blocks run without recording activations. If all blocks are trained, the other embeddings are trained too.
+    CLIP's ln_post and proj are trained if any block is. Raises UserError if the tower has fewer blocks.
     """
     tower = model.visual
     tower.frozen_blocks = count_frozen_blocks(tower.arch.layers, trainable_layers)
@@ -125,7 +129,10 @@ def build_classifier(
     freeze_conv1: bool = True,
     trainable_layers: int | None = None,
 ) -> Classifier:
-    """A classifier with fresh weights; `fastft.model.weights` fills the tower. Options as in the recipe's `model`."""
+    """Build a classifier with fresh weights. Options are as in the recipe's `model`.
+
+    `fastft.model.weights` fills the tower.
+    """
     initial_scale = 1.0 if layer_scale is None and arch.layer_scale else layer_scale
     tower = Tower(
         arch,
@@ -142,9 +149,9 @@ def build_classifier(
 
 
 def rank_classes(logits_BK: Tensor, k: int) -> Tensor:
-    """Classes of the k largest logits in descending order, int64 (B, min(k, K)). Of equal logits the lower index comes first.
+    """Return the classes with the k largest logits in descending order, int64 (B, min(k, K)).
 
-    The first column equals `argmax` in NumPy and torch. `torch.topk` orders equal logits, which are common in half precision,
-    differently for different k.
+    The lower index wins a tie, so the first column equals `argmax` in NumPy and torch. `torch.topk` orders equal
+    logits, which are common in half precision, differently for different k.
     """
     return logits_BK.argsort(dim=1, descending=True, stable=True)[:, :k]

@@ -1,8 +1,8 @@
-"""Floating-point operations of a tower with its head (2 per multiply-add), of fastft's own tower from the shapes,
-of timm's models by torch's counter on the meta device.
+"""Floating-point operations in a tower with its head (2 per multiply-add).
 
-Only matrix products are counted, as is usual for MFU; the head is that of `model.pool=patches` (CLIP's projection of one token
-would add 0.002 % to a B/16, twice the inputs of the head 0.004 %). Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
+fastft's own tower is counted from its shapes, timm's models by torch's counter on the meta device. Only matrix products
+are counted, as is usual for MFU. The head is the one for `model.pool=patches` (CLIP's projection of one token would add
+0.002 % to a B/16, twice the head's inputs 0.004 %). Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from fastft.model.timm_tower import build_timm_classifier
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations per image. `train` is the forward pass and the backward pass of the trained part.
+    """Operations per image. `train` is the forward pass, and the backward pass through the trained part.
 
-    attention: of `train`, the products of query and key and of their softmax and value.
+    attention: the part of `train` for the products between query and key, and between their softmax and value.
     """
 
     forward: float
@@ -30,10 +30,10 @@ class Flops:
 
 
 def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0) -> Flops:
-    """Operations per image at the arch's image size.
+    """Count the operations per image at the arch's image size.
 
-    The backward pass costs twice the forward pass (gradients of inputs and of weights). As in the published figures, a
-    patch embedding below trained blocks counts as trained even if it is frozen.
+    The backward pass costs twice the forward pass (gradients for inputs and for weights). As in the published figures,
+    a patch embedding below trained blocks counts as trained even if it is frozen.
     """
     if isinstance(arch, TimmArch):
         forward, frozen, attention = _count_timm_forward(arch, num_classes, frozen_blocks, patch_dropout)
@@ -56,29 +56,29 @@ def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, pa
 def _count_timm_forward(
     arch: TimmArch, num_classes: int, frozen_layers: int, patch_dropout: float
 ) -> tuple[float, float, float]:
-    """(operations of a forward pass per image, those of them in frozen modules, those in attention), 2 per multiply-add.
+    """Count a forward pass per image: all operations, those in frozen modules and those in attention.
 
-    frozen_layers: of these layers and the stem everything is frozen; with 0 nothing is.
+    A multiply-add counts 2. frozen_layers: everything in these layers and in the stem is frozen. 0 freezes nothing.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler, which takes a second
 
     with torch.device("meta"):
         model = build_timm_classifier(arch, num_classes, patch_dropout=patch_dropout)
-        # the counter's hooks take no latent parameters that require gradients
+        # the counter's hooks do not accept latent parameters that require gradients
         model.train().requires_grad_(False)
         images = torch.empty(1, 3, arch.image_size, arch.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images)
     counts = counter.get_flop_counts()
     by_module = {name: sum(ops.values()) for name, ops in counts.items()}
-    # on the meta device attention is two batched products, which no other part of these models has
+    # on the meta device attention is two batched products, and no other part of these models has any
     attention = float(sum(n for op, n in counts["Global"].items() if "attention" in str(op) or "bmm" in str(op)))
     frozen = _frozen(model, frozen_layers, by_module) if frozen_layers else 0.0
     return float(counter.get_total_flops()), frozen, attention
 
 
 def _frozen(model: ImageClassifier, layers: int, by_module: dict[str, int]) -> float:
-    """Operations in the largest modules whose parameters are all in frozen layers."""
+    """Sum the operations in the largest modules whose parameters are all in frozen layers."""
 
     trunk: Any = model.visual.trunk
 

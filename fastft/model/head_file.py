@@ -1,7 +1,7 @@
-"""A classifier's head in a safetensors file, such as one of text embeddings: `fastft zeroshot` writes it, `model.head` reads it.
+"""A classifier's head in a safetensors file, for example one made from text embeddings.
 
-Tensors `head.weight` (K, D) and `head.bias` (K,), float32. The header has the class names, the pooling that the head is for,
-and where it comes from.
+`fastft zeroshot` writes such a file and `model.head` reads it. Its tensors are `head.weight` (K, D) and `head.bias`
+(K,), float32. The header holds the class names, the pooling that the head is for, and where the head comes from.
 """
 
 import json
@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Head:
-    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: text by key, how the head was made."""
+    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: how it was made, text by key."""
 
     weight_KD: Tensor
     bias_K: Tensor
@@ -40,20 +40,20 @@ class Head:
 
 
 def check_head_path(path: Path) -> None:
-    """Raise UserError if a head cannot be written to `path` for its name or its folder."""
+    """Raise UserError if a head cannot be written to `path` because of its name or its folder."""
     if path.suffix != SUFFIX or path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--out {path} should be a file in an existing folder whose name ends in {SUFFIX}")
 
 
 def write_head(path: Path, head: Head) -> None:
-    """Write the file atomically. Raises UserError: it cannot be written."""
+    """Write the file atomically. Raises UserError if it cannot be written."""
     header = {"format": "pt", "pool": head.pool, "classes": json.dumps(head.classes), **head.source}
     with atomic_output(path) as partial:
         save_tensors(partial, {WEIGHT: head.weight_KD, BIAS: head.bias_K}, header)
 
 
 def read_head(path: Path) -> Head:
-    """Read a head. Raises UserError: the file cannot be read, or holds something else."""
+    """Read a head. Raises UserError if the file cannot be read or holds something else."""
     if path.suffix != SUFFIX:
         raise UserError(f"model.head {path} is not {EXPECTED}")
     check_user_file(path, EXPECTED)
@@ -75,7 +75,7 @@ def read_head(path: Path) -> Head:
 
 
 def tower_checksum(model: ImageClassifier) -> str:
-    """CRC-32 of the parameters of everything below the head, which tells the embeddings of two models apart."""
+    """Return the CRC-32 of all parameters below the head, which tells two models' embeddings apart."""
     of_head = {id(parameter) for parameter in model.head.parameters()}
     crc = 0
     for _, parameter in sorted(model.named_parameters()):
@@ -86,11 +86,19 @@ def tower_checksum(model: ImageClassifier) -> str:
 
 @torch.no_grad()
 def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[str], wnids: Sequence[str]) -> str:
-    """Copy the rows of the training file's classes from the head in `model.weights`; classes it lacks start at the mean row.
+    """Copy the head's rows for the training file's classes from `model.weights`.
 
-    names: of the classes, by label, as fastft's own heads name them. wnids: their folders, which are WordNet ids for the heads in
-    timm's weights. Returns a line for the log. Raises UserError: the weights have no head, or one that reads other tokens, or one
-    without any of the classes.
+    Classes that the weights lack start at the mean row.
+
+    Args:
+        names: class names by label, as fastft's own heads name them.
+        wnids: the classes' folders, which are WordNet ids for the heads in timm's weights.
+
+    Returns:
+        A line for the log.
+
+    Raises:
+        UserError: the weights have no head, or one that reads other tokens, or one without any of the classes.
     """
     weights = recipe.model.weights
     trained = read_trained_head(weights, recipe.model.arch)
@@ -126,7 +134,7 @@ _READS = {
 
 
 def _wnids(trained: TrainedHead) -> Sequence[str]:
-    """The classes of a head of timm's over a set of ImageNet's of which timm has the ids; empty for another."""
+    """Return the classes for a timm head over an ImageNet class set whose ids timm knows; empty for another head."""
     from timm.data import ImageNetInfo, infer_imagenet_subset  # takes seconds
 
     subset = infer_imagenet_subset({"num_classes": len(trained.bias_K)})
@@ -135,9 +143,9 @@ def _wnids(trained: TrainedHead) -> Sequence[str]:
 
 @torch.no_grad()
 def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
-    """Copy a head into a model. path: for messages.
+    """Copy a head into a model. path: used in messages.
 
-    Raises UserError: it is for another pooling, or has another number of classes or inputs.
+    Raises UserError if the head is for another pooling, or has a different number of classes or inputs.
     """
     if head.pool != model.pool:
         raise UserError(f"model.head {path} is for --model.pool={head.pool}, the recipe has {model.pool}")

@@ -1,6 +1,7 @@
-"""The interface between trainer and model, which fastft's own CLIP tower and timm's models implement.
+"""The interface between trainer and model, implemented by fastft's own CLIP tower and by timm's models.
 
-Stochastic layers take given uniform numbers, so that a seed and a step repeat them exactly. Shapes: B images, N tokens, D width.
+Stochastic layers take given uniform numbers, so that a seed and a step repeat them exactly. Shapes: B images, N tokens,
+D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ TowerArch: TypeAlias = Arch | TimmArch
 
 
 def load_arch(name: str) -> TowerArch:
-    """The architecture that `model.arch` names: 'timm/NAME', an open_clip model name, or a .json file of its form.
+    """Return the architecture for `model.arch`: 'timm/NAME', an open_clip model name, or a .json file in its form.
 
     Raises as `load_timm_arch` and `load_open_clip_arch`.
     """
@@ -26,11 +27,11 @@ def load_arch(name: str) -> TowerArch:
 
 
 def arch_from_dict(values: Mapping[str, Any]) -> TowerArch:
-    """Inverse of `asdict`, for checkpoints and exports.
+    """Rebuild an architecture from `asdict`, for checkpoints and exports.
 
     Raises:
-        UserError: an architecture that is too large, or a timm model that the installed timm lacks or builds differently.
-        ValueError, TypeError: not an architecture.
+        UserError: the architecture is too large, or a timm model is missing or built differently in the installed timm.
+        ValueError, TypeError: the values are not an architecture.
     """
     if "timm" not in values:
         return Arch(**values)
@@ -41,7 +42,7 @@ def arch_from_dict(values: Mapping[str, Any]) -> TowerArch:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: keeps a sample's branch if its uniform number is below 1 - rate, scaled by 1 / (1 - rate)."""
+    """Stochastic depth: keep a sample's branch if its uniform number is below 1 - rate, scaled by 1 / (1 - rate)."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -57,14 +58,14 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """Keeps the first `prefix` tokens and (1 - rate) of the patch tokens: those whose uniform numbers are largest."""
+    """Keep the first `prefix` tokens, and the (1 - rate) of the patch tokens with the largest uniform numbers."""
 
     def __init__(self, rate: float, prefix: int = 1):
         super().__init__()
         self.rate, self.prefix = rate, prefix
 
     def choose(self, x_BND: Tensor, uniform_BN: Tensor | None) -> Tensor | None:
-        """Indices (B, kept) among the patch tokens; None where all are kept."""
+        """Return indices (B, kept) among the patch tokens, or None if all are kept."""
         if uniform_BN is None or self.rate == 0:
             return None
         patches = x_BND.shape[1] - self.prefix
@@ -81,7 +82,7 @@ class PatchDropout(nn.Module):
 
 
 def count_kept(patches: int, rate: float) -> int:
-    """Patch tokens that patch dropout keeps."""
+    """Count the patch tokens that patch dropout keeps."""
     return max(1, round(patches * (1 - rate)))
 
 
@@ -89,7 +90,7 @@ class ImageTower(nn.Module):
     """The pretrained part of a classifier.
 
     Attributes:
-        arch: its architecture, which together with the recipe builds it again.
+        arch: the architecture, from which it can be rebuilt together with the recipe.
         grad_checkpointing: recompute activations in the backward pass.
         has_attention_kernels: whether `set_attention_kernel` has a choice.
     """
@@ -101,12 +102,12 @@ class ImageTower(nn.Module):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image of a training pass; 0 without stochastic layers."""
+        """Uniform numbers per image that a training pass needs; 0 without stochastic layers."""
         raise NotImplementedError
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The modules that are compiled, one by one."""
+        """The modules that are compiled one by one."""
         raise NotImplementedError
 
     def set_attention_kernel(self, kernel: str) -> None:
@@ -114,14 +115,14 @@ class ImageTower(nn.Module):
         raise NotImplementedError
 
     def restore_buffers(self) -> None:
-        """Compute what checkpoints do not hold, when a model that was built on the meta device has been given its weights."""
+        """Compute what checkpoints do not hold, after a model built on the meta device has been given its weights."""
 
 
 class ImageClassifier(nn.Module):
     """Images (B, 3, S, S) to logits (B, num_classes): a tower and a linear head.
 
     Attributes:
-        pool: as the recipe's `model.pool`; "timm" for a timm model that pools by itself.
+        pool: as the recipe's `model.pool`, or "timm" for a timm model that pools by itself.
     """
 
     visual: ImageTower
@@ -129,11 +130,11 @@ class ImageClassifier(nn.Module):
     pool: str
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input, (B, head.in_features)."""
+        """Return the head's input, (B, head.in_features)."""
         raise NotImplementedError
 
     def layer_id(self, name: str) -> int:
-        """The layer of a parameter: 0 for embeddings, 1 to arch.layers for blocks, arch.layers + 1 for the head."""
+        """Return a parameter's layer: 0 for embeddings, 1 to arch.layers for blocks, arch.layers + 1 for the head."""
         raise NotImplementedError
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:

@@ -1,4 +1,4 @@
-"""Linear layers of the tower with fewer passes over memory than autograd makes of the plain formula.
+"""The tower's linear layers, with fewer passes over memory than autograd needs for the plain formula.
 
 Shapes: M rows (images times tokens), D width.
 """
@@ -13,7 +13,7 @@ QUICK_GELU_SLOPE = 1.702  # OpenAI's CLIP
 
 
 class _ScaledLinear(torch.autograd.Function):
-    """alpha x W^T + bias; the matrix products apply alpha, forward and backward, so no pass over memory is added."""
+    """alpha x W^T + bias. The matrix products apply alpha, forward and backward, so no pass over memory is added."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
@@ -34,22 +34,23 @@ class _ScaledLinear(torch.autograd.Function):
 
 
 def _scaled_product(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """alpha a b; with beta=0 the first argument of addmm is not read."""
+    """Return alpha a b. With beta=0 the first argument of addmm is not read."""
     return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=alpha)
 
 
 def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
-    """alpha x W^T + bias of rows (M, in); all of one dtype."""
+    """Return alpha x W^T + bias for rows (M, in). All tensors have the same dtype."""
     if torch.is_grad_enabled():
         return _ScaledLinear.apply(x, weight, bias, alpha)
-    # a plain operator, which exporters to other formats know
+    # a plain operator, which exporters to other formats support
     return torch.addmm(bias, x, weight.t(), alpha=alpha)
 
 
 def quick_gelu_mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
-    """linear(quick_gelu(linear(x))) of tokens (B, N, D), with quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, a = 1.702.
+    """Apply linear(quick_gelu(linear(x))) to tokens (B, N, D).
 
-    The first product is scaled by a and the second by 1 / a, so the activation is one library kernel in each direction.
+    quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, with a = 1.702. The first product is scaled by a and the second by
+    1 / a, so the activation is one library kernel in each direction.
     """
     x, w_in, b_in, w_out, b_out = autocast_inputs(x, w_in, b_in, w_out, b_out)
     rows = x.reshape(-1, x.shape[-1])
@@ -58,9 +59,9 @@ def quick_gelu_mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: 
 
 
 class _SplitProjection(torch.autograd.Function):
-    """Queries, keys and values (M, D) of one product; their gradients are never concatenated to (M, 3 D).
+    """Queries, keys and values (M, D) from one product, whose gradients are never concatenated to (M, 3 D).
 
-    Attention kernels return three separate gradients. Three products that accumulate read them where they are.
+    Attention kernels return three separate gradients. Three accumulating products read them where they are.
     """
 
     @staticmethod
@@ -86,7 +87,7 @@ class _SplitProjection(torch.autograd.Function):
 
 
 def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of tokens, each (B, N, D), from packed weights (3 D, D) and bias (3 D)."""
+    """Return the tokens' queries, keys and values, each (B, N, D), from packed weights (3 D, D) and bias (3 D)."""
     x_BND, weight, bias = autocast_inputs(x_BND, weight, bias)
     if torch.is_grad_enabled():
         parts = _SplitProjection.apply(x_BND.reshape(-1, x_BND.shape[-1]), weight, bias)
@@ -97,10 +98,10 @@ def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
 
 
 class _NormBranch(torch.autograd.Function):
-    """(x, LayerNorm of x rounded to half precision).
+    """Return x, and LayerNorm(x) rounded to half precision.
 
-    The rounded tokens are what the backward pass reads, so neither x nor a gradient of the norm in fp32 is kept. Both directions
-    are the vectorised kernels of PyTorch's LayerNorm, whose sums are fp32.
+    The backward pass reads the rounded tokens, so that neither x nor an fp32 gradient of the norm is kept. Both
+    directions use PyTorch's vectorised LayerNorm kernels, which sum in fp32.
     """
 
     @staticmethod
@@ -108,7 +109,7 @@ class _NormBranch(torch.autograd.Function):
         ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         half, gain, shift = x.to(dtype), gain.to(dtype), shift.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):  # which would compute and return fp32
+        with torch.autocast(x.device.type, enabled=False):  # autocast would compute and return fp32
             norm, mean, rstd = torch.native_layer_norm(half, x.shape[-1:], gain, shift, eps)
         ctx.save_for_backward(half, mean, rstd, gain, shift)
         return x, norm
@@ -122,14 +123,14 @@ class _NormBranch(torch.autograd.Function):
         return grad_x + grad, grad_gain, grad_shift, None, None
 
 
-# A CPU's kernel would add up the gradients of gain and shift in half precision
+# On a CPU the kernel would add up the gradients of gain and shift in half precision
 NORM_BRANCH_DEVICES = ["cuda"]
 
 
 def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, D) for the residual sum, and normalised for the branch that is added to it.
+    """Return tokens (B, N, D) for the residual sum, and normalised tokens for the branch that is added to it.
 
-    Where fp32 tokens are trained under autocast on a GPU, the norm's gradients stay in half precision.
+    When fp32 tokens are trained under autocast on a GPU, the norm's gradients stay in half precision.
     """
     if x.requires_grad and x.device.type in NORM_BRANCH_DEVICES and autocast_is_on(x):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -138,12 +139,12 @@ def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def autocast_is_on(x: Tensor) -> bool:
-    """True if autocast is on for the device of `x`; off for meta tensors, for which torch refuses the question."""
+    """Return True if autocast is on for the device of `x`; False for meta tensors, for which torch does not answer."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype where autocast is on, as `F.linear` would take them; else as they are."""
+    """Return the tensors in autocast's dtype if autocast is on, as `F.linear` would use them; otherwise unchanged."""
     device_type = tensors[0].device.type
     if not autocast_is_on(tensors[0]):
         return tensors

@@ -23,11 +23,11 @@ from fastft.model.timm_tower import (
 from fastft.model.weights import check_activation, check_weights, load_tower_weights
 from fastft.recipe import Recipe
 
-RECOMPILE_LIMIT = 128  # PyTorch's is 8, beyond which blocks run uncompiled
+RECOMPILE_LIMIT = 128  # PyTorch's limit is 8; beyond it blocks run uncompiled
 
 
 def recipe_arch(recipe: Recipe) -> TowerArch:
-    """The recipe's architecture at its image size.
+    """Return the recipe's architecture at its image size.
 
     Raises as `load_arch`, `refuse_pool_without_class_token`, `check_activation` and `Arch.at`.
     """
@@ -47,9 +47,9 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
 
 
 def check_model(recipe: Recipe) -> None:
-    """Refuse options that `build_model` would refuse, before longer work, and fetch weights that must be downloaded.
+    """Refuse options that `build_model` would refuse, before longer work begins, and download weights that are needed.
 
-    Raises as `build_model`, without what is wrong with the contents of files.
+    Raises as `build_model`, except for errors in the contents of files.
     """
     arch, weights = recipe_arch(recipe), recipe.model.weights
     with torch.device("meta"):
@@ -62,11 +62,13 @@ def check_model(recipe: Recipe) -> None:
 
 
 def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | None = None) -> ImageClassifier:
-    """The classifier on the CPU, with pretrained weights in the tower, and `model.head` or a head from the recipe's seed.
+    """Build the classifier on the CPU, with pretrained weights in the tower.
+
+    The head comes from `model.head`, or from the recipe's seed.
 
     Args:
         pretrained: False leaves the model at its random initialisation, for checkpoints that hold the weights.
-        arch: the architecture stored in a checkpoint; None for the one that the recipe names, which is to be trained.
+        arch: the architecture stored in a checkpoint. None uses the one that the recipe names, to train it.
     """
     m = recipe.model
     if arch is None:
@@ -97,9 +99,9 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
 
 
 def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassifier:
-    """Build a timm model with timm's own architecture and initialisation; `build_model` for the other towers.
+    """Build a timm model with timm's own architecture and initialisation. Use `build_model` for the other towers.
 
-    Raises UserError: an option that only fastft's own tower has, or one that the model lacks.
+    Raises UserError for an option that only fastft's own tower has, or that the model lacks.
     """
     m = recipe.model
     for option, is_set in (
@@ -124,20 +126,20 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
 
 
 def compile_blocks(model: ImageClassifier, mode: str) -> None:
-    """Compile the forward pass of each block in place; blocks of the same shape share one graph.
+    """Compile the forward pass of each block in place. Blocks with the same shape share one graph.
 
-    Compiling the whole model takes several times as long and gives a graph for each image size, or several under
+    Compiling the whole model takes several times longer and gives a graph for each image size, or several under
     DistributedDataParallel.
     """
     prepare_for_compile()
-    # a block compiles again for each rate of stochastic depth
+    # a block is compiled again for each stochastic depth rate
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    # would split the graph of each block at the buckets of DistributedDataParallel; blocks are smaller than buckets
+    # this would split each block's graph at DistributedDataParallel's buckets, although blocks are smaller than buckets
     torch._dynamo.config.optimize_ddp = False
     for block in model.visual.blocks:
         block.compile(dynamic=False, mode=mode)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return True if torch.compile has a back end for the device; on a GPU this is Triton."""
+    """Return True if torch.compile has a back end for the device (Triton on a GPU)."""
     return device.type == "cpu" or find_spec("triton") is not None

@@ -1,6 +1,6 @@
-"""timm models: created, their numbers, and refusal of those that a training here could not repeat or resume exactly.
+"""timm models: creating them, reading their numbers, and refusing those that fastft could not repeat or resume exactly.
 
-timm is imported when it is used: the import takes three seconds.
+timm is imported only when it is used, because the import takes three seconds.
 """
 
 from contextlib import suppress
@@ -16,9 +16,9 @@ from beton_tools.base.errors import UserError, first_sentence
 from fastft.model.arch import check_image_size
 from fastft.recipe.constants import TIMM
 
-Trunk: TypeAlias = Any  # an nn.Module with the methods of timm's models, which have no common class
+Trunk: TypeAlias = Any  # an nn.Module with the methods of timm's models, which share no class
 NATIVE = "natively QuickGELU"  # in timm's notes about weights
-# arguments of timm's models, and the options that they come from
+# arguments of timm's models, and the options that set them
 OPTIONS = {
     "img_size": "model.image_size",
     "drop_path_rate": "model.drop_path",
@@ -27,9 +27,10 @@ OPTIONS = {
 
 
 def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
-    """timm's `PretrainedCfg` of a model name with or without a pretrained tag: normalisation, input size, names of layers.
+    """Return timm's `PretrainedCfg` for a model name with or without a pretrained tag.
 
-    option: for the message. Raises UserError: timm has no such model or tag; with the nearest name.
+    It holds the normalisation, the input size and the names of layers. option: named in the message. Raises UserError,
+    with the nearest name, if timm has no such model or tag.
     """
     import timm
 
@@ -46,13 +47,13 @@ def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
 
 
 def classifier_names(name: str) -> tuple[str, ...]:
-    """The modules that timm calls the heads of a model."""
+    """List the modules that timm calls a model's heads."""
     names = pretrained_cfg(name).classifier
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def pretrained_tags(model: str) -> list[str]:
-    """Tags of the weights that timm offers for a model."""
+    """List the tags of the weights that timm offers for a model."""
     import timm
 
     return [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
@@ -60,10 +61,10 @@ def pretrained_tags(model: str) -> list[str]:
 
 @lru_cache(maxsize=64)
 def clip_numbers(name: str) -> tuple[bool, int]:
-    """(QuickGELU, attention heads) of timm's CLIP ViT of this name, with or without a pretrained tag.
+    """Return (QuickGELU, attention heads) for timm's CLIP ViT with this name, with or without a pretrained tag.
 
-    QuickGELU: the model has it, or timm's note about the weights says that they were trained with it. Raises UserError: no
-    such model or tag, or another kind of tower.
+    QuickGELU is true if the model has it, or if timm's note about the weights says that they were trained with it.
+    Raises UserError if there is no such model or tag, or if it is another kind of tower.
     """
     config = pretrained_cfg(name, "model.weights")
     with torch.device("meta"):
@@ -81,15 +82,15 @@ def _suggest(wrong: str, names: list[str], prefix: str = "") -> str:
 
 
 def timm_args(name: str, image_size: int) -> dict[str, Any]:
-    """Arguments that build the model for an image size; models that take every size have none."""
+    """Return the arguments that build the model for an image size, or none for models that take every size."""
     return {"img_size": image_size} if pretrained_cfg(name).fixed_input_size else {}
 
 
 def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Trunk:
-    """timm's model as `timm.create_model` builds and initialises it.
+    """Create timm's model, built and initialised by `timm.create_model`.
 
-    more: further arguments of `timm.create_model`; those of value 0 or False are left out. Raises UserError: no such model,
-    one that does not take an argument or this image size, or one that `check_supported` refuses.
+    more: further arguments for `timm.create_model`. Values of 0 or False are left out. Raises UserError if there is no
+    such model, if it does not take an argument or this image size, or if `check_supported` refuses it.
     """
     import timm
 
@@ -108,7 +109,7 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
 
 
 def check_supported(name: str, trunk: Trunk) -> None:
-    """Raise UserError for a model whose training could not be repeated exactly, or that has no linear head over layers."""
+    """Raise UserError if training the model could not be repeated exactly, or if it has no linear head over layers."""
     saved = trunk.state_dict().keys()
     statistics = next((key for key, _ in trunk.named_buffers() if key in saved), None)
     modules = dict(trunk.named_modules())
@@ -128,7 +129,7 @@ def check_supported(name: str, trunk: Trunk) -> None:
 
 
 def restore_buffers(trunk: Trunk) -> None:
-    """Compute the buffers of a model that was built on the meta device and has its weights: checkpoints do not hold them."""
+    """Compute the buffers, which checkpoints do not hold, for a model built on the meta device that has its weights."""
     for module in _with_buffers(trunk):
         for key, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -141,14 +142,14 @@ def _with_buffers(trunk: Trunk) -> list[Any]:
 
 
 def layer_ids(trunk: Trunk) -> dict[str, int]:
-    """Layer of every parameter, as `timm.optim`'s param_groups_layer_decay numbers them: 0 stem, the highest is the head."""
+    """Return every parameter's layer, numbered like `timm.optim`'s param_groups_layer_decay: stem 0, head highest."""
     from timm.models import group_parameters
 
     matcher = trunk.group_matcher(coarse=False)
     return group_parameters(trunk, matcher, reverse=True)
 
 
-MAX_IMAGE_SIZE = 8192  # as model.image_size: a mistake must not fill the memory
+MAX_IMAGE_SIZE = 8192  # as in model.image_size, so that a mistake cannot fill the memory
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,9 @@ class TimmArch:
 
     timm: str  # timm's name, with or without a pretrained tag
     image_size: int
-    patch_size: int  # pixels per token of the last stage; image sizes are multiples of it
-    layers: int  # between stem and head, as timm's group_matcher numbers them
-    width: int  # of the head's input
+    patch_size: int  # pixels per token in the last stage; image sizes are multiples of it
+    layers: int  # layers between stem and head, as timm's group_matcher numbers them
+    width: int  # width of the head's input
     parameters: int  # without the head
 
     @property
@@ -167,23 +168,23 @@ class TimmArch:
         return self.image_size // self.patch_size
 
     def at(self, image_size: int) -> "TimmArch":
-        """The same model for another image size; timm interpolates or rebuilds what depends on it.
+        """Return the same model for another image size. timm interpolates or rebuilds what depends on it.
 
-        Raises UserError: not a multiple of the patch size, or a size that the model does not take.
+        Raises UserError if the size is not a multiple of the patch size, or if the model does not take it.
         """
         check_image_size(image_size, self.patch_size)
         return self if image_size == self.image_size else measure(self.timm, image_size)
 
 
 def load_timm_arch(name: str) -> TimmArch:
-    """The architecture of 'timm/NAME' at the size of its pretrained weights. Raises UserError as `create_timm`."""
+    """Return the architecture for 'timm/NAME' at its pretrained weights' size. Raises UserError as `create_timm`."""
     model = name.removeprefix(TIMM)
     return measure(model, pretrained_cfg(model).input_size[-1])
 
 
 @lru_cache(maxsize=64)
 def measure(name: str, image_size: int) -> TimmArch:
-    """The numbers of a model, counted on the meta device."""
+    """Read a model's numbers on the meta device."""
     if image_size > MAX_IMAGE_SIZE:
         raise UserError(f"image size {image_size} is larger than {MAX_IMAGE_SIZE}; use a smaller one")
     with torch.device("meta"):

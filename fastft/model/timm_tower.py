@@ -1,6 +1,7 @@
-"""timm's models as classifiers: timm builds, interpolates and initialises, the random numbers of a step are fastft's.
+"""timm's models as classifiers.
 
-Pretrained weights are timm's own, files in the forms that timm converts, and folders of timm and open_clip.
+timm builds, interpolates and initialises them, and fastft draws the random numbers for each step. Pretrained weights
+can be timm's own, files in the forms that timm converts, or folders from timm and open_clip.
 
 Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm's towers.
 """
@@ -23,20 +24,20 @@ from fastft.model.weights import is_transformers, load_fitting, unknown_tag, wit
 from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."
-TIMM_POOL = "timm"  # `ImageClassifier.pool` of a model that pools as timm does
+TIMM_POOL = "timm"  # `ImageClassifier.pool` for a model that pools as timm does
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
-# of pretraining, not of the tower: MAE's decoder and mask, heads
+# parts for pretraining, which the tower does not have: MAE's decoder and mask, heads
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
 
 
 class Noise:
-    """Uniform numbers (B, columns) of the pass in progress, for all stochastic layers of a tower; None: they do nothing."""
+    """Uniform numbers (B, columns) for the current pass, for all stochastic layers in a tower; None disables them."""
 
     uniform_BC: Tensor | None = None
 
 
 class NoisyDropPath(nn.Module):
-    """In the place of timm's DropPath, which draws from torch's generator."""
+    """Replaces timm's DropPath, which draws from torch's generator."""
 
     def __init__(self, rate: float, noise: Noise, column: int):
         super().__init__()
@@ -48,7 +49,7 @@ class NoisyDropPath(nn.Module):
 
 
 class NoisyPatchDropout(nn.Module):
-    """In the place of timm's PatchDropout, or of its form that also returns the indices of the kept tokens."""
+    """Replaces timm's PatchDropout, also in the form that returns the kept tokens' indices."""
 
     def __init__(self, dropout: PatchDropout, noise: Noise, columns: slice, returns_indices: bool):
         super().__init__()
@@ -66,7 +67,7 @@ class TimmTower(ImageTower):
     """A timm model with its head.
 
     Args:
-        trunk: built by `create_timm`; its stochastic layers are replaced.
+        trunk: built by `create_timm`. Its stochastic layers are replaced.
         pool: TIMM_POOL, or CLASS_PATCHES for a trunk whose head was replaced by `read_class_and_patches`.
     """
 
@@ -78,10 +79,10 @@ class TimmTower(ImageTower):
         self.arch, self.trunk, self.pool = arch, trunk, pool
         self._noise = Noise()
         self._grad_checkpointing = False
-        self.layer_of = layer_ids(trunk)  # timm's name of every parameter -> its layer
+        self.layer_of = layer_ids(trunk)  # timm's name for every parameter -> its layer
         self.no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
         self.patch_dropout = PatchDropout(0.0)
-        self._columns = 0  # of noise: one per branch of stochastic depth, then one per patch
+        self._columns = 0  # noise columns: one per stochastic depth branch, then one per patch
         self._replace_stochastic_layers()
 
     def _replace_stochastic_layers(self) -> None:
@@ -114,7 +115,7 @@ class TimmTower(ImageTower):
 
     @grad_checkpointing.setter
     def grad_checkpointing(self, on: bool) -> None:
-        """Raises UserError if the model cannot."""
+        """Recompute activations. Raises UserError if the model cannot."""
         if on == self._grad_checkpointing:
             return
         try:
@@ -127,11 +128,11 @@ class TimmTower(ImageTower):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Those of a ViT; other models are compiled as a whole."""
+        """A ViT's blocks. Other models are compiled as a whole."""
         return list(getattr(self.trunk, "blocks", [self.trunk]))
 
     def set_attention_kernel(self, kernel: str) -> None:
-        """timm chooses the kernel itself."""
+        """Do nothing: timm chooses the kernel itself."""
         if kernel != "auto":
             raise ValueError(f"timm's models choose their attention kernel, not '{kernel}'")
 
@@ -139,9 +140,9 @@ class TimmTower(ImageTower):
         restore_buffers(self.trunk)
 
     def set_noise(self, images: Tensor, noise: Tensor | None) -> None:
-        """Give the stochastic layers their numbers for a pass; drawn here by default, none outside training.
+        """Give the stochastic layers their numbers for a pass. By default they are drawn here; none outside training.
 
-        They stay until the next pass: gradient checkpointing reads them again in the backward pass.
+        The numbers stay until the next pass, because gradient checkpointing reads them again in the backward pass.
         """
         if not self.training or self._columns == 0:
             noise = None
@@ -150,14 +151,14 @@ class TimmTower(ImageTower):
         self._noise.uniform_BC = noise
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes). noise: (B, noise_columns), uniform in [0, 1)."""
+        """Return logits (B, num_classes). noise: (B, noise_columns), uniform in [0, 1)."""
         if self.pool == CLASS_PATCHES:
             return self.trunk.head(self.pooled(images, noise))
         self.set_noise(images, noise)
         return self.trunk(images)
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input."""
+        """Return the head's input."""
         self.set_noise(images, noise)
         trunk: Any = self.trunk
         features = trunk.forward_features(images)
@@ -167,7 +168,7 @@ class TimmTower(ImageTower):
 
 
 class TimmClassifier(ImageClassifier):
-    """A timm model with timm's pooling and head, or with a head that reads class token and patches."""
+    """A timm model with timm's pooling and head, or with a head that reads the class token and the patches."""
 
     visual: TimmTower
 
@@ -189,7 +190,7 @@ class TimmClassifier(ImageClassifier):
         return self.visual.layer_of[name.removeprefix(TRUNK)]
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """True if weight decay applies, as in `timm.optim`: not for 1-D tensors and what the model exempts."""
+        """Return True if weight decay applies, as in `timm.optim`: not to 1-D tensors, nor where the model exempts."""
         exempt = any(fnmatch(name.removeprefix(TRUNK), pattern) for pattern in self.visual.no_weight_decay)
         return parameter.ndim > 1 and not exempt
 
@@ -203,9 +204,9 @@ def build_timm_classifier(
     head_init_scale: float = 1.0,
     pool: str = TIMM_POOL,
 ) -> TimmClassifier:
-    """A classifier as timm initialises it, with the head's weights times `head_init_scale`. pool: as `TimmTower`.
+    """Build a classifier as timm initialises it, with the head's weights times `head_init_scale`.
 
-    Raises UserError: the model lacks what is asked for.
+    pool: as in `TimmTower`. Raises UserError if the model does not support an option.
     """
     trunk = create_timm(
         arch.timm, arch.image_size, num_classes, drop_path_rate=drop_path, patch_drop_rate=patch_dropout
@@ -229,7 +230,7 @@ def build_timm_classifier(
 def read_class_and_patches(trunk: Any, arch: TimmArch, num_classes: int) -> None:
     """Replace the head by one for class token and mean patch token, with timm's initial weights for heads.
 
-    Raises UserError: the model has no class token, or no head of this name over tokens.
+    Raises UserError if the model has no class token, or no head with this name over tokens.
     """
     tokens = getattr(trunk, "cls_token", None) is not None and hasattr(trunk, "fc_norm")
     if not tokens or trunk.get_classifier() is not getattr(trunk, "head", None):
@@ -243,9 +244,10 @@ def read_class_and_patches(trunk: Any, arch: TimmArch, num_classes: int) -> None
 
 
 def check_drop_path(arch: TimmArch) -> None:
-    """Raise UserError if a stochastic depth of the model serves several branches, or rows that are no images.
+    """Raise UserError if one stochastic depth layer serves several branches, or rows that are not images.
 
-    timm draws random numbers for each of them; here a layer has one for each image. Found on the meta device in a pass of 2.
+    timm draws random numbers for each of them, whereas here a layer has one number per image. The check runs a pass
+    with 2 images on the meta device.
     """
     calls: list[tuple[nn.Module, int]] = []
     with torch.device("meta"), torch.no_grad():
@@ -259,9 +261,9 @@ def check_drop_path(arch: TimmArch) -> None:
 
 
 def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:
-    """Switch off gradients of the first convolution, and of everything below the top `trainable_layers` layers.
+    """Disable gradients for the first convolution and for everything below the top `trainable_layers` layers.
 
-    Raises UserError: timm does not name the first convolution, or the model has fewer layers.
+    Raises UserError if timm does not name the first convolution, or if the model has fewer layers.
     """
     tower = model.visual
     frozen = count_frozen_blocks(tower.arch.layers, trainable_layers)
@@ -282,9 +284,9 @@ def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: in
 
 
 def name_weights(weights: str, name: str) -> str:
-    """`model.weights` of timm's model: 'timm/NAME.TAG' for 'timm' or a tag; anything else as it is.
+    """Resolve `model.weights` for timm's model: 'timm/NAME.TAG' for 'timm' or a tag, and anything else unchanged.
 
-    Raises UserError: timm has none, or something else that is no file or folder.
+    Raises UserError if timm has no weights, or for something else that is no file or folder.
     """
     if weights.startswith((HUB, TIMM)) or (path := expand_home(weights)).suffix or path.exists():
         return weights
@@ -298,14 +300,15 @@ def name_weights(weights: str, name: str) -> str:
 
 
 def load_timm_weights(model: TimmClassifier, weights: str) -> None:
-    """Fill everything but the head from a file, a folder of timm or open_clip, 'timm/NAME', or 'hf-hub:ORG/NAME'.
+    """Fill everything but the head from a file, a timm or open_clip folder, 'timm/NAME', or 'hf-hub:ORG/NAME'.
 
-    timm's own converters read the forms that it knows: its own, open_clip's, MAE's, DINO's, BEiT's, and others of the
-    authors of its models; positions are interpolated. Raises UserError: unreadable, or weights of another model.
+    timm's own converters read the forms that timm knows: its own, open_clip's, MAE's, DINO's, BEiT's, and others
+    published by the authors of its models. Positions are interpolated. Raises UserError if the weights are unreadable
+    or belong to another model.
     """
     name, trunk = model.visual.arch.timm, model.visual.trunk
     folder = find_weight_folder(weights)
-    theirs = None if folder is None else folder.timm_name  # None also for CLIP's own ViT, which timm converts
+    theirs = None if folder is None else folder.timm_name  # also None for CLIP's own ViT, which timm converts
     if theirs is not None and theirs.partition(".")[0] != name.partition(".")[0]:
         raise UserError(f"{weights} holds timm's {theirs}; set --model.arch={TIMM}{theirs}")
     state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
@@ -328,7 +331,7 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
 
 
 def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, error: str) -> dict[str, Tensor]:
-    """timm's names and shapes, by the converter in the module that defines the model."""
+    """Convert to timm's names and shapes with the converter in the module that defines the model."""
     import timm  # takes seconds
 
     module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
@@ -337,5 +340,5 @@ def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, error: str) -> d
         return state
     try:
         return dict(convert(state, trunk))
-    except Exception as broken:  # written for the authors' files; another one breaks them in many ways
+    except Exception as broken:  # converters are written for the authors' files, and fail in many ways on other files
         raise UserError(f"{error} ({type(broken).__name__}: {first_sentence(broken)}); check model.arch") from None

@@ -1,8 +1,8 @@
-"""Tensors of a TorchScript archive, such as OpenAI's CLIP files, without running anything that it holds.
+"""Read tensors from a TorchScript archive, such as OpenAI's CLIP files, without running anything in it.
 
-`torch.jit.load` compiles and calls the archive's `__setstate__`. Here its code is not read. The archive is a zip file with
-one raw record per storage (`data/0`, ...) and a pickle of the module (`data.pkl`), which torch's restricted unpickler reads:
-classes that are defined in the archive's code become `_Module`.
+`torch.jit.load` compiles and calls the archive's `__setstate__`. Here its code is not read. The archive is a zip file
+with one raw record per storage (`data/0`, ...) and a pickle of the module (`data.pkl`). torch's restricted unpickler
+reads the pickle, and classes defined in the archive's code become `_Module`.
 """
 
 import mmap
@@ -17,34 +17,35 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-MAX_PICKLE_BYTES = 64 << 20  # names and shapes only: 0.2 MB for OpenAI's largest model
+MAX_PICKLE_BYTES = 64 << 20  # the pickle has only names and shapes: 0.2 MB for OpenAI's largest model
 HAS_BYTEARRAY = "it holds a bytearray, which could take any amount of memory: save only the state dict"
-MAX_NAMES = 1 << 20  # characters of all names: 30,000 in OpenAI's largest model
-# bytes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
+MAX_NAMES = 1 << 20  # characters in all names together: 30,000 in OpenAI's largest model
+# sizes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
 END_64_BYTES, LOCATOR_BYTES, END_BYTES = 56, 20, 22
 
 
 def is_zip(file: BinaryIO) -> bool:
-    """True if torch reads the file as a zip archive: it looks at the first four bytes."""
+    """Return True if torch reads the file as a zip archive, for which it looks at the first four bytes."""
     file.seek(0)
     return file.read(4) == b"PK\x03\x04"
 
 
 @contextmanager
 def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """A zip archive in which Python and torch find the same records.
+    """Open a zip archive in which Python and torch find the same records.
 
-    Python looks for the directory before the record at the end of the file, torch where that record says it is; of records
-    with one name Python takes the last, and torch ignores case.
+    Python looks for the directory before the record at the end of the file, while torch looks where that record says it
+    is. If two records have one name, Python takes the last. torch ignores case.
 
     Raises:
-        ValueError: the file does not end with its directory and the records that say where it is, or a name occurs twice.
-        zipfile.BadZipFile: damaged.
+        ValueError: the file does not end with its directory and the records that say where it is, or a name occurs
+            twice.
+        zipfile.BadZipFile: the file is damaged.
     """
     end = file.seek(0, 2) - END_BYTES
     file.seek(max(0, end - END_64_BYTES - LOCATOR_BYTES))
     tail = file.read()
-    if len(tail) < END_64_BYTES + LOCATOR_BYTES + END_BYTES:  # shorter than any archive with a record
+    if len(tail) < END_64_BYTES + LOCATOR_BYTES + END_BYTES:  # too short for an archive with a record
         raise zipfile.BadZipFile("its zip archive is damaged")
     end_64, locator, record = tail[:END_64_BYTES], tail[END_64_BYTES:-END_BYTES], tail[-END_BYTES:]
     length, start, comment = struct.unpack_from("<LLH", record, 12)
@@ -62,7 +63,10 @@ def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
 
 
 def is_torchscript(file: BinaryIO) -> bool:
-    """True for a zip file with a record `constants.pkl`, which `torch.save` does not write. Raises as `open_archive`."""
+    """Return True for a zip file with the record `constants.pkl`, which `torch.save` never writes.
+
+    Raises as `open_archive`.
+    """
     if not is_zip(file):
         return False
     with open_archive(file) as archive:
@@ -70,7 +74,7 @@ def is_torchscript(file: BinaryIO) -> bool:
 
 
 class _Module:
-    """An object whose class is defined in the archive's code; objects may share one dict of attributes."""
+    """An object whose class is defined in the archive's code. Objects may share one dict of attributes."""
 
     attributes: Any = None
 
@@ -79,20 +83,20 @@ class _Module:
 
 
 def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
-    """Tensor attributes of the archive's modules by their dotted names, as `state_dict` of the loaded module has them.
+    """Return the tensor attributes of the archive's modules by dotted name, like the loaded module's `state_dict`.
 
     Raises:
-        ValueError, RuntimeError, pickle.UnpicklingError: not an archive of plain tensors, lists, dicts and objects, or records
-            that do not fit together.
-        zipfile.BadZipFile: damaged.
+        ValueError, RuntimeError, pickle.UnpicklingError: this is not an archive with only plain tensors, lists, dicts
+            and objects, or its records do not fit together.
+        zipfile.BadZipFile: the file is damaged.
     """
     size = file.seek(0, 2)
     with open_archive(file) as archive:
         root = next(n for n in archive.namelist() if n.lower().endswith("/constants.pkl")).partition("/")[0]
-        if not all(name.startswith(f"{root}/") for name in archive.namelist()):  # torch reads the first record's folder
+        if not all(name.startswith(f"{root}/") for name in archive.namelist()):  # torch takes the first record's folder
             raise ValueError("its zip archive has records in several folders")
         pickled = f"{root}/data.pkl"
-        # the records of its code, which is not read, are compressed
+        # the code's records are compressed, but they are not read
         check_records([r for r in archive.infolist() if not r.filename.startswith(f"{root}/code/")], size)
         if pickled not in archive.namelist() or archive.getinfo(pickled).file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"no record data.pkl of at most {MAX_PICKLE_BYTES:,} bytes")
@@ -104,26 +108,26 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
     classes: list[Any] = [(_Module, name) for name in globals_ if name.startswith("__torch__.")]
     tags: list[Any] = [(_first, name) for name in globals_ if name.startswith("torch.jit._pickle.")]
     file.seek(0)
-    # torch refuses to read TorchScript with its restricted unpickler, because it would run the code
+    # torch does not read TorchScript with its restricted unpickler, because it would run the code
     not_torchscript = mock.patch("torch.serialization._is_torchscript_zip", return_value=False)
     with not_torchscript, torch.serialization.safe_globals([*classes, *tags]):
         return _named_tensors(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def makes_bytearray(pickled: bytes | mmap.mmap) -> bool:
-    """True if a pickle names `bytearray`, which torch's restricted unpickler calls with any number as its size."""
+    """Return True if a pickle names `bytearray`, which torch's restricted unpickler calls with any number as size."""
     return pickled.find(b"bytearray\n") >= 0
 
 
 def _first(value: Any, *_: Any) -> Any:
-    """Type tags of lists and dicts are dropped."""
+    """Return the first argument, which drops type tags from lists and dicts."""
     return value
 
 
 def check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
-    """Check that records of a zip file of `size` bytes are stored uncompressed, as PyTorch writes tensors.
+    """Check that records in a zip file of `size` bytes are stored uncompressed, as PyTorch writes tensors.
 
-    Compressed or overlapping records could be many times larger than the file. Raises ValueError: they are not.
+    Compressed or overlapping records could be many times larger than the file. Raises ValueError if there are any.
     """
     stored = all(r.compress_type == zipfile.ZIP_STORED and r.file_size == r.compress_size for r in records)
     if not stored or sum(record.file_size for record in records) > size:
@@ -131,9 +135,9 @@ def check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 
 def _named_tensors(module: Any) -> dict[str, Tensor]:
-    """Tensors of a tree of objects; an object that is in it twice is named once.
+    """Return the tensors in a tree of objects. An object that occurs twice in the tree is named once.
 
-    Raises ValueError: the names are too long: nested objects could have names of many times the file's size.
+    Raises ValueError if the names are too long. Names of nested objects could take many times the file's size.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -146,7 +150,7 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
             continue
         seen.add(id(attributes))
         for name, value in attributes.items():
-            if not isinstance(name, str):  # a nested tuple would become a long name
+            if not isinstance(name, str):  # because a nested tuple would become a long name
                 raise ValueError("the name of an attribute is not a string")
             characters += len(whole := f"{prefix}{name}")
             if characters > MAX_NAMES:

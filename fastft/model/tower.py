@@ -1,8 +1,8 @@
 """The CLIP image tower with open_clip's parameter names, so that its state dicts load unchanged.
 
-It computes the same numbers as open_clip's `VisionTransformer` up to the last block; ln_post and proj are there for the
-`model.pool` that uses them. The paper's ablations add LayerScale, relative position bias, stochastic depth and frozen blocks.
-Shapes: B images, N tokens (class token first), D width, H heads.
+It computes the same numbers as open_clip's `VisionTransformer` up to the last block. ln_post and proj exist for the
+`model.pool` values that use them. The paper's ablations add LayerScale, relative position bias, stochastic depth and
+frozen blocks. Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,29 @@ from fastft.model.attention import self_attention
 from fastft.model.interface import DropPath, ImageTower, PatchDropout
 from fastft.model.linear import norm_branch, quick_gelu_mlp
 
-PROJECTION = ("ln_post.", "proj")  # parameters after the blocks, which not every `model.pool` has
+PROJECTION = ("ln_post.", "proj")  # parameters after the blocks, which not every `model.pool` uses
 
 
 class PatchEmbedding(nn.Conv2d):
-    """Images (B, 3, S, S) to patch tokens (B, N - 1, D): a convolution whose stride is its kernel, as one matrix product.
+    """Images (B, 3, S, S) to patch tokens (B, N - 1, D), by a convolution whose stride is its kernel size.
 
-    Three input channels suit convolution kernels badly. The weight keeps the convolution's shape (D, 3, P, P).
+    It is computed as one matrix product, because three input channels suit convolution kernels badly. The weight keeps
+    the convolution's shape (D, 3, P, P).
     """
 
     def __init__(self, width: int, patch_size: int):
         super().__init__(3, width, patch_size, patch_size, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # in the order of channels-last memory, where neither weight nor rows of pixels are rearranged
+        # in channels-last memory order, which rearranges neither the weight nor rows of pixels
         return F.linear(patchify(images, self.kernel_size[0]), self.weight.permute(0, 2, 3, 1).flatten(1))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, S, S) to (B, (S / P)^2, 3 P^2), rows of patches from the top; within a patch rows, columns, channels."""
+    """Turn (B, 3, S, S) into (B, (S / P)^2, 3 P^2).
+
+    The patches come in rows from the top, and the values in a patch by row, column and channel.
+    """
     B, C, size, _ = images.shape
     grid = size // patch_size
     blocks = images.view(B, C, grid, patch_size, grid, patch_size)
@@ -54,7 +58,10 @@ class LayerScale(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """One learnt bias per head and relative offset, initially zero (BEiT's table: patch offsets + 3 for the class token)."""
+    """One learnt bias per head and relative offset, initially zero.
+
+    The table is BEiT's: patch offsets + 3 for the class token.
+    """
 
     def __init__(self, grid: int, heads: int):
         super().__init__()
@@ -67,7 +74,10 @@ class RelativePositionBias(nn.Module):
 
 
 def relative_position_index(grid: int) -> Tensor:
-    """(N, N) int64 rows of the bias table, N = grid^2 + 1. On the CPU also for a model that is built on the meta device."""
+    """Return (N, N) int64 rows in the bias table, N = grid^2 + 1.
+
+    The result is on the CPU even for a model built on the meta device.
+    """
     axis = torch.arange(grid, device="cpu")
     coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
     offset = coords[:, :, None] - coords[:, None, :] + grid - 1
@@ -84,7 +94,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, rel_pos_bias: RelativePositionBias | None):
         super().__init__()
         self.heads = heads
-        self.kernel = "auto"  # one of ATTENTION_KERNELS; `Tower.set_attention_kernel`
+        self.kernel = "auto"  # one of ATTENTION_KERNELS, set by `Tower.set_attention_kernel`
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -101,7 +111,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """linear(gelu(linear(x))) with GELU or, as OpenAI's CLIP was trained, QuickGELU."""
+    """linear(gelu(linear(x))) with GELU, or with QuickGELU, which OpenAI's CLIP was trained with."""
 
     def __init__(self, arch: Arch):
         super().__init__()
@@ -142,7 +152,10 @@ class Transformer(nn.Module):
 
 
 def _normal(scale: float, *shape: int) -> Tensor:
-    """Random numbers of this standard deviation; on the meta device none, as arithmetic there imports torch's compiler."""
+    """Draw normal numbers with this standard deviation, but none on the meta device.
+
+    Arithmetic on the meta device imports torch's compiler.
+    """
     values = torch.empty(shape)
     return values if values.is_meta else scale * values.normal_()
 
@@ -151,11 +164,11 @@ class Tower(ImageTower):
     """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
 
     Args:
-        layer_scale: initial value of LayerScale factors, None for none.
-        rel_pos_bias: zero-initialised relative position bias in every block.
-        drop_path: rate of the last block, growing linearly from 0 at the first.
-        patch_dropout: share of patch tokens that are dropped in training.
-        ln_post, projection: with CLIP's last LayerNorm, and with its projection; `embedding` needs both.
+        layer_scale: initial value for LayerScale factors; None for no LayerScale.
+        rel_pos_bias: use a zero-initialised relative position bias in every block.
+        drop_path: the last block's rate. Rates grow linearly from 0 at the first block.
+        patch_dropout: fraction of patch tokens that is dropped in training.
+        ln_post, projection: include CLIP's last LayerNorm, and its projection. `embedding` needs both.
     """
 
     arch: Arch
@@ -174,7 +187,7 @@ class Tower(ImageTower):
     ):
         super().__init__()
         self.arch = arch
-        self.frozen_blocks = 0  # the embeddings and this many lower blocks run without gradient
+        self.frozen_blocks = 0  # the embeddings and this many lower blocks run without gradients
         self.grad_checkpointing = False
         self.conv1 = PatchEmbedding(arch.width, arch.patch_size)
         scale = arch.width**-0.5
@@ -185,7 +198,7 @@ class Tower(ImageTower):
         self.ln_pre = nn.LayerNorm(arch.width, arch.norm_eps) if arch.ln_pre else nn.Identity()
         rates = [drop_path * i / max(1, arch.layers - 1) for i in range(arch.layers)]
         self.transformer = Transformer([Block(arch, layer_scale, rel_pos_bias, rate) for rate in rates])
-        # created last: the other initial weights are the same without them
+        # created last, so that the other initial weights are the same without them
         if ln_post:
             self.ln_post = nn.LayerNorm(arch.width, arch.norm_eps)
         if projection:
@@ -193,7 +206,7 @@ class Tower(ImageTower):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image of a training pass: two per block and one per patch; 0 without stochastic layers."""
+        """Uniform numbers per image in a training pass: two per block, one per patch; 0 without stochastic layers."""
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
     @property
@@ -207,9 +220,9 @@ class Tower(ImageTower):
                 module.kernel = kernel
 
     def embed(self, images: Tensor, uniform_BN: Tensor | None = None) -> Tensor:
-        """Tokens of the first block's input, in the dtype of the parameters.
+        """Return the tokens that enter the first block, in the parameters' dtype.
 
-        Blocks add to them: under autocast in fp32, so that the sum over blocks is never rounded to half precision.
+        Blocks add to them in fp32 under autocast, so that the sum over blocks is never rounded to half precision.
         """
         x = self.conv1(images)
         token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
@@ -217,7 +230,7 @@ class Tower(ImageTower):
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """The columns for patch dropout, and for each block; None outside training and without stochastic layers."""
+        """Return the columns for patch dropout and each block; None outside training or without stochastic layers."""
         columns, layers = self.noise_columns, self.arch.layers
         if not self.training or columns == 0:
             return None, [None] * layers
@@ -242,8 +255,8 @@ class Tower(ImageTower):
         return x
 
     def embedding(self, tokens_BND: Tensor) -> Tensor:
-        """CLIP's image embedding of tokens, (B, embed_dim): class token, ln_post, proj, scaled to length 1.
+        """Return CLIP's image embedding (B, embed_dim) from tokens: class token, ln_post, proj, scaled to length 1.
 
-        Only with `projection`. The same as open_clip's `encode_image(images, normalize=True)`.
+        It needs `projection`, and equals open_clip's `encode_image(images, normalize=True)`.
         """
         return F.normalize(self.ln_post(tokens_BND[:, 0]) @ self.proj, dim=-1)

@@ -1,7 +1,7 @@
-"""Files and folders of weights. Nothing in a file is executed.
+"""Files and folders with weights. Nothing in a file is executed.
 
-Files: OpenAI's TorchScript .pt, open_clip's .bin and .pt, safetensors. Folders: as open_clip, timm and transformers write them,
-on disk or on the Hugging Face hub.
+Files: OpenAI's TorchScript .pt, open_clip's .bin and .pt, safetensors. Folders, on disk or on the Hugging Face hub: as
+written by open_clip, timm and transformers.
 """
 
 import json
@@ -40,16 +40,16 @@ from fastft.model.torchscript import (
 from fastft.recipe.constants import TIMM
 
 LEAST_TORCH = "2.6"
-# the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
+# the tensors' key in checkpoints from open_clip and timm, and from MAE and DeiT
 WRAPPERS = ("state_dict", "model")
 DEPLOYED = (".onnx", ".pt2")
 WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """All tensors of a weights file by name, on the CPU.
+    """Read all tensors in a weights file, by name, on the CPU.
 
-    Raises UserError: not a regular file, not readable, damaged, or not a state dict.
+    Raises UserError if the path is not a regular file, or if the file is unreadable, damaged or not a state dict.
     """
     if path.suffix in DEPLOYED:
         raise UserError(
@@ -71,11 +71,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 loaded = read_torchscript(file) if is_torchscript(file) else _read_pickle(file)
     except UserError:
         raise
-    except pickle.UnpicklingError:  # its message advises to run the code in the file
+    except pickle.UnpicklingError:  # torch's message advises you to run the code in the file
         raise UserError(
             f"weights file {path} cannot be read (damaged, or it holds more than tensors); give {WEIGHTS}"
         ) from None
-    except Exception as error:  # each library has its own; all mean: not a readable weights file
+    except Exception as error:  # every library has its own errors; all mean that the weights file is unreadable
         raise UserError(f"weights file {path} cannot be read ({first_sentence(error)}); give {WEIGHTS}") from None
     for wrapper in WRAPPERS:
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
@@ -92,26 +92,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_dense(value: Tensor) -> bool:
-    """True if it is a plain array that takes no more memory than its storage when it is copied."""
+    """Return True for a plain array that takes no more memory when it is copied than its storage."""
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _read_pickle(file: BinaryIO) -> Any:
-    """A file of `torch.save`, tensors and plain containers only."""
+    """Read a `torch.save` file with only tensors and plain containers."""
     _check_memory(file)
     file.seek(0)
     with warnings.catch_warnings():
-        # about pickles of other programs and deprecated dtypes, which are refused
+        # warnings about other programs' pickles and deprecated dtypes, which are refused
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_memory(file: BinaryIO) -> None:
-    """Check that no record is larger than the file says, and that no pickle calls `bytearray` with any number as its size.
+    """Check that no record is larger than the file says and that no pickle calls `bytearray` with an arbitrary size.
 
-    Raises as `open_archive` and `check_records` for a zip file, or a pickle does.
+    Raises as `open_archive` and `check_records` for a zip file, or if a pickle makes such a call.
     """
     size, calls_bytearray = file.seek(0, 2), False
     if is_zip(file):
@@ -127,7 +127,7 @@ def _check_memory(file: BinaryIO) -> None:
 
 
 def is_torchscript_file(path: Path) -> bool:
-    """True if a file is TorchScript that `read_state_dict` can read."""
+    """Return True if a file is TorchScript that `read_state_dict` can read."""
     if path.suffix == ".safetensors" or not path.is_file():
         return False
     with open_user_file(path, WEIGHTS) as file, suppress(ValueError, BadZipFile):
@@ -137,10 +137,10 @@ def is_torchscript_file(path: Path) -> bool:
 
 HUB = "hf-hub:"
 HUB_SECONDS = 10
-MAX_CONFIG_BYTES = 8 << 20  # configurations hold label names
-CLASSES = "classes"  # key of the class names, in fastft's exports and checkpoints
+MAX_CONFIG_BYTES = 8 << 20  # large, because configurations hold label names
+CLASSES = "classes"  # the class names' key in fastft's exports and checkpoints
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
-INDEX = "model.safetensors.index.json"  # transformers' list of the files that the tensors are in
+INDEX = "model.safetensors.index.json"  # transformers' list of the files that hold the tensors
 # the first that exists is read
 WEIGHT_FILES = {
     "open_clip": (
@@ -158,12 +158,15 @@ CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """A folder of weights.
+    """A folder with weights.
 
-    library: that wrote it, 'open_clip', 'timm' or 'transformers'. timm_name: the timm model whose weights these are, None for
-    open_clip's own ViT. quick_gelu: the tower was trained with QuickGELU. heads: attention heads, where they are stated. Of
-    timm's models `clip_numbers` says more. classes: of a head, by output, where they are stated, as in fastft's exports.
-    averages: the head of such an export reads the mean of normalised patch tokens (`model.pool=patches`).
+    Attributes:
+        library: the library that wrote it, 'open_clip', 'timm' or 'transformers'.
+        timm_name: the timm model that the weights belong to; None for open_clip's own ViT.
+        quick_gelu: whether the tower was trained with QuickGELU.
+        heads: attention heads, if stated. For timm's models `clip_numbers` tells more.
+        classes: the head's classes by output, if stated, as in fastft's exports.
+        averages: whether the head in such an export reads the mean of normalised patch tokens (`model.pool=patches`).
     """
 
     path: Path
@@ -175,7 +178,7 @@ class WeightFolder:
     averages: bool = False
 
     def read(self) -> dict[str, Tensor]:
-        """All tensors under the library's names. Raises UserError: there is no file of weights, or one cannot be read."""
+        """Read all tensors under the library's names. Raises UserError if a weights file is missing or unreadable."""
         for name in WEIGHT_FILES[self.library]:
             if (self.path / name).exists():
                 files = _indexed_files(self.path) if name == INDEX else [name]
@@ -192,9 +195,10 @@ def _indexed_files(folder: Path) -> list[str]:
 
 
 def find_weight_folder(weights: str) -> WeightFolder | None:
-    """The folder that `model.weights` names, after a download for 'hf-hub:ORG/NAME' and 'timm/NAME'; None for anything else.
+    """Return the folder that `model.weights` names, after a download for 'hf-hub:ORG/NAME' and 'timm/NAME'.
 
-    Raises UserError: the hub cannot be reached or lacks it, a name that timm does not have, or a folder of another kind.
+    Returns None for anything else. Raises UserError if the hub cannot be reached or lacks the repository, if timm does
+    not have the name, or if it is another kind of folder.
     """
     if weights.startswith(HUB):
         return fetch(weights.removeprefix(HUB))
@@ -208,7 +212,7 @@ def find_weight_folder(weights: str) -> WeightFolder | None:
 
 
 def open_weight_folder(path: Path) -> WeightFolder:
-    """Raises UserError: it has no configuration of the three libraries."""
+    """Open a folder with weights. Raises UserError if it has no configuration from the three libraries."""
     if (path / OPEN_CLIP_CONFIG).exists():
         config = _read_config(path / OPEN_CLIP_CONFIG)
         model = _part(config, "model_cfg") or config  # fastft's exports have no inner model_cfg
@@ -239,7 +243,10 @@ def open_weight_folder(path: Path) -> WeightFolder:
 
 
 def stored_classes(path: Path) -> tuple[str, ...] | None:
-    """Class names that a .safetensors file of fastft states: an export in its header, a checkpoint in the state beside it."""
+    """Return the class names that a fastft .safetensors file states.
+
+    An export states them in its header, a checkpoint in the state beside it.
+    """
     if path.suffix != ".safetensors":
         return None
     with suppress(OSError, SafetensorError, ValueError, RecursionError):
@@ -253,7 +260,7 @@ def stored_classes(path: Path) -> tuple[str, ...] | None:
 
 
 def class_list(value: Any) -> tuple[str, ...] | None:
-    """Class names as configurations state them, or None."""
+    """Return class names as configurations state them, or None."""
     named = isinstance(value, list) and all(isinstance(name, str) for name in value)
     return tuple(value) if named else None
 
@@ -274,11 +281,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
-    """The local folder of a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION', with its configuration and weights.
+    """Return the local folder for a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION'.
 
-    timm_name: of the model whose weights timm has there; they are read whatever other libraries have there too. Only the files
-    that `WeightFolder` reads are downloaded, to the hub's cache; without a network, those there are used. Raises UserError: not
-    reachable and not in the cache, or not one of the three formats.
+    It holds the configuration and the weights. timm_name: the model whose weights timm has there. They are read no
+    matter what other libraries have there too. Only the files that `WeightFolder` reads are downloaded, to the hub's
+    cache. Without a network the cached files are used. Raises UserError if the repository is neither reachable nor in
+    the cache, or is not in one of the three formats.
     """
     name, _, revision = repository.partition("@")
     if timm_name is None:
@@ -300,9 +308,9 @@ def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
 
 @cache
 def hub_failure() -> str:
-    """Why the hub cannot be reached, asked once; its cache alone is then used. "" if it answers, or is not to be asked.
+    """Return why the hub cannot be reached, so that only its cache is used; "" if it answers or must not be asked.
 
-    The hub's client would try again for half a minute, for every file.
+    The hub is asked once, because its client would try again for half a minute for every file.
     """
     from huggingface_hub import constants
 
@@ -312,7 +320,7 @@ def hub_failure() -> str:
         except HTTPError:  # an answer
             return ""
         except OSError as error:
-            # the hub's client has certificates of its own
+            # the hub's client has its own certificates
             if not isinstance(getattr(error, "reason", None), ssl.SSLError):
                 constants.HF_HUB_OFFLINE = True
                 return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
@@ -320,15 +328,15 @@ def hub_failure() -> str:
 
 
 def _download(name: str, revision: str, file: str) -> Path | None:
-    """A file of a repository in the cache; None if the repository does not have it."""
+    """Return a repository's file in the cache, or None if the repository does not have it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     failure = hub_failure()
     try:
         return Path(hf_hub_download(name, file, revision=revision or None))
-    except Exception as error:  # the hub's client and its HTTP library have many
-        # neither reachable nor in the cache, which may have the others
+    except Exception as error:  # the hub's client and its HTTP library raise many different errors
+        # neither reachable nor in the cache, but the cache may have the other files
         if isinstance(error, LocalEntryNotFoundError):
             configs = (try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG))
             missing = any(isinstance(config, str) for config in configs)
@@ -343,10 +351,10 @@ def _download(name: str, revision: str, file: str) -> Path | None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
-    """Write tensors of any device to a file with the permissions of other new files; safetensors' own are the owner's only.
+    """Write tensors from any device to a file with the permissions of other new files.
 
-    header: text by key. Raises OSError: it cannot be written; also for a full disk, for which safetensors has an error of
-    its own.
+    safetensors itself would let only the owner read the file. header: text by key. Raises OSError if the file cannot be
+    written. This includes a full disk, for which safetensors has its own error.
     """
     path.touch()
     permissions = path.stat().st_mode & 0o777
@@ -361,7 +369,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
 
 def _sort_header(path: Path) -> None:
-    """Order the texts in a file's header by key: safetensors has another order in each process."""
+    """Sort the texts in a file's header by key, because safetensors orders them differently in each process."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         names = json.loads(file.read(size))

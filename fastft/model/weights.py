@@ -1,4 +1,4 @@
-"""Pretrained weights into fastft's own tower: from tags of open_clip, names of timm, files, and folders of libraries."""
+"""Load pretrained weights into fastft's own tower, from open_clip tags, timm names, files and folders."""
 
 import importlib
 import math
@@ -36,16 +36,21 @@ from fastft.model.weight_files import (
 from fastft.recipe.constants import TIMM
 
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
-TIMM_PREFIX = "visual.trunk."  # of timm's models in fastft's checkpoints, as in open_clip's
+TIMM_PREFIX = "visual.trunk."  # prefix for timm's models in fastft's checkpoints, as in open_clip's
 PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 
 
 def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.LayerNorm | None = None) -> None:
-    """Fill `tower`; positions are interpolated to the tower's grid.
+    """Fill `tower`, interpolating the positions to its grid.
 
-    weights: an open_clip pretrained tag, 'timm/NAME', a file, or a folder of open_clip, timm or transformers, also
-    'hf-hub:ORG/NAME'. norm: the classifier's `fc_norm`, which fine-tuned weights of fastft hold too. Raises UserError: unknown
-    tag or file, download impossible, damaged file, or weights of another architecture.
+    Args:
+        weights: an open_clip pretrained tag, 'timm/NAME', a file, an open_clip, timm or transformers folder, or
+            'hf-hub:ORG/NAME'.
+        norm: the classifier's `fc_norm`, which fine-tuned fastft weights contain too.
+
+    Raises:
+        UserError: the tag or file is unknown, the download is impossible, the file is damaged, or the weights belong to
+            another architecture.
     """
     folder = find_weight_folder(weights)
     whole = _read_clip_state(weights, arch_name, folder)
@@ -64,7 +69,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.Laye
     error = f"weights {weights} do not fit {arch_name}"
     if "ln_pre.weight" in own and "ln_pre.weight" not in state and is_timm_vit(whole):
         raise UserError(f"{error}: they have no norm_pre; a timm model needs --model.arch=timm/NAME")
-    # what the recipe adds to the pretrained tower starts fresh
+    # parts that the recipe adds to the pretrained tower start fresh
     load_fitting(tower, state, error, lambda name: ".rel_pos_bias." in name or ".ls_" in name)
     if norm is not None and f"{HEAD_NORM}weight" in whole:
         stored = {name.removeprefix(HEAD_NORM): value for name, value in whole.items() if name.startswith(HEAD_NORM)}
@@ -72,9 +77,9 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.Laye
 
 
 def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]) -> None:
-    """Load a state dict. error: begins the message. optional: True for names that may be missing.
+    """Load a state dict. error: the message's beginning. optional: returns True for names that may be missing.
 
-    Raises UserError: a tensor has another shape, is missing or is unexpected, or contains NaN or Inf.
+    Raises UserError if a tensor has another shape, is missing or unexpected, or contains NaN or Inf.
     """
     own = module.state_dict()
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -92,7 +97,7 @@ def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, opt
 
 
 def check_weights(weights: str, arch_name: str) -> None:
-    """Refuse what names neither a file, a folder, a repository nor a pretrained tag; download the last two to their cache.
+    """Refuse weights that name no file, folder, repository or pretrained tag. Download the last two to their cache.
 
     Raises as `load_tower_weights`.
     """
@@ -107,7 +112,10 @@ def check_weights(weights: str, arch_name: str) -> None:
 
 
 def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None = None) -> dict[str, Tensor]:
-    """The image tower's tensors under open_clip's names, without the `visual.` prefix. folder: that `weights` names."""
+    """Read the image tower's tensors under open_clip's names, without the `visual.` prefix.
+
+    folder: the folder that `weights` names.
+    """
     return _visual_state(weights, _read_clip_state(weights, arch_name, folder))
 
 
@@ -128,10 +136,10 @@ def _visual_state(weights: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head in fine-tuned weights.
+    """The head in fine-tuned weights.
 
-    weight_KD, bias_K: float32. pool: what it reads, as `model.pool`; "timm" for timm's models. classes: by row; None where the
-    weights do not name them, as timm's, whose heads are over sets of ImageNet's classes.
+    weight_KD, bias_K: float32. pool: what the head reads, as `model.pool`; "timm" for timm's models. classes: names by
+    row. They are None if the weights do not name them, as with timm's, whose heads are over ImageNet class sets.
     """
 
     weight_KD: Tensor
@@ -141,9 +149,9 @@ class TrainedHead:
 
 
 def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
-    """The head in timm's weights, or in a checkpoint or an export of fastft.
+    """Read the head in timm's weights, or in a fastft checkpoint or export.
 
-    Raises as `load_tower_weights`; or there is none.
+    Raises as `load_tower_weights`, and UserError if there is no head.
     """
     folder = find_weight_folder(weights)
     if arch_name.startswith(TIMM):
@@ -171,9 +179,9 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
 
 
 def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
-    """The text tower's tensors under the names of open_clip's TextTransformer, and `logit_scale`, all in fp32.
+    """Read the text tower's tensors under the names in open_clip's TextTransformer, and `logit_scale`, all in fp32.
 
-    Raises as `load_tower_weights`; or there is no text tower.
+    Raises as `load_tower_weights`, and UserError if there is no text tower.
     """
     state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
     if is_transformers(state):
@@ -189,10 +197,10 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
 
 
 def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) -> dict[str, Tensor]:
-    """Every tensor of a tag, a file or a folder, without the prefixes of wrappers.
+    """Read every tensor from a tag, a file or a folder, without the wrappers' prefixes.
 
-    fastft's exports have the names of its checkpoints: `fc_norm.` where the head reads patch tokens, `head.`, and no `proj` that
-    is a head.
+    fastft's exports use the names in its checkpoints: `fc_norm.` if the head reads patch tokens, `head.`, and no `proj`
+    that is a head.
     """
     if folder is None:
         path = _as_file(weights)
@@ -210,17 +218,17 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their names without what training scripts put before them."""
+    """Return the tensors without the prefixes that training scripts put before their names."""
     for prefix in PREFIXES:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state)
 
 
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
-    """Positions on the tower's grid; bicubic, align_corners=False, class position unchanged (as the reference).
+    """Resize positions to the tower's grid: bicubic, align_corners=False, class position unchanged (as the reference).
 
-    source: the name of the weights in the error message. Raises UserError: the positions are not those of a class token and
-    a square grid.
+    source: the weights' name in the error message. Raises UserError if the positions are not for a class token and a
+    square grid.
     """
     count = positions_ND.shape[0]
     if count == arch.tokens:
@@ -234,16 +242,16 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
 
 
 def _as_file(weights: str) -> Path | None:
-    """The path of a file, whether it exists or not; None for a tag."""
+    """Return a file's path, even if the file does not exist, or None for a tag."""
     path = expand_home(weights)
     return path if path.suffix or path.exists() else None
 
 
 def check_activation(weights: str, arch_name: str, quick_gelu: bool, folder: WeightFolder | None = None) -> None:
-    """Refuse weights that were trained with the other GELU than the tower has, where that is known without a download.
+    """Refuse weights trained with a different GELU from the tower's, if this is known without a download.
 
-    Tags and timm's names are listed with it, folders state it, and TorchScript files are OpenAI's. folder: that `weights`
-    names. Raises UserError: it is the other one, or an unknown tag or name.
+    Tags and timm's names are listed with their GELU, folders state it, and TorchScript files are OpenAI's. folder: the
+    folder that `weights` names. Raises UserError if the GELU differs, or for an unknown tag or name.
     """
     trained = _trained_with_quick_gelu(weights, arch_name, folder)
     if trained is True and not quick_gelu:
@@ -255,7 +263,7 @@ def check_activation(weights: str, arch_name: str, quick_gelu: bool, folder: Wei
 
 
 def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool | None:
-    """None where it is not known."""
+    """Return whether the weights were trained with QuickGELU, or None if this is not known."""
     if weights.startswith(TIMM):
         return clip_numbers(weights.removeprefix(TIMM))[0]
     path = None if weights.startswith(HUB) else _as_file(weights)
@@ -274,7 +282,7 @@ def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder 
 
 @cache
 def _open_clip_tags() -> Any:
-    """open_clip's module of pretrained tags, in an empty package: importing open_clip itself takes seconds."""
+    """Import open_clip's pretrained tags into an empty package, because importing open_clip itself takes seconds."""
     package = ModuleType("open_clip_tags")
     package.__path__ = [str(open_clip_folder())]
     sys.modules[package.__name__] = package
@@ -282,7 +290,7 @@ def _open_clip_tags() -> Any:
 
 
 def _describe_tag(tag: str, arch_name: str) -> Any:
-    """open_clip's configuration of a pretrained tag. Raises UserError if there is no such tag."""
+    """Return open_clip's configuration for a pretrained tag. Raises UserError if there is no such tag."""
     known = _open_clip_tags().list_pretrained_tags_by_model(arch_name)
     if tag not in known:
         raise UserError(unknown_tag(tag, arch_name, known))
@@ -301,7 +309,7 @@ def _fetch_tag(tag: str, arch_name: str) -> Path:
 
 
 def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:
-    """The message about `model.weights` that name nothing, with the nearest tags."""
+    """Return the message for a `model.weights` value that names nothing, with the nearest tags."""
     near = get_close_matches(tag, known, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"tags: {', '.join(known) or 'none'}"
     return f"model.weights '{tag}' is neither a file nor a pretrained tag of {arch_name}; {hint}"
@@ -321,7 +329,7 @@ def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
 def _check_same_tower(
     tower: Tower, state: Mapping[str, Tensor], weights: str, arch_name: str, folder: WeightFolder | None
 ) -> None:
-    """Refuse weights of another activation, width, patch size or number of blocks or heads, and name the difference."""
+    """Refuse weights with another activation, width, patch size, block count or head count, and name the difference."""
     arch = tower.arch
     check_activation(weights, arch_name, arch.quick_gelu, folder)
     width, _, patch, _ = state["conv1.weight"].shape
@@ -347,7 +355,7 @@ NAMES = {
     "embeddings.class_embedding": "class_embedding",
     "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
-    "pre_layrnorm.weight": "ln_pre.weight",  # spelt so in transformers
+    "pre_layrnorm.weight": "ln_pre.weight",  # transformers spells it this way
     "pre_layrnorm.bias": "ln_pre.bias",
     "post_layernorm.weight": "ln_post.weight",
     "post_layernorm.bias": "ln_post.bias",
@@ -370,8 +378,8 @@ BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
-HEAD_NORM = "fc_norm."  # of the classifier, before the mean over patch tokens
-TIMM_MARKERS = ("cls_token", "pos_embed", "patch_embed.proj.weight")  # of timm's ViTs with a class token
+HEAD_NORM = "fc_norm."  # the classifier's norm, before the mean over patch tokens
+TIMM_MARKERS = ("cls_token", "pos_embed", "patch_embed.proj.weight")  # present in timm's ViTs with a class token
 TIMM_NAMES = {
     "cls_token": "class_embedding",
     "pos_embed": "positional_embedding",
@@ -402,7 +410,7 @@ TIMM_HEAD = ("head.", "fc_norm.")
 
 
 def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower's tensors under open_clip's names, without the head; names that it does not know stay."""
+    """Return the image tower's tensors under open_clip's names, without the head. Unknown names stay."""
     tower: dict[str, Tensor] = {}
     for name, value in state.items():
         if (match := TIMM_BLOCK.fullmatch(name)) is not None:
@@ -410,24 +418,24 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.startswith(TIMM_HEAD):
             # (1, 1, D) and (1, N, D) in timm
             tower[TIMM_NAMES.get(name, name)] = value.squeeze() if name in ("cls_token", "pos_embed") else value
-    bias_D = tower.pop("patch_embed.proj.bias", None)  # which CLIP's ViTs do not have
+    bias_D = tower.pop("patch_embed.proj.bias", None)  # CLIP's ViTs do not have it
     if bias_D is not None and (positions_ND := tower["positional_embedding"]).shape[-1:] == bias_D.shape:
         tower["positional_embedding"] = torch.cat([positions_ND[:1], positions_ND[1:] + bias_D])
     return tower
 
 
 def is_timm_vit(state: Mapping[str, Tensor]) -> bool:
-    """True if a state dict is that of timm's ViT with a class token."""
+    """Return True if a state dict belongs to timm's ViT with a class token."""
     return all(name in state for name in TIMM_MARKERS)
 
 
 def is_transformers(state: Mapping[str, Tensor]) -> bool:
-    """True if a state dict is that of transformers' `CLIPModel` or `CLIPVisionModel` (with or without projection)."""
+    """Return True for a state dict from transformers' `CLIPModel` or `CLIPVisionModel` (with or without projection)."""
     return MARKER in state or PREFIX + MARKER in state
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower's tensors under open_clip's names; everything else is dropped."""
+    """Return the image tower's tensors under open_clip's names. Everything else is dropped."""
     vision = {name.removeprefix(PREFIX): value for name, value in state.items()}
     tower = {own: vision[theirs] for theirs, own in NAMES.items() if theirs in vision}
     if "visual_projection.weight" in vision:
@@ -436,7 +444,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def text_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower's tensors under the names of open_clip's TextTransformer, and `logit_scale`; no other."""
+    """Return only the text tower's tensors, under the names in open_clip's TextTransformer, and `logit_scale`."""
     text = {n.removeprefix(TEXT_PREFIX): v for n, v in state.items() if n.startswith(TEXT_PREFIX)}
     tower = {own: text[theirs] for theirs, own in TEXT_NAMES.items() if theirs in text}
     if "text_projection.weight" in state:
@@ -447,7 +455,7 @@ def text_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _blocks(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a tower's blocks; query, key and value in one."""
+    """Return the tensors in a tower's blocks, with query, key and value packed into one."""
     blocks: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, value in tower.items():
@@ -459,7 +467,7 @@ def _blocks(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif layer in BLOCK_NAMES:
             blocks[f"transformer.resblocks.{index}.{BLOCK_NAMES[layer]}.{kind}"] = value
     for (index, kind), by_layer in parts.items():
-        if by_layer.keys() == set(PACKED):  # a missing one is reported as a missing tensor of the tower
+        if by_layer.keys() == set(PACKED):  # a missing one is reported as a missing tensor in the tower
             packed = torch.cat([by_layer[layer] for layer in PACKED])
             blocks[f"transformer.resblocks.{index}.attn.in_proj_{kind}"] = packed
     return blocks

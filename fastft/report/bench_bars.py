@@ -1,6 +1,7 @@
-"""Bars of benchmark pages: contenders with the range of their rounds, and parts of a whole stacked in one bar.
+"""Bars on benchmark pages: contenders with the range over their rounds, and the parts of a whole stacked in one bar.
 
-The template bench_parts.html draws them as HTML tables: text keeps its size on every screen, and a screen reader finds rows.
+The template bench_parts.html draws them as HTML tables, so that text keeps its size on every screen and a screen reader
+finds rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,27 +12,30 @@ from fastft.machine.bench_result import OURS, Case, Contender, Measure, Setting,
 from fastft.report.charts import nice_step, tick_label
 from fastft.report.page import figure
 
-LEVEL = 0.005  # a ratio this near to 1 is level
+LEVEL = 0.005  # a ratio this close to 1 counts as level
 TICKS = 4
-HEADROOM = 1.02  # of an axis, above the highest round
-LABELLED_SHARE = 0.06  # of the axis: a part this wide has its number inside
-# what fastft is where its figure is better, and where it is worse, by unit
+HEADROOM = 1.02  # the axis ends at this multiple of the highest round
+LABELLED_SHARE = 0.06  # a part that takes this share of the axis has its number inside
+# words for a better and for a worse fastft result, by unit
 COMPARATIVES = {"MB": ("smaller", "larger"), "GB": ("smaller", "larger"), "share": ("higher", "lower")}
 RATES = ("faster", "slower")
-# settings in words, and those that are counted: 1 thread, 2 threads
+# settings in words, and settings that are counted: 1 thread, 2 threads
 SETTING_WORDS = {
     "size": "{} px", "batch": "batch {}", "kB per image": "{} kB per image", "file MB": "file of {} MB",
 }  # fmt: skip
 COUNTED = ("threads", "images", "rounds", "samples", "files", "gpus")
 BANDWIDTH, BANDWIDTH_LIMIT = "bandwidth_share", "at the memory's bandwidth"
-# other figures of a round: shares by key, amounts by the end of the key
+# a round's other figures: shares by key, amounts by the end of the key
 SHARES = {"mfu": "MFU", "waiting": "waiting for data"}
 FIGURE_UNITS = {"mb": "MB", "gb": "GB"}
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row. notes: what is not the same work, and more figures of the rounds. file, letter: of compared files, from 1."""
+    """One row.
+
+    notes: how the work differs, and more figures from the rounds. file, letter: identify compared files, from 1.
+    """
 
     name: str
     spread: Spread
@@ -49,8 +53,8 @@ class Bar:
 class BarFigure:
     """Bars on one axis from 0 to `end`.
 
-    better: "higher" or "lower"; "" leaves it out. compared: the heading of the ratios. limit: a line across the bars at this
-    value. is_compact: one line per bar, with a whole number.
+    better: "higher" or "lower", or "" to leave it out. compared: the ratios' heading. limit: draws a line across the
+    bars at this value. is_compact: one line per bar, with a whole number.
     """
 
     title: str
@@ -66,7 +70,7 @@ class BarFigure:
 
     @property
     def ticks(self) -> list[tuple[str, float]]:
-        """Labels and their positions in percent."""
+        """Return labels and their positions in percent."""
         step = nice_step(self.end / TICKS)
         return [(tick_label(k * step, step), 100 * k * step / self.end) for k in range(int(self.end / step) + 1)]
 
@@ -75,7 +79,7 @@ class BarFigure:
         return any(bar.ratio for bar in self.bars)
 
     def place(self, value: float) -> str:
-        """The position of a value on the axis, as CSS."""
+        """Return the position of a value on the axis, as CSS."""
         return f"{100 * min(max(value / self.end, 0), 1):.2f}%"
 
 
@@ -84,7 +88,7 @@ def axis_end(highest: float) -> float:
 
 
 def measure_figures(measure: Measure) -> list[BarFigure]:
-    """A figure per case, all on one axis; the best contender comes first, limits last."""
+    """Return a figure per case, all on one axis. The best contender comes first, limits come last."""
     cases = [case for case in measure.cases if case.measured]
     bars = [case_bars(measure, case) for case in cases]
     end = axis_end(max((bar.spread.high for of_case in bars for bar in of_case), default=0.0))
@@ -114,7 +118,7 @@ def case_bars(measure: Measure, case: Case) -> list[Bar]:
 
 
 def rank(measure: Measure, contender: Contender) -> float:
-    """Lowest for the best contender of a measure."""
+    """Return a sort key that is lowest for a measure's best contender."""
     return spread(contender).median * (-1 if measure.better == "higher" else 1)
 
 
@@ -122,7 +126,7 @@ def rank(measure: Measure, contender: Contender) -> float:
 
 
 def describe_ratio(value: Spread | None, unit: str, limit: bool = False) -> tuple[str, str]:
-    """How fastft compares, and the range over the rounds: ("6.0× faster", "5.8–6.2"); empty without a ratio."""
+    """Say how fastft compares, with the range over the rounds: ("6.0× faster", "5.8–6.2"); empty without a ratio."""
     if value is None:
         return "", ""
     if limit:
@@ -135,7 +139,7 @@ def describe_ratio(value: Spread | None, unit: str, limit: bool = False) -> tupl
 
 
 def times(value: Spread) -> tuple[str, str, str]:
-    """Lowest, median and highest ratio, all with the same number of decimals."""
+    """Format the lowest, median and highest ratio with the same number of decimals."""
     decimals = 0 if value.median >= 100 else 1 if value.median >= 1.995 else 2
     return f"{value.low:,.{decimals}f}", f"{value.median:,.{decimals}f}", f"{value.high:,.{decimals}f}"
 
@@ -145,7 +149,7 @@ def range_text(low: str, high: str) -> str:
 
 
 def extra_figures(contender: Contender) -> list[str]:
-    """Medians of other figures of the rounds: ["MFU 25.8 %", "read 71.0 MB"]; seconds by part are left out."""
+    """List medians for the rounds' other figures, such as ["MFU 25.8 %", "read 71.0 MB"], without seconds by part."""
     known = median_figures(contender)
     shares = [f"{name} {100 * known[key]:.1f} %" for key, name in SHARES.items() if key in known]
     amounts = []
@@ -162,14 +166,14 @@ def median_figures(contender: Contender) -> dict[str, float]:
 
 
 def varied(case: Case, cases: Sequence[Case]) -> Setting:
-    """The settings of a case that are not the same in all cases; all of them where it is the only case."""
+    """Return the settings that are not the same in all cases, or all settings if there is only one case."""
     return {
         k: v for k, v in case.setting.items() if len(cases) == 1 or any(other.setting.get(k) != v for other in cases)
     }
 
 
 def describe_setting(setting: Setting) -> str:
-    """224 px, batch 64, 2 threads."""
+    """Describe a setting in words: 224 px, batch 64, 2 threads."""
     return ", ".join(_word(key, value) for key, value in setting.items())
 
 
@@ -187,11 +191,11 @@ def _word(key: str, value: str | int | float) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a stacked bar. label: its number, where there is room for it."""
+    """One part of a stacked bar. label: its number, if there is room for it."""
 
     name: str
     value: float
-    share: float  # of the bar
+    share: float  # fraction of the bar
     colour: int  # from 1
     label: str
 
@@ -212,7 +216,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class StackFigure:
-    """Stacked bars on one axis from 0 to `end`. names: of the parts, in order, with their colours."""
+    """Stacked bars on one axis from 0 to `end`. names: the parts' names, in order, with their colours."""
 
     title: str
     unit: str
@@ -222,9 +226,9 @@ class StackFigure:
 
 
 def split_figures(measure: Measure, names: Mapping[str, str] | None = None, unit: str = "") -> list[StackFigure]:
-    """A figure per case with figures of the rounds as parts, all on one axis.
+    """Return a figure per case that shows the rounds' figures as parts, all on one axis.
 
-    names: titles of the figures that are parts, in order; all figures where it is None.
+    names: titles of the figures that are parts, in order; None takes all figures.
     """
     cases = [(case, [stack for c in case.measured if (stack := _values(c, names))]) for case in measure.cases]
     cases = [(case, stacks) for case, stacks in cases if stacks]
@@ -244,7 +248,7 @@ def split_figures(measure: Measure, names: Mapping[str, str] | None = None, unit
 
 
 def _values(contender: Contender, names: Mapping[str, str] | None) -> tuple[str, dict[str, float]] | None:
-    """Name of the contender and its parts; None if it has none."""
+    """Return a contender's name and its parts, or None if it has none."""
     known = median_figures(contender)
     parts = known if names is None else {title: known[key] for key, title in names.items() if key in known}
     return (contender.name, parts) if parts else None

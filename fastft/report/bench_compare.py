@@ -1,4 +1,4 @@
-"""Several benchmark results on one page: machines, dates or commits, measure by measure."""
+"""Several benchmark results on one page, to compare machines, dates or commits measure by measure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ from fastft.report.bench_sentences import USUAL, WHOLE, WHOLE_ALONE, amount, lis
 from fastft.report.charts import Chart, render_chart
 from fastft.report.page import render_page
 
-FILE_STYLES = 6  # colours in style.css; the files have letters too
+FILE_STYLES = 6  # colours in style.css; files also have letters
 MOST_FILES = len(ascii_uppercase)
 
 
 @dataclass(frozen=True)
 class File:
-    """One of the compared results: its letter, number from 1, and what sets it apart."""
+    """One of the compared results: its letter, its number from 1, and what sets it apart."""
 
     letter: str
     number: int
@@ -42,7 +42,7 @@ class File:
 
 @dataclass(frozen=True)
 class Shared:
-    """A case that at least two files have: the measure and case of each file that has it."""
+    """A case that at least two files have, with the measure and case from each of these files."""
 
     title: str
     setting: str
@@ -53,13 +53,13 @@ class Shared:
         return self.found[0][1]
 
     def own(self) -> list[tuple[File, Spread]]:
-        """fastft's figures."""
+        """fastft's results."""
         return [(file, spread(c)) for file, _, case in self.found if (c := case.contender())]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A row of the table: fastft's figures by file, and the last compared with the first. verdict: better, worse or "same"."""
+    """One table row: fastft's results by file, and the last compared with the first. verdict: better, worse, "same"."""
 
     title: str
     setting: str
@@ -70,7 +70,7 @@ class Change:
 
 
 def render_comparison(results: Sequence[Result]) -> str:
-    """The page as HTML. Raises UserError: too many results, or no measure in common."""
+    """Return the page as HTML. Raises UserError if there are too many results or if they share no measure."""
     if len(results) > MOST_FILES:
         raise UserError(f"{len(results)} results are too many to compare; give at most {MOST_FILES}")
     files = label_files(results)
@@ -96,7 +96,7 @@ def render_comparison(results: Sequence[Result]) -> str:
 
 
 def label_files(results: Sequence[Result]) -> list[File]:
-    """Letters, and those of processor, cores, GPU, version and date that are not the same in all."""
+    """Label the files by letter, and by processor, cores, GPU, version and date where these are not the same in all."""
     described = [
         (r.machine.cpu, f"{r.machine.cores} cores", describe_gpus(r), describe_version(r), r.date[:10]) for r in results
     ]
@@ -109,7 +109,7 @@ def label_files(results: Sequence[Result]) -> list[File]:
 
 
 def shared_cases(files: Sequence[File]) -> list[Shared]:
-    """In the order of the first file that has each."""
+    """List the shared cases in the order of the first file that has each of them."""
     found: dict[object, list[tuple[File, Measure, Case]]] = {}
     for file in files:
         for measure in file.result.measures:
@@ -135,7 +135,10 @@ def _identity(measure: Measure, case: Case) -> object:
 
 
 def sentences(files: Sequence[File], shared: Sequence[Shared], changes: Sequence[Change]) -> Iterator[Markup]:
-    """Images per second of a core, the ratio to timm, and how many figures changed by more than their rounds vary."""
+    """State images per second on one core, the ratio to timm, and how many results changed by more than the spread.
+
+    A change counts if it is larger than the variation between rounds.
+    """
     whole = next((s for s in shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
     if whole is not None:
         words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))
@@ -164,7 +167,7 @@ def _counted(files: Sequence[File], changes: Sequence[Change]) -> Markup:
 
 
 def bars_of(shared: Shared) -> BarFigure:
-    """The bars of every contender, one per file, with the ratio to the first file that has it."""
+    """Return the bars for every contender, one per file, with the ratio to the first file that has it."""
     names = dict.fromkeys(c.name for _, _, case in shared.found for c in case.measured)
     bars = [bar for name in names for bar in _bars_of(shared, name)]
     end = axis_end(max(bar.spread.high for bar in bars))
@@ -182,7 +185,10 @@ def _bars_of(shared: Shared, name: str) -> Iterator[Bar]:
 
 
 def _relative(first: Spread, value: Spread) -> tuple[str, str]:
-    """A figure over that of another file, whose rounds did not alternate with these: the range is that of the extremes."""
+    """Return the ratio to another file's result.
+
+    The two files' rounds did not alternate, so the range is the one between the extremes.
+    """
     if not (first.low > 0 and value.low > 0):
         return "", ""
     low, middle, high = times(Spread(value.median / first.median, value.low / first.high, value.high / first.low))
@@ -203,7 +209,7 @@ def change_of(shared: Shared, files: Sequence[File]) -> Change:
 
 
 def line_measures(files: Sequence[File]) -> Iterator[tuple[str, list[tuple[File, Measure]]]]:
-    """Measures over threads or sizes that at least two files have, with their axis."""
+    """Return the measures over threads or sizes that at least two files have, with their axis."""
     for measure in files[0].result.measures:
         axis = line_axis(measure)
         found = [(f, m) for f in files if (m := f.result.measure(measure.key)) is not None and line_axis(m) == axis]
@@ -212,7 +218,7 @@ def line_measures(files: Sequence[File]) -> Iterator[tuple[str, list[tuple[File,
 
 
 def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
-    """fastft's line of every file."""
+    """Draw fastft's line for every file."""
     series, xs = [], sorted({float(c.setting[axis]) for _, m in found for c in m.cases if c.contender()})
     for file, measure in found:
         cases = sorted((c for c in measure.cases if c.contender()), key=lambda c: float(c.setting[axis]))
@@ -224,7 +230,7 @@ def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
 
 
 def compared_facts(files: Sequence[File]) -> list[tuple[str, list[str], bool]]:
-    """Rows of the table of machines: name, text by file, and whether they differ."""
+    """Return the rows in the machine table: name, text by file, and whether they differ."""
     facts = [machine_facts(file.result) for file in files]
     names = dict.fromkeys(name for of_file in facts for name in of_file)
     rows = [(name, [of_file.get(name, "–") for of_file in facts]) for name in names]

@@ -1,6 +1,6 @@
-"""A benchmark as one HTML page: sentences, bars, lines, the time of an image, memory, cores for GPUs, all figures, method.
+"""A benchmark as one HTML page: sentences, bars, lines, time per image, memory, cores for GPUs, all results, method.
 
-Every chapter follows from what the result has; nothing that `fastft bench` can measure has to be there.
+Chapters follow from what the result contains. Nothing that `fastft bench` can measure is required.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,18 +26,18 @@ from fastft.report.bench_sentences import WHOLE, cores_needed, cores_sentence, i
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 
-AXES = {"threads": "threads", "size": "image size, px"}  # settings that become the x axis of a line chart
-# chapters of the page
+AXES = {"threads": "threads", "size": "image size, px"}  # settings that become a line chart's x axis
+# the page's chapters
 LOADING, SPLIT, START, ON_GPU, TRAINING = "loading", "split", "start", "gpu", "training"
-CHAPTERS = {  # by the beginning of a measure's key; the longest beginning counts
+CHAPTERS = {  # by the beginning of a measure's key; the longest match counts
     "augment.split": SPLIT, "augment.gpu": ON_GPU, "augment.copy": ON_GPU, "loader.gpu": ON_GPU, "loader.first": START,
     "loader.memory": START, "loader.open": START, "step": TRAINING, "e2e": TRAINING,
 }  # fmt: skip
 STEP_PARTS = {part: NAMES.get(part, part) for part in LOOP_PARTS}
 RANGES = "The light line through a point spans the rounds, from the lowest to the highest."
-PEER_STYLES = 10  # colours of lines in chart.css
-COUNTS = ("images", "rounds")  # settings that do not make it another measurement
-NEAR = 1.25  # of the highest bar: cores of a usual machine up to there are on the axis
+PEER_STYLES = 10  # line colours in chart.css
+COUNTS = ("images", "rounds")  # settings that do not make it a different measurement
+NEAR = 1.25  # the axis includes a usual machine's cores up to this multiple of the highest bar
 MOST_TICKED = 1e6  # on the x axis
 CORES_NOTES = (
     "The cores are the images per second of the training step over those of one core of the processor measured here, which does "
@@ -82,7 +82,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table of all figures. ratio: how many times better fastft is."""
+    """One row in the table with all results. ratio: how many times better fastft is."""
 
     measure: str
     setting: str
@@ -94,7 +94,7 @@ class Row:
 
 
 def render_bench(result: Result) -> str:
-    """The page of one result as HTML."""
+    """Return the page for one result as HTML."""
     needs = demands(result) if whole_cases(result) else []
     chapters: dict[str, list[Measure]] = {}
     for measure in result.measures:
@@ -129,7 +129,7 @@ def render_bench(result: Result) -> str:
 
 
 def describe_result(result: Result) -> list[str]:
-    """Machine, version and date in a few words each."""
+    """Describe machine, version and date in a few words each."""
     m = result.machine
     hardware = [f"{m.cores} core{'s' * (m.cores != 1)} of {m.cpu}", *([describe_gpus(result)] if m.gpu else [])]
     return [*hardware, describe_version(result), result.date[:10]]
@@ -145,7 +145,7 @@ def describe_version(result: Result) -> str:
 
 
 def machine_facts(result: Result) -> dict[str, str]:
-    """Rows of the table of the machine."""
+    """Return the rows for the machine table."""
     m, sessions = result.machine, result.sessions
     before, after = (between([s.load_before for s in sessions]), between([s.load_after for s in sessions]))
     dates = sorted(s.date[:16].replace("T", " ") for s in sessions)
@@ -171,7 +171,7 @@ def machine_facts(result: Result) -> dict[str, str]:
 
 
 def describe_busy(result: Result) -> str:
-    """A warning if other programs used the cores; else empty."""
+    """Return a warning if other programs used the cores, otherwise an empty text."""
     load, cores = max(s.load_before for s in result.sessions), result.machine.cores
     if load <= cores / 2:
         return ""
@@ -183,7 +183,7 @@ def describe_busy(result: Result) -> str:
 
 
 def between(values: Sequence[float]) -> str:
-    """The lowest and highest load."""
+    """Format the lowest and highest load."""
     low, high = f"{min(values):.1f}", f"{max(values):.1f}"
     return low if low == high else f"{low}–{high}"
 
@@ -201,29 +201,29 @@ def comes_later(measure: Measure) -> bool:
 
 
 def is_repeated(measure: Measure, result: Result) -> bool:
-    """Whether the same rounds are shown per CPU second: with one thread, that says the same as wall time."""
+    """Return True if the same rounds are shown per CPU second, which with one thread says the same as wall time."""
     return line_axis(measure) is None and result.measure(f"{measure.key}.core") is not None
 
 
 def bars(measures: Sequence[Measure]) -> list[MeasureView]:
-    """Measures that are not drawn as lines. Where several have the same title, it names what differs."""
+    """Draw the measures that are not drawn as lines. If several have the same title, each title names what differs."""
     shown = [m for m in measures if line_axis(m) is None and any(case.measured for case in m.cases)]
     return [_view(m, measure_figures(m), told_apart(m, [o for o in shown if o.title == m.title])) for m in shown]
 
 
 def told_apart(measure: Measure, same: Sequence[Measure]) -> str:
-    """The title, with the settings that other measures of this title do not have."""
+    """Return the title with the settings that other measures with this title do not have."""
     own = {k: v for k, v in measure.setting.items() if any(o.setting.get(k) != v for o in same) and k not in COUNTS}
     return ", ".join(filter(None, (measure.title, describe_setting(own))))
 
 
 def splits(measures: Sequence[Measure]) -> list[MeasureView]:
-    """The parts of the time of an image."""
+    """Return the parts of an image's time."""
     return [_view(m, stacks=found) for m in measures if (found := split_figures(m))]
 
 
 def step_splits(measures: Sequence[Measure]) -> list[MeasureView]:
-    """The parts of the time of training steps."""
+    """Return the parts of the time for training steps."""
     found = [(m, split_figures(m, STEP_PARTS, "seconds of a round")) for m in measures]
     about = "Wall time of the training process by part."
     return [MeasureView(f"{m.title}, by part", about, "", stacks=stacks) for m, stacks in found if stacks]
@@ -236,7 +236,7 @@ def _view(
 
 
 def line_axis(measure: Measure) -> str | None:
-    """The setting that is the x axis of a measure's line chart; None if bars show it."""
+    """Return the setting on the x axis of a measure's line chart, or None if the measure is drawn as bars."""
     for axis in AXES:
         values = {case.setting.get(axis) for case in measure.cases if case.measured}
         if len(values) > 1 and all(isinstance(value, int | float) and 0 < value < MOST_TICKED for value in values):
@@ -245,7 +245,7 @@ def line_axis(measure: Measure) -> str | None:
 
 
 def line_charts(result: Result) -> list[Markup]:
-    """A chart for each measure over threads or sizes, and for each combination of its other settings."""
+    """Draw a chart for each measure over threads or sizes, and for each combination of its other settings."""
     styles, charts = contender_styles(result), []
     for measure in result.measures:
         if (axis := line_axis(measure)) is None:
@@ -283,7 +283,7 @@ def perfect_scaling(name: str, style: str, first: tuple[float, Spread], xs: Sequ
 
 
 def contender_styles(result: Result) -> dict[str, str]:
-    """CSS classes of lines: a contender has the same colour in all charts."""
+    """Return CSS classes for lines, so that a contender has the same colour in all charts."""
     names = dict.fromkeys(
         c.name for m in result.measures for case in m.cases for c in case.contenders if c.name != OURS
     )
@@ -291,7 +291,7 @@ def contender_styles(result: Result) -> dict[str, str]:
 
 
 def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
-    """For each recipe a figure per kind of GPU, all on one axis."""
+    """Draw a figure per kind of GPU for each recipe, all on one axis."""
     views = []
     for _, measure, case in whole_cases(result)[:1]:
         able = sorted(filter(is_usable, case.measured), key=lambda c: rank(measure, c))

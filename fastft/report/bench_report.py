@@ -1,4 +1,4 @@
-"""Write the page of benchmark results: of one, or of several compared."""
+"""Write the page for one benchmark result, or for several that are compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from fastft.report.bench_page import render_bench
 
 
 def write_bench_page(results: Sequence[Result], path: Path) -> None:
-    """Write the page whole or not at all.
+    """Write the page completely or not at all.
 
-    Raises UserError: several results have no measure in common.
+    Raises UserError if several results have no measure in common.
     """
     write_text(path, render_bench(results[0]) if len(results) == 1 else render_comparison(results))

@@ -10,16 +10,19 @@ from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, 
 from fastft.report.bench_bars import describe_ratio, describe_setting, median_figures, range_text, rank, times
 from fastft.report.page import figure, percent
 
-# the whole recipe in images per CPU second: of loaders, else of decoding and augmentation alone
+# the whole recipe in images per CPU second, for loaders, or else for decoding and augmentation alone
 WHOLE, WHOLE_ALONE = ("loader.recipe.core", "loader.recipe-originals.core"), ("augment.recipe",)
 END_TO_END = "e2e.train"
 SENTENCES = 3
-USUAL = "timm"  # the peer that most readers have
+USUAL = "timm"  # the peer that most readers use
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
-    """Three: images per second of a core, how they compare, what feeds the GPUs; else the first measures of the file."""
+    """Write three sentences: images per second on one core, how they compare, and what feeds the GPUs.
+
+    Without these, the sentences are about the first measures in the file.
+    """
     found = list(_whole_recipe(result))
     if result.machine.gpu is not None:
         found += _end_to_end(result)
@@ -32,7 +35,7 @@ def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
 
 
 def whole_cases(result: Result) -> list[tuple[str, Measure, Case]]:
-    """What the images are, measure and case of the whole recipe, where fastft was measured."""
+    """Return what the images are, with measure and case for the whole recipe, where fastft was measured."""
     for keys in (WHOLE, WHOLE_ALONE):
         measures = [m for key in keys if (m := result.measure(key)) is not None]
         cases = [(m, case) for m in measures for case in m.cases if case.contender()]
@@ -42,7 +45,7 @@ def whole_cases(result: Result) -> list[tuple[str, Measure, Case]]:
 
 
 def peers_of(case: Case) -> list[Contender]:
-    """Other libraries, without limits and other ways to use fastft."""
+    """Return other libraries, without limits and other ways to use fastft."""
     return [c for c in case.measured if not c.limit and OURS not in c.name.lower()]
 
 
@@ -54,13 +57,13 @@ def best_of(measure: Measure, contenders: Sequence[Contender]) -> Contender | No
 
 
 def amount(value: Spread, unit: str = "") -> Markup:
-    """1,485 images/s (1,450–1,510)."""
+    """Format as 1,485 images/s (1,450–1,510)."""
     shown = Markup("<b>{}{}</b>").format(figure(value.median), f" {unit}" if unit else "")
     return shown + in_brackets(range_text(figure(value.low), figure(value.high)))
 
 
 def multiple(value: Spread) -> Markup:
-    """6.0× (5.8–6.2)."""
+    """Format as 6.0× (5.8–6.2)."""
     low, middle, high = times(value)
     return Markup("<b>{}×</b>").format(middle) + in_brackets(range_text(low, high))
 
@@ -70,7 +73,7 @@ def in_brackets(text: str) -> Markup:
 
 
 def listed(parts: Sequence[Markup]) -> Markup:
-    """a, b and c."""
+    """Join as a, b and c."""
     if len(parts) < 2:
         return Markup("").join(parts)
     return Markup(", ").join(parts[:-1]) + " and " + parts[-1]
@@ -111,7 +114,10 @@ def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Sprea
 
 
 def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
-    """8 × H100 that train final_b16 at 19,300 images/s (modelled) need 14 CPU cores with fastft and 78 with timm."""
+    """Say how many cores the GPUs need.
+
+    Example: 8 × H100 that train final_b16 at 19,300 images/s (modelled) need 14 CPU cores with fastft and 78 with timm.
+    """
     for _, measure, case in whole_cases(result)[:1]:
         rival = case.contender(USUAL) or best_of(measure, peers_of(case))
         needed = [
@@ -126,7 +132,7 @@ def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
 
 
 def is_usable(contender: Contender) -> bool:
-    """Whether a number of cores can be computed from its rate."""
+    """Return True if a number of cores can be computed from the contender's rate."""
     return not contender.limit and spread(contender).median > 0
 
 
@@ -152,7 +158,7 @@ def _end_to_end(result: Result) -> Iterator[Markup]:
 
 
 def _compared(measure: Measure, case: Case) -> Markup:
-    """TITLE, SETTING: what fastft reaches, and how that compares with the best other contender."""
+    """Write TITLE, SETTING: what fastft reaches, and how that compares with the best other contender."""
     own, best = case.contender(), best_of(measure, peers_of(case))
     title = ", ".join(filter(None, (measure.title, describe_setting(case.setting))))
     start = Markup("{}: {}").format(title, amount(spread(own), measure.unit) if own else "")

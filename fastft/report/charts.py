@@ -1,7 +1,7 @@
-"""Line charts as SVG in pages, where they work without scripts and in print.
+"""Line charts as SVG, for pages that work without scripts and in print.
 
-Every chart is drawn twice, for desktop and phone width, so that text keeps its size; CSS shows one of them, and a
-script adds the read-out.
+Every chart is drawn twice, for desktop and phone width, so that text keeps its size. CSS shows one of the two drawings,
+and a script adds the read-out.
 """
 
 import json
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from fastft.report.page import chart_style
 
-MAX_POINTS = 480  # per line; more would be closer than a pixel
+MAX_POINTS = 480  # per line; with more, points would be closer than a pixel
 FEW_POINTS = 16  # lines with at most this many points get dots and are never cut off
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 LABEL_GAP = 8  # pixels between a tick's label and the plot
@@ -24,13 +24,17 @@ WIDE, NARROW = (520, 290), (340, 250)  # pixels
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-10; with reference: dashed, without dots."""
+    """One line.
+
+    `style` names CSS classes: raw, ema, own, accent or peer-1 to peer-10. Lines with reference are dashed, without
+    dots.
+    """
 
     name: str
     style: str
     x: Sequence[float]
     y: Sequence[float]
-    ranges: Sequence[tuple[float, float]] = ()  # lowest and highest value of every point; () draws none
+    ranges: Sequence[tuple[float, float]] = ()  # lowest and highest value for every point; () draws no ranges
 
     @property
     def is_reference(self) -> bool:
@@ -39,7 +43,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`focus` is the part of the y range to show: top (accuracy) or bottom (loss); outliers on the other side are cut off."""
+    """One chart. `focus` is the part of the y range to show: top (accuracy) or bottom (loss).
+
+    Outliers on the other side are cut off.
+    """
 
     title: str
     x_label: str
@@ -49,13 +56,13 @@ class Chart:
     from_zero: bool = False
     decimals: int = 3
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
-    x_range: tuple[float, float] | None = None  # default: range of the points
-    x_ticks: Sequence[float] = ()  # where the x axis has numbers; default: round ones
+    x_range: tuple[float, float] | None = None  # the points' range by default
+    x_ticks: Sequence[float] = ()  # where the x axis has numbers; round numbers by default
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel geometry of one drawing and the data ranges it shows."""
+    """The pixel geometry of one drawing, and the data ranges it shows."""
 
     kind: str
     width: int
@@ -77,7 +84,7 @@ class Canvas:
 
 
 def render_chart(chart: Chart) -> Markup:
-    """A <figure> with legend, both drawings and the values for the read-out; empty without points."""
+    """Return a <figure> with legend, both drawings and the values for the read-out; empty without points."""
     series = [_thinned(s) for s in chart.series if len(s.x)]
     if not series:
         return Markup("")
@@ -100,7 +107,7 @@ def render_chart(chart: Chart) -> Markup:
 
 
 def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str) -> str:
-    """Drawings on transparent paper as an SVG file. theme: "light" or "dark"."""
+    """Return drawings on a transparent background as an SVG file. theme: "light" or "dark"."""
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
         'font-family="system-ui, sans-serif"><style>{2}</style>{3}</svg>\n'
@@ -116,20 +123,20 @@ def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, 
 
 
 def script_json(values: Any) -> Markup:
-    """JSON that is safe inside a <script> element."""
+    """Return JSON that is safe inside a <script> element."""
     text = json.dumps(values, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))  # no value can end the element
+    return Markup(text.replace("<", "\\u003c"))  # so that no value can end the element
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers within [low, high]."""
+    """Return about `count` round numbers within [low, high]."""
     step = nice_step((high - low) / max(1, count))
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def nice_step(rough: float) -> float:
-    """The next larger 1, 2, 2.5 or 5 times a power of ten."""
+    """Return the next larger 1, 2, 2.5 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(s * power for s in TICK_STEPS if s * power >= rough * (1 - 1e-9))
 
@@ -137,7 +144,7 @@ def nice_step(rough: float) -> float:
 def tick_label(value: float, step: float) -> str:
     if value == 0:
         return "0"
-    if step < 1e-3 and abs(value) < 99.5 * step:  # two digits distinguish it from its neighbours
+    if step < 1e-3 and abs(value) < 99.5 * step:  # two digits distinguish the value from its neighbours
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -146,12 +153,12 @@ def tick_label(value: float, step: float) -> str:
 
 
 def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
-    """The range of all points, or with a focus the part around the run's own lines, without references."""
+    """Return the range of all points; with a focus, only the part around the run's own lines, without references."""
     bounds = [y for s in series for y in (*s.y, *(end for ends in s.ranges for end in ends))]
     low, high = min(bounds), max(bounds)
     own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
     middle = own[len(own) // 2]
-    # never cut off: the end of a line, and all points of a short line that is not a reference
+    # a line's end is never cut off, nor are the points of a short line that is not a reference
     kept = [y for s in series for y in (s.y if len(s.y) <= FEW_POINTS and not s.is_reference else s.y[-1:])]
     if chart.focus == "top":
         low = min(max(low, middle - 4 * (high - middle)), *kept)
@@ -174,7 +181,7 @@ def _span(values: Sequence[float], rounded: bool = False) -> tuple[float, float]
 
 
 def _thinned(s: Series) -> Series:
-    """Means over groups of points if there are more than MAX_POINTS."""
+    """Return means over groups of points if there are more than MAX_POINTS."""
     size = -(-len(s.x) // MAX_POINTS)
     if size <= 1:
         return s
@@ -210,7 +217,7 @@ def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
 
 
 def _clip(c: Canvas) -> tuple[int, int, int, int]:
-    """The plot area with a margin for the stroke; an inner <svg> with this box clips the lines."""
+    """Return the plot area with a margin for the stroke. An inner <svg> with this box clips the lines."""
     return c.left - 4, c.top - 4, c.width - c.left - c.right + 8, c.height - c.top - c.bottom + 8
 
 
@@ -241,7 +248,7 @@ def _y_labels(y_range: tuple[float, float]) -> list[tuple[float, str]]:
 
 
 def _x_labels(chart: Chart, c: Canvas) -> list[tuple[float, str]]:
-    """Labels of the x axis; of `x_ticks` those that have room, the largest first."""
+    """Return the labels for the x axis. Labels from `x_ticks` are kept if there is room, the largest first."""
     if not chart.x_ticks:
         return _labelled(ticks(*c.x_range, 6 if c.kind == "wide" else 4))
     kept: list[float] = []

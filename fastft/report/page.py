@@ -1,4 +1,4 @@
-"""HTML pages from jinja2 templates, self-contained, and the number formats that templates use."""
+"""Self-contained HTML pages from jinja2 templates, and the number formats that the templates use."""
 
 from datetime import datetime, timezone
 from functools import cache
@@ -13,13 +13,13 @@ from fastft.recipe.check import show_value
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render a page with inline style and script; it loads nothing from the network."""
+    """Render a page with inline style and script. It loads nothing from the network."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return _environment().get_template(template).render(version=__version__, made=now, **values)
 
 
 def chart_style(theme: str) -> Markup:
-    """The style sheet of charts, for a picture outside a page. theme: "light" or "dark"."""
+    """Return the charts' style sheet, for a picture outside a page. theme: "light" or "dark"."""
     return Markup(_environment().get_template("chart.css").render(theme=theme))
 
 

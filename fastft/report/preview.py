@@ -1,4 +1,4 @@
-"""`fastft preview`: draw augmented training images: each original with its crop, the result, and its ops."""
+"""`fastft preview`: draw augmented training images, each as the original with its crop, the result, and its ops."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -20,17 +20,17 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 
 PAIRS_PER_LINE = 3
-SIDE = 260  # pixels of a picture
+SIDE = 260  # a picture's size in pixels
 CROP_COLOUR = "#ff3b30"
-LONGEST_NAME = 24  # characters of a class
+LONGEST_NAME = 24  # characters shown for a class name
 
 
 def write_preview(
     data: BetonPaths, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, count: int, out: Path
 ) -> None:
-    """Draw `count` samples spread evenly over `.beton` files to the picture `out`.
+    """Draw `count` samples, spread evenly over `.beton` files, to the picture `out`.
 
-    Raises UserError: no such file, or one that is no `.beton`.
+    Raises UserError if a file is missing or is not a `.beton`.
     """
     betons = BetonSet.open(data)
     samples = np.linspace(0, len(betons) - 1, min(count, len(betons))).astype(np.int64)
@@ -38,7 +38,7 @@ def write_preview(
     cells = []
     for row, image in zip(plan, images, strict=True):
         of_image = classes_of(betons.labels[row["sample"]])
-        name = "; ".join(betons.class_names[k].split(",")[0] for k in of_image)  # ImageNet's names list synonyms
+        name = "; ".join(betons.class_names[k].split(",")[0] for k in of_image)  # ImageNet's class names list synonyms
         name = shorten(printable(name), LONGEST_NAME, placeholder="...")
         cells.append(Cell(_original(betons, row), f"{name}, sample {row['sample']}"))
         cells.append(Cell(Image.fromarray(image), ", ".join(describe_row(row)) or "crop only"))
@@ -48,9 +48,9 @@ def write_preview(
 def carry_out(
     betons: SampleTable, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, samples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(plan, images): the plan that training draws for these samples in this epoch, and the resulting images.
+    """Return (plan, images): the plan that training draws for these samples in this epoch, and the resulting images.
 
-    images: uint8 (B, size, size, 3), normalised values brought back to 0..255.
+    images: uint8 (B, size, size, 3), with normalised values brought back to 0..255.
     """
     heights, widths = betons.heights[samples], betons.widths[samples]
     plan = draw_plan(policy, seed=seed, epoch=epoch, sample_ids=samples, heights=heights, widths=widths, size=size)
@@ -66,7 +66,7 @@ def carry_out(
 
 
 def _original(betons: SampleTable, row: np.void) -> Image.Image:
-    """The image with a frame round its crop, in a cell's size."""
+    """Return the image with a frame round its crop, at a cell's size."""
     image = Image.fromarray(decode_sample(betons, int(row["sample"])))
     y, x, h, w = (int(v) for v in row["crop"])
     scale = SIDE / max(image.size)

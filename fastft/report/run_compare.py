@@ -1,4 +1,4 @@
-"""`fastft report RUN RUN ...`: one page that compares runs: accuracy with paired differences, options, time, curves."""
+"""`fastft report RUN RUN ...`: one page to compare runs: accuracy with paired differences, options, time, curves."""
 
 import os
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
 from fastft.run.paired import Judged, compare_judged, read_judged
 from fastft.run.run_directory import Run, load_run
 
-STYLES = ("accent", "ema", "peer-3", "peer-4", "peer-2", "own", "peer-1")  # of lines, in the order of runs
+STYLES = ("accent", "ema", "peer-3", "peer-4", "peer-2", "own", "peer-1")  # line styles, in the order of runs
 PAGE = "comparison.html"
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run with its name on the page, which tells it from the others, and the scores of its chosen weights.
+    """A run with the page's name for it, which tells it from the others, and the scores for its chosen weights.
 
-    kind: "raw", "ema" or "probe". epoch, scores: None without an evaluation; of the probe there is no epoch.
+    kind: "raw", "ema" or "probe". epoch, scores: None without an evaluation. A probe has no epoch.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ComparedRun:
 
 
 def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
-    """Raises UserError: a folder is not a run directory, or is given twice."""
+    """Load the runs. Raises UserError if a folder is not a run directory, or is given twice."""
     resolved = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 - links stay
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
@@ -48,7 +48,7 @@ def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The ends of paths, as long as is needed to tell them apart."""
+    """Return the ends of paths, just long enough to tell them apart."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -64,13 +64,13 @@ def _compared(name: str, run: Run) -> ComparedRun:
 
 
 def score_of(runs: Sequence[ComparedRun]) -> BestBy:
-    """The score that the page compares: that of the runs' own choice if it is the same for all, else top-1."""
+    """Return the score to compare: the one that chose the runs' weights if it is the same for all, otherwise top-1."""
     scores = {c.run.evaluations[-1].best_by for c in runs if c.run.evaluations}
     return scores.pop() if len(scores) == 1 else TOP1
 
 
 def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list[dict[str, Any]]:
-    """A row per run: what it reached, its difference from the first run on the same images, and its time."""
+    """Return a row per run: its result, its difference from the first run on the same images, and its time."""
     rows, score = [], score_of(runs)
     for compared in runs:
         scores = compared.scores
@@ -98,7 +98,10 @@ def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list
 
 
 def _paired(first: ComparedRun, other: ComparedRun) -> dict[str, Any] | None:
-    """The difference to the first run; None for that run itself, or where the images or predictions are not at hand."""
+    """Return the difference to the first run.
+
+    It is None for that run itself, and if the images or predictions are not available.
+    """
     if other is first or first.judged is None or other.judged is None:
         return None
     compared = compare_judged(first.judged, other.judged)
@@ -115,7 +118,7 @@ def _paired(first: ComparedRun, other: ComparedRun) -> dict[str, Any] | None:
 
 
 def option_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """The options that are not the same in all runs, with the value of each."""
+    """Return the options that are not the same in all runs, with each run's value."""
     flat = [compared.run.recipe.flat() for compared in runs]
     return [
         {"option": option, "values": [values[option] for values in flat]}
@@ -125,7 +128,7 @@ def option_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 
 
 def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
-    """Every run as a line: accuracy over epochs and over minutes, and both losses."""
+    """Draw every run as a line: accuracy over epochs and over minutes, and both losses."""
     score = score_of(runs)
     title, unit = SCORE_NAMES[score].capitalize(), "% of validation images"
     last = max(compared.run.recipe.epochs for compared in runs)
@@ -133,7 +136,7 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
     def evaluated(key: str, in_minutes: bool = False) -> list[Series]:
         series = []
         for compared, style in zip(runs, _styles(len(runs)), strict=True):
-            # of the weights that the run chose, else of the EMA
+            # for the weights that the run chose, otherwise for the EMA
             drawn = [(e, e.of(compared.kind) or e.headline[1]) for e in compared.run.evaluations]
             shown = [(e, value) for e, scores in drawn if (value := getattr(scores, key)) is not None]
             x = [_minutes(compared.run, e.step) if in_minutes else e.epoch + 1 for e, _ in shown]
@@ -162,7 +165,7 @@ def _styles(count: int) -> list[str]:
 
 
 def _minutes(run: Run, step: float) -> float:
-    """Minutes of the training steps up to a step, without evaluations and start."""
+    """Return the minutes spent on training steps up to a step, without evaluations and start."""
     seconds = 0.0
     for interval, own in zip(run.intervals, training_seconds(run), strict=True):
         if interval.step > step:
@@ -172,7 +175,7 @@ def _minutes(run: Run, step: float) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path, price: float | None = None) -> Path:
-    """Write the page that compares runs; returns its path. price: of a device-hour."""
+    """Write the page that compares runs and return its path. price: price per device-hour."""
     check_writable(out, suffixes=SUFFIXES)
     runs = load_compared(folders)
     rows = result_rows(runs, price)

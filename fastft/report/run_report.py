@@ -28,9 +28,9 @@ from fastft.run.prediction_metrics import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
 
 SUFFIXES = (".html", ".htm")
-EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
-BEST = "best epoch"  # of the tile and of the mark in the chart
-# columns of the table of evaluations, for raw and EMA: title, name in metrics.jsonl, digits
+EPOCHS = "epochs trained"  # the evaluation in epoch 0 is drawn at 1
+BEST = "best epoch"  # text on the tile and on the mark in the chart
+# columns in the table of evaluations, for raw and EMA: title, name in metrics.jsonl, digits
 SCORES = (
     ("mAP %", "map", 3),
     ("top-1 %", "top1", 3), ("top-5 %", "top5", 3), ("balanced %", "balanced_accuracy", 3), ("F1 %", "macro_f1", 3),
@@ -38,15 +38,15 @@ SCORES = (
 )  # fmt: skip
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
-LISTED_CLASSES = 200  # those with the lowest F1
+LISTED_CLASSES = 200  # the classes with the lowest F1
 
 
 def render_run(
     run: Run, *, predictions: RunPredictions | None = None, note: str = "", price: float | None = None
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
-    note: why there are no predictions. price: of a GPU-hour.
+    note: why there are no predictions. price: price per GPU-hour.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     choices = read_choices(run.folder) or {}
@@ -91,20 +91,23 @@ def render_run(
 
 @cache
 def reference_curves() -> dict[str, dict[str, Any]]:
-    """The paper's own runs: name of the recipe -> arch, image_size, epochs, and by epoch train_loss, top1_raw, top1_ema."""
+    """Return the paper's own runs by recipe name.
+
+    Each has arch, image_size, epochs, and by epoch train_loss, top1_raw and top1_ema.
+    """
     return json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
 
 
 def reference_of(arch: str, image_size: int) -> tuple[str | None, dict[str, Any] | None]:
-    """The paper's run of an architecture and image size: (name of its recipe, curve); (None, None) if there is none."""
+    """Return the paper's run for an architecture and image size: (its recipe's name, curve), or (None, None)."""
     same = ((name, c) for name, c in reference_curves().items() if (c["arch"], c["image_size"]) == (arch, image_size))
     return next(same, (None, None))
 
 
 def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe | None:
-    """The recipe to compare with: of a run on other images than ImageNet its own, as it comes with fastft, or `photos`.
+    """Return the recipe to compare with. On images other than ImageNet it is the run's own as shipped, or `photos`.
 
-    None if the recipes are not available.
+    Returns None if the recipes are not available.
     """
     own = RECIPES / f"{run.recipe.name}.yaml"
     if run.on_imagenet or not (own.is_file() or is_automatic):
@@ -114,7 +117,7 @@ def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe 
 
 
 def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> list[dict[str, Any]]:
-    """Options that differ or were chosen automatically, in the order of the schema: option, base, run, and the reason."""
+    """List options that differ or were chosen automatically, in schema order: option, base, run, and the reason."""
     differing, ours = differences(recipe, base), recipe.flat()
     return [
         {
@@ -127,7 +130,7 @@ def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> 
 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
-    """Rows of the data files: role, path, part (see `used_files`), and the summary of its manifest (None if it has none)."""
+    """Return a row per data file: role, path, part (see `used_files`), and its manifest's summary (None if missing)."""
     rows = []
     for role, named in (("training", recipe.data.train), ("validation", recipe.data.val)):
         paths, part = ([], "") if named is None else used_files(named)
@@ -144,7 +147,7 @@ def _summary(path: str) -> dict[str, Any] | None:
 
 
 def headline(run: Run) -> list[dict[str, str]]:
-    """The figures at the top: label, value, and the note below."""
+    """Return the results at the top: label, value, and the note below."""
     return _tiles(_accuracy_figures(run))
 
 
@@ -153,7 +156,7 @@ def _tiles(figures: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
 
 
 def machine_line(run: Run) -> str:
-    """The hardware of the run, as far as it is logged."""
+    """Describe the run's hardware, as far as it is logged."""
     m = run.machine
     words = [
         f"{m.world_size} x {m.device}" if m.device else "",
@@ -183,7 +186,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         then = "" if before is None else f"fine-tuning {value - before.value(score):+.2f}"
         if gain:
             then = f"fine-tuning {gain.gain:+.2f} ± {gain.standard_error:.2f}, paired{every}"
-    if before is not None:  # the accuracy of the head before fine-tuning
+    if before is not None:  # the head's accuracy before fine-tuning
         yield "linear probe", f"{before.value(score):.2f} %", f"ridge regression; {then}"
     if not run.evaluations:
         return
@@ -199,12 +202,12 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def _score(run: Run) -> BestBy:
-    """The score that compares epochs and weights; before the first evaluation `TOP1` or `MAP`."""
+    """Return the score that compares epochs and weights. Before the first evaluation it is `TOP1` or `MAP`."""
     return run.evaluations[-1].best_by if run.evaluations else MAP if run.recipe.data.multi_label else TOP1
 
 
 def _all_scores(run: Run) -> Iterator[tuple[int, str, Scores]]:
-    """(epoch, kind of weights, scores) of all evaluations."""
+    """Return (epoch, kind of weights, scores) for all evaluations."""
     for entry in run.evaluations:
         for weights in WEIGHTS:
             if (scores := entry.of(weights)) is not None:
@@ -212,7 +215,7 @@ def _all_scores(run: Run) -> Iterator[tuple[int, str, Scores]]:
 
 
 def used_scores(run: Run) -> tuple[int, str, Scores]:
-    """(epoch, kind, scores) of the weights that the run chose; of a run without a choice those of its best epoch."""
+    """Return (epoch, kind, scores) for the weights that the run chose, or for its best epoch if it made no choice."""
     chosen = run.weights
     for epoch, weights, scores in _all_scores(run):
         if chosen is not None and (epoch, weights) == (chosen.epoch, chosen.kind):
@@ -248,7 +251,7 @@ def _state(run: Run) -> str:
 
 
 def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
-    """Accuracy, loss and learning rate over epochs, with the reference's curves if there are any."""
+    """Draw accuracy, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
         *_evaluated(run, RAW, _score(run)),
         *_evaluated(run, EMA, _score(run)),
@@ -266,7 +269,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
         title = "mAP", EPOCHS, "mean average precision over classes, %"
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
     lr = _lines(run, [(i.step, i.lr) for i in run.intervals], "lr")
-    # the whole schedule, so that all charts of a page align
+    # the whole schedule, so that all charts on a page align
     epochs = (0, run.recipe.schedule.epochs)
     best = best_evaluation(run.evaluations)
     marks = [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {best.epoch + 1} epochs trained")]
@@ -299,7 +302,7 @@ def _evaluated(run: Run, weights: str, score: str) -> list[Series]:
 
 
 def _probe(run: Run) -> list[Series]:
-    """The accuracy of the linear probe that the run started from, as a line across the schedule."""
+    """Draw the accuracy of the linear probe that the run started from as a line across the schedule."""
     if run.baseline is None or run.baseline.raw is None:
         return []
     accuracy, epochs = run.baseline.raw.value(_score(run)), [0, run.recipe.schedule.epochs]
@@ -323,7 +326,7 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 
 
 def reliability_chart(calibration: Calibration, multi_label: bool = False) -> Chart:
-    """Accuracy over confidence, of the softmax and after temperature scaling; the diagonal is perfect."""
+    """Draw accuracy over confidence, for the softmax and after temperature scaling. The diagonal is perfect."""
     plain = _series("sigmoid" if multi_label else "softmax", "raw", calibration.plain)
     series = [Series("perfect", "reference", [0, 100], [0, 100]), plain]
     if calibration.scaled is not None:
@@ -342,9 +345,9 @@ def _series(name: str, style: str, reliability: Reliability) -> Series:
 
 
 def confusion(report: FileReport) -> dict[str, Any] | None:
-    """The confusion matrix: the names of its classes, and its cells that are not 0; None if there is none.
+    """Return the confusion matrix as its classes' names and its non-zero cells, or None if there is none.
 
-    A cell: row and column from 1, images, and `share` of the row's images.
+    A cell has the row and column from 1, the images, and their `share` among the row's images.
     """
     if report.confusion_matrix is None:
         return None
@@ -365,7 +368,7 @@ def write_run_page(
     price: float | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the page of a run; returns its path. price: of a GPU-hour. overwrite: replace a file `out`."""
+    """Write a run's page and return its path. price: price per GPU-hour. overwrite: replace an existing file `out`."""
     if out is not None:
         check_output(out, SUFFIXES, overwrite)
     run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"

@@ -1,4 +1,4 @@
-"""Numbers of a run from its log: cost so far and at its end, and where the time went."""
+"""Numbers from a run's log: cost so far and at the end, and where the time went."""
 
 import json
 from statistics import median
@@ -14,11 +14,11 @@ MAX_PROFILE_BYTES = 16 << 20
 
 
 def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
-    """Device-hours and money; None if nothing is logged yet.
+    """Return device-hours and money, or None if nothing is logged yet.
 
-    Keys: device, devices, price, rows. A row: what, wall_seconds, hours (of all devices),
-    money, extrapolated. Set-up reads weights and opens files, in each process; head is its fit, its evaluation and the choice of
-    size and augmentation; start the wait for a process's first batch. Import and conversion are not logged.
+    Keys: device, devices, price, rows. A row has: what, wall_seconds, hours (for all devices together), money,
+    extrapolated. Set-up reads weights and opens files in each process. Head is fitting the head, its evaluation, and choosing
+    size and augmentation. Start is the wait for a process's first batch. Import and conversion are not logged.
     """
     if not run.intervals:
         return None
@@ -41,13 +41,13 @@ def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
 
 
 def training_seconds(run: Run) -> list[float]:
-    """Seconds of every logged interval: images over rate, which excludes the start."""
+    """Return the seconds in every logged interval: images over rate, which excludes the start."""
     batch = run.recipe.optim.batch_size
     return [steps * batch / i.images_per_second for steps, i in zip(run.interval_steps, run.intervals, strict=True)]
 
 
 def seconds_left(run: Run) -> float:
-    """Seconds of the remaining steps, as the last line of the log says, and of the remaining evaluations."""
+    """Return the seconds for the remaining steps, as the log's last line says, and for the remaining evaluations."""
     training = run.intervals[-1].seconds_left
     if not run.evaluations:
         return training
@@ -62,7 +62,10 @@ def _row(what: str, seconds: float, devices: int, price: float | None, extrapola
 
 
 def time_split(run: Run) -> dict[str, Any] | None:
-    """Parts of the loop and the loader (rows as `shares` gives them), and the bottleneck; None if no interval has a split."""
+    """Return the parts of the loop and the loader, and the bottleneck. Returns None if no interval has a split.
+
+    The parts are rows as `shares` gives them.
+    """
     seconds = part_seconds(run)
     if not seconds:
         return None
@@ -71,7 +74,7 @@ def time_split(run: Run) -> dict[str, Any] | None:
 
 
 def part_seconds(run: Run) -> dict[str, float]:
-    """Seconds of the logging process by part of the loop and of the loader; empty if no interval has a split."""
+    """Return the logging process's seconds by part of the loop and the loader; empty if no interval has a split."""
     splits = [interval.split for interval in run.intervals if interval.split]
     if not splits:
         return {}
@@ -82,8 +85,9 @@ def part_seconds(run: Run) -> dict[str, float]:
 
 
 def profiled(run: Run) -> dict[str, Any] | None:
-    """The profile of some steps (`train.profile`): steps, rows (name, calls, seconds, share) of the longest operations, and the
-    files to link. None without one.
+    """Return the profile of some steps (`train.profile`), or None without one.
+
+    It has the steps, rows (name, calls, seconds, share) for the longest operations, and the files to link.
     """
     folder = run.folder / profile.FOLDER
     if not (folder / profile.OPERATIONS).is_file():

@@ -19,9 +19,9 @@ MADV_DONTNEED = 4  # linux/mman.h
 
 
 def cold(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> dict[str, Arm]:
-    """Whole passes; before each, the files are dropped from the page cache. Also reports the MB read from the disk.
+    """Make whole passes, dropping the files from the page cache before each. Reports the MB read from the disk too.
 
-    A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
+    A .beton is copied first, because pages that another contender's process has mapped cannot be dropped.
     """
     loader, asked = found(file, name), Task(**task)
     if file in ("ours", "ffcv"):
@@ -45,7 +45,7 @@ def cold(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) ->
 
 
 def own_copy(path: Path) -> Path:
-    """A copy of the file, flushed to the disk."""
+    """Return a copy of the file, flushed to the disk."""
     copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
     shutil.copyfile(path, copy)
     with copy.open("rb") as file:
@@ -54,13 +54,13 @@ def own_copy(path: Path) -> Path:
 
 
 def forget_pages(paths: list[Path]) -> None:
-    """Drop files from the page cache; this process's memory maps, which would keep them there, are dropped first."""
+    """Drop files from the page cache, after dropping this process's memory maps, which would keep them there."""
     libc = ctypes.CDLL(None, use_errno=True)
     for begin, end in _mapped({str(path.resolve()) for path in paths}):
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
     for path in paths:
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # a page that is not written yet cannot be dropped
+            os.fsync(file.fileno())  # because a page that is not written yet cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -73,6 +73,6 @@ def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
 
 
 def read_bytes() -> int:
-    """Bytes that this process and its workers have read from the disk."""
+    """Return the bytes that this process and its workers have read from the disk."""
     own = psutil.Process()
     return sum(process.io_counters().read_bytes for process in (own, *own.children(recursive=True)))

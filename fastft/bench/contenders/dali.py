@@ -1,4 +1,4 @@
-"""DALI on the CPU or the GPU (docs.nvidia.com/deeplearning/dali): decoding fused with the crop, automatic RandAugment."""
+"""DALI on CPU or GPU (docs.nvidia.com/deeplearning/dali): decoding fused with the crop, automatic RandAugment."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +9,12 @@ from fastft.bench.contenders.task import CROP, ERASE, RATIO, RECIPE, SCALE, Load
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 PACKAGE = "nvidia-dali-cuda120"
-PREFETCH = 2  # batches in progress, DALI's default
+PREFETCH = 2  # batches in progress; DALI's default
 OTHER = "other RandAugment: one magnitude"
 
 
 def make(task: Task) -> Pass:
-    """The default prefetch of two batches; none is computed outside the pass."""
+    """Use the default prefetch of two batches. None is computed outside the pass."""
     paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
     pipeline = build(paths, task)
 
@@ -32,7 +32,10 @@ def make(task: Task) -> Pass:
 
 
 def build(paths: list[str], task: Task, prefetch: bool = True) -> Any:
-    """Decode and crop, bicubic resize, flip, RandAugment drawn for each sample by conditionals, erase as near as it has it."""
+    """Build the pipeline: decode and crop, bicubic resize, flip, RandAugment, and an erase as close as DALI has it.
+
+    RandAugment is drawn for each sample by conditionals.
+    """
     parts = ("", ".fn", ".types", ".auto_aug.rand_augment")
     dali, fn, types, rand_augment = (library(f"nvidia.dali{part}", PACKAGE) for part in parts)
     size, gpu = task.size, task.device != "cpu"

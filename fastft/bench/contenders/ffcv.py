@@ -13,7 +13,7 @@ PIXELS = "OpenCV's area resize, fast DCT"
 
 
 def make(task: Task, normalise: bool = False) -> Pass:
-    """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
+    """Run stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
@@ -28,7 +28,7 @@ def make(task: Task, normalise: bool = False) -> Pass:
 
 
 def with_our_operations(task: Task, normalise: bool = True) -> Pass:
-    """FFCV's Loader with fastft's decoder and augmentation, as in docs/coming-from.md."""
+    """Run FFCV's Loader with fastft's decoder and augmentation, as in docs/coming-from.md."""
     from ffcv.transforms import ToTensor, ToTorchImage
 
     from fastft import ffcv as ours

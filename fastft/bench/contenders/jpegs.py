@@ -1,4 +1,4 @@
-"""In a contender's process: the JPEGs of a .beton in memory."""
+"""In a contender's process: a .beton's JPEGs in memory."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from beton_tools.read.format import Beton
 
 
 class JpegSet:
-    """All images one after another in `data`, image k from ends[k] to ends[k + 1]; heights and widths (N,) int64."""
+    """All images one after another in `data`, image k from ends[k] to ends[k + 1]. heights, widths: (N,) int64."""
 
     def __init__(self, path: Path) -> None:
         beton = Beton.open(path)
@@ -22,7 +22,7 @@ class JpegSet:
 
     @property
     def largest_pixels(self) -> int:
-        """Bytes of the decoded image with the most pixels."""
+        """Bytes in the decoded image with the most pixels."""
         return 3 * int((self.heights * self.widths).max())
 
     def scratch(self) -> np.ndarray:

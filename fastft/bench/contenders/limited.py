@@ -1,6 +1,6 @@
-"""In a contender's process: epochs over a file that is larger than the memory, with what the disk was asked for.
+"""In a contender's process: epochs over a file that is larger than the memory, and what the disk was asked for.
 
-The limit is of control groups of version 1, which only root may make.
+The limit uses control groups version 1, which only root may create.
 """
 
 import os
@@ -13,7 +13,7 @@ from fastft.bench.contenders.cold import forget_pages
 from fastft.bench.contenders.task import Pass
 
 GROUPS, NAME = Path("/sys/fs/cgroup"), "fastft-bench-"
-NO_LIMIT = 10**12  # bytes/s; only disks with a limit are counted
+NO_LIMIT = 10**12  # bytes/s; a limit is needed because only disks with a limit are counted
 CONTROLLERS = ("memory", "blkio")
 
 
@@ -22,9 +22,12 @@ def is_available() -> bool:
 
 
 def limited(path: str, order: str, size: int, batch: int, threads: int, limit: int, block_mib: int) -> dict[str, Arm]:
-    """Epochs in an order of MAKERS, with `limit` bytes of memory beside what the process holds after its first epoch."""
+    """Run epochs in an order from MAKERS, with `limit` bytes of memory.
+
+    The limit is in addition to the memory that the process holds after its first epoch.
+    """
     one_epoch = MAKERS[order](path, size, batch, threads, block_mib)
-    sum(one_epoch())  # allocates its buffers outside the groups
+    sum(one_epoch())  # allocates the buffers outside the groups
     forget_pages([Path(path)])
     blkio = join_groups(limit)
 
@@ -48,7 +51,7 @@ def _ours(order: str) -> Callable[..., Pass]:
 
 
 def _ffcv(path: str, size: int, batch: int, threads: int, block_mib: int) -> Pass:
-    """QUASI_RANDOM, FFCV's order for files that do not fit the memory; it keeps 2 x batch pages."""
+    """QUASI_RANDOM, FFCV's order for files that do not fit into memory. It keeps 2 x batch pages."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
@@ -65,7 +68,7 @@ MAKERS: dict[str, Callable[..., Pass]] = {"blocks": _ours("blocks"), "random": _
 
 
 def join_groups(limit: int) -> Path:
-    """Move this process into new groups, whose memory is limited and whose reads are counted; the second's folder."""
+    """Move this process into new groups that limit memory and count reads, and return the second group's folder."""
     for controller in CONTROLLERS:
         group = GROUPS / controller / f"{NAME}{os.getpid()}"
         group.mkdir()
@@ -79,14 +82,14 @@ def join_groups(limit: int) -> Path:
 
 
 def remove_groups() -> None:
-    """Remove the groups of processes that have ended."""
+    """Remove the groups whose processes have ended."""
     for group in (g for controller in CONTROLLERS for g in (GROUPS / controller).glob(f"{NAME}*")):
         with suppress(OSError):  # still in use
             group.rmdir()
 
 
 def disk_reads(blkio: Path) -> tuple[int, int]:
-    """(bytes, requests) that processes of the group have read from disks."""
+    """Return the bytes and requests that the group's processes have read from disks."""
     counts = []
     for name in ("blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced"):
         lines = [line.split() for line in (blkio / name).read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""LitData (github.com/Lightning-AI/litData): optimised chunks of the same JPEGs, Pillow, timm's transform."""
+"""LitData (github.com/Lightning-AI/litData): optimised chunks with the same JPEGs, Pillow, timm's transform."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ def make(task: Task) -> Pass:
 
 
 def chunks(task: Task) -> str:
-    """The chunks, written before anything is timed."""
+    """Write the chunks before anything is timed."""
     folder = f"{task.files['scratch']}/litdata-{task.repeat}"
     if not Path(folder).exists():
         paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat

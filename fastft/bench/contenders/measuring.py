@@ -1,4 +1,4 @@
-"""In a contender's process: arms of a loader, by its file in this folder and its name."""
+"""In a contender's process: a loader's arms, by the loader's file in this folder and its name."""
 
 import os
 import threading
@@ -14,17 +14,17 @@ from fastft.bench.child import Arm
 from fastft.bench.contenders import own
 from fastft.bench.contenders.task import Loader, Pass, Task
 
-SAMPLE_SECONDS = 0.05  # between two looks at the memory
+SAMPLE_SECONDS = 0.05  # interval between memory samples
 
 
 def warm(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> dict[str, Arm]:
-    """Whole passes with the files in the page cache."""
+    """Make whole passes with the files in the page cache."""
     one_pass = built(file, name, task, options)
     return {"pass": lambda: sum(one_pass())}
 
 
 def first(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> dict[str, Arm]:
-    """Seconds from a started Python to the first batch, imports included, and peak memory in MB over the pass."""
+    """Measure seconds from Python's start to the first batch, including imports, and peak MB over the pass."""
     if prepare := found(file, name).prepare:
         prepare(Task(**task))
 
@@ -45,7 +45,7 @@ def built(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -
 
 
 def found(file: str, name: str) -> Loader:
-    """A loader of a file of this folder; "own": the user's, whose name says where it is."""
+    """Return a loader from a file in this folder. For "own" it is the user's loader, and its name says where it is."""
     if file == "own":
         return own.loader(name)
     rows: Iterable[Loader] = import_module(f"fastft.bench.contenders.{file}").LOADERS
@@ -53,7 +53,7 @@ def found(file: str, name: str) -> Loader:
 
 
 class PeakMemory(threading.Thread):
-    """Samples the memory of this process and its workers, and keeps the highest sum, in MB."""
+    """Sample the memory used by this process and its workers, and keep the highest sum, in MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -75,12 +75,15 @@ class PeakMemory(threading.Thread):
 
 
 def used_mb() -> float:
-    """Memory that the system cannot drop: anonymous and shared pages; those that several processes share count once."""
+    """Return the memory that the system cannot drop: anonymous and shared pages.
+
+    Pages that several processes share count once.
+    """
     kilobytes = 0
     for pid in [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
     return kilobytes * 1024 / 1e6

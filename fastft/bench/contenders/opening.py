@@ -10,9 +10,9 @@ from fastft.bench.contenders.task import Task
 
 
 def opening(file: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> dict[str, Arm]:
-    """Seconds to build the loader, and the MB that it holds afterwards.
+    """Measure the seconds to build the loader, and the MB that it holds afterwards.
 
-    The task's files: "beton", and the small file "warm", for which imports and compiled code are loaded before.
+    The task's files are "beton" and the small file "warm", for which imports and compiled code are loaded beforehand.
     """
     loader, asked = found(file, name), Task(**task)
     loader.make(replace(asked, files={"beton": asked.files["warm"]}), **options)
@@ -22,7 +22,7 @@ def opening(file: str, name: str, task: dict[str, Any], options: dict[str, Any])
         built = loader.make(asked, **options)
         seconds = time.perf_counter() - began
         figures = {"count": 0, "seconds": seconds, "memory_mb": max(used_mb() - before, 0.0)}
-        del built  # alive until the memory was measured
+        del built  # kept alive until the memory has been measured
         return figures
 
     return {"open": run}

@@ -45,7 +45,7 @@ def training_loader(task: Task) -> Any:
 
 
 def repeated(task: Task) -> np.ndarray | None:
-    """Indices with every sample `repeat` times; None if once."""
+    """Return indices with every sample `repeat` times, or None for once."""
     from beton_tools.read.format import Beton
 
     if task.repeat == 1:

@@ -1,8 +1,8 @@
-"""The user's own loader: `--contender my_loader.py:make`.
+"""Your own loader: `--contender my_loader.py:make`.
 
-`make` is called with those of these arguments that it names: folder (str, the JPEGs in class folders), beton (str, the same as a
-.beton), size, batch, threads and work ("recipe" or "crop"). It returns an iterable of batches, which is iterated once per round.
-A batch is a tensor or array of images, or a tuple or list whose first item is.
+`make` is called with the arguments that it names. It can name folder (str, the JPEGs in class folders), beton (str, the
+same JPEGs as a .beton), size, batch, threads and work ("recipe" or "crop"). It returns an iterable of batches, which is
+iterated once per round. A batch is a tensor or array with images, or a tuple or list whose first item is one.
 """
 
 import importlib.util
@@ -32,7 +32,11 @@ def make(task: Task, where: str) -> Pass:
 
 
 def load(where: str) -> Any:
-    """The function. Raises UserError: not FILE.py:FUNCTION, the file or the function is missing, or it wants other arguments."""
+    """Load the function.
+
+    Raises UserError if `where` is not FILE.py:FUNCTION, if the file or function is missing, or if it wants other
+    arguments.
+    """
     file, _, name = where.rpartition(":")
     path = Path(file).resolve()
     if path.suffix != ".py" or not path.is_file():
@@ -40,7 +44,7 @@ def load(where: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # worker processes that are spawned import it by this name
+    sys.modules[path.stem] = module  # spawned worker processes import it by this name
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
     function = getattr(module, name, None)

@@ -1,4 +1,4 @@
-"""The loaders that are wanted, by file of this folder."""
+"""The requested loaders, by file in this folder."""
 
 from importlib import import_module
 
@@ -7,11 +7,11 @@ from fastft.bench.contenders.measuring import warm
 from fastft.bench.contenders.task import Loader, Task
 from fastft.bench.harness import Contender, Make, Options
 
-ALWAYS = "ours"  # and "ffcv" etc. of `options.peers`
+ALWAYS = "ours"  # besides "ffcv" etc. from `options.peers`
 
 
 def contenders(options: Options, task: Task, how: Make = warm, only: tuple[str, ...] | None = None) -> list[Contender]:
-    """The loaders that can do the task's work. only: files to take of those; the user's own loader is always one."""
+    """Return the loaders that can do the task's work. only: files to take. The user's own loader is always included."""
     files = [file for file in (ALWAYS, *options.peers) if only is None or file in only]
     found = [(file, loader) for file in files for loader in import_module(f"fastft.bench.contenders.{file}").LOADERS]
     if options.own:

@@ -1,6 +1,6 @@
-"""simplejpeg decodes, OpenCV crops and resizes, timm's RandAugment; in torch's DataLoader.
+"""simplejpeg decodes, OpenCV crops and resizes, timm's RandAugment augments, in torch's DataLoader.
 
-The fastest tier of decoders inside DataLoaders in arXiv 2605.08731, together with torchvision's.
+With torchvision's it forms the fastest tier of decoders inside DataLoaders in arXiv 2605.08731.
 """
 
 import math
@@ -17,11 +17,11 @@ from fastft.bench.contenders.torchvision import torch_loader
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 RESIZE = "OpenCV's area or cubic resize"
-ATTEMPTS = 10  # to draw a crop that fits, as in torchvision
+ATTEMPTS = 10  # attempts to draw a crop that fits, as in torchvision
 
 
 class Folder:
-    """(normalised tensor, label) of each image of a folder of class folders."""
+    """Yields (normalised tensor, label) for each image in a folder with class folders."""
 
     def __init__(self, folder: str, repeat: int, size: int, work: str) -> None:
         self.paths = sorted(Path(folder).glob("*/*")) * repeat
@@ -87,7 +87,7 @@ class Transform:
         return normalised if self.erase is None else self.erase(normalised)
 
     def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """y, x, h, w: the centre square, or torchvision's random resized crop."""
+        """Return y, x, h, w for the centre square, or for torchvision's random resized crop."""
         if self.work == EVALUATION:
             side = min(height, width)
             return (height - side) // 2, (width - side) // 2, side, side
@@ -104,7 +104,7 @@ class Transform:
 def make(task: Task) -> Pass:
     cv2 = library("cv2", "opencv-python")
     library("simplejpeg", "simplejpeg")
-    cv2.setNumThreads(0)  # as its users do in DataLoader workers
+    cv2.setNumThreads(0)  # OpenCV's users do this in DataLoader workers
     data = Folder(task.files["folder"], task.repeat, task.size, task.work)
     return torch_loader(data, task, shuffle=task.work != EVALUATION)
 

@@ -1,4 +1,4 @@
-"""SPDL (facebookresearch.github.io/spdl): FFmpeg decodes, crops and resizes in a filter; a pipeline of threads."""
+"""SPDL (facebookresearch.github.io/spdl): FFmpeg decodes, crops and resizes in a filter, in a pipeline with threads."""
 
 import math
 import random
@@ -12,11 +12,11 @@ from fastft.bench.child import library
 from fastft.bench.contenders.task import CROP, RATIO, SCALE, Loader, Pass, Task
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
-AHEAD = 3  # batches in the buffer, as in its examples
+AHEAD = 3  # batches in the buffer, as in SPDL's examples
 
 
 def make(task: Task) -> Pass:
-    """As its ImageNet example: paths to batches, `threads` images at a time."""
+    """Follow SPDL's ImageNet example: paths to batches, `threads` images at a time."""
     io, pipeline = library("spdl.io", "spdl"), library("spdl.pipeline", "spdl")
     paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
     scale = (1 / (255 * np.array(CLIP_STD))).astype(np.float32)
@@ -42,7 +42,7 @@ def make(task: Task) -> Pass:
 
 
 def random_crop(size: int) -> str:
-    """FFmpeg's filters of a random resized crop and flip; the file's own size is known to FFmpeg only."""
+    """Return FFmpeg's filters for a random resized crop and flip. Only FFmpeg knows the file's own size."""
     area, ratio = random.uniform(*SCALE), math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
     w, h = (f"min({side}\\,sqrt({area:.5f}*iw*ih{by}{ratio:.5f}))" for side, by in (("iw", "*"), ("ih", "/")))
     crop = f"crop=w={w}:h={h}:x=(iw-ow)*{random.random():.5f}:y=(ih-oh)*{random.random():.5f}"

@@ -1,4 +1,7 @@
-"""Peers' transforms in stages, from a file's bytes to a normalised tensor; and libjpeg-turbo's share of entropy decoding."""
+"""Peers' transforms in stages, from a file's bytes to a normalised tensor, and the share for entropy decoding.
+
+The share is of libjpeg-turbo's decoding time.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +18,12 @@ from fastft.bench.contenders.task import RECIPE
 READ, ENTROPY, PIXELS, RESIZE, OPS, FINISH, HAND_OVER = PARTS = (
     "read", "entropy decoding", "inverse DCT and colour", "resize", "ops", "normalise and erase", "hand-over",
 )  # fmt: skip
-DECODE = PIXELS  # a stage of a peer, which is divided by `entropy_share`
+DECODE = PIXELS  # a peer's stage, which `entropy_share` divides
 Stages = Sequence[tuple[str, Callable[[Any], Any]]]
 
 
 def timm_stages(size: int) -> Stages:
-    """create_transform's own list: crop and flip, RandAugment, tensor, normalise, erase."""
+    """Return create_transform's own list: crop and flip, RandAugment, tensor, normalise, erase."""
     from PIL import Image
 
     crop, flip, augment, *finish = timm.RetryingTransform(size, RECIPE).transform.transforms
@@ -60,7 +63,7 @@ def chain(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return run
 
 
-# by file of this folder: the row's name, its stages for an image size
+# by file in this folder: the row's name, and its stages for an image size
 STAGES: dict[str, tuple[str, Callable[[int], Stages]]] = {
     "timm": ("timm", timm_stages),
     "torchvision": ("torchvision v2", torchvision_stages),
@@ -68,12 +71,15 @@ STAGES: dict[str, tuple[str, Callable[[int], Stages]]] = {
 }
 
 
-PASSES = 2  # the fastest counts
-QUARTER = 4  # decoding at this fraction of the size reads every coefficient, and computes a sixteenth of the pixels
+PASSES = 2  # the fastest pass counts
+QUARTER = 4  # decoding at a quarter of the size reads every coefficient, but computes only a sixteenth of the pixels
 
 
 def entropy_share(files: Sequence[bytes]) -> float:
-    """Share of libjpeg-turbo's decoding time that entropy decoding takes, for these JPEGs: about that of decoding at QUARTER."""
+    """Estimate the share of libjpeg-turbo's decoding time that entropy decoding takes for these JPEGs.
+
+    It is about the share that decoding at QUARTER takes.
+    """
     handle = int(open_decoders(1)[0])
     sources = [np.frombuffer(file, np.uint8) for file in files]
     sizes = [(head.height, head.width) for head in map(parse, sources)]

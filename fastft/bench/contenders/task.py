@@ -1,4 +1,4 @@
-"""What a loader is asked to do, and how it presents itself."""
+"""What a loader is asked to do, and how it is presented."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 RECIPE, CROP, EVALUATION = "recipe", "crop", "eval"
 AUGMENT, ERASE = "rand-m9-mstd0.5-inc1", 0.25  # the paper's
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops, the default of every library
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # for random resized crops; every library's default
 
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
 
@@ -15,10 +15,10 @@ Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size 
 class Task:
     """Deliver these images `repeat` times per pass, as normalised float32 in channels-last memory.
 
-    work: RECIPE: random resized crop (bicubic), flip, RandAugment, normalise, random erasing. CROP: random resized crop and flip
-    alone. EVALUATION: resize and centre crop.
-    files: "beton", and the same JPEGs as "folder" (class folders), "shards" (a WebDataset pattern) and "scratch" (a folder for a
-    loader's own format).
+    work: RECIPE is random resized crop (bicubic), flip, RandAugment, normalise, random erasing. CROP is random resized
+    crop and flip alone. EVALUATION is resize and centre crop.
+    files: "beton", and the same JPEGs as "folder" (class folders), "shards" (a WebDataset pattern) and "scratch" (a
+    folder for a loader's own format).
     """
 
     work: str
@@ -35,10 +35,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Loader:
-    """A row of the tables. work: what it can do -> differences from what fastft delivers.
+    """A row in the tables. work: what it can do -> differences from what fastft delivers.
 
-    make(task, **options) returns the pass. gpu: it augments on the GPU. prepare(task): writes the loader's own format, before its
-    start is timed.
+    make(task, **options) returns the pass. gpu: it augments on the GPU. prepare(task): writes the loader's own format
+    before its start is timed.
     """
 
     name: str

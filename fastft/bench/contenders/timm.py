@@ -1,4 +1,4 @@
-"""timm's create_loader, as its train.py calls it; Pillow decodes."""
+"""timm's create_loader, as its train.py calls it. Pillow decodes."""
 
 from contextlib import suppress
 from typing import Any
@@ -24,7 +24,7 @@ def batches(
     folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE,
     train: bool = True,
 ) -> Any:  # fmt: skip
-    """timm's loader of (images, labels)."""
+    """Return timm's loader, which yields (images, labels)."""
     import timm.data
 
     class RetryingDataset(timm.data.ImageDataset):
@@ -41,7 +41,7 @@ def batches(
 
 
 class RetryingTransform:
-    """timm's transform of a Pillow image, for loaders that bring no augmentation of their own; picklable."""
+    """timm's transform for a Pillow image, picklable, for loaders that bring no augmentation of their own."""
 
     def __init__(self, size: int, work: str) -> None:
         import timm.data
@@ -57,7 +57,7 @@ class RetryingTransform:
 
 
 def retried(function: Any, argument: Any) -> Any:
-    """Call it again if it fails: timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
+    """Call again if it fails, because timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
     for _ in range(TRIES):
         with suppress(ValueError):
             return function(argument)

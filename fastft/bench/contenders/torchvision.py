@@ -1,6 +1,6 @@
 """torchvision v2 on tensors from decode_jpeg, in torch's DataLoader (pytorch.org/vision/stable/transforms.html).
 
-Its page on performance recommends tensors of uint8 for resizing, and torch's DataLoader with worker processes.
+Its page on performance recommends uint8 tensors for resizing, and torch's DataLoader with worker processes.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def make(task: Task) -> Pass:
 
 
 def decode(path: str) -> Any:
-    """A file as a uint8 tensor (3, H, W)."""
+    """Decode a file to a uint8 tensor (3, H, W)."""
     import torch
 
     return decode_bytes(torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8))
@@ -35,7 +35,7 @@ def decode_bytes(file: Any) -> Any:
 
 
 def transform(size: int, work: str) -> Any:
-    """torchvision's v2 transforms closest to the recipe; its affine ops on tensors have no bicubic resampling."""
+    """Return torchvision's v2 transforms closest to the recipe. Affine ops on tensors have no bicubic resampling."""
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
@@ -52,7 +52,10 @@ def transform(size: int, work: str) -> Any:
 
 
 def torch_loader(data: Any, task: Task, shuffle: bool | None = True) -> Pass:
-    """torch's DataLoader. shuffle None: a stream, where drop_last would make each worker drop its incomplete last batch."""
+    """Return torch's DataLoader.
+
+    shuffle None: the data is a stream, where drop_last would make each worker drop its incomplete last batch.
+    """
     from torch.utils.data import DataLoader
 
     loader = DataLoader(

@@ -1,4 +1,7 @@
-"""WebDataset (github.com/webdataset/webdataset): tar shards of the same JPEGs, Pillow, timm's transform, torch's DataLoader."""
+"""WebDataset (github.com/webdataset/webdataset): tar shards, Pillow, timm's transform, torch's DataLoader.
+
+The shards hold the same JPEGs.
+"""
 
 import itertools
 
@@ -11,7 +14,7 @@ TIMM = "timm's transform"
 
 
 def make(task: Task) -> Pass:
-    """Shards are read in order, samples are shuffled in a buffer of 1,000."""
+    """Read shards in order and shuffle samples in a buffer of 1,000."""
     wds = library("webdataset", "webdataset")
     data = wds.WebDataset(task.files["shards"], shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
     one_pass = torch_loader(data.map_tuple(RetryingTransform(task.size, task.work)), task, shuffle=None)
