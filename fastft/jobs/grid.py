@@ -65,7 +65,8 @@ def read_grid(recipe: str, overrides: Sequence[str]) -> Grid:
         overrides: `--option=value`. Some have several values, separated by commas.
 
     Raises:
-        UserError: no option has several values, a value is given twice, there are more than MOST_RUNS combinations, or the
+        UserError: no option has several values, a value is given twice, there are more than MOST_RUNS combinations, or
+        the
             recipe does not accept one of them.
     """
     find_file(recipe)  # refuses an unknown recipe by its name

@@ -53,9 +53,9 @@ WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
     """Train or resume every selected row. After every run, `out/<sweep>/` gets table.md and results.json.
 
-    Run directories are `out/runs/<key>`. A named sweep has them at `out/<row>`, with its table beside them. Under torchrun
-    every process calls this, and the main process writes the reports. Photographs are converted once, for all rows, into
-    `out/data`.
+    Run directories are `out/runs/<key>`. A named sweep has them at `out/<row>`, with its table beside them. Under
+    torchrun every process calls this, and the main process writes the reports. Photographs are converted once, for all
+    rows, into `out/data`.
 
     Raises:
         UserError: a sweep, recipe or override is wrong, or there is no validation data.
@@ -182,7 +182,8 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
 
     Raises:
         Preempted: stopped by a signal. The same call continues.
-        UserError: an error in one process only. It must end all runs, because the others would wait for it in the next one.
+        UserError: an error in one process only. It must end all runs, because the others would wait for it in the next
+        one.
     """
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:

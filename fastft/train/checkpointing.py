@@ -1,7 +1,7 @@
 """The checkpoints of a run: when to save within an epoch, writing in the background, and restoring the newest undamaged one.
 
-The module also collects and loads a step's tensors. `fastft.train.trainer` decides about saving at the end of an epoch and
-when a run stops.
+The module also collects and loads a step's tensors. `fastft.train.trainer` decides about saving at the end of an epoch
+and when a run stops.
 """
 
 import time

@@ -128,8 +128,8 @@ def measure_memory(
 ) -> tuple[float, float]:
     """Measure the GPU memory of a training step: (bytes that do not depend on the batch, bytes per image).
 
-    Passes of up to `most` images are measured. An earlier pass allocates what stays: cuBLAS keeps a workspace from its first
-    call on.
+    Passes of up to `most` images are measured. An earlier pass allocates what stays: cuBLAS keeps a workspace from its
+    first call on.
     """
     fewer, images = probes
     _peak_of_pass(model, image_size, precision, fewer)

@@ -42,8 +42,8 @@ class StepChoice:
 def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torch.device) -> Tensor | None:
     """Draw uniform numbers (batch_size, columns) for the stochastic layers. None for 0 columns.
 
-    They depend only on seed and step, and have one row per image in the global batch. So neither a resume nor another number
-    of processes or micro-batches changes what an image gets.
+    They depend only on seed and step, and have one row per image in the global batch. So neither a resume nor another
+    number of processes or micro-batches changes what an image gets.
     """
     if columns == 0:
         return None
@@ -201,8 +201,8 @@ class Step:
     def clear_gradients(self) -> None:
         """Free the gradients, or set them to zero if they must stay in place.
 
-        A CUDA graph adds to the gradients where they are. DistributedDataParallel copies gradients that are not views of its
-        buckets, so views are kept for accumulation.
+        A CUDA graph adds to the gradients where they are. DistributedDataParallel copies gradients that are not views of
+        its buckets, so views are kept for accumulation.
         """
         if self._graph is not None or (self.world.size > 1 and self.accumulation > 1):
             torch._foreach_zero_([p.grad for p in self.trained.parameters() if p.grad is not None])
@@ -231,9 +231,10 @@ def flatten_gradients(parameters: Iterable[nn.Parameter]) -> tuple[Tensor, ...]:
 class GraphedPass:
     """Replays the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
 
-    It is one launch instead of about 1,000 (B/16). This pays at small micro-batches, where the host needs longer to launch
-    the kernels than the GPU to run them. `torch.cuda.make_graphed_callables` and `torch.compile(mode="reduce-overhead")` are
-    not used, because their gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
+    It is one launch instead of about 1,000 (B/16). This pays at small micro-batches, where the host needs longer to
+    launch the kernels than the GPU to run them. `torch.cuda.make_graphed_callables` and
+    `torch.compile(mode="reduce-overhead")` are not used, because their gradients are overwritten when micro-batches
+    accumulate (pytorch#181723, pytorch#169545).
 
     Several processes average all gradients at once, after the pass over a step's last micro-batch: the graph holds no
     communication.

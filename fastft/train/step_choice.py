@@ -1,8 +1,8 @@
 """Choose how the training step is computed: eagerly, compiled or as a CUDA graph, and with which attention kernel.
 
 `train.step` names the way. 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model.
-Checkpoints record the choice, so that a resumed run computes as before. docs/step.md lists the candidates for each kind of
-device.
+Checkpoints record the choice, so that a resumed run computes as before. docs/step.md lists the candidates for each kind
+of device.
 """
 
 import copy
@@ -133,8 +133,8 @@ def choose_step(
 ) -> Decision:
     """Decide how steps are computed, the same in every process. All processes call this once, before `step.connect`.
 
-    The recipe's choice comes first, then the run's earlier one if every process can compute it, then the fastest candidate
-    in process 0. On a CPU 'auto' measures nothing, and the step is eager.
+    The recipe's choice comes first, then the run's earlier one if every process can compute it, then the fastest
+    candidate in process 0. On a CPU 'auto' measures nothing, and the step is eager.
 
     Args:
         stored: the choice that the checkpoint records (`fastft.train.progress.Progress.step_choice`).
@@ -231,9 +231,9 @@ def _measure(
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
     """List the modes to compare with eager, compilation last because it takes longest.
 
-    A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass, instead of
-    during it, and a measurement in one process does not see this. Compilation is not listed below compute capability 8.0
-    (V100): Triton no longer supports these devices, and its compiler may end the process.
+    A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass, instead
+    of during it, and a measurement in one process does not see this. Compilation is not listed below compute capability
+    8.0 (V100): Triton no longer supports these devices, and its compiler may end the process.
     """
     newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
     graph = processes == 1 and micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device) is None

@@ -76,8 +76,8 @@ def _fit(trainer: Trainer) -> Result:
 def training_stream(device: torch.device) -> AbstractContextManager:
     """Return a context in which PyTorch queues work on a high-priority stream. On a CPU it does nothing.
 
-    The loader's augmentation kernels run on streams with normal priority. So blocks of the training step that are ready to
-    run go before theirs.
+    The loader's augmentation kernels run on streams with normal priority. So blocks of the training step that are ready
+    to run go before theirs.
     """
     if device.type != "cuda":
         return nullcontext()
