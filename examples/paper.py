@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--warmup", type=float, default=0.2)  # fraction of the epochs
     add("--batch-size", type=int, default=REFERENCE_BATCH)
     add("--micro-batch", type=int, default=32)  # images per forward pass: choose the most that fit in memory
-    add("--lr", type=float, default=6e-4)  # the head's learning rate; it is multiplied by 0.6 from each block to the one below
+    add("--lr", type=float, default=6e-4)  # the head's; it falls by a factor of 0.6 from each block to the one below
     add("--layer-decay", type=float, default=0.6)
     add("--weight-decay", type=float, default=0.05)
     add("--smoothing", type=float, default=0.1)
@@ -97,7 +97,7 @@ def main() -> None:
     with train, val:
         for epoch in range(args.epochs):
             model.train()
-            loss_sum = torch.zeros((), device=device)  # stays on the device, because reading it would wait for the device
+            loss_sum = torch.zeros((), device=device)  # stays on the device: reading it would wait
             for k, batch in enumerate(train):
                 with precision.autocast():
                     logits = model(batch.images)

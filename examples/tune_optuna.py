@@ -51,7 +51,7 @@ def main() -> None:
                 trial.report(top1, epochs)
                 if epochs < recipe.epochs and trial.should_prune():
                     raise optuna.TrialPruned
-        except (NonFinite, optuna.TrialPruned) as error:  # the learning rate is too large, or the trial is below the median
+        except (NonFinite, optuna.TrialPruned) as error:  # too large a learning rate, or below the median
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             raise optuna.TrialPruned(str(error)) from None
         except (Preempted, KeyboardInterrupt):  # the next start continues its run directory

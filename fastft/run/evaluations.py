@@ -18,7 +18,7 @@ TOP1: BestBy = "top1"
 BALANCED_ACCURACY: BestBy = "balanced_accuracy"
 MAP: BestBy = "map"
 SCORE_NAMES: dict[BestBy, str] = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "top-1", MAP: "mAP"}
-BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # a second score shown after it
+BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # shown after it
 # scores that compare weights image by image
 PAIRED: dict[BestBy, str] = {
     BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy", MAP: "share of images with the better labels",
