@@ -133,7 +133,10 @@ def _spreads(recipe: Recipe) -> list[str]:
 
 
 def _head_row(recipe: Recipe) -> list[str]:
-    """Make the row for a recipe that stops at a linear head. The accuracy is what others' heads on the same tower reach."""
+    """Make the row for a recipe that stops at a linear head.
+
+    The accuracy is what others' heads on the same tower reach.
+    """
     theirs, weights = PUBLISHED["heads"][recipe.name], pretrained_cfg(recipe.model.arch.removeprefix(TIMM))
     head = f"others' head on this frozen tower, trained {theirs['head']} ({theirs['source']})"
     source = f"not run; {head}; weights: {weights.license}"

@@ -10,8 +10,8 @@
     accuracy   `fastft demo`, which fine-tunes real weights on real images: top-1 beside a CPU's
     sanitizer  compute-sanitizer over the augmentation kernels
 
-A call writes DIR/CALL.json (card, date, command, rows) after each result, and its commands' output to DIR/CALL.log. So if
-it is stopped, only what was running is lost. --dry-run uses tiny shapes, and also works on a CPU.
+A call writes DIR/CALL.json (card, date, command, rows) after each result, and its commands' output to DIR/CALL.log. So
+if it is stopped, only what was running is lost. --dry-run uses tiny shapes, and also works on a CPU.
 """
 
 import argparse

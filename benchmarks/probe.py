@@ -2,9 +2,9 @@
 
 The published linear heads of DINOv2 and DINOv3 were trained by SGD on augmented images. `fastft train probe_*` fits a
 ridge head to each image once, as it is seen in evaluation. Here both kinds of head read the same features, from the
-demo's DINOv2-type ViT-S/14 on CIFAR-10. Learning rates and penalties are chosen on a tenth of the training images (ridge:
-by cross-validation), never on the test images. A line in results/probe.jsonl is for one number of training images,
-pooling and seed, with the top-1 of every head.
+demo's DINOv2-type ViT-S/14 on CIFAR-10. Learning rates and penalties are chosen on a tenth of the training images
+(ridge: by cross-validation), never on the test images. A line in results/probe.jsonl is for one number of training
+images, pooling and seed, with the top-1 of every head.
 
 Run: python benchmarks/probe.py cifar_train.beton cifar_test.beton --weights vit-s-14.safetensors
 """
@@ -101,7 +101,10 @@ def top1(head: Head, x_ND: Tensor, y_N: Tensor) -> float:
 def best(
     values: tuple[float, ...], fit: Callable[[float, Tensor], Head], x_ND: Tensor, y_N: Tensor, held: Tensor
 ) -> Head:
-    """Choose the value whose head, fitted without the held-out images, is best on them. Return its head for all images."""
+    """Choose the value whose head, fitted without the held-out images, is best on them.
+
+    Return its head for all images.
+    """
     scores = [top1(fit(value, ~held), x_ND[held], y_N[held]) for value in values]
     return fit(values[int(np.argmax(scores))], torch.ones_like(held))
 
@@ -131,7 +134,10 @@ def compare(
 
 
 def table(_: object) -> str:
-    """Tabulate the top-1 of every head, and how far the ridge head is behind the best other one. Means over the seeds."""
+    """Tabulate the top-1 of every head, and how far the ridge head is behind the best other one.
+
+    Means over the seeds.
+    """
     lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     rows, gaps = [], []
     for images, pool in dict.fromkeys((line["images"], line["pool"]) for line in lines):

@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py            # writes benchmarks/results/scale.json; about two minutes
 
-The images are synthetic WebDataset shards: IMAGES samples of real photographs, cut to 64 px. Times are CPU seconds of the
-commands, which do not depend on what else the machine does. Reading from a network is not included.
+The images are synthetic WebDataset shards: IMAGES samples of real photographs, cut to 64 px. Times are CPU seconds of
+the commands, which do not depend on what else the machine does. Reading from a network is not included.
 """
 
 import argparse

@@ -157,7 +157,10 @@ def complete(_: object) -> str:
 
 
 def compared(_: object) -> str:
-    """Tabulate every way beside the whole schedule and a complete one with the same FLOPs. Numbers match the picture's."""
+    """Tabulate every way beside the whole schedule and a complete one with the same FLOPs.
+
+    Numbers match the picture's.
+    """
     rows = [
         [str(number), *_cells(way), judged(way, over_whole), judged(way, over_line)]
         for number, way in enumerate(others(), 1)

@@ -1,8 +1,8 @@
 """Write the tables in README.md and docs/, and the pictures in docs/images, from benchmarks/results: no number is typed.
 
-The demo's results come from runs/demo/figures.json, which `make demo` writes, kept as benchmarks/results/demo.json. Costs
-are modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`. NAME is a key of
-TABLES.
+The demo's results come from runs/demo/figures.json, which `make demo` writes, kept as benchmarks/results/demo.json.
+Costs are modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`. NAME is a
+key of TABLES.
 
 Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 if a table or picture is out of date)
 """

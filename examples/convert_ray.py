@@ -3,9 +3,9 @@
     pip install ray
     python examples/convert_ray.py --data /shared/photos --out /shared/photos.beton --parts 16
 
-This writes photos-01-of-16.beton to photos-16-of-16.beton. Train with --data.train='photos-*.beton'. `--data` and `--out`
-must be on a file system that all machines share. If the process or machine of a task dies, the task is started again and
-continues its part.
+This writes photos-01-of-16.beton to photos-16-of-16.beton. Train with --data.train='photos-*.beton'. `--data` and
+`--out` must be on a file system that all machines share. If the process or machine of a task dies, the task is started
+again and continues its part.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Use fastft's decoder in ffcv-imagenet's training pipeline. One line and its import differ, and only the crop is decoded.
+"""Use fastft's decoder in ffcv-imagenet's training pipeline.
+
+One line and its import differ, and only the crop is decoded.
 
 python examples/ffcv_loader.py train.beton            # fastft's decoder
 python examples/ffcv_loader.py train.beton --stock    # FFCV's

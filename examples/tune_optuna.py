@@ -2,8 +2,8 @@
 
 python examples/tune_optuna.py photos --data.train=train.beton --data.val=val.beton --trials 20 --out runs/tune
 
-Every trial is a run directory in --out. It is evaluated after an eighth and three eighths of the epochs, and pruned if it
-is below the median of the trials so far. Several GPUs or machines can share the trials: start the command on each of
+Every trial is a run directory in --out. It is evaluated after an eighth and three eighths of the epochs, and pruned if
+it is below the median of the trials so far. Several GPUs or machines can share the trials: start the command on each of
 them, with an --out and a --storage that they all reach (mysql://..., postgresql://...; SQLite only on one machine).
 """
 

@@ -5,9 +5,9 @@ only how frequent each class is. Then the tower no longer sees in these images w
 them unlearns it.
 
 Evidence, with a DINOv2-type ViT-S/14: on photographs of solar cells the loss is 1.5 to 1.7 times the class-frequency
-loss. 12 epochs at 42 px reach 85.9 % on 255 held-out images without augmentation, 78.4 % with RandAugment and 78.0 % with
-crops (84.3 % with the linear probe alone). On CIFAR-10 the ratio is 0.8 to 0.9. There RandAugment gains 1.8 points, and
-crops gain 0.3 (2,000 images).
+loss. 12 epochs at 42 px reach 85.9 % on 255 held-out images without augmentation, 78.4 % with RandAugment and 78.0 %
+with crops (84.3 % with the linear probe alone). On CIFAR-10 the ratio is 0.8 to 0.9. There RandAugment gains 1.8
+points, and crops gain 0.3 (2,000 images).
 """
 
 import math
@@ -38,7 +38,9 @@ PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
 
 
 def recognise_mirrored(tower: FrozenTower, files: BetonSet, probe: LinearProbe) -> Mirrored | None:
-    """Count how many mirrored images the probe recognises, the same in all processes. None if the probe has no features.
+    """Count how many mirrored images the probe recognises, the same in all processes.
+
+    None if the probe has no features.
 
     Raises:
         EvaluationStopped: a stop was requested.

@@ -7,7 +7,8 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 - The learning rate follows the square root of the batch, as for other Adam-like optimisers (timm, lightly-train). Below
   20,000 images it is 5e-4 at batch 32, with a milder layer decay and clipped gradients. On seven sets with 40 to 9,000
   images this is 3.5 points better than 2.25e-4 with the paper's settings (docs/measurements/photos.md).
-- There are at least 1,000 steps. VTAB-1k trains for the same number, and BiT for 500 when it has fewer than 20,000 images.
+- There are at least 1,000 steps. VTAB-1k trains for the same number, and BiT for 500 when it has fewer than 20,000
+  images.
 """
 
 import math
@@ -28,15 +29,17 @@ FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 50  # evaluating a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
 FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 32
-# Fewer steps at that rate disturb the tower, which does not recover: on clip art at 112 px, the linear probe has 53 %, and
-# 11 steps at 5e-4 reach 12 %.
+# Fewer steps at that rate disturb the tower, which does not recover: on clip art at 112 px, the linear probe has 53 %,
+# and 11 steps at 5e-4 reach 12 %.
 FULL_LR_STEPS = 100
 PAPER_SIZE = 224  # pixels
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
 
 
 def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, Choice] | None = None) -> Recipe:
-    """Return the recipe for its images, with a value for every `auto` option. Linear probes may change some of them later.
+    """Return the recipe for its images, with a value for every `auto` option.
+
+    Linear probes may change some of them later.
 
     Args:
         images: the images in `data.train` and `data.val`. None: assume the number in `data.train_size`.
@@ -44,7 +47,7 @@ def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, C
 
     Raises:
         UserError: the images do not fill one batch, the images contradict the command line, or options exclude each
-        other.
+            other.
     """
     if images is not None:
         recipe = with_images(recipe, images)
@@ -131,7 +134,10 @@ def _image_size(recipe: Recipe) -> tuple[int, str]:
 
 
 def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
-    """Return the value and its reason. If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`."""
+    """Return the value and its reason.
+
+    If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`.
+    """
     return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
 
 

@@ -36,8 +36,8 @@ def choose_options(
 ) -> Recipe:
     """Return the final recipe, which the run directory keeps.
 
-    All processes get the same recipe, except for what differs between hosts. What the directory has is used again: always
-    once there is a checkpoint, and before that if the same was asked for.
+    All processes get the same recipe, except for what differs between hosts. What the directory has is used again:
+    always once there is a checkpoint, and before that if the same was asked for.
 
     Args:
         images: the images in `data.train` and `data.val`.

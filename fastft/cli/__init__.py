@@ -1,6 +1,7 @@
 """The `fastft` command: parse the arguments, run the command, turn errors into exit codes.
 
-This module imports nothing heavy. For its help, a command's module imports only what is fast, and `run` imports the rest.
+This module imports nothing heavy. For its help, a command's module imports only what is fast, and `run` imports the
+rest.
 
 Exit codes: 0 success, 1 training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
 same command again), 128 + n stopped by signal n (130: Ctrl-C, during training after a checkpoint).
@@ -47,7 +48,7 @@ class Command(Protocol):
     def run(self, args: argparse.Namespace, /) -> int: ...
 
 
-# When one process ends, torchrun ends the others at once. The others wait this long for local rank 0 to print the error.
+# When one process ends, torchrun ends the others at once. So the others let local rank 0 print the error for this long.
 SECONDS_TO_REPORT = 15
 # (module in this package, or class in one; help). Only the module of the command that runs is imported.
 CONVERT_KINDS = {

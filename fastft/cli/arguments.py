@@ -96,7 +96,10 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Refuse what the parser did not know. Raises UserError: there are such words; all are listed, each with its hint."""
+    """Refuse what the parser did not know.
+
+    Raises UserError: there are such words; all are listed, each with its hint.
+    """
     known, hints = parser._option_string_actions, dict[str, str | None]()
     for word in words:
         name, equals, _ = word.partition("=")
@@ -130,7 +133,10 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def recipe_reference(text: str) -> str:
-    """An argparse type: a recipe. Says on stderr if `rcp/...` is not here and the one that comes with fastft is used."""
+    """An argparse type: a recipe.
+
+    Says on stderr if `rcp/...` is not here and the one that comes with fastft is used.
+    """
     option = None if Path(text).exists() else nearest_option(full_name(text.partition("=")[0])) if "=" in text else None
     if option is not None:  # Ultralytics writes options in this way
         raise argparse.ArgumentTypeError(

@@ -1,4 +1,7 @@
-"""`fastft doctor`: check if this machine is ready. Each check gives ok, warn or fail, with the command that fixes it."""
+"""`fastft doctor`: check if this machine is ready.
+
+Each check gives ok, warn or fail, with the command that fixes it.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,11 +19,12 @@ VOLTA = (7, 0)
 MEMORY_OF = ("final_b16", "final_l14_336")  # recipes
 CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
 SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch; containers often get 64 MB
-# L/14 needs two checkpoints and a third being written, 4.9 GB each, and the best weights and their successor, 1.2 GB each
+# L/14 needs space for two checkpoints and a third being written (4.9 GB each), and for the best weights and their
+# successor (1.2 GB each)
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "75 GB (--max-resolution 500) to 150 GB"  # converted
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
-# from .ci/packages: what FFCV loads in addition to the libraries that it was built on, and all that is needed to build it
+# from .ci/packages: what FFCV loads in addition to the libraries that it was built on, and all that its build needs
 FFCV_LOADS = "libgl1 libglib2.0-0"
 FFCV_NEEDS = f"build-essential pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev {FFCV_LOADS}"
 
@@ -148,7 +152,10 @@ def cuda_extra(f: Facts) -> str:
 
 
 def check_ffcv(f: Facts) -> Result:
-    """Check if FFCV loads. If not, give the commands that fix it: a rebuild is one even if a build is installed or cached."""
+    """Check if FFCV loads.
+
+    If not, give the commands that fix it: a rebuild is one even if a build is installed or cached.
+    """
     if f.ffcv_error is None:
         return OK, f"{f.ffcv}, its libraries can be loaded", ""
     if "libGL" in f.ffcv_error or "libglib" in f.ffcv_error or "libgthread" in f.ffcv_error:
@@ -165,7 +172,10 @@ def check_turbojpeg(f: Facts) -> Result:
 
 
 def check_pixels(f: Facts) -> Result | None:
-    """Check that the CPU loader's images equal Pillow's. None if they were not compared because a library is missing."""
+    """Check that the CPU loader's images equal Pillow's.
+
+    None if they were not compared because a library is missing.
+    """
     if f.pixels_error is not None and UNFINISHED in f.pixels_error:  # a 40 s check
         return WARN, f.pixels_error, "run fastft doctor again when the machine has less to do"
     if f.pixels_error is not None:

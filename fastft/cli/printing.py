@@ -26,7 +26,9 @@ SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} rea
 
 
 def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[str], verbose: bool) -> None:
-    """Print the run, then its cost on some GPUs. With `verbose`, also print every option, parameter group and learning rate.
+    """Print the run, then its cost on some GPUs.
+
+    With `verbose`, also print every option, parameter group and learning rate.
 
     Args:
         values: `values["gpus"]` is the number of GPUs to which `values["cost"]["assumptions"]` applies.

@@ -1,7 +1,8 @@
 """The third stage of a run: its head starts as a ridge regression on the frozen tower (`model.head_init=probe`).
 
-Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe avoids
-this (LP-FT, 2202.10054). The stage writes `probe.safetensors`, the head, and `baseline.json`, its scores before training.
+Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe
+avoids this (LP-FT, 2202.10054). The stage writes `probe.safetensors`, the head, and `baseline.json`, its scores before
+training.
 """
 
 import time

@@ -27,7 +27,7 @@ def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:
 
     Raises:
         UserError: as `load_recipe`, or the architecture or the batch does not fit. The message always has the recipe's
-        name.
+            name.
     """
     recipe, _, _ = decide(load_recipe(reference, overrides))
     try:

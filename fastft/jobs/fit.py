@@ -235,8 +235,8 @@ def fit(
         recipe: the name of a recipe that comes with fastft, a file, or a row of a table.
         options: options by their full names, such as {"model.drop_path": 0.1}. `fastft options` lists them.
         quiet: print nothing.
-        data: labelled images: a folder with one folder per class, a table, shards, or a .beton; or a dict with options from
-            the section `data`.
+        data: labelled images: a folder with one folder per class, a table, shards, or a .beton; or a dict with options
+            from the section `data`.
         val_data: validation images in the same forms. Without them, some of `data` are held out.
         model: the architecture, as an open_clip name or timm/NAME; or a dict with options from the section `model`.
         weights: pretrained weights: a tag, "timm", a file, a folder, or "random".

@@ -66,8 +66,7 @@ def read_grid(recipe: str, overrides: Sequence[str]) -> Grid:
 
     Raises:
         UserError: no option has several values, a value is given twice, there are more than MOST_RUNS combinations, or
-        the
-            recipe does not accept one of them.
+            the recipe does not accept one of them.
     """
     find_file(recipe)  # refuses an unknown recipe by its name
     values: dict[str, list[str]] = {}

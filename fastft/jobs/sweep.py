@@ -44,8 +44,8 @@ NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
-# A run may be resumed with other values of these options. But two rows that differ in them need two runs: the options change
-# which epochs and weights are evaluated, and so which one is best.
+# A run may be resumed with other values of these options. But two rows that differ in them need two runs: the options
+# change which epochs and weights are evaluated, and so which one is best.
 COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
 WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 
@@ -130,8 +130,8 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
         runs: the folder that contains all run directories.
 
     Raises:
-        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it
-            does not evaluate.
+        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that
+            it does not evaluate.
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
@@ -183,7 +183,7 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     Raises:
         Preempted: stopped by a signal. The same call continues.
         UserError: an error in one process only. It must end all runs, because the others would wait for it in the next
-        one.
+            one.
     """
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:
@@ -201,7 +201,10 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
 
 
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
-    """Return the evaluations of a run that has trained all its epochs. Otherwise, or if result.json is damaged, None."""
+    """Return the evaluations of a run that has trained all its epochs.
+
+    Otherwise, or if result.json is damaged, None.
+    """
     try:
         found = result.read_result(run.folder)
     except UserError:

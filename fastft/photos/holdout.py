@@ -80,7 +80,10 @@ def _members(units: np.ndarray) -> list[np.ndarray]:
 
 
 def join_units(*keys: np.ndarray) -> np.ndarray:
-    """Return a unit number per image, int64 (N,). Images that agree in any key, directly or through others, share it."""
+    """Return a unit number per image, int64 (N,).
+
+    Images that agree in any key, directly or through others, share it.
+    """
     count = len(keys[0])
     rows = np.arange(count)
     edges = [np.unique(key, return_index=True, return_inverse=True)[1:] for key in keys]

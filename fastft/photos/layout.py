@@ -119,8 +119,8 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
 def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
     """Return the training and the validation folder if `place` contains splits, and what is not used beside them.
 
-    A folder with a training folder contains splits if it also has a validation folder, if it also has a test folder with
-    class folders in it, or if no other folder has images. Otherwise the training folder is a class.
+    A folder with a training folder contains splits if it also has a validation folder, if it also has a test folder
+    with class folders in it, or if no other folder has images. Otherwise the training folder is a class.
     """
     if not place.is_dir():
         return None, None, ()

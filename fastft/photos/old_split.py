@@ -91,8 +91,8 @@ def hold_out_new(
 ) -> np.ndarray:
     """Choose the images that are held out, bool (N,).
 
-    Old images stay as they were, and `hold_out` chooses among the others. A new image whose unit has old ones joins them,
-    on the training side if these are on both.
+    Old images stay as they were, and `hold_out` chooses among the others. A new image whose unit has old ones joins
+    them, on the training side if these are on both.
 
     Args:
         sides: as `OldSplit.sides`.

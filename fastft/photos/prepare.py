@@ -1,8 +1,10 @@
-"""Convert photographs once into a run directory, or hold images out of a .beton. The files are used while nothing changes.
+"""Convert photographs once into a run directory, or hold images out of a .beton.
+
+The files are used while nothing changes.
 
 `RUN/data/` holds `train.beton` and `val.beton`. If images are held out of a .beton, it holds `train.subset.json` and
-`val.subset.json` instead (see `beton_tools.read.subset_file`: no image is copied). `split.csv` lists file, class and split,
-and `prepared.json` records what the files were made from.
+`val.subset.json` instead (see `beton_tools.read.subset_file`: no image is copied). `split.csv` lists file, class and
+split, and `prepared.json` records what the files were made from.
 """
 
 import hashlib
@@ -77,7 +79,8 @@ def prepare_data(
     """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; their images).
 
     Args:
-        world: the processes of a run, which all call this. Process 0 prepares, and the others wait. None: only this process.
+        world: the processes of a run, which all call this. Process 0 prepares, and the others wait. None: only this
+            process.
         run: a folder to use instead of the run directory, for several runs on the same images.
 
     Raises:
@@ -249,7 +252,10 @@ def _options(recipe: Recipe) -> WriteOptions:
 
 
 def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: Say) -> list[str]:
-    """Write `folder/<split>.beton`, or continue it. Returns warnings about images that cannot be read, or lose values."""
+    """Write `folder/<split>.beton`, or continue it.
+
+    Returns warnings about images that cannot be read, or lose values.
+    """
     with progress(f"converting {split}", say=say) as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
     skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]

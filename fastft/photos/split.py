@@ -140,7 +140,9 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:
-    """Return labels in alphabetical order of the class names, as folders have them: int64 (N,). Multi-label: see `strata`.
+    """Return labels in alphabetical order of the class names, as folders have them: int64 (N,).
+
+    Multi-label: see `strata`.
 
     Tables sort classes that are numbers by value, and the hold-out must not depend on that.
     """
@@ -231,7 +233,7 @@ def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     return val.take(np.arange(len(val), dtype=np.int64), classes)
 
 
-# warnings: lists with no or one sentence --------------------------------------------------------------------------------
+# warnings: lists with no or one sentence ------------------------------------------------------------------------------
 
 
 def _unused(found: LabelledSet) -> list[str]:

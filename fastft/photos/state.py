@@ -64,13 +64,12 @@ def prepare_once(
 
     Args:
         check: called before anything is written.
-        make: writes the files and returns the record: files (names in `folder`), summary and warnings (lists of lines), and
-            more.
+        make: writes the files and returns the record: files (names in `folder`), summary and warnings (lists of lines),
+            and more.
 
     Raises:
-        UserError: the inputs have changed since the first checkpoint, another process uses the run directory, or `check`
-        or
-            `make` raises it.
+        UserError: the inputs have changed since the first checkpoint, another process uses the run directory, or
+            `check` or `make` raises it.
     """
     stored, change, lost = _compare(folder, inputs)
     if stored.get("complete") and not change and not lost:

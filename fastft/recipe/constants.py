@@ -23,8 +23,9 @@ BLOCK_MIB = 1024
 
 TIMM = "timm/"  # start of a `model.arch` that names a timm model
 
-# Short names for the options that are set most often, as in timm and lightly-train: `--batch-size 64` on the command line,
-# `batch_size=64` in Python. If a command has an argument with the same name, such as `fastft sweep --out`, that comes first.
+# Short names for the options that are set most often, as in timm and lightly-train: `--batch-size 64` on the command
+# line, `batch_size=64` in Python. If a command has an argument with the same name, such as `fastft sweep --out`, that
+# comes first.
 SHORT_NAMES = {
     "data": "data.train",
     "val_data": "data.val",

@@ -28,13 +28,15 @@ SIMILAR = 0.6  # lowest similarity at which an option is suggested
 def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
     """Read a recipe, apply the overrides, and check everything.
 
-    Options that are `auto` hold their default, and `automatic` names them. `fastft.choose` decides them from the images.
+    Options that are `auto` hold their default, and `automatic` names them. `fastft.choose` decides them from the
+    images.
 
-    `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated. Otherwise
-    `about.source` says which options differ.
+    `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated.
+    Otherwise `about.source` says which options differ.
 
     Args:
-        reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]. See `fastft.recipe.recipe_file`.
+        reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]. See
+            `fastft.recipe.recipe_file`.
         overrides: options as on the command line (`["--optim.lr=1e-4"]`) or as a dict (`{"optim.lr": 1e-4}`, or nested:
             `{"optim": {"lr": 1e-4}}`). Options in `SHORT_NAMES` may be written shorter: `--lr=1e-4`, `{"lr": 1e-4}`.
 
@@ -103,7 +105,10 @@ def _dict_layers(options: Mapping[str, object]) -> list[Layer]:
 
 
 def full_name(name: str) -> str:
-    """Return `section.option` for a short name (`lr`, `batch_size` or `batch-size`). Other names are returned unchanged."""
+    """Return `section.option` for a short name (`lr`, `batch_size` or `batch-size`).
+
+    Other names are returned unchanged.
+    """
     return SHORT_NAMES.get(name.replace("-", "_"), name)
 
 

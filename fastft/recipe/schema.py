@@ -56,8 +56,8 @@ def option(
         paper: what the paper or its reference code used, if the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images. See `fastft.choose.automatic`.
         changes_accuracy: see `neutral`.
-        resumable: may have another value when a run is resumed, because it does not change what a step computes. For data,
-            the images are compared instead.
+        resumable: may have another value when a run is resumed, because it does not change what a step computes. For
+            data, the images are compared instead.
         per_host: may differ between the processes of a run: where a host's files are, and how it computes.
     """
     metadata = {
@@ -432,7 +432,8 @@ class Recipe:
     """A validated recipe. `name` is the file's stem, or the name of a table's row.
 
     Attributes:
-        automatic: options that are `auto` and not decided yet. They hold their default until `fastft.choose` decides them.
+        automatic: options that are `auto` and not decided yet. They hold their default until `fastft.choose` decides
+            them.
         given: options that the command line set.
         choices: the values that were decided, with their reasons.
     """

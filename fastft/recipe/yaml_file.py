@@ -34,8 +34,8 @@ def read_yaml(path: Path, expected: str) -> Mapping[str, object]:
         expected: what the file should be, for error messages, such as "a recipe (YAML)".
 
     Raises:
-        UserError: not a regular file, too large, not UTF-8, not valid YAML, a key that appears twice, control characters,
-            nesting beyond the limit, or no mapping.
+        UserError: not a regular file, too large, not UTF-8, not valid YAML, a key that appears twice, control
+            characters, nesting beyond the limit, or no mapping.
     """
     text = read_user_text(path, MAX_BYTES, expected)
     try:
@@ -54,7 +54,10 @@ def _parse(text: str) -> Any:
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Keeps scalars as texts without control characters. Mappings have scalar keys, each once, and nesting is limited."""
+    """Keeps scalars as texts without control characters.
+
+    Mappings have scalar keys, each once, and nesting is limited.
+    """
 
     depth = 0
 
@@ -99,6 +102,9 @@ _REPR.maxstring = _REPR.maxother = MAX_SHOWN
 
 
 def shown(value: Any) -> str:
-    """Show a value in an error message, escaped, and cut if it is long. Nested aliases may stand for billions of nodes."""
+    """Show a value in an error message, escaped, and cut if it is long.
+
+    Nested aliases may stand for billions of nodes.
+    """
     text = _REPR.repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

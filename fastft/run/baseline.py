@@ -22,8 +22,8 @@ class Baseline(Document, omit_defaults=True):
         raw: scores on the validation images, if there are any.
         selection: scores on the images of `data.selection_share`, if there are any.
         request: what the run was asked for (`fastft.run.continuation.request_key`). Not in result.json.
-        right: whether the probe classifies each image that compares weights correctly, as bits in hexadecimal digits. Not in
-            result.json.
+        right: whether the probe classifies each image that compares weights correctly, as bits in hexadecimal digits.
+            Not in result.json.
     """
 
     images: Count
@@ -37,7 +37,10 @@ class Baseline(Document, omit_defaults=True):
 
     @property
     def scores(self) -> Scores | None:
-        """Scores on the images that compare weights: the left-out ones, else the validation images. None without any."""
+        """Scores on the images that compare weights: the left-out ones, else the validation images.
+
+        None without any.
+        """
         return self.raw if self.selection is None else self.selection.raw
 
     def right_of(self, shape: Sequence[int]) -> np.ndarray | None:

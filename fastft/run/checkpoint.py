@@ -86,8 +86,8 @@ class Position(Document):
 class ModelState(Document, kw_only=True, omit_defaults=True):
     """The part of state.json that is constant in a run.
 
-    It makes a checkpoint usable by itself, because the architecture's file may move. It also tells runs apart when one is
-    resumed.
+    It makes a checkpoint usable by itself, because the architecture's file may move. It also tells runs apart when one
+    is resumed.
 
     Attributes:
         recipe: section -> option -> value.

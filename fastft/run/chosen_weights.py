@@ -4,10 +4,12 @@ A run keeps the raw and the EMA weights of its last epochs (`step-*`) and of its
 its linear probe, if it starts from one. The rule:
 
 - Take the EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images
-  (McNemar's exact test, p < 0.05): then the EMA is not trained yet. If classes have very different sizes, balanced accuracy
-  is compared. The raw weights are also taken if more than half of the EMA are the initial weights, whatever few images say.
-- Take the last epoch, because on few images the best of many epochs is mostly the luckiest: the best of 9 settings gains
-  about 4 points by luck on 200 images at 80 %. From 2,000 validation images on, take the best epoch, as in the paper.
+  (McNemar's exact test, p < 0.05): then the EMA is not trained yet. If classes have very different sizes, balanced
+  accuracy is compared. The raw weights are also taken if more than half of the EMA are the initial weights, whatever
+  few images say.
+- Take the last epoch, because on few images the best of many epochs is mostly the luckiest: the best of 9 settings
+  gains about 4 points by luck on 200 images at 80 %. From 2,000 validation images on, take the best epoch, as in the
+  paper.
 - Take the pretrained tower with the probe's head instead, if it is right on significantly more images (the same test).
 """
 
@@ -263,7 +265,10 @@ def _probe(run: Path, reason: str = "") -> ChosenWeights:
 
 
 def with_choice_so_far(run: Run) -> Run:
-    """Return the run. If it has not ended, `weights` is what the rule takes so far, or None if its checkpoint is damaged."""
+    """Return the run.
+
+    If it has not ended, `weights` is what the rule takes so far, or None if its checkpoint is damaged.
+    """
     if run.finished:
         return run
     with suppress(UserError):

@@ -32,8 +32,8 @@ class Scores(Document, kw_only=True, omit_defaults=True):
         samples: number of images.
         loss: mean cross-entropy without label smoothing. Multi-label: also a mean over classes.
         top1: None if multi-label, where `map` takes its place. top5: None with at most 5 classes.
-        ece: expected calibration error. `ece_scaled` is the error after dividing the logits by `temperature`. None if these
-            were not kept.
+        ece: expected calibration error. `ece_scaled` is the error after dividing the logits by `temperature`. None if
+            these were not kept.
         thresholds: multi-label: a threshold for each class's probability.
     """
 
@@ -120,7 +120,8 @@ class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
     """The scores after an epoch on the validation images, and on the images of `data.selection_share`, if there are any.
 
     Attributes:
-        best_by: the score that compares epochs and weights. It is balanced accuracy if classes have very different sizes.
+        best_by: the score that compares epochs and weights. It is balanced accuracy if classes have very different
+            sizes.
     """
 
     epoch: Count

@@ -37,7 +37,9 @@ class Judged:
 
 
 def read_judged(run: Run) -> Judged | None:
-    """Read a run's predictions with the kind of weights that it chose. None without them, or without the validation file.
+    """Read a run's predictions with the kind of weights that it chose.
+
+    None without them, or without the validation file.
 
     The predictions are from the last epoch, even if the run chose an earlier one.
     """

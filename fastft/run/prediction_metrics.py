@@ -235,7 +235,10 @@ class Reliability:
 
     @property
     def ece_by_chance(self) -> float:
-        """The `ece` expected from a perfectly calibrated model with these confidences. With few images it is far from 0."""
+        """The `ece` expected from a perfectly calibrated model with these confidences.
+
+        With few images it is far from 0.
+        """
         variances = self.images * self.confidence * (1 - self.confidence)
         return 100 * float(np.sqrt(2 / np.pi * variances).sum() / max(1, self.images.sum()))
 

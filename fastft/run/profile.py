@@ -66,7 +66,10 @@ class StepProfiler:
 
 
 def operations(recording: profile) -> list[dict[str, Any]]:
-    """List name, calls and seconds of each operation, without what it calls, the longest first. On a GPU, its seconds."""
+    """List name, calls and seconds of each operation, without what it calls, the longest first.
+
+    On a GPU, its seconds.
+    """
     rows = [
         row
         for row in recording.key_averages()

@@ -136,11 +136,13 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def lock_run(folder: Path) -> IO[str]:
-    """Open and lock a file. Its lock keeps other processes out of a run directory until it is closed or the process ends.
+    """Open and lock a file.
+
+    Its lock keeps other processes out of a run directory until it is closed or the process ends.
 
     Raises:
         UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be
-        written.
+            written.
     """
     with report_disk_errors(folder, "give another --train.run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,9 @@ def lock_run(folder: Path) -> IO[str]:
 
 @contextmanager
 def hold_run(folder: Path) -> Iterator[None]:
-    """Make a run directory and keep other processes out of it. If bad input ends the context, a new directory is removed.
+    """Make a run directory and keep other processes out of it.
+
+    If bad input ends the context, a new directory is removed.
 
     Raises:
         UserError: as `lock_run`.
@@ -188,7 +192,9 @@ def write_choices(folder: Path, choices: Sequence[Choice], request: str) -> None
 
 
 def read_choices(folder: Path, request: str | None = None) -> dict[str, Choice] | None:
-    """Return the choices in choices.json by option. None without the file, or if the run was asked for something else then.
+    """Return the choices in choices.json by option.
+
+    None without the file, or if the run was asked for something else then.
 
     Raises:
         UserError: the file cannot be read.

@@ -39,7 +39,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
 
     Raises:
         UserError: the library is not installed, or does not start for a new run; or the file with the record's name is
-        damaged.
+            damaged.
     """
     if kind == "none":
         return None

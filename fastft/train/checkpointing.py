@@ -41,8 +41,9 @@ ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # these have the parameter's shape; `st
 class Checkpointing:
     """Saves and restores one run.
 
-    `save` returns when the tensors are copied to host memory. A thread of the main process writes them, and `finish` waits
-    for it. If a process is killed meanwhile, only the newest checkpoint is lost, which is incomplete under a temporary name.
+    `save` returns when the tensors are copied to host memory. A thread of the main process writes them, and `finish`
+    waits for it. If a process is killed meanwhile, only the newest checkpoint is lost, which is incomplete under a
+    temporary name.
     """
 
     def __init__(self, folder: Path, options: TrainOptions, world: World) -> None:
@@ -91,8 +92,8 @@ class Checkpointing:
         """Make the folder. Set damaged checkpoints aside, and remove those of best epochs except the one of `best`.
 
         Args:
-            best: the evaluation that the restored state names. Another best checkpoint was written just before the process
-                was killed. When its epoch is trained again, it need not be the best again.
+            best: the evaluation that the restored state names. Another best checkpoint was written just before the
+                process was killed. When its epoch is trained again, it need not be the best again.
         """
         self.folder.mkdir(exist_ok=True)
         for error in self.damaged:

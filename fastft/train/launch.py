@@ -3,8 +3,8 @@
     python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
 
 The options before the subcommand are torchrun's. On its own, torchrun exits with 1 whenever a process fails.
-SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to the processes, which may take any time to save. After SIGTERM torchrun kills
-them in 30 seconds.
+SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to the processes, which may take any time to save. After SIGTERM torchrun
+kills them in 30 seconds.
 """
 
 import logging
@@ -55,7 +55,10 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_code(codes: set[int]) -> int:
-    """Return the launcher's exit code. A process that failed by itself determines it: the others only lost a peer (75)."""
+    """Return the launcher's exit code.
+
+    A process that failed by itself determines it: the others only lost a peer (75).
+    """
     return next((code for code in (2, 1, EXIT_REQUEUE) if code in codes), 1)
 
 

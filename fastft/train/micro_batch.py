@@ -20,8 +20,9 @@ from fastft.recipe import Recipe
 CPU_MICRO_BATCH = 32  # larger ones do not fit the CPU's caches and gain nothing
 # Pairs of micro-batches whose peak memory is measured first. The second pair is for models that cannot fit 8 images.
 PROBES = ((4, 8), (1, 2))
-# The larger one is doubled until its activations take this many times the memory of the gradients. Below that, memory peaks
-# when the gradients are complete and most activations are freed: with gradient checkpointing, up to some 100 images.
+# The larger one is doubled until its activations take this many times the memory of the gradients. Below that, memory
+# peaks when the gradients are complete and most activations are freed: with gradient checkpointing, up to some 100
+# images.
 DOMINANT = 4
 
 

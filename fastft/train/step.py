@@ -120,8 +120,8 @@ class Step:
         """Return (first bad step in any process, what is wrong), the same in all processes. None if nothing is wrong.
 
         Args:
-            weights: also check the weights and the optimiser's moments. The loss shows a bad gradient only one step later.
-                It never shows a second moment that has become Inf, which stops its weights from moving.
+            weights: also check the weights and the optimiser's moments. The loss shows a bad gradient only one step
+                later. It never shows a second moment that has become Inf, which stops its weights from moving.
         """
         bad = int(self.first_bad_step.item())
         first = -self.world.max(-bad if bad >= 0 else -NEVER)
@@ -142,7 +142,9 @@ class Step:
     def micro_batch(
         self, images: Tensor, targets: Tensor, noise: Tensor | None = None, *, step: int, last: bool
     ) -> Tensor:
-        """Add one micro-batch's gradients, and return its logits. The `last` one in a step averages them over the processes.
+        """Add one micro-batch's gradients, and return its logits.
+
+        The `last` one in a step averages them over the processes.
 
         Args:
             targets: int64 labels (b,), smoothed here, or float32 (b, K), used unchanged: distributions, or with
@@ -201,8 +203,8 @@ class Step:
     def clear_gradients(self) -> None:
         """Free the gradients, or set them to zero if they must stay in place.
 
-        A CUDA graph adds to the gradients where they are. DistributedDataParallel copies gradients that are not views of
-        its buckets, so views are kept for accumulation.
+        A CUDA graph adds to the gradients where they are. DistributedDataParallel copies gradients that are not views
+        of its buckets, so views are kept for accumulation.
         """
         if self._graph is not None or (self.world.size > 1 and self.accumulation > 1):
             torch._foreach_zero_([p.grad for p in self.trained.parameters() if p.grad is not None])
@@ -239,8 +241,8 @@ class GraphedPass:
     Several processes average all gradients at once, after the pass over a step's last micro-batch: the graph holds no
     communication.
 
-    Inputs are copied to fixed tensors. Results lie in fixed tensors, which the next call overwrites. Gradients must stay
-    where they are between calls: use `zero_grad(set_to_none=False)`.
+    Inputs are copied to fixed tensors. Results lie in fixed tensors, which the next call overwrites. Gradients must
+    stay where they are between calls: use `zero_grad(set_to_none=False)`.
     """
 
     def __init__(

@@ -231,9 +231,9 @@ def _measure(
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
     """List the modes to compare with eager, compilation last because it takes longest.
 
-    A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass, instead
-    of during it, and a measurement in one process does not see this. Compilation is not listed below compute capability
-    8.0 (V100): Triton no longer supports these devices, and its compiler may end the process.
+    A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass,
+    instead of during it, and a measurement in one process does not see this. Compilation is not listed below compute
+    capability 8.0 (V100): Triton no longer supports these devices, and its compiler may end the process.
     """
     newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
     graph = processes == 1 and micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device) is None

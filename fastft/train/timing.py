@@ -11,8 +11,8 @@ PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 class Split:
     """Seconds per part of a step, summed until they are collected.
 
-    On a GPU a mark is an event in the current stream. Nothing waits, and a part is the time that the GPU took for it (for
-    `wait`: the time it was idle). The events are read when the interval is logged, which waits for the GPU anyway.
+    On a GPU a mark is an event in the current stream. Nothing waits, and a part is the time that the GPU took for it
+    (for `wait`: the time it was idle). The events are read when the interval is logged, which waits for the GPU anyway.
     """
 
     def __init__(self, device: torch.device):

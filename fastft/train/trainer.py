@@ -176,7 +176,10 @@ class Trainer:
             self._stop()
 
     def _request(self) -> int:
-        """Return CONTINUE, SAVE or STOP for all processes. Called after a step, so that every process makes progress."""
+        """Return CONTINUE, SAVE or STOP for all processes.
+
+        Called after a step, so that every process makes progress.
+        """
         due = self.setup.checkpoints.is_due(self.global_step)
         stops = self.guard.requested or time.monotonic() > self.setup.deadline
         return self.world.max(STOP if stops else SAVE if due else CONTINUE)
