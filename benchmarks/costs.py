@@ -95,7 +95,7 @@ def spread(recipe: Recipe, gpu: str, *families: Family) -> str:
 
 
 def recipes(only: Sequence[str] = (), published: str = "measurements/published.md") -> str:
-    """Tabulate recipes with an expected accuracy or a published head for their tower, cheapest first. published: a link."""
+    """Tabulate recipes with an expected top-1 or a published head for their tower, cheapest first. published: a link."""
     rows = []
     for priced in _by_hours():
         recipe = load_recipe(priced["name"])
@@ -127,7 +127,7 @@ BETTER_START = (
 
 
 def _spreads(recipe: Recipe) -> list[str]:
-    """Return V100-hours by family, and hours on the other main GPUs from the fastest to the slowest run in both families."""
+    """Return V100-hours by family, and for the other main GPUs hours from the fastest to the slowest run in both."""
     by_family = [spread(recipe, MAIN_GPUS[0], family) for family in FAMILIES]
     return by_family + [spread(recipe, gpu, *FAMILIES) for gpu in MAIN_GPUS[1:]]
 

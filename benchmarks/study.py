@@ -1,4 +1,4 @@
-"""Tables and picture for docs/study.md, which tables.py makes from the runs in results/study.jsonl and study_short.jsonl.
+"""Tables and picture for docs/study.md, made by tables.py from the runs in results/study.jsonl and study_short.jsonl.
 
 Each line is a run of a row in study.yaml or study_short.yaml with one seed. Gains are computed seed by seed: over the
 whole schedule, and over the line through the complete schedules with the same training FLOPs. Their standard errors use

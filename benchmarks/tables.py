@@ -1,4 +1,4 @@
-"""Write the tables in README.md and docs/, and the pictures in docs/images, from benchmarks/results: no number is typed.
+"""Write the tables in README.md and docs/ and the pictures in docs/images from benchmarks/results. No number is typed.
 
 The demo's results come from runs/demo/figures.json, which `make demo` writes, kept as benchmarks/results/demo.json.
 Costs are modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`. NAME is a

@@ -1,4 +1,4 @@
-"""The method of "CLIP Itself is a Strong Fine-tuner" (arXiv 2212.06138) as one plain loop with fastft's parts, on one device.
+"""The method of "CLIP Itself is a Strong Fine-tuner" (arXiv 2212.06138) as one plain loop with fastft's parts.
 
     python examples/paper.py in1k/train.beton in1k/val.beton           # CLIP ViT-B/16 on ImageNet: 85.7 % top-1 after 50 epochs
 
@@ -8,9 +8,9 @@ On the photographs and weights from `make demo`, it takes a few minutes of CPU t
         --weights=.cache/demo/vit-s-14.safetensors --normalise=imagenet --batch-size=32 --lr=5e-4 \\
         --layer-decay=0.7 --scale-min=0.35 --ema-decay=0.28
 
-With the same options, `fastft train final_b16` ends with the same weights, bit for bit on a CPU in fp32 (see tests/examples).
-Beyond this file, it has several GPUs and hosts, checkpoints, the fastest step that fits in memory, and a log, and it
-chooses the weights to use.
+The loop runs on one device. With the same options, `fastft train final_b16` ends with the same weights, bit for bit on
+a CPU in fp32 (see tests/examples). Beyond this file, it has several GPUs and hosts, checkpoints, the fastest step that
+fits in memory, and a log, and it chooses the weights to use.
 """
 
 import argparse
@@ -33,7 +33,10 @@ REFERENCE_BATCH = 2048  # batch size for which the EMA's decay is given
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse options, whose defaults are the paper's ViT-B/16 run (its Table 8, and its reference code where that says more)."""
+    """Parse options.
+
+    Defaults are the paper's ViT-B/16 run (its Table 8, and its reference code where that says more).
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("train")

@@ -1,4 +1,6 @@
-"""The plain loop that `fastft train photos` is measured against: timm and PyTorch with one set of usual values, not tuned.
+"""The plain loop that `fastft train photos` is measured against: timm and PyTorch.
+
+It has one set of usual values, which is not tuned.
 
 python examples/timm_baseline.py photos/train photos/test --model vit_small_patch14_dinov2 --image-size 56 --epochs 10
 

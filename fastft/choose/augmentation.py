@@ -60,7 +60,7 @@ def recognise_mirrored(tower: FrozenTower, files: BetonSet, probe: LinearProbe) 
 
 
 def choose_flips(recipe: Recipe, mirrored: Mirrored) -> Recipe:
-    """Leave flips out of the recipe if the probe recognises significantly, and at least a tenth, fewer mirrored images."""
+    """Leave flips out of the recipe if the probe recognises significantly (and at least a tenth) fewer mirrored images."""
     few = mirrored.mirrored <= (1 - LOST) * mirrored.plain
     lost = few and mcnemar(mirrored.plain_only, mirrored.mirrored_only) < SIGNIFICANT
     plain, flipped = (100 * count / mirrored.images for count in (mirrored.plain, mirrored.mirrored))

@@ -1,8 +1,8 @@
-"""Automatic image size (`model.image_size=auto`): try larger sizes while a linear probe of the frozen tower gains from them.
+"""Automatic image size (`model.image_size=auto`): try larger sizes while a linear probe gains from them.
 
-A probe costs one forward pass over the training images. At the chosen size it becomes the head that the run starts
-from. A larger image size can gain more than any schedule, even above the pixels that the images have. Measurements are
-in docs/measurements/photos.md.
+A probe of the frozen tower costs one forward pass over the training images. At the chosen size it becomes the head that
+the run starts from. A larger image size can gain more than any schedule, even above the pixels that the images have.
+Measurements are in docs/measurements/photos.md.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""The head that a run starts from, which is a linear probe of the frozen tower and the baseline for fine-tuning to beat."""
+"""The head that a run starts from: a linear probe of the frozen tower, and the baseline that fine-tuning must beat."""

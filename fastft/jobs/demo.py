@@ -1,4 +1,4 @@
-"""Train three models on a folder of photographs: fine-tuned, linear probe on the frozen tower, random initialisation."""
+"""Train three models on a folder of photographs: fine-tuned, linear probe of the frozen tower, random initialisation."""
 
 import json
 import time

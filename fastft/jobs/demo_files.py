@@ -87,7 +87,7 @@ def extract_cells(wheel: Path, out: Path, per_class: dict[str, int]) -> None:
 
 
 def _members_by_class(archive: zipfile.ZipFile) -> dict[str, list[str]]:
-    """List the archive members of every class, in the order of the dataset's table (path, defect probability, cell type)."""
+    """List the archive members by class, in the order of the dataset's table (path, defect probability, cell type)."""
     table = next(n for n in archive.namelist() if n.endswith("labels.csv"))
     members: dict[str, list[str]] = defaultdict(list)
     for line in archive.read(table).decode().splitlines():

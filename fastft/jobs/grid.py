@@ -1,4 +1,4 @@
-"""Sweeps from the command line: `fastft sweep photos --optim.lr=1e-4,3e-4,1e-3` trains a run per value or combination."""
+"""Sweeps from the command line: `fastft sweep photos --optim.lr=1e-4,3e-4` trains a run per value or combination."""
 
 import itertools
 import re

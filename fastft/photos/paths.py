@@ -15,7 +15,7 @@ ARCHIVE_SUFFIXES = (".tar",)
 
 
 def needs_conversion(path: str | None) -> bool:
-    """Return True if `data.train` or `data.val` is a folder, table or archive, which must be converted to a .beton file."""
+    """Return True if `data.train` or `data.val` is a folder, table or archive, which must be converted to a .beton."""
     if path is None:
         return False
     if is_beton_pattern(path):

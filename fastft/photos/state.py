@@ -43,7 +43,7 @@ class Inputs:
     old: str = ""
 
     def changed_since(self, stored: Mapping[str, Any]) -> str:
-        """Return which input differs from an earlier preparation's, such as "data.val has changed", or "" if none does."""
+        """Return which input differs from an earlier preparation, such as "data.val has changed", or "" if none does."""
         if stored.get("images") != self.images:
             return f"{self.data} has changed"
         if stored.get("val") != self.val:

@@ -1,4 +1,4 @@
-"""`fastft options`: every option of a recipe with its default, limits and meaning, and its value in the paper's runs."""
+"""`fastft options`: every option of a recipe with its default, limits, meaning, and value in the paper's runs."""
 
 import dataclasses
 import typing

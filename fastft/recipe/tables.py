@@ -60,7 +60,7 @@ class Sweep:
         return list(dict.fromkeys(row.label for row in self.rows))
 
     def reference(self, row: Row) -> str:
-        """Name the row as `load_recipe` takes it: FILE[LABEL], or FILE[SERIES, LABEL] if several rows have the label."""
+        """Name the row as `load_recipe` takes it: FILE[LABEL], or FILE[SERIES, LABEL] if several rows share the label."""
         several = sum(other.label == row.label for other in self.rows) > 1
         return f"{self.path}[{row.title if several else row.label}]"
 

@@ -38,7 +38,7 @@ def describe_expectation(recipe: Recipe) -> str:
 
 
 def assumed_val_images(recipe: Recipe) -> int:
-    """Return the number of validation images: ImageNet's 50,000, or for other data the same fraction of the training images."""
+    """Return the number of validation images: ImageNet's 50,000, or for other data the same fraction."""
     return round(recipe.data.train_size * VAL_IMAGES / IMAGENET_TRAIN_SIZE)
 
 

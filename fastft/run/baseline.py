@@ -1,4 +1,4 @@
-"""`baseline.json` in a run directory: the linear probe whose head the run starts from, and its scores before training."""
+"""`baseline.json` in a run directory: the linear probe that the run starts from, and its scores before training."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -317,7 +317,7 @@ def check_tensors(
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that `path` names: a checkpoint folder, or a run directory's best checkpoint, or else its last.
+    """Return the checkpoint that `path` names: a checkpoint folder, or a run directory's best checkpoint, else its last.
 
     Raises:
         UserError: there is none.

@@ -168,7 +168,7 @@ def choose_probe(baseline: Baseline | None) -> WeightChoice | None:
 
 
 def _figures(scores: Scores | None, score: BestBy) -> dict[str, float | None]:
-    """Return the fields of a choice that say how accurate the weights are: top-1, and the score that compares weights."""
+    """Return the fields of a choice that give the weights' accuracy: top-1, and the score that compares weights."""
     return {} if scores is None else {name: getattr(scores, name) for name in (TOP1, score)}
 
 
@@ -300,7 +300,7 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
-    """Return the only weights in a best checkpoint, or the `kind` weights in another one (default: the EMA, if it has one)."""
+    """Return a best checkpoint's only weights, or the `kind` weights in another one (default: the EMA, if it has one)."""
     checkpoint = read_checkpoint(path, needed=())
     untrained, is_noted = _untrained_share(checkpoint), False
     stem, words = STEMS[RAW], f"weights of the best epoch, {path.name}"

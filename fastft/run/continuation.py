@@ -67,7 +67,7 @@ def refuse_changed_recipe(stored: dict[str, Object], recipe: Recipe, folder: Pat
 
 
 def refuse_changed_arch(stored: Object, arch: Object, folder: Path) -> None:
-    """Raise UserError if `model.arch` has other values than in the checkpoint, because its file or open_clip has changed."""
+    """Raise UserError if `model.arch` has other values than in the checkpoint: its file or open_clip has changed."""
     changed = sorted(k for k, value in arch.items() if stored[k] != value)
     if changed:
         listing = ", ".join(f"{k} {stored[k]!r} -> {arch[k]!r}" for k in changed)

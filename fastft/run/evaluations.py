@@ -117,7 +117,7 @@ class ByWeights(Document, kw_only=True, omit_defaults=True):
 
 
 class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
-    """The scores after an epoch on the validation images, and on the images of `data.selection_share`, if there are any.
+    """The scores after an epoch on the validation images, and on those of `data.selection_share`, if there are any.
 
     Attributes:
         best_by: the score that compares epochs and weights. It is balanced accuracy if classes have very different
@@ -158,7 +158,7 @@ def describe_figures(scores: Mapping[BestBy, float]) -> str:
 
 
 def flatten(scores: ByWeights, selection: ByWeights | None = None, best_by: BestBy = TOP1) -> dict[str, float | str]:
-    """Return the scores as an 'eval' line in metrics.jsonl names them (raw_top1, selection_ema_top1, ...), and `best_by`."""
+    """Return `best_by` and the scores, as an 'eval' line in metrics.jsonl names them: raw_top1, selection_ema_top1, ..."""
     line: dict[str, float | str] = {}
     for weights in WEIGHTS:
         if (of_weights := scores.of(weights)) is not None:

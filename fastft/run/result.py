@@ -30,7 +30,7 @@ class Evidence(Document, omit_defaults=True):
 
 
 class Gain(Document):
-    """The gain from fine-tuning over the linear probe, in points, with its standard error. note: says if it is not clear."""
+    """The gain from fine-tuning over the linear probe, in points, with its standard error. note: set if it is not clear."""
 
     gain: Signed
     standard_error: Number

@@ -79,7 +79,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps per epoch, from the log as far as there is one, because the run may train on another file than the recipe's."""
+        """Steps per epoch, from the log if there is one, because the run may train on another file than the recipe's."""
         if self.evaluations:
             last = self.evaluations[-1]
             return round(last.step / (last.epoch + 1))
@@ -122,7 +122,7 @@ def load_run(folder: Path) -> Run:
 
 
 def with_moved_data(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with the current paths of images converted into the run directory, which may have been moved."""
+    """Return the recipe with the current paths of images converted into the run directory. It may have been moved."""
     for name in ("train", "val"):
         stored = getattr(recipe.data, name)
         here = folder / "data" / Path(stored or "").name

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when to save within an epoch, writing in the background, and restoring the newest undamaged one.
+"""The checkpoints of a run: when to save within an epoch, writing in the background, restoring the newest intact one.
 
 The module also collects and loads a step's tensors. `fastft.train.trainer` decides about saving at the end of an epoch
 and when a run stops.
@@ -196,7 +196,7 @@ def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
 
 @torch.no_grad()
 def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
-    """Load what `step_tensors` returned: either everything or nothing, into tensors with the parameters' memory formats.
+    """Load what `step_tensors` returned, everything or nothing, into tensors with the parameters' memory formats.
 
     Raises:
         Damaged: an entry is missing, superfluous, or has another shape or dtype.

@@ -1,4 +1,4 @@
-"""Run torchrun with the exit codes of `fastft` (2 bad input, 1 a crash, 75 try again) and without torchrun's own tracebacks.
+"""Run torchrun with the exit codes of `fastft` (2 bad input, 1 a crash, 75 try again) and without its tracebacks.
 
     python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
 

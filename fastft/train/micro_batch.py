@@ -28,7 +28,7 @@ DOMINANT = 4
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """This process's share of a batch: `count` passes over `size` images. loader_bytes: GPU memory that the loaders take."""
+    """This process's share of a batch: `count` passes over `size` images. loader_bytes: GPU memory for the loaders."""
 
     size: int
     count: int

@@ -74,7 +74,7 @@ class Progress(Position):
         return self.step == 0 and is_due and is_new
 
     def is_stalled(self, recipe: Recipe) -> bool:
-        """True if the weights that would be chosen now gained nothing in the last `train.stop_when` evaluations or more.
+        """True if the weights that would be chosen now gained nothing in the last `train.stop_when` or more evaluations.
 
         Evaluations within the warm-up do not count. While the learning rate rises, accuracy may fall for some epochs.
         """

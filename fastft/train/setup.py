@@ -94,7 +94,7 @@ class Setup:
 
     @property
     def reserve_bytes(self) -> int:
-        """Bytes that the loaders will take, and the optimiser's state, which the first step makes unless it is restored."""
+        """Bytes for the loaders, and for the optimiser's state, which the first step makes unless it is restored."""
         trained = sum(p.numel() for p in self.step.model.parameters() if p.requires_grad)
         moments = 0 if self.step.optimizer.state else (COPIES - 1) * 4 * trained
         return moments + int(self.micro_batches.loader_bytes)
@@ -251,7 +251,7 @@ def needed_bytes(recipe: Recipe, device: torch.device) -> int:
 def _build_models(
     recipe: Recipe, device: torch.device, folder: Path, train_files: BetonSet, new: bool, say: Callable[[str], None]
 ) -> tuple[ImageClassifier, Ema | None]:
-    """Build the model on its device, and its EMA if the recipe has one. new: load the weights that a run starts from."""
+    """Build the model on its device, and its EMA if the recipe has one. new: load the weights that runs start from."""
     model = build_model(recipe, pretrained=new)
     if new and recipe.model.head_init == PROBE:
         set_head(model, read_head(folder / PROBE_HEAD), folder / PROBE_HEAD)

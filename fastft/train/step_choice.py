@@ -301,7 +301,7 @@ def run_trials(
 
 
 def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception) -> None:
-    """Raise GpuLost if the error has left the GPU unusable, because every later call in this process would repeat it."""
+    """Raise GpuLost if the error has left the GPU unusable: every later call in this process would repeat it."""
     if device.type != "cuda":
         return
     try:
@@ -311,7 +311,7 @@ def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception)
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:
-    """Return the choice of the first trial that is within MARGIN of the fastest, or the default if none was measured."""
+    """Return the choice of the first trial within MARGIN of the fastest, or the default if none was measured."""
     measured = {trial.choice: trial.milliseconds for trial in trials if trial.milliseconds is not None}
     limit = min(measured.values(), default=0.0) * (1 + MARGIN)
     return next((choice for choice, time in measured.items() if time <= limit), StepChoice())
