@@ -54,9 +54,9 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Re
 
     Raises:
         UserError: bad input.
-        Preempted: another process is gone, or a signal stopped the run (after a checkpoint if the first step has
-            begun). NonFinite: the loss is NaN or Inf. KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first
-            step has begun. A second one ends at once.
+        Preempted: another process is gone, or a signal stopped the run, after a checkpoint if the first step has begun.
+        NonFinite: the loss is NaN or Inf.
+        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun. A second one ends at once.
     """
     console = console or make_console(lasting=True)
     options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
