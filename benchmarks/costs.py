@@ -1,4 +1,4 @@
-"""The tables of modelled costs, which tables.py makes, and the traced traffic that they read."""
+"""The tables with modelled costs, which tables.py makes, and the traced traffic that they read."""
 
 import json
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ class PublishedRun:
 
     @property
     def k(self) -> float:
-        """The run's MFU, divided by the roofline of its model on its GPU."""
+        """The run's MFU, divided by its model's roofline on its GPU."""
         roofline = roofline_mfu(self.recipe, GPUS[self.gpu], MACHINE_GPUS)
         assert roofline is not None
         return self.model_mfu / roofline.value
@@ -185,7 +185,7 @@ def not_run(_: Any) -> str:
 
 
 def starts(_: Any) -> str:
-    """Tabulate timm's results for other starts of B/16, and what the paper's schedule costs from them."""
+    """Tabulate timm's results for other B/16 starts, and what the paper's schedule costs from them."""
     sweep, rows = load_sweep(TABLES / "starts.yaml"), []
     for label in sweep.labels:
         of_start = [row for row in sweep.rows if row.label == label]

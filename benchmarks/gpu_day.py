@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_day.py CALL --out DIR
 
-    kernels    versions, fastft doctor, tests of the augmentation kernels
-    training   tests of the step, the loader and the trainer
+    kernels    versions, fastft doctor, augmentation kernel tests
+    training   step, loader and trainer tests
     steps      every way to compute B/16's step with 256 images in bf16 and fp16, and timm's: ms, MFU, peak memory
     shapes     the same for 64 images, L/14 and 384 px, where other ways may win: also as a CUDA graph
     data       three minutes of `fastft train`: images/s, fraction spent waiting; then loader and augmentation alone
@@ -117,7 +117,7 @@ def accuracy(call: Call) -> None:
 
 
 def ways(call: Call) -> Iterator[Case]:
-    """Yield B/16 with 256 images. Cases that compile come late, because they take longest, and autotuned ones last."""
+    """Yield B/16 with 256 images. Cases that compile come late because they take longest. Autotuned ones come last."""
     plain, half = precisions(call, False), precisions(call, True)
     whole = ("T", 32, 2) if call.dry_run else ("B", 224, 256)
     kernels = [StepChoice("eager", kernel) for kernel in attention_candidates(call.device)]

@@ -2,7 +2,7 @@
 
 Each line is a run with one seed: method, image size, epochs, CPU seconds, and `right`, which has 0 or 1 for every test
 image (with the loop's last weights, or our EMA). `probe` is the accuracy in percent of the linear probe from which our
-run started. A linear probe has 0 epochs. A soup has the epochs of one of its runs and the seconds of both.
+run started. A linear probe has 0 epochs. A soup has one run's epochs and the seconds of both runs.
 """
 
 from collections.abc import Mapping, Sequence

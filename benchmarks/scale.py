@@ -1,4 +1,4 @@
-"""Converting millions of images in parts: what a part costs, what the listing costs in every part, and an interruption.
+"""What it costs to convert millions of images in parts: each part, the listing that all parts do, an interruption.
 
     python benchmarks/scale.py            # writes benchmarks/results/scale.json; about two minutes
 

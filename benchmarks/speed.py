@@ -1,4 +1,4 @@
-"""Tables and the picture of the benchmarks, from the results of `fastft bench` in benchmarks/results.
+"""Benchmark tables and picture, from the `fastft bench` results in benchmarks/results.
 
 The pages show the newest result. Results for other processors stand beside it if they have the same measure. Ratios are
 medians over paired rounds, with the lowest and the highest round.

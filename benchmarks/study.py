@@ -66,7 +66,7 @@ def trainings(name: str) -> list[dict[str, Any]]:
 
 
 def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list[Way]:
-    """Return the rows of a study in the order of their first run. whole: the FLOPs that count as a share of 1."""
+    """Return a study's rows in the order of their first run. whole: the FLOPs that count as a share of 1."""
     by_row: dict[str, list[dict[str, Any]]] = {}
     for training in trainings:
         by_row.setdefault(training["row"], []).append(training)
@@ -82,9 +82,9 @@ def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list
 
 
 def _flops(study: str, training: Mapping[str, Any]) -> float:
-    """Return the FLOPs of training and of the head's features.
+    """Return the FLOPs for training and for the head's features.
 
-    Training used `images_share` of the schedule's images, or the same amount of work.
+    Training used this fraction of the schedule's images (`images_share`), or the same amount of work.
     """
     row = training.get("schedule", training["row"])
     recipe = resolve(load_recipe(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"]))
@@ -201,7 +201,7 @@ def shorts() -> Mapping[str, Short]:
 def short_gain(gains: str, start: str, row: str) -> tuple[float, float]:
     """Return (mean, standard error) for one of a `Short`'s gains.
 
-    The standard error uses the scatter between seeds, pooled over all rows of both starts.
+    The standard error uses the scatter between seeds, pooled over all rows for both starts.
     """
     points = getattr(shorts()[start], gains)[row]
     scattered = _pooled(g for each in shorts().values() for g in getattr(each, gains).values())
@@ -209,7 +209,7 @@ def short_gain(gains: str, start: str, row: str) -> tuple[float, float]:
 
 
 def short(_: object) -> str:
-    """Tabulate short schedules for both starts beside complete ones with a random head of the usual size."""
+    """Tabulate short schedules for both starts beside complete ones with a random head at the usual size."""
     ways, rows = ChainMap(*(dict(each.ways) for each in shorts().values())), []
     for name in dict.fromkeys(name for each in shorts().values() for name in each.ways):
         top1 = [f"{each.ways[name].mean:.1f}" if name in each.ways else "" for each in shorts().values()]

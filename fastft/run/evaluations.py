@@ -117,7 +117,7 @@ class ByWeights(Document, kw_only=True, omit_defaults=True):
 
 
 class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
-    """The scores after an epoch on the validation images, and on those of `data.selection_share`, if there are any.
+    """The scores after an epoch on the validation images, and on any images of `data.selection_share`.
 
     Attributes:
         best_by: the score that compares epochs and weights. It is balanced accuracy if classes have very different

@@ -274,7 +274,7 @@ def calibrate(p: Predictions) -> Calibration:
 
 
 def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, float, float | None], ...]:
-    """Return for each REJECTED_BELOW: it, the share of images with less confidence, and the others' accuracy, in percent."""
+    """Return (value, images with less confidence in percent, the others' accuracy in percent) for each REJECTED_BELOW."""
     kept = [confidence_N >= value for value in REJECTED_BELOW]
     right = [100 * float(right_N[kept_N].mean()) if kept_N.any() else None for kept_N in kept]
     return tuple(zip(REJECTED_BELOW, (100 * float(1 - kept_N.mean()) for kept_N in kept), right, strict=True))

@@ -89,7 +89,7 @@ class Checkpointing:
         )
 
     def prepare_folder(self, best: Evaluation | None) -> None:
-        """Make the folder. Set damaged checkpoints aside, and remove those of best epochs except the one of `best`.
+        """Make the folder, set damaged checkpoints aside, and remove all best-epoch checkpoints but the one for `best`.
 
         Args:
             best: the evaluation that the restored state names. Another best checkpoint was written just before the
