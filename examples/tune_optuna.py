@@ -59,7 +59,7 @@ def main() -> None:
             raise
         return top1
 
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
     args.out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(

@@ -16,7 +16,7 @@ from fastft.recipe import Choice, Recipe
 from fastft.recipe.constants import IMAGE_SIZE, PROBED_SIZES
 
 LONG_SECONDS = 3600  # a larger size is not tried if training at it would take longer
-TRAINING_COST = 3  # of an image, in forward passes
+TRAINING_COST = 3  # per image, in forward passes
 
 
 def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> tuple[Recipe, LinearProbe]:

@@ -96,7 +96,7 @@ def _describe(
 
 def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Evaluated, np.ndarray]:
     """Return (scores of the tower with its head, features of all images (N, D))."""
-    inputs: list[torch.Tensor] = []  # of the head
+    inputs: list[torch.Tensor] = []  # to the head
     with_logits = len(betons) * tower.recipe.data.num_classes <= KEPT_IN_TRAINING
     with (
         tower.open(betons) as loader,

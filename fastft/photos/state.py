@@ -17,7 +17,7 @@ from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
 TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # in a run, and in the runs of `fastft sweep`
-MAX_BYTES = 64 << 20  # of prepared.json
+MAX_BYTES = 64 << 20  # limit for prepared.json
 
 Say = Callable[[str], None]
 

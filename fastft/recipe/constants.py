@@ -17,7 +17,7 @@ PROBED_SIZES = (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded t
 MAX_ERASE = 4  # erased boxes per image, which is the size of a plan's field
 
 RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # order of the samples in an epoch
-NONE, SQRT, BALANCED = REBALANCING = ("none", "sqrt", "balanced")  # of classes; per image 1, 1 / sqrt(n) or 1 / n
+NONE, SQRT, BALANCED = REBALANCING = ("none", "sqrt", "balanced")  # per image in a class: 1, 1 / sqrt(n) or 1 / n
 # three blocks are in memory at a time; an ImageNet block at 500 px has 9,000 images, with 128 pages
 BLOCK_MIB = 1024
 

@@ -73,7 +73,7 @@ def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndar
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Return the exact two-sided p-value that two models which differ on this many images are equal (McNemar 1947)."""
+    """Return the exact two-sided p-value that two models which differ on these images are equally good (McNemar 1947)."""
     from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy.stats takes half a second to import
 
     return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))

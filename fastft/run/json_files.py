@@ -13,7 +13,7 @@ from beton_tools.base.typed_json import Document, check, check_version
 from beton_tools.base.user_files import read_user_text
 
 MAX_BYTES = 1 << 30  # per file in a run directory; a long run logs some megabytes
-VERSION = 1  # of all these formats
+VERSION = 1  # version of all these formats
 
 T = TypeVar("T", bound=Document)
 
