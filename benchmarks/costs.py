@@ -1,4 +1,4 @@
-"""The tables of modelled costs, made by tables.py, and the traced traffic that they read."""
+"""The tables with modelled costs, which tables.py makes, and the traced traffic that they read."""
 
 import json
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A row of published.yaml, with one of mfu and images_per_second."""
+    """A row in published.yaml. It has either mfu or images_per_second."""
 
     gpu: str
     name: str
@@ -70,32 +70,32 @@ class PublishedRun:
 
     @property
     def k(self) -> float:
-        """Its MFU over the roofline of its model on its GPU."""
+        """The run's MFU, divided by its model's roofline on its GPU."""
         roofline = roofline_mfu(self.recipe, GPUS[self.gpu], MACHINE_GPUS)
         assert roofline is not None
         return self.model_mfu / roofline.value
 
 
 def published(kind: str) -> list[PublishedRun]:
-    """The trainings of a family of fastft/cost/roofline.py ('tuned', 'vits'), or the 'others'."""
+    """Return the runs in a family from fastft/cost/roofline.py ('tuned', 'vits'), or the 'others'."""
     return [PublishedRun(**row) for row in PUBLISHED[kind]]
 
 
 def hours_at(recipe: Recipe, gpu: str, k: float) -> float:
-    """GPU-hours if the step reaches this share of the roofline."""
+    """Return the GPU-hours if the step reaches this fraction of the roofline."""
     roofline = roofline_mfu(recipe, GPUS[gpu], MACHINE_GPUS)
     assert roofline is not None
     return estimate(recipe, GPUS[gpu], MACHINE_GPUS, Mfu(k * roofline.value, "", "")).gpu_hours
 
 
 def spread(recipe: Recipe, gpu: str, *families: Family) -> str:
-    """GPU-hours at the fastest and at the slowest training of these families."""
+    """Return the GPU-hours for the fastest and the slowest run in these families."""
     ks = max(f.fastest for f in families), min(f.slowest for f in families)
     return format_range(*(hours_at(recipe, gpu, k) for k in ks))
 
 
 def recipes(only: Sequence[str] = (), published: str = "measurements/published.md") -> str:
-    """The recipes with an expected accuracy or a tower with a published head, the cheapest first. published: a link."""
+    """Tabulate recipes with an expected top-1 or a published head for their tower, cheapest first. published: a link."""
     rows = []
     for priced in _by_hours():
         recipe = load_recipe(priced["name"])
@@ -123,17 +123,20 @@ BETTER_START = (
     "frugal_b16_half",
     "laion2b, 12k",
     "half frozen",
-)  # the recipe before it, label and series of starts.yaml
+)  # the recipe before it, and its label and series in starts.yaml
 
 
 def _spreads(recipe: Recipe) -> list[str]:
-    """Hours on V100 by family, and on the other main GPUs from the fastest to the slowest training of both."""
+    """Return V100-hours by family, and for the other main GPUs hours from the fastest to the slowest run in both."""
     by_family = [spread(recipe, MAIN_GPUS[0], family) for family in FAMILIES]
     return by_family + [spread(recipe, gpu, *FAMILIES) for gpu in MAIN_GPUS[1:]]
 
 
 def _head_row(recipe: Recipe) -> list[str]:
-    """The row of a recipe that stops at a linear head; the accuracy is that of others' heads on the same tower."""
+    """Make the row for a recipe that stops at a linear head.
+
+    The accuracy is what others' heads on the same tower reach.
+    """
     theirs, weights = PUBLISHED["heads"][recipe.name], pretrained_cfg(recipe.model.arch.removeprefix(TIMM))
     head = f"others' head on this frozen tower, trained {theirs['head']} ({theirs['source']})"
     source = f"not run; {head}; weights: {weights.license}"
@@ -141,7 +144,7 @@ def _head_row(recipe: Recipe) -> list[str]:
 
 
 def _better_start() -> list[str]:
-    """The row of a start that has seen ImageNet-12k; timm's figure of it is of the whole schedule."""
+    """Make the row for a start that has seen ImageNet-12k. timm's result for it is for the whole schedule."""
     sweep, (_, label, series) = load_sweep(TABLES / "starts.yaml"), BETTER_START
     row = next(row for row in sweep.rows if (row.label, row.series) == (label, series))
     whole = next(row for row in sweep.rows if row.label == label and row.paper is not None)
@@ -153,7 +156,7 @@ def _better_start() -> list[str]:
 
 
 def sentence(published: str) -> str:
-    """What the hours are, for `final_b16`, and what the difference to the paper's own consists of. published: the link."""
+    """Explain the hours of `final_b16`, and what makes them differ from the paper's own. published: the link."""
     final, gpu = load_recipe("final_b16"), MAIN_GPUS[0]
     paper = PUBLISHED["paper_hours"][PAPER_ROWS[final.name]]
     fastest, slowest = spread(final, gpu, *FAMILIES).split("-")
@@ -174,7 +177,7 @@ def sentence(published: str) -> str:
 
 
 def not_run(_: Any) -> str:
-    """The recipes for ImageNet whose accuracy nobody has measured."""
+    """Tabulate the ImageNet recipes whose accuracy nobody has measured."""
     names = [r["name"] for r in _by_hours() if r["group"] == NOT_RUN and r["name"] not in PUBLISHED["heads"]]
     recipes = list(map(load_recipe, names))
     rows = [[f"`{recipe.name}`", *_hours(recipe)] for recipe in recipes]
@@ -182,7 +185,7 @@ def not_run(_: Any) -> str:
 
 
 def starts(_: Any) -> str:
-    """timm's figures of other starts of B/16, and what the paper's schedule costs from them."""
+    """Tabulate timm's results for other B/16 starts, and what the paper's schedule costs from them."""
     sweep, rows = load_sweep(TABLES / "starts.yaml"), []
     for label in sweep.labels:
         of_start = [row for row in sweep.rows if row.label == label]
@@ -205,7 +208,7 @@ def _hours(recipe: Recipe) -> list[str]:
 
 
 def families(_: Any) -> str:
-    """What the rows of `fastft cost` are."""
+    """Explain the rows of `fastft cost`."""
     rows = [
         [
             f"`{f.basis}`",
@@ -222,7 +225,7 @@ def families(_: Any) -> str:
 
 
 def cost_published(_: Any) -> str:
-    """The k that each published training gives."""
+    """Tabulate the k of each published run."""
     parts = []
     for family in FAMILIES:
         ks = [run.k for run in published(family.basis)]
@@ -267,7 +270,7 @@ TIMM_MODELS = (
 
 
 def model_costs(_: Any) -> str:
-    """A row per model: size, work, GPU-hours of the final and the frugal recipe, weights."""
+    """Make a row per model: size, work, GPU-hours for the final and the frugal recipe, weights."""
     head = ["model", "px", "M parameters", "GFLOP per image"]
     head += [f"{gpu}-hours, `final` / `frugal`" for gpu in MAIN_GPUS]
     rows = [*_own_rows(), *map(_timm_row, TIMM_MODELS)]
@@ -308,7 +311,10 @@ def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
 
 
 def traced_traffic() -> str:
-    """The content of fastft/cost/traffic.json, which saves `recipes`, `explain` and `cost` from tracing fastft's own recipes."""
+    """Return the content of fastft/cost/traffic.json.
+
+    With it, `recipes`, `explain` and `cost` need not trace fastft's own recipes.
+    """
     traced = {}
     for recipe, path in product(map(load_recipe, recipe_names()), KERNELS):
         key = traffic_key(recipe, path)

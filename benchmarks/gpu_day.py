@@ -1,17 +1,17 @@
-"""All that one borrowed GPU can show, in seven calls of less than 10 minutes (docs/gpu-day.md).
+"""What one borrowed GPU can show, in seven calls that take less than 10 minutes each (docs/gpu-day.md).
 
     python benchmarks/gpu_day.py CALL --out DIR
 
-    kernels    versions, fastft doctor, tests of the augmentation kernels
-    training   tests of the step, the loader and the trainer
+    kernels    versions, fastft doctor, augmentation kernel tests
+    training   step, loader and trainer tests
     steps      every way to compute B/16's step with 256 images in bf16 and fp16, and timm's: ms, MFU, peak memory
-    shapes     the same of 64 images, L/14 and 384 px, where other ways may win: also as a CUDA graph
-    data       three minutes of `fastft train`: images/s, share of waiting; then loader and augmentation alone
-    accuracy   `fastft demo`, a fine-tuning of real weights on real images: top-1 beside a CPU's
+    shapes     the same for 64 images, L/14 and 384 px, where other ways may win: also as a CUDA graph
+    data       three minutes of `fastft train`: images/s, fraction spent waiting; then loader and augmentation alone
+    accuracy   `fastft demo`, which fine-tunes real weights on real images: top-1 beside a CPU's
     sanitizer  compute-sanitizer over the augmentation kernels
 
-A call writes DIR/CALL.json (card, date, command, rows) after each result, and the output of its commands to DIR/CALL.log: a stop
-loses what was running, no more. --dry-run: tiny shapes, also on a CPU.
+A call writes DIR/CALL.json (card, date, command, rows) after each result, and its commands' output to DIR/CALL.log. So
+if it is stopped, only what was running is lost. --dry-run uses tiny shapes, and also works on a CPU.
 """
 
 import argparse
@@ -46,8 +46,8 @@ Case = tuple[
 ]  # model, image size, images, precision, choice (None: timm's step)
 AMP = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 RESULTS = Path(__file__).parent / "results"
-COMMAND_SECONDS = 540  # limit of a call's commands, and of the time in which measurements begin
-# with tests that need no card: those of tests/gpu have tiny shapes on a CPU
+COMMAND_SECONDS = 540  # limit for a call's commands, and for the time in which measurements begin
+# includes tests that need no card: those in tests/gpu have tiny shapes on a CPU
 PYTEST = ("pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--timeout=500", "-m", "gpu or not gpu")
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "kernels": [
@@ -109,7 +109,7 @@ def data(call: Call) -> None:
 
 
 def accuracy(call: Call) -> None:
-    """The demo's top-1 on this device, beside the CPU's of benchmarks/results."""
+    """Measure the demo's top-1 on this device, beside the CPU's in benchmarks/results."""
     out = call.out / "demo"
     call.run("fastft.cli", "demo", "--out", str(out))
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.rglob("result.json"))}
@@ -117,7 +117,7 @@ def accuracy(call: Call) -> None:
 
 
 def ways(call: Call) -> Iterator[Case]:
-    """B/16 with 256 images; those that compile late, as they take longest, and autotuned ones last."""
+    """Yield B/16 with 256 images. Cases that compile come late because they take longest. Autotuned ones come last."""
     plain, half = precisions(call, False), precisions(call, True)
     whole = ("T", 32, 2) if call.dry_run else ("B", 224, 256)
     kernels = [StepChoice("eager", kernel) for kernel in attention_candidates(call.device)]
@@ -128,7 +128,7 @@ def ways(call: Call) -> Iterator[Case]:
 
 
 def other_shapes(call: Call) -> Iterator[Case]:
-    """Few images, for which the host may be slower than the GPU; a larger model; a larger image."""
+    """Yield a few images, for which the host may be slower than the GPU, then a larger model, then a larger image."""
     shapes = [("B", 224, 64), ("B", 224, 16), ("L", 224, 128), ("B", 384, 64)]
     (bf16, _), (half, _) = precisions(call, False), precisions(call, True)
     modes = ("eager", "graph", "compile")
@@ -153,7 +153,7 @@ def steps(call: Call, cases: Iterator[Case]) -> None:
             row = (
                 {"error": "no time left"} if is_late else step_row(call, shape(letter, size), batch, precision, choice)
             )
-        except Exception as error:  # of a kernel, a compiler, or memory
+        except Exception as error:  # from a kernel, a compiler, or memory
             row = {"error": first_line(error)}
         call.write(about | row)
         if call.device.type == "cuda":
@@ -162,7 +162,7 @@ def steps(call: Call, cases: Iterator[Case]) -> None:
 
 
 def step_row(call: Call, arch: Any, batch: int, precision: Precision, choice: StepChoice | None) -> Row:
-    """choice: None for timm's step."""
+    """Measure one step. choice: None for timm's step."""
     dtype = precision.dtype
     step = timm_train_step(arch, AMP[dtype]) if choice is None else our_step(arch, precision, choice=choice)
     images, labels = random_batch(arch, batch, call.device)

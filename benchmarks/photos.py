@@ -1,8 +1,8 @@
-"""Tables of docs/measurements/photos.md, made by tables.py from the trainings in results/photos.jsonl.
+"""Tables for docs/measurements/photos.md, which tables.py makes from the runs in results/photos.jsonl.
 
-Each line is a training with one seed: method, image size, epochs, CPU seconds, `right` with 0 or 1 for every test image (by the
-loop's last weights, by our EMA), and `probe`, the percentage that the linear head is right on with which ours started. A head has
-0 epochs; a soup has the epochs of one of its trainings and the seconds of both.
+Each line is a run with one seed: method, image size, epochs, CPU seconds, and `right`, which has 0 or 1 for every test
+image (with the loop's last weights, or our EMA). `probe` is the accuracy in percent of the linear probe from which our
+run started. A linear probe has 0 epochs. A soup has one run's epochs and the seconds of both runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from study import shown, trainings
 from beton_tools.base.console import markdown_table as markdown
 
 WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
-SHORT, LONG = ("ours", "auto"), ("soup", "auto")  # ways that were measured beside the loop's short and long trainings
-Seeds = Mapping[int, Mapping[str, Any]]  # the trainings of one set by one method
+SHORT, LONG = ("ours", "auto"), ("soup", "auto")  # ways that were measured beside the loop's short and long runs
+Seeds = Mapping[int, Mapping[str, Any]]  # the runs on one set with one method
 
 
 def beside(what: str = "loop", how: str = "", ways: Sequence[str] = SHORT, title: str = "timm loop") -> str:
-    """A row for every set that was trained in all ways: `what`, then each way with its gain. how: ends the ways' methods."""
+    """Make a row for every set that has all ways: `what`, then each way with its gain. how: ends the ways' methods."""
     rows, gains = [], []
     for name, (base, *others) in _sets(what, *(way + how for way in ways)).items():
         gains.append([_gain(other, base) for other in others])
@@ -33,7 +33,7 @@ def beside(what: str = "loop", how: str = "", ways: Sequence[str] = SHORT, title
 
 
 def summary() -> str:
-    """The README's table and its sentence."""
+    """Return the README's table and its sentence."""
     long, one = "loop, whole length", "ours, whole length"
     pairs = _sets(long, one).values()
     share = sum(_seconds(ours) for _, ours in pairs) / sum(_seconds(loop) for loop, _ in pairs)
@@ -54,12 +54,12 @@ def summary() -> str:
 
 
 def _mean_gain(loop: str, way: str) -> str:
-    """Over the sets that have both methods, in words."""
+    """Average the gain over the sets that have both methods, in words."""
     return shown(*_mean([_gain(ours, base) for base, ours in _sets(loop, way).values()]))
 
 
 def _sets(*methods: str) -> dict[str, list[Seeds]]:
-    """The trainings of each set that has all methods."""
+    """Return the runs for each set that has all methods."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
     for row in trainings("photos"):
         found.setdefault(row["set"], {}).setdefault(row["method"], {})[row["seed"]] = row
@@ -67,15 +67,16 @@ def _sets(*methods: str) -> dict[str, list[Seeds]]:
 
 
 def _mean(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """(points, standard error) over sets."""
+    """Return (points, standard error), averaged over sets."""
     points, errors = zip(*gains, strict=True)
     return fmean(points), float(np.linalg.norm(errors)) / len(gains)
 
 
 def _gain(ours: Seeds, loop: Seeds) -> tuple[float, float]:
-    """(points, standard error) between the means over seeds, paired by image.
+    """Return (points, standard error) for the difference between the means over seeds, paired by image.
 
-    The error is that over images; with several seeds of both, the larger of that and the one over seeds, paired by seed.
+    The standard error is computed over images. With several seeds of both, it is the larger of this and the standard
+    error over seeds, paired by seed.
     """
     gains_N = _right(ours) - _right(loop)
     seeds = [fmean(ours[s]["right"]) - fmean(loop[s]["right"]) for s in ours.keys() & loop.keys()]
@@ -84,12 +85,12 @@ def _gain(ours: Seeds, loop: Seeds) -> tuple[float, float]:
 
 
 def _right(seeds: Seeds) -> np.ndarray:
-    """float64 (N,): share of the trainings that are right, for every image."""
+    """Return for every image the fraction of runs that are right, float64 (N,)."""
     return np.mean([row["right"] for row in seeds.values()], axis=0)
 
 
 def _figure(seeds: Seeds) -> str:
-    """Mean top-1 in percent; of a training also that of the linear head, image size, epochs, CPU seconds."""
+    """Format mean top-1 in percent. For a run, add the linear probe's top-1, image size, epochs and CPU seconds."""
     rows = list(seeds.values())
     top1, seconds = 100 * _right(seeds).mean(), _seconds(seeds)
     if not rows[0]["epochs"]:

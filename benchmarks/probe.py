@@ -1,10 +1,10 @@
-"""Ridge heads beside heads trained by gradient descent, on frozen features of a real tower: how far does `probe_*` fall behind?
+"""How far do ridge heads (`probe_*`) fall behind heads trained by gradient descent, on frozen features of a real tower?
 
-The published linear heads of DINOv2 and DINOv3 were trained by SGD on augmented images. `fastft train probe_*` fits a ridge head
-to each image once, as it is seen in evaluation. Here both kinds of head read the same features of the demo's DINOv2-type
-ViT-S/14 on CIFAR-10. Learning rates and penalties are chosen on a tenth of the training images (ridge: by cross-validation),
-never on the test images. A line of results/probe.jsonl is one number of training images, pooling and seed, with the top-1
-of every head.
+The published linear heads of DINOv2 and DINOv3 were trained by SGD on augmented images. `fastft train probe_*` fits a
+ridge head to each image once, as it is seen in evaluation. Here both kinds of head read the same features, from the
+demo's DINOv2-type ViT-S/14 on CIFAR-10. Learning rates and penalties are chosen on a tenth of the training images
+(ridge: by cross-validation), never on the test images. A line in results/probe.jsonl is for one number of training
+images, pooling and seed, with the top-1 of every head.
 
 Run: python benchmarks/probe.py cifar_train.beton cifar_test.beton --weights vit-s-14.safetensors
 """
@@ -31,10 +31,10 @@ from fastft.model.recipe_model import build_model
 
 SIZE, POOLS = 42, ("class", "patches", "class+patches")
 IMAGES, SEEDS = (500, 2000), (0, 1)
-TESTED = 5000  # of the 10,000 test images
-VIEWS = 4  # augmented views per image: crops of 35 to 100 % of the area, flipped or not
-RATES = tuple(10.0**e for e in np.arange(-3, 0.01, 0.5))  # learning rates of SGD, on standardised features
-PENALTIES = tuple(10.0**e for e in np.arange(-6, 0.01, 1))  # of logistic regression
+TESTED = 5000  # out of the 10,000 test images
+VIEWS = 4  # augmented views per image: crops with 35 to 100 % of the area, flipped or not
+RATES = tuple(10.0**e for e in np.arange(-3, 0.01, 0.5))  # learning rates for SGD, on standardised features
+PENALTIES = tuple(10.0**e for e in np.arange(-6, 0.01, 1))  # for logistic regression
 EPOCHS, BATCH, HELD_OUT = 50, 128, 10
 RIDGE = "ridge"
 RESULTS = Path(__file__).parent / "results" / "probe.jsonl"
@@ -43,21 +43,21 @@ Head = Callable[[Tensor], Tensor]  # features (B, D) to logits (B, K)
 
 
 def features(model: ImageClassifier, loader: EvalLoader | TrainLoader) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-    """(class token and mean patch token beside each other, labels, ids) of every batch of one pass."""
+    """Return (class token and mean patch token beside each other, labels, ids) for every batch in one pass."""
     with torch.inference_mode():
         for batch in loader:
             yield model.pooled(batch.images).clone(), batch.labels.clone(), batch.ids.copy()
 
 
 def gather(batches: Iterator[tuple[Tensor, Tensor, np.ndarray]]) -> tuple[Tensor, Tensor]:
-    """Features and labels in the order of the ids."""
+    """Return features and labels in the order of the ids."""
     x, y, ids = zip(*batches, strict=True)
     order = torch.from_numpy(np.concatenate(ids)).argsort()
     return torch.cat(x)[order], torch.cat(y)[order]
 
 
 def train_sgd(views_VND: Tensor, y_N: Tensor, classes: int, rate: float, seed: int) -> Head:
-    """A linear head by SGD with momentum and a cosine; epoch e reads view e mod V of each image."""
+    """Train a linear head by SGD with momentum and a cosine. Epoch e reads view e mod V of each image."""
     mean_D, std_D = views_VND.mean((0, 1)), views_VND.std((0, 1)) + 1e-6
     head = nn.Linear(views_VND.shape[2], classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
@@ -77,7 +77,7 @@ def train_sgd(views_VND: Tensor, y_N: Tensor, classes: int, rate: float, seed: i
 
 
 def train_logistic(x_ND: Tensor, y_N: Tensor, classes: int, penalty: float) -> Head:
-    """Logistic regression by L-BFGS, with a penalty on the squared weights."""
+    """Fit logistic regression by L-BFGS, with a penalty on the squared weights."""
     mean_D, std_D = x_ND.mean(0), x_ND.std(0) + 1e-6
     x_ND = (x_ND - mean_D) / std_D
     weight, bias = torch.zeros(classes, x_ND.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
@@ -101,7 +101,10 @@ def top1(head: Head, x_ND: Tensor, y_N: Tensor) -> float:
 def best(
     values: tuple[float, ...], fit: Callable[[float, Tensor], Head], x_ND: Tensor, y_N: Tensor, held: Tensor
 ) -> Head:
-    """The head of all images with the value whose head of the others is best on the held-out ones."""
+    """Choose the value whose head, fitted without the held-out images, is best on them.
+
+    Return its head for all images.
+    """
     scores = [top1(fit(value, ~held), x_ND[held], y_N[held]) for value in values]
     return fit(values[int(np.argmax(scores))], torch.ones_like(held))
 
@@ -109,7 +112,7 @@ def best(
 def compare(
     plain_ND: Tensor, views_VND: Tensor, y_N: Tensor, test: tuple[Tensor, Tensor], seed: int
 ) -> dict[str, float]:
-    """Test top-1 by kind of head."""
+    """Return test top-1 by kind of head."""
     classes = int(test[1].max()) + 1
     held = torch.zeros(len(y_N), dtype=torch.bool)
     held[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[: len(y_N) // HELD_OUT]] = True
@@ -131,7 +134,10 @@ def compare(
 
 
 def table(_: object) -> str:
-    """Top-1 of every head, and how far the ridge head is behind the best of the others; means over the seeds."""
+    """Tabulate the top-1 of every head, and how far the ridge head is behind the best other one.
+
+    Means over the seeds.
+    """
     lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     rows, gaps = [], []
     for images, pool in dict.fromkeys((line["images"], line["pool"]) for line in lines):

@@ -1,9 +1,9 @@
-"""Conversion of millions of images in parts: what each part costs, what all list, and what an interruption costs.
+"""What it costs to convert millions of images in parts: each part, the listing that all parts do, an interruption.
 
     python benchmarks/scale.py            # writes benchmarks/results/scale.json; about two minutes
 
-Synthetic WebDataset shards: IMAGES samples of real photographs, cut to 64 px. Times are CPU seconds of the commands, which do not
-depend on what else the machine does; reading from a network is not in them.
+The images are synthetic WebDataset shards: IMAGES samples of real photographs, cut to 64 px. Times are CPU seconds of
+the commands, which do not depend on what else the machine does. Reading from a network is not included.
 """
 
 import argparse
@@ -42,7 +42,7 @@ print(seconds, (after.ru_maxrss - before.ru_maxrss) * 1024, len(source.labels))
 
 
 def photographs(folder: Path) -> list[bytes]:
-    """JPEGs of 64 x 64 pixels, cut from packaged photographs or the ImageNet sample."""
+    """Cut JPEGs with 64 x 64 pixels from packaged photographs or the ImageNet sample."""
     cuts = []
     for path in find_images(None, folder, 32).paths:
         with Image.open(path) as image:
@@ -65,7 +65,7 @@ def write_shards(folder: Path, cuts: list[bytes], images: int) -> None:
 
 
 def convert(shards: Path, out: Path, part: int, kill_after: int | None = None) -> float:
-    """CPU seconds of converting a part; kill_after: bytes of the unfinished file at which it is killed."""
+    """Return the CPU seconds for converting a part. kill_after: bytes of the unfinished file at which it is killed."""
     command = [sys.executable, "-m", "fastft.cli", "convert", "folder", "--data", f"{shards}/*.tar", "--out", str(out),
                "--part", f"{part}/{PARTS}", "--workers", "0", "--write-mode", "jpg"]  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,6 +1,6 @@
-"""Tables and the picture of the benchmarks, from the results of `fastft bench` in benchmarks/results.
+"""Benchmark tables and picture, from the `fastft bench` results in benchmarks/results.
 
-The newest result is what the pages show; results of other processors stand beside it where they have the same measure. Ratios are
+The pages show the newest result. Results for other processors stand beside it if they have the same measure. Ratios are
 medians over paired rounds, with the lowest and the highest round.
 """
 
@@ -25,7 +25,7 @@ ORIGINALS: Setting = {"files": ORIGINAL}
 
 @cache
 def published() -> list[Result]:
-    """Results by date, the newest first."""
+    """Return the results by date, the newest first."""
     documents = {path: msgspec.json.decode(path.read_bytes()) for path in sorted(RESULTS.glob("*.json"))}
     found = [read_result(path) for path, d in documents.items() if isinstance(d, dict) and "sessions" in d]
     return sorted(found, key=lambda result: result.date, reverse=True)
@@ -50,7 +50,7 @@ def ranged(contender: Contender) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the summary: what, and where it is in a result."""
+    """A line in the summary: what it measures, and where it is in a result."""
 
     what: str
     key: str
@@ -83,7 +83,7 @@ ROWS = (
 
 
 def summary() -> str:
-    """A line per measure and peer."""
+    """Make a line per measure and peer."""
     result = published()[0]
     rows = []
     for row in ROWS:
@@ -107,7 +107,7 @@ HEADLINES = (
 )
 
 
-# by a reader of the project, who did not keep the rounds
+# measured by a reader of the project, who did not keep the rounds
 INDEPENDENT = (
     "On 300 other ImageNet files, which nothing in fastft was tuned on, an independent measurement on an AMD EPYC found ratios "
     "of 6.0, 4.1 and 2.7 (2026-11-30, commit `0b7c8796`)."
@@ -115,7 +115,7 @@ INDEPENDENT = (
 
 
 def processors() -> str:
-    """The main ratios on every processor that has a result."""
+    """Tabulate the main ratios on every processor that has a result."""
     rows = []
     for result in published():
         cells = []
@@ -130,7 +130,7 @@ def processors() -> str:
 
 
 def order() -> str:
-    """What the disk is asked for where the file is larger than the memory."""
+    """Tabulate what the disk is asked for if the file is larger than the memory."""
     result = published()[0]
     rows = []
     setting: Setting = {}
@@ -157,7 +157,7 @@ def processor(result: Result) -> str:
 
 
 def machines() -> str:
-    """What each result was measured on, by which commit and commands."""
+    """List what each result was measured on, and with which commit and commands."""
     lines = []
     for result in published():
         machine = result.machine
@@ -192,7 +192,7 @@ LEFT, WIDTH, BAR, ROW, RIGHT = 144, 330, 15, 21, 64  # pixels
 
 
 def picture(theme: str) -> str:
-    """Images per CPU second of the loaders, with the range of the rounds."""
+    """Draw the loaders' images per CPU second, with the range over the rounds."""
     result = published()[0]
     drawn = []
     for title, key, names in BARS:
@@ -232,7 +232,7 @@ def _bar(contender: Contender, y: int, fastest: float) -> list[Markup]:
 
 
 def headline(index: int) -> Spread | None:
-    """A ratio of HEADLINES in the newest result."""
+    """Return one of the HEADLINES ratios in the newest result."""
     _, key, peer = HEADLINES[index]
     found = find(published()[0], key, {})
     other = found[1].contender(peer) if found else None

@@ -1,8 +1,8 @@
-"""Tables and picture of docs/study.md, made by tables.py from the trainings in results/study.jsonl and study_short.jsonl.
+"""Tables and picture for docs/study.md, made by tables.py from the runs in results/study.jsonl and study_short.jsonl.
 
-Each line is a training of a row of study.yaml or study_short.yaml with one seed. Gains are taken seed by seed: over the whole
-schedule, and over the line through the complete schedules at as many training FLOPs. Their standard errors have the scatter of
-all rows between seeds.
+Each line is a run of a row in study.yaml or study_short.yaml with one seed. Gains are computed seed by seed: over the
+whole schedule, and over the line through the complete schedules with the same training FLOPs. Their standard errors use
+the scatter between seeds, pooled over all rows.
 """
 
 import json
@@ -25,17 +25,22 @@ from fastft.recipe import load_recipe
 from fastft.report.charts import Canvas, svg_file, svg_text
 
 FOLDER = Path(__file__).parent
-IMAGES = 1000  # of an epoch
+IMAGES = 1000  # images per epoch
 WHOLE = "complete 100%"
 TOLD_APART = 3.2  # standard errors: 5 % for 36 comparisons together (Bonferroni)
-STARTS = ("other classes", "these classes")  # of study_short.jsonl: what the tower was trained on before
-CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules of study_short.yaml
-LETTER = 6.4  # pixels, the width of one in the picture
+STARTS = ("other classes", "these classes")  # in study_short.jsonl: what the tower was trained on before
+CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules in study_short.yaml
+LETTER = 6.4  # width of one letter in the picture, in pixels
 
 
 @dataclass(frozen=True)
 class Way:
-    """A row of the study. share: its training FLOPs, the whole schedule's are 1. top1: percent, by seed."""
+    """A row of the study.
+
+    Attributes:
+        share: its training FLOPs, as a fraction of the whole schedule's.
+        top1: percent, by seed.
+    """
 
     name: str
     share: float
@@ -49,7 +54,7 @@ class Way:
 
 @cache
 def ways() -> Sequence[Way]:
-    """All rows of study.yaml, those with fewer FLOPs first."""
+    """Return all rows of study.yaml, those with fewer FLOPs first."""
     mine = trainings("study")
     whole = _flops("study", mine[0] | {"schedule": WHOLE, "images_share": 1})
     return sorted(_ways("study", mine, whole), key=lambda way: way.share)
@@ -61,7 +66,7 @@ def trainings(name: str) -> list[dict[str, Any]]:
 
 
 def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list[Way]:
-    """Rows of a study in the order of their first training. whole: FLOPs of a share of 1."""
+    """Return a study's rows in the order of their first run. whole: the FLOPs that count as a share of 1."""
     by_row: dict[str, list[dict[str, Any]]] = {}
     for training in trainings:
         by_row.setdefault(training["row"], []).append(training)
@@ -77,7 +82,10 @@ def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list
 
 
 def _flops(study: str, training: Mapping[str, Any]) -> float:
-    """FLOPs of training and of the head's features; `images_share` of the schedule's images were trained on, or as much work."""
+    """Return the FLOPs for training and for the head's features.
+
+    Training used this fraction of the schedule's images (`images_share`), or the same amount of work.
+    """
     row = training.get("schedule", training["row"])
     recipe = resolve(load_recipe(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"]))
     work = recipe_work(recipe, recipe_arch(recipe), val_images=0)
@@ -85,7 +93,7 @@ def _flops(study: str, training: Mapping[str, Any]) -> float:
 
 
 def line() -> Sequence[Way]:
-    """The complete schedules of at most the whole length."""
+    """Return the complete schedules that are not longer than the whole one."""
     return [way for way in ways() if way.name.startswith("complete") and way.share <= 1]
 
 
@@ -94,17 +102,20 @@ def others() -> Sequence[Way]:
 
 
 def over_whole(way: Way) -> list[float]:
-    """Points above the whole schedule of the same seed."""
+    """Return the gain over the whole schedule with the same seed, in points."""
     return _over([w for w in line() if w.name == WHOLE], way)
 
 
 def over_line(way: Way) -> list[float]:
-    """Points above the complete schedules of the same seed, at as many FLOPs."""
+    """Return the gain over the complete schedules with the same seed and the same FLOPs, in points."""
     return _over(line(), way)
 
 
 def _over(control: Sequence[Way], way: Way) -> list[float]:
-    """Points above the line through `control`, in order of FLOPs, of the same seed; below its left end above that end."""
+    """Return the gain over the line through `control`, ordered by FLOPs, with the same seed, in points.
+
+    Left of the line, the gain is over its left end.
+    """
     gains = []
     for seed, top1 in way.top1.items():
         known = [w for w in control if seed in w.top1]
@@ -115,7 +126,7 @@ def _over(control: Sequence[Way], way: Way) -> list[float]:
 
 @cache
 def scatter(gains: Callable[[Way], list[float]]) -> float:
-    """Standard deviation of a gain between seeds, pooled over all rows."""
+    """Return the standard deviation of a gain between seeds, pooled over all rows."""
     return _pooled(gains(way) for way in others())
 
 
@@ -125,7 +136,7 @@ def _pooled(gains: Iterable[Sequence[float]]) -> float:
 
 
 def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float]:
-    """(mean gain, its standard error)."""
+    """Return (mean gain, its standard error)."""
     by_seed = gains(way)
     return fmean(by_seed), scatter(gains) / len(by_seed) ** 0.5
 
@@ -135,7 +146,7 @@ def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
 
 
 def shown(gain: float, error: float) -> str:
-    """Points with their standard error, in bold if they are told apart from 0."""
+    """Format points with their standard error, in bold if they are told apart from 0."""
     text = f"{round(gain, 1) + 0.0:+.1f} ± {error:.1f}"  # + 0.0: no -0.0
     return f"**{text}**" if abs(gain) > TOLD_APART * error else text
 
@@ -146,7 +157,10 @@ def complete(_: object) -> str:
 
 
 def compared(_: object) -> str:
-    """Every way beside the whole schedule and beside a complete one of as many FLOPs; numbers are those of the picture."""
+    """Tabulate every way beside the whole schedule and a complete one with the same FLOPs.
+
+    Numbers match the picture's.
+    """
     rows = [
         [str(number), *_cells(way), judged(way, over_whole), judged(way, over_line)]
         for number, way in enumerate(others(), 1)
@@ -159,7 +173,9 @@ def compared(_: object) -> str:
 class Short:
     """The rows of study_short.jsonl for one start.
 
-    over_line, over_whole: gains by row, over complete schedules with a usual head that have as many FLOPs, or the whole length.
+    Attributes:
+        over_line: gains by row over complete schedules with a usual head and the same FLOPs.
+        over_whole: gains by row over the complete schedule with a usual head and the whole length.
     """
 
     ways: Mapping[str, Way]
@@ -169,7 +185,7 @@ class Short:
 
 @cache
 def shorts() -> Mapping[str, Short]:
-    """By start."""
+    """Return the rows by start."""
     done = trainings("study_short")
     whole = _flops("study_short", {"row": f"{CONTROL}, 100%"})
     found = {}
@@ -183,14 +199,17 @@ def shorts() -> Mapping[str, Short]:
 
 
 def short_gain(gains: str, start: str, row: str) -> tuple[float, float]:
-    """(mean, standard error) of one of the gains of a `Short`, with the scatter of all rows of both starts between seeds."""
+    """Return (mean, standard error) for one of a `Short`'s gains.
+
+    The standard error uses the scatter between seeds, pooled over all rows for both starts.
+    """
     points = getattr(shorts()[start], gains)[row]
     scattered = _pooled(g for each in shorts().values() for g in getattr(each, gains).values())
     return fmean(points), scattered / len(points) ** 0.5
 
 
 def short(_: object) -> str:
-    """Short schedules of both starts beside complete ones with a random head of the usual size."""
+    """Tabulate short schedules for both starts beside complete ones with a random head at the usual size."""
     ways, rows = ChainMap(*(dict(each.ways) for each in shorts().values())), []
     for name in dict.fromkeys(name for each in shorts().values() for name in each.ways):
         top1 = [f"{each.ways[name].mean:.1f}" if name in each.ways else "" for each in shorts().values()]
@@ -208,7 +227,7 @@ THREE, THREE_SHORT = "probe head, freeze 1/2, 40%", "fitted head, freeze 1/2, 40
 
 
 def summary(_: object) -> str:
-    """The three savings together, beside complete schedules with a usual head, and beside those with the paper's."""
+    """Summarise the three savings together, beside complete schedules with a usual head, and with the paper's head."""
     start = STARTS[0]
     mine = shorts()[start].ways
     way, whole = mine[THREE_SHORT], mine[f"{CONTROL}, 100%"]

@@ -1,7 +1,8 @@
-"""Write the tables of README.md and docs/, and the pictures of docs/images, from benchmarks/results, so that no number is typed.
+"""Write the tables in README.md and docs/ and the pictures in docs/images from benchmarks/results. No number is typed.
 
-The demo's figures come from runs/demo/figures.json of `make demo`, kept as benchmarks/results/demo.json; costs are
-modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES.
+The demo's results come from runs/demo/figures.json, which `make demo` writes, kept as benchmarks/results/demo.json.
+Costs are modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`. NAME is a
+key of TABLES.
 
 Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 if a table or picture is out of date)
 """
@@ -45,7 +46,7 @@ BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL
 
 
 class Results:
-    """The demo's figures; the results of `fastft bench` are read by speed.py."""
+    """The demo's results. speed.py reads the results of `fastft bench`."""
 
     def __init__(self, folder: Path) -> None:
         self.demo = msgspec.json.decode((folder / "demo.json").read_bytes(), type=DemoFigures)
@@ -55,7 +56,7 @@ class Results:
 
 
 def demo(results: Results) -> str:
-    """The contenders of `make demo`."""
+    """Tabulate the contenders of `make demo`."""
     d = results.demo
     rows = [["always the largest class", f"{d.majority:.1f}", "", ""]]
     rows += [[c.title, *figure_cells(d, c.name)] for c in reversed(CONTENDERS)]
@@ -112,7 +113,7 @@ PICTURES: dict[str, Callable[[Results, str], str]] = {
 
 
 def filled(text: str, results: Results) -> str:
-    """The page with every table made anew."""
+    """Return the page with every table made anew."""
     return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]](results)}\n{block[3]}", text)
 
 

@@ -1,4 +1,4 @@
-"""Photographs with wrong labels, near-duplicates and outliers, found by cleanlab in the embeddings of a model.
+"""Find photographs with wrong labels, near-duplicates and outliers, with cleanlab on the embeddings of a model.
 
 pip install 'cleanlab[datalab]'
 fastft predict runs/photos runs/photos/data/train.beton --weights probe --features train.npz

@@ -1,10 +1,11 @@
-"""Convert a data set in parts on a Ray cluster: one task per part, on whichever machines have free CPUs.
+"""Convert a dataset in parts on a Ray cluster: one task per part, on whichever machines have free CPUs.
 
     pip install ray
     python examples/convert_ray.py --data /shared/photos --out /shared/photos.beton --parts 16
 
-Writes photos-01-of-16.beton to photos-16-of-16.beton; train with --data.train='photos-*.beton'. `--data` and `--out` must be on
-a file system that all machines share. A task whose process or machine dies is started again and continues its part.
+This writes photos-01-of-16.beton to photos-16-of-16.beton. Train with --data.train='photos-*.beton'. `--data` and
+`--out` must be on a file system that all machines share. If the process or machine of a task dies, the task is started
+again and continues its part.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from beton_tools.write.writer import WriteOptions
 
 @ray.remote(max_retries=3)
 def convert_part(data: Path, out: Path, part: Part, workers: int) -> int:
-    """Convert one part with `workers` processes; returns the number of its images."""
+    """Convert one part with `workers` processes, and return its number of images."""
     return convert_folder(data, out, WriteOptions(part=part, workers=workers)).num_samples
 
 

@@ -1,4 +1,6 @@
-"""ffcv-imagenet's training pipeline with fastft's decoder: one line differs (and its import), the crop alone is decoded.
+"""Use fastft's decoder in ffcv-imagenet's training pipeline.
+
+One line and its import differ, and only the crop is decoded.
 
 python examples/ffcv_loader.py train.beton            # fastft's decoder
 python examples/ffcv_loader.py train.beton --stock    # FFCV's

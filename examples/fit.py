@@ -1,4 +1,4 @@
-"""Train on a folder of photographs with a folder per class, then predict, evaluate, export and report.
+"""Train on a folder with one folder of photographs per class, then predict, evaluate, export and report.
 
 python examples/fit.py pics --predict holiday/
 """

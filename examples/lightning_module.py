@@ -1,4 +1,4 @@
-"""fastft's loaders in a LightningModule and a Trainer.
+"""Use fastft's loaders in a LightningModule and a Trainer.
 
 pip install lightning
 python examples/lightning_module.py train.beton val.beton
@@ -51,7 +51,7 @@ def main() -> None:
         trainer = lightning.Trainer(
             max_epochs=args.epochs, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0
         )
-        # Lightning requests a batch before it is done with the one before, so the batches are copied
+        # Lightning requests a batch before it is done with the previous one, so the batches are copied
         trainer.fit(FineTuning(model), AsTuples(train, copy=True), AsTuples(val, copy=True))
         print({name: float(value) for name, value in trainer.callback_metrics.items()})
 

@@ -1,16 +1,16 @@
-"""The method of "CLIP Itself is a Strong Fine-tuner" (arXiv 2212.06138) as one plain loop over fastft's parts, on one device.
+"""The method of "CLIP Itself is a Strong Fine-tuner" (arXiv 2212.06138) as one plain loop with fastft's parts.
 
     python examples/paper.py in1k/train.beton in1k/val.beton           # CLIP ViT-B/16 on ImageNet: 85.7 % top-1 after 50 epochs
 
-On the photographs and weights of `make demo`, in a few minutes of CPU time:
+On the photographs and weights from `make demo`, it takes a few minutes of CPU time:
 
     python examples/paper.py runs/demo/fine_tuned/data/{train,val}.beton --arch=rcp/demo_vit_s14.json --size=42 --epochs=8 \\
         --weights=.cache/demo/vit-s-14.safetensors --normalise=imagenet --batch-size=32 --lr=5e-4 \\
         --layer-decay=0.7 --scale-min=0.35 --ema-decay=0.28
 
-With the same options, `fastft train final_b16` ends with the same weights, bit for bit on a CPU in fp32 (see tests/examples).
-What it has beyond this file: several GPUs and hosts, checkpoints, the fastest step that fits the memory, a log, and the choice
-of the weights to use.
+The loop runs on one device. With the same options, `fastft train final_b16` ends with the same weights, bit for bit on
+a CPU in fp32 (see tests/examples). Beyond this file, it has several GPUs and hosts, checkpoints, the fastest step that
+fits in memory, and a log, and it chooses the weights to use.
 """
 
 import argparse
@@ -29,28 +29,31 @@ from fastft.model import Arch, build_classifier, load_arch, load_tower_weights
 from fastft.optim import Ema, WarmupCosine, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REFERENCE_BATCH = 2048  # of the EMA's decay
+REFERENCE_BATCH = 2048  # batch size for which the EMA's decay is given
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Options with the values of the paper's ViT-B/16 run (its Table 8, and its reference code where that says more)."""
+    """Parse options.
+
+    Defaults are the paper's ViT-B/16 run (its Table 8, and its reference code where that says more).
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("train")
     add("val")
     add("--arch", default="ViT-B-16-quickgelu")
-    add("--weights", default="openai")  # a tag of open_clip, or a file
+    add("--weights", default="openai")  # an open_clip tag, or a file
     add("--size", type=int, default=224)
     add("--normalise", choices=("clip", "imagenet"), default="clip")
     add(
         "--policy", default="rand-m9-mstd0.5-inc1"
     )  # timm's string for RandAugment; random erasing of a quarter comes on top
-    add("--scale-min", type=float, default=0.08)  # least share of an image that a crop shows
+    add("--scale-min", type=float, default=0.08)  # smallest fraction of an image that a crop shows
     add("--epochs", type=int, default=50)
-    add("--warmup", type=float, default=0.2)  # of the epochs
+    add("--warmup", type=float, default=0.2)  # fraction of the epochs
     add("--batch-size", type=int, default=REFERENCE_BATCH)
-    add("--micro-batch", type=int, default=32)  # images per forward pass: as many as fit the memory
-    add("--lr", type=float, default=6e-4)  # of the head; it falls by 0.6 from each block to the one below
+    add("--micro-batch", type=int, default=32)  # images per forward pass: choose the most that fit in memory
+    add("--lr", type=float, default=6e-4)  # the head's; it falls by a factor of 0.6 from each block to the one below
     add("--layer-decay", type=float, default=0.6)
     add("--weight-decay", type=float, default=0.05)
     add("--smoothing", type=float, default=0.1)
@@ -58,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="auto")
     add("--amp", default="auto")  # fp16 on V100, bf16 where the device is faster with it, else fp32
     add("--seed", type=int, default=0)
-    add("--save")  # the EMA weights, as a .pt file
+    add("--save")  # saves the EMA weights as a .pt file
     return parser.parse_args()
 
 
@@ -67,7 +70,7 @@ def main() -> None:
     world = find_world(args.device)
     device, precision = world.device, choose_precision(args.amp, world.device)
 
-    # Data: each image is decoded only where its crop lies, and its augmentation is drawn from (seed, epoch, sample id).
+    # Data: only the crop of each image is decoded, and its augmentation is drawn from (seed, epoch, sample id).
     mean, std = (CLIP_MEAN, CLIP_STD) if args.normalise == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
     policy = AugmentPolicy(args.policy, scale=(args.scale_min, 1), mean=mean, std=std)
     output = Output(args.size, device, precision.dtype)
@@ -97,7 +100,7 @@ def main() -> None:
     with train, val:
         for epoch in range(args.epochs):
             model.train()
-            loss_sum = torch.zeros((), device=device)  # stays there: reading it would wait for the device
+            loss_sum = torch.zeros((), device=device)  # stays on the device: reading it would wait
             for k, batch in enumerate(train):
                 with precision.autocast():
                     logits = model(batch.images)
@@ -105,7 +108,7 @@ def main() -> None:
                 scaler.scale(loss / accumulation).backward()
                 loss_sum += loss.detach() / accumulation
                 if (k + 1) % accumulation == 0:
-                    set_lr(optimizer, schedule(step))  # times each group's `lr_scale`
+                    set_lr(optimizer, schedule(step))  # multiplied by each group's `lr_scale`
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""fastft's loader and augmentation in a plain PyTorch loop, with a state that resumes in the middle of an epoch.
+"""Use fastft's loader and augmentation in a plain PyTorch loop, with a state that resumes in the middle of an epoch.
 
 python examples/plain_loop.py train.beton val.beton
 """

@@ -1,8 +1,11 @@
-"""The plain loop that `fastft train photos` is measured against: timm and PyTorch, one set of usual values, not tuned.
+"""The plain loop that `fastft train photos` is measured against: timm and PyTorch.
+
+It has one set of usual values, which is not tuned.
 
 python examples/timm_baseline.py photos/train photos/test --model vit_small_patch14_dinov2 --image-size 56 --epochs 10
 
-Both folders have a folder per class. Prints the top-1 accuracy on the test images. Needs timm and torchvision.
+Both folders have a folder per class. The script prints the top-1 accuracy on the test images. It needs timm and
+torchvision.
 """
 
 import argparse
@@ -23,7 +26,7 @@ auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **options: 
 
 
 def train(options: argparse.Namespace) -> torch.Tensor:
-    """Train, and return for every test image whether it is classified correctly, bool (N,)."""
+    """Train, and return whether each test image is classified correctly, bool (N,)."""
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = timm.get_pretrained_cfg(options.model)

@@ -1,4 +1,4 @@
-"""fastft's loader with timm's optimizer factory, scheduler, mixup, EMA and meters, as in timm's train.py.
+"""Use fastft's loader with timm's optimizer factory, scheduler, mixup, EMA and meters, as in timm's train.py.
 
 python examples/timm_loop.py train.beton val.beton
 """

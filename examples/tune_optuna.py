@@ -1,10 +1,10 @@
-"""Search the learning rate and its decay over the layers with Optuna; the same command continues after a stop.
+"""Search for the learning rate and its layer decay with Optuna. After a stop, the same command continues.
 
 python examples/tune_optuna.py photos --data.train=train.beton --data.val=val.beton --trials 20 --out runs/tune
 
-Every trial is a run directory in --out. It is evaluated after an eighth and three eighths of the epochs, and pruned where it is
-below the median of the trials so far. Several GPUs or machines share the trials: start the command on each, with an --out and a
---storage that all of them reach (mysql://..., postgresql://...; SQLite only on one machine).
+Every trial is a run directory in --out. It is evaluated after an eighth and three eighths of the epochs, and pruned if
+it is below the median of the trials so far. Several GPUs or machines can share the trials: start the command on each of
+them, with an --out and a --storage that they all reach (mysql://..., postgresql://...; SQLite only on one machine).
 """
 
 import argparse
@@ -22,9 +22,9 @@ from fastft.cli.arguments import add_recipe_options
 from fastft.jobs.decided import load_decided
 from fastft.machine.exits import NonFinite, Preempted
 
-SHARES = (1 / 8, 3 / 8, 1)  # of the recipe's epochs, after which a trial is evaluated
+SHARES = (1 / 8, 3 / 8, 1)  # fractions of the recipe's epochs after which a trial is evaluated
 TRIED = (TrialState.COMPLETE, TrialState.PRUNED)
-SECONDS_BETWEEN_SIGNS = 60  # a trial without a sign of life for twice as long is given to the next process
+SECONDS_BETWEEN_SIGNS = 60  # after twice this time without a sign of life, a trial is given to the next process
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
             raise
         return top1
 
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
     args.out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(

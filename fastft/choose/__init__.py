@@ -1,1 +1,1 @@
-"""Every option of a recipe gets its final value: rules by the number of images, then linear probes of the frozen tower."""
+"""Give every option of a recipe its final value: by rules on the number of images, then by linear probes."""

@@ -1,11 +1,13 @@
-"""Automatic augmentation: none where it hides from the tower what makes the classes.
+"""Automatic augmentation: leave it out if it hides from the tower what distinguishes the classes.
 
-A head by ridge regression names unchanged images well. If its loss on augmented training images is above that of knowing only how
-frequent each class is, the tower no longer sees there what the head goes by, and training on such images unlearns it.
+A linear probe classifies unchanged images well. Its loss on augmented training images may be above the loss of knowing
+only how frequent each class is. Then the tower no longer sees in these images what the probe relies on, and training on
+them unlearns it.
 
-Evidence, with a DINOv2-type ViT-S/14: on photographs of solar cells the loss is 1.5 to 1.7 times that of the class shares, and
-12 epochs at 42 px reach 85.9 % of 255 held-out images without augmentation, 78.4 % with RandAugment, 78.0 % with crops (the head
-alone 84.3 %). On CIFAR-10 it is 0.8 to 0.9 times that; RandAugment gains 1.8 points there, crops 0.3 (2,000 images).
+Evidence, with a DINOv2-type ViT-S/14: on photographs of solar cells the loss is 1.5 to 1.7 times the class-frequency
+loss. 12 epochs at 42 px reach 85.9 % on 255 held-out images without augmentation, 78.4 % with RandAugment and 78.0 %
+with crops (84.3 % with the linear probe alone). On CIFAR-10 the ratio is 0.8 to 0.9. There RandAugment gains 1.8
+points, and crops gain 0.3 (2,000 images).
 """
 
 import math
@@ -27,8 +29,8 @@ from fastft.recipe.constants import NONE
 from fastft.run.chosen_weights import SIGNIFICANT, mcnemar
 
 HFLIP = "augment.hflip"
-LOST = 0.1  # of the images that are recognised, at least, must be lost by mirroring them
-TRIED = 256  # mirrored images; augmented ones whose loss decides, in whole steps
+LOST = 0.1  # at least this fraction of the recognised images must be lost by mirroring them
+TRIED = 256  # number of mirrored images, and of augmented ones whose loss decides, in whole steps
 PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
 
 
@@ -36,7 +38,9 @@ PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
 
 
 def recognise_mirrored(tower: FrozenTower, files: BetonSet, probe: LinearProbe) -> Mirrored | None:
-    """How the probe recognises mirrored images, the same in all processes; None without its features.
+    """Count how many mirrored images the probe recognises, the same in all processes.
+
+    None if the probe has no features.
 
     Raises:
         EvaluationStopped: a stop was requested.
@@ -56,7 +60,7 @@ def recognise_mirrored(tower: FrozenTower, files: BetonSet, probe: LinearProbe) 
 
 
 def choose_flips(recipe: Recipe, mirrored: Mirrored) -> Recipe:
-    """The recipe, without flips if the probe recognises significantly fewer mirrored images, and a tenth fewer at least."""
+    """Leave flips out of the recipe if the probe recognises significantly (and at least a tenth) fewer mirrored images."""
     few = mirrored.mirrored <= (1 - LOST) * mirrored.plain
     lost = few and mcnemar(mirrored.plain_only, mirrored.mirrored_only) < SIGNIFICANT
     plain, flipped = (100 * count / mirrored.images for count in (mirrored.plain, mirrored.mirrored))
@@ -73,7 +77,7 @@ def is_plain(recipe: Recipe) -> bool:
 
 
 def compare_losses(tower: FrozenTower, files: BetonSet) -> tuple[float, float]:
-    """(the loss of the tower's head on augmented training images, `shares_loss` of the same images).
+    """Return (the loss of the tower's head on augmented training images, `shares_loss` for the same images).
 
     Raises:
         EvaluationStopped: a stop was requested.
@@ -94,10 +98,12 @@ def compare_losses(tower: FrozenTower, files: BetonSet) -> tuple[float, float]:
 
 
 def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int | None = None) -> float:
-    """Cross-entropy of always predicting the shares of the classes, in nats, of images that `sampling` draws.
+    """Return the cross-entropy, in nats, of always predicting the class frequencies, on images that `sampling` draws.
 
-    The probe's head knows the shares of all images, not those of the sampling. images: their number if they have several
-    labels; the mean over classes.
+    The linear probe knows the class frequencies among all images, not among the sampled ones.
+
+    Args:
+        images: their number, if they have several labels. The result is then the mean over classes.
     """
     if images is not None:
         return sum(shares_loss([count, images - count]) for count in class_counts) / len(class_counts)
@@ -106,9 +112,15 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
 
 
 def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recipe, str]:
-    """(the recipe, where augmentation hides the classes with the values of PLAIN for options that are `auto`; a warning or "").
+    """Leave augmentation out of the recipe if it hides the classes.
 
-    loss, shares: as `compare_losses` gives them.
+    Options that are `auto` then get the values of PLAIN.
+
+    Args:
+        loss, shares: as `compare_losses` gives them.
+
+    Returns:
+        (the recipe; a warning or "").
     """
     hidden = loss > shares
     losses = f"the linear probe's loss is {loss:.2f} on augmented images, {shares:.2f} when guessing by class frequency"

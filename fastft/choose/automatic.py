@@ -1,13 +1,14 @@
-"""Values of `auto` options that follow from the number of training images and the tower.
+"""Values for `auto` options that follow from the number of training images and the tower.
 
 The rules give exactly the paper's recipe at ImageNet's size. Below it they follow three ideas, each with its source:
 
-- Warm-up and EMA horizon are shares of the run. Given in images, as in the paper, the horizon of 8 ImageNet epochs is longer
-  than a whole training of 9,000 images, whose EMA would stay 95.7 % its initial weights.
-- The learning rate follows the square root of the batch, as for other Adam-like optimisers (timm, lightly-train). Below 20,000
-  images it is 5e-4 at batch 32, with a milder layer decay and clipped gradients: on seven sets of 40 to 9,000 images 3.5 points
-  better than 2.25e-4 with the paper's (docs/measurements/photos.md).
-- The number of steps has a floor of 1,000 (VTAB-1k trains as many; BiT 500 from fewer than 20,000 images on).
+- Warm-up and EMA horizon are fractions of the run. If the horizon were given in images, as in the paper, its 8 ImageNet
+  epochs would be longer than a whole run on 9,000 images, and the EMA would stay 95.7 % its initial weights.
+- The learning rate follows the square root of the batch, as for other Adam-like optimisers (timm, lightly-train). Below
+  20,000 images it is 5e-4 at batch 32, with a milder layer decay and clipped gradients. On seven sets with 40 to 9,000
+  images this is 3.5 points better than 2.25e-4 with the paper's settings (docs/measurements/photos.md).
+- There are at least 1,000 steps. VTAB-1k trains for the same number, and BiT for 500 when it has fewer than 20,000
+  images.
 """
 
 import math
@@ -21,28 +22,32 @@ from fastft.recipe.paper import paper_recipe
 from fastft.recipe.schema import MAX_EPOCHS, Choice, Recipe, count_steps
 from fastft.recipe.training_images import Images, with_images
 
-# so that small sets have enough steps; ImageNet's batch is limited to the paper's
+# small sets get enough steps; ImageNet's batch is limited to the paper's
 IMAGES_PER_UNIT_OF_BATCH = 128
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
-STEPS_PER_EVALUATION = 50  # an evaluation of a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
+STEPS_PER_EVALUATION = 50  # evaluating a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
 FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 32
-# fewer steps at that rate disturb the tower, which does not recover: clip art at 112 px, probe 53 %, 11 steps at 5e-4 12 %
+# Fewer steps at that rate disturb the tower, which does not recover: on clip art at 112 px, the linear probe has 53 %,
+# and 11 steps at 5e-4 reach 12 %.
 FULL_LR_STEPS = 100
 PAPER_SIZE = 224  # pixels
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
 
 
 def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, Choice] | None = None) -> Recipe:
-    """The recipe for its images, with a value for every `auto` option; linear probes may change some of them.
+    """Return the recipe for its images, with a value for every `auto` option.
+
+    Linear probes may change some of them later.
 
     Args:
-        images: that `data.train` and `data.val` have; None: as many as `data.train_size` says.
+        images: the images in `data.train` and `data.val`. None: assume the number in `data.train_size`.
         stored: choices that the run was started with, which are used again instead of the rules.
 
     Raises:
-        UserError: the images do not fill one batch, or contradict the command line; options that exclude each other.
+        UserError: the images do not fill one batch, the images contradict the command line, or options exclude each
+            other.
     """
     if images is not None:
         recipe = with_images(recipe, images)
@@ -116,7 +121,7 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
 
 
 def probes_sizes(recipe: Recipe) -> bool:
-    """Return True if linear probes decide the image size of a new run: see `fastft.choose.image_size`."""
+    """Return True if linear probes decide the image size of a new run. See `fastft.choose.image_size`."""
     few = recipe.data.train_size < FEW_IMAGES
     return IMAGE_SIZE in recipe.automatic and recipe.model.head_init == "probe" and few
 
@@ -129,7 +134,10 @@ def _image_size(recipe: Recipe) -> tuple[int, str]:
 
 
 def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
-    """A training whose head starts as a linear probe decides by it: see `fastft.choose.augmentation`."""
+    """Return the value and its reason.
+
+    If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`.
+    """
     return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
 
 
@@ -153,19 +161,19 @@ def _erase_prob(recipe: Recipe) -> tuple[float, str]:
 
 
 def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
-    """Writing a checkpoint of a ViT-B/16 takes seconds, as an epoch of a few steps does."""
+    """Space checkpoints out: writing one for a ViT-B/16 takes seconds, as does an epoch with a few steps."""
     epochs = max(1, STEPS_PER_CHECKPOINT // recipe.steps_per_epoch())
     return (epochs, f"{recipe.steps_per_epoch():,} steps per epoch: a checkpoint about every {STEPS_PER_CHECKPOINT}")
 
 
 def _eval_every(recipe: Recipe) -> tuple[int, str]:
-    """Evaluating a few images can take longer than an epoch of a few steps."""
+    """Space evaluations out: evaluating a few images can take longer than an epoch with a few steps."""
     steps = recipe.steps_per_epoch()
     epochs = -(-STEPS_PER_EVALUATION // steps)
     return epochs, f"{steps:,} steps per epoch: at least {STEPS_PER_EVALUATION} between evaluations"
 
 
-# in this order: a rule may use the values of those before it. `data.num_classes` is read from the training file.
+# Ordered, because a rule may use the values of those before it. `data.num_classes` is read from the training file.
 RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "optim.batch_size": _batch_size,
     "schedule.epochs": _epochs,

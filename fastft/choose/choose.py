@@ -34,13 +34,14 @@ Say = Callable[[str], None]
 def choose_options(
     recipe: Recipe, images: Images, key: str, world: World, stop: Callable[[], bool], say: Say
 ) -> Recipe:
-    """The final recipe, which the run directory keeps, the same in all processes but for what differs between hosts.
+    """Return the final recipe, which the run directory keeps.
 
-    What the directory has is used again: always once there is a checkpoint, before that if it was asked for the same.
+    All processes get the same recipe, except for what differs between hosts. What the directory has is used again:
+    always once there is a checkpoint, and before that if the same was asked for.
 
     Args:
-        images: that `data.train` and `data.val` have.
-        key: tells what the run is asked for; see `fastft.run.continuation.request_key`.
+        images: the images in `data.train` and `data.val`.
+        key: identifies what the run is asked for. See `fastft.run.continuation.request_key`.
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
@@ -53,14 +54,14 @@ def choose_options(
     if stored is None and not has_begun and recipe.model.head_init == PROBE:
         recipe = _choose_by_probes(recipe, folder, key, world, stop, say)
     recipe = replace(recipe, automatic=frozenset())
-    if world.is_main and not has_begun:  # the trainer compares the recipe of a run that has begun before it writes
+    if world.is_main and not has_begun:  # if the run has begun, the trainer compares its recipe before it writes
         write_recipe(folder, recipe)
         write_choices(folder, recipe.choices, key)
     return recipe
 
 
 def _read(folder: Path, key: str) -> tuple[bool, dict[str, Choice] | None]:
-    """(whether there is a checkpoint; the choices that are used again)."""
+    """Return (whether there is a checkpoint; the choices that are used again)."""
     has_begun = bool(list_checkpoints(folder / "checkpoints"))
     return has_begun, read_choices(folder, None if has_begun else key)
 

@@ -1,7 +1,8 @@
-"""Automatic image size (`model.image_size=auto`): larger ones as long as a linear probe of the frozen tower gains by them.
+"""Automatic image size (`model.image_size=auto`): try larger sizes while a linear probe gains from them.
 
-A probe costs one forward pass over the training images, and at the chosen size it becomes the head that the run starts from.
-Image size can gain more than any schedule, also above the pixels that the images have; measurements: docs/measurements/photos.md.
+A probe of the frozen tower costs one forward pass over the training images. At the chosen size it becomes the head that
+the run starts from. A larger image size can gain more than any schedule, even above the pixels that the images have.
+Measurements are in docs/measurements/photos.md.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,15 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Choice, Recipe
 from fastft.recipe.constants import IMAGE_SIZE, PROBED_SIZES
 
-LONG_SECONDS = 3600  # no larger size whose training would take more
-TRAINING_COST = 3  # of an image, in forward passes
+LONG_SECONDS = 3600  # a larger size is not tried if training at it would take longer
+TRAINING_COST = 3  # per image, in forward passes
 
 
 def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> tuple[Recipe, LinearProbe]:
-    """(the recipe with the chosen size, the probe at that size), the same in all processes.
+    """Return (the recipe with the chosen size, the probe at that size), the same in all processes.
 
-    fit: gives the probe at the image size of a recipe.
+    Args:
+        fit: returns the probe at a recipe's image size.
     """
     patch = recipe_arch(recipe).patch_size
     first, *larger = sorted({max(1, round(size / patch)) * patch for size in PROBED_SIZES})
@@ -43,7 +45,7 @@ def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> t
 
 
 def gains_over(larger: LinearProbe, smaller: LinearProbe) -> bool:
-    """Return True if the loss is lower at the larger size by more than the standard error of the paired difference."""
+    """Return True if the loss at the larger size is lower by more than the standard error of the paired difference."""
     gain_N = smaller.head.losses_N - larger.head.losses_N
     return bool(gain_N.mean() > gain_N.std() / np.sqrt(len(gain_N)))
 
@@ -54,6 +56,6 @@ def describe_probe(probe: LinearProbe) -> str:
 
 
 def _measured(probe: LinearProbe) -> dict[str, float]:
-    """Accuracy in percent and loss on images that the probe was not fitted to."""
+    """Return size, accuracy in percent and loss on images that the probe was not fitted to."""
     head = probe.head
     return {"size": probe.size, "top1": 100 * float(head.right_N.mean()), "loss": float(head.losses_N.mean())}

@@ -1,9 +1,10 @@
 """The `fastft` command: parse the arguments, run the command, turn errors into exit codes.
 
-This module imports nothing heavy, and the module of a command imports for its help only what is fast: `run` imports the rest.
+This module imports nothing heavy. For its help, a command's module imports only what is fast, and `run` imports the
+rest.
 
-Exit codes: 0 success, 1 the training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
-same command again), 128 + n stopped by signal n (130: Ctrl-C, of a training after a checkpoint).
+Exit codes: 0 success, 1 training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
+same command again), 128 + n stopped by signal n (130: Ctrl-C, during training after a checkpoint).
 """
 
 import argparse
@@ -37,7 +38,7 @@ EXIT_FAILED = 1
 
 
 class Command(Protocol):
-    """One command, or one kind of `fastft convert`: a module of this package, or a class in one."""
+    """One command, or one kind of `fastft convert`: a module in this package, or a class in one."""
 
     EXAMPLE: str
     TAKES_OPTIONS: bool  # accepts recipe options, which are in `overrides`
@@ -47,9 +48,9 @@ class Command(Protocol):
     def run(self, args: argparse.Namespace, /) -> int: ...
 
 
-# When one process ends, torchrun ends the others at once: this long the others leave local rank 0 to print the error.
+# When one process ends, torchrun ends the others at once. So the others let local rank 0 print the error for this long.
 SECONDS_TO_REPORT = 15
-# (module of this package, or class in one; help). Only the module of the command that runs is imported.
+# (module in this package, or class in one; help). Only the module of the command that runs is imported.
 CONVERT_KINDS = {
     "folder": ("cmd_convert.Folder", "write one labelled set, a folder per class, to one .beton file"),
     "imagenet": ("cmd_convert.Imagenet", "write ImageNet, in any of its common layouts, to train.beton and val.beton"),
@@ -75,7 +76,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, and return the exit code."""
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow: `eval "$(register-python-argcomplete fastft)"`
         import argcomplete
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_warnings_in_one_line(f"fastft {args.command}")
         with raise_on_stop_signals(f"fastft {args.command}"):
             code = args.run(args)
-            sys.stdout.flush()  # an error, such as that of a full disk, is reported here
+            sys.stdout.flush()  # an error, such as a full disk, is reported here
             return code
     except Preempted as stop:
         _print_error(args.command, stop)
@@ -109,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
-    """The parser of `argv`: of the commands that it does not name only the help is known, not the arguments.
+    """Build the parser for `argv`. Commands that it does not name have only their help, not their arguments.
 
-    Arguments of some commands need seconds of imports. Without `argv` every command has its arguments.
+    Some commands' arguments need seconds of imports. Without `argv` every command has its arguments.
     """
     chosen = None if argv is None else next((word for word in argv if not word.startswith("-")), "")
     parser = Parser(prog="fastft", description="Fine-tune CLIP vision transformers for the fewest GPU-hours.")

@@ -11,8 +11,8 @@ from fastft.cli import main
 def _exit(code: int) -> NoReturn:
     """End the process with `code`.
 
-    After an error in a distributed run the process group is not destroyed: that could wait for a process that no longer
-    exists, and at a normal interpreter exit its threads sometimes abort the process (exit code 134).
+    After an error in a distributed run the process group is not destroyed, because that could wait for a process that
+    no longer exists. At a normal interpreter exit its threads sometimes abort the process (exit code 134).
     """
     if code != 0 and torchrun.world_size() > 1:
         sys.stdout.flush()

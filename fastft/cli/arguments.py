@@ -20,7 +20,7 @@ from fastft.recipe.schema import SECTIONS, option_fields
 
 _SHORT = {option: name.replace("_", "-") for name, option in SHORT_NAMES.items()}
 CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
-SIMILAR = 0.75  # least similarity of an argument that is suggested
+SIMILAR = 0.75  # lowest similarity at which an argument is suggested
 OVERRIDES = (
     "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all);\n"
     "short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
@@ -35,7 +35,7 @@ def print_line(console: Any, text: str) -> None:
 
 
 def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int:
-    """Print a result as JSON, or by `printer` on a console; returns the exit code 0."""
+    """Print a result as JSON, or with `printer` on a console. Returns the exit code 0."""
     if as_json:
         import msgspec  # most commands do without
 
@@ -46,7 +46,7 @@ def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and to which `-C RECIPE` is the same as `RECIPE`."""
+    """A parser whose errors are one line, and which reads `-C RECIPE` as `RECIPE`."""
 
     def error(self, message: str) -> Any:
         help = "" if message.endswith("?") else f"; see {self.prog} --help"
@@ -73,9 +73,10 @@ class _Override(argparse.Action):
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
-    """Add every option of a recipe, and its short name unless the command has an argument of that name.
+    """Add every option of a recipe, and its short name unless the command has an argument with that name.
 
-    listed: show them in the help of the command.
+    Args:
+        listed: show the options in the command's help.
     """
     taken = set(parser._option_string_actions)
     parser.set_defaults(overrides=[])
@@ -95,7 +96,10 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Refuse what the parser did not know. Raises UserError: there is such a word; all are listed, each with its hint."""
+    """Refuse what the parser did not know.
+
+    Raises UserError: there are such words; all are listed, each with its hint.
+    """
     known, hints = parser._option_string_actions, dict[str, str | None]()
     for word in words:
         name, equals, _ = word.partition("=")
@@ -119,7 +123,7 @@ def _is_number(text: str) -> bool:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
-    """The argument that was probably meant: one of the command, or an option of a recipe."""
+    """Return the argument that was probably meant: one of the command's, or a recipe option."""
     own = [] if "." in name else get_close_matches(name, [flag[2:] for flag in known if "." not in flag], 1, SIMILAR)
     elsewhere = name.replace("-", "_")
     if "--optim.lr" in known and (not own or elsewhere in OTHER_NAMES or elsewhere in WITHOUT_OPTION):
@@ -129,9 +133,12 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def recipe_reference(text: str) -> str:
-    """An argparse type: a recipe. Says on stderr that `rcp/...` is not here where the one of fastft is used."""
+    """An argparse type: a recipe.
+
+    Says on stderr if `rcp/...` is not here and the one that comes with fastft is used.
+    """
     option = None if Path(text).exists() else nearest_option(full_name(text.partition("=")[0])) if "=" in text else None
-    if option is not None:  # Ultralytics writes options so
+    if option is not None:  # Ultralytics writes options in this way
         raise argparse.ArgumentTypeError(
             f"give a recipe, such as photos, before options; did you mean --{_SHORT.get(option, option)}?"
         )
@@ -152,7 +159,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add arguments of SHARED."""
+    """Add the arguments in SHARED."""
     for name in names:
         parser.add_argument(f"--{name}", **SHARED[name])
 
@@ -181,7 +188,7 @@ def whole_number(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """An argparse type: a share in (0, 1], as 0.45 or 45%."""
+    """An argparse type: a fraction in (0, 1], written as 0.45 or 45%."""
     number = _number(float, text.removesuffix("%"))
     value = None if number is None else number / (100 if text.endswith("%") else 1)
     if value is None or not 0 < value <= 1:

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_average(record: "AverageRecord", console: "Console") -> None:
-    """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
+    """Print a row for each model and average, with the selection set's standard error, and what was kept."""
     if record.data:
         score = record.rows[0].files[0].best_by
         names = [Path(path).name + (" (selection)" * (path == record.selection)) for path in record.data]

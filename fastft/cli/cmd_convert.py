@@ -140,7 +140,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options_of(args: argparse.Namespace) -> WriteOptions:
-    """WriteOptions from parsed flags. Raises UserError: a value outside its limits."""
+    """Make WriteOptions from parsed flags. Raises UserError: a value outside its limits."""
     values = {field.name: getattr(args, field.name) for field in fields(WriteOptions) if hasattr(args, field.name)}
     values["lossless"] = not args.reencode
     return WriteOptions(**values | {"part": None if args.part is None else Part.parse(args.part)})

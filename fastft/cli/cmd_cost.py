@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     rows = None
     if any(map(is_table, args.files)):
-        from fastft.jobs.sweep import read_trainings  # seconds of imports that recipes do not need
+        from fastft.jobs.sweep import read_trainings  # takes seconds to import, which recipes do not need
 
         recipes, rows = read_trainings(args.files, args.overrides)
     else:

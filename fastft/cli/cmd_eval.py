@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     evaluations = evaluate_files(
         args.checkpoint, args.data, args.device, only_present_classes=args.only_present_classes, **options
     )
-    if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
+    if torchrun.rank() != 0:  # every process has the same sums, and rank 0 prints them
         return 0
     say(f"using the {evaluations[0].weights}")
     if len(evaluations) == 1:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_evaluation(report: "FileReport", console: "Console") -> None:
-    """Print the figures, the classes (the worst by F1 if there are many), and the largest confusions."""
+    """Print the scores, the classes (the worst by F1 if there are many), and the largest confusions."""
     lines = [_headline(report), _means(report)]
     for line in reversed(lines) if report.best_by == BALANCED_ACCURACY else lines:
         print_line(console, line)
@@ -96,14 +96,14 @@ def _class_table(classes: Sequence["NamedClass"]) -> "Table":
 
 
 def figure(value: float | None, digits: int, error: float | None = None) -> str:
-    """A score, with its standard error if that is known."""
+    """Format a score, with its standard error if that is known."""
     if value is None:
         return "-"
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def print_table_of_files(files: Sequence["FileReport"], console: "Console") -> None:
-    """Print one row of figures for each evaluated file."""
+    """Print one row of scores for each evaluated file."""
     score = files[0].best_by
     second, name = BESIDE[score]
     rows = [

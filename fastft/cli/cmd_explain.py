@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "fastft explain final_b16 --json"
 TAKES_OPTIONS = True
-CPU_SHARE = 0.4  # of the rate of matrix products on a CPU; trainings of a ViT-S/14 at 42 px had 0.27 to 0.66
-SMALL = 4  # hours on one A100, up to which the cost is shown for one GPU
+CPU_SHARE = 0.4  # fraction of a CPU's matrix-product rate; training a ViT-S/14 at 42 px reached 0.27 to 0.66
+SMALL = 4  # hours on one A100; up to this the cost is shown for one GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.machine.gpus import GPUS, MAIN_GPUS
 
     recipe, images, warnings = decide(load_recipe(args.recipe, args.overrides))
-    # a data.val that is not there yet
+    # data.val may not exist yet
     val_images = None if images is None or (recipe.data.val and not images.val) else images.val
     values = explain(recipe, warnings, val_images)
     values |= _on_one_gpu(recipe, values["cost"], val_images)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _this_gpu() -> "Gpu | None":
-    """The GPU of this machine, if it has one whose peak is known."""
+    """Return this machine's GPU, if it has one whose peak is known."""
     import torch
 
     from fastft.machine.gpus import find_gpu
@@ -54,7 +54,7 @@ def _this_gpu() -> "Gpu | None":
 
 
 def _on_one_gpu(recipe: Recipe, cost: dict[str, Any], val_images: int | None) -> dict[str, Any]:
-    """The cost of a small recipe on one GPU, and its time `here`, in words; empty for others."""
+    """Return the cost of a small recipe on one GPU, and its time `here`, in words. Empty for other recipes."""
     import torch
 
     from fastft.cost.explanation import predicted_cost

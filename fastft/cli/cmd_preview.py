@@ -52,7 +52,7 @@ def _check_epoch(recipe: Recipe, epoch: int) -> None:
 
 
 def _for_images(recipe: Recipe) -> Recipe:
-    """The recipe for the images that it names; they are prepared as training prepares them, which uses the result."""
+    """Return the recipe for the images that it names. They are prepared as training does, which uses the result."""
     from fastft.choose.automatic import resolve
     from fastft.photos.prepare import prepare_data
 

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_results_page(args: argparse.Namespace) -> Path:
-    """Write the page of benchmark results; returns its path."""
+    """Write the page with benchmark results, and return its path."""
     from fastft.machine.bench_result import read_result
     from fastft.report.bench_report import write_bench_page
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; an interruption after which the run can be continued says with which command."""
+    """Train. If the run can be continued after an interruption, say with which command."""
     from fastft.jobs.run import run_recipe
 
     try:

@@ -1,4 +1,7 @@
-"""`fastft doctor`: checks whether this machine is ready. Each check is ok, warn or fail, with the command that fixes it."""
+"""`fastft doctor`: check if this machine is ready.
+
+Each check gives ok, warn or fail, with the command that fixes it.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,23 +18,24 @@ TORCH_WITHOUT_VOLTA = "2.15"  # plans to drop the cu126 wheels, and Volta with t
 VOLTA = (7, 0)
 MEMORY_OF = ("final_b16", "final_l14_336")  # recipes
 CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
-SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
-# L/14: two checkpoints and a third being written, 4.9 GB each; the best weights and their successor, 1.2 GB each
+SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch; containers often get 64 MB
+# L/14 needs space for two checkpoints and a third being written (4.9 GB each), and for the best weights and their
+# successor (1.2 GB each)
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "75 GB (--max-resolution 500) to 150 GB"  # converted
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
-# of .ci/packages: what FFCV loads beside the libraries that it was built on, and all that building it needs
+# from .ci/packages: what FFCV loads in addition to the libraries that it was built on, and all that its build needs
 FFCV_LOADS = "libgl1 libglib2.0-0"
 FFCV_NEEDS = f"build-essential pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev {FFCV_LOADS}"
 
-DRIVER_LINKS = "the driver's linker"  # in the error of `fastft.augment.kernel_probe`
+DRIVER_LINKS = "the driver's linker"  # in the error from `fastft.augment.kernel_probe`
 
-Result = tuple[str, str, str]  # status, what was found, and a command or an instruction that mends it ("" if ok)
+Result = tuple[str, str, str]  # status, what was found, and a command or an instruction that fixes it ("" if ok)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of output. `fix` is a command or an instruction; empty if there is nothing to fix."""
+    """One line of output. `fix` is a command or an instruction, or empty if there is nothing to fix."""
 
     name: str
     status: str
@@ -68,7 +72,7 @@ def check_gpu(f: Facts) -> Result:
 
 
 def check_gpu_memory(f: Facts) -> Result | None:
-    """What B/16 and L/14 at 336 px take of the smallest GPU's memory; None without a GPU."""
+    """Check what B/16 and L/14 at 336 px take of the smallest GPU's memory. None without a GPU."""
     if not f.gpus:
         return None
     smallest = min(f.gpus, key=lambda gpu: gpu.memory)
@@ -85,7 +89,7 @@ def check_gpu_memory(f: Facts) -> Result | None:
 
 
 def check_architectures(f: Facts) -> Result | None:
-    """Check if torch was built for the GPU's architecture; None without a GPU."""
+    """Check if torch was built for the GPU's architecture. None without a GPU."""
     if not f.gpus:
         return None
     every = sorted({g.capability for g in f.gpus})
@@ -101,7 +105,10 @@ def check_architectures(f: Facts) -> Result | None:
 
 
 def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
-    """Check if code for any of `arch_list` runs: sm_XY on the same major version from minor Y on, compute_XY on all newer."""
+    """Check if code for any entry in `arch_list` runs on the GPU.
+
+    sm_XY runs on the same major version from minor Y on, and compute_XY on all newer ones.
+    """
     for arch in arch_list:
         kind, _, digits = arch.partition("_")
         digits = digits.rstrip("af")
@@ -114,7 +121,7 @@ def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
 
 
 def check_numba_cuda(f: Facts) -> Result | None:
-    """Check if numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
+    """Check if numba-cuda is installed, for a CUDA version that has the GPU's architecture. None without a GPU."""
     if not f.gpus:
         return None
     if f.numba_cuda is None:
@@ -126,26 +133,29 @@ def check_numba_cuda(f: Facts) -> Result | None:
 
 
 def check_kernels(f: Facts) -> Result | None:
-    """Check if an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
+    """Check if an augmentation kernel compiles (and loads, with a GPU). None without numba-cuda."""
     if f.numba_cuda is None:
         return None
     if f.kernel_error is None:
         return OK, f.kernel or "", ""
     # numba-cuda 0.30 uses row_stack, which NumPy 2.5 removed
     package = "'numpy<2.5'" if "row_stack" in f.kernel_error else cuda_extra(f)
-    if DRIVER_LINKS in f.kernel_error:  # an older driver reads no PTX of a newer compiler
+    if DRIVER_LINKS in f.kernel_error:  # an older driver cannot read a newer compiler's PTX
         package = "nvidia-nvjitlink" if f.numba_cuda_toolkit == 13 else "nvidia-nvjitlink-cu12"
     return FAIL if f.gpus else WARN, f.kernel_error, _install(f, package)
 
 
 def cuda_extra(f: Facts) -> str:
-    """The extra of pyproject.toml for torch's CUDA version and the oldest GPU here, for pip."""
+    """Return the extra in pyproject.toml for torch's CUDA version and the oldest GPU here, for pip."""
     old = any(g.capability < (7, 5) for g in f.gpus) or (f.torch_cuda or "13").startswith("12.")
     return "'fastft[cuda12]'" if old else "'fastft[cuda13]'"
 
 
 def check_ffcv(f: Facts) -> Result:
-    """Check if FFCV loads; if not, give the commands that mend it: a rebuild is one even if a build is installed or cached."""
+    """Check if FFCV loads.
+
+    If not, give the commands that fix it: a rebuild is one even if a build is installed or cached.
+    """
     if f.ffcv_error is None:
         return OK, f"{f.ffcv}, its libraries can be loaded", ""
     if "libGL" in f.ffcv_error or "libglib" in f.ffcv_error or "libgthread" in f.ffcv_error:
@@ -162,8 +172,11 @@ def check_turbojpeg(f: Facts) -> Result:
 
 
 def check_pixels(f: Facts) -> Result | None:
-    """Check that the CPU loader's images equal Pillow's; None if they were not compared, as a library is missing."""
-    if f.pixels_error is not None and UNFINISHED in f.pixels_error:  # a check of 40 s
+    """Check that the CPU loader's images equal Pillow's.
+
+    None if they were not compared because a library is missing.
+    """
+    if f.pixels_error is not None and UNFINISHED in f.pixels_error:  # a 40 s check
         return WARN, f.pixels_error, "run fastft doctor again when the machine has less to do"
     if f.pixels_error is not None:
         fix = "make setup PYTHON=python3.11, and report this with the versions of Python and Numba"
@@ -181,7 +194,7 @@ def check_cores(f: Facts) -> Result:
 
 
 def check_memory(f: Facts) -> Result:
-    """Check if the training file fits in the page cache; the rest is read from disk again every epoch."""
+    """Check if the training file fits in the page cache. The rest is read from disk again every epoch."""
     memory = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
     if f.data_size is None:
         return OK, memory, ""
@@ -239,5 +252,5 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
 
 
 def _install(f: Facts, what: str) -> str:
-    """A pip command for the running Python; a bare `pip` may belong to another one."""
+    """Return a pip command for the running Python, because a bare `pip` may belong to another one."""
     return f"{f.executable} -m pip install {what}"

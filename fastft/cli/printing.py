@@ -16,8 +16,8 @@ from fastft.recipe import Choice
 from fastft.recipe.check import show_value
 from fastft.recipe.training_images import NO_EXPECTATION
 
-LISTED_LRS = 100  # at most; --json has those of all epochs
-WIDE = 80  # characters, from which tables show several GPUs
+LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates of all epochs
+WIDE = 80  # characters; from this width on, tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: the images/s of fastft bench; the others are modelled"
 SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} reached" for f in FAMILIES)
@@ -26,9 +26,12 @@ SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} rea
 
 
 def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[str], verbose: bool) -> None:
-    """Print the run, then its cost on some GPUs; with `verbose` also every option, parameter group and learning rate.
+    """Print the run, then its cost on some GPUs.
 
-    values["gpus"]: the number that `values["cost"]["assumptions"]` is about.
+    With `verbose`, also print every option, parameter group and learning rate.
+
+    Args:
+        values: `values["gpus"]` is the number of GPUs to which `values["cost"]["assumptions"]` applies.
     """
     schedule, recipe = values["schedule"], values["recipe"]
     console.rule(recipe["name"])
@@ -55,7 +58,7 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[s
 
 
 def _describe_training(recipe: dict[str, Any]) -> str:
-    """Length, batch size, learning rates and EMA of a run: what one asks first."""
+    """Describe what you ask first about a run: its length, batch size, learning rates and EMA."""
     optim, schedule, decay = recipe["optim"], recipe["schedule"], recipe["ema"]["decay"]
     epochs, stop = schedule["epochs"], schedule["stop_epoch"]
     length = f"{epochs} epochs" if stop is None else f"{stop} of {epochs} epochs"
@@ -184,7 +187,7 @@ RECIPE_NAMES = (
 
 
 def print_recipes(values: dict[str, Any], console: Console) -> None:
-    """The recipes by group, then the tables; a narrow console gets the hours of the first GPU only."""
+    """Print the recipes by group, then the tables. A narrow console gets only the first GPU's hours."""
     gpus = list(values["recipes"][0]["gpu_hours"])[: None if console.width >= WIDE else 1]
     table = compact_table(None, ["recipe", "top-1", *(f"{gpu} h" for gpu in gpus), ""])
     table.columns[0].no_wrap, table.columns[-1].no_wrap, table.columns[-1].justify, group = True, False, "left", ""

@@ -1,7 +1,8 @@
-"""The third stage of a run: its head starts from ridge regression on the frozen tower (`model.head_init=probe`).
+"""The third stage of a run: its head starts as a ridge regression on the frozen tower (`model.head_init=probe`).
 
-Fine-tuning from a random head distorts pretrained features while the head is learnt; starting from a linear probe avoids this
-(LP-FT, 2202.10054). The stage writes `probe.safetensors`, the head, and `baseline.json`, its scores before training.
+Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe
+avoids this (LP-FT, 2202.10054). The stage writes `probe.safetensors`, the head, and `baseline.json`, its scores before
+training.
 """
 
 import time
@@ -31,11 +32,13 @@ Say = Callable[[str], None]
 
 
 def fit_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
-    """Write the head that the run starts from and its baseline, unless the run directory has them or the recipe needs none.
+    """Write the head that the run starts from, and its baseline.
+
+    Nothing is done if the run directory has them already or the recipe needs none.
 
     Args:
         recipe: final.
-        key: tells what the run is asked for; see `fastft.run.continuation.request_key`.
+        key: identifies what the run is asked for. See `fastft.run.continuation.request_key`.
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
@@ -76,7 +79,12 @@ def _is_done(folder: Path, key: str) -> bool:
 def _describe(
     probe: LinearProbe, first: Evaluated | None, second: Evaluated | None, key: str, seconds: float
 ) -> Baseline:
-    """first: scores on the validation images, or the left-out ones where there are no others; second: on the left-out ones."""
+    """Make the baseline.
+
+    Args:
+        first: scores on the validation images, or on the left-out ones if there are no validation images.
+        second: scores on the left-out images.
+    """
     compared = second or first
     return Baseline(
         request=key, images=probe.images, penalty=float(probe.head.penalty), scale=float(probe.head.scale),
@@ -87,8 +95,8 @@ def _describe(
 
 
 def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Evaluated, np.ndarray]:
-    """(scores of the tower with its head, features of all images (N, D))."""
-    inputs: list[torch.Tensor] = []  # of the head
+    """Return (scores of the tower with its head, features of all images (N, D))."""
+    inputs: list[torch.Tensor] = []  # to the head
     with_logits = len(betons) * tower.recipe.data.num_classes <= KEPT_IN_TRAINING
     with (
         tower.open(betons) as loader,

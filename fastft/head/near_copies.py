@@ -1,10 +1,14 @@
-"""Validation images that are almost equal to a training image, as the frames of one video are.
+"""Find validation images that are almost equal to a training image, as neighbouring frames of a video are.
 
-A copy is told by the mean difference to the training image with the nearest features, both as 8 x 8 grey values of mean 0 and
-standard deviation 1. Evidence, with a DINOv2-type ViT-S/14 at 42 px and 18 % held out at random, 8 times: of video frames, in
-clips of 12 neighbours, 75 to 90 % have a copy, 49 to 78 % with every 5th frame, 39 to 67 % with every 12th; of solar cells 2 to
-6 %, clip art 2 to 7 %, stamps 0 to 3 %, digits 0 to 2 %, ImageNet and CIFAR-10 none. The features alone do not tell: 48 to 57 %
-of the cells have a cosine above 0.95.
+A validation image is compared with the training image that has the nearest features. It counts as a copy if the mean
+difference between the two is small, both as 8 x 8 grey values with mean 0 and standard deviation 1.
+
+Evidence, with a DINOv2-type ViT-S/14 at 42 px and 18 % held out at random, 8 times. The share of images with a copy is:
+
+- video frames, in clips of 12 neighbours: 75 to 90 %; with every 5th frame 49 to 78 %; with every 12th 39 to 67 %;
+- solar cells 2 to 6 %, clip art 2 to 7 %, stamps 0 to 3 %, digits 0 to 2 %, ImageNet and CIFAR-10 none.
+
+The features alone do not tell copies apart: 48 to 57 % of the cells have a cosine above 0.95.
 """
 
 import numpy as np
@@ -14,14 +18,14 @@ from beton_tools.base.console import printable
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.write.images import decode_sample
 
-COMPARED = 500  # validation images at most, evenly spaced
+COMPARED = 500  # at most this many validation images are compared, evenly spaced
 SIDE, DIFFERENCE = 8, 0.1
-SHARE = 0.2  # of the compared images, from which on they are worth a warning
+SHARE = 0.2  # warn if at least this fraction of the compared images has a copy
 LISTED = 3
 
 
 def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND: np.ndarray) -> list[str]:
-    """A warning if many validation images have an almost equal training image. train_ND, val_ND: features of all images."""
+    """Warn if many validation images have an almost equal training image. train_ND, val_ND: features of all images."""
     compared = np.unique(np.linspace(0, len(val) - 1, COMPARED).astype(np.int64))
     pairs = zip(compared.tolist(), _nearest(val_ND[compared], train_ND).tolist(), strict=True)
     copies = [(i, k) for i, k in pairs if np.abs(_thumbnail(val, i) - _thumbnail(train, k)).mean() < DIFFERENCE]
@@ -36,7 +40,7 @@ def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND:
 
 
 def _nearest(val_ND: np.ndarray, train_ND: np.ndarray) -> np.ndarray:
-    """int64: by the cosine of features, less the mean of the training images."""
+    """Return the nearest training image by cosine, int64. The training images' mean is subtracted from the features."""
     mean_D = train_ND.mean(0)
     lengths_N = np.linalg.norm(train_ND - mean_D, axis=1) + np.finfo(np.float32).tiny
     val_MD = val_ND - mean_D
@@ -45,7 +49,7 @@ def _nearest(val_ND: np.ndarray, train_ND: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(table: BetonSet, sample: int) -> np.ndarray:
-    """float64 (SIDE, SIDE); NaN if it has one colour, as such an image is no copy of another."""
+    """Return float64 (SIDE, SIDE). It is NaN for an image with one colour, which is no copy of another."""
     image = Image.fromarray(decode_sample(table, sample)).convert("L")
     grey = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
     return (grey - grey.mean()) / (grey.std() or np.nan)

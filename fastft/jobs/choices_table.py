@@ -1,4 +1,4 @@
-"""The options that nobody gave: what they were set to, and why, as a table for the terminal."""
+"""A table for the terminal of the options that nobody gave: their values, and the reasons."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from fastft.recipe.check import show_value
 
 
 def print_choices(choices: Sequence[Choice], console: Console) -> None:
-    """Print a row for each choice; nothing without choices."""
+    """Print a row for each choice, or nothing if there are none."""
     if choices:
         rows = [[choice.option, show_value(choice.value), choice.reason] for choice in choices]
         print_table(compact_table(None, ["option", "value", "why"], rows, left=3), console)

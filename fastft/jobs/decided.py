@@ -1,4 +1,4 @@
-"""A recipe for the images that it names, decided as far as no weights are needed: for commands that explain and price recipes."""
+"""Recipes decided as far as possible without weights, for the commands that explain and price recipes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from fastft.recipe.training_images import Images
 
 
 def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
-    """(the recipe as training decides it before it probes; its images, if they exist; warnings about them).
+    """Return (the recipe as training decides it before it probes, its images if they exist, warnings about them).
 
     Raises:
-        UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
+        UserError: the photographs cannot be used, or the recipe has automatic options and `data.train` does not exist.
     """
     images, warnings = count_images(recipe)
     if expand_home(recipe.model.weights).is_dir():
@@ -30,7 +30,8 @@ def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:
     """Load a recipe that can be priced.
 
     Raises:
-        UserError: as `load_recipe`, or an architecture or batch that does not fit; always with the recipe's name.
+        UserError: as `load_recipe`, or the architecture or the batch does not fit. The message always has the recipe's
+            name.
     """
     recipe, _, _ = decide(load_recipe(reference, overrides))
     try:

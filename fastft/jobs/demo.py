@@ -1,4 +1,4 @@
-"""A folder of photographs to three models: fine-tuned, a linear head on the frozen tower, and random initialisation."""
+"""Train three models on a folder of photographs: fine-tuned, linear probe of the frozen tower, random initialisation."""
 
 import json
 import time
@@ -28,14 +28,14 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.report.preview import SIDE
 from fastft.run.result import Result
 
-PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
+PER_CLASS = {"val": 120, "train": 400}  # at most this many cells per class and split
 RIGHT, WRONG = "#1a7f37", "#cf222e"
-SHOWN = 6  # pictures of each class on the sheet, and columns
+SHOWN = 6  # pictures per class on the sheet, which is its number of columns
 
 
 @dataclass(frozen=True)
 class DemoTraining:
-    """A training of the demo: its name and the options that differ from the recipe."""
+    """A run of the demo: its name and the options that differ from the recipe."""
 
     name: str
     title: str
@@ -44,14 +44,14 @@ class DemoTraining:
 
 CONTENDERS = (
     DemoTraining("fine_tuned", "fine-tuned with the recipe", ""),
-    # ridge regression makes the head; an epoch with a learning rate of 0 leaves it as it is
+    # ridge regression fits the head, and an epoch with a learning rate of 0 leaves it unchanged
     DemoTraining(
         "linear",
         "untouched tower, linear head",
         "--model.trainable_layers=0 --schedule.epochs=1 --optim.lr=0 --schedule.min_lr=0 --ema.decay=0",
     ),
-    # no pretrained weights: all blocks train at almost the same lr; augmented as little as the recipe does with its linear
-    # probe; half as many epochs, to save time
+    # Without pretrained weights, all blocks train at almost the same lr. Augmentation is as weak as the recipe makes it
+    # with its linear probe. It trains for half the epochs, to save time.
     DemoTraining(
         "random",
         "random initialisation, half the epochs",
@@ -62,13 +62,13 @@ CONTENDERS = (
 
 
 class DemoFigures(Document):
-    """figures.json: what the contenders reach, in percent and points with standard errors, by their names.
+    """The content of figures.json: results by contender, in percent and percentage points, with standard errors.
 
     Attributes:
-        train_images, n: trained on, and evaluated.
-        majority: accuracy of always naming the largest class.
-        gain: of the fine-tuned model over each other one.
-        seconds: of each training, on this processor, at this image size.
+        train_images, n: how many images were trained on and evaluated.
+        majority: accuracy when always predicting the largest class.
+        gain: gain of the fine-tuned model over each other contender.
+        seconds: duration of each run, on this processor at this image size.
     """
 
     train_images: int
@@ -85,14 +85,14 @@ class DemoFigures(Document):
 
 
 def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> DemoFigures:
-    """Fetch, train, compare; writes `folder/predictions.png` and returns the figures."""
+    """Fetch the data, train and compare the models, write `folder/predictions.png`, and return the results."""
     recipe_arch(load_recipe(recipe))  # an invalid recipe fails before anything is downloaded
     weights = write_backbone(fetch(WEIGHTS, cache), cache)
     photos = folder / "images"
     extract_cells(fetch(IMAGES, cache), photos, PER_CLASS)
     converted = folder / CONTENDERS[0].name / "data"
     betons = {split: converted / f"{split}.beton" for split in PER_CLASS}
-    data = [f"--data.train={photos}"]  # converted by the first training, for all
+    data = [f"--data.train={photos}"]  # converted by the first run, for all runs
     right, seconds = {}, {}
     for contender in CONTENDERS:
         console.rule(contender.title)
@@ -127,10 +127,13 @@ def _train(recipe: Recipe, run: Path, console: Console) -> Result:
 
 
 def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> DemoFigures:
-    """Top-1 of each contender and the gain of the fine-tuned one, in percent (points) with standard errors.
+    """Compute each contender's top-1 and the gain of the fine-tuned one, in percent (points) with standard errors.
 
-    right: of each contender, bool (N,), which of the N images it named. Gains are taken image by image, as the
-    contenders see the same ones: their error is smaller than that of two independent samples.
+    Gains are computed image by image, because the contenders see the same images. Their standard error is therefore
+    smaller than for two independent samples.
+
+    Args:
+        right: for each contender, bool (N,): which of the N images it classified correctly.
     """
     n = len(labels)
     gains = {name: right["fine_tuned"].astype(float) - r for name, r in right.items() if name != "fine_tuned"}
@@ -154,7 +157,7 @@ def _print_table(figures: DemoFigures, console: Console) -> None:
 
 
 def figure_cells(figures: DemoFigures, name: str) -> list[str]:
-    """Top-1, the gain of fine-tuning, and minutes of a contender."""
+    """Format a contender's top-1, the gain from fine-tuning, and its minutes."""
     top1 = f"{figures.top1[name]:.1f} ± {figures.standard_error[name]:.1f}"
     gain = ""
     if name in figures.gain:
@@ -163,7 +166,7 @@ def figure_cells(figures: DemoFigures, name: str) -> list[str]:
 
 
 def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
-    """Predictions of the fine-tuned model for some unseen photographs of every class; mistakes are marked."""
+    """Draw predictions of the fine-tuned model for some unseen photographs from every class. Mistakes are marked."""
     files = [path for name in sorted(images.iterdir()) for path in sorted(name.iterdir())[:SHOWN]]
     cells = []
     for p in predict_files(folder / "fine_tuned", files, 1, "cpu"):

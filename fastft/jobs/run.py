@@ -1,6 +1,6 @@
-"""The four stages of a run, in order: files, choose, head, train. The work of `fastft train` and `fastft.fit`.
+"""The four stages of a run, in order: files, choose, head, train. `fastft train` and `fastft.fit` carry them out.
 
-Each stage reads files and writes files into the run directory, and is skipped where its result is there:
+Each stage reads files and writes files into the run directory. It is skipped if its result is already there:
 
 1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`;
 2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`;
@@ -43,19 +43,20 @@ from fastft.run.start_weights import with_run_weights, without_foreign_head
 from fastft.train.setup import refuse_untrainable
 from fastft.train.train import train
 
-REFIT = "refit"  # folder in the run directory
+REFIT = "refit"  # a folder in the run directory
 
 
 def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Result]:
-    """Train a recipe, or continue its run directory, and with `train.refit` train again on all images.
+    """Train a recipe, or continue its run directory. With `train.refit`, train again on all images.
 
-    Returns (run directory, content of result.json).
+    Returns:
+        (run directory, content of result.json).
 
     Raises:
         UserError: bad input.
-        Preempted: stopped by a signal, after a checkpoint if the first step has begun, or another process is gone.
+        Preempted: another process is gone, or a signal stopped the run, after a checkpoint if the first step has begun.
         NonFinite: the loss is NaN or Inf.
-        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
+        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun. A second one ends at once.
     """
     console = console or make_console(lasting=True)
     options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
@@ -63,14 +64,19 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Re
         prepared, images = prepare_data(recipe, line_printer(console), world)
         own = ",".join(filter(None, (prepared.data.train, prepared.data.val)))
         data = recipe.data.train if holds_out_of_beton(recipe) else own
-        if options.refit:  # refuse files that cannot be read together before the first training
+        if options.refit:  # refuse files that cannot be read together before the first run
             world.in_main(lambda: BetonSet.open(str(data)).title)
         result = run_stages(prepared, images, world, console)
         return _refit(prepared, data, result, world, console) if options.refit else (run_folder(recipe), result)
 
 
 def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -> Result:
-    """The stages after the first; returns the content of result.json. recipe: with .beton files. images: these have."""
+    """Carry out the stages after the first, and return the content of result.json.
+
+    Args:
+        recipe: with .beton files.
+        images: the images in these files.
+    """
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
     with SignalGuard() as guard, hold_run(run_folder(recipe)) if world.is_main else nullcontext():
@@ -83,15 +89,15 @@ def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -
         if world.is_main:
             print_choices(final.choices, console)
         _stage(world, lambda: fit_head(final, key, world, stop, say))
-        world.barrier()  # process 0 has written the head, which all read
+        world.barrier()  # process 0 has written the head, which all processes read
         return train(final, world, guard, console, deadline)
 
 
 def _ask(recipe: Recipe, images: Images, world: World) -> tuple[Recipe, str]:
-    """(what the run is asked for: the recipe, where the weights may be those of another run; its key).
+    """Return (what the run is asked for, its key). What is asked for is the recipe, whose weights may be another run's.
 
     Raises:
-        UserError: it cannot be trained. Nothing is written before.
+        UserError: the recipe cannot be trained. Nothing is written before this is checked.
     """
     recipe = without_foreign_head(with_run_weights(recipe))
     refuse_untrainable(recipe, images, world)
@@ -99,7 +105,7 @@ def _ask(recipe: Recipe, images: Images, world: World) -> tuple[Recipe, str]:
 
 
 def _stage(world: World, work: Callable[[], Any]) -> Any:
-    """Carry out a stage before the first step; an error that only this process can meet is published to the others."""
+    """Carry out a stage before the first step. An error that only this process can meet is published to the others."""
     try:
         return work()
     except EvaluationStopped:
@@ -115,10 +121,10 @@ def _where_it_continues(folder: Path) -> str:
 
 
 def _refit(recipe: Recipe, data: str | None, first: Result, world: World, console: Console) -> tuple[Path, Result]:
-    """Train on `data`, training and validation images together, in RUN/refit; returns as `run_recipe`.
+    """Train on `data`, the training and validation images together, in RUN/refit. Returns the same as `run_recipe`.
 
-    Every option has the value of the first run, automatic ones too; the training ends with the epoch whose weights that run
-    chose, and the same kind of weights is taken.
+    Every option has the value of the first run, automatic ones too. Training ends with the epoch whose weights that run
+    chose, and takes the same kind of weights.
     """
     say, folder, chosen = line_printer(console), run_folder(recipe), first.weights
     if chosen is None:
@@ -129,7 +135,7 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
     for option in PER_HOST_OPTIONS:
         again = again.with_option(option, own[option])
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
-    stop = chosen.epoch + 1 if recipe.epochs else 0  # a run that stopped at the linear probe
+    stop = chosen.epoch + 1 if recipe.epochs else 0  # 0: the first run stopped at the linear probe
     for option, value in ({"schedule.stop_epoch": stop} | unchosen).items():
         again = again.with_option(option, value)
     say(

@@ -1,7 +1,7 @@
 """Train the rows of tables (`fastft sweep`), and report them in the paper's layout: terminal, Markdown, JSON.
 
-Rows that train the same thing share a run directory, over all sweeps. A training that fails is reported and the others are
-continued.
+Rows that train the same thing share a run directory, across all sweeps. If a run fails, this is reported and the others
+continue.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
-# a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
-# epochs and weights are evaluated, and so the best one
+# A run may be resumed with other values of these options. But two rows that differ in them need two runs: the options
+# change which epochs and weights are evaluated, and so which one is best.
 COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
 WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 
 
 def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
-    """Train or resume every selected row; `out/<sweep>/` gets table.md and results.json after every training.
+    """Train or resume every selected row. After every run, `out/<sweep>/` gets table.md and results.json.
 
-    Run directories are `out/runs/<key>`, those of a named sweep `out/<row>` with its table beside them. Under torchrun every
-    process calls this; the main process writes the reports.
-    Photographs are converted once for all rows into `out/data`.
+    Run directories are `out/runs/<key>`. A named sweep has them at `out/<row>`, with its table beside them. Under
+    torchrun every process calls this, and the main process writes the reports. Photographs are converted once, for all
+    rows, into `out/data`.
 
     Raises:
         UserError: a sweep, recipe or override is wrong, or there is no validation data.
-        Preempted: stopped by a signal; the same call continues.
+        Preempted: stopped by a signal. The same call continues.
     """
     recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
-    largest = max(recipes, key=largest_size)  # photographs are stored large enough for it
+    largest = max(recipes, key=largest_size)  # photographs are stored large enough for this recipe
     options, outcomes = recipes[0].train, []
-    # one process group for all trainings
+    # one process group for all runs
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
@@ -73,7 +73,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
             raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
         refuse_multi_label(runs[0].recipe, "fastft sweep")
         console = console if world.is_main else Console(quiet=True)
-        # decided before anything is trained, so that all processes decide from the same files
+        # decided before the first run, so that all processes decide from the same files
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
         waiting = set(failures)
         for sweep, own in zip(sweeps, planned, strict=True):
@@ -107,7 +107,7 @@ def _report(
 
 
 def report_folder(sweep: Sweep, out: Path) -> Path:
-    """Where the table is written: of named runs beside them."""
+    """Return the folder for the table, which lies beside the runs if they are named."""
     return out if sweep.named else out / sweep.name
 
 
@@ -116,7 +116,7 @@ def report_folder(sweep: Sweep, out: Path) -> Path:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A training that some rows need; `recipe` has its run directory filled in."""
+    """A run that one or more rows need. `recipe` has its run directory filled in."""
 
     key: str
     recipe: Recipe
@@ -124,10 +124,14 @@ class PlannedRun:
 
 
 def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[PlannedRun]:
-    """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
+    """Plan the run of every row, in order. Equal rows get equal runs.
 
-    Raises UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it
-    does not evaluate.
+    Args:
+        runs: the folder that contains all run directories.
+
+    Raises:
+        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that
+            it does not evaluate.
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
@@ -149,20 +153,23 @@ def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> P
 
 
 def run_key(recipe: Recipe) -> str:
-    """A hash that is equal for recipes that train the same weights on the same images and evaluate after the same epochs."""
+    """Hash a recipe.
+
+    Recipes have the same hash if they train the same weights on the same images and evaluate after the same epochs.
+    """
     values: Mapping[str, Any] = {
         key: value for key, value in recipe.flat().items() if key not in RESUMABLE_OPTIONS - COUNTED
     } | {"images": _content(recipe.data.train, recipe.data.train_size), "val_images": _content(recipe.data.val, 0)}
-    if probes_sizes(recipe):  # when the run begins
+    if probes_sizes(recipe):  # these are decided when the run begins
         values = {**values, IMAGE_SIZE: AUTO}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 @lru_cache
 def _content(path: str | None, stated: int) -> int | str:
-    """The checksum of the files, or their number of samples without manifests; `stated` if there is no file.
+    """Return the files' checksum, or their number of samples without manifests. Without a file, return `stated`.
 
-    Tells ImageNet from a part of it and from other images.
+    This distinguishes ImageNet from a part of it and from other images.
     """
     if not (path and exist_betons(path)):
         return stated
@@ -171,11 +178,12 @@ def _content(path: str | None, stated: int) -> int | str:
 
 
 def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
-    """Train or resume a run of several; returns the error that ended it, which is printed, or None.
+    """Train or resume one of several runs. Prints and returns the error that ended it, or returns None.
 
     Raises:
-        Preempted: stopped; the same call continues.
-        UserError: an error of one process only, which must end all runs: the others would wait for it in the next one.
+        Preempted: stopped by a signal. The same call continues.
+        UserError: an error in one process only. It must end all runs, because the others would wait for it in the next
+            one.
     """
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:
@@ -193,7 +201,10 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
 
 
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
-    """Evaluations of a run that has trained all its epochs; None if it has not, or its result.json is damaged."""
+    """Return the evaluations of a run that has trained all its epochs.
+
+    Otherwise, or if result.json is damaged, None.
+    """
     try:
         found = result.read_result(run.folder)
     except UserError:
@@ -205,7 +216,7 @@ def read_result(run: PlannedRun) -> list[Evaluation] | None:
 
 @dataclass(frozen=True)
 class Score:
-    """top1 in percent, its binomial standard error in points, and the epoch (0-based)."""
+    """Top-1 in percent, its binomial standard error in percentage points, and the epoch (0-based)."""
 
     top1: float
     standard_error: float
@@ -222,7 +233,7 @@ class Outcome:
     error: str | None = None
 
     def best(self, weights: str) -> Score | None:
-        """Best epoch of the "ema" or "raw" weights, chosen on the same images, as in the paper."""
+        """The best epoch with the "ema" or "raw" weights, chosen on the same images, as in the paper."""
         return max(self.curve(weights), key=lambda score: score.top1, default=None)
 
     def last(self, weights: str) -> Score | None:
@@ -230,7 +241,7 @@ class Outcome:
 
     @property
     def ours(self) -> Score | None:
-        """The score that is compared with the paper's figure."""
+        """The score that is compared with the paper's result."""
         return self.best(self.row.number)
 
     @property
@@ -249,9 +260,10 @@ class Outcome:
 
 
 def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write table.md (the paper's table with ours below, then all figures of every row) and results.json, each atomically.
+    """Write table.md (the paper's table, ours below it, then all results by row) and results.json, each atomically.
 
-    Raises UserError: the disk is full or fails.
+    Raises:
+        UserError: the disk is full or fails.
     """
     title = f"{sweep.title} ({sweep.source})"
     details = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
@@ -300,7 +312,7 @@ def _cells(outcome: Outcome) -> list[str]:
 
 
 def as_published(top1: float | None) -> str:
-    """A figure with one decimal, or two if the paper gives two; "-" if it gives none."""
+    """Format a top-1 with one decimal, or with two if the paper gives two. "-" if the paper gives none."""
     if top1 is None:
         return "-"
     return f"{top1:.1f}" if round(top1, 1) == top1 else f"{top1:.2f}"
@@ -326,9 +338,10 @@ def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
 
 
 def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
-    """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
+    """Read recipes and tables. Returns (the runs that they need, each once; number of recipes and rows).
 
-    Raises UserError: as `open_sweep` and `load_decided`.
+    Raises:
+        UserError: as `open_sweep` and `load_decided`.
     """
     rows: list[str] = []
     for reference in references:

@@ -1,1 +1,1 @@
-"""One's own photographs: find the labelled images, hold some out for validation, and convert them once."""
+"""Your own photographs: find the labelled images, hold some out for validation, and convert them once."""

@@ -1,4 +1,4 @@
-"""The images of .beton files, which need no preparation."""
+"""The images in .beton files, which need no preparation."""
 
 import os
 
@@ -11,7 +11,7 @@ from fastft.recipe.training_images import NO_DATA, Images
 
 
 def count_betons(recipe: Recipe) -> Images:
-    """The images of the recipe's .beton files. Raises UserError: it names none, or they cannot be read."""
+    """Count the images in the recipe's .beton files. Raises UserError: it names none, or they cannot be read."""
     if recipe.data.train is None:
         raise UserError(NO_DATA)
     train, val = (None if path is None else BetonSet.open(path) for path in (recipe.data.train, recipe.data.val))
@@ -20,7 +20,7 @@ def count_betons(recipe: Recipe) -> Images:
 
 
 def check_beton(path: str) -> None:
-    """Raise UserError if .beton files are not there or cannot be read, with what may be given instead."""
+    """Raise UserError if .beton files are missing or cannot be read. The message says what may be given instead."""
     files = find_betons(path)
     for file in files:
         if not os.path.lexists(file):

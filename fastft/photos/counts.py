@@ -7,10 +7,11 @@ from fastft.recipe.training_images import Images
 
 
 def count_images(recipe: Recipe) -> tuple[Images | None, list[str]]:
-    """(the images, split as training splits them; warnings about them); None if `data.train` names nothing that exists.
+    """Return (the images, split as training splits them; warnings about them).
 
+    Returns None if `data.train` names nothing that exists.
     Raises:
-        UserError: images that cannot be used; a `data.train` that does not exist, although its images decide options.
+        UserError: the images cannot be used, or `data.train` does not exist although its images decide options.
     """
     file = recipe.data.train
     if file is not None and recipe.automatic and not exists(file):

@@ -1,4 +1,4 @@
-"""A stratified hold-out: images of every class for validation, related images on one side."""
+"""Stratified hold-out: images from every class for validation, with related images on one side."""
 
 import numpy as np
 from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
@@ -6,24 +6,28 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 
 from beton_tools.write.write_order import seeded_order
 
-VERSION = 1  # of the rules that split and order the images
+VERSION = 1  # version of the rules that split and order the images
 
-# AutoGluon's share of the rows that it holds out
+# AutoGluon holds out this share of the rows
 SMALL_SET = 5000
 
 
 def holdout_share(images: int) -> float:
-    """Share of `images` that is held out: a fifth of the smallest sets, a hundredth of the largest."""
+    """Return the fraction of `images` to hold out: a fifth for the smallest sets, a hundredth for the largest."""
     if images < SMALL_SET:
         return max(0.1, min(0.2, 500 / images))
     return max(0.01, min(0.1, 2500 / images))
 
 
 def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray:
-    """bool (N,): the images that are held out, by class and by whole units.
+    """Choose the images to hold out, by class and by whole units: bool (N,).
 
-    labels: int64 (N,). units: int64 (N,), equal for images that must stay on one side. A class with images of at least two
-    units keeps one on each side, as far as a fifth of all images allows one of every class.
+    A class whose images form at least two units keeps one on each side, as far as a fifth of all images allows one for
+    every class.
+
+    Args:
+        labels: int64 (N,).
+        units: int64 (N,), equal for images that must stay on one side.
     """
     members = _members(units)
     pairs = np.unique(np.column_stack([labels, units]), axis=0)
@@ -31,7 +35,7 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
     order = [members[k] for k in seeded_order(len(members), seed).tolist()]
     held = np.zeros(len(labels), bool)
     taken, counts = np.zeros_like(quotas), np.bincount(labels)
-    # first units that fit, then, smallest first, one for each class that has none
+    # first the units that fit, then, smallest first, one for each class that has none
     for overshoot, candidates in ((False, order), (True, sorted(order, key=len))):
         for unit in candidates:
             if held[unit[0]]:
@@ -47,9 +51,13 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
 
 
 def _quotas(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Images to hold out of each class: the share of the set, at least one of each class if a fifth of the set allows it.
+    """Return how many images to hold out in each class.
 
-    counts, units: images and units of each class. A class of one unit gives none: it would have no training images.
+    This is the set's fraction, and at least one image for each class if a fifth of the set allows it. A class with one
+    unit gives none, because it would have no training images.
+
+    Args:
+        counts, units: images and units in each class.
     """
     images, can_give = int(counts.sum()), units > 1
     classes = int(can_give.sum())
@@ -64,7 +72,7 @@ def _quotas(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def _members(units: np.ndarray) -> list[np.ndarray]:
-    """The images of each unit, by first appearance."""
+    """List the images of each unit, by first appearance."""
     _, first, inverse = np.unique(units, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))[inverse]
     order = np.argsort(rank, kind="stable")
@@ -72,7 +80,10 @@ def _members(units: np.ndarray) -> list[np.ndarray]:
 
 
 def join_units(*keys: np.ndarray) -> np.ndarray:
-    """int64 (N,): a unit number per image; images that agree in any of the keys, directly or through others, share it."""
+    """Return a unit number per image, int64 (N,).
+
+    Images that agree in any key, directly or through others, share it.
+    """
     count = len(keys[0])
     rows = np.arange(count)
     edges = [np.unique(key, return_index=True, return_inverse=True)[1:] for key in keys]

@@ -1,7 +1,7 @@
 """The layout of a set of photographs: one labelled set, or a training and a validation set.
 
-Accepted: a folder with a folder per class; a folder with `train/` and `val/` (or `valid/`, `validation/`, `dev/`); a CSV or
-parquet table; archives and shards as `fastft convert` takes them. `test/` is never used.
+Accepted are a folder with a folder per class, a folder with `train/` and `val/` (or `valid/`, `validation/`, `dev/`), a
+CSV or parquet table, and archives and shards as `fastft convert` takes them. `test/` is never used.
 """
 
 import glob
@@ -28,7 +28,7 @@ from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Labelled images in canonical order; `groups` and `splits` hold a value per image, or are None.
+    """Labelled images in canonical order. `groups` and `splits` hold a value per image, or are None.
 
     unused: what lies beside the images and is not used, as sentences.
     """
@@ -38,7 +38,7 @@ class LabelledSet:
     unused: tuple[str, ...] = ()
 
     def take(self, indices: np.ndarray, classes: Sequence[str] | None = None) -> "LabelledSet":
-        """The images at `indices`, labelled by `classes` (default: as they are)."""
+        """Return the images at `indices`, labelled by `classes` (default: their own labels)."""
         chosen = indices.tolist()
         groups, splits = self.columns.groups, self.columns.splits
         return LabelledSet(
@@ -51,13 +51,13 @@ class LabelledSet:
         )
 
     def with_label_sets(self, reading: str) -> "LabelledSet":
-        """The images with their labels as sets, uint8 (N, K). reading: the reason, if it is that of a table."""
+        """Return the images with their labels as sets, uint8 (N, K). reading: the reason, if a table gives one."""
         labels = self.source.labels
         sets = labels if labels.ndim == 2 else np.eye(len(self.source.classes), dtype=np.uint8)[labels]
         return replace(self, source=replace(self.source, labels=sets, reading=reading))
 
     def class_text(self, i: int) -> str:
-        """The class of an image; multi-label: "cat;dog"."""
+        """Return the class of an image. Multi-label: "cat;dog"."""
         return SEPARATOR.join(self.source.classes[k] for k in classes_of(self.source.labels[i]))
 
     def __len__(self) -> int:
@@ -65,9 +65,10 @@ class LabelledSet:
 
 
 def open_sets(path: str, single: bool = False) -> tuple[LabelledSet, LabelledSet | None]:
-    """The training set at `path`, and its validation set if it has one. single: see `open_source`.
+    """Open the training set at `path`, and its validation set if it has one. single: see `open_source`.
 
-    Raises UserError: no such path, no images, no training images, or an unknown layout.
+    Raises:
+        UserError: no such path, no images, no training images, or an unknown layout.
     """
     train, val = _open_sides(path, single)
     if train is None:
@@ -76,9 +77,10 @@ def open_sets(path: str, single: bool = False) -> tuple[LabelledSet, LabelledSet
 
 
 def open_val(path: str, single: bool = False) -> LabelledSet:
-    """The images at `path` to validate on: its validation set, or all images if it has no splits.
+    """Open the images at `path` to validate on: its validation set, or all images if it has no splits.
 
-    Raises UserError: as `open_sets`; a table with test images only.
+    Raises:
+        UserError: as `open_sets`, or a table has test images only.
     """
     train, val = _open_sides(path, single)
     found = val or train
@@ -88,7 +90,7 @@ def open_val(path: str, single: bool = False) -> LabelledSet:
 
 
 def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSet | None]:
-    """The training and the validation set at `path`; the first is None only of a table without training rows."""
+    """Open the training and the validation set at `path`. The first is None only for a table without training rows."""
     if isinstance(source_path(path), RemotePath):
         raise UserError(
             f"{path}: a training reads local files; convert it first (`fastft convert folder --data {path} --out "
@@ -115,10 +117,10 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
 
 
 def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
-    """The folders of the training and the validation set, if `place` contains splits, and what is not used beside them.
+    """Return the training and the validation folder if `place` contains splits, and what is not used beside them.
 
-    A training folder makes splits of a folder if there is a validation folder too, or a test folder that has class folders as
-    well, or no other folder with images; otherwise it is a class.
+    A folder with a training folder contains splits if it also has a validation folder, if it also has a test folder
+    with class folders in it, or if no other folder has images. Otherwise the training folder is a class.
     """
     if not place.is_dir():
         return None, None, ()
@@ -138,12 +140,12 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
 
 
 def _named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The folders with one of the wanted names, in that order, compared without case."""
+    """Return the folders with one of the wanted names, in that order, ignoring case."""
     return sorted((n for n in names if n.lower() in wanted), key=lambda n: (wanted.index(n.lower()), n))
 
 
 def _shards(place: Path, split: str) -> list[Path] | None:
-    """The shards of a split by their names, as in Hugging Face repositories; None if there are class folders."""
+    """Find a split's shards by their names, as in Hugging Face repositories. None if there are class folders."""
     if not place.is_dir() or any(has_images(place, name) for name in class_folders(place)):
         return None
     found = find_split(place, split)
@@ -168,7 +170,7 @@ def _open(place: Path, single: bool) -> LabelledSet:
 
 
 def _count_images(place: Path) -> int:
-    """Images directly in a folder."""
+    """Count the images directly in a folder."""
     with os.scandir(place) as entries:
         return sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
 
@@ -185,11 +187,11 @@ def _is_table(path: Path) -> bool:
 
 
 def _in_order(found: LabelledSet) -> LabelledSet:
-    """Images by the names of class and file, whatever the order of the rows: the same images give the same file.
+    """Sort images by the names of class and file, so that the same images give the same file in any row order.
 
-    Folders number their classes as tables do: names that are numbers by their value.
+    Folders number their classes as tables do: names that are numbers are sorted by value.
 
-    Embedded images of parquet files keep their order, in which they are read row group by row group.
+    Embedded images in parquet files keep their order, in which they are read row group by row group.
     """
     if isinstance(found.source, ParquetSource):
         return found

@@ -1,7 +1,7 @@
-"""The split of an earlier run: images that were there stay on the side on which that run had them.
+"""The split of an earlier run: its images stay on the side on which that run had them.
 
-A run that starts from the weights of another one would otherwise be evaluated on images that its tower has been trained on.
-Images are known by their content: a corrected label moves a file to another class folder.
+Otherwise, a run that starts from another run's weights would be evaluated on images that its tower was trained on.
+Images are recognised by their content, because a corrected label moves a file to another class folder.
 """
 
 import csv
@@ -20,15 +20,17 @@ from fastft.photos.state import SPLIT
 from fastft.recipe import Recipe
 
 MAX_BYTES = 1 << 30
-NEW, TRAIN, VAL, NONE = -1, 0, 1, 2  # NONE: of a unit without old images
+NEW, TRAIN, VAL, NONE = -1, 0, 1, 2  # NONE: the unit has no old images
 SIDES = {"train": TRAIN, "val": VAL}
 
 
 @dataclass(frozen=True)
 class OldSplit:
-    """The sides of the images of an earlier run, by content.
+    """The sides of an earlier run's images, by content.
 
-    images: their number. saw_all: the run was trained on both sides (`train.refit`).
+    Attributes:
+        images: how many there are.
+        saw_all: the run was trained on both sides (`train.refit`).
     """
 
     run: Path
@@ -37,11 +39,11 @@ class OldSplit:
     saw_all: bool = False
 
     def sides(self, source: Source) -> np.ndarray:
-        """int8 (N,): TRAIN or VAL of the images that the run had, NEW of others."""
+        """Return int8 (N,): TRAIN or VAL for images that the run had, NEW for others."""
         return np.array([self.by_content.get(text, NEW) for text in contents(source)], np.int8)
 
     def describe(self, sides: np.ndarray, held: np.ndarray) -> str:
-        """A line for the log: what became of the images of the earlier run, and of the new ones."""
+        """Return a log line: what became of the earlier run's images, and of the new ones."""
         known, new = int((sides != NEW).sum()), int((sides == NEW).sum())
         parts = [f"{known:,} images are on the side on which {self.run} had them"]
         if new:
@@ -54,16 +56,19 @@ class OldSplit:
 
 
 def read_old_split(recipe: Recipe) -> OldSplit | None:
-    """The split of the run that `model.weights` names, or whose checkpoint or file it names; None for other weights.
+    """Read the split of the run that `model.weights` names, directly or by a checkpoint or file in it.
 
-    None also for a run without a split.csv. Raises UserError: the file is not one that fastft wrote.
+    Returns None for other weights, and for a run without a split.csv.
+
+    Raises:
+        UserError: the file is not one that fastft wrote.
     """
     weights = expand_home(recipe.model.weights)
     # RUN, RUN/checkpoints/best-0003, RUN/checkpoints/best-0003/model.safetensors
     run = next((place for place in (weights, *weights.parents[1:3]) if (place / "checkpoints").is_dir()), None)
     if run is None:
         return None
-    places = {run / "data" / SPLIT: False, run.parent / "data" / SPLIT: True}  # the second of the run whose refit it is
+    places = {run / "data" / SPLIT: False, run.parent / "data" / SPLIT: True}  # the second: `run` is a refit in its run
     path, saw_all = next(((place, of_refit) for place, of_refit in places.items() if place.is_file()), (None, False))
     if path is None:
         return None
@@ -73,7 +78,7 @@ def read_old_split(recipe: Recipe) -> OldSplit | None:
         for row in csv.DictReader(io.StringIO(read_user_text(path, MAX_BYTES, "the split.csv of a run"))):
             if row["split"] in SIDES:
                 side, images = SIDES[row["split"]], images + 1
-                # of identical images the tower has seen all if it was trained on one
+                # the tower has seen all identical images if it was trained on one
                 by_content[row["content"]] = min(side, by_content.get(row["content"], side))
     except KeyError as missing:
         raise UserError(f"{path} has no column {missing}; give other --model.weights") from None
@@ -84,10 +89,14 @@ def read_old_split(recipe: Recipe) -> OldSplit | None:
 def hold_out_new(
     sides: np.ndarray, labels: np.ndarray, units: np.ndarray, hold_out: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """bool (N,): the images that are held out: old ones as before, and what `hold_out` chooses of the others.
+    """Choose the images that are held out, bool (N,).
 
-    sides: as `OldSplit.sides`. labels, units: int64 (N,), as `hold_out` takes them. A new image whose unit has old ones joins
-    them, on the side of the training images if these are on both.
+    Old images stay as they were, and `hold_out` chooses among the others. A new image whose unit has old ones joins
+    them, on the training side if these are on both.
+
+    Args:
+        sides: as `OldSplit.sides`.
+        labels, units: int64 (N,), as `hold_out` takes them.
     """
     old = sides != NEW
     _, unit = np.unique(units, return_inverse=True)

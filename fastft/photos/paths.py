@@ -1,4 +1,4 @@
-"""Which data must be prepared before a training; imports few modules, as most commands look at it."""
+"""Find out which data must be prepared before training. It imports few modules, because most commands use it."""
 
 import glob
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ ARCHIVE_SUFFIXES = (".tar",)
 
 
 def needs_conversion(path: str | None) -> bool:
-    """Return True if `data.train` or `data.val` must be converted to a .beton file: a folder, table or archive."""
+    """Return True if `data.train` or `data.val` is a folder, table or archive, which must be converted to a .beton."""
     if path is None:
         return False
     if is_beton_pattern(path):

@@ -1,8 +1,10 @@
-"""Convert photographs once into a run directory, or hold images out of a .beton, and use the files again while all is unchanged.
+"""Convert photographs once into a run directory, or hold images out of a .beton.
 
-`RUN/data/` holds `train.beton` and `val.beton`, or for a .beton of which images are held out `train.subset.json` and
-`val.subset.json` (see `beton_tools.read.subset_file`: no image is copied); `split.csv` (file, class, split) and `prepared.json`
-(what they were made of).
+The files are used while nothing changes.
+
+`RUN/data/` holds `train.beton` and `val.beton`. If images are held out of a .beton, it holds `train.subset.json` and
+`val.subset.json` instead (see `beton_tools.read.subset_file`: no image is copied). `split.csv` lists file, class and
+split, and `prepared.json` records what the files were made from.
 """
 
 import hashlib
@@ -45,20 +47,21 @@ from fastft.run.start_weights import with_run_weights
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
 TO_VAL = "val.beton"
-PER_IMAGE_SIZE = 2  # a random crop of half the area still has more pixels than the model sees
+PER_IMAGE_SIZE = 2  # a random crop with half the area still has more pixels than the model sees
 
 
 def line_printer(console: Console) -> Say:
-    """Prints lines in the process of rank 0 of a training; `silent` for a quiet console."""
+    """Return a function that prints lines in the run's rank 0 process. For a quiet console it is `silent`."""
     if console.quiet or torchrun.rank() != 0:
         return silent
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
-    """(the images as `prepare_data` splits them, without converting or writing anything; warnings about them).
+    """Return (the images as `prepare_data` splits them; warnings about them), without converting or writing anything.
 
-    Raises UserError: as `prepare_data`.
+    Raises:
+        UserError: as `prepare_data`.
     """
     photos = str(recipe.data.train)
     if holds_out_of_beton(recipe):
@@ -73,12 +76,16 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
 def prepare_data(
     recipe: Recipe, say: Say, world: World | None = None, run: Path | None = None
 ) -> tuple[Recipe, Images]:
-    """(the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; their images).
+    """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; their images).
 
-    world: the processes of a training, which all call this: process 0 prepares, the others wait. None: this process alone.
-    run: another folder than the run directory, for several runs on the same images.
-    Raises UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first
-    checkpoint; another process uses the folder; `data.num_classes` on the command line contradicts the images.
+    Args:
+        world: the processes of a run, which all call this. Process 0 prepares, and the others wait. None: only this
+            process.
+        run: a folder to use instead of the run directory, for several runs on the same images.
+
+    Raises:
+        UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first
+            checkpoint; another process uses the folder; `data.num_classes` on the command line contradicts the images.
     """
     _check_paths(recipe)  # before weights are fetched
     needed = needs_preparation(recipe)
@@ -95,10 +102,15 @@ def prepare_data(
 
 
 def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say, world: World) -> list[str]:
-    """A command line whose `data.train` and `data.val` are .beton files, or subsets of one; written to `run` where needed.
+    """Return a command line whose `data.train` and `data.val` are .beton files, or subsets of one.
 
-    recipe: one that the command line was applied to.
-    Raises UserError: as `prepare_data`.
+    The files are written to `run` if needed.
+
+    Args:
+        recipe: one that the command line was applied to.
+
+    Raises:
+        UserError: as `prepare_data`.
     """
     if recipe.data.train is None:
         return list(overrides)
@@ -122,7 +134,7 @@ def _check_paths(recipe: Recipe) -> None:
 
 
 def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
-    """Make subsets of the .beton; if its images are too few to hold any out, it is taken as it is."""
+    """Make subsets of the .beton. If it has too few images to hold any out, it is used whole."""
     data, old = str(recipe.data.train), read_old_split(recipe)
     betons = BetonSet.open(data)
     whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
@@ -147,7 +159,7 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Imag
     if not held.any():
         return recipe.data, images
     paths = {side: folder / f"{side}{SUBSET}" for side in ("train", "val")}
-    for side, chosen in (("train", ~held), ("val", held)):  # written each time: the .beton may have been moved
+    for side, chosen in (("train", ~held), ("val", held)):  # written each time, because the .beton may have been moved
         write_text(paths[side], SubsetFile(whole.files, whole.samples[chosen]).to_json())
     made = replace(recipe.data, train=str(paths["train"]), val=str(paths["val"]))
     return made, replace(images, train=int((~held).sum()), val=int(held.sum()))
@@ -186,7 +198,7 @@ def _images(photos: str, found: Split) -> Images:
 
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
-    """The photographs of `data.train`, and of `data.val` or a split of `data.train`, if there is one."""
+    """Return the photographs in `data.train`, and those in `data.val` or a split of `data.train`, if there is one."""
     single = MULTI_LABEL in recipe.given and not recipe.data.multi_label
     train, val = open_sets(str(recipe.data.train), single)
     if recipe.data.val is not None:
@@ -209,7 +221,7 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
 
 
 def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None, say: Say) -> dict[str, Any]:
-    """Split and convert; what an interrupted call converted is kept. Returns the record."""
+    """Split and convert, keep what an interrupted call converted, and return the record."""
     plan = split_photos(found, recipe.data.val is None, old)
     classes = plan.train.source.classes
     write_text(folder / SPLIT, split_table(plan.rows()))
@@ -240,7 +252,10 @@ def _options(recipe: Recipe) -> WriteOptions:
 
 
 def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: Say) -> list[str]:
-    """Write `folder/<split>.beton`, or continue it; returns warnings about images that cannot be read, or lose values."""
+    """Write `folder/<split>.beton`, or continue it.
+
+    Returns warnings about images that cannot be read, or lose values.
+    """
     with progress(f"converting {split}", say=say) as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
     skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]
@@ -255,14 +270,14 @@ def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: S
 
 
 def _fingerprint(found: LabelledSet) -> str:
-    """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder."""
+    """Hash the images' names, labels, groups, sizes and times, but not their folder's location."""
     source, stamps = found.source, found.source.stamps(np.arange(len(found), dtype=np.int64)).tolist()
     described = [VERSION, source.kind, source.classes, found.columns.groups, stamps, source.labels.tolist()]
     return _digest(described, source.names.offsets.tobytes() + source.names.blob)
 
 
 def _content(whole: SubsetFile) -> str:
-    """Changes with the tables of the files and the chosen samples; not with the place of the files."""
+    """Hash the files' tables and the chosen samples, but not the files' location."""
     return _digest([VERSION, "beton", [file.content for file in whole.files]], whole.samples.tobytes())
 
 

@@ -1,4 +1,4 @@
-"""Which images are the same: images with identical bytes, of photographs and of .beton files."""
+"""Find images with identical bytes, among photographs and in .beton files."""
 
 import hashlib
 import zlib
@@ -17,10 +17,10 @@ END = 256  # bytes at the end of an image, which differ for nearly all images th
 
 
 def content_ids(sources: Sequence[Source]) -> list[np.ndarray]:
-    """A number per image, for each source: equal for images with identical bytes, over all sources.
+    """Return a number per image for each source. Numbers are equal for images with identical bytes, across all sources.
 
-    Images are read only where another has the same size, and whole only where it ends alike. Images that cannot be read have
-    numbers of their own; converting them gives the reason.
+    Images are read only if another one has the same size, and whole only if it ends alike. Images that cannot be read
+    have numbers of their own, and converting them gives the reason.
     """
     every = [(source, i) for source in sources for i in range(len(source.names))]
     sizes = np.concatenate([_sizes(source) for source in sources])
@@ -39,7 +39,10 @@ def content_ids(sources: Sequence[Source]) -> list[np.ndarray]:
 
 
 def contents(source: Source) -> list[str]:
-    """A text per image, nearly always equal only for identical bytes: size and CRC-32 of the end; "" if it cannot be read."""
+    """Return a text per image: size and CRC-32 of the end, or "" if it cannot be read.
+
+    Two texts are nearly always equal only for identical bytes.
+    """
     texts = []
     for i, size in enumerate(_sizes(source).tolist()):
         if size > END:
@@ -56,14 +59,14 @@ def contents(source: Source) -> list[str]:
 
 
 def _repeated(values: np.ndarray) -> np.ndarray:
-    """bool (N,): the rows that occur more than once."""
+    """Mark the rows that occur more than once, bool (N,)."""
     _, inverse, counts = np.unique(values, axis=0, return_inverse=True, return_counts=True)
     repeated: np.ndarray = counts[inverse.reshape(-1)] > 1
     return repeated
 
 
 def _end_crc32(source: Source, i: int, size: int) -> int:
-    """CRC-32 of the last bytes of an image; -1 if they cannot be read."""
+    """Return the CRC-32 of an image's last bytes, or -1 if they cannot be read."""
     place = source.locate(i)
     assert isinstance(place, FileSpan)  # others have no size
     try:
@@ -73,20 +76,20 @@ def _end_crc32(source: Source, i: int, size: int) -> int:
 
 
 def _sizes(source: Source) -> np.ndarray:
-    """Bytes of every image; -1 where only reading tells."""
+    """Return the bytes of every image, or -1 if only reading tells."""
     count = len(source.names)
     if not count or not isinstance(source.locate(0), FileSpan):
         return np.full(count, -1, np.int64)
     stamps = source.stamps(np.arange(count, dtype=np.int64))
     of_files = stamps.shape[1] == len(("size", "modification time"))
-    return stamps[:, 0] if of_files else stamps[:, -1]  # of a span in an archive its length
+    return stamps[:, 0] if of_files else stamps[:, -1]  # for a span in an archive, its length
 
 
 # .beton files -----------------------------------------------------------------------------------------------------------
 
 
 def as_source(betons: BetonSet) -> SpanSource:
-    """The samples as labelled images, in their order; those of a file without a manifest are named by their numbers."""
+    """Return the samples as labelled images, in their order. Without a manifest, samples are named by their numbers."""
     files = betons.files_of(np.arange(len(betons)))
     names = betons.read_names()
     if names is None:

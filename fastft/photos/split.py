@@ -19,7 +19,7 @@ from fastft.photos.layout import LabelledSet
 from fastft.photos.old_split import OldSplit, hold_out_new
 from fastft.photos.same_images import content_ids, contents
 
-LEAST_PER_CLASS = 2  # images on average, where the names of all classes are numbers
+LEAST_PER_CLASS = 2  # images on average, if the names of all classes are numbers
 NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", re.IGNORECASE)
 LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
@@ -28,10 +28,11 @@ LISTED = 3  # files or classes named in a warning; split.csv lists all files
 class Split:
     """Images that exist, labelled by the classes that have training images.
 
-    val: None if there are none.
-    missing: files that a table lists and that do not exist.
-    held_out: the validation images were taken from the training images; not so if these are too few.
-    kept: a line about an earlier run whose split was kept; else empty.
+    Attributes:
+        val: None if there are none.
+        missing: files that a table lists and that do not exist.
+        held_out: the validation images were taken from the training images. False if there were too few to take any.
+        kept: a line about an earlier run whose split was kept, else empty.
     """
 
     train: LabelledSet
@@ -42,7 +43,7 @@ class Split:
     kept: str = ""
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """(file, class, split, content) of every image; see `contents`."""
+        """Return (file, class, split, content) for every image. See `contents`."""
         rows = [
             (name, found.class_text(i), split, content)
             for split, found in (("train", self.train), ("val", self.val))
@@ -53,9 +54,10 @@ class Split:
 
 
 def check_photos(train: LabelledSet, val: LabelledSet | None) -> Split:
-    """The listed images that can be used, not yet split.
+    """Return the listed images that can be used, not yet split.
 
-    Raises UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
+    Raises:
+        UserError: fewer than two classes, no image that exists, or a class in `val` that `train` does not have.
     """
     warnings = _unused(train) + ([] if val is None else _unused(val))
     train, missing, said = _existing(train)
@@ -72,9 +74,11 @@ def check_photos(train: LabelledSet, val: LabelledSet | None) -> Split:
 
 
 def split_photos(found: Split, holds_out: bool = True, old: OldSplit | None = None) -> Split:
-    """Split the images, and warn of what is unusual in them.
+    """Split the images, and warn about anything unusual in them.
 
-    holds_out: without `val`, take validation images from `train`. old: the split of an earlier run, which is kept.
+    Args:
+        holds_out: without `val`, take validation images from `train`.
+        old: the split of an earlier run, which is kept.
     """
     train, val = found.train, found.val
     if val is None and holds_out:
@@ -91,7 +95,11 @@ def split_photos(found: Split, holds_out: bool = True, old: OldSplit | None = No
 
 
 def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np.ndarray, list[str], str]:
-    """(the images to hold out, bool (N,); warnings; a line about `old`): by class, identical and grouped images on one side."""
+    """Choose the images to hold out, by class. Identical and grouped images stay on one side.
+
+    Returns:
+        (the images to hold out, bool (N,); warnings; a line about `old`).
+    """
     (ids,) = content_ids([found.source])
     warnings = _small_classes(found) + _other_labels(found, ids)
     labels, units, kept = _text_order(found), _units(found, ids), ""
@@ -114,7 +122,7 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
 
 
 def split_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
-    """The text of split.csv. rows: (file, class, split, content)."""
+    """Return the text of split.csv. rows: (file, class, split, content)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "class", "split", "content"])
@@ -123,7 +131,7 @@ def split_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 
 def describe_sides(data: str, train: int, classes: int, val: int, split: Path | None) -> str:
-    """The numbers of images as one line. split: the split.csv of a hold-out; None if no images were held out."""
+    """Describe the numbers of images in one line. split: the hold-out's split.csv; None if no images were held out."""
     source = f"{data}: {train:,} training images of {classes} classes"
     if not val:
         return source
@@ -132,9 +140,11 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:
-    """int64 (N,): labels in the alphabetical order of the class names, as folders have them; see `strata` for multi-label.
+    """Return labels in alphabetical order of the class names, as folders have them: int64 (N,).
 
-    Tables number classes that are numbers by value; the hold-out must not depend on that.
+    Multi-label: see `strata`.
+
+    Tables sort classes that are numbers by value, and the hold-out must not depend on that.
     """
     classes = found.source.classes
     ranks = np.argsort(sorted(range(len(classes)), key=classes.__getitem__))
@@ -143,7 +153,7 @@ def _text_order(found: LabelledSet) -> np.ndarray:
 
 
 def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
-    """Images of one group, or with identical bytes, form a unit."""
+    """Return a unit per image. Images in one group, or with identical bytes, form a unit."""
     groups = found.columns.groups
     if groups is None:
         return ids
@@ -156,7 +166,7 @@ def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
 
 
 def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
-    """(the images whose files exist; the names of the others, which only a table can list; warnings)."""
+    """Return (the images whose files exist; the names of the others, which only a table can list; warnings)."""
     source = found.source
     if source.kind != "table":
         return found, [], []
@@ -180,7 +190,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
 
 
 def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
-    """The images without HEIC where these cannot be read, so that none of them is held out; a warning about them."""
+    """Drop HEIC images if they cannot be read, so that none of them is held out. Also returns a warning about them."""
     if reads_heic():
         return found, []
     heic = np.array([name.lower().endswith(HEIC_SUFFIXES) for name in found.source.names])
@@ -191,7 +201,7 @@ def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
 
 
 def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
-    """The training set without classes that have no images, as labels must not count them; a warning about these."""
+    """Drop classes without images from the training set, because labels must not count them. Returns a warning too."""
     source = train.source
     counts = count_classes(source.labels, len(source.classes))
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
@@ -208,7 +218,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
 
 
 def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
-    """The validation set with the labels of the training classes. Raises UserError: an image of another class."""
+    """Give the validation set the training classes' labels. Raises UserError: an image has another class."""
     source, known = val.source, set(classes)
     found = {source.classes[label] for label in np.flatnonzero(count_classes(source.labels)).tolist()}
     unknown = sorted(found - known)
@@ -223,7 +233,7 @@ def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     return val.take(np.arange(len(val), dtype=np.int64), classes)
 
 
-# warnings: lists of no or one sentence ----------------------------------------------------------------------------------
+# warnings: lists with no or one sentence ------------------------------------------------------------------------------
 
 
 def _unused(found: LabelledSet) -> list[str]:
@@ -258,7 +268,7 @@ def _other_labels(train: LabelledSet, ids: np.ndarray) -> list[str]:
 
 
 def _is_image(source: Source, i: int) -> bool:
-    """False for an empty or damaged file, such as a server's page of an error: equal ones are not the same image."""
+    """False for an empty or damaged file, such as a server's error page. Equal ones are not the same image."""
     try:
         open_image(source.locate(i).read())
     except Exception:  # Pillow raises many types
@@ -273,19 +283,19 @@ def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
 
 
 def _shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
-    """A warning if images of `val` are also in `train`. ids: of their contents, as `content_ids` gives them."""
+    """Warn if images in `val` are also in `train`. ids: numbers for their contents, as `content_ids` gives them."""
     text = "{} also a training image; accuracy will be too high"
     names = [val.names[i] for i in np.flatnonzero(np.isin(val_ids, train_ids)).tolist()]
     return _warning(text, "validation image is", "validation images are", names)
 
 
 def _warning(text: str, one: str, several: str, names: Sequence[str]) -> list[str]:
-    """text: with a place for the number of names."""
+    """Format a warning. text: with a place for the number of names."""
     counted = f"{len(names):,} {one if len(names) == 1 else several}"
     return [f"{text.format(counted)}: {listing(names)}"] if names else []
 
 
 def listing(names: Sequence[str]) -> str:
-    """The first LISTED names, and the number of the others."""
+    """List the first LISTED names, and the number of the others."""
     rest = f", ... {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + rest

@@ -1,4 +1,4 @@
-"""`RUN/data/prepared.json`: what the files in `RUN/data` were made of, so that they are used again or made anew."""
+"""`RUN/data/prepared.json`: what the files in `RUN/data` were made from, so that they are used again or made anew."""
 
 import json
 import os
@@ -16,21 +16,21 @@ from beton_tools.read.manifest import manifest_path
 from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
-TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft sweep`
-MAX_BYTES = 64 << 20  # of prepared.json
+TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # in a run, and in the runs of `fastft sweep`
+MAX_BYTES = 64 << 20  # limit for prepared.json
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a preparation; the prepared files are used again while they are equal.
+    """The inputs of a preparation. The prepared files are used again while the inputs stay equal.
 
     Attributes:
         data: path of the images, for messages.
         images: hash of the images at `data`.
-        val: hash of the images of `data.val`, or "".
-        longest_side: limit of the stored images' sides in pixels; None if images are not converted.
+        val: hash of the images at `data.val`, or "".
+        longest_side: limit for the sides of stored images, in pixels. None if images are not converted.
         background: colour under transparent pixels.
         old: name of the run whose split is kept, or "".
     """
@@ -43,7 +43,7 @@ class Inputs:
     old: str = ""
 
     def changed_since(self, stored: Mapping[str, Any]) -> str:
-        """Return which input differs from those of an earlier preparation, such as "data.val has changed"; "" if none does."""
+        """Return which input differs from an earlier preparation, such as "data.val has changed", or "" if none does."""
         if stored.get("images") != self.images:
             return f"{self.data} has changed"
         if stored.get("val") != self.val:
@@ -58,12 +58,18 @@ class Inputs:
 def prepare_once(
     folder: Path, inputs: Inputs, say: Say, check: Callable[[], None], make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The record of a complete preparation of `inputs` in `folder`; made if there is none. Prints its summary and warnings.
+    """Return the record of a complete preparation of `inputs` in `folder`, which is made if there is none.
 
-    check: called before anything is written.
-    make: writes the files; returns the record: files (names in `folder`), summary and warnings (lists of lines), and more.
-    Raises UserError: the inputs have changed since the first checkpoint, or another process uses the run directory; and those
-    of `check` and `make`.
+    Its summary and warnings are printed.
+
+    Args:
+        check: called before anything is written.
+        make: writes the files and returns the record: files (names in `folder`), summary and warnings (lists of lines),
+            and more.
+
+    Raises:
+        UserError: the inputs have changed since the first checkpoint, another process uses the run directory, or
+            `check` or `make` raises it.
     """
     stored, change, lost = _compare(folder, inputs)
     if stored.get("complete") and not change and not lost:
@@ -73,7 +79,7 @@ def prepare_once(
         with lock_run(folder.parent):
             stored, change, lost = _compare(folder, inputs)  # another command may have prepared or trained meanwhile
             if not stored.get("complete") or change or lost:
-                if not stored or change or lost:  # an interrupted preparation of the same inputs is continued
+                if not stored or change or lost:  # an interrupted preparation with the same inputs is continued
                     _begin(folder, inputs, say, stored, change, lost)
                 stored = _finish(folder, inputs, make())
     for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
@@ -82,7 +88,7 @@ def prepare_once(
 
 
 def _compare(folder: Path, inputs: Inputs) -> tuple[dict[str, Any], str, list[str]]:
-    """(the record of the last preparation, which input has changed since, its files that are missing)."""
+    """Return (the last preparation's record, which input has changed since, which of its files are missing)."""
     stored = _read(folder)
     before = stored.get("inputs", {})
     change = inputs.changed_since(before)
@@ -100,7 +106,7 @@ def _finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str
 
 
 def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], change: str, lost: list[str]) -> None:
-    """Say why the images are prepared again, and remove what was made of other inputs."""
+    """Say why the images are prepared again, and remove what was made from other inputs."""
     if stored and not change:
         say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
     elif stored:
@@ -122,9 +128,10 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], ch
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The content of prepared.json; empty if there is none, or it is damaged.
+    """Return the content of prepared.json. Empty if there is none, or if it is damaged.
 
-    Raises UserError: it is no regular file, not readable, or too large.
+    Raises:
+        UserError: it is no regular file, not readable, or too large.
     """
     if not os.path.lexists(folder / PREPARED):
         return {}

@@ -1,7 +1,8 @@
 """Recipes: the schema of options, loading with `extends` and tables, command-line overrides, validation.
 
-fastargs' `@param` decorator is not used: it fills arguments from one global configuration, but several recipes are loaded at
-the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
+fastargs' `@param` decorator is not used. It fills arguments from one global configuration, but here several recipes are
+loaded at the same time (sweeps, comparisons). A `Recipe` that is passed on also lets mypy check every option that is
+read.
 """
 
 from fastft.recipe.check import parse_duration

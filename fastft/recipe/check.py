@@ -22,9 +22,9 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", s
 
 
 class OptionChecker(Checker):
-    """A fastargs checker made from a field; strict where fastargs converts (3.7 -> 3).
+    """A fastargs checker made from a field. It is strict where fastargs converts (3.7 -> 3).
 
-    Takes texts, as files and the command line give them, and the typed values of checkpoints.
+    It takes texts, as files and the command line give them, and typed values from checkpoints.
     """
 
     def __init__(self, field: dataclasses.Field, hint: Any):
@@ -36,7 +36,7 @@ class OptionChecker(Checker):
         self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
 
     def check(self, value: Any) -> Any:
-        """The value converted to the option's type, or `AUTO`.
+        """Return the value converted to the option's type, or `AUTO`.
 
         Raises ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
         """
@@ -81,7 +81,7 @@ class OptionChecker(Checker):
         return numbers
 
     def help(self) -> str:
-        """The type and limits of the option, in words."""
+        """Return the option's type and limits, in words."""
         if self.choices:
             return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
@@ -101,9 +101,13 @@ def _whole_number(value: Any) -> int:
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Seconds of a text such as 45m. option: what the user set, for the message.
+    """Return the seconds in a text such as 45m.
 
-    Raises UserError: not a number greater than 0 with a unit.
+    Args:
+        option: what the user set, for the message.
+
+    Raises:
+        UserError: not a number greater than 0 with a unit.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip())
     seconds = float(match[1]) * SECONDS[match[2]] if match else 0.0
@@ -113,7 +117,7 @@ def parse_duration(text: str, option: str) -> float:
 
 
 def show_value(value: Any) -> str:
-    """A value as it is written in a recipe, numbers with at most 6 digits."""
+    """Format a value as it is written in a recipe. Numbers have at most 6 digits."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -126,7 +130,7 @@ def show_value(value: Any) -> str:
 
 
 def fastargs_config() -> fastargs.Config:
-    """The schema as fastargs sections, in a configuration of its own (not fastargs' global one)."""
+    """Return the schema as fastargs sections, in a configuration of its own (not fastargs' global one)."""
     config = fastargs.Config()
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)

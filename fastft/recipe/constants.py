@@ -1,4 +1,4 @@
-"""Values that the recipe schema and the code that carries a recipe out both need."""
+"""Values that both the recipe schema and the code that carries out a recipe need."""
 
 from typing import Final
 
@@ -12,19 +12,20 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
 ERASE_MODES = ("const", "rand", "pixel")
 IMAGE_SIZE = "model.image_size"
-FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
+FEW_IMAGES = 20_000  # BiT's limit between its smallest and its middle setting
 PROBED_SIZES = (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded to whole patches
-MAX_ERASE = 4  # erased boxes per image; the size of a plan's field
+MAX_ERASE = 4  # erased boxes per image, which is the size of a plan's field
 
-RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
-NONE, SQRT, BALANCED = REBALANCING = ("none", "sqrt", "balanced")  # of classes: per image 1, 1 / sqrt(n) or 1 / n
-# three blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
+RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # order of the samples in an epoch
+NONE, SQRT, BALANCED = REBALANCING = ("none", "sqrt", "balanced")  # per image in a class: 1, 1 / sqrt(n) or 1 / n
+# three blocks are in memory at a time; an ImageNet block at 500 px has 9,000 images, with 128 pages
 BLOCK_MIB = 1024
 
-TIMM = "timm/"  # start of a `model.arch` that names a model of timm
+TIMM = "timm/"  # start of a `model.arch` that names a timm model
 
-# Short names of the options that are set most often, as timm and lightly-train call them: `--batch-size 64` on the command
-# line, `batch_size=64` in Python. A command's own argument of the same name, such as `fastft sweep --out`, comes first.
+# Short names for the options that are set most often, as in timm and lightly-train: `--batch-size 64` on the command
+# line, `batch_size=64` in Python. If a command has an argument with the same name, such as `fastft sweep --out`, that
+# comes first.
 SHORT_NAMES = {
     "data": "data.train",
     "val_data": "data.val",
@@ -40,7 +41,7 @@ SHORT_NAMES = {
     "device": "train.device",
 }
 
-# choices of the command line and of the code behind it, which takes seconds to import
+# choices for the command line and the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx", "torch")
 AUTO: Final = "auto"

@@ -22,20 +22,23 @@ from fastft.recipe.yaml_file import CONTROL, shown
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
-SIMILAR = 0.6  # least similarity of an option that is suggested
+SIMILAR = 0.6  # lowest similarity at which an option is suggested
 
 
 def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
     """Read a recipe, apply the overrides, and check everything.
 
-    reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]; see `fastft.recipe.recipe_file`.
-    overrides: options as on the command line (`["--optim.lr=1e-4"]`) or as a dict (`{"optim.lr": 1e-4}`, or nested:
-        `{"optim": {"lr": 1e-4}}`). Those of `SHORT_NAMES` may be written shorter: `--lr=1e-4`, `{"lr": 1e-4}`.
+    Options that are `auto` hold their default, and `automatic` names them. `fastft.choose` decides them from the
+    images.
 
-    Options that are `auto` hold their default, and `automatic` names them: `fastft.choose` decides them by the images.
+    `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated.
+    Otherwise `about.source` says which options differ.
 
-    `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated; otherwise
-    `about.source` says which options differ.
+    Args:
+        reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]. See
+            `fastft.recipe.recipe_file`.
+        overrides: options as on the command line (`["--optim.lr=1e-4"]`) or as a dict (`{"optim.lr": 1e-4}`, or nested:
+            `{"optim": {"lr": 1e-4}}`). Options in `SHORT_NAMES` may be written shorter: `--lr=1e-4`, `{"lr": 1e-4}`.
 
     Raises:
         UserError: missing file, bad YAML, unknown option (with the nearest one) or a value of the wrong kind.
@@ -49,16 +52,17 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, o
 
 
 def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, object]]) -> Recipe:
-    """A recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints and run directories.
+    """Build a recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints and run directories.
 
-    Raises UserError: unknown option, or a value of the wrong kind.
+    Raises:
+        UserError: unknown option, or a value of the wrong kind.
     """
     values = {f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()}
     return _validate(name, [Layer(name, values)])
 
 
 def without_expectation(recipe: Recipe, differing: Sequence[str]) -> Recipe:
-    """The recipe without an expected accuracy; `about.source` names the options that differ."""
+    """Return the recipe without an expected accuracy. `about.source` names the options that differ."""
     listed = ", ".join(differing[:LISTED])
     if len(differing) > LISTED:
         listed += f" and {len(differing) - LISTED} more"
@@ -66,19 +70,19 @@ def without_expectation(recipe: Recipe, differing: Sequence[str]) -> Recipe:
 
 
 def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Options that differ, in the schema's order -> (value in `recipe`, value in `other`)."""
+    """Return the options that differ, in the schema's order -> (value in `recipe`, value in `other`)."""
     theirs = other.flat()
     return {key: (value, theirs[key]) for key, value in recipe.flat().items() if value != theirs[key]}
 
 
 @cache
 def _params() -> dict[str, fastargs.Param]:
-    """`section.option` -> its fastargs parameter."""
+    """Map `section.option` to its fastargs parameter."""
     return {".".join(path): param for path, param in fastargs_config().entries.items()}
 
 
 def _flag_layer(text: str) -> Layer:
-    """The layer of one `--section.key=value`, or of a short name."""
+    """Return the layer for one `--section.key=value`, or for a short name."""
     key, equals, value = text.partition("=")
     if not text.startswith("--") or not equals:
         raise UserError(f"cannot read {shown(text)}; write options as --section.key=value")
@@ -87,7 +91,7 @@ def _flag_layer(text: str) -> Layer:
 
 
 def _dict_layers(options: Mapping[str, object]) -> list[Layer]:
-    """A layer for each entry: an option, a short name, or a section with a dict of its options."""
+    """Return a layer for each entry: an option, a short name, or a section with a dict of its options."""
     layers = []
     for key, value in options.items():
         values = {full_name(str(key)): value}
@@ -101,7 +105,10 @@ def _dict_layers(options: Mapping[str, object]) -> list[Layer]:
 
 
 def full_name(name: str) -> str:
-    """`section.option` of a short name (`lr`, `batch_size` or `batch-size`); other names as they are."""
+    """Return `section.option` for a short name (`lr`, `batch_size` or `batch-size`).
+
+    Other names are returned unchanged.
+    """
     return SHORT_NAMES.get(name.replace("-", "_"), name)
 
 
@@ -112,7 +119,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
             if key not in FIELDS:
                 raise UserError(f"{layer.where}: {_unknown(key)}")
             written[key] = value, layer.where
-        for share, option in SHARES.items():  # what is set later wins over the other form of the same option
+        for share, option in SHARES.items():  # a value that is set later wins over the other form of the same option
             if option in layer.values and share not in layer.values:
                 written.pop(share, None)
     arch, weights = (str(written.get(key, (FIELDS[key].default, ""))[0]) for key in ("model.arch", "model.weights"))
@@ -145,7 +152,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
 
 
 def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
-    """Options that change the accuracy and were set to another value after `about.top1` was."""
+    """List the options that change the accuracy and were set to another value after `about.top1` was."""
     if recipe.about.top1 is None:
         return []
     stated = max((i for i, layer in enumerate(layers) if "about.top1" in layer.values), default=-1)
@@ -165,7 +172,7 @@ def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]
 
 
 def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
-    """Check rules that span options, except those about options that are not decided yet.
+    """Check the rules that span options, except those about options that are not decided yet.
 
     Raises:
         UserError: a rule is broken.
@@ -213,7 +220,7 @@ def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
 
 
 def _unknown(key: str) -> str:
-    """The message about a key that is no option: a misspelt one, a section without options, or another word."""
+    """Return the message about a key that is no option: a misspelt one, a section without options, or another word."""
     if key in SECTIONS:
         return f"'{key}' must hold 'key: value' lines"
     near = nearest_option(key, FIELDS if "." in key else (*FIELDS, *SECTIONS, "extends"))
@@ -222,7 +229,7 @@ def _unknown(key: str) -> str:
 
 
 def advice_without_option(key: str) -> str | None:
-    """What to do instead of an option of another library that fastft does not have."""
+    """Say what to do instead of using another library's option that fastft does not have."""
     return WITHOUT_OPTION.get(_own_name(key))
 
 
@@ -231,13 +238,13 @@ def _own_name(key: str) -> str:
 
 
 def nearest_option(key: str, names: Iterable[str] = FIELDS) -> str | None:
-    """The option that was probably meant: by another library's name, the same name elsewhere, or the most similar one."""
+    """Guess which option was meant: by another library's name, the same name elsewhere, or the most similar one."""
     section, option = key.lower().replace("-", "_").rpartition(".")[0], _own_name(key)
     if option in OTHER_NAMES or option in WITHOUT_OPTION:
         return OTHER_NAMES.get(option)
 
     def similarity(name: str) -> float:
-        """0..1: mostly of the option's own name, a little of its section."""
+        """Similarity from 0 to 1. Most of it comes from the option's own name, a little from its section."""
         other_section, _, other = name.rpartition(".")
         of_option = SequenceMatcher(None, option, other).ratio()
         return 0.8 * of_option + 0.2 * SequenceMatcher(None, section, other_section).ratio()

@@ -1,4 +1,4 @@
-"""Normalisation that a model states for itself."""
+"""The normalisation that a model states for itself."""
 
 import json
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def model_normalisation(arch: str, weights: str) -> tuple[Mapping[str, object], str]:
-    """(values that a model states, mean and std among them; where).
+    """Return (values that a model states, mean and std among them; where they are stated).
 
-    Of weights or a model of timm its configuration, of a .json file its `preprocess_cfg`. Empty for others, and for one that
-    cannot be read, which is refused where it is built.
+    They come from the configuration of a timm model or timm weights, or from the `preprocess_cfg` of a .json file. They
+    are empty for others, and for a file that cannot be read, which is refused where the model is built.
     """
     for name in (weights, arch):
         if name.startswith(TIMM):

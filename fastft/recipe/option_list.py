@@ -1,4 +1,4 @@
-"""`fastft options`: every option of a recipe with its default, limits, meaning, and the value in the paper's runs."""
+"""`fastft options`: every option of a recipe with its default, limits, meaning, and value in the paper's runs."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
 from fastft.recipe.check import OptionChecker, show_value
 
-# the paper's four models; their recipes hold the values of its logs
+# the paper's four models, whose recipes hold the values from its logs
 MODELS = {"final_b16": "B/16", "final_b16_384": "B/16-384", "final_l14": "L/14", "final_l14_336": "L/14-336"}
 IN_LOGS = ("model", "augment", "optim", "schedule", "ema")  # sections that say how a model is trained
 
@@ -23,16 +23,17 @@ class OptionInfo:
     default: str
     limits: str
     meaning: str
-    paper: str | None  # in the paper's runs; None: they say nothing about it
+    paper: str | None  # in the paper's runs; None if they do not say
 
 
 def list_options(selection: str | None = None) -> list[OptionInfo]:
-    """All options, those of a section, or those of one name (`optim.lr`, or `lr` in any section).
+    """List all options, the options in a section, or the options with one name (`optim.lr`, or `lr` in any section).
 
-    Raises UserError: no such section or option (with the nearest one).
+    Raises:
+        UserError: no such section or option (with the nearest one).
     """
     names = list(option_fields())
-    if selection in SECTIONS:  # before options of that name, such as data.train
+    if selection in SECTIONS:  # a section comes before options with its name, such as data.train
         names = [name for name in names if name.startswith(f"{selection}.")]
     chosen = [name for name in names if selection in (None, name, *name.split("."))]
     if not chosen:

@@ -1,4 +1,4 @@
-"""Names of other libraries (timm, Ultralytics, transformers, Lightning) for our options: what an unknown name probably meant."""
+"""Other libraries' names for our options (timm, Ultralytics, transformers, Lightning), to guess what was meant."""
 
 OTHER_NAMES = {
     name: option
@@ -51,7 +51,7 @@ OTHER_NAMES = {
     for name in names.split()
 }
 
-# names that no option has, and what to do instead; a similar option is not suggested
+# names that no option has, and what to do instead; no similar option is suggested for them
 WITHOUT_OPTION = {
     name: advice
     for advice, names in {

@@ -1,4 +1,4 @@
-"""The paper's hyperparameters for its two towers, which the rules for other towers and numbers of images start from."""
+"""The paper's hyperparameters for its two towers, from which the rules for other towers and numbers of images start."""
 
 from dataclasses import dataclass
 
@@ -14,20 +14,20 @@ class PaperRecipe:
     epochs: int
     lr: float
     layer_decay: float
-    warmup: float  # share of all steps
-    horizon: float  # of the EMA, share of all steps: 5,000 steps at decay 0.9998
+    warmup: float  # fraction of all steps
+    horizon: float  # EMA horizon as a fraction of all steps: 5,000 steps at decay 0.9998
 
 
 BASE = PaperRecipe("B/16", epochs=50, lr=6e-4, layer_decay=0.6, warmup=0.2, horizon=0.16)
 LARGE = PaperRecipe("L/14", epochs=30, lr=4e-4, layer_decay=0.65, warmup=1 / 6, horizon=4 / 15)
-# open_clip's names of towers from L/14 on
+# open_clip's names for towers from L/14 on
 LARGE_TOWERS = ("ViT-L", "ViT-H", "ViT-g", "ViT-bigG", "ViT-SO400M")
 # parts of timm's names
 LARGE_TIMM = ("_large", "_xlarge", "_huge", "_giant", "_gigantic", "_enormous", "_so400m", "_xxlarge")
 
 
 def paper_recipe(recipe: Recipe) -> PaperRecipe:
-    """The paper's recipe for the nearest of its two towers."""
+    """Return the paper's recipe for whichever of its two towers is nearest."""
     arch = recipe.model.arch
     if arch.startswith(TIMM):
         return LARGE if any(size in arch for size in LARGE_TIMM) else BASE

@@ -1,8 +1,8 @@
 """Find and read recipe files.
 
 A recipe is named by its path, by the bare name of a recipe that comes with fastft (`final_b16`), or as a row of a table:
-`rcp/tables/02_lr.yaml[1e-5]`, `02_lr[1e-5]`. Where there is no file `rcp/...`, the one that comes with fastft is read.
-`extends` and the `base` and `recipe` of tables take the same forms, relative to the file in which they stand.
+`rcp/tables/02_lr.yaml[1e-5]`, `02_lr[1e-5]`. If there is no file `rcp/...`, the one that comes with fastft is read.
+`extends`, and `base` and `recipe` in tables, take the same forms, relative to the file that contains them.
 """
 
 import os
@@ -16,25 +16,25 @@ from fastft.recipe.tables import Row, Sweep, is_sweep, load_sweep, row_needed, s
 from fastft.recipe.yaml_file import read_yaml
 
 EXPECTED = "a recipe (YAML)"
-MAX_CHAIN = 32  # recipes that extend one another; those in rcp/ are at most 4 long
+MAX_CHAIN = 32  # recipes that extend one another; chains in rcp/ have at most 4
 _PACKAGE = Path(__file__).parents[1]
-# in a wheel inside the package, in a checkout beside it
+# inside the package in a wheel, beside it in a checkout
 RECIPES = _PACKAGE / "rcp" if (_PACKAGE / "rcp").is_dir() else _PACKAGE.parent / "rcp"
 TABLES = RECIPES / "tables"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Options that one file, one row of a table, or the command line sets."""
+    """Options that are set by one file, one row of a table, or the command line."""
 
     where: str  # for error messages
-    # `section.option` -> value as written; `section` -> what stands there instead of options
+    # `section.option` -> value as written; `section` -> what the file has there instead of options
     values: Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A resolved reference: the name of the recipe, and its layers, where a later one overrides the earlier."""
+    """A resolved reference: the recipe's name, and its layers. A later layer overrides an earlier one."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -43,16 +43,20 @@ class RecipeFile:
 def read_recipe(reference: str | Path) -> RecipeFile:
     """Read a recipe with everything that it extends.
 
-    Raises UserError: no such file or row (with the nearest name), a table without a row, a file that is not a recipe, or
-    recipes that extend one another in a circle or more than MAX_CHAIN deep.
+    Raises:
+        UserError: no such file or row (with the nearest name), a table without a row, a file that is not a recipe, or
+            recipes that extend one another in a circle or more than MAX_CHAIN deep.
     """
     return _read(str(reference), Path(), ())
 
 
 def find_file(name: str, folder: Path = Path()) -> Path:
-    """The file of a path relative to `folder`, or of a recipe or table that comes with fastft: its bare name, or `rcp/...`.
+    """Find a recipe or table.
 
-    Raises UserError: there is none; with the nearest name.
+    `name` is a path relative to `folder`, or the bare name or `rcp/...` of one that comes with fastft.
+
+    Raises:
+        UserError: there is none. The message has the nearest name.
     """
     path = folder / name
     file = next(filter(_is_file, (path, *_shipped(name))), None)
@@ -66,7 +70,7 @@ def find_file(name: str, folder: Path = Path()) -> Path:
 
 
 def is_table(reference: str | Path) -> bool:
-    """True for a sweep file without a row. What cannot be read is left to `read_recipe` to refuse."""
+    """True for a sweep file without a row. If it cannot be read, `read_recipe` refuses it later."""
     name, row = split_reference(str(reference))
     try:
         return row is None and is_sweep(read_yaml(find_file(name), EXPECTED))
@@ -75,9 +79,10 @@ def is_table(reference: str | Path) -> bool:
 
 
 def open_sweep(reference: str | Path) -> Sweep:
-    """The sweep of a reference, with its row selected if it names one.
+    """Open the sweep that a reference names, with its row selected if it names one.
 
-    Raises UserError: no such file or row, or not a sweep file.
+    Raises:
+        UserError: no such file or row, or not a sweep file.
     """
     name, row = split_reference(str(reference))
     sweep = load_sweep(find_file(name))
@@ -85,7 +90,7 @@ def open_sweep(reference: str | Path) -> Sweep:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with fastft, tables not included."""
+    """List the names of the recipes that come with fastft, without tables."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -96,7 +101,7 @@ def is_elsewhere(reference: str) -> bool:
 
 
 def _shipped(name: str) -> tuple[Path, ...]:
-    """Where a recipe or table of this name would be among those that come with fastft."""
+    """Return where a recipe or table with this name would be among those that come with fastft."""
     if "/" not in name:
         return RECIPES / f"{name}.yaml", TABLES / f"{name}.yaml"
     first, *inside = Path(name).parts
@@ -104,7 +109,7 @@ def _shipped(name: str) -> tuple[Path, ...]:
 
 
 def _is_file(path: Path) -> bool:
-    """The same as `Path.is_file`, which raises on names that are too long."""
+    """Do the same as `Path.is_file`, which raises on names that are too long."""
     try:
         return path.is_file()
     except OSError:
@@ -112,7 +117,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _read(reference: str, folder: Path, chain: tuple[str, ...]) -> RecipeFile:
-    """chain: the recipes that led here by extending one another."""
+    """Read a recipe. chain: the recipes that led here by extending one another."""
     name, row = split_reference(reference)
     path = find_file(name, folder)
     place = f"{os.path.realpath(path)}[{row!r}]"
@@ -140,7 +145,7 @@ def _read_file(path: Path, chain: tuple[str, ...]) -> RecipeFile:
         if isinstance(entries, dict):
             values |= {f"{section}.{key}": value for key, value in entries.items()}
         else:
-            values[section] = entries  # refused by fastft.recipe, which knows the names of sections
+            values[section] = entries  # fastft.recipe, which knows the names of sections, refuses this
     return RecipeFile(path.stem, (*layers, Layer(str(path), _with_arch_file(values, folder))))
 
 
@@ -148,7 +153,7 @@ def _read_row(sweep: Sweep, chain: tuple[str, ...]) -> RecipeFile:
     row = sweep.selected
     assert row is not None
     base = row.recipe or sweep.base
-    assert base is not None  # load_sweep has looked
+    assert base is not None  # load_sweep has checked this
     folder = Path(os.path.realpath(sweep.path)).parent
     read = _read(base, folder, chain)
     values = _expected(sweep, row) | _with_arch_file(dict(row.values), folder)
@@ -157,7 +162,10 @@ def _read_row(sweep: Sweep, chain: tuple[str, ...]) -> RecipeFile:
 
 
 def _expected(sweep: Sweep, row: Row) -> dict[str, object]:
-    """Expected accuracy from the row's table. A row without a figure that is another recipe keeps that recipe's."""
+    """Return the expected accuracy from the row's table.
+
+    If the row has no value and is another recipe, it keeps that recipe's.
+    """
     if row.paper is not None:
         raw = ", raw weights" if row.number == "raw" else ""
         return {"about.top1": row.paper, "about.source": sweep.source + raw}
@@ -166,7 +174,7 @@ def _expected(sweep: Sweep, row: Row) -> dict[str, object]:
 
 
 def _with_arch_file(values: dict[str, object], folder: Path) -> dict[str, object]:
-    """The values with a .json file of `model.arch` found beside the recipe, where the working directory has none."""
+    """Return the values with `model.arch`'s .json file found beside the recipe, if the working directory has none."""
     name = values.get("model.arch")
     if not isinstance(name, str) or not name.endswith(".json"):
         return values

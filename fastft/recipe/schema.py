@@ -1,6 +1,6 @@
 """The recipe schema: every option once, as a field of its section, with its default, limits and meaning.
 
-`fastft options` and docs/options.md print it; `fastft.recipe.check` converts and checks values by it.
+`fastft options` and docs/options.md print it. `fastft.recipe.check` converts and checks values with it.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from fastft.recipe.constants import (
 MAX_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
 MAX_BATCH = 2**20
 MAX_EPOCHS = 100_000
-MAX_COUNT = 2**31 - 1  # of steps and epochs between two events
+MAX_COUNT = 2**31 - 1  # steps or epochs between two events
 MINUTES_PER_YEAR = 525_600.0
-AUTO = "auto"  # written in the place of a value that follows from the training images
+AUTO = "auto"  # written instead of a value that follows from the training images
 
 
 def option(
@@ -49,16 +49,16 @@ def option(
     resumable: bool = False,
     per_host: bool = False,
 ) -> Any:
-    """A field of a section.
+    """Declare an option as a field of its section.
 
     Args:
-        low, high: inclusive limits; `below` is an exclusive upper limit.
-        paper: what the paper or its reference code used, where the final recipes do not say it.
-        auto: accepts `auto`, a value that follows from the training images; see `fastft.choose.automatic`.
+        low, high: inclusive limits. `below` is an exclusive upper limit.
+        paper: what the paper or its reference code used, if the final recipes do not say it.
+        auto: accepts `auto`, a value that follows from the training images. See `fastft.choose.automatic`.
         changes_accuracy: see `neutral`.
-        resumable: may have another value when a run is resumed, because it does not change what a step computes; of data,
-            the images are compared instead.
-        per_host: may differ between the processes of a run: where the files of a host are, and how it computes.
+        resumable: may have another value when a run is resumed, because it does not change what a step computes. For
+            data, the images are compared instead.
+        per_host: may differ between the processes of a run: where a host's files are, and how it computes.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
@@ -68,7 +68,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# options that leave the expected accuracy as it is: files, hardware, logging, the seed
+# options that leave the expected accuracy unchanged: files, hardware, logging, the seed
 neutral = partial(option, changes_accuracy=False)
 
 
@@ -409,7 +409,7 @@ SECTIONS: dict[str, type] = {
 }  # fmt: skip
 
 
-# a share of the schedule's steps, and the option that it sets
+# a fraction of the schedule's steps, and the option that it sets
 SHARES = {"schedule.warmup": "schedule.warmup_epochs", "ema.horizon": "ema.decay"}
 
 
@@ -418,7 +418,7 @@ class Choice:
     """A value that nobody gave: what an option was set to, why, and the numbers that decided.
 
     Attributes:
-        evidence: what was measured, as JSON values; None where a rule decided by the number of images.
+        evidence: what was measured, as JSON values. None if a rule decided by the number of images.
     """
 
     option: str
@@ -429,10 +429,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe; `name` is the file's stem, or the name of a table's row.
+    """A validated recipe. `name` is the file's stem, or the name of a table's row.
 
     Attributes:
-        automatic: options that are `auto` and not decided yet: they hold their default until `fastft.choose` decides them.
+        automatic: options that are `auto` and not decided yet. They hold their default until `fastft.choose` decides
+            them.
         given: options that the command line set.
         choices: the values that were decided, with their reasons.
     """
@@ -451,29 +452,29 @@ class Recipe:
     choices: tuple[Choice, ...] = dataclasses.field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Section -> option -> value."""
+        """Return section -> option -> value."""
         return {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
 
     def flat(self) -> dict[str, Any]:
-        """`section.option` -> value."""
+        """Return `section.option` -> value."""
         sections = self.as_dict().items()
         return {f"{section}.{key}": value for section, options in sections for key, value in options.items()}
 
     def with_option(self, option: str, value: Any) -> "Recipe":
-        """The recipe with another value of `section.option`."""
+        """Return the recipe with another value for `section.option`."""
         section, _, key = option.partition(".")
         changed = dataclasses.replace(getattr(self, section), **{key: value})
         return dataclasses.replace(self, **{section: changed})
 
     def with_choices(self, *choices: Choice) -> "Recipe":
-        """The recipe with these values; a choice replaces an earlier one of the same option, in its place."""
+        """Return the recipe with these values. A choice replaces an earlier one for the same option, in its place."""
         recipe, listed = self, {choice.option: choice for choice in self.choices}
         for choice in choices:
             recipe, listed[choice.option] = recipe.with_option(choice.option, choice.value), choice
         return dataclasses.replace(recipe, choices=tuple(listed.values()))
 
     def with_shares(self) -> "Recipe":
-        """The recipe with the warm-up epochs and the EMA decay that its shares of the schedule stand for."""
+        """Return the recipe with warm-up epochs and EMA decay computed from its fractions of the schedule."""
         recipe = self
         if recipe.schedule.warmup is not None:
             epochs = recipe.schedule.warmup * recipe.schedule.epochs
@@ -491,15 +492,15 @@ class Recipe:
         return self.schedule.epochs if stop is None else min(self.schedule.epochs, stop)
 
     def selection_images(self, samples: int) -> int:
-        """Images of `data.selection_share`, of so many training images."""
+        """Return how many out of `samples` training images `data.selection_share` reserves."""
         return math.ceil(samples * self.data.selection_share)
 
     def steps_per_epoch(self) -> int:
-        """Optimiser steps per epoch of `data.train_size` images. Raises as `count_steps`."""
+        """Return the optimiser steps per epoch with `data.train_size` images. Raises as `count_steps`."""
         return count_steps(self.data.train_size, self.optim.batch_size)
 
     def schedule_steps(self) -> int:
-        """Optimiser steps of the whole schedule. Raises as `count_steps`."""
+        """Return the optimiser steps in the whole schedule. Raises as `count_steps`."""
         return self.schedule.epochs * self.steps_per_epoch()
 
     @property
@@ -509,9 +510,10 @@ class Recipe:
 
 
 def count_steps(samples: int, batch_size: int) -> int:
-    """Optimiser steps per epoch; the last partial batch is dropped, as the reference does.
+    """Return the optimiser steps per epoch. The last partial batch is dropped, as in the reference.
 
-    Raises UserError: there is not one whole batch.
+    Raises:
+        UserError: there is not one whole batch.
     """
     if samples < batch_size:
         raise UserError(f"{samples} samples do not fill one batch of {batch_size}; use a smaller batch")
@@ -519,10 +521,10 @@ def count_steps(samples: int, batch_size: int) -> int:
 
 
 def options_that_are(marked: str) -> set[str]:
-    """The options that are declared with `resumable` or `per_host`, by their full names."""
+    """Return the full names of the options that are declared with `resumable` or `per_host`."""
     return {key for key, field in option_fields().items() if field.metadata[marked]}
 
 
 def option_fields() -> dict[str, dataclasses.Field]:
-    """`section.option` -> its field, in the schema's order."""
+    """Return `section.option` -> its field, in the schema's order."""
     return {f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)}

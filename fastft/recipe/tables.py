@@ -1,4 +1,4 @@
-"""A sweep file: a published table whose rows are recipes. docs/recipes.md has an example and the meaning of its keys."""
+"""Sweep files: published tables whose rows are recipes. docs/recipes.md has an example and explains the keys."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from beton_tools.base.errors import UserError
 from fastft.recipe.yaml_file import one_line, read_yaml, shown
 
 EXPECTED = "a sweep file with title, source and rows (YAML)"
-NUMBERS = ("ema", "raw")  # the weights that a published figure is of, at their best epoch
+NUMBERS = ("ema", "raw")  # which weights a published result is for, at their best epoch
 EMPTY = ("", "null", "none", "~")
 ROW_KEYS = {"label", "series", "recipe", "set", "name", "number", "paper"}
 _REFERENCE = re.compile(r"(.+?\.ya?ml|[^\[\]/]+)\[(.+)\]", re.DOTALL)
@@ -29,9 +29,9 @@ class Row:
     series: str = ""
     recipe: str | None = None  # recipe or row that this row starts from; None: the table's base
     values: Mapping[str, Any] = field(default_factory=dict)  # `section.option` -> value as written
-    name: str | None = None  # of the recipe; None where the row is another recipe unchanged
+    name: str | None = None  # the recipe's name; None if the row is another recipe unchanged
     number: str = "ema"
-    paper: float | None = None  # top-1 in percent; None where the paper gives no figure
+    paper: float | None = None  # top-1 in percent; None if the paper gives no value
 
     @property
     def title(self) -> str:
@@ -51,35 +51,36 @@ class Sweep:
 
     @property
     def series(self) -> list[str]:
-        """Lines of the table, in its order."""
+        """The lines of the table, in its order."""
         return list(dict.fromkeys(row.series for row in self.rows))
 
     @property
     def labels(self) -> list[str]:
-        """Columns of the table, in its order."""
+        """The columns of the table, in its order."""
         return list(dict.fromkeys(row.label for row in self.rows))
 
     def reference(self, row: Row) -> str:
-        """The row as `load_recipe` takes it: FILE[LABEL], or FILE[SERIES, LABEL] where several rows have the label."""
+        """Name the row as `load_recipe` takes it: FILE[LABEL], or FILE[SERIES, LABEL] if several rows share the label."""
         several = sum(other.label == row.label for other in self.rows) > 1
         return f"{self.path}[{row.title if several else row.label}]"
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:
-    """(file or name, row) of FILE[ROW]; row is None without brackets."""
+    """Split FILE[ROW] into (file or name, row). The row is None without brackets."""
     match = _REFERENCE.fullmatch(reference)
     return (match[1], match[2]) if match else (reference, None)
 
 
 def is_sweep(document: Mapping[str, Any]) -> bool:
-    """True for the contents of a sweep file, also of one with mistakes; False for those of a recipe."""
+    """True for the contents of a sweep file, even with mistakes in it. False for the contents of a recipe."""
     return not {"title", "rows"}.isdisjoint(document)
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read and check a sweep file. It is named after its stem, `sweep.yaml` after its folder.
+    """Read and check a sweep file. It is named after its stem, or `sweep.yaml` after its folder.
 
-    Raises UserError: unreadable, an unknown or missing key, or a cell that appears twice.
+    Raises:
+        UserError: unreadable, an unknown or missing key, or a cell that appears twice.
     """
     document = read_yaml(path, EXPECTED)
     if not is_sweep(document):
@@ -103,9 +104,10 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def select_row(sweep: Sweep, text: str) -> Sweep:
-    """The sweep with one row selected by its label, by 'series, label', or by the name of its recipe.
+    """Return the sweep with one row selected by its label, by 'series, label', or by the name of its recipe.
 
-    Raises UserError: no such row (with the nearest one), or several.
+    Raises:
+        UserError: no such row (with the nearest one), or several.
     """
     keys = (lambda row: row.title, lambda row: row.label, lambda row: row.name)
     for key in keys:
@@ -122,7 +124,7 @@ def select_row(sweep: Sweep, text: str) -> Sweep:
 
 
 def row_needed(sweep: Sweep) -> UserError:
-    """The error for a table in a place where a recipe is needed."""
+    """Return the error for a table in a place that needs a recipe."""
     first = sweep.reference(sweep.rows[0])
     return UserError(
         f"{sweep.path} is a table, not a recipe; name one of its rows, such as '{first}' (rows: {_rows(sweep)})"
@@ -135,7 +137,7 @@ def _rows(sweep: Sweep) -> str:
 
 
 def _row(where: str, table: str, entry: Any, base: str | None, common: Mapping[str, Any]) -> Row:
-    """common: options of all rows that start from the base."""
+    """Read a row. common: options for all rows that start from the base."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: must hold 'key: value' pairs such as label and set")
     _check_keys(where, entry, {"label"} if base else {"label", "recipe"}, ROW_KEYS)
@@ -171,7 +173,7 @@ def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     value = entry.get(key)
     try:
         return None if value is None else one_line(value)
-    except (AttributeError, ValueError):  # not a text, or of several lines
+    except (AttributeError, ValueError):  # not a text, or with several lines
         raise UserError(f"{where}: {key} is {shown(value)}; it must be a text of one line") from None
 
 

@@ -1,4 +1,4 @@
-"""The images that a recipe is for: numbers of images and classes, and the accuracy that is expected on ImageNet."""
+"""The images that a recipe is for: how many images and classes, and the accuracy that is expected on ImageNet."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,12 @@ def is_imagenet(recipe: Recipe) -> bool:
 
 
 def expected_top1(recipe: Recipe) -> float | None:
-    """The recipe's expected accuracy; None without one, or for other data than ImageNet."""
+    """Return the recipe's expected accuracy. None if it has none, or for other data than ImageNet."""
     return recipe.about.top1 if is_imagenet(recipe) else None
 
 
 def describe_expectation(recipe: Recipe) -> str:
-    """The expected accuracy with its source, or why there is none."""
+    """Return the expected accuracy with its source, or why there is none."""
     if recipe.about.top1 is None:
         return recipe.about.source or NO_EXPECTATION
     if not is_imagenet(recipe):  # the training file has another number of images than the recipe says
@@ -38,12 +38,12 @@ def describe_expectation(recipe: Recipe) -> str:
 
 
 def assumed_val_images(recipe: Recipe) -> int:
-    """Number of validation images: ImageNet's 50,000, or for other data the same share of the training images."""
+    """Return the number of validation images: ImageNet's 50,000, or for other data the same fraction."""
     return round(recipe.data.train_size * VAL_IMAGES / IMAGENET_TRAIN_SIZE)
 
 
 def val_images_row(recipe: Recipe, given: int | None = None) -> dict[str, Any]:
-    """The number of validation images as an assumption to show, like those of `Overheads.describe`."""
+    """Show the number of validation images as an assumption, like those in `Overheads.describe`."""
     what, train_size = "validation images", recipe.data.train_size
     if given is not None:
         return {"name": "val_images", "what": what, "value": given, "basis": "given"}
@@ -58,15 +58,15 @@ def val_images_row(recipe: Recipe, given: int | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Images:
-    """The images that the data of a recipe has.
+    """The images that a recipe's data has.
 
     Attributes:
         title: names the training images in messages.
-        train, val: how many are trained and validated on, those of `data.selection_share` among the first.
+        train, val: how many are trained and validated on. The images of `data.selection_share` count as `train`.
         classes: of the training images.
-        is_named: the classes have names; otherwise there may be more of them than the labels show.
+        is_named: the classes have names. Otherwise there may be more classes than the labels show.
         multi_label: an image may have several labels.
-        reading: how the labels were read, where that is not obvious; see `beton_tools.sources.Source`.
+        reading: how the labels were read, if that is not obvious. See `beton_tools.sources.Source`.
     """
 
     title: str
@@ -79,16 +79,17 @@ class Images:
 
     @classmethod
     def of_betons(cls, train: "BetonSet", val: "BetonSet | None") -> "Images":
-        """The images of .beton files."""
+        """Describe the images in .beton files."""
         classes, is_named = len(train.class_names), train.has_class_names
         multi_label = train.label_sets is not None
         return cls(train.title, len(train), 0 if val is None else len(val), classes, is_named, multi_label)
 
 
 def with_images(recipe: Recipe, images: Images) -> Recipe:
-    """The recipe for these images: how many are trained on, their classes, and if an image may have several labels.
+    """Return the recipe for these images.
 
-    Another number of images or classes than the recipe states ends its expected accuracy.
+    This sets how many are trained on, their classes, and whether an image may have several labels. If the number of
+    images or classes differs from the recipe's, its expected accuracy no longer applies.
 
     Raises:
         UserError: the command line contradicts the images, or they have fewer than 2 classes.
@@ -104,7 +105,7 @@ def with_images(recipe: Recipe, images: Images) -> Recipe:
 
 
 def largest_size(recipe: Recipe) -> int:
-    """Image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
+    """Return the image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
     return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.model.image_size
 
 
@@ -121,7 +122,11 @@ def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
 
 
 def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
-    """The recipe for so many classes. Raises UserError: there are fewer than 2, or the command line says otherwise."""
+    """Return the recipe for `count` classes.
+
+    Raises:
+        UserError: there are fewer than 2, or the command line says otherwise.
+    """
     if count < 2:
         raise UserError(f"{title} has {count} class; training needs images of at least 2")
     stated = recipe.data.num_classes
@@ -136,6 +141,6 @@ def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
 
 
 def _first(recipe: Recipe, choice: Choice) -> Recipe:
-    """The recipe with this choice, listed before the others."""
+    """Return the recipe with this choice, listed before the others."""
     others = (other for other in recipe.choices if other.option != choice.option)
     return replace(recipe.with_option(choice.option, choice.value), choices=(choice, *others))

@@ -1,6 +1,6 @@
-"""Read the YAML files that users write: recipes, sweep files, and the recipe.yaml of a run directory.
+"""Read the YAML files that users write: recipes, sweep files, and the recipe.yaml in a run directory.
 
-Every scalar is returned as the text that stands in the file. YAML 1.1 would read off as False, 007 as 7 and 6e-4 as a text;
+Every scalar is returned as the text in the file. YAML 1.1 would read off as False, 007 as 7 and 6e-4 as a text.
 `fastft.recipe` knows the type of each option and converts the text itself.
 
 Size and nesting are limited, and values are shown shortened, so that no file can exhaust memory or time.
@@ -20,19 +20,22 @@ from beton_tools.base.user_files import read_user_text
 
 MAX_BYTES = 128 * 1024  # the longest file in rcp/ has 5 KB
 MAX_DEPTH = 16  # sweep files have 4 levels
-MAX_SHOWN = 60  # characters of a wrong value in an error message
-# control characters and surrogates; not tab and newline, which block texts hold
+MAX_SHOWN = 60  # characters shown of a wrong value in an error message
+# control characters and surrogates, but not tab and newline, which block texts hold
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 PARSE_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # PyYAML lets chr() and int() fail on some escapes
 _LINE_BREAK = re.compile(r"[\t\n\u2028\u2029]")
 
 
 def read_yaml(path: Path, expected: str) -> Mapping[str, object]:
-    """The mapping that the file holds; values are texts, lists and mappings.
+    """Read the mapping in a file. Its values are texts, lists and mappings.
 
-    expected: what the file should be, for error messages, such as "a recipe (YAML)". Raises UserError: not a regular file,
-    too large, not UTF-8, not valid YAML, a key that appears twice, control characters, nesting beyond the limit, or no
-    mapping.
+    Args:
+        expected: what the file should be, for error messages, such as "a recipe (YAML)".
+
+    Raises:
+        UserError: not a regular file, too large, not UTF-8, not valid YAML, a key that appears twice, control
+            characters, nesting beyond the limit, or no mapping.
     """
     text = read_user_text(path, MAX_BYTES, expected)
     try:
@@ -46,12 +49,15 @@ def read_yaml(path: Path, expected: str) -> Mapping[str, object]:
 
 @lru_cache(maxsize=64)  # the rows of a table are read from the same files
 def _parse(text: str) -> Any:
-    """The document, which callers must not modify; an alias is the same object as what it stands for."""
+    """Parse a document. Callers must not modify it, because an alias is the same object as what it stands for."""
     return yaml.load(text, _TextLoader)
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Scalars stay texts without control characters; mappings have scalar keys, each once; nesting is limited."""
+    """Keeps scalars as texts without control characters.
+
+    Mappings have scalar keys, each once, and nesting is limited.
+    """
 
     depth = 0
 
@@ -80,9 +86,10 @@ class _TextLoader(yaml.BaseLoader):
 
 
 def one_line(text: str) -> str:
-    """The text without the newlines at its end, which block texts have.
+    """Return the text without the newlines at its end, which block texts have.
 
-    Raises ValueError: it has several lines, or control characters, which paths, recipe.yaml and error messages cannot hold.
+    Raises:
+        ValueError: it has several lines or control characters, which paths, recipe.yaml and error messages cannot hold.
     """
     line = text.rstrip("\n")
     if CONTROL.search(line) or _LINE_BREAK.search(line):
@@ -95,6 +102,9 @@ _REPR.maxstring = _REPR.maxother = MAX_SHOWN
 
 
 def shown(value: Any) -> str:
-    """A value for an error message: escaped, and cut if it is long. Nested aliases may stand for billions of nodes."""
+    """Show a value in an error message, escaped, and cut if it is long.
+
+    Nested aliases may stand for billions of nodes.
+    """
     text = _REPR.repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -1,1 +1,1 @@
-"""The run directory and all that is stored in it: checkpoints, metrics, chosen weights."""
+"""The run directory and everything stored in it: checkpoints, metrics, chosen weights."""

@@ -1,4 +1,4 @@
-"""What `fastft average` records of an average, in its checkpoint and as `average.json`."""
+"""What `fastft average` records about an average, in its checkpoint and as `average.json`."""
 
 from beton_tools.base.typed_json import Count, Document, Number
 from fastft.run.evaluations import TOP1, BestBy
@@ -23,7 +23,7 @@ class FileFigures(Document, omit_defaults=True):
 
 
 class AverageRow(Document):
-    """A model, or an average of some. alpha: None in soups. files: the selection set first."""
+    """A model, or an average over several. alpha: None in soups. files: the selection set first."""
 
     name: str
     alpha: Number | None
@@ -31,7 +31,7 @@ class AverageRow(Document):
 
     @property
     def selection_figure(self) -> float:
-        """On the selection set; 0 without files."""
+        """The score on the selection set, or 0 without files."""
         return self.files[0].figure if self.files else 0.0
 
 
@@ -39,10 +39,10 @@ class AverageRecord(Document):
     """What was averaged, all that was evaluated, and what was kept.
 
     Attributes:
-        method: "WiSE-FT", "greedy soup" or "uniform soup"; `description` says it in one sentence.
-        models, members: all that were given, and those of the mean.
+        method: "WiSE-FT", "greedy soup" or "uniform soup". `description` says it in one sentence.
+        models, members: all models that were given, and those in the mean.
         data: the files that were evaluated, the selection set first.
-        selection: the file that chose among several averages; None if there was nothing to choose.
+        selection: the file that chose among several averages. None if there was nothing to choose.
         chosen, rows: None and empty if nothing was evaluated.
     """
 

@@ -1,4 +1,4 @@
-"""`baseline.json` of a run directory: the linear probe whose head the run starts from, and its scores before training."""
+"""`baseline.json` in a run directory: the linear probe that the run starts from, and its scores before training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,17 @@ BASELINE = "baseline.json"
 
 
 class Baseline(Document, omit_defaults=True):
-    """A linear probe and what it is right about.
+    """A linear probe, and which images it classifies correctly.
 
     Attributes:
-        images: that the probe was fitted to.
+        images: how many images the probe was fitted to.
         penalty, scale: of the ridge regression.
-        seconds: that features, fit and evaluation took.
+        seconds: time for computing features, fitting and evaluation.
         raw: scores on the validation images, if there are any.
-        selection: the same on the images of `data.selection_share`, if there are any.
-        request: what the run was asked for (`fastft.run.continuation.request_key`); not in result.json.
-        right: whether it classifies each image that compares weights correctly, as bits in hexadecimal digits; nor is it.
+        selection: scores on the images of `data.selection_share`, if there are any.
+        request: what the run was asked for (`fastft.run.continuation.request_key`). Not in result.json.
+        right: whether the probe classifies each image that compares weights correctly, as bits in hexadecimal digits.
+            Not in result.json.
     """
 
     images: Count
@@ -36,13 +37,18 @@ class Baseline(Document, omit_defaults=True):
 
     @property
     def scores(self) -> Scores | None:
-        """Of the images that compare weights: the left-out ones, or else the validation images; None without images."""
+        """Scores on the images that compare weights: the left-out ones, else the validation images.
+
+        None without any.
+        """
         return self.raw if self.selection is None else self.selection.raw
 
     def right_of(self, shape: Sequence[int]) -> np.ndarray | None:
-        """Whether it classifies each image (or each label of it) correctly; None if it was scored on other images.
+        """Return whether the probe classifies each image, or each of its labels, correctly.
 
-        shape: of the array, (N,) or (N, K).
+        None if it was scored on other images.
+        Args:
+            shape: the array's shape, (N,) or (N, K).
         """
         if self.scores is None or self.scores.samples != shape[0]:
             return None
@@ -51,7 +57,7 @@ class Baseline(Document, omit_defaults=True):
 
 
 def pack_bits(right: np.ndarray) -> str:
-    """`Baseline.right` of a bool array."""
+    """Pack a bool array into `Baseline.right`."""
     return np.packbits(right).tobytes().hex()
 
 
@@ -60,7 +66,7 @@ def write_baseline(folder: Path, baseline: Baseline) -> None:
 
 
 def read_baseline(folder: Path) -> Baseline | None:
-    """The baseline of a run; None if it does not start from a linear probe.
+    """Read a run's baseline. None if the run does not start from a linear probe.
 
     Raises:
         UserError: the file cannot be read.

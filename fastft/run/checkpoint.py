@@ -46,7 +46,9 @@ class Logged(Document):
     """The part of the next log line that is known already: an interval of steps.
 
     Attributes:
-        loss_sum: mean over processes. seconds: without pauses; waited: those of them that waited for data.
+        loss_sum: mean over processes.
+        seconds: duration without pauses.
+        waited: the seconds among them spent waiting for data.
         split: seconds by part (train/timing.py).
     """
 
@@ -70,7 +72,7 @@ class Position(Document):
 
     Attributes:
         step: within the epoch.
-        seconds: of training, over all resumes.
+        seconds: time spent training, summed over all resumes.
     """
 
     epoch: Count = 0
@@ -84,12 +86,13 @@ class Position(Document):
 class ModelState(Document, kw_only=True, omit_defaults=True):
     """The part of state.json that is constant in a run.
 
-    It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
+    It makes a checkpoint usable by itself, because the architecture's file may move. It also tells runs apart when one
+    is resumed.
 
     Attributes:
         recipe: section -> option -> value.
         arch: fields of `fastft.model.Arch` or `TimmArch`.
-        data, val: of the training and the validation images; `val` is None without them.
+        data, val: describe the training and the validation images. `val` is None without validation images.
         class_counts: training images by label.
     """
 
@@ -110,7 +113,7 @@ def model_state(
     class_counts: Sequence[int],
     val: Content | None = None,
 ) -> ModelState:
-    """The constant part of a run's checkpoints, with the values that JSON gives back."""
+    """Return the constant part of a run's checkpoints, with the values that JSON gives back."""
     described, options = json.loads(json.dumps([asdict(arch), recipe.as_dict()]))
     return ModelState(
         name=recipe.name, recipe=options, arch=described, classes=list(classes), data=data, val=val,
@@ -119,12 +122,12 @@ def model_state(
 
 
 class State(ModelState, kw_only=True, omit_defaults=True):
-    """state.json.
+    """The content of state.json.
 
     Attributes:
-        progress, scaler: what a run continues from; the scaler is empty in bf16 and fp32.
-        evaluation: of the weights, in the checkpoint of a best epoch.
-        average: what `fastft average` made the weights of.
+        progress, scaler: what a run continues from. The scaler is empty in bf16 and fp32.
+        evaluation: the weights' evaluation, in the checkpoint of a best epoch.
+        average: what `fastft average` made the weights from.
     """
 
     progress: Position | None = None
@@ -139,12 +142,12 @@ class State(ModelState, kw_only=True, omit_defaults=True):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Of the epochs before the checkpoint."""
+        """The evaluations of the epochs before the checkpoint."""
         return [] if self.progress is None else self.progress.evaluations
 
     @property
     def own_evaluation(self) -> Evaluation | None:
-        """The evaluation of the checkpoint's weights; None if they were not evaluated."""
+        """The evaluation of the checkpoint's weights. None if they were not evaluated."""
         if self.evaluation is not None or self.progress is None or self.progress.step:
             return self.evaluation
         return next((e for e in self.evaluations if e.epoch == self.progress.epoch - 1), None)
@@ -152,7 +155,7 @@ class State(ModelState, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint folder; `tensors` by file stem: model, ema, optimizer."""
+    """The content of a checkpoint folder. `tensors` is keyed by file stem: model, ema, optimizer."""
 
     path: Path
     state: State
@@ -160,7 +163,7 @@ class Checkpoint:
 
 
 class Damaged(UserError):
-    """A checkpoint whose files are incomplete or contradict each other; an older one can be used."""
+    """A checkpoint whose files are incomplete or contradict each other. An older one can be used."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
@@ -171,9 +174,10 @@ class Damaged(UserError):
 
 
 def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove.
+    """Write the folder `path`. An interrupted write leaves only a `.partial-` folder, which later writes remove.
 
-    Raises UserError: the disk is full or fails.
+    Raises:
+        UserError: the disk is full or fails.
     """
     partial = path.parent / f"{PARTIAL}{path.name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -187,7 +191,7 @@ def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mappin
             (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
             for file in (*partial.iterdir(), partial):
                 sync(file)
-            # the same step again, after resuming from an older checkpoint
+            # the same step was reached again, after resuming from an older checkpoint
             doomed = _mark_partial(path) if path.exists() else None
             partial.rename(path)
             sync(path.parent)
@@ -212,7 +216,9 @@ def _checksum(path: Path) -> str:
 def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: bool = False) -> Checkpoint:
     """Read and check a checkpoint folder, to the CPU.
 
-    needed: file stems of the tensors to read. resumable: also check the state that a run continues from.
+    Args:
+        needed: file stems of the tensors to read.
+        resumable: also check the state that a run continues from.
 
     Raises:
         UserError: not a checkpoint, another version of the format, or the disk fails.
@@ -277,7 +283,7 @@ def _check_arch(arch: Object) -> None:
 
 
 def stored_recipe(checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a checkpoint's run. Raises UserError: this version cannot read it."""
+    """Return the recipe of a checkpoint's run. Raises UserError: this version cannot read it."""
     try:
         return recipe_from_dict(checkpoint.state.name, checkpoint.state.recipe)
     except UserError as error:
@@ -285,16 +291,17 @@ def stored_recipe(checkpoint: Checkpoint) -> Recipe:
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Forms:
-    """Shape and dtype of each tensor."""
+    """Return the shape and dtype of each tensor."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
 ) -> None:
-    """Compare names, shapes and dtypes of a checkpoint's tensors with what they are to be loaded into.
+    """Check that a checkpoint's tensors have the names, shapes and dtypes of what they are to be loaded into.
 
-    Raises Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    Raises:
+        Damaged: an entry is missing, superfluous, or has another shape or dtype.
     """
     for name in sorted(expected.keys() - tensors.keys())[:1]:
         raise Damaged(path, f"{what} has no {name}")
@@ -310,9 +317,10 @@ def check_tensors(
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` names: a checkpoint folder, or a run directory's best, else its last.
+    """Return the checkpoint that `path` names: a checkpoint folder, or a run directory's best checkpoint, else its last.
 
-    Raises UserError: there is none.
+    Raises:
+        UserError: there is none.
     """
     if is_checkpoint(path):
         return path
@@ -324,18 +332,18 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """True if a path is, or by its name was, a checkpoint folder."""
+    """True if a path is a checkpoint folder, or if its name says that it was one."""
     return (path / STATE).exists() or _is_checkpoint_name(path.name)
 
 
 def list_checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The checkpoints of a folder, oldest first; kind: "step" or "best"."""
+    """List the checkpoints in a folder, oldest first. kind: "step" or "best"."""
     checkpoints = (p for p in folder.glob(f"{kind}-*") if _is_checkpoint_name(p.name) and p.is_dir())
     return sorted(checkpoints, key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The number in a checkpoint's name: optimiser steps done, or the epoch of a best one."""
+    """Return the number in a checkpoint's name: optimiser steps done, or the epoch for a best checkpoint."""
     return int(path.name.partition("-")[2])
 
 
@@ -344,7 +352,7 @@ def _is_checkpoint_name(name: str) -> bool:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and the remains of interrupted writes."""
+    """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
     for old in list_checkpoints(folder)[:-keep]:
         _remove(old)
     for partial in folder.glob(f"{PARTIAL}*"):
@@ -366,12 +374,12 @@ def keep_only(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Rename, then remove: an interrupted removal must not leave half a checkpoint under a valid name."""
+    """Rename, then remove. An interrupted removal must not leave half a checkpoint under a valid name."""
     shutil.rmtree(_mark_partial(path), ignore_errors=True)
 
 
 def _mark_partial(path: Path) -> Path:
-    """Rename a checkpoint as the remains of an interrupted write, which `prune` removes."""
+    """Rename a checkpoint so that it counts as an interrupted write, which `prune` removes."""
     doomed = path.parent / f"{PARTIAL}old-{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     return path.rename(doomed)

@@ -1,14 +1,16 @@
-"""Which weights of a run are used: the rule at its end, and finding them in its run directory.
+"""Which weights of a run are used: the rule at its end, and finding the weights in its run directory.
 
-A run keeps the raw and the EMA weights of its last epochs (`step-*`) and those of its best epoch (`best-*`), and the head of its
-linear probe, if it starts from one. The rule:
+A run keeps the raw and the EMA weights of its last epochs (`step-*`) and of its best epoch (`best-*`), and the head of
+its linear probe, if it starts from one. The rule:
 
-- The EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images: then the EMA
-  is not trained yet (McNemar's exact test, p < 0.05). Where classes are of very different sizes, by balanced accuracy. Also the
-  raw weights where more than half of the EMA are the initial weights, whatever few images say.
-- The last epoch, because the best of many epochs on few images is mostly the luckiest: the best of 9 settings gains about 4
-  points by luck on 200 images at 80 %. From 2,000 validation images on the best epoch, as in the paper.
-- The pretrained tower with the probe's head instead, if that is right on significantly more images (the same test).
+- Take the EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images
+  (McNemar's exact test, p < 0.05): then the EMA is not trained yet. If classes have very different sizes, balanced
+  accuracy is compared. The raw weights are also taken if more than half of the EMA are the initial weights, whatever
+  few images say.
+- Take the last epoch, because on few images the best of many epochs is mostly the luckiest: the best of 9 settings
+  gains about 4 points by luck on 200 images at 80 %. From 2,000 validation images on, take the best epoch, as in the
+  paper.
+- Take the pretrained tower with the probe's head instead, if it is right on significantly more images (the same test).
 """
 
 import dataclasses
@@ -41,11 +43,11 @@ from fastft.run.result import Evidence, Gain, WeightChoice, read_result
 from fastft.run.run_directory import Run
 
 SIGNIFICANT = 0.05
-MOSTLY_INITIAL = 0.5  # above this share of initial weights the raw weights are used instead of the EMA
+MOSTLY_INITIAL = 0.5  # above this fraction of initial weights, the raw weights are used instead of the EMA
 LEAST_IMAGES_FOR_BEST = 2000
 NOT_ENDED = "the run has not ended"
-STEMS = {RAW: "model", EMA: "ema"}  # of a checkpoint's tensor files
-PROBE_HEAD = "probe.safetensors"  # of a run directory, as `fastft zeroshot` writes heads
+STEMS = {RAW: "model", EMA: "ema"}  # stems of a checkpoint's tensor files
+PROBE_HEAD = "probe.safetensors"  # in a run directory, as `fastft zeroshot` writes heads
 PROBE_WORDS = "pretrained tower with the head of the linear probe"
 
 
@@ -53,10 +55,11 @@ PROBE_WORDS = "pretrained tower with the head of the linear probe"
 
 
 def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndarray | None = None) -> Paired:
-    """On how many of the same images only one of two models is right, or has more labels right.
+    """Count the images on which only one of two models is right, or has more labels right. Both see the same images.
 
-    first, second: bool (N,), or multi-label (N, K): what each is right about. labels_N: int64 (N,); given, also the gain in
-    balanced accuracy.
+    Args:
+        first, second: bool (N,), or multi-label (N, K): whether each model is right.
+        labels_N: int64 (N,). If given, the gain in balanced accuracy is computed too.
     """
     first_N, second_N = (right if right.ndim == 1 else right.sum(1) for right in (first, second))
     gain = error = None
@@ -70,14 +73,14 @@ def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndar
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Exact two-sided p-value that two models which differ on so many images are equally good (McNemar 1947)."""
+    """Return the exact two-sided p-value that two models which differ on these images are equally good (McNemar 1947)."""
     from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy.stats takes half a second to import
 
     return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
 
 
 class Comparison(NamedTuple):
-    """How far one model is ahead of another on the same images, in points of `measure`, and the p-value that they are equal."""
+    """One model's lead over another on the same images, in points of `measure`, and the p-value that they are equal."""
 
     measure: str
     gain: float
@@ -86,7 +89,10 @@ class Comparison(NamedTuple):
 
     @classmethod
     def of(cls, paired: Paired, images: int, measure: str) -> "Comparison":
-        """The first beside the second. Balanced accuracy, where it is there: a normal approximation, images weighted by class."""
+        """Compare the first model with the second, by balanced accuracy if it is there.
+
+        Its p-value is a normal approximation with images weighted by class.
+        """
         if paired.balanced_gain is not None and paired.balanced_error is not None:
             gain, error = paired.balanced_gain, paired.balanced_error
             p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
@@ -103,11 +109,15 @@ def choose_weights(
     untrained: float = 0.0,
     head_only: bool = False,
 ) -> WeightChoice | None:
-    """What to take, why, and the evidence; None without an evaluation.
+    """Choose which weights to take. Returns the choice with its reason and evidence, or None without an evaluation.
 
-    best: the evaluation of the best epoch. baseline: the linear probe, if the run starts from one. untrained: the share
-    of the initial weights in the EMA. head_only: the tower is not trained, and gets no advice on fine-tuning. The images
-    of `data.selection_share` decide if there are any.
+    The images of `data.selection_share` decide if there are any.
+
+    Args:
+        best: the evaluation of the best epoch.
+        baseline: the linear probe, if the run starts from one.
+        untrained: the fraction of the initial weights in the EMA.
+        head_only: the tower is not trained, and gets no advice on fine-tuning.
     """
     if not evaluations or best is None:
         return None
@@ -129,7 +139,7 @@ def choose_weights(
             kind, why = RAW, f"raw, because {ahead} (p = {compared.p_value:.2g})"
     if kind == EMA and last.raw is not None and untrained > MOSTLY_INITIAL:
         kind, why = RAW, f"raw, because {describe_initial(untrained)}"
-    # only the weights that the best epoch is chosen by are kept of it
+    # only the weights that select the best epoch are kept from it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == best.headline[0]
     entry = best if by_best else last
     few = f"the last epoch, since {images:,} {what} are too few to choose an epoch by"
@@ -147,7 +157,7 @@ def choose_weights(
 
 
 def choose_probe(baseline: Baseline | None) -> WeightChoice | None:
-    """The choice of a run that stops at the linear probe; None without validation images."""
+    """Return the choice for a run that stops at the linear probe. None without validation images."""
     if baseline is None or baseline.raw is None:
         return None
     choice = WeightChoice(
@@ -158,16 +168,17 @@ def choose_probe(baseline: Baseline | None) -> WeightChoice | None:
 
 
 def _figures(scores: Scores | None, score: BestBy) -> dict[str, float | None]:
-    """The fields of a choice that say how accurate the weights are: top-1, and the score that compares weights."""
+    """Return the fields of a choice that give the weights' accuracy: top-1, and the score that compares weights."""
     return {} if scores is None else {name: getattr(scores, name) for name in (TOP1, score)}
 
 
 def _against_probe(
     choice: WeightChoice, delta: Comparison, probe: Scores, score: BestBy, head_only: bool
 ) -> WeightChoice:
-    """The choice with its gain over the linear probe, and a note where fine-tuning is not clearly better.
+    """Add the gain over the linear probe to a choice, and a note if fine-tuning is not clearly better.
 
-    delta: of the chosen weights over the probe.
+    Args:
+        delta: the chosen weights' gain over the probe.
     """
     says = (
         f"fine-tuning changes the {delta.measure} of the linear probe by {delta.gain:+.2f} ± {delta.error:.2f} points"
@@ -191,7 +202,7 @@ def _against_probe(
 
 
 def describe_weights(choice: WeightChoice) -> str:
-    """The choice as one line of the log."""
+    """Describe the choice in one log line."""
     name = PROBE_WORDS if choice.kind == PROBE else f"{WEIGHTS[choice.kind]} weights of epoch {choice.epoch}"
     return f"predict, eval and export take the {name}: {choice.reason}"
 
@@ -205,9 +216,9 @@ def describe_initial(untrained: float) -> str:
 
 @dataclass(frozen=True)
 class ChosenWeights:
-    """The weights of a checkpoint: the stem of their file, their kind ("raw", "ema" or "probe"), and all of it in words.
+    """The weights of a checkpoint: their file's stem, their kind ("raw", "ema" or "probe"), and a description in words.
 
-    Those of the probe are not in the checkpoint, which has the rest of what the model needs.
+    The probe's weights are not in the checkpoint, which has everything else that the model needs.
     """
 
     path: Path
@@ -217,9 +228,10 @@ class ChosenWeights:
 
 
 def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
-    """The weights that `path`, a run directory or a checkpoint in it, and `--weights` mean.
+    """Find the weights that `path` (a run directory or a checkpoint in it) and `--weights` select.
 
-    Raises UserError: there is no checkpoint, or it is damaged or does not hold these weights, or there are none of this name.
+    Raises:
+        UserError: no checkpoint, a damaged one, one without these weights, or an unknown name for weights.
     """
     if wanted not in WEIGHT_CHOICES:
         raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")
@@ -229,14 +241,14 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
         return _of_checkpoint(path, wanted)
     result = read_result(path)
     choice = None if result is None else result.weights
-    if result is None and wanted in (AUTO, LAST):  # the only ones that follow the choice
+    if result is None and wanted in (AUTO, LAST):  # only these two follow the choice
         choice = _choose_so_far(path)
     if wanted == PROBE:
         return _probe(path)
     if wanted == AUTO and choice is not None:
         find = _probe if choice.take == PROBE else partial(_newest, take=choice.take, kind=choice.kind)
         return find(path, reason=f": {choice.reason}")
-    if wanted == AUTO:  # nothing is evaluated
+    if wanted == AUTO:  # nothing was evaluated
         unfinished = result is None and list_checkpoints(path / "checkpoints")
         return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     if wanted == BEST:
@@ -253,7 +265,10 @@ def _probe(run: Path, reason: str = "") -> ChosenWeights:
 
 
 def with_choice_so_far(run: Run) -> Run:
-    """The run; if it has not ended, `weights` are those that the rule takes so far, or None if its checkpoint is damaged."""
+    """Return the run.
+
+    If it has not ended, `weights` is what the rule takes so far, or None if its checkpoint is damaged.
+    """
     if run.finished:
         return run
     with suppress(UserError):
@@ -262,7 +277,7 @@ def with_choice_so_far(run: Run) -> Run:
 
 
 def _choose_so_far(run: Path) -> WeightChoice | None:
-    """The choice of a run that has not ended, by the evaluations before its newest checkpoint."""
+    """Choose for a run that has not ended, by the evaluations before its newest checkpoint."""
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
         return None
@@ -276,7 +291,7 @@ def _choose_so_far(run: Path) -> WeightChoice | None:
 
 
 def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
-    """The weights of a run's best or last checkpoint."""
+    """Return the weights in a run's best or last checkpoint."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     checkpoints = list_checkpoints(folder, "best" if take == BEST else "step")
     if not checkpoints:
@@ -285,7 +300,7 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
-    """The only weights of a best checkpoint, or those of `kind` of another (default: the EMA, if it has one)."""
+    """Return a best checkpoint's only weights, or the `kind` weights in another one (default: the EMA, if it has one)."""
     checkpoint = read_checkpoint(path, needed=())
     untrained, is_noted = _untrained_share(checkpoint), False
     stem, words = STEMS[RAW], f"weights of the best epoch, {path.name}"
@@ -310,7 +325,7 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _untrained_share(checkpoint: Checkpoint) -> float:
-    """Share of the initial weights in the EMA, by the steps that the state names."""
+    """Return the fraction of the initial weights in the EMA, from the number of steps in the state."""
     state, recipe = checkpoint.state, stored_recipe(checkpoint)
     if state.progress is not None:
         return untrained_share(recipe, state.progress.epoch * recipe.steps_per_epoch() + state.progress.step)
@@ -320,7 +335,10 @@ def _untrained_share(checkpoint: Checkpoint) -> float:
 
 
 def stored_scores(checkpoint: Checkpoint, kind: str) -> Scores | None:
-    """Scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images; None without an evaluation."""
+    """Return the scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images.
+
+    None without an evaluation.
+    """
     if kind == PROBE:
         baseline = read_baseline(checkpoint.path.parents[1])
         return None if baseline is None else baseline.raw
@@ -329,6 +347,6 @@ def stored_scores(checkpoint: Checkpoint, kind: str) -> Scores | None:
 
 
 def stored_thresholds(checkpoint: Checkpoint, kind: str) -> list[float]:
-    """The thresholds of a checkpoint's weights, or else of the evaluation before it; empty without one."""
+    """Return the thresholds of a checkpoint's weights, or else of the evaluation before it. Empty without one."""
     found = [stored_scores(checkpoint, kind), *(e.of(kind) for e in reversed(checkpoint.state.evaluations))]
     return next((scores.thresholds for scores in found if scores is not None and scores.thresholds), [])

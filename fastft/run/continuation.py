@@ -1,4 +1,4 @@
-"""Check if a run directory may be continued with a recipe; options that may differ between processes and resumes."""
+"""Check whether a recipe may continue a run directory. Some options may differ between processes and resumes."""
 
 import hashlib
 import json
@@ -19,14 +19,15 @@ LISTED = 4  # changed files
 
 
 def shared_options(recipe: Recipe) -> str:
-    """The options that all processes of a run must have in common, as JSON."""
+    """Return the options that all processes of a run must have in common, as JSON."""
     return json.dumps({k: v for k, v in recipe.flat().items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
 
 
 def request_key(recipe: Recipe) -> str:
-    """A hash of what a run is asked for: equal if it would choose the same options and fit the same head.
+    """Hash what a run is asked for. Runs with equal hashes would choose the same options and fit the same head.
 
-    recipe: not decided yet, with .beton files.
+    Args:
+        recipe: not decided yet, with .beton files.
     """
     values = {option: value for option, value in recipe.flat().items() if option not in RESUMABLE_OPTIONS}
     values |= {option: Path(str(values[option])).name for option in WEIGHTS_FILES}
@@ -40,7 +41,8 @@ def request_key(recipe: Recipe) -> str:
 def refuse_other_run(stored: ModelState, recipe: Recipe, current: ModelState, folder: Path) -> None:
     """Compare a checkpoint's state with the run that is to continue it (`current`).
 
-    Raises UserError: another recipe, architecture, file of images or set of classes; the message names what differs.
+    Raises:
+        UserError: another recipe, architecture, image file or set of classes. The message names what differs.
     """
     refuse_changed_recipe(stored.recipe, recipe, folder)
     refuse_changed_arch(stored.arch, current.arch, folder)
@@ -56,7 +58,7 @@ def refuse_changed_recipe(stored: dict[str, Object], recipe: Recipe, folder: Pat
         k
         for k in now
         if k not in RESUMABLE_OPTIONS
-        # a file of weights may move
+        # a file with weights may move
         and (Path(str(now[k])).name != Path(str(then[k])).name if k in WEIGHTS_FILES else now[k] != then[k])
     )
     if changed:
@@ -73,9 +75,10 @@ def refuse_changed_arch(stored: Object, arch: Object, folder: Path) -> None:
 
 
 def refuse_changed_data(option: str, stored: Content | None, current: Content | None, folder: Path) -> None:
-    """Raise UserError if other images than in the checkpoint are trained or evaluated on; the files may have moved.
+    """Raise UserError if other images than in the checkpoint are trained or evaluated on. The files may have moved.
 
-    option: names the files.
+    Args:
+        option: names the files.
     """
     if stored is None or current is None or current.has_same_images(stored):
         return

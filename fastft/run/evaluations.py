@@ -1,4 +1,4 @@
-"""The evaluations of a run, and the rule that says which epoch is the best.
+"""The evaluations of a run, and the rule that selects the best epoch.
 
 One declaration is the type, the JSON in checkpoints and result.json, and the check of what is read.
 """
@@ -12,28 +12,29 @@ from beton_tools.base.typed_json import Count, Document, Number, Numbers, Signed
 from fastft.recipe.constants import EMA, RAW
 
 WEIGHTS = {RAW: "raw", EMA: "EMA"}  # and their names in logs
-SELECTION = "selection"  # prefix of the scores on the images of `data.selection_share`
+SELECTION = "selection"  # prefix for scores on the images of `data.selection_share`
 BestBy = Literal["top1", "balanced_accuracy", "map"]
 TOP1: BestBy = "top1"
 BALANCED_ACCURACY: BestBy = "balanced_accuracy"
 MAP: BestBy = "map"
 SCORE_NAMES: dict[BestBy, str] = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "top-1", MAP: "mAP"}
 BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # shown after it
-# compares weights image by image
+# scores that compare weights image by image
 PAIRED: dict[BestBy, str] = {
     BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy", MAP: "share of images with the better labels",
 }  # fmt: skip
 
 
 class Scores(Document, kw_only=True, omit_defaults=True):
-    """The numbers of one model on one set of images, in percent but for the loss; None where they do not apply.
+    """One model's scores on one set of images, in percent except for the loss. None if a score does not apply.
 
     Attributes:
         samples: number of images.
-        loss: mean cross-entropy without label smoothing; multi-label: a mean over classes too.
+        loss: mean cross-entropy without label smoothing. Multi-label: also a mean over classes.
         top1: None if multi-label, where `map` takes its place. top5: None with at most 5 classes.
-        ece: expected calibration error; `ece_scaled` after dividing the logits by `temperature`; None if these were not kept.
-        thresholds: multi-label, of the probability of each class.
+        ece: expected calibration error. `ece_scaled` is the error after dividing the logits by `temperature`. None if
+            these were not kept.
+        thresholds: multi-label: a threshold for each class's probability.
     """
 
     samples: Count
@@ -49,16 +50,16 @@ class Scores(Document, kw_only=True, omit_defaults=True):
     thresholds: list[Number] | None = None
 
     def value(self, score: str) -> float:
-        """A score that this model has."""
+        """Return one of the scores that this model has."""
         return float(getattr(self, score))
 
     def numbers(self) -> Numbers:
-        """The scores that it has, by name."""
+        """Return the scores that it has, by name."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if isinstance(value, (int, float))}
 
     @property
     def figures(self) -> dict[BestBy, float]:
-        """The scores that may compare epochs and weights, as far as this model has them."""
+        """Return the scores that may compare epochs and weights, as far as this model has them."""
         return {name: value for name in SCORE_NAMES if (value := getattr(self, name)) is not None}
 
     @property
@@ -69,10 +70,11 @@ class Scores(Document, kw_only=True, omit_defaults=True):
 
 
 class Paired(Document, omit_defaults=True):
-    """Two models on the same images: on how many only the first, and only the second, is right, or has more labels right.
+    """Two models on the same images: on how many only the first, or only the second, is right or has more labels right.
 
-    balanced_gain: balanced accuracy of the first minus that of the second, in points, and the standard error of the difference;
-    where classes are of very different sizes.
+    Attributes:
+        balanced_gain: balanced accuracy of the first minus the second's, in points, if class sizes are very different.
+        balanced_error: the standard error of this difference.
     """
 
     first_only: Count
@@ -82,9 +84,11 @@ class Paired(Document, omit_defaults=True):
 
 
 class ByWeights(Document, kw_only=True, omit_defaults=True):
-    """The scores of raw and EMA weights on the same images; one of them is None if only the other is evaluated.
+    """The scores of raw and EMA weights on the same images. One of them is None if only the other is evaluated.
 
-    raw_against_ema: None without both. against_probe: of each kind of weights, compared with the linear probe, if there is one.
+    Attributes:
+        raw_against_ema: None without both.
+        against_probe: each kind of weights compared with the linear probe, if there is one.
     """
 
     raw: Scores | None = None
@@ -113,9 +117,11 @@ class ByWeights(Document, kw_only=True, omit_defaults=True):
 
 
 class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
-    """The scores after an epoch on the validation images, and on those of `data.selection_share`, if there are any.
+    """The scores after an epoch on the validation images, and on any images of `data.selection_share`.
 
-    best_by: the score that compares epochs and weights: balanced accuracy if the classes are of very different sizes.
+    Attributes:
+        best_by: the score that compares epochs and weights. It is balanced accuracy if classes have very different
+            sizes.
     """
 
     epoch: Count
@@ -129,22 +135,22 @@ class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
 
     @property
     def judged(self) -> ByWeights:
-        """The scores that choices follow from: those on the images of `data.selection_share`, if there are any."""
+        """The scores that choices are based on: those on the images of `data.selection_share`, if there are any."""
         return self.selection or self
 
     @property
     def selection_score(self) -> float:
-        """The score whose largest value, or the first of equal ones, makes the best epoch."""
+        """The score that selects the best epoch: the largest value, or the first of equal ones."""
         return self.judged.headline[1].value(self.best_by)
 
 
 def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation of the best epoch; None if there is none."""
+    """Return the evaluation of the best epoch, or None if there is none."""
     return max(evaluations, key=lambda entry: entry.selection_score, default=None)
 
 
 def describe_figures(scores: Mapping[BestBy, float]) -> str:
-    """The accuracy of chosen weights; of very unequal classes balanced accuracy, then top-1."""
+    """Format the accuracy of chosen weights. With very unequal classes: balanced accuracy, then top-1."""
     return ", ".join(f"{name} {scores[score]:.2f} %" for score, name in SCORE_NAMES.items() if score in scores)
 
 
@@ -152,7 +158,7 @@ def describe_figures(scores: Mapping[BestBy, float]) -> str:
 
 
 def flatten(scores: ByWeights, selection: ByWeights | None = None, best_by: BestBy = TOP1) -> dict[str, float | str]:
-    """The scores as an 'eval' line of metrics.jsonl names them, raw_top1, selection_ema_top1 and so on, and `best_by`."""
+    """Return `best_by` and the scores, as an 'eval' line in metrics.jsonl names them: raw_top1, selection_ema_top1, ..."""
     line: dict[str, float | str] = {}
     for weights in WEIGHTS:
         if (of_weights := scores.of(weights)) is not None:
@@ -163,7 +169,7 @@ def flatten(scores: ByWeights, selection: ByWeights | None = None, best_by: Best
 
 
 def unflatten(line: Mapping[str, object]) -> dict[str, object]:
-    """Inverse of `flatten`, as JSON; keys that are no scores stay."""
+    """Invert `flatten`, as JSON. Keys that are no scores stay."""
     nested: dict[str, object] = {}
     parts: dict[str, dict[str, object]] = {}
     for key, value in line.items():

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl` by their kind: one declaration is the type, the JSON and the check."""
+"""The lines of `metrics.jsonl` by their kind. One declaration is the type, the JSON and the check."""
 
 import json
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ class Interval(Line):
     """Means over the steps since the previous line.
 
     Attributes:
-        images_per_second: over all processes; without the wait for a process's first batch.
-        wait_share: share of wall time spent waiting for data.
-        mfu: model FLOP/s over the device's peak; None if the peak is not known.
-        memory_gib: peak, of the device (GPU) or the process (CPU).
+        images_per_second: over all processes, without the wait for a process's first batch.
+        wait_share: fraction of wall time spent waiting for data.
+        mfu: model FLOP/s over the device's peak. None if the peak is not known.
+        memory_gib: peak memory of the device (GPU) or the process (CPU).
         split: seconds of this process by part (train/timing.py), and its loader's in parallel.
-        grad_norm: of the last step, before clipping; None: it overflowed in fp16.
+        grad_norm: of the last step, before clipping. None if it overflowed in fp16.
     """
 
     epoch: Count
@@ -48,7 +48,7 @@ class Interval(Line):
 
 
 class LoggedEvaluation(Evaluation, kw_only=True, omit_defaults=True):
-    """An evaluation, after so many steps, and how long it took."""
+    """An evaluation, the step after which it was made, and its duration."""
 
     step: Number
     seconds: Number
@@ -59,7 +59,7 @@ class CheckpointLine(Line):
 
 
 class Start(Document, omit_defaults=True):
-    """A start of a process: its hardware and software, and the seconds of its set-up."""
+    """A start of a process: its hardware and software, and the seconds that its set-up took."""
 
     device: str = ""
     device_type: str = ""
@@ -73,7 +73,7 @@ class Start(Document, omit_defaults=True):
 
 
 class BaselineLine(Line):
-    """The linear probe that the run starts from: as `fastft.run.baseline.Baseline`."""
+    """The linear probe that the run starts from, with the fields of `fastft.run.baseline.Baseline`."""
 
     images: Count
     penalty: Number = 0.0
@@ -119,9 +119,10 @@ def read_log(path: Path) -> Log:
 
 
 def read_lines(path: Path) -> list[RawLine]:
-    """The lines of a metrics.jsonl; lines cut short by a crash are left out.
+    """Read the lines of a metrics.jsonl. Lines cut short by a crash are left out.
 
-    Raises UserError: the file cannot be read, or a line is not an object with a step.
+    Raises:
+        UserError: the file cannot be read, or a line is not an object with a step.
     """
     if not path.exists():
         return []

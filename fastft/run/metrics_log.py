@@ -28,7 +28,7 @@ LINES_PER_HEADER = 20
 
 
 def format_interval(i: Interval, total_steps: int, on_gpu: bool) -> str:
-    """The line of the console. MFU is shown of GPUs only: a CPU's peak is not known."""
+    """Return the console's line. It shows MFU for GPUs only, because a CPU's peak is not known."""
     mfu = f" {'-' if i.mfu is None else format(i.mfu, '.1%'):>6}" if on_gpu else ""
     return (
         f"{i.epoch:>6} {f'{i.step:.0f}/{total_steps}':>15} {i.loss:>8.4f} {i.lr:>9.2e} {i.images_per_second:>8.1f} "
@@ -37,9 +37,9 @@ def format_interval(i: Interval, total_steps: int, on_gpu: bool) -> str:
 
 
 class RunLog:
-    """Writes in the main process; in the others every call does nothing.
+    """Writes in the main process. In the others every call does nothing.
 
-    On resume, lines after `resumed_step` are dropped: those steps will be logged again.
+    On resume, lines after `resumed_step` are dropped, because those steps will be logged again.
     """
 
     def __init__(
@@ -85,9 +85,10 @@ class RunLog:
         self.record("train", int(interval.step), msgspec.to_builtins(interval))
 
     def record(self, kind: str, step: int, values: RawLine) -> None:
-        """Append a line to metrics.jsonl, and its numbers to the tracker.
+        """Append a line to metrics.jsonl, and send its numbers to the tracker.
 
-        Raises UserError: the disk is full or fails.
+        Raises:
+            UserError: the disk is full or fails.
         """
         if not self.enabled:
             return
@@ -107,7 +108,7 @@ class RunLog:
         self._track(lambda tracker: tracker.close(failed))
 
     def _track(self, call: Callable[[Tracker], None]) -> None:
-        """Call the tracker; if it fails, as its server may, the training goes on without it."""
+        """Call the tracker. If it fails, for example because its server does, training goes on without it."""
         if self.tracker is None:
             return
         try:
@@ -118,7 +119,7 @@ class RunLog:
 
 
 def _scalars(kind: str, values: RawLine) -> dict[str, float]:
-    """Numbers by name: train/loss, train/split/forward, ..."""
+    """Return the numbers by name: train/loss, train/split/forward, ..."""
     scalars = {
         f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k not in ("epoch", "step")
     }

@@ -1,4 +1,4 @@
-"""Two runs on the same validation images: which of them is right on more, image by image."""
+"""Compare two runs on the same validation images, image by image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,12 @@ from fastft.run.run_directory import Run
 class Judged:
     """What a run predicts for its validation images at its last evaluation.
 
-    kind: the weights, "raw" or "ema". names: of the images in their source. truth: the labels by class name, one text per image.
-    labels_N: int64. right: bool (N,), multi-label (N, K).
+    Attributes:
+        kind: the weights, "raw" or "ema".
+        names: the images' names in their source.
+        truth: the labels by class name, one text per image.
+        labels_N: int64.
+        right: bool (N,), multi-label (N, K).
     """
 
     kind: str
@@ -33,9 +37,11 @@ class Judged:
 
 
 def read_judged(run: Run) -> Judged | None:
-    """The predictions of a run with the kind of weights that it chose; None without them, or without the validation file.
+    """Read a run's predictions with the kind of weights that it chose.
 
-    They are those of the last epoch, also of a run that chose an earlier one.
+    None without them, or without the validation file.
+
+    The predictions are from the last epoch, even if the run chose an earlier one.
     """
     path = run.folder / VALIDATION
     if run.recipe.data.val is None or not run.evaluations or not path.is_file():
@@ -62,9 +68,12 @@ def read_judged(run: Run) -> Judged | None:
 
 
 def compare_judged(first: Judged, second: Judged) -> tuple[Comparison, int] | None:
-    """(how far `second` is ahead of `first`, the number of images that both have, with the same labels); None without any.
+    """Compare two runs on the images that both have, with the same labels. None without any.
 
-    Balanced accuracy where it compares the epochs of both runs. Images are matched by name and labels.
+    Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by name and labels.
+
+    Returns:
+        (how far `second` is ahead of `first`, the number of images that both have).
     """
     place = {pair: i for i, pair in enumerate(zip(first.names, first.truth, strict=True))}
     pairs = [(place[pair], i) for i, pair in enumerate(zip(second.names, second.truth, strict=True)) if pair in place]

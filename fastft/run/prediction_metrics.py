@@ -1,6 +1,7 @@
-"""Metrics of a model's predictions, per class and over classes; their calibration; sizes of classes; `validation.npz`.
+"""Metrics for a model's predictions, per class and over classes, their calibration, class sizes, and `validation.npz`.
 
-SciPy and, of label sets, scikit-learn are imported where they are used: they take a second, and only evaluations need them.
+SciPy, and scikit-learn for label sets, are imported where they are used: they take a second, and only evaluations need
+them.
 """
 
 import math
@@ -16,12 +17,12 @@ from beton_tools.base.errors import report_disk_errors
 from beton_tools.base.typed_json import Document
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1, BestBy
 
-IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
-EVEN = 0.5  # threshold of a label without images
+IMBALANCED = 10.0  # above this ratio between class sizes, balanced accuracy compares epochs and weights
+EVEN = 0.5  # threshold for a label without images
 HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is measured with what the other gives
-REJECTED_BELOW = 0.5, 0.7, 0.9, 0.95  # values of --min-probability in a report
-BINS = 15  # equal widths, as in the paper
-LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search, for logits
+REJECTED_BELOW = 0.5, 0.7, 0.9, 0.95  # values of --min-probability shown in a report
+BINS = 15  # bins with equal widths, as in the paper
+LOG_TEMPERATURES = (-4.0, 4.0)  # search range, for logits
 LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/measurements/photos.md, Probabilities
 
 
@@ -29,11 +30,13 @@ LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/
 class Predictions:
     """Predictions for N images, in the order of the file.
 
-    labels_N, predicted_N: int64. confidence_N, truth_N: float32, softmax probability of the predicted and of the true class.
-    logits_NK: float32, or None if they were not kept.
+    Multi-label: `thresholds_K` apply to the sigmoids, and all arrays are (N, K). labels_N and predicted_N are bool, and
+    confidence_N and truth_N are the probability of each label.
 
-    Multi-label: `thresholds_K` are of the sigmoids, and all arrays are (N, K): labels_N, predicted_N bool,
-    confidence_N and truth_N the probability of each label.
+    Attributes:
+        labels_N, predicted_N: int64.
+        confidence_N, truth_N: float32, softmax probability of the predicted and of the true class.
+        logits_NK: float32, or None if they were not kept.
     """
 
     labels_N: np.ndarray
@@ -46,13 +49,16 @@ class Predictions:
 
     @classmethod
     def of_sets(cls, labels: np.ndarray, logits: np.ndarray, thresholds: Sequence[float] = ()) -> "Predictions":
-        """labels: bool (N, K). thresholds: K, by default those of `fit_thresholds`."""
+        """Make multi-label predictions. labels: bool (N, K). thresholds: K, by default from `fit_thresholds`."""
         shares = sigmoid(logits)
         of_class = np.array(thresholds) if thresholds else fit_thresholds(labels, shares)
         return cls(labels, shares >= of_class, shares, shares, labels.shape[1], logits, of_class)
 
     def fair_f1(self, fitted: bool) -> float:
-        """Multi-label: macro F1; if the thresholds were fitted to these images, each half has those of the other half."""
+        """Return multi-label macro F1.
+
+        If the thresholds were fitted to these images, each half uses the other half's thresholds.
+        """
         predicted = self.predicted_N.copy()
         for own, other in (HALVES, HALVES[::-1]) if fitted else ():
             predicted[own] = self.confidence_N[own] >= fit_thresholds(self.labels_N[other], self.confidence_N[other])
@@ -60,18 +66,23 @@ class Predictions:
 
     @property
     def right_N(self) -> np.ndarray:
-        """bool (N,): whether the prediction is the label, or (N, K): whether that of each label is right."""
+        """Whether the prediction equals the label, bool (N,), or whether each label is right, (N, K)."""
         return self.predicted_N == self.labels_N
 
     @property
     def outcomes_N(self) -> np.ndarray:
-        """The events that `confidence_N` is the probability of: that a prediction is right, or each label if multi-label."""
+        """The events whose probability is `confidence_N`: that a prediction is right, or each label if multi-label."""
         return self.right_N if self.thresholds_K is None else self.labels_N
 
 
 class ClassMetrics(Document, kw_only=True):
-    """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images.
-    average_precision (None without images), threshold: multi-label."""
+    """Metrics of one class in percent.
+
+    Attributes:
+        precision: None if the class is never predicted.
+        recall, f1: None without images.
+        average_precision, threshold: multi-label. average_precision is None without images.
+    """
 
     label: int
     images: int
@@ -83,7 +94,7 @@ class ClassMetrics(Document, kw_only=True):
 
 
 def _class_counts(p: Predictions) -> list[np.ndarray]:
-    """int64 (K,) each: images of a class, predictions of it, and those that are right."""
+    """Return int64 (K,) each: images of a class, predictions of it, and correct predictions."""
     if p.thresholds_K is not None:
         return [p.labels_N.sum(0), p.predicted_N.sum(0), (p.labels_N & p.predicted_N).sum(0)]
     counted = p.labels_N, p.predicted_N, p.labels_N[p.right_N]
@@ -91,19 +102,25 @@ def _class_counts(p: Predictions) -> list[np.ndarray]:
 
 
 def balanced_accuracy(p: Predictions) -> float:
-    """Mean recall over the classes that have images, in percent: scikit-learn's balanced_accuracy_score."""
+    """Return the mean recall over the classes that have images, in percent: scikit-learn's balanced_accuracy_score."""
     true_K, _, right_K = _class_counts(p)
     return 100 * float((right_K[true_K > 0] / true_K[true_K > 0]).mean())
 
 
 def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
-    """Points of balanced accuracy that each image counts for, float64 (N,); their sum is 100. labels_N: int64 (N,)."""
+    """Return the points of balanced accuracy that each image counts for, float64 (N,). labels_N: int64 (N,).
+
+    Their sum is 100.
+    """
     counts = np.bincount(labels_N)
     return 100 / ((counts > 0).sum() * counts[labels_N])
 
 
 def macro_f1(p: Predictions) -> float:
-    """Mean F1 over the classes that have images or are predicted, of sets that have images: scikit-learn's average="macro"."""
+    """Return the mean F1 over the classes that have images or are predicted. For label sets, those that have images.
+
+    scikit-learn calls it average="macro".
+    """
     true_K, predicted_K, right_K = _class_counts(p)
     both_K = true_K + predicted_K
     counted_K = (both_K if p.thresholds_K is None else true_K) > 0
@@ -111,7 +128,7 @@ def macro_f1(p: Predictions) -> float:
 
 
 def class_metrics(p: Predictions) -> list[ClassMetrics]:
-    """The metrics of every class, by label."""
+    """Return the metrics of every class, by label."""
     true_K, predicted_K, right_K = _class_counts(p)
     with np.errstate(invalid="ignore"):
         columns = right_K / predicted_K, right_K / true_K, 2 * right_K / (true_K + predicted_K), true_K
@@ -139,7 +156,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def average_precisions(p: Predictions) -> np.ndarray:
-    """float64 (K,), NaN for classes without images: scikit-learn's average_precision_score."""
+    """Return float64 (K,), NaN for classes without images: scikit-learn's average_precision_score."""
     from sklearn.metrics import average_precision_score
 
     pairs = zip(p.labels_N.T, p.confidence_N.T, strict=True)
@@ -147,12 +164,15 @@ def average_precisions(p: Predictions) -> np.ndarray:
 
 
 def mean_average_precision(p: Predictions) -> float:
-    """In percent, over the classes that have images."""
+    """Return the mean average precision in percent, over the classes that have images."""
     return 100 * float(np.nanmean(average_precisions(p))) if p.labels_N.any() else 0.0
 
 
 def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.ndarray:
-    """float64 (K,): for each class the threshold with the largest F1, half way to the next lower probability; else EVEN."""
+    """Fit a threshold per class, float64 (K,).
+
+    It is the one with the largest F1, moved half way to the next lower probability. Classes without images get EVEN.
+    """
     from sklearn.metrics import precision_recall_curve
 
     chosen_K = np.full(labels_NK.shape[1], EVEN)
@@ -165,13 +185,13 @@ def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.nd
 
 
 def confusion_counts(p: Predictions) -> np.ndarray:
-    """int64 (K, K): images of class i (row) that are predicted as class j (column)."""
+    """Return int64 (K, K): images of class i (row) that are predicted as class j (column)."""
     cells = np.bincount(p.labels_N * p.num_classes + p.predicted_N, minlength=p.num_classes**2)
     return cells.reshape(p.num_classes, p.num_classes)
 
 
 def largest_confusions(p: Predictions) -> list[list[int]]:
-    """[class, wrong prediction, images] of each pair that occurs, the most frequent first."""
+    """Return [class, wrong prediction, images] for each pair that occurs, the most frequent first."""
     wrong = ~p.right_N
     pairs = np.stack([p.labels_N[wrong], p.predicted_N[wrong]])
     pairs, images = np.unique(pairs, axis=1, return_counts=True)
@@ -183,7 +203,7 @@ def _percent(value: float) -> float | None:
 
 
 def deciding_score(multi_label: bool, class_counts: Sequence[int]) -> BestBy:
-    """The score that compares epochs and weights. class_counts: training images by label."""
+    """Return the score that compares epochs and weights. class_counts: training images by label."""
     present = [count for count in class_counts if count] or [1]
     return MAP if multi_label else BALANCED_ACCURACY if max(present) > IMBALANCED * min(present) else TOP1
 
@@ -201,7 +221,7 @@ def describe_imbalance(class_counts: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Images by confidence: their number, mean confidence and accuracy in each bin; shares of 1, 0 in empty bins."""
+    """Images by confidence: their number, mean confidence and accuracy in each bin. Fractions of 1, 0 in empty bins."""
 
     images: np.ndarray
     confidence: np.ndarray
@@ -215,17 +235,22 @@ class Reliability:
 
     @property
     def ece_by_chance(self) -> float:
-        """The expected `ece` of a perfectly calibrated model with these confidences: of few images it is far from 0."""
+        """The `ece` expected from a perfectly calibrated model with these confidences.
+
+        With few images it is far from 0.
+        """
         variances = self.images * self.confidence * (1 - self.confidence)
         return 100 * float(np.sqrt(2 / np.pi * variances).sum() / max(1, self.images.sum()))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability of the softmax, and after temperature scaling; the latter is None if the logits were not kept.
+    """Reliability of the softmax, before and after temperature scaling. The latter is None if the logits were not kept.
 
-    temperature: the one that fits all images; logits are to be divided by it. `scaled` is cross-fitted: each half of the
-    images is scaled by the temperature that fits the other half. rejected: see `reject`, with `scaled`.
+    Attributes:
+        temperature: fits all images. Logits are to be divided by it.
+        scaled: cross-fitted: each half of the images is scaled by the temperature that fits the other half.
+        rejected: see `reject`, with `scaled`.
     """
 
     plain: Reliability
@@ -235,7 +260,7 @@ class Calibration:
 
 
 def calibrate(p: Predictions) -> Calibration:
-    """Calibration of the predictions; multi-label without a temperature, which would move the thresholds."""
+    """Calibrate the predictions. Multi-label has no temperature, because it would move the thresholds."""
     plain = reliability(p.confidence_N, p.outcomes_N)
     if p.logits_NK is None or len(p.labels_N) < 2 or p.thresholds_K is not None:
         return Calibration(plain)
@@ -249,16 +274,16 @@ def calibrate(p: Predictions) -> Calibration:
 
 
 def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, float, float | None], ...]:
-    """For each of REJECTED_BELOW: it, the share of images with less confidence, and the accuracy of the others, in percent."""
+    """Return (value, images with less confidence in percent, the others' accuracy in percent) for each REJECTED_BELOW."""
     kept = [confidence_N >= value for value in REJECTED_BELOW]
     right = [100 * float(right_N[kept_N].mean()) if kept_N.any() else None for kept_N in kept]
     return tuple(zip(REJECTED_BELOW, (100 * float(1 - kept_N.mean()) for kept_N in kept), right, strict=True))
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
-    """Bins of confidences; both arrays have the same shape, whatever it is."""
+    """Sort confidences into bins. Both arrays have the same shape, which may be any."""
     confidence_N, right_N = confidence_N.ravel(), right_N.ravel()
-    bins = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)  # of intervals (low, high]
+    bins = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)  # bins are intervals (low, high]
     images = np.bincount(bins, minlength=BINS)
     means = (np.bincount(bins, values, BINS) / np.maximum(1, images) for values in (confidence_N, right_N))
     return Reliability(images, *means)
@@ -267,10 +292,12 @@ def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
 def fit_temperature(
     shifted_NK: np.ndarray, labels_N: np.ndarray, logs: tuple[float, float] = LOG_TEMPERATURES, spread: float = math.inf
 ) -> tuple[float, float]:
-    """(temperature with the smallest cross-entropy, that cross-entropy).
+    """Return (temperature with the smallest cross-entropy, that cross-entropy).
 
-    shifted_NK: logits minus the largest one of each image; multi-label: labels_N (N, K), the logits themselves.
-    logs: smallest and largest logarithm of the temperature. spread: standard deviation of a normal prior of it, around 0.
+    Args:
+        shifted_NK: logits minus each image's largest one. Multi-label: the logits themselves, with labels_N (N, K).
+        logs: smallest and largest logarithm of the temperature.
+        spread: standard deviation of its normal prior around 0.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 

@@ -14,14 +14,15 @@ from beton_tools.base.atomic import write_text
 FOLDER = "profile"  # in the run directory
 WARM_UP_STEPS = 3  # they compile, and allocate memory and the optimiser's state
 TRACE, OPERATIONS, MEMORY = "trace.json", "operations.json", "memory.pickle"
-MEMORY_EVENTS = 200_000  # that a snapshot of the GPU's memory keeps
+MEMORY_EVENTS = 200_000  # events that a snapshot of GPU memory keeps
 
 
 class StepProfiler:
-    """Records `steps` steps, 0 for none, after the first WARM_UP_STEPS of this process.
+    """Records `steps` steps (0 for none) after the first WARM_UP_STEPS in this process.
 
-    Writes to `folder`: TRACE, as chrome://tracing and ui.perfetto.dev read it; OPERATIONS, the time of every operation; on a
-    GPU MEMORY, which pytorch.org/memory_viz reads. Losses and weights are the same with and without.
+    It writes three files to `folder`: TRACE, which chrome://tracing and ui.perfetto.dev read; OPERATIONS, the time of
+    every operation; and on a GPU MEMORY, which pytorch.org/memory_viz reads. Losses and weights are the same with and
+    without it.
     """
 
     def __init__(self, folder: Path, steps: int, device: torch.device) -> None:
@@ -41,16 +42,16 @@ class StepProfiler:
         self._profile.start()
 
     def range(self, name: str) -> AbstractContextManager:
-        """Name what runs inside in the trace."""
+        """Give what runs inside a name in the trace."""
         return nullcontext() if self._profile is None else record_function(name)
 
     def count_step(self) -> None:
-        """A step has ended; the recording begins or ends here."""
+        """Note that a step has ended. The recording begins or ends here."""
         if self._profile is not None:
             self._profile.step()
 
     def close(self) -> None:
-        """Write the profile of a training that ends before so many steps."""
+        """Write the profile if training ends before the last step to record."""
         if self._profile is not None:
             self._profile.stop()
 
@@ -65,7 +66,10 @@ class StepProfiler:
 
 
 def operations(recording: profile) -> list[dict[str, Any]]:
-    """Name, calls and seconds of each operation, without those that it calls, the longest first; of the GPU if there is one."""
+    """List name, calls and seconds of each operation, without what it calls, the longest first.
+
+    On a GPU, its seconds.
+    """
     rows = [
         row
         for row in recording.key_averages()

@@ -1,4 +1,4 @@
-"""`result.json` of a run directory: its evaluations, and which weights are used, with the evidence."""
+"""`result.json` in a run directory: its evaluations, and which weights are used, with the evidence."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,11 @@ RESULT = "result.json"
 
 
 class Evidence(Document, omit_defaults=True):
-    """What raw or EMA was chosen by: the number of images, on how many only one of them is right, and the p-value of the test.
+    """Why raw or EMA was chosen: the number of images, on how many only one of them is right, and the test's p-value.
 
-    balanced_gain: of raw over EMA, in points of balanced accuracy, and its standard error.
+    Attributes:
+        balanced_gain: raw's gain over EMA, in points of balanced accuracy.
+        balanced_error: its standard error.
     """
 
     samples: Count
@@ -28,7 +30,7 @@ class Evidence(Document, omit_defaults=True):
 
 
 class Gain(Document):
-    """What fine-tuning has gained over the linear probe, in points, with its standard error; note: where it is not clear."""
+    """The gain from fine-tuning over the linear probe, in points, with its standard error. note: set if it is not clear."""
 
     gain: Signed
     standard_error: Number
@@ -39,7 +41,7 @@ class WeightChoice(Document, omit_defaults=True):
     """What predict, eval and export take, and why.
 
     Attributes:
-        top1, balanced_accuracy, map: of these weights, those that the run's evaluations have.
+        top1, balanced_accuracy, map: scores of these weights, as far as the run's evaluations have them.
         gain: over the linear probe, if the run starts from one.
     """
 
@@ -62,7 +64,7 @@ class WeightChoice(Document, omit_defaults=True):
 
 
 class FirstRun(Document):
-    """Of a refit: the run on the training images alone, whose figures these are."""
+    """For a refit: the run on the training images alone, to which these results belong."""
 
     run: str
     weights: WeightChoice
@@ -74,9 +76,9 @@ class Result(Document):
     """The content of result.json.
 
     Attributes:
-        stopped: why the training ended before its last epoch, else "".
+        stopped: why training ended before its last epoch, else "".
         baseline: the linear probe that the run started from.
-        best, last: the evaluations of the best and the last epoch; None without validation images, as `weights`.
+        best, last: the evaluations of the best and the last epoch. None without validation images, as is `weights`.
         expectation, source: the expected accuracy in words, and where it is from.
     """
 
@@ -96,7 +98,7 @@ class Result(Document):
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result of a run; None if it has not ended.
+    """Read the result of a run. None if it has not ended.
 
     Raises:
         UserError: the file cannot be read, or is not as the trainer writes it.

@@ -1,4 +1,4 @@
-"""The run directory: its lock, recipe.yaml and choices.json, and all that is known of a run, also while it trains."""
+"""The run directory: its lock, recipe.yaml and choices.json, and everything known about a run, also while it trains."""
 
 import json
 import os
@@ -32,8 +32,9 @@ class Run:
 
     Attributes:
         log: the lines of metrics.jsonl.
-        finished: the training has ended. stopped: why before its last epoch, else "".
-        weights: what predict, eval and export take; None without an evaluation, or before the run has ended.
+        finished: training has ended.
+        stopped: why it ended before its last epoch, else "".
+        weights: what predict, eval and export take. None without an evaluation, or before the run has ended.
     """
 
     folder: Path
@@ -58,12 +59,12 @@ class Run:
 
     @property
     def machine(self) -> Start:
-        """The last start; without a word if the trainer logged none."""
+        """The last start. It has no content if the trainer logged none."""
         return self.log.start[-1] if self.log.start else Start()
 
     @property
     def on_gpu(self) -> bool:
-        """False of a process that says so: the peak of a CPU, and so its MFU, is not known."""
+        """False if the last start says that it runs on a CPU, whose peak, and so its MFU, is not known."""
         return self.machine.device_type != "cpu"
 
     @property
@@ -73,12 +74,12 @@ class Run:
 
     @property
     def interval_steps(self) -> list[int]:
-        """Optimiser steps of each interval."""
+        """Optimiser steps in each interval."""
         return [int(b - a) for a, b in pairwise([0, *(i.step for i in self.intervals)])]
 
     @property
     def steps_per_epoch(self) -> int:
-        """From the log, as far as there is one: another file than the recipe's may be trained on."""
+        """Steps per epoch, from the log if there is one, because the run may train on another file than the recipe's."""
         if self.evaluations:
             last = self.evaluations[-1]
             return round(last.step / (last.epoch + 1))
@@ -94,11 +95,11 @@ class Run:
 
     @property
     def on_imagenet(self) -> bool:
-        """True if the recipe is for ImageNet and the training file had as many images."""
+        """True if the recipe is for ImageNet and the training file had as many images as ImageNet."""
         return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
 
     def epoch_of(self, step: float) -> float:
-        """A step's position in epochs, fractional: the horizontal axis of all curves."""
+        """Return a step's position in epochs (fractional), which is the horizontal axis of all curves."""
         return step / self.steps_per_epoch
 
 
@@ -121,7 +122,7 @@ def load_run(folder: Path) -> Run:
 
 
 def with_moved_data(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with the images that were converted into the run directory where they are now: it may have been moved."""
+    """Return the recipe with the current paths of images converted into the run directory. It may have been moved."""
     for name in ("train", "val"):
         stored = getattr(recipe.data, name)
         here = folder / "data" / Path(stored or "").name
@@ -135,9 +136,13 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def lock_run(folder: Path) -> IO[str]:
-    """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
+    """Open and lock a file.
 
-    Raises UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be written.
+    Its lock keeps other processes out of a run directory until it is closed or the process ends.
+
+    Raises:
+        UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be
+            written.
     """
     with report_disk_errors(folder, "give another --train.run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +155,9 @@ def lock_run(folder: Path) -> IO[str]:
 
 @contextmanager
 def hold_run(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory, which is made; if bad input ends the context, a new one goes again.
+    """Make a run directory and keep other processes out of it.
+
+    If bad input ends the context, a new directory is removed.
 
     Raises:
         UserError: as `lock_run`.
@@ -160,7 +167,7 @@ def hold_run(folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            quick = {LOCK, RECIPE, CHOICES} if isinstance(error, UserError) else {LOCK}  # written in no time
+            quick = {LOCK, RECIPE, CHOICES} if isinstance(error, UserError) else {LOCK}  # these are written in no time
             if made and {path.name for path in folder.iterdir()} <= quick:
                 shutil.rmtree(folder)
                 for parent in made[1:]:
@@ -180,12 +187,14 @@ class _Choices(Document):
 
 
 def write_choices(folder: Path, choices: Sequence[Choice], request: str) -> None:
-    """Write choices.json: the values that were decided, with their reasons and evidence. request: what the run is asked for."""
+    """Write choices.json: the decided values, with their reasons and evidence. request: what the run is asked for."""
     write_document(folder / CHOICES, _Choices(request=request, choices=list(choices)))
 
 
 def read_choices(folder: Path, request: str | None = None) -> dict[str, Choice] | None:
-    """The choices of choices.json by option; None without the file, or if the run was asked for something else then.
+    """Return the choices in choices.json by option.
+
+    None without the file, or if the run was asked for something else then.
 
     Raises:
         UserError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""A run as the start of the next training: `model.weights=RUN` means the weights that it chose, and the tower that has them."""
+"""Start from another run: `model.weights=RUN` means the weights that this run chose, and the tower that has them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import find_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
-# what the weights are of: the new run takes these over unless its command line sets them
+# what the weights belong to: the new run takes these over unless its command line sets them
 OF_THE_TOWER = ("model.arch", "model.image_size", "model.pool", "model.layer_scale", "model.rel_pos_bias")
 OF_THE_PIXELS = ("augment.mean", "augment.std")
 # what the run's linear probe has decided, where the new run would let its own decide
@@ -22,14 +22,18 @@ OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.hflip")
 
 
 def is_run(path: Path) -> bool:
-    """True for a run directory with a checkpoint, or one of its checkpoints."""
+    """True for a run directory with a checkpoint, or for one of its checkpoints."""
     return is_checkpoint(path) or (path / "checkpoints").is_dir()
 
 
 def with_run_weights(recipe: Recipe) -> Recipe:
-    """The recipe that starts from a run: the file of the weights that the run chose, its architecture, and the head's classes.
+    """Return the recipe that starts from a run.
 
-    Recipes with other `model.weights` are returned as they are. Raises UserError: no usable checkpoint.
+    It has the file with the weights that the run chose, its architecture, and the head's classes. Recipes with other
+    `model.weights` are returned unchanged.
+
+    Raises:
+        UserError: no usable checkpoint.
     """
     run = expand_home(recipe.model.weights)
     if not run.is_dir() or not is_run(run):
@@ -53,9 +57,10 @@ def with_run_weights(recipe: Recipe) -> Recipe:
 
 
 def without_foreign_head(recipe: Recipe) -> Recipe:
-    """The recipe with an automatic head instead of that of a run, if the run has none of the classes of the .beton files.
+    """Return the recipe with an automatic head instead of a run's, if the run shares no class with the .beton files.
 
-    recipe: of `with_run_weights`, with prepared files.
+    Args:
+        recipe: from `with_run_weights`, with prepared files.
     """
     chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
     if recipe.model.head_init != "weights" or not chosen or recipe.data.train is None:

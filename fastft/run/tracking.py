@@ -1,6 +1,7 @@
-"""Log to TensorBoard, Weights & Biases or MLflow if the recipe says so; a resumed run continues the same record.
+"""Log to TensorBoard, Weights & Biases or MLflow if the recipe says so. A resumed run continues the same record.
 
-Where the last two write is set by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
+The last two read where to write from their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
+...).
 """
 
 import importlib
@@ -26,21 +27,24 @@ class Tracker(Protocol):
 
 
 class _Record(Document):
-    """wandb.json and mlflow.json of a run directory."""
+    """The content of wandb.json and mlflow.json in a run directory."""
 
     id: str
 
 
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], steps_done: int = 0) -> Tracker | None:
-    """Start or continue the record of the run in `folder`, after so many steps; None for 'none'.
+    """Start or continue the record of the run in `folder`, after `steps_done` steps. None for 'none'.
 
-    A resumed run warns of a tracker that does not start, and goes on without it. Raises UserError: the library is not
-    installed, or does not start for a new run; the file with the record's name is damaged.
+    If a tracker does not start, a resumed run warns and goes on without it.
+
+    Raises:
+        UserError: the library is not installed, or does not start for a new run; or the file with the record's name is
+            damaged.
     """
     if kind == "none":
         return None
     library = import_tracker(kind)
-    if kind == TENSORBOARD:  # what earlier files of the folder hold of later steps is discarded
+    if kind == TENSORBOARD:  # later steps in the folder's earlier files are discarded
         return _TensorBoard(library.SummaryWriter(str(folder / kind), purge_step=steps_done + 1))
     stored = folder / f"{kind}.json"
     record = read_document(stored, _Record, "delete it to begin a new record")
@@ -59,7 +63,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
 
 
 def import_tracker(kind: str) -> Any:
-    """The library of `train.tracker`. Raises UserError: it is not installed."""
+    """Import the library for `train.tracker`. Raises UserError: it is not installed."""
     try:
         return importlib.import_module("torch.utils.tensorboard" if kind == TENSORBOARD else kind)
     except ImportError:
@@ -90,7 +94,7 @@ class _Wandb:
             id=known,
             resume="allow",
         )
-        # wandb's own step counter cannot go back, which a resume does
+        # wandb's own step counter cannot go back, as a resume does
         self._run.define_metric("*", step_metric="step")
         self.id = str(self._run.id)
 

@@ -1,7 +1,7 @@
-"""`step_trials.json` of a run directory: candidates of the training step that ended the process while they were tried.
+"""`step_trials.json` in a run directory: candidates of the training step that ended the process while they were tried.
 
-A kernel that writes to memory that is not its own can end the process, or leave a GPU that no longer answers. So a candidate is
-written down before it is tried, and the next start of the run finds it there.
+A kernel that writes to memory that is not its own can end the process, or leave a GPU that no longer answers. So a
+candidate is written down before it is tried, and the next start of the run finds it there.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ class _Ended(Document):
 
 
 class TrialRecord:
-    """ended: the candidates, by name, that have ended an earlier process of this run."""
+    """The candidates that ended an earlier process of this run. ended: their names."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError: the file cannot be read."""
+        """Read the record. Raises UserError: the file cannot be read."""
         self.path = folder / FILE
         stored = read_document(self.path, _Ended, "delete it and run the same command again")
         self.ended: tuple[str, ...] = () if stored is None else tuple(stored.candidates)

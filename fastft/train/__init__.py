@@ -1,4 +1,4 @@
 """The training loop: steps, distributed training, evaluation within a run, checkpoints, preemption.
 
-Nothing is imported here: the launcher of processes, `fastft.train.launch`, needs torch alone.
+This module imports nothing, because the process launcher, `fastft.train.launch`, needs only torch.
 """

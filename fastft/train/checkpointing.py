@@ -1,6 +1,7 @@
-"""The checkpoints of a run: when to save within an epoch, writing in the background, restoring the newest undamaged one; tensors.
+"""The checkpoints of a run: when to save within an epoch, writing in the background, restoring the newest intact one.
 
-`fastft.train.trainer` decides at the end of an epoch and when a run stops.
+The module also collects and loads a step's tensors. `fastft.train.trainer` decides about saving at the end of an epoch
+and when a run stops.
 """
 
 import time
@@ -34,14 +35,15 @@ from fastft.run.evaluations import Evaluation
 from fastft.train.progress import Progress
 from fastft.train.step import Step
 
-ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # shaped as the parameter; `step` is a scalar
+ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # these have the parameter's shape; `step` is a scalar
 
 
 class Checkpointing:
     """Saves and restores one run.
 
-    `save` returns when the tensors are copied to host memory; a thread of the main process writes them. `finish` waits for
-    it. A process that is killed meanwhile loses nothing but the newest checkpoint, which is incomplete under a temporary name.
+    `save` returns when the tensors are copied to host memory. A thread of the main process writes them, and `finish`
+    waits for it. If a process is killed meanwhile, only the newest checkpoint is lost, which is incomplete under a
+    temporary name.
     """
 
     def __init__(self, folder: Path, options: TrainOptions, world: World) -> None:
@@ -60,14 +62,17 @@ class Checkpointing:
         return bool(self._existing)
 
     def restore(self, step: Step, steps_per_epoch: int, refuse_other: Callable[[ModelState], None]) -> Progress:
-        """Load the newest undamaged checkpoint into `step`; those after it are listed in `damaged`.
+        """Load the newest undamaged checkpoint into `step`. Newer damaged ones are listed in `damaged`.
 
-        refuse_other: raises UserError if a checkpoint's state is from another run.
-        Raises UserError: all are damaged, or one is from another run.
+        Args:
+            refuse_other: raises UserError if a checkpoint's state is from another run.
+
+        Raises:
+            UserError: all checkpoints are damaged, or one is from another run.
         """
         for path in reversed(self._existing):
             try:
-                # before the tensors: a checkpoint of another recipe has other files
+                # before the tensors are read, because a checkpoint of another recipe has other files
                 refuse_other(read_checkpoint(path, (), resumable=True).state)
                 checkpoint = read_checkpoint(path, tuple(step_tensors(step)), resumable=True)
                 progress = _stored_progress(checkpoint, steps_per_epoch)
@@ -75,7 +80,7 @@ class Checkpointing:
             except Damaged as error:
                 self.damaged.append(error)
                 continue
-            if scaler := checkpoint.state.scaler:  # empty if it was trained without one, in bf16 or fp32
+            if scaler := checkpoint.state.scaler:  # empty if it was trained without a scaler, in bf16 or fp32
                 step.scaler.load_state_dict(scaler)
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
@@ -84,10 +89,11 @@ class Checkpointing:
         )
 
     def prepare_folder(self, best: Evaluation | None) -> None:
-        """Make the folder; set damaged checkpoints aside, and remove those of best epochs but that of `best`.
+        """Make the folder, set damaged checkpoints aside, and remove all best-epoch checkpoints but the one for `best`.
 
-        best: the evaluation that the restored state names. Another best checkpoint was written just before the process was
-        killed, and its epoch, trained again, need not be the best again.
+        Args:
+            best: the evaluation that the restored state names. Another best checkpoint was written just before the
+                process was killed. When its epoch is trained again, it need not be the best again.
         """
         self.folder.mkdir(exist_ok=True)
         for error in self.damaged:
@@ -101,7 +107,7 @@ class Checkpointing:
     # saving -----------------------------------------------------------------------------------------------------------
 
     def is_due(self, global_step: int) -> bool:
-        """True if this process would save after so many steps; clocks differ between processes."""
+        """True if this process would save after this step. Clocks differ between processes."""
         every, minutes = self._options.checkpoint_steps, self._options.checkpoint_minutes
         by_clock = bool(minutes) and time.monotonic() - self._last_save > 60 * minutes
         return by_clock or (bool(every) and global_step % every == 0)
@@ -109,8 +115,12 @@ class Checkpointing:
     def save(self, step: Step, progress: Progress, global_step: int, run: ModelState, best: bool = False) -> None:
         """Start to write a checkpoint.
 
-        run: the constant part of the state (`describe_run`). best: also keep these weights as those of the best epoch.
-        Raises UserError: the previous checkpoint could not be written.
+        Args:
+            run: the constant part of the state (`describe_run`).
+            best: also keep these weights as the best epoch's.
+
+        Raises:
+            UserError: the previous checkpoint could not be written.
         """
         self._last_save = time.monotonic()
         if not self._world.is_main:
@@ -132,7 +142,7 @@ class Checkpointing:
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raises UserError: it could not be written."""
         if self._pending is not None:
-            futures.wait([self._pending])  # Ctrl-C in between leaves it pending
+            futures.wait([self._pending])  # Ctrl-C while waiting leaves the write pending
             pending, self._pending = self._pending, None
             pending.result()
 
@@ -142,7 +152,7 @@ class Checkpointing:
         self._world.barrier()
 
     def close(self) -> None:
-        """Let a write in progress end; the writer accepts no more."""
+        """Let a write in progress end. The writer accepts no more."""
         self._writer.shutdown()
 
     def _write(
@@ -165,7 +175,7 @@ class Checkpointing:
 
 
 def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
-    """The progress of a checkpoint, whose position must be the one in its name."""
+    """Return the progress in a checkpoint. Its position must be the one in the checkpoint's name."""
     progress = Progress(**msgspec.structs.asdict(checkpoint.state.progress or Progress()))
     position = progress.epoch * steps_per_epoch + progress.step
     if progress.step >= steps_per_epoch or position != step_of(checkpoint.path):
@@ -177,7 +187,7 @@ def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
 
 
 def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
-    """Every tensor that a run continues from, by file stem and name; not copied."""
+    """Return every tensor that a run continues from, by file stem and name. The tensors are not copied."""
     tensors = {"model": step.model.state_dict(), "optimizer": optimizer_tensors(step.optimizer)}
     if step.ema is not None:
         tensors["ema"] = step.ema.module.state_dict()
@@ -186,9 +196,10 @@ def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
 
 @torch.no_grad()
 def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
-    """Inverse of `step_tensors`; loads either everything or nothing, into tensors with the memory formats of the parameters.
+    """Load what `step_tensors` returned, everything or nothing, into tensors with the parameters' memory formats.
 
-    Raises Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    Raises:
+        Damaged: an entry is missing, superfluous, or has another shape or dtype.
     """
     init_optimizer_state(step.optimizer)
     live = step_tensors(step)
@@ -200,7 +211,7 @@ def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every state tensor of the optimiser as `<parameter name>/<state name>`; groups carry their `names`."""
+    """Return every optimiser state tensor as `<parameter name>/<state name>`. Parameter groups carry their `names`."""
     return {
         f"{name}/{key}": value
         for group in optimizer.param_groups

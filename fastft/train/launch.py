@@ -1,10 +1,10 @@
-"""torchrun with the exit codes of `fastft` (2 bad input, 1 a crash, 75 try again) and without its own tracebacks.
+"""Run torchrun with the exit codes of `fastft` (2 bad input, 1 a crash, 75 try again) and without its tracebacks.
 
     python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
 
-The options before the subcommand are torchrun's. torchrun alone exits with 1 for every failure of its processes.
-SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to the processes, which may take any time to save; after SIGTERM torchrun kills them in
-30 seconds.
+The options before the subcommand are torchrun's. On its own, torchrun exits with 1 whenever a process fails.
+SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to the processes, which may take any time to save. After SIGTERM torchrun
+kills them in 30 seconds.
 """
 
 import logging
@@ -26,12 +26,12 @@ FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fastft` in every process; returns the most informative of their exit codes: 2, then 1, then 75."""
+    """Run `fastft` in every process, and return the most informative of their exit codes: 2, then 1, then 75."""
     options, command = split_command(sys.argv[1:] if argv is None else argv)
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
-    if args.nnodes in ("1", "1:1"):  # else torchrun connects to the host's name, for ever where nothing can look it up
+    if args.nnodes in ("1", "1:1"):  # otherwise torchrun tries for ever to reach a host name that nothing can look up
         args.local_addr = args.local_addr or "localhost"
-    # its log repeats the errors that the processes printed
+    # torchrun's log repeats the errors that the processes printed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for forwarded in FORWARDED:
         signal.signal(forwarded, lambda number, frame: _forward(number))
@@ -55,7 +55,10 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_code(codes: set[int]) -> int:
-    """The code of the launcher: a process that failed by itself determines it, as the others only lost their peer (75)."""
+    """Return the launcher's exit code.
+
+    A process that failed by itself determines it: the others only lost a peer (75).
+    """
     return next((code for code in (2, 1, EXIT_REQUEUE) if code in codes), 1)
 
 

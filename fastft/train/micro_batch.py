@@ -1,4 +1,4 @@
-"""How many images per forward pass: as many as fit, the global batch unchanged."""
+"""Choose how many images go through one forward pass: as many as fit, with the global batch unchanged."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,18 @@ from fastft.model import ImageClassifier
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe
 
-CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
-# Pairs of micro-batches whose peak memory is measured first. The second pair is for models of which 8 images do not fit.
+CPU_MICRO_BATCH = 32  # larger ones do not fit the CPU's caches and gain nothing
+# Pairs of micro-batches whose peak memory is measured first. The second pair is for models that cannot fit 8 images.
 PROBES = ((4, 8), (1, 2))
-# The larger one is doubled until its activations take this many times the memory of the gradients. Before, the peak is where the
-# gradients are complete and most activations are freed: with gradient checkpointing up to some 100 images
+# The larger one is doubled until its activations take this many times the memory of the gradients. Below that, memory
+# peaks when the gradients are complete and most activations are freed: with gradient checkpointing, up to some 100
+# images.
 DOMINANT = 4
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """This process's share of a batch: `count` passes over `size` images. loader_bytes: GPU memory of the loaders."""
+    """This process's share of a batch: `count` passes over `size` images. loader_bytes: GPU memory for the loaders."""
 
     size: int
     count: int
@@ -43,9 +44,13 @@ class MicroBatches:
 def divide_batch(
     recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_files: BetonSet, unit: int
 ) -> MicroBatches:
-    """The micro-batches of a recipe. unit: images that must stay together.
+    """Divide a recipe's batch into micro-batches.
 
-    Raises UserError: the batch cannot be divided among the processes; as `choose_micro_batch`.
+    Args:
+        unit: number of images that must stay together.
+
+    Raises:
+        UserError: the batch cannot be divided among the processes, or `choose_micro_batch` raises it.
     """
     batch_size, size = recipe.optim.batch_size, recipe.model.image_size
     if batch_size % world.size:
@@ -72,11 +77,14 @@ def choose_micro_batch(
     unit: int = 1,
     loader_bytes: float = 0.0,
 ) -> int:
-    """The recipe's micro-batch, or for 0 the largest divisor of this process's batch that fits.
+    """Return the recipe's micro-batch, or for 0 the largest divisor of this process's batch that fits.
 
-    unit: images that must stay together: 2 if they are mixed in pairs. loader_bytes: GPU memory that the loaders need per
-    image of a micro-batch.
-    Raises UserError: the requested one does not divide this process's share of the batch, or not even one image fits.
+    Args:
+        unit: number of images that must stay together: 2 if they are mixed in pairs.
+        loader_bytes: GPU memory that the loaders need per image in a micro-batch.
+
+    Raises:
+        UserError: the requested one does not divide this process's share of the batch, or not even one image fits.
     """
     if rank_batch % unit:
         raise UserError(
@@ -101,7 +109,7 @@ def choose_micro_batch(
 
 
 def _measure_free(model: nn.Module, image_size: int, precision: Precision, most: int) -> tuple[float, float]:
-    """(bytes free for images, bytes per image); (0, 1) if not even the smallest probes fit."""
+    """Return (bytes free for images, bytes per image), or (0, 1) if not even the smallest probes fit."""
     device = next(model.parameters()).device
     if precision.half_residual:
         model = HalfCopy(model, precision.dtype).module  # its weights count as taken while it is referenced
@@ -111,7 +119,7 @@ def _measure_free(model: nn.Module, image_size: int, precision: Precision, most:
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             continue
-        torch.cuda.empty_cache()  # memory of the probes and of earlier trainings of a sweep
+        torch.cuda.empty_cache()  # free the memory of the probes and of earlier runs in a sweep
         return HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed, per_image
     return 0.0, 1.0
 
@@ -119,9 +127,10 @@ def _measure_free(model: nn.Module, image_size: int, precision: Precision, most:
 def measure_memory(
     model: nn.Module, image_size: int, precision: Precision, probes: tuple[int, int], most: int
 ) -> tuple[float, float]:
-    """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, from passes of up to `most` images.
+    """Measure the GPU memory of a training step: (bytes that do not depend on the batch, bytes per image).
 
-    A pass before them allocates what stays: cuBLAS keeps a workspace from its first call on.
+    Passes of up to `most` images are measured. An earlier pass allocates what stays: cuBLAS keeps a workspace from its
+    first call on.
     """
     fewer, images = probes
     _peak_of_pass(model, image_size, precision, fewer)
@@ -139,7 +148,7 @@ def measure_memory(
 
 
 def _peak_of_pass(model: nn.Module, image_size: int, precision: Precision, images: int) -> int:
-    """Bytes that a forward and a backward pass over so many images allocate at their peak."""
+    """Return the peak number of bytes that a forward and a backward pass over this many images allocate."""
     device = next(model.parameters()).device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

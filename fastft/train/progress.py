@@ -48,8 +48,11 @@ class Progress(Position):
     ) -> Evaluation:
         """Append an evaluation.
 
-        evaluated: the "raw" and "ema" weights, or one of them. best_by: the score that the best epoch is chosen by.
-        selection: the same on the images of `data.selection_share`. baseline: the linear probe that the run starts from.
+        Args:
+            evaluated: the scores of the "raw" and "ema" weights, or of one of them.
+            best_by: the score that selects the best epoch.
+            selection: the same scores on the images of `data.selection_share`.
+            baseline: the linear probe that the run starts from.
         """
         own = _compared(evaluated, best_by, None if selection else baseline)
         left_out = None if selection is None else _compared(selection, best_by, baseline)
@@ -61,19 +64,19 @@ class Progress(Position):
         return entry
 
     def frozen(self) -> Position:
-        """A copy that later steps do not change, for a thread that writes it."""
+        """Return a copy that later steps do not change, for a thread that writes it."""
         return Position(**asdict(self) | {"evaluations": list(self.evaluations)})
 
     def awaits_evaluation(self, recipe: Recipe) -> bool:
-        """True if the epoch that has just ended is to be evaluated and is not yet."""
+        """True if the epoch that has just ended is to be evaluated and has not been yet."""
         is_new = all(entry.epoch != self.epoch - 1 for entry in self.evaluations)
         is_due = self.epoch > 0 and (self.epoch % recipe.train.eval_every == 0 or self.epoch == recipe.epochs)
         return self.step == 0 and is_due and is_new
 
     def is_stalled(self, recipe: Recipe) -> bool:
-        """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now.
+        """True if the weights that would be chosen now gained nothing in the last `train.stop_when` or more evaluations.
 
-        Those within the warm-up do not count: as the rate rises, the accuracy may fall for some epochs.
+        Evaluations within the warm-up do not count. While the learning rate rises, accuracy may fall for some epochs.
         """
         patience = recipe.train.stop_when
         if patience is None:
@@ -91,7 +94,7 @@ class Progress(Position):
         return best_evaluation(self.evaluations)
 
     def choose_weights(self, recipe: Recipe, baseline: Baseline | None) -> WeightChoice | None:
-        """`choose_weights` so far."""
+        """Apply `choose_weights` to the evaluations so far."""
         head_only = recipe.model.trainable_layers == 0
         if recipe.epochs == 0:
             return choose_probe(baseline)
@@ -102,7 +105,7 @@ class Progress(Position):
 
 
 def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseline | None) -> ByWeights:
-    """The scores of raw and EMA weights, compared image by image with each other and with the linear probe, where it is given."""
+    """Compare the raw and the EMA scores image by image with each other, and with the linear probe if it is given."""
     scores = {weights: of_weights.scores for weights, of_weights in evaluated.items()}
     predictions = {weights: of_weights.predictions for weights, of_weights in evaluated.items()}
     right = {weights: p.right_N for weights, p in predictions.items()}
@@ -119,7 +122,7 @@ def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseli
 
 
 def summarise(progress: Progress, recipe: Recipe, baseline: Baseline | None) -> Result:
-    """The content of result.json: the best and the last evaluation, beside the expected accuracy."""
+    """Return the content of result.json: the best and the last evaluation, beside the expected accuracy."""
     return Result(
         recipe=recipe.name,
         epochs=progress.epoch,
@@ -145,13 +148,13 @@ def _describe_stop(progress: Progress, recipe: Recipe) -> str:
 
 
 def _figure(scores: Scores, score: BestBy) -> str:
-    """The score that compares epochs and weights; where that is not top-1, with another in brackets."""
+    """Format the score that compares epochs and weights. If it is not top-1, another score follows in brackets."""
     other, name = BESIDE[score]
     return f"{scores.value(score):.3f}" + ("" if score == TOP1 else f" ({name} {scores.value(other):.3f})")
 
 
 def describe_evaluation(evaluation: Evaluation) -> str:
-    """The log line of an evaluation."""
+    """Return the log line for an evaluation."""
     score = evaluation.best_by
 
     def listed(by_weights: ByWeights, images: str) -> str:
@@ -164,7 +167,7 @@ def describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def describe_baseline(baseline: Baseline, score: BestBy) -> str:
-    """The log line of the linear probe that a run starts from."""
+    """Return the log line for the linear probe that a run starts from."""
     took = format_duration(baseline.seconds)
     made = f"linear probe of {baseline.images:,} training images in {took}: the head starts from it"
     if baseline.raw is None:
@@ -174,7 +177,7 @@ def describe_baseline(baseline: Baseline, score: BestBy) -> str:
 
 
 def describe_unfinished(progress: Progress, recipe: Recipe, baseline: Baseline | None, steps: int) -> list[str]:
-    """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
+    """Return the log lines for a run that stops early: which of its weights are used, and if the EMA is still young."""
     choice = progress.choose_weights(recipe, baseline)
     lines = [] if choice is None else [describe_weights(choice)]
     untrained = untrained_share(recipe, steps)
@@ -182,7 +185,7 @@ def describe_unfinished(progress: Progress, recipe: Recipe, baseline: Baseline |
 
 
 def conclusion(result: Result) -> str:
-    """The last log line of a run."""
+    """Return the last log line of a run."""
     best, last, used = result.best, result.last, result.weights
     stopped = f"{result.stopped}; " if result.stopped else ""
     if used is None:

@@ -1,4 +1,4 @@
-"""The log of a training: what it starts with, its intervals, evaluations and epochs; and the hardware of its process."""
+"""The log of a run: what it starts with, its intervals, evaluations and epochs, and the hardware of its process."""
 
 import math
 import os
@@ -36,14 +36,14 @@ from fastft.train.setup import Setup
 from fastft.train.step import Step
 from fastft.train.step_choice import Decision
 
-LONG_SECONDS = 3600  # a longer training on a CPU gets advice
-TIMED_STEPS = 3  # of a process, after its first one: the remaining time on a CPU is estimated from them
+LONG_SECONDS = 3600  # a run on a CPU that takes longer gets advice
+TIMED_STEPS = 3  # after the process's first step; on a CPU the remaining time is estimated from these
 
 
 class Meter:
-    """Steps, loss and seconds since the last line of the log, also across a resume.
+    """Steps, loss and seconds since the last log line, also across a resume.
 
-    `state_dict` waits for the device, counting does not.
+    `state_dict` waits for the device, but counting does not.
     """
 
     def __init__(self, step: Step, loader: TrainLoader, world: World) -> None:
@@ -51,7 +51,7 @@ class Meter:
         self._split: defaultdict[str, float] = defaultdict(float)
         self._has_batch = False  # whether this process has received its first batch
         self.steps, self._began = 0, time.monotonic()
-        self.paused = 0.0  # seconds of all pauses
+        self.paused = 0.0  # seconds, summed over all pauses
         self.reset()
 
     def reset(self) -> None:
@@ -62,9 +62,10 @@ class Meter:
         self._began = time.monotonic()
 
     def mark_batch(self, logged: Logged | None) -> None:
-        """End the wait for a batch; that for a process's first batch is counted as `start`, in no interval.
+        """End the wait for a batch. A process's first wait is counted as `start`, and in no interval.
 
-        logged: the interval of the checkpoint that the process continues from (`state_dict`).
+        Args:
+            logged: the interval in the checkpoint that the process continues from (`state_dict`).
         """
         if self._has_batch:
             self._step.split.mark("wait")
@@ -76,12 +77,15 @@ class Meter:
         self._has_batch = True
 
     def pause(self, seconds: float) -> None:
-        """Leave the last `seconds`, of evaluation or saving, out of the interval."""
+        """Leave the last `seconds`, spent on evaluation or saving, out of the interval."""
         self._began += seconds
         self.paused += seconds
 
     def state_dict(self) -> Logged:
-        """The interval so far. A checkpoint stores it: after a resume, the log line covers all steps of its interval."""
+        """Return the interval so far.
+
+        A checkpoint stores it, so that after a resume the log line covers all steps in its interval.
+        """
         loss_sum = self._world.sum(self._step.loss_sum / self._world.size).item()
         seconds = time.monotonic() - self._began  # after .item(), which waits for the device
         for part, spent in (self._step.split.collect() | self._loader.pop_timings()).items():
@@ -95,7 +99,7 @@ class Meter:
         )
 
     def load_state_dict(self, state: Logged) -> None:
-        """Inverse of `state_dict`, on an interval that has just begun."""
+        """Restore what `state_dict` returned, on an interval that has just begun."""
         if state.steps == 0:
             return
         self.steps = state.steps
@@ -106,19 +110,19 @@ class Meter:
 
 
 class Reporter:
-    """Writes what happens to the console and to the run directory; `meter` measures the intervals between two lines."""
+    """Writes what happens to the console and to the run directory. `meter` measures the intervals between two lines."""
 
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self._setup, self._log = setup, log
         self.meter = Meter(setup.step, setup.loader, setup.world)
         self._flops = recipe_flops(setup.recipe, setup.step.model.visual.arch).train
-        # on a CPU this is measured: once, not at every line
+        # on a CPU this is measured once, not at every line
         self._peak = peak_flops(setup.world.device, setup.precision.dtype)
         self.say, self.record = log.info, log.record
-        self._timed: list[float] = []  # ends of the first steps
+        self._timed: list[float] = []  # times at which the first steps ended
 
     def start(self, decision: Decision, step: int) -> None:
-        """The lines before the first step of this process; step: optimiser steps done."""
+        """Write the lines before this process's first step. step: optimiser steps done."""
         s, recipe = self._setup, self._setup.recipe
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
@@ -151,7 +155,7 @@ class Reporter:
         self.say(describe_baseline(baseline, self._setup.validation.best_by))
 
     def interval(self, epoch: int, step: int, lr: float) -> float:
-        """A line for the steps since the previous one; returns their seconds."""
+        """Write a line for the steps since the previous one, and return their seconds."""
         s, now = self._setup, self.meter.state_dict()
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
@@ -176,7 +180,7 @@ class Reporter:
         return now.seconds
 
     def advance(self, step: int, evaluations: int) -> None:
-        """Count a step; on a CPU say once how long the rest will take. step, evaluations: done so far."""
+        """Count a step. On a CPU, say once how long the rest will take. step, evaluations: done so far."""
         self._log.advance()
         if self._setup.world.device.type != "cpu" or len(self._timed) > TIMED_STEPS:
             return
@@ -185,7 +189,10 @@ class Reporter:
             self._estimate(step, evaluations, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
 
     def _estimate(self, step: int, evaluations: int, seconds: float) -> None:
-        """seconds: of a step. An image's evaluation takes as much less than its training as it has fewer FLOPs."""
+        """Log the estimated remaining time, given the seconds per step.
+
+        Evaluating an image is assumed to be faster than training on it in proportion to its fewer FLOPs.
+        """
         s, r = self._setup, self._setup.recipe
         steps, passes = s.total_steps - step, (r.evaluations - evaluations) * bool(s.validation.loaders)
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
@@ -211,14 +218,14 @@ class Reporter:
         self.say(describe_evaluation(entry))
 
     def checkpoint(self, seconds: float, step: int) -> None:
-        """seconds: until the training went on; left out of the interval."""
+        """Log a checkpoint. seconds: until training went on; they are left out of the interval."""
         self.meter.pause(seconds)
         self.record("checkpoint", step, {"seconds": seconds})
 
 
 @contextmanager
 def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
-    """Open the run directory for writing; nothing in it is changed before."""
+    """Open the run directory for writing. Nothing in it is changed before."""
     replaced = False
     if setup.world.is_main:
         earlier = [] if setup.checkpoints.exist else read_lines(setup.folder / LOG)
@@ -242,7 +249,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
 
 
 def describe_process(world: World, precision: Precision, seconds: float) -> Start:
-    """Device, cores, threads and versions; seconds: of its set-up."""
+    """Return device, cores, threads and versions. seconds: duration of the process's set-up."""
     on_gpu = world.device.type == "cuda"
     return Start(
         device=torch.cuda.get_device_name(world.device) if on_gpu else cpu_name(),
@@ -258,7 +265,7 @@ def describe_process(world: World, precision: Precision, seconds: float) -> Star
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
+    """Return peak memory in bytes: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""The set-up of a run: everything that it is made of, built once in the order of `build_setup`."""
+"""The set-up of a run: all of its parts, built once in the order of `build_setup`."""
 
 import json
 import time
@@ -50,16 +50,20 @@ from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
 from fastft.train.validation import Validation
 
-OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
-SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
+OUT_OF_MEMORY_DEVICES = ["cuda"]  # devices whose allocator raises torch.OutOfMemoryError
+SHOWN_SAMPLES = 8  # samples named for a step whose loss is NaN or Inf
 
 
 @dataclass
 class Setup:
     """The parts of a run.
 
-    recipe: final. baseline: of the linear probe, if the run starts from one. progress: restored, or of a new run; the run goes on
-    from it. began, deadline: of the set-up and the whole run, by `time.monotonic`. tracker: of the main process.
+    Attributes:
+        recipe: final.
+        baseline: the linear probe's, if the run starts from one.
+        progress: restored, or new. The run continues from it.
+        began, deadline: when the set-up began and when the run must stop, by `time.monotonic`.
+        tracker: in the main process.
     """
 
     recipe: Recipe
@@ -90,7 +94,7 @@ class Setup:
 
     @property
     def reserve_bytes(self) -> int:
-        """Memory that the loaders will take, and the optimiser's state, which the first step makes unless it is restored."""
+        """Bytes for the loaders, and for the optimiser's state, which the first step makes unless it is restored."""
         trained = sum(p.numel() for p in self.step.model.parameters() if p.requires_grad)
         moments = 0 if self.step.optimizer.state else (COPIES - 1) * 4 * trained
         return moments + int(self.micro_batches.loader_bytes)
@@ -99,7 +103,7 @@ class Setup:
         return progress.epoch * self.steps_per_epoch + progress.step
 
     def check_finite(self, steps_done: int, weights: bool = False) -> None:
-        """Raise NonFinite, in all processes, if the run has diverged. weights: look at weights and moments too."""
+        """Raise NonFinite, in all processes, if the run has diverged. weights: also check weights and moments."""
         divergence = self.step.find_divergence(steps_done, weights)
         if divergence is None:
             return
@@ -107,13 +111,13 @@ class Setup:
         samples = self.loader.samples_of_step(*divmod(step, self.steps_per_epoch)).tolist()
         listed = ", ".join(map(str, samples[:SHOWN_SAMPLES]))
         rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""
-        self.checkpoints.wait()  # the last one is named
+        self.checkpoints.wait()  # the error names the last checkpoint
         good = list_checkpoints(self.checkpoints.folder)
         last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
         raise NonFinite(f"{what} at step {step} (samples {listed}{rest}); {last}")
 
     def consistency_key(self) -> dict[str, str]:
-        """Values that must be equal in every process, by their name in error messages."""
+        """Return the values that must be equal in every process, by their name in error messages."""
         loaders = [self.loader, *self.validation.loaders]
         # files may have other names on other hosts
         data = [msgspec.to_builtins(replace_fields(loader.content, files=[])) for loader in loaders]
@@ -129,7 +133,13 @@ def build_setup(
 ) -> Setup:
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
-    recipe: final, as `fastft.choose` leaves it. Loaders and writing checkpoints end with `opened`. Raises UserError: bad input.
+    The loaders and the checkpoint writer end with `opened`.
+
+    Args:
+        recipe: final, as `fastft.choose` returns it.
+
+    Raises:
+        UserError: bad input.
     """
     began, folder = time.monotonic(), run_folder(recipe)
     checkpoints = Checkpointing(folder / "checkpoints", recipe.train, world)
@@ -161,7 +171,7 @@ def build_setup(
 
 
 def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
-    """The set-up with half the micro-batch if it does not fit the GPU's memory in some process."""
+    """Return the set-up, with half the micro-batch if it does not fit the GPU's memory in some process."""
     s, m, unit = setup, setup.micro_batches, 1 if setup.mixer is None else 2
     if s.world.device.type not in OUT_OF_MEMORY_DEVICES:
         return setup
@@ -177,7 +187,7 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
 
 
 def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation) -> ModelState:
-    """The constant part of a checkpoint's state."""
+    """Return the constant part of a checkpoint's state."""
     val = None if recipe.data.val is None else validation.loaders[0].content
     return model_state(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts, val)
 
@@ -185,7 +195,9 @@ def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, va
 def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     """Raise UserError for what cannot be trained, before weights are fetched or anything is written.
 
-    recipe: with .beton files; its options need not be decided. images: these have.
+    Args:
+        recipe: with .beton files. Its options need not be decided.
+        images: the images in these files.
     """
     if world.is_main and recipe.train.tracker != NONE:
         import_tracker(recipe.train.tracker)
@@ -219,7 +231,7 @@ def refuse_too_large(recipe: Recipe, device: torch.device) -> None:
 
 
 def out_of_memory(recipe: Recipe, device: torch.device) -> UserError:
-    """The error of a set-up for which too little of the GPU's memory is free."""
+    """Return the error for a set-up that has too little free GPU memory."""
     free, total = torch.cuda.mem_get_info(device)
     return UserError(
         f"out of memory while the model is set up: it takes {needed_bytes(recipe, device) / 1e9:,.1f} GB with gradients, "
@@ -228,7 +240,7 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> UserError:
 
 
 def needed_bytes(recipe: Recipe, device: torch.device) -> int:
-    """Bytes of weights, gradients, moments and EMA, and of a half-precision copy if one is trained."""
+    """Return the bytes of weights, gradients, moments and EMA, and of a half-precision copy if one is trained."""
     with torch.device("meta"):
         sizes = [(p.numel(), p.requires_grad) for p in build_model(recipe, pretrained=False).parameters()]
     half = choose_precision(recipe.train.amp, device, recipe.train.half_residual).half_residual
@@ -239,7 +251,7 @@ def needed_bytes(recipe: Recipe, device: torch.device) -> int:
 def _build_models(
     recipe: Recipe, device: torch.device, folder: Path, train_files: BetonSet, new: bool, say: Callable[[str], None]
 ) -> tuple[ImageClassifier, Ema | None]:
-    """The model on its device, and its EMA if the recipe has one. new: with the weights that a run starts from."""
+    """Build the model on its device, and its EMA if the recipe has one. new: load the weights that runs start from."""
     model = build_model(recipe, pretrained=new)
     if new and recipe.model.head_init == PROBE:
         set_head(model, read_head(folder / PROBE_HEAD), folder / PROBE_HEAD)
@@ -269,7 +281,7 @@ def _build_step(
 
 
 def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
-    """Raise UserError if the classes of `model.head` are not those of the training file."""
+    """Raise UserError if the classes of `model.head` are not the training file's classes."""
     if recipe.model.head is None:
         return
     path = expand_home(recipe.model.head)
@@ -288,9 +300,12 @@ def open_loaders(
     selection_files: BetonSet | None,
     opened: ExitStack,
 ) -> tuple[TrainLoader, list[EvalLoader]]:
-    """The loaders of the training files, and of validation and selection files if there are any.
+    """Open the loaders of the training files, and of validation and selection files if there are any.
 
-    The loaders are closed with `opened`. Raises UserError: a file does not fit the recipe.
+    The loaders are closed with `opened`.
+
+    Raises:
+        UserError: a file does not fit the recipe.
     """
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)

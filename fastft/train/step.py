@@ -1,4 +1,7 @@
-"""One optimiser step: micro-batches forward and backward, also as a CUDA graph, then the update. Nothing waits for the device."""
+"""One optimiser step: micro-batches forward and backward, also as a CUDA graph, then the update.
+
+Nothing waits for the device.
+"""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,13 +24,13 @@ NEVER = 1 << 62  # later than any step
 SMALLEST_LOSS_SCALE = 2.0**-10  # 22 halvings below the start: every recent step has overflowed
 COMPILED = {"compile": "default", "autotune": "max-autotune-no-cudagraphs"}  # Inductor's modes
 MODES = ("eager", *COMPILED, "graph")
-WARM_UP_PASSES = 3  # as PyTorch's documentation of CUDA graphs does: libraries allocate their workspaces
+WARM_UP_PASSES = 3  # as PyTorch's CUDA graph documentation recommends, so that libraries allocate their workspaces
 Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class StepChoice:
-    """mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
+    """How a step is computed. mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
 
     mode: str = "eager"
     attention: str = "auto"
@@ -37,10 +40,10 @@ class StepChoice:
 
 
 def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torch.device) -> Tensor | None:
-    """Uniform numbers (batch_size, columns) of the stochastic layers; None for 0 columns.
+    """Draw uniform numbers (batch_size, columns) for the stochastic layers. None for 0 columns.
 
-    A function of seed and step only, with the rows of the global batch: neither a resume nor another number of processes or
-    micro-batches changes what an image gets.
+    They depend only on seed and step, and have one row per image in the global batch. So neither a resume nor another
+    number of processes or micro-batches changes what an image gets.
     """
     if columns == 0:
         return None
@@ -49,10 +52,10 @@ def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torc
 
 
 class Step:
-    """The model with everything that changes it.
+    """The model, with everything that changes it.
 
     `loss_sum` (float32) and `first_bad_step` (int64, -1 while every loss is finite) stay on the device. Reading them waits
-    for it, so the loop reads them only when it logs or saves.
+    for the device, so the loop reads them only when it logs or saves.
     """
 
     def __init__(
@@ -77,18 +80,18 @@ class Step:
         self.trained: ImageClassifier = model
         self.half: HalfCopy[ImageClassifier] | None = None
         self._graph: GraphedPass | None = None
-        self._flat: tuple[Tensor, ...] = ()  # all gradients of a graph, where processes average them
+        self._flat: tuple[Tensor, ...] = ()  # all gradients of a CUDA graph, if processes average them
         self._compiled = False
         self.scaler = precision.scaler()
         self.split = Split(world.device)
-        self.grad_norm = torch.zeros(())  # of all gradients together, before clipping
+        self.grad_norm = torch.zeros(())  # norm of all gradients together, before clipping
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self.reset_loss()
 
     def connect(self, choice: StepChoice) -> None:
-        """Set up gradient all-reduce (every process calls this) and what was chosen to compute the step."""
+        """Set up gradient all-reduce (every process calls this) and the chosen way to compute the step."""
         self.model.visual.set_attention_kernel(choice.attention)
-        if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
+        if self.precision.half_residual:  # copied here, because a checkpoint may have been loaded before
             self.half = HalfCopy(self.model, self.precision.dtype)
             self.trained = self.half.module
         if choice.mode in COMPILED:
@@ -104,17 +107,21 @@ class Step:
         self._graph = GraphedPass(self._pass, self.trained.parameters())
 
     def evaluation_context(self) -> AbstractContextManager:
-        """The context of evaluating `model`: its blocks run uncompiled, which otherwise would be compiled for each batch size."""
+        """Return the context for evaluating `model`.
+
+        Its blocks run uncompiled, because they would otherwise be compiled for each batch size.
+        """
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
 
     def find_divergence(self, steps_done: int, weights: bool = False) -> tuple[int, str] | None:
-        """(first bad step of any process, what is wrong), the same in all processes; None if nothing is wrong.
+        """Return (first bad step in any process, what is wrong), the same in all processes. None if nothing is wrong.
 
-        weights: also check the weights and the optimiser's moments. The loss shows a bad gradient only one step later, and
-        never a second moment that has become Inf, which stops its weights from moving.
+        Args:
+            weights: also check the weights and the optimiser's moments. The loss shows a bad gradient only one step
+                later. It never shows a second moment that has become Inf, which stops its weights from moving.
         """
         bad = int(self.first_bad_step.item())
         first = -self.world.max(-bad if bad >= 0 else -NEVER)
@@ -135,10 +142,13 @@ class Step:
     def micro_batch(
         self, images: Tensor, targets: Tensor, noise: Tensor | None = None, *, step: int, last: bool
     ) -> Tensor:
-        """Add one micro-batch's gradients; the `last` of a step averages them over the processes. Returns the logits.
+        """Add one micro-batch's gradients, and return its logits.
 
-        targets: int64 labels (b,), smoothed here, or float32 (b, K), used as they are: distributions, or with `multi_label` the
-        probability of each label.
+        The `last` one in a step averages them over the processes.
+
+        Args:
+            targets: int64 labels (b,), smoothed here, or float32 (b, K), used unchanged: distributions, or with
+                `multi_label` the probability of each label.
         """
         if self.world.size > 1 and self._graph is None:
             self.forward.require_backward_grad_sync = last
@@ -151,11 +161,11 @@ class Step:
         self.loss_sum += loss / self.accumulation
         bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)
-        self.split.mark("backward")  # of a CUDA graph: forward and backward
+        self.split.mark("backward")  # with a CUDA graph: forward and backward
         return logits_BK
 
     def _pass(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits and loss of a micro-batch, after its backward pass."""
+        """Run the forward and backward pass of a micro-batch, and return its logits and loss."""
         with self.precision.training_context():
             logits_BK = self.forward(images, noise)
         loss = self._loss(logits_BK.float(), targets)
@@ -191,10 +201,10 @@ class Step:
             self.split.mark("ema")
 
     def clear_gradients(self) -> None:
-        """Free the gradients, or set them to zero where they must stay in place.
+        """Free the gradients, or set them to zero if they must stay in place.
 
-        A CUDA graph adds to them where they are. DistributedDataParallel copies gradients that are not views of its buckets,
-        so views are kept for accumulation.
+        A CUDA graph adds to the gradients where they are. DistributedDataParallel copies gradients that are not views
+        of its buckets, so views are kept for accumulation.
         """
         if self._graph is not None or (self.world.size > 1 and self.accumulation > 1):
             torch._foreach_zero_([p.grad for p in self.trained.parameters() if p.grad is not None])
@@ -208,7 +218,7 @@ class Step:
 
 
 def flatten_gradients(parameters: Iterable[nn.Parameter]) -> tuple[Tensor, ...]:
-    """Give every trained parameter a gradient of zeros that is part of one tensor for all of its dtype; returns these."""
+    """Give every trained parameter a zero gradient inside one tensor per dtype, and return these tensors."""
     by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
@@ -221,16 +231,18 @@ def flatten_gradients(parameters: Iterable[nn.Parameter]) -> tuple[Tensor, ...]:
 
 
 class GraphedPass:
-    """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
+    """Replays the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
 
-    One launch instead of about 1,000 (B/16), which pays at small micro-batches, where the host needs longer to launch the
-    kernels than the GPU to run them. Neither `torch.cuda.make_graphed_callables` nor `torch.compile(mode="reduce-overhead")` is
-    used: their gradients are overwritten when micro-batches accumulate (pytorch#181723, pytorch#169545).
+    It is one launch instead of about 1,000 (B/16). This pays at small micro-batches, where the host needs longer to
+    launch the kernels than the GPU to run them. `torch.cuda.make_graphed_callables` and
+    `torch.compile(mode="reduce-overhead")` are not used, because their gradients are overwritten when micro-batches
+    accumulate (pytorch#181723, pytorch#169545).
 
-    Several processes average all gradients at once after the pass of a step's last micro-batch: the graph holds no communication.
+    Several processes average all gradients at once, after the pass over a step's last micro-batch: the graph holds no
+    communication.
 
-    Inputs are copied to fixed tensors, and results lie in fixed tensors, which the next call overwrites. Gradients must stay
-    where they are between calls: `zero_grad(set_to_none=False)`.
+    Inputs are copied to fixed tensors. Results lie in fixed tensors, which the next call overwrites. Gradients must
+    stay where they are between calls: use `zero_grad(set_to_none=False)`.
     """
 
     def __init__(
@@ -239,7 +251,7 @@ class GraphedPass:
         parameters: Iterable[nn.Parameter],
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
-        """capture: runs a function a few times and returns its replay; default `capture_graph`."""
+        """Create the pass. capture: runs a function a few times and returns its replay, by default `capture_graph`."""
         self._run, self._parameters = run, [p for p in parameters if p.requires_grad]
         self._capture = capture or capture_graph
         self._inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
@@ -255,7 +267,7 @@ class GraphedPass:
         return self._outputs
 
     def _record(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> None:
-        """Record before the first step, so that there are no gradients but those of the recording."""
+        """Record before the first step, when there are no gradients except the recording's own."""
         self._inputs = (images.clone(), targets.clone(), None if noise is None else noise.clone())
         self._replay = self._capture(self._pass)
         for parameter in self._parameters:
@@ -268,9 +280,9 @@ class GraphedPass:
 
 
 def capture_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Run a function on a side stream, then record it as a CUDA graph; returns the replay.
+    """Run a function on a side stream, record it as a CUDA graph, and return the replay.
 
-    The loader's threads go on using CUDA meanwhile, which only the error mode 'thread_local' allows.
+    Meanwhile the loader's threads go on using CUDA, which only the error mode 'thread_local' allows.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

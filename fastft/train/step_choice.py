@@ -1,7 +1,8 @@
-"""How the training step is computed: eagerly, compiled or as a CUDA graph, and by which attention kernel.
+"""Choose how the training step is computed: eagerly, compiled or as a CUDA graph, and with which attention kernel.
 
-`train.step` names it; 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model. Checkpoints
-record the choice, so that a resumed run computes as before. docs/step.md lists the candidates of each kind of device.
+`train.step` names the way. 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model.
+Checkpoints record the choice, so that a resumed run computes as before. docs/step.md lists the candidates for each kind
+of device.
 """
 
 import copy
@@ -29,23 +30,23 @@ from fastft.run.checkpoint import StoredStep
 from fastft.run.trial_record import TrialRecord
 from fastft.train.step import COMPILED, MODES, Step, StepChoice
 
-MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
+MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower, because such differences are noise
 WARM_UP_CALLS, TIMED_CALLS = 2, 3
-# largest for which a CUDA graph is tried: beyond, launches take less than 2 % of the time
+# largest micro-batch for which a CUDA graph is tried: above it, launches take less than 2 % of the time
 GRAPH_MICRO_BATCH = 64
-# largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
-# 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
+# Largest relative difference from eager in the logits or in a parameter's gradient. Correct attention kernels differ by
+# 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU).
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
-LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
+LOSS_SCALE = 2.0**16  # for fp16: gradients of the first batch are far from overflow
 SEED = 0
 
-# forward and backward of a micro-batch; returns logits and gradients by name
+# runs a micro-batch forward and backward, and returns logits and gradients by name
 Pass = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class StepTrial:
-    """A candidate: milliseconds of a micro-batch's forward and backward pass, or the reason why it was dropped."""
+    """A candidate: the milliseconds of a micro-batch's forward and backward pass, or the reason why it was dropped."""
 
     choice: StepChoice
     milliseconds: float | None
@@ -58,7 +59,7 @@ class StepTrial:
 
 @dataclass(frozen=True)
 class Decision:
-    """A choice and where it comes from: default, recipe, checkpoint or measurement."""
+    """A choice and its origin: default, recipe, checkpoint or measurement."""
 
     choice: StepChoice
     origin: str
@@ -69,7 +70,7 @@ class Decision:
         return bool(self.trials) or self.choice != StepChoice()
 
     def describe(self) -> str:
-        """The log line: what was chosen, and how the others did."""
+        """Return the log line: what was chosen, and how the other candidates did."""
         by_choice = {trial.choice: trial for trial in self.trials}
         chosen = by_choice.pop(self.choice, None)
         time = f": {chosen.milliseconds:.1f} ms per micro-batch" if chosen and chosen.milliseconds else ""
@@ -77,7 +78,7 @@ class Decision:
         return f"step: {self.choice} (from {self.origin}){time}{others}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields of the 'start' line of metrics.jsonl."""
+        """Return the fields for the 'start' line of metrics.jsonl."""
         trials = [{**asdict(t.choice), "milliseconds": t.milliseconds, "reason": t.reason} for t in self.trials]
         return {
             "step_mode": self.choice.mode,
@@ -95,7 +96,7 @@ def refuse_impossible(recipe: Recipe, device: torch.device) -> None:
 
 
 def failure(mode: str, recipe: Recipe, device: torch.device) -> str | None:
-    """Why a step cannot be computed in this mode; None if it can."""
+    """Return why a step cannot be computed in this mode, or None if it can."""
     if mode in COMPILED:
         try:
             torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
@@ -113,7 +114,7 @@ def device_name(device: torch.device) -> str:
 
 
 def stored_choice(stored: StoredStep | None, device: str) -> StepChoice | None:
-    """The choice that a checkpoint records, if it was made for the same kind of device and this version knows it."""
+    """Return the choice in a checkpoint, if it was made for the same kind of device and this version knows it."""
     if stored is None or stored.device != device:
         return None
     known = stored.mode in MODES and stored.attention in ("auto", *ATTENTION_KERNELS)
@@ -130,22 +131,24 @@ def choose_step(
     say: Callable[[str], None],
     record: TrialRecord | None = None,
 ) -> Decision:
-    """The decision, the same in every process; all call this once, before `step.connect`.
+    """Decide how steps are computed, the same in every process. All processes call this once, before `step.connect`.
 
-    The choice that the recipe names, else the run's earlier one if every process can compute it, else the fastest candidate in
-    process 0. 'auto' measures nothing on a CPU, where the step is eager.
+    The recipe's choice comes first, then the run's earlier one if every process can compute it, then the fastest
+    candidate in process 0. On a CPU 'auto' measures nothing, and the step is eager.
 
     Args:
         stored: the choice that the checkpoint records (`fastft.train.progress.Progress.step_choice`).
         reserve_bytes: GPU memory that optimiser and loaders will take.
         say: prints a line.
-        record: of candidates that ended an earlier process of this run, which are not tried again.
-    Raises GpuLost: a candidate has left the GPU unusable.
+        record: the candidates that ended an earlier process of this run, which are not tried again.
+
+    Raises:
+        GpuLost: a candidate has left the GPU unusable.
     """
     world, requested = step.world, recipe.train.step
-    if "torch._dynamo" in sys.modules:  # the runs of a sweep would reach the limit of recompilations
+    if "torch._dynamo" in sys.modules:  # otherwise the runs of a sweep would reach the recompilation limit
         torch.compiler.reset()
-    if requested in MODES:  # which every process's set-up has examined
+    if requested in MODES:  # every process's set-up has checked these
         return Decision(StepChoice(requested), "recipe")
     earlier = world.broadcast(stored_choice(stored, device_name(world.device)))
     if earlier is not None:
@@ -159,9 +162,10 @@ def choose_step(
 
 
 def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
-    """True if an eager pass over so many images runs out of memory in some process; before `step.connect`.
+    """True if an eager pass over this many images runs out of memory in some process. Call it before `step.connect`.
 
-    reserve_bytes: as for `choose_step`.
+    Args:
+        reserve_bytes: as for `choose_step`.
     """
     device, failed = step.world.device, False
     try:
@@ -185,7 +189,7 @@ def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes
 
 
 class Dropped(Exception):
-    """Why a candidate is not taken."""
+    """Why a candidate is dropped."""
 
 
 def _measure(
@@ -225,11 +229,11 @@ def _measure(
 
 
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
-    """The modes to compare with eager, compilation last because it takes longest.
+    """List the modes to compare with eager, compilation last because it takes longest.
 
-    A CUDA graph for one process only: several average its gradients after the backward pass, not during it as otherwise, which
-    a measurement in one process does not see.
-    No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process.
+    A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass,
+    instead of during it, and a measurement in one process does not see this. Compilation is not listed below compute
+    capability 8.0 (V100): Triton no longer supports these devices, and its compiler may end the process.
     """
     newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
     graph = processes == 1 and micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device) is None
@@ -247,10 +251,13 @@ def run_trials(
     record: TrialRecord | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[StepTrial]:
-    """Try attention kernels, the first of which is the reference, then the modes with the fastest.
+    """Try the attention kernels, the first of which is the reference, then the modes with the fastest kernel.
 
-    A candidate is dropped if it fails, if it ended an earlier process, or if its logits or gradients differ from the reference
-    by more than `tolerance`. Raises GpuLost: the GPU no longer answers.
+    A candidate is dropped if it fails, if it ended an earlier process, or if its logits or gradients differ from the
+    reference by more than `tolerance`.
+
+    Raises:
+        GpuLost: the GPU no longer answers.
     """
     trials: list[StepTrial] = []
     reference: dict[str, Tensor] = {}
@@ -279,7 +286,7 @@ def run_trials(
             trials.append(StepTrial(choice, 1e3 * median(seconds)))
         except Dropped as error:
             trials.append(StepTrial(choice, None, str(error)))
-        except Exception as error:  # a kernel or a compiler that this device lacks
+        except Exception as error:  # this device lacks a kernel or a compiler
             _refuse_lost_gpu(device, choice, error)
             trials.append(StepTrial(choice, None, first_line(error)))
 
@@ -294,7 +301,7 @@ def run_trials(
 
 
 def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception) -> None:
-    """Raise GpuLost if the error has left the GPU unusable: every later call of this process would repeat it."""
+    """Raise GpuLost if the error has left the GPU unusable: every later call in this process would repeat it."""
     if device.type != "cuda":
         return
     try:
@@ -304,14 +311,14 @@ def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception)
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:
-    """The choice of the first trial that is within MARGIN of the fastest; the default if none was measured."""
+    """Return the choice of the first trial within MARGIN of the fastest, or the default if none was measured."""
     measured = {trial.choice: trial.milliseconds for trial in trials if trial.milliseconds is not None}
     limit = min(measured.values(), default=0.0) * (1 + MARGIN)
     return next((choice for choice, time in measured.items() if time <= limit), StepChoice())
 
 
 def compare(computed: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> None:
-    """Compare tensors by the norm of their difference over the reference's norm.
+    """Compare tensors by the norm of their difference, relative to the reference's norm.
 
     Raises:
         Dropped: a tensor is missing, has NaN or Inf, or differs by more than the tolerance.
@@ -328,11 +335,11 @@ def compare(computed: Mapping[str, Tensor], reference: Mapping[str, Tensor], tol
 
 
 def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Tensor | None]) -> Pass:
-    """The trainer's step without its update, on a copy of its model.
+    """Run the trainer's step without its update, on a copy of its model.
 
-    The copy has a random head: gradients through the recipe's, which is small, are too small to be compared.
+    The copy has a random head. Gradients through the recipe's head, which is small, are too small to be compared.
     """
-    gc.collect()  # what the candidate before has taken
+    gc.collect()  # frees what the previous candidate took
     model = copy.deepcopy(step.model).train()
     generator = torch.Generator().manual_seed(SEED)
     head = torch.randn(model.head.weight.shape, generator=generator) * model.head.in_features**-0.5
@@ -361,7 +368,7 @@ def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Ten
 def _random_batch(
     recipe: Recipe, columns: int, images: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images, labels or (with mixup or multi-label) distributions, and noise of the stochastic layers."""
+    """Return images, labels (distributions with mixup or multi-label), and noise for the stochastic layers."""
     options: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(SEED), "device": device}
     size, classes = recipe.model.image_size, recipe.data.num_classes
     pixels = torch.randn(images, 3, size, size, **options).to(dtype)

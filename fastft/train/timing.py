@@ -4,15 +4,15 @@ import time
 
 import torch
 
-# wait: for data. start: for the first batch of a process, while kernels compile and the loader starts
+# wait: waiting for data. start: waiting for a process's first batch, while kernels compile and the loader starts
 PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 
 
 class Split:
     """Seconds per part of a step, summed until they are collected.
 
-    On a GPU a mark is an event in the current stream: nothing waits, and a part is the time that the GPU took for it (for
-    `wait`: was idle). The events are read when the interval is logged, which waits for the GPU anyway.
+    On a GPU a mark is an event in the current stream. Nothing waits, and a part is the time that the GPU took for it
+    (for `wait`: the time it was idle). The events are read when the interval is logged, which waits for the GPU anyway.
     """
 
     def __init__(self, device: torch.device):
@@ -35,7 +35,7 @@ class Split:
         self._last = now
 
     def collect(self) -> dict[str, float]:
-        """Seconds by part since the last call; waits for the GPU's last mark."""
+        """Return the seconds by part since the last call. Waits for the GPU's last mark."""
         if self._marks:
             self._marks[-1][1].synchronize()
             for (_, before), (part, event) in zip(self._marks, self._marks[1:], strict=False):

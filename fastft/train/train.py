@@ -16,20 +16,22 @@ from fastft.train.reporting import open_log
 from fastft.train.setup import Setup, build_setup, halve_if_too_large, out_of_memory
 from fastft.train.trainer import Trainer
 
-HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
+HIGH_PRIORITY = -1  # for CUDA streams, lower numbers go first
 
 
 def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, deadline: float) -> Result:
-    """Train a final recipe, or continue its run directory; returns the content of `result.json`.
+    """Train a final recipe, or continue its run directory, and return the content of `result.json`.
 
-    The run directory, which the caller holds, has what the stages before wrote; `fastft.jobs.run` carries out all of them.
-    deadline: by `time.monotonic`, after which the run stops with a checkpoint.
+    The caller holds the run directory, which has the earlier stages' results. `fastft.jobs.run` carries out all stages.
+
+    Args:
+        deadline: by `time.monotonic`. After it, the run stops with a checkpoint.
 
     Raises:
         UserError: bad input.
         Preempted: stopped by a signal after a checkpoint, or another process is gone.
         NonFinite: the loss is NaN or Inf.
-        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
+        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun. A second one ends at once.
     """
     with (
         training_stream(world.device),
@@ -41,7 +43,7 @@ def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, de
 
 @contextmanager
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, deadline: float, console: Console) -> Iterator[Setup]:
-    """The set-up, once every process has one; if it fails in one process, all raise its error."""
+    """Set up, once every process can. If this fails in one process, all processes raise its error."""
     say = console.print if world.is_main else lambda line: None
     with ExitStack() as opened:
         try:
@@ -58,7 +60,7 @@ def _set_up(recipe: Recipe, world: World, guard: SignalGuard, deadline: float, c
 
 
 def _fit(trainer: Trainer) -> Result:
-    """Train; an error that only this process can meet is published to the others."""
+    """Train. An error that only this process can meet is published to the others."""
     try:
         return trainer.fit()
     except torch.OutOfMemoryError:
@@ -72,10 +74,10 @@ def _fit(trainer: Trainer) -> Result:
 
 
 def training_stream(device: torch.device) -> AbstractContextManager:
-    """Context in which PyTorch queues work on a high-priority stream; on a CPU it does nothing.
+    """Return a context in which PyTorch queues work on a high-priority stream. On a CPU it does nothing.
 
-    The loader's augmentation kernels run on streams of normal priority: blocks of the training step that are ready to run
-    go before theirs.
+    The loader's augmentation kernels run on streams with normal priority. So blocks of the training step that are ready
+    to run go before theirs.
     """
     if device.type != "cuda":
         return nullcontext()
@@ -86,5 +88,5 @@ def training_stream(device: torch.device) -> AbstractContextManager:
 
 @cache
 def _high_priority_stream(device: torch.device) -> torch.cuda.Stream:
-    """One per device: PyTorch caches memory by stream, so the trainings of a sweep share it."""
+    """Return one stream per device. PyTorch caches memory by stream, so the runs of a sweep share it."""
     return torch.cuda.Stream(device, priority=HIGH_PRIORITY)

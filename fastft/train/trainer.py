@@ -25,12 +25,12 @@ from fastft.train.setup import Setup, describe_run
 from fastft.train.step import draw_noise
 from fastft.train.step_choice import choose_step, device_name
 
-# requests of a process between two steps; the highest of all processes is carried out
+# what a process requests between two steps; the highest request among all processes is carried out
 CONTINUE, SAVE, STOP = range(3)
 
 
 class Trainer:
-    """One process's part of a run; its state is the progress and the learning rate."""
+    """One process's part of a run. Its state is the progress and the learning rate."""
 
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self.setup, self.world, self.guard, self.step = setup, setup.world, setup.guard, setup.step
@@ -38,7 +38,7 @@ class Trainer:
         self.reporter = Reporter(setup, log)
         profiled = self.recipe.train.profile if self.world.is_main else 0
         self.profiler = profile.StepProfiler(setup.folder / profile.FOLDER, profiled, self.world.device)
-        self._lr = 0.0  # of the last step
+        self._lr = 0.0  # in the last step
 
     @property
     def recipe(self) -> Recipe:
@@ -49,9 +49,9 @@ class Trainer:
         return self.setup.position(self.progress)
 
     def fit(self) -> Result:
-        """Train to the end; returns the content of result.json."""
+        """Train to the end, and return the content of result.json."""
         self._start()
-        if self.world.is_main and not self._is_done():  # of a run that had ended and has more epochs now
+        if self.world.is_main and not self._is_done():  # the run had ended and has more epochs now
             (self.setup.folder / RESULT).unlink(missing_ok=True)
         if self._is_evaluation_due():  # a signal interrupted it
             self._finish_epoch()
@@ -60,7 +60,7 @@ class Trainer:
                 self._train_epoch()
                 self._finish_epoch()
         if self.recipe.epochs == 0 and not self.setup.checkpoints.exist:
-            init_optimizer_state(self.step.optimizer)  # of a run that may be continued
+            init_optimizer_state(self.step.optimizer)  # for a run that may be continued
             self._save()
         self.setup.checkpoints.finish()
         result = summarise(self.progress, self.recipe, self.setup.baseline)
@@ -80,7 +80,7 @@ class Trainer:
         s, size, stored = self.setup, self.setup.micro_batches.size, self.progress.step_choice
         recipe = (
             self.recipe if self.recipe.epochs else self.recipe.with_option("train.step", "eager")
-        )  # no step to measure
+        )  # there is no step to measure
         record = TrialRecord(s.folder) if self.world.is_main else None
         decision = choose_step(
             recipe, self.step, size, stored, reserve_bytes=s.reserve_bytes, say=self.reporter.say, record=record
@@ -137,7 +137,7 @@ class Trainer:
     # evaluation -------------------------------------------------------------------------------------------------------
 
     def _finish_epoch(self) -> None:
-        """Evaluate if due, and save; a signal postpones an evaluation to the next start."""
+        """Evaluate if an evaluation is due, and save. A signal postpones the evaluation to the next start."""
         done, best = self.progress.epoch, False
         if self._is_evaluation_due():
             try:
@@ -156,7 +156,7 @@ class Trainer:
         return self.setup.validation.loader is not None and self.progress.awaits_evaluation(self.recipe)
 
     def _evaluate_epoch(self, epoch: int) -> bool:
-        """Evaluate and log; whether it is the best epoch so far."""
+        """Evaluate and log. Returns whether it is the best epoch so far."""
         s = self.setup
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
@@ -176,7 +176,10 @@ class Trainer:
             self._stop()
 
     def _request(self) -> int:
-        """CONTINUE, SAVE or STOP, for all processes; looked at after a step, so that every process makes progress."""
+        """Return CONTINUE, SAVE or STOP for all processes.
+
+        Called after a step, so that every process makes progress.
+        """
         due = self.setup.checkpoints.is_due(self.global_step)
         stops = self.guard.requested or time.monotonic() > self.setup.deadline
         return self.world.max(STOP if stops else SAVE if due else CONTINUE)

@@ -16,9 +16,11 @@ from fastft.train.step import Step
 class Validation:
     """Evaluates the raw and the EMA weights on the validation file, if the run has one.
 
-    loaders: of the validation images, if the run has any, then of the images of `data.selection_share`, which are the only ones
-    without validation images. class_counts: training images by label.
-    is_stop_requested: called while it evaluates; True ends the evaluation.
+    Attributes:
+        loaders: of the validation images, if the run has any, then of the images of `data.selection_share`. Without
+            validation images, the latter are the only ones.
+        class_counts: training images by label.
+        is_stop_requested: called during evaluation. True ends the evaluation.
     """
 
     def __init__(
@@ -36,9 +38,12 @@ class Validation:
         self.best_by = deciding_score(recipe.data.multi_label, class_counts)
 
     def evaluate_step(self, step: Step) -> tuple[dict[str, Evaluated], dict[str, Evaluated] | None]:
-        """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
+        """Return the validation scores, and the scores on the selection images.
 
-        Raises EvaluationStopped: a stop was requested.
+        Both are for the weights that `train.eval_weights` names: "raw", "ema" or both.
+
+        Raises:
+            EvaluationStopped: a stop was requested.
         """
         # a horizon of one step leaves no EMA
         only_ema = self.only_ema and step.ema is not None
@@ -51,7 +56,7 @@ class Validation:
         return scores[0], scores[1] if len(scores) > 1 else None
 
     def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Evaluated]:
-        """Scores of each model. Raises EvaluationStopped: a stop was requested."""
+        """Return the scores of each model. Raises EvaluationStopped: a stop was requested."""
         with_logits = loader.num_samples * self.num_classes <= KEPT_IN_TRAINING
         scores = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
         loader.pop_timings()  # not part of the training loader's work
