@@ -38,8 +38,9 @@ WEIGHTS = {"ema": "EMA", "raw": "raw"}
 
 INTRO = f"""# Every row of the paper
 
-Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each bar or point of Figures 1 to 3 is a recipe that can be
-trained. One file holds one table. The slow tests train a step of each kind of row on a tiny tower.
+You can train every row of the paper's Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and every bar or point in
+Figures 1 to 3. Each of them is a recipe, and one file holds one table. The slow tests train one step for each kind of row
+on a tiny tower.
 
 ```
 fastft cost 05_llrd --gpu a100
@@ -48,15 +49,15 @@ fastft train '05_llrd[LLRD 0.60, 6e-4]' --data.train=train.beton --data.val=val.
 fastft cost '02_lr[1e-5]' --gpu a100
 ```
 
-A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
-directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
-the weights named under 'of'. GPU-hours are modelled (`fastft explain`) on eight GPUs, not measured: the
-lower figure is as fast as {TUNED.what} ({TUNED.k:g} of the roofline's speed), the higher one as slow as
-{VITS.what} ({VITS.k:g}). The paper's own V100-hours are on the axis of its Figure 1, beside its rows here.
+To select a row, give its label, its series and label, or the name of its recipe, which is also the name of its run
+directory. Rows that train the same thing are trained once over all tables. The column 'paper' gives top-1 in percent, at the
+best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. The
+lower number assumes a step as fast as in {TUNED.what} ({TUNED.k:g} of the roofline's speed), and the higher one assumes a step as slow as in
+{VITS.what} ({VITS.k:g}). The paper's own V100-hours come from the axis of its Figure 1 and stand beside its rows here.
 
-Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
+`python docs/paper_tables.py` writes this page from the files in `rcp/tables`, and a test keeps it up to date."""
 
-CHEAPER_RECIPES = "Recipes that cost less: [What a recipe costs](cost.md#all-recipes)."
+CHEAPER_RECIPES = "[What a recipe costs](cost.md#all-recipes) lists recipes that cost less."
 
 
 def headed_recipes() -> list[Path]:
@@ -107,7 +108,7 @@ def _totals(sweeps: list[Sweep]) -> str:
     hours, trainings = total_hours(sweeps)
     total = ", ".join(f"{format_range(*h)} on {kind}" for kind, h in hours.items())
     return (
-        f"All {sum(len(sweep.rows) for sweep in sweeps)} rows are {trainings} trainings; predicted GPU-hours: {total}."
+        f"All {sum(len(sweep.rows) for sweep in sweeps)} rows take {trainings} trainings. Predicted GPU-hours: {total}."
     )
 
 
