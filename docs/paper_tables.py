@@ -53,7 +53,8 @@ To select a row, give its label, its series and label, or the name of its recipe
 directory. Rows that train the same thing are trained once over all tables. The column 'paper' gives top-1 in percent, at the
 best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. The
 lower number assumes a step as fast as in {TUNED.what} ({TUNED.k:g} of the roofline's speed), and the higher one
-assumes a step as slow as in {VITS.what} ({VITS.k:g}). The paper's own V100-hours come from the axis of its Figure 1 and stand beside its rows here.
+assumes a step as slow as in {VITS.what} ({VITS.k:g}). The paper's own V100-hours come from the axis of its Figure 1
+and stand beside its rows here.
 
 `python docs/paper_tables.py` writes this page from the files in `rcp/tables`, and a test keeps it up to date."""
 
