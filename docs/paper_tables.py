@@ -1,4 +1,4 @@
-"""Write docs/paper-tables.md, and the cost in the head of every recipe in rcp/.
+"""Write docs/paper-tables.md, and the cost in the first lines of the recipes in rcp/.
 
 python docs/paper_tables.py            rewrite what is out of date
 python docs/paper_tables.py --check    exit 1 and name it instead
@@ -62,7 +62,7 @@ CHEAPER_RECIPES = "[What a recipe costs](cost.md#all-recipes) lists recipes that
 
 
 def headed_recipes() -> list[Path]:
-    """Every recipe whose head gives its cost."""
+    """List the recipes whose first lines state their cost."""
     return sorted(path for pattern in HEADED for path in RECIPES.glob(pattern))
 
 
@@ -70,12 +70,12 @@ Hours = dict[str, tuple[float, float]]  # by GPU kind, at the speeds of both fam
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
-    """GPU-hours, without kinds of GPU on which the step cannot be counted."""
+    """Return the recipe's GPU-hours by kind of GPU, without the kinds for which the step cannot be counted."""
     return {kind: tuple(p["hours_range"]) for kind, p in predict(recipe).items() if p["hours_range"] is not None}
 
 
 def total_hours(sweeps: list[Sweep]) -> tuple[Hours, int]:
-    """(GPU-hours, number of trainings) of all rows; a training that rows share counts once."""
+    """Return the GPU-hours and the number of trainings for all rows. A training that rows share counts once."""
     runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), NO_RUNS)}
     hours = [recipe_hours(recipe) for recipe in runs.values()]
     return {kind: tuple(map(sum, zip(*(h[kind] for h in hours), strict=True))) for kind in MAIN_GPUS}, len(runs)
@@ -92,7 +92,7 @@ def cost_line(path: Path) -> str:
 
 
 def with_cost(path: Path) -> str:
-    """The recipe's text with the cost that the model gives now."""
+    """Return the recipe's text with the cost that the cost model gives now."""
     text, count = COST.subn(cost_line(path), path.read_text(encoding="utf-8"))
     if count != 1:
         sys.exit(f"{path}: must hold one line that starts with '# Cost: '")
@@ -126,7 +126,7 @@ def _table(sweep: Sweep) -> str:
 
 
 def _recipe(sweep: Sweep, row: Row) -> str:
-    """The name of the row's recipe, with the table or recipe that it comes from if it is another one."""
+    """Return the name of the row's recipe, and the table or recipe that it comes from if that is another one."""
     return f"`{row.name or read_recipe(sweep.reference(row)).name}`" + (f" of `{row.recipe}`" if row.recipe else "")
 
 
@@ -135,7 +135,7 @@ def _cells(hours: Hours) -> list[str]:
 
 
 def stale() -> dict[Path, str]:
-    """Files that are out of date, with the text that they should hold."""
+    """Return the files that are out of date, with the text that they should contain."""
     wanted = {path: with_cost(path) for path in headed_recipes()} | {PAGE: page()}
     return {p: text for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text}
 
