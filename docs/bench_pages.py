@@ -1,6 +1,6 @@
-"""A hook of mkdocs: the benchmark pages of the site, made from the results in benchmarks/results.
+"""A mkdocs hook that writes the site's benchmark pages from the results in benchmarks/results.
 
-Every result has a page `bench/NAME.html`; `bench/compared.html` compares results of different processors that share a measure.
+Every result gets a page `bench/NAME.html`. `bench/compared.html` compares results from different processors that share a measure.
 """
 
 from contextlib import suppress
@@ -30,6 +30,6 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def stored_results(folder: Path) -> dict[str, Result]:
-    """Results of `fastft bench` by name; the folder also has results of other programs."""
+    """Return the results of `fastft bench` by name. The folder also contains results of other programs, which are skipped."""
     documents = {path: msgspec.json.decode(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
     return {path.stem: read_result(path) for path, d in documents.items() if isinstance(d, dict) and "sessions" in d}

@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parent / "options.md"
 
 
 def options_page() -> str:
-    """The Markdown of docs/options.md."""
+    """Return the Markdown of docs/options.md."""
     parts = [
         "# Options",
         "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
@@ -27,14 +27,14 @@ def options_page() -> str:
     ]
     for section, cls in SECTIONS.items():
         options = list_options(section)
-        # closed at first: all sections are as long as fifteen screens of a phone
+        # closed at first, because all sections together fill fifteen phone screens
         opening = f'<details markdown="1">\n<summary>{len(options)} options</summary>'
         parts += [f"## {section}", str(cls.__doc__), opening, *map(_page_entry, options), "</details>"]
     return "\n\n".join(parts) + "\n"
 
 
 def _page_entry(option: OptionInfo) -> str:
-    """An entry of a definition list, which fits narrow screens."""
+    """Return the option's entry in a definition list, which fits narrow screens."""
     short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
     paper = f" Paper's runs: {option.paper}." if option.paper else ""
     text = f"{option.meaning}\n\n    Default {option.default}; {option.limits}.{paper}"

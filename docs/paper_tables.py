@@ -1,4 +1,4 @@
-"""Write docs/paper-tables.md, and the cost in the head of every recipe in rcp/.
+"""Write docs/paper-tables.md, and the cost in the first lines of the recipes in rcp/.
 
 python docs/paper_tables.py            rewrite what is out of date
 python docs/paper_tables.py --check    exit 1 and name it instead
@@ -38,8 +38,9 @@ WEIGHTS = {"ema": "EMA", "raw": "raw"}
 
 INTRO = f"""# Every row of the paper
 
-Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each bar or point of Figures 1 to 3 is a recipe that can be
-trained. One file holds one table. The slow tests train a step of each kind of row on a tiny tower.
+You can train every row of the paper's Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and every bar or point in
+Figures 1 to 3. Each of them is a recipe, and one file holds one table. The slow tests train one step for each kind of row
+on a tiny tower.
 
 ```
 fastft cost 05_llrd --gpu a100
@@ -48,19 +49,20 @@ fastft train '05_llrd[LLRD 0.60, 6e-4]' --data.train=train.beton --data.val=val.
 fastft cost '02_lr[1e-5]' --gpu a100
 ```
 
-A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
-directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
-the weights named under 'of'. GPU-hours are modelled (`fastft explain`) on eight GPUs, not measured: the
-lower figure is as fast as {TUNED.what} ({TUNED.k:g} of the roofline's speed), the higher one as slow as
-{VITS.what} ({VITS.k:g}). The paper's own V100-hours are on the axis of its Figure 1, beside its rows here.
+To select a row, give its label, its series and label, or the name of its recipe, which is also the name of its run
+directory. Rows that train the same thing are trained once over all tables. The column 'paper' gives top-1 in percent, at the
+best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. The
+lower number assumes a step as fast as in {TUNED.what} ({TUNED.k:g} of the roofline's speed), and the higher one
+assumes a step as slow as in {VITS.what} ({VITS.k:g}). The paper's own V100-hours come from the axis of its Figure 1
+and stand beside its rows here.
 
-Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
+`python docs/paper_tables.py` writes this page from the files in `rcp/tables`, and a test keeps it up to date."""
 
-CHEAPER_RECIPES = "Recipes that cost less: [What a recipe costs](cost.md#all-recipes)."
+CHEAPER_RECIPES = "[What a recipe costs](cost.md#all-recipes) lists recipes that cost less."
 
 
 def headed_recipes() -> list[Path]:
-    """Every recipe whose head gives its cost."""
+    """List the recipes whose first lines state their cost."""
     return sorted(path for pattern in HEADED for path in RECIPES.glob(pattern))
 
 
@@ -68,12 +70,12 @@ Hours = dict[str, tuple[float, float]]  # by GPU kind, at the speeds of both fam
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
-    """GPU-hours, without kinds of GPU on which the step cannot be counted."""
+    """Return the recipe's GPU-hours by kind of GPU, without the kinds for which the step cannot be counted."""
     return {kind: tuple(p["hours_range"]) for kind, p in predict(recipe).items() if p["hours_range"] is not None}
 
 
 def total_hours(sweeps: list[Sweep]) -> tuple[Hours, int]:
-    """(GPU-hours, number of trainings) of all rows; a training that rows share counts once."""
+    """Return the GPU-hours and the number of trainings for all rows. A training that rows share counts once."""
     runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), NO_RUNS)}
     hours = [recipe_hours(recipe) for recipe in runs.values()]
     return {kind: tuple(map(sum, zip(*(h[kind] for h in hours), strict=True))) for kind in MAIN_GPUS}, len(runs)
@@ -90,7 +92,7 @@ def cost_line(path: Path) -> str:
 
 
 def with_cost(path: Path) -> str:
-    """The recipe's text with the cost that the model gives now."""
+    """Return the recipe's text with the cost that the cost model gives now."""
     text, count = COST.subn(cost_line(path), path.read_text(encoding="utf-8"))
     if count != 1:
         sys.exit(f"{path}: must hold one line that starts with '# Cost: '")
@@ -107,7 +109,7 @@ def _totals(sweeps: list[Sweep]) -> str:
     hours, trainings = total_hours(sweeps)
     total = ", ".join(f"{format_range(*h)} on {kind}" for kind, h in hours.items())
     return (
-        f"All {sum(len(sweep.rows) for sweep in sweeps)} rows are {trainings} trainings; predicted GPU-hours: {total}."
+        f"All {sum(len(sweep.rows) for sweep in sweeps)} rows take {trainings} trainings. Predicted GPU-hours: {total}."
     )
 
 
@@ -124,7 +126,7 @@ def _table(sweep: Sweep) -> str:
 
 
 def _recipe(sweep: Sweep, row: Row) -> str:
-    """The name of the row's recipe, with the table or recipe that it comes from if it is another one."""
+    """Return the name of the row's recipe, and the table or recipe that it comes from if that is another one."""
     return f"`{row.name or read_recipe(sweep.reference(row)).name}`" + (f" of `{row.recipe}`" if row.recipe else "")
 
 
@@ -133,7 +135,7 @@ def _cells(hours: Hours) -> list[str]:
 
 
 def stale() -> dict[Path, str]:
-    """Files that are out of date, with the text that they should hold."""
+    """Return the files that are out of date, with the text that they should contain."""
     wanted = {path: with_cost(path) for path in headed_recipes()} | {PAGE: page()}
     return {p: text for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text}
 
