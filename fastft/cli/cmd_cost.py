@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     files = f"{RECIPE}; tables are priced with all rows and a total"
     add("files", metavar="RECIPE|TABLE", type=recipe_reference, nargs="+", help=files)
-    add("--gpu", help="needed: V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
+    add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all; default: V100, A100 and H100)")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
     add("--mfu", type=share, help="MFU of your own, beside the modelled ones: 0.45 or 45%%")
@@ -30,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.gpu is None:
-        raise UserError("give --gpu, e.g. --gpu v100")
+    if args.gpu is None and (args.price is not None or args.measured is not None):
+        raise UserError("--price and --measured are about one kind of GPU. Add --gpu, for example --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
     from fastft.cost.price import CostQuery, price_recipes
     from fastft.jobs.decided import load_decided
     from fastft.machine.bench_result import read_result
+    from fastft.machine.gpus import MAIN_GPUS
 
     measured = None if args.measured is None else Measured.of(read_result(args.measured), str(args.measured))
 
@@ -47,6 +49,13 @@ def run(args: argparse.Namespace) -> int:
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
         recipes = [load_decided(name, args.overrides) for name in args.files]
-    query = CostQuery(args.gpu, args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images, measured)
-    values = price_recipes(recipes, query, rows)
-    return show(values, args.json, print_prices)
+    more = args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images, measured
+    if args.gpu is not None:
+        return show(price_recipes(recipes, CostQuery(args.gpu, *more), rows), args.json, print_prices)
+    by_gpu = {gpu: price_recipes(recipes, CostQuery(gpu, *more), rows) for gpu in MAIN_GPUS}
+
+    def print_all(values: dict[str, dict[str, Any]], console: Any) -> None:
+        for prices in values.values():
+            print_prices(prices, console)
+
+    return show(by_gpu, args.json, print_all)

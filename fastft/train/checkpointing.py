@@ -81,7 +81,9 @@ class Checkpointing:
                 self.damaged.append(error)
                 continue
             if scaler := checkpoint.state.scaler:  # empty if it was trained without a scaler, in bf16 or fp32
-                step.scaler.load_state_dict(scaler)
+                # JSON's reader gives floats; torch needs these two as integers
+                counts = {key: int(scaler[key]) for key in ("growth_interval", "_growth_tracker")}
+                step.scaler.load_state_dict(scaler | counts)
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
         raise UserError(
