@@ -271,10 +271,13 @@ def fit(
     console = make_console(quiet=quiet, lasting=True)
     if not quiet:
         announce_compilation(lambda text: console.print(printable(text)))
-    loaded = load_recipe(
-        recipe, {**(options or {}), **{key: value for key, value in given.items() if value is not None}}
-    )
-    folder, _ = run_recipe(loaded, console)
+    try:
+        loaded = load_recipe(
+            recipe, {**(options or {}), **{key: value for key, value in given.items() if value is not None}}
+        )
+        folder, _ = run_recipe(loaded, console)
+    finally:
+        announce_compilation(None)  # a notebook may have closed the output of this call when something else compiles
     console.print(printable(f"{folder}: the run"))
     return load(folder, loaded.train.device)
 
