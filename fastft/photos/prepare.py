@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -38,7 +37,7 @@ from fastft.photos.old_split import OldSplit, read_old_split
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.same_images import as_source, contents
 from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
-from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
+from fastft.photos.state import SPLIT, Inputs, Made, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.schema import Data
 from fastft.recipe.training_images import MULTI_LABEL, Images, largest_size, with_images
@@ -140,7 +139,7 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Imag
     whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
     with_images(recipe, images)  # refuses a wrong number of classes before anything is written
 
-    def choose() -> dict[str, Any]:
+    def choose() -> Made:
         source = as_source(betons)
         found = LabelledSet(source)
         held, warnings, kept = choose_held_out(found, old)
@@ -150,12 +149,11 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Imag
         write_text(folder / SPLIT, split_table(rows))
         counts = int((~held).sum()), len(source.classes), int(held.sum())
         summary = [*filter(None, [kept]), describe_sides(data, *counts, folder / SPLIT)]
-        return {"held_out": np.flatnonzero(held).tolist(), "summary": summary, "warnings": warnings}
+        return Made(held_out=np.flatnonzero(held).tolist(), summary=summary, warnings=warnings)
 
     inputs = Inputs(data, _content(whole), old="" if old is None else old.run.name)
-    stored = prepare_once(folder, inputs, say, lambda: None, choose)
     held = np.zeros(len(betons), bool)
-    held[stored["held_out"]] = True
+    held[prepare_once(folder, inputs, say, lambda: None, choose).held_out] = True
     if not held.any():
         return recipe.data, images
     paths = {side: folder / f"{side}{SUBSET}" for side in ("train", "val")}
@@ -182,10 +180,10 @@ def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Image
     found = check_photos(train, val)
     images = _images(photos, found)
     check = partial(check_model, with_run_weights(with_images(recipe, images)))
-    stored = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder, old, say))
-    made = {side: folder / f"{side}.beton" for side in ("train", "val")}
-    counts = {side: len(BetonSet.open(path)) if path.name in stored["files"] else 0 for side, path in made.items()}
-    data = replace(recipe.data, train=str(made["train"]), val=str(made["val"]) if counts["val"] else None)
+    made = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder, old, say))
+    paths = {side: folder / f"{side}.beton" for side in ("train", "val")}
+    counts = {side: len(BetonSet.open(path)) if path.name in made.files else 0 for side, path in paths.items()}
+    data = replace(recipe.data, train=str(paths["train"]), val=str(paths["val"]) if counts["val"] else None)
     return data, replace(images, train=counts["train"], val=counts["val"])
 
 
@@ -220,8 +218,8 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None, say: Say) -> dict[str, Any]:
-    """Split and convert, keep what an interrupted call converted, and return the record."""
+def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None, say: Say) -> Made:
+    """Split and convert, and keep what an interrupted call converted."""
     plan = split_photos(found, recipe.data.val is None, old)
     classes = plan.train.source.classes
     write_text(folder / SPLIT, split_table(plan.rows()))
@@ -236,14 +234,12 @@ def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | Non
         warnings += _write("val", plan.val, recipe, folder, say)
         stored_val = len(BetonSet.open(folder / TO_VAL))
     split = folder / SPLIT if plan.held_out else None
-    return {
-        "files": ["train.beton", *([TO_VAL] if plan.val is not None else [])],
-        "summary": [
-            *filter(None, [plan.kept]),
-            describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split),
-        ],
-        "warnings": warnings,
-    }
+    sides = describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split)
+    return Made(
+        files=["train.beton", *([TO_VAL] if plan.val is not None else [])],
+        summary=[*filter(None, [plan.kept]), sides],
+        warnings=warnings,
+    )
 
 
 def _options(recipe: Recipe) -> WriteOptions:
@@ -281,5 +277,5 @@ def _content(whole: SubsetFile) -> str:
     return _digest([VERSION, "beton", [file.content for file in whole.files]], whole.samples.tobytes())
 
 
-def _digest(described: list[Any], data: bytes) -> str:
+def _digest(described: list[object], data: bytes) -> str:
     return hashlib.blake2b(json.dumps(described).encode() + data, digest_size=16).hexdigest()

@@ -2,17 +2,19 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from beton_tools.base.atomic import write_text
+import msgspec
+
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import WHITE
+from beton_tools.base.typed_json import Count, Document, check
 from beton_tools.base.user_files import read_user_text
 from beton_tools.read.beton_paths import SUBSET
 from beton_tools.read.manifest import manifest_path
+from fastft.run.json_files import write_document
 from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
@@ -42,75 +44,93 @@ class Inputs:
     background: str = WHITE
     old: str = ""
 
-    def changed_since(self, stored: Mapping[str, Any]) -> str:
+    def changed_since(self, stored: "Inputs") -> str:
         """Return which input differs from an earlier preparation, such as "data.val has changed", or "" if none does."""
-        if stored.get("images") != self.images:
+        if stored.images != self.images:
             return f"{self.data} has changed"
-        if stored.get("val") != self.val:
+        if stored.val != self.val:
             return "data.val has changed"
-        if stored.get("background", WHITE) != self.background:
+        if stored.background != self.background:
             return "data.background has changed"
-        if stored.get("old", "") != self.old:
+        if stored.old != self.old:
             return "model.weights has changed"
-        return "" if stored.get("longest_side") == self.longest_side else "model.image_size has changed"
+        return "" if stored.longest_side == self.longest_side else "model.image_size has changed"
 
 
-def prepare_once(
-    folder: Path, inputs: Inputs, say: Say, check: Callable[[], None], make: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """Return the record of a complete preparation of `inputs` in `folder`, which is made if there is none.
+class Made(Document):
+    """What a preparation made.
+
+    Attributes:
+        summary, warnings: lines that every call prints.
+        files: their names in the folder.
+        held_out: positions in the .beton, if no image was converted.
+    """
+
+    summary: list[str]
+    warnings: list[str]
+    files: list[str] = msgspec.field(default_factory=list)
+    held_out: list[Count] = msgspec.field(default_factory=list)
+
+
+class Prepared(Document):
+    """The content of prepared.json. made: None while the preparation has not ended."""
+
+    inputs: Inputs
+    made: Made | None = None
+
+
+def prepare_once(folder: Path, inputs: Inputs, say: Say, check: Callable[[], None], make: Callable[[], Made]) -> Made:
+    """Return what the preparation of `inputs` in `folder` made. It is carried out if no complete one is there.
 
     Its summary and warnings are printed.
 
     Args:
         check: called before anything is written.
-        make: writes the files and returns the record: files (names in `folder`), summary and warnings (lists of lines),
-            and more.
+        make: writes the files.
 
     Raises:
         UserError: the inputs have changed since the first checkpoint, another process uses the run directory, or
             `check` or `make` raises it.
     """
     stored, change, lost = _compare(folder, inputs)
-    if stored.get("complete") and not change and not lost:
+    made = None if change or lost or stored is None else stored.made
+    if made is not None:
         say(f"{inputs.data}: unchanged, using {folder}")
     else:
         check()
         with lock_run(folder.parent):
             stored, change, lost = _compare(folder, inputs)  # another command may have prepared or trained meanwhile
-            if not stored.get("complete") or change or lost:
-                if not stored or change or lost:  # an interrupted preparation with the same inputs is continued
-                    _begin(folder, inputs, say, stored, change, lost)
-                stored = _finish(folder, inputs, make())
-    for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
+            if stored is None or change or lost:  # an interrupted preparation with the same inputs is continued
+                _begin(folder, inputs, say, stored, change, lost)
+                stored = Prepared(inputs=inputs)
+            made = stored.made
+            if made is None:
+                made = make()
+                write_document(folder / PREPARED, Prepared(inputs=inputs, made=made))
+    for line in (*made.summary, *(f"warning: {text}" for text in made.warnings)):
         say(line)
-    return stored
+    return made
 
 
-def _compare(folder: Path, inputs: Inputs) -> tuple[dict[str, Any], str, list[str]]:
+def _compare(folder: Path, inputs: Inputs) -> tuple[Prepared | None, str, list[str]]:
     """Return (the last preparation's record, which input has changed since, which of its files are missing)."""
     stored = _read(folder)
-    before = stored.get("inputs", {})
-    change = inputs.changed_since(before)
-    if stored and not stored.get("complete") and before.get("data") != inputs.data:
-        change = change or "its path has changed"  # an unfinished conversion is only continued from the same path
-    lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
-    return stored, change, lost
+    if stored is None:
+        return None, "", []
+    change = inputs.changed_since(stored.inputs)
+    if stored.made is None:
+        if stored.inputs.data != inputs.data:
+            change = change or "its path has changed"  # an unfinished conversion is only continued from the same path
+        return stored, change, []
+    return stored, change, [name for name in stored.made.files if not (folder / name).exists()]
 
 
-def _finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Write and return the record of a complete preparation."""
-    complete = {"inputs": asdict(inputs), "complete": True, **record}
-    write_text(folder / PREPARED, json.dumps(complete, indent=1))
-    return complete
-
-
-def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], change: str, lost: list[str]) -> None:
+def _begin(folder: Path, inputs: Inputs, say: Say, stored: Prepared | None, change: str, lost: list[str]) -> None:
     """Say why the images are prepared again, and remove what was made from other inputs."""
-    if stored and not change:
+    if stored is not None and not change:
         say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
-    elif stored:
-        before = stored["inputs"].get("data")
+    elif stored is not None:
+        before = stored.inputs.data
         same = before == inputs.data
         if any(any(folder.parent.glob(pattern)) for pattern in TRAINED):
             run = folder.parent
@@ -124,21 +144,20 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], ch
             file.unlink(missing_ok=True)
     (folder / SPLIT).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / PREPARED, json.dumps({"inputs": asdict(inputs)}))
+    write_document(folder / PREPARED, Prepared(inputs=inputs))
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """Return the content of prepared.json. Empty if there is none, or if it is damaged.
+def _read(folder: Path) -> Prepared | None:
+    """Return the content of prepared.json. None if there is none, or if it is damaged.
 
     Raises:
         UserError: it is no regular file, not readable, or too large.
     """
     if not os.path.lexists(folder / PREPARED):
-        return {}
+        return None
     try:
-        found = json.loads(read_user_text(folder / PREPARED, MAX_BYTES, "the prepared.json of a run"))
-        lists = [found.get(key, []) for key in ("files", "summary", "warnings")]
-        texts = [text for values in lists for text in values]
-        return found if isinstance(found["inputs"], dict) and all(isinstance(t, str) for t in texts) else {}
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        return {}
+        document = json.loads(read_user_text(folder / PREPARED, MAX_BYTES, "the prepared.json of a run"))
+        found: Prepared = check(PREPARED, document, Prepared)
+    except (ValueError, RecursionError):
+        return None
+    return found

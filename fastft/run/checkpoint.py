@@ -22,7 +22,7 @@ from torch import Tensor
 
 from beton_tools.base.atomic import sync
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
-from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, check, check_version
+from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, Positive, check, check_version
 from beton_tools.base.user_files import open_regular, read_regular
 from beton_tools.read.beton_set import Content
 from fastft.model import Arch, TimmArch, TowerArch
@@ -38,8 +38,6 @@ MAX_JSON_BYTES = 256 << 20
 READ_BYTES = 1 << 20
 
 Forms = dict[str, tuple[torch.Size, torch.dtype]]
-
-SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
 class Logged(Document):
@@ -65,6 +63,16 @@ class StoredStep(Document):
     mode: str
     attention: str
     device: str
+
+
+class ScalerState(Document):
+    """The state of a loss scaler, under the names of `torch.amp.GradScaler.state_dict`."""
+
+    scale: Positive
+    growth_factor: Positive
+    backoff_factor: Positive
+    growth_interval: Count
+    growth_tracker: Count = msgspec.field(name="_growth_tracker")
 
 
 class Position(Document):
@@ -125,13 +133,13 @@ class State(ModelState, kw_only=True, omit_defaults=True):
     """The content of state.json.
 
     Attributes:
-        progress, scaler: what a run continues from. The scaler is empty in bf16 and fp32.
+        progress, scaler: what a run continues from. There is no scaler in bf16 and fp32.
         evaluation: the weights' evaluation, in the checkpoint of a best epoch.
         average: what `fastft average` made the weights from.
     """
 
     progress: Position | None = None
-    scaler: Numbers | None = None
+    scaler: ScalerState | None = None
     evaluation: Evaluation | None = None
     average: AverageRecord | None = None
 
@@ -259,13 +267,8 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
 def _check_state(document: Any, resumable: bool) -> State:
     state: State = check(STATE, document, State)
     _check_arch(state.arch)
-    if not resumable:
-        return state
-    for key in ("progress", "scaler"):
-        if getattr(state, key) is None:
-            raise ValueError(f"{STATE} has no '{key}'")
-    if state.scaler and state.scaler.keys() != SCALER_KEYS:
-        raise ValueError("scaler is not the state of a loss scaler")
+    if resumable and state.progress is None:
+        raise ValueError(f"{STATE} has no 'progress'")
     return state
 
 

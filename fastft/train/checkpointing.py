@@ -20,6 +20,7 @@ from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
     ModelState,
+    ScalerState,
     State,
     check_tensors,
     forms,
@@ -80,10 +81,8 @@ class Checkpointing:
             except Damaged as error:
                 self.damaged.append(error)
                 continue
-            if scaler := checkpoint.state.scaler:  # empty if it was trained without a scaler, in bf16 or fp32
-                # JSON's reader gives floats; torch needs these two as integers
-                counts = {key: int(scaler[key]) for key in ("growth_interval", "_growth_tracker")}
-                step.scaler.load_state_dict(scaler | counts)
+            if checkpoint.state.scaler is not None:
+                step.scaler.load_state_dict(msgspec.to_builtins(checkpoint.state.scaler))
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
         raise UserError(
@@ -132,7 +131,8 @@ class Checkpointing:
             group: {name: torch.empty(x.shape, dtype=x.dtype).copy_(x.detach()) for name, x in named.items()}
             for group, named in step_tensors(step).items()
         }
-        state = State.of(run, progress=progress.frozen(), scaler=step.scaler.state_dict())
+        scaler = msgspec.convert(step.scaler.state_dict(), ScalerState) if step.scaler.is_enabled() else None
+        state = State.of(run, progress=progress.frozen(), scaler=scaler)
         evaluation = progress.evaluations[-1] if best else None
         self._pending = self._writer.submit(self._write, global_step, run, state, tensors, evaluation)
 

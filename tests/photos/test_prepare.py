@@ -30,6 +30,7 @@ from fastft.jobs.run import run_recipe as train
 from fastft.photos import prepare, state
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
+from fastft.run.json_files import write_document
 from fastft.run.run_directory import lock_run
 from tests.photos.conftest import CLASSES
 from tests.train.runs import differing, end
@@ -224,7 +225,8 @@ def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay
     def other_command() -> None:
         (folder.parent / "checkpoints/step-00000005").mkdir(parents=True)
         folder.mkdir(parents=True)
-        state._finish(folder, state.Inputs("others", "hash"), {"files": [], "summary": [], "warnings": []})
+        others = state.Prepared(inputs=state.Inputs("others", "hash"), made=state.Made(summary=[], warnings=[]))
+        write_document(folder / state.PREPARED, others)
 
     with pytest.raises(UserError, match="was trained on others; use another"):
         state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)

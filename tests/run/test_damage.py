@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "negative step": (put("progress", "step", -1), r"Expected int >= 0 - at \$\.progress\.step"),
     "position of another step": (put("progress", "epoch", 1), "progress is epoch 1, step 0"),
     "evaluation of nothing": (put("progress", "evaluations", [{"epoch": 0}]), "an evaluation has no 'raw'"),
-    "scaler of another kind": (put("scaler", {"scale": 2.0}), "scaler is not the state of a loss scaler"),
+    "scaler of another kind": (put("scaler", {"scale": 2.0}), r"missing required field growth_factor - at \$\.scaler"),
     "weights lack one": (tensors("model.safetensors", lambda t: t.pop("head.bias")), "no head.bias"),
     "weights have one more": (
         tensors("model.safetensors", lambda t: t.update(more=torch.zeros(1))), "unknown more"),

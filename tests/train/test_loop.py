@@ -125,7 +125,7 @@ def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path, monkeypa
             [x for _, x in losses(tmp_path / "plain")], abs=1e-6
         )
     state = read_checkpoint(list_checkpoints(tmp_path / "scaled" / "checkpoints")[-1]).state
-    assert state.scaler["_growth_tracker"] == 18  # clean steps since the start, the resume among them
+    assert state.scaler.growth_tracker == 18  # clean steps since the start, the resume among them
 
 
 def test_a_half_precision_copy_learns_and_resumes_bit_for_bit(tiny, tmp_path):
