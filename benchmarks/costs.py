@@ -1,6 +1,7 @@
 """The tables with modelled costs, which tables.py makes, and the traced traffic that they read."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from beton_tools.base.console import markdown_table as markdown
-from fastft.cost.explanation import NOT_RUN, list_recipes
+from fastft.cost.explanation import NOT_RUN, ListedRecipe, list_recipes
 from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, format_range, predict
 from fastft.cost.roofline import ATTENTION_SHARE, FAMILIES, TUNED, VITS, Family, Mfu, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
@@ -98,17 +99,17 @@ def recipes(only: Sequence[str] = (), published: str = "measurements/published.m
     """Tabulate recipes with an expected top-1 or a published head for their tower, cheapest first. published: a link."""
     rows = []
     for priced in _by_hours():
-        recipe = load_recipe(priced["name"])
+        recipe = load_recipe(priced.name)
         if only and recipe.name not in only:
             continue
         if recipe.name in PUBLISHED["heads"]:
             rows.append(_head_row(recipe))
-        if priced["expected_top1"] is None:
+        if priced.expected_top1 is None:
             continue
         source = str(recipe.about.source)
         source = f"best epoch of one log, {source}" if source.startswith("paper") else source
         paper_hours = PUBLISHED["paper_hours"].get(PAPER_ROWS.get(recipe.name), "")
-        rows.append([f"`{recipe.name}`", source, f"{priced['expected_top1']:.1f}", *_spreads(recipe),
+        rows.append([f"`{recipe.name}`", source, f"{priced.expected_top1:.1f}", *_spreads(recipe),
                      f"{paper_hours:.1f}" if paper_hours else ""])  # fmt: skip
         if recipe.name == BETTER_START[0]:
             rows.append(_better_start())
@@ -163,7 +164,7 @@ def sentence(published: str) -> str:
     vits = spread(final, gpu, VITS).replace("-", " to ")
     stopped = load_recipe("brief_b16_half", ["--model.trainable_layers=none"])
     whole, unfrozen, brief = (
-        predict(recipe, [gpu])[gpu]["hours"] for recipe in (final, stopped, load_recipe("brief_b16_half"))
+        predict(recipe, [gpu])[gpu].hours or math.nan for recipe in (final, stopped, load_recipe("brief_b16_half"))
     )
     return (
         f"Hours are modelled, never run. Ranges go from the fastest to the slowest of the [published trainings]({published}), "
@@ -178,7 +179,7 @@ def sentence(published: str) -> str:
 
 def not_run(_: Any) -> str:
     """Tabulate the ImageNet recipes whose accuracy nobody has measured."""
-    names = [r["name"] for r in _by_hours() if r["group"] == NOT_RUN and r["name"] not in PUBLISHED["heads"]]
+    names = [r.name for r in _by_hours() if r.group == NOT_RUN and r.name not in PUBLISHED["heads"]]
     recipes = list(map(load_recipe, names))
     rows = [[f"`{recipe.name}`", *_hours(recipe)] for recipe in recipes]
     return markdown(["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS)], rows)
@@ -197,9 +198,9 @@ def starts(_: Any) -> str:
 
 
 @cache
-def _by_hours() -> list[dict[str, Any]]:
-    priced = [r for r in list_recipes(timm=True)["recipes"] if r["gpu_hours"]["V100"]]
-    return sorted(priced, key=lambda r: r["gpu_hours"]["V100"])
+def _by_hours() -> list[ListedRecipe]:
+    priced = [(hours, r) for r in list_recipes(timm=True).recipes if (hours := r.gpu_hours["V100"])]
+    return [recipe for _, recipe in sorted(priced, key=lambda row: row[0])]
 
 
 def _hours(recipe: Recipe) -> list[str]:

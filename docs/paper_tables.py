@@ -71,7 +71,7 @@ Hours = dict[str, tuple[float, float]]  # by GPU kind, at the speeds of both fam
 
 def recipe_hours(recipe: Recipe) -> Hours:
     """Return the recipe's GPU-hours by kind of GPU, without the kinds for which the step cannot be counted."""
-    return {kind: tuple(p["hours_range"]) for kind, p in predict(recipe).items() if p["hours_range"] is not None}
+    return {kind: tuple(p.hours_range) for kind, p in predict(recipe).items() if p.hours_range is not None}
 
 
 def total_hours(sweeps: list[Sweep]) -> tuple[Hours, int]:

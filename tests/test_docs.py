@@ -89,7 +89,7 @@ def test_every_kind_of_line_in_metrics_is_documented():
 def test_every_key_of_a_cost_estimate_is_documented():
     priced = price_recipes([load_recipe(ROOT / "rcp/final_b16.yaml")], CostQuery("V100"))
     text = SCHEMA[SCHEMA.index("`fastft cost --json`") : SCHEMA.index("A run's `metrics.jsonl`")]
-    assert priced["recipes"][0]["estimates"][0].keys() <= set(re.findall(r"`(\w+)`", text))
+    assert set(priced.recipes[0].estimates[0].__struct_fields__) <= set(re.findall(r"`(\w+)`", text))
 
 
 MODULES = [path for package in ("fastft", "beton_tools") for path in (ROOT / package).rglob("*.py")]

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--price and --measured are about one kind of GPU. Add --gpu, for example --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
-    from fastft.cost.price import CostQuery, price_recipes
+    from fastft.cost.price import CostQuery, Prices, price_recipes
     from fastft.jobs.decided import load_decided
     from fastft.machine.bench_result import read_result
     from fastft.machine.gpus import MAIN_GPUS
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return show(price_recipes(recipes, CostQuery(args.gpu, *more), rows), args.json, print_prices)
     by_gpu = {gpu: price_recipes(recipes, CostQuery(gpu, *more), rows) for gpu in MAIN_GPUS}
 
-    def print_all(values: dict[str, dict[str, Any]], console: Any) -> None:
+    def print_all(values: dict[str, Prices], console: Any) -> None:
         for prices in values.values():
             print_prices(prices, console)
 

@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.cli.doctor import as_json, examine
+    from fastft.cli.doctor import examine
     from fastft.cli.printing import print_checks
     from fastft.machine.facts import gather
 
     waiting = "examining; compiles the loader and a kernel the first time, a minute or two"
     with make_console(stderr=True).status(waiting):
-        checks = as_json(examine(gather(args.data)))
+        checks = examine(gather(args.data))
     show(checks, args.json, print_checks)
-    return 0 if checks["ready"] else 1
+    return 0 if checks.ready else 1

@@ -1,14 +1,16 @@
 """`fastft explain RECIPE`."""
 
 import argparse
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from beton_tools.base.console import format_duration, make_console
-from fastft.cli.arguments import add_recipe, add_shared
+from beton_tools.base.console import format_duration
+from fastft.cli.arguments import add_recipe, add_shared, show
 from fastft.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastft.cost.explanation import Explanation
     from fastft.machine.gpus import Gpu
 
 EXAMPLE = "fastft explain final_b16 --json"
@@ -34,14 +36,13 @@ def run(args: argparse.Namespace) -> int:
     recipe, images, warnings = decide(load_recipe(args.recipe, args.overrides))
     # data.val may not exist yet
     val_images = None if images is None or (recipe.data.val and not images.val) else images.val
-    values = explain(recipe, warnings, val_images)
-    values |= _on_one_gpu(recipe, values["cost"], val_images)
-    if args.json:
-        print(json.dumps(values, indent=1))
-    else:
+    values = _on_one_gpu(recipe, explain(recipe, warnings, val_images), val_images)
+
+    def print_text(values: "Explanation", console: "Console") -> None:
         shown = [*GPUS] if args.verbose else [gpu.name] if (gpu := _this_gpu()) else MAIN_GPUS
-        print_explanation(values, make_console(), shown, args.verbose)
-    return 0
+        print_explanation(values, recipe, console, shown, args.verbose)
+
+    return show(values, args.json, print_text)
 
 
 def _this_gpu() -> "Gpu | None":
@@ -53,25 +54,27 @@ def _this_gpu() -> "Gpu | None":
     return find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def _on_one_gpu(recipe: Recipe, cost: dict[str, Any], val_images: int | None) -> dict[str, Any]:
-    """Return the cost of a small recipe on one GPU, and its time `here`, in words. Empty for other recipes."""
+def _on_one_gpu(recipe: Recipe, values: "Explanation", val_images: int | None) -> "Explanation":
+    """Replace a small recipe's cost by its cost on one GPU, and add its time `here`, in words."""
     import torch
+    from msgspec.structs import replace
 
-    from fastft.cost.explanation import predicted_cost
+    from fastft.cost.explanation import predict_cost
     from fastft.machine.gpus import peak_flops
     from fastft.machine.precision import inference_precision
+    from fastft.model.recipe_model import recipe_arch
 
-    on_one = predicted_cost(recipe, 1, val_images)
-    hours = on_one["gpu_hours"]["A100"]
+    on_one = predict_cost(recipe, recipe_arch(recipe), 1, val_images)
+    hours = on_one.gpu_hours["A100"]
     if hours is None or hours > SMALL:
-        return {}
+        return values
+    values = replace(values, cost=on_one, gpus=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         gpu = _this_gpu()
-        hours, how = on_one["gpu_hours"][gpu.name] if gpu else None, "on this machine's GPU, modelled"
+        hours, how = on_one.gpu_hours[gpu.name] if gpu else None, "on this machine's GPU, modelled"
     else:
         rate = peak_flops(device, inference_precision(recipe.train.amp, device).dtype) or 1.0
-        hours = cost["total_flops"] / (CPU_SHARE * rate) / 3600
+        hours = on_one.total_flops / (CPU_SHARE * rate) / 3600
         how = f"on this machine's CPU, at {CPU_SHARE:g} of its {rate / 1e9:,.0f} GFLOP/s in matrix products; within a factor of 2"
-    here = {} if hours is None else {"here": f"about {format_duration(3600 * hours)} {how}"}
-    return here | {"cost": cost | on_one, "gpus": 1}
+    return values if hours is None else replace(values, here=f"about {format_duration(3600 * hours)} {how}")

@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastft.cli.arguments import add_shared, show
 from fastft.recipe import SECTIONS
-from fastft.recipe.option_list import list_options
+from fastft.recipe.option_list import OptionInfo, list_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,17 +44,17 @@ class Options:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        return show([asdict(option) for option in list_options(args.selection)], args.json, _print_options)
+        return show(list_options(args.selection), args.json, _print_options)
 
 
-def _print_options(options: Sequence[dict[str, Any]], console: "Console") -> None:
+def _print_options(options: Sequence[OptionInfo], console: "Console") -> None:
     section = ""
     for option in options:
-        if option["name"].partition(".")[0] != section:
-            section = option["name"].partition(".")[0]
+        if option.name.partition(".")[0] != section:
+            section = option.name.partition(".")[0]
             console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
-        console.print(option["name"], style="bold", end="")
-        console.print(f"  default {option['default']}; {option['limits']}")
-        console.print(f"    {option['meaning']}")
-        if option["paper"]:
-            console.print(f"    the paper's runs: {option['paper']}")
+        console.print(option.name, style="bold", end="")
+        console.print(f"  default {option.default}; {option.limits}")
+        console.print(f"    {option.meaning}")
+        if option.paper:
+            console.print(f"    the paper's runs: {option.paper}")

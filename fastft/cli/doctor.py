@@ -4,8 +4,7 @@ Each check gives ok, warn or fail, with the command that fixes it.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from fastft.cost.gpu_memory import describe_no_fit, memory_need
 from fastft.machine.facts import GIB, UNFINISHED, Facts, fits_page_cache
@@ -41,6 +40,14 @@ class Check:
     status: str
     found: str
     fix: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The output of `fastft doctor --json`. ready: no check fails."""
+
+    ready: bool
+    checks: list[Check]
 
 
 def check_python(f: Facts) -> Result:
@@ -79,7 +86,7 @@ def check_gpu_memory(f: Facts) -> Result | None:
     path = "autocast" if smallest.capability >= AMPERE else "half"
     needs = {name: memory_need(load_recipe(name), path, smallest.memory, len(f.gpus)) for name in MEMORY_OF}
     found = ", ".join(
-        f"{name} {describe_no_fit(need.as_dict())}" if not need.fits
+        f"{name} {describe_no_fit(need.row())}" if not need.fits
         else f"{name} takes {need.needed / 1e9:.0f} GB with {need.micro_batch} images per forward pass"
         for name, need in needs.items() if need is not None
     )  # fmt: skip
@@ -242,13 +249,10 @@ CHECKS: dict[str, Callable[[Facts], Result | None]] = {
 }
 
 
-def examine(facts: Facts) -> list[Check]:
+def examine(facts: Facts) -> Checks:
     """Run every check that applies to this machine."""
-    return [Check(name, *result) for name, run in CHECKS.items() if (result := run(facts)) is not None]
-
-
-def as_json(checks: list[Check]) -> dict[str, Any]:
-    return {"ready": all(c.status != FAIL for c in checks), "checks": [asdict(c) for c in checks]}
+    checks = [Check(name, *result) for name, run in CHECKS.items() if (result := run(facts)) is not None]
+    return Checks(all(check.status != FAIL for check in checks), checks)
 
 
 def _install(f: Facts, what: str) -> str:

@@ -1,18 +1,19 @@
 """Tables that the commands print: explanations, prices, recipes and checks."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
-from fastft.cli.doctor import FAIL, OK, WARN
+from beton_tools.base.typed_json import UNSET
+from fastft.cli.doctor import FAIL, OK, WARN, Checks
+from fastft.cost.explanation import Cost, Explanation, RecipeList, Schedule
 from fastft.cost.gpu_memory import SHARD, describe_no_fit
-from fastft.cost.price import LOADER_LIMITS, format_hours, format_range
+from fastft.cost.price import LOADER_LIMITS, EstimateRow, Prices, Sum, format_hours, format_range
 from fastft.cost.roofline import FAMILIES, TUNED, VITS
 from fastft.jobs.choices_table import print_choices
-from fastft.recipe import Choice
+from fastft.recipe import Recipe
 from fastft.recipe.check import show_value
 from fastft.recipe.training_images import NO_EXPECTATION
 
@@ -25,46 +26,48 @@ SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} rea
 # fastft explain ----------------------------------------------------------------------------------------------------------
 
 
-def print_explanation(values: dict[str, Any], console: Console, gpus: Sequence[str], verbose: bool) -> None:
+def print_explanation(
+    values: Explanation, recipe: Recipe, console: Console, gpus: Sequence[str], verbose: bool
+) -> None:
     """Print the run, then its cost on some GPUs.
 
     With `verbose`, also print every option, parameter group and learning rate.
 
     Args:
-        values: `values["gpus"]` is the number of GPUs to which `values["cost"]["assumptions"]` applies.
+        recipe: the one that is explained.
     """
-    schedule, recipe = values["schedule"], values["recipe"]
-    console.rule(recipe["name"])
-    print_choices([Choice(**choice) for choice in values["choices"]], console)
-    for warning in values["warnings"]:
+    schedule = values.schedule
+    console.rule(recipe.name)
+    print_choices(values.choices, console)
+    for warning in values.warnings:
         console.print(f"warning: {warning}")
     lines = {"training": _describe_training(recipe)}
-    lines["schedule"] = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
-    if schedule["total_steps"] == 0:
+    lines["schedule"] = f"{schedule.total_steps:,} steps, {schedule.steps_per_epoch:,} per epoch"
+    if schedule.total_steps == 0:
         lines = {"training": "none: the run stops at the linear probe"}
     elif verbose:
         lines["schedule"] += _listed_lrs(schedule)
-    lines |= {"augment": "; ".join(values["augment"]), "accuracy": values["expectation"]}
-    lines |= {"time": values["here"]} if "here" in values else {}
+    lines |= {"augment": "; ".join(values.augment), "accuracy": values.expectation}
+    lines |= {} if values.here is UNSET else {"time": values.here}
     _print_lines(lines, console)
-    _print_cost(values["cost"], values["gpus"], gpus, console)
+    _print_cost(values.cost, values.gpus, gpus, console)
     if verbose:
         _print_groups(values, console)
-        sections = {name: options for name, options in recipe.items() if name not in ("name", "about")}
+        sections = {name: options for name, options in recipe.as_dict().items() if name != "about"}
         shown = {s: ", ".join(f"{k} {show_value(v)}" for k, v in sections[s].items()) for s in sections}
         _print_lines(shown, console)
     else:
         console.print("--verbose adds other GPUs, every option, parameter group and learning rate")
 
 
-def _describe_training(recipe: dict[str, Any]) -> str:
+def _describe_training(recipe: Recipe) -> str:
     """Describe what you ask first about a run: its length, batch size, learning rates and EMA."""
-    optim, schedule, decay = recipe["optim"], recipe["schedule"], recipe["ema"]["decay"]
-    epochs, stop = schedule["epochs"], schedule["stop_epoch"]
+    optim, schedule, decay = recipe.optim, recipe.schedule, recipe.ema.decay
+    epochs, stop = schedule.epochs, schedule.stop_epoch
     length = f"{epochs} epochs" if stop is None else f"{stop} of {epochs} epochs"
     return (
-        f"{length}, batch size {optim['batch_size']:,}, lr {optim['lr']:g} with layer decay {optim['layer_decay']:g}, "
-        f"{schedule['warmup_epochs']:g} epochs of warm-up, {f'EMA decay {decay:g}' if decay else 'no EMA'}"
+        f"{length}, batch size {optim.batch_size:,}, lr {optim.lr:g} with layer decay {optim.layer_decay:g}, "
+        f"{schedule.warmup_epochs:g} epochs of warm-up, {f'EMA decay {decay:g}' if decay else 'no EMA'}"
     )
 
 
@@ -73,41 +76,38 @@ def _print_lines(lines: dict[str, str], console: Console) -> None:
         console.print(Text.assemble((f"{name:<9}", "bold"), " ", text))
 
 
-def _listed_lrs(schedule: dict[str, Any]) -> str:
-    lrs = [f"{lr:.3g}" for lr in schedule["lr_by_epoch"]]
+def _listed_lrs(schedule: Schedule) -> str:
+    lrs = [f"{lr:.3g}" for lr in schedule.lr_by_epoch]
     every = -(-len(lrs) // LISTED_LRS)
     of = "each epoch" if every == 1 else f"every {every} epochs"
     return f"; lr at the start of {of}: " + " ".join(lrs[::every])
 
 
-def _print_groups(values: dict[str, Any], console: Console) -> None:
+def _print_groups(values: Explanation, console: Console) -> None:
     header = ["layer", "lr scale", "weight decay", "parameters"]
-    rows = [
-        [str(g["layer_id"]), f"{g['lr_scale']:.6g}", f"{g['weight_decay']:g}", f"{g['parameters']:,}"]
-        for g in values["groups"]
-    ]
-    title = f"{values['trainable_parameters']:,} trainable parameters"
+    rows = [[str(g.layer_id), f"{g.lr_scale:.6g}", f"{g.weight_decay:g}", f"{g.parameters:,}"] for g in values.groups]
+    title = f"{values.trainable_parameters:,} trainable parameters"
     print_table(compact_table(title, header, rows, left=0), console)
 
 
-def _print_cost(cost: dict[str, Any], count: int, gpus: Sequence[str], console: Console) -> None:
-    gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
+def _print_cost(cost: Cost, count: int, gpus: Sequence[str], console: Console) -> None:
+    gflop, val = cost.train_flops_per_image / 1e9, cost.val_images
     hours = "GPU-hours on 8 GPUs" if count > 1 else "hours on one GPU"
     rows, misfits = [], []
     for name in gpus:
-        cost_here, need = cost["assumptions"][name], cost["assumptions"][name]["memory"]
-        mfus = [f"{row['mfu']:.1%}" for row in cost_here["estimates"]]
+        cost_here, need = cost.assumptions[name], cost.assumptions[name].memory
+        mfus = [f"{row.mfu:.1%}" for row in cost_here.estimates]
         cells = [name, format_hours(cost_here), *mfus] if mfus else [name, "not", "counted"]
-        if need is not None and not need["fits"]:
+        if need is not None and not need.fits:
             misfits.append(f"{name}: {describe_no_fit(need)}")
             cells = [name, "does", "not fit"]
         elif need is not None:
-            cells += [f"{need['gb']:.0f} of {need['card_gb']:.0f}", str(need["micro_batch"])]
+            cells += [f"{need.gb:.0f} of {need.card_gb:.0f}", str(need.micro_batch)]
         rows.append(cells)
     header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline", "GB", "images"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
     star = f"; {LOADER_LIMITS}" if any("*" in row[1] for row in rows) else ""
-    console.print(f"{SHARES}; {val['what']}: {val['value']:,}{star}")
+    console.print(f"{SHARES}; {val.what}: {val.value:,.0f}{star}")
     console.print("GB: of a GPU's memory, modelled, with so many images per forward pass")
     for line in [*misfits, *([SHARD] if misfits else [])]:
         console.print(line)
@@ -116,58 +116,60 @@ def _print_cost(cost: dict[str, Any], count: int, gpus: Sequence[str], console: 
 # fastft cost -------------------------------------------------------------------------------------------------------------
 
 
-def print_prices(values: dict[str, Any], console: Console) -> None:
-    money = values["price"] is not None
-    measured = any(e["basis"] == "measured" for recipe in values["recipes"] for e in recipe["estimates"])
-    note, total = MEASURED_NOTE if measured else NOTE, values["total"]
-    title = f"{values['gpus']} x {values['gpu']}: {note}"
+def print_prices(values: Prices, console: Console) -> None:
+    money = values.price is not None
+    measured = any(e.basis == "measured" for recipe in values.recipes for e in recipe.estimates)
+    note, total = MEASURED_NOTE if measured else NOTE, values.total
+    title = f"{values.gpus} x {values.gpu}: {note}"
     if total:
-        title += f"; {total['rows']} rows, {total['trainings']} trainings"
+        title += f"; {total.rows} rows, {total.trainings} trainings"
     header = ["recipe", "top-1", "MFU", "", "wall h", "GPU-h", "steps", *["money"] * money]
     table = compact_table(title, header)
     table.columns[3].justify = "left"
-    for recipe in values["recipes"]:
-        top1 = "-" if recipe["expected_top1"] is None else f"{recipe['expected_top1']:g}"
-        first = [recipe["recipe"], top1]
-        for e in recipe["estimates"]:
+    for recipe in values.recipes:
+        top1 = "-" if recipe.expected_top1 is None else f"{recipe.expected_top1:g}"
+        first = [recipe.recipe, top1]
+        for e in recipe.estimates:
             table.add_row(*map(Text, (*first, *_cells(e))))
             first = ["", ""]
         table.add_section()
-    for k, e in enumerate(total["estimates"] if total else ()):
-        table.add_row("" if k else "total", "", "", e["basis"], *_hours(e), "", *_money(e), style="bold")
+    for k, of_all in enumerate(total.estimates if total else ()):
+        cells = of_all.basis, *_hours(of_all), "", *_money(of_all)
+        table.add_row("" if k else "total", "", "", *cells, style="bold")
     print_table(table, console)
     lines = [
         "steps: share of the wall time; the rest is evaluation and start. MFU is of "
-        f"{values['peak_flops'] / 1e12:g} TFLOP/s:"
+        f"{values.peak_flops / 1e12:g} TFLOP/s:"
     ]
-    estimates = [e for recipe in values["recipes"] for e in recipe["estimates"]]
-    sources = {f"{e['value']:.1%} {e['basis']}": e["source"] for e in estimates}
+    estimates = [e for recipe in values.recipes for e in recipe.estimates]
+    sources = {f"{e.value:.1%} {e.basis}": e.source for e in estimates}
     lines += [f"  {basis:<24} {source}" for basis, source in sources.items()]
-    lines += [f"  {row['basis']:<24} {row['what']}: {row['value']:g}" for row in values["assumptions"]]
+    lines += [f"  {row.basis:<24} {row.what}: {row.value:g}" for row in values.assumptions]
     unexpected: dict[str, list[str]] = {}  # why recipes have no expected accuracy, each reason once
-    for recipe in values["recipes"]:
-        if recipe["expected_top1"] is None and recipe["expectation"] != NO_EXPECTATION:
-            unexpected.setdefault(recipe["expectation"], []).append(recipe["recipe"])
-    lines += [f"{', '.join(names)}: {reason}" for reason, names in unexpected.items()] + values["remarks"]
-    lines += [LOADER_LIMITS] if any(e["limited_by"] == "loader" for e in estimates) else []
+    for recipe in values.recipes:
+        if recipe.expected_top1 is None and recipe.expectation != NO_EXPECTATION:
+            unexpected.setdefault(recipe.expectation, []).append(recipe.recipe)
+    lines += [f"{', '.join(names)}: {reason}" for reason, names in unexpected.items()] + values.remarks
+    lines += [LOADER_LIMITS] if any(e.limited_by == "loader" for e in estimates) else []
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
-def _cells(e: dict[str, Any]) -> list[str]:
-    steps = (e["seconds"]["train"] + e["seconds"]["stall"]) / sum(e["seconds"].values())
-    star = "*" if e["limited_by"] == "loader" else ""
+def _cells(e: EstimateRow) -> list[str]:
+    s = e.seconds
+    steps = (s.train + s.stall) / (s.train + s.stall + s.evaluate + s.start)
+    star = "*" if e.limited_by == "loader" else ""
     wall, gpu = _hours(e)
-    return [f"{e['value']:.1%}", e["basis"], wall, f"{gpu}{star}", f"{steps:.0%}", *_money(e)]
+    return [f"{e.value:.1%}", e.basis, wall, f"{gpu}{star}", f"{steps:.0%}", *_money(e)]
 
 
-def _hours(e: dict[str, Any]) -> tuple[str, str]:
-    hours, minutes = divmod(round(60 * e["wall_hours"]), 60)
-    return f"{hours}:{minutes:02}", f"{e['gpu_hours']:.1f}"
+def _hours(e: EstimateRow | Sum) -> tuple[str, str]:
+    hours, minutes = divmod(round(60 * e.wall_hours), 60)
+    return f"{hours}:{minutes:02}", f"{e.gpu_hours:.1f}"
 
 
-def _money(e: dict[str, Any]) -> list[str]:
-    return [] if e["money"] is None else [f"{e['money']:,.2f}"]
+def _money(e: EstimateRow | Sum) -> list[str]:
+    return [] if e.money is None else [f"{e.money:,.2f}"]
 
 
 # fastft recipes, doctor -----------------------------------------------------------------------------------------
@@ -186,29 +188,29 @@ RECIPE_NAMES = (
 )
 
 
-def print_recipes(values: dict[str, Any], console: Console) -> None:
+def print_recipes(values: RecipeList, console: Console) -> None:
     """Print the recipes by group, then the tables. A narrow console gets only the first GPU's hours."""
-    gpus = list(values["recipes"][0]["gpu_hours"])[: None if console.width >= WIDE else 1]
+    gpus = list(values.recipes[0].gpu_hours)[: None if console.width >= WIDE else 1]
     table = compact_table(None, ["recipe", "top-1", *(f"{gpu} h" for gpu in gpus), ""])
     table.columns[0].no_wrap, table.columns[-1].no_wrap, table.columns[-1].justify, group = True, False, "left", ""
-    for recipe in values["recipes"]:
-        if recipe["group"] != group:
-            group = recipe["group"]
+    for recipe in values.recipes:
+        if recipe.group != group:
+            group = recipe.group
             table.add_row(Text(group, style="bold"))
-        top1, hours = recipe["expected_top1"], [recipe["gpu_hours_range"][gpu] for gpu in gpus]
+        top1, hours = recipe.expected_top1, [recipe.gpu_hours_range[gpu] for gpu in gpus]
         cells = ["" if top1 is None else f"{top1:.1f}", *("" if h is None else format_range(*h) for h in hours)]
-        table.add_row(*map(Text, (recipe["name"], *cells, recipe["what"])))
+        table.add_row(*map(Text, (recipe.name, *cells, recipe.what)))
     print_table(table, console)
     for sentence in RECIPE_NAMES:
         console.print(sentence)
-    rows = [[t["name"], f"{t['source']}: {t['title']}", str(t["rows"])] for t in values["tables"]]
+    rows = [[t.name, f"{t.source}: {t.title}", str(t.rows)] for t in values.tables]
     print_table(compact_table(None, ["table", "", "rows"], rows, left=2), console)
 
 
-def print_checks(values: dict[str, Any], console: Console) -> None:
+def print_checks(values: Checks, console: Console) -> None:
     colours = {OK: "green", WARN: "yellow", FAIL: "bold red"}
-    for c in values["checks"]:
-        line = Text.assemble((f"{c['status']:<5}", colours[c["status"]]), f" {c['name']:<12} {c['found']}")
+    for c in values.checks:
+        line = Text.assemble((f"{c.status:<5}", colours[c.status]), f" {c.name:<12} {c.found}")
         console.print(line, soft_wrap=True)
-        if c["fix"]:
-            console.print(f"{'':<18} fix: {c['fix']}", soft_wrap=True)
+        if c.fix:
+            console.print(f"{'':<18} fix: {c.fix}", soft_wrap=True)

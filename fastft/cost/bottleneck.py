@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 # LOOP_PARTS are wall seconds in the training process, which add up. LOADER_PARTS are seconds in the loader's threads
 # and streams, which overlap with them.
@@ -38,16 +37,26 @@ class Diagnosis:
     advice: str
 
 
-def shares(seconds: Mapping[str, float], parts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return one row for each measured part: key, name, seconds, share of their sum."""
+@dataclass(frozen=True)
+class Part:
+    """A measured part of a step's time. share: of all measured parts' sum."""
+
+    key: str
+    name: str
+    seconds: float
+    share: float
+
+
+def shares(seconds: Mapping[str, float], parts: tuple[str, ...]) -> list[Part]:
+    """Return the parts that were measured."""
     known = {part: seconds[part] for part in parts if seconds.get(part)}
     total = sum(known.values())
-    return [{"key": k, "name": NAMES.get(k, k), "seconds": s, "share": s / total} for k, s in known.items()]
+    return [Part(k, NAMES.get(k, k), s, s / total) for k, s in known.items()]
 
 
 def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
     """Find the bottleneck by wall time in the loop, without its start. Returns None if nothing was measured."""
-    loop = {row["key"]: row["share"] for row in shares(seconds, LOOP_PARTS[1:])}
+    loop = {part.key: part.share for part in shares(seconds, LOOP_PARTS[1:])}
     if not loop:
         return None
     time = "the time after the first batch" if seconds.get("start") else "the time"
@@ -66,8 +75,8 @@ def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
 
 def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
     said = f"The loader is the bottleneck: {wait} is spent waiting for it"
-    worst = max(shares(seconds, LOADER_PARTS), key=lambda row: row["share"], default=None)
+    worst = max(shares(seconds, LOADER_PARTS), key=lambda part: part.share, default=None)
     if worst is None:
         return Diagnosis(f"{said}.", ADVICE["decode"])
-    said = f"{said}, and {worst['share']:.0%} of its work is {worst['key']}."
-    return Diagnosis(said, ADVICE[worst["key"]])
+    said = f"{said}, and {worst.share:.0%} of its work is {worst.key}."
+    return Diagnosis(said, ADVICE[worst.key])

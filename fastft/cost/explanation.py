@@ -1,14 +1,13 @@
 """Explain and price recipes from their files alone, without data, weights or GPU: one recipe, or all of fastft's."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
 
+from beton_tools.base.typed_json import UNSET, Document, Object, Unset
 from fastft.augment.describe import describe_policy
 from fastft.augment.recipe_policy import build_policy
-from fastft.cost.price import MACHINE_GPUS, predict
+from fastft.cost.price import MACHINE_GPUS, Assumption, Predicted, predict, val_images_row
 from fastft.cost.work import recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import TowerArch
@@ -16,24 +15,78 @@ from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.ema import ema_warnings
 from fastft.optim.schedule import build_schedule
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import Choice, Recipe, load_recipe
 from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
-from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
+from fastft.recipe.training_images import describe_expectation, expected_top1
+
+Hours = dict[str, float | None]  # by GPU kind; None if the recipe's step cannot be counted
+HoursRange = dict[str, list[float] | None]
 
 
-def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None = None) -> dict[str, Any]:
-    """Return the resolved recipe and its cost, as plain values for JSON.
+class Group(Document):
+    """A group of parameters that are updated alike."""
+
+    layer_id: int
+    lr_scale: float
+    weight_decay: float
+    parameters: int
+
+
+class Schedule(Document):
+    """The learning rate at the start of every epoch, and the steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    lr_by_epoch: list[float]
+
+
+class Cost(Document):
+    """FLOPs and GPU-hours, at the MFU of tuned runs and at each family's MFU."""
+
+    forward_flops_per_image: float
+    train_flops_per_image: float
+    total_flops: float
+    gpu_hours: Hours
+    gpu_hours_range: HoursRange
+    assumptions: dict[str, Predicted]
+    val_images: Assumption
+    modelled: bool = True
+
+
+class Explanation(Document):
+    """The output of `fastft explain --json`.
+
+    Attributes:
+        recipe: name, and section -> option -> value.
+        choices: the value and the reason of every `auto` option.
+        expected_top1: None without an expectation.
+        expectation: in words, or why there is none.
+        gpus: the number of GPUs that the cost is for.
+        here: the time on this machine, in words, for a recipe that one GPU trains in hours.
+    """
+
+    recipe: Object
+    choices: list[Choice]
+    warnings: list[str]
+    groups: list[Group]
+    trainable_parameters: int
+    schedule: Schedule
+    augment: list[str]
+    cost: Cost
+    expected_top1: float | None
+    expectation: str
+    gpus: int
+    here: str | Unset = UNSET
+
+
+def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None = None) -> Explanation:
+    """Return the resolved recipe and its cost.
 
     Args:
         warnings: warnings about the recipe's images. They come before the warnings about its options.
         val_images: number of validation images; None uses an assumed number.
-
-    Returns:
-        A dict with these keys: recipe, choices (option, value and reason for every `auto` option), warnings, groups,
-        schedule (steps_per_epoch, total_steps, lr_by_epoch), augment, cost, expected_top1 (None without an
-        expectation), expectation (in words, or why there is none), gpus (the number of GPUs that the cost is for).
 
     Raises:
         UserError: the architecture is unknown, the image size does not fit it, or there are fewer images than one
@@ -48,52 +101,43 @@ def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
     steps = recipe.steps_per_epoch()
     schedule = build_schedule(recipe, steps)
-    return {
-        "recipe": {"name": recipe.name, **recipe.as_dict()},
-        "choices": [asdict(choice) for choice in recipe.choices],
-        "warnings": [*warnings, *ema_warnings(recipe)],
-        "groups": [
-            {"layer_id": g.layer_id, "lr_scale": g.lr_scale, "weight_decay": g.weight_decay, "parameters": g.parameters}
+    return Explanation(
+        recipe={"name": recipe.name, **recipe.as_dict()},
+        choices=list(recipe.choices),
+        warnings=[*warnings, *ema_warnings(recipe)],
+        groups=[
+            Group(layer_id=g.layer_id, lr_scale=g.lr_scale, weight_decay=g.weight_decay, parameters=g.parameters)
             for g in groups
         ],
-        "trainable_parameters": sum(g.parameters for g in groups),
-        "schedule": {
-            "steps_per_epoch": steps,
-            "total_steps": recipe.epochs * steps,
-            "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
-        },
-        "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + more,
-        "cost": _cost(recipe, arch, val_images),
-        "expected_top1": expected_top1(recipe),
-        "expectation": describe_expectation(recipe),
-        "gpus": MACHINE_GPUS,
-    }
+        trainable_parameters=sum(g.parameters for g in groups),
+        schedule=Schedule(
+            steps_per_epoch=steps,
+            total_steps=recipe.epochs * steps,
+            lr_by_epoch=[schedule(epoch * steps) for epoch in range(recipe.epochs)],
+        ),
+        augment=describe_policy(build_policy(recipe), recipe.model.image_size) + more,
+        cost=predict_cost(recipe, arch, MACHINE_GPUS, val_images),
+        expected_top1=expected_top1(recipe),
+        expectation=describe_expectation(recipe),
+        gpus=MACHINE_GPUS,
+    )
 
 
-def _cost(recipe: Recipe, arch: TowerArch, val_images: int | None) -> dict[str, Any]:
-    row = val_images_row(recipe, val_images)
-    return {
-        "forward_flops_per_image": recipe_flops(recipe, arch).forward,
-        "train_flops_per_image": recipe_flops(recipe, arch).train,
-        "total_flops": recipe_work(recipe, arch, row["value"]).total,
-        **predicted_cost(recipe, MACHINE_GPUS, val_images),
-        "val_images": row,
-        "modelled": True,
-    }
-
-
-def predicted_cost(recipe: Recipe, gpus: int, val_images: int | None) -> dict[str, Any]:
-    """Return GPU-hours, their range and the assumptions by GPU kind, on `gpus` GPUs."""
+def predict_cost(recipe: Recipe, arch: TowerArch, gpus: int, val_images: int | None) -> Cost:
+    """Return the FLOPs, and the GPU-hours on `gpus` GPUs."""
+    row, flops = val_images_row(recipe, val_images), recipe_flops(recipe, arch)
     predicted = predict(recipe, GPUS, gpus, val_images)
-    return {**_hours(predicted), "assumptions": predicted}
+    hours, hours_range = _hours(predicted)
+    return Cost(
+        forward_flops_per_image=flops.forward, train_flops_per_image=flops.train,
+        total_flops=recipe_work(recipe, arch, int(row.value)).total, gpu_hours=hours, gpu_hours_range=hours_range,
+        assumptions=predicted, val_images=row,
+    )  # fmt: skip
 
 
-def _hours(predicted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _hours(predicted: dict[str, Predicted]) -> tuple[Hours, HoursRange]:
     """Return the hours by GPU kind, at the MFU of tuned runs and at each family's MFU."""
-    return {
-        "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
-        "gpu_hours_range": {name: p["hours_range"] for name, p in predicted.items()},
-    }
+    return {name: p.hours for name, p in predicted.items()}, {name: p.hours_range for name, p in predicted.items()}
 
 
 # fastft recipes
@@ -101,40 +145,61 @@ def _hours(predicted: dict[str, dict[str, Any]]) -> dict[str, Any]:
 PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", "photographs")
 
 
-def list_recipes(timm: bool = False) -> dict[str, Any]:
-    """List the recipes by group, the most expensive first, as plain values for JSON.
+class ListedRecipe(Document):
+    """A recipe of fastft. group: one of GROUPS. what: a few words."""
 
-    Returns:
-        A dict with these keys: recipes (name, group, what, arch, image_size, epochs, expected_top1, expectation,
-        gpu_hours and gpu_hours_range by GPU kind), tables (name, title, source, rows). The hours are None for recipes
-        for photographs. They are also None for timm's towers unless `timm` is set, because importing timm takes
-        seconds.
+    name: str
+    group: str
+    what: str
+    arch: str
+    image_size: int
+    epochs: int
+    expected_top1: float | None
+    expectation: str
+    gpu_hours: Hours
+    gpu_hours_range: HoursRange
+
+
+class ListedTable(Document):
+    """A table of recipes."""
+
+    name: str
+    title: str
+    source: str
+    rows: int
+
+
+class RecipeList(Document):
+    """The output of `fastft recipes --json`."""
+
+    recipes: list[ListedRecipe]
+    tables: list[ListedTable]
+
+
+def list_recipes(timm: bool = False) -> RecipeList:
+    """List the recipes by group, the most expensive first.
+
+    The hours are None for recipes for photographs. They are also None for timm's towers unless `timm` is set, because
+    importing timm takes seconds.
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
-    recipes = [(recipe, _group(recipe)) for recipe in map(load_recipe, recipe_names())]
-    listed: list[dict[str, Any]] = [
-        {
-            "name": recipe.name,
-            "group": group,
-            "what": _what(recipe),
-            "arch": recipe.model.arch,
-            "image_size": recipe.model.image_size,
-            "epochs": recipe.epochs,
-            "expected_top1": expected_top1(recipe),
-            "expectation": describe_expectation(recipe),
-            **(
-                dict.fromkeys(("gpu_hours", "gpu_hours_range"), dict.fromkeys(MAIN_GPUS))
-                if group == PHOTOGRAPHS or (recipe.model.arch.startswith(TIMM) and not timm)
-                else _hours(predict(recipe))
-            ),
-        }
-        for recipe, group in recipes
-    ]
-    listed.sort(key=lambda r: (GROUPS.index(r["group"]), -(r["gpu_hours"]["V100"] or 0)))
-    return {
-        "recipes": listed,
-        "tables": [{"name": t.name, "title": t.title, "source": t.source, "rows": len(t.rows)} for t in tables],
-    }
+    listed = [_list_recipe(recipe, timm) for recipe in map(load_recipe, recipe_names())]
+    listed.sort(key=lambda r: (GROUPS.index(r.group), -(r.gpu_hours["V100"] or 0)))
+    return RecipeList(
+        recipes=listed,
+        tables=[ListedTable(name=t.name, title=t.title, source=t.source, rows=len(t.rows)) for t in tables],
+    )
+
+
+def _list_recipe(recipe: Recipe, timm: bool) -> ListedRecipe:
+    group, hours, hours_range = _group(recipe), Hours.fromkeys(MAIN_GPUS), HoursRange.fromkeys(MAIN_GPUS)
+    if group != PHOTOGRAPHS and (timm or not recipe.model.arch.startswith(TIMM)):
+        hours, hours_range = _hours(predict(recipe))
+    return ListedRecipe(
+        name=recipe.name, group=group, what=_what(recipe), arch=recipe.model.arch, image_size=recipe.model.image_size,
+        epochs=recipe.epochs, expected_top1=expected_top1(recipe), expectation=describe_expectation(recipe),
+        gpu_hours=hours, gpu_hours_range=hours_range,
+    )  # fmt: skip
 
 
 def _group(recipe: Recipe) -> str:

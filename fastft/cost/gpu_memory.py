@@ -6,10 +6,10 @@ that CUDA and its libraries take, about 1 GB, is left out.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from beton_tools.base.typed_json import Document
 from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.traffic import image_traffic
@@ -27,6 +27,16 @@ SHARD = (
     "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does (docs/when-not.md); "
     "--model.trainable_layers=N trains the last N blocks only"
 )
+
+
+class MemoryRow(Document):
+    """A `MemoryNeed` in JSON."""
+
+    gb: float
+    card_gb: float
+    state_gb: float
+    micro_batch: int
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,11 @@ class MemoryNeed:
     def fits(self) -> bool:
         return bool(self.micro_batch) and self.needed <= self.card
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: gb, card_gb, state_gb, micro_batch, fits."""
-        return {
-            "gb": self.needed / 1e9, "card_gb": self.card / 1e9, "state_gb": self.state / 1e9,
-            "micro_batch": self.micro_batch or self.smallest, "fits": self.fits,
-        }  # fmt: skip
+    def row(self) -> MemoryRow:
+        return MemoryRow(
+            gb=self.needed / 1e9, card_gb=self.card / 1e9, state_gb=self.state / 1e9,
+            micro_batch=self.micro_batch or self.smallest, fits=self.fits,
+        )  # fmt: skip
 
 
 def state_bytes(parameters: int, trained: int, *, ema: bool, half: bool) -> int:
@@ -106,11 +115,9 @@ def memory_need(recipe: Recipe, path: str, card: float, gpus: int) -> MemoryNeed
     return MemoryNeed(state, per_image, card, micro_batch, unit)
 
 
-def describe_no_fit(need: dict[str, Any]) -> str:
-    """Describe why a recipe does not fit. need: `MemoryNeed.as_dict`."""
-    return (
-        f"does not fit: {need['gb']:,.0f} GB with micro-batches of {need['micro_batch']}, of {need['card_gb']:,.0f} GB"
-    )
+def describe_no_fit(need: MemoryRow) -> str:
+    """Describe why a recipe does not fit."""
+    return f"does not fit: {need.gb:,.0f} GB with micro-batches of {need.micro_batch}, of {need.card_gb:,.0f} GB"
 
 
 def describe_too_large(needed: float, there: float) -> str:

@@ -8,17 +8,20 @@ own runs.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+
+from msgspec import structs
 
 from beton_tools.base.errors import UserError
-from fastft.cost.gpu_memory import describe_no_fit, memory_need
+from beton_tools.base.typed_json import Document
+from fastft.cost.gpu_memory import MemoryRow, describe_no_fit, memory_need
 from fastft.cost.measured import Measured
 from fastft.cost.roofline import FAMILIES, Mfu, chosen_path, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
-from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
+from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
+from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1
 
 MACHINE_GPUS = 8  # in a usual cloud machine
 # Images/s per core if the GPU augments, and per core for whole images in evaluation (measured 2026-11-26 on ImageNet
@@ -37,6 +40,15 @@ SOURCES = {
 }
 
 
+class Assumption(Document):
+    """A number that costs follow from. basis: "assumed", "measured" or "given"."""
+
+    name: str
+    what: str
+    value: float
+    basis: str
+
+
 @dataclass(frozen=True)
 class Overheads:
     """Rates in images/s per GPU, and times outside the steps. measured: the names that are not assumptions."""
@@ -47,16 +59,29 @@ class Overheads:
     start_seconds: float = 120.0  # assumed, once
     measured: frozenset[str] = frozenset()
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Return one row per assumption: name, what, value, basis."""
+    def describe(self) -> list[Assumption]:
         return [
-            {"name": name, "what": what, "value": getattr(self, name), "basis": basis}
+            Assumption(
+                name=name,
+                what=what,
+                value=getattr(self, name),
+                basis="measured" if name in self.measured else "assumed",
+            )
             for name, what in SOURCES.items()
-            for basis in ["measured" if name in self.measured else "assumed"]
         ]
 
 
 FASTFT = Overheads()
+
+
+def val_images_row(recipe: Recipe, given: int | None = None) -> Assumption:
+    """Return the number of validation images as an assumption."""
+    name, what, train_size = "val_images", "validation images", recipe.data.train_size
+    if given is not None:
+        return Assumption(name=name, what=what, value=given, basis="given")
+    same = train_size == IMAGENET_TRAIN_SIZE
+    rule = "as many as ImageNet has" if same else f"ImageNet's share of {train_size:,} training images"
+    return Assumption(name=name, what=f"{what}, {rule}", value=assumed_val_images(recipe), basis="assumed")
 
 
 def with_cores(cores: float) -> Overheads:
@@ -65,12 +90,40 @@ def with_cores(cores: float) -> Overheads:
 
 def with_measured(measured: Measured, cores: float) -> Overheads:
     """Return the rates for `cores` cores per GPU, using measured rates where there are any."""
-    rates = {"loader_rate": measured.loader, "eval_loader_rate": measured.evaluation}
-    known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
-    return replace(with_cores(cores), **known, measured=frozenset(known))
+    over = with_cores(cores)
+    if measured.loader is not None:
+        over = replace(over, loader_rate=measured.loader * cores, measured=over.measured | {"loader_rate"})
+    if measured.evaluation is not None:
+        over = replace(
+            over, eval_loader_rate=measured.evaluation * cores, measured=over.measured | {"eval_loader_rate"}
+        )
+    return over
 
 
 # one recipe on one kind of GPU -------------------------------------------------------------------------------------------
+
+
+class Seconds(Document):
+    """Wall seconds by activity."""
+
+    train: float
+    stall: float
+    evaluate: float
+    start: float
+
+
+class EstimateRow(Document):
+    """An `Estimate` in JSON. value, basis, source: the MFU's. money: None without a price."""
+
+    value: float
+    basis: str
+    source: str
+    wall_hours: float
+    gpu_hours: float
+    money: float | None
+    images_per_second_per_gpu: float
+    limited_by: str
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
@@ -97,17 +150,14 @@ class Estimate:
     def limited_by(self) -> str:
         return "loader" if self.stall > 0 else "GPU"
 
-    def as_dict(self, price: float | None) -> dict[str, Any]:
-        """Return plain values for JSON. `price` is money per GPU-hour."""
-        return {
-            **asdict(self.mfu),
-            "wall_hours": self.wall_hours,
-            "gpu_hours": self.gpu_hours,
-            "money": None if price is None else self.gpu_hours * price,
-            "images_per_second_per_gpu": self.images_per_second,
-            "limited_by": self.limited_by,
-            "seconds": {name: getattr(self, name) for name in ("train", "stall", "evaluate", "start")},
-        }
+    def row(self, price: float | None) -> EstimateRow:
+        """price: money per GPU-hour."""
+        return EstimateRow(
+            **asdict(self.mfu), wall_hours=self.wall_hours, gpu_hours=self.gpu_hours,
+            money=None if price is None else self.gpu_hours * price, images_per_second_per_gpu=self.images_per_second,
+            limited_by=self.limited_by,
+            seconds=Seconds(train=self.train, stall=self.stall, evaluate=self.evaluate, start=self.start),
+        )  # fmt: skip
 
 
 def estimate(
@@ -136,46 +186,70 @@ def estimate(
     return Estimate(mfu, gpus, rate, train, stall, evaluate, over.start_seconds)
 
 
+class FamilyHours(Document):
+    """The GPU-hours at one MFU."""
+
+    basis: str
+    mfu: float
+    hours: float
+    limited_by: str
+
+
+class Predicted(Document):
+    """The cost on one kind of GPU.
+
+    Attributes:
+        basis, mfu, hours, limited_by: at the MFU of tuned runs. These and hours_range are None if the recipe's step
+            cannot be counted.
+        hours_range: at each family's MFU.
+        estimates: at each of `known_mfus`.
+        memory: None if the recipe cannot be traced.
+    """
+
+    basis: str | None
+    mfu: float | None
+    hours: float | None
+    limited_by: str | None
+    hours_range: list[float] | None
+    estimates: list[FamilyHours]
+    memory: MemoryRow | None
+
+
 def predict(
     recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS, val_images: int | None = None
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Predicted]:
     """Predict the cost by GPU name, on `gpus` GPUs of that kind.
 
     Args:
         val_images: number of validation images (default: `assumed_val_images`).
-
-    Returns:
-        For each GPU name, a dict with these keys: basis, mfu, hours, limited_by (at the MFU of tuned runs) and
-        hours_range (the hours at each family's MFU), all None if the recipe's step cannot be counted; estimates (a
-        row with the first four keys for each of `known_mfus`); memory (`MemoryNeed.as_dict`, or None).
     """
-    predicted: dict[str, dict[str, Any]] = {}
+    predicted: dict[str, Predicted] = {}
     for name in names:
         gpu = GPUS[name]
         estimates = [
             estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores), val_images) for mfu in known_mfus(recipe, gpu, gpus)
         ]
         rows = [
-            {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by}
+            FamilyHours(basis=e.mfu.basis, mfu=e.mfu.value, hours=e.gpu_hours, limited_by=e.limited_by)
             for e in estimates
         ]
-        headline = rows[0] if rows else dict.fromkeys(("basis", "mfu", "hours", "limited_by"))
-        families = [row["hours"] for row in rows[: len(FAMILIES)]] or None
+        headline = structs.asdict(rows[0]) if rows else dict.fromkeys(FamilyHours.__struct_fields__)
+        families = [row.hours for row in rows[: len(FAMILIES)]] or None
         need = memory_need(recipe, chosen_path(gpu), gpu.memory, gpus)
-        predicted[name] = {
-            **headline, "hours_range": families, "estimates": rows, "memory": need and need.as_dict()
-        }  # fmt: skip
+        predicted[name] = Predicted(
+            **headline, hours_range=families, estimates=rows, memory=None if need is None else need.row()
+        )
     return predicted
 
 
-def format_hours(predicted: dict[str, Any]) -> str:
+def format_hours(predicted: Predicted) -> str:
     """Format one GPU's hours from `predict` as a range, for a table.
 
     "*" marks GPUs that wait for the loader. "-" means that the hours cannot be counted.
     """
-    if predicted["hours_range"] is None:
+    if predicted.hours_range is None:
         return "-"
-    return format_range(*predicted["hours_range"]) + ("*" if predicted["limited_by"] == "loader" else "")
+    return format_range(*predicted.hours_range) + ("*" if predicted.limited_by == "loader" else "")
 
 
 def format_range(low: float, high: float) -> str:
@@ -200,8 +274,52 @@ class CostQuery:
     measured: Measured | None = None
 
 
-def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
-    """Return every recipe's hours and money at each known MFU, with the keys in docs/bench-schema.md.
+class PricedRecipe(Document):
+    """A recipe's cost. expected_top1, expected_source: None without an expectation on ImageNet."""
+
+    recipe: str
+    epochs: int
+    image_size: int
+    train_flops_per_image: float
+    expected_top1: float | None
+    expected_source: str | None
+    expectation: str
+    estimates: list[EstimateRow]
+
+
+class Sum(Document):
+    """The sum over all recipes at one kind of MFU."""
+
+    basis: str
+    wall_hours: float
+    gpu_hours: float
+    money: float | None
+
+
+class Total(Document):
+    """The cost of `rows` rows in sweeps, which train `trainings` recipes."""
+
+    rows: int
+    trainings: int
+    estimates: list[Sum]
+
+
+class Prices(Document):
+    """The output of `fastft cost --json`, which docs/bench-schema.md describes."""
+
+    modelled: bool
+    gpu: str
+    peak_flops: float
+    gpus: int
+    price: float | None
+    recipes: list[PricedRecipe]
+    total: Total | None
+    assumptions: list[Assumption]
+    remarks: list[str]
+
+
+def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> Prices:
+    """Return every recipe's hours and money at each known MFU.
 
     Args:
         rows: number of sweep rows that the recipes train. If given, the result has a total.
@@ -222,21 +340,15 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
         remarks += [] if known else [describe_uncounted(recipe, gpu)]
         need = memory_need(recipe, chosen_path(gpu), gpu.memory, query.gpus)
         if need is not None and not need.fits:
-            remarks.append(f"{recipe.name} {describe_no_fit(need.as_dict())}")
+            remarks.append(f"{recipe.name} {describe_no_fit(need.row())}")
         estimates = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]
         priced.append(_priced(recipe, estimates, query.price))
     assumed = [val_images_row(recipe, query.val_images) for recipe in recipes]
-    return {
-        "modelled": True,
-        "gpu": gpu.name,
-        "peak_flops": gpu.peak_flops,
-        "gpus": query.gpus,
-        "price": query.price,
-        "recipes": priced,
-        "total": None if rows is None else _total(priced, rows),
-        "assumptions": over.describe() + list({row["what"]: row for row in assumed}.values()),
-        "remarks": remarks,
-    }
+    return Prices(
+        modelled=True, gpu=gpu.name, peak_flops=gpu.peak_flops, gpus=query.gpus, price=query.price, recipes=priced,
+        total=None if rows is None else _total(priced, rows),
+        assumptions=over.describe() + list({row.what: row for row in assumed}.values()), remarks=remarks,
+    )  # fmt: skip
 
 
 def known_gpu(name: str) -> Gpu:
@@ -251,27 +363,25 @@ def known_gpu(name: str) -> Gpu:
     return known
 
 
-def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) -> dict[str, Any]:
+def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) -> PricedRecipe:
     top1 = expected_top1(recipe)
-    return {
-        "recipe": recipe.name,
-        "epochs": recipe.epochs,
-        "image_size": recipe.model.image_size,
-        "train_flops_per_image": recipe_flops(recipe, recipe_arch(recipe)).train,
-        "expected_top1": top1,
-        "expected_source": None if top1 is None else recipe.about.source,
-        "expectation": describe_expectation(recipe),
-        "estimates": [e.as_dict(price) for e in estimates],
-    }
+    return PricedRecipe(
+        recipe=recipe.name, epochs=recipe.epochs, image_size=recipe.model.image_size,
+        train_flops_per_image=recipe_flops(recipe, recipe_arch(recipe)).train, expected_top1=top1,
+        expected_source=None if top1 is None else recipe.about.source, expectation=describe_expectation(recipe),
+        estimates=[e.row(price) for e in estimates],
+    )  # fmt: skip
 
 
-def _total(priced: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
+def _total(priced: Sequence[PricedRecipe], rows: int) -> Total:
     """Sum over all recipes, for each kind of MFU that every recipe has."""
-    by_basis = [{e["basis"]: e for e in recipe["estimates"]} for recipe in priced]
+    by_basis = [{e.basis: e for e in recipe.estimates} for recipe in priced]
     estimates = []
     for basis in [b for b in by_basis[0] if all(b in of_recipe for of_recipe in by_basis)]:
         column = [of_recipe[basis] for of_recipe in by_basis]
-        money = None if column[0]["money"] is None else sum(e["money"] for e in column)
-        hours = {key: sum(e[key] for e in column) for key in ("wall_hours", "gpu_hours")}
-        estimates.append({"basis": basis, **hours, "money": money})
-    return {"rows": rows, "trainings": len(priced), "estimates": estimates}
+        money = [e.money for e in column if e.money is not None]
+        estimates.append(Sum(
+            basis=basis, wall_hours=sum(e.wall_hours for e in column), gpu_hours=sum(e.gpu_hours for e in column),
+            money=sum(money) if money else None,
+        ))  # fmt: skip
+    return Total(rows=rows, trainings=len(priced), estimates=estimates)

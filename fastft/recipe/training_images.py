@@ -1,7 +1,7 @@
 """The images that a recipe is for: how many images and classes, and the accuracy that is expected on ImageNet."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.constants import IMAGE_SIZE, IMAGENET_TRAIN_SIZE, PROBED_SIZES
@@ -40,17 +40,6 @@ def describe_expectation(recipe: Recipe) -> str:
 def assumed_val_images(recipe: Recipe) -> int:
     """Return the number of validation images: ImageNet's 50,000, or for other data the same fraction."""
     return round(recipe.data.train_size * VAL_IMAGES / IMAGENET_TRAIN_SIZE)
-
-
-def val_images_row(recipe: Recipe, given: int | None = None) -> dict[str, Any]:
-    """Show the number of validation images as an assumption, like those in `Overheads.describe`."""
-    what, train_size = "validation images", recipe.data.train_size
-    if given is not None:
-        return {"name": "val_images", "what": what, "value": given, "basis": "given"}
-    same = train_size == IMAGENET_TRAIN_SIZE
-    rule = "as many as ImageNet has" if same else f"ImageNet's share of {train_size:,} training images"
-    value = assumed_val_images(recipe)
-    return {"name": "val_images", "what": f"{what}, {rule}", "value": value, "basis": "assumed"}
 
 
 # the recipe for its images

@@ -153,26 +153,26 @@ def test_explain_gives_every_choice_with_its_reason(capsys):
     from fastft.cli import main
 
     values = explain(decided("photos", ["--data.train_size=2000", "--model.image_size=auto"]))
-    assert {choice["option"] for choice in values["choices"]} == set(RULES)
+    assert {choice.option for choice in values.choices} == set(RULES)
     # fp16: the recipe of a GPU, explained on any machine
     assert main(["explain", "photos", "--data.train_size=2000", "--model.image_size=auto", "--train.amp=fp16"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "on this machine's" in shown
-    for choice in values["choices"]:
-        assert choice["option"] in shown and " ".join(choice["reason"].split()) in shown
+    for choice in values.choices:
+        assert choice.option in shown and " ".join(choice["reason"].split()) in shown
 
 
 def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_recipe():
     small = ["--data.train_size=9000", "--optim.batch_size=256"]
-    (warning,) = explain(decided("final_b16", small))["warnings"]
+    (warning,) = explain(decided("final_b16", small)).warnings
     assert "95.7%" in warning and "--ema.horizon=auto" in warning
-    assert explain(decided("final_b16", [*small, "--ema.horizon=auto"]))["warnings"] == []
-    assert explain(decided("final_b16", [*small, "--ema.decay=0"]))["warnings"] == []
+    assert explain(decided("final_b16", [*small, "--ema.horizon=auto"])).warnings == []
+    assert explain(decided("final_b16", [*small, "--ema.decay=0"])).warnings == []
     short = ["--data.train_size=9000", "--schedule.stop_epoch=5"]
-    (warning,) = explain(decided("photos", short))["warnings"]
+    (warning,) = explain(decided("photos", short)).warnings
     assert "53.5%" in warning and "set --ema.horizon=0.016, a share of the whole schedule" in warning
-    assert explain(decided("photos", [*short, "--ema.horizon=0.016"]))["warnings"] == []
-    assert explain(load_recipe("final_b16"))["warnings"] == []
+    assert explain(decided("photos", [*short, "--ema.horizon=0.016"])).warnings == []
+    assert explain(load_recipe("final_b16")).warnings == []
 
 
 def test_the_normalisation_of_a_towers_file_is_taken_and_printed_unless_it_is_given(tmp_path):

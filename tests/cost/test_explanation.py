@@ -7,7 +7,7 @@ import torch
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.explanation import explain, list_recipes
+from fastft.cost.explanation import Explanation, explain, list_recipes
 from fastft.data.order import BatchLayout
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import RECIPES, TABLES
@@ -15,20 +15,20 @@ from fastft.recipe.training_images import describe_expectation, expected_top1
 from tests.optim.test_groups import B16_SCALES
 
 
-def explained(name: str, *overrides: str) -> dict:
+def explained(name: str, *overrides: str) -> Explanation:
     return explain(load_recipe(f"rcp/{name}.yaml", overrides))
 
 
 def test_b16_equals_the_reference_log():
     values = explained("final_b16")
-    scales = sorted({g["lr_scale"] for g in values["groups"]})
+    scales = sorted({g.lr_scale for g in values.groups})
     assert len(scales) == 14 and scales == pytest.approx(B16_SCALES, rel=1e-5)
-    assert sum(g["parameters"] for g in values["groups"]) == 85_978_600
-    assert values["schedule"]["steps_per_epoch"] == 625
-    assert values["schedule"]["total_steps"] == 31_250
-    assert values["schedule"]["lr_by_epoch"][0] == 0
-    assert values["schedule"]["lr_by_epoch"][10] == pytest.approx(6e-4)
-    assert values["cost"]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
+    assert sum(g.parameters for g in values.groups) == 85_978_600
+    assert values.schedule.steps_per_epoch == 625
+    assert values.schedule.total_steps == 31_250
+    assert values.schedule.lr_by_epoch[0] == 0
+    assert values.schedule.lr_by_epoch[10] == pytest.approx(6e-4)
+    assert values.cost.train_flops_per_image == pytest.approx(105.4e9, rel=1e-3)
 
 
 def test_brackets_in_paths_are_printed_as_they_are(tmp_path, capsys):
@@ -92,8 +92,8 @@ def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys):
 
 
 def test_mixing_is_listed_only_if_enabled():
-    assert not any("mixup" in line for line in explained("final_b16")["augment"])
-    assert any("mixup" in line for line in explained("baseline_b16")["augment"])
+    assert not any("mixup" in line for line in explained("final_b16").augment)
+    assert any("mixup" in line for line in explained("baseline_b16").augment)
 
 
 # fastft recipes ----------------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_recipes_are_listed_in_the_columns_that_there_are(capsys, monkeypatch):
 
 def test_the_cheapest_recipes_with_a_published_source():
     """In shares of the hours of the paper's schedule, which do not depend on the price of an hour."""
-    hours = {r["name"]: (r["expected_top1"], r["gpu_hours"]["V100"]) for r in list_recipes()["recipes"]}
+    hours = {r.name: (r.expected_top1, r.gpu_hours["V100"]) for r in list_recipes().recipes}
     whole = hours["final_b16"][1]
     for top1, share in ((85.0, 0.27), (85.3, 0.31)):
         assert any(has and has >= top1 and h <= share * whole for has, h in hours.values())

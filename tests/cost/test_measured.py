@@ -8,7 +8,7 @@ import pytest
 
 from fastft.cli import main
 from fastft.cost.measured import Measured
-from fastft.cost.price import CostQuery, price_recipes
+from fastft.cost.price import CostQuery, Prices, price_recipes
 from fastft.cost.work import recipe_flops
 from fastft.machine.bench_result import Result, write_result
 from fastft.machine.gpus import GPUS
@@ -32,30 +32,30 @@ def benchmark(gpu: str | None = V100, step: float = 500.0, dtype: str = "fp16", 
     return result(gpu=gpu, measures=measures)
 
 
-def priced(one: Result, gpu: str = "v100", *recipes: str, **query: Any) -> dict[str, Any]:
+def priced(one: Result, gpu: str = "v100", *recipes: str, **query: Any) -> Prices:
     loaded = [load_recipe(name) for name in recipes or ("final_b16",)]
     return price_recipes(loaded, CostQuery(gpu, measured=Measured.of(one, "bench.json"), **query))
 
 
 def test_the_measured_step_comes_first_and_gives_the_hours():
     values = priced(benchmark(), price=2.48, cores_per_gpu=4)
-    measured, *others = values["recipes"][0]["estimates"]
-    assert measured["basis"] == "measured" and "bench.json" in measured["source"]
-    assert [e["basis"] for e in others] == ["tuned", "vits", "roofline"]
-    assert measured["images_per_second_per_gpu"] == pytest.approx(500)
+    measured, *others = values.recipes[0].estimates
+    assert measured.basis == "measured" and "bench.json" in measured.source
+    assert [e.basis for e in others] == ["tuned", "vits", "roofline"]
+    assert measured.images_per_second_per_gpu == pytest.approx(500)
     recipe = load_recipe("final_b16")
-    assert measured["value"] == pytest.approx(500 * recipe_flops(recipe, recipe_arch(recipe)).train / 125e12)
+    assert measured.value == pytest.approx(500 * recipe_flops(recipe, recipe_arch(recipe)).train / 125e12)
     trained = recipe.epochs * recipe.steps_per_epoch() * recipe.optim.batch_size / (8 * 500)
-    assert measured["seconds"]["train"] == pytest.approx(trained)
-    assert measured["money"] == pytest.approx(2.48 * measured["gpu_hours"])
-    basis = {row["name"]: (row["value"], row["basis"]) for row in values["assumptions"]}
+    assert measured.seconds.train == pytest.approx(trained)
+    assert measured.money == pytest.approx(2.48 * measured.gpu_hours)
+    basis = {row.name: (row.value, row.basis) for row in values.assumptions}
     assert basis["loader_rate"] == (3600.0, "measured") and basis["eval_loader_rate"] == (1800.0, "measured")
-    assert basis["start_seconds"][1] == "assumed" and values["remarks"] == []
+    assert basis["start_seconds"][1] == "assumed" and values.remarks == []
 
 
 def test_a_slow_measured_loader_shows_as_waiting():
-    (measured, *_) = priced(benchmark(loader=50), cores_per_gpu=4)["recipes"][0]["estimates"]
-    assert measured["limited_by"] == "loader" and measured["images_per_second_per_gpu"] == pytest.approx(200)
+    (measured, *_) = priced(benchmark(loader=50), cores_per_gpu=4).recipes[0].estimates
+    assert measured.limited_by == "loader" and measured.images_per_second_per_gpu == pytest.approx(200)
 
 
 def test_the_loader_to_the_gpu_counts_more_than_crop_and_flip():
@@ -75,19 +75,19 @@ def test_the_loader_to_the_gpu_counts_more_than_crop_and_flip():
 )
 def test_a_step_that_does_not_fit_is_not_used_and_a_remark_says_so(one, gpu, remark):
     values = priced(one, gpu)
-    assert remark in values["remarks"][0] and len(values["remarks"]) == 1
-    assert [e["basis"] for e in values["recipes"][0]["estimates"]] == ["tuned", "vits", "roofline"]
+    assert remark in values.remarks[0] and len(values.remarks) == 1
+    assert [e.basis for e in values.recipes[0].estimates] == ["tuned", "vits", "roofline"]
 
 
 def test_other_models_sizes_and_frozen_blocks_have_steps_of_their_own():
     one = benchmark()
     names = ("final_b16", "final_l14", "final_b16_384", "frugal_b16_half")
-    by_recipe = {r["recipe"]: r["estimates"][0]["basis"] for r in priced(one, "v100", *names)["recipes"]}
+    by_recipe = {r.recipe: r.estimates[0].basis for r in priced(one, "v100", *names).recipes}
     assert by_recipe == {name: "measured" if name == "final_b16" else "tuned" for name in names}
     half = Maker(spread=0).case({"fastft": 800}, model="ViT-B/16", size=224, dtype="fp16")
     one.measures.append(measure("step.frozen", "Lower half frozen", [half], "images/s"))
-    (frozen,) = priced(one, "v100", "frugal_b16_half", cores_per_gpu=4)["recipes"]
-    assert frozen["estimates"][0]["images_per_second_per_gpu"] == pytest.approx(800)
+    (frozen,) = priced(one, "v100", "frugal_b16_half", cores_per_gpu=4).recipes
+    assert frozen.estimates[0].images_per_second_per_gpu == pytest.approx(800)
 
 
 def test_the_recipe_end_to_end_counts_more_than_its_step():
@@ -98,9 +98,9 @@ def test_the_recipe_end_to_end_counts_more_than_its_step():
             "e2e.train", "End to end", [whole], "images/s", setting={"model": "final_b16", "size": 224, "batch": 256}
         )
     )
-    (b16, l14) = priced(one, "v100", "final_b16", "final_l14", cores_per_gpu=4)["recipes"]
-    assert b16["estimates"][0]["images_per_second_per_gpu"] == pytest.approx(450)
-    assert "bench e2e" in b16["estimates"][0]["source"] and l14["estimates"][0]["basis"] == "tuned"
+    (b16, l14) = priced(one, "v100", "final_b16", "final_l14", cores_per_gpu=4).recipes
+    assert b16.estimates[0].images_per_second_per_gpu == pytest.approx(450)
+    assert "bench e2e" in b16.estimates[0].source and l14.estimates[0].basis == "tuned"
 
 
 def test_the_command_says_which_hours_are_measured(tmp_path, capsys):

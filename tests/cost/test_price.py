@@ -79,10 +79,10 @@ def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait():
     slow = with_cores(0.2)
     starved = estimate(recipe("final_b16"), GPUS["V100"], 8, GIVEN, slow)
     assert starved.images_per_second == pytest.approx(slow.loader_rate)
-    assert starved.as_dict(None)["limited_by"] == "loader"
+    assert starved.row(None).limited_by == "loader"
     for gpu in ("V100", "A100", "H100"):
         values = price_recipes([recipe("final_b16"), recipe("fitted_dinov2_b14")], CostQuery(gpu))
-        assert {e["limited_by"] for r in values["recipes"] for e in r["estimates"]} == {"GPU"}
+        assert {e.limited_by for r in values.recipes for e in r.estimates} == {"GPU"}
 
 
 def test_a_run_that_stops_at_the_linear_probe_costs_one_forward_pass_per_image(capsys):
@@ -106,9 +106,9 @@ def test_validation_images_are_an_assumption_that_can_be_replaced(capsys):
     """ImageNet's 50,000, the same share of other data, or what is given; in the estimate as in the list."""
     whole, part = recipe("final_b16"), recipe("final_b16", "--data.train_size=20000")
     shown = {
-        (row["value"], row["basis"])
-        for row in price_recipes([whole, part], CostQuery("v100"))["assumptions"]
-        if row["name"] == "val_images"
+        (row.value, row.basis)
+        for row in price_recipes([whole, part], CostQuery("v100")).assumptions
+        if row.name == "val_images"
     }
     assert shown == {(50_000, "assumed"), (781, "assumed")}
 
