@@ -1,16 +1,18 @@
 """CPU and memory limits of this process's control group, which containers and batch jobs set.
 
 A group's limit also applies to the groups below it, so the smallest limit on the path to the root is in force. The
-files are described in docs.kernel.org/admin-guide/cgroup-v2.html. For version 1, which older clusters use, only the
-memory limit is read (cgroup-v1/memory.html).
+files are described in docs.kernel.org/admin-guide/cgroup-v2.html, and for version 1, which older clusters use, in
+cgroup-v1/memory.html and scheduler/sched-bwc.html.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")  # "0::/path below ROOT"; version 1: "4:memory:/path below ROOT/memory"
 UNLIMITED = 1 << 62  # version 1 has a number near 2^63 instead of "max"
+UNLIMITED_CPU = ("max", "-1")  # in version 2 and in version 1
 
 
 def usable_cpus(process: int = 0) -> int:
@@ -25,19 +27,20 @@ def usable_cpus(process: int = 0) -> int:
 
 def cpu_limit() -> float | None:
     """Return the CPU limit in cores, or None if there is none."""
-    quotas = [text.split() for text in _read_all("cpu.max")]  # quota and period in microseconds
-    return min((int(q[0]) / int(q[1]) for q in quotas if q[0] != "max"), default=None)
+    quotas = _read_all(["cpu.max"]) + _read_all(["cpu.cfs_quota_us", "cpu.cfs_period_us"], "cpu")
+    pairs = [text.split() for text in quotas]  # quota and period in microseconds
+    return min((int(quota) / int(period) for quota, period in pairs if quota not in UNLIMITED_CPU), default=None)
 
 
 def memory_limit() -> int | None:
     """Return the memory limit in bytes, or None if there is none."""
-    limits = [int(text) for text in _read_all("memory.max") if text != "max"]
-    limits += [int(text) for text in _read_all("memory.limit_in_bytes", "memory")]
+    limits = [int(text) for text in _read_all(["memory.max"]) if text != "max"]
+    limits += [int(text) for text in _read_all(["memory.limit_in_bytes"], "memory")]
     return min((limit for limit in limits if limit < UNLIMITED), default=None)
 
 
-def _read_all(name: str, controller: str = "") -> list[str]:
-    """Read a file in this process's group and in each parent group, wherever the file exists.
+def _read_all(names: Sequence[str], controller: str = "") -> list[str]:
+    """Read files in this process's group and in each parent group, wherever they exist. Returns a line per group.
 
     Args:
         controller: The controller's name in version 1.
@@ -45,7 +48,7 @@ def _read_all(name: str, controller: str = "") -> list[str]:
     texts = []
     for folder in _groups(controller):
         try:
-            texts.append((folder / name).read_text(encoding="ascii").strip())
+            texts.append(" ".join((folder / name).read_text(encoding="ascii").strip() for name in names))
         except OSError:  # the root has no such file; a container may not see its parents
             continue
     return [text for text in texts if text]
@@ -56,6 +59,6 @@ def _groups(controller: str) -> list[Path]:
         lines = [line.split(":", 2) for line in OWN.read_text(encoding="utf-8").splitlines()]
     except OSError:
         lines = []
-    own = next((words[2] for words in lines if len(words) == 3 and words[1] == controller), "/")
+    own = next((words[2] for words in lines if len(words) == 3 and controller in words[1].split(",")), "/")
     names = own.strip("/").split("/")
     return [ROOT.joinpath(controller, *names[:depth]) for depth in range(len(names), -1, -1)]

@@ -79,3 +79,19 @@ def test_the_memory_limit_of_a_version_1_group_applies(control_group):
     assert memory_limit() is None
     (group.parent / "memory.limit_in_bytes").write_text(f"{GIB}\n")
     assert memory_limit() == GIB
+
+
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
+def test_the_cpu_quota_of_a_version_1_group_applies(control_group, controllers):
+    """The controllers of one hierarchy share a line. Distributions link each controller's name to its folder."""
+    cgroup.OWN.write_text(f"5:memory:/other\n4:{controllers}:/elsewhere/step\n0::/job/step\n")
+    group = control_group / "cpu/elsewhere"
+    (group / "step").mkdir(parents=True)
+    for folder in (group, group / "step"):
+        (folder / "cpu.cfs_period_us").write_text("50000\n")
+        (folder / "cpu.cfs_quota_us").write_text("-1\n")
+    assert usable_cpus() == 16
+    (group / "cpu.cfs_quota_us").write_text("150000\n")
+    assert usable_cpus() == 3
+    (control_group / "job/cpu.max").write_text("200000 100000\n")
+    assert usable_cpus() == 2
