@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -115,11 +114,7 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
 
 
 def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:
-    def checksum(page: int) -> int:
-        start = beton.data_start + page * beton.page_size
-        return zlib.crc32(beton.read(start, beton.page_size).data)
-
-    for page, crc in enumerate(pool.map(checksum, range(beton.num_pages))):
+    for page, crc in enumerate(pool.map(beton.page_crc32, range(beton.num_pages))):
         report.pages_checked += 1
         if crc != manifest.page_crc32[page]:
             start = beton.data_start + page * beton.page_size

@@ -23,12 +23,13 @@ from beton_tools.base.image_formats import CHANNELS
 from beton_tools.base.typed_json import Count, Document
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
 from beton_tools.read.format import MAX_CLASSES, Beton
-from beton_tools.read.manifest import Manifest
+from beton_tools.read.manifest import Manifest, read_checksum
 from beton_tools.read.parts import Part
 from beton_tools.read.sample_table import SampleTable, count_classes, image_field
 from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 MOST_THREADS = 16  # threads that open files: more would only wait for each other
+READ_WHOLE = 1 << 30  # bytes: files without a manifest that are read to identify them; from memory in half a second
 _LISTED_PARTS = 10  # number of missing parts to list
 
 
@@ -50,7 +51,7 @@ class FileClasses:
     Attributes:
         names: label -> name, or None without a manifest, as for FFCV's files.
         counts: int64 (C,), the number of samples with each label.
-        checksum: From the manifest. If only some samples are used, it also depends on which ones.
+        checksum: From the manifest.
         part: From the manifest.
     """
 
@@ -66,7 +67,8 @@ class Content(Document, omit_defaults=True):
     Attributes:
         files: The files' names.
         identities: The files' identities, which change with their bytes.
-        checksum: Checksum of the images, whatever the files are called, or None if a file has no manifest.
+        checksum: Checksum of the images, whatever the files are called. It is from the manifests. A file without a
+            manifest is read whole, or if it is larger than READ_WHOLE, the checksum is None.
     """
 
     num_samples: Count
@@ -185,8 +187,11 @@ class BetonSet(SampleTable):
         for table in (taken.metadata, taken.sizes, in_files):
             table.flags.writeable = False
         spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
-        classes = (_taken(c, taken.labels[span], in_files[span]) for c, span in zip(self.classes, spans, strict=True))
-        return replace(taken, classes=tuple(classes), largest=_largest(taken.image_column, taken.sizes))
+        classes = tuple(
+            replace(c, counts=count_classes(taken.labels[span], len(c.counts)))
+            for c, span in zip(self.classes, spans, strict=True)
+        )
+        return replace(taken, classes=classes, largest=_largest(taken.image_column, taken.sizes))
 
     @property
     def title(self) -> str:
@@ -223,7 +228,7 @@ class BetonSet(SampleTable):
 
         The result is the same wherever the files lie.
         """
-        checksums = [c.checksum for c in self.classes]
+        checksums = [self._checksum(number) for number in range(len(self.files))]
         joined = None
         if None not in checksums:
             several = hashlib.blake2b("".join(map(str, checksums)).encode(), digest_size=8).hexdigest()
@@ -232,6 +237,16 @@ class BetonSet(SampleTable):
             num_samples=self.num_samples, checksum=joined,
             files=[beton.path.name for beton in self.files], identities=[beton.identity() for beton in self.files],
         )  # fmt: skip
+
+    def _checksum(self, number: int) -> str | None:
+        """Return the checksum of a file's samples, or None for a large file without a manifest."""
+        beton, checksum = self.files[number], self.classes[number].checksum
+        if checksum is None and self.file_size <= READ_WHOLE:
+            checksum = read_checksum(beton)
+        if self.ids_in_files is None:
+            return checksum
+        ids = self.ids_in_files[self.starts[number] : self.starts[number + 1]]
+        return hashlib.blake2b((checksum or "").encode() + ids.tobytes(), digest_size=8).hexdigest()
 
     @property
     def missing_parts(self) -> str:
@@ -333,13 +348,6 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
         return FileClasses(None, counts, None, None)
     names = [manifest.class_label(k) for k in range(manifest.num_classes)]
     return FileClasses(names, counts, manifest.checksum, manifest.part)
-
-
-def _taken(classes: FileClasses, labels: np.ndarray, ids: np.ndarray) -> FileClasses:
-    """Return the classes for some of a file's samples. labels: their labels. ids: (n,)."""
-    identity = hashlib.blake2b((classes.checksum or "").encode() + ids.tobytes(), digest_size=8).hexdigest()
-    counts = count_classes(labels, len(classes.counts))
-    return replace(classes, counts=counts, checksum=identity)
 
 
 def _largest(image: np.ndarray, sizes: np.ndarray) -> Largest:

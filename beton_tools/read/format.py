@@ -174,6 +174,11 @@ class Beton(SampleTable):
     def num_pages(self) -> int:
         return (self.data_end - self.data_start) // self.page_size
 
+    def page_crc32(self, page: int) -> int:
+        """Return the CRC-32 of a page. The last page may be shorter in files that other programs wrote."""
+        start = self.data_start + page * self.page_size
+        return zlib.crc32(self.read(start, min(self.page_size, self.data_end - start)).data)
+
     def image_bytes(self, sample_id: int) -> np.ndarray:
         self.check_id(sample_id)
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
@@ -216,9 +221,9 @@ class Beton(SampleTable):
     def identity(self) -> int:
         """Return a CRC-32 of the tables, the labels and some images' bytes.
 
-        Another file with the same number of images has another one.
-
-        The bytes are needed because raw images of one size have the same tables, whatever they show.
+        The tables hold every image's offset and size, so other JPEGs give another value. Raw images of one size have
+        the same tables, whatever they show. Such files are told apart by the images that are read here, and by
+        `beton_tools.read.manifest.read_checksum`.
         """
         labels = () if self.label_sets is None else (self.label_sets,)
         images = map(self.image_bytes, np.linspace(0, len(self) - 1, _IDENTIFYING, dtype=int).tolist())

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from beton_tools.base.errors import UserError, require
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check, check_version
 from beton_tools.base.user_files import read_user_file
+from beton_tools.read.format import Beton, align_up
 from beton_tools.read.parts import Part
 
 Crc32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -82,8 +84,7 @@ class Manifest:
     @property
     def checksum(self) -> str:
         """Hash of the file's bytes. It is equal for two conversions with the same result, whatever the folder names."""
-        crcs = np.array([self.tables_crc32, *self.page_crc32], "<u4")
-        return hashlib.blake2b(crcs.tobytes(), digest_size=8).hexdigest()
+        return _hash_of_crcs([self.tables_crc32, *self.page_crc32])
 
     @property
     def num_classes(self) -> int:
@@ -144,6 +145,16 @@ class Manifest:
         """Return everything except the long tables, for `beton info`."""
         long = ("packed_names", "page_crc32", "classes", "class_names")
         return {key: value for key, value in asdict(self).items() if key not in long}
+
+
+def read_checksum(beton: Beton) -> str:
+    """Return the `checksum` that the file's manifest has, or would have. This reads the whole file."""
+    pages = range(align_up(beton.data_end - beton.data_start, beton.page_size) // beton.page_size)
+    return _hash_of_crcs([beton.tables_crc32(), *map(beton.page_crc32, pages)])
+
+
+def _hash_of_crcs(crcs: Sequence[int]) -> str:
+    return hashlib.blake2b(np.array(crcs, "<u4").tobytes(), digest_size=8).hexdigest()
 
 
 def manifest_path(beton_path: str | os.PathLike[str]) -> Path:

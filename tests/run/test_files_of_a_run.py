@@ -1,13 +1,15 @@
 """A run on several data files trains the same weights as on one, in either order of the samples, and refuses changed files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import Content
+from beton_tools.read.beton_set import BetonSet, Content
+from beton_tools.read.format import Beton
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
@@ -62,6 +64,20 @@ CONTENT = Content(num_samples=9, files=["a", "b"], identities=[4, 5], checksum="
 def test_resuming_on_changed_files_is_one_line(stored, changes, words):
     with pytest.raises(UserError, match=f"data.val: {words} since run was begun"):
         refuse_changed_data("data.val", stored, structs.replace(CONTENT, **changes), Path("run"))
+
+
+def test_any_exchanged_image_of_a_file_without_manifest_is_noticed(tiny, tmp_path):
+    """FFCV's writer writes none. Images of the same size leave the tables as they were."""
+    path = tmp_path / "train.beton"
+    shutil.copy(tiny["data.train"], path)
+    assert BetonSet.open(path).content == BetonSet.open(tiny["data.train"]).content, "the manifest may be lost"
+    before, beton = BetonSet.open(path).content, Beton.open(path)
+    with path.open("r+b") as file:
+        for sample in range(20, 30):
+            file.seek(int(beton.pointers[sample]) + int(beton.sizes[sample]) // 2)
+            file.write(b"other")
+    with pytest.raises(UserError, match=r"data\.train: its images changed since run was begun"):
+        refuse_changed_data("data.train", before, BetonSet.open(path).content, Path("run"))
 
 
 def test_files_may_move_and_validation_images_may_be_added():
