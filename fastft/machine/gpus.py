@@ -67,8 +67,8 @@ _CARDS = (
 GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name; `find_gpu` searches in this order
 MAIN_GPUS = ("V100", "A100", "H100")  # columns in tables that show a few GPUs
 
-# minimum number of rounds, and of seconds, for each size
-MATMUL_SIZES, MATMUL_ROUNDS, MATMUL_SECONDS = (384, 768, 1536), 3, 0.1
+# minimum number of rounds, and of seconds, for each size; a size whose rounds would take longer is not measured
+MATMUL_SIZES, MATMUL_ROUNDS, MATMUL_SECONDS, MATMUL_LIMIT = (384, 768, 1536), 3, 0.1, 1.0
 
 
 def find_gpu(device_name: str) -> Gpu | None:
@@ -94,10 +94,12 @@ def measure_matmul_flops(dtype: torch.dtype) -> float:
 
     Small products end within one of the scheduler's time slices. On a busy machine the larger ones are interrupted in
     every round, and the MFU would exceed 100 %. On 2 cores with 12 processes, products of size 1,024 reached 11
-    GFLOP/s, and of size 320 x 384 x 1,152 reached 89.
+    GFLOP/s, and of size 320 x 384 x 1,152 reached 89. Where bf16 is emulated, the largest product would take seconds.
     """
     best = 0.0
     for size in MATMUL_SIZES:
+        if best and MATMUL_ROUNDS * 2 * size**3 / best > MATMUL_LIMIT:
+            break
         a, rounds, began = torch.randn(size, size).to(dtype), 0, time.perf_counter()
         while rounds < MATMUL_ROUNDS or time.perf_counter() - began < MATMUL_SECONDS:
             start, rounds = time.perf_counter(), rounds + 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastft.machine import gpus
 from fastft.machine.gpus import GPUS, MAIN_GPUS, find_gpu, peak_flops
 
 CARDS = {  # device name: name in GPUS, tensor TFLOP/s, fp32 TFLOP/s, GB/s
@@ -50,3 +51,13 @@ def test_a_similar_name_is_not_mistaken_for_a_known_card(device_name):
 def test_every_card_is_in_the_test():
     assert {name for name, *_ in CARDS.values()} == set(GPUS)
     assert set(MAIN_GPUS) <= set(GPUS)
+
+
+def test_products_that_would_take_seconds_are_not_measured(monkeypatch):
+    sizes: list[int] = []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape: sizes.append(shape[0]) or randn(*shape))
+    assert gpus.measure_matmul_flops(torch.float32) > 0 and sizes == [384, 768, 1536]
+    monkeypatch.setattr(gpus, "MATMUL_LIMIT", 0.0)
+    sizes.clear()
+    assert gpus.measure_matmul_flops(torch.bfloat16) > 0 and sizes == [384]
