@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
@@ -178,9 +177,10 @@ def sentence() -> str:
         predict(recipe, [gpu])[gpu].hours or math.nan for recipe in (final, stopped, load_recipe("brief_b16_half"))
     )
     return (
-        f"Hours are modelled, never run. Ranges go from the fastest to the slowest of the [published trainings](measurements/published.md), "
-        f"on A100 and H100 of both. `final_b16` takes {fastest} to {slowest} V100-hours on eight GPUs, about {whole:.0f} if the "
-        f"step reaches what tuned language-model trainings reached, {vits} if only what published ViT trainings did (the "
+        "Hours are modelled, never run. Ranges go from the fastest to the slowest of the "
+        "[published trainings](measurements/published.md), on A100 and H100 of both. "
+        f"`final_b16` takes {fastest} to {slowest} V100-hours on eight GPUs, about {whole:.0f} if the step reaches what "
+        f"tuned language-model trainings reached, {vits} if only what published ViT trainings did (the "
         f"paper's own: {paper}). Between {paper} and the {brief:.1f} hours of `brief_b16_half` at the first speed lies a factor "
         f"of {paper / brief:.1f}: {whole / unfrozen:.1f} by stopping, {unfrozen / brief:.1f} by freezing, {paper / whole:.1f} by "
         "the assumed speed. An expected top-1 is that of one run. Four runs of MAE's B/16 scatter by 0.08 points (its "
