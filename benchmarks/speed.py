@@ -196,7 +196,7 @@ def picture(theme: str) -> str:
     for title, key, names in BARS:
         found = find(result, key, {})
         contenders = [c for name in names if found and (c := found[1].contender(name))]
-        drawn.append((title, contenders))
+        drawn.append((title, sorted(contenders, key=lambda c: -spread(c).median)))
     fastest = max(spread(c).high for _, contenders in drawn for c in contenders)
     parts = [svg_text(0, 15, "Data loaders, images per second of one CPU core", "start")]
     y = 26

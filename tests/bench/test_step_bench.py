@@ -99,3 +99,9 @@ def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, ph
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="one folder per class"):
         find_images(tmp_path, tmp_path, 4)
+
+
+@pytest.mark.parametrize(("hardware", "dtypes"), [(True, ["fp32", "bf16"]), (False, ["fp32"])])
+def test_a_cpu_that_emulates_bf16_is_measured_in_fp32_alone(monkeypatch, hardware, dtypes):
+    monkeypatch.setattr(step_bench, "cpu_has_bf16", lambda: hardware)
+    assert all([case.dtype for case in step_bench.cases(quick)] == dtypes for quick in (False, True))
