@@ -133,7 +133,7 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
     _, curve = reference_of(recipe.model.arch, recipe.model.image_size)
     lines: list[dict[str, Any]] = [_start()]
     for epoch in range(epochs):
-        here, before = curve["train_loss"][epoch], curve["train_loss"][max(0, epoch - 1)]
+        here, before = curve.train_loss[epoch], curve.train_loss[max(0, epoch - 1)]
         for first, step in pairwise([*range(0, STEPS_PER_EPOCH, LOG_EVERY), STEPS_PER_EPOCH]):
             share = step / STEPS_PER_EPOCH
             position = (epoch + share) / recipe.schedule.epochs

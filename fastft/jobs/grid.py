@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -49,7 +48,7 @@ class Grid:
         """The options of each run."""
         return [dict(zip(self.values, chosen, strict=True)) for chosen in itertools.product(*self.values.values())]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The sweep file that trains the grid."""
         base = self.recipe
         if (file := Path(base)).is_file():  # a sweep file resolves relative paths from its own folder
@@ -113,14 +112,13 @@ def print_comparison(folders: Sequence[Path], out: Path, console: Console) -> No
     header = ["run", f"{SCORE_NAMES[score]} %", f"difference to {runs[0].name}", "time"]
     rows = []
     for row in result_rows(runs):
-        error = "" if row["error"] is None else f" ± {row['error']:.2f}"
-        paired = row["paired"]
+        error, paired = "" if row.error is None else f" ± {row.error:.2f}", row.paired
         rows.append(
             [
-                row["name"],
-                "-" if row["score"] is None else f"{row['score']:.2f}{error}",
-                "-" if paired is None else f"{paired['gain']:+.2f} ± {paired['error']:.2f}",
-                "-" if row["seconds"] is None else format_duration(row["seconds"]),
+                row.name,
+                "-" if row.score is None else f"{row.score:.2f}{error}",
+                "-" if paired is None else f"{paired.gain:+.2f} ± {paired.error:.2f}",
+                "-" if row.seconds is None else format_duration(row.seconds),
             ]
         )
     print_table(compact_table("differences are paired by image", header, rows), console)

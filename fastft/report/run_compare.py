@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
@@ -35,6 +34,51 @@ class ComparedRun:
     epoch: int | None
     scores: Scores | None
     judged: Judged | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a run is ahead of the first one on the images that both have. error: the standard error."""
+
+    gain: float
+    error: float
+    p_value: float
+    images: int
+    measure: str
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A run's result and time.
+
+    Attributes:
+        state: "" if the run has ended.
+        error: the standard error of `score`, if that is top-1.
+        paired: None for the first run.
+        seconds, hours, money: so far. `hours` and `money` are for all devices together.
+    """
+
+    name: str
+    folder: str
+    state: str
+    weights: str
+    epoch: int | None
+    score: float | None
+    error: float | None
+    samples: int
+    paired: Difference | None
+    seconds: float | None
+    hours: float | None
+    money: float | None
+    device: str
+
+
+@dataclass(frozen=True)
+class OptionRow:
+    """An option that is not the same in all runs, with each run's value."""
+
+    option: str
+    values: list[object]
 
 
 def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
@@ -69,35 +113,35 @@ def score_of(runs: Sequence[ComparedRun]) -> BestBy:
     return scores.pop() if len(scores) == 1 else TOP1
 
 
-def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list[dict[str, Any]]:
+def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list[ResultRow]:
     """Return a row per run: its result, its difference from the first run on the same images, and its time."""
     rows, score = [], score_of(runs)
     for compared in runs:
         scores = compared.scores
         value = None if scores is None else getattr(scores, score)
         cost = run_cost(compared.run, price)
-        spent = next((row for row in cost["rows"] if row["what"] == "so far"), None) if cost else None
+        spent = cost.so_far if cost else None
         rows.append(
-            {
-                "name": compared.name,
-                "folder": str(compared.run.folder),
-                "state": "" if compared.run.finished else "not finished",
-                "weights": "linear probe" if compared.kind == PROBE else WEIGHTS.get(compared.kind, ""),
-                "epoch": compared.epoch,
-                "score": value,
-                "error": scores.top1_error if scores is not None and value is not None and score == TOP1 else None,
-                "samples": 0 if scores is None else scores.samples,
-                "paired": _paired(runs[0], compared),
-                "seconds": spent["wall_seconds"] if spent else None,
-                "hours": spent["hours"] if spent else None,
-                "money": spent["money"] if spent else None,
-                "device": f"{cost['devices']} x {cost['device']}" if cost else "",
-            }
+            ResultRow(
+                name=compared.name,
+                folder=str(compared.run.folder),
+                state="" if compared.run.finished else "not finished",
+                weights="linear probe" if compared.kind == PROBE else WEIGHTS.get(compared.kind, ""),
+                epoch=compared.epoch,
+                score=value,
+                error=scores.top1_error if scores is not None and value is not None and score == TOP1 else None,
+                samples=0 if scores is None else scores.samples,
+                paired=_paired(runs[0], compared),
+                seconds=spent.wall_seconds if spent else None,
+                hours=spent.hours if spent else None,
+                money=spent.money if spent else None,
+                device=f"{cost.devices} x {cost.device}" if cost else "",
+            )
         )
     return rows
 
 
-def _paired(first: ComparedRun, other: ComparedRun) -> dict[str, Any] | None:
+def _paired(first: ComparedRun, other: ComparedRun) -> Difference | None:
     """Return the difference to the first run.
 
     It is None for that run itself, and if the images or predictions are not available.
@@ -108,20 +152,14 @@ def _paired(first: ComparedRun, other: ComparedRun) -> dict[str, Any] | None:
     if compared is None:
         return None
     delta, images = compared
-    return {
-        "gain": delta.gain,
-        "error": delta.error,
-        "p_value": delta.p_value,
-        "images": images,
-        "measure": delta.measure,
-    }
+    return Difference(delta.gain, delta.error, delta.p_value, images, delta.measure)
 
 
-def option_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+def option_rows(runs: Sequence[ComparedRun]) -> list[OptionRow]:
     """Return the options that are not the same in all runs, with each run's value."""
     flat = [compared.run.recipe.flat() for compared in runs]
     return [
-        {"option": option, "values": [values[option] for values in flat]}
+        OptionRow(option, [values[option] for values in flat])
         for option in flat[0]
         if option not in NOT_COMPARED and any(values[option] != flat[0][option] for values in flat)
     ]
@@ -188,7 +226,7 @@ def write_comparison(folders: Sequence[Path], out: Path, price: float | None = N
         options=option_rows(runs),
         charts=[render_chart(chart) for chart in comparison_charts(runs)],
         price=price,
-        devices=sorted({row["device"] for row in rows} - {""}),
+        devices=sorted({row.device for row in rows} - {""}),
     )
     with report_disk_errors(out, "choose another --out"):
         write_text(out, page)

@@ -1,17 +1,19 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import starmap
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from beton_tools.base.atomic import check_output, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.evaluate.file_report import FileReport
@@ -41,6 +43,64 @@ NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.r
 LISTED_CLASSES = 200  # the classes with the lowest F1
 
 
+class Curve(Document):
+    """One of the paper's own runs, by epoch."""
+
+    arch: str
+    image_size: int
+    epochs: int
+    train_loss: list[float]
+    top1_raw: list[float]
+    top1_ema: list[float]
+
+
+@dataclass(frozen=True)
+class ChangedOption:
+    """An option that differs from the base recipe, or was chosen automatically."""
+
+    option: str
+    base: object
+    run: object
+    reason: str
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that the run trained or evaluated on. part: see `used_files`. summary: None without a manifest."""
+
+    role: str
+    path: str
+    part: str
+    summary: Mapping[str, object] | None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top of a section, and the note below."""
+
+    label: str
+    value: str
+    below: str
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """A non-zero cell of a confusion matrix. row, column: from 1. share: of the row's images."""
+
+    row: int
+    column: int
+    images: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix: the classes' names and the non-zero cells."""
+
+    names: list[str]
+    cells: list[ConfusionCell]
+
+
 def render_run(
     run: Run, *, predictions: RunPredictions | None = None, note: str = "", price: float | None = None
 ) -> str:
@@ -66,7 +126,7 @@ def render_run(
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
         machine=machine_line(run),
-        speed_figures=_tiles(_speed_figures(run)),
+        speed_figures=list(starmap(Tile, _speed_figures(run))),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
         profile=profiled(run),
@@ -85,22 +145,21 @@ def render_run(
         diff=[] if base is None else recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
         sections=run.recipe.as_dict(),
-        manifests=manifests(run.recipe),
+        manifests=data_files(run.recipe),
     )
 
 
 @cache
-def reference_curves() -> dict[str, dict[str, Any]]:
-    """Return the paper's own runs by recipe name.
+def reference_curves() -> dict[str, Curve]:
+    """Return the paper's own runs by recipe name."""
+    name = "reference_curves.json"
+    stored = json.loads(files("fastft.report").joinpath(name).read_text("utf-8"))["curves"]
+    return {recipe: check(name, curve, Curve) for recipe, curve in stored.items()}
 
-    Each has arch, image_size, epochs, and by epoch train_loss, top1_raw and top1_ema.
-    """
-    return json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
 
-
-def reference_of(arch: str, image_size: int) -> tuple[str | None, dict[str, Any] | None]:
+def reference_of(arch: str, image_size: int) -> tuple[str | None, Curve | None]:
     """Return the paper's run for an architecture and image size: (its recipe's name, curve), or (None, None)."""
-    same = ((name, c) for name, c in reference_curves().items() if (c["arch"], c["image_size"]) == (arch, image_size))
+    same = ((name, c) for name, c in reference_curves().items() if (c.arch, c.image_size) == (arch, image_size))
     return next(same, (None, None))
 
 
@@ -116,29 +175,27 @@ def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe 
     return load_recipe(default) if default.is_file() else None
 
 
-def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> list[dict[str, Any]]:
-    """List options that differ or were chosen automatically, in schema order: option, base, run, and the reason."""
+def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> list[ChangedOption]:
+    """List options that differ or were chosen automatically, in schema order."""
     differing, ours = differences(recipe, base), recipe.flat()
     return [
-        {
-            "option": key, "base": AUTO if key in base.automatic else theirs, "run": ours[key],
-            "reason": choices[key].reason if key in choices else "",
-        }
+        ChangedOption(
+            key, AUTO if key in base.automatic else theirs, ours[key], choices[key].reason if key in choices else ""
+        )
         for key, theirs in base.flat().items()
         if (key in differing or key in choices) and key not in NOT_COMPARED
-    ]  # fmt: skip
+    ]
 
 
-def manifests(recipe: Recipe) -> list[dict[str, Any]]:
-    """Return a row per data file: role, path, part (see `used_files`), and its manifest's summary (None if missing)."""
+def data_files(recipe: Recipe) -> list[DataFile]:
     rows = []
     for role, named in (("training", recipe.data.train), ("validation", recipe.data.val)):
         paths, part = ([], "") if named is None else used_files(named)
-        rows += [{"role": role, "path": path, "part": part, "summary": _summary(path)} for path in paths]
+        rows += [DataFile(role, path, part, _summary(path)) for path in paths]
     return rows
 
 
-def _summary(path: str) -> dict[str, Any] | None:
+def _summary(path: str) -> Mapping[str, object] | None:
     try:
         manifest = Manifest.of_beton(path)
     except UserError:
@@ -146,13 +203,9 @@ def _summary(path: str) -> dict[str, Any] | None:
     return None if manifest is None else manifest.summary()
 
 
-def headline(run: Run) -> list[dict[str, str]]:
-    """Return the results at the top: label, value, and the note below."""
-    return _tiles(_accuracy_figures(run))
-
-
-def _tiles(figures: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
-    return [dict(zip(("label", "value", "below"), figure, strict=True)) for figure in figures]
+def headline(run: Run) -> list[Tile]:
+    """Return the results at the top."""
+    return list(starmap(Tile, _accuracy_figures(run)))
 
 
 def machine_line(run: Run) -> str:
@@ -250,7 +303,7 @@ def _state(run: Run) -> str:
 # charts --------------------------------------------------------------------------------------------------------------
 
 
-def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
+def accuracy_charts(run: Run, reference: Curve | None) -> list[Chart]:
     """Draw accuracy, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
         *_evaluated(run, RAW, _score(run)),
@@ -315,10 +368,10 @@ def _lines(run: Run, points: Sequence[tuple[float, float]], name: str) -> list[S
     return [Series(name, "own", x, [value for _, value in points])] if points else []
 
 
-def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) -> list[Series]:
+def _reference(curve: Curve | None, key: str, name: str, style: str) -> list[Series]:
     if curve is None:
         return []
-    values = curve[key]
+    values = getattr(curve, key)
     return [Series(name, style, list(range(1, len(values) + 1)), values)]
 
 
@@ -344,20 +397,17 @@ def _series(name: str, style: str, reliability: Reliability) -> Series:
     return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
 
 
-def confusion(report: FileReport) -> dict[str, Any] | None:
-    """Return the confusion matrix as its classes' names and its non-zero cells, or None if there is none.
-
-    A cell has the row and column from 1, the images, and their `share` among the row's images.
-    """
+def confusion(report: FileReport) -> Confusion | None:
+    """Return the confusion matrix, or None if there is none."""
     if report.confusion_matrix is None:
         return None
     matrix_KK = np.array(report.confusion_matrix)
     totals = matrix_KK.sum(1)
     cells = [
-        {"row": i + 1, "column": j + 1, "images": int(matrix_KK[i, j]), "share": matrix_KK[i, j] / totals[i]}
+        ConfusionCell(i + 1, j + 1, int(matrix_KK[i, j]), matrix_KK[i, j] / totals[i])
         for i, j in zip(*np.nonzero(matrix_KK), strict=True)
     ]
-    return {"names": [c.name for c in report.classes], "cells": cells}
+    return Confusion([c.name for c in report.classes], cells)
 
 
 def write_run_page(

@@ -1,23 +1,74 @@
 """Numbers from a run's log: cost so far and at the end, and where the time went."""
 
-import json
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from beton_tools.base.user_files import read_user_text
-from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, diagnose, shares
+from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, Diagnosis, Part, diagnose, shares
 from fastft.run import profile
+from fastft.run.json_files import read_document
 from fastft.run.run_directory import Run
 
 MOST_OPERATIONS = 10
-MAX_PROFILE_BYTES = 16 << 20
+SO_FAR = "so far"
 
 
-def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class CostRow:
+    """The time of one activity. hours, money: for all devices together. extrapolated: it includes remaining steps."""
+
+    what: str
+    wall_seconds: float
+    hours: float
+    money: float | None
+    extrapolated: bool = False
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Device-hours and money of a run. price: per device-hour."""
+
+    device: str
+    devices: int
+    price: float | None
+    rows: list[CostRow]
+
+    @property
+    def so_far(self) -> CostRow:
+        return next(row for row in self.rows if row.what == SO_FAR)
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Where the time of the training loop and of the loader's threads went."""
+
+    loop: list[Part]
+    loader: list[Part]
+    diagnosis: Diagnosis | None
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """An operation in some steps. share: of all operations' seconds."""
+
+    name: str
+    calls: int
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile of some steps. rows: the longest operations. files: to link."""
+
+    steps: int
+    rows: list[ProfileRow]
+    files: list[str]
+
+
+def run_cost(run: Run, price: float | None) -> RunCost | None:
     """Return device-hours and money, or None if nothing is logged yet.
 
-    Keys: device, devices, price, rows. A row has: what, wall_seconds, hours (for all devices together), money,
-    extrapolated. Set-up reads weights and opens files in each process. Head is fitting the head, its evaluation, and choosing
+    Set-up reads weights and opens files in each process. Head is fitting the head, its evaluation, and choosing
     size and augmentation. Start is the wait for a process's first batch. Import and conversion are not logged.
     """
     if not run.intervals:
@@ -34,10 +85,10 @@ def run_cost(run: Run, price: float | None) -> dict[str, Any] | None:
     parts = {name: seconds for name, seconds in parts.items() if seconds}
     so_far = sum(parts.values())
     rows = [_row(name, seconds, devices, price) for name, seconds in parts.items()]
-    rows.append(_row("so far", so_far, devices, price))
+    rows.append(_row(SO_FAR, so_far, devices, price))
     if not run.stopped and (left := seconds_left(run)) > 0:
         rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
-    return {"device": device, "devices": devices, "price": price, "rows": rows}
+    return RunCost(device, devices, price, rows)
 
 
 def training_seconds(run: Run) -> list[float]:
@@ -55,22 +106,17 @@ def seconds_left(run: Run) -> float:
     return training + max(0, left) * median(e.seconds for e in run.evaluations)
 
 
-def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> dict[str, Any]:
+def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> CostRow:
     hours = seconds * devices / 3600
-    money = None if price is None else hours * price
-    return {"what": what, "wall_seconds": seconds, "hours": hours, "money": money, "extrapolated": extrapolated}
+    return CostRow(what, seconds, hours, None if price is None else hours * price, extrapolated)
 
 
-def time_split(run: Run) -> dict[str, Any] | None:
-    """Return the parts of the loop and the loader, and the bottleneck. Returns None if no interval has a split.
-
-    The parts are rows as `shares` gives them.
-    """
+def time_split(run: Run) -> TimeSplit | None:
+    """Return the parts of the loop and the loader, and the bottleneck. Returns None if no interval has a split."""
     seconds = part_seconds(run)
     if not seconds:
         return None
-    parts = {"loop": shares(seconds, LOOP_PARTS), "loader": shares(seconds, LOADER_PARTS)}
-    return {**parts, "diagnosis": diagnose(seconds)}
+    return TimeSplit(shares(seconds, LOOP_PARTS), shares(seconds, LOADER_PARTS), diagnose(seconds))
 
 
 def part_seconds(run: Run) -> dict[str, float]:
@@ -84,16 +130,17 @@ def part_seconds(run: Run) -> dict[str, float]:
     return seconds
 
 
-def profiled(run: Run) -> dict[str, Any] | None:
+def profiled(run: Run) -> Profile | None:
     """Return the profile of some steps (`train.profile`), or None without one.
 
-    It has the steps, rows (name, calls, seconds, share) for the longest operations, and the files to link.
+    Raises:
+        UserError: the file cannot be read.
     """
     folder = run.folder / profile.FOLDER
-    if not (folder / profile.OPERATIONS).is_file():
+    stored = read_document(folder / profile.OPERATIONS, profile.Operations, "delete it")
+    if stored is None:
         return None
-    stored = json.loads(read_user_text(folder / profile.OPERATIONS, MAX_PROFILE_BYTES, "a profile of fastft train"))
-    total = sum(row["seconds"] for row in stored["operations"]) or 1.0
-    rows = [row | {"share": row["seconds"] / total} for row in stored["operations"][:MOST_OPERATIONS]]
+    total = sum(operation.seconds for operation in stored.operations) or 1.0
+    rows = [ProfileRow(o.name, o.calls, o.seconds, o.seconds / total) for o in stored.operations[:MOST_OPERATIONS]]
     files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
-    return {"steps": stored["steps"], "rows": rows, "files": [f"{profile.FOLDER}/{name}" for name in files]}
+    return Profile(stored.steps, rows, [f"{profile.FOLDER}/{name}" for name in files])

@@ -1,20 +1,34 @@
 """`train.profile`: a profile of some training steps in the run directory, for trace viewers and the run report."""
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from beton_tools.base.atomic import write_text
+from beton_tools.base.typed_json import Count, Document, Number
+from fastft.run.json_files import write_document
 
 FOLDER = "profile"  # in the run directory
 WARM_UP_STEPS = 3  # they compile, and allocate memory and the optimiser's state
 TRACE, OPERATIONS, MEMORY = "trace.json", "operations.json", "memory.pickle"
 MEMORY_EVENTS = 200_000  # events that a snapshot of GPU memory keeps
+
+
+class Operation(Document):
+    """How often an operation ran, and its seconds, without what it calls. On a GPU, they are the GPU's."""
+
+    name: str
+    calls: Count
+    seconds: Number
+
+
+class Operations(Document):
+    """The content of OPERATIONS. operations: the longest first."""
+
+    steps: Count
+    operations: list[Operation]
 
 
 class StepProfiler:
@@ -59,17 +73,14 @@ class StepProfiler:
         self.folder.mkdir(exist_ok=True)
         recording.export_chrome_trace(str(self.folder / TRACE))
         steps = recording.step_num - WARM_UP_STEPS
-        write_text(self.folder / OPERATIONS, json.dumps({"steps": steps, "operations": operations(recording)}))
+        write_document(self.folder / OPERATIONS, Operations(steps=steps, operations=list_operations(recording)))
         if self.on_gpu:
             torch.cuda.memory._dump_snapshot(str(self.folder / MEMORY))
             torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def operations(recording: profile) -> list[dict[str, Any]]:
-    """List name, calls and seconds of each operation, without what it calls, the longest first.
-
-    On a GPU, its seconds.
-    """
+def list_operations(recording: profile) -> list[Operation]:
+    """List the operations, the longest first."""
     rows = [
         row
         for row in recording.key_averages()
@@ -77,11 +88,11 @@ def operations(recording: profile) -> list[dict[str, Any]]:
     ]
     on_gpu = any(row.self_device_time_total for row in rows)
     listed = [
-        {
-            "name": row.key,
-            "calls": row.count,
-            "seconds": (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6,
-        }
+        Operation(
+            name=row.key,
+            calls=row.count,
+            seconds=(row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6,
+        )
         for row in rows
     ]
-    return sorted(listed, key=lambda row: -row["seconds"])
+    return sorted(listed, key=lambda operation: -operation.seconds)

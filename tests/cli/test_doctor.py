@@ -53,7 +53,7 @@ GOOD = Facts(
 
 
 def check(name: str, **changes: object) -> Check:
-    (found,) = [c for c in examine(replace(GOOD, **changes)).checks.checks if c.name == name]
+    (found,) = [c for c in examine(replace(GOOD, **changes)).checks if c.name == name]
     return found
 
 

@@ -54,7 +54,7 @@ def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imba
     assert [line["ema_balanced_accuracy"] for line in lines] == scores
     figures = f"balanced accuracy {scores[-1]:.2f} %, top-1 {result['last']['ema']['top1']:.2f} %"
     assert figures in repr(fastft.load(imbalanced / "run"))
-    assert headline(load_run(imbalanced / "run"))[0]["label"] == "EMA balanced accuracy"
+    assert headline(load_run(imbalanced / "run"))[0].label == "EMA balanced accuracy"
     assert describe_evaluation(read_result(imbalanced / "run").last).startswith("epoch 2: balanced accuracy raw ")
 
 

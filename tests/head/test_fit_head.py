@@ -89,8 +89,8 @@ def test_the_probe_is_compared_image_by_image(probed):
 
 
 def test_the_cost_of_a_run_includes_set_up_and_head(probed):
-    rows = run_cost(load_run(probed), None)["rows"][:2]
-    assert [row["what"] for row in rows] == ["set-up", "head"] and all(row["wall_seconds"] > 0 for row in rows)
+    rows = run_cost(load_run(probed), None).rows[:2]
+    assert [row.what for row in rows] == ["set-up", "head"] and all(row.wall_seconds > 0 for row in rows)
 
 
 def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatch):

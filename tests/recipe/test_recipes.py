@@ -173,7 +173,7 @@ def test_stopped_recipes_expect_the_mean_of_five_epochs_of_the_log_round_the_sto
     kind, _, size = name.partition("_")
     size, half, _ = size.partition("_half")
     final, recipe = load_recipe(f"final_{size}"), load_recipe(name)
-    curve, last = CURVES[final.name]["top1_ema"], recipe.epochs - 1
+    curve, last = CURVES[final.name].top1_ema, recipe.epochs - 1
     assert kind != "frugal" or last == curve.index(max(curve))
     frozen = {"model.trainable_layers": recipe_arch(final).layers // 2} if half else {}
     assert differing(recipe, final) == {"schedule.stop_epoch": recipe.epochs} | ONE_EVALUATION | frozen

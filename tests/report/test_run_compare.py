@@ -33,10 +33,10 @@ def test_the_difference_is_paired_by_image(runs):
     first, second = map(right_of, runs)
     _, row = result_rows(load_compared(runs))
     more, less = int((second & ~first).sum()), int((first & ~second).sum())
-    paired = row["paired"]
-    assert paired["gain"] == pytest.approx(100 * (second.mean() - first.mean())) and paired["images"] == 20
-    assert paired["error"] == pytest.approx(100 * np.std(second.astype(int) - first.astype(int)) / np.sqrt(20))
-    assert paired["p_value"] == pytest.approx(mcnemar(more, less))
+    paired = row.paired
+    assert paired.gain == pytest.approx(100 * (second.mean() - first.mean())) and paired.images == 20
+    assert paired.error == pytest.approx(100 * np.std(second.astype(int) - first.astype(int)) / np.sqrt(20))
+    assert paired.p_value == pytest.approx(mcnemar(more, less))
 
 
 def test_images_are_matched_by_name_and_label(runs, tiny, tmp_path):
@@ -51,12 +51,12 @@ def test_images_are_matched_by_name_and_label(runs, tiny, tmp_path):
     other = tmp_path / "other"
     run(tiny, other, optim__lr="3e-3", schedule__epochs="2", data__val=str(tmp_path / "val.beton"))
     _, row = result_rows(load_compared([runs[0], other]))
-    assert row["paired"]["images"] == 19
+    assert row.paired.images == 19
 
 
 def test_options_that_differ_and_curves_of_all_runs_are_shown(runs):
     compared = load_compared(runs)
-    differing = {row["option"]: row["values"] for row in option_rows(compared)}
+    differing = {row.option: row.values for row in option_rows(compared)}
     assert differing["optim.lr"] == [1e-4, 3e-3] and differing["schedule.epochs"] == [2, 3]
     assert "train.run_dir" not in differing and "optim.batch_size" not in differing
     accuracy, over_time, *losses = comparison_charts(compared)

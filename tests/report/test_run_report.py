@@ -14,7 +14,15 @@ from fastft.cli import main
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.cost.bottleneck import ADVICE, diagnose
 from fastft.evaluate.run_predictions import find_mistakes
-from fastft.report.run_report import accuracy_charts, headline, recipe_diff, reference_of, reliability_chart, render_run
+from fastft.report.run_report import (
+    ChangedOption,
+    accuracy_charts,
+    headline,
+    recipe_diff,
+    reference_of,
+    reliability_chart,
+    render_run,
+)
 from fastft.report.run_times import part_seconds, run_cost, time_split, training_seconds
 from fastft.run.evaluations import Scores
 from fastft.run.metrics_lines import BaselineLine, CheckpointLine
@@ -42,7 +50,7 @@ def test_reference_curves_are_the_logs():
         model = load_recipe(RECIPES / f"{name}.yaml").model
         found, curve = reference_of(model.arch, model.image_size)
         assert found == name and curve is not None
-        assert (max(curve["top1_ema"]), int(np.argmax(curve["top1_ema"]))) == (top1, epoch)
+        assert (max(curve.top1_ema), int(np.argmax(curve.top1_ema))) == (top1, epoch)
         assert {len(curve[k]) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}
 
 
@@ -54,15 +62,15 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
     probe = BaselineLine(step=0, images=16, raw=Scores(top1=50.0, loss=1.0, samples=80))
     chosen = replace(run, weights=choice, log=replace(run.log, baseline=[probe]))
     first, *rest = headline(chosen)
-    assert (first["label"], first["value"]) == ("raw top-1", f"{last.raw.top1:.2f} %")
-    assert f"epoch {last.epoch}" in first["below"] and "used by predict, eval and export" in first["below"]
-    shown = {f["label"]: f for f in rest}
+    assert (first.label, first.value) == ("raw top-1", f"{last.raw.top1:.2f} %")
+    assert f"epoch {last.epoch}" in first.below and "used by predict, eval and export" in first.below
+    shown = {f.label: f for f in rest}
     tile = f"best epoch, {best.epoch}"
-    assert shown[tile]["value"] == f"{best.ema.top1:.2f} %"
+    assert shown[tile].value == f"{best.ema.top1:.2f} %"
     ((x, mark),) = accuracy_charts(chosen, None)[0].marks
     assert (x, mark) == (best.epoch + 1, f"{tile}: {x} epochs trained")
-    assert shown["linear probe"]["below"].endswith(f"fine-tuning {last.raw.top1 - 50:+.2f}")
-    assert shown["expected"]["value"] == "85.7 %"
+    assert shown["linear probe"].below.endswith(f"fine-tuning {last.raw.top1 - 50:+.2f}")
+    assert shown["expected"].value == "85.7 %"
 
 
 def test_the_calibration_error_is_shown_with_and_without_the_temperature_and_by_chance(run_folder, capsys):
@@ -93,7 +101,7 @@ def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path, change):
         short = [structs.replace(line, epoch=2 * line.epoch + 1) for line in run.evaluations]
         run = replace(run, log=replace(run.log, eval=short))
     page = render_run(run)
-    assert "expected" not in {f["label"] for f in headline(run)}
+    assert "expected" not in {f.label for f in headline(run)}
     assert "reference EMA" not in page and "the paper's own run" not in page
     assert "final_b16</th>" in page or "no option differs" in page
 
@@ -121,17 +129,17 @@ def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp
     run = replace(run, log=replace(run.log, checkpoint=[saved], baseline=[probe]))
     page = render_run(run)
     assert "not finished: step 3 of" in page and "nothing logged yet" not in page
-    assert [(f["label"], f["value"]) for f in headline(run)] == [("linear probe", "43.75 %")]
+    assert [(f.label, f.value) for f in headline(run)] == [("linear probe", "43.75 %")]
 
 
 def test_cost_adds_up_and_is_extrapolated_at_the_last_pace(tmp_path):
     run = load_run(write_run(tmp_path / "half", "final_b16", 25, split=False))
     cost = run_cost(run, 2.0)
-    assert cost is not None and cost["devices"] == 8
-    rows = {r["what"]: r for r in cost["rows"]}
-    assert rows["so far"]["wall_seconds"] == pytest.approx(sum(training_seconds(run)) + 25 * 21.5)
-    assert rows["at the end"]["wall_seconds"] == pytest.approx(2 * rows["so far"]["wall_seconds"], rel=0.02)
-    assert rows["so far"]["money"] == pytest.approx(rows["so far"]["wall_seconds"] / 3600 * 8 * 2.0)
+    assert cost is not None and cost.devices == 8
+    rows = {r.what: r for r in cost.rows}
+    assert rows["so far"].wall_seconds == pytest.approx(sum(training_seconds(run)) + 25 * 21.5)
+    assert rows["at the end"].wall_seconds == pytest.approx(2 * rows["so far"].wall_seconds, rel=0.02)
+    assert rows["so far"].money == pytest.approx(rows["so far"].wall_seconds / 3600 * 8 * 2.0)
 
 
 def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
@@ -142,7 +150,7 @@ def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
         run = replace(plain, log=replace(plain.log, train=intervals))
         undisturbed = [plain.intervals[0], *others][: len(intervals)]
         unhindered = replace(plain, log=replace(plain.log, train=undisturbed))
-        (ours, theirs) = ({r["what"]: r["wall_seconds"] for r in run_cost(r, None)["rows"]} for r in (run, unhindered))
+        (ours, theirs) = ({r.what: r.wall_seconds for r in run_cost(r, None).rows} for r in (run, unhindered))
         assert ours["start"] == pytest.approx(1000) and "start" not in theirs
         assert ours["training"] == pytest.approx(theirs["training"])
         assert ours["at the end"] == pytest.approx(theirs["at the end"] + 1000)
@@ -152,7 +160,7 @@ def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path):
 def test_diff_names_exactly_the_options_that_differ():
     base = load_recipe(RECIPES / "final_b16.yaml")
     changed = load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr=1e-3", "--data.val=x.beton"])
-    assert recipe_diff(changed, base, {}) == [{"option": "optim.lr", "base": 6e-4, "run": 1e-3, "reason": ""}]
+    assert recipe_diff(changed, base, {}) == [ChangedOption("optim.lr", base=6e-4, run=1e-3, reason="")]
 
 
 def test_a_page_of_photographs_begins_with_its_classes_and_gives_the_reasons_of_what_was_chosen(tmp_path):
@@ -228,9 +236,9 @@ def test_parts_are_sums_of_the_lines(run):
     expected = {part: 2 * s for part, s in (STEPS | LOADER).items()}
     expected |= {"eval": 2 * EVALUATION, "checkpoint": 2 * CHECKPOINT}
     assert part_seconds(run) == pytest.approx(expected)
-    assert {r["key"]: r["seconds"] for r in time_split(run)["loop"]}["eval"] == pytest.approx(2 * EVALUATION)
+    assert {r.key: r.seconds for r in time_split(run).loop}["eval"] == pytest.approx(2 * EVALUATION)
     cost = run_cost(run, None)
-    assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
+    assert {r.what: r.wall_seconds for r in cost.rows}["checkpoints"] == 2 * CHECKPOINT
 
 
 def test_without_a_split_in_the_log_the_report_has_none(tmp_path):
