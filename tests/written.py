@@ -21,7 +21,7 @@ from fastft.evaluate.file_report import EvaluatedFile, report_file
 from fastft.evaluate.run_predictions import Mistakes, RunPredictions
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, load_recipe
-from fastft.report.run_report import reference_of
+from fastft.report.run_report import Curve, reference_of
 from fastft.run.checkpoint import State, model_state, write_checkpoint
 from fastft.run.evaluations import Evaluation, Scores
 from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
@@ -173,10 +173,10 @@ def _interval(epoch: int, step: int, loss: float, position: float, noise: np.ran
     }  # fmt: skip
 
 
-def _evaluation(epoch: int, curve: dict[str, Any], noise: np.random.Generator) -> dict[str, Any]:
+def _evaluation(epoch: int, curve: Curve, noise: np.random.Generator) -> dict[str, Any]:
     line = {"kind": "eval", "step": (epoch + 1) * STEPS_PER_EPOCH, "epoch": epoch, "seconds": EVALUATION}
     for kind in ("raw", "ema"):
-        top1 = curve[f"top1_{kind}"][epoch] + 0.08 * noise.standard_normal()
+        top1 = getattr(curve, f"top1_{kind}")[epoch] + 0.08 * noise.standard_normal()
         line |= {f"{kind}_top1": top1, f"{kind}_top5": 100 - (100 - top1) / 6, f"{kind}_samples": 50_000}
         line[f"{kind}_loss"] = 4.4 * (1 - top1 / 100)
     return line

@@ -159,7 +159,7 @@ def test_explain_gives_every_choice_with_its_reason(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "on this machine's" in shown
     for choice in values.choices:
-        assert choice.option in shown and " ".join(choice["reason"].split()) in shown
+        assert choice.option in shown and " ".join(choice.reason.split()) in shown
 
 
 def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_recipe():

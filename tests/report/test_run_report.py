@@ -51,7 +51,7 @@ def test_reference_curves_are_the_logs():
         found, curve = reference_of(model.arch, model.image_size)
         assert found == name and curve is not None
         assert (max(curve.top1_ema), int(np.argmax(curve.top1_ema))) == (top1, epoch)
-        assert {len(curve[k]) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}
+        assert {len(getattr(curve, k)) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}
 
 
 def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_folder):
