@@ -227,6 +227,8 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
     """Resize positions to the tower's grid: bicubic, align_corners=False, class position unchanged (as the reference).
 
+    Where the grid shrinks, which the reference does not do, the resizing is antialiased, as in timm.
+
     source: the weights' name in the error message. Raises UserError if the positions are not for a class token and a
     square grid.
     """
@@ -237,7 +239,9 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
     if old < 1 or old * old != count - 1:
         raise UserError(f"{source}: {count} positions are not a square grid and a class token; use other weights")
     patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
-    patches = F.interpolate(patches, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False)
+    patches = F.interpolate(
+        patches, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False, antialias=arch.grid < old
+    )
     return torch.cat([positions_ND[:1].float(), patches.flatten(2)[0].T])
 
 

@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 
 from fastft.model import Arch, Tower, build_classifier, interpolate_positions, load_arch
@@ -57,6 +58,17 @@ def test_interpolated_positions_follow_the_reference():
     assert got.shape == (577, 768)
     assert torch.equal(got[0], positions[0])
     torch.testing.assert_close(got[1:], want)
+
+
+@pytest.mark.parametrize("size", [42, 210, 224, 336])
+def test_positions_are_resized_as_timm_does_where_the_grid_shrinks(size):
+    """timm antialiases by default. Where the grid grows, the two differ: the reference does not antialias."""
+    torch.manual_seed(0)
+    positions = torch.randn(16 * 16 + 1, 64)
+    arch = small_arch(image_size=size, patch_size=14)
+    grid = size // 14
+    want = resample_abs_pos_embed(positions[None], [grid, grid], antialias=size < 224)[0]
+    assert torch.equal(interpolate_positions(positions, arch), want)
 
 
 @pytest.mark.parametrize(
