@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import structs
@@ -243,6 +244,21 @@ class Reliability:
         return 100 * float(np.sqrt(2 / np.pi * variances).sum() / max(1, self.images.sum()))
 
 
+class Rejected(NamedTuple):
+    """What happens if images with less confidence than `value` get no class.
+
+    share: rejected images, in percent. kept: number of the others. right: their accuracy in percent, None without any.
+    low, high: its 95 % interval (Wilson), in percent.
+    """
+
+    value: float
+    share: float
+    kept: int
+    right: float | None
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Reliability of the softmax, before and after temperature scaling. The latter is None if the logits were not kept.
@@ -250,13 +266,13 @@ class Calibration:
     Attributes:
         temperature: fits all images. Logits are to be divided by it.
         scaled: cross-fitted: each half of the images is scaled by the temperature that fits the other half.
-        rejected: see `reject`, with `scaled`.
+        rejected: for each REJECTED_BELOW, with `scaled`.
     """
 
     plain: Reliability
     temperature: float | None = None
     scaled: Reliability | None = None
-    rejected: tuple[tuple[float, float, float | None], ...] = ()
+    rejected: tuple[Rejected, ...] = ()
 
 
 def calibrate(p: Predictions) -> Calibration:
@@ -273,11 +289,20 @@ def calibrate(p: Predictions) -> Calibration:
     return Calibration(plain, temperature, reliability(scaled_N, p.right_N), reject(scaled_N, p.right_N))
 
 
-def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[tuple[float, float, float | None], ...]:
-    """Return (value, images with less confidence in percent, the others' accuracy in percent) for each REJECTED_BELOW."""
-    kept = [confidence_N >= value for value in REJECTED_BELOW]
-    right = [100 * float(right_N[kept_N].mean()) if kept_N.any() else None for kept_N in kept]
-    return tuple(zip(REJECTED_BELOW, (100 * float(1 - kept_N.mean()) for kept_N in kept), right, strict=True))
+def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[Rejected, ...]:
+    """Return the outcome of each REJECTED_BELOW."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    rows = []
+    for value in REJECTED_BELOW:
+        kept_N = confidence_N >= value
+        kept, right = int(kept_N.sum()), int(right_N[kept_N].sum())
+        low, high = binomtest(right, kept).proportion_ci(method="wilson") if kept else (0.0, 1.0)
+        accuracy = 100 * right / kept if kept else None
+        rows.append(
+            Rejected(value, 100 * (1 - kept / len(right_N)), kept, accuracy, 100 * float(low), 100 * float(high))
+        )
+    return tuple(rows)
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:

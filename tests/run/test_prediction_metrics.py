@@ -213,10 +213,11 @@ def test_calibration_is_of_all_labels() -> None:
 def test_rejecting_images_leaves_those_with_more_confidence():
     confidence, right = np.array([0.4, 0.6, 0.8, 0.92]), np.array([False, True, False, True])
     rows = reject(confidence, right)
-    assert rows[1:] == ((0.7, 50, 50), (0.9, 75, 100), (0.95, 100, None)) and rows[0] == (
-        0.5,
-        25,
-        pytest.approx(200 / 3),
-    )
+    assert [(row.value, row.share, row.kept, row.right) for row in rows] == [
+        (0.5, 25, 3, pytest.approx(200 / 3)), (0.7, 50, 2, 50), (0.9, 75, 1, 100), (0.95, 100, 0, None),
+    ]  # fmt: skip
+    # Wilson's interval for 1 of 1: z^2 / (1 + z^2)
+    assert (rows[2].low, rows[2].high) == (pytest.approx(100 / (1 + 1.96**2), abs=0.01), 100)
+    assert (rows[3].low, rows[3].high) == (0, 100)
     logits = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     assert len(calibrate(predictions_of(logits, logits.argmax(1))).rejected) == 4
