@@ -26,12 +26,12 @@ Stamp = tuple[int, int]
 
 BLOCK = 4 << 20  # bytes per request while an archive is indexed; takes longer than a round trip
 MAX_RANGE = 2 << 30  # bytes per answer; a row group in a parquet file is read at once
-ATTEMPTS = 5  # per request, besides the attempts by the file system's own library
-FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
+ATTEMPTS = 8  # per request
+FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles, so a server may be away for a minute
 _BLOCKS = 3  # blocks that an open file keeps: labels of WebDataset samples may lie before the image
 _CONNECTIONS = 8
 _NO_RANGES = "the server cannot send parts of a file (range requests); download it, and give the local file"
-_NO_ANSWER = 60  # seconds without data after which a connection counts as broken
+NO_ANSWER = 30  # seconds without data after which a connection counts as broken
 _WEB = ("http", "https")
 # protocol -> its file system's package, and what to do if access is denied
 _PROTOCOLS = {
@@ -158,8 +158,13 @@ def file_system(protocol: str) -> Any:
     """
     library, fsspec = _package(_PROTOCOLS[protocol][0], protocol), _package("fsspec", protocol)
     if protocol in _WEB:
-        timeout = library.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
+        timeout = library.ClientTimeout(total=None, sock_connect=NO_ANSWER, sock_read=NO_ANSWER)
         return fsspec.filesystem(protocol, client_kwargs={"timeout": timeout, "auto_decompress": False})
+    if protocol == "s3":  # 25 attempts by s3fs and botocore for each of ours would wait for half an hour
+        config = {"retries": {"total_max_attempts": 1}, "connect_timeout": NO_ANSWER, "read_timeout": NO_ANSWER}
+        fs = fsspec.filesystem(protocol, use_listings_cache=False, config_kwargs=config)
+        fs.retries = 1
+        return fs
     return fsspec.filesystem(protocol, **({} if protocol == "hf" else {"use_listings_cache": False}))
 
 

@@ -21,7 +21,8 @@ class FileServer(ThreadingHTTPServer):
     trick: "other range": a later part under its own Content-Range; "other total": another size in Content-Range; "endless": the
         part and then zeros without end; "gzip": says that the part is compressed; "redirect": to a URL that is none, with a
         signature.
-    sent: bytes of contents sent so far.
+    silent: so many of the next responses stop after a share `silent_after` of their contents, and the connection stays open.
+    sent: bytes of contents sent so far. requests: received so far.
     """
 
     daemon_threads = True
@@ -32,7 +33,9 @@ class FileServer(ThreadingHTTPServer):
         self.ranges, self.versions, self.break_every, self.status = True, True, 0, 0
         self.absent = 404
         self.trick = ""
-        self.sent = self.responses = 0
+        self.silent, self.silent_after = 0, 0.0
+        self.closed = threading.Event()
+        self.sent = self.responses = self.requests = 0
 
     def handle_error(self, *_: object) -> None:
         """A client that closes its connections is none."""
@@ -60,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_contents=True)
 
     def _answer(self, with_contents: bool) -> None:
+        self.server.requests += 1
         path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
         status = self.server.status or (200 if path.is_file() else self.server.absent)
         if self.server.trick == "redirect":
@@ -107,9 +111,15 @@ class _Handler(BaseHTTPRequestHandler):
         if server.break_every and server.responses % server.break_every == 0:
             body = body[: len(body) // 2]
             self.close_connection = True
+        is_silent = server.silent > 0
+        if is_silent:
+            server.silent -= 1
+            body = body[: int(server.silent_after * len(body))]
         server.sent += len(body)
         try:
             self.wfile.write(body)
+            if is_silent:
+                server.closed.wait()
             while endless:
                 self.wfile.write(bytes(1 << 16))
                 server.sent += 1 << 16
@@ -124,6 +134,7 @@ def serve(folder: Path) -> Iterator[FileServer]:
     try:
         yield server
     finally:
+        server.closed.set()
         server.shutdown()
         server.server_close()
 
