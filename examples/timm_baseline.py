@@ -1,45 +1,76 @@
-"""The plain loop that `fastft train photos` is measured against: timm and PyTorch.
+"""The loop that `fastft train photos` is measured against: what one writes today with timm, scikit-learn and PyTorch.
 
-It has one set of usual values, which is not tuned.
+Its head starts as logistic regression on the frozen model's features. It trains once with and once without augmentation on
+four fifths of the training images; what is better on the others trains on all of them. Its values are usual ones.
 
 python examples/timm_baseline.py photos/train photos/test --model vit_small_patch14_dinov2 --image-size 56 --epochs 10
 
-Both folders have a folder per class. The script prints the top-1 accuracy on the test images. It needs timm and
-torchvision.
+Both folders have a folder per class. The script prints the top-1 accuracy on the test images. It needs timm, torchvision
+and scikit-learn.
 """
 
 import argparse
 
 import timm
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, train_test_split
 from timm.data import auto_augment, create_transform
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
 LR, WEIGHT_DECAY, LAYER_DECAY, WARMUP, SMOOTHING, CLIP = 3e-4, 0.05, 0.7, 0.1, 0.1, 1.0
+PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1)  # inverse, as scikit-learn counts them
+AUGMENTATION = {
+    "RandAugment and crops": {"scale": (0.5, 1), "auto_augment": "rand-m9-mstd0.5-inc1"},
+    "none": {"no_aug": True},
+}
 
 posterize = auto_augment.posterize  # timm asks for 0 bits at magnitude 10, which Pillow 13 refuses
 auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **options: posterize(image, max(1, bits))
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def train(options: argparse.Namespace) -> torch.Tensor:
-    """Train, and return whether each test image is classified correctly, bool (N,)."""
-    torch.manual_seed(options.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Choose the augmentation, train, and return whether each test image is classified correctly, bool (N,)."""
     config = timm.get_pretrained_cfg(options.model)
     seen = {"input_size": (3, options.image_size, options.image_size), "mean": config.mean, "std": config.std}
-    augmented = create_transform(**seen, is_training=True, scale=(0.5, 1), auto_augment="rand-m9-mstd0.5-inc1")
-    images = ImageFolder(options.train, augmented)
-    test = ImageFolder(options.test, create_transform(**seen, crop_pct=1.0, interpolation="bicubic"))
+    plain = create_transform(**seen, crop_pct=1.0, interpolation="bicubic")
+    unchanged, test = ImageFolder(options.train, plain), ImageFolder(options.test, plain)
+    augmented = {
+        name: ImageFolder(options.train, create_transform(**seen, is_training=True, interpolation="bicubic", **how))
+        for name, how in AUGMENTATION.items()
+    }
+    fitted, held_out = train_test_split(
+        range(len(unchanged)), test_size=0.2, stratify=unchanged.targets, random_state=options.seed
+    )
+    trials = {}
+    for name, images in augmented.items():
+        print(f"augmentation: {name}")
+        model = fit(options, Subset(images, fitted), Subset(unchanged, fitted), len(unchanged.classes))
+        trials[name] = recognised(model, Subset(unchanged, held_out)).float().mean().item()
+        print(f"{100 * trials[name]:.1f} % of {len(held_out)} training images that were held out")
+    best = max(trials, key=lambda name: trials[name])
+    print(f"all training images, augmentation: {best}")
+    return recognised(fit(options, augmented[best], unchanged, len(unchanged.classes)), test)
+
+
+def fit(options: argparse.Namespace, images: Dataset, unchanged: Dataset, classes: int) -> nn.Module:
+    """Fit the head on the unchanged images, then train everything on the augmented ones."""
+    torch.manual_seed(options.seed)
     model = timm.create_model(
         options.model, pretrained=True, pretrained_cfg_overlay={"file": options.weights} if options.weights else None,
-        num_classes=len(images.classes), img_size=options.image_size, global_pool="avg", fc_norm=False,
-    ).to(device)  # fmt: skip
-    torch.nn.init.trunc_normal_(model.get_classifier().weight, std=0.02)
-    loader = DataLoader(images, options.batch_size, shuffle=True, drop_last=True, num_workers=options.workers)
+        num_classes=classes, img_size=options.image_size, global_pool="avg", fc_norm=False,
+    ).to(DEVICE)  # fmt: skip
+    fit_head(model, unchanged)
+    batch = min(options.batch_size, len(images))
+    loader = DataLoader(images, batch, shuffle=True, drop_last=True, num_workers=options.workers)
     optimizer = create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY)
     steps = options.epochs * len(loader)
     schedule = CosineLRScheduler(optimizer, steps, warmup_t=round(WARMUP * steps), t_in_epochs=False)
@@ -48,7 +79,8 @@ def train(options: argparse.Namespace) -> torch.Tensor:
     for epoch in range(options.epochs):
         model.train()
         for batch, labels in loader:
-            loss = F.cross_entropy(model(batch.to(device)), labels.to(device), label_smoothing=SMOOTHING)
+            with autocast():
+                loss = F.cross_entropy(model(batch.to(DEVICE)), labels.to(DEVICE), label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -56,14 +88,47 @@ def train(options: argparse.Namespace) -> torch.Tensor:
             step += 1
             schedule.step_update(step)
         print(f"epoch {epoch}: loss {loss.item():.3f}")
+    return model
+
+
+@torch.inference_mode()
+def fit_head(model: nn.Module, images: Dataset) -> None:
+    """Start the head as logistic regression on the model's features, whose penalty is chosen by cross-validation."""
     model.eval()
-    with torch.inference_mode():
-        found = [model(b.to(device)).argmax(1).cpu() == labels for b, labels in DataLoader(test, 64)]
-    return torch.cat(found)
+    batches = [
+        (model.forward_head(model.forward_features(b.to(DEVICE)), pre_logits=True), y)
+        for b, y in DataLoader(images, 64)
+    ]
+    features, labels = (torch.cat(column).cpu().double() for column in zip(*batches, strict=True))
+    deviation, mean = torch.std_mean(features, dim=0)
+    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": PENALTIES}, scoring="neg_log_loss", cv=5)
+    fitted = search.fit((features - mean) / (deviation + 1e-6), labels.int()).best_estimator_
+    weight = torch.from_numpy(fitted.coef_) / (deviation + 1e-6)
+    bias = torch.from_numpy(fitted.intercept_) - weight @ mean
+    if len(bias) == 1:  # scikit-learn has one output for two classes
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    model.get_classifier().weight.copy_(weight)
+    model.get_classifier().bias.copy_(bias)
+
+
+@torch.inference_mode()
+def recognised(model: nn.Module, images: Dataset) -> torch.Tensor:
+    """Return whether each image is classified correctly."""
+    model.eval()
+    with autocast():
+        return torch.cat([model(b.to(DEVICE)).argmax(1).cpu() == labels for b, labels in DataLoader(images, 64)])
+
+
+def autocast() -> torch.autocast:
+    """Compute in bf16 where the hardware does."""
+    fast = (
+        torch.cuda.is_bf16_supported() if DEVICE == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
+    )
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=fast)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("--model", default="vit_base_patch16_clip_224.openai")

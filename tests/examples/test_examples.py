@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.data import create_transform
 
 import fastft
 from beton_tools.read.parts import Part
@@ -116,15 +118,31 @@ def pictures(tiny: dict[str, str], tmp_path: Path) -> Path:
     return tmp_path / "pics"
 
 
-def test_the_plain_timm_loop_fits_photographs(pictures, tmp_path, run):
-    import timm
-    import torch
-
+def test_the_timm_loop_fits_a_head_chooses_its_augmentation_and_fits_photographs(pictures, tmp_path, run):
     torch.manual_seed(0)
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
-    options = ["--model=test_vit", "--weights=vit.pt", "--image-size=64", "--batch-size=8", "--workers=0", "--epochs=8"]
-    *epochs, last = run("timm_baseline.py", "pics", "pics", *options)
-    assert len(epochs) == 8 and float(re.search(r"top-1 ([\d.]+) %", last)[1]) > 60
+    options = ["--model=test_vit", "--weights=vit.pt", "--image-size=64", "--batch-size=8", "--workers=0", "--epochs=4"]
+    lines = run("timm_baseline.py", "pics", "pics", *options)
+    assert len([line for line in lines if line.startswith("epoch")]) == 3 * 4  # two trials, and all images
+    shares = {line.removeprefix("augmentation: "): float(after.split()[0])
+              for line, after in zip(lines[::6], lines[5::6], strict=True) if line.startswith("augmentation")}  # fmt: skip
+    chosen = next(line for line in lines if line.startswith("all training images")).rpartition(": ")[2]
+    assert len(shares) == 2 and shares[chosen] == max(shares.values())
+    assert float(re.search(r"top-1 ([\d.]+) %", lines[-1])[1]) > 60
+
+
+def test_the_timm_loops_head_starts_as_a_classifier_of_its_features(pictures):
+    from torchvision.datasets import ImageFolder
+
+    program = runpy.run_path(str(ROOT / "examples" / "timm_baseline.py"))
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "test_vit", num_classes=len(list(pictures.iterdir())), img_size=64, global_pool="avg", fc_norm=False
+    )
+    images = ImageFolder(str(pictures), create_transform((3, 64, 64), crop_pct=1.0))
+    before = program["recognised"](model, images).float().mean()
+    program["fit_head"](model, images)
+    assert program["recognised"](model, images).float().mean() > max(0.6, before)
 
 
 @pytest.mark.slow  # the call itself is tested in tests/photos/test_fit.py
