@@ -1,23 +1,92 @@
-"""Tables for docs/measurements/photos.md, which tables.py makes from the runs in results/photos.jsonl.
+"""Tables for docs/measurements/photos.md, which tables.py makes from results/photo_sets.jsonl and results/photos.jsonl.
 
 Each line is a run with one seed: method, image size, epochs, CPU seconds, and `right`, which has 0 or 1 for every test
 image (with the loop's last weights, or our EMA). `probe` is the accuracy in percent of the linear probe from which our
 run started. A linear probe has 0 epochs. A soup has one run's epochs and the seconds of both runs.
+
+photo_sets.jsonl is what photo_runs.py wrote. `images` and `classes` describe the set, `policy` is the augmentation that a
+method chose (a head: its features). The runs in photos.jsonl are older.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from photo_sets import SETS
 from study import shown, trainings
 
 from beton_tools.base.console import markdown_table as markdown
 
 WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
+CONTENDERS = ("head", "opponent", "fastft")  # methods of photo_runs.py
+TRIED: dict[str, tuple[str, str]] = {}
 SHORT, LONG = ("ours", "auto"), ("soup", "auto")  # ways that were measured beside the loop's short and long runs
 Seeds = Mapping[int, Mapping[str, Any]]  # the runs on one set with one method
+
+
+def headline() -> str:
+    """Make a row for every set of photo_sets.py: head, loop, fastft and its gains, with the error of a mean over sets."""
+    rows, gains = [], {}
+    for name, (cheap, loop, ours) in _runs(*CONTENDERS).items():
+        gains[name] = [_gain(ours, loop), _gain(ours, cheap)]
+        row = next(iter(ours.values()))
+        title = (
+            f"{SETS[name].title}, {row['images'][0]} / {row['images'][1]}, {row['classes']}{' *' * SETS[name].judge}"
+        )
+        rows.append([title, *map(_short, (cheap, loop, ours)), *(shown(*gain) for gain in gains[name])])
+    for title, kinds in (("mean", (False, True)), ("mean of the sets with *", (True,))):
+        columns = zip(*(gains[name] for name in gains if SETS[name].judge in kinds), strict=True)
+        rows.append([title, "", "", "", *(shown(*_over_sets(column)) for column in columns)])
+    return markdown(
+        ["set", "best linear head", "timm loop", "fastft", "gain over the loop", "gain over the head"], rows
+    )
+
+
+def headline_setting() -> str:
+    """Say where and when the runs of `headline` were made."""
+    runs = [row for name in _runs(*CONTENDERS).values() for method in name for row in method.values()]
+    facts = {key: ", ".join(sorted({row[key] for row in runs})) for key in ("processor", "date", "commit")}
+    seeds = sorted({len(method) for name in _runs(*CONTENDERS).values() for method in name})
+    return (
+        f"{facts['processor']}, one thread, fp32, {facts['date']}, commit {facts['commit']}; "
+        f"{' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])} of each method."
+    )
+
+
+def choices() -> str:
+    """Make a row for every change that was tried: its gain on the sets that chose, and on the others where it was run."""
+    rows = []
+    for title, (before, after) in TRIED.items():
+        cells = []
+        for judge in (False, True):
+            pairs = {name: pair for name, pair in _runs(before, after).items() if SETS[name].judge == judge}
+            gains = [_gain(*reversed(_same_seeds(*pair))) for pair in pairs.values()]
+            cells.append(f"{shown(*_over_sets(gains))} ({len(gains)} sets)" if len(gains) > 1 else "")
+        rows.append([title, *cells])
+    return markdown(["change", "sets that chose", "judge sets"], rows)
+
+
+def _runs(*methods: str) -> dict[str, list[Seeds]]:
+    """Return the runs of photo_runs.py for each set that has all methods, in the order of SETS."""
+    found = _sets(*methods, file="photo_sets")
+    return {name: found[name] for name in SETS if name in found}
+
+
+def _same_seeds(*runs: Seeds) -> list[Seeds]:
+    both = set.intersection(*(set(seeds) for seeds in runs))
+    return [{seed: row for seed, row in seeds.items() if seed in both} for seeds in runs]
+
+
+def _over_sets(gains: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return (mean, standard error) in points, where the sets are a sample of those that a reader may have."""
+    points = [gain for gain, _ in gains]
+    return fmean(points), float(np.std(points, ddof=1)) / len(points) ** 0.5
+
+
+def _short(seeds: Seeds) -> str:
+    return f"{100 * _right(seeds).mean():.1f} ({_seconds(seeds):.0f} s)"
 
 
 def beside(what: str = "loop", how: str = "", ways: Sequence[str] = SHORT, title: str = "timm loop") -> str:
@@ -58,10 +127,10 @@ def _mean_gain(loop: str, way: str) -> str:
     return shown(*_mean([_gain(ours, base) for base, ours in _sets(loop, way).values()]))
 
 
-def _sets(*methods: str) -> dict[str, list[Seeds]]:
+def _sets(*methods: str, file: str = "photos") -> dict[str, list[Seeds]]:
     """Return the runs for each set that has all methods."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
-    for row in trainings("photos"):
+    for row in trainings(file):
         found.setdefault(row["set"], {}).setdefault(row["method"], {})[row["seed"]] = row
     return {name: [by[m] for m in methods] for name, by in found.items() if by.keys() >= set(methods)}
 

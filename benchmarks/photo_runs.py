@@ -1,0 +1,220 @@
+"""Train contenders on the sets of photo_sets.py and append a line for each run to results/photo_sets.jsonl.
+
+python benchmarks/photo_runs.py SETS --work WORK --methods fastft,opponent,head [--sets hands,rooms] [--seeds 0,1]
+
+Everything is computed in fp32 at 42 px for 10 epochs, in this process; the time is this process's CPU time. A method is
+`head`, `opponent` (examples/timm_baseline.py), `fastft`, or `fastft` with options: `fastft optim.lr=7e-4`. A run whose line
+is there is not repeated. What a line holds is described in photos.py.
+"""
+
+import argparse
+import json
+import runpy
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from photo_sets import SETS
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from beton_tools.base.console import make_console
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.evaluate.evaluation import evaluate_file
+from fastft.evaluate.linear_probe import FrozenTower
+from fastft.evaluate.scores import pooled_features
+from fastft.export.to_timm import NAMES
+from fastft.jobs.demo_files import WEIGHTS, fetch, write_backbone
+from fastft.jobs.run import run_recipe
+from fastft.machine.distributed import connected, find_world
+from fastft.machine.facts import cpu_name
+from fastft.recipe import Recipe, load_recipe
+from fastft.run.run_directory import load_run
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "photo_sets.jsonl"
+SIZE, EPOCHS, BATCH = 42, 10, 32
+TIMM = "vit_small_patch14_dinov2"
+PENALTIES = np.logspace(-1, 5, 13)
+
+
+class Bench:
+    """The converted sets and the weights in a folder that is kept between calls."""
+
+    def __init__(self, sets: Path, work: Path) -> None:
+        self.sets, self.work = sets, work
+        work.mkdir(parents=True, exist_ok=True)
+        self.weights = write_backbone(fetch(WEIGHTS, work), work)
+        self.timm_weights = work / "timm.safetensors"
+        if not self.timm_weights.exists():
+            save_file(to_timm(load_file(self.weights)), self.timm_weights)
+
+    def betons(self, name: str) -> tuple[Path, Path]:
+        """Return the set's (train.beton, test.beton), converted if they are missing."""
+        train, test = (self.work / f"{name}-{split}.beton" for split in ("train", "test"))
+        if not test.exists():
+            here = WriteOptions(workers=0)
+            convert_folder(self.sets / name / "train", train, here, overwrite=True)
+            convert_folder(self.sets / name / "test", test, here, classes_of=train)
+        return train, test
+
+    def recipe(self, name: str, seed: int, options: dict[str, str], folder: Path) -> Recipe:
+        return load_recipe("demo", {
+            "data.train": str(self.betons(name)[0]), "data.hold_out_beton": "false", "model.weights": str(self.weights),
+            "model.image_size": str(SIZE), "schedule.epochs": str(EPOCHS), "train.seed": str(seed), "train.amp": "fp32",
+            "train.run_dir": str(folder), "data.workers": "1", **options,
+        })  # fmt: skip
+
+
+def to_timm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tower's tensors under timm's names."""
+    own = {name.removeprefix("visual."): value for name, value in state.items()}
+    named = {
+        "cls_token": own["class_embedding"].view(1, 1, -1), "pos_embed": own["positional_embedding"][None],
+        "patch_embed.proj.weight": own["conv1.weight"], "patch_embed.proj.bias": torch.zeros_like(own["class_embedding"]),
+        "norm.weight": own["ln_post.weight"], "norm.bias": own["ln_post.bias"],
+    }  # fmt: skip
+    for name, value in own.items():
+        if name.startswith("transformer.resblocks."):
+            _, _, block, part = name.split(".", 3)
+            named[f"blocks.{block}.{NAMES[part]}"] = value
+    return {name: value.contiguous() for name, value in named.items()}
+
+
+# contenders ------------------------------------------------------------------------------------------------------------------
+
+
+def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
+    """Train fastft. `probe`: the accuracy of the linear probe that it starts from."""
+    folder, test = bench.work / "run", bench.betons(name)[1]
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.process_time()
+    run_recipe(bench.recipe(name, seed, options, folder), make_console(quiet=True))
+    cpu = time.process_time() - began
+    right, probe = (evaluate_file(folder, test, "cpu", weights)[1].predictions.right_N for weights in ("auto", "probe"))
+    policy = load_run(folder).recipe.augment.policy
+    epochs = options.get("schedule.epochs", EPOCHS)
+    return {"cpu": cpu, "right": right, "probe": 100 * probe.mean(), "policy": policy, "epochs": epochs}
+
+
+def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
+    """Run examples/timm_baseline.py."""
+    program = runpy.run_path(str(ROOT / "examples" / "timm_baseline.py"))
+    folders = [str(bench.sets / name / split) for split in ("train", "test")]
+    numbers = {"image-size": SIZE, "epochs": EPOCHS, "batch-size": BATCH, "workers": 0, "seed": seed}
+    arguments = [f"--model={TIMM}", f"--weights={bench.timm_weights}", *(f"--{k}={v}" for k, v in numbers.items())]
+    began = time.process_time()
+    with redirect_stdout(StringIO()) as printed:
+        right = program["train"](program["parse"]([*folders, *arguments]))
+    cpu = time.process_time() - began
+    return {
+        "cpu": cpu,
+        "right": right.numpy(),
+        "policy": printed.getvalue().rpartition("augmentation: ")[2].split("\n")[0],
+    }
+
+
+def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
+    """Fit the cheap heads by ridge regression, and take what is best on training images that it was not fitted to.
+
+    There are four: on the patches or also the class token, with or without mirror images.
+    """
+    train, test = bench.betons(name)
+    labels_N, tested_M = Beton.open(train).labels, Beton.open(test).labels
+    best, began = (-1.0, "", np.zeros(0)), time.process_time()
+    for pool in ("patches", "class+patches"):
+        recipe = bench.recipe(
+            name, seed, {"model.pool": pool, "data.num_classes": str(labels_N.max() + 1), **options}, bench.work
+        )
+        with connected(find_world("cpu")) as world:
+            tower = FrozenTower.build(replace(recipe, automatic=frozenset()), world, lambda: False)
+            plain_ND, mirrored_ND, test_MD = (
+                _features(tower, path, m) for path, m in ((train, 0), (train, 1), (test, 0))
+            )
+        for flips in (False, True):
+            accuracy = np.mean([
+                _fit(plain_ND[fitted], mirrored_ND[fitted] if flips else None, labels_N[fitted])
+                .score(plain_ND[kept], labels_N[kept])
+                for fitted, kept in StratifiedKFold(5, shuffle=True, random_state=seed).split(plain_ND, labels_N)
+            ])  # fmt: skip
+            if accuracy > best[0]:
+                model = _fit(plain_ND, mirrored_ND if flips else None, labels_N)
+                best = accuracy, pool + " and flips" * flips, model.predict(test_MD) == tested_M
+    return {"cpu": time.process_time() - began, "right": best[2], "policy": best[1], "epochs": 0}
+
+
+def _features(tower: FrozenTower, path: Path, mirrored: int) -> np.ndarray:
+    with tower.open(BetonSet.open(str(path))) as loader:
+        batches = (replace(b, images=b.images.flip(-1)) if mirrored else b for b in loader)
+        return pooled_features(tower.model, batches, tower.world, tower.precision)[0]
+
+
+def _fit(plain_ND: np.ndarray, mirrored_ND: np.ndarray | None, labels_N: np.ndarray) -> Pipeline:
+    rows, labels = (
+        (plain_ND, labels_N) if mirrored_ND is None else (np.concatenate([plain_ND, mirrored_ND]), np.tile(labels_N, 2))
+    )
+    return make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES)).fit(rows, labels)
+
+
+# the file of results ----------------------------------------------------------------------------------------------------------
+
+METHODS: dict[str, Callable[..., dict[str, Any]]] = {"head": head, "opponent": opponent, "fastft": ours}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="SETS")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--methods", required=True)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(options.folder, options.work)
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"]
+    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    for seed, name, method in product(*(o.split(",") for o in (options.seeds, options.sets, options.methods))):
+        lines = options.out.read_text().splitlines() if options.out.exists() else []
+        if any((r["set"], r["method"], r["seed"]) == (name, method, int(seed)) for r in map(json.loads, lines)):
+            continue
+        kind, *changes = method.split()
+        found = METHODS[kind](bench, name, int(seed), dict(change.split("=", 1) for change in changes))
+        right = found.pop("right").astype(int).tolist()
+        labels = [Beton.open(path).labels for path in bench.betons(name)]
+        row = {
+            "set": name,
+            "images": [len(of_split) for of_split in labels],
+            "classes": int(labels[0].max()) + 1,
+            "method": method,
+            "seed": int(seed),
+            "image_size": SIZE,
+            "epochs": int(found.pop("epochs", EPOCHS)),
+        }
+        row |= {"right": right, **found, "commit": commit, "processor": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+        row |= {key: round(row[key], 2) for key in ("cpu", "probe") if key in row}
+        with options.out.open("a") as file:
+            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        print(
+            f"{name}, {method}, seed {seed}: {100 * np.mean(right):.1f} %, {row['cpu']:.0f} s, {found.get('policy')}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

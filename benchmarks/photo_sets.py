@@ -1,0 +1,253 @@
+"""Build the small image sets that photo_runs.py trains on, from public sources, the same on every machine.
+
+python benchmarks/photo_sets.py SETS --cache CACHE [--cifar10 FOLDER] [name ...]
+
+Each set becomes SETS/NAME/{train,test}/CLASS/*.jpg: RGB, transparency on white, at most 224 pixels on the short side, so
+that all methods read the same pixels and none spends its time on decoding. Wheels, Debian packages and clones are kept in
+CACHE (a clone as CACHE/NAME.git). CIFAR-10 is read from train.parquet and test.parquet in FOLDER, with Hugging Face's
+columns, and is left out without it.
+
+The images of one group (a house, a part) are on one side. Images with equal bytes are used once. A set that came with a
+split keeps it. Sets with `judge` had no part in any choice of a value: they were marked before the first run.
+"""
+
+import argparse
+import hashlib
+import random
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fastft.jobs.demo_files import IMAGES, extract_cells, fetch
+
+SIDE, QUALITY, SEED = 224, 95, 0
+SPLITS = "train", "test"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """content: equal for equal bytes. group: photos of one group are on one side. split: the source's side, or None."""
+
+    label: str
+    read: Callable[[], bytes]
+    content: object
+    group: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """per_class: at most this many (training, test) images of a class. fewest: classes with fewer images are left out."""
+
+    title: str
+    source: str
+    licence: str
+    per_class: tuple[int, int]
+    read: Callable[[Path], Iterable[Photo]]
+    judge: bool = False
+    fewest: int = 20
+
+
+# sources ------------------------------------------------------------------------------------------------------------------
+
+
+def debian(package: str, below: str, skip: str, limit: int = 10**6) -> Callable[[Path], Iterable[Photo]]:
+    """Read the PNG files of a Debian package. The class is the folder below `below`."""
+
+    def read(cache: Path) -> Iterable[Photo]:
+        root = cache / package
+        if not root.exists():
+            subprocess.run(["apt-get", "download", package], cwd=cache, check=True, capture_output=True)
+            (file,) = cache.glob(f"{package}_*.deb")
+            subprocess.run(["dpkg-deb", "-x", file, root], check=True)
+        for path in sorted((root / below).rglob("*.png")):
+            name = path.relative_to(root / below)
+            if len(name.parts) > 1 and not re.search(skip, str(name)) and path.stat().st_size < limit:
+                yield _of_file(name.parts[0], path, str(name))
+
+    return read
+
+
+def github(
+    repository: str, commit: str, pattern: str, group: str = "", splits: dict[str, str] | None = None
+) -> Callable[[Path], Iterable[Photo]]:
+    """Read the files at a commit whose whole path matches `pattern`.
+
+    pattern: its groups are `label`, and perhaps `split`, which `splits` maps to train or test. group: a pattern whose first
+    group identifies the photos that belong together; by default every photo is on its own.
+    """
+
+    def read(cache: Path) -> Iterable[Photo]:
+        git = ["git", f"--git-dir={cache / Path(repository).name}.git"]
+        if not (cache / f"{Path(repository).name}.git").exists():
+            subprocess.run([*git, "init", "--bare", "--quiet"], check=True)
+            address = f"https://github.com/{repository}"
+            subprocess.run([*git, "fetch", "--quiet", "--depth=1", address, commit], check=True)
+        listed = _output([*git, "ls-tree", "-rz", commit])
+        for entry in sorted(listed.decode().split("\0")[:-1], key=lambda e: e.partition("\t")[2]):
+            head, _, path = entry.partition("\t")
+            if (match := re.fullmatch(pattern, path)) is None:
+                continue
+            blob = head.split()[2]
+            show = partial(_output, [*git, "cat-file", "blob", blob])
+            key = re.search(group, path)[1] if group else path  # type: ignore[index]
+            named = match.groupdict()
+            yield Photo(named["label"].strip(), show, blob, key, (splits or {}).get(named.get("split", "")))
+
+    return read
+
+
+def _output(command: list[str]) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def solar_cells(cache: Path) -> Iterable[Photo]:
+    folder = cache / "cells"
+    if not folder.exists():
+        extract_cells(fetch(IMAGES, cache), folder, {"all": 200})
+    for path in sorted(folder.rglob("*.png")):
+        yield _of_file(path.parent.name, path, path.name)
+
+
+def _of_file(label: str, path: Path, group: str) -> Photo:
+    return Photo(label, path.read_bytes, hashlib.sha256(path.read_bytes()).digest(), group)
+
+
+def cifar10(cache: Path) -> Iterable[Photo]:
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    for split in SPLITS:
+        for row in pq.read_table(cache / f"{split}.parquet").to_pylist():
+            data = row["image"]["bytes"]
+            yield Photo(names[row["label"]], partial(bytes, data), data, str(row["image"]["path"]), split)
+
+
+CLIP_ART = (
+    "^(computer|shapes|signs_and_symbols|special|unsorted|logos|buttons|containers|decorations|geography|science)/"
+)
+SETS = {
+    # values may be chosen on these
+    "stamps": PhotoSet(
+        "stamps", "Debian tuxpaint-stamps-default", "GPL-2", (45, 35),
+        debian("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps", "cartoon|mirror|flip|^symbols"), fewest=10,
+    ),
+    "clipart": PhotoSet(
+        "Open Clip Art", "Debian openclipart-png", "public domain", (36, 40),
+        debian("openclipart-png", "usr/share/openclipart/png", CLIP_ART, 500_000), fewest=50,
+    ),
+    "cifar": PhotoSet("CIFAR-10", "CIFAR-10, parquet", "research use", (30, 40), cifar10),
+    "cells": PhotoSet("solar cells", "PyPI elpv-dataset", "CC BY-NC-SA 4.0", (60, 100), solar_cells),
+    "hands": PhotoSet(
+        "hand signs", "GitHub ardamavi/Sign-Language-Digits-Dataset", "CC BY-SA 4.0", (25, 40),
+        github("ardamavi/Sign-Language-Digits-Dataset", "4b09433ef9d5c60602e8805bb54b8aa2428527f8",
+               r"Dataset/(?P<label>\d)/.*\.JPG"),
+    ),
+    "groceries": PhotoSet(
+        "groceries by phone", "GitHub marcusklasson/GroceryStoreDataset", "MIT", (20, 25),
+        github("marcusklasson/GroceryStoreDataset", "fc80ba90f803d79d0383df52c5a4ac5de99ff6fc",
+               r"dataset/(?P<split>train|test)/(?:Fruit|Packages)/(?P<label>[^/]+)/.*\.jpg", "",
+               {"train": "train", "test": "test"}), fewest=55,
+    ),
+    # judge only
+    "clothes": PhotoSet(
+        "clothes", "GitHub alexeygrigorev/clothing-dataset-small", "CC0", (32, 45),
+        github("alexeygrigorev/clothing-dataset-small", "11961516512414bf9f6c150a832cfd21b54a6b54",
+               r"(?P<split>train|validation|test)/(?P<label>[^/]+)/.*\.jpg", "",
+               {"train": "train", "validation": "test", "test": "test"}), judge=True,
+    ),
+    "rooms": PhotoSet(
+        "rooms of houses", "GitHub emanhamed/Houses-dataset", "research use", (75, 100),
+        github("emanhamed/Houses-dataset", "5e148219500558089cf5cf121b626b17fdde9b92",
+               r"Houses Dataset/\d+_(?P<label>[a-z]+)\.jpg", r"/(\d+)_"), judge=True,
+    ),
+    "tiles": PhotoSet(
+        "magnetic tiles", "GitHub abin24/Magnetic-tile-defect-datasets.", "research use", (50, 55),
+        github("abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf76023873043ffd50655",
+               r"MT_(?P<label>[A-Za-z]+)/Imgs/.*\.jpg"), judge=True,
+    ),
+    "flowers": PhotoSet(
+        "flowers", "GitHub martinwestin/flower_classification (Flickr)", "CC BY", (60, 80),
+        github("martinwestin/flower_classification", "c169e7e4038bc0e0e2fe80090b6dc8919539816f",
+               r"flowers/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    ),
+    "waste": PhotoSet(
+        "waste", "GitHub congduytran12/Trash-Classification- (TrashNet)", "MIT", (55, 65),
+        github("congduytran12/Trash-Classification-", "00212f2c18dcdb9045c74481eaae5baaf72537df",
+               r"dataset-resized/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    ),
+}  # fmt: skip
+
+
+# the folders ----------------------------------------------------------------------------------------------------------------
+
+
+def build(name: str, folder: Path, cache: Path) -> dict[str, int]:
+    """Write a set's folder. Returns the number of images by split."""
+    made, counts = SETS[name], dict.fromkeys(SPLITS, 0)
+    by_class: dict[str, list[Photo]] = defaultdict(list)
+    seen: set[object] = set()
+    for photo in made.read(cache):
+        if photo.content not in seen:
+            seen.add(photo.content)
+            by_class[photo.label].append(photo)
+    for label, photos in sorted(by_class.items()):
+        if len(photos) < made.fewest:
+            continue
+        random.Random(f"{SEED}/{name}/{label}").shuffle(photos)
+        for split, most in zip(SPLITS, made.per_class, strict=True):
+            mine = [photo for photo in photos if (photo.split or _side(photo.group, made.per_class)) == split][:most]
+            for number, photo in enumerate(mine):
+                _write(photo.read(), folder / split / label / f"{number:03}.jpg")
+            counts[split] += len(mine)
+    return counts
+
+
+def _side(group: str, per_class: tuple[int, int]) -> str:
+    """Return the side of all photos of a group, drawn with the shares of `per_class`."""
+    drawn = int.from_bytes(hashlib.sha256(f"{SEED}/{group}".encode()).digest()[:4], "big")
+    return SPLITS[drawn >= 2**32 * per_class[0] / sum(per_class)]
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opened = Image.open(BytesIO(data))
+    if opened.mode in ("RGBA", "LA", "P", "PA") or "transparency" in opened.info:
+        shown = opened.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    else:
+        image = opened.convert("RGB")
+    if (ratio := min(image.size) / SIDE) > 1:
+        width, height = (max(1, round(length / ratio)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image.save(path, quality=QUALITY, subsampling=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(SETS)}; default: all")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cifar10", type=Path)
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    for name in options.names or SETS:
+        out, partial = options.folder / name, options.folder / f"{name}.partial"
+        if name == "cifar" and options.cifar10 is None:
+            print("cifar: left out; it needs --cifar10=FOLDER")
+        elif not out.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            counts = build(name, partial, options.cifar10 if name == "cifar" else options.cache)
+            partial.rename(out)
+            print(f"{name}: {counts}, {len(list((out / 'train').iterdir()))} classes", flush=True)
+
+
+if __name__ == "__main__":
+    main()
