@@ -265,6 +265,8 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
 
 
 def _check_state(document: Any, resumable: bool) -> State:
+    if isinstance(document, dict) and document.get("scaler") == {}:  # how version 1 said at first that there is none
+        document = document | {"scaler": None}
     state: State = check(STATE, document, State)
     _check_arch(state.arch)
     if resumable and state.progress is None:

@@ -1,10 +1,12 @@
 """A checkpoint is complete under its name or absent; damage is found when it is read; nothing is unpickled."""
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import asdict
 
 import pytest
@@ -39,6 +41,17 @@ def test_a_checkpoint_without_checksums_is_damaged(tmp_path):
     (tmp_path / "step-00000001" / CHECKSUMS).unlink()
     with pytest.raises(Damaged, match=r"no checksums\.json"):
         read_checkpoint(tmp_path / "step-00000001")
+
+
+def test_an_empty_scaler_is_none(tmp_path):
+    """Runs in fp32 and bf16 wrote it at first."""
+    path = tmp_path / "step-00000001"
+    write_checkpoint(path, STATE, WEIGHTS)
+    text = json.dumps(json.loads((path / "state.json").read_text()) | {"scaler": {}})
+    (path / "state.json").write_text(text)
+    checksums = json.loads((path / CHECKSUMS).read_text()) | {"state.json": f"{zlib.crc32(text.encode()):08x}"}
+    (path / CHECKSUMS).write_text(json.dumps(checksums))
+    assert read_checkpoint(path).state.scaler is None
 
 
 def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path):
