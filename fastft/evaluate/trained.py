@@ -15,8 +15,17 @@ from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, PROBE
-from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
-from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores, stored_thresholds
+from fastft.run.checkpoint import (
+    Checkpoint,
+    Damaged,
+    State,
+    check_tensors,
+    forms,
+    is_checkpoint,
+    read_checkpoint,
+    stored_recipe,
+)
+from fastft.run.chosen_weights import PROBE_HEAD, ChosenWeights, find_weights, stored_scores, stored_thresholds
 from fastft.run.evaluations import BestBy, Scores
 from fastft.run.prediction_metrics import EVEN, deciding_score
 from fastft.run.run_directory import with_moved_data
@@ -35,6 +44,7 @@ class Trained:
     class_counts: list[int]  # training images by label
     weights: str  # describes the weights in words
     kind: str  # "raw", "ema" or "probe"; for the best epoch, the kind that it was chosen by
+    state: State | None = None  # the checkpoint's state; zero-shot models have none
     scores: Scores | None = None  # on the run's validation images, if there are any
     is_adjusted: bool = False  # corrected for class sizes, so not the model that was evaluated in training
     temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
@@ -74,9 +84,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     Raises:
         UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
     """
-    chosen = find_weights(checkpoint, weights)
-    read = read_probe if chosen.kind == PROBE else read_model
-    model, recipe, stored = read(chosen.path, chosen.stem)
+    chosen, (model, recipe, stored) = _find_and_read(checkpoint, weights)
     recipe = with_moved_data(recipe, stored.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = stored.state.class_counts, stored_scores(stored, chosen.kind)
@@ -85,9 +93,20 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     if multi_label and len(thresholds) != classes:
         raise Damaged(stored.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
-        model, recipe, stored.state.classes, stored.path, counts, chosen.description, chosen.kind, scores,
+        model, recipe, stored.state.classes, stored.path, counts, chosen.description, chosen.kind, stored.state, scores,
         temperature=None if scores is None else scores.temperature, thresholds=thresholds,
     )  # fmt: skip
+
+
+def _find_and_read(path: Path, weights: str) -> tuple[ChosenWeights, tuple[ImageClassifier, Recipe, Checkpoint]]:
+    """Choose weights and read them. A run that trains meanwhile may remove the chosen checkpoint: then choose again."""
+    while True:
+        try:
+            chosen = find_weights(path, weights)
+            return chosen, (read_probe if chosen.kind == PROBE else read_model)(chosen.path, chosen.stem)
+        except Damaged as error:
+            if error.path.exists() or is_checkpoint(path):
+                raise
 
 
 def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:

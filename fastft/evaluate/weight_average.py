@@ -27,7 +27,7 @@ from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
 from fastft.run.average_record import AverageRecord, AverageRow, FileFigures
 from fastft.run.checkpoint import State as CheckpointState
-from fastft.run.checkpoint import read_checkpoint, write_checkpoint
+from fastft.run.checkpoint import write_checkpoint
 from fastft.run.chosen_weights import STEMS
 from fastft.run.evaluations import SCORE_NAMES
 from fastft.run.json_files import write_document
@@ -264,7 +264,8 @@ def check_out(out: Path) -> None:
 
 def write_average(average: Average, trained: Trained, out: Path) -> None:
     """Write the folder with a checkpoint and `average.json`. It appears only when it is complete."""
-    state = CheckpointState.of(read_checkpoint(trained.path, needed=()).state, average=average.record())
+    assert trained.state is not None, "only checkpoints are averaged"
+    state = CheckpointState.of(trained.state, average=average.record())
     with report_disk_errors(out, "nothing is kept"), scratch_folder(out) as parent:
         folder = parent / out.name
         write_checkpoint(folder, state, {STEMS[RAW]: average.state})

@@ -13,7 +13,6 @@ from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
 from fastft.run.average_record import AverageRecord
-from fastft.run.checkpoint import read_checkpoint
 from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 
 FEW_CLASSES = 20  # the card lists up to this many class names; longer lists are only in the files
@@ -89,7 +88,8 @@ def _temperature(trained: Trained) -> str:
 
 def _metrics(trained: Trained) -> str:
     """Return the accuracy stored in the checkpoint. Only checkpoints at the end of an evaluated epoch have one."""
-    state = read_checkpoint(trained.path, needed=()).state
+    state = trained.state
+    assert state is not None, "only checkpoints are exported"
     if trained.is_adjusted:
         return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
     if state.average is not None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -15,14 +16,32 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
+from fastft.evaluate import trained
 from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.run_predictions import predict_validation
 from fastft.evaluate.trained import load_trained
+from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run
+from tests.refusals import refuses
 from tests.train.runs import run
 from tests.written import write_crops
 
 CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
+
+
+def test_a_checkpoint_that_a_run_removes_while_it_is_read_is_chosen_again(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    older, newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-2:]
+    truly_read = trained.read_model
+
+    def read_model(path, stem):
+        shutil.rmtree(newest, ignore_errors=True)
+        return truly_read(path, stem)
+
+    monkeypatch.setattr(trained, "read_model", read_model)
+    assert load_trained(tmp_path / "run", torch.device("cpu"), "raw").path == older
+    with refuses(f"checkpoint .*{newest.name} is damaged"):
+        load_trained(newest, torch.device("cpu"))
 
 
 def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model):
