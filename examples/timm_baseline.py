@@ -25,14 +25,10 @@ from torchvision.datasets import ImageFolder
 
 LR, WEIGHT_DECAY, LAYER_DECAY, WARMUP, SMOOTHING, CLIP = 3e-4, 0.05, 0.7, 0.1, 0.1, 1.0
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1)  # inverse, as scikit-learn counts them
-AUGMENTATION = {
-    "RandAugment and crops": {"scale": (0.5, 1), "auto_augment": "rand-m9-mstd0.5-inc1"},
-    "none": {"no_aug": True},
-}
+AUGMENTATION = {"scale": (0.5, 1), "auto_augment": "rand-m9-mstd0.5-inc1"}
 
 posterize = auto_augment.posterize  # timm asks for 0 bits at magnitude 10, which Pillow 13 refuses
 auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **options: posterize(image, max(1, bits))
-
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -43,22 +39,20 @@ def train(options: argparse.Namespace) -> torch.Tensor:
     seen = {"input_size": (3, options.image_size, options.image_size), "mean": config.mean, "std": config.std}
     plain = create_transform(**seen, crop_pct=1.0, interpolation="bicubic")
     unchanged, test = ImageFolder(options.train, plain), ImageFolder(options.test, plain)
-    augmented = {
-        name: ImageFolder(options.train, create_transform(**seen, is_training=True, interpolation="bicubic", **how))
-        for name, how in AUGMENTATION.items()
-    }
+    augmented = create_transform(**seen, is_training=True, interpolation="bicubic", **AUGMENTATION)
+    ways = {"RandAugment and crops": ImageFolder(options.train, augmented), "none": unchanged}
     fitted, held_out = train_test_split(
         range(len(unchanged)), test_size=0.2, stratify=unchanged.targets, random_state=options.seed
     )
     trials = {}
-    for name, images in augmented.items():
+    for name, images in ways.items():
         print(f"augmentation: {name}")
         model = fit(options, Subset(images, fitted), Subset(unchanged, fitted), len(unchanged.classes))
         trials[name] = recognised(model, Subset(unchanged, held_out)).float().mean().item()
         print(f"{100 * trials[name]:.1f} % of {len(held_out)} training images that were held out")
     best = max(trials, key=lambda name: trials[name])
     print(f"all training images, augmentation: {best}")
-    return recognised(fit(options, augmented[best], unchanged, len(unchanged.classes)), test)
+    return recognised(fit(options, ways[best], unchanged, len(unchanged.classes)), test)
 
 
 def fit(options: argparse.Namespace, images: Dataset, unchanged: Dataset, classes: int) -> nn.Module:
