@@ -19,7 +19,7 @@ from rich.status import Status
 from rich.text import Text
 
 from beton_tools.base.cgroup import usable_cpus
-from beton_tools.base.console import compact_table, format_duration, print_table
+from beton_tools.base.console import compact_table, format_duration, print_table, printable
 from beton_tools.base.errors import UserError
 from fastft import __version__
 from fastft.bench import BENCHES, harness
@@ -80,7 +80,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
     page = path.with_suffix(".html")
     write_bench_page([result], page)
     for written in (path, page):
-        console.print(str(written), highlight=False)
+        console.print(printable(str(written)), highlight=False, soft_wrap=True)
     return result
 
 

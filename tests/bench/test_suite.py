@@ -1,5 +1,7 @@
 """`fastft bench`: a file of the documented form, a table with its numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from beton_tools.base.errors import UserError
@@ -69,17 +71,19 @@ def test_a_quick_run_stores_what_it_prints_and_another_adds_to_it(tmp_path, phot
 
 
 @pytest.mark.slow
-def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs_only, capsys):
-    own = tmp_path / "my_loader.py"
-    own.write_text("def make(folder, size, batch):\n    return [[0] * batch] * 3\n")
-    assert main(["bench", "all", "--quick", "--contender", f"{own}:make", "--out", str(tmp_path)]) == 0
-    result = read_result(tmp_path / "all.json")
+def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs_only, capsys, monkeypatch):
+    """The other peers are measured by tests of their own: each is a process that imports torch, in every measure."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_loader.py").write_text("def make(folder, size, batch):\n    return [[0] * batch] * 3\n")
+    few = ["--quick", "--rounds", "1", "--count", "4", "--peers", "timm,ffcv"]
+    assert main(["bench", "all", *few, "--contender", "my_loader.py:make", "--out", "out"]) == 0
+    result = read_result(tmp_path / "out/all.json")
     check_printed(result, capsys.readouterr().out)
     assert {m.bench for m in result.measures} == set(BENCHES)
     assert {plan.key for plan in planned("all")} <= {m.key for m in result.measures}
     contenders = [c for m in result.measures for case in m.cases for c in case.contenders]
     assert all((c.skipped or "not installed").startswith("not installed") for c in contenders)
-    assert f"{own}:make" in {c.name for c in contenders}
+    assert "my_loader.py:make" in {c.name for c in contenders}
     assert any(note.startswith("End to end on this machine, ") for note in result.notes)
 
 
