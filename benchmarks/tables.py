@@ -130,7 +130,7 @@ def main() -> None:
         new |= {IMAGES / f"{name}-{theme}.svg": draw(results, theme) for theme in ("light", "dark")}
     stale = [path for path, text in new.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check and stale:
-        sys.exit(f"out of date: {', '.join(p.name for p in stale)}; run: python benchmarks/tables.py")
+        sys.exit(f"out of date: {', '.join(p.name for p in stale)}. Run: python benchmarks/tables.py")
     for path in stale:
         path.write_text(new[path], encoding="utf-8")
 

@@ -54,7 +54,7 @@ def main() -> None:
         pipelines={"image": image, "label": label},
     )
     if len(loader) == 0:
-        parser.error(f"{args.train} has fewer images than a batch, {args.batch_size}; give a smaller --batch-size")
+        parser.error(f"{args.train} has fewer images than a batch, {args.batch_size}. Give a smaller --batch-size")
     for epoch in range(args.epochs):
         began, count = perf_counter(), 0
         for images, _ in loader:

@@ -81,7 +81,7 @@ def imagenet_sample() -> Path:
     """Folder of real ImageNet training images, `<wnid>/*.JPEG`."""
     folder = Path(os.environ.get("FASTFT_IMAGENET_SAMPLE", "../shared/data/imagenet-sample"))
     if not folder.is_dir():
-        pytest.skip("no ImageNet sample; set FASTFT_IMAGENET_SAMPLE to a folder of <wnid>/*.JPEG")
+        pytest.skip("no ImageNet sample. Set FASTFT_IMAGENET_SAMPLE to a folder of <wnid>/*.JPEG")
     return folder
 
 

@@ -116,13 +116,13 @@ def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directorie
         reason = f"no permission to write into {folder}"
     else:
         return
-    raise UserError(f"{path}: cannot be written ({reason}); give another path")
+    raise UserError(f"{path}: cannot be written ({reason}). Give another path")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Refuse to replace an existing file, which may belong to the user, unless `overwrite` is set."""
     if not overwrite and os.path.lexists(path):
-        raise UserError(f"{path} exists; give another path, or replace it with --overwrite (in Python overwrite=True)")
+        raise UserError(f"{path} exists. Give another path, or replace it with --overwrite (in Python overwrite=True)")
 
 
 def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
@@ -175,7 +175,7 @@ def save_picture(path: Path, save: Callable[[Path], object]) -> None:
         with atomic_output(path) as partial:
             save(partial)
     except ValueError as error:
-        raise UserError(f"{path}: cannot be written ({error}); give a file name that ends in .png") from error
+        raise UserError(f"{path}: cannot be written ({error}). Give a file name that ends in .png") from error
 
 
 def sync(path: Path) -> None:

@@ -199,7 +199,7 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
             return 0  # the reader of our output, such as head, has what it wanted
         show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
     else:
-        show("not enough memory; give the command more, or fewer workers" if isinstance(error, MemoryError) else error)
+        show("not enough memory. Give the command more, or fewer workers" if isinstance(error, MemoryError) else error)
     return EXIT_BAD_INPUT
 
 
@@ -217,7 +217,7 @@ def start_command(program: str) -> bool:
     try:
         Path.cwd()
     except OSError:
-        print_error(program, "the working directory was removed; change to another one")
+        print_error(program, "the working directory was removed. Change to another one")
         return False
     return True
 

@@ -201,4 +201,4 @@ def check_colour(option: str, text: str) -> None:
     try:
         ImageColor.getrgb(text)
     except ValueError:
-        raise UserError(f"{option} cannot be {text!r}; give a colour such as white or '#808080'") from None
+        raise UserError(f"{option} cannot be {text!r}. Give a colour such as white or '#808080'") from None

@@ -8,7 +8,7 @@ from beton_tools.base.errors import UserError
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdigit()):
-        raise UserError(f"{name} is {text!r}, expected a whole number; start with torchrun, which sets it, or unset it")
+        raise UserError(f"{name} is {text!r}, expected a whole number. Start with torchrun, which sets it, or unset it")
     return int(text)
 
 
@@ -19,10 +19,10 @@ def check_environment() -> None:
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise UserError(
-                f"WORLD_SIZE is {world_size()}, but {name} is not set; start with torchrun, which sets both, or unset WORLD_SIZE"
+                f"WORLD_SIZE is {world_size()}, but {name} is not set. Start with torchrun, which sets both, or unset WORLD_SIZE"
             )
     if rank() >= world_size():
-        raise UserError(f"RANK is {rank()}, expected less than WORLD_SIZE, {world_size()}; start with torchrun")
+        raise UserError(f"RANK is {rank()}, expected less than WORLD_SIZE, {world_size()}. Start with torchrun")
 
 
 def rank() -> int:

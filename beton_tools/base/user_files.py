@@ -78,7 +78,7 @@ def stat_path(path: StrPath) -> os.stat_result:
         encoding = sys.getfilesystemencoding()
         if encoding == "utf-8":
             raise OSError(0, f"not a valid path: {error}", os.fspath(path)) from error
-        reason = f"the locale's encoding, {encoding}, has no such name; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        reason = f"the locale's encoding, {encoding}, has no such name. Set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         raise OSError(0, reason, os.fspath(path)) from error
     except ValueError as error:
         raise OSError(0, f"not a valid path: {error}", os.fspath(path)) from error
@@ -118,7 +118,7 @@ def open_own(path: StrPath, flags: int) -> int:
         UserError: Something other than a regular file has this name.
         OSError: The file cannot be opened.
     """
-    refused = UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
+    refused = UserError(f"{os.fspath(path)}: not a regular file. Remove it, or use another folder")
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -180,8 +180,8 @@ def read_user_text(path: StrPath, max_bytes: int, expected: str = "a readable fi
     try:
         return read_user_file(path, max_bytes, expected).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); give {expected}") from error
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Give {expected}") from error
 
 
 def _unreadable(path: StrPath, error: OSError, expected: str) -> UserError:
-    return UserError(f"{os.fspath(path)}: cannot be read ({error.strerror or error}); give {expected}")
+    return UserError(f"{os.fspath(path)}: cannot be read ({error.strerror or error}). Give {expected}")

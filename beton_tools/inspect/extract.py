@@ -66,7 +66,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
-            f"{beton.path}: has {len(beton)} samples, its manifest {manifest.num_samples}; delete the manifest"
+            f"{beton.path}: has {len(beton)} samples, its manifest {manifest.num_samples}. Delete the manifest"
         )
     folders = _class_folders(manifest.classes) if manifest is not None else []
     for sample_id in ids:
@@ -77,7 +77,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         with report_disk_errors(f"{path}:", "give another --out"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.is_symlink():
-                raise UserError(f"{path.parent}: a link, not a folder; remove it, or give another --out")
+                raise UserError(f"{path.parent}: a link, not a folder. Remove it, or give another --out")
             with atomic_path(path) as partial:
                 if beton.modes[sample_id] == RAW_MODE:
                     Image.fromarray(decode_sample(beton, sample_id)).save(partial)
@@ -124,7 +124,7 @@ def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], colu
     columns = min(columns, len(ids))
     if -(-len(ids) // columns) * columns * (cell + _GAP) * (cell + _GAP + 2 * _LINE) > _MAX_PIXELS:
         raise UserError(
-            f"a sheet of {len(ids):,} images of {cell} pixels has more than {_MAX_PIXELS:,} pixels; reduce --limit or --cell"
+            f"a sheet of {len(ids):,} images of {cell} pixels has more than {_MAX_PIXELS:,} pixels. Reduce --limit or --cell"
         )
     cells = []
     for sample_id in ids:

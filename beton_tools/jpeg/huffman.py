@@ -97,7 +97,7 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
             counts[length] += symbols.size
             spec.values[table, total : total + symbols.size] = symbols
             return
-    raise JpegError("a Huffman table of this JPEG has no room for a code that the index needs; re-encode it")
+    raise JpegError("a Huffman table of this JPEG has no room for a code that the index needs. Re-encode it")
 
 
 def derive(spec: Spec, used: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
     rows, per_row = segment_grid(src, head)
     ends = np.empty(rows * per_row, np.int64)
     if rows == 0 or not _ends(src, head, ends):
-        raise JpegError("the crop index does not match the JPEG; write the file again")
+        raise JpegError("the crop index does not match the JPEG. Write the file again")
     starts = np.concatenate([[head.scan_at], ends[:-1] + 2])
     return np.stack([starts, ends], axis=-1).reshape(rows, per_row, 2)
 

@@ -46,7 +46,7 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     src = as_bytes_array(jpeg)
     head = parse(src)
     if not head.single_scan or head.sof == markers.SOF_PROGRESSIVE:
-        raise JpegError("a progressive or multi-scan JPEG cannot be indexed; re-encode it")
+        raise JpegError("a progressive or multi-scan JPEG cannot be indexed. Re-encode it")
     if interval is None:
         interval = choose_interval(head, src.size - head.scan_at)
     elif index.mcu_grid(head)[1] % interval:
@@ -100,7 +100,7 @@ def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
     scan = src[head.sos_at + 5 :][: 2 * head.components].tobytes()
     ids, spectral = frame[::3], src[head.scan_at - 3 : head.scan_at].tobytes()
     if scan[::2] != ids or len(set(ids)) != head.components:
-        raise JpegError("the scan of this JPEG does not list its components in order; re-encode it")
+        raise JpegError("the scan of this JPEG does not list its components in order. Re-encode it")
     blocks = []
     for component, (factors, tables) in enumerate(zip(frame[1::3], scan[1::2], strict=True)):
         count = 1 if head.components == 1 else (factors >> 4) * (factors & 15)

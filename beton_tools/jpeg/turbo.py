@@ -46,7 +46,7 @@ def open_library() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(find_library() or "libturbojpeg.so.0")
     except OSError as error:
-        raise UserError(f"cannot load libturbojpeg ({error}); install it: apt-get install libturbojpeg0") from error
+        raise UserError(f"cannot load libturbojpeg ({error}). Install it: apt-get install libturbojpeg0") from error
 
 
 _library = open_library()

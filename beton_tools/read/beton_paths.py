@@ -34,14 +34,14 @@ def find_betons(data: BetonPaths) -> list[Path]:
     folder = next(filter(os.path.isdir, paths), None)
     if folder is not None:
         raise UserError(
-            f"{folder} is a folder, not a .beton; write its images to one with fastft convert folder --data {folder} "
+            f"{folder} is a folder, not a .beton. Write its images to one with fastft convert folder --data {folder} "
             f"--out {folder.name}.beton, in Python with beton_tools.write.convert.convert_folder"
         )
     if not paths:
-        raise UserError("no .beton file is named; give a file, or a quoted pattern such as 'train-*.beton'")
+        raise UserError("no .beton file is named. Give a file, or a quoted pattern such as 'train-*.beton'")
     twice = next((path for k, path in enumerate(paths) if path in paths[:k]), None)
     if twice is not None:
-        raise UserError(f"{twice}: named twice; name each file once")
+        raise UserError(f"{twice}: named twice. Name each file once")
     return paths
 
 

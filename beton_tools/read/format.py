@@ -163,7 +163,7 @@ class Beton(SampleTable):
                 raise UserError(f"{path}: its tables are larger than the memory") from error
             except ValueError as error:
                 raise UserError(
-                    f"{path}: not a complete .beton file ({error}); write it again with `fastft convert`"
+                    f"{path}: not a complete .beton file ({error}). Write it again with `fastft convert`"
                 ) from error
 
     @property
@@ -215,7 +215,7 @@ class Beton(SampleTable):
 
     def _changed(self, what: str) -> UserError:
         return UserError(
-            f"{self.path}: changed while it was in use ({what}); restore it, or write it again with `fastft convert`"
+            f"{self.path}: changed while it was in use ({what}). Restore it, or write it again with `fastft convert`"
         )
 
     def identity(self) -> int:
@@ -293,7 +293,7 @@ def _read_header(path: Path, file: BufferedReader, file_size: int) -> np.void:
     header = _read_array(file, HEADER_DTYPE, 1)[0]
     if header["version"] != VERSION:
         what = f"its first bytes state version {header['version']}"
-        raise UserError(f"{path}: not a .beton file of version {VERSION} ({what}); write one with `fastft convert`")
+        raise UserError(f"{path}: not a .beton file of version {VERSION} ({what}). Write one with `fastft convert`")
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
     require(page_size.bit_count() == 1, f"page size {page_size} is not a power of two")
     require(table > 0, "its writer was interrupted")  # FFCV's writer sets it last

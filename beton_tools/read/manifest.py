@@ -78,7 +78,7 @@ class Manifest:
             return _unpack_names(self.packed_names, self.num_samples)
         except (ValueError, KeyError, MemoryError, zlib.error) as error:
             raise UserError(
-                f"the names in the manifest are damaged ({error}); write the .beton again, or delete its manifest"
+                f"the names in the manifest are damaged ({error}). Write the .beton again, or delete its manifest"
             ) from error
 
     @property
@@ -123,7 +123,7 @@ class Manifest:
         try:
             return _from_json(str(path), json.loads(data))
         except (ValueError, RecursionError, MemoryError) as error:
-            raise UserError(f"{path}: not a manifest ({error}); write the .beton again, or delete this file") from error
+            raise UserError(f"{path}: not a manifest ({error}). Write the .beton again, or delete this file") from error
 
     def save(self, path: Path) -> None:
         """Write the file atomically. Raises UserError if the disk is full or the folder is not writable."""

@@ -35,7 +35,7 @@ class Part:
             if 1 <= part.number <= part.count:
                 return part
         raise UserError(
-            f"--part cannot be {text[:_SHOWN]}; give NUMBER/COUNT, such as 1/16 to 16/16, and at most {_MAX_DIGITS} digits each"
+            f"--part cannot be {text[:_SHOWN]}. Give NUMBER/COUNT, such as 1/16 to 16/16, and at most {_MAX_DIGITS} digits each"
         )
 
     def path(self, whole: Path) -> Path:
@@ -52,6 +52,6 @@ class Part:
             UserError: There are fewer images than parts.
         """
         if len(order) < self.count:
-            raise UserError(f"--part {self}: there are only {len(order)} images; use at most as many parts")
+            raise UserError(f"--part {self}: there are only {len(order)} images. Use at most as many parts")
         begin, end = (len(order) * k // self.count for k in (self.number - 1, self.number))
         return order[begin:end]

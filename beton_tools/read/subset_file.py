@@ -64,7 +64,7 @@ class SubsetFile:
         for stored, beton in zip(self.files, betons, strict=True):
             if FileIdentity.of(beton).content != stored.content:
                 raise UserError(
-                    f"{beton.path} has changed since {path} was made of it; restore the file, or make the subset again"
+                    f"{beton.path} has changed since {path} was made of it. Restore the file, or make the subset again"
                 )
 
 
@@ -79,7 +79,7 @@ def read_subset_file(path: Path) -> SubsetFile:
     try:
         return _from_json(str(path), json.loads(data))
     except (ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: not a subset file ({error}); run the same fastft train again") from error
+        raise UserError(f"{path}: not a subset file ({error}). Run the same fastft train again") from error
 
 
 def used_files(data: str) -> tuple[list[str], str]:

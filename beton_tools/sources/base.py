@@ -91,13 +91,13 @@ class Source(ABC):
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
-            raise UserError(f"{self.title}: {len(self.classes):,} classes; give at most {MAX_CLASSES:,}")
+            raise UserError(f"{self.title}: {len(self.classes):,} classes. Give at most {MAX_CLASSES:,}")
         lengths = np.diff(self.names.offsets)
         if lengths.max(initial=0) > MAX_NAME_BYTES:
             name = self.names[int(lengths.argmax())]
             raise UserError(
-                f"{self.title}: the name of an image has {lengths.max():,} bytes ({name[:40]}...); "
-                f"rename it to at most {MAX_NAME_BYTES:,} bytes"
+                f"{self.title}: the name of an image has {lengths.max():,} bytes ({name[:40]}...). "
+                f"Rename it to at most {MAX_NAME_BYTES:,} bytes"
             )
 
     @property
@@ -276,7 +276,7 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
 
 def no_labels(folder: object, instead: str) -> UserError:
     """Return the error for images that are not labelled by class folders. `instead` says how else to label them."""
-    return UserError(f"{folder}: images without labels; put them into one folder per class, or {instead}")
+    return UserError(f"{folder}: images without labels. Put them into one folder per class, or {instead}")
 
 
 def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -284,7 +284,7 @@ def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | 
     classes = tuple(classes or map(str, range(highest + 1)))
     if highest >= len(classes):
         raise UserError(
-            f"{root}: label {highest}, but there are only {len(classes)} classes; correct the label or the list of classes"
+            f"{root}: label {highest}, but there are only {len(classes)} classes. Correct the label or the list of classes"
         )
     return classes
 

@@ -66,11 +66,11 @@ def open_source(
     if split is not None:
         places = find_split(path, split)
         if places is None:
-            raise UserError(f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts")
+            raise UserError(f"{path}: no {split} images found. See `fastft convert imagenet --help` for the layouts")
         return _open(path, places, classes)
     matches = _matches(path)
     if matches is None and not path.exists():
-        raise UserError(f"{path}: no such file or folder; set --data to the images")
+        raise UserError(f"{path}: no such file or folder. Set --data to the images")
     if matches is None:
         return _open(path, [path], classes, single, class_indices)
     if not matches:
@@ -101,7 +101,7 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
         hint = "the folder of the data set"
         if isinstance(root, RemotePath):
             hint += ", s3://BUCKET/FOLDER for example; for web servers use `fastft convert folder`"
-        raise UserError(f"{root}: no such folder; set --data to {hint}")
+        raise UserError(f"{root}: no such folder. Set --data to {hint}")
     names = _SPLIT_NAMES[split]
     for candidate in (root / parent / name for parent in _SPLIT_PARENTS for name in names):
         if candidate.is_dir():
@@ -147,7 +147,7 @@ def _open(
             return _open_tars(root, paths, classes)
     except OSError as error:
         raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
-    raise UserError(f"{paths[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these")
+    raise UserError(f"{paths[0]}: not a folder, .tar, .parquet or .csv. Unpack it, or convert it to one of these")
 
 
 def _open_prefix(folder: RemotePath, classes: Sequence[str] | None, single: bool) -> Source:
@@ -171,7 +171,7 @@ def _open_folder(folder: Path, classes: Sequence[str] | None, single: bool) -> S
         archive = next((path for path in shards if not _is_path_table(path)), None)
         if archive is not None:
             raise UserError(
-                f"{folder}: contains both class folders and archives ({archive.name}); move one of the two elsewhere"
+                f"{folder}: contains both class folders and archives ({archive.name}). Move one of the two elsewhere"
             )
     num_direct = sum(map(is_image_name, files))
     if num_direct and not _has_class_images(folder):
@@ -180,8 +180,8 @@ def _open_folder(folder: Path, classes: Sequence[str] | None, single: bool) -> S
     source = folder_source(folder, classes)
     if num_direct > len(source.names):
         raise UserError(
-            f"{folder}: contains {num_direct} images directly and {len(source.names)} in class folders; "
-            "move one of the two elsewhere"
+            f"{folder}: contains {num_direct} images directly and {len(source.names)} in class folders. "
+            "Move one of the two elsewhere"
         )
     return source
 
@@ -203,7 +203,7 @@ def _open_tables(root: SourcePath, files: Sequence[SourcePath], classes: Sequenc
         return source
     if len(splits := sorted(set(columns_of(tables).splits or ()))) > 1:
         raise UserError(
-            f"{files[0]}: lists images of {', '.join(splits)}; write a table for each of them (fastft train photos reads "
+            f"{files[0]}: lists images of {', '.join(splits)}. Write a table for each of them (fastft train photos reads "
             "such a table as it is)"
         )
     return source
@@ -224,7 +224,7 @@ def _first_names(tar: SourcePath, count: int) -> list[str]:
     with open_source_file(tar, "a .tar file") as file:
         names = [member.name for member, _ in zip(members(file, tar), range(count), strict=False)]
     if not names:
-        raise UserError(f"{tar}: the archive is empty; download it again")
+        raise UserError(f"{tar}: the archive is empty. Download it again")
     return names
 
 
@@ -234,6 +234,6 @@ def _check_not_splits(folder: Path) -> None:
     splits = {"test", *_SPLIT_NAMES["train"], *_SPLIT_NAMES["val"]}
     if folders and all(name.lower() in splits and class_folders(folder / name) for name in folders):
         raise UserError(
-            f"{folder}: contains splits ({', '.join(folders)}), not classes; give one of them, or use "
+            f"{folder}: contains splits ({', '.join(folders)}), not classes. Give one of them, or use "
             "`fastft convert imagenet`"
         )

@@ -94,8 +94,8 @@ def _build_truth(
     missing = [name for name in image_names if Path(name).stem not in wnid_of]
     if missing:
         raise UserError(
-            f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}; "
-            "complete the file, download it again, or remove it"
+            f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}. "
+            "Complete the file, download it again, or remove it"
         )
     if classes is not None and are_positions(wnid_of.values(), classes):
         classes = check_labels(file, max(map(int, wnid_of.values()), default=-1), classes)
@@ -114,11 +114,11 @@ def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
         ids = [int(line) for line in read(_GROUND_TRUTH).split()]
     if len(ids) != len(stems):
         raise UserError(
-            f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images; give it all images of the set"
+            f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images. Give it all images of the set"
         )
     wnids = _synset_wnids(folder, read(_SYNSETS))
     if not all(i in wnids for i in ids):
-        raise UserError(f"{folder}: {_GROUND_TRUTH} contains a class that {_SYNSETS} lacks; download the devkit again")
+        raise UserError(f"{folder}: {_GROUND_TRUTH} contains a class that {_SYNSETS} lacks. Download the devkit again")
     return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
 
 
@@ -131,7 +131,7 @@ def _readable(file: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{file} cannot be read ({reason}); download it again") from error
+        raise UserError(f"{file} cannot be read ({reason}). Download it again") from error
 
 
 def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
@@ -149,13 +149,13 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
         content = stream.read(_MAX_DEVKIT_BYTES + 1)
     if len(content) > _MAX_DEVKIT_BYTES:
         raise UserError(
-            f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB; download the task 1 & 2 devkit"
+            f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB. Download the task 1 & 2 devkit"
         )
     unpacked = io.BytesIO(content)
     contents = {Path(m.name).name: read_member(unpacked, archive, m) for m in list(members(unpacked, archive))}
     missing = {_GROUND_TRUTH, _SYNSETS} - contents.keys()
     if missing:
-        raise UserError(f"{archive}: has no {min(missing)}; download the task 1 & 2 devkit")
+        raise UserError(f"{archive}: has no {min(missing)}. Download the task 1 & 2 devkit")
     return contents.__getitem__
 
 

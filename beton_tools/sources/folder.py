@@ -69,7 +69,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
         left_out.update(_other_suffixes(files))
     if not names:
         others = f" (but {by_suffix(left_out)})" if left_out else ""
-        raise UserError(f"{root}: no images in class folders below it{others}; give a folder with one folder per class")
+        raise UserError(f"{root}: no images in class folders below it{others}. Give a folder with one folder per class")
     readable = class_names_of(classes, root)
     return FileSource("folder", root, classes, readable, np.array(labels), Names.of(names), left_out=dict(left_out))
 
@@ -79,10 +79,10 @@ def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
     label_of: dict[str, int] = {}
     for name in names:
         if not is_number(name) or len(name) > MAX_DIGITS:
-            raise UserError(f"{root}: folder {name!r} is not the number of a class; omit --class-indices, or remove it")
+            raise UserError(f"{root}: folder {name!r} is not the number of a class. Omit --class-indices, or remove it")
         label_of[name] = int(name)
     if len(set(label_of.values())) < len(names):
-        raise UserError(f"{root}: two folders are the same number, such as 7 and 007; rename or remove one")
+        raise UserError(f"{root}: two folders are the same number, such as 7 and 007. Rename or remove one")
     return label_of
 
 

@@ -97,7 +97,7 @@ def _one_line(path: str | SourcePath, kind: type[Exception] = UserError) -> Iter
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
-        raise kind(f"{path}: cannot be read as parquet ({reason}); download it again") from error
+        raise kind(f"{path}: cannot be read as parquet ({reason}). Download it again") from error
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def open_tables(
         return path_source(tables, classes, single), tables
     columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
-        raise UserError(f"{root}: the image column is named {' and '.join(columns)}; give files of one data set")
+        raise UserError(f"{root}: the image column is named {' and '.join(columns)}. Give files of one data set")
     labels, final = number_label_sets(root, tables, classes, single) or _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
@@ -242,7 +242,7 @@ def _read_shard(path: SourcePath) -> _Shard:
         paths = _read_text(path, file, path_field) if path_field else [""] * rows
         names = [text or f"{path.name}:{row}" for row, text in enumerate(paths)]
         if {rows} != {len(names), *map(len, columns.values()), rows if labels is None else len(labels)}:
-            raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
+            raise UserError(f"{path}: damaged parquet file, columns differ in length. Download it again")
         return _Shard(stamp, table, group_rows, image, class_names, labels, names)
 
 
@@ -251,7 +251,7 @@ def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> lis
     group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     rows = file.metadata.num_rows
     if min(group_rows, default=0) < 0 or sum(group_rows) != rows or rows > opened.seek(0, os.SEEK_END):
-        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
+        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows. Download it again")
     return group_rows
 
 
@@ -300,7 +300,7 @@ def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list
     is_numeric = pa.types.is_integer(lists.type.value_type)
     for row, labels in enumerate(sets, 2):
         if wrong := [label for label in labels if not label or (is_numeric and label.startswith("-"))]:
-            raise UserError(f"{path}, row {row}: {column} has the label {wrong[0]!r}; correct it, or remove the row")
+            raise UserError(f"{path}, row {row}: {column} has the label {wrong[0]!r}. Correct it, or remove the row")
     return sets
 
 
@@ -371,7 +371,7 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     if (named := find_column(schema.names, LABEL_COLUMNS)) is not None:
         raise _wrong_type(path, schema.field(named))
     which = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
-    raise UserError(f"{path}: {which} the label column; name the column of labels 'label'")
+    raise UserError(f"{path}: {which} the label column. Name the column of labels 'label'")
 
 
 def _wrong_type(path: SourcePath, label: pa.Field) -> UserError:
@@ -400,7 +400,7 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
 def _class_numbers(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray:
     values = file.read(columns=[column]).column(0)
     if values.null_count:
-        raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
+        raise UserError(f"{path}: {values.null_count} rows have no {column}. Remove them")
     limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
     if limits["min"] < 0:
         raise UserError(
@@ -408,7 +408,7 @@ def _class_numbers(path: SourcePath, file: pq.ParquetFile, column: str) -> np.nd
         )
     if limits["max"] >= MAX_CLASSES:
         raise UserError(
-            f"{path}: {column} {limits['max']}, expected a number from 0 to {MAX_CLASSES - 1}; correct the column"
+            f"{path}: {column} {limits['max']}, expected a number from 0 to {MAX_CLASSES - 1}. Correct the column"
         )
     return values.to_numpy().astype(np.int64)
 
@@ -433,5 +433,5 @@ def _number_labels(
         texts = (s.table.labels() if s.labels is None else map(str, s.labels.tolist()) for s in shards)
         labels, classes = number_labels(root, [label for part in texts for label in part], classes)
     if len(labels) == 0:
-        raise UserError(f"{root}: no rows; give parquet files that contain images")
+        raise UserError(f"{root}: no rows. Give parquet files that contain images")
     return labels, check_labels(root, int(labels.max()), classes or own)

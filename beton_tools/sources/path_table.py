@@ -91,7 +91,7 @@ class Table:
         if name is None:
             almost = self._almost_flag() if wanted == LABEL_COLUMNS else ""
             raise UserError(
-                f"{self.path}: no {what} column among {', '.join(self.columns)}{almost}; name it one of {', '.join(wanted)}"
+                f"{self.path}: no {what} column among {', '.join(self.columns)}{almost}. Name it one of {', '.join(wanted)}"
             )
         return self._filled(name)
 
@@ -111,7 +111,7 @@ class Table:
         cells = self.columns[name]
         if "" in cells:
             raise UserError(
-                f"{self.path}, row {self.rows[cells.index('')]}: no {name}; fill the cell, or remove the row"
+                f"{self.path}, row {self.rows[cells.index('')]}: no {name}. Fill the cell, or remove the row"
             )
         return cells
 
@@ -128,7 +128,7 @@ class Table:
             if unknown := [(row, c) for row, c in zip(self.rows, cells, strict=True) if c.lower() not in _KNOWN]:
                 row, cell = unknown[0]
                 raise UserError(
-                    f"{self.path}, row {row}: {n} is {cell!r}, neither 0 nor 1; correct it, or remove the row"
+                    f"{self.path}, row {row}: {n} is {cell!r}, neither 0 nor 1. Correct it, or remove the row"
                 )
         return flags
 
@@ -148,7 +148,7 @@ class Table:
         cells = self.cells(LABEL_COLUMNS, "label")
         for row, cell in zip(self.rows, cells, strict=True):
             if not _is_utf8(cell):
-                raise UserError(f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
+                raise UserError(f"{self.path}, row {row}: the label is not UTF-8 text. Save the table as UTF-8")
         return cells
 
     def label_sets(self, known: Collection[str] = (), single: bool = False) -> list[list[str]] | None:
@@ -194,7 +194,7 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, s
     root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
     paths = [_below(root, t.path, cell) for t in tables for cell in t.cells(PATH_COLUMNS, "image path")]
     if not paths:
-        raise UserError(f"{first}: the table has no rows; give one that lists images")
+        raise UserError(f"{first}: the table has no rows. Give one that lists images")
     numbers, names = number_label_sets(first, tables, classes, single) or number_labels(
         first, [label for table in tables for label in table.labels()], classes
     )
@@ -263,10 +263,10 @@ def number_label_sets(
     ]
     labels = [label for labels in sets for label in labels]
     if not all(map(_is_utf8, set(labels))):
-        raise UserError(f"{source}: a label is not UTF-8 text; save the table as UTF-8")
+        raise UserError(f"{source}: a label is not UTF-8 text. Save the table as UTF-8")
     numbers, names = number_labels(source, labels, classes, (name for table in tables for name in table.flags))
     if not labels:
-        raise UserError(f"{source}: no image has a label; give each class images, or remove its column")
+        raise UserError(f"{source}: no image has a label. Give each class images, or remove its column")
     if len(sets) * len(names) > MAX_SETS:
         raise UserError(f"{source}: {len(sets):,} x {len(names):,} labels; the limit is {MAX_SETS:,}, split the table")
     has = np.zeros((len(sets), len(names)), np.uint8)
@@ -294,19 +294,19 @@ def read_csv(path: Path) -> Table:
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig", "replace" if is_utf16 else "surrogateescape")
     first_line = text.lstrip("\r\n").partition("\n")[0]
     if not first_line:
-        raise UserError(f"{path}: the table is empty; give one whose first line names the columns")
+        raise UserError(f"{path}: the table is empty. Give one whose first line names the columns")
     delimiter = max(",;\t", key=first_line.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         numbered = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); correct it") from None
+        raise UserError(f"{path}: cannot be read as CSV ({error}). Correct it") from None
     header = [name.strip() for name in numbered.pop(0)[1]]
     refuse_ambiguous(path, header)
     for number, row in numbered:
         if len(row) != len(header):
             raise UserError(
-                f"{path}, row {number}: {len(row)} cells, but the first line names {len(header)} columns; correct it"
+                f"{path}, row {number}: {len(row)} cells, but the first line names {len(header)} columns. Correct it"
             )
     columns = {name: [row[k].strip() for _, row in numbered] for k, name in enumerate(header)}
     return Table(path, columns, [number for number, _ in numbered], header)
@@ -321,11 +321,11 @@ def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
     if find_column(names, LABEL_COLUMNS) is None:  # then a column may be a class
         stripped = Counter(composed(name.strip()) for name in names if name.strip().lower() not in NO_CLASSES)
         for twice in [name for name, count in stripped.items() if count > 1]:
-            raise UserError(f"{path}: {stripped[twice]} columns are named {twice}; rename all but one")
+            raise UserError(f"{path}: {stripped[twice]} columns are named {twice}. Rename all but one")
     for wanted in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS, GROUP_COLUMNS):
         name = find_column(names, wanted)
         if name is not None and (count := lower.count(name.lower())) > 1:
-            raise UserError(f"{path}: {count} columns are named {name}; rename all but one")
+            raise UserError(f"{path}: {count} columns are named {name}. Rename all but one")
 
 
 # columns ----------------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def _is_utf8(text: str) -> bool:
 def _below(root: Path, table: Path, cell: str) -> str:
     """Return a path from the table `table`, relative to `root`."""
     if "://" in cell:
-        raise UserError(f"{table}: {cell} is a URL; download the images, and list the paths of their files")
+        raise UserError(f"{table}: {cell} is a URL. Download the images, and list the paths of their files")
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 
@@ -371,4 +371,4 @@ def _split_of(path: Path, column: str, row: int, cell: str) -> str:
         if cell.lower() in values:
             return split
     wanted = "true or false" if is_valid else "train, val or test"
-    raise UserError(f"{path}, row {row}: {column} is {cell!r}; write {wanted}")
+    raise UserError(f"{path}, row {row}: {column} is {cell!r}. Write {wanted}")

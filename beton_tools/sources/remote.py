@@ -30,7 +30,7 @@ ATTEMPTS = 8  # per request
 FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles, so a server may be away for a minute
 _BLOCKS = 3  # blocks that an open file keeps: labels of WebDataset samples may lie before the image
 _CONNECTIONS = 8
-_NO_RANGES = "the server cannot send parts of a file (range requests); download it, and give the local file"
+_NO_RANGES = "the server cannot send parts of a file (range requests). Download it, and give the local file"
 NO_ANSWER = 30  # seconds without data after which a connection counts as broken
 _WEB = ("http", "https")
 # protocol -> its file system's package, and what to do if access is denied
@@ -110,7 +110,7 @@ def source_path(value: AnyPath) -> SourcePath:
     try:
         urlsplit(text)
     except ValueError as error:
-        raise UserError(f"{text}: not a valid URL ({error}); correct it") from error
+        raise UserError(f"{text}: not a valid URL ({error}). Correct it") from error
     return RemotePath(text)
 
 
@@ -131,11 +131,11 @@ def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
             if not has_pattern(path):
                 paths.append(path)
             elif path.protocol in _WEB:
-                raise UserError(f"{path}: web servers do not list files; use braces, as in train-{{000..146}}.tar")
+                raise UserError(f"{path}: web servers do not list files. Use braces, as in train-{{000..146}}.tar")
             else:
                 paths += map(RemotePath, sorted(_retrying(path, lambda fs, at: map(fs.unstrip_protocol, fs.glob(at)))))
     except ValueError as error:
-        raise UserError(f"{pattern}: {error}; close every brace, as in train-{{000..146}}.tar") from error
+        raise UserError(f"{pattern}: {error}. Close every brace, as in train-{{000..146}}.tar") from error
     return paths
 
 
@@ -245,7 +245,7 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
         return b""
     data, (size, version) = _request(path, start, end)
     if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
-        raise RemoteError(f"{path}: changed after it was indexed; run the same command again")
+        raise RemoteError(f"{path}: changed after it was indexed. Run the same command again")
     if len(data) != end - start:
         raise RemoteError(f"{path}: {len(data):,} bytes arrived in the place of {end - start:,}")
     return data

@@ -56,7 +56,7 @@ def read_side_file(path: SourcePath, max_bytes: int, expected: str) -> bytes:
     with open_source_file(path, expected) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise UserError(f"{path}: larger than the limit of {max_bytes:,} bytes; give {expected}")
+        raise UserError(f"{path}: larger than the limit of {max_bytes:,} bytes. Give {expected}")
     return data
 
 

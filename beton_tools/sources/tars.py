@@ -106,10 +106,10 @@ def members(
                 raise tarfile.ReadError("a member of negative size")
             position, count, names, total = tar.offset, count + 1, names + len(info.name), total + info.size
             if count > FIRST_MEMBERS and total < LEAST_MEAN * count:
-                raise UserError(f"{path}: {count:,} members have {total:,} bytes together; give an archive of images")
+                raise UserError(f"{path}: {count:,} members have {total:,} bytes together. Give an archive of images")
             if count > MAX_MEMBERS or names > MAX_NAMES:
                 raise UserError(
-                    f"{path}: more than {MAX_MEMBERS:,} members, or {MAX_NAMES >> 20} MiB of names; divide it into several "
+                    f"{path}: more than {MAX_MEMBERS:,} members, or {MAX_NAMES >> 20} MiB of names. Divide it into several "
                     "archives"
                 )
             if info.isreg() and not 0 <= info.size <= end - info.offset_data:
@@ -128,10 +128,10 @@ def members(
         raise
     except Exception as error:  # tarfile raises many types for hostile headers, among them RecursionError
         reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: not a complete uncompressed tar archive ({reason}); download it again") from error
+        raise UserError(f"{path}: not a complete uncompressed tar archive ({reason}). Download it again") from error
     file.seek(tar.offset)
     if any(file.read(_BLOCK)):  # tarfile treats a broken header as the end of the archive
-        raise UserError(f"{path}: damaged archive, no valid tar header at byte {tar.offset}; download it again")
+        raise UserError(f"{path}: damaged archive, no valid tar header at byte {tar.offset}. Download it again")
 
 
 def _as_member(info: tarfile.TarInfo, earlier: Mapping[str, Member]) -> Member | None:
@@ -153,7 +153,7 @@ def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) != member.size:
-        raise UserError(f"{path}: changed while it was being read; run the same command again")
+        raise UserError(f"{path}: changed while it was being read. Run the same command again")
     return data
 
 
@@ -203,7 +203,7 @@ class SpanTable:
             key: Sort key for an image, given its index in this table. None keeps the archives' order.
         """
         if not self.names:
-            raise UserError(f"{root}: contains no images; give an archive of images")
+            raise UserError(f"{root}: contains no images. Give an archive of images")
         order = np.arange(len(self.names)) if key is None else np.array(sorted(range(len(self.names)), key=key))
         return SpanSource(
             kind,
@@ -255,7 +255,7 @@ def _checked_wnids(root: SourcePath, names: Collection[str], classes: Sequence[s
     others = [name for name in names if not is_wnid(name)]
     if others or not names:
         first = f"{others[0]}.tar" if others else "none"
-        raise UserError(f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}; remove it")
+        raise UserError(f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}. Remove it")
     return check_classes(root, sorted(names), classes, "remove it")
 
 
@@ -338,5 +338,5 @@ def _sample_label(file: BinaryIO, path: SourcePath, key: str, parts: dict[str, M
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         text = f"no {error} in its .json" if isinstance(error, KeyError) else str(error)
         reason = text.partition("\n")[0][:200]
-        raise UserError(f"{path}: sample {key} has no usable label ({reason}); correct or remove the sample") from error
+        raise UserError(f"{path}: sample {key} has no usable label ({reason}). Correct or remove the sample") from error
     return label

@@ -49,7 +49,7 @@ def convert_folder(
 def _classes_of(path: Path) -> list[str]:
     manifest = Manifest.of_beton(path)
     if manifest is None:
-        raise UserError(f"{path}: has no manifest that lists its classes; give a file that `fastft convert` wrote")
+        raise UserError(f"{path}: has no manifest that lists its classes. Give a file that `fastft convert` wrote")
     return manifest.classes
 
 

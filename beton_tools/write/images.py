@@ -117,13 +117,13 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     how = form if stored is pixels or form == DAMAGED or count_notes({form: 1}) else "resized"
     if max(stored.shape) > MAX_SIDE:
         raise BadImage(
-            f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side; give --max-resolution"
+            f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side. Give --max-resolution"
         )
     is_small = options.write_mode == AUTO and is_lossless and stored.size <= 3 * RAW_PIXELS
     raw = options.write_mode == "raw" or is_small
     encoded = stored.tobytes() if raw else _encode_jpeg(stored, options, is_lossless)
     if len(encoded) > options.page_size:
-        raise BadImage(f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution")
+        raise BadImage(f"{len(encoded)} bytes do not fit a page of {options.page_size}. Give --max-resolution")
     return EncodedImage(encoded, stored.shape[0], stored.shape[1], RAW + how if raw else how)
 
 
@@ -279,4 +279,4 @@ def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
             raise JpegError(f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}")
         return jpeg.decode_rgb(stored)
     except JpegError as error:
-        raise UserError(f"{table.title}: sample {sample_id}: {error}; run `beton verify` on the file") from error
+        raise UserError(f"{table.title}: sample {sample_id}: {error}. Run `beton verify` on the file") from error

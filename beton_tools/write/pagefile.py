@@ -249,7 +249,7 @@ def _open_locked(path: Path) -> BinaryIO:
     file = os.fdopen(open_own(path, os.O_RDWR), "r+b")
     if not try_lock(file) or was_replaced(file, path):
         file.close()
-        raise UserError(f"{path}: another process is writing it; wait for it, or give another name")
+        raise UserError(f"{path}: another process is writing it. Wait for it, or give another name")
     return file
 
 

@@ -80,7 +80,7 @@ class WriteOptions(EncodeOptions):
         check_colour("--background", self.background)
         if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
             raise UserError(
-                f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
+                f"page_size cannot be {self.page_size}. Give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
             )
 
     def recorded(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class WriteOptions(EncodeOptions):
 
 
 def _impossible(option: str, value: object, allowed: str) -> UserError:
-    return UserError(f"--{option.replace('_', '-')} cannot be {value}; give {allowed}")
+    return UserError(f"--{option.replace('_', '-')} cannot be {value}. Give {allowed}")
 
 
 def write_beton(
@@ -123,7 +123,7 @@ def write_beton(
     sets = source.labels.ndim == 2
     if sets and source.labels.shape[1] > options.page_size:
         raise UserError(
-            f"{path}: the labels of an image do not fit a page of {options.page_size} bytes; give a larger one"
+            f"{path}: the labels of an image do not fit a page of {options.page_size} bytes. Give a larger one"
         )
     _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
@@ -158,7 +158,7 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
         or (manifest.fingerprint, manifest.classes) != (fingerprint, list(classes))
         or manifest.file_size != path.stat().st_size
     ):
-        raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
+        raise UserError(f"{path} exists already, from other images or options. Delete it or pass --overwrite")
     if options.on_error == "fail" and manifest.skipped:
         name, reason = manifest.skipped[0]
         raise UserError(
@@ -170,14 +170,14 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
 
 def _bad_image(name: str, reason: str) -> UserError:
     return UserError(
-        f"{printable(name)}: {reason}; pass --on-error skip to continue without it, or repair it; if it is "
+        f"{printable(name)}: {reason}. Pass --on-error skip to continue without it, or repair it; if it is "
         "removed, the conversion starts over"
     )
 
 
 def _make_folder(path: Path) -> None:
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give a file name that ends in .beton")
+        raise UserError(f"{path} is a folder. Give a file name that ends in .beton")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

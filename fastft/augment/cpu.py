@@ -39,8 +39,8 @@ from fastft.augment.simd import copy, take
 from fastft.augment.threads import run_in_threads
 
 REASONS = {
-    REGION_TOO_SMALL: "its pixels do not cover what the plan touches; decode source_regions of the plan",
-    SCRATCH_TOO_SMALL: "the scratch is too small; make it with new_scratch for the largest image",
+    REGION_TOO_SMALL: "its pixels do not cover what the plan touches. Decode source_regions of the plan",
+    SCRATCH_TOO_SMALL: "the scratch is too small. Make it with new_scratch for the largest image",
 }
 
 

@@ -164,7 +164,7 @@ def parse_augment(text: str) -> AutoAugment:
     """
     kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
     if kind not in KINDS:
-        raise UserError(f"augmentation {text!r}: {kind!r} is unknown; begin with one of {', '.join(KINDS)}")
+        raise UserError(f"augmentation {text!r}: {kind!r} is unknown. Begin with one of {', '.join(KINDS)}")
     keys, build = KINDS[kind]
     return build(text, _read_keys(text, parts, keys))
 
@@ -210,7 +210,7 @@ def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> d
 def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
     if bounds is None:
         if value not in OP_SETS:
-            raise UserError(f"augmentation {text!r}: {part!r} is not an op set; use t followed by {', '.join(OP_SETS)}")
+            raise UserError(f"augmentation {text!r}: {part!r} is not an op set. Use t followed by {', '.join(OP_SETS)}")
         return value
     kind, least, greatest = bounds
     if (kind is int and "." in value) or not least <= float(value) <= greatest:
@@ -222,7 +222,7 @@ def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
 def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
     named = keys.get("t")
     if named is not None and "inc" in keys:
-        raise UserError(f"augmentation {text!r}: t selects the ops; remove inc")
+        raise UserError(f"augmentation {text!r}: t selects the ops. Remove inc")
     weights = dict.fromkeys(INCREASING_OPS if keys.get("inc") else PLAIN_OPS, 1.0)
     if named is not None:
         weights = OP_SETS[named]
@@ -242,7 +242,7 @@ def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
 def _augmix(text: str, keys: dict[str, Any]) -> AugMix:
     if keys.get("d") == 0:
         raise UserError(
-            f"augmentation {text!r}: a depth of 0 is invalid; use -1 (1 to 3 at random) or 1 to {CHAIN_DEPTH}"
+            f"augmentation {text!r}: a depth of 0 is invalid. Use -1 (1 to 3 at random) or 1 to {CHAIN_DEPTH}"
         )
     names = {"m": "magnitude", "mstd": "magnitude_std", "w": "width", "d": "depth", "a": "alpha"}
     return AugMix(**{names[key]: value for key, value in keys.items()})

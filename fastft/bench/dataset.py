@@ -149,7 +149,7 @@ def find_images(folder: Path | None, scratch: Path, count: int) -> Images:
         return _packaged(scratch / "photographs", count)
     paths = sorted(p for p in root.glob("*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
-        raise UserError(f"{root} holds no <class>/*.jpg; give --images a folder with one folder per class")
+        raise UserError(f"{root} holds no <class>/*.jpg. Give --images a folder with one folder per class")
     chosen = [paths[k] for k in evenly(len(paths), count)]
     return Images(chosen, f"{len(chosen)} images of {root.name}", root)
 
@@ -159,7 +159,7 @@ def _packaged(root: Path, count: int) -> Images:
         from skimage import data
     except ImportError:
         raise UserError(
-            f"no images to measure on; give --images DIR, set {SAMPLE_VARIABLE}, or: pip install scikit-image"
+            f"no images to measure on. Give --images DIR, set {SAMPLE_VARIABLE}, or: pip install scikit-image"
         ) from None
     from PIL import Image
 

@@ -92,7 +92,7 @@ def parse_peers(text: str) -> tuple[str, ...]:
     names: Sequence[str] = text.split(",")
     unknown = [name for name in names if name not in PEERS]
     if unknown:
-        raise UserError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all or none")
+        raise UserError(f"there is no peer {unknown[0]!r}. Choose from {', '.join(PEERS)}, all or none")
     return tuple(names)
 
 

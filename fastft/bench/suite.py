@@ -94,7 +94,7 @@ def planned(name: str) -> list[Planned]:
         found = [plan for plan in found if name == plan.key or name == plan.key.partition(".")[0]]
     if not found:
         raise UserError(
-            f"there is no benchmark {name!r}; choose from {', '.join(BENCHES)}, all, or give a measure such as loader.cold"
+            f"there is no benchmark {name!r}. Choose from {', '.join(BENCHES)}, all, or give a measure such as loader.cold"
         )
     here = [plan for plan in found if torch.cuda.is_available() or not plan.needs_gpu]
     if not here:
@@ -117,7 +117,7 @@ def extended(old: Result, new: Result) -> Result:
     """
     for what in ("fastft", "commit", "changed", "quick", "machine", "images"):
         if getattr(old, what) != getattr(new, what):
-            raise UserError(f"--add: the result is of another {what}; measure everything again, or leave --add out")
+            raise UserError(f"--add: the result is of another {what}. Measure everything again, or leave --add out")
     old.sessions += new.sessions
     return old
 

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and which reads `-C RECIPE` as `RECIPE`."""
 
     def error(self, message: str) -> Any:
-        help = "" if message.endswith("?") else f"; see {self.prog} --help"
+        help = "" if message.endswith("?") else f". See {self.prog} --help"
         self.exit(2, printable(f"{self.prog}: {message}{help}") + "\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -115,7 +115,7 @@ def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
         raise UserError(f"unrecognized argument {name}; {hint or f'see {parser.prog} --help'}")
     if hints:
         listed = ", ".join(f"{name} ({hint})" if hint else name for name, hint in hints.items())
-        raise UserError(f"unrecognized arguments {listed}; see {parser.prog} --help")
+        raise UserError(f"unrecognized arguments {listed}. See {parser.prog} --help")
 
 
 def _is_number(text: str) -> bool:
@@ -140,7 +140,7 @@ def recipe_reference(text: str) -> str:
     option = None if Path(text).exists() else nearest_option(full_name(text.partition("=")[0])) if "=" in text else None
     if option is not None:  # Ultralytics writes options in this way
         raise argparse.ArgumentTypeError(
-            f"give a recipe, such as photos, before options; did you mean --{_SHORT.get(option, option)}?"
+            f"give a recipe, such as photos, before options. Did you mean --{_SHORT.get(option, option)}?"
         )
     if is_elsewhere(text) and torchrun.rank() == 0:
         say(f"there is no {text} here: the one that comes with fastft is used")

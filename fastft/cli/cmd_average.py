@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.weight_average import ALPHAS, average, check_out, write_average
 
     if args.alpha is not None and args.soup is not None:
-        raise UserError("--alpha is for a curve between two models, --soup for a mean; omit one of them")
+        raise UserError("--alpha is for a curve between two models, --soup for a mean. Omit one of them")
     check_out(args.out)
     trained, averages = average(
         args.models,

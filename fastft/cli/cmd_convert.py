@@ -48,7 +48,7 @@ class Folder:
         )
         parser.add_argument("--data", required=True, metavar="DIR", help=kinds)
         parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
-        labels = "number the classes as in this file; give the training file when converting the validation set"
+        labels = "number the classes as in this file. Give the training file when converting the validation set"
         parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
         indices = (
             "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"

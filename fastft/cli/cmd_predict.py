@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.images:
         if is_named_beton(path):
             raise UserError(
-                f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
+                f"{path} is a .beton file or a subset of one. Use fastft eval --csv for its predictions, or give --features"
             )
     if args.csv is not None:
         check_output(args.csv, [".csv"], args.overwrite)
@@ -67,7 +67,7 @@ def _write_features(args: argparse.Namespace) -> int:
 
     names = ("csv", "json", "topk", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
-        raise UserError(f"--features writes embeddings, not classes; omit {', '.join(given)}")
+        raise UserError(f"--features writes embeddings, not classes. Omit {', '.join(given)}")
     check_output(args.features, [".npz"], args.overwrite)
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:

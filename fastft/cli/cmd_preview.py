@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, [".png", ".jpg", ".jpeg", ".pdf"], args.overwrite)
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.data.train is None:
-        raise UserError("no images to preview; give --data FILE.beton")
+        raise UserError("no images to preview. Give --data FILE.beton")
     if not {"schedule.epochs"} & recipe.automatic:
         _check_epoch(recipe, args.epoch)
     recipe = _for_images(recipe)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give run directories, or JSON files of fastft bench, not both")
     for name in ("mistakes", "weights"):
         if getattr(args, name) != AUTO:
-            raise UserError(f"--{name} is for the page of one run; leave it out, or give one run directory")
+            raise UserError(f"--{name} is for the page of one run. Leave it out, or give one run directory")
     print_printable(
         str(write_comparison(args.paths, args.out or args.paths[0].absolute().parent / COMPARED, args.price))
     )
@@ -61,7 +61,7 @@ def write_results_page(args: argparse.Namespace) -> Path:
     from fastft.report.bench_report import write_bench_page
 
     if args.price is not None or args.mistakes != AUTO or args.weights != AUTO:
-        raise UserError("--price, --mistakes and --weights are about runs; leave them out for benchmark results")
+        raise UserError("--price, --mistakes and --weights are about runs. Leave them out for benchmark results")
     first = args.paths[0]
     out = args.out or (first.with_suffix(".html") if len(args.paths) == 1 else first.with_name(COMPARED))
     check_writable(out)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if not recipes:
         sweeps, overrides, out = list(map(open_sweep, args.sweeps)), args.overrides, args.out or TABLES
     elif len(args.sweeps) > 1:
-        raise UserError(f"{recipes[0]} is a recipe, not a table; give it alone, with options that have several values")
+        raise UserError(f"{recipes[0]} is a recipe, not a table. Give it alone, with options that have several values")
     else:
         grid = read_grid(recipes[0], args.overrides)
         out = args.out or Path("runs") / grid.name

@@ -72,7 +72,7 @@ def check_gpu(f: Facts) -> Result:
         fix = _install(f, f"--force-reinstall torch torchvision {CU126}")
         return FAIL, f"{f.nvidia_smi}, but torch is built for the CPU only", fix
     if f.nvidia_smi:
-        fix = "nvidia-smi; update the driver for torch's CUDA"
+        fix = "nvidia-smi. Update the driver for torch's CUDA"
         return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
     none = "none; without one, only the demo and the tests run in reasonable time"
     return WARN, none, "run training on a machine with a GPU"

@@ -42,7 +42,7 @@ class Measured:
         """
         if result.quick:
             raise UserError(
-                f"{name} comes from a quick run, whose figures mean nothing; run fastft bench without --quick"
+                f"{name} comes from a quick run, whose figures mean nothing. Run fastft bench without --quick"
             )
         to_gpu, crop, evaluation = (_rate(result, key) for key in (LOADER_TO_GPU, LOADER, EVALUATION))
         loader = to_gpu / result.machine.cores if to_gpu is not None else crop
@@ -52,7 +52,7 @@ class Measured:
             and evaluation is None
             and not any(result.measure(key) for key in (STEP, FROZEN_STEP, END_TO_END))
         ):
-            raise UserError(f"{name} has no figure that costs depend on; run fastft bench all")
+            raise UserError(f"{name} has no figure that costs depend on. Run fastft bench all")
         return measured
 
     @property
@@ -78,7 +78,7 @@ class Measured:
         value = rate * recipe_flops(recipe, arch).train / gpu.peak_flops
         if value > 1:
             raise UserError(
-                f"{self.name}: {rate:,.0f} images/s of {recipe.name} are {value:.0%} of the peak of {gpu.name}; measure again"
+                f"{self.name}: {rate:,.0f} images/s of {recipe.name} are {value:.0%} of the peak of {gpu.name}. Measure again"
             )
         bench = "step" if whole is None else "e2e"
         return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench {bench}, {self.name}")

@@ -359,7 +359,7 @@ def known_gpu(name: str) -> Gpu:
 
     known = next((gpu for gpu in GPUS.values() if plain(gpu.name) == plain(name)), None)
     if known is None:
-        raise UserError(f"no data are known for GPU '{name}'; choose one of {', '.join(GPUS)}")
+        raise UserError(f"no data are known for GPU '{name}'. Choose one of {', '.join(GPUS)}")
     return known
 
 

@@ -104,6 +104,6 @@ def chosen_path(gpu: Gpu) -> str:
 def describe_uncounted(recipe: Recipe, gpu: Gpu) -> str:
     """Say why there are no hours."""
     return (
-        f"{recipe.model.arch} on {gpu.name}: not counted, as its step with {PATHS[chosen_path(gpu)]} cannot be traced; "
-        "give --mfu"
+        f"{recipe.model.arch} on {gpu.name}: not counted, as its step with {PATHS[chosen_path(gpu)]} cannot be traced. "
+        "Give --mfu"
     )

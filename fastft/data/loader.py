@@ -300,7 +300,7 @@ class TrainLoader(_BetonLoader):
         """
         own, state = self.state_dict(), {"order": RANDOM} | state  # earlier versions had no other order
         if missing := own.keys() - state.keys():
-            raise UserError(f"not the state of a loader: it has no {min(missing)}; give what state_dict() returned")
+            raise UserError(f"not the state of a loader: it has no {min(missing)}. Give what state_dict() returned")
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
         for name in ("seed", "num_samples", "batch_size", "order", *layout):
             if state[name] != own[name]:
@@ -387,7 +387,7 @@ def _check_device(device: torch.device | str) -> None:
     except (RuntimeError, TypeError):
         raise UserError(f"device is {device}: give cpu or cuda") from None
     if known.type == "cuda" and (known.index or 0) >= (gpus := torch.cuda.device_count()):
-        raise UserError(f"device is {device}, but torch finds {gpus or 'no'} GPUs; run 'nvidia-smi', or give another")
+        raise UserError(f"device is {device}, but torch finds {gpus or 'no'} GPUs. Run 'nvidia-smi', or give another")
 
 
 def default_workers() -> int:

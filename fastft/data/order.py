@@ -86,7 +86,7 @@ class BatchLayout:
         if at_once < 1 or self.batch_size % at_once:
             raise UserError(
                 f"batch size {self.batch_size} is not a multiple of {self.shard.world_size} processes x "
-                f"micro-batch {self.micro_batch}; change one of the three"
+                f"micro-batch {self.micro_batch}. Change one of the three"
             )
         count_steps(self.num_samples, self.batch_size)
 
@@ -342,7 +342,7 @@ class SampleOrder:
         if sampling not in REBALANCING:
             raise UserError(f"sampling is {sampling!r}: give one of {', '.join(REBALANCING)}")
         if sampling != NONE and betons.label_sets is not None:
-            raise UserError(f"sampling is {sampling!r}: images with several labels have no single class; give {NONE!r}")
+            raise UserError(f"sampling is {sampling!r}: images with several labels have no single class. Give {NONE!r}")
         if block_mib < 1:
             raise UserError(f"block_mib is {block_mib}: give 1 or more")
         self.betons, self.subset, self.seed, self.block_mib = betons, subset, seed, block_mib

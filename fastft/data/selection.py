@@ -29,6 +29,6 @@ def open_training(recipe: Recipe) -> tuple[BetonSet, BetonSet | None]:
         reported = "only the validation images, whose accuracy is reported"
         what = "no images to look at" if recipe.data.val is None else reported
         raise UserError(
-            f"train.stop_when has {what}; set --data.selection_share=0.01, which leaves this share of the training images out"
+            f"train.stop_when has {what}. Set --data.selection_share=0.01, which leaves this share of the training images out"
         )
     return files, None

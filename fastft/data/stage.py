@@ -58,7 +58,7 @@ class SampleError(UserError):
         with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
             if (manifest := Manifest.of_beton(beton.path)) is not None:
                 source = f" ({manifest.names[own_id]})"
-        super().__init__(f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`")
+        super().__init__(f"{beton.path}: sample {own_id}{source}: {reason}. List all such with `beton verify`")
 
 
 class Stage(ABC):
@@ -318,6 +318,6 @@ def check_shrink(betons: BetonSet, device: torch.device | str, size: int) -> Non
     longest = max(betons.largest.height, betons.largest.width)
     if longest > MOST_SHRINK * size:
         raise UserError(
-            f"{betons.title}: the GPU cannot shrink a side of {longest} pixels to {size}; convert with "
+            f"{betons.title}: the GPU cannot shrink a side of {longest} pixels to {size}. Convert with "
             f"--max-resolution {MOST_SHRINK * size} or less"
         )

@@ -91,7 +91,7 @@ def evaluate_files(
     """
     if csv is not None:
         if len(files) > 1:
-            raise UserError("--csv is a table of one file; give one --data, or omit --csv")
+            raise UserError("--csv is a table of one file. Give one --data, or omit --csv")
         check_output(csv, [".csv"], overwrite)
     world = find_world(device)
     with connected(world):
@@ -108,7 +108,7 @@ def evaluate_files(
 def validation_file(recipe: Recipe) -> Path:
     """Return a recipe's validation file. Raises UserError if the recipe names none."""
     if recipe.data.val is None:
-        raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+        raise UserError("the recipe names no validation file. Give one with --data FILE.beton")
     return Path(recipe.data.val)
 
 

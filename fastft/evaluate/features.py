@@ -101,12 +101,12 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
     labelled = [part for part in parts if part.classes]
     for part, source in zip(parts, sources, strict=True):
         if part.classes and part.classes != labelled[0].classes:
-            raise UserError(f"{source} has other classes than the files before it; write one --features file for each")
+            raise UserError(f"{source} has other classes than the files before it. Write one --features file for each")
     if not any(part.files for part in parts):
-        raise UserError("no image could be read; see the reasons above")
+        raise UserError("no image could be read. See the reasons above")
     if len({part.labels_N.ndim for part in parts}) > 1:
         raise UserError(
-            "images with several labels and others have arrays of other shapes; write one --features for each"
+            "images with several labels and others have arrays of other shapes. Write one --features for each"
         )
     features_ND, labels_N = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
     files = [name for part in parts for name in part.files]

@@ -124,9 +124,9 @@ class Predictor:
         self.classes = self.trained.outputs
         self.min_probability, self.flip_average = min_probability, flip_average
         if min_probability and self.trained.recipe.data.multi_label:
-            raise UserError("each label of this model has a threshold of its own; leave --min-probability out")
+            raise UserError("each label of this model has a threshold of its own. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:
-            raise UserError("this model was trained without horizontal flips; leave --flip-average out")
+            raise UserError("this model was trained without horizontal flips. Leave --flip-average out")
 
     def predict(self, images: Given | Iterable[Given], topk: int | None = None) -> Iterator[Prediction]:
         """Yield the `topk` most probable classes for every image, in order.
@@ -181,7 +181,7 @@ def _checked_source(image: Given) -> Source:
         if image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)):
             return Image.fromarray(image)
         what = f"an array of {image.dtype} {image.shape}"
-    raise UserError(f"{what} is no image; give a path, a Pillow image, or an array of uint8 (height, width, 3)")
+    raise UserError(f"{what} is no image. Give a path, a Pillow image, or an array of uint8 (height, width, 3)")
 
 
 def predict_files(

@@ -82,7 +82,7 @@ class RidgeSums:
         variance_DD = self.gram_DD / self.count - mean_D[:, None] * mean_D
         if not variance_DD.isfinite().all():
             raise UserError(
-                "the tower gives NaN or Inf for training images; check model.weights, or set --train.amp=bf16 or fp32"
+                "the tower gives NaN or Inf for training images. Check model.weights, or set --train.amp=bf16 or fp32"
             )
         shares, mean, covariance = (tensor.cpu().numpy() for tensor in (shares_K, mean_D, covariance_KD))
         return _Moments(shares, mean, covariance, *np.linalg.eigh(variance_DD.cpu().numpy()))

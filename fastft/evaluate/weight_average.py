@@ -53,7 +53,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
     models: run directories or checkpoints, or "start" before one of them. weights: as in `load_trained`.
     """
     if models[-1] == START:
-        raise UserError(f"'{START}' is what the run after it started from; give that run after it")
+        raise UserError(f"'{START}' is what the run after it started from. Give that run after it")
     cpu = torch.device("cpu")
     last = load_trained(Path(models[-1]), cpu, weights)
     refuse_multi_label(last.recipe, "fastft average")
@@ -94,9 +94,9 @@ def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:
     models = trained.model, expected.model
     ours, theirs = ((m.visual.arch, m.pool, {k: v.shape for k, v in m.state_dict().items()}) for m in models)
     if ours != theirs:
-        raise UserError(f"{name} has another architecture or head than {expected.path}; average models of one recipe")
+        raise UserError(f"{name} has another architecture or head than {expected.path}. Average models of one recipe")
     if trained.outputs != expected.outputs:
-        raise UserError(f"{name} has other classes than {expected.path}; average models of the same classes")
+        raise UserError(f"{name} has other classes than {expected.path}. Average models of the same classes")
 
 
 def interpolate(start: State, end: State, alpha: float) -> State:
@@ -258,7 +258,7 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
 def check_out(out: Path) -> None:
     """Raise UserError if the average cannot be written to the folder `out`."""
     if out.exists():
-        raise UserError(f"{out} exists; remove it, or give another --out")
+        raise UserError(f"{out} exists. Remove it, or give another --out")
     check_writable(out, makes_directories=True)
 
 

@@ -72,7 +72,7 @@ def read_prompts(
     )
     if len(texts) != len(classes):
         raise UserError(
-            f"{names_source} has {len(texts)} class names, {data} has {len(classes)} classes; give one for each"
+            f"{names_source} has {len(texts)} class names, {data} has {len(classes)} classes. Give one for each"
         )
     return Prompts(texts, _templates(templates), names_source, templates)
 
@@ -84,7 +84,7 @@ def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
     other classes get the names of their folders, with spaces for underscores.
     """
     if manifest is None or all(name == str(label) for label, name in enumerate(manifest.classes)):
-        raise UserError(f"{data} has no class names; give --names FILE with one on each line")
+        raise UserError(f"{data} has no class names. Give --names FILE with one on each line")
     label_of = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
     if all(name in label_of for name in manifest.classes):
         return [
@@ -110,7 +110,7 @@ def _lines(path: Path, expected: str) -> list[str]:
     """Return a text file's lines without surrounding spaces, and without empty lines at its end."""
     lines = [line.strip() for line in read_user_text(path, MAX_BYTES, expected).rstrip().splitlines()]
     if not lines or not all(lines):
-        raise UserError(f"{path}: has an empty line or none at all; give {expected}")
+        raise UserError(f"{path}: has an empty line or none at all. Give {expected}")
     return lines
 
 
@@ -135,7 +135,7 @@ def check_towers(name: str) -> None:
         reason = f"it takes its texts through transformers ({library})"
     if reason is not None:
         raise UserError(
-            f"zeroshot runs CLIP's own towers, and {name} is another kind: {reason}; use a ViT of OpenAI, LAION, DataComp, DFN "
+            f"zeroshot runs CLIP's own towers, and {name} is another kind: {reason}. Use a ViT of OpenAI, LAION, DataComp, DFN "
             "or MetaCLIP such as ViT-B-16-quickgelu, or open_clip itself for this one"
         )
 
@@ -156,7 +156,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
     """Load the text tower of `model.arch` with `model.weights`, in fp32."""
     name, weights = recipe.model.arch, recipe.model.weights
     if weights == "random":
-        raise UserError("model.weights is random, which knows no class names; set --model.weights to a tag or a file")
+        raise UserError("model.weights is random, which knows no class names. Set --model.weights to a tag or a file")
     config = load_open_clip_config(name)
     try:
         text_cfg = _text_config(name, config)
@@ -172,7 +172,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the text tower of {name} does not fit weights {weights} ({reason[:200]}); check model.arch"
+            f"the text tower of {name} does not fit weights {weights} ({reason[:200]}). Check model.arch"
         ) from None
     return TextTower(tower.to(device).eval().requires_grad_(False), tokenizer, logit_scale)
 
@@ -180,7 +180,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
 def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
     given = config.get("text_cfg")
     if not isinstance(given, dict):
-        raise UserError(f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models")
+        raise UserError(f"{name} has no text tower (no text_cfg). Use an architecture of open_clip's CLIP models")
     text_config = CLIPTextCfg(**given)
     return text_config
 

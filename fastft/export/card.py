@@ -91,7 +91,7 @@ def _metrics(trained: Trained) -> str:
     state = trained.state
     assert state is not None, "only checkpoints are exported"
     if trained.is_adjusted:
-        return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
+        return "With logits adjusted for the class sizes these weights were not evaluated. See `fastft eval --logit-adjustment`."
     if state.average is not None:
         return _average(state.average)
     evaluation, score = state.own_evaluation, trained.main_score

@@ -134,7 +134,7 @@ def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
         raise UserError(f"--out {out} should be a file whose name ends in {kind.suffix}")
     if kind.folder and out.is_dir() and not out.is_symlink():
         if not os.access(out, os.W_OK):
-            raise UserError(f"{out}: cannot be written (no permission to write into it); give another path")
+            raise UserError(f"{out}: cannot be written (no permission to write into it). Give another path")
     else:
         check_writable(out, makes_directories=True)
     for path in (out, card):

@@ -46,14 +46,14 @@ def write(trained: Trained, path: Path) -> None:
     support.
     """
     if isinstance(trained.model.visual.arch, TimmArch):
-        raise UserError("open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx")
+        raise UserError("open_clip's format holds CLIP's own ViT. Export timm's models to timm, safetensors or onnx")
     if trained.model.pool == CLASS_PATCHES:
         raise UserError(
-            "open_clip has no head over class token and patches (model.pool=class+patches); export to safetensors or onnx"
+            "open_clip has no head over class token and patches (model.pool=class+patches). Export to safetensors or onnx"
         )
     ours = trained.model.state_dict()
     if any(".rel_pos_bias." in name for name in ours):
-        raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")
+        raise UserError("open_clip's tower has no relative position bias. Export to safetensors or onnx")
     state = {name: value for name, value in ours.items() if name.startswith("visual.")}
     if trained.model.pool == TOKEN:
         state |= {WEIGHT: ours["head.weight"]}

@@ -54,16 +54,16 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
     ours = trained.model.state_dict()
     if trained.model.pool == CLASS_PATCHES:
         raise UserError(
-            "timm has no head over class token and patches (model.pool=class+patches); export to safetensors or onnx"
+            "timm has no head over class token and patches (model.pool=class+patches). Export to safetensors or onnx"
         )
     if isinstance(trained.model.visual.arch, TimmArch):
         return {name.removeprefix(TRUNK): value for name, value in ours.items()}
     if trained.model.pool == TOKEN:
         raise UserError(
-            "timm's VisionTransformer has no embedding of length 1 (model.pool=token); export to open_clip, safetensors or onnx"
+            "timm's VisionTransformer has no embedding of length 1 (model.pool=token). Export to open_clip, safetensors or onnx"
         )
     if any(".rel_pos_bias." in name for name in ours):
-        raise UserError("timm's VisionTransformer has no relative position bias; export to safetensors or onnx")
+        raise UserError("timm's VisionTransformer has no relative position bias. Export to safetensors or onnx")
     state = {
         "cls_token": ours["visual.class_embedding"].view(1, 1, -1),
         "pos_embed": ours["visual.positional_embedding"].unsqueeze(0),

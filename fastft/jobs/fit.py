@@ -165,7 +165,7 @@ class TrainedRun:
         from fastft.export import export_checkpoint
 
         if format not in EXPORT_FORMATS:
-            raise UserError(f"no export format {format!r}; give {', '.join(EXPORT_FORMATS)}")
+            raise UserError(f"no export format {format!r}. Give {', '.join(EXPORT_FORMATS)}")
         done = export_checkpoint(self.folder, format, Path(path), weights, logit_adjustment, overwrite, temperature)
         return done.path
 

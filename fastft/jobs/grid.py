@@ -81,11 +81,11 @@ def read_grid(recipe: str, overrides: Sequence[str]) -> Grid:
             values[option] = several
     if not values:
         raise UserError(
-            f"{recipe} is a recipe; give an option several values, such as --optim.lr=1e-4,3e-4,1e-3, or give a table"
+            f"{recipe} is a recipe. Give an option several values, such as --optim.lr=1e-4,3e-4,1e-3, or give a table"
         )
     grid = Grid(recipe, values, rest)
     if len(grid.rows) > MOST_RUNS:
-        raise UserError(f"{len(grid.rows):,} combinations are more than {MOST_RUNS} runs; give fewer values")
+        raise UserError(f"{len(grid.rows):,} combinations are more than {MOST_RUNS} runs. Give fewer values")
     for row in grid.rows:
         load_recipe(recipe, [*rest, *(f"--{option}={value}" for option, value in row.items())])
     return grid

@@ -70,7 +70,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for row_runs in planned for run in row_runs]
         if any(run.recipe.data.val is None for run in runs):
-            raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
+            raise UserError("a sweep compares accuracies and needs validation data. Set --data.val=FILE.beton")
         refuse_multi_label(runs[0].recipe, "fastft sweep")
         console = console if world.is_main else Console(quiet=True)
         # decided before the first run, so that all processes decide from the same files
@@ -135,17 +135,17 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
-        raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
+        raise UserError(f"{taken}: every training of a sweep has a folder of its own. Use --out")
     return [_plan_run(sweep, row, overrides, runs) for row in sweep.rows]
 
 
 def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> PlannedRun:
     recipe, _, _ = decide(load_recipe(sweep.reference(row), overrides))
     if row.number == "ema" and recipe.ema.decay == 0:
-        raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
+        raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0. Set number: raw")
     if row.number == "raw" and recipe.train.eval_weights == "ema":
         raise UserError(
-            f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
+            f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema. Set it to both"
         )
     key = run_key(recipe)
     folder = runs.parent / str(row.name) if sweep.named else runs / key

@@ -55,7 +55,7 @@ def exit_without_launcher() -> Iterator[None]:
         while not connected.wait(LAUNCHER_POLL_SECONDS):
             if os.getppid() != launcher:
                 print(
-                    "fastft: error: the launcher ended before all processes were connected; start it again",
+                    "fastft: error: the launcher ended before all processes were connected. Start it again",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 os._exit(EXIT_REQUEUE)
@@ -116,7 +116,7 @@ class World:
         if self.size == 1 or not isinstance(error, Exception) or isinstance(error, EXPECTED_ERRORS):
             return
         if not (isinstance(error, RuntimeError) and self.is_peer_loss(error)):
-            text = f"process {self.rank} ended with {type(error).__name__}; see its output"
+            text = f"process {self.rank} ended with {type(error).__name__}. See its output"
             _query_store(lambda store: store.set(_CRASH, text))
             return
         keys = (_BAD_INPUT, _CRASH)
@@ -287,14 +287,14 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
     rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
     if device not in DEVICES:
-        raise UserError(f"{option} is {device}; give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+        raise UserError(f"{option} is {device}. Give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{option} is cuda, but torch finds no GPU; run 'nvidia-smi' or omit {option}")
+        raise UserError(f"{option} is cuda, but torch finds no GPU. Run 'nvidia-smi' or omit {option}")
     if device == "cpu" or not torch.cuda.is_available():
         return World(rank, size, local_rank, torch.device("cpu"), timeout)
     if local_rank >= torch.cuda.device_count():
         raise LocalRankError(
-            f"process {local_rank} of this node has no GPU (found {torch.cuda.device_count()}); lower --nproc-per-node"
+            f"process {local_rank} of this node has no GPU (found {torch.cuda.device_count()}). Lower --nproc-per-node"
         )
     torch.cuda.set_device(local_rank)
     return World(rank, size, local_rank, torch.device("cuda", local_rank), timeout)

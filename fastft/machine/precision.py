@@ -64,9 +64,9 @@ def choose_precision(amp: str, device: torch.device, half_residual: str = "off")
     if amp == "auto":
         amp = _best_on_gpu(device) if device.type == "cuda" else ("bf16" if cpu_has_bf16() else "fp32")
     if amp == "fp16" and device.type == "cpu":
-        raise UserError("train.amp is fp16, which needs a GPU; use --train.amp=bf16 or fp32")
+        raise UserError("train.amp is fp16, which needs a GPU. Use --train.amp=bf16 or fp32")
     if half_residual == "on" and amp == "fp32":
-        raise UserError("train.half_residual is on, which needs half precision; use --train.amp=fp16 or bf16")
+        raise UserError("train.half_residual is on, which needs half precision. Use --train.amp=fp16 or bf16")
     if half_residual == "auto" and amp == "fp16" and device.type == "cuda":
         half_residual = "on" if _best_on_gpu(device) == "fp16" else "off"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

@@ -74,9 +74,9 @@ class Arch:
     def __post_init__(self) -> None:
         too_many = self.parameters > MAX_PARAMETERS
         limits = {
-            f"{MAX_GRID} patches along a side; use a smaller image size": self.grid > MAX_GRID,
-            f"{MAX_LAYERS} layers; check the architecture": self.layers > MAX_LAYERS,
-            f"{MAX_PARAMETERS:.0e} parameters; check width, layers and mlp_ratio": too_many,
+            f"{MAX_GRID} patches along a side. Use a smaller image size": self.grid > MAX_GRID,
+            f"{MAX_LAYERS} layers. Check the architecture": self.layers > MAX_LAYERS,
+            f"{MAX_PARAMETERS:.0e} parameters. Check width, layers and mlp_ratio": too_many,
         }
         for limit, exceeded in limits.items():
             if exceeded:
@@ -111,7 +111,7 @@ def check_image_size(image_size: int, patch_size: int) -> None:
     if image_size % patch_size:
         below = image_size - image_size % patch_size
         near = " or ".join(str(size) for size in (below, below + patch_size) if size)
-        raise UserError(f"image size {image_size} is not a multiple of the patch size {patch_size}; use {near}")
+        raise UserError(f"image size {image_size} is not a multiple of the patch size {patch_size}. Use {near}")
 
 
 def load_open_clip_arch(name: str) -> Arch:
@@ -130,7 +130,7 @@ def load_open_clip_arch(name: str) -> Arch:
         raise UserError(f"{error}; open_clip's configurations are examples") from None
     width, head_width = vision.width, vision.head_width
     if width % head_width:
-        raise UserError(f"{name}: head_width {head_width} does not divide width {width}; choose one that does")
+        raise UserError(f"{name}: head_width {head_width} does not divide width {width}. Choose one that does")
     try:
         return Arch(
             image_size=vision.image_size,
@@ -154,19 +154,19 @@ def refuse_pool_without_class_token(name: str) -> None:
     pooling = load_open_clip_config(name)["vision_cfg"].get("pool_type", "tok")
     if pooling != "tok":
         raise UserError(
-            f"{name} pools its tokens by '{pooling}', not by the class token; use --model.pool=patches or another --model.arch"
+            f"{name} pools its tokens by '{pooling}', not by the class token. Use --model.pool=patches or another --model.arch"
         )
 
 
 def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
     if isinstance(vision.get("timm_model_name"), str):
-        raise UserError(f"{name} has timm's image tower; set --model.arch=timm/{vision['timm_model_name']}")
+        raise UserError(f"{name} has timm's image tower. Set --model.arch=timm/{vision['timm_model_name']}")
     foreign = sorted(set(vision) - set(_Vision.__struct_fields__))
     if isinstance(vision.get("layers"), list):
         foreign.append("layers of several stages")
     if foreign:
         raise UserError(
-            f"{name} is not a plain CLIP ViT image tower ({', '.join(map(repr, foreign[:5]))}); use a ViT-*"
+            f"{name} is not a plain CLIP ViT image tower ({', '.join(map(repr, foreign[:5]))}). Use a ViT-*"
         )
 
 
@@ -186,7 +186,7 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"model configuration {path} cannot be read ({error.strerror or error})") from None
     except RecursionError:
-        raise UserError(f"model configuration {path} is nested too deeply; use one of open_clip's form") from None
+        raise UserError(f"model configuration {path} is nested too deeply. Use one of open_clip's form") from None
     except ValueError as error:
         raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
     # open_clip_config.json on model hubs
@@ -200,5 +200,5 @@ def open_clip_folder() -> Path:
     """Find the installed package without importing it."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
-        raise UserError("open_clip is not installed; run: pip install open_clip_torch")
+        raise UserError("open_clip is not installed. Run: pip install open_clip_torch")
     return Path(spec.origin).parent

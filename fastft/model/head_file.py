@@ -62,14 +62,14 @@ def read_head(path: Path) -> Head:
             header = file.metadata() or {}
         classes = json.loads(header.get("classes", "null"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"model.head {path} cannot be read ({first_sentence(error)}); give {EXPECTED}") from None
+        raise UserError(f"model.head {path} cannot be read ({first_sentence(error)}). Give {EXPECTED}") from None
     tensors = read_state_dict(path)
     weight, bias = tensors.get(WEIGHT), tensors.get(BIAS)
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if weight is None or bias is None or not named or weight.ndim != 2:
-        raise UserError(f"model.head {path} holds no head with class names; give {EXPECTED}")
+        raise UserError(f"model.head {path} holds no head with class names. Give {EXPECTED}")
     if not weight.is_floating_point() or bias.shape != weight.shape[:1] or len(classes) != len(weight):
-        raise UserError(f"model.head {path}: weight, bias and class names do not fit each other; give {EXPECTED}")
+        raise UserError(f"model.head {path}: weight, bias and class names do not fit each other. Give {EXPECTED}")
     source = {key: text for key, text in header.items() if key not in ("format", "pool", "classes")}
     return Head(weight.float(), bias.float(), classes, header.get("pool", ""), source)
 
@@ -104,7 +104,7 @@ def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[
     trained = read_trained_head(weights, recipe.model.arch)
     if trained.pool != model.pool:
         raise UserError(
-            f"the head in {weights} reads {_READS[trained.pool]}; set model.pool to {trained.pool}, or --model.head_init=probe"
+            f"the head in {weights} reads {_READS[trained.pool]}. Set model.pool to {trained.pool}, or --model.head_init=probe"
         )
     known, own_names, by = (
         (trained.classes, names, "name") if trained.classes else (_wnids(trained), wnids, "WordNet id")
@@ -113,7 +113,7 @@ def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[
     rows = {label: row_of[name] for label, name in enumerate(own_names) if name in row_of}
     if not rows or trained.weight_KD.shape[1] != model.head.in_features:
         raise UserError(
-            f"the head in {weights}, of {len(trained.bias_K):,} classes, has none of {recipe.data.train} by {by}; set "
+            f"the head in {weights}, of {len(trained.bias_K):,} classes, has none of {recipe.data.train} by {by}. Set "
             "--model.head_init=probe"
         )
     for own, theirs in ((model.head.weight, trained.weight_KD), (model.head.bias, trained.bias_K)):
@@ -152,8 +152,8 @@ def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
     shape, expected = tuple(head.weight_KD.shape), tuple(model.head.weight.shape)
     if shape != expected:
         raise UserError(
-            f"model.head {path} has {shape[0]} classes and {shape[1]} inputs, the model {expected[0]} and {expected[1]}; "
-            "make the head for these classes and this architecture"
+            f"model.head {path} has {shape[0]} classes and {shape[1]} inputs, the model {expected[0]} and {expected[1]}. "
+            "Make the head for these classes and this architecture"
         )
     model.head.weight.copy_(head.weight_KD)
     model.head.bias.copy_(head.bias_K)

@@ -38,7 +38,7 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
     if isinstance(arch, TimmArch):
         if pool not in (PATCHES, CLASS_PATCHES):
             raise UserError(
-                f"{recipe.model.arch} pools as timm does, not as model.pool={pool}; use an open_clip --model.arch, or "
+                f"{recipe.model.arch} pools as timm does, not as model.pool={pool}. Use an open_clip --model.arch, or "
                 "--model.pool=patches"
             )
     elif pool != PATCHES:
@@ -110,7 +110,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
         ("head", m.head is not None),
     ):
         if is_set:
-            raise UserError(f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out")
+            raise UserError(f"model.{option} is an option of fastft's own tower, not of {m.arch}. Leave it out")
     model = build_timm_classifier(
         arch,
         recipe.data.num_classes,

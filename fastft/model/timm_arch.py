@@ -70,7 +70,7 @@ def clip_numbers(name: str) -> tuple[bool, int]:
     with torch.device("meta"):
         trunk = create_timm(name, config.input_size[-1], num_classes=2)
     if not isinstance(getattr(trunk, "norm_pre", None), nn.LayerNorm) or trunk.num_prefix_tokens != 1:
-        raise UserError(f"timm's {name} is not a plain CLIP ViT; set --model.arch={TIMM}{name}")
+        raise UserError(f"timm's {name} is not a plain CLIP ViT. Set --model.arch={TIMM}{name}")
     block = trunk.blocks[0]
     stated = type(block.mlp.act).__name__ == "QuickGELU" or any(NATIVE in note for note in config.notes or ())
     return stated, block.attn.num_heads
@@ -100,9 +100,9 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
     except (TypeError, AssertionError, ValueError, NotImplementedError) as error:
         for argument, option in OPTIONS.items():
             if argument in arguments and f"'{argument}'" in str(error):
-                raise UserError(f"{TIMM}{name} has no {argument}; leave {option} at its default") from None
+                raise UserError(f"{TIMM}{name} has no {argument}. Leave {option} at its default") from None
         raise UserError(
-            f"{TIMM}{name} cannot be built at {image_size} px ({first_sentence(error)}); use another image size or model"
+            f"{TIMM}{name} cannot be built at {image_size} px ({first_sentence(error)}). Use another image size or model"
         ) from None
     check_supported(name, trunk)
     return trunk
@@ -125,7 +125,7 @@ def check_supported(name: str, trunk: Trunk) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise UserError(f"{TIMM}{name} {reason}; use another model, such as a ViT, ConvNeXt or Swin")
+            raise UserError(f"{TIMM}{name} {reason}. Use another model, such as a ViT, ConvNeXt or Swin")
 
 
 def restore_buffers(trunk: Trunk) -> None:
@@ -186,7 +186,7 @@ def load_timm_arch(name: str) -> TimmArch:
 def measure(name: str, image_size: int) -> TimmArch:
     """Read a model's numbers on the meta device."""
     if image_size > MAX_IMAGE_SIZE:
-        raise UserError(f"image size {image_size} is larger than {MAX_IMAGE_SIZE}; use a smaller one")
+        raise UserError(f"image size {image_size} is larger than {MAX_IMAGE_SIZE}. Use a smaller one")
     with torch.device("meta"):
         trunk = create_timm(name, image_size, num_classes=2)
     head = trunk.get_classifier()

@@ -122,7 +122,7 @@ class TimmTower(ImageTower):
             self.trunk.set_grad_checkpointing(on)
         except (AssertionError, AttributeError):
             raise UserError(
-                f"{TIMM}{self.arch.timm} has no gradient checkpointing; set --train.grad_checkpointing=false"
+                f"{TIMM}{self.arch.timm} has no gradient checkpointing. Set --train.grad_checkpointing=false"
             ) from None
         self._grad_checkpointing = on
 
@@ -215,9 +215,9 @@ def build_timm_classifier(
         read_class_and_patches(trunk, arch, num_classes)
     tower = TimmTower(arch, trunk, pool)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
-        raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
+        raise UserError(f"{TIMM}{arch.timm} has no stochastic layers. Leave model.drop_path at 0")
     if patch_dropout and tower.patch_dropout.rate == 0:
-        raise UserError(f"{TIMM}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
+        raise UserError(f"{TIMM}{arch.timm} has no patch dropout. Leave model.patch_dropout at 0")
     model = TimmClassifier(tower)
     # arithmetic on the meta device imports torch's compiler, which takes a second
     if not model.head.weight.is_meta:
@@ -235,7 +235,7 @@ def read_class_and_patches(trunk: Any, arch: TimmArch, num_classes: int) -> None
     tokens = getattr(trunk, "cls_token", None) is not None and hasattr(trunk, "fc_norm")
     if not tokens or trunk.get_classifier() is not getattr(trunk, "head", None):
         raise UserError(
-            f"{TIMM}{arch.timm} has no class token beside its patches; set --model.pool=patches, which pools as timm does"
+            f"{TIMM}{arch.timm} has no class token beside its patches. Set --model.pool=patches, which pools as timm does"
         )
     trunk.head = nn.Linear(2 * arch.width, num_classes)
     if not trunk.head.weight.is_meta:
@@ -257,7 +257,7 @@ def check_drop_path(arch: TimmArch) -> None:
                 layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0].shape[0])))
         tower(torch.empty(2, 3, arch.image_size, arch.image_size))
     if len({layer for layer, _ in calls}) < len(calls) or any(rows != 2 for _, rows in calls):
-        raise UserError(f"{TIMM}{arch.timm} shares a stochastic depth between branches; leave model.drop_path at 0")
+        raise UserError(f"{TIMM}{arch.timm} shares a stochastic depth between branches. Leave model.drop_path at 0")
 
 
 def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:
@@ -271,7 +271,7 @@ def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: in
         names = tower.trunk.pretrained_cfg.get("first_conv")
         if not names:
             raise UserError(
-                f"timm does not name the first convolution of {tower.arch.timm}; set --model.freeze_conv1=false"
+                f"timm does not name the first convolution of {tower.arch.timm}. Set --model.freeze_conv1=false"
             )
         for name in (names,) if isinstance(names, str) else names:
             tower.trunk.get_submodule(name).requires_grad_(False)
@@ -293,7 +293,7 @@ def name_weights(weights: str, name: str) -> str:
     model = name.partition(".")[0]
     known = pretrained_tags(model)
     if not known:
-        raise UserError(f"timm has no weights for {name}; set model.weights to a file, or to random")
+        raise UserError(f"timm has no weights for {name}. Set model.weights to a file, or to random")
     if weights not in (PRETRAINED, *known):
         raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
     return TIMM + (name if weights == PRETRAINED else f"{model}.{weights}")
@@ -310,11 +310,11 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     folder = find_weight_folder(weights)
     theirs = None if folder is None else folder.timm_name  # also None for CLIP's own ViT, which timm converts
     if theirs is not None and theirs.partition(".")[0] != name.partition(".")[0]:
-        raise UserError(f"{weights} holds timm's {theirs}; set --model.arch={TIMM}{theirs}")
+        raise UserError(f"{weights} holds timm's {theirs}. Set --model.arch={TIMM}{theirs}")
     state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
     if is_transformers(state):
         raise UserError(
-            f"{weights} is CLIP of transformers; set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
+            f"{weights} is CLIP of transformers. Set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
         )
     if any(key.startswith(TRUNK) for key in state):
         state = {k.removeprefix(TRUNK): v for k, v in state.items() if k.startswith(TRUNK)}
@@ -341,4 +341,4 @@ def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, error: str) -> d
     try:
         return dict(convert(state, trunk))
     except Exception as broken:  # converters are written for the authors' files, and fail in many ways on other files
-        raise UserError(f"{error} ({type(broken).__name__}: {first_sentence(broken)}); check model.arch") from None
+        raise UserError(f"{error} ({type(broken).__name__}: {first_sentence(broken)}). Check model.arch") from None

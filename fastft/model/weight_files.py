@@ -53,7 +53,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix in DEPLOYED:
         raise UserError(
-            f"{path} is for deployment and holds no layers to train; give the run that it was exported from, or its export to "
+            f"{path} is for deployment and holds no layers to train. Give the run that it was exported from, or its export to "
             "safetensors, timm or open_clip"
         )
     if path.suffix == ".safetensors":
@@ -64,7 +64,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             if torch.__version__ < LEAST_TORCH:
                 raise UserError(
-                    f"torch {torch.__version__} may run code from weights files (CVE-2025-32434); install torch "
+                    f"torch {torch.__version__} may run code from weights files (CVE-2025-32434). Install torch "
                     f"{LEAST_TORCH} or newer"
                 )
             with open_user_file(path, WEIGHTS) as file:
@@ -73,21 +73,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise
     except pickle.UnpicklingError:  # torch's message advises you to run the code in the file
         raise UserError(
-            f"weights file {path} cannot be read (damaged, or it holds more than tensors); give {WEIGHTS}"
+            f"weights file {path} cannot be read (damaged, or it holds more than tensors). Give {WEIGHTS}"
         ) from None
     except Exception as error:  # every library has its own errors; all mean that the weights file is unreadable
-        raise UserError(f"weights file {path} cannot be read ({first_sentence(error)}); give {WEIGHTS}") from None
+        raise UserError(f"weights file {path} cannot be read ({first_sentence(error)}). Give {WEIGHTS}") from None
     for wrapper in WRAPPERS:
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not loaded:
-        raise UserError(f"weights file {path} does not hold a state dict; give {WEIGHTS}")
+        raise UserError(f"weights file {path} does not hold a state dict. Give {WEIGHTS}")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
-                f"weights file {path} does not hold a state dict ({repr(name)} is not the name of a tensor); give {WEIGHTS}"
+                f"weights file {path} does not hold a state dict ({repr(name)} is not the name of a tensor). Give {WEIGHTS}"
             )
         if not _is_dense(value):
-            raise UserError(f"weights file {path}: {name} is not a dense tensor; use other weights")
+            raise UserError(f"weights file {path}: {name} is not a dense tensor. Use other weights")
     return loaded
 
 
@@ -190,7 +190,7 @@ def _indexed_files(folder: Path) -> list[str]:
     files = _part(_read_config(folder / INDEX), "weight_map")
     names = list(dict.fromkeys(map(str, files.values())))
     if not names or not all(Path(name).name == name for name in names):
-        raise UserError(f"{folder / INDEX} names no files beside it; download the folder again")
+        raise UserError(f"{folder / INDEX} names no files beside it. Download the folder again")
     return names
 
 
@@ -205,7 +205,7 @@ def find_weight_folder(weights: str) -> WeightFolder | None:
     if weights.startswith(TIMM):
         config = pretrained_cfg(weights.removeprefix(TIMM), "model.weights")
         if not config.hf_hub_id:
-            raise UserError(f"{weights} is not on the hub; download {config.url} and set model.weights to the file")
+            raise UserError(f"{weights} is not on the hub. Download {config.url} and set model.weights to the file")
         return fetch(config.hf_hub_id, weights.removeprefix(TIMM))
     path = expand_home(weights)
     return open_weight_folder(path) if path.is_dir() else None
@@ -239,7 +239,7 @@ def open_weight_folder(path: Path) -> WeightFolder:
             path, "timm", config["architecture"], NATIVE in notes, heads if isinstance(heads, int) else None,
             class_list(config.get("label_names")), averages and bool(arguments.get("final_norm")),
         )  # fmt: skip
-    raise UserError(f"{path} is not {WEIGHT_FOLDER}; give such a folder or a file of weights")
+    raise UserError(f"{path} is not {WEIGHT_FOLDER}. Give such a folder or a file of weights")
 
 
 def stored_classes(path: Path) -> tuple[str, ...] | None:
@@ -274,9 +274,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({first_sentence(error)}); download it again") from None
+        raise UserError(f"{path} is not readable JSON ({first_sentence(error)}). Download it again") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} must be a JSON object; download it again")
+        raise UserError(f"{path} must be a JSON object. Download it again")
     return config
 
 
@@ -292,7 +292,7 @@ def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
     if timm_name is None:
         configs = [config for file in (OPEN_CLIP_CONFIG, CONFIG) if (config := _download(name, revision, file))]
         if not configs:
-            raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}; use another repository")
+            raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}. Use another repository")
         folder = open_weight_folder(configs[0].parent)
     else:
         folder = WeightFolder(Path(), "timm", timm_name)
@@ -303,7 +303,7 @@ def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
             for part in _indexed_files(local.parent):
                 _download(name, revision, part)
         return replace(folder, path=local.parent)
-    raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository")
+    raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}. Use another repository")
 
 
 @cache
@@ -345,7 +345,7 @@ def _download(name: str, revision: str, file: str) -> Path | None:
         if missing:
             return None
         raise UserError(
-            f"{HUB}{name} could not be downloaded ({failure or first_sentence(error)}); download it elsewhere and set "
+            f"{HUB}{name} could not be downloaded ({failure or first_sentence(error)}). Download it elsewhere and set "
             "model.weights to the folder"
         ) from None
 

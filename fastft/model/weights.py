@@ -64,7 +64,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.Laye
     if missing:
         pool = "token" if "proj" in own else "class or class+patches"
         raise UserError(
-            f"weights {weights} have no {missing[0]}, which --model.pool={pool} needs; use CLIP's own weights"
+            f"weights {weights} have no {missing[0]}, which --model.pool={pool} needs. Use CLIP's own weights"
         )
     error = f"weights {weights} do not fit {arch_name}"
     if "ln_pre.weight" in own and "ln_pre.weight" not in state and is_timm_vit(whole):
@@ -84,15 +84,15 @@ def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, opt
     own = module.state_dict()
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise UserError(f"{error}: {broken[0]} contains NaN or Inf; check model.weights, download or write them again")
+        raise UserError(f"{error}: {broken[0]} contains NaN or Inf. Check model.weights, download or write them again")
     for name, value in state.items():
         if name in own and value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"
-            raise UserError(f"{error}: {name} is {shapes}; check model.arch")
+            raise UserError(f"{error}: {name} is {shapes}. Check model.arch")
     missing = [name for name in own if name not in state and not optional(name)]
     unexpected = [name for name in state if name not in own]
     if missing or unexpected:
-        raise UserError(f"{error}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch")
+        raise UserError(f"{error}: missing {missing[:3]}, unexpected {unexpected[:3]}. Check model.arch")
     module.load_state_dict(state, strict=False)
 
 
@@ -129,7 +129,7 @@ def _visual_state(weights: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if "positional_embedding" not in visual or "conv1.weight" not in visual:
         other = "; a timm model needs --model.arch=timm/NAME" if "patch_embed.proj.weight" in visual else ""
         raise UserError(
-            f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights{other}"
+            f"{weights} holds no CLIP image tower (no visual.conv1.weight). Use OpenAI or open_clip weights{other}"
         )
     return visual
 
@@ -172,7 +172,7 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
         pool = CLASS_PATCHES
     if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise UserError(
-            f"weights {weights} have no head; set --model.head_init=probe, or use fine-tuned weights of timm or of fastft"
+            f"weights {weights} have no head. Set --model.head_init=probe, or use fine-tuned weights of timm or of fastft"
         )
     classes = stored_classes(expand_home(weights)) if folder is None else folder.classes
     return TrainedHead(weight.float(), bias.float(), pool, classes if classes and len(classes) <= len(bias) else None)
@@ -191,7 +191,7 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
         text = {name.removeprefix("text."): v for name, v in state.items() if not name.startswith(others)}
     if "token_embedding.weight" not in text or "logit_scale" not in text:
         raise UserError(
-            f"{weights} holds no text tower of CLIP (no token_embedding.weight and logit_scale); use CLIP's weights"
+            f"{weights} holds no text tower of CLIP (no token_embedding.weight and logit_scale). Use CLIP's weights"
         )
     return {name: value.float() for name, value in text.items()}
 
@@ -206,7 +206,7 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
         path = _as_file(weights)
         return without_wrappers(read_state_dict(_fetch_tag(weights, arch_name) if path is None else path))
     if folder.timm_name is not None and folder.library != "timm":
-        raise UserError(f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}")
+        raise UserError(f"{weights} holds timm's {folder.timm_name}. Set --model.arch=timm/{folder.timm_name}")
     state = without_wrappers(folder.read())
     if folder.library == "open_clip" and "head.bias" in state and "head.weight" not in state and "visual.proj" in state:
         state["head.weight"] = state.pop("visual.proj").T
@@ -237,7 +237,7 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
         return positions_ND
     old = math.isqrt(max(0, count - 1))
     if old < 1 or old * old != count - 1:
-        raise UserError(f"{source}: {count} positions are not a square grid and a class token; use other weights")
+        raise UserError(f"{source}: {count} positions are not a square grid and a class token. Use other weights")
     patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
     patches = F.interpolate(
         patches, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False, antialias=arch.grid < old
@@ -260,10 +260,10 @@ def check_activation(weights: str, arch_name: str, quick_gelu: bool, folder: Wei
     trained = _trained_with_quick_gelu(weights, arch_name, folder)
     if trained is True and not quick_gelu:
         raise UserError(
-            f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
+            f"weights {weights} were trained with QuickGELU. Set model.arch to the name that ends in -quickgelu"
         )
     if trained is False and quick_gelu:
-        raise UserError(f"weights {weights} were trained with GELU; set model.arch to the name without -quickgelu")
+        raise UserError(f"weights {weights} were trained with GELU. Set model.arch to the name without -quickgelu")
 
 
 def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool | None:
@@ -307,8 +307,8 @@ def _fetch_tag(tag: str, arch_name: str) -> Path:
         return Path(_open_clip_tags().download_pretrained(described))
     except Exception as error:
         raise UserError(
-            f"weights '{tag}' of {arch_name} could not be downloaded ({failure or first_sentence(error)}); "
-            "download them elsewhere and set model.weights to the file"
+            f"weights '{tag}' of {arch_name} could not be downloaded ({failure or first_sentence(error)}). "
+            "Download them elsewhere and set model.weights to the file"
         ) from None
 
 
@@ -322,11 +322,11 @@ def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:
 def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
     for name, value in state.items():
         if not value.is_floating_point():
-            raise UserError(f"weights {weights}: {name} is not a floating-point tensor; use other weights")
+            raise UserError(f"weights {weights}: {name} is not a floating-point tensor. Use other weights")
     for name, dimensions in (("conv1.weight", 4), ("positional_embedding", 2)):
         if state[name].ndim != dimensions:
             raise UserError(
-                f"weights {weights}: {name} has {state[name].ndim} dimensions, expected {dimensions}; use other weights"
+                f"weights {weights}: {name} has {state[name].ndim} dimensions, expected {dimensions}. Use other weights"
             )
 
 
@@ -341,14 +341,14 @@ def _check_same_tower(
     if (width, patch, layers) != (arch.width, arch.patch_size, arch.layers):
         raise UserError(
             f"weights {weights} are of width {width}, patch {patch}, {layers} blocks; {arch_name} has {arch.width}, "
-            f"{arch.patch_size}, {arch.layers}; set model.arch to the architecture of the weights"
+            f"{arch.patch_size}, {arch.layers}. Set model.arch to the architecture of the weights"
         )
     heads = None if folder is None else folder.heads
     if heads is None and folder is not None and folder.timm_name:
         heads = clip_numbers(folder.timm_name)[1]
     if heads not in (None, arch.heads):
         raise UserError(
-            f"weights {weights} are of {heads} attention heads, {arch_name} has {arch.heads}; set model.arch to the "
+            f"weights {weights} are of {heads} attention heads, {arch_name} has {arch.heads}. Set model.arch to the "
             "architecture of the weights"
         )
 

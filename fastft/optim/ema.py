@@ -58,7 +58,7 @@ def ema_warnings(recipe: Recipe) -> list[str]:
         better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
     return [
         f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
-        f"the initial ones; set {better}"
+        f"the initial ones. Set {better}"
     ]
 
 

@@ -72,7 +72,7 @@ def open_sets(path: str, single: bool = False) -> tuple[LabelledSet, LabelledSet
     """
     train, val = _open_sides(path, single)
     if train is None:
-        raise UserError(f"{path}: no row is of the split 'train'; correct the split column")
+        raise UserError(f"{path}: no row is of the split 'train'. Correct the split column")
     return train, val
 
 
@@ -85,7 +85,7 @@ def open_val(path: str, single: bool = False) -> LabelledSet:
     train, val = _open_sides(path, single)
     found = val or train
     if found is None:
-        raise UserError(f"{path}: no row is of the split 'val'; correct the split column")
+        raise UserError(f"{path}: no row is of the split 'val'. Correct the split column")
     return found
 
 
@@ -93,7 +93,7 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
     """Open the training and the validation set at `path`. The first is None only for a table without training rows."""
     if isinstance(source_path(path), RemotePath):
         raise UserError(
-            f"{path}: a training reads local files; convert it first (`fastft convert folder --data {path} --out "
+            f"{path}: a training reads local files. Convert it first (`fastft convert folder --data {path} --out "
             "photos.beton`), then give --data.train=photos.beton"
         )
     place = expand_home(path)

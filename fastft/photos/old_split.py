@@ -81,7 +81,7 @@ def read_old_split(recipe: Recipe) -> OldSplit | None:
                 # the tower has seen all identical images if it was trained on one
                 by_content[row["content"]] = min(side, by_content.get(row["content"], side))
     except KeyError as missing:
-        raise UserError(f"{path} has no column {missing}; give other --model.weights") from None
+        raise UserError(f"{path} has no column {missing}. Give other --model.weights") from None
     by_content.pop("", None)  # unreadable images
     return OldSplit(run, by_content, images, saw_all)
 

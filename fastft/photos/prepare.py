@@ -213,8 +213,8 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         return
     if run.resolve().is_relative_to(Path(str(photographs.source.root)).resolve()):
         raise UserError(
-            f"the run directory {run} is in the folder of the photographs, and its pictures would be taken for photographs; "
-            "give another one with --train.run_dir (fastft sweep: --out)"
+            f"the run directory {run} is in the folder of the photographs, and its pictures would be taken for photographs. "
+            "Give another one with --train.run_dir (fastft sweep: --out)"
         )
 
 

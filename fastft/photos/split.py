@@ -113,7 +113,7 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
         return held, warnings + _unheld_classes(found, held), kept
     if hold_out(_text_order(found), np.arange(len(found))).any():
         reason = (
-            "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated; give "
+            "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated. Give "
             "smaller groups, or validation images by --data.val"
         )
     else:
@@ -207,7 +207,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if len(used) < 2:
-        raise UserError(f"{source.title}: images of only one class ({printable(used[0])}); give at least two classes")
+        raise UserError(f"{source.title}: images of only one class ({printable(used[0])}). Give at least two classes")
     if counts.sum() < LEAST_PER_CLASS * len(used) and all(map(NUMBER.fullmatch, used)):
         raise UserError(
             f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images; "
@@ -227,8 +227,8 @@ def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
         first = next(name for name, own in zip(source.names, source.labels, strict=True) if label in classes_of(own))
         count = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         raise UserError(
-            f"{source.title}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}); "
-            "add training images, or remove these"
+            f"{source.title}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}). "
+            "Add training images, or remove these"
         )
     return val.take(np.arange(len(val), dtype=np.int64), classes)
 

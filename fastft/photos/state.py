@@ -135,7 +135,7 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Prepared | None, chan
         if any(any(folder.parent.glob(pattern)) for pattern in TRAINED):
             run = folder.parent
             reason = f"{change} since {run} was trained" if same else f"{run} was trained on {before}"
-            raise UserError(f"{reason}; use another --train.run_dir (fastft sweep: --out)")
+            raise UserError(f"{reason}. Use another --train.run_dir (fastft sweep: --out)")
         reason = f"{change} since {folder} was prepared" if same else f"{folder} is of {before}"
         say(f"{reason}: preparing {inputs.data}{' again' if same else ''}")
     for split in ("train", "val"):

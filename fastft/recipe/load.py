@@ -85,7 +85,7 @@ def _flag_layer(text: str) -> Layer:
     """Return the layer for one `--section.key=value`, or for a short name."""
     key, equals, value = text.partition("=")
     if not text.startswith("--") or not equals:
-        raise UserError(f"cannot read {shown(text)}; write options as --section.key=value")
+        raise UserError(f"cannot read {shown(text)}. Write options as --section.key=value")
     where = text if CONTROL.search(text) is None else ascii(text)
     return Layer(where, {full_name(key[2:]): value})
 
@@ -100,7 +100,7 @@ def _dict_layers(options: Mapping[str, object]) -> list[Layer]:
         layers.append(Layer(f"{key}={shown(value)}", values))
     given = Counter(name for layer in layers for name in layer.values)
     if twice := [name for name, count in given.items() if count > 1]:
-        raise UserError(f"{twice[0]} is given twice, by its name and by a short one or a section; give it once")
+        raise UserError(f"{twice[0]} is given twice, by its name and by a short one or a section. Give it once")
     return layers
 
 
@@ -184,31 +184,31 @@ def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
         (
             schedule.warmup is None and schedule.warmup_epochs >= schedule.epochs, {"schedule.epochs", "schedule.warmup"},
             f"schedule.warmup_epochs ({schedule.warmup_epochs:g}) must be smaller than schedule.epochs "
-            f"({schedule.epochs}); set --schedule.warmup=0.2, a share of the epochs",
+            f"({schedule.epochs}). Set --schedule.warmup=0.2, a share of the epochs",
         ),
         (
             augment.scale_min > augment.scale_max, {"augment.scale_min"},
-            "augment.scale_min is larger than augment.scale_max; swap them",
+            "augment.scale_min is larger than augment.scale_max. Swap them",
         ),
         (
             augment.ratio_min > augment.ratio_max, set(),
-            "augment.ratio_min is larger than augment.ratio_max; swap them",
+            "augment.ratio_min is larger than augment.ratio_max. Swap them",
         ),
         (
             train.eval_weights == "ema" and recipe.ema.horizon is None and recipe.ema.decay == 0, {"ema.horizon"},
-            "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both",
+            "train.eval_weights is ema, but ema.decay is 0. Set train.eval_weights to both",
         ),
         (
             schedule.stop_epoch == 0 and model.head_init != "probe", {"model.head_init"},
-            "schedule.stop_epoch is 0, which stops at the linear probe; set model.head_init to probe",
+            "schedule.stop_epoch is 0, which stops at the linear probe. Set model.head_init to probe",
         ),
         (
             model.head is not None and model.head_init != "small", {"model.head_init"},
-            f"model.head and model.head_init={model.head_init} both set the head; omit one of them",
+            f"model.head and model.head_init={model.head_init} both set the head. Omit one of them",
         ),
         (
             model.rel_pos_bias and model.patch_dropout > 0, set(),
-            "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false",
+            "model.rel_pos_bias needs every patch. Set model.patch_dropout to 0 or model.rel_pos_bias to false",
         ),
     ]  # fmt: skip
     for is_broken, decided_by, message in rules:
@@ -224,7 +224,7 @@ def _unknown(key: str) -> str:
     if key in SECTIONS:
         return f"'{key}' must hold 'key: value' lines"
     near = nearest_option(key, FIELDS if "." in key else (*FIELDS, *SECTIONS, "extends"))
-    hint = advice_without_option(key) or f"valid sections: {', '.join(SECTIONS)}, extends; see fastft options"
+    hint = advice_without_option(key) or f"valid sections: {', '.join(SECTIONS)}, extends. See fastft options"
     return f"unknown option {shown(key)}; {f'did you mean {near!r}?' if near else hint}"
 
 

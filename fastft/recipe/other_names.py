@@ -62,7 +62,7 @@ WITHOUT_OPTION = {
             "sched lr_scheduler_type lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay "
             "warmup_lr warmup_prefix sched_on_updates decay_milestones decay_epochs decay_rate dr cooldown_epochs",
         "the learning rate is not scaled, see --optim.lr": "lr_base_size lr_base_scale",
-        "towers have no dropout; see --model.drop_path and --model.patch_dropout":
+        "towers have no dropout. See --model.drop_path and --model.patch_dropout":
             "drop dropout drop_rate drop_block",
         "use --augment.policy=3aug": "grayscale_prob gaussian_blur_prob",
         "there is no such augmentation here": "aug_repeats aug_splits jsd_loss resplit cutmix_minmax mixup_mode",

@@ -66,7 +66,7 @@ def find_file(name: str, folder: Path = Path()) -> Path:
         return path  # a directory, FIFO, symlink loop, ...: refused with its reason where it is opened
     beside = [p.name for p in path.parent.glob("*.y*ml")] if "\0" not in name else []
     near = get_close_matches(path.name, beside, n=1) or get_close_matches(path.stem, recipe_names(), n=1)
-    raise UserError(f"recipe {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+    raise UserError(f"recipe {path} does not exist" + (f". Did you mean {near[0]}?" if near else ""))
 
 
 def is_table(reference: str | Path) -> bool:
@@ -122,9 +122,9 @@ def _read(reference: str, folder: Path, chain: tuple[str, ...]) -> RecipeFile:
     path = find_file(name, folder)
     place = f"{os.path.realpath(path)}[{row!r}]"
     if place in chain:
-        raise UserError(f"{path}: recipes extend one another in a circle; remove one 'extends'")
+        raise UserError(f"{path}: recipes extend one another in a circle. Remove one 'extends'")
     if len(chain) >= MAX_CHAIN:
-        raise UserError(f"{path}: more than {MAX_CHAIN} recipes extend one another; shorten the chain")
+        raise UserError(f"{path}: more than {MAX_CHAIN} recipes extend one another. Shorten the chain")
     chain = (*chain, place)
     return _read_file(path, chain) if row is None else _read_row(select_row(load_sweep(path), row), chain)
 

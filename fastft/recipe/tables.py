@@ -95,11 +95,11 @@ def load_sweep(path: Path) -> Sweep:
     cells = Counter((row.series, row.label) for row in rows)
     twice = next((row for row in rows if cells[row.series, row.label] > 1), None)
     if twice:
-        raise UserError(f"{path}: two rows are labelled '{twice.title}'; give them different labels")
+        raise UserError(f"{path}: two rows are labelled '{twice.title}'. Give them different labels")
     title, source = (_text(str(path), document, key) or "" for key in ("title", "source"))
     named = str(document.get("named", "false")).lower() in ("true", "yes", "on")
     if named and (unnamed := next((row for row in rows if row.name is None), None)):
-        raise UserError(f"{path}: row '{unnamed.title}' has no name, and named is true; give it one")
+        raise UserError(f"{path}: row '{unnamed.title}' has no name, and named is true. Give it one")
     return Sweep(name, title, source, rows, path, base, named=named)
 
 
@@ -116,7 +116,7 @@ def select_row(sweep: Sweep, text: str) -> Sweep:
             return replace(sweep, selected=rows[0])
         if rows:
             titles = " or ".join(f"'{row.title}'" for row in rows)
-            raise UserError(f"{sweep.path}: '{text}' is {len(rows)} rows; write {titles}")
+            raise UserError(f"{sweep.path}: '{text}' is {len(rows)} rows. Write {titles}")
     known = dict.fromkeys(str(key(row)) for row in sweep.rows for key in keys if key(row))
     near = get_close_matches(text, known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"its rows are {_rows(sweep)}"
@@ -127,7 +127,7 @@ def row_needed(sweep: Sweep) -> UserError:
     """Return the error for a table in a place that needs a recipe."""
     first = sweep.reference(sweep.rows[0])
     return UserError(
-        f"{sweep.path} is a table, not a recipe; name one of its rows, such as '{first}' (rows: {_rows(sweep)})"
+        f"{sweep.path} is a table, not a recipe. Name one of its rows, such as '{first}' (rows: {_rows(sweep)})"
     )
 
 

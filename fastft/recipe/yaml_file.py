@@ -43,7 +43,7 @@ def read_yaml(path: Path, expected: str) -> Mapping[str, object]:
     except PARSE_ERRORS as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path} must hold 'key: value' lines; give {expected}")
+        raise UserError(f"{path} must hold 'key: value' lines. Give {expected}")
     return document
 
 

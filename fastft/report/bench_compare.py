@@ -72,11 +72,11 @@ class Change:
 def render_comparison(results: Sequence[Result]) -> str:
     """Return the page as HTML. Raises UserError if there are too many results or if they share no measure."""
     if len(results) > MOST_FILES:
-        raise UserError(f"{len(results)} results are too many to compare; give at most {MOST_FILES}")
+        raise UserError(f"{len(results)} results are too many to compare. Give at most {MOST_FILES}")
     files = label_files(results)
     shared = shared_cases(files)
     if not shared:
-        raise UserError("the results have no measure in common; compare results of the same benchmark and settings")
+        raise UserError("the results have no measure in common. Compare results of the same benchmark and settings")
     changes = [change_of(s, files) for s in shared if s.own()]
     return render_page(
         "bench_compare.html",

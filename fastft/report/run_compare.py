@@ -86,7 +86,7 @@ def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
     resolved = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 - links stay
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
-        raise UserError(f"{twice} is given twice; give each run once")
+        raise UserError(f"{twice} is given twice. Give each run once")
     runs = [with_choice_so_far(load_run(folder)) for folder in folders]
     return [_compared(name, run) for name, run in zip(short_names(resolved), runs, strict=True)]
 

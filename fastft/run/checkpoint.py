@@ -175,7 +175,7 @@ class Damaged(UserError):
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
-        super().__init__(f"checkpoint {path} is damaged ({reason}); use an older one")
+        super().__init__(f"checkpoint {path} is damaged ({reason}). Use an older one")
 
 
 # writing --------------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
         raise Damaged(path, f"no {Path(error.filename).name}") from None
     except OSError as error:
         if error.errno:  # the disk or the network failed, which says nothing about the file
-            raise UserError(f"checkpoint {path} cannot be read ({error}); run again when it can") from None
+            raise UserError(f"checkpoint {path} cannot be read ({error}). Run again when it can") from None
         raise Damaged(path, f"{Path(str(error.filename)).name} is {error.strerror}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise Damaged(path, " ".join(str(error).split())) from None
@@ -292,7 +292,7 @@ def stored_recipe(checkpoint: Checkpoint) -> Recipe:
     try:
         return recipe_from_dict(checkpoint.state.name, checkpoint.state.recipe)
     except UserError as error:
-        raise UserError(f"checkpoint {checkpoint.path}: {error}; was it written by a newer fastft?") from None
+        raise UserError(f"checkpoint {checkpoint.path}: {error}. Was it written by a newer fastft?") from None
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Forms:
@@ -332,7 +332,7 @@ def find_checkpoint(path: Path) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoints = list_checkpoints(folder, "best") or list_checkpoints(folder)
     if not checkpoints:
-        raise UserError(f"{path} holds no checkpoint; give a run directory or one of its checkpoints")
+        raise UserError(f"{path} holds no checkpoint. Give a run directory or one of its checkpoints")
     return checkpoints[-1]
 
 

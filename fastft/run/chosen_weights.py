@@ -234,10 +234,10 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
         UserError: no checkpoint, a damaged one, one without these weights, or an unknown name for weights.
     """
     if wanted not in WEIGHT_CHOICES:
-        raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")
+        raise UserError(f"no weights are called {wanted}. Choose from {', '.join(WEIGHT_CHOICES)}")
     if is_checkpoint(path):
         if wanted in (BEST, LAST, PROBE):
-            raise UserError(f"{path} is one checkpoint; give its run directory for --weights {wanted}")
+            raise UserError(f"{path} is one checkpoint. Give its run directory for --weights {wanted}")
         return _of_checkpoint(path, wanted)
     result = read_result(path)
     choice = None if result is None else result.weights
@@ -260,7 +260,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
 def _probe(run: Path, reason: str = "") -> ChosenWeights:
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints or not (run / PROBE_HEAD).is_file():
-        raise UserError(f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep; give other --weights")
+        raise UserError(f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep. Give other --weights")
     return ChosenWeights(checkpoints[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
 
 
@@ -295,7 +295,7 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     checkpoints = list_checkpoints(folder, "best" if take == BEST else "step")
     if not checkpoints:
-        raise UserError(f"{run} has no checkpoint of its {take} epoch; see {folder}, or give other --weights")
+        raise UserError(f"{run} has no checkpoint of its {take} epoch. See {folder}, or give other --weights")
     return _of_checkpoint(checkpoints[-1], AUTO if take == BEST else kind, reason)
 
 
@@ -316,7 +316,7 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
             kind = EMA if has_ema and untrained <= MOSTLY_INITIAL else RAW
             is_noted = has_ema
         if kind == EMA and not has_ema:
-            raise UserError(f"{path} has no EMA weights; give --weights raw")
+            raise UserError(f"{path} has no EMA weights. Give --weights raw")
         stem, words = STEMS[kind], f"weights of {path.name}"
     notes = [f"{WEIGHTS[kind]} {words}{reason}"]
     if untrained > UNTRAINED_SHARE and (is_noted or kind == EMA):

@@ -63,7 +63,7 @@ def refuse_changed_recipe(stored: dict[str, Object], recipe: Recipe, folder: Pat
     )
     if changed:
         listing = ", ".join(f"{k} {then[k]!r} -> {now[k]!r}" for k in changed)
-        raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
+        raise UserError(f"{folder} was trained with another recipe ({listing}). Use another --train.run_dir")
 
 
 def refuse_changed_arch(stored: Object, arch: Object, folder: Path) -> None:
@@ -71,7 +71,7 @@ def refuse_changed_arch(stored: Object, arch: Object, folder: Path) -> None:
     changed = sorted(k for k, value in arch.items() if stored[k] != value)
     if changed:
         listing = ", ".join(f"{k} {stored[k]!r} -> {arch[k]!r}" for k in changed)
-        raise UserError(f"{folder} was trained with another architecture ({listing}); use another --train.run_dir")
+        raise UserError(f"{folder} was trained with another architecture ({listing}). Use another --train.run_dir")
 
 
 def refuse_changed_data(option: str, stored: Content | None, current: Content | None, folder: Path) -> None:
@@ -86,4 +86,4 @@ def refuse_changed_data(option: str, stored: Content | None, current: Content | 
     files = zip(names, stored.identities, current.identities, strict=False)
     changed = ", ".join([name for name, then, now in files if then != now][:LISTED]) or "its images"
     what = f"{changed} changed" if count == len(names) else f"{count} files became {len(names)}"
-    raise UserError(f"{option}: {what} since {folder} was begun; put the old data back, or use another --train.run_dir")
+    raise UserError(f"{option}: {what} since {folder} was begun. Put the old data back, or use another --train.run_dir")

@@ -114,7 +114,7 @@ def read_log(path: Path) -> Log:
         if any(b.step < a.step for a, b in pairwise(log.eval)):
             raise ValueError("the steps of 'eval' lines decrease")
     except ValueError as error:
-        raise UserError(f"{path}: {error}; was it written by fastft train?") from None
+        raise UserError(f"{path}: {error}. Was it written by fastft train?") from None
     return log
 
 
@@ -137,6 +137,6 @@ def read_lines(path: Path) -> list[RawLine]:
         try:
             check("it", line, Line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
+            raise UserError(f"{path}, line {number}: {error}. Was it written by fastft train?") from None
         lines.append(line)
     return lines

@@ -107,11 +107,11 @@ def load_run(folder: Path) -> Run:
     """Read a run directory. Raises UserError: not a run directory, or its files are not as the trainer writes them."""
     path = folder / RECIPE
     if not path.exists():
-        raise UserError(f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote")
+        raise UserError(f"{folder} is not a run directory (no recipe.yaml). Give the folder that fastft train wrote")
     stored = read_yaml(path, "the recipe.yaml that fastft train wrote")
     sections = {name: section for name, section in stored.items() if isinstance(section, dict)}
     if len(sections) < len(stored):
-        raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
+        raise UserError(f"{path} is not a recipe. Give the folder that fastft train wrote")
     result = read_result(folder)
     name = folder.name if result is None else result.recipe
     recipe = with_moved_data(recipe_from_dict(name, sections), folder)
@@ -149,7 +149,7 @@ def lock_run(folder: Path) -> IO[str]:
         file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
     if not try_lock(file):
         file.close()
-        raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")
+        raise UserError(f"{folder} is in use by another process. Wait for it, or use another --train.run_dir")
     return file
 
 

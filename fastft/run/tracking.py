@@ -54,7 +54,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
     except Exception as error:  # network, log-in, ...
         reason = f"{kind} does not start ({' '.join(str(error).split())})"
         if known is None:
-            raise UserError(f"{reason}; set --train.tracker=none") from None
+            raise UserError(f"{reason}. Set --train.tracker=none") from None
         _log.warning("%s: this process does not log to it", reason)
         return None
     if known is None:

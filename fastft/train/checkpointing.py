@@ -86,7 +86,7 @@ class Checkpointing:
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
         raise UserError(
-            f"every checkpoint in {self.folder} is damaged ({reason}); restore one, or remove the folder to start anew"
+            f"every checkpoint in {self.folder} is damaged ({reason}). Restore one, or remove the folder to start anew"
         )
 
     def prepare_folder(self, best: Evaluation | None) -> None:

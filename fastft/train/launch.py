@@ -49,7 +49,7 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split at the first subcommand: (torchrun's options, `fastft`'s command line)."""
     subcommands = [i for i, word in enumerate(argv) if word in ("train", "eval", "sweep")]
     if not subcommands:
-        print("fastft launch: no subcommand; end with: train RECIPE ...", file=sys.stderr)
+        print("fastft launch: no subcommand. End with: train RECIPE ...", file=sys.stderr)
         raise SystemExit(2)
     return list(argv[: subcommands[0]]), list(argv[subcommands[0] :])
 

@@ -55,7 +55,7 @@ def divide_batch(
     batch_size, size = recipe.optim.batch_size, recipe.model.image_size
     if batch_size % world.size:
         raise UserError(
-            f"optim.batch_size {batch_size} is not a multiple of {world.size} processes; change one of the two"
+            f"optim.batch_size {batch_size} is not a multiple of {world.size} processes. Change one of the two"
         )
     files = [train_files, *([] if recipe.data.val is None else [BetonSet.open(recipe.data.val)])]
     policy, batches = build_policy(recipe), count_slots(recipe.data.batches_ahead)
@@ -88,14 +88,14 @@ def choose_micro_batch(
     """
     if rank_batch % unit:
         raise UserError(
-            f"mixup and CutMix need an even number of images per process, not {rank_batch}; change optim.batch_size"
+            f"mixup and CutMix need an even number of images per process, not {rank_batch}. Change optim.batch_size"
         )
     if requested:
         if rank_batch % requested or requested % unit:
             near = largest_divisor(rank_batch, requested, unit)
             even = " into even parts" if unit == 2 else ""
             raise UserError(
-                f"train.micro_batch {requested} does not divide the {rank_batch} images per process{even}; use {near}"
+                f"train.micro_batch {requested} does not divide the {rank_batch} images per process{even}. Use {near}"
             )
         return requested
     device = next(model.parameters()).device
@@ -104,7 +104,7 @@ def choose_micro_batch(
     free, per_image = _measure_free(model, image_size, precision, rank_batch)
     per_image += loader_bytes
     if free < unit * per_image:
-        raise UserError("the model does not fit in this GPU's memory; try --train.grad_checkpointing=true")
+        raise UserError("the model does not fit in this GPU's memory. Try --train.grad_checkpointing=true")
     return fast_divisor(rank_batch, int(free / per_image), unit)
 
 

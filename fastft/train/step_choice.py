@@ -92,7 +92,7 @@ def refuse_impossible(recipe: Recipe, device: torch.device) -> None:
     """Raise UserError if `train.step` names a way in which this recipe's steps cannot be computed."""
     mode = recipe.train.step
     if (reason := failure(mode, recipe, device)) is not None:
-        raise UserError(f"train.step is {mode}, which {reason}; use --train.step=auto")
+        raise UserError(f"train.step is {mode}, which {reason}. Use --train.step=auto")
 
 
 def failure(mode: str, recipe: Recipe, device: torch.device) -> str | None:
@@ -264,7 +264,7 @@ def run_trials(
 
     def attempt(choice: StepChoice) -> None:
         if record is not None and str(choice) in record.ended:
-            trials.append(StepTrial(choice, None, f"ended an earlier process; delete {record.path} to try it again"))
+            trials.append(StepTrial(choice, None, f"ended an earlier process. Delete {record.path} to try it again"))
             return
         with nullcontext() if record is None else record.trying(str(choice)):
             measure(choice)

@@ -65,7 +65,7 @@ def _fit(trainer: Trainer) -> Result:
         return trainer.fit()
     except torch.OutOfMemoryError:
         error = UserError(
-            f"the GPU's memory is too small for micro-batches of {trainer.setup.micro_batches.size}; set a lower "
+            f"the GPU's memory is too small for micro-batches of {trainer.setup.micro_batches.size}. Set a lower "
             "--train.micro_batch, or --train.grad_checkpointing=true"
         )
         raise trainer.world.publish_error(error) from None

@@ -56,7 +56,7 @@ def failing_later() -> dict[str, Arm]:
 
 
 def refusing() -> dict[str, Arm]:
-    raise UserError("no image at all; give one")
+    raise UserError("no image at all. Give one")
 
 
 def dying() -> dict[str, Arm]:

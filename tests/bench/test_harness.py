@@ -59,7 +59,7 @@ def test_when_fastft_fails_the_benchmark_fails():
 
 
 def test_input_that_fastft_refuses_is_a_user_error():
-    with pytest.raises(UserError, match=r"^no image at all; give one$"):
+    with pytest.raises(UserError, match=r"^no image at all. Give one$"):
         alternate([contender("fastft", "refusing")], 1, threads=1)
 
 

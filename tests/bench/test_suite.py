@@ -20,12 +20,12 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
-    assert "no peer 'ffcw'; choose from ffcv, timm" in refused(["bench", "loader", "--peers", "ffcw"])
+    assert "no peer 'ffcw'. Choose from ffcv, timm" in refused(["bench", "loader", "--peers", "ffcw"])
     assert parse_peers("none") == ()
 
 
 def test_a_benchmark_or_measure_that_does_not_exist_is_refused(refused):
-    assert "no benchmark 'loder'; choose from decode, augment, loader" in refused(["bench", "loder"])
+    assert "no benchmark 'loder'. Choose from decode, augment, loader" in refused(["bench", "loder"])
     assert [plan.key for plan in planned("loader.cold")] == ["loader.cold"]
 
 

@@ -74,7 +74,7 @@ def test_extract_follows_no_link(written, tmp_path, capsys):
     manifest = Manifest.of_beton(written)
     (tmp_path / "out" / manifest.classes[0]).symlink_to(tmp_path / "elsewhere")
     assert main(["extract", str(written), "--out", str(tmp_path / "out")]) == 2
-    assert "a link, not a folder; remove it, or give another --out" in capsys.readouterr().err
+    assert "a link, not a folder. Remove it, or give another --out" in capsys.readouterr().err
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -207,14 +207,14 @@ def test_a_removed_working_directory_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").rmdir()
     for command in (main, fastft):
         assert command(["info", "a.beton"]) == 2
-        assert "the working directory was removed; change to another one" in capsys.readouterr().err
+        assert "the working directory was removed. Change to another one" in capsys.readouterr().err
 
 
 def test_a_locale_that_cannot_name_a_file_is_the_reason_given():
     code = "from beton_tools.base.user_files import open_regular; open_regular('\\xe9.beton')"
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | ascii_only, capture_output=True, text=True)
-    assert "the locale's encoding, ascii, has no such name; set LC_ALL=C.UTF-8" in done.stderr
+    assert "the locale's encoding, ascii, has no such name. Set LC_ALL=C.UTF-8" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "sheet", "extract"])

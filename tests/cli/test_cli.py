@@ -41,7 +41,7 @@ def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.Mon
         raise MemoryError
 
     monkeypatch.setattr("fastft.cost.explanation.list_recipes", no_memory)
-    assert refused(["recipes"]) == "fastft recipes: not enough memory; give the command more, or fewer workers\n"
+    assert refused(["recipes"]) == "fastft recipes: not enough memory. Give the command more, or fewer workers\n"
     monkeypatch.setattr("fastft.cli.import_module", no_memory)
     assert refused(["recipes"]).startswith("fastft: the command cannot be imported (no memory); is memory limited")
 
@@ -86,7 +86,7 @@ def test_a_users_file_is_replaced_only_if_asked(
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     given = [str(whole) if word == "RUN" else str(tmp_path / word) if "." in word else word for word in command]
     Path(given[-1]).write_text("mine")
-    assert f"{given[-1]} exists; give another path, or replace it with --overwrite" in refused(given)
+    assert f"{given[-1]} exists. Give another path, or replace it with --overwrite" in refused(given)
     assert Path(given[-1]).read_text() == "mine"
     assert main([*given, "--overwrite"]) == 0
     assert len(Path(given[-1]).read_text()) > 40
@@ -198,8 +198,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pyt
         (["cost", "r", "--gpu=v100", "--price=x"], "argument --price: must be a number greater than 0, not 'x'"),
         (["preview", "r", "--epoch=x"], "argument --epoch: must be a whole number, 0 or more, not 'x'"),
         (["preview", "r", "--out=x.png", "--epoch=99999999999"], "argument --epoch: must be at most 2147483647"),
-        (["train", "data=x"], "give a recipe, such as photos, before options; did you mean --data?"),
-        (["trian", "photos"], "'trian' is not known; did you mean train?"),
+        (["train", "data=x"], "give a recipe, such as photos, before options. Did you mean --data?"),
+        (["trian", "photos"], "'trian' is not known. Did you mean train?"),
         (["preview", "r", "--out=x.png", "--count=0"], "argument --count: must be a whole number greater than 0, not '0'"),
     ],
 )  # fmt: skip
@@ -216,20 +216,20 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cost", "photos", "--prce=2", "--optim.lr=1e-4"], "argument --prce; did you mean --price?"),
-        (["train", "photos", "--optim.rl", "1"], "argument --optim.rl; did you mean --optim.lr?"),
-        (["cost", "photos", "--model.lr=1"], "argument --model.lr; did you mean --optim.lr?"),
-        (["train", "photos", "--batchsize", "8"], "argument --batchsize; did you mean --batch-size?"),
+        (["cost", "photos", "--prce=2", "--optim.lr=1e-4"], "argument --prce. Did you mean --price?"),
+        (["train", "photos", "--optim.rl", "1"], "argument --optim.rl. Did you mean --optim.lr?"),
+        (["cost", "photos", "--model.lr=1"], "argument --model.lr. Did you mean --optim.lr?"),
+        (["train", "photos", "--batchsize", "8"], "argument --batchsize. Did you mean --batch-size?"),
         (["train", "photos", "--label-smoothing=0"], "did you mean --optim.label_smoothing?"),
-        (["train", "photos", "--optim.learning_rate=1"], "; did you mean --optim.lr?"),
-        (["train", "photos", "--learning-rate", "1"], "; did you mean --lr?"),
-        (["train", "photos", "-b", "1"], "argument -b; did you mean --batch-size?"),
-        (["train", "photos", "data=x"], "; did you mean --data?"),
+        (["train", "photos", "--optim.learning_rate=1"], ". Did you mean --optim.lr?"),
+        (["train", "photos", "--learning-rate", "1"], ". Did you mean --lr?"),
+        (["train", "photos", "-b", "1"], "argument -b. Did you mean --batch-size?"),
+        (["train", "photos", "data=x"], ". Did you mean --data?"),
         (["train", "photos", "--opt", "sgd"], "argument --opt; AdamW is the only optimizer"),
-        (["train", "photos", "--scale", "0.1", "1"], "argument --scale; did you mean --augment.scale_min?"),
-        (["train", "photos", "--unknown", "-1"], "argument --unknown; see fastft train --help"),
-        (["train", "photos", "more"], "argument more; see fastft train --help"),
-        (["eval", "run", "--topk=3"], "argument --topk; see fastft eval --help"),
+        (["train", "photos", "--scale", "0.1", "1"], "argument --scale. Did you mean --augment.scale_min?"),
+        (["train", "photos", "--unknown", "-1"], "argument --unknown. See fastft train --help"),
+        (["train", "photos", "more"], "argument more. See fastft train --help"),
+        (["eval", "run", "--topk=3"], "argument --topk. See fastft eval --help"),
     ],
 )
 def test_a_mistyped_argument_is_refused_with_the_nearest(words: list[str], message: str, refused: Refused) -> None:
@@ -286,7 +286,7 @@ def test_a_command_line_of_timm_is_answered_at_once_with_the_option_for_each_fla
 
 def test_several_unknown_arguments_are_one_line(refused: Refused) -> None:
     said = refused(["eval", "run", "--topk", "3", "--precision=fp16", "--jsn"])
-    assert "unrecognized arguments --topk, --precision, --jsn (did you mean --json?); see fastft eval --help" in said
+    assert "unrecognized arguments --topk, --precision, --jsn (did you mean --json?). See fastft eval --help" in said
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def quick() -> Result:
     ("one", "message"),
     [
         (quick(), "quick run, whose figures mean nothing"),
-        (result(measures=[]), "no figure that costs depend on; run fastft bench all"),
-        (benchmark(step=50_000), "of the peak of V100; measure again"),
+        (result(measures=[]), "no figure that costs depend on. Run fastft bench all"),
+        (benchmark(step=50_000), "of the peak of V100. Measure again"),
     ],
 )
 def test_meaningless_or_impossible_figures_are_refused(tmp_path, refused, one, message):

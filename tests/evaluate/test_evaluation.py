@@ -194,7 +194,7 @@ def test_features_are_refused_under_another_suffix_with_options_for_classes_and_
     for extra, message in (
         (["--features=a.txt"], "its name should end in .npz"),
         (["--features=a.npz", "--min-probability=0.7", "--flip-average"], "omit --min-probability, --flip-average"),
-        ([f"--features={files['val']}"], "exists; give another path, or replace it with --overwrite"),
+        ([f"--features={files['val']}"], "exists. Give another path, or replace it with --overwrite"),
         ([], "is a .beton file"),
     ):
         assert message in refused([*command, *extra])

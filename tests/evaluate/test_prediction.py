@@ -124,7 +124,7 @@ def test_a_mirrored_image_has_the_same_flip_average(trained, photographs):
 
 
 def test_impossible_options_of_a_predictor_are_named(trained):
-    with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
+    with pytest.raises(UserError, match="device is tpu. Give auto, cuda or cpu"):
         Predictor(trained, device="tpu")
     with pytest.raises(UserError, match="topk is 0"):
         next(Predictor(trained, device="cpu").predict(["a.jpg"], topk=0))

@@ -233,11 +233,11 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
         (["--model.arch=ViT-H-14-CLIPA"], "pools tokens by 'avg'"),
         (
             ["--model.arch=timm/test_vit"],
-            "timm/test_vit is another kind: its image tower is timm's test_vit; use a ViT of",
+            "timm/test_vit is another kind: its image tower is timm's test_vit. Use a ViT of",
         ),
         (
             ["--model.arch=ViT-B-16-SigLIP2"],
-            "its image tower is timm's vit_base_patch16_siglip_224; use a ViT of OpenAI",
+            "its image tower is timm's vit_base_patch16_siglip_224. Use a ViT of OpenAI",
         ),
         (["--model.arch=EVA02-B-16"], "its image tower is timm's eva02_base_patch16_clip_224"),
         (["--model.arch=PE-Core-B-16"], "its image tower is timm's vit_pe_core_base_patch16_224"),
@@ -291,5 +291,5 @@ def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path, tiny):
 def test_a_file_without_class_names_needs_them(tmp_path, tiny):
     bare = tmp_path / "bare.beton"
     shutil.copy(tiny["data.val"], bare)
-    with pytest.raises(UserError, match="has no class names; give --names"):
+    with pytest.raises(UserError, match="has no class names. Give --names"):
         read_prompts(bare, ["class 0", "class 1"], None, None, "simple")

@@ -101,7 +101,7 @@ def test_ffcvs_pipeline_runs_with_one_line_changed(options, tiny, run):
 def test_ffcvs_loader_names_a_file_that_is_smaller_than_a_batch(tiny, run, capsys):
     with pytest.raises(SystemExit):
         run("ffcv_loader.py", tiny["data.train"], "--size", "32", "--batch-size", "64")
-    assert "has fewer images than a batch, 64; give a smaller --batch-size" in capsys.readouterr().err
+    assert "has fewer images than a batch, 64. Give a smaller --batch-size" in capsys.readouterr().err
 
 
 @pytest.mark.slow

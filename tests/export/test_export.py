@@ -61,7 +61,7 @@ def test_added_layer_scale_is_exported(tmp_path):
 def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path):
     make_checkpoint(tmp_path, dict(CLIP), model__rel_pos_bias=True)
     for format in ("timm", "open_clip"):
-        with pytest.raises(UserError, match="no relative position bias; export to safetensors or onnx"):
+        with pytest.raises(UserError, match="no relative position bias. Export to safetensors or onnx"):
             export_checkpoint(tmp_path / "run", format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for format in ("safetensors", "onnx", "torch"):
@@ -189,7 +189,7 @@ def test_files_of_the_user_are_replaced_only_if_asked(tmp_path, format, taken, r
         place.write_text("mine")
     out = tmp_path / taken.split("/")[0].removesuffix(".md")
     command = ["export", str(tmp_path / "run"), "--format", format, "--out", str(out)]
-    assert "exists; give another path, or replace it with --overwrite" in refused(command)
+    assert "exists. Give another path, or replace it with --overwrite" in refused(command)
     assert place.is_dir() or place.read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
     assert FORMATS[format].load(out)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)

@@ -94,7 +94,7 @@ def test_files_for_deployment_are_refused_with_what_to_give(tmp_path, tiny, refu
         f"--model.weights={tmp_path / name}",
         f"--out={tmp_path / 'new'}",
     ]
-    assert "is for deployment and holds no layers to train; give the run" in refused(["train", "final_b16", *flags])
+    assert "is for deployment and holds no layers to train. Give the run" in refused(["train", "final_b16", *flags])
     assert not (tmp_path / "new").exists()
 
 

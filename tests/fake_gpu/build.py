@@ -32,7 +32,7 @@ def build(out: Path) -> Path:
     real = {name: next(nvidia.glob(f"**/{name}.so.*"), None) for name in LIBRARIES}
     header = next(nvidia.glob("**/cuda.h"), None)
     if header is None or None in real.values():
-        raise FileNotFoundError(f"no CUDA libraries in {nvidia}; install PyTorch's CUDA build")
+        raise FileNotFoundError(f"no CUDA libraries in {nvidia}. Install PyTorch's CUDA build")
     (out / "crt").mkdir(parents=True, exist_ok=True)
     (out / "crt" / "host_defines.h").write_text(HOST_DEFINES)
     text = header.read_text(encoding="utf-8", errors="replace")

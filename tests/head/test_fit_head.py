@@ -197,7 +197,7 @@ def test_the_images_that_choose_penalty_and_scale_are_of_all_classes(digits, mon
 
 
 def test_features_that_are_nan_are_one_line():
-    with pytest.raises(UserError, match=r"gives NaN or Inf for training images; check model\.weights"):
+    with pytest.raises(UserError, match=r"gives NaN or Inf for training images. Check model\.weights"):
         fit_ridge_head(np.full((6, 8), np.nan, np.float32), np.arange(6) % 3, 3, seed=0)
 
 

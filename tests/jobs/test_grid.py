@@ -61,11 +61,11 @@ def test_several_options_are_combined_and_the_default_folder_is_named_after_them
     [
         (
             ["photos"],
-            "photos is a recipe; give an option several values, such as --optim.lr=1e-4,3e-4,1e-3, or give a table",
+            "photos is a recipe. Give an option several values, such as --optim.lr=1e-4,3e-4,1e-3, or give a table",
         ),
         (["photos", "--lr=1e-4,1e-4"], "--lr=1e-4,1e-4: give different values"),
         (["photos", "--lr=1e-4,fast"], "optim.lr is 'fast'"),
-        (["photos", "02_lr", "--lr=1e-4,1e-3"], "photos is a recipe, not a table; give it alone"),
+        (["photos", "02_lr", "--lr=1e-4,1e-3"], "photos is a recipe, not a table. Give it alone"),
         (["fotos", "--lr=1e-4,1e-3"], "did you mean photos?"),
     ],
 )

@@ -172,7 +172,7 @@ def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(tmp_pa
 
 def test_a_hub_that_cannot_be_reached_is_one_line(offline):
     for recipe in (timm_recipe("test_vit", "hf-hub:some/model"), timm_recipe("test_vit", "timm")):
-        with pytest.raises(UserError, match=r"could not be downloaded \(.+\); download (it|them) elsewhere") as refused:
+        with pytest.raises(UserError, match=r"could not be downloaded \(.+\). Download (it|them) elsewhere") as refused:
             build_model(recipe)
         assert "\n" not in str(refused.value)
 
@@ -251,12 +251,12 @@ def test_timms_format_of_a_large_clip_loads_from_files_and_folders(tmp_path, for
 @pytest.mark.parametrize(
     ("arch", "weights", "message"),
     [
-        ("ViT-B-16", "dfn2b", "dfn2b were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"),
+        ("ViT-B-16", "dfn2b", "dfn2b were trained with QuickGELU. Set model.arch to the name that ends in -quickgelu"),
         ("ViT-B-16", "timm/vit_base_patch16_clip_224.openai", "were trained with QuickGELU"),
         ("ViT-L-14", "timm/vit_large_patch14_clip_quickgelu_224.metaclip_400m", "were trained with QuickGELU"),
         ("ViT-B-16-quickgelu", "timm/vit_base_patch16_clip_224.openai_ft_in12k", "were trained with GELU"),
         ("ViT-B-16", "timm/vit_base_patch16_clip_224.laion2b_ft_in12", "weights .* did you mean 'timm/.*laion2b_ft_in12k'"),
-        ("ViT-B-16", "timm/vit_base_patch16_siglip_224.webli", "not a plain CLIP ViT; set --model.arch=timm/vit_base"),
+        ("ViT-B-16", "timm/vit_base_patch16_siglip_224.webli", "not a plain CLIP ViT. Set --model.arch=timm/vit_base"),
         ("ViT-B-16", "opnai", "did you mean 'openai'"),
     ],
 )  # fmt: skip
@@ -312,11 +312,11 @@ def refusals(folders: Path) -> dict[str, tuple[str, str, str]]:
     """Case -> (model.arch, model.weights, message)."""
     own = str(folders / "open_clip-config.json")
     return {
-        "timm folder, own tower": (own, f"{folders}/timm", "test_vit is not a plain CLIP ViT; set --model.arch=timm/test_vit"),
-        "siglip, own tower": (own, f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
-        "siglip arch": (f"{folders}/siglip-config.json", "random", "has timm's image tower; set --model.arch=timm/test_vit3"),
-        "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3; set --model.arch=timm/test_vit3"),
-        "transformers, timm": ("timm/test_vit", f"{folders}/clip", "is CLIP of transformers; set model.arch to open_clip's"),
+        "timm folder, own tower": (own, f"{folders}/timm", "test_vit is not a plain CLIP ViT. Set --model.arch=timm/test_vit"),
+        "siglip, own tower": (own, f"{folders}/siglip", "holds timm's test_vit3. Set --model.arch=timm/test_vit3"),
+        "siglip arch": (f"{folders}/siglip-config.json", "random", "has timm's image tower. Set --model.arch=timm/test_vit3"),
+        "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3. Set --model.arch=timm/test_vit3"),
+        "transformers, timm": ("timm/test_vit", f"{folders}/clip", "is CLIP of transformers. Set model.arch to open_clip's"),
         "not quick_gelu": (f"{folders}/gelu.json", f"{folders}/clip", "trained with QuickGELU"),
         "quick_gelu": (own, f"{folders}/trained-with-gelu", "trained with GELU; .* the name without -quickgelu"),
         "other heads": (f"{folders}/heads.json", f"{folders}/clip", "2 attention heads, .* has 4"),

@@ -145,6 +145,6 @@ def test_weights_with_nan_or_inf_are_refused_before_the_training_fails(name, cli
     state["visual.conv1.weight"][3, 0, 0, 0] = value
     save_file(state, tmp_path / "broken.safetensors")
     with pytest.raises(
-        UserError, match=r"broken\.safetensors .*conv1\.weight contains NaN or Inf; check model\.weights"
+        UserError, match=r"broken\.safetensors .*conv1\.weight contains NaN or Inf. Check model\.weights"
     ):
         load_tower_weights(Tower(load_arch(name)), str(tmp_path / "broken.safetensors"), name)

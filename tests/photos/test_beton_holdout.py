@@ -152,7 +152,7 @@ def test_evaluation_and_report_use_the_hold_out(trained, tmp_path, refused):
     with table.open(newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == held
     assert main(["report", str(trained), "--out", str(tmp_path / "report.html")]) == 0
-    assert "a subset of one; use fastft eval --csv" in refused(
+    assert "a subset of one. Use fastft eval --csv" in refused(
         ["predict", str(trained), str(trained / "data" / "val.subset.json")]
     )
     page = (tmp_path / "report.html").read_text()

@@ -108,7 +108,7 @@ def test_arrays_are_images_and_anything_else_is_one_error(run, album):
     assert [p.classes for p in run.predict(np.stack([pixels, pixels]))] == [want.classes] * 2
     assert run.predict(np.asarray(image.convert("L")))[0].error is None
     for wrong, named in ((pixels / 255, "float64"), (pixels[..., :2], r"\(64, 64, 2\)"), ([3], "the type int")):
-        with pytest.raises(UserError, match=rf"{named}.* is no image; give a path"):
+        with pytest.raises(UserError, match=rf"{named}.* is no image. Give a path"):
             run.predict(wrong)
 
 
@@ -145,7 +145,7 @@ def test_a_run_exports_and_reports(run, tmp_path):
     assert run.export("safetensors", tmp_path / "m.safetensors").stat().st_size > 1000
     assert run.report() == run.folder / "report.html"
     assert "<html" in run.report(tmp_path / "page.html").read_text()
-    with pytest.raises(UserError, match="no export format 'tf'; give timm, open_clip"):
+    with pytest.raises(UserError, match="no export format 'tf'. Give timm, open_clip"):
         run.export("tf", tmp_path / "m")
 
 

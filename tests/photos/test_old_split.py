@@ -140,5 +140,5 @@ def test_a_split_that_is_not_fastfts_is_one_line(first, album, tmp_path, refused
     shutil.copytree(first.folder, run)
     (run / "data/split.csv").write_text("file,split\na.jpg,val\n")
     command = ["train", "photos", f"--data={album}", f"--weights={run}", f"--out={tmp_path / 'new'}"]
-    assert "split.csv has no column 'content'; give other --model.weights" in refused(command)
+    assert "split.csv has no column 'content'. Give other --model.weights" in refused(command)
     assert not (tmp_path / "new").exists()

@@ -163,7 +163,7 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied, tmp_p
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (copied / "coffee" / "new.jpg").unlink()
-    with pytest.raises(UserError, match=r"has changed since .* was trained; use another --train\.run_dir"):
+    with pytest.raises(UserError, match=r"has changed since .* was trained. Use another --train\.run_dir"):
         prepared(copied, tmp_path / "run")
 
 
@@ -228,7 +228,7 @@ def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay
         others = state.Prepared(inputs=state.Inputs("others", "hash"), made=state.Made(summary=[], warnings=[]))
         write_document(folder / state.PREPARED, others)
 
-    with pytest.raises(UserError, match="was trained on others; use another"):
+    with pytest.raises(UserError, match="was trained on others. Use another"):
         state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)
 
 
@@ -237,9 +237,9 @@ def test_a_larger_image_size_is_the_reason_given(copied, tmp_path):
     said = said_of(copied, tmp_path / "run", "--model.image_size=384")
     assert said.startswith("model.image_size has changed since")
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"model\.image_size has changed since .* was trained; use another"):
+    with pytest.raises(UserError, match=r"model\.image_size has changed since .* was trained. Use another"):
         prepared(copied, tmp_path / "run", "--model.image_size=224")
-    with pytest.raises(UserError, match=r"data\.background has changed since .* was trained; use another"):
+    with pytest.raises(UserError, match=r"data\.background has changed since .* was trained. Use another"):
         prepared(copied, tmp_path / "run", "--model.image_size=384", "--data.background=black")
 
 
@@ -340,7 +340,7 @@ def test_another_folder_for_the_same_run_is_named(copied, tower, tmp_path):
     prepared(copied, run)
     assert said_of(other, run).startswith(f"{run / 'data'} is of {copied}: preparing {other}\n")
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"{run} was trained on {other}; use another --train\.run_dir"):
+    with pytest.raises(UserError, match=rf"{run} was trained on {other}. Use another --train\.run_dir"):
         prepared(copied, run)
 
 
@@ -464,15 +464,15 @@ def make_missing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "photos", "message"),
     [
-        (lambda folder: None, "nowhere", "no such file or folder; give a folder with a folder per class"),
-        (lambda folder: None, "s3://bucket/a.tar", "a training reads local files; convert it first"),
+        (lambda folder: None, "nowhere", "no such file or folder. Give a folder with a folder per class"),
+        (lambda folder: None, "s3://bucket/a.tar", "a training reads local files. Convert it first"),
         (lambda folder: None, "photos/coffee", "images without labels"),
-        (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file; give a folder with a folder per class"),
+        (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file. Give a folder with a folder per class"),
         (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
         (make_unknown_class, "set", r"validation images of 1 class without training images \(tea; tea/00.jpg\)"),
         (make_missing, "set.csv", r"/set\.csv: none of the 3 files that the table lists exists"),
-        (table("file,score\na.jpg,1\n"), "x.csv", "no label column among file, score; name it one of label"),
-        (table("file,label,split\na.jpg,1,later\n"), "x.csv", "row 2: split is 'later'; write train, val or test"),
+        (table("file,score\na.jpg,1\n"), "x.csv", "no label column among file, score. Name it one of label"),
+        (table("file,label,split\na.jpg,1,later\n"), "x.csv", "row 2: split is 'later'. Write train, val or test"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(make, photos, message, copied, tmp_path, refused):

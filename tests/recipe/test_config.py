@@ -33,7 +33,7 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'; did you mean 'optim.lr'"),
+        ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'. Did you mean 'optim.lr'"),
         ("optimizer: {lr: 1}", "did you mean 'optim.lr'"),
         ("optim: {lr: fast}", "optim.lr is 'fast'; it must be a number >= 0"),
         ("optim: {batch_size: 12.5}", "it must be a whole number >= 1"),
@@ -111,8 +111,8 @@ def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path):
     ("options", "message"),
     [
         ({"lr": "fast"}, "lr='fast': optim.lr is 'fast'; it must be a number"),
-        ({"optim": {"rl": 1}}, "unknown option 'optim.rl'; did you mean 'optim.lr'"),
-        ({"epoch": 5}, "unknown option 'epoch'; did you mean 'schedule.epochs'"),
+        ({"optim": {"rl": 1}}, "unknown option 'optim.rl'. Did you mean 'optim.lr'"),
+        ({"epoch": 5}, "unknown option 'epoch'. Did you mean 'schedule.epochs'"),
         ({"optim": 3}, "'optim' must hold 'key: value' lines"),
         ({"lr": [1, 2]}, "optim.lr is \\[1, 2\\]"),
         ({5: 5}, "unknown option '5'"),

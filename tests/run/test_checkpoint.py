@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fastft.model.weight_files.save_file", full)
     with pytest.raises(
-        UserError, match=r"cannot be written \(.*No space left on device\); correct this or free some space"
+        UserError, match=r"cannot be written \(.*No space left on device\). Correct this or free some space"
     ):
         write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
     assert list(tmp_path.iterdir()) == []

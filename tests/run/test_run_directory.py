@@ -78,7 +78,7 @@ ENDED = {"version": 1, "recipe": "r", "epochs": 1, "seconds": 1, "expectation": 
 )
 def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder, weights):
     (run_folder / "result.json").write_text(json.dumps(ENDED | {"weights": weights}))
-    with pytest.raises(UserError, match=r"result\.json cannot be read: result.json: .*; delete it and run the same"):
+    with pytest.raises(UserError, match=r"result\.json cannot be read: result.json: .*. Delete it and run the same"):
         read_result(run_folder)
 
 
@@ -90,5 +90,5 @@ def test_other_files_with_another_content_are_refused(run_folder, name):
 
 def test_a_run_directory_that_cannot_be_written_is_one_line():
     """No file can be made in /proc/self, by root neither."""
-    with pytest.raises(UserError, match=r"^/proc/self cannot be written \(.*\); give another --train.run_dir$"):
+    with pytest.raises(UserError, match=r"^/proc/self cannot be written \(.*\). Give another --train.run_dir$"):
         lock_run(Path("/proc/self"))

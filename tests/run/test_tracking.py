@@ -102,7 +102,7 @@ def test_only_a_new_run_needs_the_server(tmp_path, monkeypatch, caplog):
 
     stub.init = unreachable
     assert open_tracker("wandb", tmp_path, "run", {}) is None and "wandb does not start (no server)" in caplog.text
-    with pytest.raises(UserError, match=r"does not start \(no server\); set --train.tracker=none"):
+    with pytest.raises(UserError, match=r"does not start \(no server\). Set --train.tracker=none"):
         open_tracker("wandb", tmp_path / "new", "run", {})
 
 

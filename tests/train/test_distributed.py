@@ -153,15 +153,15 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(CRASH)
     command = flags(tiny, tmp_path / "run")
     said = said_by(launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}"), 1)
-    assert "process 1 ended with ZeroDivisionError; see its output" in said
+    assert "process 1 ended with ZeroDivisionError. See its output" in said
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"RANK": "abc"}, "RANK is 'abc', expected a whole number; start with torchrun"),
+        ({"RANK": "abc"}, "RANK is 'abc', expected a whole number. Start with torchrun"),
         ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', expected a whole number"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set; start with torchrun"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set. Start with torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
     ],
 )
@@ -181,7 +181,7 @@ def test_exit_codes_of_processes_are_ranked():
 def test_a_lost_process_is_one_line(monkeypatch):
     monkeypatch.setattr(World, "__enter__", lambda world: world)
     monkeypatch.setattr(World, "__exit__", lambda *_: None)
-    said = r"stopped responding \(Read error .*: Connection reset by peer\); run the same command again$"
+    said = r"stopped responding \(Read error .*: Connection reset by peer\). Run the same command again$"
     with pytest.raises(PeerLost, match=said), connected(World(0, 2, 0, torch.device("cpu"))):
         raise RuntimeError("[/pytorch/gloo/pair.cc:537] Read error [10.0.0.2]:55496: Connection reset by peer")
 
@@ -290,7 +290,7 @@ def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_kill
         assert time.monotonic() < deadline
         time.sleep(0.1)
     last = (tmp_path / "errors").read_text().splitlines()[-1]
-    assert last == "fastft: error: the launcher ended before all processes were connected; start it again"
+    assert last == "fastft: error: the launcher ended before all processes were connected. Start it again"
 
 
 def test_a_launcher_that_ended_before_the_connection_began_is_noticed(monkeypatch):

@@ -82,9 +82,9 @@ def refused_runs(tiny: dict[str, str], options: dict[str, str], other: Path) -> 
     return {
         "other classes": (
             options | {"data.train": tiny["data.train"], "data.val": tiny["data.val"]},
-            "the head in .*, of 11,821 classes, has none of .*by WordNet id; set --model.head_init=probe",
+            "the head in .*, of 11,821 classes, has none of .*by WordNet id. Set --model.head_init=probe",
         ),
-        "another pool": (options | {"model.pool": "patches"}, "reads the class token; set model.pool to class"),
+        "another pool": (options | {"model.pool": "patches"}, "reads the class token. Set model.pool to class"),
         "no set of ImageNet's": (options | {"model.weights": str(other)}, "of 11 classes, has none of"),
         "two heads": (options | {"model.head": "head.safetensors"}, "model.head and model.head_init=weights both set"),
     }
@@ -103,5 +103,5 @@ def test_weights_without_a_head_are_one_line(tiny, fine_tuned, tmp_path):
     recipe = load_recipe("final_b16", flags(fine_tuned[1], Path("run")))
     model = build_model(recipe)
     save_file({f"visual.{k}": v for k, v in model.visual.state_dict().items()}, tmp_path / "clip.safetensors")
-    with pytest.raises(UserError, match=r"clip\.safetensors have no head; set --model.head_init=probe"):
+    with pytest.raises(UserError, match=r"clip\.safetensors have no head. Set --model.head_init=probe"):
         set_head_of_weights(model, recipe.with_option("model.weights", str(tmp_path / "clip.safetensors")), (), [TENCH])

@@ -75,7 +75,7 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit_but_not_with_other_
         converted(Path(tiny[f"data.{name}"]).with_suffix(""), file, coffee="astronaut", astronaut="coffee")
         manifest_path(file).unlink()
         assert main(command) == 2
-        said = f"fastft train: data.{name}: {name}.beton changed since {folder} was begun; put the old data back, or"
+        said = f"fastft train: data.{name}: {name}.beton changed since {folder} was begun. Put the old data back, or"
         assert capsys.readouterr().err.startswith(said)
         kept.rename(file).touch()
     assert main([*command, f"--data.val={files['val'].rename(tmp_path / 'moved.beton')}"]) == 0
@@ -245,6 +245,6 @@ def test_a_link_in_a_run_directory_overwrites_nothing(tiny, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run" / name).symlink_to(tmp_path / ("precious" if name == ".lock" else "made"))
-    with pytest.raises(UserError, match=f"{name}: not a regular file; remove it, or use another folder"):
+    with pytest.raises(UserError, match=f"{name}: not a regular file. Remove it, or use another folder"):
         run(tiny, tmp_path / "run")
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()

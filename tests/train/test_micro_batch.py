@@ -19,9 +19,9 @@ FP32 = Precision(torch.float32, "cpu")
 
 
 def test_mixing_needs_even_micro_batches():
-    with pytest.raises(UserError, match="into even parts; use 10"):
+    with pytest.raises(UserError, match="into even parts. Use 10"):
         micro_batch.choose_micro_batch(25, 50, torch.nn.Linear(1, 1), 224, FP32, unit=2)
-    with pytest.raises(UserError, match=r"an even number of images per process, not 5; change optim\.batch_size"):
+    with pytest.raises(UserError, match=r"an even number of images per process, not 5. Change optim\.batch_size"):
         micro_batch.choose_micro_batch(0, 5, torch.nn.Linear(1, 1), 224, FP32, unit=2)
 
 
@@ -56,7 +56,7 @@ def test_the_gpu_micro_batch_is_the_largest_that_fits(monkeypatch, gpu_80gb, fit
 
     monkeypatch.setattr(micro_batch, "measure_memory", measure)
     if micro is None:
-        with pytest.raises(UserError, match=r"does not fit in this GPU.s memory; try --train\.grad_checkpointing"):
+        with pytest.raises(UserError, match=r"does not fit in this GPU.s memory. Try --train\.grad_checkpointing"):
             micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
         return
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=loader) == micro
@@ -136,7 +136,7 @@ def test_a_set_up_out_of_memory_is_one_line_with_what_is_needed_and_what_is_ther
     monkeypatch.setattr(setup, "Ema", fails)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0.2e9, 16e9))
     with pytest.raises(
-        UserError, match=r"it takes 0\.0 GB with .* 0\.2 of 16\.0 GB are free on this GPU; end what else runs"
+        UserError, match=r"it takes 0\.0 GB with .* 0\.2 of 16\.0 GB are free on this GPU. End what else runs"
     ):
         run(tiny, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))

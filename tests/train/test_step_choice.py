@@ -236,7 +236,7 @@ with TrialRecord(Path({str(folder)!r})).trying({str(BATCHED)!r}):
     trials = try_all(
         {EAGER: Candidate(), BATCHED: Candidate(call=0.01), StepChoice("compile"): Candidate(call=0.05)}, record
     )
-    assert trials[1] == StepTrial(BATCHED, None, f"ended an earlier process; delete {record.path} to try it again")
+    assert trials[1] == StepTrial(BATCHED, None, f"ended an earlier process. Delete {record.path} to try it again")
     assert fastest(trials) == StepChoice("compile")
     monkeypatch.setattr(step_choice, "candidate_modes", lambda *_: [])  # compilation takes long
     run(tiny, folder, train__step="measure", schedule__stop_epoch="1")

@@ -44,7 +44,7 @@ def test_everything_but_a_regular_file_is_refused_at_once(special, read):
         with pytest.raises(UserError, match=reason) as caught:
             read(path, "a recipe")
         assert time.monotonic() - began < 5
-        assert str(caught.value).endswith("; give a recipe")
+        assert str(caught.value).endswith(". Give a recipe")
 
 
 def test_a_fifo_that_appears_after_the_check_does_not_block(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(sp
     paths = [path for kind, path in special if kind in kinds] + [str(tmp_path / "link"), str(tmp_path / "dangling")]
     for path in paths:
         for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
-            with pytest.raises(UserError, match="not a regular file; remove it, or use another folder"):
+            with pytest.raises(UserError, match="not a regular file. Remove it, or use another folder"):
                 open_own(path, flags)
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
     os.close(open_own(tmp_path / "new", os.O_WRONLY))

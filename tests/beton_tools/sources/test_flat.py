@@ -79,10 +79,10 @@ LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head>
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("ILSVRC2012_validation_ground_truth.txt", LOGIN_PAGE, "cannot be read .*; download it again"),
-        ("LOC_val_solution.csv", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
-        ("LOC_val_solution.csv", f'ImageId,"{"x" * 200_000}', "cannot be read .*; download it again"),
-        ("val.txt", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
+        ("ILSVRC2012_validation_ground_truth.txt", LOGIN_PAGE, "cannot be read .*. Download it again"),
+        ("LOC_val_solution.csv", LOGIN_PAGE, "lacks 9 of 9 images, .*. Complete the file"),
+        ("LOC_val_solution.csv", f'ImageId,"{"x" * 200_000}', "cannot be read .*. Download it again"),
+        ("val.txt", LOGIN_PAGE, "lacks 9 of 9 images, .*. Complete the file"),
     ],
     ids=["devkit", "table", "broken table", "text"],
 )

@@ -70,7 +70,7 @@ def test_labels_index_the_given_classes(photo_folder):
 @pytest.mark.parametrize("name", ["n01440764.tar", "train-00000.parquet"])
 def test_archives_beside_class_folders_are_refused(photo_folder, name):
     (photo_folder / name).write_bytes(bytes(1024))
-    with pytest.raises(UserError, match=f"both class folders and archives .{name}.; move one"):
+    with pytest.raises(UserError, match=f"both class folders and archives .{name}.. Move one"):
         open_source(photo_folder)
 
 

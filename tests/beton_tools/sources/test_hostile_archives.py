@@ -73,9 +73,9 @@ class EndlessTar(io.RawIOBase):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (0, "1,001 members have 0 bytes together; give an archive of images"),
-        (1, "1,001 members have 1,001 bytes together; give an archive of images"),
-        (600, "more than 3,000,000 members, or 0 MiB of names; divide it into several archives"),
+        (0, "1,001 members have 0 bytes together. Give an archive of images"),
+        (1, "1,001 members have 1,001 bytes together. Give an archive of images"),
+        (600, "more than 3,000,000 members, or 0 MiB of names. Divide it into several archives"),
     ],
 )
 def test_headers_without_end_are_refused_early(monkeypatch, size, message):
@@ -109,7 +109,7 @@ def test_long_names_with_long_numbers_are_read(tmp_path):
 def test_names_longer_than_a_path_can_be(tmp_path):
     name = "a" * MAX_NAME_BYTES
     (tmp_path / "s.tar").write_bytes(tar_of({f"{name}.jpg": b"x", f"{name}.cls": b"0"}))
-    check_refused(tmp_path, "the name of an image has 4,106 bytes .*; rename it")
+    check_refused(tmp_path, "the name of an image has 4,106 bytes .*. Rename it")
 
 
 @pytest.mark.parametrize("damage", ["bomb", "size", "FIFO"])
@@ -254,7 +254,7 @@ def test_the_largest_label_is_accepted(tmp_path):
 def test_a_list_of_too_many_classes(tmp_path):
     (tmp_path / "s.tar").write_bytes(tar_of({"a.jpg": b"x", "a.cls": b"0"}))
     (tmp_path / "classes.txt").write_text("x\n" * (MAX_CLASSES + 1))
-    with pytest.raises(UserError, match="1,048,577 classes; give at most 1,048,576"):
+    with pytest.raises(UserError, match="1,048,577 classes. Give at most 1,048,576"):
         open_source(tmp_path)
 
 

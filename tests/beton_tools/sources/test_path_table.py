@@ -59,7 +59,7 @@ def test_a_row_of_a_parquet_file_without_a_label_is_named(images, cells, labels)
     if isinstance(cells[0], bytes) and labels[0] == 1.0:
         pytest.skip("labels beside images are integers or text")
     pq.write_table(pa.table({"image": cells, "label": labels}), images / "t.parquet")
-    with pytest.raises(UserError, match="row 3: no label; fill the cell, or remove the row"):
+    with pytest.raises(UserError, match="row 3: no label. Fill the cell, or remove the row"):
         open_source(images / "t.parquet")
 
 
@@ -82,8 +82,8 @@ def test_categories_of_pandas_are_names(images, cells):
         (["coarse_label", "fine_label"], "fine_label"),
         (["width", "class_id", "height"], "class_id"),
         (["id", "split", "kind"], "kind"),
-        (["id", "group"], "none of image, id, group is the label column; name the column of labels 'label'"),
-        (["kind", "weight"], "kind or weight could be the label column; name the column of labels 'label'"),
+        (["id", "group"], "none of image, id, group is the label column. Name the column of labels 'label'"),
+        (["kind", "weight"], "kind or weight could be the label column. Name the column of labels 'label'"),
     ],
 )
 def test_no_other_column_of_integers_is_taken_for_the_label(images, columns, label):
@@ -117,18 +117,18 @@ def test_optional_columns_are_read(images):
         ("", "the table is empty"),
         ("path,label\n", "the table has no rows"),
         ("path,label\na.png\n", "row 2: 1 cells, but the first line names 2 columns"),
-        ("path,label\n,x\n", "row 2: no path; fill the cell"),
-        ("path,label\n\n\na.png,x\n\n,x\n", "row 6: no path; fill the cell"),
-        ("path,label,Label\na.png,x,y\n", "2 columns are named Label; rename all but one"),
-        ("path,label,path\na.png,x,b.png\n", "2 columns are named path; rename all but one"),
+        ("path,label\n,x\n", "row 2: no path. Fill the cell"),
+        ("path,label\n\n\na.png,x\n\n,x\n", "row 6: no path. Fill the cell"),
+        ("path,label,Label\na.png,x,y\n", "2 columns are named Label. Rename all but one"),
+        ("path,label,path\na.png,x,b.png\n", "2 columns are named path. Rename all but one"),
         ("where,label\na.png,x\n", "no image path column among where, label"),
-        ("path,label,is_valid\na.png,x,perhaps\n", "is_valid is 'perhaps'; write true or false"),
+        ("path,label,is_valid\na.png,x,perhaps\n", "is_valid is 'perhaps'. Write true or false"),
         (
             "path,label,split\na.png,x,train\nb.png,y,TEST\n",
-            "lists images of test, train; write a table for each of them",
+            "lists images of test, train. Write a table for each of them",
         ),
         ('path,label\n"a.png,x\n', "cannot be read as CSV"),
-        ("path,label\nhttps://x.org/a.png,x\n", "https://x.org/a.png is a URL; download the images"),
+        ("path,label\nhttps://x.org/a.png,x\n", "https://x.org/a.png is a URL. Download the images"),
     ],
 )
 def test_mistakes_name_the_table_and_the_row(tmp_path, text, message):
@@ -161,7 +161,7 @@ def test_excels_unicode_text_is_read(tmp_path):
 
 def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_path):
     (tmp_path / "t.csv").write_bytes("path,label\na.png,x\nb.png,café\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"t\.csv, row 3: the label is not UTF-8 text; save the table as UTF-8"):
+    with pytest.raises(UserError, match=r"t\.csv, row 3: the label is not UTF-8 text. Save the table as UTF-8"):
         open_tables(tmp_path, [tmp_path / "t.csv"])
     (tmp_path / "t.csv").write_bytes("path,label\ncafé.png,x\n".encode("latin-1"))
     assert list(open_tables(tmp_path, [tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]
@@ -172,7 +172,7 @@ def test_only_columns_that_are_used_must_have_different_names(images):
     assert open_source(images / "t.csv").classes == ("cup",)
     columns = [pa.array(["pictures/coffee.png"]), pa.array(["cup"]), pa.array(["ship"])]
     pq.write_table(pa.Table.from_arrays(columns, ["path", "label", "Label"]), images / "t.parquet")
-    with pytest.raises(UserError, match="2 columns are named Label; rename all but one"):
+    with pytest.raises(UserError, match="2 columns are named Label. Rename all but one"):
         open_source(images / "t.parquet")
 
 

@@ -91,7 +91,7 @@ def test_a_parquet_file_that_changes_ends_the_conversion(server, tmp_path, photo
     parquet(server.folder / "a.parquet", photo_jpegs)
     source = open_source(f"{server.url}/a.parquet")
     parquet(server.folder / "a.parquet", photo_jpegs, group=6)
-    with refuses(r"a\.parquet: changed after it was indexed; run the same command again"):
+    with refuses(r"a\.parquet: changed after it was indexed. Run the same command again"):
         write_beton(tmp_path / "o.beton", source, WriteOptions(workers=0, on_error=on_error))
 
 
@@ -337,7 +337,7 @@ def test_a_range_of_a_bucket_is_that_of_the_file_that_was_indexed(path):
 @pytest.mark.parametrize(
     ("error", "times", "reason"),
     [
-        (PermissionError("no"), 1, r"access denied \(no\); run `"),
+        (PermissionError("no"), 1, r"access denied \(no\). Run `"),
         (OSError("Forbidden: of Google"), 1, r"access denied \(Forbidden: of Google\)"),
         (ValueError("text\nmore"), 1, r"text\)$"),
         (ConnectionResetError("https://u:pw@h/?token=secret"), 8, r"ConnectionResetError: https://h/, 8 attempts"),

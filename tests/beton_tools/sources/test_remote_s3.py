@@ -147,7 +147,7 @@ def test_missing_credentials_and_packages_are_one_line(bucket, monkeypatch, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     forget_file_systems()
     with pytest.raises(
-        UserError, match=r"access denied \(Unable to locate credentials\); set AWS_ACCESS_KEY_ID .* FSSPEC_S3_ANON=true"
+        UserError, match=r"access denied \(Unable to locate credentials\). Set AWS_ACCESS_KEY_ID .* FSSPEC_S3_ANON=true"
     ):
         open_source("s3://photos/s.tar")
     forget_file_systems()

@@ -96,7 +96,7 @@ def test_links_inside_a_class_folder(photo_folder, target):
     link.symlink_to(target)
     if target == "b.jpg":
         (photo_folder / "n01440764" / "b.jpg").symlink_to("a.jpg")
-    with pytest.raises(UserError, match=r"n01440764/a\.jpg: cannot be read \(.*\); pass --on-error skip"):
+    with pytest.raises(UserError, match=r"n01440764/a\.jpg: cannot be read \(.*\). Pass --on-error skip"):
         convert(photo_folder, "fail")
     manifest = convert(photo_folder)
     expected = ["n01440764/a.jpg", "n01440764/b.jpg"] if target == "b.jpg" else ["n01440764/a.jpg"]

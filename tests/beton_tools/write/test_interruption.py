@@ -154,7 +154,7 @@ def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(pho
 
     with pytest.raises(KeyboardInterrupt):
         write_beton(out, open_source(photo_folder), skip, stop)
-    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to continue"):
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file. Pass --on-error skip to continue"):
         write_beton(out, open_source(photo_folder), fail)
     write_beton(out, open_source(photo_folder), skip)
     with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):

@@ -80,7 +80,7 @@ def test_tables_of_single_labels_stay_so(folder: Path) -> None:
     pq.write_table(table, folder / "single.parquet")
     assert open_source(folder / "single.parquet").labels.tolist() == [0, 1]
     (folder / "gap.csv").write_text("image,dog,cat\n0.jpg,1,\n1.jpg,0,1\n")
-    with pytest.raises(UserError, match="row 2: no cat; fill the cell"):
+    with pytest.raises(UserError, match="row 2: no cat. Fill the cell"):
         open_source(folder / "gap.csv")
 
 
@@ -117,7 +117,7 @@ def test_a_semicolon_of_a_class_name_is_one_where_asked_and_told_where_not(folde
 @pytest.mark.parametrize("labels", [[["a"], ["b", None]], [["a"], ["b", " "]], [[1], [0, -1]], [[1], [None]]])
 def test_a_list_with_an_empty_or_negative_label_is_not_shortened(folder: Path, labels: list) -> None:
     pq.write_table(pa.table({"image": [b"x", b"y"], "labels": labels}), folder / "null.parquet")
-    with refuses("null.parquet, row 3: labels has the label '(-1)?'; correct it"):
+    with refuses("null.parquet, row 3: labels has the label '(-1)?'. Correct it"):
         open_source(folder / "null.parquet")
 
 

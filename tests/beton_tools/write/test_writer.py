@@ -120,7 +120,7 @@ def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(pho
     "wrong", [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}]
 )
 def test_invalid_options_are_one_line(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*; give "):
+    with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*. Give "):
         WriteOptions(**wrong)
 
 
@@ -129,7 +129,7 @@ def test_a_folder_as_output_file_is_one_line(photo_folder, tmp_path, out):
     (tmp_path / "folder.beton").mkdir()
     path = tmp_path / out if out else Path()
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="is a folder; give a file name"):
+        with pytest.raises(UserError, match="is a folder. Give a file name"):
             write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
 
 
