@@ -157,9 +157,9 @@ def _run_verify(args: argparse.Namespace) -> int:
             print_printable(f"{args.file}: {where}: {what}")
         verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
         print_printable(
-            f"{args.file}: {verdict}; {report.images_decoded:,} of {report.num_samples:,} images decoded "
+            f"{args.file}: {verdict}, {report.images_decoded:,} of {report.num_samples:,} images decoded "
             f"({report.num_indexed:,} with crop index), {report.pages_checked:,} page checksums compared"
-            + ("" if report.has_labels else "; no class labels")
+            + ("" if report.has_labels else ", no class labels")
         )
     return 0 if report.ok else EXIT_PROBLEMS
 

@@ -42,7 +42,7 @@ class Notice:
         seconds = self.seconds + time.monotonic() - self.began
         if self.say is None or seconds < FIRST or seconds < self.said + INTERVAL:
             return
-        done = "; this happens once per machine and takes minutes"
+        done = ". This happens once per machine and takes minutes"
         if self.said >= 0:
             done = f": {self.functions} functions in {seconds:.0f} s"
         self.said = seconds

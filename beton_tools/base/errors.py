@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST_MESSAGE = 200  # characters kept from a library's message, which may quote a file
-CORRECT = "correct this or free some space; the same command continues"
+CORRECT = "Correct this or free some space. The same command continues"
 
 
 class UserError(Exception):
@@ -26,7 +26,7 @@ def report_disk_errors(what: object, then: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what} cannot be written ({error.strerror or error}); {then}") from None
+        raise UserError(f"{what} cannot be written ({error.strerror or error}). {then}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -105,6 +105,6 @@ def _warn(error: Exception) -> None:
     os.environ[_WARNED] = "1"
     folder = os.environ.get("NUMBA_CACHE_DIR", "__pycache__")
     reason = getattr(error, "strerror", None) or error
-    advice = "free some space there, or set NUMBA_CACHE_DIR to a folder that can be written"
-    text = f"compiled code cannot be kept in {folder} ({reason}); each command compiles it again, for a minute or two; {advice}"
+    advice = "Free some space there, or set NUMBA_CACHE_DIR to a folder that can be written"
+    text = f"compiled code cannot be kept in {folder} ({reason}). Each command compiles it again, for a minute or two. {advice}"
     warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -50,7 +50,9 @@ def choose_samples(
     if limit is not None and limit < chosen.size:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))
     if chosen.size == 0:
-        raise UserError(f"{beton.path}: no such samples; `beton info --json` lists the classes, the first has label 0")
+        raise UserError(
+            f"{beton.path}: no such samples. `beton info --json` lists the classes, and the first has label 0"
+        )
     return chosen.tolist()
 
 
@@ -74,7 +76,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         named = [folders[label] if 0 <= label < len(folders) else str(label) for label in labels]
         class_folder = _safe(";".join(named) or "none")
         path = folder / class_folder / _file_name(beton, manifest, sample_id)
-        with report_disk_errors(f"{path}:", "give another --out"):
+        with report_disk_errors(f"{path}:", "Give another --out"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.is_symlink():
                 raise UserError(f"{path.parent}: a link, not a folder. Remove it, or give another --out")

@@ -105,7 +105,10 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
     """
     if not _has_labels(beton):
         if {"label", "labels"} & {field.name for field in beton.fields}:
-            yield "tables", "the field of labels is neither int nor array; it cannot be used for classification"
+            yield (
+                "tables",
+                "the field of labels is neither int nor array, so the file cannot be used for classification",
+            )
         return
     labels = beton.labels
     low, high = (0, labels.shape[1] - 1) if labels.ndim == 2 else (labels.min(), labels.max())

@@ -358,7 +358,9 @@ def _read_label_sets(
     if not ((rows >= 0) & (rows <= 1)).all():
         if vectors[0].name != SET_FIELDS[1][0]:
             return None  # landmarks, for example
-        raise UserError(f"{path}: the field {vectors[0].name!r} has values other than 0 to 1; it does not hold labels")
+        raise UserError(
+            f"{path}: the field {vectors[0].name!r} has values other than 0 to 1, so it does not hold labels"
+        )
     return rows.view(np.uint8) if kind == "|b1" else rows
 
 

@@ -82,7 +82,7 @@ class SampleTable(ABC):
         ints = [f for f in self.fields if f.type_id == INT_TYPE]
         if not ints:
             raise UserError(
-                f"{self.title}: has no field of labels (int or array); it cannot be used for classification"
+                f"{self.title}: has no field of labels (int or array), so it cannot be used for classification"
             )
         named = [f for f in ints if f.name == "label"]
         return self.metadata[(named or ints)[0].column]
@@ -108,7 +108,7 @@ class SampleTable(ABC):
     def check_id(self, sample_id: int) -> None:
         """Raise UserError if there is no such sample."""
         if not 0 <= sample_id < self.num_samples:
-            raise UserError(f"{self.title}: no sample {sample_id}; ids run from 0 to {self.num_samples - 1}")
+            raise UserError(f"{self.title}: no sample {sample_id}. Ids run from 0 to {self.num_samples - 1}")
 
 
 def classes_of(label: np.ndarray) -> list[int]:

@@ -301,7 +301,7 @@ def check_classes(
     names = used if classes is None else tuple(map(composed, classes))
     unknown = next(iter(sorted(set(used) - set(names))), None)
     if unknown is not None:
-        raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}")
+        raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes. {advice}")
     return names
 
 

@@ -62,7 +62,7 @@ def open_source(
     """
     path = source_path(path)
     if class_indices and not (isinstance(path, Path) and path.is_dir()):
-        raise UserError(f"{path}: not a folder; --class-indices is for a folder with a folder per class")
+        raise UserError(f"{path}: not a folder. --class-indices is for a folder with a folder per class")
     if split is not None:
         places = find_split(path, split)
         if places is None:
@@ -100,7 +100,7 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
     if not root.is_dir():
         hint = "the folder of the data set"
         if isinstance(root, RemotePath):
-            hint += ", s3://BUCKET/FOLDER for example; for web servers use `fastft convert folder`"
+            hint += ", s3://BUCKET/FOLDER for example. For web servers use `fastft convert folder`"
         raise UserError(f"{root}: no such folder. Set --data to {hint}")
     names = _SPLIT_NAMES[split]
     for candidate in (root / parent / name for parent in _SPLIT_PARENTS for name in names):
@@ -155,7 +155,7 @@ def _open_prefix(folder: RemotePath, classes: Sequence[str] | None, single: bool
         if shards := _files_in(folder, suffix):
             return _open(folder, shards, classes, single)
     raise UserError(
-        f"{folder}: no .parquet or .tar in it; folders of images are read from local disks only, pack them into tars"
+        f"{folder}: no .parquet or .tar in it. Folders of images are read from local disks only. Pack them into tars"
     )
 
 

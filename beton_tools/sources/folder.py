@@ -54,7 +54,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
         classes = check_labels(root, max(label_of.values(), default=-1), classes)
     else:
         hint = ", or give --class-indices if the folders are numbers of classes"
-        advice = f"remove it{hint if all(map(is_number, folders)) else ''}"
+        advice = f"Remove it{hint if all(map(is_number, folders)) else ''}"
         classes = check_classes(root, dict.fromkeys(map(composed, folders)), classes, advice)
         position = {name: label for label, name in enumerate(classes)}
         label_of = {name: position[composed(name)] for name in folders}

@@ -210,7 +210,7 @@ def _read_shard(path: SourcePath) -> _Shard:
         refuse_ambiguous(path, schema.names)
         is_list = _lists_paths(schema)
         if is_list and isinstance(path, RemotePath):
-            raise UserError(f"{path}: lists image paths; such a table and its images must be on a local disk")
+            raise UserError(f"{path}: lists image paths. Such a table and its images must be on a local disk")
         image = None if is_list else _image_column(path, schema)
         lists, flags = _columns_of_sets(schema)
         label = None if is_list or lists or flags else _label_column(path, schema)
@@ -278,7 +278,7 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
             total += pc.sum(pc.take(pc.binary_length(words), encoded.indices)).as_py() or 0
             if total > MAX_BYTES:
                 raise UserError(
-                    f"{path}: {total:,} bytes of text in {column}; the limit is {MAX_BYTES:,}, split the file"
+                    f"{path}: {total:,} bytes of text in {column}, but the limit is {MAX_BYTES:,}. Split the file"
                 )
             texts = [(word or b"").decode("utf-8", "surrogateescape") for word in words.to_pylist()]
             cells += ["" if i is None else texts[i] for i in encoded.indices.to_pylist()]
@@ -291,7 +291,7 @@ def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list
     leaves = [group.column(c) for group in groups for c in range(group.num_columns)]
     values = sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.partition(".")[0] == column)
     if values > MAX_LABELS:
-        raise UserError(f"{path}: {values:,} labels in {column}; the limit is {MAX_LABELS:,}, split the file")
+        raise UserError(f"{path}: {values:,} labels in {column}, but the limit is {MAX_LABELS:,}. Split the file")
     cells = (cell.strip() for cell in _read_text(path, file, column))
     if names is not None:
         cells = (names[int(cell)] if is_number(cell) and int(cell) < len(names) else cell for cell in cells)
@@ -354,7 +354,7 @@ def _image_column(path: SourcePath, schema: pa.Schema) -> str:
     images = [f.name for f in schema if _holds_image(f.type)]
     if not images:
         raise UserError(
-            f"{path}: no image column among {', '.join(schema.names)}; it must hold bytes or {{bytes, path}}"
+            f"{path}: no image column among {', '.join(schema.names)}. It must hold bytes or {{bytes, path}}"
         )
     return find_column(images, IMAGE_COLUMNS) or images[0]
 
@@ -375,7 +375,7 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
 
 
 def _wrong_type(path: SourcePath, label: pa.Field) -> UserError:
-    return UserError(f"{path}: {label.name} is of the type {label.type}; labels must be integers or names")
+    return UserError(f"{path}: {label.name} is of the type {label.type}. Labels must be integers or names")
 
 
 def _holds_image(kind: pa.DataType) -> bool:
@@ -404,7 +404,7 @@ def _class_numbers(path: SourcePath, file: pq.ParquetFile, column: str) -> np.nd
     limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
     if limits["min"] < 0:
         raise UserError(
-            f"{path}: {column} {limits['min']} is negative; a test split has no labels, give train or validation"
+            f"{path}: {column} {limits['min']} is negative. A test split has no labels. Give train or validation"
         )
     if limits["max"] >= MAX_CLASSES:
         raise UserError(

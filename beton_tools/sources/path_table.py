@@ -142,7 +142,7 @@ class Table:
         parts = [f"{role_of[name]} from {name!r}" for name in self.names if name in role_of]
         parts += [f"{len(self.flags)} classes from {_first_of(list(self.flags))}"] * bool(self.flags)
         others = [n for n in self.names if n not in role_of and n.strip() not in self.flags]
-        return f"columns: {', '.join(parts)}" + (f"; not used: {_first_of(others)}" if others else "")
+        return f"columns: {', '.join(parts)}" + (f", not used: {_first_of(others)}" if others else "")
 
     def labels(self) -> list[str]:
         cells = self.cells(LABEL_COLUMNS, "label")
@@ -268,7 +268,9 @@ def number_label_sets(
     if not labels:
         raise UserError(f"{source}: no image has a label. Give each class images, or remove its column")
     if len(sets) * len(names) > MAX_SETS:
-        raise UserError(f"{source}: {len(sets):,} x {len(names):,} labels; the limit is {MAX_SETS:,}, split the table")
+        raise UserError(
+            f"{source}: {len(sets):,} x {len(names):,} labels, but the limit is {MAX_SETS:,}. Split the table"
+        )
     has = np.zeros((len(sets), len(names)), np.uint8)
     has[np.repeat(np.arange(len(sets)), list(map(len, sets))), numbers] = 1
     return has, names

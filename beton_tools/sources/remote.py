@@ -35,10 +35,13 @@ NO_ANSWER = 30  # seconds without data after which a connection counts as broken
 _WEB = ("http", "https")
 # protocol -> its file system's package, and what to do if access is denied
 _PROTOCOLS = {
-    **dict.fromkeys(_WEB, ("aiohttp", "use a URL that needs no login")),
-    "s3": ("s3fs", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; if public, FSSPEC_S3_ANON=true"),
-    "gs": ("gcsfs", "run `gcloud auth application-default login`; FSSPEC_GS_TOKEN=anon for a public bucket"),
-    "hf": ("huggingface_hub", "run `hf auth login`, and accept the data set's terms on its page"),
+    **dict.fromkeys(_WEB, ("aiohttp", "Use a URL that needs no login")),
+    "s3": (
+        "s3fs",
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or for a public bucket FSSPEC_S3_ANON=true",
+    ),
+    "gs": ("gcsfs", "Run `gcloud auth application-default login`, or for a public bucket set FSSPEC_GS_TOKEN=anon"),
+    "hf": ("huggingface_hub", "Run `hf auth login`, and accept the data set's terms on its page"),
 }
 # arguments that make fsspec's `info` ask the server
 _FRESH = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
@@ -146,7 +149,7 @@ def _package(name: str, protocol: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"{protocol}:// files need the package {name}; pip install 'fastft[cloud]'") from error
+        raise UserError(f"{protocol}:// files need the package {name}. Run: pip install 'fastft[cloud]'") from error
 
 
 @lru_cache
@@ -195,7 +198,7 @@ def _explain(error: Exception, protocol: str) -> tuple[str, bool, type[RemoteErr
         return text if "bucket" in text else "no such file", False, RemoteError
     if isinstance(error, PermissionError) or status in (401, 403) or re.search("^Forbidden|Credential", text + name):
         what = f"HTTP status {status}" if status else text or name
-        return f"access denied ({what}); {_PROTOCOLS[protocol][1]}", False, AccessDenied
+        return f"access denied ({what}). {_PROTOCOLS[protocol][1]}", False, AccessDenied
     if status:  # the library's text repeats the URL
         return f"HTTP status {status}", status >= 500 or status in (408, 429), RemoteError
     reason = text if text and name in ("OSError", "ValueError") else f"{name}: {text}"

@@ -75,10 +75,10 @@ def convert_imagenet(
     data, options = source_path(data), replace(options or WriteOptions(), upright=False)
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
-        instead = "see `fastft convert imagenet --help` for the layouts"
+        instead = "See `fastft convert imagenet --help` for the layouts"
         if isinstance(data, Path) and data.is_dir() and class_folders(data):
-            instead = f"of a folder per class: `fastft convert folder --data {data} --out {out}/train.beton`"
-        raise UserError(f"{data}: no train or val images; {instead}")
+            instead = f"Convert one folder per class: `fastft convert folder --data {data} --out {out}/train.beton`"
+        raise UserError(f"{data}: no train or val images. {instead}")
     sources: dict[str, Source] = {}
     for split in present:
         sources[split] = open_source(data, split, sources["train"].classes if "train" in sources else None)

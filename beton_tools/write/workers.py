@@ -29,8 +29,8 @@ CHUNK = 8
 MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
-_REMEDY = "if memory ran out use fewer --workers"
-_GUARD = "a script that converts images needs `if __name__ == '__main__':` around its statements"
+_REMEDY = "If memory ran out, use fewer --workers"
+_GUARD = "A script that converts images needs `if __name__ == '__main__':` around its statements"
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"
 
 # not fork: the parent may have OpenMP, Numba and CUDA threads
@@ -155,7 +155,7 @@ class _Worker:
         try:
             self.process.start()
         except (OSError, EOFError) as error:  # the server that forks workers died
-            raise UserError(f"a worker died while it was starting; {_CONTINUE}") from error
+            raise UserError(f"a worker died while it was starting. {_CONTINUE}") from error
         finally:
             theirs.close()  # so that our end reads end-of-file when the worker dies
 
@@ -190,13 +190,13 @@ class _Worker:
         self.process.join(5)
         code = self.process.exitcode
         if code == 1 and not self.has_started:  # Python ended it and has written the error's message
-            raise UserError(f"a worker ended with the Python error above; {_GUARD}")
+            raise UserError(f"a worker ended with the Python error above. {_GUARD}")
         if not self.has_started:
-            raise UserError(f"a worker died while it was starting (exit code {code}); {_CONTINUE}")
+            raise UserError(f"a worker died while it was starting (exit code {code}). {_CONTINUE}")
         locations, number = self.queue[0].locations, len(self.queue[0].results)
         location = locations[number]
         if any(location is suspect for suspect in self._suspects):
-            locations[number] = _Deadly(f"a worker died on it twice (exit code {code}); {_REMEDY}")
+            locations[number] = _Deadly(f"a worker died on it twice (exit code {code}). {_REMEDY}")
         self._suspects.append(location)
 
 

@@ -142,7 +142,7 @@ def write_beton(
         if written.count == 0:
             position, reason = written.skipped[0]
             first = f"{printable(source.names[int(order[position])])}: {reason}"
-            raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {first}")
+            raise UserError(f"{path}: none of the {len(order)} images could be stored. The first is {first}")
         manifest = _describe(pages, written, source, order, options, fingerprint)
         path.unlink(missing_ok=True)  # an old file must never be beside the new manifest
         manifest.save(manifest_path(path))  # before the file: a .beton always has its manifest
@@ -162,7 +162,7 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
     if options.on_error == "fail" and manifest.skipped:
         name, reason = manifest.skipped[0]
         raise UserError(
-            f"{printable(name)}: {reason}; {path} was finished without it: pass --on-error skip to keep it, "
+            f"{printable(name)}: {reason}. {path} was finished without it. Pass --on-error skip to keep it, "
             "or repair the image and pass --overwrite"
         )
     return manifest
@@ -170,7 +170,7 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
 
 def _bad_image(name: str, reason: str) -> UserError:
     return UserError(
-        f"{printable(name)}: {reason}. Pass --on-error skip to continue without it, or repair it; if it is "
+        f"{printable(name)}: {reason}. Pass --on-error skip to continue without it, or repair it. If it is "
         "removed, the conversion starts over"
     )
 

@@ -25,7 +25,7 @@ PTX_TARGET = (8, 0)  # every CUDA toolkit from 11 on compiles for it
 def probe() -> str:
     """Compile the resize kernel. Returns one line that says what was done."""
     if not has_numba_cuda():
-        raise ImportError("numba's own CUDA target is loaded; numba-cuda must be installed in site-packages")
+        raise ImportError("numba's own CUDA target is loaded. Install numba-cuda in site-packages")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 0:
         ptx = compile_to_ptx(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, PTX_TARGET)
@@ -35,7 +35,7 @@ def probe() -> str:
             with cuda.gpus[index]:
                 compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, index)
     except Exception as error:  # raised by NVVM, by a linker or by the driver
-        raise RuntimeError(f"{first_line(error)}; linker: {linker()}") from error
+        raise RuntimeError(f"{first_line(error)} (linker: {linker()})") from error
     return f"compiled, linked by {linker()} and loaded on {gpus} GPU(s)"
 
 

@@ -202,7 +202,7 @@ def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> d
             key, value = "t", part[1:]
         if key not in keys or key in values:
             problem = "appears twice" if key in values else "is not understood"
-            raise UserError(f"augmentation {text!r}: {part!r} {problem}; valid keys: {', '.join(keys) or 'none'}")
+            raise UserError(f"augmentation {text!r}: {part!r} {problem}. Valid keys: {', '.join(keys) or 'none'}")
         values[key] = _read_value(text, part, value, keys[key])
     return values
 

@@ -103,8 +103,8 @@ def gpu(options: Options) -> Findings:
     setting: Setting = {"batch": GPU_BATCH, "size": SIZE, "dtype": "float16", "gpu": torch.cuda.get_device_name()}
     yield Measure(
         key="augment.gpu", bench="augment", title="Augmentation on the GPU", unit="ms per batch", better="lower",
-        about=f"Kernels alone, images of {GPU_HEIGHT} x {GPU_WIDTH} px decoded beforehand. gb: read and written at least; "
-        "bandwidth_share: of the memory's bandwidth by its data sheet, at that number of bytes.",
+        about=f"Kernels alone, images of {GPU_HEIGHT} x {GPU_WIDTH} px decoded beforehand. gb: the least that must be read and "
+        "written. bandwidth_share: that traffic as a share of the memory bandwidth in the data sheet.",
         cases=[
             case(rounds, policy, lambda t: 1e3 * t["wall"] / GPU_REPEATS, {"augment": policy}, ("gb", "bandwidth_share"))
             for policy in GPU_POLICIES

@@ -38,7 +38,7 @@ def crop(options: Options) -> Findings:
         cases.append(case(rounds, "decode", per_cpu_second, {"files": files, "kB per image": kilobytes}))
     about = (
         "JPEG bytes in memory to the RGB pixels of a random resized crop's box. The minimum is libjpeg-turbo's own time for the "
-        "crop's share of the bytes; no decoder reaches it, because libjpeg must begin at a row and at a marker."
+        "crop's share of the bytes. No decoder reaches it, because libjpeg must begin at a row and at a marker."
     )
     yield Measure(
         key="decode.crop", bench="decode", title="Decoding a random crop, one core", unit="images per CPU second", about=about,

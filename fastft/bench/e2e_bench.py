@@ -52,8 +52,9 @@ def training(options: Options) -> Findings:
     }  # fmt: skip
     yield Measure(
         key="e2e.train", bench="e2e", title="Training, file to updated weights", unit="images/s",
-        about="One epoch with the trainer, without evaluation and checkpoint, for which it is too short. With each round of "
-        "fastft's, seconds by part; waiting: share of the time that the step waited for data; mfu: of the device's peak.",
+        about="One epoch with the trainer. It is too short for an evaluation or a checkpoint, so neither is included. Each of "
+        "fastft's rounds lists its seconds by part. waiting: share of the time that the step waited for data. mfu: share "
+        "of the device's peak.",
         cases=[case(rounds, "pass", training_rate, {}, keep=("waiting", "mfu", *STEP_PARTS, *LOADER_PARTS))],
         setting={**setting, "rounds": options.rounds},
     )  # fmt: skip

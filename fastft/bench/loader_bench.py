@@ -148,8 +148,8 @@ def cold_files(options: Options) -> Findings:
     rounds = alternate([*chosen, *crops[:1]], options.rounds, options.threads)
     yield Measure(
         key="loader.cold", bench="loader", title="Loader, files not in the page cache", unit="images/s",
-        about="The whole recipe (stock FFCV: crop and flip). Before each pass the files are dropped from the page cache; "
-        "read_mb was read from the disk.",
+        about="The whole recipe (stock FFCV: crop and flip). Before each pass the files are dropped from the page cache. "
+        "read_mb: read from the disk.",
         cases=[case(rounds, "pass", lambda t: t["count"] / t["seconds"], {}, keep=("read_mb",))],
         setting={"threads": options.threads, **setting(asked, RESIZED, options)},
     )  # fmt: skip
@@ -197,7 +197,7 @@ def open_long(options: Options) -> Findings:
     ):  # fmt: skip
         yield Measure(
             key=key, bench="loader", title=title, unit=unit, better="lower", cases=cases[figure],
-            about="Building a loader for files whose images are holes; compiled code is loaded before.",
+            about="Building a loader for files whose images are holes. Compiled code is loaded before.",
             setting={"batch": asked.batch},
         )  # fmt: skip
 
@@ -232,7 +232,7 @@ def order(options: Options) -> Findings:
     ):  # fmt: skip
         yield Measure(
             key=key, bench="loader", title=title, unit=unit, better="lower", setting=setting,
-            about="Crop and flip from a file three times as large as the memory; the epoch before is not counted.",
+            about="Crop and flip from a file three times as large as the memory. The epoch before is not counted.",
             cases=[case(rounds, "pass", reported(figure), {})],
         )  # fmt: skip
 

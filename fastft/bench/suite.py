@@ -57,7 +57,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
     plans = planned(name)
     recipe = resolve(load_recipe(args.recipe)) if args.recipe else None
     if recipe and not any(plan.key.startswith("e2e") for plan in plans):
-        raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
+        raise UserError(f"--recipe is for fastft bench e2e or all, because {name} trains nothing")
     peers, path = parse_peers(args.peers), args.out / f"{name}.json"
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:

@@ -56,7 +56,7 @@ CONVERT_KINDS = {
     "imagenet": ("cmd_convert.Imagenet", "write ImageNet, in any of its common layouts, to train.beton and val.beton"),
 }
 COMMANDS = {
-    "train": ("cmd_train", "train a recipe; the same command on the same run directory continues it"),
+    "train": ("cmd_train", "train a recipe, or continue its run directory"),
     "recipes": ("cmd_recipes.Recipes", "list fastft's recipes and tables, with expected accuracy and predicted cost"),
     "options": ("cmd_recipes.Options", "list every recipe option: meaning, default, limits, value in the paper's runs"),
     "explain": ("cmd_explain", "show what a recipe will do and cost, without data, weights or GPU"),
@@ -70,8 +70,8 @@ COMMANDS = {
     "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
     "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
     "report": ("cmd_report", "one HTML page of a run or of benchmark results, or one that compares several"),
-    "bench": ("cmd_bench", "speed on this machine beside FFCV, timm and DALI; JSON and a table"),
-    "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk; exit code 1 if it is not"),
+    "bench": ("cmd_bench", "speed on this machine beside FFCV, timm and DALI, as JSON and a table"),
+    "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk (exit code 1 if it is not)"),
 }
 
 
@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = build_parser(argv).parse_known_args(argv)
     except (ImportError, MemoryError, OSError) as error:
-        advice = "is memory limited (ulimit -v)? Else `fastft doctor` tells what is missing"
-        print_error("fastft", f"the command cannot be imported ({str(error) or 'no memory'}); {advice}")
+        advice = "Is memory limited (ulimit -v)? If not, `fastft doctor` tells you what is missing"
+        print_error("fastft", f"the command cannot be imported ({str(error) or 'no memory'}). {advice}")
         return EXIT_BAD_INPUT
     try:
         refuse_unknown(args.parser, rest)

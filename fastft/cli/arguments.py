@@ -22,8 +22,8 @@ _SHORT = {option: name.replace("_", "-") for name, option in SHORT_NAMES.items()
 CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
 SIMILAR = 0.75  # lowest similarity at which an argument is suggested
 OVERRIDES = (
-    "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all);\n"
-    "short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
+    "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all).\n"
+    "Short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
 )
 RECIPE = (
     "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
@@ -55,8 +55,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             near = get_close_matches(str(value), action.choices, 1)
-            choose = f"did you mean {near[0]}?" if near else f"choose from {', '.join(map(str, action.choices))}"
-            raise argparse.ArgumentError(action, f"'{value}' is not known; {choose}")
+            choose = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(map(str, action.choices))}"
+            raise argparse.ArgumentError(action, f"'{value}' is not known. {choose}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else args
@@ -107,12 +107,12 @@ def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
         if is_flag or equals:
             near = _nearest(name.lstrip("-"), known)
             advice = advice_without_option(name.lstrip("-")) if near is None and "--optim.lr" in known else None
-            hints[name] = f"did you mean {near}?" if near else advice
+            hints[name] = f"Did you mean {near}?" if near else advice
         elif not hints:  # not the value of an unknown flag
             hints[name] = None
     if len(hints) == 1:
         (name, hint), *_ = hints.items()
-        raise UserError(f"unrecognized argument {name}; {hint or f'see {parser.prog} --help'}")
+        raise UserError(f"unrecognized argument {name}. {hint or f'See {parser.prog} --help'}")
     if hints:
         listed = ", ".join(f"{name} ({hint})" if hint else name for name, hint in hints.items())
         raise UserError(f"unrecognized arguments {listed}. See {parser.prog} --help")
@@ -206,8 +206,8 @@ def _number(kind: type[int] | type[float], text: str) -> float | None:
 SHARED: dict[str, dict[str, Any]] = {
     "weights": {
         "choices": WEIGHT_CHOICES, "default": AUTO,
-        "help": "raw or ema: those weights of the last epoch; last: the kind that the run chose, of the last epoch; best: of the "
-        "best epoch; probe: the pretrained tower with the head of its linear probe; auto (default): what the run chose",
+        "help": "auto (default): the weights that the run chose. raw, ema: these weights of the last epoch. last: the kind that "
+        "the run chose, from the last epoch. best: from the best epoch. probe: the pretrained tower with its linear probe",
     },
     "device": {"choices": DEVICES, "default": AUTO},
     "logit-adjustment": {
@@ -223,6 +223,6 @@ SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
     },
-    "price": {"type": positive(float), "help": "price of one GPU-hour; without it no money is shown"},
+    "price": {"type": positive(float), "help": "price of one GPU-hour (default: no money is shown)"},
     "json": {"action": "store_true", "help": "print JSON"},
 }  # fmt: skip

@@ -25,14 +25,14 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = (
-        "run directories or checkpoints; 'start' is what the run after it started from, built again from its recipe"
+        "run directories or checkpoints. 'start' is the initial weights of the run after it, rebuilt from its recipe"
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help=models)
     alphas = "with two models: shares of the second to try, separated by commas (default 0,0.1,...,1)"
     parser.add_argument("--alpha", type=alpha_list, metavar="A,B,...", help=alphas)
     soup = "with several models: the mean of all, or of those that do not make it worse, the best first"
     parser.add_argument("--soup", choices=SOUPS, help=soup)
-    data = "the first chooses among averages (default: the recipe's validation file); others are only evaluated"
+    data = "the first chooses among averages (default: the recipe's validation file). The average is only evaluated on the others"
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     add_shared(parser, "only-present-classes")
     out = "a new folder for the average, which eval, predict and export take, with the figures"

@@ -14,7 +14,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", metavar="NAME", help=f"{', '.join(BENCHES)} or all; or one measure, such as loader.cold")
+    add("name", metavar="NAME", help=f"{', '.join(BENCHES)} all, or one measure such as loader.cold")
     images = "measure on JPEGs in a folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)"
     add("--images", type=Path, metavar="DIR", help=images)
     add("--count", type=positive(int), metavar="N", help="images at most (default 700)")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--contender", metavar="FILE.py:FUNCTION", help=own)
     add("--rounds", type=positive(int), metavar="N", help="counted rounds (default 5)")
     add("--recipe", type=recipe_reference, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)")
-    add("--quick", action="store_true", help="every path once on few images; the figures mean nothing")
+    add("--quick", action="store_true", help="run every path once on few images. The results mean nothing")
     add(
         "--out",
         type=Path,

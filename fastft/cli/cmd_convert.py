@@ -43,8 +43,8 @@ class Folder:
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         kinds = (
-            "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards; the last three may be URLs "
-            "(s3://, gs://, hf://, https://)"
+            "a folder with one folder per class, a .csv, a .parquet, a .tar, or a quoted pattern of shards. The last three "
+            "may be URLs (s3://, gs://, hf://, https://)"
         )
         parser.add_argument("--data", required=True, metavar="DIR", help=kinds)
         parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
@@ -54,7 +54,7 @@ class Folder:
             "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
         )
         parser.add_argument("--class-indices", action="store_true", help=indices)
-        single = 'label cells of a table such as "cat;dog" are names of single classes (default: several labels)'
+        single = 'read a label cell such as "cat;dog" as the name of one class (default: as several labels)'
         parser.add_argument("--single-label", action="store_true", help=single)
         _add_options(parser)
 
@@ -73,7 +73,7 @@ class Folder:
                 args.single_label,
             )
         if "labels" in manifest.source:
-            print_printable(f"{manifest.source['labels']}; --single-label reads each as the name of one class")
+            print_printable(f"{manifest.source['labels']}. --single-label reads each as the name of one class")
         _print_summary(converted_path(args.out, options), manifest)
         return 0
 
@@ -86,7 +86,7 @@ class Imagenet:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        data = "folder with the data set; of tars and parquet files also a URL (s3://, gs://, hf://)"
+        data = "folder with the data set. For tars and parquet files also a URL (s3://, gs://, hf://)"
         parser.add_argument("--data", required=True, metavar="DIR", help=data)
         out = "folder for train.beton and val.beton"
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
@@ -113,9 +113,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images, file = parser.add_argument_group("images"), parser.add_argument_group("file")
     number(images, "max_resolution", "PX",
            "shrink images whose longer side has more pixels, {} (default: keep every size)")  # fmt: skip
-    quality = f"of re-encoded images, {{}} (default: {QUALITY}; of PNG and other files without loss {LOSSLESS_QUALITY})"
+    quality = f"of re-encoded images, {{}} (default: {QUALITY}, for PNG and other lossless files {LOSSLESS_QUALITY})"
     number(images, "quality", "Q", quality)
-    chroma = f"of re-encoded images (default: {SUBSAMPLING}; of files without loss {LOSSLESS_SUBSAMPLING})"
+    chroma = f"of re-encoded images (default: {SUBSAMPLING}, for lossless files {LOSSLESS_SUBSAMPLING})"
     images.add_argument("--subsampling", choices=SUBSAMPLINGS, help=chroma)
     background = "colour under transparent pixels, a name or '#rrggbb' (default: white)"
     images.add_argument("--background", metavar="COLOUR", default=default.background, help=background)
@@ -130,9 +130,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
     number(file, "subset_per_class", "N", "only N images of each class, {}, drawn by the seed")
     number(file, "shuffle_seed", "SEED", "write in this seeded order, {} (default: sorted by class and name)")
-    part = (
-        "write only this part of the images, to FILE-03-of-16.beton for 3/16; classes and order are those of the whole"
-    )
+    part = "write only this part of the images (3/16 goes to FILE-03-of-16.beton). Classes and order are as in the whole set"
     file.add_argument("--part", metavar="K/N", help=part)
     number(file, "workers", "N", "processes that encode, {} (default: one for every usable CPU)")
     overwrite = "replace a file that was made of other images or options"
@@ -156,8 +154,8 @@ def _print_summary(path: Path, manifest: Manifest) -> None:
     others = [f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)]
     print_printable(
         f"  {kept:,} kept bit for bit"
-        + (f"; {raw:,} stored as raw pixels" if raw else "")
-        + (f"; re-encoded: {', '.join(others)}" if others else "")
+        + (f", {raw:,} stored as raw pixels" if raw else "")
+        + (f". Re-encoded: {', '.join(others)}" if others else "")
     )
     for text, count in count_notes(manifest.encodings).items():
         print_printable(f"  {count:,} with {text}")

@@ -14,9 +14,9 @@ TAKES_OPTIONS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    files = f"{RECIPE}; tables are priced with all rows and a total"
+    files = f"{RECIPE}, or tables, whose rows are priced and summed"
     add("files", metavar="RECIPE|TABLE", type=recipe_reference, nargs="+", help=files)
-    add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all; default: V100, A100 and H100)")
+    add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (default: V100, A100 and H100. An unknown name lists all)")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
     add("--mfu", type=share, help="MFU of your own, beside the modelled ones: 0.45 or 45%%")

@@ -20,7 +20,9 @@ def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_checks
     from fastft.machine.facts import gather
 
-    waiting = "examining; compiles the loader and a kernel the first time, a minute or two"
+    waiting = (
+        "examining this machine. The first time, this compiles the loader and a kernel, which takes a minute or two"
+    )
     with make_console(stderr=True).status(waiting):
         checks = examine(gather(args.data))
     show(checks, args.json, print_checks)

@@ -75,7 +75,7 @@ def _headline(r: "FileReport") -> str:
 
 
 def _means(r: "FileReport") -> str:
-    scaled = "" if r.temperature is None else f"{r.ece_scaled:.3f} % at temperature {r.temperature:.3f}; "
+    scaled = "" if r.temperature is None else f"{r.ece_scaled:.3f} % at temperature {r.temperature:.3f}, "
     balanced = "" if r.balanced_accuracy is None else f"balanced accuracy {r.balanced_accuracy:.3f} %, "
     ece = f"expected calibration error {r.ece:.3f} % ({scaled}by chance {r.ece_by_chance:.3f} %)"
     return f"{balanced}macro F1 {r.macro_f1:.3f} %, {ece}"
@@ -115,5 +115,5 @@ def print_table_of_files(files: Sequence["FileReport"], console: "Console") -> N
         for r in files
     ]  # fmt: skip
     header = ["file", "images", "classes", SCORE_NAMES[score], name, "loss", "ECE"]
-    title = "in percent; classes: those that predictions are ranked among"
+    title = "in percent. classes: the classes among which predictions are ranked"
     print_table(compact_table(title, header, rows), console)

@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> int:
     say(f"using the {done.weights}")
     print_printable(
         f"{done.path}: loaded again with {args.format}, {done.output} differ by {done.max_difference:.2g} at most "
-        f"(the largest is {done.largest:.3g}); model card {done.card}"
+        f"(the largest is {done.largest:.3g}). Model card: {done.card}"
     )
     return 0

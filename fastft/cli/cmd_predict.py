@@ -17,10 +17,13 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    images = "image files, or folders of them; for --features also .beton files"
+    images = "image files, or folders of them. For --features also .beton files"
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
     parser.add_argument("--topk", type=positive(int), help="classes per image (default 5, or all at their thresholds)")
-    reject = "no class (none of these) if the most probable one has less, as 0.7 or 70%%; the report has a table"
+    reject = (
+        "give no class (none of these) if the most probable one has a lower probability, such as 0.7 or 70%%. "
+        "The report has a table"
+    )
     parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
     parser.add_argument("--flip-average", action="store_true", help="average with the mirror image, in twice the time")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")

@@ -38,7 +38,7 @@ class Options:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        selection = "a section (optim), an option (optim.lr) or its name in any section (lr); default: all"
+        selection = "a section (optim), an option (optim.lr) or its name in any section (lr). Default: all"
         parser.add_argument("selection", metavar="SECTION|NAME", nargs="?", help=selection)
         add_shared(parser, "json")
 
@@ -54,7 +54,7 @@ def _print_options(options: Sequence[OptionInfo], console: "Console") -> None:
             section = option.name.partition(".")[0]
             console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
         console.print(option.name, style="bold", end="")
-        console.print(f"  default {option.default}; {option.limits}")
+        console.print(f"  default {option.default}, {option.limits}")
         console.print(f"    {option.meaning}")
         if option.paper:
             console.print(f"    the paper's runs: {option.paper}")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = "run directories, or results of fastft bench: a page of one, or one that compares several"
     add("paths", metavar="RUN|BENCH.json", type=Path, nargs="+", help=what)
-    where = f"default: report.html in the run directory, of results NAME.html; of several {COMPARED} beside the first"
+    where = f"default: report.html in the run directory, NAME.html for results, {COMPARED} beside the first of several"
     add("--out", type=Path, metavar="FILE", help=where)
     add_shared(parser, "price")
     mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
@@ -66,6 +66,6 @@ def write_results_page(args: argparse.Namespace) -> Path:
     out = args.out or (first.with_suffix(".html") if len(args.paths) == 1 else first.with_name(COMPARED))
     check_writable(out)
     results = [read_result(path) for path in args.paths]
-    with report_disk_errors(out, "choose another --out"):
+    with report_disk_errors(out, "Choose another --out"):
         write_bench_page(results, out)
     return out

@@ -20,11 +20,11 @@ TABLES = Path("runs/sweeps")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     tables = (
-        "a recipe, with options that have several values, separated by commas; or table files (05_llrd, mine.yaml), or one row: "
+        "a recipe with options that have several values, separated by commas. Or table files (05_llrd, mine.yaml), or one row: "
         "02_lr[1e-5]"
     )
     add("sweeps", metavar="TABLE", type=recipe_reference, nargs="+", help=tables)
-    add("--out", type=Path, help=f"runs and tables (default {TABLES}; of a recipe runs/RECIPE-OPTION)")
+    add("--out", type=Path, help=f"folder for runs and tables (default {TABLES}, for a recipe runs/RECIPE-OPTION)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ def check_gpu(f: Facts) -> Result:
     if f.nvidia_smi:
         fix = "nvidia-smi. Update the driver for torch's CUDA"
         return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
-    none = "none; without one, only the demo and the tests run in reasonable time"
+    none = "none. Without a GPU, only the demo and the tests run in reasonable time"
     return WARN, none, "run training on a machine with a GPU"
 
 
@@ -92,7 +92,7 @@ def check_gpu_memory(f: Facts) -> Result | None:
     )  # fmt: skip
     all_fit = all(need is None or need.fits for need in needs.values())
     fix = "" if all_fit else "train a smaller model, or part of it with --model.trainable_layers"
-    return OK if all_fit else WARN, f"{smallest.memory / 1e9:.0f} GB; modelled: {found}", fix
+    return OK if all_fit else WARN, f"{smallest.memory / 1e9:.0f} GB, modelled: {found}", fix
 
 
 def check_architectures(f: Facts) -> Result | None:
@@ -132,7 +132,7 @@ def check_numba_cuda(f: Facts) -> Result | None:
     if not f.gpus:
         return None
     if f.numba_cuda is None:
-        return FAIL, "not installed; augmentation on the GPU needs it", _install(f, cuda_extra(f))
+        return FAIL, "not installed. Augmentation on the GPU needs it", _install(f, cuda_extra(f))
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         version = f"{f.numba_cuda} with CUDA 13, which does not support sm_70"
         return FAIL, version, _install(f, "'fastft[cuda12]'")
@@ -169,7 +169,7 @@ def check_ffcv(f: Facts) -> Result:
         return FAIL, f.ffcv_error, f"apt-get install {FFCV_LOADS}"
     anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
     build = "PKG_CONFIG_PATH=$PWD/.ci/ffcv " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
-    return FAIL, f.ffcv_error, f"apt-get install {FFCV_NEEDS} python3-dev; in a clone of fastft: {build}"
+    return FAIL, f.ffcv_error, f"apt-get install {FFCV_NEEDS} python3-dev. In a clone of fastft: {build}"
 
 
 def check_turbojpeg(f: Facts) -> Result:
@@ -196,7 +196,7 @@ def check_cores(f: Facts) -> Result:
     usable = f"{f.cores} usable"
     if f.gpus and f.cores < need:
         fix = "give the job more cores (Slurm: --cpus-per-task, Docker: --cpus), or convert with --max-resolution 400"
-        return WARN, f"{usable}; {len(f.gpus)} GPU(s) need about {need}", fix
+        return WARN, f"{usable}. {len(f.gpus)} GPU(s) need about {need}", fix
     return OK, usable, ""
 
 
@@ -209,12 +209,12 @@ def check_memory(f: Facts) -> Result:
     if fits_page_cache(f.data_size, f.ram_available):
         return OK, memory, ""
     fix = "set --data.order=blocks, convert with a smaller --max-resolution, or keep the file on NVMe"
-    return WARN, f"{memory}; every epoch will read from disk", fix
+    return WARN, f"{memory}. Every epoch will read from disk", fix
 
 
 def check_disk(f: Facts) -> Result:
     free = (
-        f"{f.disk_free / GIB:.0f} GiB free here; a run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
+        f"{f.disk_free / GIB:.0f} GiB free here. A run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
         f"a converted ImageNet {DISK_OF_IMAGENET}"
     )
     if f.disk_free < DISK_NEEDED:

@@ -20,7 +20,7 @@ from fastft.recipe.training_images import NO_EXPECTATION
 LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates of all epochs
 WIDE = 80  # characters; from this width on, tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
-MEASURED_NOTE = "measured: the images/s of fastft bench; the others are modelled"
+MEASURED_NOTE = "measured: images/s from fastft bench. The others are modelled"
 SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} reached" for f in FAMILIES)
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def _listed_lrs(schedule: Schedule) -> str:
     lrs = [f"{lr:.3g}" for lr in schedule.lr_by_epoch]
     every = -(-len(lrs) // LISTED_LRS)
     of = "each epoch" if every == 1 else f"every {every} epochs"
-    return f"; lr at the start of {of}: " + " ".join(lrs[::every])
+    return f", lr at the start of {of}: " + " ".join(lrs[::every])
 
 
 def _print_groups(values: Explanation, console: Console) -> None:
@@ -105,7 +105,7 @@ def _print_cost(cost: Cost, count: int, gpus: Sequence[str], console: Console) -
             cells += [f"{need.gb:.0f} of {need.card_gb:.0f}", str(need.micro_batch)]
         rows.append(cells)
     header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline", "GB", "images"]
-    print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
+    print_table(compact_table(f"{gflop:.1f} GFLOP per training image, {hours} (modelled)", header, rows), console)
     star = f"; {LOADER_LIMITS}" if any("*" in row[1] for row in rows) else ""
     console.print(f"{SHARES}; {val.what}: {val.value:,.0f}{star}")
     console.print("GB: of a GPU's memory, modelled, with so many images per forward pass")
@@ -122,7 +122,7 @@ def print_prices(values: Prices, console: Console) -> None:
     note, total = MEASURED_NOTE if measured else NOTE, values.total
     title = f"{values.gpus} x {values.gpu}: {note}"
     if total:
-        title += f"; {total.rows} rows, {total.trainings} trainings"
+        title += f", {total.rows} rows, {total.trainings} runs"
     header = ["recipe", "top-1", "MFU", "", "wall h", "GPU-h", "steps", *["money"] * money]
     table = compact_table(title, header)
     table.columns[3].justify = "left"
@@ -138,7 +138,7 @@ def print_prices(values: Prices, console: Console) -> None:
         table.add_row("" if k else "total", "", "", *cells, style="bold")
     print_table(table, console)
     lines = [
-        "steps: share of the wall time; the rest is evaluation and start. MFU is of "
+        "steps: share of the wall time. The rest is evaluation and start-up. MFU is relative to "
         f"{values.peak_flops / 1e12:g} TFLOP/s:"
     ]
     estimates = [e for recipe in values.recipes for e in recipe.estimates]
@@ -178,7 +178,8 @@ RECIPE_NAMES = (
     "final: the paper's schedule. The same schedule, stopped: frugal where the EMA is best in the paper's log, quick and brief "
     "earlier (B/16: 0.2 and 0.5 points less). fitted: short, from a fitted head. probe: only a linear head, on a frozen tower. "
     "_half: the lower half of the blocks frozen.",
-    "Take first: frugal_b16_half, or frugal_b16, whose accuracy is in a log; for photographs photos.",
+    "Start with photos for your own photographs. For ImageNet, start with frugal_b16_half, or with "
+    "frugal_b16, whose accuracy is in a log.",
     "Hours are GPU-hours, modelled on eight GPUs and never run: the lower figure if the step is as fast as "
     f"{TUNED.what}, the higher one if it is as slow as {VITS.what}. fastft cost NAME --gpu GPU has the details, "
     "fastft explain NAME the source of the top-1.",

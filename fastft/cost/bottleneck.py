@@ -19,11 +19,11 @@ WAIT_LIMIT = 0.05  # the loader is the bottleneck if waiting for it takes this s
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
     "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels (--write-mode raw)",
-    "augment": "If the CPU augments, give the process more cores; if the GPU does, use a cheaper augmentation",
+    "augment": "If the CPU augments, give the process more cores. If the GPU does, use a cheaper augmentation",
     "copy": "Set --train.micro_batch larger, for fewer copies",
-    "compute": "This is the expected bottleneck; on a GPU --train.step=measure or a larger --train.micro_batch may help",
-    "optimizer": "The update is limited by memory bandwidth; train fewer layers with --model.trainable_layers",
-    "ema": "The update is limited by memory bandwidth; a larger --optim.batch_size needs fewer updates",
+    "compute": "This is the expected bottleneck. On a GPU --train.step=measure or a larger --train.micro_batch may help",
+    "optimizer": "The update is limited by memory bandwidth. Train fewer layers with --model.trainable_layers",
+    "ema": "The update is limited by memory bandwidth. A larger --optim.batch_size needs fewer updates",
     "eval": "Evaluate less often with --train.eval_every",
     "checkpoint": "Save less often with --train.checkpoint_steps=0, or write to a faster disk",
 }

@@ -24,7 +24,7 @@ COPIES = 3  # fp32 copies of the trained parameters in addition to the weights: 
 AUGMENT_BYTES, AUGMIX_BYTES = 2, 3 + 4
 MEAN_PIXELS = 500 * 375  # pixels in a stored image, if the file is not known
 SHARD = (
-    "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does (docs/when-not.md); "
+    "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does (docs/when-not.md). "
     "--model.trainable_layers=N trains the last N blocks only"
 )
 
@@ -123,7 +123,7 @@ def describe_no_fit(need: MemoryRow) -> str:
 def describe_too_large(needed: float, there: float) -> str:
     """Return the sentence about a model whose state alone exceeds a GPU's memory."""
     return (
-        f"weights, gradients, AdamW's moments and EMA take {needed / 1e9:,.1f} GB, and this GPU has {there / 1e9:,.1f} GB; "
+        f"weights, gradients, AdamW's moments and EMA take {needed / 1e9:,.1f} GB, and this GPU has {there / 1e9:,.1f} GB. "
         f"{SHARD}"
     )
 

@@ -403,7 +403,7 @@ def default_workers() -> int:
 def _checked_indices(betons: BetonSet, indices: np.ndarray) -> np.ndarray:
     indices = np.asarray(indices)
     if indices.ndim != 1 or not (np.issubdtype(indices.dtype, np.integer) or len(indices) == 0):
-        raise UserError(f"{betons.title}: indices must be sample numbers; of a mask give np.flatnonzero(mask)")
+        raise UserError(f"{betons.title}: indices must be sample numbers. For a mask give np.flatnonzero(mask)")
     indices = indices.astype(np.int64)
     if len(indices) and not 0 <= indices.min() <= indices.max() < betons.num_samples:
         raise UserError(f"{betons.title}: indices must be from 0 to {betons.num_samples - 1}")

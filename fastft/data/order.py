@@ -398,7 +398,7 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
     too_large = f"{betons.title}: {size} do not fit the page cache ({free} available)"
     blocks = BLOCKS_IN_MEMORY * block_mib * MIB
     if order != BLOCKS:
-        notes.append(f"{too_large}: every epoch reads images from the disk; data.order=blocks reads each page once")
+        notes.append(f"{too_large}: every epoch reads images from the disk. data.order=blocks reads each page once")
     elif not fits_page_cache(blocks, available):
         notes.append(f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB: reduce data.block_mib")
     else:

@@ -307,7 +307,7 @@ def new_stage(
         raise
     except Exception as error:  # numba, the compiler and the driver raise many types
         problem = f"augmentation on a GPU needs numba-cuda, which fails here ({first_line(error)})"
-        raise UserError(f"{problem}; fastft doctor examines it") from error
+        raise UserError(f"{problem}. Run `fastft doctor` to examine it") from error
     return PackedStage(betons, size, device, augment, workers, slots)
 
 

@@ -257,7 +257,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
         yield prediction
     say_notes(notes, say)
     if first is not None and not any_read:
-        raise UserError(f"no image could be read; the first, {first.path}: {first.error}")
+        raise UserError(f"no image could be read. The first is {first.path}: {first.error}")
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:

@@ -202,7 +202,7 @@ def adjust_logits(trained: Trained) -> Trained:
     shares = training_shares(counts, trained.recipe.data.sampling).tolist()
     shares += [0.0] * (len(bias_K) - len(shares))
     bias_K.sub_(log_shares(shares, trained.recipe.optim.label_smoothing).to(bias_K.device))
-    words = f"{trained.weights}; logits adjusted for the class sizes"
+    words = f"{trained.weights}, logits adjusted for the class sizes"
     return replace(trained, weights=words, is_adjusted=True, temperature=None)
 
 

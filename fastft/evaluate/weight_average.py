@@ -142,7 +142,7 @@ class Average:
         else:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
         score = SCORE_NAMES[self.chosen.files[0].best_by] if self.selection else ""
-        return made if self.selection is None else f"{made}; chosen by {score} on {self.selection.name}"
+        return made if self.selection is None else f"{made}, chosen by {score} on {self.selection.name}"
 
     def record(self) -> AverageRecord:
         """Return everything but the weights."""
@@ -266,7 +266,7 @@ def write_average(average: Average, trained: Trained, out: Path) -> None:
     """Write the folder with a checkpoint and `average.json`. It appears only when it is complete."""
     assert trained.state is not None, "only checkpoints are averaged"
     state = CheckpointState.of(trained.state, average=average.record())
-    with report_disk_errors(out, "nothing is kept"), scratch_folder(out) as parent:
+    with report_disk_errors(out, "Nothing was kept"), scratch_folder(out) as parent:
         folder = parent / out.name
         write_checkpoint(folder, state, {STEMS[RAW]: average.state})
         write_document(folder / RESULT, average.record())

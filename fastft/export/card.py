@@ -38,8 +38,8 @@ def model_card(trained: Trained, usage: str, check: str, max_difference: float, 
         *([f"## Probabilities\n\n{_temperature(trained)}"] if trained.temperature else []),
         f"## Data\n\n{_data(recipe)}",
         f"## Recipe\n\n{_recipe(recipe)}",
-        "## Licence\n\nThe weights derive from pretrained weights and from training images; the licences of both "
-        "apply to what is done with them.",
+        "## Licence\n\nThe weights derive from pretrained weights and from training images. The licences of both "
+        "apply to what you do with them.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -63,7 +63,7 @@ def _summary(trained: Trained) -> str:
 def _images(recipe: Recipe, normalised: bool) -> str:
     size = recipe.model.image_size
     mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (recipe.augment.mean, recipe.augment.std))
-    then = "; the model scales and normalises the pixels itself"
+    then = ". The model scales and normalises the pixels itself"
     if normalised:
         then = f", scaled to 0..1, then normalised with mean ({mean}) and standard deviation ({std})"
     return (
@@ -75,7 +75,7 @@ def _images(recipe: Recipe, normalised: bool) -> str:
 
 def _temperature(trained: Trained) -> str:
     s, value = trained.scores, f"{trained.temperature:.4g}"
-    use = f"Divide the logits by the temperature {value} before the softmax; in the head, rounding would change a ranking."
+    use = f"Divide the logits by the temperature {value} before the softmax. Inside the head, rounding would change a ranking."
     if trained.has_scaled_head:
         use = f"The head is divided by the temperature {value}, which changes no ranking: use the plain softmax."
     if s is None:
@@ -145,7 +145,7 @@ def _file(role: str, path: str) -> str:
     kept = ", ".join(f"{count:,} {kind}" for kind, count in manifest.encodings.items())
     return (
         f"{role}: `{Path(path).name}`, {manifest.num_samples:,} images in {manifest.num_classes} classes, fingerprint "
-        f"`{manifest.fingerprint[:16]}`; from {source}; {options}; images: {kept}; skipped: {len(manifest.skipped)}"
+        f"`{manifest.fingerprint[:16]}`, from {source}, {options}. Images: {kept}, skipped: {len(manifest.skipped)}"
     )
 
 

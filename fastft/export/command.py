@@ -98,7 +98,7 @@ def export_checkpoint(
         trained = adjust_logits(trained)
     images = _check_images(trained)
     trained = scale_head(trained, images) if temperature else replace(trained, temperature=None)
-    with report_disk_errors(out, "free some space, or give another --out"), scratch_folder(out) as scratch:
+    with report_disk_errors(out, "Free some space, or give another --out"), scratch_folder(out) as scratch:
         partial = scratch / out.name
         kind.write(trained, partial)
         model: nn.Module = trained.model
@@ -107,8 +107,8 @@ def export_checkpoint(
         difference, largest = _compare(model, kind.load(partial), images)
         if not difference <= TOLERANCE * largest:
             raise UserError(
-                f"{format} gives other {kind.output} than the checkpoint (by {difference:.2g} of {largest:.2g}); "
-                "nothing was written, please report this"
+                f"{format} gives other {kind.output} than the checkpoint (by {difference:.2g} of {largest:.2g}). "
+                "Nothing was written. Please report this"
             )
         check = f"{kind.output} of this {format} export and of the checkpoint"
         text = model_card(trained, kind.usage(trained, out), check, difference, normalised=not kind.probabilities)

@@ -35,7 +35,7 @@ def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND:
     listed = ", ".join(f"{printable(names[0][i])} and {printable(names[1][k])}" for i, k in copies[:LISTED])
     return [
         f"warning: {len(copies)} of {len(compared)} validation images are almost equal to a training image, as frames of a video "
-        f"are ({listed}); accuracy will be too high: give a table of the files with a `group` column, such as one group per video"
+        f"are ({listed}). Accuracy will be too high. Give a table of the files with a `group` column, such as one group per video"
     ]
 
 

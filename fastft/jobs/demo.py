@@ -123,7 +123,7 @@ def _train(recipe: Recipe, run: Path, console: Console) -> Result:
     except UserError as error:
         if not old:
             raise
-        raise UserError(f"{error}; or delete {run.parent}, which an older demo may have left") from None
+        raise UserError(f"{error}. Or delete {run.parent}, which an older demo may have left") from None
 
 
 def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> DemoFigures:

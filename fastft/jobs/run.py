@@ -109,7 +109,7 @@ def _stage(world: World, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except EvaluationStopped:
-        raise Preempted("stopped on a signal before the first step; the same command continues") from None
+        raise Preempted("stopped on a signal before the first step. The same command continues the run") from None
     except UserError as error:
         raise world.publish_error(error) from error
 
@@ -117,7 +117,7 @@ def _stage(world: World, work: Callable[[], Any]) -> Any:
 def _where_it_continues(folder: Path) -> str:
     checkpoints = list_checkpoints(folder / "checkpoints")
     after = f"continues after {checkpoints[-1].name}" if checkpoints else "starts anew: there is no checkpoint yet"
-    return f"the same command {after}"
+    return f"The same command {after}"
 
 
 def _refit(recipe: Recipe, data: str | None, first: Result, world: World, console: Console) -> tuple[Path, Result]:
@@ -142,9 +142,7 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
         f"train.refit: training again on all images, up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
     )
     result = run_stages(*prepare_data(again, say, world), world, console)
-    reason = (
-        "trained on all images, without a held-out figure of their own; as chosen on held-out images by the first run"
-    )
+    reason = "trained on all images, so none were held out to score them; the kind is the one that the first run chose"
     result = replace(
         result,
         weights=WeightChoice(
@@ -154,6 +152,6 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
     )
     if world.is_main:
         write_result(folder / REFIT, result)
-    note = "weights of all images; they have no held-out figure of their own. The first run's:"
+    note = "weights trained on all images, so none were held out to score them. The first run had"
     say(f"{folder / REFIT}: {note} {describe_figures(chosen.figures)}")
     return folder / REFIT, result

@@ -228,7 +228,7 @@ class World:
             others = [rank for rank, (_, theirs) in enumerate(answers) if theirs[name] != mine]
             if others:
                 raise UserError(
-                    f"processes {self.rank} and {others[0]} have different {name}; all processes need the same recipe, "
+                    f"processes {self.rank} and {others[0]} have different {name}. All processes need the same recipe, "
                     "the same .beton files, and a train.run_dir that all hosts share"
                 )
 
@@ -301,7 +301,7 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
 
 
 @contextmanager
-def connected(world: World, advice: Callable[[], str] = lambda: "run the same command again") -> Iterator[World]:
+def connected(world: World, advice: Callable[[], str] = lambda: "Run the same command again") -> Iterator[World]:
     """Yield the world. A lost process's error becomes one line that ends with `advice`.
 
     Raises PeerLost if another process died or stopped responding.
@@ -315,4 +315,4 @@ def connected(world: World, advice: Callable[[], str] = lambda: "run the same co
         # the back end's source location and advice are left out
         text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
         text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
-        raise PeerLost(f"another process died or stopped responding ({text}); {advice()}") from None
+        raise PeerLost(f"another process died or stopped responding ({text}). {advice()}") from None

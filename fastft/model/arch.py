@@ -127,7 +127,7 @@ def load_open_clip_arch(name: str) -> Arch:
         _refuse_foreign(name, config["vision_cfg"])
         vision = check(name, config["vision_cfg"], _Vision)
     except ValueError as error:
-        raise UserError(f"{error}; open_clip's configurations are examples") from None
+        raise UserError(f"{error}. See open_clip's configurations for examples") from None
     width, head_width = vision.width, vision.head_width
     if width % head_width:
         raise UserError(f"{name}: head_width {head_width} does not divide width {width}. Choose one that does")
@@ -181,8 +181,8 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
         config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except FileNotFoundError:
         near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.json")], n=1)
-        advice = f"did you mean '{near[0]}'?" if near else "use an open_clip model name or a .json file"
-        raise UserError(f"model.arch '{name}' is not known; {advice}") from None
+        advice = f"Did you mean '{near[0]}'?" if near else "Use an open_clip model name or a .json file"
+        raise UserError(f"model.arch '{name}' is not known. {advice}") from None
     except OSError as error:
         raise UserError(f"model configuration {path} cannot be read ({error.strerror or error})") from None
     except RecursionError:

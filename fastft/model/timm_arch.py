@@ -36,13 +36,13 @@ def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
 
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
-        raise UserError(f"{option} '{TIMM}{name}' is not known; {_suggest(model, timm.list_models())}")
+        raise UserError(f"{option} '{TIMM}{name}' is not known. {_suggest(model, timm.list_models())}")
     config = None
     with suppress(RuntimeError):  # no such tag
         config = timm.get_pretrained_cfg(name)
     if config is None:
         near = _suggest(tag, pretrained_tags(model), f"{model}.")
-        raise UserError(f"{option} '{TIMM}{name}' is not known; {near}")
+        raise UserError(f"{option} '{TIMM}{name}' is not known. {near}")
     return config
 
 
@@ -78,7 +78,7 @@ def clip_numbers(name: str) -> tuple[bool, int]:
 
 def _suggest(wrong: str, names: list[str], prefix: str = "") -> str:
     near = get_close_matches(wrong, names, n=1)
-    return f"did you mean '{TIMM}{prefix}{near[0]}'?" if near else "see timm.list_models()"
+    return f"Did you mean '{TIMM}{prefix}{near[0]}'?" if near else "See timm.list_models()"
 
 
 def timm_args(name: str, image_size: int) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class WeightFolder:
             if (self.path / name).exists():
                 files = _indexed_files(self.path) if name == INDEX else [name]
                 return {key: value for file in files for key, value in read_state_dict(self.path / file).items()}
-        raise UserError(f"{self.path} holds no weights; expected {' or '.join(WEIGHT_FILES[self.library])}")
+        raise UserError(f"{self.path} holds no weights. Expected {' or '.join(WEIGHT_FILES[self.library])}")
 
 
 def _indexed_files(folder: Path) -> list[str]:

@@ -68,7 +68,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.Laye
         )
     error = f"weights {weights} do not fit {arch_name}"
     if "ln_pre.weight" in own and "ln_pre.weight" not in state and is_timm_vit(whole):
-        raise UserError(f"{error}: they have no norm_pre; a timm model needs --model.arch=timm/NAME")
+        raise UserError(f"{error}: they have no norm_pre. A timm model needs --model.arch=timm/NAME")
     # parts that the recipe adds to the pretrained tower start fresh
     load_fitting(tower, state, error, lambda name: ".rel_pos_bias." in name or ".ls_" in name)
     if norm is not None and f"{HEAD_NORM}weight" in whole:
@@ -127,7 +127,7 @@ def _visual_state(weights: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
     visual = visual or state
     if "positional_embedding" not in visual or "conv1.weight" not in visual:
-        other = "; a timm model needs --model.arch=timm/NAME" if "patch_embed.proj.weight" in visual else ""
+        other = ". A timm model needs --model.arch=timm/NAME" if "patch_embed.proj.weight" in visual else ""
         raise UserError(
             f"{weights} holds no CLIP image tower (no visual.conv1.weight). Use OpenAI or open_clip weights{other}"
         )
@@ -315,8 +315,8 @@ def _fetch_tag(tag: str, arch_name: str) -> Path:
 def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:
     """Return the message for a `model.weights` value that names nothing, with the nearest tags."""
     near = get_close_matches(tag, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"tags: {', '.join(known) or 'none'}"
-    return f"model.weights '{tag}' is neither a file nor a pretrained tag of {arch_name}; {hint}"
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Tags: {', '.join(known) or 'none'}"
+    return f"model.weights '{tag}' is neither a file nor a pretrained tag of {arch_name}. {hint}"
 
 
 def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
@@ -340,8 +340,8 @@ def _check_same_tower(
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
     if (width, patch, layers) != (arch.width, arch.patch_size, arch.layers):
         raise UserError(
-            f"weights {weights} are of width {width}, patch {patch}, {layers} blocks; {arch_name} has {arch.width}, "
-            f"{arch.patch_size}, {arch.layers}. Set model.arch to the architecture of the weights"
+            f"weights {weights} have width {width}, patch {patch} and {layers} blocks, but {arch_name} has {arch.width}, "
+            f"{arch.patch_size} and {arch.layers}. Set model.arch to the architecture of the weights"
         )
     heads = None if folder is None else folder.heads
     if heads is None and folder is not None and folder.timm_name:

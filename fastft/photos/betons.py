@@ -24,11 +24,11 @@ def check_beton(path: str) -> None:
     files = find_betons(path)
     for file in files:
         if not os.path.lexists(file):
-            raise UserError(f"{file}: no such file or folder; {GIVE}")
+            raise UserError(f"{file}: no such file or folder. {GIVE}")
     try:
         BetonSet.open(path)
     except UserError:
         for file in files:
             if not is_named_beton(file):
-                raise UserError(f"{file}: not a .beton file; {GIVE}") from None
+                raise UserError(f"{file}: not a .beton file. {GIVE}") from None
         raise

@@ -15,7 +15,7 @@ def count_images(recipe: Recipe) -> tuple[Images | None, list[str]]:
     """
     file = recipe.data.train
     if file is not None and recipe.automatic and not exists(file):
-        raise UserError(f"{file}: no such file or folder; its images decide the options that are `auto`")
+        raise UserError(f"{file}: no such file or folder. Its images decide the options that are `auto`")
     if file is None or not exists(file):
         return None, []
     # these load the image libraries

@@ -98,7 +98,7 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
         )
     place = expand_home(path)
     if not os.path.lexists(place) and not glob.has_magic(str(place)):
-        raise UserError(f"{place}: no such file or folder; {GIVE}")
+        raise UserError(f"{place}: no such file or folder. {GIVE}")
     train, val, unused = _split_folders(place)
     if train is not None:
         opened = _open(train, single)

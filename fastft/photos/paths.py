@@ -9,7 +9,7 @@ from beton_tools.read.beton_paths import exist_betons, is_beton_pattern
 if TYPE_CHECKING:
     from fastft.recipe import Recipe
 
-GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
+GIVE = "Give a folder with one folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 ARCHIVE_SUFFIXES = (".tar",)
 

@@ -182,7 +182,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
     if not exists.any():
         windows = ", with / between folders" if "\\" in missing[0] else ""
         raise UserError(
-            f"{source.title}: none of the {len(found):,} files that the table lists exists ({listed}); paths are relative to "
+            f"{source.title}: none of the {len(found):,} files that the table lists exists ({listed}). Paths are relative to "
             f"the table{windows}"
         )
     warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
@@ -210,8 +210,8 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
         raise UserError(f"{source.title}: images of only one class ({printable(used[0])}). Give at least two classes")
     if counts.sum() < LEAST_PER_CLASS * len(used) and all(map(NUMBER.fullmatch, used)):
         raise UserError(
-            f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images; "
-            "regression is not supported: give classes, such as ranges of the numbers"
+            f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images. "
+            "Regression is not supported. Give classes, such as ranges of the numbers"
         )
     warnings = _warning("{} left out", "class without images is", "classes without images are", empty)
     return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings
@@ -227,7 +227,7 @@ def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
         first = next(name for name, own in zip(source.names, source.labels, strict=True) if label in classes_of(own))
         count = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         raise UserError(
-            f"{source.title}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}). "
+            f"{source.title}: validation images of {count} without training images ({listing(unknown)}: {printable(first)}). "
             "Add training images, or remove these"
         )
     return val.take(np.arange(len(val), dtype=np.int64), classes)
@@ -278,13 +278,13 @@ def _is_image(source: Source, i: int) -> bool:
 
 def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
     ours, theirs = (set(found.columns.groups or ()) - {""} for found in (train, val))
-    text = "{} both training and validation images; accuracy will be too high"
+    text = "{} both training and validation images, so accuracy will be too high"
     return _warning(text, "group has", "groups have", sorted(ours & theirs))
 
 
 def _shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
     """Warn if images in `val` are also in `train`. ids: numbers for their contents, as `content_ids` gives them."""
-    text = "{} also a training image; accuracy will be too high"
+    text = "{} also a training image, so accuracy will be too high"
     names = [val.names[i] for i in np.flatnonzero(np.isin(val_ids, train_ids)).tolist()]
     return _warning(text, "validation image is", "validation images are", names)
 

@@ -112,7 +112,7 @@ def parse_duration(text: str, option: str) -> float:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip())
     seconds = float(match[1]) * SECONDS[match[2]] if match else 0.0
     if seconds <= 0:
-        raise UserError(f"{option} is {text!r}; it must be a duration such as 90s, 45m, 1.5h or 2d")
+        raise UserError(f"{option} is {text!r}. It must be a duration such as 90s, 45m, 1.5h or 2d")
     return seconds
 
 

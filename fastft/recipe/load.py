@@ -138,7 +138,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         try:
             converted = param.checker.check(value)
         except CHECK_ERRORS:
-            raise UserError(f"{where}: {key} is {shown(value)}; it must be {param.checker.help()}") from None
+            raise UserError(f"{where}: {key} is {shown(value)}. It must be {param.checker.help()}") from None
         if FIELDS[key].metadata["auto"] and converted == AUTO:
             automatic.add(key)
             converted = param.default
@@ -224,8 +224,8 @@ def _unknown(key: str) -> str:
     if key in SECTIONS:
         return f"'{key}' must hold 'key: value' lines"
     near = nearest_option(key, FIELDS if "." in key else (*FIELDS, *SECTIONS, "extends"))
-    hint = advice_without_option(key) or f"valid sections: {', '.join(SECTIONS)}, extends. See fastft options"
-    return f"unknown option {shown(key)}; {f'did you mean {near!r}?' if near else hint}"
+    hint = advice_without_option(key) or f"Valid sections: {', '.join(SECTIONS)}, extends. See fastft options"
+    return f"unknown option {shown(key)}. {f'Did you mean {near!r}?' if near else hint}"
 
 
 def advice_without_option(key: str) -> str | None:

@@ -38,8 +38,8 @@ def list_options(selection: str | None = None) -> list[OptionInfo]:
     chosen = [name for name in names if selection in (None, name, *name.split("."))]
     if not chosen:
         near = nearest_option(str(selection), (*option_fields(), *SECTIONS))
-        hint = f"did you mean '{near}'?" if near else f"sections: {', '.join(SECTIONS)}"
-        raise UserError(f"no option or section '{selection}'; {hint}")
+        hint = f"Did you mean '{near}'?" if near else f"Sections: {', '.join(SECTIONS)}"
+        raise UserError(f"no option or section '{selection}'. {hint}")
     return [_describe(name) for name in chosen]
 
 

@@ -55,26 +55,26 @@ OTHER_NAMES = {
 WITHOUT_OPTION = {
     name: advice
     for advice, names in {
-        "run the same command again, it continues": "resume no_resume_opt start_epoch resume_from_checkpoint",
+        "Run the same command again to continue the run": "resume no_resume_opt start_epoch resume_from_checkpoint",
         "AdamW is the only optimizer": "opt optimizer opt_kwargs momentum",
-        "gradients are clipped by their norm, with --optim.clip_grad": "clip_mode",
-        "the schedule is a cosine after a linear warm-up from 0":
+        "--optim.clip_grad clips gradients by their norm": "clip_mode",
+        "The schedule is a cosine after a linear warm-up from 0":
             "sched lr_scheduler_type lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay "
             "warmup_lr warmup_prefix sched_on_updates decay_milestones decay_epochs decay_rate dr cooldown_epochs",
-        "the learning rate is not scaled, see --optim.lr": "lr_base_size lr_base_scale",
-        "towers have no dropout. See --model.drop_path and --model.patch_dropout":
+        "The learning rate is not scaled. See --optim.lr": "lr_base_size lr_base_scale",
+        "Towers have no dropout. Use --model.drop_path or --model.patch_dropout":
             "drop dropout drop_rate drop_block",
-        "use --augment.policy=3aug": "grayscale_prob gaussian_blur_prob",
-        "there is no such augmentation here": "aug_repeats aug_splits jsd_loss resplit cutmix_minmax mixup_mode",
-        "models with BatchNorm are not trained here": "bn_momentum bn_eps sync_bn dist_bn split_bn",
-        "fastft does this by itself, leave it out":
+        "Use --augment.policy=3aug": "grayscale_prob gaussian_blur_prob",
+        "fastft has no such augmentation": "aug_repeats aug_splits jsd_loss resplit cutmix_minmax mixup_mode",
+        "fastft does not train models with BatchNorm": "bn_momentum bn_eps sync_bn dist_bn split_bn",
+        "fastft does this by itself. Leave it out":
             "channels_last pin_mem no_prefetcher fuser torchscript use_multi_epochs_loader worker_seeding local_rank "
             "no_ddp_bb synchronize_step device_modules validation_batch_size vb amp_impl model_ema_force_cpu model_ema_warmup",
-        "set drop_path or patch_dropout of the section model": "model_kwargs",
-        "class names are read from the data": "class_map num_labels",
-        "fastft preview draws the augmented images": "save_images",
-        "the best epoch is chosen by accuracy": "eval_metric metric_for_best_model",
-        "fastft predict has --flip-average": "tta",
+        "Set --model.drop_path or --model.patch_dropout": "model_kwargs",
+        "Class names are read from the data": "class_map num_labels",
+        "`fastft preview` draws the augmented images": "save_images",
+        "The best epoch is chosen by accuracy": "eval_metric metric_for_best_model",
+        "Use --flip-average of fastft predict": "tta",
     }.items()
     for name in names.split()
 }  # fmt: skip

@@ -81,48 +81,48 @@ class Data:
         "one folder per class, or a CSV or parquet table", resumable=True, per_host=True,
     )  # fmt: skip
     val: str | None = neutral(
-        None, "validation images, in any form that data.train accepts; if unset, part of the training images is "
-        "held out (of a .beton only with data.hold_out_beton)", resumable=True, per_host=True,
+        None, "validation images, in any form that data.train accepts. If unset, part of the training images is "
+        "held out (from a .beton only with data.hold_out_beton)", resumable=True, per_host=True,
     )  # fmt: skip
     hold_out_beton: bool = neutral(
         False,
-        "without data.val, hold out validation images from a .beton too, as from a folder or table",
+        "if data.val is unset, hold out validation images from a .beton too, as is done for folders and tables",
         resumable=True,
     )
-    background: str = option("white", "colour under transparent pixels, a name or '#rrggbb'")
+    background: str = option("white", "colour that replaces transparency: a name or '#rrggbb'")
     train_size: int = option(
-        IMAGENET_TRAIN_SIZE, "number of training images, for explain and cost; a training file that exists overrides it",
+        IMAGENET_TRAIN_SIZE, "number of training images, for explain and cost (an existing training file overrides it)",
         low=1, high=2**40, resumable=True,
     )  # fmt: skip
     selection_share: float = option(
         0.0, "fraction of the training images reserved for model selection (early stopping, best epoch, raw or "
-        "EMA), so that data.val influences no choice; 0: off",
+        "EMA), so that data.val influences no choice (0: off)",
         low=0, high=0.5,
     )  # fmt: skip
     num_classes: int = option(
-        1000, "number of classes and of outputs; the class names in a training file override it",
+        1000, "number of classes (the class names in a training file override it)",
         low=2, high=1_000_000, auto=True,
     )  # fmt: skip
     multi_label: bool = option(
-        False, "multi-label training: one sigmoid per class; set automatically for multi-label files",
+        False, "multi-label training with one sigmoid per class. Set automatically for multi-label files",
     )  # fmt: skip
     order: str = option(
-        RANDOM, "order of the samples in an epoch; blocks reads every page once, for files larger than memory",
+        RANDOM, "order of the samples in an epoch. blocks reads every page once, which suits files larger than memory",
         choices=ORDERS, paper=RANDOM,
     )  # fmt: skip
     block_mib: int = option(
-        BLOCK_MIB, "with data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit into"
+        BLOCK_MIB, "with data.order=blocks: MiB of pages whose samples are shuffled together. Three blocks must fit into"
         " memory",
         low=1, high=2**20,
     )  # fmt: skip
     sampling: str = option(
         NONE,
-        "which images an epoch contains (its length stays the same): none, each image once; balanced, all "
-        "classes equally often; sqrt, classes by the square root of their sizes", choices=REBALANCING, paper=NONE,
+        "which images an epoch contains (its length stays the same). none: each image once. balanced: all "
+        "classes equally often. sqrt: classes in proportion to the square root of their sizes", choices=REBALANCING, paper=NONE,
     )  # fmt: skip
     workers: int = neutral(
         0,
-        "loader threads per process; 0: the process's share of the cores",
+        "loader threads per process (0: the process's share of the cores)",
         low=0,
         high=4096,
         resumable=True,
@@ -149,13 +149,13 @@ class Model:
     )
     weights: str = option(
         "openai",
-        "a pretrained tag of open_clip or, for timm/NAME, of timm ('timm': the default one); a fastft run "
-        "directory, whose chosen weights are used; a weights file or a fastft export; a folder from "
-        "open_clip, timm or transformers, or hf-hub:ORG/NAME; 'random'",
+        "a pretrained tag of open_clip or, for timm/NAME, of timm ('timm': the default one), a fastft run "
+        "directory (its chosen weights), a weights file, a fastft export, a folder from open_clip, timm or "
+        "transformers, hf-hub:ORG/NAME, or 'random'",
         per_host=True,
     )
     image_size: int = option(
-        224, "image size in pixels; position embeddings are interpolated to it; auto: compare sizes by linear "
+        224, "image size in pixels, to which position embeddings are interpolated. auto: compare sizes by linear "
         "probes (few images only)",
         low=1, high=8192, auto=True,
     )  # fmt: skip
@@ -163,29 +163,29 @@ class Model:
         True, "freeze the patch embedding, as the reference does at 224 px (the paper does not mention it)"
     )
     trainable_layers: int | None = option(
-        None, "train only the top N blocks and the head; 0: only the head; none: everything", low=0, high=1000
+        None, "train only the top N blocks and the head (0: only the head, none: everything)", low=0, high=1000
     )
     layer_scale: float | None = option(None, "add LayerScale with this initial value (paper Table 12: 1.0)", low=0)
     rel_pos_bias: bool = option(False, "add a relative position bias, initially 0, to every block (paper Table 12)")
     drop_path: float = option(
-        0.0, "stochastic depth rate in the last block; it grows linearly from 0 in the first", low=0, high=0.99
+        0.0, "stochastic depth rate in the last block. It grows linearly from 0 in the first block", low=0, high=0.99
     )
     patch_dropout: float = option(0.0, "fraction of patch tokens dropped during training", low=0, high=0.95)
     pool: str = option(
         "patches",
-        "what the head sees: patches, the mean of the normalised patch tokens (for timm/NAME: timm's "
-        "pooling); class, the class token after ln_post, as in timm's fine-tuned CLIP; class+patches, the "
+        "input of the head. patches: the mean of the normalised patch tokens (for timm/NAME: timm's "
+        "pooling). class: the class token after ln_post, as in timm's fine-tuned CLIP. class+patches: the "
         "class token beside the mean patch token, both after the last LayerNorm, as in DINOv2's linear "
-        "probes; token, CLIP's own embedding (class token, ln_post, projection, length 1)",
+        "probes. token: CLIP's own embedding (class token, ln_post, projection, length 1)",
         choices=("patches", "class", "class+patches", "token"),
     )  # fmt: skip
     head: str | None = option(
-        None, "start from this head, a .safetensors written by fastft zeroshot; none: head_init decides", per_host=True,
+        None, "start from this head, a .safetensors file written by fastft zeroshot (none: head_init decides)", per_host=True,
     )  # fmt: skip
     head_init: str = option(
-        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features;"
-        " weights: the rows for your classes from the head in fine-tuned weights, matched by name (fastft) or"
-        " WordNet id (timm)",
+        "small", "initial head. small: random weights times head_init_scale. probe: the linear probe, a ridge regression on"
+        " the frozen tower's features. weights: the rows for your classes from the head in fine-tuned weights, matched"
+        " by name (fastft) or WordNet id (timm)",
         choices=("small", "probe", "weights"), paper="small", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
@@ -210,8 +210,8 @@ class Augment:
         0.0, "probability of a rotation by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
     )  # fmt: skip
     color_jitter: float = option(
-        0.0, "change brightness, contrast and saturation by 1 +- this, in random order, after the policy; timm "
-        "uses 0.4",
+        0.0, "multiply brightness, contrast and saturation by 1 +- this, in random order, after the policy (timm "
+        "uses 0.4)",
         low=0, high=1,
     )  # fmt: skip
     color_jitter_prob: float = option(1.0, "probability of colour jitter", low=0, high=1)
@@ -220,19 +220,19 @@ class Augment:
         "pixel", "fill erased boxes with zeros, one random colour, or per-pixel noise", choices=ERASE_MODES,
     )  # fmt: skip
     erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=MAX_ERASE)
-    mixup: float = option(0.0, "mixup alpha; 0: off", low=0, high=1000)
-    cutmix: float = option(0.0, "CutMix alpha; 0: off", low=0, high=1000)
+    mixup: float = option(0.0, "mixup alpha (0: off)", low=0, high=1000)
+    cutmix: float = option(0.0, "CutMix alpha (0: off)", low=0, high=1000)
     mix_prob: float = option(
         1.0, "probability that a group of images is mixed, if mixup or CutMix is on", low=0, high=1
     )
     mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, if both are on", low=0, high=1)
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN, "mean per channel of pixel values in 0..1; if unset, the one that timm/NAME or the .json of "
-        "model.arch states",
+        CLIP_MEAN, "mean per channel of pixel values in 0..1. If unset, the one stated by timm/NAME or by the .json in "
+        "model.arch",
         low=-10, high=10,
     )  # fmt: skip
     std: tuple[float, float, float] = option(
-        CLIP_STD, "standard deviation per channel of pixel values in 0..1; if unset, like augment.mean", low=0.001, high=10,
+        CLIP_STD, "standard deviation per channel of pixel values in 0..1. If unset, as for augment.mean", low=0.001, high=10,
     )  # fmt: skip
 
     @property
@@ -246,20 +246,18 @@ class Optim:
     """AdamW, batch size and loss."""
 
     batch_size: int = option(2048, "images per optimiser step, over all processes", low=1, high=MAX_BATCH, auto=True)
-    lr: float = option(
-        6e-4, "peak learning rate of the head; a number is not scaled with the batch size", low=0, auto=True
-    )
+    lr: float = option(6e-4, "peak learning rate of the head. It is not scaled with the batch size", low=0, auto=True)
     layer_decay: float = option(
-        0.6, "factor on the learning rate from each layer to the one below; 1: no decay", low=1e-3, high=1, auto=True,
+        0.6, "factor on the learning rate from each layer to the one below (1: no decay)", low=1e-3, high=1, auto=True,
     )  # fmt: skip
     weight_decay: float = option(
-        0.05, "AdamW weight decay; 1-D tensors, position embeddings, position biases and the class token are exempt", low=0,
+        0.05, "AdamW weight decay. 1-D tensors, position embeddings, position biases and the class token are exempt", low=0,
     )  # fmt: skip
     beta1: float = option(0.9, "AdamW beta1", low=0, below=1)
     beta2: float = option(0.999, "AdamW beta2", low=0, below=1)
     eps: float = option(1e-8, "AdamW epsilon", low=0)
-    clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0, auto=True)
-    label_smoothing: float = option(0.1, "fraction of the target that is spread over all classes", low=0, high=1)
+    clip_grad: float | None = option(None, "maximum global gradient norm (none: no clipping)", low=0, auto=True)
+    label_smoothing: float = option(0.1, "fraction of each target that is spread over all classes", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -269,13 +267,13 @@ class Schedule:
     epochs: int = option(50, "number of epochs in the schedule", low=1, high=MAX_EPOCHS, auto=True)
     warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
     warmup: float | None = option(
-        None, "warm-up as a fraction of the schedule's steps; it sets schedule.warmup_epochs; none: use "
-        "warmup_epochs",
+        None, "warm-up as a fraction of the schedule's steps, which sets schedule.warmup_epochs (none: use "
+        "warmup_epochs)",
         low=0, below=1, auto=True,
     )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(
-        None, "stop after N epochs; the schedule keeps its length; 0: stop at the linear probe of model.head_init=probe",
+        None, "stop after N epochs, while the schedule keeps its length (0: stop at the linear probe of model.head_init=probe)",
         low=0, high=MAX_EPOCHS, resumable=True,
     )  # fmt: skip
 
@@ -284,13 +282,13 @@ class Schedule:
 class Ema:
     """Exponential moving average of the weights."""
 
-    decay: float = option(0.9998, "decay per optimiser step at the reference batch size; 0: no EMA", low=0, below=1)
+    decay: float = option(0.9998, "decay per optimiser step at the reference batch size (0: no EMA)", low=0, below=1)
     reference_batch: int = option(
-        2048, "batch size that the decay refers to; the decay is converted to optim.batch_size", low=1, high=MAX_BATCH,
+        2048, "batch size that the decay refers to. It is converted to optim.batch_size", low=1, high=MAX_BATCH,
     )  # fmt: skip
     horizon: float | None = option(
-        None, "EMA horizon, 1 / (1 - decay) steps, as a fraction of the schedule's steps; it sets ema.decay; none: "
-        "use decay",
+        None, "EMA horizon, 1 / (1 - decay) steps, as a fraction of the schedule's steps, which sets ema.decay (none: "
+        "use decay)",
         low=0, high=1, auto=True,
     )  # fmt: skip
 
@@ -299,7 +297,7 @@ class Ema:
 class Train:
     """Run directory, device, precision, evaluation, checkpoints and logging."""
 
-    run_dir: str | None = neutral(None, "run directory; none: runs/<recipe name>", resumable=True, per_host=True)
+    run_dir: str | None = neutral(None, "run directory (none: runs/<recipe name>)", resumable=True, per_host=True)
     seed: int = neutral(
         0,
         "seed for sample order, augmentation, head initialisation and stochastic depth",
@@ -307,43 +305,42 @@ class Train:
         high=MAX_SEED,
         paper="0",
     )
-    device: str = neutral("auto", "auto: the GPU if there is one", choices=DEVICES, resumable=True)
+    device: str = neutral("auto", "where to train. auto: on the GPU if there is one", choices=DEVICES, resumable=True)
     amp: str = neutral(
-        "auto", "precision; auto: bf16 if the hardware supports it, else fp16 on a GPU and fp32 on a CPU",
+        "auto", "precision. auto: bf16 if the hardware supports it, else fp16 on a GPU and fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)",
     )  # fmt: skip
     half_residual: str = neutral(
-        "auto", "train with a half-precision copy of the fp32 weights and a half-precision residual stream; auto: "
-        "with fp16 on GPUs below compute capability 8.0 (V100, T4)",
+        "auto", "train with a half-precision copy of the fp32 weights and a half-precision residual stream. auto: on "
+        "for fp16 on GPUs below compute capability 8.0 (V100, T4)",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())",
     )  # fmt: skip
     micro_batch: int = neutral(
         0,
-        "images per forward pass and process; 0: the largest number that fits",
+        "images per forward pass and process (0: the largest number that fits)",
         low=0,
         high=MAX_BATCH,
         resumable=True,
         per_host=True,
     )
     step: str = neutral(
-        "auto", "how a step is computed: eager, torch.compile, torch.compile with autotuning, or a CUDA graph; "
-        "measure: the fastest on this machine; auto: measure on a GPU, eager on a CPU",
+        "auto", "how a step is computed: eager, torch.compile, torch.compile with autotuning, or a CUDA graph. "
+        "measure: the fastest on this machine. auto: measure on a GPU, eager on a CPU",
         choices=("auto", "measure", "eager", "compile", "autotune", "graph"), resumable=True, per_host=True,
     )  # fmt: skip
     grad_checkpointing: bool = neutral(
         False,
-        "recompute activations in the backward pass: less memory, a third more FLOPs",
+        "recompute activations in the backward pass, which needs less memory and a third more FLOPs",
         resumable=True,
         per_host=True,
     )
     stop_after: str | None = neutral(
-        None, "stop with a checkpoint after the first step or evaluation that ends later than this, such as 45m or "
-        "2h",
+        None, "write a checkpoint and stop after this time, such as 45m or 2h, at the end of a step or evaluation",
         resumable=True,
     )  # fmt: skip
     stop_when: int | None = option(
         None, "early stopping: stop after this many evaluations without a gain for the weights that would be used, "
-        "measured on the images of data.selection_share, or on data.val if that is 0 (refused on ImageNet); "
+        "measured on the images of data.selection_share, or on data.val if that is 0 (refused on ImageNet). "
         "none: train all epochs",
         low=1, high=MAX_COUNT, paper="none", resumable=True,
     )  # fmt: skip
@@ -355,30 +352,30 @@ class Train:
         resumable=True,
     )
     refit: bool = neutral(
-        False, "fastft train: after the run, train again on training and held-out images together, with the settings"
-        " it chose, into RUN/refit", resumable=True,
+        False, "after fastft train, train again on training and held-out images together, with the settings that the"
+        " run chose, into RUN/refit", resumable=True,
     )  # fmt: skip
     log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT, resumable=True)
     eval_every: int = option(
-        1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=MAX_COUNT, paper="1", auto=True,
+        1, "epochs between evaluations. The last epoch is always evaluated", low=1, high=MAX_COUNT, paper="1", auto=True,
         resumable=True,
     )  # fmt: skip
     eval_weights: str = neutral(
-        "both", "which weights to evaluate; ema takes half the time of both", choices=("both", "ema"),
+        "both", "which weights to evaluate. ema takes half as long as both", choices=("both", "ema"),
         paper="both", resumable=True,
     )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop in evaluation, as a fraction of the short side", low=0.1, high=1, paper="1"
     )
     checkpoint_steps: int = neutral(
-        500, "steps between checkpoints; 0: only after each epoch", low=0, high=MAX_COUNT, resumable=True
+        500, "steps between checkpoints (0: only after each epoch)", low=0, high=MAX_COUNT, resumable=True
     )
     checkpoint_epochs: int = neutral(
-        1, "epochs between end-of-epoch checkpoints; the last and the best epoch are always saved", low=1,
+        1, "epochs between end-of-epoch checkpoints. The last and the best epoch are always saved", low=1,
         high=MAX_COUNT, auto=True, resumable=True,
     )  # fmt: skip
     checkpoint_minutes: float = neutral(
-        15.0, "minutes between checkpoints; 0: off", low=0, high=MINUTES_PER_YEAR, resumable=True
+        15.0, "minutes between checkpoints (0: off)", low=0, high=MINUTES_PER_YEAR, resumable=True
     )
     tracker: str = neutral(
         "none",
@@ -387,7 +384,7 @@ class Train:
         resumable=True,
     )
     profile: int = neutral(
-        0, "profile this many steps, after the first three of a process, into the run directory; 0: off", low=0, high=10_000,
+        0, "profile this many steps, after a process's first three, into the run directory (0: off)", low=0, high=10_000,
         resumable=True,
     )  # fmt: skip
     keep_checkpoints: int = neutral(
@@ -516,7 +513,7 @@ def count_steps(samples: int, batch_size: int) -> int:
         UserError: there is not one whole batch.
     """
     if samples < batch_size:
-        raise UserError(f"{samples} samples do not fill one batch of {batch_size}; use a smaller batch")
+        raise UserError(f"{samples} samples do not fill one batch of {batch_size}. Use a smaller --optim.batch_size")
     return samples // batch_size
 
 

@@ -119,8 +119,8 @@ def select_row(sweep: Sweep, text: str) -> Sweep:
             raise UserError(f"{sweep.path}: '{text}' is {len(rows)} rows. Write {titles}")
     known = dict.fromkeys(str(key(row)) for row in sweep.rows for key in keys if key(row))
     near = get_close_matches(text, known, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'?" if near else f"its rows are {_rows(sweep)}"
-    raise UserError(f"{sweep.path} has no row '{text}'; {hint}")
+    hint = f"Did you mean '{near[0]}'?" if near else f"Its rows are {_rows(sweep)}"
+    raise UserError(f"{sweep.path} has no row '{text}'. {hint}")
 
 
 def row_needed(sweep: Sweep) -> UserError:
@@ -154,11 +154,11 @@ def _row(where: str, table: str, entry: Any, base: str | None, common: Mapping[s
         paper=_percent(where, entry.get("paper", "")),
     )
     if row.number not in NUMBERS:
-        raise UserError(f"{where}: number is {row.number!r}; it must be one of {', '.join(NUMBERS)}")
+        raise UserError(f"{where}: number is {row.number!r}. It must be one of {', '.join(NUMBERS)}")
     if row.name is None and values:
         row = replace(row, name=_NOT_IN_NAMES.sub("_", f"{table} {row.title}"))
     if row.name is not None and ("/" in row.name or row.name in (".", "..")):
-        raise UserError(f"{where}: name is {row.name!r}; it must be usable as the name of a folder")
+        raise UserError(f"{where}: name is {row.name!r}. It must be usable as the name of a folder")
     return row
 
 
@@ -174,7 +174,7 @@ def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     try:
         return None if value is None else one_line(value)
     except (AttributeError, ValueError):  # not a text, or with several lines
-        raise UserError(f"{where}: {key} is {shown(value)}; it must be a text of one line") from None
+        raise UserError(f"{where}: {key} is {shown(value)}. It must be a text of one line") from None
 
 
 def _percent(where: str, value: Any) -> float | None:
@@ -185,7 +185,7 @@ def _percent(where: str, value: Any) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number <= 100:
-        raise UserError(f"{where}: paper is {shown(value)}; it must be a top-1 in percent, or null")
+        raise UserError(f"{where}: paper is {shown(value)}. It must be a top-1 in percent, or null")
     return number
 
 
@@ -193,8 +193,8 @@ def _check_keys(where: str, entry: Mapping[str, Any], needed: set[str], optional
     known = sorted(needed | optional)
     for key in entry.keys() - known:
         near = get_close_matches(key, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
-        raise UserError(f"{where}: unknown key {shown(key)}; {hint}")
+        hint = f"Did you mean '{near[0]}'?" if near else f"Valid keys: {', '.join(known)}"
+        raise UserError(f"{where}: unknown key {shown(key)}. {hint}")
     missing = sorted(needed - entry.keys())
     if missing:
         raise UserError(f"{where}: {' and '.join(missing)} missing")

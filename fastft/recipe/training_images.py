@@ -106,7 +106,7 @@ def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
         raise UserError(f"{images.title} has {labels} per image, --{MULTI_LABEL} is {stated}. Leave the option out")
     reason = f"several labels per image in {images.title}: sigmoids instead of a softmax"
     if images.reading:
-        reason = f"{images.title}: {images.reading}; false reads each as the name of one class"
+        reason = f"{images.title}: {images.reading} (false reads each as the name of one class)"
     return _first(recipe, Choice(MULTI_LABEL, True, reason))
 
 
@@ -117,7 +117,7 @@ def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
         UserError: there are fewer than 2, or the command line says otherwise.
     """
     if count < 2:
-        raise UserError(f"{title} has {count} class; training needs images of at least 2")
+        raise UserError(f"{title} has {count} class, but training needs at least 2")
     stated = recipe.data.num_classes
     if NUM_CLASSES in recipe.automatic:
         return _first(recipe, Choice(NUM_CLASSES, count, f"classes of {title}"))

@@ -153,7 +153,7 @@ def _end_to_end(result: Result) -> Iterator[Markup]:
     if "waiting" in known:
         said += f", waiting for data {percent(known['waiting'])} of the time"
     if best is not None:
-        said += Markup("; {} reaches {}").format(best.name, amount(spread(best)))
+        said += Markup(", {} reaches {}").format(best.name, amount(spread(best)))
     yield said + "."
 
 

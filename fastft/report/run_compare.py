@@ -228,6 +228,6 @@ def write_comparison(folders: Sequence[Path], out: Path, price: float | None = N
         price=price,
         devices=sorted({row.device for row in rows} - {""}),
     )
-    with report_disk_errors(out, "choose another --out"):
+    with report_disk_errors(out, "Choose another --out"):
         write_text(out, page)
     return out

@@ -226,7 +226,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if run.evaluations:
         epoch, weights, used = used_scores(run)
         value = used.value(score)
-        taken = "; used by predict, eval and export" if run.weights else ""
+        taken = ", used by predict, eval and export" if run.weights else ""
         when = "before training" if weights == PROBE else f"epoch {epoch}"
         other = f", top-1 {used.top1:.2f} %" if score == BALANCED_ACCURACY else ""
         below = f"{when}{f', standard error {used.top1_error:.2f}' if score == TOP1 else other}{taken}"
@@ -240,7 +240,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         if gain:
             then = f"fine-tuning {gain.gain:+.2f} ± {gain.standard_error:.2f}, paired{every}"
     if before is not None:  # the head's accuracy before fine-tuning
-        yield "linear probe", f"{before.value(score):.2f} %", f"ridge regression; {then}"
+        yield "linear probe", f"{before.value(score):.2f} %", f"ridge regression, {then}"
     if not run.evaluations:
         return
     if used.macro_f1 is not None:
@@ -286,7 +286,7 @@ def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     mfus = [i.mfu for i in run.intervals if i.mfu is not None]
     wait = percent(median(i.wait_share for i in run.intervals))
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-    yield "images/s", shown, f"median; {wait} of the time waiting for data"
+    yield "images/s", shown, f"median, {wait} of the time waiting for data"
     if run.on_gpu:
         yield (("MFU", percent(median(mfus)), "median") if mfus else ("MFU", "unknown", "no peak known for the device"))
 
@@ -426,6 +426,6 @@ def write_run_page(
     if mistakes != "never":
         predictions, note = predict_validation(run, insist=mistakes == "always", weights=weights)
     page = render_run(run, predictions=predictions, note=note, price=price)
-    with report_disk_errors(out, "choose another --out"):
+    with report_disk_errors(out, "Choose another --out"):
         write_text(out, page)
     return out

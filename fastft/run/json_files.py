@@ -43,5 +43,5 @@ def read_document(path: Path, kind: type[T], advice: str) -> T | None:
             check_version(str(path), document, VERSION)
         found: T = check(path.name, document, kind)
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {advice}") from None
+        raise UserError(f"{path} cannot be read: {error}. {advice[0].upper()}{advice[1:]}") from None
     return found

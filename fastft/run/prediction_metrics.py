@@ -212,7 +212,7 @@ def deciding_score(multi_label: bool, class_counts: Sequence[int]) -> BestBy:
 def describe_imbalance(class_counts: Sequence[int]) -> str:
     present = [count for count in class_counts if count]
     return (
-        f"classes have {min(present):,} to {max(present):,} training images: balanced accuracy compares epochs and weights; "
+        f"classes have {min(present):,} to {max(present):,} training images, so balanced accuracy compares epochs and weights. "
         "--logit-adjustment of fastft eval, predict and export corrects for the class sizes"
     )
 
@@ -355,5 +355,5 @@ def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predict
         if of_weights.logits_NK is not None:
             arrays[f"{weights}_logits"] = of_weights.logits_NK
     path = folder / VALIDATION
-    with report_disk_errors(path, "free some space and run again"), atomic_path(path) as partial:
+    with report_disk_errors(path, "Free some space and run again"), atomic_path(path) as partial:
         np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]

@@ -144,7 +144,7 @@ def lock_run(folder: Path) -> IO[str]:
         UserError: another process holds the lock, the lock file is not a regular file, or the directory cannot be
             written.
     """
-    with report_disk_errors(folder, "give another --train.run_dir"):
+    with report_disk_errors(folder, "Give another --train.run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
     if not try_lock(file):

@@ -68,7 +68,7 @@ def import_tracker(kind: str) -> Any:
         return importlib.import_module("torch.utils.tensorboard" if kind == TENSORBOARD else kind)
     except ImportError:
         raise UserError(
-            f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
+            f"train.tracker is {kind}, which is not installed. Run pip install {kind}, or set it to none"
         ) from None
 
 

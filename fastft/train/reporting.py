@@ -203,8 +203,8 @@ class Reporter:
         if left > LONG_SECONDS:
             epochs = max(1, int(r.epochs * LONG_SECONDS / left))
             self.say(
-                f"a CPU is slow: --schedule.epochs={epochs} takes about an hour; --model.trainable_layers=4, or a smaller "
-                "--model.arch or --model.image_size, takes less too. Start anew with another --train.run_dir"
+                f"a CPU is slow: --schedule.epochs={epochs} takes about an hour. --model.trainable_layers=4 or a smaller "
+                "--model.arch or --model.image_size are faster too. Start anew with another --train.run_dir"
             )
 
     def evaluation(self, entry: Evaluation, evaluated: Mapping[str, Evaluated], seconds: float, step: int) -> None:

@@ -113,8 +113,8 @@ class Setup:
         rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""
         self.checkpoints.wait()  # the error names the last checkpoint
         good = list_checkpoints(self.checkpoints.folder)
-        last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
-        raise NonFinite(f"{what} at step {step} (samples {listed}{rest}); {last}")
+        last = f"Last good checkpoint: {good[-1]}" if good else "There is no checkpoint yet"
+        raise NonFinite(f"{what} at step {step} (samples {listed}{rest}). {last}")
 
     def consistency_key(self) -> dict[str, str]:
         """Return the values that must be equal in every process, by their name in error messages."""

@@ -155,7 +155,7 @@ def choose_step(
         reason = failure(earlier.mode, recipe, world.device)
         if not world.any(reason is not None):
             return Decision(earlier, "checkpoint")
-        say(f"step: {earlier} (from checkpoint) {reason or 'is not possible in another process'}; choosing another")
+        say(f"step: {earlier} (from checkpoint) {reason or 'is not possible in another process'}. Choosing another")
     if requested == "auto" and world.device.type == "cpu":
         return Decision(StepChoice(), "default")
     return world.broadcast(_measure(recipe, step, micro_batch, reserve_bytes, say, record) if world.is_main else None)
@@ -307,7 +307,7 @@ def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception)
     try:
         torch.cuda.synchronize(device)
     except RuntimeError:
-        raise GpuLost(f"{choice} made the GPU unusable ({first_line(error)}); the same command skips it") from None
+        raise GpuLost(f"{choice} made the GPU unusable ({first_line(error)}). The same command skips it") from None
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:

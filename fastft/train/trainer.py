@@ -196,12 +196,14 @@ class Trainer:
     def _stop(self) -> NoReturn:
         self.setup.checkpoints.finish()
         if self.world.any(self.guard.interrupted):
-            raise KeyboardInterrupt(f"a checkpoint of step {self.global_step} is written, the same command continues")
+            raise KeyboardInterrupt(
+                f"a checkpoint of step {self.global_step} is written. The same command continues the run"
+            )
         if self.world.any(self.guard.requested):
-            raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
+            raise Preempted(f"stopped on a signal after step {self.global_step}. The same command continues the run")
         for line in describe_unfinished(self.progress, self.recipe, self.setup.baseline, self.global_step):
             self.reporter.say(line)
         raise TimeUp(
-            f"stopped after {self.recipe.train.stop_after} (train.stop_after) at step {self.global_step}; the same command "
-            "continues"
+            f"stopped after {self.recipe.train.stop_after} (train.stop_after) at step {self.global_step}. The same command "
+            "continues the run"
         )

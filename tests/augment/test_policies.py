@@ -102,9 +102,9 @@ def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text):
         ("rand-tfoo", "weights"),
         ("rand-tweights-inc1", "remove"),
         ("rand-inc", "'inc' is not understood"),
-        ("augmix-b1", "valid keys: m, w, d, a, mstd"),
+        ("augmix-b1", "Valid keys: m, w, d, a, mstd"),
         ("augmix-d0", "d0"),
-        ("none-m3", "valid keys: none"),
+        ("none-m3", "Valid keys: none"),
         ("autoaugment", "rand, 3aug, augmix, none"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("my_loader.py:none", "has no function 'none'"), ("my_loader.py:wants_more", "wants 'colour'; it may take folder"),
+        ("my_loader.py:none", "has no function 'none'"), ("my_loader.py:wants_more", "wants 'colour'. It may take folder"),
         ("missing.py:make", "give a Python file and a function"), ("my_loader", "give a Python file and a function"),
     ],
 )  # fmt: skip

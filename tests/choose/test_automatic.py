@@ -120,9 +120,9 @@ def test_every_option_that_accepts_auto_has_a_rule_or_is_read_from_the_file():
 
 
 def test_auto_is_refused_where_there_is_no_rule():
-    with pytest.raises(UserError, match=r"optim\.weight_decay is 'auto'; it must be a number >= 0$"):
+    with pytest.raises(UserError, match=r"optim\.weight_decay is 'auto'. It must be a number >= 0$"):
         decided("photos", ["--optim.weight_decay=auto"])
-    with pytest.raises(UserError, match=r"optim\.lr is 'automatic'; it must be a number >= 0 or auto$"):
+    with pytest.raises(UserError, match=r"optim\.lr is 'automatic'. It must be a number >= 0 or auto$"):
         decided("photos", ["--optim.lr=automatic"])
 
 

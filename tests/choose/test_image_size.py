@@ -104,7 +104,7 @@ def test_the_features_of_the_chosen_size_are_computed_once(tiny, tmp_path, monke
 
 def test_a_signal_during_the_probes_ends_the_run_without_a_trace(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(SignalGuard, "is_stop_requested", lambda self: True)
-    with pytest.raises(Preempted, match=r"before the first step; the same command continues"):
+    with pytest.raises(Preempted, match=r"before the first step\. The same command continues"):
         run(tiny, tmp_path / "run", **AUTO)
     assert not (tmp_path / "run").exists()
 

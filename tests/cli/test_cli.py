@@ -43,7 +43,7 @@ def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.Mon
     monkeypatch.setattr("fastft.cost.explanation.list_recipes", no_memory)
     assert refused(["recipes"]) == "fastft recipes: not enough memory. Give the command more, or fewer workers\n"
     monkeypatch.setattr("fastft.cli.import_module", no_memory)
-    assert refused(["recipes"]).startswith("fastft: the command cannot be imported (no memory); is memory limited")
+    assert refused(["recipes"]).startswith("fastft: the command cannot be imported (no memory). Is memory limited")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
         (["train", "photos", "--optim.rl", "1"], "argument --optim.rl. Did you mean --optim.lr?"),
         (["cost", "photos", "--model.lr=1"], "argument --model.lr. Did you mean --optim.lr?"),
         (["train", "photos", "--batchsize", "8"], "argument --batchsize. Did you mean --batch-size?"),
-        (["train", "photos", "--label-smoothing=0"], "did you mean --optim.label_smoothing?"),
+        (["train", "photos", "--label-smoothing=0"], "Did you mean --optim.label_smoothing?"),
         (["train", "photos", "--optim.learning_rate=1"], ". Did you mean --optim.lr?"),
         (["train", "photos", "--learning-rate", "1"], ". Did you mean --lr?"),
         (["train", "photos", "-b", "1"], "argument -b. Did you mean --batch-size?"),
@@ -259,13 +259,13 @@ TIMM_FLAGS = {
     "--mixup-switch-prob": "--augment.mix_switch_prob", "--model-ema": "--ema.decay", "--model-ema-decay": "--ema.decay",
     "--model-ema-force-cpu": "by itself", "--model-kwargs": "patch_dropout", "--momentum": "AdamW",
     "--no-aug": "--augment.policy",
-    "--no-prefetcher": "by itself", "--no-resume-opt": "again, it continues", "--num-classes": "--data.num_classes",
+    "--no-prefetcher": "by itself", "--no-resume-opt": "again to continue", "--num-classes": "--data.num_classes",
     "--opt": "AdamW", "--opt-betas": "--optim.beta1", "--opt-eps": "--optim.eps", "--output": "--out",
     "--patience-epochs": "--train.stop_when", "--pin-mem": "by itself", "--pretrained": "--weights",
     "--ratio": "--augment.ratio_min", "--recount": "--augment.erase_count", "--recovery-interval": "--train.checkpoint_steps",
     "--remode": "--augment.erase_mode", "--reprob": "--augment.erase_prob", "--resplit": "no such augmentation",
-    "--resume": "again, it continues", "--save-images": "fastft preview", "--scale": "--augment.scale_min", "--sched": "cosine",
-    "--smoothing": "--optim.label_smoothing", "--split-bn": "BatchNorm", "--start-epoch": "again, it continues",
+    "--resume": "again to continue", "--save-images": "fastft preview", "--scale": "--augment.scale_min", "--sched": "cosine",
+    "--smoothing": "--optim.label_smoothing", "--split-bn": "BatchNorm", "--start-epoch": "again to continue",
     "--std": "--augment.std", "--sync-bn": "BatchNorm", "--torchcompile": "--train.step", "--torchscript": "by itself",
     "--train-crop-mode": "--augment.crop", "--train-interpolation": "--augment.interpolation", "--train-split": "--data",
     "--tta": "--flip-average", "--use-multi-epochs-loader": "by itself", "--val-interval": "--train.eval_every",
@@ -280,13 +280,13 @@ def test_a_command_line_of_timm_is_answered_at_once_with_the_option_for_each_fla
     hints = dict(re.findall(r"(?<!\S)(--?[\w-]+) \(([^)]*)\)", said))
     wrong = {flag: hints.get(flag) for flag, hint in TIMM_FLAGS.items() if hint not in hints.get(flag, "")}
     assert wrong == {}
-    options = re.findall(r"did you mean --([\w.-]+)\?", said)
+    options = re.findall(r"Did you mean --([\w.-]+)\?", said)
     assert {full_name(name) for name in options} <= set(option_fields())
 
 
 def test_several_unknown_arguments_are_one_line(refused: Refused) -> None:
     said = refused(["eval", "run", "--topk", "3", "--precision=fp16", "--jsn"])
-    assert "unrecognized arguments --topk, --precision, --jsn (did you mean --json?). See fastft eval --help" in said
+    assert "unrecognized arguments --topk, --precision, --jsn (Did you mean --json?). See fastft eval --help" in said
 
 
 @pytest.mark.parametrize(

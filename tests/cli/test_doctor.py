@@ -128,7 +128,7 @@ def test_python_that_hangs_is_an_error(tmp_path, monkeypatch):
 
 def test_kernels_that_the_driver_cannot_link_ask_for_nvjitlink():
     """CUDA 13.2's NVVM writes PTX 9.2, which a driver of CUDA 13.0 does not read."""
-    error = "RuntimeError: CUDA_ERROR_UNSUPPORTED_PTX_VERSION; linker: the driver's linker 13.0"
+    error = "RuntimeError: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (linker: the driver's linker 13.0)"
     found = check("CUDA kernels", kernel=None, kernel_error=error, numba_cuda_toolkit=13, gpus=(H100,))
     assert found.status == FAIL and found.fix.endswith("pip install nvidia-nvjitlink")
     found = check("CUDA kernels", kernel=None, kernel_error=error, numba_cuda_toolkit=12)
@@ -139,7 +139,7 @@ def test_gpu_memory_is_compared_with_what_recipes_take():
     """8 V100 of 16 GB take part of a rank's 256 images at a time; L/14 at 336 px does not fit in 6 GB."""
     found = check("GPU memory")
     assert (
-        found.status == OK and "17 GB; modelled: final_b16 takes" in found.found and "per forward pass" in found.found
+        found.status == OK and "17 GB, modelled: final_b16 takes" in found.found and "per forward pass" in found.found
     )
     small = check("GPU memory", gpus=(GpuFacts("NVIDIA RTX A2000", (8, 6), 6 * GIB),))
     assert small.status == WARN and "final_l14_336 does not fit: 7 GB with micro-batches of 1, of 6 GB" in small.found

@@ -139,5 +139,5 @@ def test_costs_are_of_three_gpus_with_verbose_of_all_and_on_a_gpu_of_that_one(ca
 
 def test_a_schedule_that_is_shorter_than_its_warm_up_is_refused_with_what_to_set(capsys):
     assert main(["explain", "final_b16", "--epochs=3"]) == 2
-    assert "set --schedule.warmup=0.2, a share of the epochs" in capsys.readouterr().err
+    assert "Set --schedule.warmup=0.2, a share of the epochs" in capsys.readouterr().err
     assert main(["explain", "final_b16", "--epochs=3", "--schedule.warmup=0.2"]) == 0

@@ -109,7 +109,7 @@ def test_the_command_says_which_hours_are_measured(tmp_path, capsys):
     assert main(["cost", "final_b16", "--gpu", "v100", "--measured", str(path)]) == 0
     out = capsys.readouterr().out
     assert (
-        "measured: the images/s of fastft bench" in " ".join(out.split())
+        "measured: images/s from fastft bench" in " ".join(out.split())
         and f"500 images/s of fastft bench step, {path}" in out
     )
 

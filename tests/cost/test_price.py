@@ -99,7 +99,7 @@ def test_a_run_that_stops_at_the_linear_probe_costs_one_forward_pass_per_image(c
     assert main(["explain", "final_b16", *options, "--verbose"]) == 0
     assert "none: the run stops at the linear probe" in capsys.readouterr().out
     assert main(["explain", "final_b16", "--schedule.stop_epoch=0"]) == 2
-    assert "set model.head_init to probe" in capsys.readouterr().err
+    assert "Set model.head_init to probe" in capsys.readouterr().err
 
 
 def test_validation_images_are_an_assumption_that_can_be_replaced(capsys):

@@ -189,7 +189,7 @@ def test_an_image_that_does_not_fit_the_memory_is_named(indexed_beton):
     betons = BetonSet.open(indexed_beton)
     sample = int((betons.heights.astype(int) * betons.widths).argmax())
     stage = SimpleNamespace(betons=betons, decoders=range(1 << 40))  # as many workers, each with its scratch
-    with pytest.raises(SampleError, match=f"sample {sample}.* do not fit the memory; .*beton verify"):
+    with pytest.raises(SampleError, match=f"sample {sample}.* do not fit the memory. .*beton verify"):
         Stage.new_workers(stage)
 
 
@@ -237,7 +237,7 @@ def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastft.augment.cuda", broken)
     monkeypatch.setattr("fastft.data.stage.has_numba_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"fails here \(TypeError: no such dtype\); fastft doctor examines it$"):
+    with pytest.raises(UserError, match=r"fails here \(TypeError: no such dtype\). Run `fastft doctor` to examine it$"):
         eval_loader(indexed_beton, device="cuda")
 
 

@@ -71,7 +71,7 @@ def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced):
         adjusted = adjust_logits(trained)
         difference = before - adjusted.model(images)
     assert adjusted.temperature is None  # it was fitted without the correction
-    assert adjusted.weights == f"{trained.weights}; logits adjusted for the class sizes"
+    assert adjusted.weights == f"{trained.weights}, logits adjusted for the class sizes"
     expected = (0.9 * torch.tensor([44 / 48, 4 / 48]) + 0.1 / 2).log()  # as label smoothing leaves the targets
     torch.testing.assert_close(difference, expected.expand(3, 2))
 

@@ -120,7 +120,7 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp
         patched.setattr(weight_average, "write_document", full)
         assert main(["average", *map(str, command), "--out", str(out), "--device", "cpu"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("out cannot be written (No space left on device); nothing is kept")
+    assert error.endswith("out cannot be written (No space left on device). Nothing was kept")
     assert not list(tmp_path.iterdir())
     average(out, *command)
     assert {path.name for path in out.iterdir()} >= {"average.json", "state.json"}
@@ -131,9 +131,9 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp
     [
         (["RUN"], "give two models"),
         (["RUN", "RUN", "RUN"], "give two models"),
-        (["RUN", "start"], "give that run after it"),
+        (["RUN", "start"], "Give that run after it"),
         (["RUN", "nowhere"], "nowhere"),
-        (["RUN", "RUN", "--alpha=0,1", "--soup=greedy"], "omit one of them"),
+        (["RUN", "RUN", "--alpha=0,1", "--soup=greedy"], "Omit one of them"),
         (["RUN", "RUN", "--out=README.md"], "README.md exists"),
         (["RUN", "RUN", "--out=README.md/average"], "/README.md is not a directory"),
         (["RUN", "RUN", "--data=nowhere.beton"], "nowhere.beton: cannot be read"),

@@ -124,7 +124,7 @@ def test_a_mirrored_image_has_the_same_flip_average(trained, photographs):
 
 
 def test_impossible_options_of_a_predictor_are_named(trained):
-    with pytest.raises(UserError, match="device is tpu. Give auto, cuda or cpu"):
+    with pytest.raises(UserError, match=r"device is tpu\. Give auto, cuda or cpu"):
         Predictor(trained, device="tpu")
     with pytest.raises(UserError, match="topk is 0"):
         next(Predictor(trained, device="cpu").predict(["a.jpg"], topk=0))
@@ -195,7 +195,7 @@ def test_fifos_and_devices_are_refused_without_waiting(trained, photographs, tmp
     }  # fmt: skip
     missing = folder / "none.jpg"
     for path in (folder / "b.jpg", Path("/dev/zero"), missing):
-        with pytest.raises(UserError, match=f"no image could be read; the first, {path}: "):
+        with pytest.raises(UserError, match=f"no image could be read. The first is {path}: "):
             list(predict_files(trained, [path], topk=1, device="cpu"))
     others = list(predict_files(trained, [missing, folder / "a.png"], topk=1, device="cpu"))
     assert [p.error for p in others] == ["No such file or directory", None], "one missing file stops no others"

@@ -291,5 +291,5 @@ def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path, tiny):
 def test_a_file_without_class_names_needs_them(tmp_path, tiny):
     bare = tmp_path / "bare.beton"
     shutil.copy(tiny["data.val"], bare)
-    with pytest.raises(UserError, match="has no class names. Give --names"):
+    with pytest.raises(UserError, match=r"has no class names\. Give --names"):
         read_prompts(bare, ["class 0", "class 1"], None, None, "simple")

@@ -61,7 +61,7 @@ def test_added_layer_scale_is_exported(tmp_path):
 def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path):
     make_checkpoint(tmp_path, dict(CLIP), model__rel_pos_bias=True)
     for format in ("timm", "open_clip"):
-        with pytest.raises(UserError, match="no relative position bias. Export to safetensors or onnx"):
+        with pytest.raises(UserError, match=r"no relative position bias\. Export to safetensors or onnx"):
             export_checkpoint(tmp_path / "run", format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for format in ("safetensors", "onnx", "torch"):

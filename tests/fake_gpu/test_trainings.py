@@ -79,11 +79,11 @@ def test_steady_steps_of_a_training_wait_for_nothing_and_allocate_nothing(beton,
     ("options", "card", "line"),
     [
         (["--model.arch=ViT-L-14-quickgelu"], {"FAKE_GIB": "5"},
-         r"ViT-L-14-quickgelu does not fit: weights, .* take 6\.\d GB, and this GPU has 5\.4 GB; fastft does not shard"),
+         r"ViT-L-14-quickgelu does not fit: weights, .* take 6\.\d GB, and this GPU has 5\.4 GB. fastft does not shard"),
         ([], {"FAKE_GIB": "8", "FAKE_TAKEN_MIB": "7700"},
          r"out of memory while the model is set up: it takes 1\.7 GB .* of 8\.6 GB are free on this GPU. End what else runs"),
         (["--model.arch=ViT-L-14-quickgelu"], {"FAKE_GIB": "6"}, r"does not fit in this GPU's memory"),
-        (["--train.micro_batch=16", "--model.image_size=448"], {"FAKE_GIB": "3"}, r"set a lower --train\.micro_batch"),
+        (["--train.micro_batch=16", "--model.image_size=448"], {"FAKE_GIB": "3"}, r"Set a lower --train\.micro_batch"),
     ],
     ids=["before the weights", "while set up", "not one image", "in a step"],
 )  # fmt: skip

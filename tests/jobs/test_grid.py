@@ -66,7 +66,7 @@ def test_several_options_are_combined_and_the_default_folder_is_named_after_them
         (["photos", "--lr=1e-4,1e-4"], "--lr=1e-4,1e-4: give different values"),
         (["photos", "--lr=1e-4,fast"], "optim.lr is 'fast'"),
         (["photos", "02_lr", "--lr=1e-4,1e-3"], "photos is a recipe, not a table. Give it alone"),
-        (["fotos", "--lr=1e-4,1e-3"], "did you mean photos?"),
+        (["fotos", "--lr=1e-4,1e-3"], "Did you mean photos?"),
     ],
 )
 def test_what_is_no_grid_is_one_line(words, message, refused, tmp_path, monkeypatch):

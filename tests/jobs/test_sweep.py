@@ -186,8 +186,8 @@ def test_the_command_ends_in_1_where_a_row_failed(table, one_step, tmp_path, cap
         ("just words", "give a sweep file with title, source and rows"),
         ("title: t\nsource: s\nrows: [plain.yaml]", "row 1: must hold"),
         ("title: t\nsource: s\nrows: [{recipe: plain.yaml}]", "row 1: label missing"),
-        ("title: t\nsource: s\nrows: [{recipe: plan.yaml, label: a}]", "did you mean plain.yaml"),
-        ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, papr: 1}]", "did you mean 'paper'"),
+        ("title: t\nsource: s\nrows: [{recipe: plan.yaml, label: a}]", "Did you mean plain.yaml"),
+        ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, papr: 1}]", "Did you mean 'paper'"),
         ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, paper: 857}]", "top-1 in percent"),
         ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, number: best}]", "one of ema, raw"),
         (
@@ -207,7 +207,7 @@ def test_mistakes_in_a_sweep_are_one_line(table, text, message):
     [
         (["--ema.decay=0"], "needs an EMA"),
         (["--train.run_dir=x"], "use --out"),
-        (["--optim.rl=1"], "did you mean"),
+        (["--optim.rl=1"], "Did you mean"),
         ([], "set --data.val"),
     ],
 )

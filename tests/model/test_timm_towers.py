@@ -216,8 +216,8 @@ def test_large_models_follow_the_papers_large_recipe():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("vit_bas_patch16_224", {}, "did you mean 'timm/vit_base_patch16_224'"),
-        ("vit_base_patch16_224.augreg_in21", {}, "did you mean 'timm/vit_base_patch16_224.augreg_in21k'"),
+        ("vit_bas_patch16_224", {}, "Did you mean 'timm/vit_base_patch16_224'"),
+        ("vit_base_patch16_224.augreg_in21", {}, "Did you mean 'timm/vit_base_patch16_224.augreg_in21k'"),
         ("zzzz", {}, "see timm.list_models"),
         ("resnet18", {}, r"running statistics \(bn1.running_mean\), which depend on the micro-batch"),
         ("deit_tiny_distilled_patch16_224", {}, "no single linear head"),

@@ -255,9 +255,9 @@ def test_timms_format_of_a_large_clip_loads_from_files_and_folders(tmp_path, for
         ("ViT-B-16", "timm/vit_base_patch16_clip_224.openai", "were trained with QuickGELU"),
         ("ViT-L-14", "timm/vit_large_patch14_clip_quickgelu_224.metaclip_400m", "were trained with QuickGELU"),
         ("ViT-B-16-quickgelu", "timm/vit_base_patch16_clip_224.openai_ft_in12k", "were trained with GELU"),
-        ("ViT-B-16", "timm/vit_base_patch16_clip_224.laion2b_ft_in12", "weights .* did you mean 'timm/.*laion2b_ft_in12k'"),
+        ("ViT-B-16", "timm/vit_base_patch16_clip_224.laion2b_ft_in12", "weights .* Did you mean 'timm/.*laion2b_ft_in12k'"),
         ("ViT-B-16", "timm/vit_base_patch16_siglip_224.webli", "not a plain CLIP ViT. Set --model.arch=timm/vit_base"),
-        ("ViT-B-16", "opnai", "did you mean 'openai'"),
+        ("ViT-B-16", "opnai", "Did you mean 'openai'"),
     ],
 )  # fmt: skip
 def test_explain_and_cost_refuse_weights_of_the_other_gelu(arch, weights, message, capsys):
@@ -318,12 +318,12 @@ def refusals(folders: Path) -> dict[str, tuple[str, str, str]]:
         "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3. Set --model.arch=timm/test_vit3"),
         "transformers, timm": ("timm/test_vit", f"{folders}/clip", "is CLIP of transformers. Set model.arch to open_clip's"),
         "not quick_gelu": (f"{folders}/gelu.json", f"{folders}/clip", "trained with QuickGELU"),
-        "quick_gelu": (own, f"{folders}/trained-with-gelu", "trained with GELU; .* the name without -quickgelu"),
+        "quick_gelu": (own, f"{folders}/trained-with-gelu", "trained with GELU. .* the name without -quickgelu"),
         "other heads": (f"{folders}/heads.json", f"{folders}/clip", "2 attention heads, .* has 4"),
         "no folder of weights": ("timm/test_vit", f"{folders}/empty", "is not a folder with open_clip_config.json"),
-        "no weights in it": ("timm/test_vit", f"{folders}/bare", "holds no weights; expected model.safetensors"),
-        "a near tag": ("timm/test_vit", "r160_in1", "did you mean 'r160_in1k'"),
-        "a near open_clip tag": ("ViT-B-32-quickgelu", "opnai", "did you mean 'openai'"),
+        "no weights in it": ("timm/test_vit", f"{folders}/bare", "holds no weights. Expected model.safetensors"),
+        "a near tag": ("timm/test_vit", "r160_in1", "Did you mean 'r160_in1k'"),
+        "a near open_clip tag": ("ViT-B-32-quickgelu", "opnai", "Did you mean 'openai'"),
         "no file": ("timm/test_vit", f"{folders}/none.pt", "none.pt"),
         "another width": ("timm/test_vit", f"{folders}/convnext.safetensors", "do not fit timm/test_vit"),
     }  # fmt: skip

@@ -128,7 +128,7 @@ def test_another_mlp_width_is_one_line(clip, tmp_path):
 @pytest.mark.parametrize(
     ("arch", "size", "message"),
     [
-        ("ViT-B-16-quikgelu", 224, "did you mean 'ViT-B-16-quickgelu'"),
+        ("ViT-B-16-quikgelu", 224, "Did you mean 'ViT-B-16-quickgelu'"),
         ("RN50", 224, "not a plain CLIP ViT"),
         ("ViT-B-16-quickgelu", 230, "use 224 or 240$"),
         ("ViT-B-16-quickgelu", 8, "use 16$"),

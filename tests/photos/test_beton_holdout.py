@@ -199,7 +199,7 @@ def test_mistakes_are_one_line_and_exit_code_2(album, copied, tmp_path, refused)
     convert_folder(tmp_path / "one", tmp_path / "one.beton", WRITE)
     (tmp_path / "broken.beton").write_bytes(copied.read_bytes()[:-10])
     for name, message in (
-        ("one", "has 1 class; training needs images of at least 2"),
+        ("one", "has 1 class, but training needs at least 2"),
         ("broken", "not a complete .beton file"),
         ("none", "no such file or folder"),
     ):

@@ -228,7 +228,7 @@ def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay
         others = state.Prepared(inputs=state.Inputs("others", "hash"), made=state.Made(summary=[], warnings=[]))
         write_document(folder / state.PREPARED, others)
 
-    with pytest.raises(UserError, match="was trained on others. Use another"):
+    with pytest.raises(UserError, match=r"was trained on others\. Use another"):
         state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)
 
 
@@ -327,7 +327,7 @@ def test_a_wrong_path_is_no_plan_of_imagenets_size(copied, tmp_path, refused, ca
     for command in (["explain", "photos"], ["cost", "photos", "--gpu", "v100"]):
         for path in ("mistyped", "none*.csv"):
             said = refused([*command, f"--data.train={tmp_path / path}"])
-            assert f"{path}: no such file or folder; its images decide" in said
+            assert f"{path}: no such file or folder. Its images decide" in said
     pq.write_table(pa.Table.from_pylist(listed(copied)), tmp_path / "part-0.parquet")
     assert main(["explain", "photos", f"--data.train={tmp_path}/part-*.parquet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["data"]["train_size"] == 29
@@ -405,7 +405,7 @@ def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_pa
     text = said_of(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run")
     used = "image from 'image_path', label from 'label', group from 'group', split from 'split'"
     assert f"{tmp_path / 't.csv'}: columns: {used}" in text
-    assert "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 mo" in text
+    assert "9 groups have both training and validation images, so accuracy will be too high: g0, g1, g2, ... 6 mo" in text
     assert "1 file is listed several times, and every row counts as an image: " in text
 
 
@@ -418,7 +418,7 @@ def test_measurements_are_refused_and_classes_that_are_numbers_are_not(album, tm
         write_csv(tmp_path / f"{name}.csv", [row | {"label": label} for row, label in zip(rows, labels, strict=True)])
     assert prepared(tmp_path / "classes.csv", tmp_path / "run").data.num_classes == 3
     with pytest.raises(
-        UserError, match="look like measurements, 36 numbers for 36 images; regression is not supported"
+        UserError, match=r"look like measurements, 36 numbers for 36 images\. Regression is not supported"
     ):
         prepared(tmp_path / "weights.csv", tmp_path / "run2")
 
@@ -427,7 +427,7 @@ def test_measurements_are_refused_and_classes_that_are_numbers_are_not(album, tm
     ("option", "message"),
     [
         ("--model.weights=nowhere.pt", "nowhere.pt"),
-        ("--model.weights=opena", "did you mean 'openai'"),
+        ("--model.weights=opena", "Did you mean 'openai'"),
         ("--model.image_size=30", "image size 30 is not a multiple"),
         ("--model.arch=ViT-C-16", "ViT-C-16"),
         ("--model.trainable_layers=99", "but the tower has 12 blocks"),

@@ -34,8 +34,8 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
     ("text", "message"),
     [
         ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'. Did you mean 'optim.lr'"),
-        ("optimizer: {lr: 1}", "did you mean 'optim.lr'"),
-        ("optim: {lr: fast}", "optim.lr is 'fast'; it must be a number >= 0"),
+        ("optimizer: {lr: 1}", "Did you mean 'optim.lr'"),
+        ("optim: {lr: fast}", "optim.lr is 'fast'. It must be a number >= 0"),
         ("optim: {batch_size: 12.5}", "it must be a whole number >= 1"),
         ("optim: {batch_size: true}", "it must be a whole number >= 1"),
         ("model: {freeze_conv1: maybe}", "it must be true or false"),
@@ -46,12 +46,12 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
         ("optim: {lr: [1", "not valid YAML"),
         ("extends: nowhere.yaml", "does not exist"),
         ("extends: bad.yaml", "in a circle"),
-        ("extend: final_b16.yaml", "did you mean 'extends'"),
-        ("zzz: 1", "valid sections: .*extends"),
+        ("extend: final_b16.yaml", "Did you mean 'extends'"),
+        ("zzz: 1", "Valid sections: .*extends"),
         ("optim:", "'optim' must hold 'key: value' lines$"),
         ("optim: {lr: 1e-3, lr: 2e-3}", "the key 'lr' appears twice"),
         ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "the key 'optim' appears twice"),
-        ("train: {step: sometimes}", "train.step is .sometimes.; it must be one of auto, measure, eager"),
+        ("train: {step: sometimes}", "train.step is .sometimes.. It must be one of auto, measure, eager"),
         ("optim: {beta1: 1}", "it must be a number >= 0 and < 1"),
         ("augment: {mean: [1e38, 0.5, 0.5]}", "it must be three numbers >= -10 and <= 10"),
         ("augment: {std: [0.5, 0.5, 0]}", "it must be three numbers >= 0.001 and <= 10"),
@@ -110,7 +110,7 @@ def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": "fast"}, "lr='fast': optim.lr is 'fast'; it must be a number"),
+        ({"lr": "fast"}, "lr='fast': optim.lr is 'fast'. It must be a number"),
         ({"optim": {"rl": 1}}, "unknown option 'optim.rl'. Did you mean 'optim.lr'"),
         ({"epoch": 5}, "unknown option 'epoch'. Did you mean 'schedule.epochs'"),
         ({"optim": 3}, "'optim' must hold 'key: value' lines"),
@@ -168,7 +168,7 @@ def test_the_command_prints_all_or_refuses_with_the_nearest(refused, capsys):
     assert all(f"{section}: " in printed for section in SECTIONS)
     assert main(["options", "optim.lr", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["default"] == "0.0006"
-    assert "did you mean 'optim.weight_decay'?" in refused(["options", "weightdecay"])
+    assert "Did you mean 'optim.weight_decay'?" in refused(["options", "weightdecay"])
 
 
 def test_the_page_of_options_is_current():

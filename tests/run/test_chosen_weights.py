@@ -270,9 +270,9 @@ def test_a_damaged_record_of_evaluations_is_one_line(whole, tmp_path, progress):
 
 def test_weights_that_are_not_there_are_one_line(whole, refused):
     last = list_checkpoints(whole / "checkpoints")[-1]
-    with pytest.raises(UserError, match="no weights are called raww. Choose from auto, raw, ema, best, last, probe"):
+    with pytest.raises(UserError, match=r"no weights are called raww\. Choose from auto, raw, ema, best, last, probe"):
         find_weights(whole, "raww")
-    with pytest.raises(UserError, match="is one checkpoint. Give its run directory for --weights best"):
+    with pytest.raises(UserError, match=r"is one checkpoint\. Give its run directory for --weights best"):
         find_weights(last, "best")
     best = list_checkpoints(whole / "checkpoints", "best")[-1]
     with pytest.raises(UserError, match="has no raw weights, only those that its epoch was chosen by"):

@@ -49,7 +49,7 @@ def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path, monkeypatch
 
 def test_a_tracker_that_is_not_installed_is_one_line_and_leaves_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb, which is not installed; pip install wandb"):
+    with pytest.raises(UserError, match=r"wandb, which is not installed\. Run pip install wandb"):
         run(tiny, tmp_path / "run", train__tracker="wandb")
     assert not (tmp_path / "run").exists()
 

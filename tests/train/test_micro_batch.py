@@ -19,7 +19,7 @@ FP32 = Precision(torch.float32, "cpu")
 
 
 def test_mixing_needs_even_micro_batches():
-    with pytest.raises(UserError, match="into even parts. Use 10"):
+    with pytest.raises(UserError, match=r"into even parts\. Use 10"):
         micro_batch.choose_micro_batch(25, 50, torch.nn.Linear(1, 1), 224, FP32, unit=2)
     with pytest.raises(UserError, match=r"an even number of images per process, not 5. Change optim\.batch_size"):
         micro_batch.choose_micro_batch(0, 5, torch.nn.Linear(1, 1), 224, FP32, unit=2)

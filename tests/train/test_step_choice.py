@@ -256,7 +256,7 @@ def test_a_failure_that_leaves_the_gpu_unusable_ends_the_process_and_is_recorded
 
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
     with pytest.raises(
-        GpuLost, match=r"eager with batched attention made the GPU unusable \(.*; the same command skips"
+        GpuLost, match=r"eager with batched attention made the GPU unusable \(.*. The same command skips"
     ):
         try_all(broken, TrialRecord(tmp_path), torch.device("cuda"))
     assert TrialRecord(tmp_path).ended == (str(BATCHED),)
@@ -400,4 +400,4 @@ def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, 
     step = SimpleNamespace(world=world, precision=HALF)
     decision = choose_step(load_recipe("final_b16"), step, 4, recorded, reserve_bytes=0, say=said.append)  # type: ignore[arg-type]
     assert decision == Decision(EAGER, "measurement")
-    assert said == ["step: compile (from checkpoint) is not possible in another process; choosing another"]
+    assert said == ["step: compile (from checkpoint) is not possible in another process. Choosing another"]

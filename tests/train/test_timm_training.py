@@ -131,7 +131,7 @@ def test_timm_preprocesses_as_the_run_did(trained, tmp_path):
 
 
 def test_open_clips_format_refuses_a_timm_model(trained, tmp_path, refused):
-    assert "export timm's models to timm, safetensors or onnx" in refused(
+    assert "Export timm's models to timm, safetensors or onnx" in refused(
         ["export", str(trained), "--format", "open_clip", "--out", str(tmp_path / "out")]
     )
 

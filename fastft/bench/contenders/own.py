@@ -51,7 +51,7 @@ def load(where: str) -> Any:
     if not callable(function):
         raise UserError(f"--contender {where}: {path.name} has no function {name!r}")
     if unknown := set(inspect.signature(function).parameters) - set(ARGUMENTS):
-        raise UserError(f"--contender {where}: {name} wants {min(unknown)!r}; it may take {', '.join(ARGUMENTS)}")
+        raise UserError(f"--contender {where}: {name} wants {min(unknown)!r}. It may take {', '.join(ARGUMENTS)}")
     return function
 
 

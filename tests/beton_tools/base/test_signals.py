@@ -92,7 +92,7 @@ def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(pho
     out, whole = tmp_path / "photos.beton", tmp_path / "whole.beton"
     child = start("-c", CONVERT, 600, photo_folder, out)
     (os.killpg if to_group else os.kill)(child.pid, number)
-    check_end(child, number, "fastft convert", then="; the same command continues the conversion")
+    check_end(child, number, "fastft convert", then=". The same command continues the conversion")
     assert not out.exists()
     assert out.with_name("photos.beton.part.journal").exists()
     options, done = WriteOptions(workers=0, page_size=PAGE), []

@@ -88,7 +88,7 @@ def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(sp
     paths = [path for kind, path in special if kind in kinds] + [str(tmp_path / "link"), str(tmp_path / "dangling")]
     for path in paths:
         for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
-            with pytest.raises(UserError, match="not a regular file. Remove it, or use another folder"):
+            with pytest.raises(UserError, match=r"not a regular file\. Remove it, or use another folder"):
                 open_own(path, flags)
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
     os.close(open_own(tmp_path / "new", os.O_WRONLY))

@@ -288,13 +288,13 @@ def test_braces():
 def test_a_missing_package_is_one_line(monkeypatch, package):
     remote.file_system.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with refuses(rf"need the package {package}; pip install 'fastft\[cloud\]'"):
+    with refuses(rf"need the package {package}. Run: pip install 'fastft\[cloud\]'"):
         open_source("https://host/{a,b}.tar")
     remote.file_system.cache_clear()
 
 
 def test_a_web_server_has_no_folders(server, tmp_path):
-    with pytest.raises(UserError, match="for web servers use `fastft convert folder`"):
+    with pytest.raises(UserError, match="For web servers use `fastft convert folder`"):
         convert_imagenet(RemotePath(server.url), tmp_path)
 
 

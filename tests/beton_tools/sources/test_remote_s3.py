@@ -120,7 +120,7 @@ def test_prefixes_and_patterns(bucket, tmp_path, photo_jpegs, url):
     [
         ("s3://absent/s.tar", "no such file or folder"),
         ("s3://photos/absent-*.tar", "no file matches"),
-        ("s3://photos/images", "no .parquet or .tar in it; folders of images are read from local disks only"),
+        ("s3://photos/images", "no .parquet or .tar in it. Folders of images are read from local disks only"),
         ("s3://photos/paths.parquet", "such a table and its images must be on a local disk"),
         ("s3://photos/broken.parquet", "cannot be read as parquet"),
     ],
@@ -153,6 +153,6 @@ def test_missing_credentials_and_packages_are_one_line(bucket, monkeypatch, tmp_
     forget_file_systems()
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")  # the class that was imported before
-    with pytest.raises(UserError, match=r"s3:// files need the package s3fs; pip install 'fastft\[cloud\]'"):
+    with pytest.raises(UserError, match=r"s3:// files need the package s3fs. Run: pip install 'fastft\[cloud\]'"):
         convert_folder("s3://photos/s.tar", tmp_path / "o.beton")
     assert list(tmp_path.iterdir()) == []

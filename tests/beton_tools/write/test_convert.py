@@ -88,7 +88,7 @@ def test_a_missing_devkit_is_reported_before_anything_is_converted(tmp_path, pho
 
 
 def test_nothing_to_convert_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"no train or val images; .* --help"):
+    with pytest.raises(UserError, match=r"no train or val images. .* --help"):
         imagenet("--data", tmp_path, "--out", tmp_path / "out")
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -108,7 +108,7 @@ def test_the_summary_counts_what_was_kept_encoded_and_skipped(tmp_path, photo_fo
     text = capsys.readouterr().out
     manifest = Manifest.load(manifest_path(out))
     assert "24 images in 3 classes" in text
-    assert f"  {manifest.encodings['kept']} kept bit for bit; re-encoded: " in text
+    assert f"  {manifest.encodings['kept']} kept bit for bit. Re-encoded: " in text
     assert f"{manifest.encodings['resized']} resized" in text
     assert "1 with damage, stored as Pillow reads them (all in a.beton.manifest.json)" in text
     assert "    n02123045/n02123045_1.JPEG" in text

@@ -258,7 +258,7 @@ def test_transparent_pixels_get_the_background(mode, form, background, colour):
 
 def test_an_image_with_opaque_alpha_is_not_counted():
     assert encode_sample(ODD["PNG with alpha"], EncodeOptions()).how == "raw, PNG"
-    with pytest.raises(UserError, match="--background cannot be 'whitish'. Give a colour such as white"):
+    with pytest.raises(UserError, match=r"--background cannot be 'whitish'\. Give a colour such as white"):
         WriteOptions(background="whitish")
 
 
@@ -307,5 +307,5 @@ def test_raw_mode_stores_the_pixels_of_pillow(form):
         np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3), pixels_of(original)
     )
     assert stored.how == f"raw, {'RGB JPEG' if form == 'JPEG' else form}"
-    with pytest.raises(BadImage, match="do not fit a page of 65536. Give --max-resolution"):
+    with pytest.raises(BadImage, match=r"do not fit a page of 65536\. Give --max-resolution"):
         encode_sample(saved(PHOTO.resize((200, 150)), form), EncodeOptions(write_mode="raw", page_size=1 << 16))

@@ -125,7 +125,7 @@ def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_fol
     )
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1].endswith(
-        "a worker ended with the Python error above; a script that converts images needs `if __name__ == '__main__':` "
+        "a worker ended with the Python error above. A script that converts images needs `if __name__ == '__main__':` "
         "around its statements"
     )
 

@@ -85,7 +85,7 @@ def test_an_image_that_kills_workers_is_a_bad_image(photo_folder, tmp_path):
 def test_a_data_set_without_a_valid_image_is_an_error(tmp_path):
     (tmp_path / "photos" / "a").mkdir(parents=True)
     (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the 1 images could be stored; first: .*x\.jpg: empty file"):
+    with pytest.raises(UserError, match=r"none of the 1 images could be stored. The first is .*x\.jpg: empty file"):
         write_beton(tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip"))
 
 
@@ -129,7 +129,7 @@ def test_a_folder_as_output_file_is_one_line(photo_folder, tmp_path, out):
     (tmp_path / "folder.beton").mkdir()
     path = tmp_path / out if out else Path()
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="is a folder. Give a file name"):
+        with pytest.raises(UserError, match=r"is a folder\. Give a file name"):
             write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
 
 
