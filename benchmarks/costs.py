@@ -210,7 +210,7 @@ def starts(_: Any) -> str:
 
 @cache
 def _by_hours() -> list[ListedRecipe]:
-    priced = [(hours, r) for r in list_recipes(timm=True).recipes if (hours := r.gpu_hours["V100"])]
+    priced = [(hours, r) for r in list_recipes().recipes if (hours := r.gpu_hours["V100"])]
     return [recipe for _, recipe in sorted(priced, key=lambda row: row[0])]
 
 

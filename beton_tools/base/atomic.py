@@ -138,7 +138,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_output(path: Path, then: str = "give another path, or free some space") -> Iterator[Path]:
+def atomic_output(path: Path, then: str = "Give another path, or free some space") -> Iterator[Path]:
     """Apply `atomic_path` to a file that the user asked for.
 
     Args:

@@ -85,7 +85,7 @@ def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 def describe_stop(stop: KeyboardInterrupt) -> str:
     """Describe what happened, and append the exception's message if it has one."""
-    return "; ".join([_describe(_number(stop)), *map(str, stop.args)])
+    return ". ".join([_describe(_number(stop)), *map(str, stop.args)])
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -155,5 +155,5 @@ def hint_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = ("the same command continues the conversion",)
+        stop.args = ("The same command continues the conversion",)
         raise

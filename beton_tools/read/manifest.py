@@ -132,7 +132,7 @@ class Manifest:
         }
         entries["names"] = self.packed_names
         with (
-            atomic_output(path, "correct this, then run the same command again") as partial,
+            atomic_output(path, "Correct this, then run the same command again") as partial,
             partial.open("w", encoding="utf-8") as file,
         ):
             json.dump(entries, file, indent=1, ensure_ascii=True)

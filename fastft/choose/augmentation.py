@@ -64,7 +64,7 @@ def choose_flips(recipe: Recipe, mirrored: Mirrored) -> Recipe:
     few = mirrored.mirrored <= (1 - LOST) * mirrored.plain
     lost = few and mcnemar(mirrored.plain_only, mirrored.mirrored_only) < SIGNIFICANT
     plain, flipped = (100 * count / mirrored.images for count in (mirrored.plain, mirrored.mirrored))
-    reason = f"the linear probe recognises {plain:.1f} % of images, {flipped:.1f} % mirrored"
+    reason = f"the linear probe recognises {plain:.1f} % of the images, and {flipped:.1f} % if they are mirrored"
     return recipe.with_choices(Choice(HFLIP, 0.0 if lost else recipe.augment.hflip, reason, asdict(mirrored)))
 
 
@@ -123,11 +123,13 @@ def keep_or_leave_out(recipe: Recipe, loss: float, shares: float) -> tuple[Recip
         (the recipe; a warning or "").
     """
     hidden = loss > shares
-    losses = f"the linear probe's loss is {loss:.2f} on augmented images, {shares:.2f} when guessing by class frequency"
+    losses = (
+        f"the linear probe's loss is {loss:.2f} on augmented images, and {shares:.2f} when guessing by class frequency"
+    )
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {losses}"
     values, evidence = PLAIN if hidden else recipe.flat(), {"augmented": loss, "class_shares": shares}
     recipe = recipe.with_choices(*(Choice(o, values[o], reason, evidence) for o in PLAIN if o in recipe.automatic))
     if hidden and not is_plain(recipe):
-        advice = "compare with --augment.policy=none --augment.scale_min=1"
-        return recipe, f"warning: {losses}; augmentation may hide what makes the classes: {advice}"
+        advice = "Compare with --augment.policy=none --augment.scale_min=1"
+        return recipe, f"warning: {losses}. Augmentation may hide the classes. {advice}"
     return recipe, ""

@@ -66,9 +66,12 @@ def _batch_size(recipe: Recipe) -> tuple[int, str]:
     images = recipe.data.train_size
     power = 2 ** round(math.log2(images / IMAGES_PER_UNIT_OF_BATCH))
     if images < SMALLEST_BATCH:
-        return images, f"all {images:,} training images: fewer than the smallest batch, {SMALLEST_BATCH}"
+        return (
+            images,
+            f"all {images:,} training images, because they are fewer than the smallest batch, {SMALLEST_BATCH}",
+        )
     batch = min(max(power, SMALLEST_BATCH), PAPER_BATCH)
-    limits = f"rounded to a power of two, {SMALLEST_BATCH} to {PAPER_BATCH:,}"
+    limits = f"rounded to a power of two from {SMALLEST_BATCH} to {PAPER_BATCH:,}"
     return batch, f"{images:,} training images / {IMAGES_PER_UNIT_OF_BATCH}, {limits}"
 
 
@@ -77,7 +80,7 @@ def _epochs(recipe: Recipe) -> tuple[int, str]:
     needed = -(-FEWEST_STEPS // steps)
     if needed <= paper.epochs:
         return paper.epochs, f"as in the paper ({paper.name}): {paper.epochs * steps:,} steps"
-    reason = f"{steps:,} steps per epoch: the fewest epochs with {FEWEST_STEPS:,} steps"
+    reason = f"the fewest epochs that give {FEWEST_STEPS:,} steps, at {steps:,} steps per epoch"
     return min(needed, MAX_EPOCHS), reason
 
 
@@ -87,37 +90,37 @@ def _lr(recipe: Recipe) -> tuple[float, str]:
     reason = f"the paper's {paper.lr:g} ({paper.name}) * sqrt(batch {batch:,} / {PAPER_BATCH:,})"
     if recipe.data.train_size >= FEW_IMAGES:
         return lr, reason
-    factor, few = FEW_LR, f"fewer than {FEW_IMAGES:,} images"
+    factor, few = FEW_LR, f"for fewer than {FEW_IMAGES:,} images"
     if (steps := recipe.schedule_steps()) < FULL_LR_STEPS:
-        factor, few = factor * steps / FULL_LR_STEPS, f"{few}, in proportion below {FULL_LR_STEPS} steps"
-    return min(factor * lr, paper.lr), f"{reason} * {factor:.3g}, at most the paper's: {few}"
+        factor, few = factor * steps / FULL_LR_STEPS, f"{few} and only {steps:,} steps"
+    return min(factor * lr, paper.lr), f"{reason} * {factor:.3g} {few}, at most the paper's"
 
 
 def _layer_decay(recipe: Recipe) -> tuple[float, str]:
     paper = paper_recipe(recipe)
     if recipe.data.train_size >= FEW_IMAGES:
         return paper.layer_decay, f"as in the paper ({paper.name})"
-    reason = f"the paper's {paper.layer_decay:g} ({paper.name}) + {FEW_DECAY}: fewer than {FEW_IMAGES:,} images"
+    reason = f"the paper's {paper.layer_decay:g} ({paper.name}) + {FEW_DECAY} for fewer than {FEW_IMAGES:,} images"
     return round(paper.layer_decay + FEW_DECAY, 2), reason
 
 
 def _clip_grad(recipe: Recipe) -> tuple[float | None, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return None, "as in the paper"
-    return FEW_CLIP, f"fewer than {FEW_IMAGES:,} images, at a high learning rate"
+    return FEW_CLIP, f"gradients are clipped because the learning rate is raised for fewer than {FEW_IMAGES:,} images"
 
 
 def _share(recipe: Recipe, share: float) -> tuple[float, str]:
     paper, steps = paper_recipe(recipe), recipe.schedule_steps()
-    return share, f"the paper's share of the run ({paper.name}): {round(share * steps):,} of {steps:,} steps"
+    return share, f"the paper's fraction of the schedule ({paper.name}): {round(share * steps):,} of {steps:,} steps"
 
 
 def _head_init(recipe: Recipe) -> tuple[str, str]:
     if recipe.model.head is not None:
-        return "small", "model.head gives the head"
+        return "small", "the head is given by model.head"
     if recipe.data.train_size >= FEW_IMAGES:
-        return "small", f"{FEW_IMAGES:,} images or more: as in the paper"
-    return ("probe", f"fewer than {FEW_IMAGES:,} images: the head starts as a linear probe (LP-FT, arXiv 2202.10054)")
+        return "small", f"as in the paper, for {FEW_IMAGES:,} images or more"
+    return "probe", f"fewer than {FEW_IMAGES:,} images, so the head starts as a linear probe (LP-FT, arXiv 2202.10054)"
 
 
 def probes_sizes(recipe: Recipe) -> bool:
@@ -130,7 +133,7 @@ def _image_size(recipe: Recipe) -> tuple[int, str]:
     if not probes_sizes(recipe):
         return PAPER_SIZE, "as in the paper"
     low, high = PROBED_SIZES[0], PROBED_SIZES[-1]
-    return PAPER_SIZE, f"as in the paper; before training, linear probes compare sizes of {low} to {high} pixels"
+    return PAPER_SIZE, f"as in the paper. Before training, linear probes compare sizes from {low} to {high} px"
 
 
 def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
@@ -138,39 +141,42 @@ def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]
 
     If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`.
     """
-    return value, f"as in the paper; {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
+    return value, f"as in the paper. {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
 
 
 def _hflip(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.multi_label:
         return PAPER_HFLIP, "as in the paper"
-    return _unless_probe(PAPER_HFLIP, "0 if the linear probe does not recognise mirrored images", recipe)
+    return _unless_probe(PAPER_HFLIP, "It becomes 0 if the linear probe does not recognise mirrored images", recipe)
 
 
 def _scale_min(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
-        return PAPER_SCALE, f"{FEW_IMAGES:,} images or more: as in the paper"
-    cost = "ImageNet loses 0.2 points by it (paper Table 14)"
-    return FEW_SCALE, f"fewer than {FEW_IMAGES:,} images: smaller crops can miss the subject; {cost}"
+        return PAPER_SCALE, f"as in the paper, for {FEW_IMAGES:,} images or more"
+    cost = "ImageNet loses 0.2 points by this (paper Table 14)"
+    return FEW_SCALE, f"with fewer than {FEW_IMAGES:,} images, smaller crops can miss the subject. {cost}"
 
 
 def _erase_prob(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
-        return PAPER_ERASE, f"{FEW_IMAGES:,} images or more: as in the paper"
-    return 0.0, f"fewer than {FEW_IMAGES:,} images; ImageNet loses 0.1 points without it (paper Table 7)"
+        return PAPER_ERASE, f"as in the paper, for {FEW_IMAGES:,} images or more"
+    return 0.0, f"off for fewer than {FEW_IMAGES:,} images. ImageNet loses 0.1 points by this (paper Table 7)"
 
 
 def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
     """Space checkpoints out: writing one for a ViT-B/16 takes seconds, as does an epoch with a few steps."""
     epochs = max(1, STEPS_PER_CHECKPOINT // recipe.steps_per_epoch())
-    return (epochs, f"{recipe.steps_per_epoch():,} steps per epoch: a checkpoint about every {STEPS_PER_CHECKPOINT}")
+    return (
+        epochs,
+        f"a checkpoint about every {STEPS_PER_CHECKPOINT} steps, at {recipe.steps_per_epoch():,} steps per epoch",
+    )
 
 
 def _eval_every(recipe: Recipe) -> tuple[int, str]:
     """Space evaluations out: evaluating a few images can take longer than an epoch with a few steps."""
     steps = recipe.steps_per_epoch()
     epochs = -(-STEPS_PER_EVALUATION // steps)
-    return epochs, f"{steps:,} steps per epoch: at least {STEPS_PER_EVALUATION} between evaluations"
+    return epochs, f"at least {STEPS_PER_EVALUATION} steps between evaluations, at {steps:,} steps per epoch"
 
 
 # Ordered, because a rule may use the values of those before it. `data.num_classes` is read from the training file.
@@ -185,7 +191,9 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "model.head_init": _head_init,
     IMAGE_SIZE: _image_size,
     "augment.policy": partial(
-        _unless_probe, PAPER_POLICY, "none, and no crops, if the linear probe shows that they hide the classes"
+        _unless_probe,
+        PAPER_POLICY,
+        "Policy and crops are left out if the linear probe shows that they hide the classes",
     ),
     "augment.scale_min": _scale_min,
     "augment.hflip": _hflip,

@@ -75,7 +75,7 @@ def _choose_by_probes(
         def fit(sized: Recipe) -> LinearProbe:
             probe = fit_probe(FrozenTower.build(sized, world, stop), files, say)
             epoch = format_duration(TRAINING_COST * probe.seconds)
-            say(f"image size {describe_probe(probe)}, about {epoch} an epoch")
+            say(f"linear probe at {describe_probe(probe)}. Training would take about {epoch} per epoch")
             return probe
 
         began = time.monotonic()

@@ -28,19 +28,19 @@ def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> t
     patch = recipe_arch(recipe).patch_size
     first, *larger = sorted({max(1, round(size / patch)) * patch for size in PROBED_SIZES})
     probe = chosen = fit(recipe.with_option(IMAGE_SIZE, first))
-    tried, why = [probe], "the largest size that is tried"
+    tried, why = [probe], "No larger size is tried"
     for size in larger:
         seconds = TRAINING_COST * probe.seconds * (size / probe.size) ** 2 * recipe.epochs
         if seconds > LONG_SECONDS:
-            why = f"training at {size} px would take about {format_duration(seconds)} here"
+            why = f"Training at {size} px would take about {format_duration(seconds)} here"
             break
         probe = fit(recipe.with_option(IMAGE_SIZE, size))
         tried.append(probe)
         if not gains_over(probe, chosen):
-            why = f"{size} px gains no more than the standard error"
+            why = f"At {size} px the loss is not lower by more than the standard error"
             break
         chosen = probe
-    reason = f"linear probes, out of fold: {', '.join(map(describe_probe, tried))}; {why}"
+    reason = f"linear probes, scored out of fold: {', '.join(map(describe_probe, tried))}. {why}"
     return recipe.with_choices(Choice(IMAGE_SIZE, chosen.size, reason, [_measured(p) for p in tried])), chosen
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from beton_tools.base.console import compact_table, print_table
@@ -21,7 +22,7 @@ LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates 
 WIDE = 80  # characters; from this width on, tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: images/s from fastft bench. The others are modelled"
-SHARES = "; ".join(f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} reached" for f in FAMILIES)
+SHARES = [f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} reached" for f in FAMILIES]
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
 
@@ -38,18 +39,18 @@ def print_explanation(
     """
     schedule = values.schedule
     console.rule(recipe.name)
-    print_choices(values.choices, console)
-    for warning in values.warnings:
-        console.print(f"warning: {warning}")
     lines = {"training": _describe_training(recipe)}
     lines["schedule"] = f"{schedule.total_steps:,} steps, {schedule.steps_per_epoch:,} per epoch"
     if schedule.total_steps == 0:
         lines = {"training": "none: the run stops at the linear probe"}
     elif verbose:
         lines["schedule"] += _listed_lrs(schedule)
-    lines |= {"augment": "; ".join(values.augment), "accuracy": values.expectation}
-    lines |= {} if values.here is UNSET else {"time": values.here}
+    lines |= {"augment": "\n".join(values.augment), "accuracy": values.expectation}
+    lines |= {"cost": _describe_hours(values.cost, gpus)} | ({} if values.here is UNSET else {"time": values.here})
     _print_lines(lines, console)
+    for warning in values.warnings:
+        console.print(f"warning: {warning}")
+    print_choices(values.choices, console)
     _print_cost(values.cost, values.gpus, gpus, console)
     if verbose:
         _print_groups(values, console)
@@ -71,9 +72,19 @@ def _describe_training(recipe: Recipe) -> str:
     )
 
 
+def _describe_hours(cost: Cost, gpus: Sequence[str]) -> str:
+    """Return the GPU-hours on the GPUs that are shown and whose hours are counted."""
+    assumed = cost.assumptions
+    hours = [f"{format_hours(assumed[gpu]).rstrip('*')} on {gpu}" for gpu in gpus if assumed[gpu].estimates]
+    return f"GPU-hours {', '.join(hours)} (modelled)" if hours else "GPU-hours not counted"
+
+
 def _print_lines(lines: dict[str, str], console: Console) -> None:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
     for name, text in lines.items():
-        console.print(Text.assemble((f"{name:<9}", "bold"), " ", text))
+        table.add_row(name, Text(text))
+    print_table(table, console)
 
 
 def _listed_lrs(schedule: Schedule) -> str:
@@ -106,10 +117,9 @@ def _print_cost(cost: Cost, count: int, gpus: Sequence[str], console: Console) -
         rows.append(cells)
     header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline", "GB", "images"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image, {hours} (modelled)", header, rows), console)
-    star = f"; {LOADER_LIMITS}" if any("*" in row[1] for row in rows) else ""
-    console.print(f"{SHARES}; {val.what}: {val.value:,.0f}{star}")
-    console.print("GB: of a GPU's memory, modelled, with so many images per forward pass")
-    for line in [*misfits, *([SHARD] if misfits else [])]:
+    star = [LOADER_LIMITS] if any("*" in row[1] for row in rows) else []
+    memory = "GB: memory used on each GPU, modelled for a forward pass of this many images"
+    for line in [*SHARES, f"{val.what}: {val.value:,.0f}", *star, memory, *misfits, *([SHARD] if misfits else [])]:
         console.print(line)
 
 

@@ -16,7 +16,6 @@ from fastft.optim import layer_groups
 from fastft.optim.ema import ema_warnings
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Choice, Recipe, load_recipe
-from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1
@@ -176,14 +175,13 @@ class RecipeList(Document):
     tables: list[ListedTable]
 
 
-def list_recipes(timm: bool = False) -> RecipeList:
+def list_recipes() -> RecipeList:
     """List the recipes by group, the most expensive first.
 
-    The hours are None for recipes for photographs. They are also None for timm's towers unless `timm` is set, because
-    importing timm takes seconds.
+    The hours are None for recipes for photographs.
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
-    listed = [_list_recipe(recipe, timm) for recipe in map(load_recipe, recipe_names())]
+    listed = [_list_recipe(recipe) for recipe in map(load_recipe, recipe_names())]
     listed.sort(key=lambda r: (GROUPS.index(r.group), -(r.gpu_hours["V100"] or 0)))
     return RecipeList(
         recipes=listed,
@@ -191,9 +189,9 @@ def list_recipes(timm: bool = False) -> RecipeList:
     )
 
 
-def _list_recipe(recipe: Recipe, timm: bool) -> ListedRecipe:
+def _list_recipe(recipe: Recipe) -> ListedRecipe:
     group, hours, hours_range = _group(recipe), Hours.fromkeys(MAIN_GPUS), HoursRange.fromkeys(MAIN_GPUS)
-    if group != PHOTOGRAPHS and (timm or not recipe.model.arch.startswith(TIMM)):
+    if group != PHOTOGRAPHS:
         hours, hours_range = _hours(predict(recipe))
     return ListedRecipe(
         name=recipe.name, group=group, what=_what(recipe), arch=recipe.model.arch, image_size=recipe.model.image_size,
@@ -218,8 +216,7 @@ def _what(recipe: Recipe) -> str:
         return "linear head on the frozen tower"
     whole, trained = recipe.schedule.epochs, recipe.model.trainable_layers
     words = [] if trained is None else [f"last {trained} blocks"]
-    # importing timm to count its towers' blocks takes seconds
-    if trained is not None and not recipe.model.arch.startswith(TIMM) and 2 * trained == recipe_arch(recipe).layers:
+    if trained is not None and 2 * trained == recipe_arch(recipe).layers:
         words = ["half frozen"]
     words.append(f"{recipe.epochs} epochs" if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")
     return ", ".join(words + ["fitted head"] * (recipe.model.head_init == "probe"))

@@ -80,7 +80,7 @@ def val_images_row(recipe: Recipe, given: int | None = None) -> Assumption:
     if given is not None:
         return Assumption(name=name, what=what, value=given, basis="given")
     same = train_size == IMAGENET_TRAIN_SIZE
-    rule = "as many as ImageNet has" if same else f"ImageNet's share of {train_size:,} training images"
+    rule = "as in ImageNet" if same else f"in ImageNet's proportion to {train_size:,} training images"
     return Assumption(name=name, what=f"{what}, {rule}", value=assumed_val_images(recipe), basis="assumed")
 
 

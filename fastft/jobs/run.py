@@ -142,7 +142,7 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
         f"train.refit: training again on all images, up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
     )
     result = run_stages(*prepare_data(again, say, world), world, console)
-    reason = "trained on all images, so none were held out to score them; the kind is the one that the first run chose"
+    reason = "the first run chose this kind (no images were held out from this run)"
     result = replace(
         result,
         weights=WeightChoice(

@@ -104,7 +104,7 @@ def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
     if not images.multi_label or MULTI_LABEL in recipe.given:
         labels, stated = ("several labels", "false") if images.multi_label else ("one label", "true")
         raise UserError(f"{images.title} has {labels} per image, --{MULTI_LABEL} is {stated}. Leave the option out")
-    reason = f"several labels per image in {images.title}: sigmoids instead of a softmax"
+    reason = f"images in {images.title} have several labels, so each class has a sigmoid instead of a softmax"
     if images.reading:
         reason = f"{images.title}: {images.reading} (false reads each as the name of one class)"
     return _first(recipe, Choice(MULTI_LABEL, True, reason))
@@ -120,7 +120,7 @@ def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
         raise UserError(f"{title} has {count} class, but training needs at least 2")
     stated = recipe.data.num_classes
     if NUM_CLASSES in recipe.automatic:
-        return _first(recipe, Choice(NUM_CLASSES, count, f"classes of {title}"))
+        return _first(recipe, Choice(NUM_CLASSES, count, f"number of classes in {title}"))
     if stated == count:
         return recipe
     if NUM_CLASSES in recipe.given:

@@ -248,7 +248,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         if score == TOP1:
             beside = f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %"
         ece = "" if used.ece is None else f"calibration error {used.ece:.1f} %"
-        yield "macro F1", f"{used.macro_f1:.2f} %", "; ".join(filter(None, (beside, ece)))
+        yield "macro F1", f"{used.macro_f1:.2f} %", ", ".join(filter(None, (beside, ece)))
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
         yield "expected", f"{expected:g} %", f"{value - expected:+.2f} against {run.recipe.about.source}"

@@ -124,7 +124,7 @@ def choose_weights(
     last = evaluations[-1]
     judged, what = last.judged, "images" if last.selection is None else "left-out images"
     kind: Literal["raw", "ema"] = RAW if last.ema is None else EMA
-    why = "there is no EMA" if last.ema is None else "the moving average is the default"
+    why = "there is no EMA" if last.ema is None else "the EMA is the default"
     images, score = judged.headline[1].samples, last.best_by
     evidence = Evidence(samples=images)
     if judged.raw_against_ema is not None:
@@ -135,19 +135,19 @@ def choose_weights(
             balanced_gain=paired.balanced_gain, balanced_error=paired.balanced_error,
         )  # fmt: skip
         if compared.gain > 0 and compared.p_value < SIGNIFICANT:
-            ahead = f"its {compared.measure} is {compared.gain:.2f} points above the EMA's"
-            kind, why = RAW, f"raw, because {ahead} (p = {compared.p_value:.2g})"
+            ahead = f"the raw weights' {compared.measure} is {compared.gain:.2f} points above the EMA's"
+            kind, why = RAW, f"{ahead} (p = {compared.p_value:.2g})"
     if kind == EMA and last.raw is not None and untrained > MOSTLY_INITIAL:
-        kind, why = RAW, f"raw, because {describe_initial(untrained)}"
+        kind, why = RAW, describe_initial(untrained)
     # only the weights that select the best epoch are kept from it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == best.headline[0]
     entry = best if by_best else last
-    few = f"the last epoch, since {images:,} {what} are too few to choose an epoch by"
-    when = f"best epoch by {images:,} {what}" if by_best else few
+    few = f"the last epoch is used because {images:,} {what} are too few to choose one"
+    when = f"epoch {entry.epoch} is the best on {images:,} {what}" if by_best else few
     if not by_best and images >= LEAST_IMAGES_FOR_BEST:
-        when = "last epoch: of the best one only the EMA is kept"
+        when = f"the last epoch is used because only the {WEIGHTS[best.headline[0]]} of the best one was kept"
     take: Literal["best", "last"] = BEST if by_best else LAST
-    choice = WeightChoice(take=take, kind=kind, epoch=entry.epoch, reason=f"{why}; {when}", evidence=evidence)
+    choice = WeightChoice(take=take, kind=kind, epoch=entry.epoch, reason=f"{why}, and {when}", evidence=evidence)
     choice = replace(choice, **_figures(entry.of(kind), score))
     if baseline is None or baseline.raw is None or (paired_with_probe := entry.judged.against_probe.get(kind)) is None:
         return choice
@@ -181,30 +181,24 @@ def _against_probe(
         delta: the chosen weights' gain over the probe.
     """
     says = (
-        f"fine-tuning changes the {delta.measure} of the linear probe by {delta.gain:+.2f} ± {delta.error:.2f} points"
+        f"fine-tuning changed the {delta.measure} of the linear probe by {delta.gain:+.2f} ± {delta.error:.2f} points"
     )
-    advice = "train longer, try --optim.lr three times larger and smaller, or another --model.image_size (auto tries several)"
+    advice = "Train longer, try --optim.lr three times larger and smaller, or another --model.image_size (auto tries several)"
     note = ""
     if delta.gain < 0 and delta.p_value < SIGNIFICANT:
-        worse = f"{delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
-        choice = replace(
-            choice,
-            take=PROBE,
-            kind=PROBE,
-            reason=f"fine-tuning is worse than the probe: {worse}",
-            **_figures(probe, score),
-        )
-        note = f"{says}, significantly: the probe is used instead; {advice}"
+        worse = f"{-delta.gain:.2f} points of {delta.measure} (p = {delta.p_value:.2g})"
+        choice = replace(choice, take=PROBE, kind=PROBE, reason=f"fine-tuning lost {worse}", **_figures(probe, score))
+        note = f"{says}, a significant loss, so the linear probe is used instead. {advice}"
     elif delta.gain <= delta.error:
-        limit = "not significantly" if delta.gain < -delta.error else "within the standard error"
-        note = f"{says}, {limit}; {advice}; --weights=probe takes the linear probe"
+        limit = "not significant" if delta.gain < -delta.error else "within the standard error"
+        note = f"{says}, which is {limit}. {advice}. --weights=probe selects the linear probe"
     return replace(choice, gain=Gain(gain=delta.gain, standard_error=delta.error, note="" if head_only else note))
 
 
 def describe_weights(choice: WeightChoice) -> str:
     """Describe the choice in one log line."""
     name = PROBE_WORDS if choice.kind == PROBE else f"{WEIGHTS[choice.kind]} weights of epoch {choice.epoch}"
-    return f"predict, eval and export take the {name}: {choice.reason}"
+    return f"predict, eval and export use the {name}: {choice.reason}"
 
 
 def describe_initial(untrained: float) -> str:
@@ -286,7 +280,7 @@ def _choose_so_far(run: Path) -> WeightChoice | None:
     best, share = best_evaluation(evaluations), _untrained_share(checkpoint)
     choice = choose_weights(evaluations, best, read_baseline(run), share, head_only)
     if choice is not None and choice.take == LAST:
-        return replace(choice, reason=f"{choice.reason}; {NOT_ENDED}")
+        return replace(choice, reason=f"{choice.reason} ({NOT_ENDED})")
     return choice
 
 
@@ -321,7 +315,7 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
     notes = [f"{WEIGHTS[kind]} {words}{reason}"]
     if untrained > UNTRAINED_SHARE and (is_noted or kind == EMA):
         notes.append(describe_initial(untrained))
-    return ChosenWeights(path, stem, kind, "; ".join(notes))
+    return ChosenWeights(path, stem, kind, ", ".join(notes))
 
 
 def _untrained_share(checkpoint: Checkpoint) -> float:

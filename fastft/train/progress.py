@@ -23,6 +23,7 @@ from fastft.run.evaluations import (
     BALANCED_ACCURACY,
     BESIDE,
     MAP,
+    PAIRED,
     SCORE_NAMES,
     TOP1,
     WEIGHTS,
@@ -144,7 +145,7 @@ def _describe_stop(progress: Progress, recipe: Recipe) -> str:
     images = "left-out training images" if chooses else "validation images, whose accuracy is therefore too high"
     count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
     epochs = f"{progress.epoch} of {recipe.epochs} epochs"
-    return f"stopped after {epochs}: no gain in {count} (train.stop_when) on the {images}"
+    return f"stopped after {epochs}, because {count} showed no gain (train.stop_when) on the {images}"
 
 
 def _figure(scores: Scores, score: BestBy) -> str:
@@ -162,18 +163,18 @@ def describe_evaluation(evaluation: Evaluation) -> str:
         figures = ", ".join(f"{name} {_figure(scores, score)}" for name, scores in named)
         return f"{figures} % of {named[0][1].samples} {images}"
 
-    left_out = "" if evaluation.selection is None else f"; {listed(evaluation.selection, 'left-out images')}"
+    left_out = "" if evaluation.selection is None else f", {listed(evaluation.selection, 'left-out images')}"
     return f"epoch {evaluation.epoch}: {SCORE_NAMES[score]} {listed(evaluation, 'images')}{left_out}"
 
 
 def describe_baseline(baseline: Baseline, score: BestBy) -> str:
     """Return the log line for the linear probe that a run starts from."""
     took = format_duration(baseline.seconds)
-    made = f"linear probe of {baseline.images:,} training images in {took}: the head starts from it"
+    made = f"fitted to {baseline.images:,} training images in {took}"
     if baseline.raw is None:
-        return made
-    figure = f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {baseline.raw.samples} images"
-    return f"{made}; {figure}, the baseline that fine-tuning must beat"
+        return f"linear probe: {made}. The head starts from it"
+    figure = f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {baseline.raw.samples} validation images"
+    return f"linear probe: {figure}, {made}. The head starts from it, and it is the baseline for fine-tuning"
 
 
 def describe_unfinished(progress: Progress, recipe: Recipe, baseline: Baseline | None, steps: int) -> list[str]:
@@ -185,28 +186,52 @@ def describe_unfinished(progress: Progress, recipe: Recipe, baseline: Baseline |
 
 
 def conclusion(result: Result) -> str:
-    """Return the last log line of a run."""
-    best, last, used = result.best, result.last, result.weights
-    stopped = f"{result.stopped}; " if result.stopped else ""
+    """Return the last log lines of a run: its result, the baseline, and which weights are used."""
+    used = result.weights
+    stopped = [result.stopped] if result.stopped else []
     if used is None:
-        return "done; no validation data, nothing was evaluated"
-    expected = "" if result.expectation == NO_EXPECTATION else f"; {result.expectation}"
+        return "\n".join([*stopped, "result: no validation images, so nothing was evaluated"])
+    lines = [*stopped, f"result: {_describe_result(result, used)}"]
     probe = None if result.baseline is None else result.baseline.raw
-    if best is None or last is None:
-        assert probe is not None
-        score = TOP1 if probe.map is None else MAP
-        figures = f"{SCORE_NAMES[score]} in percent: {PROBE} {_figure(probe, score)}"
-        return f"{figures}{expected}; {describe_weights(used)}"
-    score, (best_kind, best_scores) = last.best_by, best.headline
-    by_weights = {kind: scores for kind in (EMA, RAW) if (scores := last.of(kind)) is not None}
-    shown = {(kind, last.epoch): scores for kind, scores in by_weights.items()} | {(best_kind, best.epoch): best_scores}
-    parts = [
-        f"{WEIGHTS[kind]} {_figure(scores, score)} (epoch {epoch}{', the best' * ((kind, epoch) == (best_kind, best.epoch))})"
-        for (kind, epoch), scores in sorted(shown.items(), key=lambda item: item[0] != (used.kind, used.epoch))
-    ]
-    if probe is not None:
-        name = PROBE if used.kind == PROBE else "linear probe"
-        parts.insert(used.kind != PROBE, f"{name} {_figure(probe, score)} (before training)")
-    figures = f"{SCORE_NAMES[score]} in percent: {', '.join(parts)}{expected}"
-    line = f"{stopped}{figures}; {format_duration(result.seconds)} of training; {describe_weights(used)}"
-    return f"{line}\nwarning: {used.gain.note}" if used.gain is not None and used.gain.note else line
+    if probe is not None and result.last is not None:
+        lines.append(f"baseline: {_describe_probe(probe, used, result.last.best_by)}")
+    lines.append(f"weights: {describe_weights(used)}")
+    if used.gain is not None and used.gain.note:
+        lines.append(f"warning: {used.gain.note}")
+    return "\n".join(lines)
+
+
+def _describe_result(result: Result, used: WeightChoice) -> str:
+    """Return the accuracy of the weights that are used, and of the others that were kept."""
+    best, last, probe = result.best, result.last, result.baseline and result.baseline.raw
+    figures: dict[str, str] = {}  # by description of the weights
+    samples = 0
+    score: BestBy = TOP1
+    if best is not None and last is not None:
+        score, (best_kind, best_scores) = last.best_by, best.headline
+        samples = best_scores.samples
+        by_weights = {kind: scores for kind in (EMA, RAW) if (scores := last.of(kind)) is not None}
+        shown = {(kind, last.epoch): scores for kind, scores in by_weights.items()}
+        shown |= {(best_kind, best.epoch): best_scores}
+        for (kind, epoch), scores in sorted(shown.items(), key=lambda item: item[0] != (used.kind, used.epoch)):
+            is_best = ", the best" if epoch == best.epoch != last.epoch else ""
+            figures[f"{WEIGHTS[kind]} weights of epoch {epoch}{is_best}"] = _figure(scores, score)
+    elif probe is not None:
+        score, samples = TOP1 if probe.map is None else MAP, probe.samples
+    if used.kind == PROBE and probe is not None:
+        figures = {"linear probe": _figure(probe, score)} | figures
+    (name, figure), *others = figures.items()
+    text = f"{SCORE_NAMES[score]} {figure} % of {samples:,} images with the {name}"
+    text += f" ({', '.join(f'{other}: {beside}' for other, beside in others)})" if others else ""
+    if result.expectation != NO_EXPECTATION:
+        text += f", {result.expectation}"
+    return text if result.last is None else f"{text}, after {format_duration(result.seconds)} of training"
+
+
+def _describe_probe(probe: Scores, used: WeightChoice, score: BestBy) -> str:
+    """Return the accuracy of the linear probe, and the gain over it unless a warning states it."""
+    text = f"{SCORE_NAMES[score]} {_figure(probe, score)} % with the linear probe, before training"
+    gain = used.gain
+    if gain is None or gain.note:
+        return text
+    return f"{text}. Training gained {gain.gain:+.2f} ± {gain.standard_error:.2f} points of {PAIRED[score]}"

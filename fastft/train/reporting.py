@@ -138,13 +138,17 @@ class Reporter:
             self.say(describe_imbalance(s.loader.class_counts))
         if recipe.data.selection_share:
             left_out = s.validation.loaders[-1].num_samples
-            self.say(f"{left_out:,} training images are left out and choose epoch and weights (data.selection_share)")
+            self.say(
+                f"{left_out:,} training images are left out of training, to choose epoch and weights (data.selection_share)"
+            )
         seconds = time.monotonic() - s.began
         started = msgspec.to_builtins(describe_process(s.world, s.precision, seconds))
         self.record("start", step, started | decision.as_dict())
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
-            self.say(f"{name} is damaged ({damaged.reason}): renamed to damaged-{name}, using an older one")
+            self.say(
+                f"{name} is damaged ({damaged.reason}). It was renamed to damaged-{name}, and an older checkpoint is used"
+            )
         if step:
             self.say(f"continuing after step {step} of {s.total_steps}")
 
@@ -198,8 +202,8 @@ class Reporter:
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
         share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
         left = seconds * (steps + passes * images * share)
-        rest = f"{steps:,} steps of {seconds:.2g} s and {passes} evaluation{'s' * (passes != 1)}"
-        self.say(f"about {format_duration(left)} to go: {rest}")
+        rest = f"{steps:,} steps at {seconds:.2g} s, {passes} evaluation{'s' * (passes != 1)}"
+        self.say(f"about {format_duration(left)} left ({rest})")
         if left > LONG_SECONDS:
             epochs = max(1, int(r.epochs * LONG_SECONDS / left))
             self.say(
@@ -238,9 +242,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
     )  # fmt: skip
     try:
         if replaced:
-            log.info(
-                f"warning: {setup.folder} has no checkpoint: the training starts anew, and replaces its earlier log"
-            )
+            log.info(f"warning: {setup.folder} has no checkpoint, so the run starts anew and replaces its earlier log")
         yield log
     except BaseException as error:
         log.close(failed=not isinstance(error, (Preempted, KeyboardInterrupt)))

@@ -180,7 +180,7 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     if m.size % (2 * unit):
         return setup
     halves = MicroBatches(m.size // 2, 2 * m.count, m.loader_bytes / 2)
-    say(f"out of memory with {m.size} images per forward pass: trying {halves.size}")
+    say(f"out of memory with {m.size} images per forward pass, trying {halves.size}")
     s.loader.resize(s.recipe.model.image_size, halves.size)
     s.step.accumulation = halves.count
     return replace(setup, micro_batches=halves)

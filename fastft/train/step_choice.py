@@ -74,7 +74,7 @@ class Decision:
         by_choice = {trial.choice: trial for trial in self.trials}
         chosen = by_choice.pop(self.choice, None)
         time = f": {chosen.milliseconds:.1f} ms per micro-batch" if chosen and chosen.milliseconds else ""
-        others = f"; {', '.join(map(str, by_choice.values()))}" if by_choice else ""
+        others = f" ({', '.join(map(str, by_choice.values()))})" if by_choice else ""
         return f"step: {self.choice} (from {self.origin}){time}{others}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_flips_are_left_out_where_mirrored_images_are_not_recognised(
     assert changed.augment.hflip == choice.value == hflip and choice.evidence["images"] == counts[0]
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
     if hflip == 0:
-        assert choice.reason == "the linear probe recognises 95.6 % of images, 60.4 % mirrored"
+        assert choice.reason == "the linear probe recognises 95.6 % of the images, and 60.4 % if they are mirrored"
 
 
 def test_images_are_counted_by_heads_that_have_not_seen_them() -> None:
@@ -71,7 +71,7 @@ def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]
     changed, warning = keep_or_leave_out(recipe, 2.0, 1.39)
     assert (changed.augment.policy, changed.augment.scale_min) == left
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
-    assert ("loss is 2.00 on augmented images, 1.39 when guessing" in warning) != is_plain(changed)
+    assert ("loss is 2.00 on augmented images, and 1.39 when guessing" in warning) != is_plain(changed)
     decided = {c.option: c.evidence for c in changed.choices if c.option in PLAIN}
     assert all(evidence == {"augmented": 2.0, "class_shares": 1.39} for evidence in decided.values())
 
@@ -118,5 +118,5 @@ def test_a_recipe_with_values_of_its_own_gets_a_warning(
     options = flags(tiny, tmp_path / "run", model__head_init="probe", augment__policy="rand-m9-mstd0.5-inc1")
     assert main(["train", "rcp/final_b16.yaml", *options]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
-    assert said.count("augmentation may hide what makes the classes") == 1
+    assert said.count("Augmentation may hide the classes") == 1
     assert load_run(tmp_path / "run").recipe.augment.policy == "rand-m9-mstd0.5-inc1"

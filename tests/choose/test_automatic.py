@@ -171,7 +171,7 @@ def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_re
     assert explain(decided("final_b16", [*small, "--ema.decay=0"])).warnings == []
     short = ["--data.train_size=9000", "--schedule.stop_epoch=5"]
     (warning,) = explain(decided("photos", short)).warnings
-    assert "53.5%" in warning and "set --ema.horizon=0.016, a share of the whole schedule" in warning
+    assert "53.5%" in warning and "Set --ema.horizon=0.016, a share of the whole schedule" in warning
     assert explain(decided("photos", [*short, "--ema.horizon=0.016"])).warnings == []
     assert explain(load_recipe("final_b16")).warnings == []
 
@@ -186,5 +186,5 @@ def test_the_normalisation_of_a_towers_file_is_taken_and_printed_unless_it_is_gi
     assert Choice("augment.mean", (0.5, 0.5, 0.5), f"preprocess_cfg of {file}") in recipe.choices
     assert decided("photos", [f"--model.arch={file}", "--augment.mean=0,0,0"]).augment.mean == (0, 0, 0)
     file.write_text(json.dumps(tower | {"preprocess_cfg": {"std": [0, 1, 1]}}))
-    with pytest.raises(UserError, match=r"preprocess_cfg of .*augment\.std is .*it must be three numbers"):
+    with pytest.raises(UserError, match=r"preprocess_cfg of .*augment\.std is .*It must be three numbers"):
         decided("photos", [f"--model.arch={file}"])

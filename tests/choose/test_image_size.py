@@ -37,10 +37,10 @@ def probe(losses: np.ndarray, size: int = 16, seconds: float = 1.0) -> LinearPro
 @pytest.mark.parametrize(
     ("losses", "seconds", "chosen", "why"),
     [
-        ([1.0, 0.5, 0.2], 1, 40, "the largest size that is tried"),
-        ([1.0, 0.5, 0.51], 1, 24, "40 px gains no more than the standard error"),
-        ([1.0, 1.0, 0.2], 1, 16, "24 px gains no more than the standard error"),
-        ([1.0, 0.5, 0.2], 3600 / 3 / 3 / 4, 24, "training at 40 px would take about 1 h"),
+        ([1.0, 0.5, 0.2], 1, 40, "No larger size is tried"),
+        ([1.0, 0.5, 0.51], 1, 24, "At 40 px the loss is not lower by more than the standard error"),
+        ([1.0, 1.0, 0.2], 1, 16, "At 24 px the loss is not lower by more than the standard error"),
+        ([1.0, 0.5, 0.2], 3600 / 3 / 3 / 4, 24, "Training at 40 px would take about 1 h"),
     ],
 )
 def test_larger_sizes_are_tried_as_long_as_they_gain_and_an_hour_is_enough(
@@ -112,7 +112,7 @@ def test_a_signal_during_the_probes_ends_the_run_without_a_trace(tiny, tmp_path,
 def test_without_a_probe_or_with_many_images_the_size_is_the_papers(tmp_path):
     recipe = resolve(load_recipe("photos", ["--model.image_size=auto", "--data.train_size=500"]))
     reason = next(c.reason for c in recipe.choices if c.option == "model.image_size")
-    assert recipe.model.image_size == 224 and "linear probes compare sizes of 56 to 336 pixels" in reason
+    assert recipe.model.image_size == 224 and "linear probes compare sizes from 56 to 336 px" in reason
     for more in ("--data.train_size=20000", "--model.head_init=small"):
         recipe = resolve(load_recipe("photos", ["--model.image_size=auto", "--data.train_size=500", more]))
         assert recipe.model.image_size == 224 and not probes_sizes(recipe)

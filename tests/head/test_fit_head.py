@@ -97,13 +97,12 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
     shutil.copytree(probed, tmp_path / "run")
     path = tmp_path / "run/result.json"
     result = json.loads(path.read_text())
-    note = "fine-tuning changes the accuracy by -10"
+    note = "fine-tuning changed the accuracy by -10"
     result["weights"] |= {"take": "probe", "kind": "probe", "reason": "it is better"}
     result["weights"]["gain"]["note"] = note
     path.write_text(json.dumps(result))
-    assert f"probe {result['baseline']['raw']['top1']:.3f} (before training)" in conclusion(
-        read_result(tmp_path / "run")
-    )
+    said = conclusion(read_result(tmp_path / "run"))
+    assert f"result: top-1 {result['baseline']['raw']['top1']:.3f} % of 20 images with the linear probe" in said
     report = evaluate_checkpoint(tmp_path / "run", None, "cpu")
     assert report.weights == "pretrained tower with the head of the linear probe: it is better"
     assert report.top1 == result["baseline"]["raw"]["top1"]
@@ -122,7 +121,7 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
         ):
             load_trained(tmp_path / "run", torch.device("cpu"))
     (tmp_path / "run/probe.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with .* give other --weights"):
+    with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with .* Give other --weights"):
         find_weights(tmp_path / "run")
 
 
@@ -297,7 +296,10 @@ def test_a_run_that_stops_at_the_head_has_its_accuracy_and_is_used_as_any_other(
     assert (result["weights"]["take"], result["weights"]["top1"]) == ("probe", result["baseline"]["raw"]["top1"])
     assert evaluate_checkpoint(head_only, None, "cpu").top1 == result["weights"]["top1"] > 70
     said = conclusion(read_result(head_only))
-    assert f"probe {result['weights']['top1']:.3f}" in said and "the run has no steps" in said
+    assert (
+        f"top-1 {result['weights']['top1']:.3f} % of 20 images with the linear probe" in said
+        and "the run has no steps" in said
+    )
     assert "nothing else was evaluated" in render_run(load_run(head_only))
     trained_model = load_trained(head_only, torch.device("cpu")).model
     assert trained_model.head.in_features == 2 * trained_model.visual.arch.width
@@ -315,6 +317,6 @@ def test_it_does_not_fit_its_head_again_and_training_can_go_on_from_it(tiny, hea
 
 
 def test_a_run_without_steps_needs_a_linear_probe(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"set model\.head_init to probe"):
+    with pytest.raises(UserError, match=r"Set model\.head_init to probe"):
         run(tiny, tmp_path / "run", schedule__stop_epoch="0")
     assert not (tmp_path / "run").exists()

@@ -183,7 +183,7 @@ def test_the_command_ends_in_1_where_a_row_failed(table, one_step, tmp_path, cap
     ("text", "message"),
     [
         ("rows: [", "not valid YAML"),
-        ("just words", "give a sweep file with title, source and rows"),
+        ("just words", "Give a sweep file with title, source and rows"),
         ("title: t\nsource: s\nrows: [plain.yaml]", "row 1: must hold"),
         ("title: t\nsource: s\nrows: [{recipe: plain.yaml}]", "row 1: label missing"),
         ("title: t\nsource: s\nrows: [{recipe: plan.yaml, label: a}]", "Did you mean plain.yaml"),
@@ -206,9 +206,9 @@ def test_mistakes_in_a_sweep_are_one_line(table, text, message):
     ("overrides", "message"),
     [
         (["--ema.decay=0"], "needs an EMA"),
-        (["--train.run_dir=x"], "use --out"),
+        (["--train.run_dir=x"], "Use --out"),
         (["--optim.rl=1"], "Did you mean"),
-        ([], "set --data.val"),
+        ([], "Set --data.val"),
     ],
 )
 def test_overrides_that_make_no_sense_are_refused_before_anything_is_trained(

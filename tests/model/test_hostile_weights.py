@@ -272,7 +272,7 @@ def test_an_old_torch_is_refused_before_it_reads_a_pickle(arch, tmp_path, monkey
     torch.save(state_of(arch), tmp_path / "w.pt")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
     message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(tmp_path / "w.pt"), arch))
-    assert "install torch 2.6 or newer" in message
+    assert "Install torch 2.6 or newer" in message
 
 
 def truncated(data: bytes) -> bytes:

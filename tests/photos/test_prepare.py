@@ -405,7 +405,9 @@ def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album, tmp_pa
     text = said_of(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run")
     used = "image from 'image_path', label from 'label', group from 'group', split from 'split'"
     assert f"{tmp_path / 't.csv'}: columns: {used}" in text
-    assert "9 groups have both training and validation images, so accuracy will be too high: g0, g1, g2, ... 6 mo" in text
+    assert (
+        "9 groups have both training and validation images, so accuracy will be too high: g0, g1, g2, ... 6 mo" in text
+    )
     assert "1 file is listed several times, and every row counts as an image: " in text
 
 

@@ -111,12 +111,12 @@ def chain(path: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "alias bomb in a value": (write(f"optim: {{lr: {BOMB}}}\n"), "it must be a number >= 0"),
+    "alias bomb in a value": (write(f"optim: {{lr: {BOMB}}}\n"), "It must be a number >= 0"),
     "alias bomb in a key": (write(f"? {BOMB}\n: 1\n"), "a key must be a text"),
     "alias bomb in extends": (write(f"extends: {BOMB}\n"), "extends must name one recipe"),
-    "alias bomb in a text": (write(f"about: {{source: {BOMB}}}\n"), "it must be a text"),
+    "alias bomb in a text": (write(f"about: {{source: {BOMB}}}\n"), "It must be a text"),
     "long text repeated by aliases": (
-        write(f"optim: {{beta1: &a {'x' * 50_000}, lr: [{', '.join(['*a'] * 5000)}]}}\n"), "it must be a number >= 0"
+        write(f"optim: {{beta1: &a {'x' * 50_000}, lr: [{', '.join(['*a'] * 5000)}]}}\n"), "It must be a number >= 0"
     ),
     "alias of itself": (write("optim: &a {lr: *a}\n"), "recursive"),
     "unknown alias": (write("optim: {lr: *nothing}\n"), "undefined alias"),
@@ -133,8 +133,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "extends a list": (write("extends: [final_b16]\n"), "extends must name one recipe"),
     "not UTF-8": (lambda path: path.write_bytes(b"about: {source: \xff}\n"), "not UTF-8"),
     "1e308 classes": (write("data: {num_classes: 1e308}\n"), "num_classes is '1e308'. It must be a whole number"),
-    "5000 digits": (write(f"data: {{num_classes: {'9' * 5000}}}\n"), "it must be a whole number"),
-    "1e308 minutes": (write("train: {timeout_minutes: 1e308}\n"), "it must be a number >= 0.01"),
+    "5000 digits": (write(f"data: {{num_classes: {'9' * 5000}}}\n"), "It must be a whole number"),
+    "1e308 minutes": (write("train: {timeout_minutes: 1e308}\n"), "It must be a number >= 0.01"),
     "chain of 1,200": (chain, f"more than {MAX_CHAIN} recipes extend one another"),
     "circle": (write("extends: hostile.yaml\n"), "in a circle"),
     "FIFO": (os.mkfifo, "a FIFO, not a regular file"),

@@ -94,7 +94,7 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy():
     entry = structs.replace(evaluation(0, 94, 97, 1000), raw_against_ema=found)
     chosen = choose_weights([entry], entry)
     assert chosen is not None and chosen.kind == "raw"
-    assert "its balanced accuracy is 11.67 points above the EMA's" in chosen.reason
+    assert "balanced accuracy is 11.67 points above the EMA's" in chosen.reason
     worse = structs.replace(entry, raw_against_ema=structs.replace(found, balanced_gain=-found.balanced_gain))
     check("it", msgspec.to_builtins(worse), Evaluation)  # a run with it can be resumed
     assert choose_weights([worse], worse).kind == "ema"
@@ -121,8 +121,8 @@ def against_probe(own_only: int, probe_only: int, **balanced: float) -> WeightCh
 def test_the_probe_is_taken_where_it_is_significantly_better():
     chosen = against_probe(5, 25)
     assert (chosen.take, chosen.kind, chosen.top1) == ("probe", "probe", 90)
-    assert chosen.reason == "fine-tuning is worse than the probe: -10.00 points of accuracy (p = 0.00032)"
-    assert "by -10.00 ± 2.65 points, significantly: the probe is used instead" in chosen.gain.note
+    assert chosen.reason == "fine-tuning lost 10.00 points of accuracy (p = 0.00032)"
+    assert "by -10.00 ± 2.65 points, a significant loss, so the linear probe is used instead" in chosen.gain.note
     check("it", msgspec.to_builtins(chosen), WeightChoice)
     balanced = against_probe(25, 5, balanced_gain=-9.0, balanced_error=3.0)
     assert balanced.take == "probe" and "of balanced accuracy" in balanced.reason
@@ -132,8 +132,8 @@ def test_the_probe_is_taken_where_it_is_significantly_better():
     ("own_only", "probe_only", "words"),
     [
         (20, 5, ""),
-        (8, 6, "by +1.00 ± 1.87 points, within the standard error"),
-        (10, 16, "-3.00 ± 2.54 points, not signif"),
+        (8, 6, "by +1.00 ± 1.87 points, which is within the standard error"),
+        (10, 16, "-3.00 ± 2.54 points, which is not signif"),
     ],
 )
 def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only, probe_only, words):
@@ -151,7 +151,7 @@ def test_a_run_that_trains_nothing_but_the_head_gets_no_advice_to_fine_tune(own,
         recipe = load_recipe("final_b16", [f"--model.trainable_layers={layers}"])
         chosen = progress.choose_weights(recipe, baseline(probe))
         assert chosen is not None and (chosen.kind == "probe") is (own < probe)
-        assert ("train longer" in chosen.gain.note) is is_advised
+        assert ("Train longer" in chosen.gain.note) is is_advised
 
 
 def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images():
@@ -159,7 +159,7 @@ def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images
     for share, kind in ((0.4, "ema"), (0.6, "raw")):
         chosen = choose_weights([entry], entry, untrained=share)
         assert chosen is not None and chosen.kind == kind
-    assert chosen.reason.startswith("raw, because 60% of the EMA's weights are still the initial ones")
+    assert chosen.reason.startswith("60% of the EMA's weights are still the initial ones")
     only_ema = Evaluation(epoch=0, ema=scores(82, 20))
     assert choose_weights([only_ema], only_ema, untrained=0.6).kind == "ema"
 
@@ -224,7 +224,7 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(whole, untrained_ema, tm
         (stopped / "result.json").unlink()
         found = find_weights(stopped)
         assert found.kind == kind and found.path.name.startswith("step-")
-        assert "; the run has not ended" in found.description
+        assert "(the run has not ended)" in found.description
         so_far = with_choice_so_far(load_run(stopped))
         epoch, used_kind, _ = used_scores(so_far)
         assert (epoch, used_kind) == (so_far.evaluations[-1].epoch, kind)

@@ -196,7 +196,7 @@ def test_a_signal_to_the_launcher_checkpoints_and_exits_with_75(tiny, tmp_path, 
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == (130 if number == signal.SIGINT else EXIT_REQUEUE), said
-    assert said.count("the same command continues") == 1 and list_checkpoints(tmp_path / "cut" / "checkpoints")
+    assert said.count("The same command continues") == 1 and list_checkpoints(tmp_path / "cut" / "checkpoints")
     assert launch(*command).wait(timeout=200) == 0
     assert close(losses(tmp_path / "cut"), losses(tmp_path / "whole"))
 

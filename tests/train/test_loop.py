@@ -223,9 +223,8 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, w
     assert "ema_top1" in line and "raw_top1" not in line
     page = render_run(load_run(tmp_path))
     assert "EMA top-1" in page
-    assert "top-1 in percent: EMA" in conclusion(read_result(tmp_path)) and "raw" not in conclusion(
-        read_result(tmp_path)
-    )
+    said = conclusion(read_result(tmp_path))
+    assert "images with the EMA weights" in said and "raw" not in said
 
 
 def test_the_raw_weights_are_evaluated_where_a_horizon_of_one_step_leaves_no_ema(tiny, tmp_path):

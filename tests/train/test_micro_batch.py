@@ -118,7 +118,7 @@ def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(tiny, tmp
     fits, changes = 4, {"schedule__stop_epoch": "1", "model__drop_path": "0.3"}
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path / "run", train__micro_batch="8", **changes))
     run_recipe(recipe, Console(width=200))
-    assert "out of memory with 8 images per forward pass: trying 4" in capsys.readouterr().out
+    assert "out of memory with 8 images per forward pass, trying 4" in capsys.readouterr().out
     assert sizes[:3] == [8, 4, 4]
     run(tiny, tmp_path / "half", train__micro_batch="4", **changes)
     assert differing(end(tmp_path / "run"), end(tmp_path / "half")) == []
@@ -164,7 +164,7 @@ def test_a_model_whose_state_exceeds_the_gpu_is_refused_before_its_weights_are_f
     monkeypatch.setattr(setup, "build_model", partial(no_weights, setup.build_model))
     recipe = load_recipe("final_b16", ["--model.arch=timm/eva02_enormous_patch14_clip_224"])
     with pytest.raises(
-        UserError, match=r"does not fit: weights, .* 87\.\d GB, and this GPU has 80\.0 GB; .*torchtitan"
+        UserError, match=r"does not fit: weights, .* 87\.\d GB, and this GPU has 80\.0 GB\. .*torchtitan"
     ):
         setup.refuse_too_large(recipe, torch.device("cuda"))
     card.total_memory = 141e9

@@ -121,7 +121,7 @@ def test_a_run_that_starts_anew_over_an_older_log_says_so(tiny, tmp_path, capsys
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, schedule__epochs="1", schedule__warmup_epochs="0"))
     for expected in (False, True):
         run_recipe(recipe)
-        assert ("has no checkpoint: the training starts anew" in capsys.readouterr().out) == expected
+        assert ("has no checkpoint, so the run starts anew" in capsys.readouterr().out) == expected
         shutil.rmtree(tmp_path / "checkpoints")
 
 

@@ -40,7 +40,7 @@ def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(tiny, t
         assert main([*command, "--train.stop_after=0.001s"]) == EXIT_REQUEUE
     said = capsys.readouterr().out
     assert "of the EMA's weights are still the initial ones" in said
-    assert "predict, eval and export take the" in said and "weights of epoch 0" in said
+    assert "predict, eval and export use the" in said and "weights of epoch 0" in said
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert "the run has not ended" in capsys.readouterr().err
 
@@ -50,8 +50,8 @@ def test_the_first_steps_on_a_cpu_say_how_long_the_rest_takes(tiny, tmp_path, mo
     options = flags(tiny, tmp_path / "run", schedule__epochs="2", schedule__warmup_epochs="0")
     command = ["train", "rcp/final_b16.yaml", *options]
     assert main(command) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "to go" in line or "a CPU is slow" in line]
-    assert len(said) == 2 and re.fullmatch(r"about .* to go: 8 steps of \S+ s and 2 evaluations", said[0])
+    said = [line for line in capsys.readouterr().out.splitlines() if "left (" in line or "a CPU is slow" in line]
+    assert len(said) == 2 and re.fullmatch(r"about .* left \(8 steps at \S+ s, 2 evaluations\)", said[0])
     assert "--schedule.epochs=1 takes about an hour" in said[1]
     monkeypatch.setattr(reporting, "LONG_SECONDS", 3600)
     assert main([*command, "--train.run_dir", str(tmp_path / "other")]) == 0

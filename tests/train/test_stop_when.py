@@ -75,7 +75,7 @@ def stopped(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny, stopped, tmp_path):
     result = result_of(stopped)
-    assert result["epochs"] == 3 and "after 3 of 8 epochs: no gain in 2 evaluations" in result["stopped"]
+    assert result["epochs"] == 3 and "after 3 of 8 epochs, because 2 evaluations showed no gain" in result["stopped"]
     run(tiny, tmp_path, schedule__stop_epoch="3", **STILL, **SHARE)
     assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
     found = load_run(stopped)

@@ -117,7 +117,7 @@ def test_without_a_usable_cache_code_is_compiled_with_one_warning(half, tmp_path
         assert half()(3.0) == 1.5
     (text,) = (str(warning.message) for warning in warned)
     assert (
-        text.startswith(f"compiled code cannot be kept in {tmp_path} (File too large); ") and "NUMBA_CACHE_DIR" in text
+        text.startswith(f"compiled code cannot be kept in {tmp_path} (File too large). ") and "NUMBA_CACHE_DIR" in text
     )
     assert not list(tmp_path.rglob("*.tmp.*"))
 

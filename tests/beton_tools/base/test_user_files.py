@@ -70,7 +70,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"0123456789")
     assert read_user_file(path, 10) == b"0123456789"
-    with pytest.raises(UserError, match=r"larger than the limit of 9 bytes.*give a list"):
+    with pytest.raises(UserError, match=r"larger than the limit of 9 bytes.*Give a list"):
         read_user_file(path, 9, "a list")
     with path.open("wb") as sparse:
         sparse.truncate(1 << 40)

@@ -99,5 +99,5 @@ def test_a_damaged_archive_of_the_devkit_is_named(tmp_path, val_images):
     packed = bytearray(gzip.compress(tar_of({"ILSVRC2012_validation_ground_truth.txt": noise})))
     packed[50_000:] = b"\xff" * len(packed[50_000:])
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
-    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: cannot be read .*download it again"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: cannot be read .*Download it again"):
         open_source(tmp_path, "val")

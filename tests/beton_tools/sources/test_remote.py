@@ -138,7 +138,7 @@ def test_what_a_server_refuses_is_one_line(server, photo_jpegs, change, reason):
 
 
 def test_a_web_server_lists_no_files():
-    with refuses("use braces"):
+    with refuses("Use braces"):
         open_source("https://h/*.tar")
 
 
@@ -280,7 +280,7 @@ def test_credentials_are_kept_and_not_shown():
 def test_braces():
     found = expand_pattern(RemotePath("https://host/{train,val}-{08..10}.tar?x=1"))
     assert [path.name for path in found] == [f"{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")]
-    with pytest.raises(UserError, match="close every brace"):
+    with pytest.raises(UserError, match="Close every brace"):
         expand_pattern(RemotePath("https://host/train-{0..1.tar"))
 
 

@@ -61,7 +61,7 @@ def test_names_sort_in_the_order_of_the_parts():
     "text", ["0/4", "5/4", "1/0", "3", "1/2/3", "a/b", "-1/4", "1/", "²/3", "1/1000000", "1/" + "9" * 5000]
 )
 def test_a_part_that_does_not_exist_is_one_line(text, refused):
-    assert "give NUMBER/COUNT" in refused(["convert", "folder", "--data", ".", "--out", "x.beton", f"--part={text}"])
+    assert "Give NUMBER/COUNT" in refused(["convert", "folder", "--data", ".", "--out", "x.beton", f"--part={text}"])
 
 
 @pytest.mark.parametrize(
