@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = _command(commands, "verify", _run_verify, help, "train.beton --workers 8")
     tables = "check tables and checksums only, which is as fast as the disk"
     verify.add_argument("--no-decode", action="store_true", help=tables)
-    verify.add_argument("--workers", type=int, metavar="N", help="threads (default: one per usable CPU)")
+    verify.add_argument("--workers", type=int, metavar="N", help="number of threads (default: one per usable CPU)")
     help = "draw images with their classes on one contact sheet"
     sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
     sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
@@ -67,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     sheet.add_argument("--cell", type=int, default=160, metavar="PX", help="pixels per image (default: 160)")
     help = "write images to files, byte for byte as they are stored"
     extract = _command(commands, "extract", _run_extract, help, "val.beton --out photos --label 207")
-    extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for <class>/<id>_<name>.jpg")
+    extract.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the images, <class>/<id>_<name>.jpg"
+    )
     _add_selection(extract, limit=None)
     return parser
 
@@ -92,10 +94,10 @@ def _command(
 
 def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
     parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="these samples")
-    parser.add_argument("--label", type=int, metavar="L", help="samples of this label")
+    parser.add_argument("--label", type=int, metavar="L", help="only samples with this label")
     how_many = f"at most N samples (default: {'all' if limit is None else limit})"
     parser.add_argument("--limit", type=int, default=limit, metavar="N", help=how_many)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the selection by --limit (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the selection by --limit (default: 0)")
 
 
 def _print_json(values: Any) -> int:
@@ -122,7 +124,9 @@ def _run_info(args: argparse.Namespace) -> int:
     print_printable(f"  fields    {', '.join(fields)}")
     print_printable(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
     if manifest is None:
-        print_printable("  manifest  none, as for files of stock FFCV: no class names, checksums or source names")
+        print_printable(
+            "  manifest  none, as with files from stock FFCV, so there are no class names, checksums or source names"
+        )
     else:
         _print_manifest(manifest)
     return 0
@@ -147,7 +151,7 @@ def _run_verify(args: argparse.Namespace) -> int:
     from beton_tools.inspect.verify import verify
 
     if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers {args.workers}: give at least 1")
+        raise UserError(f"--workers is {args.workers}. Give at least 1")
     with progress(args.file.name) as show:
         report = verify(args.file, args.workers, not args.no_decode, show)
     if args.json:

@@ -105,7 +105,7 @@ def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directorie
     if path.is_dir():
         reason = "it is a directory"
     elif path.is_symlink() or (path.exists() and not path.is_file()):
-        reason = "it is a link or no regular file"
+        reason = "it is a link, or not a regular file"
     elif suffixes and path.suffix.lower() not in suffixes:
         reason = f"its name should end in {' or '.join(suffixes)}"
     elif not folder.exists():

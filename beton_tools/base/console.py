@@ -199,7 +199,11 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
             return 0  # the reader of our output, such as head, has what it wanted
         show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
     else:
-        show("not enough memory. Give the command more, or fewer workers" if isinstance(error, MemoryError) else error)
+        show(
+            "not enough memory. Give the command more memory, or use fewer workers"
+            if isinstance(error, MemoryError)
+            else error
+        )
     return EXIT_BAD_INPUT
 
 

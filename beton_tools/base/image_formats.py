@@ -23,13 +23,15 @@ IMAGE_SUFFIXES = (
     *(".jfif", ".gif"),
     *(HEIC_SUFFIXES := (".heic", ".heif")),
 )
-HEIC_NEEDS = "HEIC files need pillow-heif: pip install 'fastft[heic]'"
+HEIC_NEEDS = "HEIC files need pillow-heif. Run: pip install 'fastft[heic]'"
 _HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # ISO/IEC 23008-12 brands, HEVC-coded
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> prefix in EncodedImage.how
 _DEEP_COLOURS = re.compile(r"(LA|RGB|RGBA|RGBX);16([BLN])")  # Pillow's raw modes
 _STRETCHED = "fastft_stretched"  # in `info` of an image that `open_image` stretched
-DEEP_IMAGES = "16 or 32 bits per value, stretched to 8: each file's smallest value to black, its largest to white"
-TRANSPARENT = "transparent pixels, which are laid on the background colour"
+DEEP_IMAGES = (
+    "16 or 32 bits per value, reduced to 8 (in each file, the smallest value becomes black and the largest white)"
+)
+TRANSPARENT = "transparent pixels, which get the background colour"
 WHITE = "white"
 _ORIENTATION = 0x0112  # the Exif tag, which Pillow reads from XMP too
 _TURNS = {

@@ -8,7 +8,9 @@ from beton_tools.base.errors import UserError
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdigit()):
-        raise UserError(f"{name} is {text!r}, expected a whole number. Start with torchrun, which sets it, or unset it")
+        raise UserError(
+            f"{name} is {text!r}, but must be a whole number. Start with torchrun, which sets it, or unset it"
+        )
     return int(text)
 
 
@@ -22,7 +24,7 @@ def check_environment() -> None:
                 f"WORLD_SIZE is {world_size()}, but {name} is not set. Start with torchrun, which sets both, or unset WORLD_SIZE"
             )
     if rank() >= world_size():
-        raise UserError(f"RANK is {rank()}, expected less than WORLD_SIZE, {world_size()}. Start with torchrun")
+        raise UserError(f"RANK is {rank()}, but must be less than WORLD_SIZE, {world_size()}. Start with torchrun")
 
 
 def rank() -> int:

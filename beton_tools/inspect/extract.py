@@ -68,7 +68,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
-            f"{beton.path}: has {len(beton)} samples, its manifest {manifest.num_samples}. Delete the manifest"
+            f"{beton.path}: has {len(beton)} samples, but its manifest lists {manifest.num_samples}. Delete the manifest"
         )
     folders = _class_folders(manifest.classes) if manifest is not None else []
     for sample_id in ids:

@@ -93,7 +93,7 @@ def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
     }
     for what, (actual, stated) in pairs.items():
         if actual != stated:
-            yield "manifest", f"{what} is {actual}, the manifest states {stated}"
+            yield "manifest", f"{what} is {actual}, but the manifest states {stated}"
     if beton.tables_crc32() != manifest.tables_crc32:
         yield "tables", "header, metadata or allocation table changed since they were written"
 
@@ -113,7 +113,7 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
     labels = beton.labels
     low, high = (0, labels.shape[1] - 1) if labels.ndim == 2 else (labels.min(), labels.max())
     if low < 0 or high >= num_classes:
-        yield "tables", f"labels run from {low} to {high}, expected 0 to {num_classes - 1}"
+        yield "tables", f"labels run from {low} to {high}, but should run from 0 to {num_classes - 1}"
 
 
 def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:
@@ -160,7 +160,7 @@ def _check_jpeg(beton: Beton, sample_id: int) -> tuple[str, bool]:
         header = jpeg.parse(stored)
         indexed = index.read(stored) is not None
         if (header.height, header.width) != (height, width):
-            return f"{header.height} x {header.width} pixels, the metadata table states {height} x {width}", indexed
+            return f"{header.height} x {header.width} pixels, but the metadata table states {height} x {width}", indexed
         jpeg.decode_rgb(stored)
     except JpegError as error:
         return str(error), indexed

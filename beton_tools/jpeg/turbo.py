@@ -46,7 +46,7 @@ def open_library() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(find_library() or "libturbojpeg.so.0")
     except OSError as error:
-        raise UserError(f"cannot load libturbojpeg ({error}). Install it: apt-get install libturbojpeg0") from error
+        raise UserError(f"cannot load libturbojpeg ({error}). Run: apt-get install libturbojpeg0") from error
 
 
 _library = open_library()
@@ -152,7 +152,7 @@ def turn_upright(jpeg: bytes, orientation: int) -> bytes:
             _LIMIT_SCANS,
         )  # fmt: skip
         if failure:
-            raise JpegError(f"libturbojpeg cannot turn it: {_library.tjGetErrorStr2(handle).decode()}")
+            raise JpegError(f"libturbojpeg cannot rotate it: {_library.tjGetErrorStr2(handle).decode()}")
         return ctypes.string_at(out, size.value)
     finally:
         _library.tjFree(out)

@@ -123,7 +123,7 @@ class BetonSet(SampleTable):
         paths = find_betons(data)
         subset = next((path for path in paths if is_subset_file(path)), None)
         if subset is not None:
-            raise UserError(f"{subset}: a subset ({SUBSET}) is read alone. Name no other file beside it")
+            raise UserError(f"{subset}: a subset ({SUBSET}) must be used alone. Name no other file beside it")
         with ThreadPoolExecutor(min(len(paths), usable_cpus(), MOST_THREADS)) as threads:
             opened = list(threads.map(partial(_open_file, labelled=labelled), paths))
         betons, classes = tuple(beton for beton, _ in opened), tuple(of_file for _, of_file in opened)
@@ -161,7 +161,7 @@ class BetonSet(SampleTable):
         subset = read_subset_file(path)
         missing = next((file.path for file in subset.files if not os.path.lexists(file.path)), None)
         if missing is not None:
-            raise UserError(f"{missing}: no such file, and {path} lists samples of it. Put it back")
+            raise UserError(f"{missing}: no such file, but {path} lists samples in it. Put it back")
         whole = cls.open([file.path for file in subset.files])
         subset.refuse_changed(whole.files, path)
         return replace(whole.take(subset.samples), named=str(path))
@@ -330,7 +330,9 @@ def _read_manifest(beton: Beton) -> Manifest | None:
     manifest = Manifest.of_beton(beton.path)
     described = manifest and (manifest.num_samples, manifest.file_size, manifest.tables_crc32)
     if described and described != (beton.num_samples, beton.file_size, beton.tables_crc32()):
-        raise UserError(f"{beton.path}: its manifest is of another file. Write the file again, or delete the manifest")
+        raise UserError(
+            f"{beton.path}: its manifest belongs to another file. Write the file again, or delete the manifest"
+        )
     return manifest
 
 
@@ -341,7 +343,7 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
     limit = min(MAX_CLASSES if manifest is None else manifest.num_classes, MAX_CLASSES)
     if lowest < 0 or highest >= limit:
         raise UserError(
-            f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit - 1}. Write the file again"
+            f"{beton.path}: labels range from {lowest} to {highest}, but should range from 0 to {limit - 1}. Write the file again"
         )
     counts = count_classes(labels)
     if manifest is None:
@@ -365,7 +367,7 @@ def _check_fields(betons: Sequence[Beton]) -> None:
     for beton, own in zip(betons, names, strict=True):
         if beton.fields != betons[0].fields:
             raise UserError(
-                f"{beton.path} has the fields {own}, {betons[0].path} {names[0]}. Give files with the same fields"
+                f"{beton.path} has the fields {own}, but {betons[0].path} has {names[0]}. Give files with the same fields"
             )
 
 
@@ -381,17 +383,18 @@ def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> N
     for beton, own_names in named[1:]:
         if len(own_names) != len(names):
             raise UserError(
-                f"{beton.path} has {len(own_names)} classes, {first.path} {len(names)}. Convert it with --classes-of {first.path}"
+                f"{beton.path} has {len(own_names)} classes, but {first.path} has {len(names)}. "
+                f"Convert it with --classes-of {first.path}"
             )
         label = next((k for k, (a, b) in enumerate(zip(names, own_names, strict=True)) if a != b), None)
         if label is not None:
             raise UserError(
-                f"{beton.path}: class {label} is {own_names[label]}, in {first.path} it is {names[label]}. "
+                f"{beton.path}: class {label} is {own_names[label]}, but in {first.path} it is {names[label]}. "
                 f"Convert it with --classes-of {first.path}"
             )
     for beton, own in zip(betons, classes, strict=True):
         if len(own.counts) > len(names):
             raise UserError(
-                f"{beton.path}: labels reach {len(own.counts) - 1}, {first.path} has {len(names)} classes. Give files with "
+                f"{beton.path}: labels reach {len(own.counts) - 1}, but {first.path} has {len(names)} classes. Give files with "
                 "the same classes"
             )

@@ -197,7 +197,7 @@ class Beton(SampleTable):
             except OSError as error:
                 raise _unreadable(self.path, error) from error
             if count == 0:
-                raise self._changed(f"it ends at byte {offset + done:,}, {self.file_size:,} expected")
+                raise self._changed(f"it ends at byte {offset + done:,} instead of {self.file_size:,}")
             done += count
         return out
 
@@ -316,7 +316,7 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
         fields.append(Field(name, type_id, f"f{i}", _array_of(row["arguments"]) if type_id == ARRAY_TYPE else None))
     names = [f.name for f in fields]
     if sum(f.type_id == IMAGE_TYPE for f in fields) != 1:
-        raise UserError(f"{path}: needs exactly one RGB image field, has {names}")
+        raise UserError(f"{path}: needs exactly one RGB image field, but has {names}")
     require(len(set(names)) == len(names), f"two fields have the same name, in {names}")
     return tuple(fields)
 

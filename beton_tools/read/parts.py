@@ -52,6 +52,6 @@ class Part:
             UserError: There are fewer images than parts.
         """
         if len(order) < self.count:
-            raise UserError(f"--part {self}: there are only {len(order)} images. Use at most as many parts")
+            raise UserError(f"--part {self}: there are only {len(order)} images. Use no more parts than images")
         begin, end = (len(order) * k // self.count for k in (self.number - 1, self.number))
         return order[begin:end]

@@ -64,7 +64,7 @@ class SubsetFile:
         for stored, beton in zip(self.files, betons, strict=True):
             if FileIdentity.of(beton).content != stored.content:
                 raise UserError(
-                    f"{beton.path} has changed since {path} was made of it. Restore the file, or make the subset again"
+                    f"{beton.path} has changed since {path} was made from it. Restore the file, or make the subset again"
                 )
 
 

@@ -276,7 +276,7 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
 
 def no_labels(folder: object, instead: str) -> UserError:
     """Return the error for images that are not labelled by class folders. `instead` says how else to label them."""
-    return UserError(f"{folder}: images without labels. Put them into one folder per class, or {instead}")
+    return UserError(f"{folder}: the images have no labels. Put them into one folder per class, or {instead}")
 
 
 def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def open_source(
     """
     path = source_path(path)
     if class_indices and not (isinstance(path, Path) and path.is_dir()):
-        raise UserError(f"{path}: not a folder. --class-indices is for a folder with a folder per class")
+        raise UserError(f"{path}: not a folder. --class-indices needs a folder with one folder per class")
     if split is not None:
         places = find_split(path, split)
         if places is None:

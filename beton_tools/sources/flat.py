@@ -94,7 +94,7 @@ def _build_truth(
     missing = [name for name in image_names if Path(name).stem not in wnid_of]
     if missing:
         raise UserError(
-            f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}. "
+            f"{file} lacks {len(missing)} of {len(image_names)} images, such as {missing[0]}. "
             "Complete the file, download it again, or remove it"
         )
     if classes is not None and are_positions(wnid_of.values(), classes):
@@ -114,7 +114,7 @@ def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
         ids = [int(line) for line in read(_GROUND_TRUTH).split()]
     if len(ids) != len(stems):
         raise UserError(
-            f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images. Give it all images of the set"
+            f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images. Add the missing images or lines"
         )
     wnids = _synset_wnids(folder, read(_SYNSETS))
     if not all(i in wnids for i in ids):

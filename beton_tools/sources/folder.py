@@ -79,10 +79,12 @@ def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
     label_of: dict[str, int] = {}
     for name in names:
         if not is_number(name) or len(name) > MAX_DIGITS:
-            raise UserError(f"{root}: folder {name!r} is not the number of a class. Omit --class-indices, or remove it")
+            raise UserError(
+                f"{root}: folder {name!r} is not a class number. Omit --class-indices, or remove the folder"
+            )
         label_of[name] = int(name)
     if len(set(label_of.values())) < len(names):
-        raise UserError(f"{root}: two folders are the same number, such as 7 and 007. Rename or remove one")
+        raise UserError(f"{root}: two folders have the same number, such as 7 and 007. Rename or remove one")
     return label_of
 
 

@@ -150,7 +150,7 @@ def open_tables(
         return path_source(tables, classes, single), tables
     columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
-        raise UserError(f"{root}: the image column is named {' and '.join(columns)}. Give files of one data set")
+        raise UserError(f"{root}: the image column is named {' and '.join(columns)}. Give files from one data set")
     labels, final = number_label_sets(root, tables, classes, single) or _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
@@ -375,7 +375,7 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
 
 
 def _wrong_type(path: SourcePath, label: pa.Field) -> UserError:
-    return UserError(f"{path}: {label.name} is of the type {label.type}. Labels must be integers or names")
+    return UserError(f"{path}: {label.name} has the type {label.type}. Labels must be integers or names")
 
 
 def _holds_image(kind: pa.DataType) -> bool:
@@ -408,7 +408,7 @@ def _class_numbers(path: SourcePath, file: pq.ParquetFile, column: str) -> np.nd
         )
     if limits["max"] >= MAX_CLASSES:
         raise UserError(
-            f"{path}: {column} {limits['max']}, expected a number from 0 to {MAX_CLASSES - 1}. Correct the column"
+            f"{path}: {column} {limits['max']} is too large. Expected a number from 0 to {MAX_CLASSES - 1}. Correct the column"
         )
     return values.to_numpy().astype(np.int64)
 

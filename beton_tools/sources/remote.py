@@ -243,14 +243,14 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
         RemoteError: The bytes cannot be read, or the file has changed.
     """
     if not 0 <= end - start <= MAX_RANGE:
-        raise RemoteError(f"{path}: {end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
+        raise RemoteError(f"{path}: {end - start:,} bytes would be read at once, but the limit is {MAX_RANGE:,}")
     if start == end:
         return b""
     data, (size, version) = _request(path, start, end)
     if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
         raise RemoteError(f"{path}: changed after it was indexed. Run the same command again")
     if len(data) != end - start:
-        raise RemoteError(f"{path}: {len(data):,} bytes arrived in the place of {end - start:,}")
+        raise RemoteError(f"{path}: {len(data):,} bytes arrived instead of {end - start:,}")
     return data
 
 
@@ -270,7 +270,7 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
             raise ValueError(_NO_RANGES)
         first, last, size = map(int, numbers.groups())
         if (first, last) != (start, min(end, size) - 1):
-            raise OSError(f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
+            raise OSError(f"bytes {first}-{last} arrived instead of {start}-{end - 1}")
         return last + 1 - first, size
 
     async def read(fs: Any, inside: str) -> tuple[bytes, Stamp]:

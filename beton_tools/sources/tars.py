@@ -326,7 +326,7 @@ def _extension(member: Member) -> str:
 def _sample_label(file: BinaryIO, path: SourcePath, key: str, parts: dict[str, Member]) -> int:
     member = parts.get("cls") or parts.get("json")
     if member is None:
-        raise UserError(f"{path}: sample {key} has no label: add a .cls or .json file to it")
+        raise UserError(f"{path}: sample {key} has no label. Add a .cls or .json file to it")
     in_cls = "cls" in parts
     try:
         if member.size > (_MAX_NUMBER_BYTES if in_cls else _MAX_JSON_BYTES):

@@ -117,7 +117,7 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     how = form if stored is pixels or form == DAMAGED or count_notes({form: 1}) else "resized"
     if max(stored.shape) > MAX_SIDE:
         raise BadImage(
-            f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side. Give --max-resolution"
+            f"{stored.shape[1]} x {stored.shape[0]} pixels, but the limit is {MAX_SIDE} per side. Give --max-resolution"
         )
     is_small = options.write_mode == AUTO and is_lossless and stored.size <= 3 * RAW_PIXELS
     raw = options.write_mode == "raw" or is_small
@@ -276,7 +276,9 @@ def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
     try:
         head = jpeg.parse(stored)
         if (head.height, head.width) != (height, width):
-            raise JpegError(f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}")
+            raise JpegError(
+                f"the JPEG has {head.height} x {head.width} pixels, but the metadata table states {height} x {width}"
+            )
         return jpeg.decode_rgb(stored)
     except JpegError as error:
         raise UserError(f"{table.title}: sample {sample_id}: {error}. Run `beton verify` on the file") from error

@@ -158,7 +158,9 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
         or (manifest.fingerprint, manifest.classes) != (fingerprint, list(classes))
         or manifest.file_size != path.stat().st_size
     ):
-        raise UserError(f"{path} exists already, from other images or options. Delete it or pass --overwrite")
+        raise UserError(
+            f"{path} exists already, made from other images or with other options. Delete it or pass --overwrite"
+        )
     if options.on_error == "fail" and manifest.skipped:
         name, reason = manifest.skipped[0]
         raise UserError(

@@ -174,7 +174,7 @@ class CpuAugment:
 
     def __init__(self, policy: AugmentPolicy, size: int, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+            raise UserError(f"dtype {dtype!r} is not supported. Use one of {', '.join(DTYPES)}")
         self.size, code = size, DTYPES.index(dtype)
         table = normalise_table(policy.mean, policy.std, code)
         self.storage = table.dtype

@@ -113,7 +113,7 @@ def eval_plan(
         UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is empty.
     """
     if not 0 < crop_pct <= 1:
-        raise UserError(f"crop_pct is {crop_pct}: give a number above 0 and at most 1")
+        raise UserError(f"crop_pct is {crop_pct}. Give a number above 0 and at most 1")
     samples, rows, columns = _checked(sample_ids, heights, widths, size)
     plan = np.zeros(len(samples), PLAN_DTYPE)
     plan["sample"] = samples
@@ -127,9 +127,9 @@ def _checked(sample_ids: Any, heights: Any, widths: Any, size: int) -> list[np.n
     arrays = [np.ascontiguousarray(a, np.int64).reshape(-1) for a in (sample_ids, heights, widths)]
     lengths = [len(a) for a in arrays]
     if len(set(lengths)) != 1:
-        raise UserError(f"{lengths} sample ids, heights and widths: pass arrays of one length")
+        raise UserError(f"{lengths} sample ids, heights and widths. Pass arrays of equal length")
     if size < 1 or (lengths[0] and min(a.min() for a in arrays[1:]) < 1):
-        raise UserError("an image or the output has no pixels: heights, widths and size must be 1 or more")
+        raise UserError("an image or the output has no pixels. Heights, widths and size must be 1 or more")
     return arrays
 
 

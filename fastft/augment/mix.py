@@ -51,7 +51,7 @@ class Mixer:
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or max(self.mixup_alpha, self.cutmix_alpha) <= 0:
-            raise UserError("mixup and cutmix are both 0 or one is negative: give an alpha above 0, or no mixer")
+            raise UserError("mixup and cutmix are both 0 or one is negative. Give an alpha above 0, or no mixer")
 
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, epoch: int, step: int, first_position: int
@@ -68,7 +68,7 @@ class Mixer:
         """
         count = len(images_BCHW)
         if first_position % 2 or count % 2:
-            raise UserError(f"{count} images from position {first_position}: mixing needs even micro-batches")
+            raise UserError(f"{count} images from position {first_position}, but mixing needs even micro-batches")
         targets_BK = smoothed_targets(labels_B, self.num_classes, self.label_smoothing)
         begin = 0
         while begin < count:

@@ -135,7 +135,7 @@ class AugmentPolicy:
         _ordered("ratio", self.ratio, math.inf)
         if len(self.mean) != 3 or len(self.std) != 3 or not (max(map(abs, self.mean)) <= 10 and min(self.std) > 0):
             raise UserError(
-                f"mean is {self.mean}, std is {self.std}: give three numbers each, mean within -10 and 10, std above 0"
+                f"mean is {self.mean}, std is {self.std}. Give three numbers each, mean within -10 and 10, std above 0"
             )
         parsed = parse_augment(self.augment)
         slots = getattr(parsed, "count", 0) or CHAIN_DEPTH * getattr(parsed, "width", 0)
@@ -222,7 +222,7 @@ def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
 def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
     named = keys.get("t")
     if named is not None and "inc" in keys:
-        raise UserError(f"augmentation {text!r}: t selects the ops. Remove inc")
+        raise UserError(f"augmentation {text!r}: t already selects the ops. Remove inc")
     weights = dict.fromkeys(INCREASING_OPS if keys.get("inc") else PLAIN_OPS, 1.0)
     if named is not None:
         weights = OP_SETS[named]
@@ -261,14 +261,14 @@ KINDS: dict[str, tuple[dict[str, Bounds | None], Any]] = {
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"{name} is {value!r}: use one of {', '.join(choices)}")
+        raise UserError(f"{name} is {value!r}. Use one of {', '.join(choices)}")
 
 
 def _in_range(name: str, value: float, least: float, greatest: float) -> None:
     if not least <= value <= greatest:
-        raise UserError(f"{name} is {value}: give a number from {least} to {greatest}")
+        raise UserError(f"{name} is {value}. Give a number from {least} to {greatest}")
 
 
 def _ordered(name: str, pair: tuple[float, float], greatest: float) -> None:
     if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= greatest:
-        raise UserError(f"{name} is {pair}: give two numbers, 0 < low <= high <= {greatest:g}")
+        raise UserError(f"{name} is {pair}. Give two numbers, 0 < low <= high <= {greatest:g}")

@@ -81,7 +81,7 @@ def split(options: Options) -> Findings:
     yield Measure(
         key="augment.split", bench="augment", title="Time of one image, by part", unit="CPU microseconds", better="lower",
         about="CPU time per image of a whole loader with one thread. Entropy decoding is the share of libjpeg-turbo's time that "
-        "decoding at a quarter of the size takes. Hand-over is what remains: drawing, order, and passing batches on.",
+        "decoding at a quarter of the size takes. Hand-over is the rest: drawing, order, and passing batches on.",
         cases=cases, setting={"size": SIZE, "images": options.images, "rounds": min(options.rounds, 3)},
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ class OurRecipe:
         ways = ((plan, self.augment.finish, self.out), *simpler)
         spent = np.zeros(len(ways), np.int64)
         if decode_and_augment(jpegs.data, jpegs.ends, regions, ways, *self.memory, self.handle, spent):
-            raise RuntimeError("an image could not be decoded: the figures would mean nothing")
+            raise RuntimeError("an image could not be decoded, so the results would mean nothing")
         return spent / 1e9
 
 

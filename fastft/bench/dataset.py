@@ -159,7 +159,7 @@ def _packaged(root: Path, count: int) -> Images:
         from skimage import data
     except ImportError:
         raise UserError(
-            f"no images to measure on. Give --images DIR, set {SAMPLE_VARIABLE}, or: pip install scikit-image"
+            f"no images to measure on. Give --images DIR, set {SAMPLE_VARIABLE}, or run: pip install scikit-image"
         ) from None
     from PIL import Image
 

@@ -78,7 +78,7 @@ def crops(path: str) -> dict[str, Arm]:
 
     def run() -> int:
         if decode_all(jpegs.data, jpegs.ends, next(regions), pixels, scratch, handle):
-            raise RuntimeError("an image could not be decoded: the figures would mean nothing")
+            raise RuntimeError("an image could not be decoded, so the results would mean nothing")
         return len(jpegs)
 
     return {"decode": run}
@@ -106,7 +106,7 @@ def crop_limit(path: str) -> dict[str, Arm]:
     def run() -> dict[str, float]:
         began = time.process_time()
         if decompress_all(jpegs.data, jpegs.ends, jpegs.heights, jpegs.widths, pixels, handle):
-            raise RuntimeError("an image could not be decoded: the limit would mean nothing")
+            raise RuntimeError("an image could not be decoded, so the limit would mean nothing")
         seconds = share * (time.process_time() - began)
         return {"count": len(jpegs), "cpu": seconds, "wall": seconds}
 

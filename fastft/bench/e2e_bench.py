@@ -61,7 +61,7 @@ def training(options: Options) -> Findings:
     trials = rounds.trials["fastft"]["pass"]
     timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
     if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
-        head = "End to end on this machine, evaluation and checkpoint left out"
+        head = "End to end on this machine, without evaluation and checkpoint"
         yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
 
 

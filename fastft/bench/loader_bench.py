@@ -167,7 +167,8 @@ def start(options: Options) -> Findings:
     about = "The whole recipe (stock FFCV: crop and flip), in a new process. "
     for key, figure, title, unit, what in (
         ("loader.first", "seconds", "First batch", "s", "From a started Python to the first batch, imports included."),
-        ("loader.memory", "memory_mb", "Peak memory", "MB", "Memory of all processes of a loader that the system cannot drop."),
+        ("loader.memory", "memory_mb", "Peak memory", "MB", "Memory that the system cannot drop, over all "
+            "processes of a loader."),
     ):  # fmt: skip
         yield Measure(
             key=key, bench="loader", title=title, unit=unit, about=about + what, better="lower", setting=given,
@@ -205,7 +206,7 @@ def open_long(options: Options) -> Findings:
 def order(options: Options) -> Findings:
     """Measure what the disk is asked for in an epoch over a file three times as large as the memory."""
     if not limited.is_available():
-        yield "loader.order was left out: it limits memory by control groups of version 1, which only root may make."
+        yield "loader.order was left out. It limits memory with control groups of version 1, which only root can create."
         return
     file_bytes, batch = (4_000_000, 4) if options.quick else (ORDER_BYTES, ORDER_BATCH)
     path = options.workspace.repeated(file_bytes, page_size=1 << 20)

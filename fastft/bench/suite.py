@@ -98,7 +98,7 @@ def planned(name: str) -> list[Planned]:
         )
     here = [plan for plan in found if torch.cuda.is_available() or not plan.needs_gpu]
     if not here:
-        raise UserError(f"{name} is measured on a GPU, and there is none")
+        raise UserError(f"{name} needs a GPU, and this machine has none")
     return here
 
 
@@ -117,7 +117,7 @@ def extended(old: Result, new: Result) -> Result:
     """
     for what in ("fastft", "commit", "changed", "quick", "machine", "images"):
         if getattr(old, what) != getattr(new, what):
-            raise UserError(f"--add: the result is of another {what}. Measure everything again, or leave --add out")
+            raise UserError(f"--add: the result is from another {what}. Measure everything again, or leave --add out")
     old.sessions += new.sessions
     return old
 
@@ -134,13 +134,13 @@ def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
 
 def _notes(quick: bool) -> list[str]:
     notes = [
-        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: as they are, without loss.",
+        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
         "The images are in the page cache unless a measure says otherwise.",
         "Each contender has a process of its own on the same cores. Rounds alternate between contenders, and the first is not "
         "counted.",
         "Images per CPU second count the CPU time of all threads and workers of a contender.",
     ]
-    return [*notes, "This was a quick run: its figures mean nothing."] if quick else notes
+    return [*notes, "This was a quick run. Its results mean nothing."] if quick else notes
 
 
 @dataclass

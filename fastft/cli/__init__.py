@@ -52,7 +52,10 @@ class Command(Protocol):
 SECONDS_TO_REPORT = 15
 # (module in this package, or class in one; help). Only the module of the command that runs is imported.
 CONVERT_KINDS = {
-    "folder": ("cmd_convert.Folder", "write one labelled set, a folder per class, to one .beton file"),
+    "folder": (
+        "cmd_convert.Folder",
+        "write a labelled set, such as a folder with one folder per class, to a .beton file",
+    ),
     "imagenet": ("cmd_convert.Imagenet", "write ImageNet, in any of its common layouts, to train.beton and val.beton"),
 }
 COMMANDS = {
@@ -61,17 +64,35 @@ COMMANDS = {
     "options": ("cmd_recipes.Options", "list every recipe option: meaning, default, limits, value in the paper's runs"),
     "explain": ("cmd_explain", "show what a recipe will do and cost, without data, weights or GPU"),
     "preview": ("cmd_preview", "draw what the model will see: originals, crops, results and the ops between"),
-    "cost": ("cmd_cost", "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"),
-    "sweep": ("cmd_sweep", "train or resume the rows of a paper table, with the paper's figures beside ours"),
-    "eval": ("cmd_eval", "accuracy, metrics per class and calibration of a checkpoint on .beton files"),
+    "cost": (
+        "cmd_cost",
+        "predict GPU-hours and money for recipes or whole sweeps, modelled from FLOPs and memory traffic",
+    ),
+    "sweep": ("cmd_sweep", "train or resume the rows of a paper table, or a grid of options, and compare them"),
+    "eval": ("cmd_eval", "evaluate a checkpoint on .beton files: accuracy, metrics per class, calibration"),
     "predict": ("cmd_predict", "label image files with a checkpoint, or write their embeddings"),
-    "zeroshot": ("cmd_zeroshot", "evaluate CLIP's zero-shot classifier, and write it as a head to start training from"),
-    "average": ("cmd_average", "average weights: between start and end of a run (WiSE-FT), or of several runs (soups)"),
-    "export": ("cmd_export", "write a checkpoint for another library, checked by loading it there, with a model card"),
-    "demo": ("cmd_demo", "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"),
-    "report": ("cmd_report", "one HTML page of a run or of benchmark results, or one that compares several"),
-    "bench": ("cmd_bench", "speed on this machine beside FFCV, timm and DALI, as JSON and a table"),
-    "doctor": ("cmd_doctor", "is this machine ready: libraries, GPU, memory, disk (exit code 1 if it is not)"),
+    "zeroshot": (
+        "cmd_zeroshot",
+        "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from",
+    ),
+    "average": (
+        "cmd_average",
+        "average the weights at the start and end of a run (WiSE-FT), or of several runs (soups)",
+    ),
+    "export": (
+        "cmd_export",
+        "write a checkpoint for another library, check it by loading it there, and add a model card",
+    ),
+    "demo": (
+        "cmd_demo",
+        "download photographs, fine-tune a model on them and draw its predictions, in minutes on a CPU",
+    ),
+    "report": ("cmd_report", "write an HTML page about a run or benchmark results, or one that compares several"),
+    "bench": ("cmd_bench", "measure the speed on this machine beside FFCV, timm and DALI, as JSON and a table"),
+    "doctor": (
+        "cmd_doctor",
+        "check whether this machine is ready: libraries, GPU, memory, disk (exit code 1 if it is not)",
+    ),
 }
 
 

@@ -143,7 +143,7 @@ def recipe_reference(text: str) -> str:
             f"give a recipe, such as photos, before options. Did you mean --{_SHORT.get(option, option)}?"
         )
     if is_elsewhere(text) and torchrun.rank() == 0:
-        say(f"there is no {text} here: the one that comes with fastft is used")
+        say(f"there is no {text} in this folder, so the one that comes with fastft is used")
     return text
 
 
@@ -212,13 +212,13 @@ SHARED: dict[str, dict[str, Any]] = {
     "device": {"choices": DEVICES, "default": AUTO},
     "logit-adjustment": {
         "action": "store_true",
-        "help": "correct the logits for unequal class sizes in the training file: lower balanced error",
+        "help": "correct the logits for unequal class sizes in the training file, which raises balanced accuracy",
     },
     "no-temperature": {
         "action": "store_true",
-        "help": "do not divide logits by the temperature that was fitted on held-out images: the plain softmax",
+        "help": "use the plain softmax: do not divide logits by the temperature that was fitted on held-out images",
     },
-    "overwrite": {"action": "store_true", "help": "replace files of the same names"},
+    "overwrite": {"action": "store_true", "help": "replace existing files"},
     "only-present-classes": {
         "action": "store_true",
         "help": "rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",

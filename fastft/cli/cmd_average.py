@@ -28,14 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run directories or checkpoints. 'start' is the initial weights of the run after it, rebuilt from its recipe"
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help=models)
-    alphas = "with two models: shares of the second to try, separated by commas (default 0,0.1,...,1)"
+    alphas = "with two models: weights of the second model to try, separated by commas (default 0,0.1,...,1)"
     parser.add_argument("--alpha", type=alpha_list, metavar="A,B,...", help=alphas)
-    soup = "with several models: the mean of all, or of those that do not make it worse, the best first"
+    soup = (
+        "with several models. uniform: the mean of all. greedy: starting from the best, "
+        "add each model that does not make it worse"
+    )
     parser.add_argument("--soup", choices=SOUPS, help=soup)
-    data = "the first chooses among averages (default: the recipe's validation file). The average is only evaluated on the others"
+    data = "validation file that chooses the average (default: the recipe's). Further files only evaluate it"
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     add_shared(parser, "only-present-classes")
-    out = "a new folder for the average, which eval, predict and export take, with the figures"
+    out = "a new folder for the average and its accuracies. eval, predict and export accept it"
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
     add_shared(parser, "weights", "device", "json")
 

@@ -50,9 +50,7 @@ class Folder:
         parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
         labels = "number the classes as in this file. Give the training file when converting the validation set"
         parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
-        indices = (
-            "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
-        )
+        indices = "use the folders' names as labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
         parser.add_argument("--class-indices", action="store_true", help=indices)
         single = 'read a label cell such as "cat;dog" as the name of one class (default: as several labels)'
         parser.add_argument("--single-label", action="store_true", help=single)
@@ -86,12 +84,12 @@ class Imagenet:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        data = "folder with the data set. For tars and parquet files also a URL (s3://, gs://, hf://)"
+        data = "folder with the data set, or for tars and parquet files a URL (s3://, gs://, hf://)"
         parser.add_argument("--data", required=True, metavar="DIR", help=data)
         out = "folder for train.beton and val.beton"
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
         _add_options(parser)
-        parser.add_argument_group("layouts that are found below --data", LAYOUTS)
+        parser.add_argument_group("--data may have one of these layouts", LAYOUTS)
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
@@ -113,27 +111,31 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images, file = parser.add_argument_group("images"), parser.add_argument_group("file")
     number(images, "max_resolution", "PX",
            "shrink images whose longer side has more pixels, {} (default: keep every size)")  # fmt: skip
-    quality = f"of re-encoded images, {{}} (default: {QUALITY}, for PNG and other lossless files {LOSSLESS_QUALITY})"
+    quality = (
+        f"quality of re-encoded images, {{}} (default: {QUALITY}, for PNG and other lossless files {LOSSLESS_QUALITY})"
+    )
     number(images, "quality", "Q", quality)
-    chroma = f"of re-encoded images (default: {SUBSAMPLING}, for lossless files {LOSSLESS_SUBSAMPLING})"
+    chroma = (
+        f"chroma subsampling of re-encoded images (default: {SUBSAMPLING}, for lossless files {LOSSLESS_SUBSAMPLING})"
+    )
     images.add_argument("--subsampling", choices=SUBSAMPLINGS, help=chroma)
-    background = "colour under transparent pixels, a name or '#rrggbb' (default: white)"
+    background = "colour that replaces transparency: a name or '#rrggbb' (default: white)"
     images.add_argument("--background", metavar="COLOUR", default=default.background, help=background)
     reencode = "re-encode every image, as FFCV does (default: JPEGs that fit keep their coefficients, bit for bit)"
     images.add_argument("--reencode", action="store_true", help=reencode)
     mode = (
-        "store JPEGs, or raw pixels, which are ten times as large and need no decoding (default: auto, raw pixels of files "
-        "without loss of at most 128 x 128 pixels, otherwise JPEGs)"
+        "store JPEGs, or raw pixels, which are ten times as large and need no decoding (default: auto, which stores raw "
+        "pixels for lossless files up to 128 x 128 pixels, and otherwise JPEGs)"
     )
     images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
     error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
-    number(file, "subset_per_class", "N", "only N images of each class, {}, drawn by the seed")
+    number(file, "subset_per_class", "N", "keep only N images of each class, {}, drawn by the seed")
     number(file, "shuffle_seed", "SEED", "write in this seeded order, {} (default: sorted by class and name)")
     part = "write only this part of the images (3/16 goes to FILE-03-of-16.beton). Classes and order are as in the whole set"
     file.add_argument("--part", metavar="K/N", help=part)
-    number(file, "workers", "N", "processes that encode, {} (default: one for every usable CPU)")
-    overwrite = "replace a file that was made of other images or options"
+    number(file, "workers", "N", "number of processes that encode, {} (default: one for every usable CPU)")
+    overwrite = "replace a file that was made from other images or with other options"
     file.add_argument("--overwrite", action="store_true", help=overwrite)
 
 

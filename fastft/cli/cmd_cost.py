@@ -17,22 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = f"{RECIPE}, or tables, whose rows are priced and summed"
     add("files", metavar="RECIPE|TABLE", type=recipe_reference, nargs="+", help=files)
     add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (default: V100, A100 and H100. An unknown name lists all)")
-    add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
+    add("--gpus", type=positive(int), default=8, metavar="N", help="number of GPUs (default 8)")
     add_shared(parser, "price")
-    add("--mfu", type=share, help="MFU of your own, beside the modelled ones: 0.45 or 45%%")
+    add("--mfu", type=share, help="also show the cost at this MFU, such as 0.45 or 45%%")
     measured = (
-        "images/s that fastft bench measured, in the place of assumptions: the step on this GPU, the loader per core"
+        "results of fastft bench, whose images/s replace assumptions: for the step on "
+        "this GPU, and for the loader per core"
     )
     add("--measured", type=Path, metavar="BENCH.json", help=measured)
     add("--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU")
-    val_images = "images per evaluation (default: 50,000 for ImageNet, as large a share of other data)"
+    val_images = "images per evaluation (default: 50,000 for ImageNet, and the same fraction for other data)"
     add("--val-images", type=positive(int), metavar="N", help=val_images)
     add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.gpu is None and (args.price is not None or args.measured is not None):
-        raise UserError("--price and --measured are about one kind of GPU. Add --gpu, for example --gpu v100")
+        raise UserError("--price and --measured apply to one kind of GPU. Add --gpu, for example --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
     from fastft.cost.price import CostQuery, Prices, price_recipes

@@ -11,7 +11,9 @@ TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="training file, compared with the memory")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE.beton", help="training file, to compare its size with the memory"
+    )
     add_shared(parser, "json")
 
 

@@ -26,7 +26,7 @@ SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    data = "default: the recipe's validation file. Give it several times for a table of several files"
+    data = "file to evaluate on (default: the recipe's validation file). Repeat the option for a table of several files"
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table")
     add_shared(parser, "logit-adjustment", "only-present-classes")

@@ -25,10 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The report has a table"
     )
     parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
-    parser.add_argument("--flip-average", action="store_true", help="average with the mirror image, in twice the time")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
-    parser.add_argument("--json", action="store_true", help="print a JSON object per image, each on its line")
-    features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
+    parser.add_argument(
+        "--flip-average",
+        action="store_true",
+        help="average the predictions for each image and its mirror image, which takes twice as long",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV table instead of printing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, for each image")
+    features = "write the embeddings that the head receives instead of classes: features (N, D), labels, files, classes"
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
     add_shared(parser, "logit-adjustment", "no-temperature", "device", "overwrite")
 

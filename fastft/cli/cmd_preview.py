@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
-    parser.add_argument("--count", type=positive(int), default=12, help="images (default 12)")
+    parser.add_argument("--count", type=positive(int), default=12, help="number of images (default 12)")
     add_shared(parser, "overwrite")
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_epoch(recipe: Recipe, epoch: int) -> None:
     if epoch >= recipe.epochs:
-        raise UserError(f"there is no epoch {epoch}: the recipe has {recipe.epochs}, counted from 0")
+        raise UserError(f"there is no epoch {epoch}. The recipe has {recipe.epochs}, counted from 0")
 
 
 def _for_images(recipe: Recipe) -> Recipe:

@@ -19,12 +19,12 @@ COMPARED = "comparison.html"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    what = "run directories, or results of fastft bench: a page of one, or one that compares several"
+    what = "run directories, or result files of fastft bench. With several, the page compares them"
     add("paths", metavar="RUN|BENCH.json", type=Path, nargs="+", help=what)
     where = f"default: report.html in the run directory, NAME.html for results, {COMPARED} beside the first of several"
     add("--out", type=Path, metavar="FILE", help=where)
     add_shared(parser, "price")
-    mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
+    mistakes = "show the validation images with the worst predictions (auto: with a GPU, or if there are few images)"
     add("--mistakes", choices=(AUTO, "always", "never"), default=AUTO, help=mistakes)
     add_shared(parser, "weights", "overwrite")
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give run directories, or JSON files of fastft bench, not both")
     for name in ("mistakes", "weights"):
         if getattr(args, name) != AUTO:
-            raise UserError(f"--{name} is for the page of one run. Leave it out, or give one run directory")
+            raise UserError(f"--{name} needs a page about one run. Leave it out, or give one run directory")
     print_printable(
         str(write_comparison(args.paths, args.out or args.paths[0].absolute().parent / COMPARED, args.price))
     )
@@ -61,7 +61,7 @@ def write_results_page(args: argparse.Namespace) -> Path:
     from fastft.report.bench_report import write_bench_page
 
     if args.price is not None or args.mistakes != AUTO or args.weights != AUTO:
-        raise UserError("--price, --mistakes and --weights are about runs. Leave them out for benchmark results")
+        raise UserError("--price, --mistakes and --weights apply to runs. Leave them out for benchmark results")
     first = args.paths[0]
     out = args.out or (first.with_suffix(".html") if len(args.paths) == 1 else first.with_name(COMPARED))
     check_writable(out)

@@ -18,11 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_recipe(parser)
     add("--data", metavar="FILE.beton", type=Path, help="images and classes (default: the recipe's validation file)")
-    names = (
-        "a class name on each line, by label (default: open_clip's for ImageNet, otherwise the names of the folders)"
-    )
+    names = "file with a class name on each line, by label (default: open_clip's names for ImageNet, otherwise the folder names)"
     add("--names", metavar="FILE", type=Path, help=names)
-    texts = "the texts around a name: 80 of OpenAI (the default), 7 of them, or a file with a line such as 'a photo of a {}.'"
+    texts = "the texts around a name: OpenAI's 80 (the default), 7 of these, or a file with lines such as 'a photo of a {}.'"
     add("--templates", default="openai", metavar="openai|simple|FILE", help=texts)
     add("--out", metavar="HEAD.safetensors", type=Path, help="write the head, for --model.head")
     add_shared(parser, "only-present-classes", "device", "json", "overwrite")

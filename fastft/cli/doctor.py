@@ -70,7 +70,7 @@ def check_gpu(f: Facts) -> Result:
         return OK, ", ".join(f"{n} x {name}" for name, n in counted.items()), ""
     if f.nvidia_smi and f.torch_cuda is None:
         fix = _install(f, f"--force-reinstall torch torchvision {CU126}")
-        return FAIL, f"{f.nvidia_smi}, but torch is built for the CPU only", fix
+        return FAIL, f"{f.nvidia_smi}, but torch was built for CPUs only", fix
     if f.nvidia_smi:
         fix = "nvidia-smi. Update the driver for torch's CUDA"
         return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
@@ -184,7 +184,7 @@ def check_pixels(f: Facts) -> Result | None:
     None if they were not compared because a library is missing.
     """
     if f.pixels_error is not None and UNFINISHED in f.pixels_error:  # a 40 s check
-        return WARN, f.pixels_error, "run fastft doctor again when the machine has less to do"
+        return WARN, f.pixels_error, "run fastft doctor again when the machine is less busy"
     if f.pixels_error is not None:
         fix = "make setup PYTHON=python3.11, and report this with the versions of Python and Numba"
         return FAIL, f.pixels_error, fix

@@ -185,17 +185,17 @@ def _money(e: EstimateRow | Sum) -> list[str]:
 # fastft recipes, doctor -----------------------------------------------------------------------------------------
 
 RECIPE_NAMES = (
-    "final: the paper's schedule. The same schedule, stopped: frugal where the EMA is best in the paper's log, quick and brief "
-    "earlier (B/16: 0.2 and 0.5 points less). fitted: short, from a fitted head. probe: only a linear head, on a frozen tower. "
-    "_half: the lower half of the blocks frozen.",
+    "final trains the paper's whole schedule. frugal stops it where the EMA is best in the paper's log, and quick and brief stop "
+    "earlier (for B/16, with 0.2 and 0.5 points less). fitted is short and starts from a fitted head. probe fits only a linear "
+    "head on a frozen tower. _half freezes the lower half of the blocks.",
     "Start with photos for your own photographs. For ImageNet, start with frugal_b16_half, or with "
     "frugal_b16, whose accuracy is in a log.",
-    "Hours are GPU-hours, modelled on eight GPUs and never run: the lower figure if the step is as fast as "
-    f"{TUNED.what}, the higher one if it is as slow as {VITS.what}. fastft cost NAME --gpu GPU has the details, "
+    "Hours are GPU-hours on eight GPUs. They are modelled, not measured: the lower value if the step is as fast as "
+    f"{TUNED.what}, the higher one if it is as slow as {VITS.what}. fastft cost NAME shows the details, and "
     "fastft explain NAME the source of the top-1.",
-    "More accuracy for the same hours: CLIP weights that were fine-tuned on ImageNet-12k before, with these schedules: the table "
-    "'starts', such as 'starts[half frozen, laion2b, 12k]'.",
-    "Tables train as fastft sweep NAME, one row as fastft train 'NAME[ROW]'.",
+    "CLIP weights that were fine-tuned on ImageNet-12k before reach a higher accuracy in the same hours. The table 'starts' has "
+    "them, with these schedules, such as 'starts[half frozen, laion2b, 12k]'.",
+    "Train a whole table with fastft sweep NAME, or one row with fastft train 'NAME[ROW]'.",
 )
 
 

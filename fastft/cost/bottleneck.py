@@ -20,7 +20,7 @@ ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
     "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels (--write-mode raw)",
     "augment": "If the CPU augments, give the process more cores. If the GPU does, use a cheaper augmentation",
-    "copy": "Set --train.micro_batch larger, for fewer copies",
+    "copy": "A larger --train.micro_batch needs fewer copies",
     "compute": "This is the expected bottleneck. On a GPU --train.step=measure or a larger --train.micro_batch may help",
     "optimizer": "The update is limited by memory bandwidth. Train fewer layers with --model.trainable_layers",
     "ema": "The update is limited by memory bandwidth. A larger --optim.batch_size needs fewer updates",

@@ -42,7 +42,7 @@ class Measured:
         """
         if result.quick:
             raise UserError(
-                f"{name} comes from a quick run, whose figures mean nothing. Run fastft bench without --quick"
+                f"{name} comes from a quick run, whose results mean nothing. Run fastft bench without --quick"
             )
         to_gpu, crop, evaluation = (_rate(result, key) for key in (LOADER_TO_GPU, LOADER, EVALUATION))
         loader = to_gpu / result.machine.cores if to_gpu is not None else crop
@@ -52,7 +52,7 @@ class Measured:
             and evaluation is None
             and not any(result.measure(key) for key in (STEP, FROZEN_STEP, END_TO_END))
         ):
-            raise UserError(f"{name} has no figure that costs depend on. Run fastft bench all")
+            raise UserError(f"{name} has no measure that costs depend on. Run fastft bench all")
         return measured
 
     @property
@@ -78,7 +78,8 @@ class Measured:
         value = rate * recipe_flops(recipe, arch).train / gpu.peak_flops
         if value > 1:
             raise UserError(
-                f"{self.name}: {rate:,.0f} images/s of {recipe.name} are {value:.0%} of the peak of {gpu.name}. Measure again"
+                f"{self.name}: {rate:,.0f} images/s of {recipe.name} would be {value:.0%} of "
+                f"the peak of {gpu.name}. Measure again"
             )
         bench = "step" if whole is None else "e2e"
         return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench {bench}, {self.name}")
@@ -87,13 +88,13 @@ class Measured:
         """Say why a recipe's step is modelled although a result was given."""
         where = self.result.machine.gpu
         if where is None:
-            yield f"{self.name} was measured without a GPU: the speed of the step is modelled"
+            yield f"{self.name} was measured without a GPU, so the speed of the step is modelled"
         elif self.gpu != gpu:
-            yield f"{self.name} was measured on {where}, not on {gpu.name}: its training step is not used"
+            yield f"{self.name} was measured on {where}, not on {gpu.name}, so its training step is not used"
         else:
             for recipe in recipes:
                 if self.mfu(recipe, gpu) is None:
-                    yield f"{self.name} has no training step of {recipe.name}'s model and size: its speed is modelled"
+                    yield f"{self.name} has no training step for {recipe.name}'s model and size, so its speed is modelled"
 
 
 def step_rate(result: Result, recipe: Recipe, arch: TowerArch) -> float | None:

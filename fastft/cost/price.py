@@ -27,14 +27,14 @@ MACHINE_GPUS = 8  # in a usual cloud machine
 # Images/s per core if the GPU augments, and per core for whole images in evaluation (measured 2026-11-26 on ImageNet
 # with its longest side at 500 px, at 224 px).
 IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
-LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
+LOADER_LIMITS = "* GPUs wait for the loader. Give it more cores, or convert to a smaller max resolution"
 
 
 # time outside the training steps -----------------------------------------------------------------------------------------
 
 SOURCES = {
-    "loader_rate": "training images/s that the loader makes per GPU",
-    "eval_loader_rate": "validation images/s that the loader makes per GPU",
+    "loader_rate": "training images/s that the loader delivers per GPU",
+    "eval_loader_rate": "validation images/s that the loader delivers per GPU",
     "pass_start_seconds": "start of one pass over the validation images, in seconds",
     "start_seconds": "process start, JIT compilation, weights, first batch, in seconds",
 }

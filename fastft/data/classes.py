@@ -35,7 +35,7 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
     """
     if len(classes) > len(expected):
         raise UserError(
-            f"{path} has {len(classes)} classes, the model {len(expected)}. Give a file with the model's classes"
+            f"{path} has {len(classes)} classes, but the model has {len(expected)}. Give a file with the model's classes"
         )
     made_up = all(_is_placeholder(name, label) for label, name in enumerate(classes))
     names = set(expected)
@@ -46,7 +46,8 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
             continue
         if have in names or not (made_up or _is_placeholder(want, label)):
             raise UserError(
-                f"{path}: class {label} is {have or 'missing'}, the model's is {want}. Give a file with the model's classes in "
+                f"{path}: class {label} is {have or 'missing'}, but in the model it is {want}. "
+                "Give a file with the model's classes in "
                 "its order, as `fastft convert folder --classes-of TRAIN.beton` numbers them"
             )
 
@@ -74,13 +75,17 @@ def training_shares(class_counts: Sequence[int], sampling: str = NONE) -> np.nda
 def refuse_other_labels(betons: BetonSet, recipe: Recipe) -> None:
     if (betons.label_sets is not None) != recipe.data.multi_label:
         theirs, own = ("one label", "several") if recipe.data.multi_label else ("several labels", "one")
-        raise UserError(f"{betons.title} has {theirs} per image, the model was trained with {own}. Give another file")
+        raise UserError(
+            f"{betons.title} has {theirs} per image, but the model was trained with {own}. Give another file"
+        )
 
 
 def refuse_multi_label(recipe: Recipe, what: str) -> None:
     """Raise UserError if `what`, which is defined only for one label per image, is used with multi-label images."""
     if recipe.data.multi_label:
-        raise UserError(f"{what} is for one label per image, and {recipe.name} was trained with several. Leave it out")
+        raise UserError(
+            f"{what} works with one label per image, but {recipe.name} was trained with several. Leave it out"
+        )
 
 
 def _is_placeholder(name: str, label: int) -> bool:

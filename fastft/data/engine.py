@@ -62,7 +62,9 @@ class Pass(Thread):
         The previous batch may be overwritten, because all work that uses it is queued by now.
         """
         if self.closed:
-            raise RuntimeError("this pass over the data is closed: a later pass started, or its loader was closed")
+            raise RuntimeError(
+                "this pass over the data is closed, because a later pass started or its loader was closed"
+            )
         stream = torch.cuda.current_stream(self.engine.stage.device) if self.engine.streams else None
         taken, self._taken = self._taken, None
         if taken is not None:

@@ -67,7 +67,7 @@ class _BetonLoader:
         least_one = {"size": size, "batch": batch, "workers": workers, "batches_ahead": batches_ahead}
         for name, value in least_one.items():
             if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-                raise UserError(f"{name} is {value}: give a whole number, 1 or more")
+                raise UserError(f"{name} is {value}. Give a whole number, 1 or more")
         _check_device(self.output.device)
         self.policy = AugmentPolicy(policy) if isinstance(policy, str) else policy
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
@@ -125,7 +125,7 @@ class _BetonLoader:
         state = "closed" if self.closed else f"{batches:,} batches of {self.batch}"
         size, device = self.output.size, torch.device(self.output.device)
         return (
-            f"<{type(self).__name__} {self.betons.title}: {images}, {classes}; {state} at {size} px on {device}{more}>"
+            f"<{type(self).__name__} {self.betons.title}: {images}, {classes}, {state} at {size} px on {device}{more}>"
         )
 
     def __enter__(self) -> Any:
@@ -201,7 +201,7 @@ class TrainLoader(_BetonLoader):
 
     def __repr__(self) -> str:
         return self._describe(
-            self.num_samples, len(self), f"; augmentation {self.policy.augment}; next epoch {self._next[0]}"
+            self.num_samples, len(self), f", augmentation {self.policy.augment}, next epoch {self._next[0]}"
         )
 
     def resize(self, size: int, micro_batch: int) -> None:
@@ -304,7 +304,9 @@ class TrainLoader(_BetonLoader):
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
         for name in ("seed", "num_samples", "batch_size", "order", *layout):
             if state[name] != own[name]:
-                raise UserError(f"the loader's state was saved with {name} {state[name]}, this loader has {own[name]}")
+                raise UserError(
+                    f"the loader's state was saved with {name} {state[name]}, but this loader has {own[name]}"
+                )
         done = state["step"] * self._per_step + state["micro_batch_of_step"]
         self._next = self._position = (state["epoch"], done)
 
@@ -385,7 +387,7 @@ def _check_device(device: torch.device | str) -> None:
         if known.type not in ("cpu", "cuda"):
             raise TypeError
     except (RuntimeError, TypeError):
-        raise UserError(f"device is {device}: give cpu or cuda") from None
+        raise UserError(f"device is {device}. Give cpu or cuda") from None
     if known.type == "cuda" and (known.index or 0) >= (gpus := torch.cuda.device_count()):
         raise UserError(f"device is {device}, but torch finds {gpus or 'no'} GPUs. Run 'nvidia-smi', or give another")
 

@@ -57,7 +57,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise UserError(
-                f"rank {self.rank} with world size {self.world_size}: give a rank from 0 to the world size minus 1"
+                f"rank {self.rank} with world size {self.world_size}. Give a rank from 0 to the world size minus 1"
             )
 
 
@@ -81,7 +81,7 @@ class BatchLayout:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"batch size is {self.batch_size}: it must be 1 or more")
+            raise UserError(f"batch size is {self.batch_size}. It must be 1 or more")
         at_once = self.shard.world_size * self.micro_batch
         if at_once < 1 or self.batch_size % at_once:
             raise UserError(
@@ -105,7 +105,7 @@ class BatchLayout:
             UserError: the epoch has no step `start_step`.
         """
         if not 0 <= start_step <= self.steps:
-            raise UserError(f"cannot start at step {start_step}: an epoch has {self.steps} steps")
+            raise UserError(f"cannot start at step {start_step}. An epoch has {self.steps} steps")
         whole_steps = order[: self.steps * self.batch_size]
         by_rank = whole_steps.reshape(self.steps, self.shard.world_size, self.rank_batch)
         return by_rank[start_step:, self.shard.rank].reshape(-1)
@@ -338,13 +338,15 @@ class SampleOrder:
             subset: int64 (n,), ids of the samples to use; None uses all.
         """
         if order not in ORDERS:
-            raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
+            raise UserError(f"order is {order!r}. Give one of {', '.join(ORDERS)}")
         if sampling not in REBALANCING:
-            raise UserError(f"sampling is {sampling!r}: give one of {', '.join(REBALANCING)}")
+            raise UserError(f"sampling is {sampling!r}. Give one of {', '.join(REBALANCING)}")
         if sampling != NONE and betons.label_sets is not None:
-            raise UserError(f"sampling is {sampling!r}: images with several labels have no single class. Give {NONE!r}")
+            raise UserError(
+                f"sampling is {sampling!r}, but images with several labels have no single class. Give {NONE!r}"
+            )
         if block_mib < 1:
-            raise UserError(f"block_mib is {block_mib}: give 1 or more")
+            raise UserError(f"block_mib is {block_mib}. Give 1 or more")
         self.betons, self.subset, self.seed, self.block_mib = betons, subset, seed, block_mib
         self.num_samples = len(betons) if subset is None else len(subset)
         self.pages = Pages.of(betons) if order == BLOCKS else None
@@ -391,16 +393,16 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
     available = memory_bytes()[1]
     notes = []
     if missing := betons.missing_parts:
-        notes.append(f"{betons.title}: parts {missing} of the conversion are not among the files")
+        notes.append(f"{betons.title}: parts {missing} of the conversion are missing among the files")
     if fits_page_cache(betons.file_size, available):
         return notes
     size, free = format_bytes(betons.file_size), format_bytes(available)
     too_large = f"{betons.title}: {size} do not fit the page cache ({free} available)"
     blocks = BLOCKS_IN_MEMORY * block_mib * MIB
     if order != BLOCKS:
-        notes.append(f"{too_large}: every epoch reads images from the disk. data.order=blocks reads each page once")
+        notes.append(f"{too_large}, so every epoch reads images from the disk. data.order=blocks reads each page once")
     elif not fits_page_cache(blocks, available):
-        notes.append(f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB: reduce data.block_mib")
+        notes.append(f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB. Reduce data.block_mib")
     else:
-        notes.append(f"{too_large}: every epoch reads each page once (data.order=blocks)")
+        notes.append(f"{too_large}, so every epoch reads each page once (data.order=blocks)")
     return notes

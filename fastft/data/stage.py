@@ -297,7 +297,7 @@ def new_stage(
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)
     if not has_numba_cuda():
-        raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
+        raise UserError("augmentation on a GPU needs numba-cuda. Run: pip install 'fastft[cuda12]'")
     check_shrink(betons, device, size)
     try:
         from fastft.augment.cuda import CudaAugment

@@ -91,7 +91,7 @@ def evaluate_files(
     """
     if csv is not None:
         if len(files) > 1:
-            raise UserError("--csv is a table of one file. Give one --data, or omit --csv")
+            raise UserError("--csv writes the predictions for one file. Give one --data, or omit --csv")
         check_output(csv, [".csv"], overwrite)
     world = find_world(device)
     with connected(world):

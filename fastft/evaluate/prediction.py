@@ -124,7 +124,7 @@ class Predictor:
         self.classes = self.trained.outputs
         self.min_probability, self.flip_average = min_probability, flip_average
         if min_probability and self.trained.recipe.data.multi_label:
-            raise UserError("each label of this model has a threshold of its own. Leave --min-probability out")
+            raise UserError("each label of this model has its own threshold. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:
             raise UserError("this model was trained without horizontal flips. Leave --flip-average out")
 
@@ -145,7 +145,7 @@ class Predictor:
         multi_label, thresholds_K = self.trained.recipe.data.multi_label, torch.tensor(self.trained.thresholds)
         topk = topk if topk is not None else len(self.classes) if multi_label else TOPK
         if topk < 1:
-            raise UserError(f"topk is {topk}: give 1 or more")
+            raise UserError(f"topk is {topk}. Give 1 or more")
         given = as_several(images)
         for image, read, logits_K in compute_outputs(self.trained, given, self.device, flip_average=self.flip_average):
             held = image if isinstance(image, Image.Image) else None
@@ -181,7 +181,7 @@ def _checked_source(image: Given) -> Source:
         if image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)):
             return Image.fromarray(image)
         what = f"an array of {image.dtype} {image.shape}"
-    raise UserError(f"{what} is no image. Give a path, a Pillow image, or an array of uint8 (height, width, 3)")
+    raise UserError(f"{what} is not an image. Give a path, a Pillow image, or an array of uint8 (height, width, 3)")
 
 
 def predict_files(
@@ -212,13 +212,15 @@ def predict_files(
     if predictor.temperature != 1:
         scores = predictor.trained.scores
         fitted = f"{predictor.temperature:.3f}, fitted on {0 if scores is None else scores.samples:,} held-out images"
-        say(f"probabilities: logits are divided by the temperature {fitted} (--no-temperature: the plain softmax)")
+        say(
+            f"probabilities: the logits are divided by the temperature {fitted} (--no-temperature uses the plain softmax)"
+        )
     return _checked(predictor.predict(paths, topk), say)
 
 
 def describe_left_out(left_out: Counter[str]) -> str:
     """Return the warning about the files that `image_paths` left out."""
-    return f"files of other kinds are left out: {by_suffix(left_out)}"
+    return f"left out, as they are not images: {by_suffix(left_out)}"
 
 
 def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Path]:

@@ -73,7 +73,7 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
     try:
         betons = BetonSet.open(run.recipe.data.val)
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
-            images = f"{len(betons):,} images take long without a GPU"
+            images = f"{len(betons):,} images take long to predict without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
         trained, evaluated = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
     except UserError as error:

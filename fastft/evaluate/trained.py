@@ -120,7 +120,7 @@ def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]
     model, head = build_model(recipe, arch=arch_from_dict(checkpoint.state.arch)), read_head(where)
     if head.source.get("tower") != tower_checksum(model):
         raise UserError(
-            f"{where} is for other weights than model.weights {recipe.model.weights} has now. Give other --weights"
+            f"{where} was fitted to other weights than model.weights {recipe.model.weights} has now. Give other --weights"
         )
     set_head(model, head, where)
     return model, recipe, checkpoint

@@ -53,7 +53,9 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
     models: run directories or checkpoints, or "start" before one of them. weights: as in `load_trained`.
     """
     if models[-1] == START:
-        raise UserError(f"'{START}' is what the run after it started from. Give that run after it")
+        raise UserError(
+            f"'{START}' must be followed by a run, whose initial weights it stands for. Give that run after it"
+        )
     cpu = torch.device("cpu")
     last = load_trained(Path(models[-1]), cpu, weights)
     refuse_multi_label(last.recipe, "fastft average")
@@ -184,7 +186,7 @@ def average(
         say: called with each row's results.
     """
     if len(models) < 2 or (soup is None and len(models) > 2):
-        raise UserError("give two models for a curve between them, or several and --soup greedy or --soup uniform")
+        raise UserError("--alpha needs two models. Give two, or several with --soup greedy or --soup uniform")
     chooses = soup == GREEDY or (soup is None and len(alphas) > 1)
     trained, ingredients = find_ingredients(models, weights)
     files = list(data) or ([validation_file(trained.recipe)] if chooses else [])

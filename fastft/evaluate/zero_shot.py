@@ -102,7 +102,7 @@ def _templates(name: str) -> Sequence[Template]:
     lines = _lines(Path(name), f"{OPENAI}, {SIMPLE}, or a text file with a template on each line")
     wrong = next((line for line in lines if line.count(PLACE) != 1), None)
     if wrong is not None:
-        raise UserError(f"{name}: template '{wrong[:60]}' must contain {PLACE} once, in the place of the class name")
+        raise UserError(f"{name}: template '{wrong[:60]}' must contain {PLACE} once, where the class name goes")
     return [partial(str.replace, line, PLACE) for line in lines]
 
 
@@ -135,7 +135,7 @@ def check_towers(name: str) -> None:
         reason = f"it takes its texts through transformers ({library})"
     if reason is not None:
         raise UserError(
-            f"zeroshot runs CLIP's own towers, and {name} is another kind: {reason}. Use a ViT of OpenAI, LAION, DataComp, DFN "
+            f"zeroshot runs CLIP's own towers, and {name} is another kind: {reason}. Use a ViT by OpenAI, LAION, DataComp, DFN "
             "or MetaCLIP such as ViT-B-16-quickgelu, or open_clip itself for this one"
         )
 
@@ -156,7 +156,9 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
     """Load the text tower of `model.arch` with `model.weights`, in fp32."""
     name, weights = recipe.model.arch, recipe.model.weights
     if weights == "random":
-        raise UserError("model.weights is random, which knows no class names. Set --model.weights to a tag or a file")
+        raise UserError(
+            "model.weights is random, so its text tower knows no class names. Set --model.weights to a tag or a file"
+        )
     config = load_open_clip_config(name)
     try:
         text_cfg = _text_config(name, config)

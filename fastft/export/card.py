@@ -53,7 +53,7 @@ def _summary(trained: Trained) -> str:
     how = "a linear probe on" if trained.kind == PROBE else "fine-tuned from"
     count = sum(p.numel() for p in trained.model.parameters())
     classes = f" Classes: {', '.join(trained.classes)}." if len(trained.classes) <= FEW_CLASSES else ""
-    several = " any number of which an image may have (sigmoid);" if recipe.data.multi_label else ""
+    several = " an image may have any number of them (sigmoid);" if recipe.data.multi_label else ""
     return (
         f"Image classifier with {recipe.data.num_classes} classes:{several} {tower}, {count / 1e6:.1f} M parameters "
         f"({_plain(recipe.model.arch)}), {how} `{Path(recipe.model.weights).name}` with fastft {__version__}.{classes}"
@@ -139,7 +139,7 @@ def _file(role: str, path: str) -> str:
     except UserError:
         manifest = None
     if manifest is None:
-        return f"{role}: `{Path(path).name}` (its manifest is not at hand)"
+        return f"{role}: `{Path(path).name}` (its manifest was not found)"
     source = ", ".join(f"{k} {Path(v).name}" for k, v in manifest.source.items())
     options = ", ".join(f"{k} {v}" for k, v in manifest.options.items() if v is not None)
     kept = ", ".join(f"{count:,} {kind}" for kind, count in manifest.encodings.items())

@@ -107,10 +107,10 @@ def export_checkpoint(
         difference, largest = _compare(model, kind.load(partial), images)
         if not difference <= TOLERANCE * largest:
             raise UserError(
-                f"{format} gives other {kind.output} than the checkpoint (by {difference:.2g} of {largest:.2g}). "
+                f"the {format} export gives other {kind.output} than the checkpoint (by {difference:.2g} of {largest:.2g}). "
                 "Nothing was written. Please report this"
             )
-        check = f"{kind.output} of this {format} export and of the checkpoint"
+        check = f"{kind.output} of this {format} export and the checkpoint"
         text = model_card(trained, kind.usage(trained, out), check, difference, normalised=not kind.probabilities)
         made = scratch / card.relative_to(out.parent)
         made.write_text(text, encoding="utf-8", errors="backslashreplace")  # because paths need not be UTF-8
@@ -131,10 +131,10 @@ def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
     """Refuse a place that cannot be written, or where files would be replaced."""
     kind = FORMATS[format]
     if not kind.folder and (out.suffix != kind.suffix or out.is_dir()):
-        raise UserError(f"--out {out} should be a file whose name ends in {kind.suffix}")
+        raise UserError(f"--out {out} must be a file whose name ends in {kind.suffix}")
     if kind.folder and out.is_dir() and not out.is_symlink():
         if not os.access(out, os.W_OK):
-            raise UserError(f"{out}: cannot be written (no permission to write into it). Give another path")
+            raise UserError(f"{out}: cannot be written (no write permission). Give another path")
     else:
         check_writable(out, makes_directories=True)
     for path in (out, card):

@@ -8,9 +8,9 @@ from fastft.recipe import Recipe
 
 # the rule that `fastft.evaluate.prediction.eval_tensor` follows, in words
 RESIZE = (
-    "RGB; short side to resize_short_side, the other side in proportion and truncated to whole pixels, by Pillow's bicubic "
-    "filter (antialiased); central crop of image_size, its left and top edge at round((side - image_size) / 2); scaled to 0..1; "
-    "minus mean, divided by std"
+    "RGB. Resize the short side to resize_short_side, and the other in proportion, truncated to whole pixels, with Pillow's "
+    "bicubic filter (antialiased). Crop image_size x image_size, with left and top edge at round((side - image_size) / 2). "
+    "Scale to 0..1, subtract mean, and divide by std"
 )
 
 

@@ -56,7 +56,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
     def _side(self) -> int:
         height, width = self.output_size
         if height != width or height < 1:
-            raise UserError(f"output_size is {tuple(self.output_size)}: give two equal sides, 1 or more")
+            raise UserError(f"output_size is {tuple(self.output_size)}. Give two equal sides, 1 or more")
         return int(height)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:

@@ -108,7 +108,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     (folder / "figures.json").write_text(text, encoding="utf-8")
     _print_table(figures, console)
     console.print(
-        "this tower on your own photographs, at its own length: fastft train demo --data.train=PHOTOS "
+        "to train this tower on your own photographs: fastft train demo --data.train=PHOTOS "
         f"--model.weights={weights} --schedule.epochs=auto --train.run_dir=runs/mine",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def _print_table(figures: DemoFigures, console: Console) -> None:
     rows = [["always the largest class", f"{figures.majority:.1f}", "", ""]]
     for contender in reversed(CONTENDERS):
         rows.append([contender.title, *figure_cells(figures, contender.name)])
-    title = f"{figures.n} photographs that were not trained on, ± standard error"
+    title = f"{figures.n} held-out photographs, ± standard error"
     print_table(compact_table(title, ["model", "top-1 %", "recipe gains", "min"], rows), console)
 
 

@@ -135,7 +135,7 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
-        raise UserError(f"{taken}: every training of a sweep has a folder of its own. Use --out")
+        raise UserError(f"{taken}: every run in a sweep has its own folder. Use --out")
     return [_plan_run(sweep, row, overrides, runs) for row in sweep.rows]
 
 

@@ -204,10 +204,10 @@ def read_result(path: Path) -> Result:
     try:
         value: Any = msgspec.json.decode(read_user_file(path, MAX_BYTES))
         if not isinstance(value, dict) or "measures" not in value:
-            raise UserError(f"{path} is no result of fastft bench. Give the JSON file that it wrote")
+            raise UserError(f"{path} is not a result of fastft bench. Give the JSON file that it wrote")
         if value.get("format") != FORMAT:
             raise UserError(
-                f"{path} has format {value.get('format', 1)} of benchmark results, this version reads {FORMAT}. "
+                f"{path} has format {value.get('format', 1)}, but this version of fastft reads format {FORMAT}. "
                 "Measure again with fastft bench"
             )
         return check(str(path), value, Result)

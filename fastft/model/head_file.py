@@ -42,7 +42,7 @@ class Head:
 def check_head_path(path: Path) -> None:
     """Raise UserError if a head cannot be written to `path` because of its name or its folder."""
     if path.suffix != SUFFIX or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--out {path} should be a file in an existing folder whose name ends in {SUFFIX}")
+        raise UserError(f"--out {path} must be a file in an existing folder, with a name that ends in {SUFFIX}")
 
 
 def write_head(path: Path, head: Head) -> None:
@@ -69,7 +69,7 @@ def read_head(path: Path) -> Head:
     if weight is None or bias is None or not named or weight.ndim != 2:
         raise UserError(f"model.head {path} holds no head with class names. Give {EXPECTED}")
     if not weight.is_floating_point() or bias.shape != weight.shape[:1] or len(classes) != len(weight):
-        raise UserError(f"model.head {path}: weight, bias and class names do not fit each other. Give {EXPECTED}")
+        raise UserError(f"model.head {path}: weight, bias and class names do not match. Give {EXPECTED}")
     source = {key: text for key, text in header.items() if key not in ("format", "pool", "classes")}
     return Head(weight.float(), bias.float(), classes, header.get("pool", ""), source)
 
@@ -113,7 +113,7 @@ def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[
     rows = {label: row_of[name] for label, name in enumerate(own_names) if name in row_of}
     if not rows or trained.weight_KD.shape[1] != model.head.in_features:
         raise UserError(
-            f"the head in {weights}, of {len(trained.bias_K):,} classes, has none of {recipe.data.train} by {by}. Set "
+            f"the head in {weights} has {len(trained.bias_K):,} classes, and none of them is in {recipe.data.train} by {by}. Set "
             "--model.head_init=probe"
         )
     for own, theirs in ((model.head.weight, trained.weight_KD), (model.head.bias, trained.bias_K)):
@@ -129,7 +129,7 @@ _READS = {
     PATCHES: "the mean of the patch tokens",
     CLASS_PATCHES: "the class token beside the mean of the patch tokens",
     TOKEN: "CLIP's embedding",
-    "timm": "what timm pools",
+    "timm": "the features that timm pools",
 }
 
 
@@ -148,12 +148,12 @@ def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
     Raises UserError if the head is for another pooling, or has a different number of classes or inputs.
     """
     if head.pool != model.pool:
-        raise UserError(f"model.head {path} is for --model.pool={head.pool}, the recipe has {model.pool}")
+        raise UserError(f"model.head {path} is for --model.pool={head.pool}, but the recipe has {model.pool}")
     shape, expected = tuple(head.weight_KD.shape), tuple(model.head.weight.shape)
     if shape != expected:
         raise UserError(
-            f"model.head {path} has {shape[0]} classes and {shape[1]} inputs, the model {expected[0]} and {expected[1]}. "
-            "Make the head for these classes and this architecture"
+            f"model.head {path} has {shape[0]} classes and {shape[1]} inputs, but the model has {expected[0]} and {expected[1]}. "
+            "Make the head for the classes and architecture of the recipe"
         )
     model.head.weight.copy_(head.weight_KD)
     model.head.bias.copy_(head.bias_K)

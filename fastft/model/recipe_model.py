@@ -110,7 +110,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
         ("head", m.head is not None),
     ):
         if is_set:
-            raise UserError(f"model.{option} is an option of fastft's own tower, not of {m.arch}. Leave it out")
+            raise UserError(f"model.{option} applies to fastft's own tower, not to {m.arch}. Leave it out")
     model = build_timm_classifier(
         arch,
         recipe.data.num_classes,

@@ -119,7 +119,7 @@ def check_supported(name: str, trunk: Trunk) -> None:
     reasons = {
         f"keeps running statistics ({statistics}), which depend on the micro-batch": statistics,
         f"has buffers that timm cannot compute again ({type(fixed).__name__})": fixed,
-        f"has dropout of its own ({dropout}), which a resumed run could not repeat": dropout,
+        f"has its own dropout ({dropout}), which a resumed run could not repeat": dropout,
         "has no single linear head": not isinstance(head, nn.Linear),
         "has no group_matcher, which numbers its layers": not hasattr(trunk, "group_matcher"),
     }

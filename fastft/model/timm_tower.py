@@ -314,7 +314,7 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
     if is_transformers(state):
         raise UserError(
-            f"{weights} is CLIP of transformers. Set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
+            f"{weights} is a CLIP model of transformers. Set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
         )
     if any(key.startswith(TRUNK) for key in state):
         state = {k.removeprefix(TRUNK): v for k, v in state.items() if k.startswith(TRUNK)}

@@ -172,7 +172,7 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
         pool = CLASS_PATCHES
     if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise UserError(
-            f"weights {weights} have no head. Set --model.head_init=probe, or use fine-tuned weights of timm or of fastft"
+            f"weights {weights} have no head. Set --model.head_init=probe, or use fine-tuned weights from timm or fastft"
         )
     classes = stored_classes(expand_home(weights)) if folder is None else folder.classes
     return TrainedHead(weight.float(), bias.float(), pool, classes if classes and len(classes) <= len(bias) else None)
@@ -191,7 +191,7 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
         text = {name.removeprefix("text."): v for name, v in state.items() if not name.startswith(others)}
     if "token_embedding.weight" not in text or "logit_scale" not in text:
         raise UserError(
-            f"{weights} holds no text tower of CLIP (no token_embedding.weight and logit_scale). Use CLIP's weights"
+            f"{weights} holds no CLIP text tower (no token_embedding.weight and logit_scale). Use CLIP's weights"
         )
     return {name: value.float() for name, value in text.items()}
 
@@ -348,7 +348,7 @@ def _check_same_tower(
         heads = clip_numbers(folder.timm_name)[1]
     if heads not in (None, arch.heads):
         raise UserError(
-            f"weights {weights} are of {heads} attention heads, {arch_name} has {arch.heads}. Set model.arch to the "
+            f"weights {weights} have {heads} attention heads, but {arch_name} has {arch.heads}. Set model.arch to the "
             "architecture of the weights"
         )
 

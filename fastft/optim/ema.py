@@ -55,7 +55,7 @@ def ema_warnings(recipe: Recipe) -> list[str]:
     better = "--ema.horizon=auto"
     if recipe.ema.horizon is not None or recipe.epochs < recipe.schedule.epochs:
         share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
-        better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
+        better = f"--ema.horizon={share:.2g}, a fraction of the whole schedule"
     return [
         f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
         f"the initial ones. Set {better}"

@@ -93,7 +93,7 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
     """Open the training and the validation set at `path`. The first is None only for a table without training rows."""
     if isinstance(source_path(path), RemotePath):
         raise UserError(
-            f"{path}: a training reads local files. Convert it first (`fastft convert folder --data {path} --out "
+            f"{path}: training reads local files. Convert the data first (`fastft convert folder --data {path} --out "
             "photos.beton`), then give --data.train=photos.beton"
         )
     place = expand_home(path)
@@ -135,7 +135,7 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
     if others and not class_folders(place / train[0]):
         return None, None, ()
     left = [*train[1:], *val[1:], *others]
-    words = f"{place}: not used, as {train[0]} is trained on: {', '.join(map(printable, left))}"
+    words = f"{place}: not used, because training uses {train[0]}: {', '.join(map(printable, left))}"
     return place / train[0], place / val[0] if val else None, (words,) if left else ()
 
 
@@ -161,7 +161,7 @@ def _open(place: Path, single: bool) -> LabelledSet:
         if not place.is_dir() or class_folders(place) or not _count_images(place):
             raise
         tables = sorted(path for path in place.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
-        instead = f"give the table: {tables[0]}" if tables else "give a table of the files and their labels"
+        instead = f"give the table: {tables[0]}" if tables else "give a table with the files and their labels"
         raise no_labels(place, instead) from None
     beside = _count_images(place) if source.kind == "folder" else 0
     images = "1 image is" if beside == 1 else f"{beside:,} images are"

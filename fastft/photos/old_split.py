@@ -45,14 +45,15 @@ class OldSplit:
     def describe(self, sides: np.ndarray, held: np.ndarray) -> str:
         """Return a log line: what became of the earlier run's images, and of the new ones."""
         known, new = int((sides != NEW).sum()), int((sides == NEW).sum())
-        parts = [f"{known:,} images are on the side on which {self.run} had them"]
+        parts = [f"{known:,} images keep the side (training or validation) that they had in {self.run}"]
         if new:
             parts.append(f"{new:,} are new, {int(held[sides == NEW].sum()):,} of these held out")
         if (gone := self.images - known) > 0:
-            parts.append(f"{gone:,} of that run are not here")
+            parts.append(f"{gone:,} images of that run are missing")
+        line = ", ".join(parts)
         if self.saw_all:
-            parts.append("which was trained on all of them: accuracy on the held-out ones is too high")
-        return ", ".join(parts)
+            line += f". {self.run} was trained on all of them, so accuracy on the held-out ones is too high"
+        return line
 
 
 def read_old_split(recipe: Recipe) -> OldSplit | None:

@@ -127,7 +127,8 @@ def _check_paths(recipe: Recipe) -> None:
     if 0 < len(betons) < len(paths):
         (photos,) = set(paths) - set(betons)
         raise UserError(
-            f"{betons[0]} is a .beton and {photos} is not: give data.train and data.val as photographs, or both as .beton, which "
+            f"{betons[0]} is a .beton, but {photos} is not. Give both data.train and data.val "
+            "as photographs, or both as .beton, which "
             "fastft convert folder writes (with --classes-of TRAIN.beton)"
         )
 
@@ -228,7 +229,7 @@ def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | Non
     counts = stored.class_counts
     unread = [name for name, count in zip(classes, counts, strict=True) if not count]
     if unread:
-        warnings.append(f"no training image can be read of {', '.join(map(printable, unread))}")
+        warnings.append(f"no training image can be read in {', '.join(map(printable, unread))}")
     stored_val = 0
     if plan.val is not None:
         warnings += _write("val", plan.val, recipe, folder, say)

@@ -113,11 +113,11 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
         return held, warnings + _unheld_classes(found, held), kept
     if hold_out(_text_order(found), np.arange(len(found))).any():
         reason = (
-            "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated. Give "
+            "groups and identical images must stay on one side, so no image can be held out, and nothing is evaluated. Give "
             "smaller groups, or validation images by --data.val"
         )
     else:
-        reason = f"{len(found)} images are too few to hold any out: nothing is evaluated"
+        reason = f"{len(found)} images are too few to hold any out, so nothing is evaluated"
     return held, [*warnings, reason], kept
 
 
@@ -207,7 +207,9 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if len(used) < 2:
-        raise UserError(f"{source.title}: images of only one class ({printable(used[0])}). Give at least two classes")
+        raise UserError(
+            f"{source.title}: there are images of only one class ({printable(used[0])}). Give at least two classes"
+        )
     if counts.sum() < LEAST_PER_CLASS * len(used) and all(map(NUMBER.fullmatch, used)):
         raise UserError(
             f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images. "

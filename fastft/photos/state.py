@@ -95,7 +95,7 @@ def prepare_once(folder: Path, inputs: Inputs, say: Say, check: Callable[[], Non
     stored, change, lost = _compare(folder, inputs)
     made = None if change or lost or stored is None else stored.made
     if made is not None:
-        say(f"{inputs.data}: unchanged, using {folder}")
+        say(f"{inputs.data} is unchanged, so {folder} is used")
     else:
         check()
         with lock_run(folder.parent):
@@ -128,7 +128,7 @@ def _compare(folder: Path, inputs: Inputs) -> tuple[Prepared | None, str, list[s
 def _begin(folder: Path, inputs: Inputs, say: Say, stored: Prepared | None, change: str, lost: list[str]) -> None:
     """Say why the images are prepared again, and remove what was made from other inputs."""
     if stored is not None and not change:
-        say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
+        say(f"{folder}: {', '.join(lost)} is missing, so {inputs.data} is prepared again")
     elif stored is not None:
         before = stored.inputs.data
         same = before == inputs.data
@@ -136,8 +136,8 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Prepared | None, chan
             run = folder.parent
             reason = f"{change} since {run} was trained" if same else f"{run} was trained on {before}"
             raise UserError(f"{reason}. Use another --train.run_dir (fastft sweep: --out)")
-        reason = f"{change} since {folder} was prepared" if same else f"{folder} is of {before}"
-        say(f"{reason}: preparing {inputs.data}{' again' if same else ''}")
+        reason = f"{change} since {folder} was prepared" if same else f"{folder} was prepared from {before}"
+        say(f"{reason}, so {inputs.data} is prepared{' again' if same else ''}")
     for split in ("train", "val"):
         path = folder / f"{split}.beton"
         for file in (path, manifest_path(path), folder / f"{split}{SUBSET}"):  # a .beton always has its manifest

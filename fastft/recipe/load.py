@@ -208,7 +208,7 @@ def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
         ),
         (
             model.rel_pos_bias and model.patch_dropout > 0, set(),
-            "model.rel_pos_bias needs every patch. Set model.patch_dropout to 0 or model.rel_pos_bias to false",
+            "model.rel_pos_bias needs all patches. Set model.patch_dropout to 0 or model.rel_pos_bias to false",
         ),
     ]  # fmt: skip
     for is_broken, decided_by, message in rules:

@@ -169,7 +169,7 @@ def _expected(sweep: Sweep, row: Row) -> dict[str, object]:
     if row.paper is not None:
         raw = ", raw weights" if row.number == "raw" else ""
         return {"about.top1": row.paper, "about.source": sweep.source + raw}
-    source = f"no expectation: {sweep.source} gives no figure"
+    source = f"no expectation: {sweep.source} states no accuracy"
     return {"about.top1": None, "about.source": source} if row.values else {}
 
 

@@ -84,7 +84,7 @@ def load_sweep(path: Path) -> Sweep:
     """
     document = read_yaml(path, EXPECTED)
     if not is_sweep(document):
-        raise UserError(f"{path} is not a table: it has no title, source and rows")
+        raise UserError(f"{path} is not a table, because it has no title, source and rows")
     _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "named"})
     if not isinstance(document["rows"], list) or not document["rows"]:
         raise UserError(f"{path}: 'rows' must be a list of rows")
@@ -116,7 +116,7 @@ def select_row(sweep: Sweep, text: str) -> Sweep:
             return replace(sweep, selected=rows[0])
         if rows:
             titles = " or ".join(f"'{row.title}'" for row in rows)
-            raise UserError(f"{sweep.path}: '{text}' is {len(rows)} rows. Write {titles}")
+            raise UserError(f"{sweep.path}: '{text}' matches {len(rows)} rows. Write {titles}")
     known = dict.fromkeys(str(key(row)) for row in sweep.rows for key in keys if key(row))
     near = get_close_matches(text, known, n=1, cutoff=0.4)
     hint = f"Did you mean '{near[0]}'?" if near else f"Its rows are {_rows(sweep)}"

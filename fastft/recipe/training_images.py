@@ -103,7 +103,7 @@ def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
         return recipe
     if not images.multi_label or MULTI_LABEL in recipe.given:
         labels, stated = ("several labels", "false") if images.multi_label else ("one label", "true")
-        raise UserError(f"{images.title} has {labels} per image, --{MULTI_LABEL} is {stated}. Leave the option out")
+        raise UserError(f"{images.title} has {labels} per image, but --{MULTI_LABEL} is {stated}. Leave the option out")
     reason = f"images in {images.title} have several labels, so each class has a sigmoid instead of a softmax"
     if images.reading:
         reason = f"{images.title}: {images.reading} (false reads each as the name of one class)"
@@ -124,7 +124,7 @@ def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
     if stated == count:
         return recipe
     if NUM_CLASSES in recipe.given:
-        raise UserError(f"{title} has {count} classes, --data.num_classes is {stated}. Leave the option out")
+        raise UserError(f"{title} has {count} classes, but --data.num_classes is {stated}. Leave the option out")
     recipe = recipe.with_option(NUM_CLASSES, count)
     return recipe if recipe.about.top1 is None else without_expectation(recipe, [NUM_CLASSES])
 

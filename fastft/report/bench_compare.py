@@ -72,7 +72,7 @@ class Change:
 def render_comparison(results: Sequence[Result]) -> str:
     """Return the page as HTML. Raises UserError if there are too many results or if they share no measure."""
     if len(results) > MOST_FILES:
-        raise UserError(f"{len(results)} results are too many to compare. Give at most {MOST_FILES}")
+        raise UserError(f"{len(results)} results are too many to compare. Give {MOST_FILES} at most")
     files = label_files(results)
     shared = shared_cases(files)
     if not shared:

@@ -34,15 +34,15 @@ CHAPTERS = {  # by the beginning of a measure's key; the longest match counts
     "loader.memory": START, "loader.open": START, "step": TRAINING, "e2e": TRAINING,
 }  # fmt: skip
 STEP_PARTS = {part: NAMES.get(part, part) for part in LOOP_PARTS}
-RANGES = "The light line through a point spans the rounds, from the lowest to the highest."
+RANGES = "The light line through a point spans all rounds, from the lowest to the highest."
 PEER_STYLES = 10  # line colours in chart.css
 COUNTS = ("images", "rounds")  # settings that do not make it a different measurement
 NEAR = 1.25  # the axis includes a usual machine's cores up to this multiple of the highest bar
 MOST_TICKED = 1e6  # on the x axis
 CORES_NOTES = (
-    "The cores are the images per second of the training step over those of one core of the processor measured here, which does "
-    "the whole recipe, rounded up. The dashed line is what a usual cloud machine with eight of these GPUs has in physical cores "
-    "(p3.16xlarge, p4d.24xlarge, p5.48xlarge): a loader beyond the line lets the GPUs wait.",
+    "Cores needed: the images per second of the training step, divided by the images per second that one core of the processor "
+    "measured here prepares with the whole recipe, rounded up. The dashed line shows the physical cores of a usual cloud machine "
+    "with eight of these GPUs (p3.16xlarge, p4d.24xlarge, p5.48xlarge). A loader that needs more lets the GPUs wait.",
     "Speeds of the step are modelled by fastft cost unless they say measured. On a machine with GPUs, fastft decodes on the "
     "CPU and augments on the GPU, so it needs fewer cores than shown here.",
 )
@@ -177,8 +177,8 @@ def describe_busy(result: Result) -> str:
         return ""
     where = f"{cores} core{'s' * (cores != 1)}"
     return (
-        f"Other programs were running: the load was up to {load:.1f} on {where} before the benchmark began. All contenders of a "
-        "round suffer alike, so ratios are better than absolute figures."
+        f"Other programs were running: the load was up to {load:.1f} on {where} before the benchmark began. This affects all "
+        "contenders in a round alike, so ratios are more reliable than absolute figures."
     )
 
 

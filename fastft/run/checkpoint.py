@@ -244,7 +244,9 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
         raise Damaged(path, f"no {Path(error.filename).name}") from None
     except OSError as error:
         if error.errno:  # the disk or the network failed, which says nothing about the file
-            raise UserError(f"checkpoint {path} cannot be read ({error}). Run again when it can") from None
+            raise UserError(
+                f"checkpoint {path} cannot be read ({error}). Run the same command again when it can"
+            ) from None
         raise Damaged(path, f"{Path(str(error.filename)).name} is {error.strerror}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise Damaged(path, " ".join(str(error).split())) from None

@@ -254,7 +254,9 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
 def _probe(run: Path, reason: str = "") -> ChosenWeights:
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints or not (run / PROBE_HEAD).is_file():
-        raise UserError(f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep. Give other --weights")
+        raise UserError(
+            f"{run} has no {PROBE_HEAD}, which only runs with model.head_init=probe have. Give other --weights"
+        )
     return ChosenWeights(checkpoints[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
 
 
@@ -302,7 +304,9 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
         evaluation = checkpoint.state.own_evaluation
         own = RAW if evaluation is None else evaluation.headline[0]
         if kind not in (AUTO, own):
-            raise UserError(f"{path} has no {kind} weights, only those that its epoch was chosen by ({own})")
+            raise UserError(
+                f"{path} has no {kind} weights, only the {own} weights by which its epoch was chosen. Give --weights {own}"
+            )
         kind = own
     else:
         has_ema = (path / f"{STEMS[EMA]}.safetensors").exists()

@@ -46,7 +46,7 @@ def with_run_weights(recipe: Recipe) -> Recipe:
         values = {WEIGHTS: old.model.weights}
         reasons = {WEIGHTS: f"{run} chose its linear probe, whose tower has these weights"}
     elif _is_free(recipe, HEAD_INIT) and recipe.model.head is None:
-        values[HEAD_INIT], reasons[HEAD_INIT] = "weights", f"the rows of its classes in the head of {run}"
+        values[HEAD_INIT], reasons[HEAD_INIT] = "weights", f"rows for its classes in the head of {run}"
     of_run = old.flat()
     now = recipe.flat()
     taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and of_run[o] != now[o]]

@@ -47,12 +47,12 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
     if kind == TENSORBOARD:  # later steps in the folder's earlier files are discarded
         return _TensorBoard(library.SummaryWriter(str(folder / kind), purge_step=steps_done + 1))
     stored = folder / f"{kind}.json"
-    record = read_document(stored, _Record, "delete it to begin a new record")
+    record = read_document(stored, _Record, "delete it to start a new record")
     known = None if record is None else record.id
     try:
         tracker: Any = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
     except Exception as error:  # network, log-in, ...
-        reason = f"{kind} does not start ({' '.join(str(error).split())})"
+        reason = f"{kind} failed to start ({' '.join(str(error).split())})"
         if known is None:
             raise UserError(f"{reason}. Set --train.tracker=none") from None
         _log.warning("%s: this process does not log to it", reason)

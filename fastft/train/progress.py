@@ -203,7 +203,8 @@ def conclusion(result: Result) -> str:
 
 def _describe_result(result: Result, used: WeightChoice) -> str:
     """Return the accuracy of the weights that are used, and of the others that were kept."""
-    best, last, probe = result.best, result.last, result.baseline and result.baseline.raw
+    best, last = result.best, result.last
+    probe = None if result.baseline is None else result.baseline.raw
     figures: dict[str, str] = {}  # by description of the weights
     samples = 0
     score: BestBy = TOP1

@@ -213,7 +213,7 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     }
     for option, is_set in one_label.items():
         if images.multi_label and is_set:
-            raise UserError(f"{option} is for one label per image, and the images have several. Leave it out")
+            raise UserError(f"{option} works with one label per image, but the images have several. Leave it out")
     refuse_impossible(recipe, world.device)
     if not list_checkpoints(run_folder(recipe) / "checkpoints"):
         refuse_too_large(with_images(recipe, images), world.device)
@@ -235,7 +235,8 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> UserError:
     free, total = torch.cuda.mem_get_info(device)
     return UserError(
         f"out of memory while the model is set up: it takes {needed_bytes(recipe, device) / 1e9:,.1f} GB with gradients, "
-        f"AdamW's moments and EMA, and {free / 1e9:,.1f} of {total / 1e9:,.1f} GB are free on this GPU. End what else runs on it"
+        f"AdamW's moments and EMA, and {free / 1e9:,.1f} of {total / 1e9:,.1f} GB are free "
+        "on this GPU. End other programs that use it"
     )
 
 
@@ -288,7 +289,7 @@ def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
     try:
         refuse_other_classes(class_names, read_head(path).classes, str(recipe.data.train))
     except UserError as error:
-        raise UserError(f"model.head {path} is of other classes: {error}") from None
+        raise UserError(f"model.head {path} has other classes: {error}") from None
 
 
 def open_loaders(
@@ -320,7 +321,7 @@ def open_loaders(
     ))  # fmt: skip
     if loader.num_classes > r.data.num_classes:
         raise UserError(
-            f"{r.data.train} has {loader.num_classes} classes, the recipe {r.data.num_classes}. "
+            f"{r.data.train} has {loader.num_classes} classes, but the recipe has {r.data.num_classes}. "
             f"Set --data.num_classes={loader.num_classes}"
         )
     evaluated = [

@@ -116,7 +116,7 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
     ("name", "reason"),
     [
         ("my_loader.py:none", "has no function 'none'"), ("my_loader.py:wants_more", "wants 'colour'. It may take folder"),
-        ("missing.py:make", "give a Python file and a function"), ("my_loader", "give a Python file and a function"),
+        ("missing.py:make", "Give a Python file and a function"), ("my_loader", "Give a Python file and a function"),
     ],
 )  # fmt: skip
 def test_a_loader_that_cannot_be_called_is_refused(tmp_path, name, reason):

@@ -32,7 +32,7 @@ def test_a_benchmark_or_measure_that_does_not_exist_is_refused(refused):
 def test_measures_that_need_a_gpu_are_left_out_without_one(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "loader.gpu" not in {plan.key for plan in planned("all")}
-    with pytest.raises(UserError, match="measured on a GPU, and there is none"):
+    with pytest.raises(UserError, match="needs a GPU, and this machine has none"):
         planned("augment.gpu")
 
 

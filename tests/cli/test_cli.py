@@ -41,7 +41,10 @@ def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.Mon
         raise MemoryError
 
     monkeypatch.setattr("fastft.cost.explanation.list_recipes", no_memory)
-    assert refused(["recipes"]) == "fastft recipes: not enough memory. Give the command more, or fewer workers\n"
+    assert (
+        refused(["recipes"])
+        == "fastft recipes: not enough memory. Give the command more memory, or use fewer workers\n"
+    )
     monkeypatch.setattr("fastft.cli.import_module", no_memory)
     assert refused(["recipes"]).startswith("fastft: the command cannot be imported (no memory). Is memory limited")
 
@@ -164,7 +167,9 @@ def test_recipes_of_fastft_are_found_where_there_is_no_rcp(
     assert [load_recipe(name) for name in names] == here
     for name in names:
         assert main(["explain", name, "--json"]) == 0
-        assert capsys.readouterr().err == f"there is no {name} here: the one that comes with fastft is used\n"
+        assert (
+            capsys.readouterr().err == f"there is no {name} in this folder, so the one that comes with fastft is used\n"
+        )
     assert main(["cost", "rcp/tables/07_erase.yaml", "--gpu", "a100"]) == 0
     (tmp_path / "rcp").mkdir()
     (tmp_path / "rcp/final_b16.yaml").write_text("extends: final_b16\noptim: {lr: 1}\n")

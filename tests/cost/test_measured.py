@@ -70,7 +70,7 @@ def test_the_loader_to_the_gpu_counts_more_than_crop_and_flip():
     [
         (benchmark(H100), "v100", "was measured on NVIDIA H100 80GB HBM3, not on V100"),
         (benchmark(None), "v100", "was measured without a GPU"),
-        (benchmark(dtype="fp32"), "v100", "no training step of final_b16's model and size"),
+        (benchmark(dtype="fp32"), "v100", "no training step for final_b16's model and size"),
     ],
 )
 def test_a_step_that_does_not_fit_is_not_used_and_a_remark_says_so(one, gpu, remark):
@@ -123,8 +123,8 @@ def quick() -> Result:
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (quick(), "quick run, whose figures mean nothing"),
-        (result(measures=[]), "no figure that costs depend on. Run fastft bench all"),
+        (quick(), "quick run, whose results mean nothing"),
+        (result(measures=[]), "no measure that costs depend on. Run fastft bench all"),
         (benchmark(step=50_000), "of the peak of V100. Measure again"),
     ],
 )

@@ -28,13 +28,13 @@ def test_the_same_classes_and_made_up_ones_are_taken(found, expected):
 @pytest.mark.parametrize(
     ("found", "expected", "message"),
     [
-        (["cat", "dog"], ["ant", "cat", "dog"], "class 0 is cat, the model's is ant"),
-        (["cat"], ["cat", "dog"], "class 1 is missing, the model's is dog"),
-        (["cat", "dog", "eel"], ["cat", "dog"], "has 3 classes, the model 2"),
-        (MADE_UP, ["cat", "dog"], "has 3 classes, the model 2"),
-        (sorted(NUMBERS), NUMBERS, "class 2 is 10, the model's is 2"),
-        (NUMBERS, sorted(NUMBERS), "class 2 is 2, the model's is 10"),
-        (["0", "1", "10"], NUMBERS, "class 2 is 10, the model's is 2"),
+        (["cat", "dog"], ["ant", "cat", "dog"], "class 0 is cat, but in the model it is ant"),
+        (["cat"], ["cat", "dog"], "class 1 is missing, but in the model it is dog"),
+        (["cat", "dog", "eel"], ["cat", "dog"], "has 3 classes, but the model has 2"),
+        (MADE_UP, ["cat", "dog"], "has 3 classes, but the model has 2"),
+        (sorted(NUMBERS), NUMBERS, "class 2 is 10, but in the model it is 2"),
+        (NUMBERS, sorted(NUMBERS), "class 2 is 2, but in the model it is 10"),
+        (["0", "1", "10"], NUMBERS, "class 2 is 10, but in the model it is 2"),
     ],
 )
 def test_the_first_class_that_differs_is_named(found, expected, message):

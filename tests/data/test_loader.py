@@ -212,7 +212,7 @@ def test_the_manifest_of_another_file_is_refused(indexed_beton, tmp_path):
     path.write_bytes(indexed_beton.read_bytes())
     for other in ({"num_samples": 43}, {"tables_crc32": 1}):  # the second has as many samples and bytes
         manifest_path(path).write_text(json.dumps(manifest | other))
-        with pytest.raises(UserError, match="its manifest is of another file"):
+        with pytest.raises(UserError, match="its manifest belongs to another file"):
             eval_loader(path)
 
 
@@ -226,7 +226,7 @@ def test_a_closed_loader_says_so(indexed_beton):
 def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setattr("fastft.data.stage.has_numba_cuda", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
+    with pytest.raises(UserError, match=r"needs numba-cuda. Run: pip install 'fastft\[cuda12\]'"):
         eval_loader(indexed_beton, device="cuda")
 
 
@@ -251,11 +251,11 @@ def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"size": 0}, "size is 0"),
-        ({"size": 32.5}, "size is 32.5: give a whole number"),
-        ({"batch_size": -1, "micro_batch": None}, "batch size is -1: it must be 1 or more"),
-        ({"device": "tpu"}, "device is tpu: give cpu or cuda"),
+        ({"size": 32.5}, "size is 32.5. Give a whole number"),
+        ({"batch_size": -1, "micro_batch": None}, "batch size is -1. It must be 1 or more"),
+        ({"device": "tpu"}, "device is tpu. Give cpu or cuda"),
         ({"device": "cuda:99"}, "device is cuda:99, but torch finds"),
-        ({"order": "sorted"}, "give one of"),
+        ({"order": "sorted"}, "Give one of"),
         ({"order": "blocks", "block_mib": 0}, "1 or"),
     ],
 )

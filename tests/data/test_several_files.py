@@ -116,7 +116,7 @@ def test_a_missing_part_of_a_conversion_is_noted(parts, pattern):
     with train_loader(pattern) as loader:
         assert not any("parts" in note for note in loader.notes)
     with train_loader([parts / "train-1-of-3.beton", parts / "train-3-of-3.beton"]) as loader:
-        assert any("parts 2/3 of the conversion are not among the files" in note for note in loader.notes)
+        assert any("parts 2/3 of the conversion are missing among the files" in note for note in loader.notes)
 
 
 @pytest.mark.parametrize("order", ["random", "blocks"])

@@ -129,8 +129,8 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(whole, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN"], "give two models"),
-        (["RUN", "RUN", "RUN"], "give two models"),
+        (["RUN"], "Give two, or several"),
+        (["RUN", "RUN", "RUN"], "Give two, or several"),
         (["RUN", "start"], "Give that run after it"),
         (["RUN", "nowhere"], "nowhere"),
         (["RUN", "RUN", "--alpha=0,1", "--soup=greedy"], "Omit one of them"),

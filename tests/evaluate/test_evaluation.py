@@ -133,7 +133,7 @@ def test_several_files_make_one_table(run_of_random_model, subset, refused, caps
     assert [scores["ranked_classes"] for scores in listed] == [6, 3]
     alone = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=True)
     assert listed[1] == msgspec.to_builtins(alone)
-    assert "--csv is a table of one file" in refused([*command, "--csv=a.csv"])
+    assert "--csv writes the predictions for one file" in refused([*command, "--csv=a.csv"])
 
 
 @pytest.fixture(scope="module")

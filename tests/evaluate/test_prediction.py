@@ -66,7 +66,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photog
     for extra in ("--no-temperature", f"--features={tmp_path / 'x.npz'}"):
         assert main([*command, extra]) == 0
         said = capsys.readouterr().err
-        assert "files of other kinds are left out: 2 .avif, 1 without suffix, 1 .csv\n" in said
+        assert "left out, as they are not images: 2 .avif, 1 without suffix, 1 .csv\n" in said
         assert said.count("\n") == 2  # beside the weights
 
 
@@ -76,7 +76,7 @@ def test_images_that_lose_values_are_counted_in_one_line(trained, photographs, t
     for name, dtype in (("b.png", np.uint16), ("c.tiff", np.int32), ("d.tiff", np.float32)):
         Image.fromarray(grey.astype(dtype)).save(tmp_path / name)
     images = [str(tmp_path / name) for name in ("a.png", "b.png", "c.tiff", "d.tiff")]
-    line = "3 images have 16 or 32 bits per value, stretched to 8: each file's smallest value to black"
+    line = "3 images have 16 or 32 bits per value, reduced to 8 (in each file, the smallest value becomes black"
     for extra in ([], [f"--csv={tmp_path / 'x.csv'}"], [f"--features={tmp_path / 'x.npz'}"]):
         assert main(["predict", str(trained), *images, "--device=cpu", *extra]) == 0
         assert capsys.readouterr().err.count(line) == 1
@@ -150,7 +150,7 @@ def test_predict_and_eval_see_the_same_image(trained, photographs, tmp_path, cap
         row = evaluated[str(found.path.relative_to(tmp_path / "images"))]
         assert found.classes[0] == row["predicted"]
         assert found.probabilities[0] == pytest.approx(float(row["probability"]), abs=2e-3)
-    assert "1 image has transparent pixels, which are laid on the background colour\n" in capsys.readouterr().out
+    assert "1 image has transparent pixels, which get the background colour\n" in capsys.readouterr().out
 
 
 def test_transparent_pixels_have_the_recipes_background():
@@ -167,7 +167,7 @@ def test_a_file_with_other_classes_is_not_scored(trained, photographs, tmp_path,
     data = tmp_path / "other.beton"
     convert_folder(tmp_path / "images", data, WriteOptions(workers=0))
     error = refused(["eval", trained, "--data", data, "--device", "cpu"])
-    assert "class 0 is coffee, the model's is astronaut" in error and str(data) in error
+    assert "class 0 is coffee, but in the model it is astronaut" in error and str(data) in error
 
 
 def test_predict_fails_if_no_file_can_be_read(trained, tmp_path, capsys):

@@ -196,7 +196,7 @@ def test_a_finished_run_is_evaluated_and_exported(trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.pool": "patches"}, "is for --model.pool=token, the recipe has patches"),
+        ({"model.pool": "patches"}, "is for --model.pool=token, but the recipe has patches"),
         ({"model.head": "nowhere.safetensors"}, "nowhere.safetensors: cannot be read"),
         ({"model.head": "README.md"}, "README.md is not a .safetensors file that fastft zeroshot wrote"),
         ({"model.head_init": "probe"}, "model.head and model.head_init=probe both set the head"),
@@ -214,9 +214,9 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
     tensors, other = load_file(head), tmp_path / "other.safetensors"
     options = clip_options | {"model.pool": "token", "model.head": str(other)}
     for classes, bias, message in (
-        (["coffee", "astronaut"], tensors["head.bias"], "is of other classes: "),
-        (["coffee"], tensors["head.bias"], "weight, bias and class names do not fit each other"),
-        (["astronaut", "coffee"], torch.zeros(3), "weight, bias and class names do not fit each other"),
+        (["coffee", "astronaut"], tensors["head.bias"], "has other classes: "),
+        (["coffee"], tensors["head.bias"], "weight, bias and class names do not match"),
+        (["astronaut", "coffee"], torch.zeros(3), "weight, bias and class names do not match"),
     ):
         save_file(tensors | {"head.bias": bias}, other, header | {"classes": json.dumps(classes)})
         assert message in refused(["train", "final_b16", *flags(options, tmp_path / "run")])
@@ -251,7 +251,7 @@ def test_bad_input_is_one_line(clip_options, refused, arguments, message):
 def test_weights_without_a_text_tower_or_a_projection_are_refused(clip_options, clip_folder, tmp_path, refused):
     state = load_file(clip_folder / "clip.safetensors")
     path = tmp_path / "visual.safetensors"
-    for kept, message in (("visual.", "holds no text tower"), ("visual.t", "holds no CLIP image tower")):
+    for kept, message in (("visual.", "holds no CLIP text tower"), ("visual.t", "holds no CLIP image tower")):
         save_file({name: value for name, value in state.items() if name.startswith(kept)}, path)
         assert message in refused(command(clip_options | {"model.weights": str(path)}))
     save_file({name: value for name, value in state.items() if name != "visual.proj"}, path)
@@ -284,7 +284,7 @@ def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path, tiny):
     found = read_prompts(data, classes, manifest, None, str(mine)).templates
     assert [template("{0}cup") for template in found] == ["a photo of a {0}cup.", "a {{drawing}} of {0}cup"]
     mine.write_text("a photo\n")
-    with pytest.raises(UserError, match="once, in the place of the class name"):
+    with pytest.raises(UserError, match="once, where the class name goes"):
         read_prompts(data, classes, manifest, None, str(mine))
 
 

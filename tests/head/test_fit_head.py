@@ -117,11 +117,11 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
     with monkeypatch.context() as patched:  # as if the file of the pretrained weights were another one now
         patched.setattr(trained, "build_model", changed)
         with pytest.raises(
-            UserError, match=r"probe\.safetensors is for other weights than model\.weights random has now"
+            UserError, match=r"probe\.safetensors was fitted to other weights than model\.weights random has now"
         ):
             load_trained(tmp_path / "run", torch.device("cpu"))
     (tmp_path / "run/probe.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with .* Give other --weights"):
+    with pytest.raises(UserError, match=r"has no probe\.safetensors, which only runs with .* Give other --weights"):
         find_weights(tmp_path / "run")
 
 

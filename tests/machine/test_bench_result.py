@@ -58,7 +58,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "cannot be read as a result"), ("[]", "no result of fastft bench"), ('{"measures": []}', "format 1")],
+    [("{", "cannot be read as a result"), ("[]", "not a result of fastft bench"), ('{"measures": []}', "format 1")],
 )
 def test_another_file_is_refused_in_one_line(tmp_path, text, reason):
     path = tmp_path / "b.json"

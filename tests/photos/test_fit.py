@@ -108,7 +108,7 @@ def test_arrays_are_images_and_anything_else_is_one_error(run, album):
     assert [p.classes for p in run.predict(np.stack([pixels, pixels]))] == [want.classes] * 2
     assert run.predict(np.asarray(image.convert("L")))[0].error is None
     for wrong, named in ((pixels / 255, "float64"), (pixels[..., :2], r"\(64, 64, 2\)"), ([3], "the type int")):
-        with pytest.raises(UserError, match=rf"{named}.* is no image. Give a path"):
+        with pytest.raises(UserError, match=rf"{named}.* is not an image. Give a path"):
             run.predict(wrong)
 
 
@@ -260,7 +260,7 @@ def test_a_notebook_shows_a_run_a_prediction_and_a_loader(run, album):
     assert "not read" in repr(broken) and "not read" in broken._repr_html_() and "<img" not in broken._repr_html_()
     with TrainLoader(run.folder / "data/train.beton", "3aug", 32, batch_size=8, micro_batch=4) as loader:
         loader.set_epoch(2)
-        assert repr(loader).endswith("3 classes; 6 batches of 4 at 32 px on cpu; augmentation 3aug; next epoch 2>")
+        assert repr(loader).endswith("3 classes, 6 batches of 4 at 32 px on cpu, augmentation 3aug, next epoch 2>")
         assert f"{loader.num_samples} images" in repr(loader)
     assert "closed" in repr(loader)
     with EvalLoader(run.folder / "data/val.beton", "none", 32, batch_size=5) as loader:

@@ -32,7 +32,7 @@ def test_a_folder_beside_train_and_val_makes_no_classes_of_them(split, other):
     shutil.copytree(split / "val" / "coffee", split / other / "more")
     train, val = open_sets(str(split))
     assert train.source.classes == CLASSES and val is not None and val.source.classes == CLASSES
-    assert any(f"not used, as train is trained on: {other}" in line for line in warnings_of(split))
+    assert any(f"not used, because training uses train: {other}" in line for line in warnings_of(split))
 
 
 def test_train_and_test_are_no_classes_whatever_lies_beside_them(album, tmp_path):
@@ -82,7 +82,7 @@ def test_splits_without_class_folders_are_refused(album, tmp_path):
     for side in ("train", "val"):
         shutil.copytree(album / "coffee", tmp_path / "set" / side)
     with pytest.raises(
-        UserError, match=r"train: images without labels\. Put them into one folder per class, or give a table"
+        UserError, match=r"train: the images have no labels\. Put them into one folder per class, or give a table"
     ):
         open_sets(str(tmp_path / "set"))
 
@@ -90,7 +90,7 @@ def test_splits_without_class_folders_are_refused(album, tmp_path):
 def test_images_without_labels_are_refused_with_what_gives_them(album, tmp_path):
     flat = Path(shutil.copytree(album / "coffee", tmp_path / "flat"))
     with pytest.raises(
-        UserError, match=r"images without labels\. Put them into one folder per class, or give a table of"
+        UserError, match=r"images have no labels\. Put them into one folder per class, or give a table of"
     ):
         open_sets(str(flat))
     write_csv(flat / "labels.csv", [{"file": "00.jpg", "label": "a"}])

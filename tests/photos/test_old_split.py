@@ -109,7 +109,8 @@ def test_the_log_counts_what_became_of_the_images(first, second, changed, given,
     said = " ".join(capsys.readouterr().out.split())
     count = len(split_of(first.folder)) - 1
     assert re.search(
-        rf"{count} images are on the side on which \S+first had them, 13 are new, \d+ of these held out, 1 of that",
+        rf"{count} images keep the side \(training or validation\) that they had in \S+first, "
+        "13 are new, \d+ of these held out, 1 image",
         said,
     )
     assert f"as in {first.folder}" in (second.folder.parent / "third/choices.json").read_text()

@@ -159,7 +159,7 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied, tmp_p
     assert Path(str(recipe.data.train)).stat().st_mtime_ns == first
     shutil.copy(copied / "coffee" / "00.jpg", copied / "coffee" / "new.jpg")
     again, said = with_words(copied, tmp_path / "run")
-    assert "has changed since" in said and "was prepared: preparing" in said
+    assert "has changed since" in said and "was prepared, so" in said
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (copied / "coffee" / "new.jpg").unlink()
@@ -199,7 +199,7 @@ def test_a_converted_file_that_is_lost_is_made_again(copied, tmp_path):
     recipe = prepared(copied, tmp_path / "run")
     before = Path(str(recipe.data.train)).read_bytes()
     Path(str(recipe.data.train)).unlink()
-    assert "train.beton is missing: preparing" in said_of(copied, tmp_path / "run")
+    assert "train.beton is missing, so" in said_of(copied, tmp_path / "run")
     assert Path(str(recipe.data.train)).read_bytes() == before
 
 
@@ -270,7 +270,7 @@ def test_two_processes_share_one_conversion_and_its_error(album, tower, tmp_path
     assert out.count("29 training images of 3 classes, 7 validation images") == 1, said
     assert len(split_of(tmp_path / "run")) == 36 and (tmp_path / "run" / "result.json").exists()
     process = launch(*options, "--data.num_classes=5")
-    assert "has 3 classes, --data.num_classes is 5" in process.communicate(timeout=250)[1]
+    assert "has 3 classes, but --data.num_classes is 5" in process.communicate(timeout=250)[1]
     assert process.returncode == 2
 
 
@@ -290,7 +290,7 @@ def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copie
     recipe, text = with_words(copied, tmp_path / "run")
     counts = re.findall("([0-9]) (?:train|val) images? with 16 or 32 bits per value", text)
     assert sum(map(int, counts)) == 3
-    assert "no training image can be read of chelsea" in text
+    assert "no training image can be read in chelsea" in text
     assert re.search("train images left out because unreadable: chelsea/", text)
     stored = Beton.open(str(recipe.data.train)).num_samples
     assert f"{stored} training images of 3 classes" in text
@@ -338,7 +338,7 @@ def test_another_folder_for_the_same_run_is_named(copied, tower, tmp_path):
     (other / "coffee" / "00.jpg").unlink()
     run = tmp_path / "run"
     prepared(copied, run)
-    assert said_of(other, run).startswith(f"{run / 'data'} is of {copied}: preparing {other}\n")
+    assert said_of(other, run).startswith(f"{run / 'data'} was prepared from {copied}, so {other} is prepared\n")
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{run} was trained on {other}. Use another --train\.run_dir"):
         prepared(copied, run)
@@ -467,7 +467,7 @@ def make_missing(folder: Path) -> None:
     ("make", "photos", "message"),
     [
         (lambda folder: None, "nowhere", "no such file or folder. Give a folder with a folder per class"),
-        (lambda folder: None, "s3://bucket/a.tar", "a training reads local files. Convert it first"),
+        (lambda folder: None, "s3://bucket/a.tar", "training reads local files. Convert the data first"),
         (lambda folder: None, "photos/coffee", "images without labels"),
         (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file. Give a folder with a folder per class"),
         (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
@@ -503,7 +503,7 @@ def test_heic_images_that_cannot_be_read_are_named_before_the_split(album, tmp_p
             file.with_suffix(".HEIC").write_bytes(b"\0\0\0\x24ftypheic" + file.name.encode())
             file.unlink()
     said = said_of(tmp_path / "photos", tmp_path / "run")
-    assert "30 of 36 images are HEIC and left out: HEIC files need pillow-heif: pip install 'fastft[heic]'" in said
+    assert "30 of 36 images are HEIC and left out: HEIC files need pillow-heif. Run: pip install 'fastft[heic]'" in said
     assert all(name.endswith(".jpg") for name in split_of(tmp_path / "run")) and len(split_of(tmp_path / "run")) == 6
     for file in (tmp_path / "photos").rglob("*.jpg"):
         file.unlink()

@@ -67,7 +67,7 @@ def test_raw_weights_are_compared_where_the_paper_has_no_ema():
 def test_a_row_expects_the_figure_of_its_table():
     for sweep, row, recipe in rows():
         if row.paper is None:
-            assert recipe.about == About(None, f"no expectation: {sweep.source} gives no figure")
+            assert recipe.about == About(None, f"no expectation: {sweep.source} states no accuracy")
         else:
             raw = ", raw weights" if row.number == "raw" else ""
             assert recipe.about == About(row.paper, sweep.source + raw), row.title

@@ -78,7 +78,7 @@ def test_several_runs_give_one_page(runs, tmp_path, capsys, refused):
     assert main(["report", *map(str, runs)]) == 0 and (runs[0].parent / "comparison.html").is_file()
     assert "is given twice" in refused(["report", runs[0], runs[0]])
     assert "is not a run directory" in refused(["report", runs[0], tmp_path])
-    assert "--mistakes is for the page of one run" in refused(["report", *runs, "--mistakes=never"])
+    assert "--mistakes needs a page about one run" in refused(["report", *runs, "--mistakes=never"])
 
 
 def test_names_are_as_long_as_they_must_be():

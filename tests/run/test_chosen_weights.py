@@ -275,8 +275,8 @@ def test_weights_that_are_not_there_are_one_line(whole, refused):
     with pytest.raises(UserError, match=r"is one checkpoint\. Give its run directory for --weights best"):
         find_weights(last, "best")
     best = list_checkpoints(whole / "checkpoints", "best")[-1]
-    with pytest.raises(UserError, match="has no raw weights, only those that its epoch was chosen by"):
+    with pytest.raises(UserError, match="has no raw weights, only the ema weights by which its epoch was chosen"):
         find_weights(best, "raw")
-    with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with model\.head_init=probe keep"):
+    with pytest.raises(UserError, match=r"has no probe\.safetensors, which only runs with model\.head_init=probe have"):
         find_weights(whole, "probe")
     assert "has no checkpoint of its last epoch" in refused(["eval", str(whole / "nowhere"), "--weights", "raw"])

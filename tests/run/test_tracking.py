@@ -101,8 +101,8 @@ def test_only_a_new_run_needs_the_server(tmp_path, monkeypatch, caplog):
         raise ConnectionError("no server")
 
     stub.init = unreachable
-    assert open_tracker("wandb", tmp_path, "run", {}) is None and "wandb does not start (no server)" in caplog.text
-    with pytest.raises(UserError, match=r"does not start \(no server\). Set --train.tracker=none"):
+    assert open_tracker("wandb", tmp_path, "run", {}) is None and "wandb failed to start (no server)" in caplog.text
+    with pytest.raises(UserError, match=r"failed to start \(no server\). Set --train.tracker=none"):
         open_tracker("wandb", tmp_path / "new", "run", {})
 
 

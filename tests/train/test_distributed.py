@@ -159,8 +159,8 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"RANK": "abc"}, "RANK is 'abc', expected a whole number. Start with torchrun"),
-        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', expected a whole number"),
+        ({"RANK": "abc"}, "RANK is 'abc', but must be a whole number. Start with torchrun"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', but must be a whole number"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set. Start with torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
     ],

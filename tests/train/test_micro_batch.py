@@ -136,7 +136,7 @@ def test_a_set_up_out_of_memory_is_one_line_with_what_is_needed_and_what_is_ther
     monkeypatch.setattr(setup, "Ema", fails)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0.2e9, 16e9))
     with pytest.raises(
-        UserError, match=r"it takes 0\.0 GB with .* 0\.2 of 16\.0 GB are free on this GPU. End what else runs"
+        UserError, match=r"it takes 0\.0 GB with .* 0\.2 of 16\.0 GB are free on this GPU. End other programs"
     ):
         run(tiny, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))

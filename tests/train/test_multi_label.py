@@ -161,14 +161,14 @@ def test_what_needs_one_label_is_refused_in_one_line(tiny, table: Path, strips: 
     new, val = tmp_path / "r", str(strips / "data/val.beton")
     sampled = options(tiny, str(strips / "data/train.beton"), new, data__val=val, data__sampling="sqrt")
     commands = {
-        ("eval", strips, "--logit-adjustment"): "--logit-adjustment is for one label per image",
-        ("eval", strips, "--only-present-classes"): "--only-present-classes is for one",
-        ("average", strips, strips, "--out", tmp_path / "a"): "fastft average is for one label per image",
-        ("sweep", "02_lr", f"--data.train={val}", f"--data.val={val}", "--out", tmp_path / "t"): "fastft sweep is for one",
+        ("eval", strips, "--logit-adjustment"): "--logit-adjustment works with one label per image",
+        ("eval", strips, "--only-present-classes"): "--only-present-classes works with one",
+        ("average", strips, strips, "--out", tmp_path / "a"): "fastft average works with one label per image",
+        ("sweep", "02_lr", f"--data.train={val}", f"--data.val={val}", "--out", tmp_path / "t"): "fastft sweep works with one",
         ("train", "photos", *options(tiny, table, new, data__multi_label="false")): "row 3: no labels. Fill the cell",
         ("train", "photos", *options(tiny, tiny["data.train"], new, data__multi_label="true")): "has one label per",
         ("train", "photos", *options(tiny, val, new, data__val=tiny["data.val"])): "class",
-        ("train", "photos", *sampled): "data.sampling is for one label per image",
+        ("train", "photos", *sampled): "data.sampling works with one label per image",
     }  # fmt: skip
     for command, reason in commands.items():
         assert main(list(map(str, command))) == 2, command

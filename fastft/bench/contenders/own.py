@@ -40,7 +40,9 @@ def load(where: str) -> Any:
     file, _, name = where.rpartition(":")
     path = Path(file).resolve()
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--contender {where}: give a Python file and a function, such as my_loader.py:make")
+        raise UserError(
+            f"--contender {where}: not a loader. Give a Python file and a function, such as my_loader.py:make"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -90,6 +90,6 @@ def entropy_share(files: Sequence[bytes]) -> float:
         for source, (height, width) in zip(sources, sizes, strict=True):
             shape = -(-height // scale), -(-width // scale)
             if turbo.decompress(handle, source.ctypes.data, source.size, pixels.ctypes.data, *shape) != OK:
-                raise RuntimeError("an image could not be decoded: the share would mean nothing")
+                raise RuntimeError("an image could not be decoded, so the share would mean nothing")
         fastest[scale] = min(fastest.get(scale, np.inf), time.process_time() - began)
     return float(min(1.0, fastest[QUARTER] / fastest[1]))

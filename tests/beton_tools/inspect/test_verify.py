@@ -58,7 +58,7 @@ LABEL = METADATA + 16  # of the first sample
 WITHOUT_MANIFEST = {
     "image data": (lambda path, beton: flip(path, int(beton.pointers[5] + beton.sizes[5] // 2), 300), "sample 5", ""),
     "negative label": (lambda path, _: put(path, LABEL, b"\xff" * 8), "tables", "labels run from -1"),
-    "large label": (lambda path, _: put(path, LABEL + 5, b"\1"), "tables", "expected 0 to 1048575"),
+    "large label": (lambda path, _: put(path, LABEL + 5, b"\1"), "tables", "but should run from 0 to 1048575"),
     "type of the labels": (
         lambda path, _: put(path, METADATA - FIELD_DTYPE.itemsize, bytes([FLOAT_TYPE])), "tables", "field of labels is neither"
     ),
@@ -102,7 +102,7 @@ def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
-    assert (where, what) == ("sample 0", "64 x 64 pixels, the metadata table states 20000 x 20000")
+    assert (where, what) == ("sample 0", "64 x 64 pixels, but the metadata table states 20000 x 20000")
 
 
 def test_a_manifest_of_another_file_is_found(photo_beton, photo_folder, tmp_path):
@@ -110,7 +110,7 @@ def test_a_manifest_of_another_file_is_found(photo_beton, photo_folder, tmp_path
     write_beton(other, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
     manifest_path(other).rename(manifest_path(photo_beton))
     report = verify(photo_beton, decode=False)
-    assert ("manifest", "num_samples is 24, the manifest states 6") in report.problems
+    assert ("manifest", "num_samples is 24, but the manifest states 6") in report.problems
 
 
 def test_a_damaged_name_table_is_found_together_with_other_damage(photo_beton):

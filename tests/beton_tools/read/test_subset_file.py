@@ -101,10 +101,10 @@ def test_a_changed_file_is_refused(copied, tiny, tmp_path):
     convert_folder(
         Path(tiny["data.train"]).parent / "train", copied, WriteOptions(workers=0, quality=50, lossless=False)
     )
-    with pytest.raises(UserError, match=r"some\.beton has changed since .*x\.subset\.json was made of it. Restore"):
+    with pytest.raises(UserError, match=r"some\.beton has changed since .*x\.subset\.json was made from it. Restore"):
         BetonSet.open(path)
     copied.unlink()
-    with pytest.raises(UserError, match=r"some\.beton: no such file, and .*x\.subset\.json lists samples of it"):
+    with pytest.raises(UserError, match=r"some\.beton: no such file, but .*x\.subset\.json lists samples in it"):
         BetonSet.open(path)
 
 

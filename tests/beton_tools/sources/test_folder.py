@@ -133,10 +133,10 @@ def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("0", "1", "cups"), "folder 'cups' is not the number of a class"),
-        (("0", "1", "01"), "two folders are the same number"),
-        (("0", "1", "9" * 20), "is not the number of a class"),
-        (("0", "1", "²"), "is not the number of a class"),
+        (("0", "1", "cups"), "folder 'cups' is not a class number"),
+        (("0", "1", "01"), "two folders have the same number"),
+        (("0", "1", "9" * 20), "is not a class number"),
+        (("0", "1", "²"), "is not a class number"),
     ],
 )
 def test_folders_that_are_no_labels_are_refused(photo_folder, names, message):

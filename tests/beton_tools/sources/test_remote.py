@@ -166,7 +166,7 @@ def test_no_more_is_received_than_was_asked_for(served, server):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"trick": "other range"}, r"bytes 301-5000 arrived in the place of 300-4999, 8 attempts"),
+        ({"trick": "other range"}, r"bytes 301-5000 arrived instead of 300-4999, 8 attempts"),
         ({"trick": "other total"}, "changed after it was indexed"),
         ({"ranges": False}, "cannot send parts"),
     ],
@@ -247,7 +247,7 @@ def test_a_finished_conversion_is_known_by_size_and_version(server, tmp_path, ph
     assert "secret" not in manifest_path(out).read_text()
     assert server.sent < 2 * sent  # indexed, but no image read
     touch_later(server.folder / "s-00.tar")
-    with pytest.raises(UserError, match="exists already, from other images"):
+    with pytest.raises(UserError, match="exists already, made from other images"):
         convert_folder(url, out, ALONE)
 
 

@@ -98,7 +98,7 @@ def test_a_jpeg_without_its_tables_is_refused():
 
 def test_an_image_beyond_libjpegs_limit_is_refused_unless_it_is_shrunk():
     strip = saved(Image.new("RGB", (65501, 1)), "PNG")
-    with pytest.raises(BadImage, match=r"65501 x 1 pixels, the limit is 65500 per side. Give --max-resolution"):
+    with pytest.raises(BadImage, match=r"65501 x 1 pixels, but the limit is 65500 per side. Give --max-resolution"):
         encode_sample(strip, EncodeOptions())
     assert encode_sample(strip, EncodeOptions(max_resolution=1000)).width == 1000
 
@@ -276,7 +276,7 @@ def test_small_files_without_loss_are_exact_and_large_ones_nearly():
 
 def test_heic_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(BadImage, match=r"HEIC files need pillow-heif: pip install 'fastft\[heic\]'"):
+    with pytest.raises(BadImage, match=r"HEIC files need pillow-heif. Run: pip install 'fastft\[heic\]'"):
         encode_sample(b"\0\0\0\x24ftypheic" + bytes(99), EncodeOptions())
 
 

@@ -160,7 +160,7 @@ def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(pho
     with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):
         write_beton(out, open_source(photo_folder), fail)
     bad.write_bytes(good)
-    with pytest.raises(UserError, match="exists already, from other images"):
+    with pytest.raises(UserError, match="exists already, made from other images"):
         write_beton(out, open_source(photo_folder), fail)
     assert write_beton(out, open_source(photo_folder), fail, overwrite=True).skipped == []
 
@@ -205,7 +205,7 @@ def test_turned_and_unturned_images_are_never_in_one_file(photo_folder, tmp_path
     write_beton(out, open_source(photo_folder), other)
     write_beton(fresh, open_source(photo_folder), other)
     assert both(out) == both(fresh)
-    with refuses("exists already, from other images or options"):
+    with refuses("exists already, made from other images or with other options"):
         write_beton(out, open_source(photo_folder), replace(INLINE, upright=first))
 
 

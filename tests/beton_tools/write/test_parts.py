@@ -83,7 +83,7 @@ def test_missing_parts_are_listed_up_to_a_limit(photo_folder, tmp_path, part, mi
 
 
 def test_more_parts_than_images_are_refused(photo_folder, tmp_path):
-    with pytest.raises(UserError, match="Use at most as many parts"):
+    with pytest.raises(UserError, match="Use no more parts than images"):
         convert_folder(photo_folder, tmp_path / "x.beton", options(part=Part(1, 10_000)))
     assert not list(tmp_path.glob("x*"))
 
