@@ -1,4 +1,4 @@
-"""What one borrowed GPU can show, in seven calls that take less than 10 minutes each (docs/gpu-day.md).
+"""Measurements on one borrowed GPU, in seven calls that take less than 10 minutes each (docs/gpu-day.md).
 
     python benchmarks/gpu_day.py CALL --out DIR
 

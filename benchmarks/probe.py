@@ -1,4 +1,4 @@
-"""How far do ridge heads (`probe_*`) fall behind heads trained by gradient descent, on frozen features of a real tower?
+"""Compare ridge heads (`probe_*`) with heads trained by gradient descent, on frozen features of a real tower.
 
 The published linear heads of DINOv2 and DINOv3 were trained by SGD on augmented images. `fastft train probe_*` fits a
 ridge head to each image once, as it is seen in evaluation. Here both kinds of head read the same features, from the

@@ -1,4 +1,4 @@
-"""What it costs to convert millions of images in parts: each part, the listing that all parts do, an interruption.
+"""Measure the cost of converting millions of images in parts: each part, the listing that all parts do, an interruption.
 
     python benchmarks/scale.py            # writes benchmarks/results/scale.json; about two minutes
 

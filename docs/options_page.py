@@ -18,12 +18,12 @@ def options_page() -> str:
     """Return the Markdown of docs/options.md."""
     parts = [
         "# Options",
-        "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
+        "Every option of a recipe, with meaning, default and limits. `fastft options [SECTION|NAME]` prints the same. "
         "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4` or "
-        "`--optim.lr 3e-4`; some have a short name, `--lr`, which is also the argument of `fastft.fit`). "
+        "`--optim.lr 3e-4`). Some have a short name, such as `--lr`, which is also the argument of `fastft.fit`. "
         "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
         "([Recipes](recipes.md)).",
-        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`; a test keeps it up to date.",
+        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`. A test keeps it up to date.",
     ]
     for section, cls in SECTIONS.items():
         options = list_options(section)
@@ -37,7 +37,7 @@ def _page_entry(option: OptionInfo) -> str:
     """Return the option's entry in a definition list, which fits narrow screens."""
     short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
     paper = f" Paper's runs: {option.paper}." if option.paper else ""
-    text = f"{option.meaning}\n\n    Default {option.default}; {option.limits}.{paper}"
+    text = f"{option.meaning}\n\n    Default {option.default}, {option.limits}.{paper}"
     return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 

@@ -43,5 +43,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What completion offers: the public names, imported or not."""
+    """Return the names for completion: the public ones, imported or not."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -62,7 +62,7 @@ class FileClasses:
 
 
 class Content(Document, omit_defaults=True):
-    """What a set of files contains. It is stored in checkpoints.
+    """The content of a set of files. It is stored in checkpoints.
 
     Attributes:
         files: The files' names.

@@ -45,7 +45,7 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
 
 
 class Location(Protocol):
-    """Where the bytes of one image are stored.
+    """The place where the bytes of one image are stored.
 
     It is small and picklable, because it is sent to the worker that reads it.
 

@@ -48,7 +48,7 @@ class BadImage(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How images are stored.
+    """The form in which images are stored.
 
     Attributes:
         max_resolution: Longest side in pixels. Larger images are shrunk (antialiased). None keeps every size.

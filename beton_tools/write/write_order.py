@@ -1,4 +1,4 @@
-"""Which samples are written, and in which order. Both depend only on labels and seed."""
+"""Choose the samples that are written, and their order. Both depend only on labels and seed."""
 
 from __future__ import annotations
 

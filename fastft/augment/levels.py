@@ -1,4 +1,4 @@
-"""What a magnitude on the 0..10 scale means for each op.
+"""Convert a magnitude on the 0..10 scale into each op's argument.
 
 The formulae come from timm's `auto_augment.py`, in the same floating-point order: a magnitude gives exactly the
 argument that timm would pass to Pillow.

@@ -23,7 +23,7 @@ DECIDE, MIXUP_BETA, CUTMIX_BETA = 0, GAMMA_COUNTERS, 4 * GAMMA_COUNTERS
 
 
 class Mix(NamedTuple):
-    """How a block is mixed. An image keeps the share `lam`. If there is a box, exactly its pixels are exchanged."""
+    """The mixing of a block. An image keeps the share `lam`. If there is a box, exactly its pixels are exchanged."""
 
     lam: float
     box: tuple[int, int, int, int] | None  # y, x, h, w

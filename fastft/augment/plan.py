@@ -22,7 +22,7 @@ IMAGE = 3  # depends on other pixels or channels: has its own code in ops_image.
 
 
 class Rule(IntEnum):
-    """How a magnitude on the 0..10 scale becomes an op's argument (levels.argument)."""
+    """The rule by which a magnitude on the 0..10 scale becomes an op's argument (levels.argument)."""
 
     NO_ARGUMENT, ROTATE, SHEAR, TRANSLATE_X, TRANSLATE_Y, ENHANCE, ENHANCE_INCREASING = range(7)
     POSTERIZE, POSTERIZE_INCREASING, SOLARIZE, SOLARIZE_INCREASING, SOLARIZE_ADD, DESATURATE, BLUR = range(7, 14)

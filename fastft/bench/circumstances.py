@@ -1,4 +1,4 @@
-"""What a benchmark ran on: processor, memory, GPU, libraries, the commit, and how busy the machine was."""
+"""The circumstances of a benchmark: processor, memory, GPU, libraries, the commit, and how busy the machine was."""
 
 import os
 import platform

@@ -145,7 +145,7 @@ def _notes(quick: bool) -> list[str]:
 
 @dataclass
 class Progress:
-    """What is being measured, and about how long the rest will take."""
+    """The progress of a suite: what is being measured, and about how long the rest will take."""
 
     console: Console
     plans: Sequence[Planned]

@@ -1,4 +1,4 @@
-"""How a step's time is divided: shares, the bottleneck, and advice."""
+"""Diagnose a step's time: shares, the bottleneck, and advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What limits the speed, and what to do about it."""
+    """The part that limits the speed, and advice against it."""
 
     sentence: str
     advice: str

@@ -1,4 +1,4 @@
-"""How many CPU cores a machine's GPUs need: images/s in the training step over images/s that one core prepares."""
+"""Compute how many CPU cores a machine's GPUs need: the step's images/s divided by what one core prepares."""
 
 from dataclasses import dataclass
 from functools import cache

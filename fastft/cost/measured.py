@@ -25,7 +25,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What a result says about costs. Rates are images/s per core, or None if they were not measured."""
+    """The rates in a benchmark result on which costs depend. Rates are images/s per core, or None if they were not measured."""
 
     name: str  # name of its file
     result: Result

@@ -45,7 +45,7 @@ SAMPLE_BITS = np.uint64(40)
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the data one process of a distributed run reads.
+    """The part of the data that one process of a distributed run reads.
 
     Raises:
         UserError: the rank is not in 0..world_size-1.
@@ -63,7 +63,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How an epoch is divided into optimiser steps, ranks and micro-batches.
+    """The layout of an epoch: its division into optimiser steps, ranks and micro-batches.
 
     Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at the end of an
     epoch that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every

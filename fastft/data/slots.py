@@ -1,4 +1,4 @@
-"""How many batches a loader holds at a time. Without imports, so that pricing a recipe does not load the decoder."""
+"""The number of batches that a loader holds at a time. Without imports, so that pricing a recipe does not load the decoder."""
 
 
 def count_slots(batches_ahead: int) -> int:

@@ -35,7 +35,7 @@ DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Output:
-    """How a loader delivers images: (b, 3, size, size), normalised, in channels-last memory.
+    """The form in which a loader delivers images: (b, 3, size, size), normalised, in channels-last memory.
 
     On a GPU (`device="cuda"`), augmentation runs there too.
     """

@@ -1,4 +1,4 @@
-"""What `fastft eval --json` prints for one file: scores, metrics per class, confusions and calibration."""
+"""The output of `fastft eval --json` for one file: scores, metrics per class, confusions and calibration."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -162,7 +162,7 @@ def choose_ridge(
 
 @dataclass(frozen=True)
 class Mirrored:
-    """How many training images are classified correctly by a head that was fitted to others.
+    """Counts of training images that a head classifies correctly although it was fitted to others.
 
     images: number of training images tried, at most TRIED.
     plain: as they are. mirrored: with left and right exchanged. plain_only, mirrored_only: right in only one of the two

@@ -1,4 +1,4 @@
-"""How to preprocess an image without fastft: as data for a file's metadata, and as Python code for the model card."""
+"""Preprocessing of an image without fastft: as data for a file's metadata, and as Python code for the model card."""
 
 import json
 import math

@@ -80,7 +80,7 @@ class Round(Document):
 
 
 class Contender(Document):
-    """What one library reached: either `rounds`, or `skipped` with the reason.
+    """The result of one library: either `rounds`, or `skipped` with the reason.
 
     differences: how its work differs from fastft's, printed in the row. limit: this is not a library, but what the
     hardware or a codec allows.

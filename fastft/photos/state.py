@@ -58,7 +58,7 @@ class Inputs:
 
 
 class Made(Document):
-    """What a preparation made.
+    """The result of a preparation.
 
     Attributes:
         summary, warnings: lines that every call prints.

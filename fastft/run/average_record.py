@@ -1,4 +1,4 @@
-"""What `fastft average` records about an average, in its checkpoint and as `average.json`."""
+"""The record of `fastft average` about an average, in its checkpoint and as `average.json`."""
 
 from beton_tools.base.typed_json import Count, Document, Number
 from fastft.run.evaluations import TOP1, BestBy
@@ -36,7 +36,7 @@ class AverageRow(Document):
 
 
 class AverageRecord(Document):
-    """What was averaged, all that was evaluated, and what was kept.
+    """The models that were averaged, all evaluations, and the average that was kept.
 
     Attributes:
         method: "WiSE-FT", "greedy soup" or "uniform soup". `description` says it in one sentence.

@@ -58,7 +58,7 @@ class Logged(Document):
 
 
 class StoredStep(Document):
-    """How the steps are computed: fields of `fastft.train.step.StepChoice`, and the device that it was chosen on."""
+    """The way in which steps are computed: fields of `fastft.train.step.StepChoice`, and the device that it was chosen on."""
 
     mode: str
     attention: str

@@ -1,4 +1,4 @@
-"""Which weights of a run are used: the rule at its end, and finding the weights in its run directory.
+"""Choose which weights of a run are used, by a rule at its end, and find them in its run directory.
 
 A run keeps the raw and the EMA weights of its last epochs (`step-*`) and of its best epoch (`best-*`), and the head of
 its linear probe, if it starts from one. The rule:

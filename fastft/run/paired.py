@@ -17,7 +17,7 @@ from fastft.run.run_directory import Run
 
 @dataclass(frozen=True)
 class Judged:
-    """What a run predicts for its validation images at its last evaluation.
+    """The predictions of a run for its validation images at its last evaluation.
 
     Attributes:
         kind: the weights, "raw" or "ema".

@@ -67,7 +67,7 @@ class Predictions:
 
     @property
     def right_N(self) -> np.ndarray:
-        """Whether the prediction equals the label, bool (N,), or whether each label is right, (N, K)."""
+        """True where the prediction equals the label, bool (N,), or where each label is right, (N, K)."""
         return self.predicted_N == self.labels_N
 
     @property

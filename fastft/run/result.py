@@ -38,7 +38,7 @@ class Gain(Document):
 
 
 class WeightChoice(Document, omit_defaults=True):
-    """What predict, eval and export take, and why.
+    """The weights that predict, eval and export use, and the reason.
 
     Attributes:
         top1, balanced_accuracy, map: scores of these weights, as far as the run's evaluations have them.

@@ -30,7 +30,7 @@ Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class StepChoice:
-    """How a step is computed. mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
+    """The way to compute a step. mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
 
     mode: str = "eager"
     attention: str = "auto"

@@ -110,7 +110,7 @@ def test_the_log_counts_what_became_of_the_images(first, second, changed, given,
     count = len(split_of(first.folder)) - 1
     assert re.search(
         rf"{count} images keep the side \(training or validation\) that they had in \S+first, "
-        "13 are new, \d+ of these held out, 1 image",
+        r"13 are new, \d+ of these held out, 1 image",
         said,
     )
     assert f"as in {first.folder}" in (second.folder.parent / "third/choices.json").read_text()

@@ -1,4 +1,4 @@
-"""What a loader is asked to do, and how it is presented."""
+"""The task of a loader, and how its result is presented."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
