@@ -177,14 +177,15 @@ def sentence() -> str:
         predict(recipe, [gpu])[gpu].hours or math.nan for recipe in (final, stopped, load_recipe("brief_b16_half"))
     )
     return (
-        "Hours are modelled, never run. Ranges go from the fastest to the slowest of the "
-        "[published trainings](measurements/published.md), on A100 and H100 of both. "
-        f"`final_b16` takes {fastest} to {slowest} V100-hours on eight GPUs, about {whole:.0f} if the step reaches what "
-        f"tuned language-model trainings reached, {vits} if only what published ViT trainings did (the "
-        f"paper's own: {paper}). Between {paper} and the {brief:.1f} hours of `brief_b16_half` at the first speed lies a factor "
-        f"of {paper / brief:.1f}: {whole / unfrozen:.1f} by stopping, {unfrozen / brief:.1f} by freezing, {paper / whole:.1f} by "
-        "the assumed speed. An expected top-1 is that of one run. Four runs of MAE's B/16 scatter by 0.08 points (its "
-        "FINETUNE.md), so 85.0 is about an even chance of 85.0 or more."
+        "Hours are modelled and have not been measured. Each range goes from the fastest to the slowest of the [published "
+        f"trainings](measurements/published.md). For A100 and H100 it covers both kinds of trainings. `final_b16` takes {fastest} to {slowest} "
+        f"V100-hours on eight GPUs: about {whole:.0f} if the step is as fast as in tuned language-model trainings, and {vits} if "
+        f"it is only as fast as in published ViT trainings. The paper's authors needed {paper}. `brief_b16_half` needs "
+        f"{brief:.1f} hours at the first speed, {paper / brief:.1f} times less than the authors. Stopping early contributes a "
+        f"factor of {whole / unfrozen:.1f}, freezing {unfrozen / brief:.1f}, and the "
+        f"assumed speed {paper / whole:.1f}. An expected "
+        "top-1 comes from one run. Four runs of MAE's B/16 scatter by 0.08 points (its FINETUNE.md), so a recipe with an "
+        "expected 85.0 has about an even chance to reach 85.0 or more."
     )
 
 

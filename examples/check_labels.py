@@ -22,7 +22,7 @@ ISSUES = ("label", "near_duplicate", "outlier")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", type=Path, nargs="+", help="files of fastft predict --features, one per split")
+    parser.add_argument("features", type=Path, nargs="+", help="files from fastft predict --features, one per split")
     parser.add_argument("--out", type=Path, default=Path("suspects.csv"))
     args = parser.parse_args()
 

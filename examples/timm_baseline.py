@@ -126,7 +126,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("--model", default="vit_base_patch16_clip_224.openai")
-    parser.add_argument("--weights", help="a file, in the place of timm's pretrained weights")
+    parser.add_argument("--weights", help="weights file to use instead of timm's pretrained weights")
     for name, value in {"image-size": 224, "epochs": 10, "batch-size": 32, "workers": 4, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args(arguments)

@@ -30,7 +30,7 @@ SECONDS_BETWEEN_SIGNS = 60  # after twice this time without a sign of life, a tr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
-    parser.add_argument("--trials", type=int, default=20, help="of all processes and starts together")
+    parser.add_argument("--trials", type=int, default=20, help="number of trials, over all processes and starts")
     parser.add_argument("--out", type=Path, default=Path("runs/tune"))
     parser.add_argument("--storage", help="URL of a database (default: SQLite in --out)")
     add_recipe_options(parser, listed=False)
@@ -79,7 +79,8 @@ def main() -> None:
     study.optimize(objective, n_trials=max(0, left), callbacks=[enough])
     flags = [f"--optim.{name}={value:.4g}" for name, value in study.best_params.items()]
     print(
-        f"{study.best_value:.2f} % of the validation images, which also chose: fastft train {args.recipe} {' '.join(flags)}"
+        f"{study.best_value:.2f} % of the validation images, which also chose the options: "
+        f"fastft train {args.recipe} {' '.join(flags)}"
     )
 
 

@@ -42,7 +42,7 @@ class Failed:
     """An image that was not encoded.
 
     Attributes:
-        is_lost: Whether the remote file cannot be read. The image itself may be in order, so it must not be skipped.
+        is_lost: Whether the remote file cannot be read. The image itself may be intact, so it must not be skipped.
     """
 
     reason: str

@@ -94,7 +94,7 @@ def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -
 
 
 def _ask(recipe: Recipe, images: Images, world: World) -> tuple[Recipe, str]:
-    """Return (what the run is asked for, its key). What is asked for is the recipe, whose weights may be another run's.
+    """Return (the requested recipe, its key). The recipe's weights may be another run's.
 
     Raises:
         UserError: the recipe cannot be trained. Nothing is written before this is checked.
@@ -128,7 +128,7 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
     """
     say, folder, chosen = line_printer(console), run_folder(recipe), first.weights
     if chosen is None:
-        say("train.refit: no images were held out, the weights are of all images already")
+        say("train.refit: no images were held out, so the weights were already trained on all images")
         return folder, first
     again, own = world.in_main(lambda: load_run(folder).recipe), recipe.flat()
     own |= {"data.train": data, "data.val": None, "train.run_dir": str(folder / REFIT)}
