@@ -178,7 +178,8 @@ def sentence() -> str:
     )
     return (
         "Hours are modelled and have not been measured. Each range goes from the fastest to the slowest of the [published "
-        f"trainings](measurements/published.md). For A100 and H100 it covers both kinds of trainings. `final_b16` takes {fastest} to {slowest} "
+        "trainings](measurements/published.md). For A100 and H100 it covers both kinds of "
+        f"trainings. `final_b16` takes {fastest} to {slowest} "
         f"V100-hours on eight GPUs: about {whole:.0f} if the step is as fast as in tuned language-model trainings, and {vits} if "
         f"it is only as fast as in published ViT trainings. The paper's authors needed {paper}. `brief_b16_half` needs "
         f"{brief:.1f} hours at the first speed, {paper / brief:.1f} times less than the authors. Stopping early contributes a "
