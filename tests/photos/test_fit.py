@@ -185,7 +185,7 @@ def test_a_refit_without_held_out_images_is_the_run_itself(given, album, tmp_pat
         shutil.copy(next((album / name).iterdir()), tmp_path / "few" / name)
     few = {"data": tmp_path / "few", "out": tmp_path / "run", "batch_size": 2, "train": {"refit": True}, "quiet": False}
     assert fastft.fit("photos", **given | few).folder == tmp_path / "run"
-    assert "no images were held out, the weights are of all images already" in " ".join(capsys.readouterr().out.split())
+    assert "no images were held out, so the weights were already trained on all images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that_cannot_be_joined(run, given, tmp_path):
@@ -204,7 +204,7 @@ def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that
 def test_completion_knows_the_options_of_fit_and_another_one_is_refused():
     parameters = inspect.signature(fastft.fit).parameters
     assert set(SHORT_NAMES) | set(SECTIONS) - {"about"} <= set(parameters)
-    with pytest.raises(UserError, match=r"batch=8: unknown option 'batch'; did you mean 'optim.batch_size'\?"):
+    with pytest.raises(UserError, match=r"batch=8: unknown option 'batch'\. Did you mean 'optim.batch_size'\?"):
         fastft.fit(batch=8)
 
 
