@@ -26,7 +26,7 @@ def loader(options: Options) -> Findings:
         cases.append(case(rounds, "pass", per_cpu_second, {"work": title}))
     yield Measure(
         key="ffcv.loader", bench="ffcv", title="FFCV's Loader with fastft's operations", unit=PER_CPU_SECOND,
-        about="The same Loader of FFCV with fastft's operations and with its own, one worker.", cases=cases,
+        about="FFCV's Loader with fastft's operations and with FFCV's own, one worker.", cases=cases,
         setting=setting(asked, RESIZED, options),
     )  # fmt: skip
 

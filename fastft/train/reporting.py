@@ -139,7 +139,7 @@ class Reporter:
         if recipe.data.selection_share:
             left_out = s.validation.loaders[-1].num_samples
             self.say(
-                f"{left_out:,} training images are left out of training, to choose epoch and weights (data.selection_share)"
+                f"{left_out:,} training images are left out of training to choose epoch and weights (data.selection_share)"
             )
         seconds = time.monotonic() - s.began
         started = msgspec.to_builtins(describe_process(s.world, s.precision, seconds))
