@@ -250,7 +250,7 @@ def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(tiny, untrained_ema,
     assert "initial" not in find_weights(folder, "raw").description
     assert "not ended" not in find_weights(list_checkpoints(folder / "checkpoints")[-1]).description
     for wanted in ("ema", "best"):
-        assert "; 100% of the EMA's weights are" in find_weights(untrained_ema, wanted).description
+        assert ", 100% of the EMA's weights are" in find_weights(untrained_ema, wanted).description
 
 
 @pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
