@@ -241,7 +241,7 @@ def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(tiny, untrained_ema,
     for command in (["predict", photo], ["eval"], ["export", "--format=safetensors", f"--out={out}.safetensors"]):
         device = ["--device=cpu"] * (command[0] != "export")
         assert main([command[0], str(folder), *command[1:], *device]) == 0
-        line = f"using the raw weights of step-00000002: the run has not ended; {share}"
+        line = f"using the raw weights of step-00000002: the run has not ended, {share}"
         assert line in capsys.readouterr().err
     assert (
         "EMA weights of step" in find_weights(folder, "ema").description
