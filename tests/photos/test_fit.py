@@ -185,7 +185,8 @@ def test_a_refit_without_held_out_images_is_the_run_itself(given, album, tmp_pat
         shutil.copy(next((album / name).iterdir()), tmp_path / "few" / name)
     few = {"data": tmp_path / "few", "out": tmp_path / "run", "batch_size": 2, "train": {"refit": True}, "quiet": False}
     assert fastft.fit("photos", **given | few).folder == tmp_path / "run"
-    assert "no images were held out, so the weights were already trained on all images" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no images were held out, so the weights were already trained on all images" in said
 
 
 def test_a_refit_trains_on_images_that_were_only_left_out_and_refuses_files_that_cannot_be_joined(run, given, tmp_path):
