@@ -37,7 +37,7 @@ def arch_from_dict(values: Mapping[str, Any]) -> TowerArch:
         return Arch(**values)
     arch = measure(values["timm"], values["image_size"])
     if asdict(arch) != dict(values):
-        raise ValueError(f"the installed timm builds {values['timm']} with a different size")
+        raise ValueError(f"the installed timm builds {values['timm']} with other dimensions")
     return arch
 
 

@@ -123,7 +123,7 @@ def test_the_source_region_is_exactly_what_the_filter_taps_touch(height, width, 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(([1], [2, 3], [4], 8), "one length"), (([1], [0], [4], 8), "no pixels"), (([1], [4], [4], 0), "no pixels")],
+    [(([1], [2, 3], [4], 8), "equal length"), (([1], [0], [4], 8), "no pixels"), (([1], [4], [4], 0), "no pixels")],
 )
 def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):

@@ -218,7 +218,7 @@ def test_large_models_follow_the_papers_large_recipe():
     [
         ("vit_bas_patch16_224", {}, "Did you mean 'timm/vit_base_patch16_224'"),
         ("vit_base_patch16_224.augreg_in21", {}, "Did you mean 'timm/vit_base_patch16_224.augreg_in21k'"),
-        ("zzzz", {}, "see timm.list_models"),
+        ("zzzz", {}, "See timm.list_models"),
         ("resnet18", {}, r"running statistics \(bn1.running_mean\), which depend on the micro-batch"),
         ("deit_tiny_distilled_patch16_224", {}, "no single linear head"),
         ("qwen3_vit_306m_enc", {}, "no single linear head|is not known"),
@@ -262,7 +262,7 @@ def test_an_architecture_is_built_again_from_its_values():
 
     arch = recipe_arch(recipe("test_vit", 64))
     assert arch_from_dict(asdict(arch)) == arch
-    with pytest.raises(ValueError, match="other numbers"):
+    with pytest.raises(ValueError, match="other dimensions"):
         arch_from_dict(asdict(arch) | {"layers": 5})
     for change, message in (
         ({"timm": "hf-hub:some/model"}, "is not known"),

@@ -468,7 +468,7 @@ def make_missing(folder: Path) -> None:
     [
         (lambda folder: None, "nowhere", "no such file or folder. Give a folder with a folder per class"),
         (lambda folder: None, "s3://bucket/a.tar", "training reads local files. Convert the data first"),
-        (lambda folder: None, "photos/coffee", "images without labels"),
+        (lambda folder: None, "photos/coffee", "images have no labels"),
         (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file. Give a folder with a folder per class"),
         (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
         (make_unknown_class, "set", r"validation images of 1 class without training images \(tea; tea/00.jpg\)"),

@@ -56,7 +56,7 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path):
         ("augment: {mean: [1e38, 0.5, 0.5]}", "It must be three numbers >= -10 and <= 10"),
         ("augment: {std: [0.5, 0.5, 0]}", "It must be three numbers >= 0.001 and <= 10"),
         ("train: {seed: 9223372036854775808}", "It must be a whole number >= 0 and <= 9223372036854775807"),
-        ("model: {rel_pos_bias: true, patch_dropout: 0.5}", "needs every patch"),
+        ("model: {rel_pos_bias: true, patch_dropout: 0.5}", "needs all patches"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):

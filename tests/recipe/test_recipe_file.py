@@ -76,7 +76,7 @@ def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table
         ("{}", r"mine.yaml is a table, not a recipe. Name one of its rows, such as '.*mine.yaml\[a\]'"),
         ("{}[d]", "has no row 'd'. Its rows are 'a', 'x, b', 'y, b', 'c'"),
         ("{}[mine_b]", "Did you mean 'mine_x_b'"),
-        ("{}[b]", "'b' is 2 rows. Write 'x, b' or 'y, b'"),
+        ("{}[b]", "'b' matches 2 rows. Write 'x, b' or 'y, b'"),
         ("final_b61", "Did you mean final_b16"),
         ("final_b16[a]", "final_b16.yaml is not a table"),
         ("02_lrr[1e-5]", "does not exist"),

@@ -130,5 +130,5 @@ def test_text_that_is_no_json_and_further_files_are_refused(tiny, tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="not a subset file"):
         BetonSet.open(path)
-    with pytest.raises(UserError, match="is read alone"):
+    with pytest.raises(UserError, match="must be used alone"):
         BetonSet.open([path, tiny["data.train"]])

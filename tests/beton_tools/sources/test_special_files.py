@@ -112,7 +112,7 @@ def test_a_link_to_itself_beside_the_class_folders_is_no_class(photo_folder):
 def test_a_link_to_itself_as_archive_or_list(photo_folder):
     flat = photo_folder / "n01440764"
     (flat / "val.txt").symlink_to("val.txt")
-    with pytest.raises(UserError, match="images without labels"):
+    with pytest.raises(UserError, match="images have no labels"):
         open_source(flat)
     (flat / "s.tar").symlink_to("s.tar")
     with pytest.raises(UserError, match=r"s\.tar: cannot be read \(Too many levels of symbolic links\)"):
