@@ -171,7 +171,7 @@ def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_re
     assert explain(decided("final_b16", [*small, "--ema.decay=0"])).warnings == []
     short = ["--data.train_size=9000", "--schedule.stop_epoch=5"]
     (warning,) = explain(decided("photos", short)).warnings
-    assert "53.5%" in warning and "Set --ema.horizon=0.016, a share of the whole schedule" in warning
+    assert "53.5%" in warning and "Set --ema.horizon=0.016, a fraction of the whole schedule" in warning
     assert explain(decided("photos", [*short, "--ema.horizon=0.016"])).warnings == []
     assert explain(load_recipe("final_b16")).warnings == []
 

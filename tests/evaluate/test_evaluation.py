@@ -193,7 +193,7 @@ def test_features_are_refused_under_another_suffix_with_options_for_classes_and_
     command = ["predict", str(whole), tiny["data.val"], "--device=cpu"]
     for extra, message in (
         (["--features=a.txt"], "its name should end in .npz"),
-        (["--features=a.npz", "--min-probability=0.7", "--flip-average"], "omit --min-probability, --flip-average"),
+        (["--features=a.npz", "--min-probability=0.7", "--flip-average"], "Omit --min-probability, --flip-average"),
         ([f"--features={files['val']}"], "exists. Give another path, or replace it with --overwrite"),
         ([], "is a .beton file"),
     ):

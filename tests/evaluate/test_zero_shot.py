@@ -228,7 +228,7 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
         (["--templates=clip"], "clip: cannot be read"),
         (["--names=MANIFEST.in"], "MANIFEST.in has 1 class names"),
         (["--data=nowhere.beton"], "nowhere.beton: cannot be read"),
-        (["--out=head.pt"], "name ends in .safetensors"),
+        (["--out=head.pt"], "name that ends in .safetensors"),
         (["--model.weights=random"], "knows no class names"),
         (["--model.arch=ViT-H-14-CLIPA"], "pools tokens by 'avg'"),
         (

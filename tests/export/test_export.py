@@ -73,7 +73,7 @@ def test_a_head_of_class_token_and_patches_is_refused_by_formats_without_it(tmp_
     own = {"model__image_size": 160, "model__arch": arch, "model__freeze_conv1": False} if arch else {}
     checkpoint = make_checkpoint(tmp_path, dict(CLIP), model__pool="class+patches", **own)
     for format in ("timm", "open_clip"):
-        with pytest.raises(UserError, match=r"export (to|timm's)"):
+        with pytest.raises(UserError, match=r"Export (to|timm's)"):
             export_checkpoint(tmp_path / "run", format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     size = load_trained(checkpoint, torch.device("cpu")).recipe.model.image_size

