@@ -136,10 +136,38 @@ def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
             elif path.protocol in _WEB:
                 raise UserError(f"{path}: web servers do not list files. Use braces, as in train-{{000..146}}.tar")
             else:
-                paths += map(RemotePath, sorted(_retrying(path, lambda fs, at: map(fs.unstrip_protocol, fs.glob(at)))))
+                paths += map(RemotePath, sorted(_retrying(path, _glob)))
     except ValueError as error:
         raise UserError(f"{pattern}: {error}. Close every brace, as in train-{{000..146}}.tar") from error
     return paths
+
+
+def _glob(fs: Any, pattern: str) -> list[str]:
+    """Return the URLs that match. fsspec's `glob` silently leaves out folders that could not be listed. Here that is an
+    error, because the images in them would be missing.
+    """
+    failed: list[Exception] = []
+    truly_list = getattr(fs, "_ls", None)
+
+    async def list_folder(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await truly_list(*args, **kwargs)  # type: ignore[misc]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    if truly_list is None:  # Hugging Face's file system is not asynchronous
+        return list(map(fs.unstrip_protocol, fs.glob(pattern)))
+    fs._ls = list_folder
+    try:
+        found = fs.glob(pattern)
+    finally:
+        fs._ls = truly_list
+    if failed:
+        raise failed[0]
+    return list(map(fs.unstrip_protocol, found))
 
 
 # requests -------------------------------------------------------------------------------------------------------------

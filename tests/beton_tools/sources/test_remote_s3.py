@@ -104,6 +104,25 @@ def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(bucket, tmp_path, ph
         assert list(ours[split].names) == list(local[split].names)
 
 
+def test_a_folder_that_could_not_be_listed_is_not_left_out(bucket, monkeypatch):
+    """fsspec's glob leaves it out when S3 is too busy to list it, and its images would be missing."""
+    for number in range(3):
+        bucket.pipe(f"photos/{number}/s.tar", b"x")
+    fs, busy = remote.file_system("s3"), ["photos/1"]
+    truly_list = fs._lsdir
+
+    async def list_folder(path, *args, **kwargs):
+        if path.strip("/") in busy:
+            busy.clear()
+            raise OSError(16, "SlowDown")
+        return await truly_list(path, *args, **kwargs)
+
+    monkeypatch.setattr(fs, "_lsdir", list_folder)
+    found = remote.expand_pattern(remote.RemotePath("s3://photos/*/s.tar"))
+    assert [str(path) for path in found] == [f"s3://photos/{number}/s.tar" for number in range(3)]
+    assert busy == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"])
 def test_prefixes_and_patterns(bucket, tmp_path, photo_jpegs, url):
