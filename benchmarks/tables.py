@@ -88,9 +88,11 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-summary": study.summary,
     "probe": probe.table,
     "readme-photos": lambda _: photos.summary(),
-    "photos-epochs": lambda _: photos.beside(),
-    "photos-seconds": lambda _: photos.beside(how=", as many seconds"),
-    "photos-short": lambda _: photos.beside("loop, 5 epochs", ", 5 epochs"),
+    "photos-sets": lambda _: photos.headline(),
+    "photos-setting": lambda _: photos.setting(),
+    "photos-tried": lambda _: photos.tried(),
+    "photos-sources": lambda _: photos.sources(),
+    "photos-auto": lambda _: photos.beside("ours", "", ("auto",), "fastft, 42 px"),
     "photos-whole": lambda _: photos.beside("loop, whole length", ", whole length", ("ours",)),
     "photos-whole-seconds": lambda _: photos.beside(
         "loop, whole length", ", whole length, as many seconds", photos.LONG
@@ -99,7 +101,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-values": lambda _: photos.beside(
         "ours, earlier values, whole length", ", whole length", ("ours",), "earlier"
     ),
-    "photos-larger": lambda _: photos.beside("loop, larger", ways=("auto",)),
 }
 
 
