@@ -19,7 +19,7 @@ from fastft.choose.augmentation import (
 )
 from fastft.choose.automatic import probes_sizes, resolve
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
-from fastft.data.selection import open_training
+from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run
 from fastft.machine.distributed import World
 from fastft.recipe import Choice, Recipe
@@ -69,7 +69,7 @@ def _read(folder: Path, key: str) -> tuple[bool, dict[str, Choice] | None]:
 def _choose_by_probes(
     recipe: Recipe, folder: Path, key: str, world: World, stop: Callable[[], bool], say: Say
 ) -> Recipe:
-    files, _ = open_training(recipe)
+    files = open_files(recipe).train
     if probes_sizes(recipe):
 
         def fit(sized: Recipe) -> LinearProbe:

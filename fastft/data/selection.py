@@ -1,4 +1,6 @@
-"""A recipe's training images, and the images that `data.selection_share` leaves out of training."""
+"""A recipe's images: to train on, to validate on, and those that `data.selection_share` leaves out of training."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,10 +11,22 @@ from fastft.recipe import Recipe
 from fastft.recipe.training_images import NO_DATA, is_imagenet
 
 
-def open_training(recipe: Recipe) -> tuple[BetonSet, BetonSet | None]:
-    """Return (the images to train on, the images that are left out and choose epoch and weights, or None).
+@dataclass(frozen=True)
+class Files:
+    """The images of a run. selection: left out of training; they choose epoch and weights."""
 
-    The split is the same in every run, and both parts have the class shares of the whole.
+    train: BetonSet
+    val: BetonSet | None = None
+    selection: BetonSet | None = None
+
+    @property
+    def evaluated(self) -> list[BetonSet]:
+        """The validation images, if there are any, then those for selection, if there are any."""
+        return [betons for betons in (self.val, self.selection) if betons is not None]
+
+
+def open_files(recipe: Recipe) -> Files:
+    """Open the recipe's files. What is left out is the same in every run, with the class shares of the whole.
 
     Raises:
         UserError: there are no .beton files, or `train.stop_when` has no images to look at, or only ImageNet's
@@ -21,14 +35,15 @@ def open_training(recipe: Recipe) -> tuple[BetonSet, BetonSet | None]:
     if recipe.data.train is None:
         raise UserError(NO_DATA)
     files = BetonSet.open(recipe.data.train)
+    val = None if recipe.data.val is None else BetonSet.open(recipe.data.val)
     if recipe.data.selection_share:
         by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), strata(files.labels)))
         is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
-        return files.take(np.sort(by_class_N[~is_held_N])), files.take(np.sort(by_class_N[is_held_N]))
-    if recipe.train.stop_when is not None and (recipe.data.val is None or is_imagenet(recipe)):
+        return Files(files.take(np.sort(by_class_N[~is_held_N])), val, files.take(np.sort(by_class_N[is_held_N])))
+    if recipe.train.stop_when is not None and (val is None or is_imagenet(recipe)):
         reported = "only the validation images, whose accuracy is reported"
-        what = "no images to look at" if recipe.data.val is None else reported
+        what = "no images to look at" if val is None else reported
         raise UserError(
             f"train.stop_when has {what}. Set --data.selection_share=0.01, which leaves this share of the training images out"
         )
-    return files, None
+    return Files(files, val)

@@ -25,10 +25,10 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.chosen_weights import PROBE_HEAD, ChosenWeights, find_weights, stored_scores, stored_thresholds
+from fastft.run.chosen_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
 from fastft.run.evaluations import BestBy, Scores
 from fastft.run.prediction_metrics import EVEN, deciding_score
-from fastft.run.run_directory import with_moved_data
+from fastft.run.run_directory import PROBE_HEAD, with_moved_data
 
 BATCH = 32  # images per forward pass
 

@@ -22,9 +22,9 @@ from fastft.evaluate.evaluation import evaluate_model, validation_file
 from fastft.evaluate.file_report import EvaluatedFile
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.machine.distributed import connected, find_world
-from fastft.model.head_file import set_head_of_weights
+from fastft.model.head_file import head_of_weights, set_head
 from fastft.model.recipe_model import build_model
-from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
+from fastft.recipe.constants import AUTO, FROM_WEIGHTS, GREEDY, PROBE, RAW
 from fastft.run.average_record import AverageRecord, AverageRow, FileFigures
 from fastft.run.checkpoint import State as CheckpointState
 from fastft.run.checkpoint import write_checkpoint
@@ -86,8 +86,9 @@ def _read(path: Path, weights: str) -> State:
 def read_start(run: Trained) -> State:
     """Rebuild a run's initial weights from its recipe: the pretrained tower, with the run's head or a seeded one."""
     model = build_model(run.recipe, arch=run.model.visual.arch)
-    if run.recipe.model.head_init == "weights":
-        set_head_of_weights(model, run.recipe, run.classes, run.classes)
+    if run.recipe.model.head_init == FROM_WEIGHTS:
+        head, _ = head_of_weights(model, run.recipe, run.classes, run.classes)
+        set_head(model, head, run.path)
     return model.state_dict()
 
 

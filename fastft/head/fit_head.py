@@ -1,40 +1,45 @@
-"""The third stage of a run: its head starts as a ridge regression on the frozen tower (`model.head_init=probe`).
+"""The third stage of a run: the head that it starts from.
 
-Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe
-avoids this (LP-FT, 2202.10054). The stage writes `probe.safetensors`, the head, and `baseline.json`, its scores before
-training.
+Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe, a
+ridge regression on the frozen tower, avoids this (LP-FT, 2202.10054). With `model.head_init=probe` the stage writes
+`probe.safetensors`, the head, and `baseline.json`, its scores before training. With `model.head_init=weights` it
+writes `head.safetensors`, rows of the head in `model.weights`.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
 from fastft.data.classes import name_outputs
-from fastft.data.selection import open_training
+from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.head.near_copies import warn_of_copies
 from fastft.machine.distributed import World
-from fastft.model.head_file import Head, tower_checksum, write_head
+from fastft.model.head_file import Head, head_of_weights, read_head, tower_checksum, write_head
+from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
-from fastft.recipe.constants import PROBE
+from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseline
 from fastft.run.checkpoint import list_checkpoints
-from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.evaluations import ByWeights
-from fastft.run.run_directory import run_folder
+from fastft.run.run_directory import HEAD_OF_WEIGHTS, PROBE_HEAD, run_folder
 
 Say = Callable[[str], None]
 
 
-def fit_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
-    """Write the head that the run starts from, and its baseline.
+def prepare_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
+    """Write the head that the run starts from, and the baseline of a linear probe.
 
-    Nothing is done if the run directory has them already or the recipe needs none.
+    Nothing is done if the run has begun to train, has its head already, or starts from a small random head.
 
     Args:
         recipe: final.
@@ -42,38 +47,64 @@ def fit_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool], s
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
-        UserError: the tower gives no finite features, or the disk is full.
+        UserError: the tower gives no finite features, `model.weights` have no fitting head, or the disk is full.
         EvaluationStopped: a stop was requested.
     """
-    folder = run_folder(recipe)
-    if recipe.model.head_init != PROBE or world.in_main(lambda: _is_done(folder, key)):
+    folder, is_there = run_folder(recipe), IS_THERE.get(recipe.model.head_init)
+    if is_there is None or world.in_main(
+        lambda: bool(list_checkpoints(folder / "checkpoints")) or is_there(folder, key)
+    ):
         return
-    files, selection = open_training(recipe)
+    if recipe.model.head_init == PROBE:
+        _fit_head(recipe, folder, key, world, stop, say)
+    elif world.is_main:
+        _take_head(recipe, folder, key, say)
+
+
+def _is_fitted(folder: Path, key: str) -> bool:
+    baseline = read_baseline(folder)
+    return baseline is not None and baseline.request == key and (folder / PROBE_HEAD).is_file()
+
+
+def _is_taken(folder: Path, key: str) -> bool:
+    with suppress(UserError):
+        return read_head(folder / HEAD_OF_WEIGHTS).source.get("request") == key
+    return False
+
+
+IS_THERE = {PROBE: _is_fitted, FROM_WEIGHTS: _is_taken}
+
+
+def _take_head(recipe: Recipe, folder: Path, key: str, say: Say) -> None:
+    """Write the rows that the head in `model.weights` has for the training file's classes."""
+    files = open_files(recipe).train
+    manifest = Manifest.of_beton(files.files[0].path)
+    with torch.device("meta"):
+        model = build_model(recipe, pretrained=False)
+    head, note = head_of_weights(model, recipe, files.class_names, manifest.classes if manifest else ())
+    classes = name_outputs(files.class_names, recipe.data.num_classes)
+    write_head(folder / HEAD_OF_WEIGHTS, replace(head, classes=classes, source=head.source | {"request": key}))
+    say(note)
+
+
+def _fit_head(recipe: Recipe, folder: Path, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
+    """Fit and score a linear probe."""
+    files = open_files(recipe)
     tower = FrozenTower.build(recipe, world, stop)
-    probe = probe_of_run(tower, files, folder, key, say)
+    probe = probe_of_run(tower, files.train, folder, key, say)
     began = time.monotonic()
     tower.set_head(probe.head)
-    val = None if recipe.data.val is None else BetonSet.open(recipe.data.val)
-    evaluated = [betons for betons in (val, selection) if betons is not None]
-    scored = [_score(tower, betons) for betons in evaluated]
+    scored = [_score(tower, betons) for betons in files.evaluated]
     if not world.is_main:
         return
     if probe.features_ND is not None and scored:
-        for line in warn_of_copies(files, probe.features_ND, evaluated[0], scored[0][1]):
+        for line in warn_of_copies(files.train, probe.features_ND, files.evaluated[0], scored[0][1]):
             say(line)
-    _write_head(tower, probe, files, folder)
+    _write_head(tower, probe, files.train, folder)
     first, second = [*(scores for scores, _ in scored), None, None][:2]
     seconds = probe.seconds + time.monotonic() - began
     write_baseline(folder, _describe(probe, first, second, key, seconds))
     (folder / FEATURES).unlink(missing_ok=True)
-
-
-def _is_done(folder: Path, key: str) -> bool:
-    """Return True if the run has begun to train, or has the head that it is asked for."""
-    if list_checkpoints(folder / "checkpoints"):
-        return True
-    baseline = read_baseline(folder)
-    return baseline is not None and baseline.request == key and (folder / PROBE_HEAD).is_file()
 
 
 def _describe(

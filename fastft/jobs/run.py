@@ -4,7 +4,8 @@ Each stage reads files and writes files into the run directory. It is skipped if
 
 1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`;
 2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`;
-3. head (`fastft.head`): the linear probe that the run starts from, `probe.safetensors` and `baseline.json`;
+3. head (`fastft.head`): the head that the run starts from, `probe.safetensors` or `head.safetensors`, and
+   `baseline.json`;
 4. train (`fastft.train`): checkpoints, `metrics.jsonl` and `result.json`.
 """
 
@@ -24,7 +25,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.choose import choose_options
 from fastft.evaluate.scores import EvaluationStopped
-from fastft.head.fit_head import fit_head
+from fastft.head.fit_head import prepare_head
 from fastft.jobs.choices_table import print_choices
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import Preempted
@@ -79,18 +80,20 @@ def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -
     """
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
-    with SignalGuard() as guard, hold_run(run_folder(recipe)) if world.is_main else nullcontext():
+    folder = run_folder(recipe)
+    with SignalGuard() as guard, hold_run(folder) if world.is_main else nullcontext():
         asked, key = world.together(
             partial(_ask, recipe, images, world),
             lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1]},
         )
         stop = guard.is_stop_requested
         final = _stage(world, lambda: choose_options(asked, images, key, world, stop, say))
+        world.check_consistent(None, {"recipes": shared_options(final)})
         if world.is_main:
             print_choices(final.choices, console)
-        _stage(world, lambda: fit_head(final, key, world, stop, say))
+        _stage(world, lambda: prepare_head(final, key, world, stop, say))
         world.barrier()  # process 0 has written the head, which all processes read
-        return train(final, world, guard, console, deadline)
+        return train(final, folder, world, guard, console, deadline)
 
 
 def _ask(recipe: Recipe, images: Images, world: World) -> tuple[Recipe, str]:

@@ -84,18 +84,20 @@ def tower_checksum(model: ImageClassifier) -> str:
     return f"{crc:08x}"
 
 
-@torch.no_grad()
-def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[str], wnids: Sequence[str]) -> str:
-    """Copy the head's rows for the training file's classes from `model.weights`.
+def head_of_weights(
+    model: ImageClassifier, recipe: Recipe, names: Sequence[str], wnids: Sequence[str]
+) -> tuple[Head, str]:
+    """Make a head of the rows that the head in `model.weights` has for the training file's classes.
 
-    Classes that the weights lack start at the mean row.
+    Classes that the weights lack get the mean row.
 
     Args:
+        model: the head's model, which may be on the meta device.
         names: class names by label, as fastft's own heads name them.
         wnids: the classes' folders, which are WordNet ids for the heads in timm's weights.
 
     Returns:
-        A line for the log.
+        (the head, a line for the log).
 
     Raises:
         UserError: the weights have no head, or one that reads other tokens, or one without any of the classes.
@@ -116,12 +118,17 @@ def set_head_of_weights(model: ImageClassifier, recipe: Recipe, names: Sequence[
             f"the head in {weights} has {len(trained.bias_K):,} classes, and none of them is in {recipe.data.train} by {by}. Set "
             "--model.head_init=probe"
         )
-    for own, theirs in ((model.head.weight, trained.weight_KD), (model.head.bias, trained.bias_K)):
+    count = len(model.head.bias)
+
+    def taken(theirs: Tensor) -> Tensor:
         found = theirs[list(rows.values())]
-        own.copy_(found.mean(0).expand_as(own))
+        own = found.mean(0).expand(count, *found.shape[1:]).clone()
         own[list(rows)] = found
-    others = ", the others at the mean of these" if len(rows) < len(model.head.bias) else ""
-    return f"head: {len(rows):,} of {len(model.head.bias):,} classes from {weights}{others}"
+        return own
+
+    others = ", the others at the mean of these" if len(rows) < count else ""
+    head = Head(taken(trained.weight_KD), taken(trained.bias_K), list(names), model.pool, {"weights": weights})
+    return head, f"head: {len(rows):,} of {count:,} classes from {weights}{others}"
 
 
 _READS = {

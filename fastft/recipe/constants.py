@@ -50,6 +50,7 @@ EMA: Final = "ema"
 BEST: Final = "best"
 LAST: Final = "last"
 PROBE: Final = "probe"
+FROM_WEIGHTS: Final = "weights"  # value of `model.head_init`
 WEIGHT_CHOICES = (AUTO, RAW, EMA, BEST, LAST, PROBE)
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
 PEERS = ("ffcv", "timm", "torchvision", "simplejpeg", "dali", "webdataset", "litdata", "spdl")

@@ -18,11 +18,13 @@ from fastft.recipe.constants import (
     CROPS,
     DEVICES,
     ERASE_MODES,
+    FROM_WEIGHTS,
     IMAGENET_TRAIN_SIZE,
     INTERPOLATIONS,
     MAX_ERASE,
     NONE,
     ORDERS,
+    PROBE,
     RANDOM,
     REBALANCING,
 )
@@ -186,7 +188,7 @@ class Model:
         "small", "initial head. small: random weights times head_init_scale. probe: the linear probe, a ridge regression on"
         " the frozen tower's features. weights: the rows for your classes from the head in fine-tuned weights, matched"
         " by name (fastft) or WordNet id (timm)",
-        choices=("small", "probe", "weights"), paper="small", auto=True,
+        choices=("small", PROBE, FROM_WEIGHTS), paper="small", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 

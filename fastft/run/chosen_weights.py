@@ -40,14 +40,13 @@ from fastft.run.checkpoint import (
 from fastft.run.evaluations import MAP, PAIRED, TOP1, WEIGHTS, BestBy, Evaluation, Paired, Scores, best_evaluation
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.result import Evidence, Gain, WeightChoice, read_result
-from fastft.run.run_directory import Run
+from fastft.run.run_directory import PROBE_HEAD, Run
 
 SIGNIFICANT = 0.05
 MOSTLY_INITIAL = 0.5  # above this fraction of initial weights, the raw weights are used instead of the EMA
 LEAST_IMAGES_FOR_BEST = 2000
 NOT_ENDED = "the run has not ended"
 STEMS = {RAW: "model", EMA: "ema"}  # stems of a checkpoint's tensor files
-PROBE_HEAD = "probe.safetensors"  # in a run directory, as `fastft zeroshot` writes heads
 PROBE_WORDS = "pretrained tower with the head of the linear probe"
 
 

@@ -17,6 +17,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document
 from beton_tools.base.user_files import expand_home, open_own, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
+from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
 from fastft.run.json_files import read_document, write_document
@@ -24,6 +25,8 @@ from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEva
 from fastft.run.result import WeightChoice, read_result
 
 RECIPE, CHOICES, LOCK = "recipe.yaml", "choices.json", ".lock"
+PROBE_HEAD, HEAD_OF_WEIGHTS = "probe.safetensors", "head.safetensors"  # as `fastft zeroshot` writes heads
+START_HEADS = {PROBE: PROBE_HEAD, FROM_WEIGHTS: HEAD_OF_WEIGHTS}  # by `model.head_init`
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import Recipe
-from fastft.recipe.constants import PROBE
+from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.schema import Choice
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import find_weights
@@ -46,7 +46,7 @@ def with_run_weights(recipe: Recipe) -> Recipe:
         values = {WEIGHTS: old.model.weights}
         reasons = {WEIGHTS: f"{run} chose its linear probe, whose tower has these weights"}
     elif _is_free(recipe, HEAD_INIT) and recipe.model.head is None:
-        values[HEAD_INIT], reasons[HEAD_INIT] = "weights", f"rows for its classes in the head of {run}"
+        values[HEAD_INIT], reasons[HEAD_INIT] = FROM_WEIGHTS, f"rows for its classes in the head of {run}"
     of_run = old.flat()
     now = recipe.flat()
     taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and of_run[o] != now[o]]
@@ -63,7 +63,7 @@ def without_foreign_head(recipe: Recipe) -> Recipe:
         recipe: from `with_run_weights`, with prepared files.
     """
     chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
-    if recipe.model.head_init != "weights" or not chosen or recipe.data.train is None:
+    if recipe.model.head_init != FROM_WEIGHTS or not chosen or recipe.data.train is None:
         return recipe
     old = set(stored_classes(expand_home(recipe.model.weights)) or ())
     if old.intersection(BetonSet.open(recipe.data.train).class_names):

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import BetonSet
-from fastft.augment.recipe_policy import build_policy
+from fastft.augment.policies import AugmentPolicy
 from fastft.cost.gpu_memory import COPIES, HEADROOM, fast_divisor, largest_divisor, loader_bytes
+from fastft.data.selection import Files
 from fastft.data.slots import count_slots
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
@@ -42,7 +42,13 @@ class MicroBatches:
 
 
 def divide_batch(
-    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_files: BetonSet, unit: int
+    recipe: Recipe,
+    model: ImageClassifier,
+    world: World,
+    precision: Precision,
+    files: Files,
+    policy: AugmentPolicy,
+    unit: int,
 ) -> MicroBatches:
     """Divide a recipe's batch into micro-batches.
 
@@ -57,9 +63,8 @@ def divide_batch(
         raise UserError(
             f"optim.batch_size {batch_size} is not a multiple of {world.size} processes. Change one of the two"
         )
-    files = [train_files, *([] if recipe.data.val is None else [BetonSet.open(recipe.data.val)])]
-    policy, batches = build_policy(recipe), count_slots(recipe.data.batches_ahead)
-    per_image = sum(loader_bytes(f.largest.mean_pixels, size, precision.dtype, batches, policy) for f in files)
+    loaded, batches = [files.train, *([] if files.val is None else [files.val])], count_slots(recipe.data.batches_ahead)
+    per_image = sum(loader_bytes(f.largest.mean_pixels, size, precision.dtype, batches, policy) for f in loaded)
     rank_batch = batch_size // world.size
     chosen = choose_micro_batch(
         recipe.train.micro_batch, rank_batch, model, size, precision, unit=unit, loader_bytes=per_image

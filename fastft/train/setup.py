@@ -15,33 +15,31 @@ from msgspec.structs import replace as replace_fields
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
-from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.manifest import Manifest
 from fastft.augment.mix import Mixer
+from fastft.augment.policies import AugmentPolicy
 from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.cost.gpu_memory import COPIES, describe_too_large, state_bytes
 from fastft.data.classes import refuse_other_classes, refuse_other_labels
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
-from fastft.data.selection import open_training
+from fastft.data.selection import Files, open_files
 from fastft.data.stage import Output
 from fastft.machine.distributed import World
 from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision, choose_precision
 from fastft.machine.preempt import SignalGuard
 from fastft.model import ImageClassifier
-from fastft.model.head_file import read_head, set_head, set_head_of_weights
+from fastft.model.head_file import read_head, set_head
 from fastft.model.recipe_model import build_model, check_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe
-from fastft.recipe.constants import NONE, PROBE
+from fastft.recipe.constants import NONE
 from fastft.recipe.training_images import Images, with_images
 from fastft.run.baseline import Baseline, read_baseline
 from fastft.run.checkpoint import ModelState, list_checkpoints, model_state
-from fastft.run.chosen_weights import PROBE_HEAD
-from fastft.run.continuation import refuse_other_run, shared_options
-from fastft.run.run_directory import run_folder
+from fastft.run.continuation import refuse_other_run
+from fastft.run.run_directory import START_HEADS, run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.micro_batch import MicroBatches, divide_batch
@@ -121,15 +119,11 @@ class Setup:
         loaders = [self.loader, *self.validation.loaders]
         # files may have other names on other hosts
         data = [msgspec.to_builtins(replace_fields(loader.content, files=[])) for loader in loaders]
-        return {
-            "checkpoints": str(self.position(self.progress)),
-            "data": json.dumps(data, sort_keys=True),
-            "recipes": shared_options(self.recipe),
-        }
+        return {"checkpoints": str(self.position(self.progress)), "data": json.dumps(data, sort_keys=True)}
 
 
 def build_setup(
-    recipe: Recipe, world: World, guard: SignalGuard, deadline: float, opened: ExitStack, say: Callable[[str], None]
+    recipe: Recipe, folder: Path, world: World, guard: SignalGuard, deadline: float, opened: ExitStack
 ) -> Setup:
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
@@ -137,19 +131,20 @@ def build_setup(
 
     Args:
         recipe: final, as `fastft.choose` returns it.
+        folder: the run directory, with the head that the run starts from if that is not a small random one.
 
     Raises:
         UserError: bad input.
     """
-    began, folder = time.monotonic(), run_folder(recipe)
+    began = time.monotonic()
     checkpoints = Checkpointing(folder / "checkpoints", recipe.train, world)
-    train_files, selection_files = open_training(recipe)
+    files = open_files(recipe)
     precision = choose_precision(recipe.train.amp, world.device, recipe.train.half_residual)
-    model, ema = _build_models(recipe, world.device, folder, train_files, new=not checkpoints.exist, say=say)
-    mixer = build_mixer(recipe)
+    model, ema = _build_models(recipe, world.device, folder, new=not checkpoints.exist)
+    policy, mixer = build_policy(recipe), build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
-    micro_batches = divide_batch(recipe, model, world, precision, train_files, unit)
-    loader, evaluated = open_loaders(recipe, world, precision, micro_batches.size, train_files, selection_files, opened)
+    micro_batches = divide_batch(recipe, model, world, precision, files, policy, unit)
+    loader, evaluated = open_loaders(recipe, world, precision, micro_batches.size, files, policy, opened)
     validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
     step = _build_step(recipe, model, ema, world, precision, micro_batches.count)
@@ -201,11 +196,10 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     """
     if world.is_main and recipe.train.tracker != NONE:
         import_tracker(recipe.train.tracker)
-    files, _ = open_training(recipe)
-    if recipe.data.val is not None:
-        val = BetonSet.open(recipe.data.val)
-        refuse_other_classes(val.class_names, files.class_names, recipe.data.val)
-        refuse_other_labels(val, with_images(recipe, images))
+    files = open_files(recipe)
+    if files.val is not None:
+        refuse_other_classes(files.val.class_names, files.train.class_names, str(recipe.data.val))
+        refuse_other_labels(files.val, with_images(recipe, images))
     one_label = {
         "model.head": recipe.model.head is not None,
         "data.sampling": recipe.data.sampling != NONE,
@@ -218,7 +212,7 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     if not list_checkpoints(run_folder(recipe) / "checkpoints"):
         refuse_too_large(with_images(recipe, images), world.device)
         check_model(with_images(recipe, images))
-        refuse_other_head(recipe, files.class_names)
+        refuse_other_head(recipe, files.train.class_names)
 
 
 def refuse_too_large(recipe: Recipe, device: torch.device) -> None:
@@ -249,19 +243,15 @@ def needed_bytes(recipe: Recipe, device: torch.device) -> int:
     return state_bytes(sum(size for size, _ in sizes), trained, ema=recipe.ema.decay > 0, half=half)
 
 
-def _build_models(
-    recipe: Recipe, device: torch.device, folder: Path, train_files: BetonSet, new: bool, say: Callable[[str], None]
-) -> tuple[ImageClassifier, Ema | None]:
+def _build_models(recipe: Recipe, device: torch.device, folder: Path, new: bool) -> tuple[ImageClassifier, Ema | None]:
     """Build the model on its device, and its EMA if the recipe has one. new: load the weights that runs start from."""
     model = build_model(recipe, pretrained=new)
-    if new and recipe.model.head_init == PROBE:
-        set_head(model, read_head(folder / PROBE_HEAD), folder / PROBE_HEAD)
+    if new and recipe.model.head_init in START_HEADS:
+        path = folder / START_HEADS[recipe.model.head_init]
+        set_head(model, read_head(path), path)
     model = model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
-    if new and recipe.model.head_init == "weights":
-        manifest = Manifest.of_beton(train_files.files[0].path)
-        say(set_head_of_weights(model, recipe, train_files.class_names, manifest.classes if manifest else ()))
     options = recipe.ema
     if options.decay == 0:
         return model, None
@@ -297,11 +287,11 @@ def open_loaders(
     world: World,
     precision: Precision,
     micro_batch: int,
-    train_files: BetonSet,
-    selection_files: BetonSet | None,
+    files: Files,
+    policy: AugmentPolicy,
     opened: ExitStack,
 ) -> tuple[TrainLoader, list[EvalLoader]]:
-    """Open the loaders of the training files, and of validation and selection files if there are any.
+    """Open the loaders for the training images, and for validation and selection images if there are any.
 
     The loaders are closed with `opened`.
 
@@ -309,14 +299,14 @@ def open_loaders(
         UserError: a file does not fit the recipe.
     """
     r = recipe
-    output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
+    output = Output(r.model.image_size, world.device, precision.dtype)
     common: dict[str, Any] = {
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
         "batches_ahead": r.data.batches_ahead,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        train_files, policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
+        files.train, policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
         order=r.data.order, block_mib=r.data.block_mib, sampling=r.data.sampling, **common,
     ))  # fmt: skip
     if loader.num_classes > r.data.num_classes:
@@ -325,8 +315,7 @@ def open_loaders(
             f"Set --data.num_classes={loader.num_classes}"
         )
     evaluated = [
-        opened.enter_context(EvalLoader(files, policy, output, batch_size=micro_batch, **common))
-        for files in (r.data.val, selection_files)
-        if files is not None
+        opened.enter_context(EvalLoader(betons, policy, output, batch_size=micro_batch, **common))
+        for betons in files.evaluated
     ]
     return loader, evaluated

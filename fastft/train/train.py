@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -19,8 +20,8 @@ from fastft.train.trainer import Trainer
 HIGH_PRIORITY = -1  # for CUDA streams, lower numbers go first
 
 
-def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, deadline: float) -> Result:
-    """Train a final recipe, or continue its run directory, and return the content of `result.json`.
+def train(recipe: Recipe, folder: Path, world: World, guard: SignalGuard, console: Console, deadline: float) -> Result:
+    """Train a final recipe, or continue its run directory `folder`, and return the content of `result.json`.
 
     The caller holds the run directory, which has the earlier stages' results. `fastft.jobs.run` carries out all stages.
 
@@ -35,19 +36,21 @@ def train(recipe: Recipe, world: World, guard: SignalGuard, console: Console, de
     """
     with (
         training_stream(world.device),
-        _set_up(recipe, world, guard, deadline, console) as setup,
+        _set_up(recipe, folder, world, guard, deadline, console) as setup,
         open_log(setup, console) as log,
     ):
         return _fit(Trainer(setup, log))
 
 
 @contextmanager
-def _set_up(recipe: Recipe, world: World, guard: SignalGuard, deadline: float, console: Console) -> Iterator[Setup]:
+def _set_up(
+    recipe: Recipe, folder: Path, world: World, guard: SignalGuard, deadline: float, console: Console
+) -> Iterator[Setup]:
     """Set up, once every process can. If this fails in one process, all processes raise its error."""
     say = console.print if world.is_main else lambda line: None
     with ExitStack() as opened:
         try:
-            setup = build_setup(recipe, world, guard, deadline, opened, say)
+            setup = build_setup(recipe, folder, world, guard, deadline, opened)
         except UserError as refusal:
             world.check_consistent(str(refusal), {})
             raise

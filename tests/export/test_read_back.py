@@ -12,7 +12,7 @@ from fastft.cli import main
 from fastft.evaluate.trained import load_trained
 from fastft.export import export_checkpoint
 from fastft.model import ImageClassifier
-from fastft.model.head_file import set_head_of_weights
+from fastft.model.head_file import head_of_weights, set_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.result import Result, WeightChoice, write_result
@@ -58,7 +58,8 @@ def started(weights: Path, recipe: Recipe, classes: str) -> ImageClassifier:
     recipe = recipe.with_option("model.weights", str(weights)).with_option("data.num_classes", len(classes))
     recipe = with_run_weights(recipe)
     model = build_model(recipe).eval()
-    set_head_of_weights(model, recipe, list(classes), ())
+    head, _ = head_of_weights(model, recipe, list(classes), ())
+    set_head(model, head, weights)
     return model
 
 

@@ -56,7 +56,7 @@ def same(folder: Path, other: Path) -> bool:
 ENDS = {
     "while augmentation is compared": (choose, "compare_losses", {FEATURES}),
     "before the choices are written": (choose, "write_choices", {FEATURES, "recipe.yaml"}),
-    "between choosing and fitting": (stages, "fit_head", {FEATURES, "recipe.yaml", "choices.json"}),
+    "between choosing and fitting": (stages, "prepare_head", {FEATURES, "recipe.yaml", "choices.json"}),
     "before the baseline is written": (
         fit, "write_baseline", {FEATURES, "recipe.yaml", "choices.json", "probe.safetensors"}
     ),

@@ -182,7 +182,7 @@ def step(tiny, finished: Path) -> Iterator[Step]:
     recipe = resolve(recipe, count_betons(recipe))
     with ExitStack() as opened:
         world = World(0, 1, 0, torch.device("cpu"))
-        yield build_setup(recipe, world, SignalGuard(), math.inf, opened, print).step
+        yield build_setup(recipe, finished, world, SignalGuard(), math.inf, opened).step
 
 
 def restored(folder: Path, step: Step) -> tuple[int, list[str]]:

@@ -16,7 +16,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.evaluate.trained import load_trained
 from fastft.jobs.run import run_recipe
-from fastft.model.head_file import set_head_of_weights
+from fastft.model.head_file import head_of_weights, set_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
 from tests.refusals import refuses
@@ -56,7 +56,8 @@ def test_logits_are_timms_of_the_same_classes(fine_tuned):
     theirs, options = fine_tuned
     recipe = load_recipe("final_b16", flags(options, Path("run"), data__num_classes="3"))
     ours = build_model(recipe).eval()
-    note = set_head_of_weights(ours, recipe, (), [GOLDFISH, SPANIEL, TENCH])
+    head, note = head_of_weights(ours, recipe, (), [GOLDFISH, SPANIEL, TENCH])
+    set_head(ours, head, Path("weights"))
     assert note.startswith("head: 2 of 3 classes from ")
     names, images = ImageNetInfo("imagenet-12k").label_names(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -104,4 +105,4 @@ def test_weights_without_a_head_are_one_line(tiny, fine_tuned, tmp_path):
     model = build_model(recipe)
     save_file({f"visual.{k}": v for k, v in model.visual.state_dict().items()}, tmp_path / "clip.safetensors")
     with pytest.raises(UserError, match=r"clip\.safetensors have no head. Set --model.head_init=probe"):
-        set_head_of_weights(model, recipe.with_option("model.weights", str(tmp_path / "clip.safetensors")), (), [TENCH])
+        head_of_weights(model, recipe.with_option("model.weights", str(tmp_path / "clip.safetensors")), (), [TENCH])

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from beton_tools.base.typed_json import check
 from beton_tools.read.beton_set import BetonSet
-from fastft.data.selection import open_training
+from fastft.data.selection import open_files
 from fastft.jobs.sweep import PlannedRun, read_result
 from fastft.recipe import load_recipe
 from fastft.run.chosen_weights import choose_weights
@@ -95,14 +95,15 @@ def test_a_stopped_run_is_not_continued_but_with_more_patience(tiny, stopped, tm
 
 
 def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(tiny, tmp_path):
-    files = BetonSet.open(tiny["data.train"])
+    whole = BetonSet.open(tiny["data.train"])
     recipe = load_recipe("final_b16", flags(tiny, tmp_path, **SHARE))
-    kept, left = open_training(recipe)
-    assert left is not None and len(left) == recipe.selection_images(len(files)) == 12
+    files = open_files(recipe)
+    kept, left = files.train, files.selection
+    assert left is not None and len(left) == recipe.selection_images(len(whole)) == 12
     assert sorted([*kept.ids_in_files, *left.ids_in_files]) == list(range(48))
     assert np.bincount(left.labels).tolist() == [6, 6]
-    kept, left = open_training(load_recipe("final_b16", flags(tiny, tmp_path)))
-    assert len(kept) == len(files) and left is None
+    files = open_files(load_recipe("final_b16", flags(tiny, tmp_path)))
+    assert len(files.train) == len(whole) and files.selection is None
 
 
 def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):
