@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.typed_json import Document, Number, Object, check
+from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.base.user_files import read_regular
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration takes 2 KB
@@ -47,7 +46,7 @@ class _Vision(Document):
 
 class _Model(Document):
     embed_dim: Size
-    vision_cfg: Object
+    vision_cfg: _Vision
     quick_gelu: bool = False
 
 
@@ -123,11 +122,11 @@ def load_open_clip_arch(name: str) -> Arch:
     """
     config = load_open_clip_config(name)
     try:
+        _refuse_foreign(name, config.get("vision_cfg"))
         model = check(name, config, _Model)
-        _refuse_foreign(name, config["vision_cfg"])
-        vision = check(name, config["vision_cfg"], _Vision)
     except ValueError as error:
         raise UserError(f"{error}. See open_clip's configurations for examples") from None
+    vision = model.vision_cfg
     width, head_width = vision.width, vision.head_width
     if width % head_width:
         raise UserError(f"{name}: head_width {head_width} does not divide width {width}. Choose one that does")
@@ -158,7 +157,9 @@ def refuse_pool_without_class_token(name: str) -> None:
         )
 
 
-def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
+def _refuse_foreign(name: str, vision: object) -> None:
+    if not isinstance(vision, dict):
+        return
     if isinstance(vision.get("timm_model_name"), str):
         raise UserError(f"{name} has timm's image tower. Set --model.arch=timm/{vision['timm_model_name']}")
     foreign = sorted(set(vision) - set(_Vision.__struct_fields__))

@@ -12,15 +12,8 @@ from fastft.model.classifier import CLASS_PATCHES, PATCHES, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_tower import (
-    TIMM_POOL,
-    build_timm_classifier,
-    check_drop_path,
-    freeze_timm,
-    load_timm_weights,
-    name_weights,
-)
-from fastft.model.weights import check_activation, check_weights, load_tower_weights
+from fastft.model.timm_tower import TIMM_POOL, build_timm_classifier, check_drop_path, freeze_timm, load_timm_weights
+from fastft.model.weights import check_activation, check_weights, load_tower_weights, name_weights
 from fastft.recipe import Recipe
 
 RECOMPILE_LIMIT = 128  # PyTorch's limit is 8; beyond it blocks run uncompiled

@@ -18,14 +18,13 @@ from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import expand_home
 from fastft.model.classifier import CLASS_PATCHES, HEAD_STD, class_and_patches, count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
-from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers
-from fastft.model.weight_files import HUB, find_weight_folder, read_state_dict
-from fastft.model.weights import is_transformers, load_fitting, unknown_tag, without_wrappers
+from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, restore_buffers
+from fastft.model.weight_files import find_weight_folder, read_state_dict, without_wrappers
+from fastft.model.weights import is_transformers, load_fitting
 from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."
 TIMM_POOL = "timm"  # `ImageClassifier.pool` for a model that pools as timm does
-PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
 # parts for pretraining, which the tower does not have: MAE's decoder and mask, heads
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
 
@@ -281,22 +280,6 @@ def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: in
 
 
 # pretrained weights -----------------------------------------------------------------------------------------------------
-
-
-def name_weights(weights: str, name: str) -> str:
-    """Resolve `model.weights` for timm's model: 'timm/NAME.TAG' for 'timm' or a tag, and anything else unchanged.
-
-    Raises UserError if timm has no weights, or for something else that is no file or folder.
-    """
-    if weights.startswith((HUB, TIMM)) or (path := expand_home(weights)).suffix or path.exists():
-        return weights
-    model = name.partition(".")[0]
-    known = pretrained_tags(model)
-    if not known:
-        raise UserError(f"timm has no weights for {name}. Set model.weights to a file, or to random")
-    if weights not in (PRETRAINED, *known):
-        raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
-    return TIMM + (name if weights == PRETRAINED else f"{model}.{weights}")
 
 
 def load_timm_weights(model: TimmClassifier, weights: str) -> None:

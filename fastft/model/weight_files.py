@@ -42,6 +42,7 @@ from fastft.recipe.constants import TIMM
 LEAST_TORCH = "2.6"
 # the tensors' key in checkpoints from open_clip and timm, and from MAE and DeiT
 WRAPPERS = ("state_dict", "model")
+PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 DEPLOYED = (".onnx", ".pt2")
 WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
@@ -89,6 +90,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if not _is_dense(value):
             raise UserError(f"weights file {path}: {name} is not a dense tensor. Use other weights")
     return loaded
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without the prefixes that training scripts put before their names."""
+    for prefix in PREFIXES:
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
 
 
 def _is_dense(value: Tensor) -> bool:

@@ -20,7 +20,7 @@ from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from fastft.model.arch import Arch, open_clip_folder
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
-from fastft.model.timm_arch import classifier_names, clip_numbers
+from fastft.model.timm_arch import classifier_names, clip_numbers, pretrained_tags
 from fastft.model.tower import PROJECTION, Tower
 from fastft.model.weight_files import (
     HUB,
@@ -32,12 +32,13 @@ from fastft.model.weight_files import (
     open_weight_folder,
     read_state_dict,
     stored_classes,
+    without_wrappers,
 )
 from fastft.recipe.constants import TIMM
 
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
+PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
 TIMM_PREFIX = "visual.trunk."  # prefix for timm's models in fastft's checkpoints, as in open_clip's
-PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 
 
 def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.LayerNorm | None = None) -> None:
@@ -94,6 +95,22 @@ def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, opt
     if missing or unexpected:
         raise UserError(f"{error}: missing {missing[:3]}, unexpected {unexpected[:3]}. Check model.arch")
     module.load_state_dict(state, strict=False)
+
+
+def name_weights(weights: str, name: str) -> str:
+    """Resolve `model.weights` for timm's model: 'timm/NAME.TAG' for 'timm' or a tag, and anything else unchanged.
+
+    Raises UserError if timm has no weights, or for something else that is no file or folder.
+    """
+    if weights.startswith((HUB, TIMM)) or (path := expand_home(weights)).suffix or path.exists():
+        return weights
+    model = name.partition(".")[0]
+    known = pretrained_tags(model)
+    if not known:
+        raise UserError(f"timm has no weights for {name}. Set model.weights to a file, or to random")
+    if weights not in (PRETRAINED, *known):
+        raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
+    return TIMM + (name if weights == PRETRAINED else f"{model}.{weights}")
 
 
 def check_weights(weights: str, arch_name: str) -> None:
@@ -215,13 +232,6 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
     elif folder.library == "timm" and folder.averages:
         state = {HEAD_NORM + n.removeprefix("norm.") if n.startswith("norm.") else n: v for n, v in state.items()}
     return state
-
-
-def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without the prefixes that training scripts put before their names."""
-    for prefix in PREFIXES:
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)
 
 
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
