@@ -43,7 +43,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CHANNELS = 3  # every image that is stored, decoded and augmented is RGB
 MAX_FILE_BYTES = 1 << 30  # largest image file; a 1 GiB TIFF has 360 megapixels
 
 # Each scan in a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual

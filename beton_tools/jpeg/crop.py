@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from beton_tools.base.image_formats import CHANNELS
 from beton_tools.base.jit import njit
+from beton_tools.base.pixels import CHANNELS
 from beton_tools.jpeg import markers
 from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
 from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, as_bytes_array, check_code, describe_error

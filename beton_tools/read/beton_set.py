@@ -19,7 +19,7 @@ import numpy as np
 
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.pixels import CHANNELS
 from beton_tools.base.typed_json import Count, Document
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
 from beton_tools.read.format import MAX_CLASSES, Beton

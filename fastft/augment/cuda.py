@@ -24,7 +24,7 @@ from numba import cuda, float32, int64, uint8, uint16
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.pixels import CHANNELS
 from fastft.augment.cpu import normalise_table
 from fastft.augment.cuda_compile import PLAN_ARRAY, no_fma
 from fastft.augment.cuda_ops import AUGMIX_BUFFERS, OPS_THREADS, PLAIN_BUFFERS, ops_kernel

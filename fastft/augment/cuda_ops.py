@@ -8,7 +8,7 @@ and table entry comes from ops.py.
 
 from numba import cuda, float32, int32, uint8, uint32
 
-from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.pixels import CHANNELS
 from fastft.augment import ops
 from fastft.augment.erase import erase_pixel
 from fastft.augment.ops import ENTRIES, STATISTICS

@@ -11,7 +11,7 @@ y, 1: x), *outer* is the other one, and a source line runs along the inner axis.
 
 from numba import cuda, int32, uint8
 
-from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.pixels import CHANNELS
 from fastft.augment.resize import (
     CUDA_WEIGHTS,
     PRECISION_BITS,

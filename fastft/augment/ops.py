@@ -13,8 +13,8 @@ import math
 
 import numpy as np
 
-from beton_tools.base.image_formats import CHANNELS
 from beton_tools.base.jit import njit
+from beton_tools.base.pixels import CHANNELS
 from fastft.augment.plan import AFFINE, OP_ID, OPS, POINT, TABLE
 
 IDENTITY = OP_ID["Identity"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from beton_tools.base.pixels import CHANNELS
 from beton_tools.base.typed_json import Document
 from fastft.augment.policies import AugmentPolicy, AugMix
 from fastft.augment.recipe_policy import build_policy
@@ -87,7 +88,7 @@ def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batche
             memory, which PyTorch keeps for the next batch.
     """
     augment = AUGMIX_BYTES if isinstance(policy.auto_augment, AugMix) else AUGMENT_BYTES
-    return batches * 3 * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
+    return batches * CHANNELS * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
 
 
 def memory_need(recipe: Recipe, path: str, card: float, gpus: int) -> MemoryNeed | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError, first_line
-from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.pixels import CHANNELS
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet

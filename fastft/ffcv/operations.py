@@ -19,7 +19,7 @@ from numba import objmode
 from numba.core.errors import NumbaWarning
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import CHANNELS
+from beton_tools.base.pixels import CHANNELS
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan, eval_plan

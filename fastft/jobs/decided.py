@@ -10,6 +10,7 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import Images
+from fastft.run.start_weights import with_run_weights
 
 
 def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
@@ -20,8 +21,6 @@ def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
     """
     images, warnings = count_images(recipe)
     if expand_home(recipe.model.weights).is_dir():
-        from fastft.run.start_weights import with_run_weights  # imports Pillow, which most recipes need not wait for
-
         recipe = with_run_weights(recipe)
     return resolve(recipe, images), images, warnings
 

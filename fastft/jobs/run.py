@@ -12,7 +12,7 @@ Each stage reads files and writes files into the run directory. It is skipped if
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
     folder = run_folder(recipe)
-    with SignalGuard() as guard, hold_run(folder) if world.is_main else nullcontext():
+    with SignalGuard() as guard, ExitStack() as opened:
+        world.in_main(lambda: opened.enter_context(hold_run(folder)))
         asked, key = world.together(
             partial(_ask, recipe, images, world),
             lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1]},

@@ -195,7 +195,7 @@ def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mappin
             for name, group in tensors.items():
                 save_tensors(partial / f"{name}.safetensors", group)
             (partial / STATE).write_text(as_json(state), encoding="utf-8")
-            checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
+            checksums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
             (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
             for file in (*partial.iterdir(), partial):
                 sync(file)
@@ -210,7 +210,8 @@ def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mappin
             raise
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Return a file's CRC-32 in hexadecimal digits."""
     crc = 0
     with open_regular(path) as file:
         while block := file.read(READ_BYTES):
@@ -261,7 +262,7 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
     """Compare files with checksums.json."""
     stored = _read_json(path / CHECKSUMS)
     for file in files:
-        if not isinstance(stored, dict) or stored.get(file.name) != _checksum(file):
+        if not isinstance(stored, dict) or stored.get(file.name) != checksum(file):
             raise ValueError(f"{file.name} does not match its checksum")
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
+from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_set import BetonSet, Content
 from fastft.data.classes import refuse_other_classes
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.recipe.schema import options_that_are
-from fastft.run.checkpoint import ModelState
+from fastft.run.checkpoint import ModelState, checksum
 
 PER_HOST_OPTIONS = options_that_are("per_host")
 RESUMABLE_OPTIONS = options_that_are("resumable")
@@ -30,12 +31,21 @@ def request_key(recipe: Recipe) -> str:
         recipe: not decided yet, with .beton files.
     """
     values = {option: value for option, value in recipe.flat().items() if option not in RESUMABLE_OPTIONS}
-    values |= {option: Path(str(values[option])).name for option in WEIGHTS_FILES}
+    values |= {option: _identify(values[option]) for option in WEIGHTS_FILES}
     data = recipe.data.train, recipe.data.val
     contents = [BetonSet.open(path).content for path in data if path is not None]
     images = [[content.num_samples, content.identities, content.checksum] for content in contents]
     asked = [values, sorted(recipe.automatic), images]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _identify(weights: str | None) -> list[str]:
+    """Return the name of weights, and the checksums of their files, which may move. A tag or repository has none."""
+    if weights is None:
+        return []
+    path = expand_home(weights)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [path.name, *(checksum(file) for file in files if file.is_file())]
 
 
 def refuse_other_run(stored: ModelState, recipe: Recipe, current: ModelState, folder: Path) -> None:

@@ -13,8 +13,9 @@ from beton_tools.read.format import Beton
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.run.continuation import refuse_changed_data
-from tests.train.runs import differing, end, run
+from fastft.recipe import load_recipe
+from fastft.run.continuation import refuse_changed_data, request_key
+from tests.train.runs import differing, end, flags, run
 
 PARTS = 2
 
@@ -46,6 +47,21 @@ def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts, tmp_pa
         run(in_parts, tmp_path / "run")
     run(in_parts, tmp_path / "run", **blocks)
     assert differing(end(tmp_path / "run"), end(tmp_path / "undisturbed")) == []
+
+
+@pytest.mark.parametrize("option", ["model.weights", "model.head"])
+def test_a_replaced_file_of_weights_is_another_request_and_a_moved_one_is_not(tiny, tmp_path, option):
+    def key(folder: str) -> str:
+        file = str(tmp_path / folder / "clip.safetensors")
+        return request_key(load_recipe("final_b16", flags(tiny | {option: file}, tmp_path)))
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/clip.safetensors").write_bytes(bytes(64))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    first = key("a")
+    assert key("b") == first
+    (tmp_path / "a/clip.safetensors").write_bytes(bytes(63) + b"1")
+    assert key("a") != first
 
 
 CONTENT = Content(num_samples=9, files=["a", "b"], identities=[4, 5], checksum="c")

@@ -20,6 +20,7 @@ from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.machine.distributed import LAUNCHER, STARTED_BY_TORCHRUN, World, connected, exit_without_launcher
 from fastft.machine.exits import EXIT_REQUEUE, PeerLost
 from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import lock_run
 from fastft.train.launch import exit_code
 from tests.train.runs import flags, losses, result_of, run, wait_for
 
@@ -129,6 +130,14 @@ def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, t
     damaged.write_bytes(data)
     said = said_by(launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train=str(damaged))), 2)
     assert f"sample {bad}" in said and "damaged JPEG data" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_processes_whose_run_directory_is_in_use_end_with_that_line(tiny, tmp_path):
+    with lock_run(tmp_path / "run"):
+        said = said_by(launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run")), 2)
+    assert "is in use by another process; wait for it" in said
+    assert "Traceback" not in said and "same command" not in said
 
 
 @pytest.mark.slow
