@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
-    from fastft.evaluate.prediction import Prediction, Predictor
+    from fastft.evaluate.predictor import Prediction, Predictor
     from fastft.jobs.fit import TrainedRun, fit, load
     from fastft.recipe import Recipe, load_recipe
 
@@ -25,7 +25,7 @@ _MODULES = {
     "jobs.fit": ("TrainedRun", "fit", "load"),
     "data.loader": ("AsTuples", "Batch", "EvalLoader", "Output", "TrainLoader"),
     "data.order": ("Shard",),
-    "evaluate.prediction": ("Prediction", "Predictor"),
+    "evaluate.predictor": ("Prediction", "Predictor"),
     "recipe": ("Recipe", "load_recipe"),
 }
 # imported when first used

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 
 from beton_tools.read.beton_set import Content
 from fastft.evaluate.file_report import EvaluatedFile, report_file
-from fastft.evaluate.run_predictions import Mistakes, RunPredictions
+from fastft.evaluate.mistakes import Mistakes, RunPredictions
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import Curve, reference_of
 from fastft.run.checkpoint import State, model_state, write_checkpoint
 from fastft.run.evaluations import Evaluation, Scores
-from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
+from fastft.run.predictions import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.run.result import Result, write_result
 
 RECIPES = Path(__file__).parents[1] / "rcp"

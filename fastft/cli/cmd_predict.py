@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
-    from fastft.evaluate.prediction import predict_files, write_predictions
+    from fastft.evaluate.predictor import predict_files, write_predictions
 
     for path in args.images:
         if is_named_beton(path):

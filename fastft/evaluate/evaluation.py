@@ -27,7 +27,7 @@ from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.precision import inference_precision
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
-from fastft.run.prediction_metrics import Predictions
+from fastft.run.predictions import Predictions
 
 KEPT_LOGITS = 2**26  # values (256 MiB); ImageNet's validation images have 50 million logits
 

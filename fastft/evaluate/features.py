@@ -20,7 +20,7 @@ from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import is_named_beton
 from fastft.evaluate.evaluation import eval_loader
-from fastft.evaluate.prediction import compute_outputs, describe_left_out, image_paths, say_notes
+from fastft.evaluate.predictor import compute_outputs, describe_left_out, image_paths, say_notes
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.machine.distributed import World, connected, find_world

@@ -8,7 +8,7 @@ import msgspec
 from beton_tools.base.typed_json import Count, Document, Number
 from fastft.evaluate.trained import Trained
 from fastft.run.evaluations import TOP1, BestBy, Scores
-from fastft.run.prediction_metrics import (
+from fastft.run.predictions import (
     ClassMetrics,
     Predictions,
     class_metrics,

@@ -18,7 +18,7 @@ from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
 from fastft.model.classifier import rank_classes
 from fastft.run.evaluations import Scores
-from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1, mean_average_precision
+from fastft.run.predictions import Predictions, balanced_accuracy, calibrate, macro_f1, mean_average_precision
 
 if TYPE_CHECKING:
     from fastft.data.loader import Batch  # imports Numba, which prediction does not need

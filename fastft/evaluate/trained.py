@@ -27,7 +27,7 @@ from fastft.run.checkpoint import (
 )
 from fastft.run.chosen_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
 from fastft.run.evaluations import BestBy, Scores
-from fastft.run.prediction_metrics import EVEN, deciding_score
+from fastft.run.predictions import EVEN, deciding_score
 from fastft.run.run_directory import PROBE_HEAD, with_moved_data
 
 BATCH = 32  # images per forward pass

@@ -6,7 +6,7 @@ import math
 from fastft.evaluate.trained import Trained
 from fastft.recipe import Recipe
 
-# the rule that `fastft.evaluate.prediction.eval_tensor` follows, in words
+# the rule that `fastft.evaluate.predictor.eval_tensor` follows, in words
 RESIZE = (
     "RGB. Resize the short side to resize_short_side, and the other in proportion, truncated to whole pixels, with Pillow's "
     "bicubic filter (antialiased). Crop image_size x image_size, with left and top edge at round((side - image_size) / 2). "

@@ -19,7 +19,7 @@ from beton_tools.base.typed_json import Document
 from beton_tools.inspect.extract import Cell, draw_grid
 from beton_tools.read.format import Beton
 from fastft.evaluate.evaluation import evaluate_file
-from fastft.evaluate.prediction import predict_files
+from fastft.evaluate.predictor import predict_files
 from fastft.jobs.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
 from fastft.jobs.run import run_recipe
 from fastft.machine.facts import cpu_name

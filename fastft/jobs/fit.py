@@ -14,7 +14,7 @@ from beton_tools.base.compilation import announce_compilation
 from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.evaluate.notebook import html_table
-from fastft.evaluate.prediction import Given, Prediction, Predictor, Source, as_several, image_paths
+from fastft.evaluate.predictor import Given, Prediction, Predictor, Source, as_several, image_paths
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import AUTO, EXPORT_FORMATS
 from fastft.run.chosen_weights import describe_weights

@@ -17,7 +17,7 @@ from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.evaluate.file_report import FileReport
-from fastft.evaluate.run_predictions import RunPredictions, predict_validation
+from fastft.evaluate.mistakes import RunPredictions, predict_validation
 from fastft.recipe import Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO, EMA, PROBE, RAW
 from fastft.recipe.recipe_file import RECIPES
@@ -26,7 +26,7 @@ from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
-from fastft.run.prediction_metrics import Calibration, Reliability
+from fastft.run.predictions import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
 
 SUFFIXES = (".html", ".htm")

@@ -38,7 +38,7 @@ from fastft.run.checkpoint import (
     stored_recipe,
 )
 from fastft.run.evaluations import MAP, PAIRED, TOP1, WEIGHTS, BestBy, Evaluation, Paired, Scores, best_evaluation
-from fastft.run.prediction_metrics import balanced_weights
+from fastft.run.predictions import balanced_weights
 from fastft.run.result import Evidence, Gain, WeightChoice, read_result
 from fastft.run.run_directory import PROBE_HEAD, Run
 

@@ -11,7 +11,7 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import EMA, PROBE, RAW
 from fastft.run.chosen_weights import Comparison, compare_predictions
 from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
-from fastft.run.prediction_metrics import VALIDATION
+from fastft.run.predictions import VALIDATION
 from fastft.run.run_directory import Run
 
 

@@ -9,7 +9,7 @@ from fastft.choose import choose, image_size
 from fastft.choose.automatic import probes_sizes, resolve
 from fastft.evaluate import linear_probe
 from fastft.evaluate.linear_probe import LinearProbe
-from fastft.evaluate.prediction import Predictor
+from fastft.evaluate.predictor import Predictor
 from fastft.evaluate.ridge import RidgeHead
 from fastft.jobs.sweep import run_key
 from fastft.machine.exits import Preempted

@@ -18,7 +18,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate import trained as trained_module
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.prediction import Predictor
+from fastft.evaluate.predictor import Predictor
 from fastft.evaluate.trained import adjust_logits, load_trained, log_shares, scale_head
 from fastft.export import FORMATS, export_checkpoint
 from fastft.export.card import _temperature

@@ -18,7 +18,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate import trained
 from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
-from fastft.evaluate.run_predictions import predict_validation
+from fastft.evaluate.mistakes import predict_validation
 from fastft.evaluate.trained import load_trained
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run

@@ -11,7 +11,7 @@ from fastft.evaluate.scores import Evaluated, evaluate
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.run.evaluations import Scores
-from fastft.run.prediction_metrics import Predictions
+from fastft.run.predictions import Predictions
 from fastft.train.progress import Progress
 from tests.written import predictions_of
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.evaluate.prediction import Predictor, read_image
+from fastft.evaluate.predictor import Predictor, read_image
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, command, export_checkpoint, to_onnx, to_open_clip
 from fastft.export.preprocessing import preprocessing_code

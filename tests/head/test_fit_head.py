@@ -31,7 +31,7 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import render_run
 from fastft.report.run_times import run_cost
 from fastft.run.chosen_weights import find_weights
-from fastft.run.prediction_metrics import calibrate
+from fastft.run.predictions import calibrate
 from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import conclusion

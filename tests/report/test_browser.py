@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.evaluate.run_predictions import Mistake, Mistakes, RunPredictions
+from fastft.evaluate.mistakes import Mistake, Mistakes, RunPredictions
 from fastft.report.run_report import render_run
 from fastft.run.run_directory import load_run
 from tests.report.browsing import OVERLAPS, opened, rows_of

@@ -24,7 +24,7 @@ from fastft.cli import main
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.stage import Output, PackedStage
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.prediction import Predictor
+from fastft.evaluate.predictor import Predictor
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, export_checkpoint
 from fastft.jobs.run import run_recipe

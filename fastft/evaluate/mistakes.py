@@ -18,7 +18,7 @@ from beton_tools.write.images import decode_sample
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.file_report import FileReport, report_file
 from fastft.recipe.constants import AUTO
-from fastft.run.prediction_metrics import Calibration, Predictions, calibrate
+from fastft.run.predictions import Calibration, Predictions, calibrate
 from fastft.run.run_directory import Run
 
 FEW_IMAGES = 3000  # a CPU evaluates this many in a minute or two

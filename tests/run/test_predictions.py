@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, cl
 
 from fastft.evaluate.scores import _set_scores
 from fastft.machine.distributed import World
-from fastft.run.prediction_metrics import (
+from fastft.run.predictions import (
     BINS,
     Predictions,
     balanced_accuracy,

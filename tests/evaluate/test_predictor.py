@@ -22,7 +22,7 @@ from fastft import load_recipe
 from fastft.cli import main
 from fastft.evaluate import prediction
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.prediction import (
+from fastft.evaluate.predictor import (
     Prediction,
     Predictor,
     ReadImage,
