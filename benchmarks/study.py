@@ -18,10 +18,9 @@ import numpy as np
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
-from fastft.choose.automatic import resolve
 from fastft.cost.work import recipe_work
+from fastft.jobs.decided import load_decided
 from fastft.model.recipe_model import recipe_arch
-from fastft.recipe import load_recipe
 from fastft.report.charts import Canvas, svg_file, svg_text
 
 FOLDER = Path(__file__).parent
@@ -87,7 +86,7 @@ def _flops(study: str, training: Mapping[str, Any]) -> float:
     Training used this fraction of the schedule's images (`images_share`), or the same amount of work.
     """
     row = training.get("schedule", training["row"])
-    recipe = resolve(load_recipe(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"]))
+    recipe = load_decided(f"{FOLDER / study}.yaml[{row}]", [f"--data.train_size={IMAGES}"])
     work = recipe_work(recipe, recipe_arch(recipe), val_images=0)
     return work.train * training.get("images_share", 1) + work.evaluate
 

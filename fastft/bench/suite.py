@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from beton_tools import __version__
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.console import compact_table, format_duration, print_table, printable
 from beton_tools.base.errors import UserError
-from fastft import __version__
 from fastft.bench import BENCHES, harness
 from fastft.bench.circumstances import Watch, commit, describe_machine
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY, RESIZED, Workspace, find_images
 from fastft.bench.harness import Options, Planned, parse_peers
-from fastft.choose.automatic import resolve
+from fastft.jobs.decided import load_decided
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
     FORMAT,
@@ -40,7 +40,6 @@ from fastft.machine.bench_result import (
     spread,
     write_result,
 )  # fmt: skip
-from fastft.recipe import load_recipe
 from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
 
@@ -55,7 +54,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
     The result is also written to `args.out` as NAME.json.
     """
     plans = planned(name)
-    recipe = resolve(load_recipe(args.recipe)) if args.recipe else None
+    recipe = load_decided(args.recipe, ()) if args.recipe else None
     if recipe and not any(plan.key.startswith("e2e") for plan in plans):
         raise UserError(f"--recipe is for fastft bench e2e or all, because {name} trains nothing")
     peers, path = parse_peers(args.peers), args.out / f"{name}.json"

@@ -62,9 +62,8 @@ def _on_one_gpu(recipe: Recipe, values: "Explanation", val_images: int | None) -
     from fastft.cost.explanation import predict_cost
     from fastft.machine.gpus import peak_flops
     from fastft.machine.precision import inference_precision
-    from fastft.model.recipe_model import recipe_arch
 
-    on_one = predict_cost(recipe, recipe_arch(recipe), 1, val_images)
+    on_one = predict_cost(recipe, 1, val_images)
     hours = on_one.gpu_hours["A100"]
     if hours is None or hours > SMALL:
         return values

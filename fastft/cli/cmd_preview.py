@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.augment.recipe_policy import build_policy
+    from fastft.jobs.decided import decide_prepared
     from fastft.report.preview import write_preview
 
     check_output(args.out, [".png", ".jpg", ".jpeg", ".pdf"], args.overwrite)
@@ -31,17 +31,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("no images to preview. Give --data FILE.beton")
     if not {"schedule.epochs"} & recipe.automatic:
         _check_epoch(recipe, args.epoch)
-    recipe = _for_images(recipe)
+    recipe = decide_prepared(recipe.with_option("model.weights", "random"), say)  # no weights are needed, or looked for
     _check_epoch(recipe, args.epoch)
-    write_preview(
-        str(recipe.data.train),
-        build_policy(recipe),
-        recipe.model.image_size,
-        seed=recipe.train.seed,
-        epoch=args.epoch,
-        count=args.count,
-        out=args.out,
-    )
+    write_preview(recipe, args.epoch, args.count, args.out)
     print_printable(f"wrote {args.out}")
     return 0
 
@@ -49,12 +41,3 @@ def run(args: argparse.Namespace) -> int:
 def _check_epoch(recipe: Recipe, epoch: int) -> None:
     if epoch >= recipe.epochs:
         raise UserError(f"there is no epoch {epoch}. The recipe has {recipe.epochs}, counted from 0")
-
-
-def _for_images(recipe: Recipe) -> Recipe:
-    """Return the recipe for the images that it names. They are prepared as training does, which uses the result."""
-    from fastft.choose.automatic import resolve
-    from fastft.photos.prepare import prepare_data
-
-    # no weights are needed, or looked for
-    return resolve(*prepare_data(recipe.with_option("model.weights", "random"), say))

@@ -29,10 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from beton_tools.base.progress_bar import progress
     from fastft.evaluate.zero_shot import evaluate_zero_shot
-    from fastft.model.head_file import check_head_path
 
     if args.out is not None:
-        check_head_path(args.out)
         refuse_existing(args.out, args.overwrite)
     scores, prompts = evaluate_zero_shot(
         load_recipe(args.recipe, args.overrides),

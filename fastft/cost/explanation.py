@@ -10,7 +10,6 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.cost.price import MACHINE_GPUS, Assumption, Predicted, predict, val_images_row
 from fastft.cost.work import recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.model import TowerArch
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.ema import ema_warnings
@@ -115,16 +114,17 @@ def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None
             lr_by_epoch=[schedule(epoch * steps) for epoch in range(recipe.epochs)],
         ),
         augment=describe_policy(build_policy(recipe), recipe.model.image_size) + more,
-        cost=predict_cost(recipe, arch, MACHINE_GPUS, val_images),
+        cost=predict_cost(recipe, MACHINE_GPUS, val_images),
         expected_top1=expected_top1(recipe),
         expectation=describe_expectation(recipe),
         gpus=MACHINE_GPUS,
     )
 
 
-def predict_cost(recipe: Recipe, arch: TowerArch, gpus: int, val_images: int | None) -> Cost:
+def predict_cost(recipe: Recipe, gpus: int, val_images: int | None) -> Cost:
     """Return the FLOPs, and the GPU-hours on `gpus` GPUs."""
-    row, flops = val_images_row(recipe, val_images), recipe_flops(recipe, arch)
+    arch, row = recipe_arch(recipe), val_images_row(recipe, val_images)
+    flops = recipe_flops(recipe, arch)
     predicted = predict(recipe, GPUS, gpus, val_images)
     hours, hours_range = _hours(predicted)
     return Cost(

@@ -31,7 +31,7 @@ from fastft.evaluate.trained import Trained
 from fastft.machine.distributed import World, connected, find_world
 from fastft.model.arch import load_open_clip_config
 from fastft.model.classifier import TOKEN
-from fastft.model.head_file import Head, set_head, write_head
+from fastft.model.head_file import Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.model.weights import read_text_state
 from fastft.recipe import Recipe
@@ -226,12 +226,14 @@ def evaluate_zero_shot(
     Args:
         data: images and classes, by default the recipe's validation file.
         names, templates: as in `read_prompts`.
-        out: write the head to this .safetensors file, whose path the caller has checked.
+        out: write the head to this .safetensors file.
         progress: shows the classes whose texts are embedded.
 
     Returns:
         The scores as `fastft eval` gives them, and the prompts.
     """
+    if out is not None:
+        check_head_path(out)
     check_towers(recipe.model.arch)
     path = data or validation_file(recipe)
     betons = BetonSet.open(path)

@@ -1,6 +1,6 @@
 """Recipes decided as far as possible without weights, for the commands that explain and price recipes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
@@ -23,6 +23,17 @@ def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
     if expand_home(recipe.model.weights).is_dir():
         recipe = with_run_weights(recipe)
     return resolve(recipe, images), images, warnings
+
+
+def decide_prepared(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+    """Return the recipe with .beton files, as training decides it before it probes. Training uses the files again.
+
+    Raises:
+        UserError: as `fastft.photos.prepare.prepare_data`.
+    """
+    from fastft.photos.prepare import prepare_data  # loads the image libraries
+
+    return resolve(*prepare_data(recipe, say))
 
 
 def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:

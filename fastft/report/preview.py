@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw
 from beton_tools.base.atomic import save_picture
 from beton_tools.base.console import printable
 from beton_tools.inspect.extract import Cell, draw_grid
-from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
@@ -17,7 +16,9 @@ from fastft.augment.cpu import CpuAugment
 from fastft.augment.describe import describe_row
 from fastft.augment.draw import draw_plan
 from fastft.augment.policies import AugmentPolicy
+from fastft.augment.recipe_policy import build_policy
 from fastft.augment.resize import source_regions
+from fastft.recipe import Recipe
 
 PAIRS_PER_LINE = 3
 SIDE = 260  # a picture's size in pixels
@@ -25,16 +26,14 @@ CROP_COLOUR = "#ff3b30"
 LONGEST_NAME = 24  # characters shown for a class name
 
 
-def write_preview(
-    data: BetonPaths, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, count: int, out: Path
-) -> None:
-    """Draw `count` samples, spread evenly over `.beton` files, to the picture `out`.
+def write_preview(recipe: Recipe, epoch: int, count: int, out: Path) -> None:
+    """Draw `count` samples, spread evenly over the recipe's training files, to the picture `out`.
 
     Raises UserError if a file is missing or is not a `.beton`.
     """
-    betons = BetonSet.open(data)
+    betons, size = BetonSet.open(str(recipe.data.train)), recipe.model.image_size
     samples = np.linspace(0, len(betons) - 1, min(count, len(betons))).astype(np.int64)
-    plan, images = carry_out(betons, policy, size, seed=seed, epoch=epoch, samples=samples)
+    plan, images = carry_out(betons, build_policy(recipe), size, seed=recipe.train.seed, epoch=epoch, samples=samples)
     cells = []
     for row, image in zip(plan, images, strict=True):
         of_image = classes_of(betons.labels[row["sample"]])

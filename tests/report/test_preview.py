@@ -12,6 +12,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.loader import TrainLoader
 from fastft.data.stage import Output
+from fastft.recipe import load_recipe
 from fastft.report.preview import carry_out, write_preview
 from tests.written import write_crops
 
@@ -35,7 +36,8 @@ def test_the_images_equal_those_of_the_loader(beton):
 
 
 def test_the_picture_is_written(beton, tmp_path):
-    write_preview(beton, AugmentPolicy("3aug"), 48, seed=0, epoch=0, count=5, out=tmp_path / "g.png")
+    recipe = load_recipe("final_b16", [f"--data={beton}", "--augment.policy=3aug", "--model.image_size=48"])
+    write_preview(recipe, epoch=0, count=5, out=tmp_path / "g.png")
     with Image.open(tmp_path / "g.png") as image:
         assert image.width > 1000
     assert [p.name for p in tmp_path.iterdir()] == ["g.png"]
