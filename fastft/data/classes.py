@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.names import escape_undecodable
 from fastft.recipe.constants import BALANCED, NONE
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: 
     names = set(expected)
     for label, want in enumerate(expected):
         have = classes[label] if label < len(classes) else None
-        # checkpoints written by earlier versions contain names as folders have them
-        if have in (want, escape_undecodable(want)):
+        if have == want:
             continue
         if have in names or not (made_up or _is_placeholder(want, label)):
             raise UserError(

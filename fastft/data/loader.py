@@ -298,7 +298,7 @@ class TrainLoader(_BetonLoader):
             UserError: the state belongs to another file, seed or batch size, or it lies within a step that is divided
                 differently.
         """
-        own, state = self.state_dict(), {"order": RANDOM} | state  # earlier versions had no other order
+        own = self.state_dict()
         if missing := own.keys() - state.keys():
             raise UserError(f"not the state of a loader: it has no {min(missing)}. Give what state_dict() returned")
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")

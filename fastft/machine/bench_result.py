@@ -19,7 +19,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Signed, check
 from beton_tools.base.user_files import read_user_file
 
-FORMAT = 2  # 1 (fastft 0.2 and older) stored medians and had no version, commit or CPU seconds
+FORMAT = 2
 OURS = "fastft"
 MAX_BYTES = 64 << 20
 
