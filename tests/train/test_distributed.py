@@ -136,7 +136,7 @@ def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, t
 def test_processes_whose_run_directory_is_in_use_end_with_that_line(tiny, tmp_path):
     with lock_run(tmp_path / "run"):
         said = said_by(launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run")), 2)
-    assert "is in use by another process; wait for it" in said
+    assert "is in use by another process. Wait for it" in said
     assert "Traceback" not in said and "same command" not in said
 
 
