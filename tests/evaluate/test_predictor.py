@@ -20,7 +20,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft import load_recipe
 from fastft.cli import main
-from fastft.evaluate import prediction
+from fastft.evaluate import predictor
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.predictor import (
     Prediction,
@@ -264,6 +264,6 @@ def test_the_crop_of_an_extreme_shape_is_that_of_the_whole(shape, monkeypatch, p
     """Up to rounding: at most one level of 255."""
     cut = np.resize(photographs["coffee"], (*shape, 3))
     whole = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
-    monkeypatch.setattr(prediction, "MOST_PIXELS", 0)
+    monkeypatch.setattr(predictor, "MOST_PIXELS", 0)
     cropped = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
     torch.testing.assert_close(cropped, whole, atol=1.01 / 255, rtol=0)
