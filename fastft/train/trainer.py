@@ -197,7 +197,7 @@ class Trainer:
         self.setup.checkpoints.finish()
         if self.world.any(self.guard.interrupted):
             raise KeyboardInterrupt(
-                f"a checkpoint of step {self.global_step} is written. The same command continues the run"
+                f"A checkpoint of step {self.global_step} is written. The same command continues the run"
             )
         if self.world.any(self.guard.requested):
             raise Preempted(f"stopped on a signal after step {self.global_step}. The same command continues the run")

@@ -139,7 +139,7 @@ def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys):
             assert total[key] == pytest.approx(sum(e[key] for e in estimates))
     assert main(["cost", *paths, *options]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # the title may be wrapped
-    assert f"17 rows, {len(runs)} trainings" in printed and "total" in printed and "…" not in printed
+    assert f"17 rows, {len(runs)} runs" in printed and "total" in printed and "…" not in printed
 
 
 def test_rows_that_wait_for_the_loader_are_marked(monkeypatch, capsys):

@@ -158,7 +158,7 @@ def test_python_too_replaces_a_users_file_only_if_asked(run, tmp_path):
     for name, write in calls.items():
         path = tmp_path / name
         path.write_text("mine")
-        with pytest.raises(UserError, match=rf"{name} exists; .* \(in Python overwrite=True\)"):
+        with pytest.raises(UserError, match=rf"{name} exists\. .* \(in Python overwrite=True\)"):
             write(path)
         assert path.read_text() == "mine"
         write(path, overwrite=True)
@@ -169,7 +169,7 @@ def test_a_refit_trains_on_all_images_as_the_first_run_chose_and_says_that_it_ha
     refit = fastft.fit("photos", **given | {"train": {"refit": True}})
     assert refit.folder == run.folder / "refit" and refit.result.evaluations == [] and refit.result.last is None
     assert refit.result.first_run.weights == run.result.weights
-    assert "none were held out to score them" in refit.result.weights.reason
+    assert "no images were held out from this run" in refit.result.weights.reason
     recipes = [fastft.load_recipe(folder / "recipe.yaml") for folder in (run.folder, refit.folder)]
     changed = {f"data.{name}" for name in ("train", "val", "hold_out_beton", "train_size")}
     changed |= {"train.run_dir", "schedule.stop_epoch"}

@@ -90,7 +90,7 @@ def test_splits_without_class_folders_are_refused(album, tmp_path):
 def test_images_without_labels_are_refused_with_what_gives_them(album, tmp_path):
     flat = Path(shutil.copytree(album / "coffee", tmp_path / "flat"))
     with pytest.raises(
-        UserError, match=r"images have no labels\. Put them into one folder per class, or give a table of"
+        UserError, match=r"images have no labels\. Put them into one folder per class, or give a table with"
     ):
         open_sets(str(flat))
     write_csv(flat / "labels.csv", [{"file": "00.jpg", "label": "a"}])

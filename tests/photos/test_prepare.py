@@ -466,12 +466,12 @@ def make_missing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "photos", "message"),
     [
-        (lambda folder: None, "nowhere", "no such file or folder. Give a folder with a folder per class"),
+        (lambda folder: None, "nowhere", "no such file or folder. Give a folder with one folder per class"),
         (lambda folder: None, "s3://bucket/a.tar", "training reads local files. Convert the data first"),
         (lambda folder: None, "photos/coffee", "images have no labels"),
-        (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file. Give a folder with a folder per class"),
+        (lambda folder: None, "photos/coffee/00.jpg", "not a .beton file. Give a folder with one folder per class"),
         (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
-        (make_unknown_class, "set", r"validation images of 1 class without training images \(tea; tea/00.jpg\)"),
+        (make_unknown_class, "set", r"validation images of 1 class without training images \(tea: tea/00.jpg\)"),
         (make_missing, "set.csv", r"/set\.csv: none of the 3 files that the table lists exists"),
         (table("file,score\na.jpg,1\n"), "x.csv", "no label column among file, score. Name it one of label"),
         (table("file,label,split\na.jpg,1,later\n"), "x.csv", "row 2: split is 'later'. Write train, val or test"),

@@ -20,7 +20,7 @@ def test_a_resume_uses_the_values_that_the_run_was_started_with(album, tower, tm
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     train(load_recipe("photos", [*options, "--schedule.stop_epoch=2"]), QUIET)
     stored = {name: choice.value for name, choice in (read_choices(tmp_path / "run") or {}).items()}
-    assert stored["optim.lr"] == pytest.approx(5e-4 / 2 * 12 / 100)  # 12 steps
+    assert stored["optim.lr"] == pytest.approx(5e-4 / 2 * 12 / 70)  # 12 steps
     assert stored["data.num_classes"] == 3
     assert {c["option"] for c in json.loads((tmp_path / "run" / "choices.json").read_text())["choices"]} == set(stored)
     began = losses(tmp_path / "run")

@@ -45,5 +45,5 @@ def test_the_picture_is_written(beton, tmp_path):
 
 def test_an_epoch_beyond_the_recipe_is_refused(beton, tmp_path, refused):
     command = ["preview", "final_b16", f"--data={beton}", f"--out={tmp_path / 'g.png'}", "--epoch=50"]
-    assert "there is no epoch 50: the recipe has 50, counted from 0" in refused(command)
+    assert "there is no epoch 50. The recipe has 50, counted from 0" in refused(command)
     assert not (tmp_path / "g.png").exists()

@@ -86,7 +86,7 @@ def test_a_damaged_record_is_one_line(tmp_path, monkeypatch, content):
         path.write_text(content)
     with pytest.raises(UserError, match=r"wandb\.json") as caught:
         open_tracker("wandb", tmp_path, "run", {})
-    assert "Delete it" in str(caught.value) and "\n" not in str(caught.value)
+    assert "elete it" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_only_a_new_run_needs_the_server(tmp_path, monkeypatch, caplog):

@@ -236,5 +236,5 @@ def test_a_checkpoint_with_fewer_thresholds_than_classes_is_damaged(strips: Path
 def test_an_image_of_an_unknown_label_is_named(tiny, table: Path, tmp_path: Path) -> None:
     (table.parent / "val.csv").write_text("image,labels\n0.png,coffee;cow\n")
     recipe = load_recipe("photos", options(tiny, table, tmp_path / "r", data__val=str(table.parent / "val.csv")))
-    with pytest.raises(UserError, match=r"validation images of 1 class without training images \(cow; 0.png\)"):
+    with pytest.raises(UserError, match=r"validation images of 1 class without training images \(cow: 0.png\)"):
         prepare_data(recipe, lambda text: None)

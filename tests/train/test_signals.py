@@ -97,8 +97,8 @@ def test_ctrl_c_in_an_evaluation_saves_and_says_how_to_continue(tiny, whole, tmp
         assert main(command) == 130
     assert not logged(tmp_path, "eval")  # the next start evaluates
     announced, said = capfd.readouterr().err.strip().splitlines()
-    said, _, again = said.partition("continues: ")
-    assert said == "fastft train: interrupted; a checkpoint of step 6 is written. The same command "
+    said, _, again = said.partition("continues the run: ")
+    assert said == "fastft train: interrupted. A checkpoint of step 6 is written. The same command "
     assert "Ctrl-C again ends at once" in announced and shlex.split(again) == ["fastft", *command]
     result = run(tiny, tmp_path, **LIKE_WHOLE)
     assert result["evaluations"] == result_of(whole)["evaluations"]
