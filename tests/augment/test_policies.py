@@ -100,7 +100,7 @@ def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text):
         ("rand-m9.5", "whole number"),
         ("rand-n13", "1 to 12"),
         ("rand-tfoo", "weights"),
-        ("rand-tweights-inc1", "remove"),
+        ("rand-tweights-inc1", "Remove inc"),
         ("rand-inc", "'inc' is not understood"),
         ("augmix-b1", "Valid keys: m, w, d, a, mstd"),
         ("augmix-d0", "d0"),

@@ -46,7 +46,7 @@ def test_info_shows_what_was_converted(written, capsys):
 
 
 def test_verify_prints_ok_or_exits_with_1(written, tmp_path, capsys):
-    assert ": ok; 24 of 24 images decoded" in run(capsys, "verify", written)
+    assert ": ok, 24 of 24 images decoded" in run(capsys, "verify", written)
     damaged = tmp_path / "damaged.beton"
     data = bytearray(written.read_bytes())
     data[int(Beton.open(written).pointers[3])] = 0

@@ -230,7 +230,7 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
         (["train", "photos", "--learning-rate", "1"], ". Did you mean --lr?"),
         (["train", "photos", "-b", "1"], "argument -b. Did you mean --batch-size?"),
         (["train", "photos", "data=x"], ". Did you mean --data?"),
-        (["train", "photos", "--opt", "sgd"], "argument --opt; AdamW is the only optimizer"),
+        (["train", "photos", "--opt", "sgd"], "argument --opt. AdamW is the only optimizer"),
         (["train", "photos", "--scale", "0.1", "1"], "argument --scale. Did you mean --augment.scale_min?"),
         (["train", "photos", "--unknown", "-1"], "argument --unknown. See fastft train --help"),
         (["train", "photos", "more"], "argument more. See fastft train --help"),

@@ -51,10 +51,14 @@ def test_no_command_that_prints_a_table_imports_the_loaders_or_the_image_librari
     """Tracing a step's traffic needs parts of torch's compiler, which take a second."""
     imported = imported_by(
         "explain final_b16", "explain final_b16 --json", "cost final_b16 --gpu=V100",
-        "cost final_b16 --gpu=A100 --json", "recipes",
+        "cost final_b16 --gpu=A100 --json",
     )  # fmt: skip
     image_libraries = {"cv2", "PIL", "torchvision", "timm", "open_clip", "pyarrow"}
     assert imported & (image_libraries | {"ffcv", "numba", "scipy"}) == set()
+
+
+def test_pricing_all_recipes_imports_timm_for_those_on_its_towers_but_no_loader():
+    assert not imported_by("recipes") & {"cv2", "open_clip", "pyarrow", "ffcv", "numba", "scipy"}
 
 
 def test_predicting_a_photograph_imports_neither_ffcv_nor_torchvision_nor_a_compiler(whole, photographs, tmp_path):

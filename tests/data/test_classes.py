@@ -18,7 +18,6 @@ NUMBERS = [str(k) for k in range(12)]  # in another order than their names
         (["0", "1"], ["cat", "dog"]),  # from shards that hold numbers
         (NUMBERS[:3], NUMBERS),
         (["cat", "dog"], name_outputs(["cat", "dog"], 10)),  # a head with more outputs than classes
-        ([r"caf\udce9", "dog"], ["caf\udce9", "dog"]),  # checkpoints of earlier versions have the names of the folders
     ],
 )
 def test_the_same_classes_and_made_up_ones_are_taken(found, expected):

@@ -82,7 +82,7 @@ def test_files_with_other_classes_are_one_line_that_names_the_class(parts, tmp_p
     first, second = sorted(parts.glob("*.beton"))[:2]
     classes = list(Manifest.of_beton(second).classes)
     other = _with_manifest(second, tmp_path / "a.beton", classes=[*classes[:2], "other", *classes[3:]])
-    with pytest.raises(UserError, match=r"class 2 is other, in .* it is class2. Convert it with --classes-of"):
+    with pytest.raises(UserError, match=r"class 2 is other, but in .* it is class2. Convert it with --classes-of"):
         BetonSet.open([first, other])
     longer = _with_manifest(second, tmp_path / "b.beton", classes=[*classes, "more"])
     with pytest.raises(UserError, match=r"b.beton has 6 classes, .* 5. Convert it with --classes-of"):

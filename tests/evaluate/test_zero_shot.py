@@ -233,7 +233,7 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
         (["--model.arch=ViT-H-14-CLIPA"], "pools tokens by 'avg'"),
         (
             ["--model.arch=timm/test_vit"],
-            "timm/test_vit is another kind: its image tower is timm's test_vit. Use a ViT of",
+            "timm/test_vit is another kind: its image tower is timm's test_vit. Use a ViT by",
         ),
         (
             ["--model.arch=ViT-B-16-SigLIP2"],

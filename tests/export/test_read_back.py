@@ -83,7 +83,7 @@ def test_a_timm_export_of_another_number_of_heads_is_refused_by_what_it_states(t
     config = json.loads((weights / "config.json").read_text())
     config["model_args"]["num_heads"] = 4
     (weights / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"are of 4 attention heads, .* has 2"):
+    with pytest.raises(UserError, match=r"have 4 attention heads, but .* has 2"):
         build_model(recipe.with_option("model.weights", str(weights)))
 
 

@@ -201,4 +201,4 @@ def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path):
     wait_for(lambda: any(len(log) > int(saved.name[-8:]) for log in logs()), process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 130 and "fastft sweep: interrupted; a checkpoint of step" in error
+    assert process.returncode == 130 and "fastft sweep: interrupted. A checkpoint of step" in error

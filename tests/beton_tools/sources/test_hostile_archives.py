@@ -211,15 +211,15 @@ def test_oversized_label_files(tmp_path, suffix):
 def test_parquet_labels(tmp_path, label):
     kind = pa.uint64() if label >= 1 << 63 else pa.int64()
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": pa.array([0, label], kind)}), tmp_path / "a.parquet")
-    check_refused(tmp_path, rf"a\.parquet: label {label}, expected a number from 0 to {MAX_CLASSES - 1}")
+    check_refused(tmp_path, rf"a\.parquet: label {label} is too large. Expected a number from 0 to {MAX_CLASSES - 1}")
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (pa.array([0, -3], pa.int8()), "label -3 is negative"),
-        (pa.array([True, False]), "label is of the type bool. Labels must be integers or names"),
-        (pa.array([0.0, 1.0]), "label is of the type double. Labels must be integers or names"),
+        (pa.array([True, False]), "label has the type bool. Labels must be integers or names"),
+        (pa.array([0.0, 1.0]), "label has the type double. Labels must be integers or names"),
         (pa.array(["0", None]), "row 3: no label"),
         (pa.array([0, None], pa.int64()), "1 rows have no label"),
     ],
@@ -243,7 +243,7 @@ def test_parquet_labels_that_are_not_class_numbers(tmp_path, labels, message):
 )
 def test_labels_of_another_type_are_named_in_every_table(tmp_path, images, labels):
     pq.write_table(pa.table(images | {"label": labels}), tmp_path / "a.parquet")
-    check_refused(tmp_path, r"a\.parquet: label is of the type .*. Labels must be integers or names")
+    check_refused(tmp_path, r"a\.parquet: label has the type .*. Labels must be integers or names")
 
 
 def test_the_largest_label_is_accepted(tmp_path):

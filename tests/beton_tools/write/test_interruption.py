@@ -157,7 +157,7 @@ def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(pho
     with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file. Pass --on-error skip to continue"):
         write_beton(out, open_source(photo_folder), fail)
     write_beton(out, open_source(photo_folder), skip)
-    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file. .* finished without it"):
         write_beton(out, open_source(photo_folder), fail)
     bad.write_bytes(good)
     with pytest.raises(UserError, match="exists already, made from other images"):

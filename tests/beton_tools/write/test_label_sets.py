@@ -91,7 +91,7 @@ def test_a_column_with_a_cell_that_is_neither_0_nor_1_is_not_left_out(folder: Pa
         open_source(folder / "unknown.csv")
     columns = {"dog": [1, 0, 1], "cat": [0, 1, 0], "eel": [1.0, float(unknown), 0.0]}
     pq.write_table(pa.table({"image": [b"x", b"y", b"z"], **columns}), folder / "unknown.parquet")
-    with pytest.raises(UserError, match=r"row 3: (eel is .*, neither 0 nor 1|no eel; fill)"):
+    with pytest.raises(UserError, match=r"row 3: (eel is .*, neither 0 nor 1|no eel. Fill)"):
         open_source(folder / "unknown.parquet")
 
 
