@@ -152,7 +152,7 @@ def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny,
         ]  # fmt: skip
         ends = [(p.communicate(timeout=200)[1], p.returncode) for p in both]
         assert [code for _, code in ends] == [2, 2], ends
-        assert all(f"have different {what};" in said and "Traceback" not in said for said, _ in ends), ends
+        assert all(f"have different {what}." in said and "Traceback" not in said for said, _ in ends), ends
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
