@@ -75,7 +75,7 @@ def test_a_quick_run_stores_what_it_prints_and_another_adds_to_it(tmp_path, phot
 def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs_only, capsys, monkeypatch):
     """The other peers are measured by tests of their own: each is a process that imports torch, in every measure."""
     monkeypatch.chdir(tmp_path)
-    Path("my_loader.py").write_text("def make(folder, size, batch):\n    return [[0] * batch] * 3\n")
+    Path("my_loader.py").write_text("def make(folder, size, batch):\n    return [([0] * batch, [0] * batch)] * 3\n")
     few = ["--quick", "--rounds", "1", "--count", "4", "--peers", "timm"]
     assert main(["bench", "all", *few, "--contender", "my_loader.py:make", "--out", "out"]) == 0
     result = read_result(tmp_path / "out/all.json")
