@@ -44,7 +44,7 @@ def test_a_recipe_is_checked_before_anything_is_measured(refused):
 def check_printed(result: Result, printed: str) -> None:
     for measure in result.measures:
         assert all(figure(spread(c).median) in printed for case in measure.cases for c in case.measured)
-    lines = printed.splitlines()
+    lines = [line for line in printed.splitlines() if not line.endswith((".json", ".html"))]  # paths are not broken
     assert max(map(len, lines)) <= 80 and "…" not in printed
 
 

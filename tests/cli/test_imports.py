@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 LIBRARIES = {
@@ -57,6 +58,7 @@ def test_no_command_that_prints_a_table_imports_the_loaders_or_the_image_librari
     assert imported & (image_libraries | {"ffcv", "numba", "scipy"}) == set()
 
 
+@pytest.mark.slow
 def test_pricing_all_recipes_imports_timm_for_those_on_its_towers_but_no_loader():
     assert not imported_by("recipes") & {"cv2", "open_clip", "pyarrow", "ffcv", "numba", "scipy"}
 
