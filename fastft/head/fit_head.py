@@ -47,7 +47,7 @@ def prepare_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
-        UserError: the tower gives no finite features, `model.weights` have no fitting head, or the disk is full.
+        UserError: the features contain NaN or Inf, `model.weights` has no head for these classes, or the disk is full.
         EvaluationStopped: a stop was requested.
     """
     folder, is_there = run_folder(recipe), IS_THERE.get(recipe.model.head_init)

@@ -245,7 +245,7 @@ class Reliability:
 
 
 class Rejected(NamedTuple):
-    """What happens if images with less confidence than `value` get no class.
+    """The effect of rejecting images whose confidence is below `value`.
 
     share: rejected images, in percent. kept: number of the others. right: their accuracy in percent, None without any.
     low, high: its 95 % interval (Wilson), in percent.
