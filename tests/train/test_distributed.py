@@ -22,12 +22,17 @@ from fastft.machine.exits import EXIT_REQUEUE, PeerLost
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import lock_run
 from fastft.train.launch import exit_code
-from tests.train.runs import flags, losses, result_of, run, wait_for
+from tests.train.runs import flags, logged, losses, result_of, run, wait_for
 
 CRASH = """import os
 if os.environ.get("RANK") == "1":
     from fastft.train.reporting import Reporter
     Reporter.interval = lambda *_: 1 / 0
+"""
+# the recorded pass runs again on the same tensors, as a CUDA graph does on a card
+GRAPH = """from fastft.train import step, step_choice
+step.capture_graph = lambda function: function() or function
+step_choice.failure = lambda *_: None
 """
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--uts")
 UNKNOWN_HOST = (*NAMESPACE, "sh", "-c", 'hostname unknown-host; exec "$@"', "sh")
@@ -102,6 +107,21 @@ def test_two_processes_train_as_one_does(tiny, tmp_path, half, rounding):
     assert close(losses(tmp_path / "two"), losses(tmp_path / "one"), rounding)
     one, two = (result_of(tmp_path / name)["last"]["raw"] for name in ("one", "two"))
     assert two["samples"] == one["samples"] and (half or two["top1"] == one["top1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("half", "rounding"), [({}, ROUNDING), (HALF, 0.02)], ids=["fp32", "half"])
+def test_two_processes_train_as_graphs_as_one_does_eagerly(tiny, tmp_path, half, rounding):
+    """With accumulation, and after a stop. Each process records its own pass, and gradients are averaged between them."""
+    changes = {"train__micro_batch": "2", "model__drop_path": "0.3"} | half
+    run(tiny, tmp_path / "one", **changes)
+    (tmp_path / "sitecustomize.py").write_text(GRAPH)
+    for epochs in ("1", "3"):
+        command = flags(tiny, tmp_path / "two", train__step="graph", schedule__stop_epoch=epochs, **changes)
+        said_by(launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}"))
+    starts = logged(tmp_path / "two", "start")
+    assert [(start["step_mode"], start["world_size"]) for start in starts] == [("graph", 2)] * 2
+    assert close(losses(tmp_path / "two"), losses(tmp_path / "one"), rounding)
 
 
 @pytest.mark.slow
