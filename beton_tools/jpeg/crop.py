@@ -3,10 +3,12 @@
     handles = open_decoders(threads)                                    # one per thread
     scratch = np.empty((threads, scratch_bytes(max_h, max_w, max_jpeg_bytes)), np.uint8)
     # njit, thread t:
+    code, at, stride = find_region(jpeg, head, y, x, h, w, scratch[t], handles[t])
     code = decode_region(jpeg, head, y, x, h, w, packed[offset : offset + 3 * h * w], scratch[t], handles[t])
 
-`code` is 0 or an error code for `describe_error`. After an error the output's content is undefined. All arrays are
-contiguous u8. Nothing is allocated, nothing raises, and the GIL is not held.
+`find_region` leaves the pixels where they were decoded, so that nothing is copied; `decode_region` packs them. `code` is
+0 or an error code for `describe_error`. After an error the pixels are undefined. All arrays are contiguous u8. Nothing
+is allocated, nothing raises, and the GIL is not held.
 """
 
 from __future__ import annotations
@@ -58,14 +60,50 @@ def decode_region(
     Args:
         head: Header of `src`, from `scan_header`. Its code must be OK.
     """
+    code, at, stride = find_region(src, head, y, x, h, w, scratch, handle)
+    if code == OK:
+        code = pack_rows(scratch, at, stride, h, w, out)
+    return code
+
+
+@njit(nogil=True)
+def pack_rows(pixels: np.ndarray, at: int, stride: int, h: int, w: int, out: np.ndarray) -> int:
+    """Copy h rows of w RGB pixels, which begin at `pixels[at + row * stride]`, to the start of `out`.
+
+    Returns OK, or BAD_REGION if `out` is too small.
+    """
+    row_bytes = CHANNELS * w
+    if out.size < row_bytes * h:
+        return markers.BAD_REGION
+    for row in range(h):
+        copy_bytes(out, row * row_bytes, pixels, at + row * stride, row_bytes)
+    return OK
+
+
+@njit(nogil=True)
+def find_region(
+    src: np.ndarray, head: Header, y: int, x: int, h: int, w: int, scratch: np.ndarray, handle: int
+) -> tuple[int, int, int]:
+    """Decode pixels [y:y+h, x:x+w] of the JPEG `src`, and what surrounds them, into `scratch`.
+
+    Args:
+        head: Header of `src`, from `scan_header`. Its code must be OK.
+
+    Returns:
+        (code, at, stride): OK or an error code, and that row r of the region begins at `scratch[at + r * stride]`.
+    """
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
-        return markers.BAD_REGION
-    if out.size < CHANNELS * h * w:
-        return markers.BAD_REGION
+        return markers.BAD_REGION, 0, 0
     region = Rectangle(y, x, h, w)
-    if segment_grid(src, head)[0] > 0 and _decode_segments(src, head, region, out, scratch, handle) == OK:
-        return OK
-    return _decode_whole(src, head, region, out, scratch, handle)
+    if segment_grid(src, head)[0] > 0:
+        code, at, stride = _decode_segments(src, head, region, scratch, handle)
+        if code == OK:
+            return code, at, stride
+    stride = CHANNELS * head.width
+    if scratch.size < stride * head.height:
+        return markers.SMALL_SCRATCH, 0, 0
+    code = decompress(handle, src.ctypes.data, src.size, scratch.ctypes.data, head.height, head.width)
+    return code, y * stride + CHANNELS * x, stride
 
 
 @njit(nogil=True)
@@ -89,9 +127,9 @@ def _covering(head: Header, region: Rectangle) -> Cover:
 
 @njit(nogil=True)
 def _decode_segments(
-    src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
-) -> int:
-    """Assemble the segments that contain the region as a small JPEG in scratch, and decode it."""
+    src: np.ndarray, head: Header, region: Rectangle, scratch: np.ndarray, handle: int
+) -> tuple[int, int, int]:
+    """Assemble the segments that contain the region as a small JPEG in scratch, and decode it behind that."""
     cover = _covering(head, region)
     mcu_h, mcu_w = mcu_size(head)
     strip_w = mcu_w * head.restart_interval
@@ -99,16 +137,14 @@ def _decode_segments(
     w = min(cover.right * strip_w, head.width) - x
     h = min(cover.bottom * mcu_h, head.height, region.y + region.h + 1) - y  # may end inside an MCU
     if scratch.size < src.size + CHANNELS * h * w:
-        return markers.SMALL_SCRATCH
+        return markers.SMALL_SCRATCH, 0, 0
     n = _write_header(src, head, h, w, scratch)
     n = _write_segments(src, head, cover, scratch, n)
     if n == 0:
-        return markers.BAD_HEADER
-    jpeg, pixels = scratch.ctypes.data, scratch[src.size :]
-    code = decompress(handle, jpeg, n, pixels.ctypes.data, h, w)
-    if code == OK:
-        _copy_rectangle(pixels, w, region.y - y, region.x - x, region.h, region.w, out)
-    return code
+        return markers.BAD_HEADER, 0, 0
+    pixels, stride = src.size, CHANNELS * w
+    code = decompress(handle, scratch.ctypes.data, n, scratch.ctypes.data + pixels, h, w)
+    return code, pixels + (region.y - y) * stride + CHANNELS * (region.x - x), stride
 
 
 @njit(nogil=True)
@@ -151,27 +187,6 @@ def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarr
             start = end
     small[n - 1] = markers.EOI
     return n
-
-
-@njit(nogil=True)
-def _decode_whole(
-    src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
-) -> int:
-    if region.h == head.height and region.w == head.width:
-        return decompress(handle, src.ctypes.data, src.size, out.ctypes.data, head.height, head.width)
-    if scratch.size < CHANNELS * head.height * head.width:
-        return markers.SMALL_SCRATCH
-    code = decompress(handle, src.ctypes.data, src.size, scratch.ctypes.data, head.height, head.width)
-    if code == OK:
-        _copy_rectangle(scratch, head.width, region.y, region.x, region.h, region.w, out)
-    return code
-
-
-@njit(nogil=True)
-def _copy_rectangle(pixels: np.ndarray, width: int, y: int, x: int, h: int, w: int, out: np.ndarray) -> None:
-    row = CHANNELS * w
-    for i in range(h):
-        copy_bytes(out, i * row, pixels, CHANNELS * ((y + i) * width + x), row)
 
 
 def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | None = None) -> np.ndarray:

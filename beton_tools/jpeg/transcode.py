@@ -24,10 +24,9 @@ from beton_tools.jpeg.markers import (
     segment,
 )
 
-# A restart segment costs about 6 bytes: marker 2, index entry 2, padding, and the DC terms coded from zero. Segments
-# with this size keep that at 3 %. As the interval must divide the row, most are longer: on 234 ImageNet files the
-# index costs 1.7 %, and 1.9 % at 500 px, quality 90, 4:2:0.
-MIN_SEGMENT_BYTES = 200
+# A restart segment costs about 6 bytes: marker 2, index entry 2, padding, and the DC terms coded from zero. As the
+# interval must divide the row, most segments are longer than the minimum. docs/file-format.md compares minima.
+MIN_SEGMENT_BYTES = 100
 
 _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from beton_tools.base.jit import njit
-from beton_tools.jpeg import decode_region, open_decoders
+from beton_tools.jpeg import find_region, open_decoders
 from beton_tools.jpeg.markers import OK, scan_header
 from fastft.augment.cpu import CpuAugment, Finish, augment_image
 from fastft.augment.draw import draw_plan
@@ -135,7 +135,7 @@ class OurRecipe:
         self.augment, self.handle = CpuAugment(self.policy, SIZE), open_decoders(1)[0]
         height, width = int(self.jpegs.heights.max()), int(self.jpegs.widths.max())
         scratch = self.augment.new_scratch(1, height, width)[0]
-        self.memory = np.empty(self.jpegs.largest_pixels, np.uint8), self.jpegs.scratch(), scratch
+        self.memory = self.jpegs.scratch(), scratch
         self.out = self.augment.new_output(16).view(np.uint8)
 
     def plan(self, epoch: int) -> np.ndarray:
@@ -156,7 +156,7 @@ class OurRecipe:
 
 @njit(nogil=True)
 def decode_and_augment(
-    data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, pixels: np.ndarray, decode_scratch: np.ndarray,
+    data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, decode_scratch: np.ndarray,
     augment_scratch: np.ndarray, handle: int, spent: np.ndarray,
 ) -> int:  # fmt: skip
     """Decode every image and augment it in each of the ways (plan, finish, out), and return the number of failures.
@@ -168,14 +168,19 @@ def decode_and_augment(
         jpeg = data[ends[k] : ends[k + 1]]
         head = scan_header(jpeg)
         y, x, h, w = np.int64(regions[k, 0]), np.int64(regions[k, 1]), np.int64(regions[k, 2]), np.int64(regions[k, 3])
-        if head.code != OK or decode_region(jpeg, head, y, x, h, w, pixels, decode_scratch, handle) != OK:
+        if head.code != OK:
             failures += 1
             continue
+        code, at, stride = find_region(jpeg, head, y, x, h, w, decode_scratch, handle)
+        if code != OK:
+            failures += 1
+            continue
+        pixels = decode_scratch[at:]
         for way in range(len(ways)):
             plan, finish, out = ways[way]
             begun = now(CPU, timespec)
             target = out[k % len(out)]
-            failures += augment_image(pixels, 3 * w, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
+            failures += augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
             spent[way] += now(CPU, timespec) - begun
     return failures
 

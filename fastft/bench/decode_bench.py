@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.base.jit import njit
-from beton_tools.jpeg import decode_region, open_decoders
+from beton_tools.jpeg import find_region, open_decoders
 from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import decompress
 from beton_tools.read.format import Beton
@@ -74,10 +74,9 @@ def crops(path: str) -> dict[str, Arm]:
     jpegs = JpegSet(Path(path))
     regions = itertools.cycle([random_crops(jpegs, epoch) for epoch in range(PLANS)])
     scratch, handle = jpegs.scratch(), open_decoders(1)[0]
-    pixels = np.empty(jpegs.largest_pixels, np.uint8)
 
     def run() -> int:
-        if decode_all(jpegs.data, jpegs.ends, next(regions), pixels, scratch, handle):
+        if decode_all(jpegs.data, jpegs.ends, next(regions), scratch, handle):
             raise RuntimeError("an image could not be decoded, so the results would mean nothing")
         return len(jpegs)
 
@@ -209,16 +208,14 @@ def dali(folder: str, batch: int) -> dict[str, Arm]:
 
 
 @njit(nogil=True)
-def decode_all(
-    data: np.ndarray, ends: np.ndarray, regions: np.ndarray, pixels: np.ndarray, scratch: np.ndarray, handle: int
-) -> int:  # fmt: skip
+def decode_all(data: np.ndarray, ends: np.ndarray, regions: np.ndarray, scratch: np.ndarray, handle: int) -> int:
     """Decode a region from every image, and return the number of failures."""
     failures = 0
     for k in range(len(regions)):
         jpeg = data[ends[k] : ends[k + 1]]
         head = scan_header(jpeg)
         y, x, h, w = regions[k, 0], regions[k, 1], regions[k, 2], regions[k, 3]
-        failures += head.code != OK or decode_region(jpeg, head, y, x, h, w, pixels, scratch, handle) != OK
+        failures += head.code != OK or find_region(jpeg, head, y, x, h, w, scratch, handle)[0] != OK
     return failures
 
 

@@ -15,9 +15,8 @@ from numba.extending import intrinsic
 
 from beton_tools.base.jit import njit
 from beton_tools.base.pixels import CHANNELS
-from beton_tools.jpeg.crop import decode_region
+from beton_tools.jpeg.crop import find_region, pack_rows
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
-from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
 from fastft.augment.cpu import Finish, augment_image
@@ -123,8 +122,7 @@ class Workers(NamedTuple):
     """
 
     stored: np.ndarray  # bytes of the image as read from the file
-    decode: np.ndarray
-    pixels: np.ndarray  # pixels of the decoded region
+    decode: np.ndarray  # the JPEG that is decoded, and its pixels
     augment: np.ndarray
     decoders: np.ndarray
     spent: np.ndarray  # int64 (threads, 3), see `WorkClock`
@@ -135,7 +133,6 @@ class Worker(NamedTuple):
 
     stored: np.ndarray
     decode: np.ndarray
-    pixels: np.ndarray
     augment: np.ndarray
     decoder: int
     spent: np.ndarray
@@ -144,9 +141,9 @@ class Worker(NamedTuple):
 
 @njit(nogil=True)
 def _worker(workers: Workers, thread: int) -> Worker:
-    rows = workers.stored[thread], workers.decode[thread], workers.pixels[thread], workers.augment[thread]
+    rows = workers.stored[thread], workers.decode[thread], workers.augment[thread]
     decoder, spent = workers.decoders[thread], workers.spent[thread]
-    return Worker(rows[0], rows[1], rows[2], rows[3], decoder, spent, np.empty(2, np.int64))
+    return Worker(rows[0], rows[1], rows[2], decoder, spent, np.empty(2, np.int64))
 
 
 @intrinsic
@@ -177,40 +174,38 @@ def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int
 
 
 @njit(nogil=True)
-def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
-    """Write `region` (y, x, h, w) of image b to `out` as packed RGB. Returns 0 or an error code.
+def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker) -> tuple[int, np.ndarray, int]:
+    """Decode `region` (y, x, h, w) of image b, of which `read_stored` wrote the same region to `worker.stored`.
 
-    worker.stored holds what `read_stored` wrote for the same image and region.
+    Returns (code, pixels, stride): 0 or an error code, and that row r of the region begins at `pixels[r * stride]`.
+    The pixels stay in the worker's memory.
     """
     # int64, as the writer uses: Numba would compile the decoder again for int32
     y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
-    if job.mode[b] != RAW_MODE:
-        source = worker.stored[: job.num_bytes[b]]
-        head = scan_header(source)
-        if head.code != OK:
-            return head.code
-        if head.height != job.height[b] or head.width != job.width[b]:
-            return OTHER_SIZE
-        return decode_region(source, head, y, x, h, w, out, worker.decode, worker.decoder)
-    if out.size < CHANNELS * h * w:
-        return BAD_REGION
-    for row in range(h):
-        source_at = CHANNELS * (row * job.width[b] + x)
-        copy_bytes(out, CHANNELS * w * row, worker.stored, source_at, CHANNELS * w)
-    return OK
+    if job.mode[b] == RAW_MODE:
+        return OK, worker.stored[CHANNELS * x :], CHANNELS * job.width[b]
+    source = worker.stored[: job.num_bytes[b]]
+    head = scan_header(source)
+    if head.code != OK:
+        return head.code, source, 0
+    if head.height != job.height[b] or head.width != job.width[b]:
+        return OTHER_SIZE, source, 0
+    code, at, stride = find_region(source, head, y, x, h, w, worker.decode, worker.decoder)
+    return code, worker.decode[at:], stride
 
 
 @njit(nogil=True)
-def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
-    """Read image b and write `region` to `out` as packed RGB. Returns 0 or an error code."""
+def _read_and_decode(job: Job, b: int, region: np.ndarray, worker: Worker) -> tuple[int, np.ndarray, int]:
+    """Read image b and decode `region`. Returns what `decode_stored` returns."""
     begun = now(WALL, worker.timespec)
     code = read_stored(job, b, region, worker.stored)
     worker.spent[READ] += now(WALL, worker.timespec) - begun
-    if code == OK:
-        begun = now(CPU, worker.timespec)
-        code = decode_stored(job, b, region, worker, out)
-        worker.spent[DECODE] += now(CPU, worker.timespec) - begun
-    return code
+    if code != OK:
+        return code, worker.stored, 0
+    begun = now(CPU, worker.timespec)
+    code, pixels, stride = decode_stored(job, b, region, worker)
+    worker.spent[DECODE] += now(CPU, worker.timespec) - begun
+    return code, pixels, stride
 
 
 # batches -------------------------------------------------------------------------------------------------------------
@@ -226,7 +221,12 @@ def _decode_images(thread, job, workers, regions, offsets, packed):
     worker = _worker(workers, thread)
     b = _take_ticket(job.ticket)
     while b < len(regions):
-        job.codes[b] = _read_and_decode(job, b, regions[b], worker, packed[offsets[b] : offsets[b + 1]])
+        code, pixels, stride = _read_and_decode(job, b, regions[b], worker)
+        if code == OK:
+            begun, h, w = now(CPU, worker.timespec), np.int64(regions[b, 2]), np.int64(regions[b, 3])
+            code = pack_rows(pixels, 0, stride, h, w, packed[offsets[b] : offsets[b + 1]])
+            worker.spent[DECODE] += now(CPU, worker.timespec) - begun
+        job.codes[b] = code
         b = _take_ticket(job.ticket)
 
 
@@ -247,11 +247,10 @@ def _augment_images(thread, job, workers, regions, plan, finish, out):
     while b < len(plan):
         # int64, as in `_augment_rows`: Numba would compile augment_image again for int32
         y, x, h, w = np.int64(regions[b, 0]), np.int64(regions[b, 1]), np.int64(regions[b, 2]), np.int64(regions[b, 3])
-        pixels = worker.pixels[: CHANNELS * h * w]
-        code = _read_and_decode(job, b, regions[b], worker, pixels)
+        code, pixels, stride = _read_and_decode(job, b, regions[b], worker)
         if code == OK:
             begun = now(CPU, worker.timespec)
-            code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), plan[b], finish, worker.augment, out[b])
+            code = -augment_image(pixels, stride, (y, x, h, w), plan[b], finish, worker.augment, out[b])
             worker.spent[AUGMENT] += now(CPU, worker.timespec) - begun
         job.codes[b] = code
         b = _take_ticket(job.ticket)

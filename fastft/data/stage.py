@@ -113,7 +113,6 @@ class Stage(ABC):
             return Workers(
                 stored=allocate(largest.num_bytes),
                 decode=allocate(largest.pixels_and_bytes),
-                pixels=allocate(CHANNELS * largest.pixels),
                 augment=allocate(augment_bytes),
                 decoders=self.decoders,
                 spent=self.clock.spent,

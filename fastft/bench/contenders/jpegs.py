@@ -26,6 +26,6 @@ class JpegSet:
         return 3 * int((self.heights * self.widths).max())
 
     def scratch(self) -> np.ndarray:
-        """Memory for decode_region."""
+        """Memory for find_region."""
         largest = int(np.diff(self.ends).max())
         return np.empty(scratch_bytes(int(self.heights.max()), int(self.widths.max()), largest), np.uint8)

@@ -66,14 +66,14 @@ def decode() -> Iterator[Callable[..., tuple[int, np.ndarray]]]:
     A byte written after the output or the scratch memory fails the test; a byte read after the file kills it.
     """
     handle, source = open_decoders(1), GuardedBytes(1 << 20)
-    memory = np.empty((1 << 20) + GUARD, np.uint8)
 
     def run(jpeg: bytes, y: int, x: int, h: int, w: int, scratch: int = 1 << 20) -> tuple[int, np.ndarray]:
         out = np.full(3 * max(h, 0) * max(w, 0) + GUARD, 7, np.uint8)
-        memory[scratch : scratch + GUARD] = 7
+        memory = np.empty(scratch + GUARD, np.uint8)
+        memory[scratch:] = 7
         head = scan_header(file := source.hold(jpeg))
         code = head.code or decode_region(file, head, y, x, h, w, out[:-GUARD], memory[:scratch], handle[0])
-        assert (out[-GUARD:] == 7).all() and (memory[scratch : scratch + GUARD] == 7).all()
+        assert (out[-GUARD:] == 7).all() and (memory[scratch:] == 7).all()
         return code, out[:-GUARD].reshape(max(h, 0), max(w, 0), 3)
 
     yield run

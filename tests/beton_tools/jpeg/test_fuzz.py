@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse
+from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse, scratch_bytes
 from beton_tools.jpeg.markers import OK, as_bytes_array, scan_header
 from beton_tools.jpeg.turbo import compress
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
@@ -125,7 +125,8 @@ def read_all(decode, file: bytes, region: tuple[int, int, int, int]) -> None:
     except BadImage:
         pass
     else:  # whatever conversion accepts can be decoded in training
-        assert decode(stored.data, 0, 0, stored.height, stored.width)[0] == OK
+        memory = scratch_bytes(stored.height, stored.width, len(stored.data))
+        assert decode(stored.data, 0, 0, stored.height, stored.width, scratch=memory)[0] == OK
 
 
 test_conversion_and_decoding, test_conversion_and_decoding_at_length = fuzz_target(
