@@ -4,6 +4,8 @@ Each line is a run with one seed: method, image size, epochs, CPU seconds, and `
 image (with the loop's last weights, or our EMA). `probe` is the accuracy in percent of the linear probe from which our
 run started. A linear probe has 0 epochs. A soup has one run's epochs and the seconds of both runs.
 
+photo_augmentation.jsonl has the losses that decide about augmentation, by photo_augmentation.py.
+
 photo_sets.jsonl is what photo_runs.py wrote. `images` and `classes` describe the set, `policy` is the augmentation that a
 method chose (a head: its features). The runs in photos.jsonl are older.
 """
@@ -21,6 +23,11 @@ from beton_tools.base.console import markdown_table as markdown
 
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
 TRIED = {"learning rate 5e-4 instead of 3.5e-4 in 70 steps": ("earlier values", "fastft")}
+# methods of photo_runs.py: without augmentation, and with what `photos` takes unless it hides the classes
+AUGMENTED = (
+    "fastft augment.policy=none augment.scale_min=1",
+    "fastft augment.policy=rand-m9-mstd0.5-inc1 augment.scale_min=0.5",
+)
 CONTENDERS = ("head", "opponent", "fastft")  # methods of photo_runs.py
 FEWEST_SETS = 3  # for a standard error over sets
 WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
@@ -62,6 +69,18 @@ def tried() -> str:
         for title, methods in TRIED.items() for name, (before, after) in _runs(*methods).items()
     ]  # fmt: skip
     return markdown(["change", "set", "without", "with", "gain"], rows)
+
+
+def augmentation() -> str:
+    """Make a row for every set: what is left of a probe's knowledge, and what augmentation gains where it was trained."""
+    rows, trained = [], _runs(*AUGMENTED)
+    for row in sorted(trainings("photo_augmentation"), key=lambda row: row["kept"]):
+        pair = trained.get(row["set"])
+        cells = ["", "", ""] if pair is None else [*map(_short, pair), shown(*_gain(*reversed(pair)))]
+        losses = (f"{row[key]:.2f}" for key in ("class_shares", "plain", "augmented"))
+        rows.append([SETS[row["set"]].title, *losses, f"{100 * row['kept']:.0f} %", *cells])
+    head = ["set", "guessing", "unchanged", "augmented", "what is left", "trained without", "trained with", "gain"]
+    return markdown(head, rows)
 
 
 def sources() -> str:

@@ -90,8 +90,7 @@ def _choose_by_probes(
         recipe = choose_flips(recipe, mirrored)
     if is_plain(recipe):
         return recipe
-    tower.set_head(probe.head)
-    recipe, warning = keep_or_leave_out(recipe, *compare_losses(replace(tower, recipe=recipe), files))
+    recipe, warning = keep_or_leave_out(recipe, compare_losses(replace(tower, recipe=recipe), files, probe))
     if warning:
         say(warning)
     return recipe

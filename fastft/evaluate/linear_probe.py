@@ -153,7 +153,7 @@ def _fit_in_one_pass(
     for summed in sums.parts:
         world.sum(summed)
     features_HD, labels_H = table[:, 1:], table[:, 0].long()
-    ridge = choose_ridge([sums.moments()], [(features_HD.numpy(), labels_H.numpy())], classes)
+    ridge = choose_ridge([sums.moments()], [(features_HD.numpy(), labels_H.numpy())])
     sums.add(features_HD.to(world.device), labels_H.to(world.device))
     return ridge.head(sums.moments())
 

@@ -111,7 +111,7 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     chosen = [rows if len(rows) <= kept else np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
     scored = [(features_ND[rows], labels_N[rows]) for rows in chosen]
     whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
-    return choose_ridge(moments, scored, num_classes).head(whole, labels_N.ndim == 2)
+    return choose_ridge(moments, scored).head(whole, labels_N.ndim == 2)
 
 
 class Ridge(NamedTuple):
@@ -129,22 +129,17 @@ class Ridge(NamedTuple):
         return RidgeHead((self.scale * weight_KD).astype(np.float32), (self.scale * bias_K).astype(np.float32), *self)
 
 
-def choose_ridge(
-    moments: Sequence[_Moments], held_out: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int
-) -> Ridge:
+def choose_ridge(moments: Sequence[_Moments], held_out: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ridge:
     """Choose the penalty and scale with the smallest cross-entropy on the held-out images.
 
     held_out: (features, labels) for each of the moments.
     """
     labels = np.concatenate([labels_N for _, labels_N in held_out])
-    smallest, largest = LOG_TEMPERATURES
-    logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
     best = None
     for penalty in reversed(PENALTIES):  # the strongest penalty wins a tie
         parts = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
-        scores = np.concatenate(parts)
-        shifted = scores - (scores.max(1, keepdims=True) if labels.ndim == 1 else 0.5)
-        temperature, cross_entropy = fit_temperature(shifted, labels, logs)
+        shifted = _shift(np.concatenate(parts), labels)
+        temperature, cross_entropy = _fit_scale(shifted, labels)
         if best is None or cross_entropy < best[0]:
             best = cross_entropy, penalty, 1 / temperature, shifted
     assert best is not None
@@ -186,15 +181,57 @@ def count_mirrored(
     seed: int,
 ) -> Mirrored:
     """Classify the images `tried_M` by ridge regression on the unmirrored images in the other folds."""
-    fold_N, right_2M = _folds(labels_N, seed), np.zeros((2, len(tried_M)), bool)
+    seen = score_out_of_fold(
+        features_ND, [features_ND[tried_M], mirrored_MD], tried_M, penalty, labels_N, num_classes, seed
+    )
+    plain_M, mirrored_M = (scores_MK.argmax(1) == labels_N[tried_M] for scores_MK in seen)
+    only = int((plain_M & ~mirrored_M).sum()), int((mirrored_M & ~plain_M).sum())
+    return Mirrored(len(tried_M), int(plain_M.sum()), int(mirrored_M.sum()), *only)
+
+
+def score_out_of_fold(
+    features_ND: np.ndarray,
+    views: Sequence[np.ndarray],
+    tried_M: np.ndarray,
+    penalty: float,
+    labels_N: np.ndarray,
+    num_classes: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Score views of the images `tried_M` by ridge regression on the unchanged images in the other folds.
+
+    Args:
+        views: features (M, D) of the same images each, such as unchanged and mirrored.
+
+    Returns:
+        scores (M, K) for each view, float32.
+    """
+    fold_N, scores = _folds(labels_N, seed), [np.empty((len(tried_M), num_classes), np.float32) for _ in views]
     for fold in np.unique(fold_N[tried_M]):
         moments = _moments(features_ND, labels_N, np.flatnonzero(fold_N != fold), num_classes)
         rows = fold_N[tried_M] == fold
-        for k, features_MD in enumerate((features_ND[tried_M], mirrored_MD)):
-            right_2M[k, rows] = _score(moments, features_MD[rows], penalty).argmax(1) == labels_N[tried_M[rows]]
-    plain_M, mirrored_M = right_2M
-    only = int((plain_M & ~mirrored_M).sum()), int((mirrored_M & ~plain_M).sum())
-    return Mirrored(len(tried_M), int(plain_M.sum()), int(mirrored_M.sum()), *only)
+        for scores_MK, features_MD in zip(scores, views, strict=True):
+            scores_MK[rows] = _score(moments, features_MD[rows], penalty)
+    return scores
+
+
+def smallest_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the cross-entropy, in nats, of a ridge regression's scores at their best scale.
+
+    Args:
+        scores: (N, K). labels: int64 (N,), or (N, K) for multi-label data, where the loss is the mean over classes.
+    """
+    return _fit_scale(_shift(scores, labels), labels)[1]
+
+
+def _shift(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return scores - (scores.max(1, keepdims=True) if labels.ndim == 1 else 0.5)
+
+
+def _fit_scale(shifted: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return (temperature with the smallest cross-entropy, that cross-entropy)."""
+    smallest, largest = LOG_TEMPERATURES
+    return fit_temperature(shifted, labels, (smallest - np.log(max(1, shifted.shape[1] / CLASSES)), largest))
 
 
 def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
