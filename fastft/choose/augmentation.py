@@ -10,7 +10,7 @@ without augmentation, and 33 to 54 % on waste, groceries, CIFAR-10, rooms, cloth
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
@@ -20,7 +20,7 @@ import torch
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
 from fastft.data.classes import training_shares
-from fastft.data.loader import TrainLoader
+from fastft.data.loader import Batch, TrainLoader
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe
 from fastft.evaluate.ridge import Mirrored, count_mirrored, score_out_of_fold, smallest_loss
 from fastft.evaluate.scores import pooled_features
@@ -110,7 +110,7 @@ def compare_losses(tower: FrozenTower, files: BetonSet, probe: LinearProbe) -> L
         workers=r.data.workers or None,
     ) as loader:  # fmt: skip
         steps = min(loader.steps_per_epoch, max(1, TRIED // r.optim.batch_size))
-        batches = islice(loader.epoch(0), steps * (share // size))
+        batches: Iterable[Batch] = islice(loader.epoch(0), steps * (share // size))
         if numbered := not world.broadcast(probe.features_ND is None):
             batches = (replace(b, labels=torch.from_numpy(b.ids).to(b.labels.device)) for b in batches)
         features_MD, found_M = pooled_features(tower.model, batches, world, tower.precision, tower.stop)
