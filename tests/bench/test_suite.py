@@ -48,6 +48,7 @@ def check_printed(result: Result, printed: str) -> None:
     assert max(map(len, lines)) <= 80 and "…" not in printed
 
 
+@pytest.mark.slow
 def test_a_quick_run_stores_what_it_prints_and_another_adds_to_it(tmp_path, photographs_only, capsys):
     given = ["--quick", "--peers", "timm", "--rounds", "1", "--count", "4", "--out", str(tmp_path)]
     assert main(["bench", "decode", *given]) == 0

@@ -310,6 +310,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_torch_file_gives_the_probabilities_of_predict_in_a_process_without_fastft(tmp_path, pictures):
     make_checkpoint(tmp_path, dict(CLIP), {"temperature": 1.75, "ece": 3.0, "ece_scaled": 1.0})
     out = tmp_path / "m.pt2"
