@@ -10,8 +10,9 @@ photo_sets.jsonl is what photo_runs.py wrote. `images` and `classes` describe th
 method chose (a head: its features). The runs in photos.jsonl are older.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from statistics import fmean
 from typing import Any
 
@@ -28,6 +29,9 @@ AUGMENTED = (
     "fastft augment.policy=none augment.scale_min=1",
     "fastft augment.policy=rand-m9-mstd0.5-inc1 augment.scale_min=0.5",
 )
+STEPS = 1, 20, 40, 60, 85, 130, 300, 700, 4000  # limits of the rows of `gains_by_steps`
+OTHER_VALUES = "earlier values", "augmented", "lr 3e-4", "another tower"  # in a method's name: not today's recipe
+SMALL_BATCH, SMALL_SETS = 32, 6_000  # the recipe's batch size, and from how many images it is twice as large
 CONTENDERS = ("head", "opponent", "fastft")  # methods of photo_runs.py
 FEWEST_SETS = 3  # for a standard error over sets
 WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
@@ -81,6 +85,38 @@ def augmentation() -> str:
         rows.append([SETS[row["set"]].title, *losses, f"{100 * row['kept']:.0f} %", *cells])
     head = ["set", "guessing", "unchanged", "augmented", "what is left", "trained without", "trained with", "gain"]
     return markdown(head, rows)
+
+
+def gains_by_steps() -> str:
+    """Tabulate the median part of a linear probe's errors that training removes, by the number of steps."""
+    rows = []
+    for low, high in pairwise(STEPS):
+        parts = [part for steps, part in _removed() if low <= steps < high]
+        rows.append([f"{low:,} to {high - 1:,}", str(len(parts)), f"{100 * float(np.median(parts)):.0f} %"])
+    return markdown(["steps", "sets and image sizes", "part of the probe's errors that training removes"], rows)
+
+
+def _removed() -> list[tuple[int, float]]:
+    """Return (steps, part of the errors) for each set, image size and length in photos.jsonl with today's values."""
+    by_run: dict[tuple[str, int, int], list[Any]] = {}
+    for row in trainings("photos"):
+        is_own = "probe" in row and row["method"].startswith(("ours", "auto"))
+        if is_own and not set(OTHER_VALUES) & set(row["method"].split(", ")):
+            by_run.setdefault((row["set"], row["image_size"], row["epochs"]), []).append(row)
+    found = []
+    for (name, _, epochs), rows in by_run.items():
+        probe, top1 = fmean(r["probe"] for r in rows), fmean(100 * fmean(r["right"]) for r in rows)
+        images = _images(name)
+        batch = min(images, SMALL_BATCH if images < SMALL_SETS else 2 * SMALL_BATCH)
+        found.append((epochs * (images // batch), (top1 - probe) / (100 - probe)))
+    return found
+
+
+def _images(title: str) -> int:
+    """Return the training images in a title such as "CIFAR-10, 2,000 / 2,000, 10"."""
+    match = re.search(r", ([\d,]+) / ", title)
+    assert match is not None, title
+    return int(match[1].replace(",", ""))
 
 
 def sources() -> str:

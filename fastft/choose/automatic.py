@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from fastft.recipe.constants import FEW_IMAGES, IMAGE_SIZE, PROBED_SIZES
+from fastft.recipe.constants import EPOCHS, FEW_IMAGES, IMAGE_SIZE, PROBE, PROBED_SIZES, STOP_EPOCH
 from fastft.recipe.load import check_together
 from fastft.recipe.paper import paper_recipe
 from fastft.recipe.schema import MAX_EPOCHS, Choice, Recipe, count_steps
@@ -79,9 +79,22 @@ def _epochs(recipe: Recipe) -> tuple[int, str]:
     paper, steps = paper_recipe(recipe), count_steps(recipe.data.train_size, recipe.optim.batch_size)
     needed = -(-FEWEST_STEPS // steps)
     if needed <= paper.epochs:
-        return paper.epochs, f"as in the paper ({paper.name}): {paper.epochs * steps:,} steps"
+        return paper.epochs, f"as in the paper ({paper.name}): {paper.epochs * steps:,} steps{_at_most(recipe)}"
     reason = f"the fewest epochs that give {FEWEST_STEPS:,} steps, at {steps:,} steps per epoch"
-    return min(needed, MAX_EPOCHS), reason
+    return min(needed, MAX_EPOCHS), reason + _at_most(recipe)
+
+
+def _at_most(recipe: Recipe) -> str:
+    budget = recipe.schedule.budget
+    return "" if budget is None else f". Before training, measured rates decide how many of them fit into {budget}"
+
+
+def _stop_epoch(recipe: Recipe) -> tuple[int | None, str]:
+    budget = recipe.schedule.budget
+    if budget is None:
+        return None, "without schedule.budget the whole schedule is trained"
+    otherwise = "0 if no training that fits is expected to be better than the linear probe"
+    return None, f"all epochs that fit into {budget}. It becomes {otherwise}" if _probes(recipe) else "all epochs"
 
 
 def _lr(recipe: Recipe) -> tuple[float, str]:
@@ -123,17 +136,23 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
     return "probe", f"fewer than {FEW_IMAGES:,} images, so the head starts as a linear probe (LP-FT, arXiv 2202.10054)"
 
 
+def _probes(recipe: Recipe) -> bool:
+    return recipe.model.head_init == PROBE
+
+
 def probes_sizes(recipe: Recipe) -> bool:
     """Return True if linear probes decide the image size of a new run. See `fastft.choose.image_size`."""
-    few = recipe.data.train_size < FEW_IMAGES
-    return IMAGE_SIZE in recipe.automatic and recipe.model.head_init == "probe" and few
+    return IMAGE_SIZE in recipe.automatic and _probes(recipe) and recipe.data.train_size < FEW_IMAGES
 
 
 def _image_size(recipe: Recipe) -> tuple[int, str]:
+    size = recipe.model.image_size  # the paper's, or a recipe's own beside a budget
+    reason = "as in the paper" if size == PAPER_SIZE else "as in the recipe"
     if not probes_sizes(recipe):
-        return PAPER_SIZE, "as in the paper"
-    low, high = PROBED_SIZES[0], PROBED_SIZES[-1]
-    return PAPER_SIZE, f"as in the paper. Before training, linear probes compare sizes from {low} to {high} px"
+        return size, reason
+    low, high, budget = PROBED_SIZES[0], PROBED_SIZES[-1], recipe.schedule.budget
+    together = "" if budget is None else f", and measured rates decide what fits into {budget}"
+    return size, f"{reason}. Before training, linear probes compare sizes from {low} to {high} px{together}"
 
 
 def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
@@ -141,7 +160,7 @@ def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]
 
     If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`.
     """
-    return value, f"as in the paper. {otherwise}" if recipe.model.head_init == "probe" else "as in the paper"
+    return value, f"as in the paper. {otherwise}" if _probes(recipe) else "as in the paper"
 
 
 def _hflip(recipe: Recipe) -> tuple[float, str]:
@@ -182,7 +201,7 @@ def _eval_every(recipe: Recipe) -> tuple[int, str]:
 # Ordered, because a rule may use the values of those before it. `data.num_classes` is read from the training file.
 RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "optim.batch_size": _batch_size,
-    "schedule.epochs": _epochs,
+    EPOCHS: _epochs,
     "optim.lr": _lr,
     "optim.layer_decay": _layer_decay,
     "optim.clip_grad": _clip_grad,
@@ -190,6 +209,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "ema.horizon": lambda recipe: _share(recipe, paper_recipe(recipe).horizon),
     "model.head_init": _head_init,
     IMAGE_SIZE: _image_size,
+    STOP_EPOCH: _stop_epoch,
     "augment.policy": partial(
         _unless_probe,
         PAPER_POLICY,

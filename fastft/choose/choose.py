@@ -5,12 +5,15 @@ It writes `recipe.yaml`, in which nothing is `auto` any more, and `choices.json`
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from beton_tools.base.console import format_duration
+from beton_tools.read.beton_set import BetonSet
 from fastft.choose.augmentation import (
     HFLIP,
+    TRIED,
     choose_flips,
     compare_losses,
     is_plain,
@@ -18,12 +21,14 @@ from fastft.choose.augmentation import (
     recognise_mirrored,
 )
 from fastft.choose.automatic import probes_sizes, resolve
+from fastft.choose.budget import Budget, choose_epochs, choose_within, probe_within
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
 from fastft.data.selection import open_files
-from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run
+from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run, time_forward
 from fastft.machine.distributed import World
 from fastft.recipe import Choice, Recipe
-from fastft.recipe.constants import PROBE
+from fastft.recipe.check import parse_duration
+from fastft.recipe.constants import BUDGET, PROBE, STOP_EPOCH
 from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_choices, run_folder, write_choices, write_recipe
@@ -48,11 +53,17 @@ def choose_options(
         UserError: the images do not fit the recipe, or the recipe contradicts itself.
         EvaluationStopped: a stop was requested.
     """
-    folder = run_folder(recipe)
+    folder, asked = run_folder(recipe), recipe
     has_begun, stored = world.in_main(lambda: _read(folder, key))
-    recipe = resolve(recipe, images, stored)
-    if stored is None and not has_begun and recipe.model.head_init == PROBE:
-        recipe = _choose_by_probes(recipe, folder, key, world, stop, say)
+    recipe = resolve(asked, images, stored)
+    if stored is None and not has_begun:
+        probing = _Probing(folder, key, world, stop, say, time.monotonic())
+        if recipe.schedule.budget is not None:
+            recipe = resolve(asked, images, {c.option: c for c in probing.choose_within_budget(recipe, images)})
+        elif probes_sizes(recipe):
+            recipe = probing.choose_size(recipe)
+        if recipe.model.head_init == PROBE:
+            recipe = probing.choose_augmentation(recipe)
     recipe = replace(recipe, automatic=frozenset())
     if world.is_main and not has_begun:  # if the run has begun, the trainer compares its recipe before it writes
         write_recipe(folder, recipe)
@@ -66,31 +77,67 @@ def _read(folder: Path, key: str) -> tuple[bool, dict[str, Choice] | None]:
     return has_begun, read_choices(folder, None if has_begun else key)
 
 
-def _choose_by_probes(
-    recipe: Recipe, folder: Path, key: str, world: World, stop: Callable[[], bool], say: Say
-) -> Recipe:
-    files = open_files(recipe).train
-    if probes_sizes(recipe):
+@dataclass(frozen=True)
+class _Probing:
+    """What linear probes choose for a new run. began: `time.monotonic()` when the stage began."""
 
-        def fit(sized: Recipe) -> LinearProbe:
-            probe = fit_probe(FrozenTower.build(sized, world, stop), files, say)
-            epoch = format_duration(TRAINING_COST * probe.seconds)
-            say(f"linear probe at {describe_probe(probe)}. Training would take about {epoch} per epoch")
-            return probe
+    folder: Path
+    key: str
+    world: World
+    stop: Callable[[], bool]
+    say: Say
+    began: float
 
-        began = time.monotonic()
-        recipe, probe = choose_image_size(recipe, fit)
-        keep_probe(replace(probe, seconds=time.monotonic() - began), folder, key, world)
-    tries_flips = HFLIP in recipe.automatic and not recipe.data.multi_label
-    if not tries_flips and is_plain(recipe):
+    def choose_size(self, recipe: Recipe) -> Recipe:
+        recipe, probe = choose_image_size(recipe, partial(self._fit, open_files(recipe).train))
+        self._keep(probe)
         return recipe
-    tower = FrozenTower.build(recipe, world, stop)
-    probe = probe_of_run(tower, files, folder, key, say)
-    if tries_flips and (mirrored := recognise_mirrored(tower, files, probe)) is not None:
-        recipe = choose_flips(recipe, mirrored)
-    if is_plain(recipe):
+
+    def choose_within_budget(self, recipe: Recipe, images: Images) -> list[Choice]:
+        """Return what the time budget decides."""
+        files, seconds = open_files(recipe).train, parse_duration(str(recipe.schedule.budget), BUDGET)
+        evaluated = images.val + recipe.selection_images(images.train)
+        tries = sum((self._tries_flips(recipe), not is_plain(recipe)))
+
+        def left() -> float:
+            return seconds - self.world.broadcast(time.monotonic() - self.began)
+
+        budget = Budget(recipe, left, evaluated, evaluated + tries * min(TRIED, recipe.data.train_size))
+        if recipe.model.head_init != PROBE:
+            return choose_epochs(budget, time_forward(self._tower(recipe), files))
+        choices, probe = choose_within(budget, probe_within(budget, partial(self._fit, files), probes_sizes(recipe)))
+        self._keep(probe)
+        return choices
+
+    def choose_augmentation(self, recipe: Recipe) -> Recipe:
+        tries_flips = self._tries_flips(recipe)
+        if recipe.epochs == 0 and STOP_EPOCH in recipe.automatic:  # nothing is trained
+            return recipe
+        if not tries_flips and is_plain(recipe):
+            return recipe
+        files, tower = open_files(recipe).train, self._tower(recipe)
+        probe = probe_of_run(tower, files, self.folder, self.key, self.say)
+        if tries_flips and (mirrored := recognise_mirrored(tower, files, probe)) is not None:
+            recipe = choose_flips(recipe, mirrored)
+        if is_plain(recipe):
+            return recipe
+        recipe, warning = keep_or_leave_out(recipe, compare_losses(replace(tower, recipe=recipe), files, probe))
+        if warning:
+            self.say(warning)
         return recipe
-    recipe, warning = keep_or_leave_out(recipe, compare_losses(replace(tower, recipe=recipe), files, probe))
-    if warning:
-        say(warning)
-    return recipe
+
+    def _tries_flips(self, recipe: Recipe) -> bool:
+        return HFLIP in recipe.automatic and not recipe.data.multi_label
+
+    def _tower(self, recipe: Recipe) -> FrozenTower:
+        return FrozenTower.build(recipe, self.world, self.stop)
+
+    def _fit(self, files: BetonSet, sized: Recipe) -> LinearProbe:
+        probe = fit_probe(self._tower(sized), files, self.say)
+        epoch = format_duration(TRAINING_COST * probe.seconds)
+        self.say(f"linear probe at {describe_probe(probe)}. Training would take about {epoch} per epoch")
+        return probe
+
+    def _keep(self, probe: LinearProbe) -> None:
+        """Keep the probe in the run directory, with the time for all probes."""
+        keep_probe(replace(probe, seconds=time.monotonic() - self.began), self.folder, self.key, self.world)

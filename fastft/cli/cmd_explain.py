@@ -63,6 +63,8 @@ def _on_one_gpu(recipe: Recipe, values: "Explanation", val_images: int | None) -
     from fastft.machine.gpus import peak_flops
     from fastft.machine.precision import inference_precision
 
+    if recipe.schedule.budget is not None:
+        return replace(values, here=f"{recipe.schedule.budget} at most, for linear probes, training and evaluation")
     on_one = predict_cost(recipe, 1, val_images)
     hours = on_one.gpu_hours["A100"]
     if hours is None or hours > SMALL:

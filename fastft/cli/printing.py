@@ -16,6 +16,7 @@ from fastft.cost.roofline import FAMILIES, TUNED, VITS
 from fastft.jobs.choices_table import print_choices
 from fastft.recipe import Recipe
 from fastft.recipe.check import show_value
+from fastft.recipe.constants import EPOCHS
 from fastft.recipe.training_images import NO_EXPECTATION
 
 LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates of all epochs
@@ -66,6 +67,8 @@ def _describe_training(recipe: Recipe) -> str:
     optim, schedule, decay = recipe.optim, recipe.schedule, recipe.ema.decay
     epochs, stop = schedule.epochs, schedule.stop_epoch
     length = f"{epochs} epochs" if stop is None else f"{stop} of {epochs} epochs"
+    if schedule.budget is not None and EPOCHS in recipe.automatic:
+        length = f"at most {length}"
     return (
         f"{length}, batch size {optim.batch_size:,}, lr {optim.lr:g} with layer decay {optim.layer_decay:g}, "
         f"{schedule.warmup_epochs:g} epochs of warm-up, {f'EMA decay {decay:g}' if decay else 'no EMA'}"

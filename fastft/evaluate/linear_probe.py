@@ -35,6 +35,7 @@ from fastft.recipe import Recipe
 
 FEATURES = "features.safetensors"  # in a run directory
 MOST_IMAGES = 100_000  # up to here features are kept; with 1,024 values each they take 400 MB
+TIMED_BATCHES = 4
 BATCH = {"cpu": 32, "cuda": 256}  # images per forward pass
 
 
@@ -130,6 +131,20 @@ def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -
     head, seconds = world.broadcast((head, seconds))
     assert head is not None
     return LinearProbe(recipe.model.image_size, images, head, features_ND, labels_N, seconds)
+
+
+def time_forward(tower: FrozenTower, files: BetonSet) -> float:
+    """Return the seconds that a forward pass takes for each image, measured on some, the same in all processes.
+
+    Raises:
+        EvaluationStopped: a stop was requested.
+    """
+    timed = min(len(files), TIMED_BATCHES * tower.batch * tower.world.size)
+    with tower.open(files, np.linspace(0, len(files) - 1, timed).astype(np.int64)) as loader:
+        next(iter(loader), None)  # a process's first batch waits until the loader is compiled
+        began = time.monotonic()
+        pooled_features(tower.model, loader, tower.world, tower.precision, tower.stop)
+        return tower.world.broadcast((time.monotonic() - began) / timed)
 
 
 @torch.inference_mode()

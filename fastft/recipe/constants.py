@@ -11,7 +11,8 @@ CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
 INTERPOLATIONS = ("bicubic", "bilinear")
 # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
 ERASE_MODES = ("const", "rand", "pixel")
-IMAGE_SIZE = "model.image_size"
+IMAGE_SIZE, EPOCHS, STOP_EPOCH, BUDGET = "model.image_size", "schedule.epochs", "schedule.stop_epoch", "schedule.budget"
+BY_BUDGET = (IMAGE_SIZE, EPOCHS, STOP_EPOCH)  # what `schedule.budget` decides, unless they are set where it is set
 FEW_IMAGES = 20_000  # BiT's limit between its smallest and its middle setting
 PROBED_SIZES = (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded to whole patches
 MAX_ERASE = 4  # erased boxes per image, which is the size of a plan's field

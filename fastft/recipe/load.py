@@ -12,7 +12,7 @@ import fastargs
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import fastargs_config, parse_duration
-from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.constants import BUDGET, BY_BUDGET, EPOCHS, IMAGE_SIZE, SHORT_NAMES, STOP_EPOCH
 from fastft.recipe.model_config import NORMALISATION, model_normalisation
 from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import Layer, read_recipe
@@ -46,7 +46,8 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, o
     file = read_recipe(reference)
     flags = _dict_layers(overrides) if isinstance(overrides, Mapping) else list(map(_flag_layer, overrides))
     command_line = Layer("the command line", {key: value for flag in flags for key, value in flag.values.items()})
-    recipe = replace(_validate(file.name, [*file.layers, *flags]), given=frozenset(command_line.values))
+    freed = _freed_by_budget([*file.layers, command_line])
+    recipe = replace(_validate(file.name, [*file.layers, *flags], freed), given=frozenset(command_line.values))
     differing = _differs_from_expected(recipe, [*file.layers, command_line])
     return without_expectation(recipe, differing) if differing else recipe
 
@@ -73,6 +74,33 @@ def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return the options that differ, in the schema's order -> (value in `recipe`, value in `other`)."""
     theirs = other.flat()
     return {key: (value, theirs[key]) for key, value in recipe.flat().items() if value != theirs[key]}
+
+
+def _freed_by_budget(layers: Sequence[Layer]) -> set[str]:
+    """Return the options that a time budget decides: those that are not set in the layer that sets it, or later.
+
+    Raises:
+        UserError: a layer sets the budget and both options that it could decide.
+    """
+    freed: set[str] = set()
+    for layer in layers:
+        if BUDGET in layer.values:
+            freed = set(BY_BUDGET) if _is_given(layer.values[BUDGET]) else set()
+            if freed and {IMAGE_SIZE, EPOCHS} <= {key for key, value in layer.values.items() if value != AUTO}:
+                raise UserError(
+                    f"{layer.where}: {BUDGET} has nothing to decide, because {IMAGE_SIZE} and {EPOCHS} are set. Omit one"
+                )
+        freed -= layer.values.keys()
+        if EPOCHS in layer.values and layer.values[EPOCHS] != AUTO:  # they are trained
+            freed.discard(STOP_EPOCH)
+    return freed
+
+
+def _is_given(budget: object) -> bool:
+    try:
+        return _params()[BUDGET].checker.check(budget) is not None
+    except CHECK_ERRORS:  # refused with all other values
+        return True
 
 
 @cache
@@ -112,7 +140,12 @@ def full_name(name: str) -> str:
     return SHORT_NAMES.get(name.replace("-", "_"), name)
 
 
-def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
+def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset()) -> Recipe:
+    """Check the layers' values.
+
+    Args:
+        freed: options that are decided automatically although a layer gives them a value, which they hold until then.
+    """
     written: dict[str, tuple[Any, str]] = {}
     for layer in layers:
         for key, value in layer.values.items():
@@ -130,7 +163,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         if (value := stated.get(option.rpartition(".")[2])) is not None:
             written[option] = list(value) if isinstance(value, tuple) else value, source
             choices.append(option)
-    automatic = set()
+    automatic = set(freed)
     checked: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for key, param in _params().items():
         section, _, option = key.partition(".")
@@ -178,8 +211,9 @@ def check_together(recipe: Recipe, undecided: Set[str] = frozenset()) -> None:
         UserError: a rule is broken.
     """
     model, augment, train, schedule = recipe.model, recipe.augment, recipe.train, recipe.schedule
-    if train.stop_after is not None:
-        parse_duration(train.stop_after, "train.stop_after")
+    for key, duration in (("train.stop_after", train.stop_after), (BUDGET, schedule.budget)):
+        if duration is not None:
+            parse_duration(duration, key)
     rules: list[tuple[bool, Set[str], str]] = [
         (
             schedule.warmup is None and schedule.warmup_epochs >= schedule.epochs, {"schedule.epochs", "schedule.warmup"},

@@ -267,6 +267,10 @@ class Schedule:
     """Number of epochs, warm-up and cosine."""
 
     epochs: int = option(50, "number of epochs in the schedule", low=1, high=MAX_EPOCHS, auto=True)
+    budget: str | None = option(
+        None, "time for linear probes, training and evaluation on this machine, such as 90s, 5m or 1h. Measured rates "
+        "then choose model.image_size and schedule.epochs together, except those that you set", paper="none",
+    )  # fmt: skip
     warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
     warmup: float | None = option(
         None, "warm-up as a fraction of the schedule's steps, which sets schedule.warmup_epochs (none: use "
@@ -276,7 +280,7 @@ class Schedule:
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(
         None, "stop after N epochs, while the schedule keeps its length (0: stop at the linear probe of model.head_init=probe)",
-        low=0, high=MAX_EPOCHS, resumable=True,
+        low=0, high=MAX_EPOCHS, auto=True, resumable=True,
     )  # fmt: skip
 
 

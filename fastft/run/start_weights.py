@@ -49,7 +49,8 @@ def with_run_weights(recipe: Recipe) -> Recipe:
         values[HEAD_INIT], reasons[HEAD_INIT] = FROM_WEIGHTS, f"rows for its classes in the head of {run}"
     of_run = old.flat()
     now = recipe.flat()
-    taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and of_run[o] != now[o]]
+    differ = {o for o in now if of_run[o] != now[o]} | recipe.automatic
+    taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and o in differ]
     for option in (*taken, *(o for o in OF_THE_PROBE if o in recipe.automatic and HEAD_INIT in values)):
         values[option], reasons[option] = of_run[option], f"as in {run}"
     recipe = recipe.with_choices(*(Choice(option, value, reasons[option]) for option, value in values.items()))

@@ -1,0 +1,155 @@
+"""A budget in time (`schedule.budget`): image size and epochs follow together from measured rates.
+
+Linear probes measure two things at each image size: how many images they get wrong, and how long a forward pass takes. The
+rates tell how many steps fit into the time that is left. Training removes a part of a probe's errors, which depends on the
+number of steps, so each size has an expected accuracy. The best one is taken. A probe at a large size can be better than any
+training that fits, and then the run stops at this probe.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from beton_tools.base.console import format_duration
+from fastft.choose.image_size import TRAINING_COST, TriedSizes, try_sizes
+from fastft.evaluate.linear_probe import LinearProbe
+from fastft.recipe import Choice, Recipe
+from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, STOP_EPOCH
+
+# Steps, and the part of a linear probe's errors that training removes: medians of runs on eleven sets
+# (docs/measurements/photos.md, A budget in time). Between them it is interpolated over the logarithm of the steps.
+REMOVED = {15: 0.0, 30: 0.09, 50: 0.13, 70: 0.21, 200: 0.255, 500: 0.29}
+PROBE_SHARE = 0.1  # part of the time left that one more probe may take
+RESERVED = 0.1  # part of the time left that is not planned: checkpoints, and rates that vary
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training at one image size, or the linear probe there (0 epochs).
+
+    Attributes:
+        top1: expected accuracy in percent.
+        seconds: for training and evaluation.
+    """
+
+    size: int
+    epochs: int
+    top1: float
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.epochs:
+            return f"the linear probe at {self.size} px {self.top1:.1f} %"
+        length = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return f"{length} at {self.size} px {self.top1:.1f} % in {format_duration(self.seconds)}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What has to fit into the time.
+
+    Attributes:
+        left: returns the seconds that are left, the same in all processes.
+        evaluated: images in one evaluation.
+        before: images in forward passes that are still made before training.
+    """
+
+    recipe: Recipe
+    left: Callable[[], float]
+    evaluated: int
+    before: int
+
+    def fitting(self, left: float, forward: float) -> tuple[int, float]:
+        """Return (the epochs that fit, their seconds with evaluations).
+
+        If the number of epochs is set, these epochs fit or not.
+
+        Args:
+            left: seconds.
+            forward: seconds that a forward pass takes for each image.
+        """
+        recipe = self.recipe
+        trained = recipe.steps_per_epoch() * recipe.optim.batch_size
+        passes = 2 if recipe.train.eval_weights == "both" else 1
+        epoch = forward * (TRAINING_COST * trained + passes * self.evaluated / recipe.train.eval_every)
+        fit = int(((1 - RESERVED) * left - forward * self.before) / epoch)
+        epochs = max(0, min(recipe.epochs, fit))
+        if EPOCHS not in recipe.automatic and fit < recipe.epochs:
+            epochs = 0
+        return epochs, epochs * epoch
+
+
+def probe_within(budget: Budget, fit: Callable[[Recipe], LinearProbe], tries_sizes: bool) -> TriedSizes:
+    """Fit linear probes at the recipe's image size, or at several sizes as long as they cost little of the time left."""
+    recipe = budget.recipe
+    if not tries_sizes:
+        probe = fit(recipe)
+        return TriedSizes([probe], [probe], "The image size is set")
+
+    def refuse(size: int, forward: float) -> str:
+        left = max(0.0, budget.left())
+        if forward <= PROBE_SHARE * left:
+            return ""
+        return (
+            f"A probe at {size} px would take {format_duration(forward)} of the {format_duration(left)} that are left"
+        )
+
+    return try_sizes(recipe, fit, refuse)
+
+
+def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], LinearProbe]:
+    """Return (choices for the automatic options that a budget decides, the probe at the chosen size)."""
+    recipe, by_size, left = budget.recipe, {probe.size: probe for probe in sizes.gaining}, budget.left()
+    probes = [Plan(p.size, 0, _top1(p, 0), 0.0) for p in sizes.gaining]
+    fitting = [(p, *budget.fitting(left, p.seconds / p.images)) for p in sizes.gaining]
+    steps = recipe.steps_per_epoch()
+    trainings = [Plan(p.size, e, _top1(p, e * steps), seconds) for p, e, seconds in fitting if e]
+    probe, best = _best(probes), _best(trainings or probes)
+    gained = (best.top1 - probe.top1) / 100 * by_size[probe.size].images
+    why = f"the best expected accuracy within {recipe.schedule.budget}"
+    if STOP_EPOCH in recipe.automatic and gained < 1:
+        best, why = probe, "the linear probe is as good as any training that fits is expected to become"
+    elif not trainings:  # the epochs or where they stop are set
+        best, why = Plan(sizes.tried[0].size, 1, 0.0, 0.0), f"no training fits into {recipe.schedule.budget}"
+    compared = "; ".join(map(str, [*trainings, probe]))
+    reason = f"{why} ({compared}). {sizes.reason[0].upper()}{sizes.reason[1:]}"
+    evidence = {"plans": [asdict(plan) for plan in [*trainings, *probes]], "probes": sizes.evidence}
+    values = {IMAGE_SIZE: best.size, EPOCHS: best.epochs or recipe.epochs, STOP_EPOCH: None if best.epochs else 0}
+    choices = [
+        Choice(option, value, reason, evidence) for option, value in values.items() if option in recipe.automatic
+    ]
+    return choices, by_size[best.size]
+
+
+def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
+    """Choose the epochs of a run without a linear probe, at least one. forward: seconds for each image."""
+    recipe = budget.recipe
+    epochs, seconds = budget.fitting(budget.left(), forward)
+    if EPOCHS not in recipe.automatic:
+        return []
+    fits = f"as many as fit into {recipe.schedule.budget}: about {format_duration(seconds)}"
+    reason = fits if epochs else f"not even one epoch fits into {recipe.schedule.budget}"
+    return [Choice(EPOCHS, max(1, epochs), reason, {"forward_seconds": forward})]
+
+
+def _best(plans: Sequence[Plan]) -> Plan:
+    """Return the most accurate plan. The smaller size wins a draw."""
+    return max(plans, key=lambda plan: (round(plan.top1, 9), -plan.size))
+
+
+def _top1(probe: LinearProbe, steps: int) -> float:
+    """Return the accuracy in percent that is expected after training for `steps` from a probe (0: the probe's own)."""
+    wrong = 100 * (1 - float(probe.head.right_N.mean()))
+    return 100 - wrong * (1 - expected_gain(steps))
+
+
+def expected_gain(steps: int) -> float:
+    """Return the part of a probe's errors that training removes. It is negative where training is too short."""
+    known = np.log(list(REMOVED))
+    slope = (REMOVED[30] - REMOVED[15]) / (known[1] - known[0])
+    if not steps:
+        return 0.0
+    if (at := np.log(steps)) < known[0]:
+        return float(slope * (at - known[0]))
+    return float(np.interp(at, known, list(REMOVED.values())))

@@ -1,0 +1,221 @@
+"""`schedule.budget`: image size and epochs are chosen for a time, from what linear probes measure, and are then fixed."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastft.choose import budget as rules
+from fastft.choose import choose, image_size
+from fastft.choose.automatic import resolve
+from fastft.choose.budget import REMOVED, Budget, choose_epochs, choose_within, expected_gain, probe_within
+from fastft.choose.image_size import TriedSizes
+from fastft.cli import main
+from fastft.evaluate.linear_probe import LinearProbe, fit_probe
+from fastft.evaluate.ridge import RidgeHead
+from fastft.jobs.run import run_recipe
+from fastft.jobs.sweep import run_key
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.recipe_file import RECIPES
+from fastft.run.run_directory import load_run, read_choices
+from tests.train.runs import QUIET, differing, end, flags, result_of, rewind
+
+IMAGES = 320  # 10 steps per epoch
+SECONDS = {56: 3.2, 84: 6.4, 112: 12.8}  # for a forward pass over them
+
+
+def probe(size: int, wrong: int, seconds: float) -> LinearProbe:
+    right = np.arange(IMAGES) >= wrong
+    head = RidgeHead(np.zeros((2, 1)), np.zeros(2), 1.0, 1.0, np.where(right, 0.1, 3.0), right)
+    return LinearProbe(size, IMAGES, head, None, None, seconds)
+
+
+def decided(*options: str) -> Recipe:
+    return resolve(load_recipe("photos", [f"--data.train_size={IMAGES}", *options]))
+
+
+def chosen(recipe: Recipe, left: float, wrong: tuple[int, int, int] = (120, 112, 108)) -> dict[str, Any]:
+    probes = [probe(size, count, SECONDS[size]) for size, count in zip(SECONDS, wrong, strict=True)]
+    choices, taken = choose_within(Budget(recipe, lambda: left, 80, 600), TriedSizes(probes, probes, "All were tried"))
+    assert taken.size in SECONDS
+    return {choice.option: choice for choice in choices}
+
+
+@pytest.mark.parametrize(
+    ("left", "size", "epochs"),
+    [(36_000, 112, 100), (3000, 112, 67), (200, 84, 8), (100, 56, 8)],
+    ids=["as many as without a budget", "the largest size", "a smaller size", "the smallest size"],
+)  # fmt: skip
+def test_time_is_given_to_the_image_size_as_long_as_there_are_enough_steps(left, size, epochs):
+    found = chosen(decided("--schedule.budget=1h"), left)
+    values = size, epochs, None
+    assert tuple(found[o].value for o in ("model.image_size", "schedule.epochs", "schedule.stop_epoch")) == values
+    assert "the best expected accuracy within 1h" in found["schedule.epochs"].reason
+    plans = found["schedule.epochs"].evidence["plans"]
+    fits = [plan for plan in plans if plan["epochs"]]
+    assert all(plan["seconds"] < left for plan in fits) and max(fits, key=lambda plan: plan["top1"])["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("left", "wrong"), [(30, (120, 100, 80)), (120, (120, 100, 20)), (36_000, (9, 4, 3))],
+    ids=["no time to train", "the largest probe is better than a training at a smaller size", "hardly any errors"],
+)  # fmt: skip
+def test_the_run_stops_at_the_probe_where_training_is_not_expected_to_be_better(left, wrong):
+    found = chosen(decided("--schedule.budget=1h"), left, wrong)
+    assert (found["model.image_size"].value, found["schedule.stop_epoch"].value) == (112, 0)
+    assert (
+        "the linear probe is as good as any training that fits is expected to become" in found["schedule.epochs"].reason
+    )
+
+
+def test_epochs_or_size_that_are_set_are_kept():
+    found = chosen(decided("--schedule.budget=1h", "--schedule.epochs=8"), 150)
+    assert {option: choice.value for option, choice in found.items()} == {"model.image_size": 56}
+    found = chosen(decided("--schedule.budget=1h", "--schedule.epochs=8"), 10)  # it does not fit, but was asked for
+    assert "no training fits into 1h" in found["model.image_size"].reason
+    recipe = decided("--schedule.budget=1h", "--model.image_size=84")
+    sizes = probe_within(Budget(recipe, lambda: 300.0, 80, 600), lambda r: probe(r.model.image_size, 100, 6.4), False)
+    choices, _ = choose_within(Budget(recipe, lambda: 300.0, 80, 600), sizes)
+    assert [choice.option for choice in choices] == ["schedule.epochs", "schedule.stop_epoch"]
+    assert 8 <= choices[0].value <= 13
+    recipe = decided("--schedule.budget=1h", "--model.head_init=small")
+    assert 8 <= choose_epochs(Budget(recipe, lambda: 300.0, 80, 600), 0.02)[0].value <= 13
+    assert choose_epochs(Budget(recipe, lambda: 1.0, 80, 600), 0.02)[0].value == 1
+
+
+def test_a_probe_may_take_a_tenth_of_what_is_left():
+    sizes = probe_within(
+        Budget(decided("--schedule.budget=1h"), lambda: 100.0, 80, 600),
+        lambda r: probe(r.model.image_size, 12_000 // r.model.image_size, 4 * (r.model.image_size / 56) ** 2), True,
+    )  # fmt: skip
+    assert [p.size for p in sizes.tried] == [64, 80] and "of the 1 min 40 s that are left" in sizes.why
+
+
+def test_the_expected_gain_is_that_of_the_table_and_negative_for_very_few_steps():
+    assert [expected_gain(steps) for steps in REMOVED] == pytest.approx(list(REMOVED.values()))
+    assert expected_gain(0) == 0 and expected_gain(6) < -0.05 and expected_gain(5000) == max(REMOVED.values())
+    gains = [expected_gain(steps) for steps in range(1, 2000)]
+    assert gains == sorted(gains)
+
+
+# the option ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_frees_what_is_not_set_beside_it(tmp_path: Path):
+    def free(*options: str, reference: str | Path = "demo") -> set[str]:
+        return set(load_recipe(reference, options).automatic) & {
+            "model.image_size",
+            "schedule.epochs",
+            "schedule.stop_epoch",
+        }
+
+    assert free() == set() and free("--schedule.budget=none") == set()
+    assert free("--schedule.budget=5m") == {"model.image_size", "schedule.epochs", "schedule.stop_epoch"}
+    assert free("--epochs=9", "--schedule.budget=5m") == {"model.image_size"}
+    assert free("--schedule.budget=5m", "--image-size=98") == {"schedule.epochs", "schedule.stop_epoch"}
+    assert load_recipe("demo", ["--schedule.budget=5m"]).model.image_size == 42  # until it is decided
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: {RECIPES / 'demo.yaml'}\nschedule: {{budget: 5m, epochs: 4}}\n")
+    assert free(reference=own) == {"model.image_size"}
+    assert free("--schedule.budget=none", reference=own) == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schedule.budget=5x"], "schedule.budget is '5x'. It must be a duration such as 90s, 45m, 1.5h or 2d"),
+        (["--schedule.budget=0s"], "schedule.budget is '0s'. It must be a duration such as 90s, 45m, 1.5h or 2d"),
+        (
+            ["--schedule.budget=5m", "--epochs=3", "--image-size=42"],
+            "the command line: schedule.budget has nothing to decide, because model.image_size and schedule.epochs are set. "
+            "Omit one",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "explain"])
+def test_a_bad_budget_is_one_line_and_exit_code_2(options, message, command, tmp_path, capsys):
+    assert main([command, "photos", f"--train.run_dir={tmp_path / 'run'}", *options]) == 2
+    said = capsys.readouterr()
+    assert said.out + said.err == f"fastft {command}: {message}\n" and not (tmp_path / "run").exists()
+
+
+def test_explain_says_what_the_budget_will_decide(capsys):
+    assert main(["explain", "photos", f"--data.train_size={IMAGES}", "--schedule.budget=5m"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "training at most 100 epochs" in shown
+    assert "time 5m at most, for linear probes, training and evaluation" in shown
+    assert "measured rates decide how many of them fit into 5m" in shown
+    assert "linear probes compare sizes from 56 to 336 px, and measured rates decide what fits into 5m" in shown
+    assert "It becomes 0 if no training that fits is expected to be better than the linear probe" in shown
+
+
+def test_other_budgets_are_other_runs_of_a_sweep():
+    one, other, none = (decided(*([f"--schedule.budget={text}"] if text else [])) for text in ("5m", "6m", ""))
+    assert len({run_key(recipe) for recipe in (one, other, none)}) == 3
+
+
+# runs ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for each image of 16 px, so that the real time hardly counts."""
+    monkeypatch.setattr(image_size, "PROBED_SIZES", (16, 24, 40))
+
+    def slowly(tower, files, say) -> LinearProbe:
+        found = fit_probe(tower, files, say)
+        return replace(found, seconds=found.images * (found.size / 16) ** 2)
+
+    monkeypatch.setattr(choose, "fit_probe", slowly)
+
+
+OPEN = "model.image_size", "schedule.epochs", "schedule.warmup_epochs", "optim.lr"
+
+
+def within(tiny: dict[str, str], folder: Path, budget: str, **changes: str) -> dict[str, Any]:
+    set_by_hand = {k: v for k, v in tiny.items() if k not in OPEN}
+    changed = {"schedule__budget": budget, "schedule__warmup": "0.2", "model__head_init": "probe"} | changes
+    run_recipe(load_recipe("rcp/photos.yaml", flags(set_by_hand, folder, **changed)), QUIET)
+    return result_of(folder)
+
+
+def test_the_final_recipe_is_fixed_and_a_resumed_run_keeps_it(tiny, tmp_path, slow, monkeypatch):
+    monkeypatch.setattr(rules, "expected_gain", lambda steps: 0.9 if steps else 0.0)
+    kept = {"train__keep_checkpoints": "100", "train__checkpoint_epochs": "1"}
+    within(tiny, tmp_path / "run", "1000s", **kept)
+    recipe, choices = load_run(tmp_path / "run").recipe, read_choices(tmp_path / "run") or {}
+    assert recipe.schedule.budget == "1000s" and recipe.schedule.stop_epoch is None and 1 <= recipe.epochs <= 6
+    assert recipe.schedule.warmup_epochs == pytest.approx(0.2 * recipe.epochs)
+    values = {option: choices[option].value for option in ("model.image_size", "schedule.epochs")}
+    assert values == {"model.image_size": recipe.model.image_size, "schedule.epochs": recipe.epochs}
+    assert re.search(r"within 1000s \(\d epochs? at \d+ px [\d.]+ % in \d+ min", choices["schedule.epochs"].reason)
+    assert choices["optim.lr"].reason.endswith(f"only {6 * recipe.epochs} steps, at most the paper's")
+
+    then = end(tmp_path / "run")
+    monkeypatch.setattr(choose, "choose_within", None)
+    rewind(tmp_path / "run", 2)
+    within(tiny, tmp_path / "run", "1000s", **kept)
+    assert differing(end(tmp_path / "run"), then) == []
+    assert load_run(tmp_path / "run").recipe == recipe and read_choices(tmp_path / "run") == choices
+
+
+def test_a_run_that_is_not_expected_to_gain_ends_with_its_probe(tiny, tmp_path, slow, monkeypatch):
+    monkeypatch.setattr(rules, "expected_gain", lambda steps: 0.0)
+    monkeypatch.setattr(choose, "compare_losses", None)  # nothing is augmented
+    result = within(tiny, tmp_path, "1000s")
+    assert load_run(tmp_path).recipe.epochs == 0 and result["weights"]["kind"] == "probe"
+    choices = read_choices(tmp_path) or {}
+    assert (
+        choices["schedule.stop_epoch"].value == 0 and "as good as any training" in choices["schedule.stop_epoch"].reason
+    )
+
+
+def test_without_a_probe_the_rate_is_measured_on_some_images(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(rules, "TRAINING_COST", 1e6)
+    within(tiny, tmp_path, "30s", model__head_init="small")
+    recipe, choices = load_run(tmp_path).recipe, read_choices(tmp_path) or {}
+    assert recipe.epochs == 1 and recipe.model.image_size == 224
+    assert choices["schedule.epochs"].reason == "not even one epoch fits into 30s"
