@@ -87,6 +87,8 @@ def print_average(record: "AverageRecord", console: "Console") -> None:
             for row in record.rows
         ]
         print_table(compact_table(f"{SCORE_NAMES[score]} %", ["model", *names], rows), console)
+    if record.note:
+        print_line(console, f"note: {record.note}")
     print_line(console, f"kept: {record.description}")
 
 

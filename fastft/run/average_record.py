@@ -44,6 +44,7 @@ class AverageRecord(Document):
         data: the files that were evaluated, the selection set first.
         selection: the file that chose among several averages. None if there was nothing to choose.
         chosen, rows: None and empty if nothing was evaluated.
+        note: why another average than the one with the best accuracy was kept, or "".
     """
 
     method: str
@@ -55,3 +56,4 @@ class AverageRecord(Document):
     selection: str | None
     chosen: AverageRow | None
     rows: list[AverageRow]
+    note: str = ""
