@@ -152,7 +152,7 @@ def sentences(files: Sequence[File], shared: Sequence[Shared], changes: Sequence
             if (peer := case.contender(USUAL)) and (found := ratio(measure, case, peer))
         ]
         if ratios:
-            yield Markup("That is {} as many as {}.").format(listed(ratios), USUAL)
+            yield Markup("That is {} the throughput of {}.").format(listed(ratios), USUAL)
     yield _counted(files, changes)
 
 

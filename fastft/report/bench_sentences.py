@@ -100,12 +100,12 @@ def _whole_recipe(result: Result) -> Iterator[Markup]:
         number = NUMBERS[len(peers)] if len(peers) < len(NUMBERS) else str(len(peers))
         compared |= {best.name: f"{best.name}, the fastest of the {number} others"}
     found = [
-        Markup("{} as many as {}").format(listed([multiple(r) for r in ratios]), words)
+        Markup("{} the throughput of {}").format(listed([multiple(r) for r in ratios]), words)
         for name, words in compared.items()
         if (ratios := _ratios(cases, name))
     ]
     if found:
-        yield Markup("That is {}.").format(Markup("; ").join(found))
+        yield Markup("That is {}.").format(Markup(", and ").join(found))
 
 
 def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Spread]:
