@@ -197,22 +197,39 @@ def score_out_of_fold(
     labels_N: np.ndarray,
     num_classes: int,
     seed: int,
+    fitted_N: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Score views of the images `tried_M` by ridge regression on the unchanged images in the other folds.
 
     Args:
         views: features (M, D) of the same images each, such as unchanged and mirrored.
+        fitted_N: bool, the images that the regression may be fitted to. None: all.
 
     Returns:
         scores (M, K) for each view, float32.
     """
     fold_N, scores = _folds(labels_N, seed), [np.empty((len(tried_M), num_classes), np.float32) for _ in views]
     for fold in np.unique(fold_N[tried_M]):
-        moments = _moments(features_ND, labels_N, np.flatnonzero(fold_N != fold), num_classes)
+        others_N = (fold_N != fold) if fitted_N is None else (fold_N != fold) & fitted_N
+        moments = _moments(features_ND, labels_N, np.flatnonzero(others_N), num_classes)
         rows = fold_N[tried_M] == fold
         for scores_MK, features_MD in zip(scores, views, strict=True):
             scores_MK[rows] = _score(moments, features_MD[rows], penalty)
     return scores
+
+
+def score_on_halves(
+    features_ND: np.ndarray, penalty: float, labels_N: np.ndarray, num_classes: int, seed: int
+) -> list[np.ndarray]:
+    """Return scores (N, K) of all images, twice: by regressions on each half of the images in the other folds.
+
+    The halves have the same share of each class.
+    """
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), _folds(labels_N, seed), labels_N))
+    half_N = np.empty(len(labels_N), bool)
+    half_N[order] = np.arange(len(labels_N)) % 2 == 0
+    fit = np.arange(len(labels_N)), penalty, labels_N, num_classes, seed
+    return [score_out_of_fold(features_ND, [features_ND], *fit, fitted_N=half)[0] for half in (half_N, ~half_N)]
 
 
 def smallest_loss(scores: np.ndarray, labels: np.ndarray) -> float:

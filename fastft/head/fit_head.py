@@ -2,7 +2,8 @@
 
 Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe, a
 ridge regression on the frozen tower, avoids this (LP-FT, 2202.10054). With `model.head_init=probe` the stage writes
-`probe.safetensors`, the head, and `baseline.json`, its scores before training. With `model.head_init=weights` it
+`probe.safetensors`, the head, `baseline.json`, its scores before training, and `training_labels.json`, what it says about
+the training images. With `model.head_init=weights` it
 writes `head.safetensors`, rows of the head in `model.weights`.
 """
 
@@ -23,6 +24,7 @@ from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.head.near_copies import warn_of_copies
+from fastft.head.training_labels import judge_labels
 from fastft.machine.distributed import World
 from fastft.model.head_file import Head, head_of_weights, read_head, tower_checksum, write_head
 from fastft.model.recipe_model import build_model
@@ -32,6 +34,7 @@ from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseli
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import ByWeights
 from fastft.run.run_directory import HEAD_OF_WEIGHTS, PROBE_HEAD, run_folder
+from fastft.run.training_labels import write_training_labels
 
 Say = Callable[[str], None]
 
@@ -100,6 +103,7 @@ def _fit_head(recipe: Recipe, folder: Path, key: str, world: World, stop: Callab
     if probe.features_ND is not None and scored:
         for line in warn_of_copies(files.train, probe.features_ND, files.evaluated[0], scored[0][1]):
             say(line)
+    write_training_labels(folder, judge_labels(probe, recipe.data.num_classes, recipe.train.seed))
     _write_head(tower, probe, files.train, folder)
     first, second = [*(scores for scores, _ in scored), None, None][:2]
     seconds = probe.seconds + time.monotonic() - began

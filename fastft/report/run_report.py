@@ -12,12 +12,14 @@ from statistics import median
 import numpy as np
 
 from beton_tools.base.atomic import check_output, write_text
+from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
+from fastft.data.selection import open_files
 from fastft.evaluate.file_report import FileReport
-from fastft.evaluate.mistakes import RunPredictions, predict_validation
+from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
 from fastft.recipe import Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO, EMA, PROBE, RAW
 from fastft.recipe.recipe_file import RECIPES
@@ -28,6 +30,7 @@ from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
 from fastft.run.predictions import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
+from fastft.run.training_labels import read_training_labels
 
 SUFFIXES = (".html", ".htm")
 EPOCHS = "epochs trained"  # the evaluation in epoch 0 is drawn at 1
@@ -101,12 +104,63 @@ class Confusion:
     cells: list[ConfusionCell]
 
 
+@dataclass(frozen=True)
+class ClassGain:
+    """A class's recall in percent with half of the training images and with all. images: of the class."""
+
+    name: str
+    images: int
+    half: float
+    all: float
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What the linear probe says about training images: as `TrainingLabels`, with names and thumbnails."""
+
+    images: int
+    wrong: int
+    half: float
+    all: float
+    doubts: list[Mistake]
+    classes: list[ClassGain]
+
+
+def training_images(run: Run) -> TrainingImages | None:
+    """Return the run's doubtful labels and learning curves. None if it has none, or its training file is gone."""
+    found = read_training_labels(run.folder)
+    if found is None:
+        return None
+    try:
+        files = open_files(run.recipe).train
+        if len(files) != found.images:
+            return None
+        names, listed = files.class_names, files.read_names()
+        doubts = [
+            Mistake(
+                sample=d.sample, truth=names[d.label], truth_probability=d.label_probability, predicted=names[d.predicted],
+                predicted_probability=d.predicted_probability, image=thumbnail(files, d.sample),
+                file=printable(listed[d.sample]) if listed else "",
+            ) for d in found.doubts
+        ]  # fmt: skip
+    except UserError:
+        return None
+    classes = [ClassGain(names[c.label], c.images, c.half, c.all) for c in found.classes]
+    gaining = sorted(classes, key=lambda c: (c.half - c.all, c.name))
+    return TrainingImages(found.images, found.wrong, found.half, found.all, doubts, gaining[:LISTED_CLASSES])
+
+
 def render_run(
-    run: Run, *, predictions: RunPredictions | None = None, note: str = "", price: float | None = None
+    run: Run,
+    *,
+    predictions: RunPredictions | None = None,
+    note: str = "",
+    price: float | None = None,
+    trained: TrainingImages | None = None,
 ) -> str:
     """Return the page as HTML.
 
-    note: why there are no predictions. price: price per GPU-hour.
+    note: why there are no predictions. price: price per GPU-hour. trained: what is known about the training images.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     choices = read_choices(run.folder) or {}
@@ -132,6 +186,7 @@ def render_run(
         profile=profiled(run),
         cost=run_cost(run, price),
         mistakes=predictions and predictions.mistakes,
+        trained=trained,
         report=report,
         classes=classes[:LISTED_CLASSES],
         num_classes=len(classes),
@@ -425,7 +480,8 @@ def write_run_page(
     predictions, note = None, "Left out, as asked (--mistakes=never)."
     if mistakes != "never":
         predictions, note = predict_validation(run, insist=mistakes == "always", weights=weights)
-    page = render_run(run, predictions=predictions, note=note, price=price)
+    trained = None if mistakes == "never" else training_images(run)
+    page = render_run(run, predictions=predictions, note=note, price=price, trained=trained)
     with report_disk_errors(out, "Choose another --out"):
         write_text(out, page)
     return out

@@ -58,10 +58,10 @@ ENDS = {
     "before the choices are written": (choose, "write_choices", {FEATURES, "recipe.yaml"}),
     "between choosing and fitting": (stages, "prepare_head", {FEATURES, "recipe.yaml", "choices.json"}),
     "before the baseline is written": (
-        fit, "write_baseline", {FEATURES, "recipe.yaml", "choices.json", "probe.safetensors"}
+        fit, "write_baseline", {FEATURES, "recipe.yaml", "choices.json", "probe.safetensors", "training_labels.json"}
     ),
     "between fitting and training": (
-        stages, "train", {"recipe.yaml", "choices.json", "probe.safetensors", "baseline.json"}
+        stages, "train", {"recipe.yaml", "choices.json", "probe.safetensors", "baseline.json", "training_labels.json"}
     ),
 }  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_a_finished_stage_is_skipped(tiny, uninterrupted, tmp_path, monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(stages, "train", kill)
         run(tiny, tmp_path / "run", **AUTO)
-    monkeypatch.setattr(choose, "_choose_by_probes", None)
+    monkeypatch.setattr(choose, "_Probing", None)
     monkeypatch.setattr(fit, "probe_of_run", None)
     run(tiny, tmp_path / "run", **AUTO)
     assert same(tmp_path / "run", uninterrupted)
