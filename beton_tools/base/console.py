@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
 import re
+import resource
 import select
 import sys
 import warnings
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_line
 from beton_tools.base.signals import describe_stop, exit_code
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, int], None]
 
 EXIT_BAD_INPUT = 2
-ENDINGS = UserError, KeyboardInterrupt, OSError, MemoryError  # exceptions that end a command with one line
+ENDINGS = UserError, KeyboardInterrupt, OSError, MemoryError, ImportError  # exceptions that end a command with one line
+# Address space (ulimit -v) that importing Numba takes, in bytes. With less, OpenBLAS may ask for memory for ever.
+LEAST_MEMORY = 700e6
 WIDEST = 10_000  # characters per line, more than any table needs
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
@@ -197,20 +201,33 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
     if isinstance(error, OSError):  # the file, if known, and the reason: no space, no permission, no such file
         if discard_closed_output() and isinstance(error, BrokenPipeError):
             return 0  # the reader of our output, such as head, has what it wanted
-        show(f"{error.filename}: {error.strerror or error}" if error.filename else error.strerror or error)
-    else:
+        show(_describe_os_error(error))
+    elif isinstance(error, MemoryError):
+        show("not enough memory. Give the command more memory, or use fewer workers")
+    elif isinstance(error, ImportError):
         show(
-            "not enough memory. Give the command more memory, or use fewer workers"
-            if isinstance(error, MemoryError)
-            else error
+            f"a library cannot be imported ({first_line(error)}). "
+            "Is memory limited (ulimit -v)? If not, `fastft doctor` tells you what is missing"
         )
+    else:
+        show(error)
     return EXIT_BAD_INPUT
+
+
+def _describe_os_error(error: OSError) -> str:
+    """Return the file, if known, the reason, and what to do if the reason is a limit or a missing folder."""
+    text = str(error.strerror or error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{text}. Allow more of them (ulimit -n), or use fewer workers"
+    if text.startswith("No usable temporary directory"):  # of `tempfile`, which also needs space there
+        return f"{text}. Set TMPDIR to a folder that you can write to"
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 def start_command(program: str) -> bool:
     """Make stdin, stdout and stderr usable.
 
-    Returns False, after printing one line, if the working directory was removed.
+    Returns False, after printing one line, if the working directory was removed or memory is limited to too little.
 
     Characters that stdout cannot encode are printed as escape sequences. Without a working directory, oneMKL would end
     the process without giving this reason.
@@ -223,7 +240,20 @@ def start_command(program: str) -> bool:
     except OSError:
         print_error(program, "the working directory was removed. Change to another one")
         return False
-    return True
+    return has_memory(program, LEAST_MEMORY)
+
+
+def has_memory(program: str, least: float) -> bool:
+    """Return True if the limit on address space leaves at least so many bytes. Otherwise print one line."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= least:
+        return True
+    print_error(
+        program,
+        f"memory is limited to {format_bytes(limit)} (ulimit -v), but the command needs at least {format_bytes(least)}. "
+        "Raise the limit",
+    )
+    return False
 
 
 def _open_closed_streams() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.jpeg import JpegError
@@ -29,7 +31,11 @@ CHUNK = 8
 MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
-_REMEDY = "If memory ran out, use fewer --workers"
+DESCRIPTORS = 3  # that a worker takes in this process: its pipe, and two of multiprocessing's
+SPARE_DESCRIPTORS = (
+    12  # for everything else: the server, the file that is written, and modules that are imported meanwhile
+)
+_REMEDY = "If memory or open files (ulimit -n) ran out, use fewer --workers"
 _GUARD = "A script that converts images needs `if __name__ == '__main__':` around its statements"
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"
 
@@ -55,7 +61,7 @@ Result = EncodedImage | Failed
 def encode_in_order(locations: Iterable[Location], options: EncodeOptions, workers: int) -> Generator[Result]:
     """Return an iterator with one result per image, in the order of the locations.
 
-    With workers = 0, images are encoded in this process.
+    With workers = 0, images are encoded in this process. Fewer workers are started if the limit on open files requires it.
 
     If worker processes die twice on an image, the image is Failed. Closing the iterator ends the workers.
 
@@ -65,7 +71,17 @@ def encode_in_order(locations: Iterable[Location], options: EncodeOptions, worke
     if workers == 0:
         chunks = map(fetch_remote, _in_chunks(locations))
         return (_encode(location, options) for chunk in chunks for location in chunk)
-    return _encode_pooled(_in_chunks(locations), options, workers)
+    return _encode_pooled(_in_chunks(locations), options, min(workers, _most_workers()))
+
+
+def _most_workers() -> int:
+    """Return how many workers the limit on open files allows, which is at least 1.
+
+    Without descriptors, the server that forks workers dies with a traceback.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = limit - len(list(Path("/proc/self/fd").iterdir())) - SPARE_DESCRIPTORS
+    return max(1, free // DESCRIPTORS)
 
 
 def _in_chunks(locations: Iterable[Location]) -> Iterator[list[Location]]:

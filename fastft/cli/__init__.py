@@ -26,6 +26,7 @@ with imports_of("fastft"):
         ENDINGS,
         EXIT_BAD_INPUT,
         end_command,
+        has_memory,
         print_error,
         print_warnings_in_one_line,
         start_command,
@@ -35,6 +36,9 @@ with imports_of("fastft"):
     from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
+# As LEAST_MEMORY of `beton_tools.base.console`, for the commands that import torch, which are all but LIGHT.
+TORCH_MEMORY = 1.6e9
+LIGHT = ("convert", "recipes", "options", "explain", "cost", "doctor")
 
 
 class Command(Protocol):
@@ -109,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:]
     try:
         args, rest = build_parser(argv).parse_known_args(argv)
-    except (ImportError, MemoryError, OSError) as error:
-        advice = "Is memory limited (ulimit -v)? If not, `fastft doctor` tells you what is missing"
-        print_error("fastft", f"the command cannot be imported ({str(error) or 'no memory'}). {advice}")
+    except ENDINGS as error:
+        return end_command(error, partial(print_error, "fastft"))
+    if args.command not in LIGHT and not has_memory(f"fastft {args.command}", TORCH_MEMORY):
         return EXIT_BAD_INPUT
     try:
         refuse_unknown(args.parser, rest)
@@ -154,7 +158,10 @@ def _add_command(commands: argparse._SubParsersAction, name: str, place: str, te
         return
     module, _, attribute = place.partition(".")
     with imports_of("fastft"):
-        command: Command = cast(Command, import_module(f"fastft.cli.{module}"))
+        try:
+            command: Command = cast(Command, import_module(f"fastft.cli.{module}"))
+        except OSError as error:  # llvmlite's, for a library that cannot be loaded
+            raise ImportError(str(error)) from error
     command = getattr(command, attribute) if attribute else command
     parser = commands.add_parser(
         name,

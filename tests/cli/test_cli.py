@@ -1,9 +1,11 @@
 """The command line's promises: frozen flags, examples in every help, one line and exit code 2 for bad input."""
 
 import argparse
+import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +48,59 @@ def test_too_little_memory_is_one_line(refused: Refused, monkeypatch: pytest.Mon
         == "fastft recipes: not enough memory. Give the command more memory, or use fewer workers\n"
     )
     monkeypatch.setattr("fastft.cli.import_module", no_memory)
-    assert refused(["recipes"]).startswith("fastft: the command cannot be imported (no memory). Is memory limited")
+    assert refused(["recipes"]) == "fastft: not enough memory. Give the command more memory, or use fewer workers\n"
+
+
+@pytest.mark.parametrize("place", ["fastft.cli.import_module", "fastft.cost.explanation.list_recipes"])
+@pytest.mark.parametrize("kind", [ImportError, OSError])
+def test_a_library_that_cannot_be_loaded_is_one_line(
+    place: str, kind: type[Exception], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most libraries raise ImportError, also in the middle of a command. llvmlite raises OSError."""
+
+    def fails(*_: object) -> None:
+        raise kind("libllvmlite.so: failed to map segment from shared object")
+
+    monkeypatch.setattr(place, fails)
+    line = refused(["recipes"])
+    assert "failed to map segment" in line
+    if kind is ImportError or "import_module" in place:
+        assert "Is memory limited (ulimit -v)? If not, `fastft doctor` tells you what is missing" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "Allow more of them (ulimit -n)"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "Set TMPDIR to a folder"),
+    ],
+)
+def test_a_limit_or_a_missing_folder_for_temporary_files_is_one_line_with_advice(
+    error: OSError, advice: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fastft.cost.explanation.list_recipes", fails)
+    assert advice in refused(["recipes"])
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "command"),
+    [(550, ["beton", "info", "x.beton"]), (550, ["fastft", "options"]), (1200, ["fastft", "train", "x"])],
+)
+def test_with_too_little_address_space_nothing_is_begun(megabytes: int, command: list[str]) -> None:
+    """Just below what the libraries need, OpenBLAS asks for memory for ever, and no signal ends it."""
+    program = {"fastft": "fastft.cli", "beton": "beton_tools.cli"}[command[0]]
+    done = subprocess.run(
+        [sys.executable, "-m", program, *command[1:]],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6, resource.RLIM_INFINITY)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "(ulimit -v), but the command needs at least" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,19 @@ def test_a_worker_that_is_killed_between_images_is_replaced(photo_folder):
     assert found + list(results) == expected
 
 
+def test_more_workers_than_open_files_allow_are_not_started(photo_folder):
+    """In a process of its own, as in this one other tests' files are open."""
+    script = (
+        "import resource, sys; from tests.beton_tools.write.test_workers import *\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))\n"
+        "tasks = tasks_of(Path(sys.argv[1]), 40)\n"
+        "assert list(encode_in_order(tasks, EncodeOptions(), 8)) == list(encode_in_order(tasks, EncodeOptions(), 0))"
+    )
+    command = [sys.executable, "-c", script, str(photo_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_folder, tmp_path):
     script = tmp_path / "script.py"
