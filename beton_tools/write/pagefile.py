@@ -12,7 +12,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,8 +113,9 @@ class PageFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._journal.close()
-        self._file.close()
+        for file in (self._journal, self._file):
+            with suppress(OSError):  # on a full disk, for what is still in the buffer; the write before has reported it
+                file.close()
 
     def append(self, image: EncodedImage, label: int) -> None:
         """Append the image at `next_position`, which must fit a page."""

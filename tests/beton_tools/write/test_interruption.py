@@ -15,6 +15,7 @@ from beton_tools import UserError
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source
+from beton_tools.write.pagefile import PageFile
 from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.base.test_signals import start
 from tests.refusals import refuses
@@ -216,10 +217,29 @@ def test_the_default_quality_given_for_all_images_is_another_option():
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(photo_folder, tmp_path, whole, full_disk):
+    """The file may end anywhere: in a page, just before its end, or in a table."""
+    out, end = tmp_path / "photos.beton", len(whole[0])
+    for size in (2 * PAGE, 2 * PAGE - 100, PAGE + 1, *range(50, end, end // 17)):
+        with full_disk(size), refuses("cannot be written .*free some space"):
+            write_beton(out, open_source(photo_folder), INLINE)
+        assert not out.exists()
+    write_beton(out, open_source(photo_folder), OPTIONS)
+    assert both(out) == whole
+
+
+def test_a_journal_that_finds_no_space_is_one_line_too(photo_folder, tmp_path, whole, monkeypatch):
+    """What Python could not write stays in its buffer, and closing the file fails again."""
+
+    def full_device(*_: object) -> IO[bytes]:
+        return Path("/dev/full").open("wb")
+
     out = tmp_path / "photos.beton"
-    with full_disk(2 * PAGE), refuses("cannot be written .*free some space"):
+    with (
+        monkeypatch.context() as patched,
+        refuses("page 0 cannot be written .No space left on device.*free some space"),
+    ):
+        patched.setattr(PageFile, "_replace_journal", full_device)
         write_beton(out, open_source(photo_folder), INLINE)
-    assert not out.exists()
     write_beton(out, open_source(photo_folder), OPTIONS)
     assert both(out) == whole
 
