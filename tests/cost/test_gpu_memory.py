@@ -44,3 +44,15 @@ def test_evas_e14_fits_into_141_gb_but_not_into_80():
     needs = {gb: memory_need(recipe, "autocast", gb * GB, 8) for gb in (80, 141)}
     assert needs[80].state == pytest.approx(87 * GB, rel=0.02)
     assert {gb: need.fits for gb, need in needs.items()} == {80: False, 141: True}
+
+
+@pytest.mark.slow
+def test_dinov3_7b_has_gb_in_place_of_hours(capsys):
+    """6.7 billion parameters, of which weights, gradients, moments and EMA take 134 GB. No weights are fetched."""
+    arch = ["--model.arch=timm/vit_7b_patch16_dinov3", "--model.weights=timm", "--model.image_size=256"]
+    assert main(["explain", "final_b16", *arch]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "H100: does not fit: 136 GB with micro-batches of 1, of 80 GB" in text
+    assert "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does" in text
+    assert main(["cost", "final_b16", *arch, "--gpu", "h100"]) == 0
+    assert "final_b16 does not fit: 136 GB" in " ".join(capsys.readouterr().out.split())

@@ -156,15 +156,22 @@ def test_the_memory_of_a_models_state_is_counted_by_hand(options, half, gb):
     assert setup.needed_bytes(recipe, torch.device("cpu")) == pytest.approx(gb * 1e9, rel=1e-3)
 
 
-def test_a_model_whose_state_exceeds_the_gpu_is_refused_before_its_weights_are_fetched(monkeypatch):
-    """EVA's E/14 has 4.4 billion parameters: 87 GB of weights, gradients, moments and EMA."""
+@pytest.mark.parametrize(
+    ("arch", "gb"),
+    [
+        ("timm/eva02_enormous_patch14_clip_224", r"87\.\d"),  # 4.4 billion parameters: EVA's E/14
+        ("timm/vit_7b_patch16_dinov3", r"134\.\d"),  # 6.7 billion
+    ],
+)
+def test_a_model_whose_state_exceeds_the_gpu_is_refused_before_its_weights_are_fetched(arch, gb, monkeypatch):
+    """Weights, gradients, moments and EMA."""
     card = SimpleNamespace(total_memory=80e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(setup, "build_model", partial(no_weights, setup.build_model))
-    recipe = load_recipe("final_b16", ["--model.arch=timm/eva02_enormous_patch14_clip_224"])
+    recipe = load_recipe("final_b16", [f"--model.arch={arch}", "--model.weights=timm", "--model.image_size=224"])
     with pytest.raises(
-        UserError, match=r"does not fit: weights, .* 87\.\d GB, and this GPU has 80\.0 GB\. .*torchtitan"
+        UserError, match=rf"does not fit: weights, .* {gb} GB, and this GPU has 80\.0 GB\. .*torchtitan"
     ):
         setup.refuse_too_large(recipe, torch.device("cuda"))
     card.total_memory = 141e9
