@@ -20,6 +20,7 @@ from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -74,10 +75,10 @@ class Bench:
         return train, test
 
     def recipe(self, name: str, seed: int, options: dict[str, str], folder: Path) -> Recipe:
+        fixed = {} if "schedule.budget" in options else {"model.image_size": SIZE, "schedule.epochs": EPOCHS}
         return load_recipe("demo", {
             "data.train": str(self.betons(name)[0]), "data.hold_out_beton": "false", "model.weights": str(self.weights),
-            "model.image_size": str(SIZE), "schedule.epochs": str(EPOCHS), "train.seed": str(seed), "train.amp": "fp32",
-            "train.run_dir": str(folder), "data.workers": "1", **options,
+            "train.seed": str(seed), "train.amp": "fp32", "train.run_dir": str(folder), "data.workers": "1", **fixed, **options,
         })  # fmt: skip
 
 
@@ -100,16 +101,17 @@ def to_timm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
-    """Train fastft. `probe`: the accuracy of the linear probe that it starts from."""
+    """Train fastft. `probe`: the accuracy of the linear probe that it starts from. A budget is one of CPU time."""
     folder, test = bench.work / "run", bench.betons(name)[1]
     shutil.rmtree(folder, ignore_errors=True)
     began = time.process_time()
-    run_recipe(bench.recipe(name, seed, options, folder), make_console(quiet=True))
+    with patch("time.monotonic", time.process_time):
+        run_recipe(bench.recipe(name, seed, options, folder), make_console(quiet=True))
     cpu = time.process_time() - began
     right, probe = (evaluate_file(folder, test, "cpu", weights)[1].predictions.right_N for weights in ("auto", "probe"))
-    policy = load_run(folder).recipe.augment.policy
-    epochs = options.get("schedule.epochs", EPOCHS)
-    return {"cpu": cpu, "right": right, "probe": 100 * probe.mean(), "policy": policy, "epochs": epochs}
+    final = load_run(folder).recipe
+    made = {"policy": final.augment.policy, "epochs": final.epochs, "image_size": final.model.image_size}
+    return {"cpu": cpu, "right": right, "probe": 100 * probe.mean(), **made}
 
 
 def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
