@@ -23,8 +23,8 @@ from fastft.data.classes import name_outputs
 from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
+from fastft.head.label_check import judge_labels
 from fastft.head.near_copies import warn_of_copies
-from fastft.head.training_labels import judge_labels
 from fastft.machine.distributed import World
 from fastft.model.head_file import Head, head_of_weights, read_head, tower_checksum, write_head
 from fastft.model.recipe_model import build_model

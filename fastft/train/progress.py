@@ -172,7 +172,10 @@ def describe_baseline(baseline: Baseline, score: BestBy) -> str:
     took = format_duration(baseline.seconds)
     made = f"fitted to {baseline.images:,} training images in {took}"
     if baseline.raw is None:
-        return f"linear probe: {made}. The head starts from it"
+        return (
+            f"linear probe: {made}. The head starts from it. There are no validation images, so nothing will tell whether "
+            "fine-tuning is better than this probe"
+        )
     figure = f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {baseline.raw.samples} validation images"
     return f"linear probe: {figure}, {made}. The head starts from it, and it is the baseline for fine-tuning"
 

@@ -46,7 +46,7 @@ def chosen(recipe: Recipe, left: float, wrong: tuple[int, int, int] = (120, 112,
 
 @pytest.mark.parametrize(
     ("left", "size", "epochs"),
-    [(36_000, 112, 100), (3000, 112, 67), (200, 84, 8), (100, 56, 8)],
+    [(36_000, 112, 100), (3000, 112, 59), (200, 84, 7), (100, 56, 7)],
     ids=["as many as without a budget", "the largest size", "a smaller size", "the smallest size"],
 )  # fmt: skip
 def test_time_is_given_to_the_image_size_as_long_as_there_are_enough_steps(left, size, epochs):

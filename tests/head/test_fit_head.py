@@ -163,6 +163,7 @@ def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(tin
     result = run_recipe(load_recipe("rcp/final_b16.yaml", options), make_console())[1]
     assert result.baseline.images == 48 and result.baseline.raw is None
     assert "linear probe: 0 of 48 images\nlinear probe: 32 of 48 images" in (said := capsys.readouterr().out), said
+    assert " ".join(said.split()).count("no validation images, so nothing will tell whether fine-tuning is better") == 1
 
 
 @pytest.fixture(scope="module")

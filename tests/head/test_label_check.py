@@ -8,8 +8,8 @@ import pytest
 
 from fastft.evaluate.linear_probe import LinearProbe
 from fastft.evaluate.ridge import fit_ridge_head
-from fastft.head import training_labels
-from fastft.head.training_labels import LISTED, judge_labels
+from fastft.head import label_check
+from fastft.head.label_check import LISTED, judge_labels
 from fastft.report.run_report import write_run_page
 from fastft.run.training_labels import TRAINING_LABELS, read_training_labels
 from tests.train.runs import run
@@ -58,7 +58,7 @@ def test_nothing_is_said_about_label_sets_and_very_many_images(monkeypatch: pyte
     features, labels = images(40, 1.0)
     sets = np.eye(CLASSES, dtype=np.float32)[labels]
     assert judge_labels(probe(features, sets), CLASSES, 0) is None
-    monkeypatch.setattr(training_labels, "FEW_IMAGES", 40)
+    monkeypatch.setattr(label_check, "FEW_IMAGES", 40)
     assert judge_labels(probe(features, labels), CLASSES, 0) is None
 
 
