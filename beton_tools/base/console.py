@@ -31,6 +31,8 @@ ENDINGS = UserError, KeyboardInterrupt, OSError, MemoryError, ImportError  # exc
 # Address space (ulimit -v) that importing Numba takes, in bytes. With less, OpenBLAS may ask for memory for ever.
 LEAST_MEMORY = 700e6
 WIDEST = 10_000  # characters per line, more than any table needs
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}-")  # `atomic_path`'s name for a file that is being written
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
 _SUFFIXES = 5  # listed by name; the others are counted together
@@ -215,13 +217,14 @@ def end_command(error: BaseException, show: Callable[[object], None]) -> int:
 
 
 def _describe_os_error(error: OSError) -> str:
-    """Return the file, if known, the reason, and what to do if the reason is a limit or a missing folder."""
+    """Return the file, if known, the reason, and what to do if the reason is a disk, a permission or a limit."""
     text = str(error.strerror or error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{text}. Allow more of them (ulimit -n), or use fewer workers"
     if text.startswith("No usable temporary directory"):  # of `tempfile`, which also needs space there
         return f"{text}. Set TMPDIR to a folder that you can write to"
-    return f"{error.filename}: {text}" if error.filename else text
+    advice = ". Correct this, then run the same command again" if error.errno in _OF_THE_DISK else ""
+    return (f"{_PARTIAL.sub('', str(error.filename))}: {text}" if error.filename else text) + advice
 
 
 def start_command(program: str) -> bool:

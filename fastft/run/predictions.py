@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import structs
 
 from beton_tools.base.atomic import atomic_path
-from beton_tools.base.errors import report_disk_errors
+from beton_tools.base.errors import CORRECT, report_disk_errors
 from beton_tools.base.typed_json import Document
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, TOP1, BestBy
 
@@ -355,5 +355,5 @@ def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predict
         if of_weights.logits_NK is not None:
             arrays[f"{weights}_logits"] = of_weights.logits_NK
     path = folder / VALIDATION
-    with report_disk_errors(path, "Free some space and run again"), atomic_path(path) as partial:
+    with report_disk_errors(path, CORRECT), atomic_path(path) as partial:
         np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]

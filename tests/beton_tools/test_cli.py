@@ -195,7 +195,8 @@ def test_output_that_cannot_be_written_is_one_line(written):
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "beton_tools.cli", "info", str(written)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (2, "beton info: No space left on device\n")
+    advice = "Correct this, then run the same command again"
+    assert (done.returncode, done.stderr) == (2, f"beton info: No space left on device. {advice}\n")
 
 
 def test_a_removed_working_directory_is_one_line(tmp_path, monkeypatch, capsys):

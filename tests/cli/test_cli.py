@@ -72,10 +72,14 @@ def test_a_library_that_cannot_be_loaded_is_one_line(
     ("error", "advice"),
     [
         (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "Allow more of them (ulimit -n)"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "run/.partial-0a1b2c3d-recipe.yaml"),
+            "fastft recipes: run/recipe.yaml: Permission denied. Correct this, then run the same command again",
+        ),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "Set TMPDIR to a folder"),
     ],
 )
-def test_a_limit_or_a_missing_folder_for_temporary_files_is_one_line_with_advice(
+def test_an_error_of_the_system_is_one_line_with_advice(
     error: OSError, advice: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
