@@ -29,6 +29,7 @@ AUGMENTED = (
     "fastft augment.policy=none augment.scale_min=1",
     "fastft augment.policy=rand-m9-mstd0.5-inc1 augment.scale_min=0.5",
 )
+BUDGET = "fastft schedule.budget=150s"  # a method of photo_runs.py, which counts CPU seconds
 STEPS = 1, 20, 40, 60, 85, 130, 300, 700, 4000  # limits of the rows of `gains_by_steps`
 OTHER_VALUES = "earlier values", "augmented", "lr 3e-4", "another tower"  # in a method's name: not today's recipe
 SMALL_BATCH, SMALL_SETS = 32, 6_000  # the recipe's batch size, and from how many images it is twice as large
@@ -85,6 +86,15 @@ def augmentation() -> str:
         rows.append([SETS[row["set"]].title, *losses, f"{100 * row['kept']:.0f} %", *cells])
     head = ["set", "guessing", "unchanged", "augmented", "what is left", "trained without", "trained with", "gain"]
     return markdown(head, rows)
+
+
+def budget() -> str:
+    """Make a row for every set on which a time budget was tried, beside ten epochs at 42 px."""
+    rows = [
+        [_title(name, runs), *map(_figure, runs), shown(*_gain(*reversed(runs)))]
+        for name, runs in _runs("fastft", BUDGET).items()
+    ]
+    return markdown(["set", "42 px, ten epochs", "`--schedule.budget=150s`", "gain"], rows)
 
 
 def gains_by_steps() -> str:

@@ -92,6 +92,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-setting": lambda _: photos.setting(),
     "photos-tried": lambda _: photos.tried(),
     "photos-augmentation": lambda _: photos.augmentation(),
+    "photos-budget": lambda _: photos.budget(),
     "photos-steps": lambda _: photos.gains_by_steps(),
     "photos-sources": lambda _: photos.sources(),
     "photos-auto": lambda _: photos.beside("ours", "", ("auto",), "fastft, 42 px"),
