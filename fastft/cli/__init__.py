@@ -36,9 +36,9 @@ with imports_of("fastft"):
     from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
-# As LEAST_MEMORY of `beton_tools.base.console`, for the commands that import torch, which are all but LIGHT.
+# As LEAST_MEMORY in `beton_tools.base.console`, for all commands but LIGHT, which do with less.
 TORCH_MEMORY = 1.6e9
-LIGHT = ("convert", "recipes", "options", "explain", "cost", "doctor")
+LIGHT = ("convert", "recipes", "options", "explain", "cost")
 
 
 class Command(Protocol):
