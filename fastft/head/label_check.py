@@ -9,15 +9,16 @@ from fastft.recipe.constants import FEW_IMAGES
 from fastft.run.training_labels import ClassCurve, Doubt, TrainingLabels
 
 LISTED = 20
+FEWEST = 20  # images; of fewer, a half of four folds can be empty, and little could be said
 
 
 def judge_labels(probe: LinearProbe, num_classes: int, seed: int) -> TrainingLabels | None:
     """Classify the training images by regressions that were not fitted to them.
 
-    None for multi-label data, or if there are FEW_IMAGES or more, for which this would take minutes.
+    None for multi-label data, for very few images, or for FEW_IMAGES or more, where this would take minutes.
     """
     features_ND, labels_N = probe.features_ND, probe.labels_N
-    if features_ND is None or labels_N is None or labels_N.ndim == 2 or len(labels_N) >= FEW_IMAGES:
+    if features_ND is None or labels_N is None or labels_N.ndim == 2 or not FEWEST <= len(labels_N) < FEW_IMAGES:
         return None
     every_N, fit = np.arange(len(labels_N)), (probe.head.penalty, labels_N, num_classes, seed)
     (scores_NK,) = score_out_of_fold(features_ND, [features_ND], every_N, *fit)

@@ -62,6 +62,18 @@ def test_nothing_is_said_about_label_sets_and_very_many_images(monkeypatch: pyte
     assert judge_labels(probe(features, labels), CLASSES, 0) is None
 
 
+@pytest.mark.parametrize("count", [2, 5, 19, 20, 21])
+def test_few_images_are_left_alone_or_judged(count: int) -> None:
+    features, _ = images(count, 1.0)
+    for labels in (
+        np.arange(count) % 2,
+        np.arange(count) % CLASSES,
+        np.arange(count) // max(1, count // CLASSES) % CLASSES,
+    ):
+        found = judge_labels(probe(features, labels), CLASSES, 0)
+        assert (found is None) == (count < 20)
+
+
 def test_a_class_with_one_image_is_judged() -> None:
     features, labels = images(41, 1.0)
     labels[labels == 3] = 2
