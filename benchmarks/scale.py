@@ -1,6 +1,6 @@
 """Measure the cost of converting millions of images in parts: each part, the listing that all parts do, an interruption.
 
-    python benchmarks/scale.py            # writes benchmarks/results/scale.json; about two minutes
+    python benchmarks/scale.py            # writes benchmarks/results/scale.json; about four minutes
 
 The images are synthetic WebDataset shards: IMAGES samples of real photographs, cut to 64 px. Times are CPU seconds of
 the commands, which do not depend on what else the machine does. Reading from a network is not included.
@@ -27,17 +27,16 @@ from beton_tools.read.manifest import Manifest, manifest_path
 from fastft.bench.dataset import find_images
 from fastft.machine.facts import cpu_name
 
-IMAGES, SHARDS, PARTS, CLASSES = 40_000, 40, 4, 1000
+IMAGES, SHARDS, PARTS, CLASSES = 100_000, 40, 4, 1000
 OUT = Path(__file__).parent / "results" / "scale.json"
 LIST = """
-import resource, sys
+import sys, time
+import psutil
 from beton_tools.sources.find import open_source
 from pathlib import Path
-before = resource.getrusage(resource.RUSAGE_SELF)
+seconds, memory = time.process_time(), psutil.Process().memory_info().rss
 source = open_source(Path(sys.argv[1]))
-after = resource.getrusage(resource.RUSAGE_SELF)
-seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print(seconds, (after.ru_maxrss - before.ru_maxrss) * 1024, len(source.labels))
+print(time.process_time() - seconds, psutil.Process().memory_info().rss - memory, len(source.labels))
 """
 
 

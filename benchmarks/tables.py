@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import costs
+import fake_card
 import msgspec
+import nodes
 import photos
 import probe
 import speed
@@ -36,6 +38,7 @@ PAGES = (
             "measurements/published",
             "measurements/study",
             "models",
+            "step",
             "study",
         )
     ),
@@ -73,6 +76,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "processors": lambda _: speed.processors(),
     "machines": lambda _: speed.machines(),
     "order": lambda _: speed.order(),
+    "launches": fake_card.launches,
+    "node": nodes.node,
+    "conversion": nodes.conversion,
     "demo": demo,
     "recipes": costs.recipes,
     "recipes-not-run": costs.not_run,

@@ -1,4 +1,7 @@
-"""`python -m tests.fake_gpu [PYTEST ARGUMENTS]`: build the card for this Python's PyTorch, and run the tests under it."""
+"""`python -m tests.fake_gpu [PYTEST ARGUMENTS]`: build the card for this Python's PyTorch, and run the tests under it.
+
+`python -m tests.fake_gpu ways OUT.json` records what a step asks of the card (ways.py).
+"""
 
 import os
 import sys
@@ -10,5 +13,8 @@ from tests.fake_gpu.build import HERE, build, variables
 if __name__ == "__main__":
     folder = build(Path(tempfile.mkdtemp(prefix="fake-gpu-")))
     environment = os.environ | variables(folder) | {"FASTFT_FAKE_GPU": str(folder)}
-    arguments = sys.argv[1:] or [str(HERE)]
-    os.execve(sys.executable, [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments], environment)
+    if sys.argv[1:2] == ["ways"]:
+        arguments = ["tests.fake_gpu.ways", *sys.argv[2:]]
+    else:
+        arguments = ["pytest", "-p", "no:cacheprovider", *(sys.argv[1:] or [str(HERE)])]
+    os.execve(sys.executable, [sys.executable, "-m", *arguments], environment)

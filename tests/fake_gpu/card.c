@@ -328,6 +328,7 @@ API int cuCtxPopCurrent_v2(Any *c) {
 }
 API int cuCtxSetCurrent(Any c) { if (!num_contexts) num_contexts = 1; contexts[num_contexts - 1] = c; return 0; }
 API int cuCtxGetDevice(int *d) { if (!num_contexts) return 201; *d = (uintptr_t)current() - 0x1000; return 0; }
+API int cuCtxGetDevice_v2(int *d, Any c) { if (!c) return 201; *d = (uintptr_t)c - 0x1000; return 0; }
 API int cuCtxGetApiVersion(Any c, unsigned *v) { *v = 12000; return 0; }
 API int cuCtxSynchronize(void) { fake_counts[WAIT]++; return 0; }
 API int cuMemGetInfo_v2(size_t *free, size_t *total) { return cudaMemGetInfo(free, total); }
@@ -366,13 +367,18 @@ API int cuLaunchKernelEx(const LaunchConfig *c, Any f, Any *p, Any *x) {
 }
 API int cuGetErrorName(int e, const char **s) { *s = "CUDA_ERROR_OF_THE_FAKE_CARD"; return 0; }
 API int cuGetErrorString(int e, const char **s) { *s = "refused by the card"; return 0; }
+/* the release of CUDA with a function's second form, whose name ends in _v2; most are as old as the version that anybody asks for */
+static int second_form(const char *name) {
+    return !strcmp(name, "cuStreamGetCtx") ? 12050 : !strcmp(name, "cuCtxGetDevice") ? 13000 : 0;
+}
 API int cuGetProcAddress_v2(const char *name, Any *f, int version, uint64_t flags, int *status) {
     static Any self;
     Dl_info here;
     if (!self && dladdr(&num_modules, &here)) self = dlopen(here.dli_fname, RTLD_LAZY);
     char newer[256];
     snprintf(newer, sizeof newer, "%s_v2", name);
-    *f = version > driver_version() ? NULL : dlsym(self, newer) ? dlsym(self, newer) : dlsym(self, name);
+    int is_second = version >= second_form(name) && dlsym(self, newer);
+    *f = version > driver_version() ? NULL : dlsym(self, is_second ? newer : name);
     if (status) *status = *f ? 0 : 1;
     return 0;
 }
@@ -380,7 +386,7 @@ API int cuGetProcAddress(const char *name, Any *f, int version, uint64_t flags) 
     return cuGetProcAddress_v2(name, f, version, flags, NULL);
 }
 API int cudaGetDriverEntryPointByVersion(const char *name, Any *f, unsigned version, Wide flags, int *status) {
-    return cuGetProcAddress_v2(name, f, 0, flags, status);
+    return cuGetProcAddress_v2(name, f, version, flags, status);
 }
 API int cudaGetDriverEntryPoint(const char *name, Any *f, Wide flags, int *status) {
     return cuGetProcAddress_v2(name, f, 0, flags, status);

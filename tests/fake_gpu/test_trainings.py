@@ -14,6 +14,10 @@ from fastft.run.run_directory import load_run
 from tests.fake_gpu.card import COUNTS
 
 IMAGES, BATCH = 64, 16
+SMALL_TOWER = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 128, "patch_size": 8, "head_width": 64},
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +112,15 @@ def test_the_micro_batch_follows_the_memory_of_the_card(beton, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_several_cards_train_as_processes_of_one_machine(beton, tmp_path, mode):
-    """Four cards; gloo in NCCL's place."""
+def test_eight_cards_train_as_processes_of_one_machine(beton, tmp_path, mode):
+    """With a small tower; gloo in NCCL's place."""
+    (tmp_path / "arch.json").write_text(json.dumps(SMALL_TOWER))
     done = train(
-        beton, tmp_path, "--schedule.epochs=2", "--train.eval_every=2", f"--train.step={mode}", "--train.micro_batch=4",
-        processes=4, FAKE_GPUS="4", FAKE_GIB="16", FASTFT_GLOO="1",
+        beton, tmp_path, "--schedule.epochs=2", "--train.eval_every=2", f"--train.step={mode}", "--train.micro_batch=2",
+        f"--model.arch={tmp_path / 'arch.json'}", "--model.image_size=32",
+        processes=8, FAKE_GPUS="8", FAKE_GIB="16", FASTFT_GLOO="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = load_run(tmp_path / "run")
-    assert found.finished and found.starts[0]["world_size"] == 4 and found.starts[0]["step_mode"] == mode
+    assert found.finished and found.starts[0]["world_size"] == 8 and found.starts[0]["step_mode"] == mode
     assert json.loads((tmp_path / "run" / "result.json").read_text())
