@@ -40,7 +40,7 @@ def node(_: Any) -> str:
         rows.append(cells)
     head = ["recipe", "images/s"]
     for files in FILES:
-        head += [f"GB/s, {files}", "cores that decode, the GPUs augment", "cores, all on the CPU"]
+        head += [f"GB/s, {files}", f"cores, {files}, GPUs augment", f"cores, {files}, no GPU augmentation"]
     small, large = (f"{kb[files]:.0f} kB" for files in FILES)
     return (
         f"{markdown(head, rows)}\n\nFrom the slowest to the fastest of the [published trainings](measurements/published.md), as "
@@ -110,11 +110,13 @@ def conversion(_: Any) -> str:
             row.append(cell)
     counts, cpu = measured["part_images"], measured["part_cpu_seconds"]
     assert measured["same_bytes"]
+    spoken = f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
     again = (measured["killed_cpu_seconds"] + measured["resumed_cpu_seconds"]) / cpu[0]
     return (
         f"{markdown(['', *(name for name, _ in SETS)], rows)}\n\nExtrapolated from {measured['images']:,} synthetic images in "
         f"{measured['shards']} WebDataset shards and from the rate at which 500 px files are written, {rate:,.0f} images per CPU "
-        f"second ({measured['cpu']}, {measured['date']}). {measured['parts']} parts had {min(counts):,} to {max(counts):,} "
-        f"images and took {min(cpu):.1f} to {max(cpu):.1f} CPU seconds. A part that was killed at half its size and continued "
-        f"took {again:.2f} times as long as without the interruption, and had the same bytes."
+        f"second ({measured['cpu']}, {measured['date']}). The {measured['parts']} parts had {spoken} images each and took "
+        f"{min(cpu):.1f} to {max(cpu):.1f} CPU seconds. A part that was killed at half its size and continued "
+        f"took {again:.2f} times as long as without the interruption, and had the same bytes. It continues "
+        f"after the last whole page of 8 MiB, of which these small parts have only {measured['part_bytes'][0] >> 23}."
     )

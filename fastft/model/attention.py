@@ -126,12 +126,15 @@ class _EfficientAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor, None]:
         q, k, v, out_BNHd, lse, seed, offset = ctx.saved_tensors
         B, N, H, d = q.shape
-        grad_q, _, _, _ = torch.ops.aten._efficient_attention_backward(
+        is_compiled = torch.compiler.is_compiling()
+        grads = torch.ops.aten._efficient_attention_backward(
             grad_BND.reshape(q.shape), q, k, v, None, out_BNHd, None, None, N, N, lse, 0.0, seed, offset, 0, False,
-            shared_storage_dqdkdv=True,
+            shared_storage_dqdkdv=not is_compiled,
         )  # fmt: skip
+        if is_compiled:  # Inductor knows nothing of shared storage
+            return torch.stack(grads[:3], 2).view(B, N, 3 * H * d), None
         # the three gradients are slices [:, :, i] of one tensor (B, N, 3, H, d), and grad_q is the first slice
-        return grad_q.as_strided((B, N, 3 * H * d), (N * 3 * H * d, 3 * H * d, 1)), None
+        return grads[0].as_strided((B, N, 3 * H * d), (N * 3 * H * d, 3 * H * d, 1)), None
 
 
 class _BatchedAttention(torch.autograd.Function):

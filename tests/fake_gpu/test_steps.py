@@ -30,6 +30,7 @@ LIMITS = {
     (BF16, "eager", "efficient"): 939,
     (BF16, "eager", "batched"): 1119,
     (BF16, "compile", "auto"): 939,
+    (BF16, "compile", "efficient"): 843,
     (HALF_FP16, "compile", "auto"): 831,
     (HALF_BF16, "compile", "auto"): 795,
 }

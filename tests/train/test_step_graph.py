@@ -11,6 +11,7 @@ from fastft.machine.precision import Precision
 from fastft.optim import set_lr
 from fastft.train import step as step_module
 from fastft.train.step import WARM_UP_PASSES, GraphedPass, Step, StepChoice
+from fastft.train.step_choice import _trial_pass
 from tests.model.test_tower import small_arch
 from tests.train.test_sync import check_steps, new_step
 
@@ -81,6 +82,20 @@ def test_gradients_stay_in_place(monkeypatch):
     places = {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad}
     train(step, 1, updates=2)
     assert {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad} == places
+
+
+def test_a_graph_is_tried_like_the_eager_step(monkeypatch):
+    """A trial clears gradients before the first pass, when there are none."""
+    monkeypatch.setattr(step_module, "GraphedPass", partial(GraphedPass, capture=StubGraph().capture))
+    step = new_step(Precision(torch.float32, "cpu"))
+    batch = torch.randn(4, 3, 32, 32), torch.arange(4), torch.rand(4, step.model.visual.noise_columns)
+    numbers = []
+    for mode in ("eager", "graph"):
+        run = _trial_pass(step, StepChoice(mode), batch)
+        run()
+        numbers.append({name: tensor.clone() for name, tensor in run().items()})
+    eager, graph = numbers
+    assert eager.keys() == graph.keys() and all(torch.equal(eager[name], graph[name]) for name in eager)
 
 
 def test_processes_average_all_gradients_of_a_step_at_once(monkeypatch):
