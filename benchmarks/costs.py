@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
@@ -13,8 +14,8 @@ import yaml
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.explanation import NOT_RUN, ListedRecipe, list_recipes
-from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, format_range, predict
-from fastft.cost.roofline import ATTENTION_SHARE, FAMILIES, TUNED, VITS, Family, Mfu, roofline_mfu
+from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, format_range, predict, with_cores
+from fastft.cost.roofline import ATTENTION_SHARE, FAMILIES, VITS, Family, Mfu, mfu_range, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.cost.work import recipe_flops
 from fastft.jobs.sweep import as_published
@@ -71,17 +72,13 @@ def published(kind: str) -> list[PublishedRun]:
     return [PublishedRun(**row) for row in PUBLISHED[kind]]
 
 
-def hours_at(recipe: Recipe, gpu: str, k: float) -> float:
-    """Return the GPU-hours if the step reaches this fraction of the roofline."""
-    roofline = roofline_mfu(recipe, GPUS[gpu], MACHINE_GPUS)
+def spread(recipe: Recipe, name: str, family: Family) -> str:
+    """Return the GPU-hours for the fastest and the slowest run in one family."""
+    gpu = GPUS[name]
+    roofline = roofline_mfu(recipe, gpu, MACHINE_GPUS)
     assert roofline is not None
-    return estimate(recipe, GPUS[gpu], MACHINE_GPUS, Mfu(k * roofline.value, "", "")).gpu_hours
-
-
-def spread(recipe: Recipe, gpu: str, *families: Family) -> str:
-    """Return the GPU-hours for the fastest and the slowest run in these families."""
-    ks = max(f.fastest for f in families), min(f.slowest for f in families)
-    return format_range(*(hours_at(recipe, gpu, k) for k in ks))
+    ends = (estimate(recipe, gpu, MACHINE_GPUS, mfu, with_cores(gpu.cores)) for mfu in mfu_range(roofline, [family]))
+    return format_range(*(end.gpu_hours for end in ends))
 
 
 def recipes(_: Any) -> str:
@@ -104,7 +101,7 @@ def recipes(_: Any) -> str:
 
 
 def readme(_: Any) -> str:
-    """Tabulate four recipes for the README, with hours from the fastest to the slowest published training."""
+    """Tabulate four recipes for the README."""
     rows = []
     for priced in _by_hours():
         if priced.name not in README_RECIPES:
@@ -117,12 +114,12 @@ def readme(_: Any) -> str:
             top1 += ", the authors' result"
         else:
             top1 += ", extrapolated from the authors' log"
-        rows.append([f"`{recipe.name}`", top1, *(spread(recipe, gpu, *FAMILIES) for gpu in ("V100", "H100"))])
+        rows.append([f"`{recipe.name}`", top1, *_hours(recipe, ("V100", "H100"))])
     own = PUBLISHED["paper_hours"][PAPER_ROWS["final_b16"]]
     return (
-        f"{markdown(['recipe', 'ImageNet top-1 %', 'V100-hours', 'H100-hours'], rows, 2)}\n\nThese hours come from a cost model. "
-        "Nobody has measured them on a GPU yet. The shorter time assumes a training step as efficient as in tuned "
-        f"language-model trainings, the longer one as in published ViT trainings. The paper's own B/16 took {own} V100-hours."
+        f"{markdown(['recipe', 'ImageNet top-1 %', 'V100-hours', 'H100-hours'], rows, 2)}\n\nHours are modelled. "
+        "Nobody has measured them on a GPU yet. Their ranges assume steps as efficient as in the fastest and the slowest of the "
+        f"[published trainings](docs/measurements/published.md) that we compared. The paper's own B/16 took {own} V100-hours."
     )
 
 
@@ -139,8 +136,7 @@ BETTER_START = (
 
 def _spreads(recipe: Recipe) -> list[str]:
     """Return V100-hours by family, and for the other main GPUs hours from the fastest to the slowest run in both."""
-    by_family = [spread(recipe, MAIN_GPUS[0], family) for family in FAMILIES]
-    return by_family + [spread(recipe, gpu, *FAMILIES) for gpu in MAIN_GPUS[1:]]
+    return [spread(recipe, MAIN_GPUS[0], family) for family in FAMILIES] + _hours(recipe, MAIN_GPUS[1:])
 
 
 def _head_row(recipe: Recipe) -> list[str]:
@@ -170,7 +166,7 @@ def sentence() -> str:
     """Explain the hours of `final_b16`, and what makes them differ from the paper's own."""
     final, gpu = load_recipe("final_b16"), MAIN_GPUS[0]
     paper = PUBLISHED["paper_hours"][PAPER_ROWS[final.name]]
-    fastest, slowest = spread(final, gpu, *FAMILIES).split("-")
+    fastest, slowest = _hours(final, [gpu])[0].split("-")
     vits = spread(final, gpu, VITS).replace("-", " to ")
     stopped = load_recipe("brief_b16_half", ["--model.trainable_layers=none"])
     whole, unfrozen, brief = (
@@ -178,8 +174,7 @@ def sentence() -> str:
     )
     return (
         "Hours are modelled and have not been measured. Each range goes from the fastest to the slowest of the [published "
-        "trainings](measurements/published.md). For A100 and H100 it covers both kinds of "
-        f"trainings. `final_b16` takes {fastest} to {slowest} "
+        f"trainings](measurements/published.md). `final_b16` takes {fastest} to {slowest} "
         f"V100-hours on eight GPUs: about {whole:.0f} if the step is as fast as in tuned language-model trainings, and {vits} if "
         f"it is only as fast as in published ViT trainings. The paper's authors needed {paper}. `brief_b16_half` needs "
         f"{brief:.1f} hours at the first speed, {paper / brief:.1f} times less than the authors. Stopping early contributes a "
@@ -216,9 +211,9 @@ def _by_hours() -> list[ListedRecipe]:
     return [recipe for _, recipe in sorted(priced, key=lambda row: row[0])]
 
 
-def _hours(recipe: Recipe) -> list[str]:
-    at = predict(recipe)
-    return [format_hours(at[gpu]) for gpu in MAIN_GPUS]
+def _hours(recipe: Recipe, gpus: Sequence[str] = MAIN_GPUS) -> list[str]:
+    """Return the GPU-hours by GPU, from the fastest to the slowest published training."""
+    return [format_hours(predicted) for predicted in predict(recipe, gpus).values()]
 
 
 def families(_: Any) -> str:
@@ -226,16 +221,20 @@ def families(_: Any) -> str:
     rows = [
         [
             f"`{f.basis}`",
-            f"{f.k:g} of the roofline's: what {f.what} on {f.gpus} reached ({f.slowest:g} to {f.fastest:g})",
+            f"{f.k:g} of the roofline's: the mean of {f.what} on {f.gpus} ({f.slowest:g} to {f.fastest:g})",
         ]
         for f in FAMILIES
     ]
+    fastest, slowest = (
+        [f"`{end.basis}`", f"{end.value:g} of the roofline's: the {end.basis} training in `tuned` and `vits`"]
+        for end in mfu_range(Mfu(1.0, "", ""))
+    )
     roofline = (
         "the yardstick itself. Matrix products run at the rate that large products sustain, attention at "
         f"{ATTENTION_SHARE:.0%} of the peak, and all other memory traffic at the rate that streaming kernels sustain. Traffic is "
         "counted by tracing one step, operation by operation, as the trainer computes it on that GPU"
     )
-    return markdown(["row", "speed of the step"], [*rows, ["`roofline`", roofline]], 2)
+    return markdown(["row", "speed of the step"], [fastest, *rows, slowest, ["`roofline`", roofline]], 2)
 
 
 def cost_published(_: Any) -> str:
@@ -289,11 +288,10 @@ def model_costs(_: Any) -> str:
     head += [f"{gpu}-hours, `final` / `frugal`" for gpu in MAIN_GPUS]
     rows = [*_own_rows(), *map(_timm_row, TIMM_MODELS)]
     return (
-        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs: the lower hours are as fast as "
-        f"{TUNED.what} ({TUNED.k:g} of the roofline's speed), the higher ones as slow as {VITS.what} ({VITS.k:g}). FLOPs are of "
-        "a forward pass. "
-        "timm's models have the epochs of B/16 or, from the size of L/14 on, of L/14; nobody has measured the accuracy that they "
-        "reach with these recipes."
+        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k on eight GPUs. Hours are modelled, from the fastest to "
+        "the slowest of the [published trainings](measurements/published.md). FLOPs are those of a forward pass. timm's models "
+        "have the epochs of B/16 or, from the size of L/14 on, of L/14. Nobody has measured the accuracy that they reach with "
+        "these recipes."
     )
 
 

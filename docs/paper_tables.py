@@ -13,7 +13,6 @@ import yaml
 
 from beton_tools.base.console import markdown_table
 from fastft.cost.price import format_range, predict
-from fastft.cost.roofline import TUNED, VITS
 from fastft.jobs.sweep import as_published, plan_runs
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import Recipe, load_recipe
@@ -36,7 +35,7 @@ COST = re.compile(r"^# Cost: .*$", re.MULTILINE)
 NO_RUNS = Path("no-such-folder")
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
 
-INTRO = f"""# Every row of the paper
+INTRO = """# Every row of the paper
 
 You can train every row of the paper's Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and every bar or point in
 Figures 1 to 3. Each of them is a recipe, and one file holds one table. The slow tests train one step for each kind of row
@@ -52,8 +51,8 @@ fastft cost '02_lr[1e-5]' --gpu a100
 To select a row, give its label, its series and label, or the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once over all tables. The column 'paper' gives top-1 in percent, at the
 best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. The
-lower number assumes a step as fast as in {TUNED.what} ({TUNED.k:g} of the roofline's speed), and the higher one
-assumes a step as slow as in {VITS.what} ({VITS.k:g}). The paper's own V100-hours come from the axis of its Figure 1
+lower number assumes a step as efficient as in the fastest [published training](measurements/published.md), and the
+higher one a step as efficient as in the slowest. The paper's own V100-hours come from the axis of its Figure 1
 and stand beside its rows here.
 
 `python docs/paper_tables.py` writes this page from the files in `rcp/tables`, and a test keeps it up to date."""
@@ -66,7 +65,7 @@ def headed_recipes() -> list[Path]:
     return sorted(path for pattern in HEADED for path in RECIPES.glob(pattern))
 
 
-Hours = dict[str, tuple[float, float]]  # by GPU kind, at the speeds of both families
+Hours = dict[str, tuple[float, float]]  # by GPU kind, for the fastest and the slowest published training
 
 
 def recipe_hours(recipe: Recipe) -> Hours:

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--price and --measured apply to one kind of GPU. Add --gpu, for example --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
-    from fastft.cost.price import CostQuery, Prices, price_recipes
+    from fastft.cost.price import CostQuery, price_recipes
     from fastft.jobs.decided import load_decided
     from fastft.machine.bench_result import read_result
     from fastft.machine.gpus import MAIN_GPUS
@@ -52,11 +51,7 @@ def run(args: argparse.Namespace) -> int:
         recipes = [load_decided(name, args.overrides) for name in args.files]
     more = args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images, measured
     if args.gpu is not None:
-        return show(price_recipes(recipes, CostQuery(args.gpu, *more), rows), args.json, print_prices)
+        prices = price_recipes(recipes, CostQuery(args.gpu, *more), rows)
+        return show(prices, args.json, lambda values, console: print_prices([values], console))
     by_gpu = {gpu: price_recipes(recipes, CostQuery(gpu, *more), rows) for gpu in MAIN_GPUS}
-
-    def print_all(values: dict[str, Prices], console: Any) -> None:
-        for prices in values.values():
-            print_prices(prices, console)
-
-    return show(by_gpu, args.json, print_all)
+    return show(by_gpu, args.json, lambda values, console: print_prices([*values.values()], console))

@@ -12,7 +12,7 @@ from fastft.cli.doctor import FAIL, OK, WARN, Checks
 from fastft.cost.explanation import Cost, Explanation, RecipeList, Schedule
 from fastft.cost.gpu_memory import SHARD, describe_no_fit
 from fastft.cost.price import LOADER_LIMITS, EstimateRow, Prices, Sum, format_hours, format_range
-from fastft.cost.roofline import FAMILIES, TUNED, VITS
+from fastft.cost.roofline import FAMILIES, FASTEST, SLOWEST
 from fastft.jobs.choices_table import print_choices
 from fastft.recipe import Recipe
 from fastft.recipe.check import show_value
@@ -23,7 +23,10 @@ LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates 
 WIDE = 80  # characters; from this width on, tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: images/s from fastft bench. The others are modelled"
-SHARES = [f"{f.basis}: {f.k:g} of the roofline's speed, as {f.what} reached" for f in FAMILIES]
+ENDS = (
+    "hours and MFU: as efficient as the fastest and the slowest of the published language-model and ViT trainings that "
+    f"we compared ({max(f.fastest for f in FAMILIES):g} and {min(f.slowest for f in FAMILIES):g} of the roofline's speed)"
+)
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
 
@@ -110,34 +113,52 @@ def _print_cost(cost: Cost, count: int, gpus: Sequence[str], console: Console) -
     rows, misfits = [], []
     for name in gpus:
         cost_here, need = cost.assumptions[name], cost.assumptions[name].memory
-        mfus = [f"{row.mfu:.1%}" for row in cost_here.estimates]
-        cells = [name, format_hours(cost_here), *mfus] if mfus else [name, "not", "counted"]
+        mfus = {row.basis: f"{100 * row.mfu:.0f}" for row in cost_here.estimates}
+        cells = [name, "not", "counted"]
+        if mfus:
+            cells = [name, format_hours(cost_here), f"{mfus[SLOWEST]}-{mfus[FASTEST]} %", f"{mfus['roofline']} %"]
         if need is not None and not need.fits:
             misfits.append(f"{name}: {describe_no_fit(need)}")
             cells = [name, "does", "not fit"]
         elif need is not None:
             cells += [f"{need.gb:.0f} of {need.card_gb:.0f}", str(need.micro_batch)]
         rows.append(cells)
-    header = ["GPU", "hours", *(f"MFU: {f.basis}" for f in FAMILIES), "roofline", "GB", "images"]
+    header = ["GPU", "hours", "MFU", "roofline", "GB", "images"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image, {hours} (modelled)", header, rows), console)
     star = [LOADER_LIMITS] if any("*" in row[1] for row in rows) else []
     memory = "GB: memory used on each GPU, modelled for a forward pass of this many images"
-    for line in [*SHARES, f"{val.what}: {val.value:,.0f}", *star, memory, *misfits, *([SHARD] if misfits else [])]:
+    for line in [ENDS, f"{val.what}: {val.value:,.0f}", *star, memory, *misfits, *([SHARD] if misfits else [])]:
         console.print(line)
 
 
 # fastft cost -------------------------------------------------------------------------------------------------------------
 
 
-def print_prices(values: Prices, console: Console) -> None:
-    money = values.price is not None
+def print_prices(values: Sequence[Prices], console: Console) -> None:
+    """Print a table and what it assumes for each kind of GPU. What all of them assume comes once, at the end."""
+    legends = [_legend(prices) for prices in values]
+    shared = [line for line in legends[0] if len(values) > 1 and all(line in legend for legend in legends)]
+    for prices, legend in zip(values, legends, strict=True):
+        console.print(_prices_title(prices))
+        print_table(_prices_table(prices), console)
+        for line in legend:
+            if line not in shared:
+                console.print(line, soft_wrap=True)
+    for line in shared:
+        console.print(line, soft_wrap=True)
+
+
+def _prices_title(values: Prices) -> str:
     measured = any(e.basis == "measured" for recipe in values.recipes for e in recipe.estimates)
-    note, total = MEASURED_NOTE if measured else NOTE, values.total
-    title = f"{values.gpus} x {values.gpu}: {note}"
-    if total:
-        title += f", {total.rows} rows, {total.trainings} runs"
-    header = ["recipe", "top-1", "MFU", "", "wall h", "GPU-h", "steps", *["money"] * money]
-    table = compact_table(title, header)
+    title = (
+        f"{values.gpus} x {values.gpu} ({values.peak_flops / 1e12:g} TFLOP/s): {MEASURED_NOTE if measured else NOTE}"
+    )
+    return title if values.total is None else f"{title}, {values.total.rows} rows, {values.total.trainings} runs"
+
+
+def _prices_table(values: Prices) -> Table:
+    money = values.price is not None
+    table = compact_table(None, ["recipe", "top-1", "MFU", "", "wall h", "GPU-h", "steps", *["money"] * money])
     table.columns[3].justify = "left"
     for recipe in values.recipes:
         top1 = "-" if recipe.expected_top1 is None else f"{recipe.expected_top1:g}"
@@ -146,26 +167,24 @@ def print_prices(values: Prices, console: Console) -> None:
             table.add_row(*map(Text, (*first, *_cells(e))))
             first = ["", ""]
         table.add_section()
-    for k, of_all in enumerate(total.estimates if total else ()):
+    for k, of_all in enumerate(values.total.estimates if values.total else ()):
         cells = of_all.basis, *_hours(of_all), "", *_money(of_all)
         table.add_row("" if k else "total", "", "", *cells, style="bold")
-    print_table(table, console)
-    lines = [
-        "steps: share of the wall time. The rest is evaluation and start-up. MFU is relative to "
-        f"{values.peak_flops / 1e12:g} TFLOP/s:"
-    ]
+    return table
+
+
+def _legend(values: Prices) -> list[str]:
+    """Explain the table's rows and columns, and list what is assumed."""
     estimates = [e for recipe in values.recipes for e in recipe.estimates]
-    sources = {f"{e.value:.1%} {e.basis}": e.source for e in estimates}
-    lines += [f"  {basis:<24} {source}" for basis, source in sources.items()]
-    lines += [f"  {row.basis:<24} {row.what}: {row.value:g}" for row in values.assumptions]
+    lines = ["MFU is relative to the GPU's peak. steps: share of the wall time. The rest is evaluation and start-up."]
+    lines += [f"  {basis:<9} {source}" for basis, source in dict.fromkeys((e.basis, e.source) for e in estimates)]
+    lines += [f"  {row.basis:<9} {row.what}: {row.value:,g}" for row in values.assumptions]
     unexpected: dict[str, list[str]] = {}  # why recipes have no expected accuracy, each reason once
     for recipe in values.recipes:
         if recipe.expected_top1 is None and recipe.expectation != NO_EXPECTATION:
             unexpected.setdefault(recipe.expectation, []).append(recipe.recipe)
     lines += [f"{', '.join(names)}: {reason}" for reason, names in unexpected.items()] + values.remarks
-    lines += [LOADER_LIMITS] if any(e.limited_by == "loader" for e in estimates) else []
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    return lines + [LOADER_LIMITS] * any(e.limited_by == "loader" for e in estimates)
 
 
 def _cells(e: EstimateRow) -> list[str]:
@@ -193,9 +212,9 @@ RECIPE_NAMES = (
     "head on a frozen tower. _half freezes the lower half of the blocks.",
     "Start with photos for your own photographs. For ImageNet, start with frugal_b16_half, or with "
     "frugal_b16, whose accuracy is in a log.",
-    "Hours are GPU-hours on eight GPUs. They are modelled, not measured: the lower value if the step is as fast as "
-    f"{TUNED.what}, the higher one if it is as slow as {VITS.what}. fastft cost NAME shows the details, and "
-    "fastft explain NAME the source of the top-1.",
+    "Hours are GPU-hours on eight GPUs. They are modelled, not measured. The lower value assumes a training step as "
+    "efficient as in the fastest of the published trainings that we compared, the higher value as in the slowest. "
+    "fastft cost NAME shows details, and fastft explain NAME the source of the top-1.",
     "CLIP weights that were fine-tuned on ImageNet-12k before reach a higher accuracy in the same hours. The table 'starts' has "
     "them, with these schedules, such as 'starts[half frozen, laion2b, 12k]'.",
     "Train a whole table with fastft sweep NAME, or one row with fastft train 'NAME[ROW]'.",

@@ -5,7 +5,7 @@ from functools import cache
 
 from fastft.cost.measured import step_rate
 from fastft.cost.price import MACHINE_GPUS, estimate, with_cores
-from fastft.cost.roofline import known_mfus
+from fastft.cost.roofline import TUNED, known_mfus
 from fastft.machine.bench_result import Result
 from fastft.machine.gpus import GPUS, MAIN_GPUS, find_gpu
 from fastft.model.recipe_model import recipe_arch
@@ -49,13 +49,13 @@ def demands(result: Result) -> list[Demand]:
 
 @cache
 def _modelled(name: str) -> tuple[Demand, ...]:
-    """Model the demand at the MFU of tuned runs, which is the faster family in `fastft cost`.
+    """Model the demand at the MFU of tuned runs, the faster of the two families of published runs.
 
     Evaluation and start-up are left out.
     """
     recipe, found = load_recipe(name), []
     for gpu in (GPUS[main] for main in MAIN_GPUS):
-        mfu = known_mfus(recipe, gpu, MACHINE_GPUS)[0]
+        mfu = next(mfu for mfu in known_mfus(recipe, gpu, MACHINE_GPUS) if mfu.basis == TUNED.basis)
         rate = estimate(recipe, gpu, MACHINE_GPUS, mfu, with_cores(UNLIMITED_CORES)).images_per_second
         found.append(Demand(name, gpu.name, MACHINE_GPUS, MACHINE_GPUS * rate, MACHINE_GPUS * gpu.cores))
     return tuple(found)

@@ -15,7 +15,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document
 from fastft.cost.gpu_memory import MemoryRow, describe_no_fit, memory_need
 from fastft.cost.measured import Measured
-from fastft.cost.roofline import FAMILIES, Mfu, chosen_path, describe_uncounted, known_mfus
+from fastft.cost.roofline import FASTEST, SLOWEST, TUNED, Mfu, chosen_path, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model.recipe_model import recipe_arch
@@ -201,7 +201,7 @@ class Predicted(Document):
     Attributes:
         basis, mfu, hours, limited_by: at the MFU of tuned runs. These and hours_range are None if the recipe's step
             cannot be counted.
-        hours_range: at each family's MFU.
+        hours_range: from the fastest to the slowest published run.
         estimates: at each of `known_mfus`.
         memory: None if the recipe cannot be traced.
     """
@@ -233,11 +233,12 @@ def predict(
             FamilyHours(basis=e.mfu.basis, mfu=e.mfu.value, hours=e.gpu_hours, limited_by=e.limited_by)
             for e in estimates
         ]
-        headline = structs.asdict(rows[0]) if rows else dict.fromkeys(FamilyHours.__struct_fields__)
-        families = [row.hours for row in rows[: len(FAMILIES)]] or None
+        by_basis = {row.basis: row for row in rows}
+        headline = structs.asdict(by_basis[TUNED.basis]) if rows else dict.fromkeys(FamilyHours.__struct_fields__)
+        hours_range = [by_basis[basis].hours for basis in (FASTEST, SLOWEST)] if rows else None
         need = memory_need(recipe, chosen_path(gpu), gpu.memory, gpus)
         predicted[name] = Predicted(
-            **headline, hours_range=families, estimates=rows, memory=None if need is None else need.row()
+            **headline, hours_range=hours_range, estimates=rows, memory=None if need is None else need.row()
         )
     return predicted
 
@@ -245,15 +246,18 @@ def predict(
 def format_hours(predicted: Predicted) -> str:
     """Format one GPU's hours from `predict` as a range, for a table.
 
-    "*" marks GPUs that wait for the loader. "-" means that the hours cannot be counted.
+    "*" marks GPUs that wait for the loader, at least in the fastest case. "-" means that the hours cannot be counted.
     """
     if predicted.hours_range is None:
         return "-"
-    return format_range(*predicted.hours_range) + ("*" if predicted.limited_by == "loader" else "")
+    waits = any(row.basis == FASTEST and row.limited_by == "loader" for row in predicted.estimates)
+    return format_range(*predicted.hours_range) + "*" * waits
 
 
 def format_range(low: float, high: float) -> str:
-    """Format hours with two digits or more: 4.9-8.8, 47-84."""
+    """Format hours with two digits or more: 3.4-12.0, 32-115. Both below 0.05 are <0.1."""
+    if high < 0.05:
+        return "<0.1"
     digits = 1 if low < 9.95 else 0
     return f"{low:,.{digits}f}-{high:,.{digits}f}"
 

@@ -5,6 +5,7 @@ The roofline is a yardstick, not a limit: compiled steps and steps alone have be
 fastft's own k has not been measured on a GPU yet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Family(NamedTuple):
 TUNED = Family("tuned", "tuned language-model trainings", "V100", 0.62, 0.47, 0.91)
 VITS = Family("vits", "published ViT trainings", "V100 and A100", 0.34, 0.25, 0.45)
 FAMILIES = (TUNED, VITS)
+FASTEST, SLOWEST = "fastest", "slowest"  # the ends of every range of hours
 
 # share of data-sheet bandwidth that streaming kernels sustain: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100
 # (estimates)
@@ -47,7 +49,7 @@ PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 
 @dataclass(frozen=True)
 class Mfu:
-    """An MFU and its origin. `basis` is "given", a family's basis, or "roofline"."""
+    """An MFU and its origin. `basis` is "given", "measured", FASTEST, SLOWEST, a family's basis, or "roofline"."""
 
     value: float
     basis: str
@@ -55,7 +57,10 @@ class Mfu:
 
 
 def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
-    """Return the MFUs of FAMILIES and the roofline's MFU. The list is empty if a step's traffic cannot be counted."""
+    """Return the MFUs of the fastest and slowest published run, FAMILIES and the roofline, the highest last.
+
+    The list is empty if a step's traffic cannot be counted.
+    """
     roofline = roofline_mfu(recipe, gpu, gpus)
     if roofline is None:
         return []
@@ -63,11 +68,25 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
         Mfu(
             f.k * roofline.value,
             f.basis,
-            f"{f.k:g} x roofline, the mean of {f.what} on {f.gpus}: {f.slowest:g} to {f.fastest:g}",
+            f"{f.k:g} x roofline, the mean of {f.what} on {f.gpus} ({f.slowest:g} to {f.fastest:g})",
         )
         for f in FAMILIES
     ]
-    return [*families, roofline]
+    fastest, slowest = mfu_range(roofline)
+    return [fastest, *families, slowest, roofline]
+
+
+def mfu_range(roofline: Mfu, families: Sequence[Family] = FAMILIES) -> tuple[Mfu, Mfu]:
+    """Return the MFUs of the fastest and the slowest published run in these families. Ranges of hours go from one to the other.
+
+    Args:
+        roofline: the result of `roofline_mfu` for the recipe and the GPU.
+    """
+    fastest, slowest = max(f.fastest for f in families), min(f.slowest for f in families)
+    return (
+        Mfu(fastest * roofline.value, FASTEST, f"{fastest:g} x roofline, the fastest training of these two families"),
+        Mfu(slowest * roofline.value, SLOWEST, f"{slowest:g} x roofline, the slowest training of these two families"),
+    )
 
 
 def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
