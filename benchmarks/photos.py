@@ -142,10 +142,10 @@ def summary() -> str:
     over_head = [_gain(ours, head) for head, ours in _sets("linear head", "ours, whole length").values()]
     larger = [_gain(auto, own) for own, auto in _sets("ours", "auto").values()]
     return (
-        f"With a small ViT at 42 px, fine-tuning gained {shown(*_over_sets(over_head))} points over a linear probe (top-1, mean "
-        f"of {len(over_head)} datasets, ± over datasets), and a larger image, which `--model.image_size=auto` chooses, a "
+        f"With a small ViT at 42 px, fine-tuning gained {shown(*_over_sets(over_head))} points of top-1 over a linear probe "
+        f"(mean of {len(over_head)} datasets, ± over datasets), and the image size that `--model.image_size=auto` chooses a "
         f"further {shown(*_over_sets(larger))} ({len(larger)} datasets). [Measurements on photos](docs/measurements/photos.md) "
-        "also has a timm loop that fits its head first and chooses its augmentation."
+        "also compares it with a timm loop that fits its head first and chooses its augmentation."
     )
 
 

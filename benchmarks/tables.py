@@ -8,6 +8,7 @@ Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit cod
 """
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -21,9 +22,14 @@ import photos
 import probe
 import speed
 import study
+from rich.console import Console
 
 from beton_tools.base.console import markdown_table as markdown
+from fastft.cli.printing import print_explanation
+from fastft.cost.explanation import explain
 from fastft.jobs.demo import CONTENDERS, DemoFigures, figure_cells
+from fastft.machine.gpus import MAIN_GPUS
+from fastft.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -65,10 +71,25 @@ def demo(results: Results) -> str:
     rows += [[c.title, *figure_cells(d, c.name)] for c in reversed(CONTENDERS)]
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
     return (
-        f"{markdown(head, rows)}\n\n{d.train_images:,} photographs of solar cells to train on, n = {d.n} "
-        f"others to validate on, 4 classes, {d.image_size} px; EMA after the last epoch. Gains are paired by image. "
-        f"{d.cpu}, {len(d.seconds)} trainings, {d.date}."
+        f"{markdown(head, rows)}\n\n{d.train_images:,} photos for training, {d.n} others for validation, 4 classes, "
+        f"{d.image_size} px; EMA after the last epoch. Gains are paired by image. {d.cpu}, {d.date}."
     )
+
+
+def explained(recipe: str) -> str:
+    """Return some of the first lines that `fastft explain` prints."""
+    text = io.StringIO()
+    console = Console(file=text, width=120, markup=False, highlight=False)
+    print_explanation(explain(load_recipe(recipe)), load_recipe(recipe), console, MAIN_GPUS, verbose=False)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    shown = [
+        next(line for line in lines if line.startswith(name)) for name in ("training", "schedule", "accuracy", "cost")
+    ]
+    return code("\n".join([*shown[:2], "...", *shown[2:]]))
+
+
+def code(text: str) -> str:
+    return f"```\n{text}\n```"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -80,6 +101,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "node": nodes.node,
     "conversion": nodes.conversion,
     "demo": demo,
+    "readme-run": lambda results: code(results.demo.conclusion),
+    "readme-explain": lambda _: explained("final_b16"),
     "recipes": costs.recipes,
     "recipes-not-run": costs.not_run,
     "readme-cost": costs.readme,

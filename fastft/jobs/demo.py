@@ -27,6 +27,7 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.preview import SIDE
 from fastft.run.result import Result
+from fastft.train.progress import conclusion
 
 PER_CLASS = {"val": 120, "train": 400}  # at most this many cells per class and split
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -69,6 +70,7 @@ class DemoFigures(Document):
         majority: accuracy when always predicting the largest class.
         gain: gain of the fine-tuned model over each other contender.
         seconds: duration of each run, on this processor at this image size.
+        conclusion: the last lines in the log of the fine-tuned run.
     """
 
     train_images: int
@@ -82,6 +84,7 @@ class DemoFigures(Document):
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
     cpu: str = ""
     date: str = ""
+    conclusion: str = ""
 
 
 def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> DemoFigures:
@@ -93,17 +96,19 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     converted = folder / CONTENDERS[0].name / "data"
     betons = {split: converted / f"{split}.beton" for split in PER_CLASS}
     data = [f"--data.train={photos}"]  # converted by the first run, for all runs
-    right, seconds = {}, {}
+    right, results = {}, {}
     for contender in CONTENDERS:
         console.rule(contender.title)
         run = folder / contender.name
         overrides = [*data, f"--model.weights={weights}", *contender.overrides.split(), f"--train.run_dir={run}"]
-        seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console).seconds
+        results[contender.name] = _train(load_recipe(recipe, overrides), run, console)
         right[contender.name] = evaluate_file(run, betons["val"], "cpu")[1].predictions.right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     size, day = load_recipe(recipe).model.image_size, time.strftime("%Y-%m-%d")
+    seconds = {name: result.seconds for name, result in results.items()}
     figures = replace(figures, image_size=size, seconds=seconds, cpu=cpu_name(), date=day)
+    figures = replace(figures, conclusion=conclusion(results["fine_tuned"]))
     text = json.dumps(msgspec.to_builtins(figures), indent=1) + "\n"
     (folder / "figures.json").write_text(text, encoding="utf-8")
     _print_table(figures, console)

@@ -146,6 +146,8 @@ def test_the_demo_ends_with_figures_and_a_picture(tmp_path, monkeypatch):
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert figures == msgspec.to_builtins(found)
     assert set(figures["top1"]) == {"fine_tuned", "linear", "random"}
+    ends = [line.partition(":")[0] for line in figures["conclusion"].splitlines()]
+    assert ends[:3] == ["result", "baseline", "weights"]
     assert figures["n"] == 8 and figures["train_images"] == 16 and figures["majority"] == 25
     for name in figures["top1"]:
         result = json.loads((tmp_path / "out" / name / "result.json").read_text())
