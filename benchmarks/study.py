@@ -164,7 +164,7 @@ def compared(_: object) -> str:
         [str(number), *_cells(way), judged(way, over_whole), judged(way, over_line)]
         for number, way in enumerate(others(), 1)
     ]
-    head = ["", "way", "FLOPs", "minutes", "top-1 %", "seeds", "over the whole schedule", "over as many FLOPs"]
+    head = ["", "way", "FLOPs", "minutes", "top-1 %", "seeds", "over the whole schedule", "over the same FLOPs"]
     return markdown(head, rows, 2)
 
 
@@ -218,7 +218,7 @@ def short(_: object) -> str:
             for start, each in shorts().items()
         ]
         rows.append([name, f"{ways[name].share:.0%}", *top1, *gains])
-    titles = "top-1 %", "over as many FLOPs", "over the whole schedule"
+    titles = "top-1 %", "over the same FLOPs", "over the whole schedule"
     return markdown(["way", "FLOPs", *(f"{start}: {title}" for title in titles for start in STARTS)], rows)
 
 
@@ -239,11 +239,11 @@ def summary(_: object) -> str:
     return (
         f"A fitted head, a frozen lower half and 40 % of the epochs together take {way.share:.0%} of the FLOPs and "
         f"{way.minutes / whole.minutes:.0%} of the minutes. They are "
-        f"{beside(short_gain('over_line', start, THREE_SHORT), 'a complete schedule with as many FLOPs')}, and "
+        f"{beside(short_gain('over_line', start, THREE_SHORT), 'a complete schedule with the same FLOPs')}, and "
         f"{beside(short_gain('over_whole', start, THREE_SHORT), 'the whole schedule')} (three seeds, ± standard error). Both "
         "schedules start from a random head of the usual size. The paper's head, a thousandth of it, costs up to "
         f"{small:.1f} points in short schedules. Beside schedules with that head the same way is "
-        f"{beside(gain_of(old, over_line), 'one with as many FLOPs')} and {beside(gain_of(old, over_whole), 'the whole one')}."
+        f"{beside(gain_of(old, over_line), 'one with the same FLOPs')} and {beside(gain_of(old, over_whole), 'the whole one')}."
     )
 
 

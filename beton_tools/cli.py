@@ -134,14 +134,14 @@ def _run_info(args: argparse.Namespace) -> int:
 
 def _print_manifest(manifest: Manifest) -> None:
     names = [manifest.class_label(i) for i in range(min(3, manifest.num_classes))]
-    more = ", ..." if manifest.num_classes > len(names) else ""
+    more = "; ..." if manifest.num_classes > len(names) else ""
     source, options = manifest.source, (f"{k} {v}" for k, v in manifest.options.items())
-    encoded = (f"{count:,} {how}" for how, count in manifest.encodings.items())
+    encoded = (f"{count:,} x {how}" for how, count in manifest.encodings.items())
     for title, text in (
         ("classes", f"{manifest.num_classes:,}: {'; '.join(names)}{more}"),
         ("source", f"{source.get('kind')} {source.get('root')}"),
         ("options", ", ".join(options)),
-        ("encoded", ", ".join(encoded)),
+        ("encoded", "; ".join(encoded)),
         ("skipped", f"{len(manifest.skipped):,}"),
     ):
         print_printable(f"  {title:9} {text}")
@@ -162,8 +162,8 @@ def _run_verify(args: argparse.Namespace) -> int:
         verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
         print_printable(
             f"{args.file}: {verdict}, {report.images_decoded:,} of {report.num_samples:,} images decoded "
-            f"({report.num_indexed:,} with crop index), {report.pages_checked:,} page checksums compared"
-            + ("" if report.has_labels else ", no class labels")
+            f"({report.num_indexed:,} with crop index), checksums compared on {report.pages_checked:,} "
+            f"{'page' if report.pages_checked == 1 else 'pages'}" + ("" if report.has_labels else ", no class labels")
         )
     return 0 if report.ok else EXIT_PROBLEMS
 

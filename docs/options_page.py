@@ -18,8 +18,8 @@ def options_page() -> str:
     """Return the Markdown of docs/options.md."""
     parts = [
         "# Options",
-        "Every option of a recipe, with meaning, default and limits. `fastft options [SECTION|NAME]` prints the same. "
-        "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4` or "
+        "This page lists every recipe option with its meaning, default and allowed values, as `fastft options [SECTION|NAME]` "
+        "does. You set an option in its section of a recipe (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4` or "
         "`--optim.lr 3e-4`). Some have a short name, such as `--lr`, which is also the argument of `fastft.fit`. "
         "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
         "([Recipes](recipes.md)).",
@@ -37,7 +37,7 @@ def _page_entry(option: OptionInfo) -> str:
     """Return the option's entry in a definition list, which fits narrow screens."""
     short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
     paper = f" Paper's runs: {option.paper}." if option.paper else ""
-    text = f"{option.meaning}\n\n    Default {option.default}, {option.limits}.{paper}"
+    text = f"{option.meaning}\n\n    Default {option.default}. Values: {option.limits}.{paper}"
     return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 

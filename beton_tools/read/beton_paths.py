@@ -95,5 +95,5 @@ def _expand(text: str) -> list[Path]:
         return [Path(text)]
     matches = [Path(path) for path in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - may be absolute
     if not matches:
-        raise UserError(f"{text}: no file matches")
+        raise UserError(f"{text}: no file matches. Correct the pattern")
     return matches

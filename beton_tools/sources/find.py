@@ -74,7 +74,7 @@ def open_source(
     if matches is None:
         return _open(path, [path], classes, single, class_indices)
     if not matches:
-        raise UserError(f"{path}: no file matches")
+        raise UserError(f"{path}: no file matches. Correct the pattern")
     return _open(matches[0].parent, matches, classes, single)
 
 

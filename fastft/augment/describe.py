@@ -89,7 +89,7 @@ def _describe_ops(policy: AugmentPolicy) -> list[str]:
 
 
 def _describe_jitter(strength: float) -> str:
-    return f"brightness, contrast and colour by 1 ± {strength:g} in random order"
+    return f"brightness, contrast and saturation times 1 ± {strength:g}, in random order"
 
 
 def _describe_magnitude(drawn: RandAugment | AugMix) -> str:

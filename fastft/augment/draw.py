@@ -95,7 +95,9 @@ def draw_plan(
     """
     samples, rows, columns = _checked(sample_ids, heights, widths, size)
     if policy.crop == "src" and size <= SIMPLE_CROP_PADDING:
-        raise UserError(f"output of {size} pixels: crop src reflects {SIMPLE_CROP_PADDING} and needs more")
+        raise UserError(
+            f"crop src needs more than {SIMPLE_CROP_PADDING} pixels, but the output has {size}. Use crop rrc"
+        )
     plan = np.zeros(len(samples), PLAN_DTYPE)
     _draw_rows(_parameters(policy), np.uint64(seed), epoch, samples, rows, columns, size, plan)
     return plan

@@ -80,7 +80,7 @@ def _epochs(recipe: Recipe) -> tuple[int, str]:
     needed = -(-FEWEST_STEPS // steps)
     if needed <= paper.epochs:
         return paper.epochs, f"as in the paper ({paper.name}): {paper.epochs * steps:,} steps{_at_most(recipe)}"
-    reason = f"the fewest epochs that give {FEWEST_STEPS:,} steps, at {steps:,} steps per epoch"
+    reason = f"the fewest epochs that give {FEWEST_STEPS:,} steps ({steps:,} per epoch)"
     return min(needed, MAX_EPOCHS), reason + _at_most(recipe)
 
 
@@ -185,17 +185,14 @@ def _erase_prob(recipe: Recipe) -> tuple[float, str]:
 def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
     """Space checkpoints out: writing one for a ViT-B/16 takes seconds, as does an epoch with a few steps."""
     epochs = max(1, STEPS_PER_CHECKPOINT // recipe.steps_per_epoch())
-    return (
-        epochs,
-        f"a checkpoint about every {STEPS_PER_CHECKPOINT} steps, at {recipe.steps_per_epoch():,} steps per epoch",
-    )
+    return (epochs, f"a checkpoint about every {STEPS_PER_CHECKPOINT} steps ({recipe.steps_per_epoch():,} per epoch)")
 
 
 def _eval_every(recipe: Recipe) -> tuple[int, str]:
     """Space evaluations out: evaluating a few images can take longer than an epoch with a few steps."""
     steps = recipe.steps_per_epoch()
     epochs = -(-STEPS_PER_EVALUATION // steps)
-    return epochs, f"at least {STEPS_PER_EVALUATION} steps between evaluations, at {steps:,} steps per epoch"
+    return epochs, f"at least {STEPS_PER_EVALUATION} steps between evaluations ({steps:,} per epoch)"
 
 
 # Ordered, because a rule may use the values of those before it. `data.num_classes` is read from the training file.

@@ -22,12 +22,11 @@ _SHORT = {option: name.replace("_", "-") for name, option in SHORT_NAMES.items()
 CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
 SIMILAR = 0.75  # lowest similarity at which an argument is suggested
 OVERRIDES = (
-    "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all).\n"
+    "You can add any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4. fastft options lists\n"
+    "them all. "
     "Short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
 )
-RECIPE = (
-    "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
-)
+RECIPE = "a recipe that fastft recipes lists (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 
 
 def print_line(console: Any, text: str) -> None:
@@ -150,7 +149,7 @@ def recipe_reference(text: str) -> str:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument("recipe", metavar="RECIPE", type=recipe_reference, help=RECIPE)
     recipe.completer = lambda **_: recipe_names()  # type: ignore[attr-defined]  # argcomplete's
-    parser.add_argument(*CONFIG_FLAGS, metavar="RECIPE", dest="recipe", help="the same as RECIPE alone")
+    parser.add_argument(*CONFIG_FLAGS, metavar="RECIPE", dest="recipe", help="another way to give RECIPE")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -209,14 +208,14 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "auto (default): the weights that the run chose. raw, ema: these weights of the last epoch. last: the kind that "
         "the run chose, from the last epoch. best: from the best epoch. probe: the pretrained tower with its linear probe",
     },
-    "device": {"choices": DEVICES, "default": AUTO},
+    "device": {"choices": DEVICES, "default": AUTO, "help": "auto (default): on the GPU if there is one"},
     "logit-adjustment": {
         "action": "store_true",
         "help": "correct the logits for unequal class sizes in the training file, which raises balanced accuracy",
     },
     "no-temperature": {
         "action": "store_true",
-        "help": "use the plain softmax: do not divide logits by the temperature that was fitted on held-out images",
+        "help": "use the plain softmax, without dividing the logits by the temperature that was fitted on held-out images",
     },
     "overwrite": {"action": "store_true", "help": "replace existing files"},
     "only-present-classes": {

@@ -24,18 +24,19 @@ TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    models = (
-        "run directories or checkpoints. 'start' is the initial weights of the run after it, rebuilt from its recipe"
-    )
+    models = "run directories or checkpoints. 'start' stands for the initial weights of the run that follows it"
     parser.add_argument("models", metavar="MODEL", nargs="+", help=models)
-    alphas = "with two models: weights of the second model to try, separated by commas (default 0,0.1,...,1)"
+    alphas = "with two models: weights to try for the second model, separated by commas (default 0,0.1,...,1)"
     parser.add_argument("--alpha", type=alpha_list, metavar="A,B,...", help=alphas)
     soup = (
         "with several models. uniform: the mean of all. greedy: starting from the best, "
         "add each model that does not make it worse"
     )
     parser.add_argument("--soup", choices=SOUPS, help=soup)
-    data = "validation file that chooses the average (default: the recipe's). Further files only evaluate it"
+    data = (
+        "validation file on which the average is chosen (default: the recipe's). Repeat the option to evaluate the averages on "
+        "more files"
+    )
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     add_shared(parser, "only-present-classes")
     out = "a new folder for the average and its accuracies. eval, predict and export accept it"

@@ -130,8 +130,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
     error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
-    number(file, "subset_per_class", "N", "keep only N images of each class, {}, drawn by the seed")
-    number(file, "shuffle_seed", "SEED", "write in this seeded order, {} (default: sorted by class and name)")
+    number(file, "subset_per_class", "N", "keep only N images of each class ({}), chosen at random with --shuffle-seed")
+    number(
+        file,
+        "shuffle_seed",
+        "SEED",
+        "shuffle the images with this seed, {} (default: they are sorted by class and name)",
+    )
     part = "write only this part of the images (3/16 goes to FILE-03-of-16.beton). Classes and order are as in the whole set"
     file.add_argument("--part", metavar="K/N", help=part)
     number(file, "workers", "N", "number of processes that encode, {} (default: one for every usable CPU)")

@@ -75,9 +75,9 @@ def _headline(r: "FileReport") -> str:
 
 
 def _means(r: "FileReport") -> str:
-    scaled = "" if r.temperature is None else f"{r.ece_scaled:.3f} % at temperature {r.temperature:.3f}, "
+    scaled = "" if r.temperature is None else f", {r.ece_scaled:.3f} % at temperature {r.temperature:.3f}"
     balanced = "" if r.balanced_accuracy is None else f"balanced accuracy {r.balanced_accuracy:.3f} %, "
-    ece = f"expected calibration error {r.ece:.3f} % ({scaled}by chance {r.ece_by_chance:.3f} %)"
+    ece = f"expected calibration error {r.ece:.3f} %{scaled} (a perfectly calibrated model: {r.ece_by_chance:.3f} %)"
     return f"{balanced}macro F1 {r.macro_f1:.3f} %, {ece}"
 
 

@@ -78,7 +78,7 @@ def _on_one_gpu(recipe: Recipe, values: "Explanation", val_images: int | None) -
         rate = peak_flops(device, inference_precision(recipe.train.amp, device).dtype) or 1.0
         hours = on_one.total_flops / (CPU_SHARE * rate) / 3600
         how = (
-            f"on this machine's CPU, at {CPU_SHARE:g} of its {rate / 1e9:,.0f} GFLOP/s in matrix products, "
-            "right within a factor of 2"
+            f"on this machine's CPU (assuming {CPU_SHARE:.0%} of its {rate / 1e9:,.0f} GFLOP/s in matrix products. The estimate "
+            "can be wrong by a factor of 2)"
         )
     return values if hours is None else replace(values, here=f"about {format_duration(3600 * hours)} {how}")

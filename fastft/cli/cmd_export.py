@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     say(f"using the {done.weights}")
     print_printable(
-        f"{done.path}: loaded again with {args.format}, {done.output} differ by {done.max_difference:.2g} at most "
-        f"(the largest is {done.largest:.3g}). Model card: {done.card}"
+        f"{done.path}: loaded again with {args.format}. Its {done.output} differ from fastft's by at most "
+        f"{done.max_difference:.2g} (the largest is {done.largest:.3g}). Model card: {done.card}"
     )
     return 0

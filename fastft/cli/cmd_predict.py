@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     images = "image files, or folders of them. For --features also .beton files"
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
-    parser.add_argument("--topk", type=positive(int), help="classes per image (default 5, or all at their thresholds)")
+    topk = "classes per image (default 5. With several labels per image: all that reach their thresholds)"
+    parser.add_argument("--topk", type=positive(int), help=topk)
     reject = (
-        "give no class (none of these) if the most probable one has a lower probability, such as 0.7 or 70%%. "
-        "The report has a table"
+        "answer 'none of these' if even the most probable class is below this probability, such as 0.7 or 70%%. "
+        "A table in the run's report helps you choose it"
     )
     parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
     parser.add_argument(
@@ -31,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="average the predictions for each image and its mirror image, which takes twice as long",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV table instead of printing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line, for each image")
-    features = "write the embeddings that the head receives instead of classes: features (N, D), labels, files, classes"
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one per line")
+    features = (
+        "write the embeddings that the head receives, not classes. Arrays: features (N, D), labels, files, classes"
+    )
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
     add_shared(parser, "logit-adjustment", "no-temperature", "device", "overwrite")
 

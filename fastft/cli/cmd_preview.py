@@ -16,7 +16,7 @@ TAKES_OPTIONS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
-    parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
+    parser.add_argument("--epoch", type=whole_number, default=0, help="epoch to draw (default 0)")
     parser.add_argument("--count", type=positive(int), default=12, help="number of images (default 12)")
     add_shared(parser, "overwrite")
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = decide_prepared(recipe.with_option("model.weights", "random"), say)  # no weights are needed, or looked for
     _check_epoch(recipe, args.epoch)
     write_preview(recipe, args.epoch, args.count, args.out)
-    print_printable(f"wrote {args.out}")
+    print_printable(f"written: {args.out}")
     return 0
 
 

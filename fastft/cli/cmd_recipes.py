@@ -54,7 +54,7 @@ def _print_options(options: Sequence[OptionInfo], console: "Console") -> None:
             section = option.name.partition(".")[0]
             console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
         console.print(option.name, style="bold", end="")
-        console.print(f"  default {option.default}, {option.limits}")
+        console.print(f"  default {option.default}. Values: {option.limits}")
         console.print(f"    {option.meaning}")
         if option.paper:
             console.print(f"    the paper's runs: {option.paper}")

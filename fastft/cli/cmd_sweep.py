@@ -20,8 +20,8 @@ TABLES = Path("runs/sweeps")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     tables = (
-        "a recipe with options that have several values, separated by commas. Or table files (05_llrd, mine.yaml), or one row: "
-        "02_lr[1e-5]"
+        "tables (05_llrd, mine.yaml), rows of them (02_lr[1e-5]), or one recipe, with options that list several values separated "
+        "by commas"
     )
     add("sweeps", metavar="TABLE", type=recipe_reference, nargs="+", help=tables)
     add("--out", type=Path, help=f"folder for runs and tables (default {TABLES}, for a recipe runs/RECIPE-OPTION)")

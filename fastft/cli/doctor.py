@@ -74,8 +74,8 @@ def check_gpu(f: Facts) -> Result:
     if f.nvidia_smi:
         fix = "nvidia-smi. Update the driver for torch's CUDA"
         return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
-    none = "none. Without a GPU, only the demo and the tests run in reasonable time"
-    return WARN, none, "run training on a machine with a GPU"
+    none = "none. A CPU is fast enough for the demo, the tests and small sets of photographs"
+    return WARN, none, "train on large sets, such as ImageNet, on a machine with a GPU"
 
 
 def check_gpu_memory(f: Facts) -> Result | None:
@@ -214,7 +214,7 @@ def check_memory(f: Facts) -> Result:
 
 def check_disk(f: Facts) -> Result:
     free = (
-        f"{f.disk_free / GIB:.0f} GiB free here. A run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
+        f"{f.disk_free / GIB:.0f} GiB free here. A run's checkpoints take up to {DISK_NEEDED / GIB:.0f} GiB, "
         f"a converted ImageNet {DISK_OF_IMAGENET}"
     )
     if f.disk_free < DISK_NEEDED:

@@ -117,7 +117,7 @@ class BatchLayout:
 
 
 def eval_share(indices: np.ndarray, shard: Shard) -> tuple[np.ndarray, int]:
-    """Return (the contiguous part of `indices` that this rank evaluates, its start).
+    """Return the contiguous part of `indices` that this rank evaluates, and where it starts.
 
     Every index is in exactly one part.
     """

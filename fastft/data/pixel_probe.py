@@ -71,7 +71,7 @@ def main() -> None:
     difference = probe()
     if difference > TOLERANCE:
         sys.exit(f"the loader's images differ from Pillow's by {difference} of 255 levels")
-    print(f"the loader's images equal Pillow's within {difference} of 255 levels")
+    print(f"the loader's images differ from Pillow's by at most {difference} of 255 levels")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ def open_files(recipe: Recipe) -> Files:
         is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
         return Files(files.take(np.sort(by_class_N[~is_held_N])), val, files.take(np.sort(by_class_N[is_held_N])))
     if recipe.train.stop_when is not None and (val is None or is_imagenet(recipe)):
-        reported = "only the validation images, whose accuracy is reported"
-        what = "no images to look at" if val is None else reported
+        reported = "would choose the epoch on the validation images, whose accuracy is reported"
+        what = "has no images to evaluate" if val is None else reported
         raise UserError(
-            f"train.stop_when has {what}. Set --data.selection_share=0.01, which leaves this share of the training images out"
+            f"train.stop_when {what}. Set --data.selection_share=0.01, which reserves this share of the training images for it"
         )
     return Files(files, val)

@@ -58,7 +58,7 @@ class SampleError(UserError):
         with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
             if (manifest := Manifest.of_beton(beton.path)) is not None:
                 source = f" ({manifest.names[own_id]})"
-        super().__init__(f"{beton.path}: sample {own_id}{source}: {reason}. List all such with `beton verify`")
+        super().__init__(f"{beton.path}: sample {own_id}{source}: {reason}. `beton verify` lists all such samples")
 
 
 class Stage(ABC):

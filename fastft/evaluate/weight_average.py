@@ -147,7 +147,7 @@ class Average:
         """Describe the average in one sentence, for the checkpoint and its model card."""
         alpha = self.chosen.alpha
         if alpha is not None:
-            made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {alpha:g}"
+            made = f"{WISE} average, {1 - alpha:g} x {self.models[0]} + {alpha:g} x {self.models[1]}"
         else:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
         score = SCORE_NAMES[self.chosen.files[0].best_by] if self.selection else ""

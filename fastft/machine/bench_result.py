@@ -202,7 +202,7 @@ def read_result(path: Path) -> Result:
     Raises UserError if there is no such file, or if it is something else.
     """
     try:
-        value: Any = msgspec.json.decode(read_user_file(path, MAX_BYTES))
+        value: Any = msgspec.json.decode(read_user_file(path, MAX_BYTES, "a result file of fastft bench"))
         if not isinstance(value, dict) or "measures" not in value:
             raise UserError(f"{path} is not a result of fastft bench. Give the JSON file that it wrote")
         if value.get("format") != FORMAT:

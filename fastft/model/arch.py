@@ -187,7 +187,7 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"model configuration {path} cannot be read ({error.strerror or error})") from None
     except RecursionError:
-        raise UserError(f"model configuration {path} is nested too deeply. Use one of open_clip's form") from None
+        raise UserError(f"model configuration {path} is nested too deeply. Write it as open_clip does") from None
     except ValueError as error:
         raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
     # open_clip_config.json on model hubs

@@ -19,9 +19,9 @@ TowerArch: TypeAlias = Arch | TimmArch
 
 
 def load_arch(name: str) -> TowerArch:
-    """Return the architecture for `model.arch`: 'timm/NAME', an open_clip model name, or a .json file in its form.
+    """Return the architecture for `model.arch`: 'timm/NAME', an open_clip model name, or a .json file like open_clip's.
 
-    Raises as `load_timm_arch` and `load_open_clip_arch`.
+    Raises the same errors as `load_timm_arch` and `load_open_clip_arch`.
     """
     return load_timm_arch(name) if name.startswith(TIMM) else load_open_clip_arch(name)
 

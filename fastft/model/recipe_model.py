@@ -22,7 +22,7 @@ RECOMPILE_LIMIT = 128  # PyTorch's limit is 8; beyond it blocks run uncompiled
 def recipe_arch(recipe: Recipe) -> TowerArch:
     """Return the recipe's architecture at its image size.
 
-    Raises as `load_arch`, `refuse_pool_without_class_token`, `check_activation` and `Arch.at`.
+    Raises the same errors as `load_arch`, `refuse_pool_without_class_token`, `check_activation` and `Arch.at`.
     """
     arch = load_arch(recipe.model.arch)
     if isinstance(arch, Arch) and recipe.model.weights != "random":
@@ -42,7 +42,7 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
 def check_model(recipe: Recipe) -> None:
     """Refuse options that `build_model` would refuse, before longer work begins, and download weights that are needed.
 
-    Raises as `build_model`, except for errors in the contents of files.
+    Raises the same errors as `build_model`, except for errors in the contents of files.
     """
     arch, weights = recipe_arch(recipe), recipe.model.weights
     with torch.device("meta"):

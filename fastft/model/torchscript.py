@@ -58,14 +58,14 @@ def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
         raise ValueError("its zip archive does not end with its directory")
     with zipfile.ZipFile(file) as archive:
         if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
-            raise ValueError("its zip archive has two records of one name")
+            raise ValueError("its zip archive has two records with the same name")
         yield archive
 
 
 def is_torchscript(file: BinaryIO) -> bool:
     """Return True for a zip file with the record `constants.pkl`, which `torch.save` never writes.
 
-    Raises as `open_archive`.
+    Raises the same errors as `open_archive`.
     """
     if not is_zip(file):
         return False

@@ -119,7 +119,7 @@ def _read_pickle(file: BinaryIO) -> Any:
 def _check_memory(file: BinaryIO) -> None:
     """Check that no record is larger than the file says and that no pickle calls `bytearray` with an arbitrary size.
 
-    Raises as `open_archive` and `check_records` for a zip file, or if a pickle makes such a call.
+    Raises the same errors as `open_archive` and `check_records` for a zip file, and also if a pickle makes such a call.
     """
     size, calls_bytearray = file.seek(0, 2), False
     if is_zip(file):

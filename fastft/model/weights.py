@@ -116,7 +116,7 @@ def name_weights(weights: str, name: str) -> str:
 def check_weights(weights: str, arch_name: str) -> None:
     """Refuse weights that name no file, folder, repository or pretrained tag. Download the last two to their cache.
 
-    Raises as `load_tower_weights`.
+    Raises the same errors as `load_tower_weights`.
     """
     if weights.startswith((HUB, TIMM)):
         find_weight_folder(weights)
@@ -168,7 +168,7 @@ class TrainedHead:
 def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
     """Read the head in timm's weights, or in a fastft checkpoint or export.
 
-    Raises as `load_tower_weights`, and UserError if there is no head.
+    Raises the same errors as `load_tower_weights`, and UserError if there is no head.
     """
     folder = find_weight_folder(weights)
     if arch_name.startswith(TIMM):
@@ -198,7 +198,7 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
 def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     """Read the text tower's tensors under the names in open_clip's TextTransformer, and `logit_scale`, all in fp32.
 
-    Raises as `load_tower_weights`, and UserError if there is no text tower.
+    Raises the same errors as `load_tower_weights`, and UserError if there is no text tower.
     """
     state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
     if is_transformers(state):

@@ -499,11 +499,11 @@ class Recipe:
         return math.ceil(samples * self.data.selection_share)
 
     def steps_per_epoch(self) -> int:
-        """Return the optimiser steps per epoch with `data.train_size` images. Raises as `count_steps`."""
+        """Return the optimiser steps per epoch with `data.train_size` images. Raises the same errors as `count_steps`."""
         return count_steps(self.data.train_size, self.optim.batch_size)
 
     def schedule_steps(self) -> int:
-        """Return the optimiser steps in the whole schedule. Raises as `count_steps`."""
+        """Return the optimiser steps in the whole schedule. Raises the same errors as `count_steps`."""
         return self.schedule.epochs * self.steps_per_epoch()
 
     @property

@@ -157,5 +157,5 @@ def test_a_policy_description_lists_turns_and_jitter():
     assert describe_policy(AugmentPolicy("none", erase_prob=0.0, hflip=0.0, **TURNED), 224)[1:] == [
         "vertical flip, probability 0.5",
         "rotation by 0, 90, 180 or 270 degrees, probability 0.5",
-        "colour jitter, probability 0.5: brightness, contrast and colour by 1 ± 0.4 in random order",
+        "colour jitter, probability 0.5: brightness, contrast and saturation times 1 ± 0.4, in random order",
     ]

@@ -259,7 +259,7 @@ def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch, t
         "a comment": records + listed + end_record(len(records), len(listed), 2, 4) + b"text",
         "a gap": records + listed + bytes(8) + end_record(len(records), len(listed), 2),
         "bytes in front": b"PK\3\4" + harmless,
-        "two records of one name": zip_of({"a/data.pkl": b"}.", "a/DATA.PKL": b"}]."}),
+        "two records with the same name": zip_of({"a/data.pkl": b"}.", "a/DATA.PKL": b"}]."}),
     }
     for name, data in cases.items():
         path = tmp_path / f"{name}.pt"

@@ -89,7 +89,10 @@ def test_the_calibration_error_is_shown_with_and_without_the_temperature_and_by_
     names = [series.name for series in reliability_chart(calibration).series]
     assert "temperature 1.500" in page and "a perfectly calibrated model has 7.00&nbsp;%" in page
     assert names == ["perfect", "softmax, ECE 10.0 %", "temperature 1.50, ECE 5.0 %"]
-    assert "error 10.000 % (5.000 % at temperature 1.500, by chance 7.000 %)" in capsys.readouterr().out
+    assert (
+        "error 10.000 %, 5.000 % at temperature 1.500 (a perfectly calibrated model: 7.000 %)"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])

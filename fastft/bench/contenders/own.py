@@ -51,7 +51,7 @@ def load(where: str) -> Any:
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise UserError(f"--contender {where}: {path.name} has no function {name!r}")
+        raise UserError(f"--contender {where}: {path.name} has no function {name!r}. Name one that it defines")
     if unknown := set(inspect.signature(function).parameters) - set(ARGUMENTS):
         raise UserError(f"--contender {where}: {name} wants {min(unknown)!r}. It may take {', '.join(ARGUMENTS)}")
     return function
