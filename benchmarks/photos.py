@@ -143,9 +143,9 @@ def summary() -> str:
     larger = [_gain(auto, own) for own, auto in _sets("ours", "auto").values()]
     return (
         f"With a small ViT at 42 px, fine-tuning gained {shown(*_over_sets(over_head))} points of top-1 over a linear probe "
-        f"(mean of {len(over_head)} datasets, ± over datasets), and the image size that `--model.image_size=auto` chooses a "
-        f"further {shown(*_over_sets(larger))} ({len(larger)} datasets). [Measurements on photos](docs/measurements/photos.md) "
-        "also compares it with a timm loop that fits its head first and chooses its augmentation."
+        f"(mean of {len(over_head)} datasets, ± over datasets), and `--model.image_size=auto` a further "
+        f"{shown(*_over_sets(larger))} ({len(larger)} datasets). [Measurements](docs/measurements/photos.md) has a timm loop "
+        "beside them. [The guide](docs/photos.md) also covers tables, several labels per image and wrong labels."
     )
 
 

@@ -136,7 +136,7 @@ def test_validation_images_are_an_assumption_that_can_be_replaced(capsys):
     assert evaluation(whole, None) == evaluation(whole, 50_000) > evaluation(whole, 0)
     assert evaluation(part, None) == evaluation(part, 781) < evaluation(part, 50_000)
     assert main(["cost", "final_b16", "--gpu", "v100", "--data.train_size=20000", "--val-images=3000"]) == 0
-    assert re.search(r"given +validation images: 3000", capsys.readouterr().out)
+    assert re.search(r"given +validation images: 3,000", capsys.readouterr().out)
 
 
 def test_command_prints_recipes_side_by_side_or_json(capsys):
