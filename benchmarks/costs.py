@@ -109,7 +109,7 @@ def readme(_: Any) -> str:
         recipe, top1 = load_recipe(priced.name), str(priced.expected_top1)
         if recipe.name in PUBLISHED["heads"]:
             theirs = PUBLISHED["heads"][recipe.name]
-            top1 = f"{theirs['top1']}, others' linear head on this tower"
+            top1 = f"{theirs['top1']}, others' linear probe on this tower"
         elif str(recipe.about.source).startswith("paper"):
             top1 += ", the authors' result"
         else:
@@ -140,7 +140,7 @@ def _spreads(recipe: Recipe) -> list[str]:
 
 
 def _head_row(recipe: Recipe) -> list[str]:
-    """Make the row for a recipe that stops at a linear head.
+    """Make the row for a recipe that stops at a linear probe.
 
     The accuracy is what others' heads on the same tower reach.
     """

@@ -208,8 +208,8 @@ def _money(e: EstimateRow | Sum) -> list[str]:
 
 RECIPE_NAMES = (
     "final trains the paper's whole schedule. frugal stops it where the EMA is best in the paper's log, and quick and brief stop "
-    "earlier (for B/16, with 0.2 and 0.5 points less). fitted is short and starts from a fitted head. probe fits only a linear "
-    "head on a frozen tower. _half freezes the lower half of the blocks.",
+    "earlier (for B/16, with 0.2 and 0.5 points less). fitted is short and starts from a fitted head. probe stops at a linear "
+    "probe on a frozen tower. _half freezes the lower half of the blocks.",
     "Start with photos for your own photographs. For ImageNet, start with frugal_b16_half, or with "
     "frugal_b16, whose accuracy is in a log.",
     "Hours are GPU-hours on eight GPUs. They are modelled, not measured. The lower value assumes a training step as "

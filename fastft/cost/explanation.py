@@ -213,7 +213,7 @@ def _what(recipe: Recipe) -> str:
     if recipe.automatic:
         return "settings follow from the images"
     if recipe.epochs == 0:
-        return "linear head on the frozen tower"
+        return "linear probe on the frozen tower"
     whole, trained = recipe.schedule.epochs, recipe.model.trainable_layers
     words = [] if trained is None else [f"last {trained} blocks"]
     if trained is not None and 2 * trained == recipe_arch(recipe).layers:

@@ -48,7 +48,7 @@ CONTENDERS = (
     # ridge regression fits the head, and an epoch with a learning rate of 0 leaves it unchanged
     DemoTraining(
         "linear",
-        "untouched tower, linear head",
+        "linear probe on the untouched tower",
         "--model.trainable_layers=0 --schedule.epochs=1 --optim.lr=0 --schedule.min_lr=0 --ema.decay=0",
     ),
     # Without pretrained weights, all blocks train at almost the same lr. Augmentation is as weak as the recipe makes it
