@@ -11,6 +11,7 @@ import argparse
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,7 @@ PAGES = (
 )
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+CODE_WIDTH, CODE_INDENT = 100, 9  # characters; explain's texts begin in this column
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -87,7 +89,9 @@ def explained(recipe: str) -> str:
 
 
 def code(text: str) -> str:
-    return f"```\n{text}\n```"
+    """Make a code block, with lines that fit the width of a page on GitHub."""
+    lines = (textwrap.fill(line, CODE_WIDTH, subsequent_indent=" " * CODE_INDENT) for line in text.splitlines())
+    return "```\n{}\n```".format("\n".join(lines))
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
