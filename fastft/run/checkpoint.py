@@ -188,8 +188,9 @@ def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mappin
         UserError: the disk is full or fails.
     """
     partial = path.parent / f"{PARTIAL}{path.name}"
-    shutil.rmtree(partial, ignore_errors=True)
     with report_disk_errors(f"checkpoint {path}", CORRECT):
+        if partial.exists():
+            shutil.rmtree(partial)
         try:
             partial.mkdir(parents=True)
             for name, group in tensors.items():

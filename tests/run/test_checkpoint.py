@@ -128,6 +128,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_write_that_cannot_be_removed_is_named_by_its_reason(tmp_path, monkeypatch):
+    """Permissions were taken away: the reason is not that the folder exists."""
+    (tmp_path / ".partial-step-00000001").mkdir()
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.rmdir", denied)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
+        write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
+
+
 def test_the_best_checkpoint_replaces_all_others_also_later_ones(tmp_path):
     for name in ("best-0029", "best-0005", "step-00000010"):
         write_checkpoint(tmp_path / name, STATE, WEIGHTS)
