@@ -29,7 +29,7 @@ static size_t card_bytes(void) { return (size_t)from_environment("FAKE_GIB", 80)
 static size_t others_bytes(void) { return (size_t)from_environment("FAKE_TAKEN_MIB", 500) << 20; }
 
 /* counts, by index of COUNTS in card.py ------------------------------------------------------------------------------- */
-enum { LAUNCH, PRODUCT, GRAPH, WAIT, ALLOCATE, HOST_ALLOCATE, H2D, D2H, D2D, FILL, REFUSED, NUM_COUNTS };
+enum { LAUNCH, PRODUCT, GRAPH, WAIT, ALLOCATE, HOST_ALLOCATE, H2D, D2H, D2D, FILL, REFUSED, EVENT_WAIT, NUM_COUNTS };
 API long fake_counts[NUM_COUNTS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread int last_error;
@@ -200,7 +200,7 @@ API int cudaEventRecord(double *e, Any s) {
     return 0;
 }
 API int cudaEventRecordWithFlags(double *e, Any s, unsigned f) { return cudaEventRecord(e, s); }
-API int cudaEventSynchronize(Any e) { fake_counts[WAIT]++; return 0; }
+API int cudaEventSynchronize(Any e) { fake_counts[EVENT_WAIT]++; return 0; }
 API int cudaEventElapsedTime(float *ms, double *from, double *to) { *ms = *to - *from; return 0; }
 API int cudaStreamBeginCapture(Any s, int mode) { captured = s; return 0; }
 API int cudaStreamBeginCaptureToGraph(Any s, Any g, Any d, Any e, size_t n, int mode) { captured = s; return 0; }
@@ -337,7 +337,7 @@ API int cuStreamGetCtx(Any s, Any *c) { *c = context_of(device); return 0; }
 API int cuStreamGetCtx_v2(Any s, Any *c, Any *g) { if (g) *g = NULL; return cuStreamGetCtx(s, c); }
 API int cuStreamIsCapturing(Any s, int *status) { return cudaStreamIsCapturing(s, status); }
 API int cuStreamSynchronize(Any s) { fake_counts[WAIT]++; return 0; }
-API int cuEventSynchronize(Any e) { fake_counts[WAIT]++; return 0; }
+API int cuEventSynchronize(Any e) { fake_counts[EVENT_WAIT]++; return 0; }
 static uintptr_t num_modules = 0x20000;
 API int cuLibraryLoadData(Any *l, Any code, Any a, Any b, unsigned c, Any d, Any e, unsigned f) { *l = (Any)(num_modules++); return 0; }
 API int cuModuleLoadData(Any *m, Any code) { *m = (Any)(num_modules++); return 0; }

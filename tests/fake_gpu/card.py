@@ -10,7 +10,7 @@ from pathlib import Path
 # as in card.c
 COUNTS = (
     "launches", "products", "graphs", "waits", "allocations", "host_allocations", "to_device", "to_host", "on_device", "fills",
-    "refused",
+    "refused", "event_waits",
 )  # fmt: skip
 
 

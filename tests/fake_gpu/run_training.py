@@ -1,6 +1,7 @@
 """A training in a process of its own, for `test_trainings`: `python -m tests.fake_gpu.run_training RECIPE [--option=value ...]`.
 
-Values mean nothing on this card, so what reads them is left out: the check for NaN, and the comparison of candidates with eager.
+Values mean nothing on this card, so what reads them is left out: the check for NaN, the comparison of candidates with eager,
+and the loss scale.
 `FASTFT_GLOO` gives NCCL's part to gloo, which the card can serve.
 """
 
@@ -25,6 +26,8 @@ def refuse(*_: object) -> torch.Tensor:
 def without_values() -> None:
     step.Step.find_divergence = lambda self, *_, **__: None  # type: ignore[method-assign]
     step_choice.compare = lambda *_: None
+    state_dict = torch.amp.GradScaler.state_dict
+    torch.amp.GradScaler.state_dict = lambda self: state_dict(self) | ({"scale": 1.0} if self.is_enabled() else {})  # type: ignore[method-assign]
     torch.backends.cuda.enable_cudnn_sdp(False)
     attention.ATTENTION_KERNELS["cudnn"] = refuse
     if "FASTFT_GLOO" in os.environ:
