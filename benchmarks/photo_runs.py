@@ -3,8 +3,9 @@
 python benchmarks/photo_runs.py SETS --work WORK --methods fastft,opponent,head [--sets hands,rooms] [--seeds 0,1]
 
 Everything is computed in fp32 at 42 px for 10 epochs, in this process; the time is this process's CPU time. A method is
-`head`, `opponent` (examples/timm_baseline.py), `fastft`, or `fastft` with options: `fastft optim.lr=7e-4`. A run whose line
-is there is not repeated. What a line holds is described in photos.py.
+`head`, `opponent` (examples/timm_baseline.py), `fastft`, or `fastft` with options: `fastft optim.lr=7e-4`,
+`fastft schedule.epochs=20`, `fastft model.image_size=auto`. A run whose line is there is not repeated. What a line holds is
+described in photos.py.
 """
 
 import argparse
@@ -205,7 +206,7 @@ def main() -> None:
             "classes": int(labels[0].max()) + 1,
             "method": method,
             "seed": int(seed),
-            "image_size": SIZE,
+            "image_size": int(found.pop("image_size", SIZE)),
             "epochs": int(found.pop("epochs", EPOCHS)),
         }
         row |= {"right": right, **found, "commit": commit, "processor": cpu_name(), "date": time.strftime("%Y-%m-%d")}

@@ -23,7 +23,11 @@ from study import shown, trainings
 from beton_tools.base.console import markdown_table as markdown
 
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
-TRIED = {"learning rate 5e-4 instead of 3.5e-4 in 70 steps": ("earlier values", "fastft")}
+TRIED_RATE = {"learning rate 5e-4 instead of 3.5e-4 in 70 steps": ("earlier values", "fastft")}
+TRIED_PARTS = {
+    "patch embedding trained": ("fastft", "fastft model.freeze_conv1=false"),
+    "class token beside the mean patch token": ("fastft", "fastft model.pool=class+patches"),
+}
 # methods of photo_runs.py: without augmentation, and with what `photos` takes unless it hides the classes
 AUGMENTED = (
     "fastft augment.policy=none augment.scale_min=1",
@@ -33,27 +37,32 @@ BUDGET = "fastft schedule.budget=150s"  # a method of photo_runs.py, which count
 STEPS = 1, 20, 40, 60, 85, 130, 300, 700, 4000  # limits of the rows of `gains_by_steps`
 OTHER_VALUES = "earlier values", "augmented", "lr 3e-4", "another tower"  # in a method's name: not today's recipe
 SMALL_BATCH, SMALL_SETS = 32, 6_000  # the recipe's batch size, and from how many images it is twice as large
-CONTENDERS = ("head", "opponent", "fastft")  # methods of photo_runs.py
+BESIDE = ("head", "opponent")  # methods of photo_runs.py that fastft is compared with
+LOOP_SECONDS = "fastft schedule.epochs=20"  # in about the loop's time: the loop trains 2.6 times for 10 epochs
 FEWEST_SETS = 3  # for a standard error over sets
 WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
 LONG = ("soup", "auto")  # ways that were measured beside the loop's long runs
 Seeds = Mapping[int, Mapping[str, Any]]  # the runs on one set with one method
 
 
-def headline() -> str:
-    """Make a row for every set of photo_sets.py: head, loop, fastft and its gains, with the error of a mean over sets."""
+def headline(ours: str) -> str:
+    """Make a row for every set of photo_sets.py: head, loop, fastft and its gains, with the error of a mean over sets.
+
+    ours: the method of fastft.
+    """
+    runs = _runs(*BESIDE, ours)
     rows = [
-        [_title(name, runs), *map(_short, runs), *(shown(*gain) for gain in _gains(*runs))]
-        for name, runs in _runs(*CONTENDERS).items()
+        [_title(name, of_set), *map(_short, of_set), *(shown(*gain) for gain in _gains(*of_set))]
+        for name, of_set in runs.items()
     ]
-    rows += [[f"mean of {title}", "", "", "", *gains] for title, gains in _means().items()]
+    rows += [[f"mean of {title}", "", "", "", *gains] for title, gains in _means(runs).items()]
     head = ["set", "best linear head", "timm loop", "fastft", "gain over the loop", "gain over the head"]
     return markdown(head, rows)
 
 
-def setting() -> str:
+def setting(ours: str) -> str:
     """Say where and when the runs of `headline` were made, and where fastft is below another method."""
-    sets = _runs(*CONTENDERS)
+    sets = _runs(*BESIDE, ours)
     runs = [row for methods in sets.values() for seeds in methods for row in seeds.values()]
     facts = {key: ", ".join(sorted({str(row[key]) for row in runs})) for key in ("processor", "date", "commit", "seed")}
     gains = {name: _gains(*methods) for name, methods in sets.items()}
@@ -67,12 +76,18 @@ def setting() -> str:
     )
 
 
-def tried() -> str:
-    """Make a row for every set on which a change was tried."""
-    rows = [
-        [title, SETS[name].title, *map(_short, (before, after)), shown(*_gain(after, before))]
-        for title, methods in TRIED.items() for name, (before, after) in _runs(*methods).items()
-    ]  # fmt: skip
+def tried(changes: Mapping[str, tuple[str, str]]) -> str:
+    """Make a row for every set on which a change was tried, and one for the mean where there are enough sets."""
+    rows = []
+    for title, methods in changes.items():
+        pairs = _runs(*methods)
+        gains = [_gain(after, before) for before, after in pairs.values()]
+        rows += [
+            [title, SETS[name].title, *map(_short, pair), shown(*gain)]
+            for (name, pair), gain in zip(pairs.items(), gains, strict=True)
+        ]
+        if len(gains) >= FEWEST_SETS:
+            rows.append([title, f"mean of {len(gains)} sets", "", "", shown(*_over_sets(gains))])
     return markdown(["change", "set", "without", "with", "gain"], rows)
 
 
@@ -132,7 +147,8 @@ def _images(title: str) -> int:
 def sources() -> str:
     """Tabulate where the sets of `headline` are from."""
     rows = [
-        [made.title + " *" * made.judge, made.source, made.licence] for made in (SETS[n] for n in _runs(*CONTENDERS))
+        [made.title + " *" * made.judge, made.source, made.licence]
+        for made in (SETS[name] for name in _runs(*BESIDE, "fastft"))
     ]
     return markdown(["set", "source", "licence"], rows)
 
@@ -158,9 +174,8 @@ def _gains(cheap: Seeds, loop: Seeds, ours: Seeds) -> list[tuple[float, float]]:
     return [_gain(ours, loop), _gain(ours, cheap)]
 
 
-def _means() -> dict[str, list[str]]:
+def _means(runs: Mapping[str, Sequence[Seeds]]) -> dict[str, list[str]]:
     """Return the gains over loop and head, averaged over all sets and over those with *, where there are enough."""
-    runs = _runs(*CONTENDERS)
     judges = [name for name in runs if SETS[name].judge]
     groups = {f"all {len(runs)} sets": list(runs), f"the {len(judges)} sets with *": judges}
     return {
