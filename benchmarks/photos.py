@@ -24,6 +24,7 @@ from beton_tools.base.console import markdown_table as markdown
 
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
 TRIED_RATE = {"learning rate 5e-4 instead of 3.5e-4 in 70 steps": ("earlier values", "fastft")}
+TRIED_CENTRE = {"square in the centre instead of 3:4 to 4:3, squeezed": ("squeezed", "fastft")}
 TRIED_PARTS = {
     "patch embedding trained": ("fastft", "fastft model.freeze_conv1=false"),
     "class token beside the mean patch token": ("fastft", "fastft model.pool=class+patches"),

@@ -124,6 +124,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-seconds": lambda _: photos.headline(photos.LOOP_SECONDS),
     "photos-seconds-setting": lambda _: photos.setting(photos.LOOP_SECONDS),
     "photos-tried": lambda _: photos.tried(photos.TRIED_RATE),
+    "photos-centre": lambda _: photos.tried(photos.TRIED_CENTRE),
     "photos-parts": lambda _: photos.tried(photos.TRIED_PARTS),
     "photos-augmentation": lambda _: photos.augmentation(),
     "photos-budget": lambda _: photos.budget(),

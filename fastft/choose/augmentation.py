@@ -19,6 +19,7 @@ import torch
 
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
+from fastft.choose.automatic import CENTRE, WHOLE, is_plain
 from fastft.data.classes import training_shares
 from fastft.data.loader import Batch, TrainLoader
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe
@@ -32,7 +33,6 @@ HFLIP = "augment.hflip"
 LOST = 0.1  # at least this fraction of the recognised images must be lost by mirroring them
 TRIED = 256  # number of mirrored images, and of augmented ones whose loss decides, in whole steps
 KEPT = 0.25  # augmentation must leave at least this fraction of what the probe knows about the classes
-PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
 
 
 # flips --------------------------------------------------------------------------------------------------------------------
@@ -70,11 +70,6 @@ def choose_flips(recipe: Recipe, mirrored: Mirrored) -> Recipe:
 
 
 # policy and crops ---------------------------------------------------------------------------------------------------------
-
-
-def is_plain(recipe: Recipe) -> bool:
-    """Return True if the recipe trains on whole images, without an augmentation policy."""
-    return (recipe.augment.policy, recipe.augment.scale_min) == tuple(PLAIN.values())
 
 
 @dataclass(frozen=True)
@@ -147,7 +142,7 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
 def keep_or_leave_out(recipe: Recipe, losses: Losses) -> tuple[Recipe, str]:
     """Leave augmentation out of the recipe if it hides the classes.
 
-    Options that are `auto` then get the values of PLAIN.
+    Options that are `auto` then get the values of WHOLE, and those of CENTRE if that leaves no augmentation.
 
     Returns:
         (the recipe; a warning or "").
@@ -159,9 +154,12 @@ def keep_or_leave_out(recipe: Recipe, losses: Losses) -> tuple[Recipe, str]:
         "frequency)"
     )
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {figures}"
-    values, evidence = PLAIN if hidden else recipe.flat(), asdict(losses) | {"kept": losses.kept}
-    recipe = recipe.with_choices(*(Choice(o, values[o], reason, evidence) for o in PLAIN if o in recipe.automatic))
-    if hidden and not is_plain(recipe):
+    values, evidence = WHOLE if hidden else recipe.flat(), asdict(losses) | {"kept": losses.kept}
+    recipe = recipe.with_choices(*(Choice(o, values[o], reason, evidence) for o in WHOLE if o in recipe.automatic))
+    if hidden and is_plain(recipe):
+        centre = (Choice(o, value, reason, evidence) for o, value in CENTRE.items() if o in recipe.automatic)
+        return recipe.with_choices(*centre), ""
+    if hidden:
         advice = "Compare with --augment.policy=none --augment.scale_min=1"
         return recipe, f"warning: {figures}. Augmentation may hide the classes. {advice}"
     return recipe, ""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from fastft.recipe.constants import EPOCHS, FEW_IMAGES, IMAGE_SIZE, PROBE, PROBED_SIZES, STOP_EPOCH
+from fastft.recipe.constants import EPOCHS, FEW_IMAGES, IMAGE_SIZE, NONE, PROBE, PROBED_SIZES, STOP_EPOCH
 from fastft.recipe.load import check_together
 from fastft.recipe.paper import paper_recipe
 from fastft.recipe.schema import MAX_EPOCHS, Choice, Recipe, count_steps
@@ -34,6 +34,11 @@ FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 
 FULL_LR_STEPS = 70
 PAPER_SIZE = 224  # pixels
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
+PAPER_RATIO = 3 / 4, 4 / 3
+# Without policy and crops. A crop of the whole area with other ratios would squeeze an oblong image into the square, but
+# evaluation, and the linear probe that training starts from, see the square in its centre.
+WHOLE = {"augment.policy": NONE, "augment.scale_min": 1.0}
+CENTRE = {"augment.ratio_min": 1.0, "augment.ratio_max": 1.0}
 
 
 def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, Choice] | None = None) -> Recipe:
@@ -176,6 +181,18 @@ def _scale_min(recipe: Recipe) -> tuple[float, str]:
     return FEW_SCALE, f"with fewer than {FEW_IMAGES:,} images, smaller crops can miss the subject. {cost}"
 
 
+def is_plain(recipe: Recipe) -> bool:
+    """Return True if the recipe trains on the largest crops, without an augmentation policy."""
+    options = recipe.flat()
+    return all(options[option] == value for option, value in WHOLE.items())
+
+
+def _ratio(option: str, paper: float, recipe: Recipe) -> tuple[float, str]:
+    if is_plain(recipe):
+        return CENTRE[option], "without policy and crops, the centre square is used as in evaluation"
+    return _unless_probe(paper, "It becomes 1 if policy and crops are left out", recipe)
+
+
 def _erase_prob(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_ERASE, f"as in the paper, for {FEW_IMAGES:,} images or more"
@@ -213,6 +230,8 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
         "Policy and crops are left out if the linear probe shows that they hide the classes",
     ),
     "augment.scale_min": _scale_min,
+    "augment.ratio_min": partial(_ratio, "augment.ratio_min", PAPER_RATIO[0]),
+    "augment.ratio_max": partial(_ratio, "augment.ratio_max", PAPER_RATIO[1]),
     "augment.hflip": _hflip,
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,

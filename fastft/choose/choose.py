@@ -11,16 +11,8 @@ from pathlib import Path
 
 from beton_tools.base.console import format_duration
 from beton_tools.read.beton_set import BetonSet
-from fastft.choose.augmentation import (
-    HFLIP,
-    TRIED,
-    choose_flips,
-    compare_losses,
-    is_plain,
-    keep_or_leave_out,
-    recognise_mirrored,
-)
-from fastft.choose.automatic import probes_sizes, resolve
+from fastft.choose.augmentation import HFLIP, TRIED, choose_flips, compare_losses, keep_or_leave_out, recognise_mirrored
+from fastft.choose.automatic import is_plain, probes_sizes, resolve
 from fastft.choose.budget import Budget, choose_epochs, choose_within, probe_within
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
 from fastft.data.selection import open_files

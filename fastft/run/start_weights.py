@@ -18,7 +18,7 @@ WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 OF_THE_TOWER = ("model.arch", "model.image_size", "model.pool", "model.layer_scale", "model.rel_pos_bias")
 OF_THE_PIXELS = ("augment.mean", "augment.std")
 # what the run's linear probe has decided, where the new run would let its own decide
-OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.hflip")
+OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.ratio_min", "augment.ratio_max", "augment.hflip")
 
 
 def is_run(path: Path) -> bool:

@@ -8,17 +8,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastft.augment.draw import draw_plan
+from fastft.augment.recipe_policy import build_policy
 from fastft.choose import augmentation
-from fastft.choose.augmentation import KEPT, PLAIN, Losses, choose_flips, is_plain, keep_or_leave_out, shares_loss
-from fastft.choose.automatic import resolve
+from fastft.choose.augmentation import KEPT, Losses, choose_flips, keep_or_leave_out, shares_loss
+from fastft.choose.automatic import CENTRE, WHOLE, is_plain, resolve
 from fastft.cli import main
 from fastft.evaluate.ridge import Mirrored, count_mirrored, fit_ridge_head, score_out_of_fold, smallest_loss
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_choices
 from tests.train.runs import differing, end, flags, losses, rewind, run
 
-AUTO = {"model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto"}
-GIVEN = {"model__head_init": "probe", "augment__policy": "none", "augment__scale_min": "1"}
+AUTO = {
+    "model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto", "augment__ratio_min": "auto",
+    "augment__ratio_max": "auto",
+}  # fmt: skip
+GIVEN = {
+    "model__head_init": "probe", "augment__policy": "none", "augment__scale_min": "1", "augment__ratio_min": "1",
+    "augment__ratio_max": "1",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -77,7 +85,7 @@ def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]
     assert (changed.augment.policy, changed.augment.scale_min) == left
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
     assert ("10% of what a linear probe knows about unchanged images is left" in warning) != is_plain(changed)
-    decided = {c.option: c.evidence for c in changed.choices if c.option in PLAIN}
+    decided = {c.option: c.evidence for c in changed.choices if c.option in WHOLE}
     expected = {"plain": 0.6, "augmented": 1.31, "class_shares": 1.39, "kept": pytest.approx(0.08 / 0.79)}
     assert all(evidence == expected for evidence in decided.values())
 
@@ -86,7 +94,21 @@ def test_a_kept_augmentation_says_what_decided_it() -> None:
     recipe = resolve(load_recipe("photos", ["--data.num_classes=4", "--data.train_size=1000"]))
     changed, warning = keep_or_leave_out(recipe, VISIBLE)
     assert changed.augment == recipe.augment and not warning
-    assert all("leaves the classes visible" in c.reason for c in changed.choices if c.option in PLAIN)
+    assert all("leaves the classes visible" in c.reason for c in changed.choices if c.option in WHOLE)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_without_augmentation_oblong_images_are_seen_as_in_evaluation(by_hand: bool) -> None:
+    options = ("--augment.policy=none", "--augment.scale_min=1") if by_hand else ()
+    recipe = resolve(load_recipe("photos", ["--data.num_classes=4", "--data.train_size=1000", *options]))
+    if not by_hand:
+        assert build_policy(recipe).ratio == (3 / 4, 4 / 3)
+        recipe, _ = keep_or_leave_out(recipe, HIDDEN)
+    plan = draw_plan(
+        build_policy(recipe), seed=3, epoch=0, sample_ids=np.arange(4), heights=[120, 100, 300, 64], widths=[100, 275, 50, 64],
+        size=42,
+    )  # fmt: skip
+    assert plan["crop"].tolist() == [[10, 0, 100, 100], [0, 87, 100, 100], [125, 0, 50, 50], [0, 0, 64, 64]]
 
 
 @pytest.mark.parametrize(("wrong", "hides"), [(0.12, False), (0.4, True)])
@@ -124,10 +146,10 @@ def test_what_hides_the_classes_is_left_out_and_a_resume_keeps_the_choice(
     run(tiny, tmp_path / "auto", **AUTO, **kept)
     run(tiny, tmp_path / "given", **GIVEN)
     augment = load_run(tmp_path / "auto").recipe.augment
-    assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
+    assert (augment.policy, augment.scale_min, augment.ratio_min, augment.ratio_max) == ("none", 1, 1, 1)
     choices = read_choices(tmp_path / "auto") or {}
-    assert {option: choices[option].value for option in PLAIN} == PLAIN
-    assert sum("hides the classes: " in choice.reason for choice in choices.values()) == 2
+    assert {option: choices[option].value for option in WHOLE | CENTRE} == WHOLE | CENTRE
+    assert sum("hides the classes: " in choice.reason for choice in choices.values()) == 4
     for resumed in (False, True):
         assert losses(tmp_path / "auto") == losses(tmp_path / "given")
         assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []

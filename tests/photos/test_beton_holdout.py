@@ -91,7 +91,7 @@ def test_explain_shows_what_the_training_has_chosen(album_beton, trained, tower,
     explained = json.loads(capsys.readouterr().out)
     chosen = json.loads((trained / "choices.json").read_text())["choices"]
     # which the training may change before its first step
-    by_probe = {"augment.policy", "augment.scale_min", "augment.hflip"}
+    by_probe = {"augment.policy", "augment.scale_min", "augment.ratio_min", "augment.ratio_max", "augment.hflip"}
     assert [c["option"] for c in explained["choices"]] == [c["option"] for c in chosen]
     for before, after in zip(explained["choices"], chosen, strict=True):
         assert before == after or before["option"] in by_probe
