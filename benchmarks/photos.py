@@ -24,6 +24,8 @@ from beton_tools.base.console import markdown_table as markdown
 
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
 TRIED_RATE = {"learning rate 5e-4 instead of 3.5e-4 in 70 steps": ("earlier values", "fastft")}
+# Set by hand, it does what "fastft" does by itself now where augmentation is left out.
+SAME = {"fastft augment.ratio_min=1 augment.ratio_max=1": "fastft"}
 TRIED_CENTRE = {"square in the centre instead of 3:4 to 4:3, squeezed": ("squeezed", "fastft")}
 TRIED_PARTS = {
     "patch embedding trained": ("fastft", "fastft model.freeze_conv1=false"),
@@ -217,7 +219,8 @@ def _sets(*methods: str, file: str = "photos") -> dict[str, list[Seeds]]:
     """Return the runs for each set that has all methods."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
     for row in trainings(file):
-        found.setdefault(row["set"], {}).setdefault(row["method"], {})[row["seed"]] = row
+        method = SAME.get(row["method"], row["method"])
+        found.setdefault(row["set"], {}).setdefault(method, {})[row["seed"]] = row
     return {name: [by[m] for m in methods] for name, by in found.items() if by.keys() >= set(methods)}
 
 
