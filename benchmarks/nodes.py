@@ -9,7 +9,7 @@ from speed import find, published
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.cost.roofline import FAMILIES
+from fastft.cost.roofline import mfu_range
 from fastft.cost.work import recipe_flops
 from fastft.machine.bench_result import Case, spread
 from fastft.machine.gpus import GPUS
@@ -55,8 +55,9 @@ def images_per_second(name: str) -> tuple[float, float]:
     recipe, gpu = load_recipe(name), GPUS[GPU]
     roofline = roofline_mfu(recipe, gpu, GPUS_PER_NODE)
     assert roofline is not None
-    peak = GPUS_PER_NODE * gpu.peak_flops * roofline.value / recipe_flops(recipe, recipe_arch(recipe)).train
-    return min(f.slowest for f in FAMILIES) * peak, max(f.fastest for f in FAMILIES) * peak
+    peak = GPUS_PER_NODE * gpu.peak_flops / recipe_flops(recipe, recipe_arch(recipe)).train
+    fastest, slowest = mfu_range(roofline)
+    return slowest.value * peak, fastest.value * peak
 
 
 def _case(key: str, **setting: Any) -> Case:

@@ -32,9 +32,7 @@ MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sendi
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
 DESCRIPTORS = 3  # that a worker takes in this process: its pipe, and two of multiprocessing's
-SPARE_DESCRIPTORS = (
-    12  # for everything else: the server, the file that is written, and modules that are imported meanwhile
-)
+SPARE_DESCRIPTORS = 12  # for the server, the file that is written, and modules that are imported meanwhile
 _REMEDY = "If memory or open files (ulimit -n) ran out, use fewer --workers"
 _GUARD = "A script that converts images needs `if __name__ == '__main__':` around its statements"
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"

@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Budget:
-    """What has to fit into the time.
+    """The work that must fit into the time budget.
 
     Attributes:
         left: returns the seconds that are left, the same in all processes.
@@ -127,9 +127,9 @@ def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], Line
 def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
     """Choose the epochs of a run without a linear probe, at least one. forward: seconds for each image."""
     recipe = budget.recipe
-    epochs, seconds = budget.fitting(budget.left(), forward)
     if EPOCHS not in recipe.automatic:
         return []
+    epochs, seconds = budget.fitting(budget.left(), forward)
     fits = f"as many as fit into {recipe.schedule.budget}: about {format_duration(seconds)}"
     reason = fits if epochs else f"not even one epoch fits into {recipe.schedule.budget}"
     return [Choice(EPOCHS, max(1, epochs), reason, {"forward_seconds": forward})]

@@ -71,7 +71,7 @@ def _read(folder: Path, key: str) -> tuple[bool, dict[str, Choice] | None]:
 
 @dataclass(frozen=True)
 class _Probing:
-    """What linear probes choose for a new run. began: `time.monotonic()` when the stage began."""
+    """Chooses options for a new run with linear probes. began: `time.monotonic()` when the stage began."""
 
     folder: Path
     key: str

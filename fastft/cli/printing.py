@@ -12,7 +12,7 @@ from fastft.cli.doctor import FAIL, OK, WARN, Checks
 from fastft.cost.explanation import Cost, Explanation, RecipeList, Schedule
 from fastft.cost.gpu_memory import SHARD, describe_no_fit
 from fastft.cost.price import LOADER_LIMITS, EstimateRow, Prices, Sum, format_hours, format_range
-from fastft.cost.roofline import FAMILIES, FASTEST, SLOWEST
+from fastft.cost.roofline import FASTEST, SLOWEST, k_range
 from fastft.jobs.choices_table import print_choices
 from fastft.recipe import Recipe
 from fastft.recipe.check import show_value
@@ -25,7 +25,7 @@ NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: images/s from fastft bench. The others are modelled"
 ENDS = (
     "hours and MFU: as efficient as the fastest and the slowest of the published language-model and ViT trainings that "
-    f"we compared ({max(f.fastest for f in FAMILIES):g} and {min(f.slowest for f in FAMILIES):g} of the roofline's speed)"
+    "we compared ({:g} and {:g} of the roofline's speed)".format(*k_range())
 )
 
 # fastft explain ----------------------------------------------------------------------------------------------------------

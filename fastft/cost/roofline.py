@@ -76,13 +76,18 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
     return [fastest, *families, slowest, roofline]
 
 
+def k_range(families: Sequence[Family] = FAMILIES) -> tuple[float, float]:
+    """Return the fastest and the slowest published run's share of the roofline's speed."""
+    return max(f.fastest for f in families), min(f.slowest for f in families)
+
+
 def mfu_range(roofline: Mfu, families: Sequence[Family] = FAMILIES) -> tuple[Mfu, Mfu]:
     """Return the MFUs of the fastest and the slowest published run in these families. Ranges of hours go from one to the other.
 
     Args:
         roofline: the result of `roofline_mfu` for the recipe and the GPU.
     """
-    fastest, slowest = max(f.fastest for f in families), min(f.slowest for f in families)
+    fastest, slowest = k_range(families)
     return (
         Mfu(fastest * roofline.value, FASTEST, f"{fastest:g} x roofline, the fastest training of these two families"),
         Mfu(slowest * roofline.value, SLOWEST, f"{slowest:g} x roofline, the slowest training of these two families"),

@@ -170,7 +170,7 @@ class Average:
 
 
 class Tried(NamedTuple):
-    """What was evaluated. predictions: on the selection set; None without one."""
+    """An evaluated average. predictions: those on the selection set, or None if there is no such set."""
 
     row: AverageRow
     predictions: Predictions | None

@@ -116,7 +116,7 @@ class ClassGain:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What the linear probe says about training images: as `TrainingLabels`, with names and thumbnails."""
+    """Doubtful labels and learning curves, like `TrainingLabels` but with class names and thumbnails."""
 
     images: int
     wrong: int

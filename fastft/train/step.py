@@ -207,9 +207,8 @@ class Step:
         of its buckets, so views are kept for accumulation.
         """
         if self._graph is not None or (self.world.size > 1 and self.accumulation > 1):
-            if gradients := [
-                p.grad for p in self.trained.parameters() if p.grad is not None
-            ]:  # none before the first pass
+            gradients = [p.grad for p in self.trained.parameters() if p.grad is not None]
+            if gradients:  # there are none before the first pass
                 torch._foreach_zero_(gradients)
         else:
             self.trained.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""What the ways to compute a step ask of the card.
+"""Count launches, waits and allocations for each way to compute a step.
 
 Run: python -m tests.fake_gpu ways OUT.json     (a file of benchmarks/results: the table in docs/step.md is made from it)
 """

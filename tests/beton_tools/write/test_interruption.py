@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(photo_folde
 
 
 def test_a_journal_that_finds_no_space_is_one_line_too(photo_folder, tmp_path, whole, monkeypatch):
-    """What Python could not write stays in its buffer, and closing the file fails again."""
+    """Closing a file on a full disk fails a second time, because the unwritten data are still in its buffer."""
 
     def full_device(*_: object) -> IO[bytes]:
         return Path("/dev/full").open("wb")
