@@ -17,6 +17,7 @@ from typing import Any
 from beton_tools.base.signals import imports_of, raise_on_stop_signals
 
 with imports_of("beton"):
+    from beton_tools.base.arguments import Parser, at_least, positive
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
@@ -26,7 +27,6 @@ with imports_of("beton"):
         print_printable,
         start_command,
     )
-    from beton_tools.base.errors import UserError
     from beton_tools.base.progress_bar import progress
     from beton_tools.read.format import Beton
     from beton_tools.read.manifest import Manifest
@@ -50,21 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end_command(error, partial(print_error, command))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="beton", description="Inspect FFCV .beton files.")
+def build_parser() -> Parser:
+    parser = Parser(prog="beton", description="Inspect FFCV .beton files.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _command(commands, "info", _run_info, "show what the file contains and how it was made", "val.beton")
     help = "check tables, checksums and crop indexes, and decode every image"
     verify = _command(commands, "verify", _run_verify, help, "train.beton --workers 8")
     tables = "check tables and checksums only, which is as fast as the disk"
     verify.add_argument("--no-decode", action="store_true", help=tables)
-    verify.add_argument("--workers", type=int, metavar="N", help="number of threads (default: one per usable CPU)")
+    verify.add_argument(
+        "--workers", type=positive(int), metavar="N", help="number of threads (default: one per usable CPU)"
+    )
     help = "draw images with their classes on one contact sheet"
     sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
     sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     _add_selection(sheet, limit=40)
-    sheet.add_argument("--columns", type=int, default=8, metavar="N", help="images per row (default: 8)")
-    sheet.add_argument("--cell", type=int, default=160, metavar="PX", help="pixels per image (default: 160)")
+    sheet.add_argument("--columns", type=positive(int), default=8, metavar="N", help="images per row (default: 8)")
+    sheet.add_argument("--cell", type=at_least(16), default=160, metavar="PX", help="pixels per image (default: 160)")
     help = "write images to files, byte for byte as they are stored"
     extract = _command(commands, "extract", _run_extract, help, "val.beton --out photos --label 207")
     extract.add_argument(
@@ -76,8 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str, json: bool = True
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+) -> Parser:
+    parser: Parser = commands.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",
@@ -96,8 +98,8 @@ def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
     parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="these samples")
     parser.add_argument("--label", type=int, metavar="L", help="only samples with this label")
     how_many = f"at most N samples (default: {'all' if limit is None else limit})"
-    parser.add_argument("--limit", type=int, default=limit, metavar="N", help=how_many)
-    parser.add_argument("--seed", type=int, default=0, help="seed for the selection by --limit (default: 0)")
+    parser.add_argument("--limit", type=positive(int), default=limit, metavar="N", help=how_many)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed for the selection by --limit (default: 0)")
 
 
 def _print_json(values: Any) -> int:
@@ -150,8 +152,6 @@ def _print_manifest(manifest: Manifest) -> None:
 def _run_verify(args: argparse.Namespace) -> int:
     from beton_tools.inspect.verify import verify
 
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers is {args.workers}. Give at least 1")
     with progress(args.file.name) as show:
         report = verify(args.file, args.workers, not args.no_decode, show)
     if args.json:
@@ -171,8 +171,6 @@ def _run_verify(args: argparse.Namespace) -> int:
 def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
     from beton_tools.inspect.extract import choose_samples
 
-    if args.seed < 0 or (args.limit is not None and args.limit < 1):
-        raise UserError("--limit must be at least 1 and --seed at least 0")
     return choose_samples(beton, args.ids, args.label, args.limit, args.seed)
 
 
@@ -180,8 +178,6 @@ def _run_sheet(args: argparse.Namespace) -> int:
     from beton_tools.base.atomic import save_picture
     from beton_tools.inspect.extract import draw_sheet
 
-    if args.columns < 1 or args.cell < 16:
-        raise UserError("--columns must be at least 1 and --cell at least 16")
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
     ids = _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base import torchrun
+from beton_tools.base import arguments, torchrun
+from beton_tools.base.arguments import parse_number, positive
 from beton_tools.base.console import make_console, printable, say
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
@@ -44,18 +45,8 @@ def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int
     return 0
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(arguments.Parser):
     """A parser whose errors are one line, and which reads `-C RECIPE` as `RECIPE`."""
-
-    def error(self, message: str) -> Any:
-        help = "" if message.endswith("?") else f". See {self.prog} --help"
-        self.exit(2, printable(f"{self.prog}: {message}{help}") + "\n")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            near = get_close_matches(str(value), action.choices, 1)
-            choose = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(map(str, action.choices))}"
-            raise argparse.ArgumentError(action, f"'{value}' is not known. {choose}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else args
@@ -118,7 +109,7 @@ def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
 
 
 def _is_number(text: str) -> bool:
-    return _number(float, text) is not None
+    return parse_number(float, text) is not None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
@@ -163,43 +154,13 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", **SHARED[name])
 
 
-def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """An argparse type: a number greater than 0."""
-
-    def parse(text: str) -> float:
-        number = _number(kind, text)
-        if number is None or not 0 < number < float("inf"):
-            what = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"must be a {what} greater than 0, not '{text}'")
-        return number
-
-    return parse
-
-
-def whole_number(text: str) -> int:
-    """An argparse type: a whole number, 0 or more, that fits 32 bits."""
-    number = _number(int, text)
-    if number is None or number < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not '{text}'")
-    if number >= 1 << 31:
-        raise argparse.ArgumentTypeError(f"must be at most {(1 << 31) - 1}, not '{text}'")
-    return int(number)
-
-
 def share(text: str) -> float:
     """An argparse type: a fraction in (0, 1], written as 0.45 or 45%."""
-    number = _number(float, text.removesuffix("%"))
+    number = parse_number(float, text.removesuffix("%"))
     value = None if number is None else number / (100 if text.endswith("%") else 1)
     if value is None or not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be a share such as 0.45 or 45%, not '{text}'")
     return value
-
-
-def _number(kind: type[int] | type[float], text: str) -> float | None:
-    try:
-        return kind(text)
-    except ValueError:
-        return None
 
 
 SHARED: dict[str, dict[str, Any]] = {

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from beton_tools.base.arguments import positive
 from beton_tools.base.console import make_console
 from fastft.bench import BENCHES
-from fastft.cli.arguments import positive, recipe_reference
+from fastft.cli.arguments import recipe_reference
 from fastft.recipe.constants import PEERS
 
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"

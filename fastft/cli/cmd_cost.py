@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from beton_tools.base.arguments import positive
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
+from fastft.cli.arguments import RECIPE, add_shared, recipe_reference, share, show
 from fastft.recipe.recipe_file import is_table
 
 EXAMPLE = "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n  fastft cost 05_llrd --gpu a100"

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
+from beton_tools.base.arguments import at_least, positive
 from beton_tools.base.atomic import check_output
 from beton_tools.base.console import print_printable, say
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_recipe, add_shared, positive, whole_number
+from fastft.cli.arguments import add_recipe, add_shared
 from fastft.recipe import Recipe, load_recipe
 
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
@@ -16,7 +17,7 @@ TAKES_OPTIONS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
-    parser.add_argument("--epoch", type=whole_number, default=0, help="epoch to draw (default 0)")
+    parser.add_argument("--epoch", type=at_least(0), default=0, help="epoch to draw (default 0)")
     parser.add_argument("--count", type=positive(int), default=12, help="number of images (default 12)")
     add_shared(parser, "overwrite")
 

@@ -163,8 +163,6 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
         ["sheet", "FILE", "--out", "/nowhere/sheet.png"],
         ["sheet", "FILE", "--out", "/"],
         ["sheet", "FILE", "--out", "sheet.xyz"],
-        ["sheet", "FILE", "--out", "sheet.png", "--limit", "0"],
-        ["verify", "FILE", "--workers", "0"],
         ["info", "x" * 246 + ".beton"],
         ["extract", "FILE", "--out", "x", "--ids", "9" * 30],
         ["sheet", "FILE", "--out", "sheet.png", "--cell", "1000000"],
@@ -177,6 +175,26 @@ def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments):
     errors = capsys.readouterr().err
     assert errors.startswith(f"beton {arguments[0]}: ")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["verfy", "FILE"],
+        ["verify"],
+        ["verify", "FILE", "--workers", "0"],
+        ["sheet", "FILE", "--out", "sheet.png", "--limit", "0"],
+        ["sheet", "FILE", "--out", "sheet.png", "--seed", "x"],
+        ["info", "FILE", "--jsn"],
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(written, capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(written) if a == "FILE" else a for a in arguments])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith("beton") and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
