@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beton_tools.base.errors import UserError
 from fastft.choose import budget as rules
 from fastft.choose import choose, image_size
 from fastft.choose.automatic import resolve
@@ -20,6 +21,7 @@ from fastft.jobs.run import run_recipe
 from fastft.jobs.sweep import run_key
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import RECIPES
+from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run, read_choices
 from tests.train.runs import QUIET, differing, end, flags, result_of, rewind
 
@@ -219,3 +221,11 @@ def test_without_a_probe_the_rate_is_measured_on_some_images(tiny, tmp_path, mon
     recipe, choices = load_run(tmp_path).recipe, read_choices(tmp_path) or {}
     assert recipe.epochs == 1 and recipe.model.image_size == 224
     assert choices["schedule.epochs"].reason == "not even one epoch fits into 30s"
+
+
+def test_a_warm_up_longer_than_what_fits_is_refused_before_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(rules, "TRAINING_COST", 1e6)
+    fixed = {"schedule__warmup": "none", "schedule__warmup_epochs": "10", "schedule__epochs": "auto"}
+    with pytest.raises(UserError, match=r"warmup_epochs \(10\) must be smaller than schedule.epochs \(1\)"):
+        within(tiny, tmp_path, "30s", model__head_init="small", **fixed)
+    assert not list_checkpoints(tmp_path / "checkpoints")
