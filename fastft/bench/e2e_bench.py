@@ -102,7 +102,7 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
         arch.write_text(json.dumps({"embed_dim": 192, "vision_cfg": TINY | quick}))
         sections["model"] = {"arch": str(arch)}
     batch = min(_batch(options), max(2, options.images // 4 * 2))  # even, for mixup
-    log_every = GPU_LOG_EVERY if on_gpu else 1_000_000
+    log_every = GPU_LOG_EVERY if on_gpu else 1  # the first interval is not counted
     updates: dict[str, dict[str, Any]] = {
         "data": {"train": str(beton), "val": str(beton), "num_classes": 1000},
         "model": {"weights": "random", "freeze_conv1": False},
@@ -133,7 +133,8 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
             recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
             run_recipe(recipe, Console(quiet=True))
             trained = load_run(Path(folder))
-        skipped = trained.intervals[:-1][:1]  # on a GPU: the first steps compile and load kernels
+        # the first steps of a run allocate memory, and on a GPU they also compile and load kernels
+        skipped = trained.intervals[:-1][:1]
         intervals = trained.intervals[len(skipped) :]
         steps = trained.steps - sum(int(i.step) for i in skipped)
         seconds = {p: sum(i.split.get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
