@@ -151,12 +151,12 @@ def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[st
             )
         for flips in (False, True):
             accuracy = np.mean([
-                _fit(plain_ND[fitted], mirrored_ND[fitted] if flips else None, labels_N[fitted])
+                fit_ridge(plain_ND[fitted], mirrored_ND[fitted] if flips else None, labels_N[fitted])
                 .score(plain_ND[kept], labels_N[kept])
                 for fitted, kept in StratifiedKFold(5, shuffle=True, random_state=seed).split(plain_ND, labels_N)
             ])  # fmt: skip
             if accuracy > best[0]:
-                model = _fit(plain_ND, mirrored_ND if flips else None, labels_N)
+                model = fit_ridge(plain_ND, mirrored_ND if flips else None, labels_N)
                 best = accuracy, pool + " and flips" * flips, model.predict(test_MD) == tested_M
     return {"cpu": time.process_time() - began, "right": best[2], "policy": best[1], "epochs": 0}
 
@@ -167,7 +167,7 @@ def _features(tower: FrozenTower, path: Path, mirrored: int) -> np.ndarray:
         return pooled_features(tower.model, batches, tower.world, tower.precision)[0]
 
 
-def _fit(plain_ND: np.ndarray, mirrored_ND: np.ndarray | None, labels_N: np.ndarray) -> Pipeline:
+def fit_ridge(plain_ND: np.ndarray, mirrored_ND: np.ndarray | None, labels_N: np.ndarray) -> Pipeline:
     rows, labels = (
         (plain_ND, labels_N) if mirrored_ND is None else (np.concatenate([plain_ND, mirrored_ND]), np.tile(labels_N, 2))
     )
