@@ -154,18 +154,18 @@ def start() -> str:
 
 
 def gains_by_steps() -> str:
-    """Tabulate the median part of a linear probe's errors that training removes, by the number of steps."""
+    """Tabulate the mean part of a linear probe's errors that training removes, by the number of steps."""
     rows = []
     for low, high in pairwise(STEPS):
         parts = [part for steps, part in _removed() if low <= steps < high]
-        rows.append([f"{low:,} to {high - 1:,}", str(len(parts)), f"{100 * float(np.median(parts)):.0f} %"])
+        rows.append([f"{low:,} to {high - 1:,}", str(len(parts)), f"{100 * fmean(parts):.0f} %"])
     return markdown(["steps", "sets and image sizes", "part of the probe's errors that training removes"], rows)
 
 
 def _removed() -> list[tuple[int, float]]:
     """Return (steps, part of the errors) for each set, image size and length with today's values.
 
-    Sets with * are left out, because the medians decide in fastft.choose.budget. Runs in
+    Sets with * are left out, because the means decide in fastft.choose.budget. Runs in
     photos.jsonl with fewer steps than EARLIER_RATE had a lower learning rate.
     """
     by_run: dict[tuple[str, int, int], list[Any]] = {}

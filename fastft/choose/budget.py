@@ -15,12 +15,12 @@ from beton_tools.base.console import format_duration
 from fastft.choose.image_size import TRAINING_COST, TriedSizes, try_sizes
 from fastft.evaluate.linear_probe import LinearProbe
 from fastft.recipe import Choice, Recipe
-from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, STOP_EPOCH
+from fastft.recipe.constants import EPOCHS, FEWEST_STEPS, IMAGE_SIZE, STOP_EPOCH
 
-# Steps, and the part of a linear probe's errors that training removes: medians of runs on several sets
+# Steps, and the part of a linear probe's errors that training removes: means of runs on several sets
 # (docs/measurements/photos.md, A budget in time). Between them it is interpolated over the logarithm of the steps. Runs of
 # about 20 steps lost accuracy: they end while the loss is still above where it began.
-REMOVED = {30: 0.0, 50: 0.14, 70: 0.23, 200: 0.25, 500: 0.29}
+REMOVED = {FEWEST_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
 PROBE_SHARE = 0.1  # part of the time left that one more probe may take
 # Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds
 # took 153.
@@ -150,7 +150,7 @@ def _top1(probe: LinearProbe, steps: int) -> float:
 def expected_gain(steps: int) -> float:
     """Return the part of a probe's errors that training removes. It is negative where training is too short."""
     known = np.log(list(REMOVED))
-    slope = (REMOVED[50] - REMOVED[30]) / (known[1] - known[0])
+    slope = REMOVED[50] / (known[1] - known[0])
     if not steps:
         return 0.0
     if (at := np.log(steps)) < known[0]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from fastft.recipe import Recipe
+from fastft.recipe.constants import FEWEST_STEPS, PROBE
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,14 @@ def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
         warmup_steps=int(recipe.schedule.warmup_epochs * steps_per_epoch),
         total_steps=recipe.schedule.epochs * steps_per_epoch,
     )
+
+
+def short_run_warnings(recipe: Recipe) -> list[str]:
+    """Warn if a run that starts from a linear probe is too short to become better than it."""
+    steps = recipe.epochs * recipe.steps_per_epoch()
+    if recipe.model.head_init != PROBE or not 0 < steps <= FEWEST_STEPS:
+        return []
+    return [
+        f"{steps} steps are few. Runs of {FEWEST_STEPS} steps or fewer have ended below the linear probe that they start from. "
+        "Train for more epochs, or at a smaller --model.image_size"
+    ]

@@ -13,6 +13,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 ERASE_MODES = ("const", "rand", "pixel")
 IMAGE_SIZE, EPOCHS, STOP_EPOCH, BUDGET = "model.image_size", "schedule.epochs", "schedule.stop_epoch", "schedule.budget"
 BY_BUDGET = (IMAGE_SIZE, EPOCHS, STOP_EPOCH)  # what `schedule.budget` decides, unless they are set where it is set
+FEWEST_STEPS = 30  # a run with so few ends below its linear probe (docs/measurements/photos.md, A budget in time)
 FEW_IMAGES = 20_000  # BiT's limit between its smallest and its middle setting
 PROBED_SIZES = (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded to whole patches
 MAX_ERASE = 4  # erased boxes per image, which is the size of a plan's field

@@ -24,6 +24,7 @@ from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
+from fastft.optim.schedule import short_run_warnings
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import Logged
 from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, flatten
@@ -130,7 +131,7 @@ class Reporter:
             f"{recipe.model.image_size} px, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
-        for warning in (*ema_warnings(recipe), *s.loader.notes):
+        for warning in (*ema_warnings(recipe), *short_run_warnings(recipe), *s.loader.notes):
             self.say(f"warning: {warning}")
         if decision.is_worth_a_line:
             self.say(decision.describe())
