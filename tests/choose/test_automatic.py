@@ -11,7 +11,7 @@ from fastft.choose.automatic import RULES, resolve
 from fastft.cost.explanation import explain
 from fastft.optim import decay_for_batch
 from fastft.optim.ema import ema_warnings
-from fastft.optim.schedule import build_schedule
+from fastft.optim.schedule import build_schedule, short_run_warnings
 from fastft.recipe import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 from fastft.recipe.training_images import Images
@@ -190,3 +190,12 @@ def test_the_normalisation_of_a_towers_file_is_taken_and_printed_unless_it_is_gi
     file.write_text(json.dumps(tower | {"preprocess_cfg": {"std": [0, 1, 1]}}))
     with pytest.raises(UserError, match=r"preprocess_cfg of .*augment\.std is .*It must be three numbers"):
         decided("photos", [f"--model.arch={file}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [(["--epochs=3"], True), (["--epochs=4"], False), (["--epochs=3", "--model.head_init=small"], False)],
+)
+def test_a_run_of_few_steps_from_a_linear_probe_is_warned_of(options, warned):
+    recipe = decided("photos", ["--data.train_size=320", *options])  # 10 steps an epoch
+    assert [line.startswith("30 steps are few") for line in short_run_warnings(recipe)] == [True] * warned

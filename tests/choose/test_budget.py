@@ -62,7 +62,7 @@ def test_time_is_given_to_the_image_size_as_long_as_there_are_enough_steps(left,
 
 
 @pytest.mark.parametrize(
-    ("left", "wrong"), [(30, (120, 100, 80)), (120, (120, 100, 20)), (36_000, (9, 4, 3))],
+    ("left", "wrong"), [(30, (120, 100, 80)), (120, (120, 100, 20)), (36_000, (9, 4, 2))],
     ids=["no time to train", "the largest probe is better than a training at a smaller size", "hardly any errors"],
 )  # fmt: skip
 def test_the_run_stops_at_the_probe_where_training_is_not_expected_to_be_better(left, wrong):
