@@ -108,7 +108,9 @@ class _NormBranch(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        half, gain, shift = x.to(dtype), gain.to(dtype), shift.to(dtype)
+        # Not x.to(dtype): Inductor recomputes a cast in the backward pass, and would keep x for it
+        half = torch.empty_like(x, dtype=dtype).copy_(x)
+        gain, shift = gain.to(dtype), shift.to(dtype)
         with torch.autocast(x.device.type, enabled=False):  # autocast would compute and return fp32
             norm, mean, rstd = torch.native_layer_norm(half, x.shape[-1:], gain, shift, eps)
         ctx.save_for_backward(half, mean, rstd, gain, shift)
