@@ -17,7 +17,6 @@ from typing import Any
 from beton_tools.base.signals import imports_of, raise_on_stop_signals
 
 with imports_of("beton"):
-    from beton_tools.base.arguments import Parser, at_least, positive
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
@@ -27,6 +26,7 @@ with imports_of("beton"):
         print_printable,
         start_command,
     )
+    from beton_tools.base.parser import CommandParser, at_least, positive
     from beton_tools.base.progress_bar import progress
     from beton_tools.read.format import Beton
     from beton_tools.read.manifest import Manifest
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end_command(error, partial(print_error, command))
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="beton", description="Inspect FFCV .beton files.")
+def build_parser() -> CommandParser:
+    parser = CommandParser(prog="beton", description="Inspect FFCV .beton files.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _command(commands, "info", _run_info, "show what the file contains and how it was made", "val.beton")
     help = "check tables, checksums and crop indexes, and decode every image"
@@ -78,8 +78,8 @@ def build_parser() -> Parser:
 
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str, json: bool = True
-) -> Parser:
-    parser: Parser = commands.add_parser(
+) -> CommandParser:
+    parser: CommandParser = commands.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base import arguments, torchrun
-from beton_tools.base.arguments import parse_number, positive
+from beton_tools.base import torchrun
 from beton_tools.base.console import make_console, printable, say
 from beton_tools.base.errors import UserError
+from beton_tools.base.parser import CommandParser, parse_number, positive
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
 from fastft.recipe.load import advice_without_option, full_name, nearest_option
@@ -45,7 +45,7 @@ def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int
     return 0
 
 
-class Parser(arguments.Parser):
+class Parser(CommandParser):
     """A parser whose errors are one line, and which reads `-C RECIPE` as `RECIPE`."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

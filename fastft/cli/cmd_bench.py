@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.arguments import positive
 from beton_tools.base.console import make_console
+from beton_tools.base.parser import positive
 from fastft.bench import BENCHES
 from fastft.cli.arguments import recipe_reference
 from fastft.recipe.constants import PEERS

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.arguments import positive
 from beton_tools.base.errors import UserError
+from beton_tools.base.parser import positive
 from fastft.cli.arguments import RECIPE, add_shared, recipe_reference, share, show
 from fastft.recipe.recipe_file import is_table
 

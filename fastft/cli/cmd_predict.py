@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from beton_tools.base.arguments import positive
 from beton_tools.base.atomic import check_output
 from beton_tools.base.console import print_printable, say
 from beton_tools.base.errors import UserError
+from beton_tools.base.parser import positive
 from beton_tools.read.beton_paths import is_named_beton
 from fastft.cli.arguments import add_checkpoint, add_shared, share
 

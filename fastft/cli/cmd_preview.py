@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from beton_tools.base.arguments import at_least, positive
 from beton_tools.base.atomic import check_output
 from beton_tools.base.console import print_printable, say
 from beton_tools.base.errors import UserError
+from beton_tools.base.parser import at_least, positive
 from fastft.cli.arguments import add_recipe, add_shared
 from fastft.recipe import Recipe, load_recipe
 

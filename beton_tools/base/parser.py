@@ -8,7 +8,7 @@ from typing import Any
 from beton_tools.base.console import EXIT_BAD_INPUT, printable
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> Any:
