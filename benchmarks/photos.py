@@ -57,7 +57,7 @@ def headline(ours: str) -> str:
 
     ours: the method of fastft. With a budget, its cell has the image size and the epochs.
     """
-    runs, cell = _runs(*BESIDE, ours), _figure if ours == BUDGET else _short
+    runs, cell = _runs(*BESIDE, ours), _chosen if ours == BUDGET else _short
     rows = [
         [
             _title(name, [cheap, loop, own]),
@@ -303,6 +303,14 @@ def _figure(seeds: Seeds) -> str:
     head = f"head {fmean(row['probe'] for row in rows):.1f}; " if "probe" in rows[0] else ""
     size, epochs = (" or ".join(map(str, sorted({row[key] for row in rows}))) for key in ("image_size", "epochs"))
     return f"{top1:.1f} ({head}{size} px, epochs: {epochs}, {seconds:.0f} s)"
+
+
+def _chosen(seeds: Seeds) -> str:
+    """Format a run with a budget, which may have stopped at its linear probe."""
+    (row,) = seeds.values()
+    if row["epochs"]:
+        return _figure(seeds)
+    return f"{100 * _right(seeds).mean():.1f} (head; {row['image_size']} px, epochs: 0, {_seconds(seeds):.0f} s)"
 
 
 def _seconds(seeds: Seeds) -> float:

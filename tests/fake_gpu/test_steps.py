@@ -34,6 +34,8 @@ LIMITS = {
     (HALF_FP16, "compile", "auto"): 831,
     (HALF_BF16, "compile", "auto"): 795,
 }
+# PyTorch 2.10, the last for CUDA 12, takes 4 to 16 more
+MORE = 16 if torch.__version__.startswith("2.10.") else 0
 # at the peak, with 256 images
 GB = {(BF16, "eager", "auto"): 17.6, (HALF_FP16, "eager", "auto"): 17.4, (BF16, "compile", "auto"): 17.5}
 
@@ -51,7 +53,7 @@ def test_a_step_neither_waits_nor_allocates_and_keeps_to_its_launches(precision,
           f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB")  # fmt: skip
     assert asked["waits"] == asked["event_waits"] == asked["to_host"] == 0
     assert asked["allocations"] == asked["host_allocations"] == 0
-    assert asked.work / STEPS <= LIMITS[precision, mode, attention]
+    assert asked.work / STEPS <= LIMITS[precision, mode, attention] + MORE
     limit = GB.get((precision, mode, attention))
     assert limit is None or torch.cuda.max_memory_allocated() / 1e9 <= limit
     assert not any("elementwise_kernel" in name and "addcmul" in name for name in launched(tmp_path))
