@@ -42,8 +42,16 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
 @pytest.mark.parametrize(
     ("path", "kinds"),
     [
-        # forward: 12 parameters and 2 LayerNorm inputs; backward: gradients of the former and of 2 branches' outputs
-        ("autocast", {("_to_copy", "forward"): 14, ("_to_copy", "backward"): 14, ("cat", "backward"): 2}),
+        # forward: 12 parameters, and 2 LayerNorm inputs by `copy_`; backward: gradients of the former and of 2 branches' outputs
+        (
+            "autocast",
+            {
+                ("_to_copy", "forward"): 12,
+                ("copy_", "forward"): 2,
+                ("_to_copy", "backward"): 14,
+                ("cat", "backward"): 2,
+            },
+        ),
         ("half", {}),  # `_foreach_copy_` casts all gradients at once
     ],
 )
