@@ -59,14 +59,8 @@ def headline(ours: str) -> str:
     """
     runs, cell = _runs(*BESIDE, ours), _chosen if ours == BUDGET else _short
     rows = [
-        [
-            _title(name, [cheap, loop, own]),
-            _short(cheap),
-            _short(loop),
-            cell(own),
-            *(shown(*g) for g in _gains(cheap, loop, own)),
-        ]
-        for name, (cheap, loop, own) in runs.items()
+        [_title(name, of_set), *map(_short, of_set[:-1]), cell(of_set[-1]), *(shown(*gain) for gain in _gains(*of_set))]
+        for name, of_set in runs.items()
     ]
     rows += [[f"mean of {title}", "", "", "", *gains] for title, gains in _means(runs).items()]
     head = ["set", "best linear head", "timm loop", "fastft", "gain over the loop", "gain over the head"]
@@ -165,8 +159,8 @@ def gains_by_steps() -> str:
 def _removed() -> list[tuple[int, float]]:
     """Return (steps, part of the errors) for each set, image size and length with today's values.
 
-    Sets with * are left out, because the means decide in fastft.choose.budget. Runs in
-    photos.jsonl with fewer steps than EARLIER_RATE had a lower learning rate.
+    Sets with * are left out, because the means decide in fastft.choose.budget. Runs in photos.jsonl with fewer steps than
+    EARLIER_RATE are left out too: they had a lower learning rate.
     """
     by_run: dict[tuple[str, int, int], list[Any]] = {}
     for row in trainings("photos"):

@@ -1,4 +1,4 @@
-"""What both commands share of argparse: errors of one line, and types of numbers."""
+"""Argument parsing for the `fastft` and `beton` commands: one-line errors and numeric argument types."""
 
 import argparse
 from collections.abc import Callable

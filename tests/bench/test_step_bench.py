@@ -85,15 +85,16 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     assert arms["none"]() == 2
 
 
-def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs):
-    write_crops(tmp_path / "images", photographs, {"chelsea": 2, "coffee": 2}, suffix="jpg")
+def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(e2e_bench, "_batch", lambda options: 2)
+    write_crops(tmp_path / "images", photographs, {"chelsea": 8, "coffee": 8}, suffix="jpg")
     paths = sorted((tmp_path / "images").glob("*/*"))
     options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
     sections = e2e_bench._sections(options, options.workspace.beton(RESIZED))
     trial = e2e_bench.train_recipe(sections)["pass"]()
-    assert trial["count"] == 2  # of 4; the first step is not counted
+    assert trial["count"] == 14  # of 16; the first step is not counted
     assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
-    assert {"forward", "backward"} <= trial.keys()
+    assert {"forward", "backward", "decode", "augment"} <= trial.keys()
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path):
