@@ -45,7 +45,7 @@ def everyday_commands(tiny: dict[str, str], run: Path, folder: Path) -> dict[str
         "average": [run, run, "--alpha=0.5", "--device=cpu", "--out", folder / "average"],
         "export": [run, "--format=safetensors", "--out", folder / "model.safetensors"],
         "report": [run, "--out", folder / "report.html"],
-        "bench": ["loader", "--quick", "--images", photos, "--peers=timm", "--out", folder / "bench"],
+        "bench": ["loader.recipe", "--quick", "--images", photos, "--peers=timm", "--out", folder / "bench"],
         "doctor": [],
     }
     inspected = {
