@@ -37,15 +37,17 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.evaluate.evaluation import evaluate_file
+from fastft.evaluate.evaluation import evaluate_file, evaluate_model
 from fastft.evaluate.linear_probe import FrozenTower
 from fastft.evaluate.scores import pooled_features
+from fastft.evaluate.trained import load_trained
 from fastft.export.to_timm import NAMES
 from fastft.jobs.demo_files import WEIGHTS, fetch, write_backbone
 from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import connected, find_world
 from fastft.machine.facts import cpu_name
 from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.constants import EVAL_IMAGE_SIZE
 from fastft.run.run_directory import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +104,11 @@ def to_timm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
-    """Train fastft. `probe`: the accuracy of the linear probe that it starts from. A budget is one of CPU time."""
+    """Train fastft. A budget is one of CPU time.
+
+    `probe`: the accuracy of the linear probe that it starts from. `unresized`: accuracy at the image size in training,
+    where the model is evaluated at a larger one.
+    """
     folder, test = bench.work / "run", bench.betons(name)[1]
     shutil.rmtree(folder, ignore_errors=True)
     began = time.process_time()
@@ -112,6 +118,12 @@ def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[st
     right, probe = (evaluate_file(folder, test, "cpu", weights)[1].predictions.right_N for weights in ("auto", "probe"))
     final = load_run(folder).recipe
     made = {"policy": final.augment.policy, "epochs": final.epochs, "image_size": final.model.image_size}
+    if final.evaluated_size != final.model.image_size:
+        with connected(find_world("cpu")) as world:
+            trained = load_trained(folder, world.device)
+            trained = replace(trained, recipe=trained.recipe.with_option(EVAL_IMAGE_SIZE, None))
+            unresized = evaluate_model(trained, test, world).predictions.right_N
+        made |= {"evaluated_size": final.evaluated_size, "unresized": round(100 * unresized.mean(), 2)}
     return {"cpu": cpu, "right": right, "probe": 100 * probe.mean(), **made}
 
 

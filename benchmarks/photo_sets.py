@@ -184,6 +184,11 @@ SETS = {
         github("congduytran12/Trash-Classification-", "00212f2c18dcdb9045c74481eaae5baaf72537df",
                r"dataset-resized/(?P<label>[^/]+)/.*\.jpg"), judge=True,
     ),
+    "pets": PhotoSet(
+        "cats and dogs", "GitHub ardamavi/Dog-Cat-Classifier", "Apache 2.0", (150, 200),
+        github("ardamavi/Dog-Cat-Classifier", "9e4f1e1b8eb00fb52c7b1f7e271e573cbe5a2d2f",
+               r"Data/Train_Data/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    ),
 }  # fmt: skip
 
 

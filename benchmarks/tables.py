@@ -124,6 +124,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-heads": lambda _: photos.heads(),
     "photos-seconds": lambda _: photos.headline(photos.LOOP_SECONDS),
     "photos-seconds-setting": lambda _: photos.setting(photos.LOOP_SECONDS),
+    "photos-longer": lambda _: photos.tried(photos.TRIED_LONGER),
+    "photos-resized": lambda _: photos.resized(),
     "photos-tried": lambda _: photos.tried(photos.TRIED_RATE),
     "photos-start": lambda _: photos.start(),
     "photos-centre": lambda _: photos.tried(photos.TRIED_CENTRE),
