@@ -75,7 +75,8 @@ class Budget:
         recipe = self.recipe
         trained = recipe.steps_per_epoch() * recipe.optim.batch_size
         passes = 2 if recipe.train.eval_weights == "both" else 1
-        epoch = forward * (TRAINING_COST * trained + passes * self.evaluated / recipe.train.eval_every)
+        evaluated = passes * self.evaluated * (recipe.evaluated_size / recipe.model.image_size) ** 2
+        epoch = forward * (TRAINING_COST * trained + evaluated / recipe.train.eval_every)
         fit = int(((1 - RESERVED) * left - forward * self.before) / epoch)
         epochs = max(0, min(recipe.epochs, fit))
         if EPOCHS not in recipe.automatic and fit < recipe.epochs:

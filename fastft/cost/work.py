@@ -26,10 +26,14 @@ def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
 
 def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int) -> Work:
     """Return FLOPs for all training steps, every evaluation on the validation images, and `model.head_init=probe`."""
-    full_forward = count_flops(arch, recipe.data.num_classes).forward
+    probed, evaluated = (
+        count_flops(arch.at(size), recipe.data.num_classes).forward
+        for size in (recipe.model.image_size, recipe.evaluated_size)
+    )
     images = val_images + recipe.selection_images(recipe.data.train_size)
-    evaluated = recipe.evaluations * evaluated_models(recipe) * images + probed_images(recipe, images)
-    return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
+    evaluated *= recipe.evaluations * evaluated_models(recipe) * images
+    probed *= probed_images(recipe, images)
+    return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated + probed)
 
 
 def probed_images(recipe: Recipe, val_images: int) -> int:

@@ -122,7 +122,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     return EvalLoader(
         data,
         build_policy(recipe.with_option("augment.policy", "none")),  # the policy may be unknown to this version
-        Output(recipe.model.image_size, world.device, dtype),
+        Output(recipe.evaluated_size, world.device, dtype),
         batch_size=BATCH,
         shard=Shard(world.rank, world.size),
     )

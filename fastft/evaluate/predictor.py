@@ -322,7 +322,7 @@ def read_batches(images: Iterable[Source], recipe: Recipe, size: int, device: to
     remaining = iter(images)
     ahead: deque[list[tuple[Source, Future[Read] | Read]]] = deque()
     pool = ThreadPoolExecutor(usable_cpus(), "decode")
-    side = recipe.model.image_size
+    side = recipe.evaluated_size
     try:
         while True:
             while len(ahead) < BATCHES_AHEAD and (chunk := list(islice(remaining, size))):
@@ -346,7 +346,7 @@ def _begin(pool: ThreadPoolExecutor, image: Source, recipe: Recipe) -> Future[Re
 
 def read_image(source: Source, recipe: Recipe) -> Read:
     """Return the image as the model's input, or the reason why it cannot be read."""
-    size, crop_pct = recipe.model.image_size, recipe.train.eval_crop_pct
+    size, crop_pct = recipe.evaluated_size, recipe.train.eval_crop_pct
     try:
         opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
         with opened as image:

@@ -13,8 +13,9 @@ from fastft.data.classes import name_outputs, refuse_multi_label, training_share
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
+from fastft.model.tower import Tower
 from fastft.recipe import Recipe
-from fastft.recipe.constants import AUTO, PROBE
+from fastft.recipe.constants import AUTO, EVAL_IMAGE_SIZE, IMAGE_SIZE, PROBE
 from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
@@ -123,7 +124,7 @@ def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]
             f"{where} was fitted to other weights than model.weights {recipe.model.weights} has now. Give other --weights"
         )
     set_head(model, head, where)
-    return model, recipe, checkpoint
+    return model, recipe.with_option(EVAL_IMAGE_SIZE, None), checkpoint  # it was fitted at the trained size
 
 
 def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
@@ -165,6 +166,22 @@ def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int)
             raise Damaged(path, str(error)) from None
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(path, f"arch is not an architecture: {' '.join(str(error).split())}") from None
+
+
+def at_evaluated_size(trained: Trained) -> Trained:
+    """Resize the positions to the image size in evaluation, which becomes the recipe's image size.
+
+    The model is changed in place. It computes the same as before, and can be exported with positions of a fixed number.
+    """
+    recipe, tower = trained.recipe, trained.model.visual
+    if recipe.evaluated_size == recipe.model.image_size:
+        return trained
+    assert isinstance(tower, Tower)  # `check_evaluated_size` refuses the others
+    tower.resize(recipe.evaluated_size)
+    sizes = {IMAGE_SIZE: recipe.evaluated_size, EVAL_IMAGE_SIZE: None}
+    for option, value in sizes.items():
+        recipe = recipe.with_option(option, value)
+    return replace(trained, recipe=recipe)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from beton_tools.base.atomic import check_writable, refuse_existing, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
-from fastft.evaluate.trained import Trained, adjust_logits, load_trained, scale_head
+from fastft.evaluate.trained import Trained, adjust_logits, at_evaluated_size, load_trained, scale_head
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm, to_torch
 from fastft.export.card import model_card
 from fastft.recipe.constants import AUTO
@@ -93,7 +93,7 @@ def export_checkpoint(
     kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name; links stay
     card = out / CARD if kind.folder else out.with_name(out.name + ".md")
     _check_out(out, card, format, overwrite)
-    trained = load_trained(checkpoint, torch.device("cpu"), weights)
+    trained = at_evaluated_size(load_trained(checkpoint, torch.device("cpu"), weights))
     if logit_adjustment:
         trained = adjust_logits(trained)
     images = _check_images(trained)

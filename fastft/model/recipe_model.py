@@ -15,6 +15,7 @@ from fastft.model.timm_arch import TimmArch
 from fastft.model.timm_tower import TIMM_POOL, build_timm_classifier, check_drop_path, freeze_timm, load_timm_weights
 from fastft.model.weights import check_activation, check_weights, load_tower_weights, name_weights
 from fastft.recipe import Recipe
+from fastft.recipe.constants import EVAL_IMAGE_SIZE
 
 RECOMPILE_LIMIT = 128  # PyTorch's limit is 8; beyond it blocks run uncompiled
 
@@ -37,6 +38,16 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
     elif pool != PATCHES:
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
+
+
+def check_evaluated_size(recipe: Recipe, arch: TowerArch) -> None:
+    """Raise UserError if the tower cannot be evaluated at `train.eval_image_size`."""
+    if recipe.evaluated_size == recipe.model.image_size:
+        return
+    if isinstance(arch, TimmArch) or recipe.model.rel_pos_bias:
+        what = "a tower with model.rel_pos_bias" if recipe.model.rel_pos_bias else recipe.model.arch
+        raise UserError(f"{what} is evaluated at the size that it is trained at. Leave out {EVAL_IMAGE_SIZE}")
+    arch.at(recipe.evaluated_size)
 
 
 def check_model(recipe: Recipe) -> None:
@@ -66,6 +77,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
     m = recipe.model
     if arch is None:
         arch = recipe_arch(recipe)
+        check_evaluated_size(recipe, arch)
         if isinstance(arch, TimmArch) and m.drop_path:
             check_drop_path(arch)
     torch.manual_seed(recipe.train.seed)

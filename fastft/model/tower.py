@@ -5,6 +5,7 @@ It computes the same numbers as open_clip's `VisionTransformer` up to the last b
 frozen blocks. Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,6 +56,26 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+def resize_positions(positions_ND: Tensor, grid: int) -> Tensor:
+    """Resize positions for a class token and a square grid to another grid; the class position is unchanged.
+
+    Bicubic, align_corners=False, as the reference. Where the grid shrinks, which the reference does not do, the resizing
+    is antialiased, as in timm.
+
+    Args:
+        grid: patches along a side.
+
+    Returns:
+        (1 + grid^2, D): in fp32, or as they are if the grid is the same.
+    """
+    old = math.isqrt(positions_ND.shape[0] - 1)
+    if old == grid:
+        return positions_ND
+    patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
+    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False, antialias=grid < old)
+    return torch.cat([positions_ND[:1].float(), patches.flatten(2)[0].T])
 
 
 class RelativePositionBias(nn.Module):
@@ -204,6 +225,13 @@ class Tower(ImageTower):
         if projection:
             self.proj = nn.Parameter(_normal(scale, arch.width, arch.embed_dim))
 
+    @torch.no_grad()
+    def resize(self, image_size: int) -> None:
+        """Resize the positions to another image size. Raises UserError as `Arch.at`."""
+        self.arch = self.arch.at(image_size)
+        resized_ND = resize_positions(self.positional_embedding, self.arch.grid)
+        self.positional_embedding = nn.Parameter(resized_ND.to(self.positional_embedding.dtype))
+
     @property
     def noise_columns(self) -> int:
         """Uniform numbers per image in a training pass: two per block, one per patch; 0 without stochastic layers."""
@@ -222,11 +250,15 @@ class Tower(ImageTower):
     def embed(self, images: Tensor, uniform_BN: Tensor | None = None) -> Tensor:
         """Return the tokens that enter the first block, in the parameters' dtype.
 
+        Images of another size than the tower's get positions that are resized to their grid (`train.eval_image_size`).
+
         Blocks add to them in fp32 under autocast, so that the sum over blocks is never rounded to half precision.
         """
         x = self.conv1(images)
         token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        x = torch.cat([token, x], dim=1)
+        positions_ND = resize_positions(self.positional_embedding, math.isqrt(x.shape[1] - 1))
+        x = x + positions_ND.to(x.dtype)
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from fastft.model.arch import Arch, open_clip_folder
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import classifier_names, clip_numbers, pretrained_tags
-from fastft.model.tower import PROJECTION, Tower
+from fastft.model.tower import PROJECTION, Tower, resize_positions
 from fastft.model.weight_files import (
     HUB,
     WEIGHTS,
@@ -235,24 +234,16 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
 
 
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
-    """Resize positions to the tower's grid: bicubic, align_corners=False, class position unchanged (as the reference).
-
-    Where the grid shrinks, which the reference does not do, the resizing is antialiased, as in timm.
+    """Resize positions to the tower's grid, as `resize_positions`.
 
     source: the weights' name in the error message. Raises UserError if the positions are not for a class token and a
     square grid.
     """
     count = positions_ND.shape[0]
-    if count == arch.tokens:
-        return positions_ND
     old = math.isqrt(max(0, count - 1))
     if old < 1 or old * old != count - 1:
         raise UserError(f"{source}: {count} positions are not a square grid and a class token. Use other weights")
-    patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
-    patches = F.interpolate(
-        patches, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False, antialias=arch.grid < old
-    )
-    return torch.cat([positions_ND[:1].float(), patches.flatten(2)[0].T])
+    return resize_positions(positions_ND, arch.grid)
 
 
 def _as_file(weights: str) -> Path | None:

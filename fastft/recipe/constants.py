@@ -12,6 +12,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
 ERASE_MODES = ("const", "rand", "pixel")
 IMAGE_SIZE, EPOCHS, STOP_EPOCH, BUDGET = "model.image_size", "schedule.epochs", "schedule.stop_epoch", "schedule.budget"
+EVAL_IMAGE_SIZE = "train.eval_image_size"
 BY_BUDGET = (IMAGE_SIZE, EPOCHS, STOP_EPOCH)  # what `schedule.budget` decides, unless they are set where it is set
 FEWEST_STEPS = 30  # a run with so few ends below its linear probe (docs/measurements/photos.md, A budget in time)
 FEW_IMAGES = 20_000  # BiT's limit between its smallest and its middle setting

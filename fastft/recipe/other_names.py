@@ -47,6 +47,7 @@ OTHER_NAMES = {
         "train.keep_checkpoints": "checkpoint_hist save_total_limit",
         "train.tracker": "log_wandb wandb_project report_to",
         "train.eval_crop_pct": "crop_pct",
+        "train.eval_image_size": "test_input_size eval_size",
     }.items()
     for name in names.split()
 }

@@ -373,6 +373,11 @@ class Train:
     eval_crop_pct: float = option(
         1.0, "centre crop in evaluation, as a fraction of the short side", low=0.1, high=1, paper="1"
     )
+    eval_image_size: int | None = option(
+        None, "image size in evaluation, prediction and export, in pixels (none: model.image_size). After training on "
+        "random crops a larger size can be better, or worse",
+        low=1, high=8192, paper="none",
+    )  # fmt: skip
     checkpoint_steps: int = neutral(
         500, "steps between checkpoints (0: only after each epoch)", low=0, high=MAX_COUNT, resumable=True
     )
@@ -493,6 +498,11 @@ class Recipe:
         """Epochs that are trained: the whole schedule, or up to `stop_epoch`."""
         stop = self.schedule.stop_epoch
         return self.schedule.epochs if stop is None else min(self.schedule.epochs, stop)
+
+    @property
+    def evaluated_size(self) -> int:
+        """Image size in pixels in evaluation, prediction and export. The linear probe is evaluated at the trained size."""
+        return self.train.eval_image_size or self.model.image_size
 
     def selection_images(self, samples: int) -> int:
         """Return how many out of `samples` training images `data.selection_share` reserves."""

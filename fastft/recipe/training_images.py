@@ -95,7 +95,7 @@ def with_images(recipe: Recipe, images: Images) -> Recipe:
 
 def largest_size(recipe: Recipe) -> int:
     """Return the image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
-    return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.model.image_size
+    return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.evaluated_size
 
 
 def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:

@@ -25,6 +25,7 @@ from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
 from fastft.optim.schedule import short_run_warnings
+from fastft.recipe import Recipe
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import Logged
 from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, flatten
@@ -128,7 +129,7 @@ class Reporter:
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
             f"{recipe.name}: {trained:,} trainable parameters, {s.loader.num_samples:,} images, "
-            f"{recipe.model.image_size} px, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
+            f"{describe_size(recipe)}, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
         for warning in (*ema_warnings(recipe), *short_run_warnings(recipe), *s.loader.notes):
@@ -226,6 +227,12 @@ class Reporter:
         """Log a checkpoint. seconds: until training went on; they are left out of the interval."""
         self.meter.pause(seconds)
         self.record("checkpoint", step, {"seconds": seconds})
+
+
+def describe_size(recipe: Recipe) -> str:
+    """Return the image sizes in training and evaluation."""
+    trained, evaluated = recipe.model.image_size, recipe.evaluated_size
+    return f"{trained} px" if evaluated == trained else f"{trained} px ({evaluated} px in evaluation)"
 
 
 @contextmanager
