@@ -22,6 +22,7 @@ from fastft.recipe.constants import EPOCHS, FEWEST_STEPS, IMAGE_SIZE, STOP_EPOCH
 # about 20 steps lost accuracy: they end while the loss is still above where it began.
 REMOVED = {FEWEST_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
 PROBE_SHARE = 0.1  # part of the time left that one more probe may take
+LAST_SHARE = 0.4  # the same if nothing will be trained
 # Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds
 # took 153.
 RESERVED = 0.2
@@ -84,8 +85,13 @@ class Budget:
         return epochs, epochs * epoch
 
 
-def probe_within(budget: Budget, fit: Callable[[Recipe], LinearProbe], tries_sizes: bool) -> TriedSizes:
-    """Fit linear probes at the recipe's image size, or at several sizes as long as they cost little of the time left."""
+def probe_within(
+    budget: Budget, fit: Callable[[Recipe], LinearProbe], tries_sizes: bool, begun: TriedSizes | None = None
+) -> TriedSizes:
+    """Fit linear probes at the recipe's image size, or at several sizes as long as they cost little of the time left.
+
+    begun: an earlier result. It is continued with the time that training does not need.
+    """
     recipe = budget.recipe
     if not tries_sizes:
         probe = fit(recipe)
@@ -93,13 +99,13 @@ def probe_within(budget: Budget, fit: Callable[[Recipe], LinearProbe], tries_siz
 
     def refuse(size: int, forward: float) -> str:
         left = max(0.0, budget.left())
-        if forward <= PROBE_SHARE * left:
+        if forward <= (PROBE_SHARE if begun is None else LAST_SHARE) * left:
             return ""
         return (
             f"A probe at {size} px would take {format_duration(forward)} of the {format_duration(left)} that are left"
         )
 
-    return try_sizes(recipe, fit, refuse)
+    return try_sizes(recipe, fit, refuse, begun)
 
 
 def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], LinearProbe]:

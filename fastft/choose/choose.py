@@ -97,7 +97,11 @@ class _Probing:
         budget = Budget(recipe, left, evaluated, evaluated + tries * min(TRIED, recipe.data.train_size))
         if recipe.model.head_init != PROBE:
             return choose_epochs(budget, time_forward(self._tower(recipe), files))
-        choices, probe = choose_within(budget, probe_within(budget, partial(self._fit, files), probes_sizes(recipe)))
+        fit, tries_sizes = partial(self._fit, files), probes_sizes(recipe)
+        sizes = probe_within(budget, fit, tries_sizes)
+        choices, probe = choose_within(budget, sizes)
+        if tries_sizes and any(c.option == STOP_EPOCH and c.value == 0 for c in choices):
+            choices, probe = choose_within(budget, probe_within(budget, fit, tries_sizes, sizes))
         self._keep(probe)
         return choices
 

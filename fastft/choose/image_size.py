@@ -58,19 +58,30 @@ def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> t
     return recipe.with_choices(Choice(IMAGE_SIZE, chosen.size, sizes.reason, sizes.evidence)), chosen
 
 
-def try_sizes(recipe: Recipe, fit: Callable[[Recipe], LinearProbe], refuse: Callable[[int, float], str]) -> TriedSizes:
+def try_sizes(
+    recipe: Recipe,
+    fit: Callable[[Recipe], LinearProbe],
+    refuse: Callable[[int, float], str],
+    begun: TriedSizes | None = None,
+) -> TriedSizes:
     """Fit probes at larger and larger sizes.
 
     Args:
         fit: returns the probe at a recipe's image size.
         refuse: returns why a size is not tried, or "". It gets the size, and the seconds that a forward pass over the
             training images would take.
+        begun: an earlier result, which is continued.
     """
     patch = recipe_arch(recipe).patch_size
-    first, *larger = sorted({max(1, round(size / patch)) * patch for size in PROBED_SIZES})
-    probe = fit(recipe.with_option(IMAGE_SIZE, first))
-    tried, gaining = [probe], [probe]
-    for size in larger:
+    sizes = sorted({max(1, round(size / patch)) * patch for size in PROBED_SIZES})
+    if begun is None:
+        first = fit(recipe.with_option(IMAGE_SIZE, sizes[0]))
+        begun = TriedSizes([first], [first], "")
+    tried, gaining = list(begun.tried), list(begun.gaining)
+    probe = tried[-1]
+    if probe is not gaining[-1]:
+        return begun
+    for size in (size for size in sizes if size > probe.size):
         if why := refuse(size, probe.seconds * (size / probe.size) ** 2):
             return TriedSizes(tried, gaining, why)
         probe = fit(recipe.with_option(IMAGE_SIZE, size))

@@ -96,6 +96,19 @@ def test_a_probe_may_take_a_tenth_of_what_is_left():
     assert [p.size for p in sizes.tried] == [64, 80] and "of the 1 min 40 s that are left" in sizes.why
 
 
+def test_time_that_training_does_not_need_is_spent_on_larger_probes():
+    def fit(recipe: Recipe) -> LinearProbe:
+        size = recipe.model.image_size
+        return probe(size, 12_000 // size if size < 224 else 107, 4 * (size / 56) ** 2)
+
+    budget = Budget(decided("--schedule.budget=1h"), lambda: 160.0, 80, 600)
+    begun = probe_within(budget, fit, True)
+    more = probe_within(budget, fit, True, begun)
+    assert [p.size for p in begun.tried] == [64, 80, 112] and [p.size for p in more.tried] == [64, 80, 112, 160, 224]
+    assert more.gaining[-1].size == 160 and "At 224 px the loss is not lower" in more.why
+    assert probe_within(budget, fit, True, more) is more, "a larger size does not help"
+
+
 def test_the_expected_gain_is_that_of_the_table_and_negative_for_very_few_steps():
     assert [expected_gain(steps) for steps in REMOVED] == pytest.approx(list(REMOVED.values()))
     assert expected_gain(0) == 0 and expected_gain(6) < -0.05 and expected_gain(5000) == max(REMOVED.values())
