@@ -3,7 +3,7 @@
 Linear probes measure two things at each image size: how many images they get wrong, and how long a forward pass takes. The
 rates tell how many steps fit into the time that is left. Training removes a part of a probe's errors, which depends on the
 number of steps, so each size has an expected accuracy. The best one is taken. A probe at a large size can be better than any
-training that fits, and then the run stops at this probe.
+training that fits, and then the run stops at this probe, or at one that the time left allows at a still larger size.
 """
 
 from collections.abc import Callable, Sequence
