@@ -64,7 +64,7 @@ class Budget:
     evaluated: int
     before: int
 
-    def fitting(self, left: float, forward: float) -> tuple[int, float]:
+    def fitting(self, left: float, forward: float, size: int) -> tuple[int, float]:
         """Return (the epochs that fit, their seconds with evaluations).
 
         If the number of epochs is set, these epochs fit or not.
@@ -72,11 +72,12 @@ class Budget:
         Args:
             left: seconds.
             forward: seconds that a forward pass takes for each image.
+            size: image size in training, at which this was measured.
         """
         recipe = self.recipe
         trained = recipe.steps_per_epoch() * recipe.optim.batch_size
         passes = 2 if recipe.train.eval_weights == "both" else 1
-        evaluated = passes * self.evaluated * (recipe.evaluated_size / recipe.model.image_size) ** 2
+        evaluated = passes * self.evaluated * ((recipe.train.eval_image_size or size) / size) ** 2
         epoch = forward * (TRAINING_COST * trained + evaluated / recipe.train.eval_every)
         fit = int(((1 - RESERVED) * left - forward * self.before) / epoch)
         epochs = max(0, min(recipe.epochs, fit))
@@ -112,7 +113,7 @@ def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], Line
     """Return (choices for the automatic options that a budget decides, the probe at the chosen size)."""
     recipe, by_size, left = budget.recipe, {probe.size: probe for probe in sizes.gaining}, budget.left()
     probes = [Plan(p.size, 0, _top1(p, 0), 0.0) for p in sizes.gaining]
-    fitting = [(p, *budget.fitting(left, p.seconds / p.images)) for p in sizes.gaining]
+    fitting = [(p, *budget.fitting(left, p.seconds / p.images, p.size)) for p in sizes.gaining]
     steps = recipe.steps_per_epoch()
     trainings = [Plan(p.size, e, _top1(p, e * steps), seconds) for p, e, seconds in fitting if e]
     probe, best = _best(probes), _best(trainings or probes)
@@ -137,7 +138,7 @@ def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
     recipe = budget.recipe
     if EPOCHS not in recipe.automatic:
         return []
-    epochs, seconds = budget.fitting(budget.left(), forward)
+    epochs, seconds = budget.fitting(budget.left(), forward, recipe.model.image_size)
     fits = f"as many as fit into {recipe.schedule.budget}: about {format_duration(seconds)}"
     reason = fits if epochs else f"not even one epoch fits into {recipe.schedule.budget}"
     return [Choice(EPOCHS, max(1, epochs), reason, {"forward_seconds": forward})]

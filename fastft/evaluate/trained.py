@@ -178,9 +178,7 @@ def at_evaluated_size(trained: Trained) -> Trained:
         return trained
     assert isinstance(tower, Tower)  # `check_evaluated_size` refuses the others
     tower.resize(recipe.evaluated_size)
-    sizes = {IMAGE_SIZE: recipe.evaluated_size, EVAL_IMAGE_SIZE: None}
-    for option, value in sizes.items():
-        recipe = recipe.with_option(option, value)
+    recipe = recipe.with_option(IMAGE_SIZE, recipe.evaluated_size).with_option(EVAL_IMAGE_SIZE, None)
     return replace(trained, recipe=recipe)
 
 

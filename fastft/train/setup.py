@@ -300,7 +300,7 @@ def open_loaders(
     """
     r = recipe
     output = Output(r.model.image_size, world.device, precision.dtype)
-    larger = replace(output, size=r.evaluated_size)
+    in_evaluation = replace(output, size=r.evaluated_size)
     common: dict[str, Any] = {
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
@@ -316,7 +316,7 @@ def open_loaders(
             f"Set --data.num_classes={loader.num_classes}"
         )
     evaluated = [
-        opened.enter_context(EvalLoader(betons, policy, larger, batch_size=micro_batch, **common))
+        opened.enter_context(EvalLoader(betons, policy, in_evaluation, batch_size=micro_batch, **common))
         for betons in files.evaluated
     ]
     return loader, evaluated

@@ -88,6 +88,13 @@ def test_epochs_or_size_that_are_set_are_kept():
     assert choose_epochs(Budget(recipe, lambda: 1.0, 80, 600), 0.02)[0].value == 1
 
 
+def test_evaluation_at_a_larger_size_takes_its_time_at_every_size():
+    recipe = decided("--schedule.budget=1h", "--train.eval_image_size=256")
+    plain, larger = (Budget(r, lambda: 0.0, 80, 0) for r in (recipe.with_option("train.eval_image_size", None), recipe))
+    epochs = [larger.fitting(200.0, 0.01, size)[0] for size in (64, 128, 256)]
+    assert epochs == sorted(epochs) and epochs[0] < epochs[2] == plain.fitting(200.0, 0.01, 256)[0]
+
+
 def test_a_probe_may_take_a_tenth_of_what_is_left():
     sizes = probe_within(
         Budget(decided("--schedule.budget=1h"), lambda: 100.0, 80, 600),
