@@ -189,6 +189,39 @@ SETS = {
         github("ardamavi/Dog-Cat-Classifier", "9e4f1e1b8eb00fb52c7b1f7e271e573cbe5a2d2f",
                r"Data/Train_Data/(?P<label>[^/]+)/.*\.jpg"), judge=True,
     ),
+    "textures": PhotoSet(
+        "textures", "GitHub pan8915/DeepTexture (DTD)", "research use", (30, 40),
+        github("pan8915/DeepTexture", "522f46f683af11e93673bff29f81df14f49edfb2",
+               r"images/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    ),
+    "insects": PhotoSet(
+        "ants and bees", "GitHub zhangtao7750/syn (PyTorch's tutorial)", "research use", (123, 83),
+        github("zhangtao7750/syn", "f0503091488f67b6809a6da2eaa43c25f2f277fc",
+               r"hymenoptera_data/(?P<split>train|val)/(?P<label>[^/]+)/.*\.jpg", "",
+               {"train": "train", "val": "test"}), judge=True,
+    ),
+    "steel": PhotoSet(
+        "steel strip", "GitHub siddhartamukherjee/NEU-DET-Steel-Surface-Defect-Detection", "research use", (50, 60),
+        github("siddhartamukherjee/NEU-DET-Steel-Surface-Defect-Detection", "351bee21b56bbf97a1e1d18262bceb202eb7ef41",
+               r"IMAGES/(?P<label>[a-z_-]+)_\d+\.jpg"), judge=True,
+    ),
+    "weather": PhotoSet(
+        "weather", "GitHub haileyesus34/image-classification-using-RandomForest", "CC BY 4.0", (75, 100),
+        # without the photos of 4 MiB and more
+        github("haileyesus34/image-classification-using-RandomForest", "41f3be001b78af6b1d17d317c8eedb6820a63b31",
+               r"data/(?:train|val)/(?P<label>[^/]+)/(?!rain137|sunrise(?:7|16|23)\.).*\.jpe?g"), judge=True,
+    ),
+    "paintings": PhotoSet(
+        "paintings", "GitHub MachineLearning2020/Homework3-PACS (PACS)", "research use", (43, 57),
+        github("MachineLearning2020/Homework3-PACS", "d586a6cf3db84896fb6cc465c7bf51bdaf6d65d8",
+               r"PACS/art_painting/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    ),
+    "xrays": PhotoSet(
+        "X-rays of lungs", "GitHub szallik/Neural_networks_binary_classification", "CC BY 4.0", (150, 200),
+        github("szallik/Neural_networks_binary_classification", "13b5ee8c7a77d1244a1d4e00c8d0a9f8819423db",
+               r"data/(?:train|val|test)/(?P<label>NORMAL|PNEUMONIA)/.*\.jpeg", r"/(?:NORMAL2-)?(person\d+|IM-\d+)[_-]"),
+        judge=True,
+    ),
 }  # fmt: skip
 
 
