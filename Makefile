@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_STAMP := $(VENV)/.ready-demo
+# pip leaves the bytecode to the first import; where that may not be written, every process compiles all it imports
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow test-gpu test-fake-gpu test-python test-bare lint docs setup wheels clean
 

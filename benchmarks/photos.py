@@ -313,7 +313,7 @@ def _figure(seeds: Seeds) -> str:
     """Format mean top-1 in percent. For a run, add the linear probe's top-1, image size, epochs and CPU seconds."""
     rows = list(seeds.values())
     top1, seconds = 100 * _right(seeds).mean(), _seconds(seeds)
-    if not rows[0]["epochs"]:
+    if not any(row["epochs"] for row in rows):
         return f"{top1:.1f}"
     head = f"head {fmean(row['probe'] for row in rows):.1f}; " if "probe" in rows[0] else ""
     size, epochs = (" or ".join(map(str, sorted({row[key] for row in rows}))) for key in ("image_size", "epochs"))
@@ -321,11 +321,12 @@ def _figure(seeds: Seeds) -> str:
 
 
 def _chosen(seeds: Seeds) -> str:
-    """Format a run with a budget, which may have stopped at its linear probe."""
-    (row,) = seeds.values()
-    if row["epochs"]:
+    """Format runs with a budget, which may have stopped at their linear probes."""
+    rows = list(seeds.values())
+    if any(row["epochs"] for row in rows):
         return _figure(seeds)
-    return f"{100 * _right(seeds).mean():.1f} (head; {row['image_size']} px, epochs: 0, {_seconds(seeds):.0f} s)"
+    size = " or ".join(map(str, sorted({row["image_size"] for row in rows})))
+    return f"{100 * _right(seeds).mean():.1f} (head; {size} px, epochs: 0, {_seconds(seeds):.0f} s)"
 
 
 def _seconds(seeds: Seeds) -> float:

@@ -67,7 +67,8 @@ def test_the_resize_kernel_compiles_without_spills(arch, tmp_path):
     assert "fma.rn" not in assert_compiles(*resize, arch, tmp_path)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [*FAST, *SLOW])
 def test_the_ops_kernel_compiles_without_spills(arch, tmp_path):
     ops = backend.ops_kernel, backend.ops_signature(FLOAT16), backend.OPS_BOUNDS
     ptx = assert_compiles(*ops, arch, tmp_path)

@@ -1,6 +1,7 @@
 """`fastft explain` gives the reference's numbers, from the recipe alone; `fastft recipes` compares recipes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,24 @@ def test_recipes_are_listed_in_the_columns_that_there_are(capsys, monkeypatch):
         row = next(line.split() for line in lines if "frugal_b16_half" in line)
         assert row[1] == "85.5" and len([cell for cell in row[2:5] if "-" in cell]) == len(gpus)
         assert next(line for line in lines if line.startswith(" demo")).split()[1] == "settings"  # no hours
+
+
+def test_every_command_and_page_has_the_same_range_of_hours(capsys):
+    """From the fastest to the slowest published training of both families."""
+    assert main(["explain", "final_b16", "--json"]) == 0
+    low, high = json.loads(capsys.readouterr().out)["cost"]["gpu_hours_range"]["V100"]
+    assert main(["cost", "final_b16", "--gpu", "v100", "--json"]) == 0
+    hours = {e["basis"]: e["gpu_hours"] for e in json.loads(capsys.readouterr().out)["recipes"][0]["estimates"]}
+    assert (hours["fastest"], hours["slowest"]) == (pytest.approx(low), pytest.approx(high))
+    assert low < hours["tuned"] < hours["vits"] < high
+    assert main(["recipes"]) == 0
+    in_list = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["final_b16"])
+    root = Path(__file__).parents[2]
+    in_readme = next(line for line in (root / "README.md").read_text().splitlines() if line.startswith("| `final_b16`"))
+    in_recipe = next(
+        line for line in (root / "rcp/final_b16.yaml").read_text().splitlines() if line.startswith("# Cost")
+    )
+    assert all(f" {low:.0f}-{high:.0f} " in place for place in (in_list, in_readme, in_recipe))
 
 
 def test_the_cheapest_recipes_with_a_published_source():
