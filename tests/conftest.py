@@ -1,9 +1,12 @@
 """Fixtures: real images, packaged or from the ImageNet sample if it is on this machine, and a tiny run."""
 
 import json
+import math
 import os
+import random
 import resource
 import signal
+import time
 import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,11 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import SLOW_SECONDS
+
 # shells start background jobs with SIGINT ignored, nohup ignores SIGHUP, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 
+
+STARTED = time.monotonic()
 
 # One process compiles the loader with the first of these; the other meanwhile runs tests that compile little.
 FIRST = ("data/test_loader.py", "model", "recipe", "optim", "cost", "cli", "train", "data")
@@ -38,10 +45,19 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")  # the same in all processes of a run
+
+    def place(item: pytest.Item) -> float:
+        if math.isfinite(SLOW_SECONDS):
+            return random.Random(f"{run}{item.path}").random()
         return next((k for k, path in enumerate(FIRST) if f"/tests/{path}" in str(item.path)), len(FIRST))
 
     items.sort(key=place)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.monotonic() - STARTED > SLOW_SECONDS and item.get_closest_marker("slow"):
+        pytest.skip(f"{item.location[0]}: not started, as FASTFT_SLOW_SECONDS={SLOW_SECONDS:.0f} have passed")
 
 
 @pytest.fixture
