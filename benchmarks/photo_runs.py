@@ -4,7 +4,7 @@ python benchmarks/photo_runs.py SETS --work WORK --methods fastft,opponent,head 
 
 Everything is computed in fp32 at 42 px for 10 epochs, in this process; the time is this process's CPU time. A method is
 `head`, `opponent` (examples/timm_baseline.py), `fastft`, or `fastft` with options: `fastft optim.lr=7e-4`,
-`fastft schedule.epochs=20`, `fastft model.image_size=auto`. A run whose line is there is not repeated. What a line holds is
+`fastft schedule.epochs=26`, `fastft model.image_size=auto`. A run whose line is there is not repeated. What a line holds is
 described in photos.py.
 """
 

@@ -124,6 +124,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-heads": lambda _: photos.heads(),
     "photos-seconds": lambda _: photos.headline(photos.LOOP_SECONDS),
     "photos-seconds-setting": lambda _: photos.setting(photos.LOOP_SECONDS),
+    "photos-seconds-shorter": lambda _: photos.shorter(photos.TWENTY),
+    "photos-budget-shorter": lambda _: photos.shorter(photos.SHORTER_BUDGET),
     "photos-longer": lambda _: photos.tried(photos.TRIED_LONGER),
     "photos-resized": lambda _: photos.resized(),
     "photos-tried": lambda _: photos.tried(photos.TRIED_RATE),

@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,14 +80,19 @@ def find_gpu(device_name: str) -> Gpu | None:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return a GPU's peak FLOP/s from its data sheet, or a CPU's from a matrix product timed here.
 
-    Returns None for an unknown GPU.
+    A CPU is timed once in a process for each dtype and number of threads. Returns None for an unknown GPU.
     """
     if device.type == "cpu":
-        return measure_matmul_flops(dtype)
+        return _cpu_flops(dtype, torch.get_num_threads())
     gpu = find_gpu(torch.cuda.get_device_name(device))
     if gpu is None:
         return None
     return gpu.full_precision_flops if dtype == torch.float32 else gpu.peak_flops
+
+
+@lru_cache
+def _cpu_flops(dtype: torch.dtype, threads: int) -> float:
+    return measure_matmul_flops(dtype)
 
 
 def measure_matmul_flops(dtype: torch.dtype) -> float:

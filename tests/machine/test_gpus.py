@@ -61,3 +61,17 @@ def test_products_that_would_take_seconds_are_not_measured(monkeypatch):
     monkeypatch.setattr(gpus, "MATMUL_LIMIT", 0.0)
     sizes.clear()
     assert gpus.measure_matmul_flops(torch.bfloat16) > 0 and sizes == [384]
+
+
+def test_a_cpu_is_timed_once_for_a_number_of_threads(monkeypatch):
+    timed = []
+    monkeypatch.setattr(gpus, "measure_matmul_flops", lambda dtype: timed.append(dtype) or float(len(timed)))
+    gpus._cpu_flops.cache_clear()
+    try:
+        figures = []
+        for threads in (1, 1, 2):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            figures.append(gpus.peak_flops(torch.device("cpu"), torch.float32))
+        assert figures == [1, 1, 2]
+    finally:
+        gpus._cpu_flops.cache_clear()
