@@ -95,7 +95,7 @@ def shorter(ours: str) -> str:
     sets = _runs(*BESIDE, ours)
     seconds = fmean(_seconds(of_set[-1]) for of_set in sets.values())
     gain = shown(*_over_sets(_gains(*of_set)[0] for of_set in sets.values()))
-    return f"{seconds:.0f} s on average, and a gain over the loop of {gain} ({len(sets)} sets)."
+    return f"This took {seconds:.0f} s on average and gained {gain} points over the loop ({len(sets)} sets)."
 
 
 def heads() -> str:
