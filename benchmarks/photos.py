@@ -62,7 +62,7 @@ def headline(ours: str) -> str:
 
     ours: the method of fastft. With a budget, its cell has the image size and the epochs.
     """
-    runs, cell = _runs(*BESIDE, ours), _chosen if ours == BUDGET else _short
+    runs, cell = _runs(*BESIDE, ours), _figure if ours == BUDGET else _short
     rows = [
         [_title(name, of_set), *map(_short, of_set[:-1]), cell(of_set[-1]), *(shown(*gain) for gain in _gains(*of_set))]
         for name, of_set in runs.items()
@@ -94,8 +94,7 @@ def shorter(ours: str) -> str:
     """State the mean time and gain of a method that takes less time than the one in the table."""
     sets = _runs(*BESIDE, ours)
     seconds = fmean(_seconds(of_set[-1]) for of_set in sets.values())
-    gain = shown(*_over_sets(_gains(*of_set)[0] for of_set in sets.values()))
-    return f"This took {seconds:.0f} s on average and gained {gain} points over the loop ({len(sets)} sets)."
+    return f"This took {seconds:.0f} s on average and gained {shown(*_over_loop(sets))} points over the loop ({len(sets)} sets)."
 
 
 def heads() -> str:
@@ -238,7 +237,7 @@ def summary() -> str:
     over_loop, over_head = (
         shown(*_over_sets(gains)) for gains in zip(*(_gains(*s) for s in sets.values()), strict=True)
     )
-    larger = _over_sets(_gains(*of_set)[0] for of_set in _runs(*BESIDE, BUDGET).values())
+    larger = _over_loop(_runs(*BESIDE, BUDGET))
     return (
         f"With a small ViT at 42 px, fine-tuning gained {over_head} points of top-1 over the best linear head, and {over_loop} "
         f"over a timm loop in about the same seconds (means of {len(sets)} datasets, ± over datasets). "
@@ -277,6 +276,10 @@ def _over_sets(gains: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Return (mean, standard error) in points, where the sets are a sample of those that a reader may have."""
     points = [gain for gain, _ in gains]
     return fmean(points), float(np.std(points, ddof=1)) / len(points) ** 0.5
+
+
+def _over_loop(sets: Mapping[str, Sequence[Seeds]]) -> tuple[float, float]:
+    return _over_sets(_gains(*of_set)[0] for of_set in sets.values())
 
 
 def _short(seeds: Seeds) -> str:
@@ -322,23 +325,19 @@ def _right(seeds: Seeds) -> np.ndarray:
 
 
 def _figure(seeds: Seeds) -> str:
-    """Format mean top-1 in percent. For a run, add the linear probe's top-1, image size, epochs and CPU seconds."""
+    """Format mean top-1 in percent. For a run, add the linear probe's top-1, image size, epochs and CPU seconds.
+
+    A run of 0 epochs stopped at its probe, whose top-1 is that of the run.
+    """
     rows = list(seeds.values())
-    top1, seconds = 100 * _right(seeds).mean(), _seconds(seeds)
-    if not any(row["epochs"] for row in rows):
+    top1, seconds, trained = 100 * _right(seeds).mean(), _seconds(seeds), any(row["epochs"] for row in rows)
+    if not trained and "probe" not in rows[0]:
         return f"{top1:.1f}"
-    head = f"head {fmean(row['probe'] for row in rows):.1f}; " if "probe" in rows[0] else ""
+    head = ""
+    if "probe" in rows[0]:
+        head = f"head {fmean(row['probe'] for row in rows):.1f}; " if trained else "head; "
     size, epochs = (" or ".join(map(str, sorted({row[key] for row in rows}))) for key in ("image_size", "epochs"))
     return f"{top1:.1f} ({head}{size} px, epochs: {epochs}, {seconds:.0f} s)"
-
-
-def _chosen(seeds: Seeds) -> str:
-    """Format runs with a budget, which may have stopped at their linear probes."""
-    rows = list(seeds.values())
-    if any(row["epochs"] for row in rows):
-        return _figure(seeds)
-    size = " or ".join(map(str, sorted({row["image_size"] for row in rows})))
-    return f"{100 * _right(seeds).mean():.1f} (head; {size} px, epochs: 0, {_seconds(seeds):.0f} s)"
 
 
 def _seconds(seeds: Seeds) -> float:
