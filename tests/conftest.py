@@ -60,6 +60,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{item.location[0]}: not started, as FASTFT_SLOW_SECONDS={SLOW_SECONDS:.0f} have passed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def clean_tree() -> Iterator[None]:
+    """No test may leave a file at the top of the repository, where it would be committed by accident."""
+    top = Path(__file__).parent.parent
+    before = set(top.iterdir())
+    yield
+    left = sorted(path.name for path in set(top.iterdir()) - before if path.name != "build" and path.name[0] != ".")
+    assert not left, f"tests wrote into the repository: {left}"
+
+
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Sequence[object]], str]:
     """`refused(command)`: the line of a fastft command that ends with exit code 2 and prints nothing else to stderr."""

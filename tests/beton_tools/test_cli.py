@@ -170,7 +170,8 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
         ["sheet", "FILE", "--out", "sheet.png", "--label", "9" * 30],
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments):
+def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main([str(written) if a == "FILE" else a for a in arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"beton {arguments[0]}: ")
@@ -189,7 +190,8 @@ def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments):
         ["info", "FILE", "--jsn"],
     ],
 )
-def test_a_wrong_argument_is_one_line_and_exit_code_2(written, capsys, arguments):
+def test_a_wrong_argument_is_one_line_and_exit_code_2(written, capsys, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main([str(written) if a == "FILE" else a for a in arguments])
     errors = capsys.readouterr().err
