@@ -19,11 +19,13 @@ from safetensors.torch import save_file
 from beton_tools.read.beton_set import Content
 from fastft.evaluate.file_report import EvaluatedFile, report_file
 from fastft.evaluate.mistakes import Mistakes, RunPredictions
-from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import Curve, reference_of
-from fastft.run.checkpoint import State, model_state, write_checkpoint
+from fastft.run.checkpoint import ModelState, State, write_checkpoint
 from fastft.run.evaluations import Evaluation, Scores
+from fastft.run.identity import make_identity
+from fastft.run.inputs import describe_arch
 from fastft.run.predictions import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.run.result import Result, write_result
 
@@ -99,7 +101,8 @@ def make_checkpoint(
             parameter.add_(torch.randn_like(parameter) * 0.1)
     raw = Scores(**{"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores})
     data = Content(num_samples=0, files=[], identities=[])
-    constant = model_state(recipe, recipe_arch(recipe), classes, data, [1] * len(classes))
+    identity = make_identity(recipe, describe_arch(recipe), classes, data)
+    constant = ModelState.of_run(recipe.name, identity, [1] * len(classes))
     state = State.of(constant, evaluation=Evaluation(epoch=3, raw=raw))
     path = folder / "run" / "checkpoints" / "best-0003"
     write_checkpoint(path, state, {"model": model.state_dict()})

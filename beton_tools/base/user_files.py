@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import sys
+import zlib
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -68,6 +69,15 @@ def read_regular(path: StrPath, max_bytes: int) -> bytes:
     if done > max_bytes:
         raise OSError(0, f"larger than the limit of {max_bytes:,} bytes", os.fspath(path))
     return b"".join(parts)
+
+
+def file_checksum(path: StrPath) -> str:
+    """Return the CRC-32 of a regular file in hexadecimal digits. Raises OSError as `open_regular`."""
+    crc = 0
+    with open_regular(path) as file:
+        while block := file.read(_CHUNK):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def stat_path(path: StrPath) -> os.stat_result:

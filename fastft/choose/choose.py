@@ -15,43 +15,38 @@ from fastft.choose.augmentation import HFLIP, TRIED, choose_flips, compare_losse
 from fastft.choose.automatic import is_plain, probes_sizes, resolve
 from fastft.choose.budget import Budget, choose_epochs, choose_within, probe_within
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
-from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run, time_forward
 from fastft.machine.distributed import World
 from fastft.recipe import Choice, Recipe
 from fastft.recipe.check import parse_duration
 from fastft.recipe.constants import BUDGET, PROBE, STOP_EPOCH
-from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
+from fastft.run.inputs import Inputs
 from fastft.run.run_directory import read_choices, run_folder, write_choices, write_recipe
 
 Say = Callable[[str], None]
 
 
-def choose_options(
-    recipe: Recipe, images: Images, key: str, world: World, stop: Callable[[], bool], say: Say
-) -> Recipe:
+def choose_options(recipe: Recipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> Recipe:
     """Return the final recipe, which the run directory keeps.
 
     All processes get the same recipe, except for what differs between hosts. What the directory has is used again:
     always once there is a checkpoint, and before that if the same was asked for.
 
     Args:
-        images: the images in `data.train` and `data.val`.
-        key: identifies what the run is asked for. See `fastft.run.continuation.request_key`.
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
         UserError: the images do not fit the recipe, or the recipe contradicts itself.
         EvaluationStopped: a stop was requested.
     """
-    folder, asked = run_folder(recipe), recipe
-    has_begun, stored = world.in_main(lambda: _read(folder, key))
+    folder, asked, images = run_folder(recipe), recipe, inputs.images
+    has_begun, stored = world.in_main(lambda: _read(folder, inputs.request))
     recipe = resolve(asked, images, stored)
     if stored is None and not has_begun:
-        probing = _Probing(folder, key, world, stop, say, time.monotonic())
+        probing = _Probing(folder, inputs, world, stop, say, time.monotonic())
         if recipe.schedule.budget is not None:
-            recipe = resolve(asked, images, {c.option: c for c in probing.choose_within_budget(recipe, images)})
+            recipe = resolve(asked, images, {c.option: c for c in probing.choose_within_budget(recipe)})
         elif probes_sizes(recipe):
             recipe = probing.choose_size(recipe)
         if recipe.model.head_init == PROBE:
@@ -59,14 +54,14 @@ def choose_options(
     recipe = replace(recipe, automatic=frozenset())
     if world.is_main and not has_begun:  # if the run has begun, the trainer compares its recipe before it writes
         write_recipe(folder, recipe)
-        write_choices(folder, recipe.choices, key)
+        write_choices(folder, recipe.choices, inputs.request)
     return recipe
 
 
-def _read(folder: Path, key: str) -> tuple[bool, dict[str, Choice] | None]:
+def _read(folder: Path, request: str) -> tuple[bool, dict[str, Choice] | None]:
     """Return (whether there is a checkpoint; the choices that are used again)."""
     has_begun = bool(list_checkpoints(folder / "checkpoints"))
-    return has_begun, read_choices(folder, None if has_begun else key)
+    return has_begun, read_choices(folder, None if has_begun else request)
 
 
 @dataclass(frozen=True)
@@ -74,20 +69,21 @@ class _Probing:
     """Chooses options for a new run with linear probes. began: `time.monotonic()` when the stage began."""
 
     folder: Path
-    key: str
+    inputs: Inputs
     world: World
     stop: Callable[[], bool]
     say: Say
     began: float
 
     def choose_size(self, recipe: Recipe) -> Recipe:
-        recipe, probe = choose_image_size(recipe, partial(self._fit, open_files(recipe).train))
+        recipe, probe = choose_image_size(recipe, partial(self._fit, self.inputs.train))
         self._keep(probe)
         return recipe
 
-    def choose_within_budget(self, recipe: Recipe, images: Images) -> list[Choice]:
+    def choose_within_budget(self, recipe: Recipe) -> list[Choice]:
         """Return what the time budget decides."""
-        files, seconds = open_files(recipe).train, parse_duration(str(recipe.schedule.budget), BUDGET)
+        images, files = self.inputs.images, self.inputs.train
+        seconds = parse_duration(str(recipe.schedule.budget), BUDGET)
         evaluated = images.val + recipe.selection_images(images.train)
         tries = sum((self._tries_flips(recipe), not is_plain(recipe)))
 
@@ -111,8 +107,8 @@ class _Probing:
             return recipe
         if not tries_flips and is_plain(recipe):
             return recipe
-        files, tower = open_files(recipe).train, self._tower(recipe)
-        probe = probe_of_run(tower, files, self.folder, self.key, self.say)
+        files, tower = self.inputs.train, self._tower(recipe)
+        probe = probe_of_run(tower, files, self.folder, self.inputs.request, self.say)
         if tries_flips and (mirrored := recognise_mirrored(tower, files, probe)) is not None:
             recipe = choose_flips(recipe, mirrored)
         if is_plain(recipe):
@@ -136,4 +132,4 @@ class _Probing:
 
     def _keep(self, probe: LinearProbe) -> None:
         """Keep the probe in the run directory, with the time for all probes."""
-        keep_probe(replace(probe, seconds=time.monotonic() - self.began), self.folder, self.key, self.world)
+        keep_probe(replace(probe, seconds=time.monotonic() - self.began), self.folder, self.inputs.request, self.world)

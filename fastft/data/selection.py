@@ -1,49 +1,19 @@
-"""A recipe's images: to train on, to validate on, and those that `data.selection_share` leaves out of training."""
-
-from dataclasses import dataclass
+"""The images that `data.selection_share` leaves out of training, to choose epoch and weights."""
 
 import numpy as np
 
-from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import strata
-from fastft.recipe import Recipe
-from fastft.recipe.training_images import NO_DATA, is_imagenet
 
 
-@dataclass(frozen=True)
-class Files:
-    """The images of a run. selection: left out of training; they choose epoch and weights."""
+def split_selection(images: BetonSet, share: float) -> tuple[BetonSet, BetonSet | None]:
+    """Return (the images to train on, those left out). The left-out images are the same in every run, stratified by class.
 
-    train: BetonSet
-    val: BetonSet | None = None
-    selection: BetonSet | None = None
-
-    @property
-    def evaluated(self) -> list[BetonSet]:
-        """The validation images, if there are any, then those for selection, if there are any."""
-        return [betons for betons in (self.val, self.selection) if betons is not None]
-
-
-def open_files(recipe: Recipe) -> Files:
-    """Open the recipe's files. What is left out is the same in every run, with the class shares of the whole.
-
-    Raises:
-        UserError: there are no .beton files, or `train.stop_when` has no images to look at, or only ImageNet's
-            validation images, whose accuracy is reported.
+    Args:
+        share: `data.selection_share`. 0 leaves none out.
     """
-    if recipe.data.train is None:
-        raise UserError(NO_DATA)
-    files = BetonSet.open(recipe.data.train)
-    val = None if recipe.data.val is None else BetonSet.open(recipe.data.val)
-    if recipe.data.selection_share:
-        by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), strata(files.labels)))
-        is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
-        return Files(files.take(np.sort(by_class_N[~is_held_N])), val, files.take(np.sort(by_class_N[is_held_N])))
-    if recipe.train.stop_when is not None and (val is None or is_imagenet(recipe)):
-        reported = "would choose the epoch on the validation images, whose accuracy is reported"
-        what = "has no images to evaluate" if val is None else reported
-        raise UserError(
-            f"train.stop_when {what}. Set --data.selection_share=0.01, which reserves this share of the training images for it"
-        )
-    return Files(files, val)
+    if not share:
+        return images, None
+    by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(images)), strata(images.labels)))
+    is_held_N = np.diff(np.ceil(np.arange(len(images) + 1) * share)) > 0
+    return images.take(np.sort(by_class_N[~is_held_N])), images.take(np.sort(by_class_N[is_held_N]))

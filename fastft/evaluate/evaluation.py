@@ -25,7 +25,6 @@ from fastft.evaluate.scores import TOP5_CLASSES, evaluate
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.precision import inference_precision
-from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 from fastft.run.predictions import Predictions
 
@@ -57,7 +56,9 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **opti
     return scores
 
 
-def evaluate_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, EvaluatedFile]:
+def evaluate_file(
+    checkpoint: Path, data: Path | BetonSet, device: str, weights: str = AUTO
+) -> tuple[Trained, EvaluatedFile]:
     """Return a checkpoint's model, with its scores and predictions for every image in a `.beton`, in file order."""
     world = find_world(device)
     with connected(world):
@@ -96,23 +97,16 @@ def evaluate_files(
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
-        paths = files or [validation_file(trained.recipe)]
+        opened = [BetonSet.open(path) for path in files] or [trained.open_validation()]
         if logit_adjustment:
             trained = adjust_logits(trained)
-        scores = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
+        scores = [evaluate_model(trained, betons, world, only_present_classes) for betons in opened]
     if csv is not None and world.is_main:
-        write_predictions_table(scores[0].predictions, trained.outputs, scores[0].path, csv)
+        write_predictions_table(scores[0].predictions, trained.outputs, opened[0].read_names(), csv)
     return [replace_fields(report_file(trained, one), logit_adjustment=logit_adjustment) for one in scores]
 
 
-def validation_file(recipe: Recipe) -> Path:
-    """Return a recipe's validation file. Raises UserError if the recipe names none."""
-    if recipe.data.val is None:
-        raise UserError("the recipe names no validation file. Give one with --data FILE.beton")
-    return Path(recipe.data.val)
-
-
-def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
+def eval_loader(trained: Trained, data: BetonPaths | BetonSet, world: World) -> EvalLoader:
     """Load this process's share of a file, transformed as the model is evaluated on it.
 
     Raises UserError if the file is missing or damaged.
@@ -128,14 +122,17 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     )
 
 
-def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> EvaluatedFile:
+def evaluate_model(
+    trained: Trained, data: Path | BetonSet, world: World, only_present_classes: bool = False
+) -> EvaluatedFile:
     """Score a model on one file. Raises UserError as `evaluate_files`, published to the other processes."""
     outputs = trained.recipe.data.num_classes
     if only_present_classes:
         refuse_multi_label(trained.recipe, "--only-present-classes")
     model: nn.Module = trained.model
     precision = inference_precision(trained.recipe.train.amp, world.device)
-    with eval_loader(trained, path, world) as loader:
+    with eval_loader(trained, data, world) as loader:
+        path = Path(loader.betons.title)
         refuse_other_classes(loader.class_names, trained.outputs, path)
         refuse_other_labels(loader.betons, trained.recipe)
         ranked = outputs
@@ -153,15 +150,17 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
     return EvaluatedFile(path, scores, found.predictions, ranked)
 
 
-def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:
-    """Write a CSV file with one row per image, in the order of the file `data`.
+def write_predictions_table(
+    predictions: Predictions, names: Sequence[str], images: Sequence[str] | None, path: Path
+) -> None:
+    """Write a CSV file with one row per image, in the order of the predicted file. images: their names, if it has them.
 
     image: index in the file. file: name in the source, if the manifest has it. class, predicted: names. probability,
     class_probability: softmax probability for the predicted and for the true class. With multi-label data, labels and
     predicted are lists such as "cat;dog", and each label has a column with its probability.
     """
     p = predictions
-    files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)
+    files = images or [""] * len(p.labels_N)
     if p.thresholds_K is not None:
         sets = ([SEPARATOR.join(names[k] for k in classes_of(row)) for row in r] for r in (p.labels_N, p.predicted_N))
         given = enumerate(zip(files, *sets, p.confidence_N.tolist(), strict=True))

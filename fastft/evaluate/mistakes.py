@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,16 +11,16 @@ from PIL import Image
 
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.file_report import FileReport, report_file
 from fastft.recipe.constants import AUTO
+from fastft.run.inputs import open_of_run
 from fastft.run.predictions import Calibration, Predictions, calibrate
 from fastft.run.run_directory import Run
 
-FEW_IMAGES = 3000  # a CPU evaluates this many in a minute or two
+EVALUATED_ON_CPU = 3000  # a CPU evaluates this many in a minute or two
 LISTED_MISTAKES = 12
 THUMBNAIL = 168  # longer side in pixels; shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
@@ -71,11 +70,11 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
     if run.recipe.data.val is None:
         return None, "The run has no validation data."
     try:
-        betons = BetonSet.open(run.recipe.data.val)
-        if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
+        betons = open_of_run(run, "data.val")
+        if not insist and len(betons) > EVALUATED_ON_CPU and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long to predict without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        trained, evaluated = evaluate_file(run.folder, Path(run.recipe.data.val), "auto", weights)
+        trained, evaluated = evaluate_file(run.folder, betons, "auto", weights)
     except UserError as error:
         if insist:
             raise

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
+from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
@@ -28,8 +29,9 @@ from fastft.run.checkpoint import (
 )
 from fastft.run.chosen_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
 from fastft.run.evaluations import BestBy, Scores
+from fastft.run.inputs import open_stored
 from fastft.run.predictions import EVEN, deciding_score
-from fastft.run.run_directory import PROBE_HEAD, with_moved_data
+from fastft.run.run_directory import PROBE_HEAD
 
 BATCH = 32  # images per forward pass
 
@@ -56,6 +58,11 @@ class Trained:
     def outputs(self) -> list[str]:
         """A name for every output of the head."""
         return name_outputs(self.classes, self.recipe.data.num_classes)
+
+    def open_validation(self) -> BetonSet:
+        """Open the run's validation images. Raises the same errors as `open_stored`."""
+        content = None if self.state is None else self.state.val
+        return open_stored(self.recipe, "data.val", content, self.path.parent.parent)
 
     @property
     def main_score(self) -> BestBy:
@@ -86,7 +93,6 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
         UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
     """
     chosen, (model, recipe, stored) = _find_and_read(checkpoint, weights)
-    recipe = with_moved_data(recipe, stored.path.parent.parent)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = stored.state.class_counts, stored_scores(stored, chosen.kind)
     multi_label, classes = recipe.data.multi_label, recipe.data.num_classes

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_multi_label
-from fastft.evaluate.evaluation import evaluate_model, validation_file
+from fastft.evaluate.evaluation import evaluate_model
 from fastft.evaluate.file_report import EvaluatedFile
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.machine.distributed import connected, find_world
@@ -33,6 +34,7 @@ from fastft.run.checkpoint import State as CheckpointState
 from fastft.run.checkpoint import write_checkpoint
 from fastft.run.chosen_weights import SIGNIFICANT, STEMS, Comparison, compare_predictions
 from fastft.run.evaluations import BALANCED_ACCURACY, SCORE_NAMES
+from fastft.run.identity import describe, identify_weights
 from fastft.run.json_files import write_document
 from fastft.run.predictions import Predictions
 
@@ -89,6 +91,9 @@ def _read(path: Path, weights: str) -> State:
 
 def read_start(run: Trained) -> State:
     """Rebuild a run's initial weights from its recipe: the pretrained tower, with the run's head or a seeded one."""
+    weights = run.recipe.model.weights
+    if run.state is not None and run.state.weights not in ("", identify_weights(weights, run.recipe.model.arch)):
+        raise UserError(f"{weights} has changed since {run.path} was trained from it. Put the old weights back")
     model = build_model(run.recipe, arch=run.model.visual.arch)
     if run.recipe.model.head_init == FROM_WEIGHTS:
         head, _ = head_of_weights(model, run.recipe, run.classes, run.classes)
@@ -104,6 +109,12 @@ def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:
         raise UserError(f"{name} has another architecture or head than {expected.path}. Average models of one recipe")
     if trained.outputs != expected.outputs:
         raise UserError(f"{name} has other classes than {expected.path}. Average models of the same classes")
+    if trained.state is not None and expected.state is not None:
+        seen = expected.state.seen_differently(trained.state)
+        if seen:
+            raise UserError(
+                f"{name} sees images differently than {expected.path}: {describe(seen)}. Average models of one recipe"
+            )
 
 
 def interpolate(start: State, end: State, alpha: float) -> State:
@@ -212,7 +223,7 @@ def average(
         raise UserError("--alpha needs two models. Give two, or several with --soup greedy or --soup uniform")
     chooses = soup == GREEDY or (soup is None and len(alphas) > 1)
     trained, ingredients = find_ingredients(models, weights)
-    files = list(data) or ([validation_file(trained.recipe)] if chooses else [])
+    files = [BetonSet.open(path) for path in data] or ([trained.open_validation()] if chooses else [])
     world = find_world(device)
     say = say if world.is_main else lambda text: None
 
@@ -220,7 +231,7 @@ def average(
         if not files:
             return Tried(AverageRow(name=name, alpha=alpha, files=[]), None)
         trained.model.load_state_dict(state)
-        evaluated = [evaluate_model(trained, path, world, only_present_classes) for path in files]
+        evaluated = [evaluate_model(trained, betons, world, only_present_classes) for betons in files]
         figures = [_figures(trained, of_file) for of_file in evaluated]
         say(f"{name}: " + ", ".join(f"{Path(f.data).name} {f.figure:.3f} %" for f in figures))
         return Tried(AverageRow(name=name, alpha=alpha, files=figures), evaluated[0].predictions)
@@ -232,7 +243,8 @@ def average(
         else:
             averaged = (_greedy if soup == GREEDY else _uniform)(evaluate, ingredients)
         trained.model.load_state_dict(averaged.state)
-    return trained, replace(averaged, data=files, selection=files[0] if chooses else None)
+    paths = [Path(betons.title) for betons in files]
+    return trained, replace(averaged, data=paths, selection=paths[0] if chooses else None)
 
 
 def _figures(trained: Trained, evaluated: EvaluatedFile) -> FileFigures:

@@ -25,18 +25,19 @@ from beton_tools.base.user_files import read_user_text
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources.side_files import imagenet_wnids, is_wnid
-from fastft.evaluate.evaluation import evaluate_model, validation_file
+from fastft.evaluate.evaluation import evaluate_model
 from fastft.evaluate.file_report import FileReport, report_file
 from fastft.evaluate.trained import Trained
 from fastft.machine.distributed import World, connected, find_world
 from fastft.model.arch import load_open_clip_config
 from fastft.model.classifier import TOKEN
-from fastft.model.head_file import Head, check_head_path, set_head, write_head
+from fastft.model.head_file import WEIGHTS_OF_HEAD, Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.model.weights import read_text_state
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW, TIMM
 from fastft.recipe.training_images import with_num_classes
+from fastft.run.identity import identify_weights
 
 CLASSES_PER_PASS = 10  # open_clip's default; 800 texts with 80 templates
 Template = Callable[[str], str]  # from a class name to a text
@@ -235,7 +236,9 @@ def evaluate_zero_shot(
     if out is not None:
         check_head_path(out)
     check_towers(recipe.model.arch)
-    path = data or validation_file(recipe)
+    if data is None and recipe.data.val is None:
+        raise UserError("the recipe names no validation file. Give one with --data FILE.beton")
+    path = data or Path(str(recipe.data.val))
     betons = BetonSet.open(path)
     classes, manifest = betons.class_names, Manifest.of_beton(betons.files[0].path)
     prompts = read_prompts(path, classes, manifest, names, templates)
@@ -245,9 +248,10 @@ def evaluate_zero_shot(
     world = find_world(device)
     with connected(world):
         trained = _build(recipe, classes, prompts, world, progress)
-        evaluated = evaluate_model(trained, path, world, only_present_classes)
+        evaluated = evaluate_model(trained, betons, world, only_present_classes)
     if out is not None and world.is_main:
         head, source = trained.model.head, {"arch": recipe.model.arch, "weights": recipe.model.weights}
+        source[WEIGHTS_OF_HEAD] = identify_weights(recipe.model.weights, recipe.model.arch)
         source |= {"names": prompts.names_source, "templates": prompts.templates_source}
         tensors = head.weight.detach().cpu(), head.bias.detach().cpu()
         write_head(out, Head(*tensors, trained.classes, TOKEN, source))

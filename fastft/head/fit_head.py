@@ -20,7 +20,6 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from fastft.data.classes import name_outputs
-from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.head.label_check import judge_labels
@@ -33,20 +32,20 @@ from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseline
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import ByWeights
+from fastft.run.inputs import Inputs
 from fastft.run.run_directory import HEAD_OF_WEIGHTS, PROBE_HEAD, run_folder
 from fastft.run.training_labels import write_training_labels
 
 Say = Callable[[str], None]
 
 
-def prepare_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
+def prepare_head(recipe: Recipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:
     """Write the head that the run starts from, and the baseline of a linear probe.
 
     Nothing is done if the run has begun to train, has its head already, or starts from a small random head.
 
     Args:
         recipe: final.
-        key: identifies what the run is asked for. See `fastft.run.continuation.request_key`.
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
@@ -55,64 +54,65 @@ def prepare_head(recipe: Recipe, key: str, world: World, stop: Callable[[], bool
     """
     folder, is_there = run_folder(recipe), IS_THERE.get(recipe.model.head_init)
     if is_there is None or world.in_main(
-        lambda: bool(list_checkpoints(folder / "checkpoints")) or is_there(folder, key)
+        lambda: bool(list_checkpoints(folder / "checkpoints")) or is_there(folder, inputs.request)
     ):
         return
     if recipe.model.head_init == PROBE:
-        _fit_head(recipe, folder, key, world, stop, say)
+        _fit_head(recipe, folder, inputs, world, stop, say)
     elif world.is_main:
-        _take_head(recipe, folder, key, say)
+        _take_head(recipe, folder, inputs, say)
 
 
-def _is_fitted(folder: Path, key: str) -> bool:
+def _is_fitted(folder: Path, request: str) -> bool:
     baseline = read_baseline(folder)
-    return baseline is not None and baseline.request == key and (folder / PROBE_HEAD).is_file()
+    return baseline is not None and baseline.request == request and (folder / PROBE_HEAD).is_file()
 
 
-def _is_taken(folder: Path, key: str) -> bool:
+def _is_taken(folder: Path, request: str) -> bool:
     with suppress(UserError):
-        return read_head(folder / HEAD_OF_WEIGHTS).source.get("request") == key
+        return read_head(folder / HEAD_OF_WEIGHTS).source.get("request") == request
     return False
 
 
 IS_THERE = {PROBE: _is_fitted, FROM_WEIGHTS: _is_taken}
 
 
-def _take_head(recipe: Recipe, folder: Path, key: str, say: Say) -> None:
+def _take_head(recipe: Recipe, folder: Path, inputs: Inputs, say: Say) -> None:
     """Write the rows that the head in `model.weights` has for the training file's classes."""
-    files = open_files(recipe).train
+    files = inputs.train
     manifest = Manifest.of_beton(files.files[0].path)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
     head, note = head_of_weights(model, recipe, files.class_names, manifest.classes if manifest else ())
     classes = name_outputs(files.class_names, recipe.data.num_classes)
-    write_head(folder / HEAD_OF_WEIGHTS, replace(head, classes=classes, source=head.source | {"request": key}))
+    write_head(
+        folder / HEAD_OF_WEIGHTS, replace(head, classes=classes, source=head.source | {"request": inputs.request})
+    )
     say(note)
 
 
-def _fit_head(recipe: Recipe, folder: Path, key: str, world: World, stop: Callable[[], bool], say: Say) -> None:
+def _fit_head(recipe: Recipe, folder: Path, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:
     """Fit and score a linear probe."""
-    files = open_files(recipe)
     tower = FrozenTower.build(recipe, world, stop)
-    probe = probe_of_run(tower, files.train, folder, key, say)
+    probe = probe_of_run(tower, inputs.train, folder, inputs.request, say)
     began = time.monotonic()
     tower.set_head(probe.head)
-    scored = [_score(tower, betons) for betons in files.evaluated]
+    scored = [_score(tower, betons) for betons in inputs.evaluated]
     if not world.is_main:
         return
     if probe.features_ND is not None and scored:
-        for line in warn_of_copies(files.train, probe.features_ND, files.evaluated[0], scored[0][1]):
+        for line in warn_of_copies(inputs.train, probe.features_ND, inputs.evaluated[0], scored[0][1]):
             say(line)
     write_training_labels(folder, judge_labels(probe, recipe.data.num_classes, recipe.train.seed))
-    _write_head(tower, probe, files.train, folder)
+    _write_head(tower, probe, inputs.train, folder)
     first, second = [*(scores for scores, _ in scored), None, None][:2]
     seconds = probe.seconds + time.monotonic() - began
-    write_baseline(folder, _describe(probe, first, second, key, seconds))
+    write_baseline(folder, _describe(probe, first, second, inputs.request, seconds))
     (folder / FEATURES).unlink(missing_ok=True)
 
 
 def _describe(
-    probe: LinearProbe, first: Evaluated | None, second: Evaluated | None, key: str, seconds: float
+    probe: LinearProbe, first: Evaluated | None, second: Evaluated | None, request: str, seconds: float
 ) -> Baseline:
     """Make the baseline.
 
@@ -122,7 +122,7 @@ def _describe(
     """
     compared = second or first
     return Baseline(
-        request=key, images=probe.images, penalty=float(probe.head.penalty), scale=float(probe.head.scale),
+        request=request, images=probe.images, penalty=float(probe.head.penalty), scale=float(probe.head.scale),
         seconds=seconds, raw=None if first is None else first.scores,
         selection=None if second is None else ByWeights(raw=second.scores),
         right="" if compared is None else pack_bits(compared.predictions.right_N),

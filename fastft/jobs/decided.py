@@ -7,9 +7,10 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from fastft.choose.automatic import resolve
 from fastft.model.recipe_model import recipe_arch
-from fastft.photos.counts import count_images
+from fastft.photos.paths import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import Images
+from fastft.run.inputs import open_inputs
 from fastft.run.start_weights import with_run_weights
 
 
@@ -33,7 +34,8 @@ def decide_prepared(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     """
     from fastft.photos.prepare import prepare_data  # loads the image libraries
 
-    return resolve(*prepare_data(recipe, say))
+    recipe, inputs = open_inputs(*prepare_data(recipe, say))
+    return resolve(recipe, inputs.images)
 
 
 def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:

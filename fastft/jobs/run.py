@@ -11,7 +11,7 @@ Each stage reads files and writes files into the run directory. It is skipped if
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -36,11 +36,11 @@ from fastft.recipe import Recipe, parse_duration
 from fastft.recipe.constants import LAST, PROBE
 from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
-from fastft.run.continuation import PER_HOST_OPTIONS, request_key, shared_options
 from fastft.run.evaluations import describe_figures
+from fastft.run.identity import PER_HOST_OPTIONS, shared_options
+from fastft.run.inputs import Inputs, open_inputs
 from fastft.run.result import FirstRun, Result, WeightChoice, write_result
 from fastft.run.run_directory import hold_run, load_run, run_folder
-from fastft.run.start_weights import with_run_weights, without_foreign_head
 from fastft.train.setup import refuse_untrainable
 from fastft.train.train import train
 
@@ -63,49 +63,55 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Re
     options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
     with connected(find_world(options.device, options.timeout_minutes, "train.device"), advice) as world:
         prepared, images = prepare_data(recipe, line_printer(console), world)
-        own = ",".join(filter(None, (prepared.data.train, prepared.data.val)))
-        data = recipe.data.train if holds_out_of_beton(recipe) else own
+        whole = None
         if options.refit:  # refuse files that cannot be read together before the first run
-            world.in_main(lambda: BetonSet.open(str(data)).title)
+            own = ",".join(filter(None, (prepared.data.train, prepared.data.val)))
+            together = str(recipe.data.train) if holds_out_of_beton(recipe) else own
+            whole = world.together(lambda: BetonSet.open(together), lambda betons: {})
         result = run_stages(prepared, images, world, console)
-        return _refit(prepared, data, result, world, console) if options.refit else (run_folder(recipe), result)
+        return (run_folder(recipe), result) if whole is None else _refit(prepared, whole, result, world, console)
 
 
-def run_stages(recipe: Recipe, images: Images, world: World, console: Console) -> Result:
+def run_stages(
+    recipe: Recipe, images: Images | None, world: World, console: Console, files: Mapping[str, BetonSet] | None = None
+) -> Result:
     """Carry out the stages after the first, and return the content of result.json.
 
     Args:
         recipe: with .beton files.
-        images: the images in these files.
+        images: the source of these files, if they were converted.
+        files: those that are open already, by their text in the recipe.
     """
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
     folder = run_folder(recipe)
     with SignalGuard() as guard, ExitStack() as opened:
         world.in_main(lambda: opened.enter_context(hold_run(folder)))
-        asked, key = world.together(
-            partial(_ask, recipe, images, world),
-            lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1]},
+        asked, inputs = world.together(
+            lambda: _open(recipe, images, world, files),
+            lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1].request},
         )
         stop = guard.is_stop_requested
-        final = _stage(world, lambda: choose_options(asked, images, key, world, stop, say))
+        final = _stage(world, lambda: choose_options(asked, inputs, world, stop, say))
         world.check_consistent(None, {"recipes": shared_options(final)})
         if world.is_main:
             print_choices(final.choices, console)
-        _stage(world, lambda: prepare_head(final, key, world, stop, say))
+        _stage(world, lambda: prepare_head(final, inputs, world, stop, say))
         world.barrier()  # process 0 has written the head, which all processes read
-        return train(final, folder, world, guard, console, deadline)
+        return train(final, inputs, folder, world, guard, console, deadline)
 
 
-def _ask(recipe: Recipe, images: Images, world: World) -> tuple[Recipe, str]:
-    """Return (the requested recipe, its key). The recipe's weights may be another run's.
+def _open(
+    recipe: Recipe, images: Images | None, world: World, files: Mapping[str, BetonSet] | None
+) -> tuple[Recipe, Inputs]:
+    """Return (the requested recipe, whose weights may be another run's; its inputs).
 
     Raises:
         UserError: the recipe cannot be trained. Nothing is written before this is checked.
     """
-    recipe = without_foreign_head(with_run_weights(recipe))
-    refuse_untrainable(recipe, images, world)
-    return recipe, request_key(recipe)
+    recipe, inputs = open_inputs(recipe, images, files)
+    refuse_untrainable(recipe, inputs, world)
+    return recipe, inputs
 
 
 def _stage(world: World, work: Callable[[], Any]) -> Any:
@@ -124,8 +130,8 @@ def _where_it_continues(folder: Path) -> str:
     return f"The same command {after}"
 
 
-def _refit(recipe: Recipe, data: str | None, first: Result, world: World, console: Console) -> tuple[Path, Result]:
-    """Train on `data`, the training and validation images together, in RUN/refit. Returns the same as `run_recipe`.
+def _refit(recipe: Recipe, whole: BetonSet, first: Result, world: World, console: Console) -> tuple[Path, Result]:
+    """Train on the training and validation images together (`whole`), in RUN/refit. Returns the same as `run_recipe`.
 
     Every option has the value of the first run, automatic ones too. Training ends with the epoch whose weights that run
     chose, and takes the same kind of weights.
@@ -135,7 +141,7 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
         say("train.refit: no images were held out, so the weights were already trained on all images")
         return folder, first
     again, own = world.in_main(lambda: load_run(folder).recipe), recipe.flat()
-    own |= {"data.train": data, "data.val": None, "train.run_dir": str(folder / REFIT)}
+    own |= {"data.train": whole.title, "data.val": None, "train.run_dir": str(folder / REFIT)}
     for option in PER_HOST_OPTIONS:
         again = again.with_option(option, own[option])
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
@@ -145,7 +151,7 @@ def _refit(recipe: Recipe, data: str | None, first: Result, world: World, consol
     say(
         f"train.refit: training again on all images, up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
     )
-    result = run_stages(*prepare_data(again, say, world), world, console)
+    result = run_stages(again, None, world, console, {whole.title: whole})
     reason = "the first run chose this kind (no images were held out from this run)"
     result = replace(
         result,

@@ -6,11 +6,9 @@ continue.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,30 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.read.beton_paths import exist_betons
-from beton_tools.read.beton_set import BetonSet
-from fastft.choose.automatic import probes_sizes
+from beton_tools.read.beton_set import BetonSet, Content
+from fastft.choose.automatic import resolve
 from fastft.data.classes import refuse_multi_label
 from fastft.jobs.decided import decide, load_decided
 from fastft.jobs.grid import print_comparison
 from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
-from fastft.photos.betons import count_betons
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.constants import AUTO, IMAGE_SIZE
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
 from fastft.recipe.training_images import largest_size
 from fastft.run import result
-from fastft.run.continuation import RESUMABLE_OPTIONS
 from fastft.run.evaluations import TOP1, Evaluation
+from fastft.run.identity import Difference, describe, identify_weights, make_identity
+from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs
+from fastft.run.run_directory import read_choices, read_identity
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
-# A run may be resumed with other values of these options. But two rows that differ in them need two runs: the options
-# change which epochs and weights are evaluated, and so which one is best.
-COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
 WRITTEN = TABLE, DOCUMENT = "table.md", "results.json"
 
 
@@ -67,13 +62,15 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     # one process group for all runs
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
-        planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
+        opened: dict[str, BetonSet] = {}  # all rows read the same files
+        planned = [plan_runs(sweep, overrides, out / "runs", opened) for sweep in sweeps]
         runs = [run for row_runs in planned for run in row_runs]
         if any(run.recipe.data.val is None for run in runs):
             raise UserError("a sweep compares accuracies and needs validation data. Set --data.val=FILE.beton")
+        # decided before the first run, so that all processes decide from the same files
+        world.in_main(lambda: refuse_other_results(runs))
         refuse_multi_label(runs[0].recipe, "fastft sweep")
         console = console if world.is_main else Console(quiet=True)
-        # decided before the first run, so that all processes decide from the same files
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
         waiting = set(failures)
         for sweep, own in zip(sweeps, planned, strict=True):
@@ -116,18 +113,32 @@ def report_folder(sweep: Sweep, out: Path) -> Path:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that one or more rows need. `recipe` has its run directory filled in."""
+    """A run that one or more rows need.
+
+    Attributes:
+        key: identifies what is trained, and on which images.
+        recipe: with its run directory.
+        number: the weights that the row compares, "ema" or "raw".
+        inputs: None if the images do not exist.
+        files: the opened files, which all rows share.
+    """
 
     key: str
     recipe: Recipe
     folder: Path
+    number: str
+    inputs: Inputs | None = None
+    files: Mapping[str, BetonSet] = field(default_factory=dict)
 
 
-def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[PlannedRun]:
+def plan_runs(
+    sweep: Sweep, overrides: Sequence[str], runs: Path, opened: dict[str, BetonSet] | None = None
+) -> list[PlannedRun]:
     """Plan the run of every row, in order. Equal rows get equal runs.
 
     Args:
         runs: the folder that contains all run directories.
+        opened: files that are open already. Those that are opened are added.
 
     Raises:
         UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that
@@ -136,45 +147,64 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Planne
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
         raise UserError(f"{taken}: every run in a sweep has its own folder. Use --out")
-    return [_plan_run(sweep, row, overrides, runs) for row in sweep.rows]
+    opened = {} if opened is None else opened
+    return [_plan_run(sweep, row, overrides, runs, opened) for row in sweep.rows]
 
 
-def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> PlannedRun:
-    recipe, _, _ = decide(load_recipe(sweep.reference(row), overrides))
-    if row.number == "ema" and recipe.ema.decay == 0:
-        raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0. Set number: raw")
-    if row.number == "raw" and recipe.train.eval_weights == "ema":
+def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path, opened: dict[str, BetonSet]) -> PlannedRun:
+    recipe, inputs = _with_inputs(load_recipe(sweep.reference(row), overrides), opened)
+    number = row.number
+    if number == "ema" and recipe.ema.decay == 0:
+        if not sweep.named:
+            raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0. Set number: raw")
+        number = "raw"  # a run that is too short for an EMA
+    if number == "raw" and recipe.train.eval_weights == "ema":
         raise UserError(
             f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema. Set it to both"
         )
-    key = run_key(recipe)
+    key = run_key(recipe, inputs)
     folder = runs.parent / str(row.name) if sweep.named else runs / key
-    return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder)
+    return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder, number, inputs, opened)
 
 
-def run_key(recipe: Recipe) -> str:
-    """Hash a recipe.
+def _with_inputs(recipe: Recipe, opened: dict[str, BetonSet]) -> tuple[Recipe, Inputs | None]:
+    """Return (the recipe as decided before linear probes; its inputs, if the images exist)."""
+    data = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
+    if recipe.data.train is None or not all(map(exist_betons, data)):
+        return decide(recipe)[0], None
+    opened.update({path: open_images(path) for path in data if path not in opened})
+    recipe, inputs = open_inputs(recipe, opened=opened)
+    return resolve(recipe, inputs.images), inputs
 
-    Recipes have the same hash if they train the same weights on the same images and evaluate after the same epochs.
+
+def run_key(recipe: Recipe, inputs: Inputs | None = None) -> str:
+    """Hash what is trained, how long, on which images, and what is evaluated.
+
+    If the images do not exist, their number stands for them.
+
+    Args:
+        inputs: of the recipe, if they are open.
     """
-    values: Mapping[str, Any] = {
-        key: value for key, value in recipe.flat().items() if key not in RESUMABLE_OPTIONS - COUNTED
-    } | {"images": _content(recipe.data.train, recipe.data.train_size), "val_images": _content(recipe.data.val, 0)}
-    if probes_sizes(recipe):  # these are decided when the run begins
-        values = {**values, IMAGE_SIZE: AUTO}
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
+    if inputs is None:
+        _, inputs = _with_inputs(recipe, {})
+    if inputs is not None:
+        return inputs.identify(recipe).digest()
+    images = Content(num_samples=recipe.data.train_size, files=[], identities=[])
+    weights, head = identify_weights(recipe.model.weights, recipe.model.arch), identify_weights(recipe.model.head)
+    return make_identity(recipe, describe_arch(recipe), [], images, None, weights, head).digest()
 
 
-@lru_cache
-def _content(path: str | None, stated: int) -> int | str:
-    """Return the files' checksum, or their number of samples without manifests. Without a file, return `stated`.
-
-    This distinguishes ImageNet from a part of it and from other images.
-    """
-    if not (path and exist_betons(path)):
-        return stated
-    content = BetonSet.open(path).content
-    return content.checksum or content.num_samples
+def refuse_other_results(runs: Sequence[PlannedRun]) -> None:
+    """Raise UserError, which names what differs, if a run directory holds another run than the planned one."""
+    for run in runs:
+        if (stored := read_identity(run.folder)) is None or run.inputs is None:
+            continue
+        choices = read_choices(run.folder) or {}  # what linear probes chose then is used again
+        now = run.inputs.identify(replace(resolve(run.recipe, run.inputs.images, choices), automatic=frozenset()))
+        found = stored.differences(now)
+        found += [Difference(o, f"{o}: set by hand -> auto") for o in sorted(run.recipe.automatic - choices.keys())]
+        if found:
+            raise UserError(f"{run.folder} holds another run: {describe(found)}. Use another --out")
 
 
 def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
@@ -187,7 +217,7 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     """
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:
-        run_stages(run.recipe, count_betons(run.recipe), world, console)
+        run_stages(run.recipe, None, world, console, run.files)
     except (Preempted, LocalRankError, PeerFailed):
         raise
     except reported as error:
@@ -242,7 +272,7 @@ class Outcome:
     @property
     def ours(self) -> Score | None:
         """The score that is compared with the paper's result."""
-        return self.best(self.row.number)
+        return self.best(self.run.number)
 
     @property
     def difference(self) -> float | None:

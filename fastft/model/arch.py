@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.base.user_files import read_regular
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration takes 2 KB
+STATE, MAX_STATE_BYTES = "state.json", 256 << 20  # in checkpoints of fastft, with evaluations and class names
 # Limits far above every published tower, so that a mistake cannot fill the memory. The largest plain CLIP ViT in open_clip,
 # ViT-e-14, has 3.8e9 parameters and 56 layers. 128 x 128 patches of 16 px make a 2048 px image.
 MAX_PARAMETERS, MAX_LAYERS, MAX_GRID = 5e9, 512, 128
@@ -114,12 +115,14 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def load_open_clip_arch(name: str) -> Arch:
-    """Return the architecture for an open_clip model name, or for a local .json file in open_clip's form.
+    """Return the architecture for an open_clip model name, a local .json file in open_clip's form, or a checkpoint folder.
 
     Raises:
         UserError: the name is unknown (the message has the nearest one), the file is unreadable, a key is missing or
             has a wrong value, or the tower is not a plain CLIP ViT or is too large.
     """
+    if (stored := _stored_arch(name)) is not None:
+        return stored
     config = load_open_clip_config(name)
     try:
         _refuse_foreign(name, config.get("vision_cfg"))
@@ -150,7 +153,7 @@ def load_open_clip_arch(name: str) -> Arch:
 
 def refuse_pool_without_class_token(name: str) -> None:
     """Raise UserError if the open_clip tower with this name does not take its embedding from the class token."""
-    pooling = load_open_clip_config(name)["vision_cfg"].get("pool_type", "tok")
+    pooling = "tok" if is_checkpoint_arch(name) else load_open_clip_config(name)["vision_cfg"].get("pool_type", "tok")
     if pooling != "tok":
         raise UserError(
             f"{name} pools its tokens by '{pooling}', not by the class token. Use --model.pool=patches or another --model.arch"
@@ -169,6 +172,22 @@ def _refuse_foreign(name: str, vision: object) -> None:
         raise UserError(
             f"{name} is not a plain CLIP ViT image tower ({', '.join(map(repr, foreign[:5]))}). Use a ViT-*"
         )
+
+
+def is_checkpoint_arch(name: str) -> bool:
+    """True if `model.arch` names a checkpoint of a fastft run, whose state holds the architecture."""
+    return (Path(name) / STATE).is_file()
+
+
+def _stored_arch(name: str) -> Arch | None:
+    """Return the architecture in a checkpoint of fastft, or None for another name."""
+    if not is_checkpoint_arch(name):
+        return None
+    try:
+        stored: Arch = check(STATE, json.loads(read_regular(Path(name) / STATE, MAX_STATE_BYTES))["arch"], Arch)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UserError(f"model.arch {name}: its {STATE} holds no architecture ({first_sentence(error)})") from None
+    return stored
 
 
 def load_open_clip_config(name: str) -> dict[str, Any]:

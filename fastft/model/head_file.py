@@ -26,6 +26,7 @@ from fastft.recipe import Recipe
 WEIGHT, BIAS = "head.weight", "head.bias"
 EXPECTED = "a .safetensors file that fastft zeroshot wrote"
 SUFFIX = ".safetensors"
+WEIGHTS_OF_HEAD = "weights_content"  # in `Head.source`: what the weights held that the head was made from
 
 
 @dataclass(frozen=True)

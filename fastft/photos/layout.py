@@ -23,7 +23,8 @@ from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, open_tables
 from beton_tools.sources.path_table import SEPARATOR, SPLIT_VALUES, Columns, columns_of, is_csv
 from beton_tools.sources.remote import RemotePath, source_path
-from fastft.photos.paths import GIVE, TABLE_SUFFIXES
+from fastft.photos.paths import TABLE_SUFFIXES
+from fastft.recipe.training_images import GIVE
 
 
 @dataclass(frozen=True)

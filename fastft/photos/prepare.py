@@ -9,6 +9,7 @@ split, and `prepared.json` records what the files were made from.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,24 +24,24 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.progress_bar import progress, silent
 from beton_tools.base.signals import hint_when_interrupted
-from beton_tools.read.beton_paths import SUBSET
+from beton_tools.read.beton_paths import SUBSET, find_betons
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.machine.distributed import World
 from fastft.model.recipe_model import check_model
-from fastft.photos.betons import check_beton, count_betons
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_sets, open_val
 from fastft.photos.old_split import OldSplit, read_old_split
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.same_images import as_source, contents
 from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
-from fastft.photos.state import SPLIT, Inputs, Made, Say, prepare_once
+from fastft.photos.state import SPLIT, Made, MadeFrom, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.schema import Data
-from fastft.recipe.training_images import MULTI_LABEL, Images, largest_size, with_images
+from fastft.recipe.training_images import GIVE, MULTI_LABEL, Images, largest_size, with_images
+from fastft.run.inputs import open_images
 from fastft.run.run_directory import run_folder
 from fastft.run.start_weights import with_run_weights
 
@@ -64,7 +65,7 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
     """
     photos = str(recipe.data.train)
     if holds_out_of_beton(recipe):
-        betons = BetonSet.open(photos)
+        betons = open_images(photos)
         held, warnings, _ = choose_held_out(LabelledSet(as_source(betons)), read_old_split(recipe))
         return replace(Images.of_betons(betons, None), train=int((~held).sum()), val=int(held.sum())), warnings
     _check_paths(recipe)
@@ -74,8 +75,10 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
 
 def prepare_data(
     recipe: Recipe, say: Say, world: World | None = None, run: Path | None = None
-) -> tuple[Recipe, Images]:
-    """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; their images).
+) -> tuple[Recipe, Images | None]:
+    """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; the images' source).
+
+    The source is None for .beton files that are used as they are. `fastft.run.inputs.open_inputs` opens the files.
 
     Args:
         world: the processes of a run, which all call this. Process 0 prepares, and the others wait. None: only this
@@ -89,12 +92,12 @@ def prepare_data(
     _check_paths(recipe)  # before weights are fetched
     needed = needs_preparation(recipe)
     if not (needed if world is None else world.any(needed)):
-        return recipe, count_betons(recipe)
+        return recipe, None
 
-    def work() -> tuple[Data, Images]:
+    def work() -> tuple[Data, Images | None]:
         prepare = _prepare_photos if needs_conversion(recipe.data.train) else _prepare_holdout
         folder = (run or run_folder(recipe)) / "data"
-        return prepare(recipe, folder, say) if needed else (recipe.data, count_betons(recipe))
+        return prepare(recipe, folder, say) if needed else (recipe.data, None)
 
     data, images = work() if world is None else world.in_main(work)
     return recipe.with_option("data.train", data.train).with_option("data.val", data.val), images
@@ -119,11 +122,12 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
 
 
 def _check_paths(recipe: Recipe) -> None:
-    """Raise UserError for .beton files that cannot be read, and for photographs beside a .beton."""
+    """Raise UserError for files that do not exist, and for photographs beside a .beton."""
     paths = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     betons = [path for path in paths if not needs_conversion(path)]
-    for path in betons:
-        check_beton(path)
+    for file in (file for path in betons for file in find_betons(path)):
+        if not os.path.lexists(file):
+            raise UserError(f"{file}: no such file or folder. {GIVE}")
     if 0 < len(betons) < len(paths):
         (photos,) = set(paths) - set(betons)
         raise UserError(
@@ -133,30 +137,30 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
+def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images | None]:
     """Make subsets of the .beton. If it has too few images to hold any out, it is used whole."""
     data, old = str(recipe.data.train), read_old_split(recipe)
-    betons = BetonSet.open(data)
+    betons = open_images(data)
     whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
     with_images(recipe, images)  # refuses a wrong number of classes before anything is written
 
     def choose() -> Made:
-        source = as_source(betons)
-        found = LabelledSet(source)
+        labelled = as_source(betons)
+        found = LabelledSet(labelled)
         held, warnings, kept = choose_held_out(found, old)
         sides = np.where(held, "val", "train").tolist()
         classes = [found.class_text(i) for i in range(len(found))]
-        rows = sorted(zip(source.names, classes, sides, contents(source), strict=True), key=lambda row: row[2])
+        rows = sorted(zip(labelled.names, classes, sides, contents(labelled), strict=True), key=lambda row: row[2])
         write_text(folder / SPLIT, split_table(rows))
-        counts = int((~held).sum()), len(source.classes), int(held.sum())
+        counts = int((~held).sum()), len(labelled.classes), int(held.sum())
         summary = [*filter(None, [kept]), describe_sides(data, *counts, folder / SPLIT)]
         return Made(held_out=np.flatnonzero(held).tolist(), summary=summary, warnings=warnings)
 
-    inputs = Inputs(data, _content(whole), old="" if old is None else old.run.name)
+    source = _with_split(MadeFrom(data, _content(whole)), old)
     held = np.zeros(len(betons), bool)
-    held[prepare_once(folder, inputs, say, lambda: None, choose).held_out] = True
+    held[prepare_once(folder, source, say, lambda: None, choose).held_out] = True
     if not held.any():
-        return recipe.data, images
+        return recipe.data, None
     paths = {side: folder / f"{side}{SUBSET}" for side in ("train", "val")}
     for side, chosen in (("train", ~held), ("val", held)):  # written each time, because the .beton may have been moved
         write_text(paths[side], SubsetFile(whole.files, whole.samples[chosen]).to_json())
@@ -167,25 +171,21 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Imag
 def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
     """Convert `data.train` and `data.val`."""
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
-    for source in [each.source for each in (train, val) if each is not None]:
-        if source.columns:
-            say(f"{source.title}: {source.columns}")
+    for given in [each.source for each in (train, val) if each is not None]:
+        if given.columns:
+            say(f"{given.title}: {given.columns}")
     of_val = "" if val is None else _fingerprint(val)
     old = read_old_split(recipe) if val is None else None
-    inputs = Inputs(
-        photos, _fingerprint(train), of_val, _options(recipe).max_resolution, recipe.data.background,
-        "" if old is None else old.run.name,
-    )  # fmt: skip
+    longest = _options(recipe).max_resolution
+    source = _with_split(MadeFrom(photos, _fingerprint(train), of_val, longest, recipe.data.background), old)
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
     images = _images(photos, found)
     check = partial(check_model, with_run_weights(with_images(recipe, images)))
-    made = prepare_once(folder, inputs, say, check, partial(_convert_all, recipe, found, folder, old, say))
-    paths = {side: folder / f"{side}.beton" for side in ("train", "val")}
-    counts = {side: len(BetonSet.open(path)) if path.name in made.files else 0 for side, path in paths.items()}
-    data = replace(recipe.data, train=str(paths["train"]), val=str(paths["val"]) if counts["val"] else None)
-    return data, replace(images, train=counts["train"], val=counts["val"])
+    made = prepare_once(folder, source, say, check, partial(_convert_all, recipe, found, folder, old, say))
+    val_path = str(folder / TO_VAL) if TO_VAL in made.files else None
+    return replace(recipe.data, train=str(folder / "train.beton"), val=val_path), images
 
 
 def _images(photos: str, found: Split) -> Images:
@@ -276,6 +276,13 @@ def _fingerprint(found: LabelledSet) -> str:
 def _content(whole: SubsetFile) -> str:
     """Hash the files' tables and the chosen samples, but not the files' location."""
     return _digest([VERSION, "beton", [file.content for file in whole.files]], whole.samples.tobytes())
+
+
+def _with_split(source: MadeFrom, old: OldSplit | None) -> MadeFrom:
+    """Return the record with the earlier run's split."""
+    if old is None:
+        return source
+    return replace(source, old=old.run.name, old_split=_digest([sorted(old.by_content.items()), old.saw_all], b""))
 
 
 def _digest(described: list[object], data: bytes) -> str:

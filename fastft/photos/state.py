@@ -18,15 +18,16 @@ from fastft.run.json_files import write_document
 from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
-TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # in a run, and in the runs of `fastft sweep`
+RUNS = ("", "*/", "runs/*/")  # where runs that use the files lie: a run, named rows of `fastft sweep`, and others
+TRAINED = ("checkpoints/step-*", "result.json")  # in a run that has begun, and in one that has ended
 MAX_BYTES = 64 << 20  # limit for prepared.json
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The inputs of a preparation. The prepared files are used again while the inputs stay equal.
+class MadeFrom:
+    """What a preparation was made from. Its files are reused until something of it changes.
 
     Attributes:
         data: path of the images, for messages.
@@ -35,6 +36,7 @@ class Inputs:
         longest_side: limit for the sides of stored images, in pixels. None if images are not converted.
         background: colour under transparent pixels.
         old: name of the run whose split is kept, or "".
+        old_split: hash of that split. Empty in records of fastft 0.3.
     """
 
     data: str
@@ -43,8 +45,9 @@ class Inputs:
     longest_side: int | None = None
     background: str = WHITE
     old: str = ""
+    old_split: str = ""
 
-    def changed_since(self, stored: "Inputs") -> str:
+    def changed_since(self, stored: "MadeFrom") -> str:
         """Return which input differs from an earlier preparation, such as "data.val has changed", or "" if none does."""
         if stored.images != self.images:
             return f"{self.data} has changed"
@@ -52,7 +55,7 @@ class Inputs:
             return "data.val has changed"
         if stored.background != self.background:
             return "data.background has changed"
-        if stored.old != self.old:
+        if stored.old_split != self.old_split if stored.old_split else stored.old != self.old:
             return "model.weights has changed"
         return "" if stored.longest_side == self.longest_side else "model.image_size has changed"
 
@@ -75,11 +78,11 @@ class Made(Document):
 class Prepared(Document):
     """The content of prepared.json. made: None while the preparation has not ended."""
 
-    inputs: Inputs
+    inputs: MadeFrom
     made: Made | None = None
 
 
-def prepare_once(folder: Path, inputs: Inputs, say: Say, check: Callable[[], None], make: Callable[[], Made]) -> Made:
+def prepare_once(folder: Path, inputs: MadeFrom, say: Say, check: Callable[[], None], make: Callable[[], Made]) -> Made:
     """Return what the preparation of `inputs` in `folder` made. It is carried out if no complete one is there.
 
     Its summary and warnings are printed.
@@ -112,7 +115,7 @@ def prepare_once(folder: Path, inputs: Inputs, say: Say, check: Callable[[], Non
     return made
 
 
-def _compare(folder: Path, inputs: Inputs) -> tuple[Prepared | None, str, list[str]]:
+def _compare(folder: Path, inputs: MadeFrom) -> tuple[Prepared | None, str, list[str]]:
     """Return (the last preparation's record, which input has changed since, which of its files are missing)."""
     stored = _read(folder)
     if stored is None:
@@ -125,14 +128,14 @@ def _compare(folder: Path, inputs: Inputs) -> tuple[Prepared | None, str, list[s
     return stored, change, [name for name in stored.made.files if not (folder / name).exists()]
 
 
-def _begin(folder: Path, inputs: Inputs, say: Say, stored: Prepared | None, change: str, lost: list[str]) -> None:
+def _begin(folder: Path, inputs: MadeFrom, say: Say, stored: Prepared | None, change: str, lost: list[str]) -> None:
     """Say why the images are prepared again, and remove what was made from other inputs."""
     if stored is not None and not change:
         say(f"{folder}: {', '.join(lost)} is missing, so {inputs.data} is prepared again")
     elif stored is not None:
         before = stored.inputs.data
         same = before == inputs.data
-        if any(any(folder.parent.glob(pattern)) for pattern in TRAINED):
+        if any(any(folder.parent.glob(run + found)) for run in RUNS for found in TRAINED):
             run = folder.parent
             reason = f"{change} since {run} was trained" if same else f"{run} was trained on {before}"
             raise UserError(f"{reason}. Use another --train.run_dir (fastft sweep: --out)")

@@ -49,6 +49,7 @@ def option(
     changes_accuracy: bool = True,
     auto: bool = False,
     resumable: bool = False,
+    changes_result: bool = False,
     per_host: bool = False,
 ) -> Any:
     """Declare an option as a field of its section.
@@ -60,12 +61,14 @@ def option(
         changes_accuracy: see `neutral`.
         resumable: may have another value when a run is resumed, because it does not change what a step computes. For
             data, the images are compared instead.
+        changes_result: a resumable option that decides how long is trained, or which epochs and weights are evaluated.
+            A finished run with another value has another result.
         per_host: may differ between the processes of a run: where a host's files are, and how it computes.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
         "changes_accuracy": changes_accuracy, "auto": auto, "resumable": resumable,
-        "per_host": per_host,
+        "changes_result": changes_result, "per_host": per_host,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -280,7 +283,7 @@ class Schedule:
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(
         None, "stop after N epochs, while the schedule keeps its length (0: stop at the linear probe of model.head_init=probe)",
-        low=0, high=MAX_EPOCHS, auto=True, resumable=True,
+        low=0, high=MAX_EPOCHS, auto=True, resumable=True, changes_result=True,
     )  # fmt: skip
 
 
@@ -348,7 +351,7 @@ class Train:
         None, "early stopping: stop after this many evaluations without a gain for the weights that would be used, "
         "measured on the images of data.selection_share, or on data.val if that is 0 (refused on ImageNet). "
         "none: train all epochs",
-        low=1, high=MAX_COUNT, paper="none", resumable=True,
+        low=1, high=MAX_COUNT, paper="none", resumable=True, changes_result=True,
     )  # fmt: skip
     timeout_minutes: float = neutral(
         10.0,
@@ -364,11 +367,11 @@ class Train:
     log_every: int = neutral(50, "steps between log lines", low=1, high=MAX_COUNT, resumable=True)
     eval_every: int = option(
         1, "epochs between evaluations. The last epoch is always evaluated", low=1, high=MAX_COUNT, paper="1", auto=True,
-        resumable=True,
+        resumable=True, changes_result=True,
     )  # fmt: skip
     eval_weights: str = neutral(
         "both", "which weights to evaluate. ema takes half as long as both", choices=("both", "ema"),
-        paper="both", resumable=True,
+        paper="both", resumable=True, changes_result=True,
     )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop in evaluation, as a fraction of the short side", low=0.1, high=1, paper="1"
@@ -534,7 +537,7 @@ def count_steps(samples: int, batch_size: int) -> int:
 
 
 def options_that_are(marked: str) -> set[str]:
-    """Return the full names of the options that are declared with `resumable` or `per_host`."""
+    """Return the full names of the options that are declared with `resumable`, `changes_result` or `per_host`."""
     return {key for key, field in option_fields().items() if field.metadata[marked]}
 
 

@@ -15,6 +15,7 @@ CLASSES = 1000
 VAL_IMAGES = 50_000  # ILSVRC2012 validation
 NO_EXPECTATION = "no expectation"
 NUM_CLASSES, MULTI_LABEL = "data.num_classes", "data.multi_label"
+GIVE = "Give a folder with one folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
 NO_DATA = "no training data. Set --data.train to a .beton file, a folder with a folder per class, or a table"
 
 

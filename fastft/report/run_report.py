@@ -17,7 +17,6 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
-from fastft.data.selection import open_files
 from fastft.evaluate.file_report import FileReport
 from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
 from fastft.recipe import Choice, Recipe, differences, load_recipe
@@ -28,6 +27,7 @@ from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
+from fastft.run.inputs import open_of_run
 from fastft.run.predictions import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
 from fastft.run.training_labels import read_training_labels
@@ -132,7 +132,7 @@ def training_images(run: Run) -> TrainingImages | None:
     if found is None:
         return None
     try:
-        files = open_files(run.recipe).train
+        files = open_of_run(run, "data.train")
         if len(files) != found.images:
             return None
         names, listed = files.class_names, files.read_names()

@@ -21,7 +21,7 @@ class Baseline(Document, omit_defaults=True):
         seconds: time for computing features, fitting and evaluation.
         raw: scores on the validation images, if there are any.
         selection: scores on the images of `data.selection_share`, if there are any.
-        request: what the run was asked for (`fastft.run.continuation.request_key`). Not in result.json.
+        request: what the run was asked for (`fastft.run.inputs.Inputs.request`). Not in result.json.
         right: whether the probe classifies each image that compares weights correctly, as bits in hexadecimal digits.
             Not in result.json.
     """

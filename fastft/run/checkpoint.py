@@ -8,14 +8,14 @@ a temporary name, flushed to disk, then renamed.
 import json
 import re
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from msgspec import structs
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,19 +23,19 @@ from torch import Tensor
 from beton_tools.base.atomic import sync
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, Positive, check, check_version
-from beton_tools.base.user_files import open_regular, read_regular
-from beton_tools.read.beton_set import Content
-from fastft.model import Arch, TimmArch, TowerArch
+from beton_tools.base.user_files import file_checksum, read_regular
+from fastft.model import Arch, TimmArch
+from fastft.model.arch import MAX_STATE_BYTES, STATE
 from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.run.average_record import AverageRecord
 from fastft.run.evaluations import Evaluation
+from fastft.run.identity import Identity
 from fastft.run.json_files import VERSION, as_json
 
 PARTIAL = ".partial-"
-STATE, CHECKSUMS = "state.json", "checksums.json"
-MAX_JSON_BYTES = 256 << 20
-READ_BYTES = 1 << 20
+CHECKSUMS = "checksums.json"
+
 
 Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
@@ -91,42 +91,22 @@ class Position(Document):
     step_choice: StoredStep | None = None
 
 
-class ModelState(Document, kw_only=True, omit_defaults=True):
+class ModelState(Identity, kw_only=True, omit_defaults=True):
     """The part of state.json that is constant in a run.
 
-    It makes a checkpoint usable by itself, because the architecture's file may move. It also tells runs apart when one
-    is resumed.
+    It makes a checkpoint usable by itself, because the architecture's file may move, and it tells runs apart.
 
     Attributes:
-        recipe: section -> option -> value.
-        arch: fields of `fastft.model.Arch` or `TimmArch`.
-        data, val: describe the training and the validation images. `val` is None without validation images.
+        name: of the recipe.
         class_counts: training images by label.
     """
 
     name: str
-    recipe: dict[str, Object]
-    arch: Object
-    classes: list[str]
-    data: Content
     class_counts: list[Count]
-    val: Content | None = None
 
-
-def model_state(
-    recipe: Recipe,
-    arch: TowerArch,
-    classes: Sequence[str],
-    data: Content,
-    class_counts: Sequence[int],
-    val: Content | None = None,
-) -> ModelState:
-    """Return the constant part of a run's checkpoints, with the values that JSON gives back."""
-    described, options = json.loads(json.dumps([asdict(arch), recipe.as_dict()]))
-    return ModelState(
-        name=recipe.name, recipe=options, arch=described, classes=list(classes), data=data, val=val,
-        class_counts=list(class_counts),
-    )  # fmt: skip
+    @classmethod
+    def of_run(cls, name: str, identity: Identity, class_counts: Sequence[int]) -> "ModelState":
+        return cls(name=name, class_counts=list(class_counts), **structs.asdict(identity))
 
 
 class State(ModelState, kw_only=True, omit_defaults=True):
@@ -196,7 +176,7 @@ def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mappin
             for name, group in tensors.items():
                 save_tensors(partial / f"{name}.safetensors", group)
             (partial / STATE).write_text(as_json(state), encoding="utf-8")
-            checksums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
+            checksums = {file.name: file_checksum(file) for file in sorted(partial.iterdir())}
             (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
             for file in (*partial.iterdir(), partial):
                 sync(file)
@@ -209,15 +189,6 @@ def write_checkpoint(path: Path, state: ModelState, tensors: Mapping[str, Mappin
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-def checksum(path: Path) -> str:
-    """Return a file's CRC-32 in hexadecimal digits."""
-    crc = 0
-    with open_regular(path) as file:
-        while block := file.read(READ_BYTES):
-            crc = zlib.crc32(block, crc)
-    return f"{crc:08x}"
 
 
 # reading --------------------------------------------------------------------------------------------------------------
@@ -256,14 +227,14 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(read_regular(path, MAX_JSON_BYTES))
+    return json.loads(read_regular(path, MAX_STATE_BYTES))
 
 
 def _check_files(path: Path, files: Iterable[Path]) -> None:
     """Compare files with checksums.json."""
     stored = _read_json(path / CHECKSUMS)
     for file in files:
-        if not isinstance(stored, dict) or stored.get(file.name) != checksum(file):
+        if not isinstance(stored, dict) or stored.get(file.name) != file_checksum(file):
             raise ValueError(f"{file.name} does not match its checksum")
 
 

@@ -7,10 +7,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import EMA, PROBE, RAW
 from fastft.run.chosen_weights import Comparison, compare_predictions
 from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
+from fastft.run.inputs import open_of_run
 from fastft.run.predictions import VALIDATION
 from fastft.run.run_directory import Run
 
@@ -47,7 +47,7 @@ def read_judged(run: Run) -> Judged | None:
     if run.recipe.data.val is None or not run.evaluations or not path.is_file():
         return None
     try:
-        betons = BetonSet.open(run.recipe.data.val)
+        betons = open_of_run(run, "data.val")
         names = betons.read_names()
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +20,13 @@ from fastft.recipe import Choice, Recipe, recipe_from_dict
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.identity import Identity
 from fastft.run.json_files import read_document, write_document
 from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEvaluation, Start, read_log
 from fastft.run.result import WeightChoice, read_result
 
-RECIPE, CHOICES, LOCK = "recipe.yaml", "choices.json", ".lock"
+RECIPE, CHOICES, IDENTITY, LOCK = "recipe.yaml", "choices.json", "identity.json", ".lock"
 PROBE_HEAD, HEAD_OF_WEIGHTS = "probe.safetensors", "head.safetensors"  # as `fastft zeroshot` writes heads
 START_HEADS = {PROBE: PROBE_HEAD, FROM_WEIGHTS: HEAD_OF_WEIGHTS}  # by `model.head_init`
 
@@ -38,6 +40,7 @@ class Run:
         finished: training has ended.
         stopped: why it ended before its last epoch, else "".
         weights: what predict, eval and export take. None without an evaluation, or before the run has ended.
+        identity: what decides its numbers. None before the first step.
     """
 
     folder: Path
@@ -46,6 +49,7 @@ class Run:
     finished: bool
     weights: WeightChoice | None = None
     stopped: str = ""
+    identity: Identity | None = None
 
     @property
     def intervals(self) -> list[Interval]:
@@ -117,21 +121,28 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{path} is not a recipe. Give the folder that fastft train wrote")
     result = read_result(folder)
     name = folder.name if result is None else result.recipe
-    recipe = with_moved_data(recipe_from_dict(name, sections), folder)
-    log = read_log(folder / LOG)
+    recipe, log, identity = recipe_from_dict(name, sections), read_log(folder / LOG), read_identity(folder)
     if result is None:
-        return Run(folder, recipe, log, finished=False)
-    return Run(folder, recipe, log, finished=True, weights=result.weights, stopped=result.stopped)
+        return Run(folder, recipe, log, finished=False, identity=identity)
+    weights, stopped = result.weights, result.stopped
+    return Run(folder, recipe, log, finished=True, weights=weights, stopped=stopped, identity=identity)
 
 
-def with_moved_data(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with the current paths of images converted into the run directory. It may have been moved."""
-    for name in ("train", "val"):
-        stored = getattr(recipe.data, name)
-        here = folder / "data" / Path(stored or "").name
-        if stored and not os.path.lexists(stored) and here.is_file():
-            recipe = recipe.with_option(f"data.{name}", str(here))
-    return recipe
+def write_identity(folder: Path, identity: Identity) -> None:
+    fields = {name: getattr(identity, name) for name in Identity.__struct_fields__}
+    write_document(folder / IDENTITY, Identity(**fields))
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """Return what decides a run's numbers, or None before its first step.
+
+    Runs of fastft 0.3 have it in their checkpoints only. Raises UserError: the file cannot be read.
+    """
+    stored = read_document(folder / IDENTITY, Identity, "delete it and run the same command again")
+    for path in [] if stored is not None else reversed(list_checkpoints(folder / "checkpoints")):
+        with suppress(UserError):  # a damaged checkpoint
+            return read_checkpoint(path, ()).state
+    return stored
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -185,7 +196,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 class _Choices(Document):
-    request: str  # `fastft.run.continuation.request_key`
+    request: str  # `fastft.run.inputs.Inputs.request`
     choices: list[Choice]
 
 

@@ -1,11 +1,11 @@
 """Start from another run: `model.weights=RUN` means the weights that this run chose, and the tower that has them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base.user_files import expand_home
-from beton_tools.read.beton_set import BetonSet
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import Recipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
@@ -48,6 +48,8 @@ def with_run_weights(recipe: Recipe) -> Recipe:
     elif _is_free(recipe, HEAD_INIT) and recipe.model.head is None:
         values[HEAD_INIT], reasons[HEAD_INIT] = FROM_WEIGHTS, f"rows for its classes in the head of {run}"
     of_run = old.flat()
+    if old.model.arch.endswith(".json"):  # the file may lie elsewhere now, or hold something else
+        of_run["model.arch"] = str(chosen.path)
     now = recipe.flat()
     differ = {o for o in now if of_run[o] != now[o]} | recipe.automatic
     taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and o in differ]
@@ -57,17 +59,18 @@ def with_run_weights(recipe: Recipe) -> Recipe:
     return replace(recipe, automatic=recipe.automatic - values.keys())
 
 
-def without_foreign_head(recipe: Recipe) -> Recipe:
-    """Return the recipe with an automatic head instead of a run's, if the run shares no class with the .beton files.
+def without_foreign_head(recipe: Recipe, classes: Sequence[str]) -> Recipe:
+    """Return the recipe with an automatic head instead of a run's, if the run has none of the classes.
 
     Args:
-        recipe: from `with_run_weights`, with prepared files.
+        recipe: from `with_run_weights`.
+        classes: of the training images.
     """
     chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
-    if recipe.model.head_init != FROM_WEIGHTS or not chosen or recipe.data.train is None:
+    if recipe.model.head_init != FROM_WEIGHTS or not chosen:
         return recipe
     old = set(stored_classes(expand_home(recipe.model.weights)) or ())
-    if old.intersection(BetonSet.open(recipe.data.train).class_names):
+    if old.intersection(classes):
         return recipe
     others = tuple(choice for choice in recipe.choices if choice.option != HEAD_INIT)
     return replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others)

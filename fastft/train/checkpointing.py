@@ -62,8 +62,12 @@ class Checkpointing:
         """True if there is something to restore."""
         return bool(self._existing)
 
-    def restore(self, step: Step, steps_per_epoch: int, refuse_other: Callable[[ModelState], None]) -> Progress:
-        """Load the newest undamaged checkpoint into `step`. Newer damaged ones are listed in `damaged`.
+    def restore(
+        self, step: Step, steps_per_epoch: int, refuse_other: Callable[[ModelState], None]
+    ) -> tuple[Progress, ModelState]:
+        """Load the newest undamaged checkpoint into `step`, and return its progress and its run.
+
+        Newer damaged ones are listed in `damaged`.
 
         Args:
             refuse_other: raises UserError if a checkpoint's state is from another run.
@@ -83,7 +87,7 @@ class Checkpointing:
                 continue
             if checkpoint.state.scaler is not None:
                 step.scaler.load_state_dict(msgspec.to_builtins(checkpoint.state.scaler))
-            return progress
+            return progress, checkpoint.state
         reason = f"the newest: {self.damaged[0].reason}"
         raise UserError(
             f"every checkpoint in {self.folder} is damaged ({reason}). Restore one, or remove the folder to start anew"
@@ -117,7 +121,7 @@ class Checkpointing:
         """Start to write a checkpoint.
 
         Args:
-            run: the constant part of the state (`describe_run`).
+            run: the constant part of the state (`Setup.state`).
             best: also keep these weights as the best epoch's.
 
         Raises:

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.augment.policies import AugmentPolicy
 from fastft.cost.gpu_memory import COPIES, HEADROOM, fast_divisor, largest_divisor, loader_bytes
-from fastft.data.selection import Files
 from fastft.data.slots import count_slots
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe
+from fastft.run.inputs import Inputs
 
 CPU_MICRO_BATCH = 32  # larger ones do not fit the CPU's caches and gain nothing
 # Pairs of micro-batches whose peak memory is measured first. The second pair is for models that cannot fit 8 images.
@@ -46,7 +46,7 @@ def divide_batch(
     model: ImageClassifier,
     world: World,
     precision: Precision,
-    files: Files,
+    inputs: Inputs,
     policy: AugmentPolicy,
     unit: int,
 ) -> MicroBatches:
@@ -63,7 +63,10 @@ def divide_batch(
         raise UserError(
             f"optim.batch_size {batch_size} is not a multiple of {world.size} processes. Change one of the two"
         )
-    loaded, batches = [files.train, *([] if files.val is None else [files.val])], count_slots(recipe.data.batches_ahead)
+    loaded, batches = (
+        [inputs.train, *([] if inputs.val is None else [inputs.val])],
+        count_slots(recipe.data.batches_ahead),
+    )
     per_image = sum(loader_bytes(f.largest.mean_pixels, size, precision.dtype, batches, policy) for f in loaded)
     rank_batch = batch_size // world.size
     chosen = choose_micro_batch(

@@ -32,7 +32,7 @@ from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, fla
 from fastft.run.metrics_lines import LOG, Interval, RawLine, Start, read_lines
 from fastft.run.metrics_log import RunLog
 from fastft.run.predictions import describe_imbalance, write_validation
-from fastft.run.run_directory import write_recipe
+from fastft.run.run_directory import write_identity, write_recipe
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.setup import Setup
 from fastft.train.step import Step
@@ -244,6 +244,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
         replaced = any(line["step"] for line in earlier)
         setup.checkpoints.prepare_folder(setup.progress.best())
         write_recipe(setup.folder, setup.recipe)  # a resume may have other paths and intervals
+        write_identity(setup.folder, setup.state)
     log = RunLog(
         setup.folder, setup.total_steps, setup.position(setup.progress), setup.world.is_main, console, setup.tracker,
         on_gpu=setup.world.device.type == "cuda",

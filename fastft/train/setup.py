@@ -1,17 +1,14 @@
 """The set-up of a run: all of its parts, built once in the order of `build_setup`."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
-from msgspec.structs import replace as replace_fields
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
@@ -22,23 +19,23 @@ from fastft.cost.gpu_memory import COPIES, describe_too_large, state_bytes
 from fastft.data.classes import refuse_other_classes, refuse_other_labels
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
-from fastft.data.selection import Files, open_files
 from fastft.data.stage import Output
 from fastft.machine.distributed import World
 from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision, choose_precision
 from fastft.machine.preempt import SignalGuard
 from fastft.model import ImageClassifier
-from fastft.model.head_file import read_head, set_head
+from fastft.model.head_file import WEIGHTS_OF_HEAD, read_head, set_head
 from fastft.model.recipe_model import build_model, check_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe
 from fastft.recipe.constants import NONE
-from fastft.recipe.training_images import Images, with_images
+from fastft.recipe.training_images import with_images
 from fastft.run.baseline import Baseline, read_baseline
-from fastft.run.checkpoint import ModelState, list_checkpoints, model_state
-from fastft.run.continuation import refuse_other_run
+from fastft.run.checkpoint import ModelState, list_checkpoints
+from fastft.run.identity import refuse_other_run, with_stored_val
+from fastft.run.inputs import Inputs
 from fastft.run.run_directory import START_HEADS, run_folder
 from fastft.run.tracking import Tracker, import_tracker, open_tracker
 from fastft.train.checkpointing import Checkpointing
@@ -58,6 +55,7 @@ class Setup:
 
     Attributes:
         recipe: final.
+        state: the constant part of the run's checkpoints.
         baseline: the linear probe's, if the run starts from one.
         progress: restored, or new. The run continues from it.
         began, deadline: when the set-up began and when the run must stop, by `time.monotonic`.
@@ -65,6 +63,7 @@ class Setup:
     """
 
     recipe: Recipe
+    state: ModelState
     folder: Path
     world: World
     guard: SignalGuard
@@ -116,14 +115,15 @@ class Setup:
 
     def consistency_key(self) -> dict[str, str]:
         """Return the values that must be equal in every process, by their name in error messages."""
-        loaders = [self.loader, *self.validation.loaders]
-        # files may have other names on other hosts
-        data = [msgspec.to_builtins(replace_fields(loader.content, files=[])) for loader in loaders]
-        return {"checkpoints": str(self.position(self.progress)), "data": json.dumps(data, sort_keys=True)}
+        return {
+            "checkpoints": str(self.position(self.progress)),
+            "data": self.state.digest(),
+            "devices or precisions (train.device, train.amp)": f"{self.world.device.type}, {self.precision}",
+        }
 
 
 def build_setup(
-    recipe: Recipe, folder: Path, world: World, guard: SignalGuard, deadline: float, opened: ExitStack
+    recipe: Recipe, inputs: Inputs, folder: Path, world: World, guard: SignalGuard, deadline: float, opened: ExitStack
 ) -> Setup:
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
@@ -138,28 +138,28 @@ def build_setup(
     """
     began = time.monotonic()
     checkpoints = Checkpointing(folder / "checkpoints", recipe.train, world)
-    files = open_files(recipe)
     precision = choose_precision(recipe.train.amp, world.device, recipe.train.half_residual)
     model, ema = _build_models(recipe, world.device, folder, new=not checkpoints.exist)
     policy, mixer = build_policy(recipe), build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
-    micro_batches = divide_batch(recipe, model, world, precision, files, policy, unit)
-    loader, evaluated = open_loaders(recipe, world, precision, micro_batches.size, files, policy, opened)
+    micro_batches = divide_batch(recipe, model, world, precision, inputs, policy, unit)
+    loader, evaluated = open_loaders(recipe, world, precision, micro_batches.size, inputs, policy, opened)
     validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
     step = _build_step(recipe, model, ema, world, precision, micro_batches.count)
-    progress = Progress()
+    progress, identity = Progress(), inputs.identify(recipe)
     if checkpoints.exist:
-        current = describe_run(recipe, model, loader, validation)
-        refuse = partial(refuse_other_run, recipe=recipe, current=current, folder=folder)
-        progress = checkpoints.restore(step, loader.steps_per_epoch, refuse)
+        refuse = partial(refuse_other_run, now=identity, folder=folder)
+        progress, stored = checkpoints.restore(step, loader.steps_per_epoch, refuse)
+        identity = with_stored_val(identity, stored)
+    state = ModelState.of_run(recipe.name, identity, loader.class_counts)
 
     opened.callback(checkpoints.close)
     tracker, done = None, progress.epoch * loader.steps_per_epoch + progress.step
     if world.is_main:
         tracker = open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict(), done)
     return Setup(
-        recipe, folder, world, guard, began, deadline, precision, micro_batches, mixer, loader, validation, step,
+        recipe, state, folder, world, guard, began, deadline, precision, micro_batches, mixer, loader, validation, step,
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
         baseline=read_baseline(folder), tracker=tracker,
     )  # fmt: skip
@@ -181,25 +181,18 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     return replace(setup, micro_batches=halves)
 
 
-def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation) -> ModelState:
-    """Return the constant part of a checkpoint's state."""
-    val = None if recipe.data.val is None else validation.loaders[0].content
-    return model_state(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts, val)
-
-
-def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
+def refuse_untrainable(recipe: Recipe, inputs: Inputs, world: World) -> None:
     """Raise UserError for what cannot be trained, before weights are fetched or anything is written.
 
     Args:
-        recipe: with .beton files. Its options need not be decided.
-        images: the images in these files.
+        recipe: its options need not be decided.
     """
+    images = inputs.images
     if world.is_main and recipe.train.tracker != NONE:
         import_tracker(recipe.train.tracker)
-    files = open_files(recipe)
-    if files.val is not None:
-        refuse_other_classes(files.val.class_names, files.train.class_names, str(recipe.data.val))
-        refuse_other_labels(files.val, with_images(recipe, images))
+    if inputs.val is not None:
+        refuse_other_classes(inputs.val.class_names, inputs.train.class_names, str(recipe.data.val))
+        refuse_other_labels(inputs.val, with_images(recipe, images))
     one_label = {
         "model.head": recipe.model.head is not None,
         "data.sampling": recipe.data.sampling != NONE,
@@ -212,7 +205,7 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     if not list_checkpoints(run_folder(recipe) / "checkpoints"):
         refuse_too_large(with_images(recipe, images), world.device)
         check_model(with_images(recipe, images))
-        refuse_other_head(recipe, files.train.class_names)
+        refuse_other_head(recipe, inputs)
 
 
 def refuse_too_large(recipe: Recipe, device: torch.device) -> None:
@@ -271,15 +264,22 @@ def _build_step(
     )  # fmt: skip
 
 
-def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
-    """Raise UserError if the classes of `model.head` are not the training file's classes."""
+def refuse_other_head(recipe: Recipe, inputs: Inputs) -> None:
+    """Raise UserError if `model.head` is for other classes than the training file's, or was made from other weights."""
     if recipe.model.head is None:
         return
     path = expand_home(recipe.model.head)
+    head = read_head(path)
     try:
-        refuse_other_classes(class_names, read_head(path).classes, str(recipe.data.train))
+        refuse_other_classes(inputs.train.class_names, head.classes, str(recipe.data.train))
     except UserError as error:
         raise UserError(f"model.head {path} has other classes: {error}") from None
+    # heads of fastft 0.3 do not say what their weights held
+    if head.source.get(WEIGHTS_OF_HEAD, inputs.weights) != inputs.weights:
+        raise UserError(
+            f"model.head {path} was made from other weights ({head.source.get('weights')}) than model.weights "
+            f"{recipe.model.weights}. Make it again with fastft zeroshot --out"
+        )
 
 
 def open_loaders(
@@ -287,7 +287,7 @@ def open_loaders(
     world: World,
     precision: Precision,
     micro_batch: int,
-    files: Files,
+    inputs: Inputs,
     policy: AugmentPolicy,
     opened: ExitStack,
 ) -> tuple[TrainLoader, list[EvalLoader]]:
@@ -307,7 +307,7 @@ def open_loaders(
         "batches_ahead": r.data.batches_ahead,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        files.train, policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
+        inputs.train, policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
         order=r.data.order, block_mib=r.data.block_mib, sampling=r.data.sampling, **common,
     ))  # fmt: skip
     if loader.num_classes > r.data.num_classes:
@@ -317,6 +317,6 @@ def open_loaders(
         )
     evaluated = [
         opened.enter_context(EvalLoader(betons, policy, in_evaluation, batch_size=micro_batch, **common))
-        for betons in files.evaluated
+        for betons in inputs.evaluated
     ]
     return loader, evaluated

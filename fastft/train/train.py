@@ -12,6 +12,7 @@ from beton_tools.base.errors import UserError
 from fastft.machine.distributed import World
 from fastft.machine.preempt import SignalGuard
 from fastft.recipe import Recipe
+from fastft.run.inputs import Inputs
 from fastft.run.result import Result
 from fastft.train.reporting import open_log
 from fastft.train.setup import Setup, build_setup, halve_if_too_large, out_of_memory
@@ -20,7 +21,9 @@ from fastft.train.trainer import Trainer
 HIGH_PRIORITY = -1  # for CUDA streams, lower numbers go first
 
 
-def train(recipe: Recipe, folder: Path, world: World, guard: SignalGuard, console: Console, deadline: float) -> Result:
+def train(
+    recipe: Recipe, inputs: Inputs, folder: Path, world: World, guard: SignalGuard, console: Console, deadline: float
+) -> Result:
     """Train a final recipe, or continue its run directory `folder`, and return the content of `result.json`.
 
     The caller holds the run directory, which has the earlier stages' results. `fastft.jobs.run` carries out all stages.
@@ -36,7 +39,7 @@ def train(recipe: Recipe, folder: Path, world: World, guard: SignalGuard, consol
     """
     with (
         training_stream(world.device),
-        _set_up(recipe, folder, world, guard, deadline, console) as setup,
+        _set_up(recipe, inputs, folder, world, guard, deadline, console) as setup,
         open_log(setup, console) as log,
     ):
         return _fit(Trainer(setup, log))
@@ -44,13 +47,13 @@ def train(recipe: Recipe, folder: Path, world: World, guard: SignalGuard, consol
 
 @contextmanager
 def _set_up(
-    recipe: Recipe, folder: Path, world: World, guard: SignalGuard, deadline: float, console: Console
+    recipe: Recipe, inputs: Inputs, folder: Path, world: World, guard: SignalGuard, deadline: float, console: Console
 ) -> Iterator[Setup]:
     """Set up, once every process can. If this fails in one process, all processes raise its error."""
     say = console.print if world.is_main else lambda line: None
     with ExitStack() as opened:
         try:
-            setup = build_setup(recipe, folder, world, guard, deadline, opened)
+            setup = build_setup(recipe, inputs, folder, world, guard, deadline, opened)
         except UserError as refusal:
             world.check_consistent(str(refusal), {})
             raise

@@ -21,7 +21,7 @@ from fastft.run.trial_record import TrialRecord
 from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
-from fastft.train.setup import Setup, describe_run
+from fastft.train.setup import Setup
 from fastft.train.step import draw_noise
 from fastft.train.step_choice import choose_step, device_name
 
@@ -189,8 +189,7 @@ class Trainer:
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
         self.progress.logged = self.reporter.meter.state_dict()
-        run = describe_run(self.recipe, self.step.model, s.loader, s.validation)
-        s.checkpoints.save(self.step, self.progress, self.global_step, run, best)
+        s.checkpoints.save(self.step, self.progress, self.global_step, s.state, best)
         self.reporter.checkpoint(time.monotonic() - began, self.global_step)
 
     def _stop(self) -> NoReturn:

@@ -30,6 +30,7 @@ from fastft.jobs.run import run_recipe as train
 from fastft.photos import prepare, state
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
+from fastft.run.inputs import open_inputs
 from fastft.run.json_files import write_document
 from fastft.run.run_directory import lock_run
 from tests.photos.conftest import CLASSES
@@ -44,7 +45,8 @@ def with_words(photos: Path, run: Path, *options: str) -> tuple[Recipe, str]:
     """The prepared recipe, and the lines of the preparation."""
     said: list[str] = []
     paths = [f"--data.train={photos}", f"--train.run_dir={run}", "--model.weights=random"]  # otherwise they are fetched
-    return resolve(*prepare_data(load_recipe("photos", [*paths, *options]), said.append)), "\n".join(said)
+    recipe, inputs = open_inputs(*prepare_data(load_recipe("photos", [*paths, *options]), said.append))
+    return resolve(recipe, inputs.images), "\n".join(said)
 
 
 def prepared(photos: Path, run: Path, *options: str) -> Recipe:
@@ -225,11 +227,11 @@ def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay
     def other_command() -> None:
         (folder.parent / "checkpoints/step-00000005").mkdir(parents=True)
         folder.mkdir(parents=True)
-        others = state.Prepared(inputs=state.Inputs("others", "hash"), made=state.Made(summary=[], warnings=[]))
+        others = state.Prepared(inputs=state.MadeFrom("others", "hash"), made=state.Made(summary=[], warnings=[]))
         write_document(folder / state.PREPARED, others)
 
     with pytest.raises(UserError, match=r"was trained on others\. Use another"):
-        state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)
+        state.prepare_once(folder, state.MadeFrom("mine", "mine"), print, other_command, dict)
 
 
 def test_a_larger_image_size_is_the_reason_given(copied, tmp_path):

@@ -31,7 +31,7 @@ def test_a_resume_uses_the_values_that_the_run_was_started_with(album, tower, tm
     assert losses(tmp_path / "run")[: len(began)] == began and len(losses(tmp_path / "run")) == 2 * len(began)
     again = load_run(tmp_path / "run").recipe
     assert (again.optim.lr, again.ema.horizon) == (stored["optim.lr"], 0.16)
-    with pytest.raises(UserError, match=r"was trained with another recipe \(optim\.lr"):
+    with pytest.raises(UserError, match=r"holds another run: optim\.lr"):
         train(load_recipe("photos", [*options, "--optim.lr=1e-2"]), QUIET)
 
 

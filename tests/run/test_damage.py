@@ -23,9 +23,9 @@ from fastft.cli import main
 from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import World
 from fastft.machine.preempt import SignalGuard
-from fastft.photos.betons import count_betons
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints
+from fastft.run.inputs import open_inputs
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.setup import build_setup
 from fastft.train.step import Step
@@ -179,17 +179,18 @@ def resume(tiny: dict[str, str], folder: Path) -> str:
 def step(tiny, finished: Path) -> Iterator[Step]:
     """The trained part of the run, into which checkpoints are loaded."""
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, finished, **CHANGES))
-    recipe = resolve(recipe, count_betons(recipe))
+    recipe, inputs = open_inputs(recipe)
+    recipe = resolve(recipe, inputs.images)
     with ExitStack() as opened:
         world = World(0, 1, 0, torch.device("cpu"))
-        yield build_setup(recipe, finished, world, SignalGuard(), math.inf, opened).step
+        yield build_setup(recipe, inputs, finished, world, SignalGuard(), math.inf, opened).step
 
 
 def restored(folder: Path, step: Step) -> tuple[int, list[str]]:
     """(steps done at the checkpoint that a resume takes, reasons why newer ones are damaged)."""
     world = World(0, 1, 0, torch.device("cpu"))
     checkpoints = Checkpointing(folder / "checkpoints", load_recipe("rcp/final_b16.yaml").train, world)
-    progress = checkpoints.restore(step, STEPS_PER_EPOCH, lambda state: None)
+    progress, _ = checkpoints.restore(step, STEPS_PER_EPOCH, lambda state: None)
     return progress.epoch * STEPS_PER_EPOCH + progress.step, [error.reason for error in checkpoints.damaged]
 
 

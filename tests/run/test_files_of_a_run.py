@@ -14,7 +14,8 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.recipe import load_recipe
-from fastft.run.continuation import refuse_changed_data, request_key
+from fastft.run.identity import Identity, refuse_other_run
+from fastft.run.inputs import open_inputs
 from tests.train.runs import differing, end, flags, run
 
 PARTS = 2
@@ -53,7 +54,7 @@ def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts, tmp_pa
 def test_a_replaced_file_of_weights_is_another_request_and_a_moved_one_is_not(tiny, tmp_path, option):
     def key(folder: str) -> str:
         file = str(tmp_path / folder / "clip.safetensors")
-        return request_key(load_recipe("final_b16", flags(tiny | {option: file}, tmp_path)))
+        return open_inputs(load_recipe("final_b16", flags(tiny | {option: file}, tmp_path)))[1].request
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a/clip.safetensors").write_bytes(bytes(64))
@@ -65,6 +66,11 @@ def test_a_replaced_file_of_weights_is_another_request_and_a_moved_one_is_not(ti
 
 
 CONTENT = Content(num_samples=9, files=["a", "b"], identities=[4, 5], checksum="c")
+IDENTITY = Identity(recipe={}, arch={}, classes=["x", "y"], data=CONTENT, val=CONTENT)
+
+
+def with_val(content: Content | None) -> Identity:
+    return structs.replace(IDENTITY, val=content)
 
 
 @pytest.mark.parametrize("stored", [CONTENT, structs.replace(CONTENT, checksum=None)])
@@ -78,8 +84,8 @@ CONTENT = Content(num_samples=9, files=["a", "b"], identities=[4, 5], checksum="
     ],
 )
 def test_resuming_on_changed_files_is_one_line(stored, changes, words):
-    with pytest.raises(UserError, match=f"data.val: {words} since run was begun"):
-        refuse_changed_data("data.val", stored, structs.replace(CONTENT, **changes), Path("run"))
+    with pytest.raises(UserError, match=f"run holds another run: data.val: {words}"):
+        refuse_other_run(with_val(stored), with_val(structs.replace(CONTENT, **changes)), Path("run"))
 
 
 def test_any_exchanged_image_of_a_file_without_manifest_is_noticed(tiny, tmp_path):
@@ -92,11 +98,14 @@ def test_any_exchanged_image_of_a_file_without_manifest_is_noticed(tiny, tmp_pat
         for sample in range(20, 30):
             file.seek(int(beton.pointers[sample]) + int(beton.sizes[sample]) // 2)
             file.write(b"other")
-    with pytest.raises(UserError, match=r"data\.train: its images changed since run was begun"):
-        refuse_changed_data("data.train", before, BetonSet.open(path).content, Path("run"))
+    with pytest.raises(UserError, match=r"data\.val: its images changed"):
+        refuse_other_run(with_val(before), with_val(BetonSet.open(path).content), Path("run"))
 
 
 def test_files_may_move_and_validation_images_may_be_added():
     moved = structs.replace(CONTENT, files=["c", "d"])
     for stored, current in ((CONTENT, moved), (None, CONTENT), (CONTENT, None)):
-        refuse_changed_data("data.train", stored, current, Path("run"))
+        refuse_other_run(with_val(stored), with_val(current), Path("run"))
+    assert not with_val(CONTENT).differences(with_val(moved))
+    # a result without validation images is not the result with them
+    assert [d.field for d in with_val(None).differences(with_val(CONTENT))] == ["data.val"]

@@ -17,14 +17,11 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.choose.automatic import resolve
 from fastft.cli import main
 from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision
-from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.continuation import refuse_changed_recipe
 from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import conclusion
@@ -75,7 +72,9 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit_but_not_with_other_
         converted(Path(tiny[f"data.{name}"]).with_suffix(""), file, coffee="astronaut", astronaut="coffee")
         manifest_path(file).unlink()
         assert main(command) == 2
-        said = f"fastft train: data.{name}: {name}.beton changed since {folder} was begun. Put the old data back, or"
+        said = (
+            f"fastft train: {folder} holds another run: data.{name}: {name}.beton changed. Start it as it was begun, or"
+        )
         assert capsys.readouterr().err.startswith(said)
         kept.rename(file).touch()
     assert main([*command, f"--data.val={files['val'].rename(tmp_path / 'moved.beton')}"]) == 0
@@ -100,8 +99,6 @@ def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path):
 def test_a_changed_recipe_is_refused_with_the_keys_that_differ_but_weights_may_move(tiny, whole):
     with pytest.raises(UserError, match=r"model\.weights 'random' -> 'openai'.*optim\.lr 0\.001 -> 0\.01"):
         run(tiny, whole, model__drop_path="0.3", model__weights="openai", optim__lr="1e-2")
-    then, now = (resolve(load_recipe("rcp/demo.yaml", [f"--model.weights={f}/clip.bin"])) for f in ("old", "new"))
-    refuse_changed_recipe(then.as_dict(), now, whole)
     assert load_run(whole).recipe.optim.lr == 1e-3
 
 
@@ -205,7 +202,7 @@ def test_an_architecture_file_that_was_edited_is_noticed(tiny, tmp_path):
     changes = tiny | {"model.arch": str(arch)}
     run(changes, tmp_path / "run", schedule__stop_epoch="1")
     arch.write_text(json.dumps(json.loads(arch.read_text()) | {"quick_gelu": True}))
-    with pytest.raises(UserError, match=r"another architecture \(quick_gelu False -> True\)"):
+    with pytest.raises(UserError, match=r"holds another run: model\.arch: quick_gelu False -> True"):
         run(changes, tmp_path / "run")
 
 
@@ -234,7 +231,7 @@ def test_the_raw_weights_are_evaluated_where_a_horizon_of_one_step_leaves_no_ema
 
 def test_a_run_without_an_ema_that_is_continued_with_one_is_another_recipe_not_damage(tiny, tmp_path):
     run(tiny, tmp_path, ema__decay="0", schedule__stop_epoch="1")
-    with pytest.raises(UserError, match=r"was trained with another recipe \(ema\.decay"):
+    with pytest.raises(UserError, match=r"holds another run: ema\.decay"):
         run(tiny, tmp_path, schedule__stop_epoch="1")
 
 

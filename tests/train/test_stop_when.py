@@ -8,11 +8,11 @@ from msgspec import structs
 
 from beton_tools.base.typed_json import check
 from beton_tools.read.beton_set import BetonSet
-from fastft.data.selection import open_files
 from fastft.jobs.sweep import PlannedRun, read_result
 from fastft.recipe import load_recipe
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import ByWeights, Evaluation, Paired, Scores, best_evaluation
+from fastft.run.inputs import open_inputs
 from fastft.run.run_directory import load_run
 from fastft.train.progress import Progress
 from tests.train.runs import differing, end, flags, losses, result_of, run
@@ -81,8 +81,10 @@ def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny, stopped, tmp_path):
     found = load_run(stopped)
     assert found.stopped == result["stopped"]
     assert found.evaluations[0].selection.raw.samples == 12 and found.evaluations[0].raw.samples == 20
-    assert read_result(PlannedRun("", found.recipe, stopped)) == check("it", result["evaluations"], list[Evaluation])
-    assert read_result(PlannedRun("", found.recipe, tmp_path)) is None
+    assert read_result(PlannedRun("", found.recipe, stopped, "ema")) == check(
+        "it", result["evaluations"], list[Evaluation]
+    )
+    assert read_result(PlannedRun("", found.recipe, tmp_path, "ema")) is None
 
 
 def test_a_stopped_run_is_not_continued_but_with_more_patience(tiny, stopped, tmp_path):
@@ -97,12 +99,12 @@ def test_a_stopped_run_is_not_continued_but_with_more_patience(tiny, stopped, tm
 def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(tiny, tmp_path):
     whole = BetonSet.open(tiny["data.train"])
     recipe = load_recipe("final_b16", flags(tiny, tmp_path, **SHARE))
-    files = open_files(recipe)
+    _, files = open_inputs(recipe)
     kept, left = files.train, files.selection
     assert left is not None and len(left) == recipe.selection_images(len(whole)) == 12
     assert sorted([*kept.ids_in_files, *left.ids_in_files]) == list(range(48))
     assert np.bincount(left.labels).tolist() == [6, 6]
-    files = open_files(load_recipe("final_b16", flags(tiny, tmp_path)))
+    _, files = open_inputs(load_recipe("final_b16", flags(tiny, tmp_path)))
     assert len(files.train) == len(whole) and files.selection is None
 
 
@@ -114,8 +116,8 @@ def test_without_other_images_the_left_out_ones_are_evaluated(tiny, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"data__val": "none"}, {}])
 def test_it_is_refused_where_only_reported_images_or_none_are_there(tiny, tmp_path, changes, monkeypatch, refused):
-    monkeypatch.setattr("fastft.data.selection.is_imagenet", lambda recipe: True)
-    assert "--data.selection_share=0.01" in refused(
+    monkeypatch.setattr("fastft.run.inputs.is_imagenet", lambda recipe: True)
+    assert "--data.selection_share=0.1" in refused(
         ["train", "final_b16", *flags(tiny, tmp_path / "run", train__stop_when="2", **changes)]
     )
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,221 @@
+"""What decides the numbers of a run, and the only comparison of two runs.
+
+An identity holds the options, the content of every file, the classes, the architecture, and checksums of the weights.
+Paths do not count: a file that was moved or renamed is the same file, and another file under the same name is not.
+Whether a run may continue with another value is a property of each option (`resumable` in `fastft.recipe.schema`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Document, Object
+from beton_tools.base.user_files import expand_home, file_checksum
+from beton_tools.read.beton_set import Content
+from fastft.data.classes import refuse_other_classes
+from fastft.recipe import Recipe
+from fastft.recipe.constants import AUTO, TIMM
+from fastft.recipe.schema import option_fields, options_that_are
+
+ARCH, WEIGHTS, HEAD = "model.arch", "model.weights", "model.head"
+BY_CONTENT = {ARCH, WEIGHTS, HEAD}  # options that name files: what the files hold is compared instead
+PER_HOST_OPTIONS = options_that_are("per_host")
+# a run may continue with other values, and a finished result is the same with any of them
+FREE_OPTIONS = options_that_are("resumable") - options_that_are("changes_result")
+# what the model sees of an image in evaluation
+INPUT_OPTIONS = {
+    "augment.mean", "augment.std", "augment.interpolation", "model.image_size", "train.eval_image_size",
+    "train.eval_crop_pct",
+}  # fmt: skip
+PUBLISHED = (TIMM, "hf-hub:")  # beginnings of weights that are no file
+LISTED = 4  # changed files named in a message
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One difference between two runs.
+
+    Attributes:
+        field: the option, or "classes".
+        text: what differs, for messages.
+        resumable: a run that has begun may continue with it. Its result is another one nevertheless.
+    """
+
+    field: str
+    text: str
+    resumable: bool = False
+
+
+class Identity(Document, kw_only=True, omit_defaults=True):
+    """What decides a run's numbers, in `identity.json` and in every checkpoint.
+
+    Attributes:
+        recipe: section -> option -> value. "auto" stands for a value that is not decided yet.
+        arch: fields of `fastft.model.Arch` or `TimmArch`.
+        classes: the class name of each label.
+        data, val: the content of the training and the validation images. `val` is None without validation images.
+        weights, head: what `model.weights` and `model.head` hold, as `identify_weights` says it. Empty in runs of
+            fastft 0.3, which are compared by file name.
+    """
+
+    recipe: dict[str, Object]
+    arch: Object
+    classes: list[str]
+    data: Content
+    val: Content | None = None
+    weights: str = ""
+    head: str = ""
+
+    def differences(self, now: "Identity") -> list[Difference]:
+        """List what differs in `now`."""
+        return [*self._weights(now), *self._arch(now), *self._options(now), *self._data(now)]
+
+    def seen_differently(self, now: "Identity") -> list[Difference]:
+        """List the differences in what the model sees of an image in evaluation."""
+        return [difference for difference in self.differences(now) if difference.field in INPUT_OPTIONS]
+
+    def digest(self) -> str:
+        """Hash everything that `differences` compares: without differences, two identities have the same digest."""
+        counted = {key: value for key, value in self._flat().items() if key not in FREE_OPTIONS | BY_CONTENT}
+        images = [c and [c.num_samples, c.identities, c.checksum] for c in (self.data, self.val)]
+        values = [counted, self.arch, self.classes, images, self.weights, self.head]
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def _flat(self) -> dict[str, Any]:
+        stored = {f"{section}.{key}": value for section, of in self.recipe.items() for key, value in of.items()}
+        # an older fastft had fewer options, and acted as if they had their defaults
+        return {key: stored.get(key, _as_json(field.default)) for key, field in option_fields().items()}
+
+    def _options(self, now: "Identity") -> Iterator[Difference]:
+        then, fields = self._flat(), option_fields()
+        for key, value in now._flat().items():
+            if key not in FREE_OPTIONS | BY_CONTENT and then[key] != value:
+                yield Difference(key, f"{key} {then[key]!r} -> {value!r}", fields[key].metadata["resumable"])
+
+    def _weights(self, now: "Identity") -> Iterator[Difference]:
+        then, current = self._flat(), now._flat()
+        for key, before, after in ((WEIGHTS, self.weights, now.weights), (HEAD, self.head, now.head)):
+            names = [Path(str(options[key])).name for options in (then, current)]
+            if before != after if before and after else names[0] != names[1]:
+                changed = f"{key}: the content of {current[key]} has changed"
+                yield Difference(
+                    key, changed if then[key] == current[key] else f"{key} {then[key]!r} -> {current[key]!r}"
+                )
+
+    def _arch(self, now: "Identity") -> Iterator[Difference]:
+        sizes = {"image_size"}  # compared as an option
+        for key in sorted((self.arch.keys() | now.arch.keys()) - sizes):
+            before, after = self.arch.get(key), now.arch.get(key)
+            if before != after:
+                yield Difference(ARCH, f"{ARCH}: {key} {before!r} -> {after!r}")
+
+    def _data(self, now: "Identity") -> Iterator[Difference]:
+        for option, before, after in (("data.train", self.data, now.data), ("data.val", self.val, now.val)):
+            if before is None or after is None:
+                if before is not after:
+                    words = "no validation images before" if before is None else "no validation images now"
+                    yield Difference(option, f"{option}: {words}", resumable=True)
+            elif not after.has_same_images(before):
+                yield Difference(option, f"{option}: {_changed_files(before, after)}")
+        try:
+            refuse_other_classes(now.classes, self.classes, "data.train")
+        except UserError as error:
+            yield Difference("classes", str(error).partition(". ")[0])
+
+
+def _changed_files(before: Content, after: Content) -> str:
+    if len(before.files) != len(after.files):
+        return f"{len(before.files)} files became {len(after.files)}"
+    files = zip(after.files, before.identities, after.identities, strict=True)
+    return f"{', '.join([name for name, then, now in files if then != now][:LISTED]) or 'its images'} changed"
+
+
+def describe(differences: list[Difference]) -> str:
+    return ", ".join(difference.text for difference in differences)
+
+
+def refuse_other_run(stored: Identity, now: Identity, folder: Path) -> None:
+    """Raise UserError, which names what differs, if a run that has begun in `folder` may not continue as `now`."""
+    if changed := [difference for difference in stored.differences(now) if not difference.resumable]:
+        raise UserError(
+            f"{folder} holds another run: {describe(changed)}. Start it as it was begun, or use another --train.run_dir"
+        )
+
+
+def make_identity(
+    recipe: Recipe,
+    arch: Object,
+    classes: Sequence[str],
+    data: Content,
+    val: Content | None = None,
+    weights: str = "",
+    head: str = "",
+) -> Identity:
+    """Return an identity, with the values that JSON gives back. Options that are automatic become "auto"."""
+    options = _as_json(recipe.as_dict())
+    for option in recipe.automatic:
+        section, _, key = option.partition(".")
+        options[section][key] = AUTO
+    return Identity(
+        recipe=options, arch=_as_json(arch), classes=list(classes), data=data, val=val, weights=weights, head=head
+    )
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def shared_options(recipe: Recipe) -> str:
+    """Return the options that all processes of a run must have in common, as JSON."""
+    return json.dumps({k: v for k, v in recipe.flat().items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+
+
+def identify_weights(weights: str | None, arch: str = "") -> str:
+    """Identify weights, or a head: a file or folder by its content, a tag by its text.
+
+    Args:
+        weights: as `model.weights` and `model.head` take them.
+        arch: the architecture's name, because the same tag names other weights for another one.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if weights is None:
+        return ""
+    path = expand_home(weights)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    elif path.is_file():
+        files = [path]
+    else:
+        is_file = not weights.startswith(PUBLISHED) and (path.suffix or not arch)
+        return "" if is_file else f"{weights} for {arch}"  # a file that is gone is compared by its name
+    try:
+        return " ".join(_checksum(file, (status := file.stat()).st_size, status.st_mtime_ns) for file in files)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}). Give other weights") from None
+
+
+@lru_cache(maxsize=64)
+def _checksum(file: Path, size: int, modified: int) -> str:
+    """Return the size and the CRC-32 of a file. The runs of a sweep read it once."""
+    return f"{size}-{file_checksum(file)}"
+
+
+def with_stored_val(now: Identity, stored: Identity) -> Identity:
+    """Return `now`, which remembers the validation images of the epochs before, if there are none any more.
+
+    Otherwise a run could be evaluated on one set, on none, and then on another, and its best epoch would be chosen among
+    figures that cannot be compared.
+    """
+    return now if now.val is not None or stored.val is None else msgspec.structs.replace(now, val=stored.val)

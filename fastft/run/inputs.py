@@ -1,0 +1,185 @@
+"""What a run reads, opened once: its images, their classes, and what its weights and its head hold.
+
+`fastft.jobs.run` opens the inputs after the photographs are converted. Every later stage takes what was opened here, and
+opens no data file again.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Object
+from beton_tools.read.beton_paths import find_betons, is_named_beton
+from beton_tools.read.beton_set import BetonSet, Content
+from fastft.data.selection import split_selection
+from fastft.model import load_arch
+from fastft.model.recipe_model import recipe_arch
+from fastft.recipe import Recipe
+from fastft.recipe.constants import IMAGE_SIZE
+from fastft.recipe.training_images import GIVE, NO_DATA, Images, is_imagenet, with_images
+from fastft.run.identity import Identity, identify_weights, make_identity
+from fastft.run.run_directory import Run, run_folder
+from fastft.run.start_weights import with_run_weights, without_foreign_head
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a run.
+
+    Attributes:
+        train, val: the images. `val` is None without validation images.
+        selection: training images that are left out of training. They choose epoch and weights.
+        images: how many there are, and where they are from.
+        weights, head: see `fastft.run.identity.Identity`.
+        request: identifies what the run was asked for, before anything was decided. What the stages before training
+            store is reused only for the same request.
+    """
+
+    train: BetonSet
+    val: BetonSet | None
+    selection: BetonSet | None
+    images: Images
+    weights: str
+    head: str
+    request: str = ""
+
+    @property
+    def evaluated(self) -> list[BetonSet]:
+        """The validation images, if there are any, then those for selection, if there are any."""
+        return [betons for betons in (self.val, self.selection) if betons is not None]
+
+    def identify(self, recipe: Recipe) -> Identity:
+        """Return the identity of a run of this recipe, which may have automatic options, on these inputs."""
+        val = None if self.val is None else self.val.content
+        return make_identity(
+            recipe, describe_arch(recipe), self.train.class_names, self.train.content, val, self.weights, self.head
+        )
+
+
+def describe_arch(recipe: Recipe) -> Object:
+    """Return the fields of the recipe's architecture. One that cannot be built has its name, and building it is refused."""
+    try:
+        # an automatic size need not suit the tower yet
+        arch = load_arch(recipe.model.arch) if IMAGE_SIZE in recipe.automatic else recipe_arch(recipe)
+    except UserError:
+        return {"name": recipe.model.arch}
+    return asdict(arch)
+
+
+def open_inputs(
+    recipe: Recipe, images: Images | None = None, opened: Mapping[str, BetonSet] | None = None
+) -> tuple[Recipe, Inputs]:
+    """Open what a recipe reads. Returns the recipe too, with the weights and the head of the run that it starts from.
+
+    Args:
+        recipe: with .beton files.
+        images: where they are from, if they were converted.
+        opened: files that are open already, by the text of `data.train` or `data.val`.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or `train.stop_when` has no images to look at, or only
+            ImageNet's validation images, whose accuracy is reported.
+    """
+    data, opened = recipe.data, opened or {}
+    if data.train is None:
+        raise UserError(NO_DATA)
+    whole = opened.get(data.train) or open_images(data.train)
+    val = None if data.val is None else opened.get(data.val) or open_images(data.val)
+    found = Images.of_betons(whole, val)
+    if images is not None:
+        found = replace(found, title=images.title, reading=images.reading)
+    _refuse_stop(recipe, found)
+    recipe = without_foreign_head(with_run_weights(recipe), whole.class_names)
+    own, selection = split_selection(whole, data.selection_share)
+    weights = identify_weights(recipe.model.weights, recipe.model.arch)
+    inputs = Inputs(own, val, selection, found, weights, identify_weights(recipe.model.head))
+    return recipe, replace(inputs, request=inputs.identify(recipe).digest())
+
+
+def open_images(path: str) -> BetonSet:
+    """Open .beton files. Raises UserError, which says what may be given, if they are missing or cannot be read."""
+    files = find_betons(path)
+    for file in files:
+        if not os.path.lexists(file):
+            raise UserError(f"{file}: no such file or folder. {GIVE}")
+    try:
+        return BetonSet.open(path)
+    except UserError:
+        for file in files:
+            if not is_named_beton(file):
+                raise UserError(f"{file}: not a .beton file. {GIVE}") from None
+        raise
+
+
+def _refuse_stop(recipe: Recipe, images: Images) -> None:
+    if recipe.train.stop_when is None or recipe.data.selection_share:
+        return
+    if images.val and not is_imagenet(with_images(recipe, images)):
+        return
+    reported = "would choose the epoch on the validation images, whose accuracy is reported"
+    share = MANY_SHARE if images.train >= MANY else FEW_SHARE
+    raise UserError(
+        f"train.stop_when {reported if images.val else 'has no images to evaluate'}. Set --data.selection_share={share:g}, "
+        "which reserves this share of the training images for it"
+    )
+
+
+MANY, MANY_SHARE, FEW_SHARE = 10_000, 0.01, 0.1  # advice: at least about 100 images, if there are 1,000
+
+
+# images of an earlier run -----------------------------------------------------------------------------------------------
+
+
+def open_of_run(run: Run, option: str) -> BetonSet:
+    """Open a run's images as `open_stored`. option: "data.train" or "data.val"."""
+    stored = run.identity
+    content = None if stored is None else stored.data if option == "data.train" else stored.val
+    return open_stored(run.recipe, option, content, run.folder)
+
+
+def open_stored(recipe: Recipe, option: str, content: Content | None, folder: Path) -> BetonSet:
+    """Open the images that a run was trained or evaluated on, wherever the run and its images lie now.
+
+    The files beside the run come first, because another run may have its old name and place. Files with other content
+    are not used.
+
+    Args:
+        recipe: the run's.
+        option: "data.train" or "data.val".
+        content: of these images, as the run stored it. None: any content.
+        folder: the run directory.
+
+    Raises:
+        UserError: there are no such images, they have changed, or they cannot be read.
+    """
+    stored = recipe.flat()[option]
+    if stored is None:
+        raise UserError("the recipe names no validation file. Give one with --data FILE.beton")
+    problem = None
+    for files in _places(recipe, stored, folder):
+        if all(map(os.path.lexists, files)):
+            opened = BetonSet.open(files[0] if len(files) == 1 else files)
+            if option == "data.train":
+                opened, _ = split_selection(opened, recipe.data.selection_share)
+            if content is None or opened.content.has_same_images(content):
+                return opened
+            problem = problem or UserError(
+                f"{opened.title} has changed since {folder} was trained. Put the old images back, or give others with --data"
+            )
+    if problem is not None:
+        raise problem
+    return BetonSet.open(stored)  # says which file is missing
+
+
+def _places(recipe: Recipe, stored: str, folder: Path) -> Iterator[list[Path]]:
+    """Yield where a run's images may lie: where they lay beside the run directory, then under the stored paths."""
+    paths = [Path(part) for part in ([stored] if os.path.lexists(stored) else stored.split(","))]
+    beside = [Path(os.path.normpath(folder / os.path.relpath(path, run_folder(recipe)))) for path in paths]
+    yield beside
+    if not all(os.path.lexists(b) and os.path.lexists(p) and b.samefile(p) for b, p in zip(beside, paths, strict=True)):
+        try:
+            yield find_betons(stored)
+        except UserError:
+            return
