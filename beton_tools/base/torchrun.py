@@ -27,6 +27,17 @@ def check_environment() -> None:
         raise UserError(f"RANK is {rank()}, but must be less than WORLD_SIZE, {world_size()}. Start with torchrun")
 
 
+def unused_tasks() -> str:
+    """Return a warning if Slurm booked several tasks for a run that has one process, else ""."""
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if world_size() > 1 or not (tasks.isascii() and tasks.isdigit() and int(tasks) > 1):
+        return ""
+    return (
+        f"warning: Slurm booked {tasks} tasks (SLURM_NTASKS), but this run has one process. Start it with torchrun, as "
+        "rcp/slurm/train.sbatch does, or book one task"
+    )
+
+
 def rank() -> int:
     """Return this process's number among all processes in the run, from 0.
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -105,13 +105,14 @@ class BetonSet(SampleTable):
     ids_in_files: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, data: BetonPaths, *, labelled: bool = True) -> BetonSet:
+    def open(cls, data: BetonPaths, *, labelled: bool = True, opened: Sequence[BetonSet] = ()) -> BetonSet:
         """Open and validate files.
 
         Args:
             data: A file, a pattern, or several of them (see `find_betons`). A subset file stands for its samples.
             labelled: Whether to read classes and manifests too. Without them `labels` may be missing, or be other
                 numbers.
+            opened: Sets whose files are not opened again if `data` names them too.
 
         Raises:
             UserError: A file is missing or not a complete, consistent `.beton`, its manifest belongs to another file, a
@@ -119,14 +120,16 @@ class BetonSet(SampleTable):
                 subset was made of it.
         """
         if is_subset_file(data):
-            return cls._open_subset(Path(data))
+            return cls._open_subset(Path(data), opened)
         paths = find_betons(data)
         subset = next((path for path in paths if is_subset_file(path)), None)
         if subset is not None:
             raise UserError(f"{subset}: a subset ({SUBSET}) must be used alone. Name no other file beside it")
+        whole = (betons for betons in opened if betons.ids_in_files is None)
+        there = {b.path: (b, c) for betons in whole for b, c in zip(betons.files, betons.classes, strict=True)}
         with ThreadPoolExecutor(min(len(paths), usable_cpus(), MOST_THREADS)) as threads:
-            opened = list(threads.map(partial(_open_file, labelled=labelled), paths))
-        betons, classes = tuple(beton for beton, _ in opened), tuple(of_file for _, of_file in opened)
+            found = list(threads.map(lambda path: there.get(path) or _open_file(path, labelled), paths))
+        betons, classes = tuple(beton for beton, _ in found), tuple(of_file for _, of_file in found)
         _check_fields(betons)
         _check_classes(betons, classes)
         metadata, sizes = betons[0].metadata, betons[0].sizes
@@ -157,12 +160,12 @@ class BetonSet(SampleTable):
         )
 
     @classmethod
-    def _open_subset(cls, path: Path) -> BetonSet:
+    def _open_subset(cls, path: Path, opened: Sequence[BetonSet]) -> BetonSet:
         subset = read_subset_file(path)
         missing = next((file.path for file in subset.files if not os.path.lexists(file.path)), None)
         if missing is not None:
             raise UserError(f"{missing}: no such file, but {path} lists samples in it. Put it back")
-        whole = cls.open([file.path for file in subset.files])
+        whole = cls.open([file.path for file in subset.files], opened=opened)
         subset.refuse_changed(whole.files, path)
         return replace(whole.take(subset.samples), named=str(path))
 

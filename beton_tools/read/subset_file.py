@@ -22,7 +22,7 @@ from beton_tools.read.beton_paths import SUBSET, BetonPaths, named_files
 from beton_tools.read.format import Beton
 
 FORMAT, VERSION = "beton-subset", 1
-MAX_BYTES = 256 << 20  # the ids take 11 MB for ImageNet, and 200 MB for 20 million images
+MAX_SUBSET_BYTES = 256 << 20  # the ids take 11 MB for ImageNet, and 200 MB for 20 million images
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def is_subset_file(data: BetonPaths) -> TypeGuard[str | os.PathLike[str]]:
 
 def read_subset_file(path: Path) -> SubsetFile:
     """Read and validate a subset file. Raises UserError if it cannot be read or is not a subset file."""
-    data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
+    data = read_user_file(path, MAX_SUBSET_BYTES, "a subset file that fastft train wrote")
     try:
         return _from_json(str(path), json.loads(data))
     except (ValueError, RecursionError, MemoryError) as error:

@@ -27,7 +27,7 @@ from beton_tools.sources.base import Source, check_labels, is_number, stamp_of
 from beton_tools.sources.path_table import (
     GROUP_COLUMNS,
     LABEL_COLUMNS,
-    MAX_BYTES,
+    MAX_TABLE_BYTES,
     NO_CLASSES,
     PATH_COLUMNS,
     SPLIT_COLUMNS,
@@ -276,9 +276,9 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
             encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
             words = encoded.dictionary.cast(pa.large_binary())  # text in a damaged file need not be UTF-8
             total += pc.sum(pc.take(pc.binary_length(words), encoded.indices)).as_py() or 0
-            if total > MAX_BYTES:
+            if total > MAX_TABLE_BYTES:
                 raise UserError(
-                    f"{path}: {total:,} bytes of text in {column}, but the limit is {MAX_BYTES:,}. Split the file"
+                    f"{path}: {total:,} bytes of text in {column}, but the limit is {MAX_TABLE_BYTES:,}. Split the file"
                 )
             texts = [(word or b"").decode("utf-8", "surrogateescape") for word in words.to_pylist()]
             cells += ["" if i is None else texts[i] for i in encoded.indices.to_pylist()]

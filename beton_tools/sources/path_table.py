@@ -24,7 +24,7 @@ from beton_tools.sources.base import FileSource, are_positions, check_classes, s
 from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
-MAX_BYTES = 1 << 30  # per CSV file, or for the text in a parquet file: ten million rows
+MAX_TABLE_BYTES = 1 << 30  # per CSV file, or for the text in a parquet file: ten million rows
 # in order of preference, ignoring case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
 PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
 # the last name is CIFAR-100's, which has coarse labels too
@@ -291,7 +291,7 @@ def describe_reading(tables: Sequence[Table], labels: np.ndarray) -> str:
 
 
 def read_csv(path: Path) -> Table:
-    data = read_user_file(path, MAX_BYTES, "a CSV table")
+    data = read_user_file(path, MAX_TABLE_BYTES, "a CSV table")
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig", "replace" if is_utf16 else "surrogateescape")
     first_line = text.lstrip("\r\n").partition("\n")[0]

@@ -14,7 +14,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
 from beton_tools.sources.remote import AccessDenied, RemotePath, SourcePath, open_source_file
 
-MAX_BYTES = 256 << 20  # the labels of five million images; for ImageNet's validation set they take 2 MB
+MAX_LABELS_BYTES = 256 << 20  # the labels of five million images; for ImageNet's validation set they take 2 MB
 _PARENTS = 4
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in Kaggle's ILSVRC download
@@ -67,7 +67,7 @@ def read_lines(path: SourcePath) -> list[str] | None:
     """
     if not is_present(path):
         return None
-    return read_side_file(path, MAX_BYTES, "a text file").decode("utf-8", "surrogateescape").splitlines()
+    return read_side_file(path, MAX_LABELS_BYTES, "a text file").decode("utf-8", "surrogateescape").splitlines()
 
 
 # wnids ----------------------------------------------------------------------------------------------------------------

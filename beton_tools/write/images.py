@@ -29,8 +29,8 @@ from beton_tools.read.sample_table import SampleTable
 from beton_tools.write.area import shrink_by_area
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
-AUTO = "auto"
-WRITE_MODES = (AUTO, "jpg", "raw")  # the last two are FFCV's names
+AUTO_MODE = "auto"
+WRITE_MODES = (AUTO_MODE, "jpg", "raw")  # the last two are FFCV's names
 QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, which the paper's files use too
 # Mean error on four scikit-image photographs: 0.2 to 1.1 of 255 levels, against 2.0 to 2.9 with the values above.
 # The JPEGs have half of the PNGs' bytes.
@@ -69,7 +69,7 @@ class EncodeOptions:
     lossless: bool = True
     index: bool = field(default=True, init=False)  # not an option any more, but part of the files' fingerprints
     page_size: int = DEFAULT_PAGE_SIZE
-    write_mode: str = AUTO
+    write_mode: str = AUTO_MODE
     background: str = WHITE
     upright: bool = True
 
@@ -119,7 +119,7 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
         raise BadImage(
             f"{stored.shape[1]} x {stored.shape[0]} pixels, but the limit is {MAX_SIDE} per side. Give --max-resolution"
         )
-    is_small = options.write_mode == AUTO and is_lossless and stored.size <= 3 * RAW_PIXELS
+    is_small = options.write_mode == AUTO_MODE and is_lossless and stored.size <= 3 * RAW_PIXELS
     raw = options.write_mode == "raw" or is_small
     encoded = stored.tobytes() if raw else _encode_jpeg(stored, options, is_lossless)
     if len(encoded) > options.page_size:

@@ -26,9 +26,9 @@ from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import recipe_from_dict
+from fastft.recipe.constants import STEP_PARTS
 from fastft.run.run_directory import load_run
 
-STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 

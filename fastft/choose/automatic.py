@@ -25,7 +25,7 @@ from fastft.recipe.training_images import Images, with_images
 # small sets get enough steps; ImageNet's batch is limited to the paper's
 IMAGES_PER_UNIT_OF_BATCH = 128
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
-FEWEST_STEPS = 1000
+LEAST_AUTOMATIC_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 50  # evaluating a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
 FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 32
@@ -82,10 +82,10 @@ def _batch_size(recipe: Recipe) -> tuple[int, str]:
 
 def _epochs(recipe: Recipe) -> tuple[int, str]:
     paper, steps = paper_recipe(recipe), count_steps(recipe.data.train_size, recipe.optim.batch_size)
-    needed = -(-FEWEST_STEPS // steps)
+    needed = -(-LEAST_AUTOMATIC_STEPS // steps)
     if needed <= paper.epochs:
         return paper.epochs, f"as in the paper ({paper.name}): {paper.epochs * steps:,} steps{_at_most(recipe)}"
-    reason = f"the fewest epochs that give {FEWEST_STEPS:,} steps ({steps:,} per epoch)"
+    reason = f"the fewest epochs that give {LEAST_AUTOMATIC_STEPS:,} steps ({steps:,} per epoch)"
     return min(needed, MAX_EPOCHS), reason + _at_most(recipe)
 
 

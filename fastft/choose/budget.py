@@ -15,12 +15,12 @@ from beton_tools.base.console import format_duration
 from fastft.choose.image_size import TRAINING_COST, TriedSizes, try_sizes
 from fastft.evaluate.linear_probe import LinearProbe
 from fastft.recipe import Choice, Recipe
-from fastft.recipe.constants import EPOCHS, FEWEST_STEPS, IMAGE_SIZE, STOP_EPOCH
+from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, SHORTEST_GAINING_STEPS, STOP_EPOCH
 
 # Steps, and the part of a linear probe's errors that training removes: means of runs on several sets
 # (docs/measurements/photos.md, A budget in time). Between them it is interpolated over the logarithm of the steps. Runs of
 # about 20 steps lost accuracy: they end while the loss is still above where it began.
-REMOVED = {FEWEST_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
+REMOVED = {SHORTEST_GAINING_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
 PROBE_SHARE = 0.1  # part of the time left that one more probe may take
 LAST_SHARE = 0.4  # the same if nothing will be trained
 # Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds

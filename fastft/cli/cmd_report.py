@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.report.run_compare import write_comparison
+    from fastft.report.run_compare import load_compared, write_comparison
     from fastft.report.run_report import SUFFIXES, write_run_page
 
     results = [path for path in args.paths if path.is_file() or path.suffix == ".json"]
@@ -50,7 +50,11 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) != AUTO:
             raise UserError(f"--{name} needs a page about one run. Leave it out, or give one run directory")
     print_printable(
-        str(write_comparison(args.paths, args.out or args.paths[0].absolute().parent / COMPARED, args.price))
+        str(
+            write_comparison(
+                load_compared(args.paths), args.out or args.paths[0].absolute().parent / COMPARED, args.price
+            )
+        )
     )
     return 0
 

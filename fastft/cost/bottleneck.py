@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastft.recipe.constants import STEP_PARTS
+
 # LOOP_PARTS are wall seconds in the training process, which add up. LOADER_PARTS are seconds in the loader's threads
 # and streams, which overlap with them.
-LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
+LOOP_PARTS = (*STEP_PARTS, "eval", "checkpoint")
 LOADER_PARTS = ("read", "decode", "copy", "augment")
 NAMES = {
     "start": "first batch",

@@ -43,7 +43,7 @@ CLASSES_PER_PASS = 10  # open_clip's default; 800 texts with 80 templates
 Template = Callable[[str], str]  # from a class name to a text
 OPENAI, SIMPLE = "openai", "simple"  # open_clip's lists with 80 and 7 templates for ImageNet
 PLACE = "{}"  # stands for the class name in a template file
-MAX_BYTES = 1 << 24
+MAX_NAMES_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _templates(name: str) -> Sequence[Template]:
 
 def _lines(path: Path, expected: str) -> list[str]:
     """Return a text file's lines without surrounding spaces, and without empty lines at its end."""
-    lines = [line.strip() for line in read_user_text(path, MAX_BYTES, expected).rstrip().splitlines()]
+    lines = [line.strip() for line in read_user_text(path, MAX_NAMES_BYTES, expected).rstrip().splitlines()]
     if not lines or not all(lines):
         raise UserError(f"{path}: has an empty line or none at all. Give {expected}")
     return lines

@@ -12,6 +12,7 @@ from rich.console import Console
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, format_duration, print_table, printable
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
+from beton_tools.read.beton_set import BetonSet
 from fastft.recipe import load_recipe
 from fastft.recipe.load import full_name
 from fastft.recipe.recipe_file import find_file
@@ -105,9 +106,9 @@ def write_grid(grid: Grid, folder: Path) -> Path:
     return path
 
 
-def print_comparison(folders: Sequence[Path], out: Path, console: Console) -> None:
-    """Write the page that compares the runs, and print its table."""
-    runs = load_compared(folders)
+def print_comparison(folders: Sequence[Path], opened: Sequence[BetonSet], out: Path, console: Console) -> None:
+    """Write the page that compares the runs, and print its table. opened: their images, so far as they are open."""
+    runs = load_compared(folders, opened)
     score = score_of(runs)
     header = ["run", f"{SCORE_NAMES[score]} %", f"difference to {runs[0].name}", "time"]
     rows = []
@@ -122,7 +123,7 @@ def print_comparison(folders: Sequence[Path], out: Path, console: Console) -> No
             ]
         )
     print_table(compact_table("differences are paired by image", header, rows), console)
-    console.print(printable(f"written: {write_comparison(folders, out / PAGE)}"), highlight=False)
+    console.print(printable(f"written: {write_comparison(runs, out / PAGE)}"), highlight=False)
 
 
 def _short(option: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 from rich.console import Console
 
+from beton_tools.base import torchrun
 from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
@@ -38,7 +39,7 @@ from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import describe_figures
 from fastft.run.identity import PER_HOST_OPTIONS, shared_options
-from fastft.run.inputs import Inputs, open_inputs
+from fastft.run.inputs import Inputs, open_images, open_inputs
 from fastft.run.result import FirstRun, Result, WeightChoice, write_result
 from fastft.run.run_directory import hold_run, load_run, run_folder
 from fastft.train.setup import refuse_untrainable
@@ -61,14 +62,15 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Re
     """
     console = console or make_console(lasting=True)
     options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
+    if unused := torchrun.unused_tasks():
+        line_printer(console)(unused)
     with connected(find_world(options.device, options.timeout_minutes, "train.device"), advice) as world:
         prepared, images = prepare_data(recipe, line_printer(console), world)
+        files: dict[str, BetonSet] = {}
         whole = None
         if options.refit:  # refuse files that cannot be read together before the first run
-            own = ",".join(filter(None, (prepared.data.train, prepared.data.val)))
-            together = str(recipe.data.train) if holds_out_of_beton(recipe) else own
-            whole = world.together(lambda: BetonSet.open(together), lambda betons: {})
-        result = run_stages(prepared, images, world, console)
+            whole = world.together(lambda: _open_together(recipe, prepared, files), lambda betons: {})
+        result = run_stages(prepared, images, world, console, files)
         return (run_folder(recipe), result) if whole is None else _refit(prepared, whole, result, world, console)
 
 
@@ -99,6 +101,15 @@ def run_stages(
         _stage(world, lambda: prepare_head(final, inputs, world, stop, say))
         world.barrier()  # process 0 has written the head, which all processes read
         return train(final, inputs, folder, world, guard, console, deadline)
+
+
+def _open_together(recipe: Recipe, prepared: Recipe, files: dict[str, BetonSet]) -> BetonSet:
+    """Open the training and validation images as one set. Each side is added to `files`."""
+    sides = [path for path in (prepared.data.train, prepared.data.val) if path is not None]
+    for path in sides:
+        files[path] = open_images(path, list(files.values()))
+    whole = str(recipe.data.train) if holds_out_of_beton(recipe) else ",".join(sides)
+    return BetonSet.open(whole, opened=list(files.values()))
 
 
 def _open(

@@ -84,7 +84,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
             if sweep.named and world.is_main:
                 finished = [outcome.run.folder for outcome in of_sweep if outcome.evaluations]
                 if len(finished) > 1:
-                    print_comparison(finished, out, console)
+                    print_comparison(finished, list(opened.values()), out, console)
             else:
                 print_report(sweep, of_sweep, report_folder(sweep, out), console)
             outcomes += of_sweep
@@ -172,7 +172,9 @@ def _with_inputs(recipe: Recipe, opened: dict[str, BetonSet]) -> tuple[Recipe, I
     data = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     if recipe.data.train is None or not all(map(exist_betons, data)):
         return decide(recipe)[0], None
-    opened.update({path: open_images(path) for path in data if path not in opened})
+    for path in data:
+        if path not in opened:
+            opened[path] = open_images(path, list(opened.values()))
     recipe, inputs = open_inputs(recipe, opened=opened)
     return resolve(recipe, inputs.images), inputs
 

@@ -21,7 +21,7 @@ from beton_tools.base.user_files import read_user_file
 
 FORMAT = 2
 OURS = "fastft"
-MAX_BYTES = 64 << 20
+MAX_RESULT_BYTES = 64 << 20
 
 Setting = dict[str, str | int | float]
 
@@ -202,7 +202,7 @@ def read_result(path: Path) -> Result:
     Raises UserError if there is no such file, or if it is something else.
     """
     try:
-        value: Any = msgspec.json.decode(read_user_file(path, MAX_BYTES, "a result file of fastft bench"))
+        value: Any = msgspec.json.decode(read_user_file(path, MAX_RESULT_BYTES, "a result file of fastft bench"))
         if not isinstance(value, dict) or "measures" not in value:
             raise UserError(f"{path} is not a result of fastft bench. Give the JSON file that it wrote")
         if value.get("format") != FORMAT:

@@ -145,7 +145,7 @@ def is_torchscript_file(path: Path) -> bool:
 
 HUB = "hf-hub:"
 HUB_SECONDS = 10
-MAX_CONFIG_BYTES = 8 << 20  # large, because configurations hold label names
+MAX_HUB_CONFIG_BYTES = 8 << 20  # large, because configurations hold label names
 CLASSES = "classes"  # the class names' key in fastft's exports and checkpoints
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that hold the tensors
@@ -280,7 +280,7 @@ def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
+        config = json.loads(read_regular(path, MAX_HUB_CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({first_sentence(error)}). Download it again") from None
     if not isinstance(config, dict):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from fastft.recipe import Recipe
-from fastft.recipe.constants import FEWEST_STEPS, PROBE
+from fastft.recipe.constants import PROBE, SHORTEST_GAINING_STEPS
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
 def short_run_warnings(recipe: Recipe) -> list[str]:
     """Warn if a run that starts from a linear probe is too short to become better than it."""
     steps = recipe.epochs * recipe.steps_per_epoch()
-    if recipe.model.head_init != PROBE or not 0 < steps <= FEWEST_STEPS:
+    if recipe.model.head_init != PROBE or not 0 < steps <= SHORTEST_GAINING_STEPS:
         return []
+    count = "1 step is" if steps == 1 else f"{steps} steps are"
     return [
-        f"{steps} steps are few. Runs of {FEWEST_STEPS} steps or fewer have ended below the linear probe that they start from. "
-        "Train for more epochs, or at a smaller --model.image_size"
+        f"{count} few. Runs of {SHORTEST_GAINING_STEPS} steps or fewer have ended below the linear probe that they start "
+        "from. Train for more epochs, or at a smaller --model.image_size"
     ]

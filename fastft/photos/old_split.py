@@ -19,7 +19,7 @@ from fastft.photos.same_images import contents
 from fastft.photos.state import SPLIT
 from fastft.recipe import Recipe
 
-MAX_BYTES = 1 << 30
+MAX_SPLIT_BYTES = 1 << 30
 NEW, TRAIN, VAL, NONE = -1, 0, 1, 2  # NONE: the unit has no old images
 SIDES = {"train": TRAIN, "val": VAL}
 
@@ -76,7 +76,7 @@ def read_old_split(recipe: Recipe) -> OldSplit | None:
     by_content: dict[str, int] = {}
     images = 0
     try:
-        for row in csv.DictReader(io.StringIO(read_user_text(path, MAX_BYTES, "the split.csv of a run"))):
+        for row in csv.DictReader(io.StringIO(read_user_text(path, MAX_SPLIT_BYTES, "the split.csv of a run"))):
             if row["split"] in SIDES:
                 side, images = SIDES[row["split"]], images + 1
                 # the tower has seen all identical images if it was trained on one

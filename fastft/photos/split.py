@@ -16,7 +16,7 @@ from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.photos.holdout import hold_out, join_units
 from fastft.photos.layout import LabelledSet
-from fastft.photos.old_split import OldSplit, hold_out_new
+from fastft.photos.old_split import TRAIN, OldSplit, hold_out_new
 from fastft.photos.same_images import content_ids, contents
 
 LEAST_PER_CLASS = 2  # images on average, if the names of all classes are numbers
@@ -111,7 +111,12 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
         kept = old.describe(sides, held)
     if held.any():
         return held, warnings + _unheld_classes(found, held), kept
-    if hold_out(_text_order(found), np.arange(len(found))).any():
+    if old is not None and (old.sides(found.source) == TRAIN).all():
+        reason = (
+            f"{old.run} was trained on all of these images, so none can be held out, and nothing is evaluated. Add images "
+            "that it has not seen, or give validation images by --data.val"
+        )
+    elif hold_out(_text_order(found), np.arange(len(found))).any():
         reason = (
             "groups and identical images must stay on one side, so no image can be held out, and nothing is evaluated. Give "
             "smaller groups, or validation images by --data.val"

@@ -20,7 +20,7 @@ from fastft.run.run_directory import lock_run
 PREPARED, SPLIT = "prepared.json", "split.csv"
 RUNS = ("", "*/", "runs/*/")  # where runs that use the files lie: a run, named rows of `fastft sweep`, and others
 TRAINED = ("checkpoints/step-*", "result.json")  # in a run that has begun, and in one that has ended
-MAX_BYTES = 64 << 20  # limit for prepared.json
+MAX_PREPARED_BYTES = 64 << 20  # limit for prepared.json
 
 Say = Callable[[str], None]
 
@@ -159,7 +159,7 @@ def _read(folder: Path) -> Prepared | None:
     if not os.path.lexists(folder / PREPARED):
         return None
     try:
-        document = json.loads(read_user_text(folder / PREPARED, MAX_BYTES, "the prepared.json of a run"))
+        document = json.loads(read_user_text(folder / PREPARED, MAX_PREPARED_BYTES, "the prepared.json of a run"))
         found: Prepared = check(PREPARED, document, Prepared)
     except (ValueError, RecursionError):
         return None

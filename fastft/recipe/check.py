@@ -12,7 +12,8 @@ import fastargs
 from fastargs.validation import Checker
 
 from beton_tools.base.errors import UserError
-from fastft.recipe.schema import AUTO, SECTIONS
+from fastft.recipe.constants import AUTO
+from fastft.recipe.schema import SECTIONS
 from fastft.recipe.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1

@@ -14,7 +14,8 @@ ERASE_MODES = ("const", "rand", "pixel")
 IMAGE_SIZE, EPOCHS, STOP_EPOCH, BUDGET = "model.image_size", "schedule.epochs", "schedule.stop_epoch", "schedule.budget"
 EVAL_IMAGE_SIZE = "train.eval_image_size"
 BY_BUDGET = (IMAGE_SIZE, EPOCHS, STOP_EPOCH)  # what `schedule.budget` decides, unless they are set where it is set
-FEWEST_STEPS = 30  # a run with so few ends below its linear probe (docs/measurements/photos.md, A budget in time)
+# Shorter runs have ended below their linear probe (docs/measurements/photos.md, A budget in time)
+SHORTEST_GAINING_STEPS = 30
 FEW_IMAGES = 20_000  # BiT's limit between its smallest and its middle setting
 PROBED_SIZES = (56, 84, 112, 168, 224, 336)  # pixels, before they are rounded to whole patches
 MAX_ERASE = 4  # erased boxes per image, which is the size of a plan's field
@@ -44,10 +45,13 @@ SHORT_NAMES = {
     "device": "train.device",
 }
 
+# parts of a training step, in their order. start: waiting for a process's first batch, while kernels compile
+STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
+
 # choices for the command line and the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx", "torch")
-AUTO: Final = "auto"
+AUTO: Final = "auto"  # a value that follows from the images, or from what a run chose
 RAW: Final = "raw"
 EMA: Final = "ema"
 BEST: Final = "best"

@@ -12,11 +12,11 @@ import fastargs
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import fastargs_config, parse_duration
-from fastft.recipe.constants import BUDGET, BY_BUDGET, EPOCHS, IMAGE_SIZE, SHORT_NAMES, STOP_EPOCH
+from fastft.recipe.constants import AUTO, BUDGET, BY_BUDGET, EPOCHS, IMAGE_SIZE, SHORT_NAMES, STOP_EPOCH
 from fastft.recipe.model_config import NORMALISATION, model_normalisation
 from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import Layer, read_recipe
-from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Choice, Recipe, option_fields
+from fastft.recipe.schema import SECTIONS, SHARES, About, Choice, Recipe, option_fields
 from fastft.recipe.yaml_file import CONTROL, shown
 
 FIELDS = option_fields()

@@ -34,7 +34,6 @@ MAX_BATCH = 2**20
 MAX_EPOCHS = 100_000
 MAX_COUNT = 2**31 - 1  # steps or epochs between two events
 MINUTES_PER_YEAR = 525_600.0
-AUTO = "auto"  # written instead of a value that follows from the training images
 
 
 def option(

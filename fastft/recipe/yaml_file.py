@@ -18,7 +18,7 @@ import yaml
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
 
-MAX_BYTES = 128 * 1024  # the longest file in rcp/ has 5 KB
+MAX_RECIPE_BYTES = 128 * 1024  # the longest file in rcp/ has 5 KB
 MAX_DEPTH = 16  # sweep files have 4 levels
 MAX_SHOWN = 60  # characters shown of a wrong value in an error message
 # control characters and surrogates, but not tab and newline, which block texts hold
@@ -37,7 +37,7 @@ def read_yaml(path: Path, expected: str) -> Mapping[str, object]:
         UserError: not a regular file, too large, not UTF-8, not valid YAML, a key that appears twice, control
             characters, nesting beyond the limit, or no mapping.
     """
-    text = read_user_text(path, MAX_BYTES, expected)
+    text = read_user_text(path, MAX_RECIPE_BYTES, expected)
     try:
         document = _parse(text)
     except PARSE_ERRORS as error:

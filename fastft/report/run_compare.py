@@ -7,6 +7,7 @@ from pathlib import Path
 
 from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import render_page
@@ -81,14 +82,17 @@ class OptionRow:
     values: list[object]
 
 
-def load_compared(folders: Sequence[Path]) -> list[ComparedRun]:
-    """Load the runs. Raises UserError if a folder is not a run directory, or is given twice."""
+def load_compared(folders: Sequence[Path], opened: Sequence[BetonSet] = ()) -> list[ComparedRun]:
+    """Load the runs. Raises UserError if a folder is not a run directory, or is given twice.
+
+    opened: images that are open already. See `BetonSet.open`.
+    """
     resolved = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 - links stay
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
         raise UserError(f"{twice} is given twice. Give each run once")
     runs = [with_choice_so_far(load_run(folder)) for folder in folders]
-    return [_compared(name, run) for name, run in zip(short_names(resolved), runs, strict=True)]
+    return [_compared(name, run, opened) for name, run in zip(short_names(resolved), runs, strict=True)]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -100,11 +104,11 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _compared(name: str, run: Run) -> ComparedRun:
+def _compared(name: str, run: Run, opened: Sequence[BetonSet]) -> ComparedRun:
     if not run.evaluations:
-        return ComparedRun(name, run, "", None, None, read_judged(run))
+        return ComparedRun(name, run, "", None, None, read_judged(run, opened))
     epoch, kind, scores = used_scores(run)
-    return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_judged(run))
+    return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_judged(run, opened))
 
 
 def score_of(runs: Sequence[ComparedRun]) -> BestBy:
@@ -212,10 +216,9 @@ def _minutes(run: Run, step: float) -> float:
     return seconds / 60
 
 
-def write_comparison(folders: Sequence[Path], out: Path, price: float | None = None) -> Path:
+def write_comparison(runs: Sequence[ComparedRun], out: Path, price: float | None = None) -> Path:
     """Write the page that compares runs and return its path. price: price per device-hour."""
     check_writable(out, suffixes=SUFFIXES)
-    runs = load_compared(folders)
     rows = result_rows(runs, price)
     page = render_page(
         "run_compare.html",

@@ -5,7 +5,7 @@ opens no data file again.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def open_inputs(
     if data.train is None:
         raise UserError(NO_DATA)
     whole = opened.get(data.train) or open_images(data.train)
-    val = None if data.val is None else opened.get(data.val) or open_images(data.val)
+    val = None if data.val is None else opened.get(data.val) or open_images(data.val, [whole])
     found = Images.of_betons(whole, val)
     if images is not None:
         found = replace(found, title=images.title, reading=images.reading)
@@ -98,14 +98,17 @@ def open_inputs(
     return recipe, replace(inputs, request=inputs.identify(recipe).digest())
 
 
-def open_images(path: str) -> BetonSet:
-    """Open .beton files. Raises UserError, which says what may be given, if they are missing or cannot be read."""
+def open_images(path: str, opened: Sequence[BetonSet] = ()) -> BetonSet:
+    """Open .beton files. Raises UserError, which says what may be given, if they are missing or cannot be read.
+
+    opened: see `BetonSet.open`.
+    """
     files = find_betons(path)
     for file in files:
         if not os.path.lexists(file):
             raise UserError(f"{file}: no such file or folder. {GIVE}")
     try:
-        return BetonSet.open(path)
+        return BetonSet.open(path, opened=opened)
     except UserError:
         for file in files:
             if not is_named_beton(file):
@@ -132,14 +135,16 @@ MANY, MANY_SHARE, FEW_SHARE = 10_000, 0.01, 0.1  # advice: at least about 100 im
 # images of an earlier run -----------------------------------------------------------------------------------------------
 
 
-def open_of_run(run: Run, option: str) -> BetonSet:
+def open_of_run(run: Run, option: str, opened: Sequence[BetonSet] = ()) -> BetonSet:
     """Open a run's images as `open_stored`. option: "data.train" or "data.val"."""
     stored = run.identity
     content = None if stored is None else stored.data if option == "data.train" else stored.val
-    return open_stored(run.recipe, option, content, run.folder)
+    return open_stored(run.recipe, option, content, run.folder, opened)
 
 
-def open_stored(recipe: Recipe, option: str, content: Content | None, folder: Path) -> BetonSet:
+def open_stored(
+    recipe: Recipe, option: str, content: Content | None, folder: Path, opened: Sequence[BetonSet] = ()
+) -> BetonSet:
     """Open the images that a run was trained or evaluated on, wherever the run and its images lie now.
 
     The files beside the run come first, because another run may have its old name and place. Files with other content
@@ -150,6 +155,7 @@ def open_stored(recipe: Recipe, option: str, content: Content | None, folder: Pa
         option: "data.train" or "data.val".
         content: of these images, as the run stored it. None: any content.
         folder: the run directory.
+        opened: see `BetonSet.open`.
 
     Raises:
         UserError: there are no such images, they have changed, or they cannot be read.
@@ -160,13 +166,13 @@ def open_stored(recipe: Recipe, option: str, content: Content | None, folder: Pa
     problem = None
     for files in _places(recipe, stored, folder):
         if all(map(os.path.lexists, files)):
-            opened = BetonSet.open(files[0] if len(files) == 1 else files)
+            found = BetonSet.open(files[0] if len(files) == 1 else files, opened=opened)
             if option == "data.train":
-                opened, _ = split_selection(opened, recipe.data.selection_share)
-            if content is None or opened.content.has_same_images(content):
-                return opened
+                found, _ = split_selection(found, recipe.data.selection_share)
+            if content is None or found.content.has_same_images(content):
+                return found
             problem = problem or UserError(
-                f"{opened.title} has changed since {folder} was trained. Put the old images back, or give others with --data"
+                f"{found.title} has changed since {folder} was trained. Put the old images back, or give others with --data"
             )
     if problem is not None:
         raise problem

@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document, check, check_version
 from beton_tools.base.user_files import read_user_text
 
-MAX_BYTES = 1 << 30  # per file in a run directory; a long run logs some megabytes
+MAX_RUN_FILE_BYTES = 1 << 30  # per file in a run directory; a long run logs some megabytes
 VERSION = 1  # version of all these formats
 
 T = TypeVar("T", bound=Document)
@@ -38,7 +38,7 @@ def read_document(path: Path, kind: type[T], advice: str) -> T | None:
     if not os.path.lexists(path):
         return None
     try:
-        document = json.loads(read_user_text(path, MAX_BYTES, f"the {path.name} of a run, or {advice}"))
+        document = json.loads(read_user_text(path, MAX_RUN_FILE_BYTES, f"the {path.name} of a run, or {advice}"))
         if isinstance(document, dict):
             check_version(str(path), document, VERSION)
         found: T = check(path.name, document, kind)

@@ -13,7 +13,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Positive, check
 from beton_tools.base.user_files import read_user_file
 from fastft.run.evaluations import ByWeights, Evaluation, Scores, unflatten
-from fastft.run.json_files import MAX_BYTES
+from fastft.run.json_files import MAX_RUN_FILE_BYTES
 
 LOG = "metrics.jsonl"
 RawLine = Mapping[str, object]
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[RawLine]:
     """
     if not path.exists():
         return []
-    data = read_user_file(path, MAX_BYTES, f"the {LOG} that fastft train wrote")
+    data = read_user_file(path, MAX_RUN_FILE_BYTES, f"the {LOG} that fastft train wrote")
     texts = data.decode("utf-8", "replace").splitlines()  # a crash may leave any bytes at the end
     lines = []
     for number, text in enumerate(texts, 1):

@@ -7,6 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import EMA, PROBE, RAW
 from fastft.run.chosen_weights import Comparison, compare_predictions
 from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
@@ -36,7 +37,7 @@ class Judged:
     right: np.ndarray
 
 
-def read_judged(run: Run) -> Judged | None:
+def read_judged(run: Run, opened: Sequence[BetonSet] = ()) -> Judged | None:
     """Read a run's predictions with the kind of weights that it chose.
 
     None without them, or without the validation file.
@@ -47,7 +48,7 @@ def read_judged(run: Run) -> Judged | None:
     if run.recipe.data.val is None or not run.evaluations or not path.is_file():
         return None
     try:
-        betons = open_of_run(run, "data.val")
+        betons = open_of_run(run, "data.val", opened)
         names = betons.read_names()
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}

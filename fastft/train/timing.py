@@ -4,8 +4,7 @@ import time
 
 import torch
 
-# wait: waiting for data. start: waiting for a process's first batch, while kernels compile and the loader starts
-PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
+from fastft.recipe.constants import STEP_PARTS
 
 
 class Split:
@@ -17,7 +16,7 @@ class Split:
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._seconds = dict.fromkeys(STEP_PARTS, 0.0)
         self._last = time.perf_counter()
         self._marks: list[tuple[str | None, torch.cuda.Event]] = []
         self._spare: list[torch.cuda.Event] = []
@@ -43,5 +42,5 @@ class Split:
                     self._seconds[part] += before.elapsed_time(event) / 1e3
             self._spare += [event for _, event in self._marks]
             self._marks.clear()
-        collected, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        collected, self._seconds = self._seconds, dict.fromkeys(STEP_PARTS, 0.0)
         return collected

@@ -14,7 +14,7 @@ from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import MAX_CHAIN, RECIPES
 from fastft.recipe.tables import load_sweep
-from fastft.recipe.yaml_file import MAX_BYTES, MAX_DEPTH
+from fastft.recipe.yaml_file import MAX_DEPTH, MAX_RECIPE_BYTES
 from fastft.run.run_directory import load_run
 from tests.refusals import refuses
 
@@ -125,7 +125,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         write("".join(f"{' ' * i}a:\n" for i in range(300))), f"more than {MAX_DEPTH} levels"
     ),
     "key that is a list": (write("? [a, b]\n: 1\n"), "a key must be a text"),
-    "larger than the limit": (write("#" + "x" * MAX_BYTES), "larger than the limit"),
+    "larger than the limit": (write("#" + "x" * MAX_RECIPE_BYTES), "larger than the limit"),
     "NUL": (write("optim: {lr: 1e-3}\0"), "not valid YAML"),
     "escaped NUL in extends": (write('extends: "a\\0b"\n'), "control character"),
     "lone surrogate": (write('about: {source: "\\ud800"}\n'), "control character"),

@@ -2,16 +2,16 @@
 
 import json
 
+from fastft.recipe.constants import STEP_PARTS
 from fastft.report.run_report import render_run
 from fastft.run.metrics_lines import read_lines
 from fastft.run.run_directory import load_run
-from fastft.train.timing import PARTS
 from tests.train.runs import losses, run
 
 
 def in_steps(line: dict) -> float:
     """Seconds of a log line's steps, without the wait for a process's first batch."""
-    return sum(line["split"][part] for part in PARTS if part != "start")
+    return sum(line["split"][part] for part in STEP_PARTS if part != "start")
 
 
 def test_time_split_adds_up_to_the_steps(whole):
@@ -19,7 +19,7 @@ def test_time_split_adds_up_to_the_steps(whole):
     trained = [line for line in lines if line["kind"] == "train"]
     for line in trained:
         seconds = 8 / line["images_per_second"]
-        assert set(line["split"]) == {*PARTS, "read", "decode", "augment"}
+        assert set(line["split"]) == {*STEP_PARTS, "read", "decode", "augment"}
         assert min(line["split"].values()) >= 0
         assert in_steps(line) <= seconds
     shares = [in_steps(line) * line["images_per_second"] / 8 for line in trained]
