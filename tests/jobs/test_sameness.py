@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import fastft
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import file_checksum
 from beton_tools.read.beton_set import BetonSet
 from fastft.cli import main
 from fastft.model.arch import load_open_clip_arch
@@ -392,3 +393,33 @@ def test_each_file_is_opened_at_most_twice(place, monkeypatch, name):
         shutil.rmtree(folder)
     assert main(command(name)) == 0
     assert opened and max(opened.values()) <= 2, opened
+
+
+# runs of fastft 0.3 -------------------------------------------------------------------------------------------------------
+
+
+def as_in_0_3(folder: Path) -> None:
+    """Take away what that version did not store."""
+    (folder / "identity.json").unlink()
+    for state in folder.glob("checkpoints/*/state.json"):
+        document = {
+            key: value for key, value in json.loads(state.read_text()).items() if key not in ("weights", "head")
+        }
+        state.write_text(json.dumps(document))
+        checksums = json.loads((state.parent / "checksums.json").read_text())
+        (state.parent / "checksums.json").write_text(json.dumps(checksums | {"state.json": file_checksum(state)}))
+
+
+def test_a_run_of_an_older_fastft_continues_and_is_compared_by_what_it_stored(place, capsys):
+    finished = end(Path("runs/run"))
+    as_in_0_3(Path("runs/run"))
+    as_in_0_3(Path("grid/lr=1e-3"))
+    assert main(command("grid")) == 0, capsys.readouterr().err
+    rewind(Path("runs/run"), 3)
+    assert main(command("train", optim__weight_decay="0.3")) == 2
+    assert "optim.weight_decay 0.05 -> 0.3" in capsys.readouterr().err
+    shutil.copy("b/clip.safetensors", "other.safetensors")
+    assert main(command("train", model__weights="other.safetensors")) == 2
+    assert "model.weights 'a/clip.safetensors' -> 'other.safetensors'" in capsys.readouterr().err
+    assert main(command("train")) == 0
+    assert differing(end(Path("runs/run")), finished) == []
