@@ -313,7 +313,7 @@ def _timm_row(name: str) -> list[str]:
     return _cost_row(f"{TIMM}{name}", f"timm, `{pretrained.tag}`{licence}", recipes)
 
 
-def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
+def _cost_row(name: str, weights: str, recipes: Sequence[Recipe]) -> list[str]:
     recipe = recipes[0]
     arch, classes = load_arch(recipe.model.arch).at(recipe.model.image_size), recipe.data.num_classes
     final, frugal = (predict(r) for r in recipes)

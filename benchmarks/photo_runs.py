@@ -46,7 +46,7 @@ from fastft.jobs.demo_files import WEIGHTS, fetch, write_backbone
 from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import connected, find_world
 from fastft.machine.facts import cpu_name
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import AskedRecipe, load_recipe
 from fastft.recipe.constants import EVAL_IMAGE_SIZE
 from fastft.run.run_directory import load_run
 
@@ -77,7 +77,7 @@ class Bench:
             convert_folder(self.sets / name / "test", test, here, classes_of=train)
         return train, test
 
-    def recipe(self, name: str, seed: int, options: dict[str, str], folder: Path) -> Recipe:
+    def recipe(self, name: str, seed: int, options: dict[str, str], folder: Path) -> AskedRecipe:
         fixed = {} if "schedule.budget" in options else {"model.image_size": SIZE, "schedule.epochs": EPOCHS}
         return load_recipe("demo", {
             "data.train": str(self.betons(name)[0]), "data.hold_out_beton": "false", "model.weights": str(self.weights),
@@ -157,7 +157,7 @@ def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[st
             name, seed, {"model.pool": pool, "data.num_classes": str(labels_N.max() + 1), **options}, bench.work
         )
         with connected(find_world("cpu")) as world:
-            tower = FrozenTower.build(replace(recipe, automatic=frozenset()), world, lambda: False)
+            tower = FrozenTower.build(recipe, world, lambda: False)
             plain_ND, mirrored_ND, test_MD = (
                 _features(tower, path, m) for path, m in ((train, 0), (train, 1), (test, 0))
             )

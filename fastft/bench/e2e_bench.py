@@ -131,7 +131,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
-            run_recipe(recipe, Console(quiet=True))
+            run_recipe(recipe.asked(), Console(quiet=True))
             trained = load_run(Path(folder))
         # the first steps of a run allocate memory, and on a GPU they also compile and load kernels
         skipped = trained.intervals[:-1][:1]

@@ -25,7 +25,7 @@ from fastft.data.loader import Batch, TrainLoader
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe
 from fastft.evaluate.ridge import Mirrored, count_mirrored, score_out_of_fold, smallest_loss
 from fastft.evaluate.scores import pooled_features
-from fastft.recipe import Choice, Recipe
+from fastft.recipe import AskedRecipe, Choice
 from fastft.recipe.constants import NONE
 from fastft.run.chosen_weights import SIGNIFICANT, mcnemar
 
@@ -60,7 +60,7 @@ def recognise_mirrored(tower: FrozenTower, files: BetonSet, probe: LinearProbe) 
     return world.broadcast(found)
 
 
-def choose_flips(recipe: Recipe, mirrored: Mirrored) -> Recipe:
+def choose_flips(recipe: AskedRecipe, mirrored: Mirrored) -> AskedRecipe:
     """Leave flips out of the recipe if the probe recognises significantly (and at least a tenth) fewer mirrored images."""
     few = mirrored.mirrored <= (1 - LOST) * mirrored.plain
     lost = few and mcnemar(mirrored.plain_only, mirrored.mirrored_only) < SIGNIFICANT
@@ -139,7 +139,7 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
     return -sum(share * math.log(own) for own, share in zip(known, drawn, strict=True) if share)
 
 
-def keep_or_leave_out(recipe: Recipe, losses: Losses) -> tuple[Recipe, str]:
+def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe, str]:
     """Leave augmentation out of the recipe if it hides the classes.
 
     Options that are `auto` then get the values of WHOLE, and those of CENTRE if that leaves no augmentation.

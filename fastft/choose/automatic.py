@@ -19,7 +19,7 @@ from typing import Any
 from fastft.recipe.constants import EPOCHS, FEW_IMAGES, IMAGE_SIZE, NONE, PROBE, PROBED_SIZES, STOP_EPOCH
 from fastft.recipe.load import check_together
 from fastft.recipe.paper import paper_recipe
-from fastft.recipe.schema import MAX_EPOCHS, Choice, Recipe, count_steps
+from fastft.recipe.schema import MAX_EPOCHS, AskedRecipe, Choice, count_steps
 from fastft.recipe.training_images import Images, with_images
 
 # small sets get enough steps; ImageNet's batch is limited to the paper's
@@ -41,7 +41,9 @@ WHOLE = {"augment.policy": NONE, "augment.scale_min": 1.0}
 CENTRE = {"augment.ratio_min": 1.0, "augment.ratio_max": 1.0}
 
 
-def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, Choice] | None = None) -> Recipe:
+def resolve(
+    recipe: AskedRecipe, images: Images | None = None, stored: Mapping[str, Choice] | None = None
+) -> AskedRecipe:
     """Return the recipe for its images, with a value for every `auto` option.
 
     Linear probes may change some of them later.
@@ -67,7 +69,7 @@ def resolve(recipe: Recipe, images: Images | None = None, stored: Mapping[str, C
 # rules: (value, reason) --------------------------------------------------------------------------------------------------
 
 
-def _batch_size(recipe: Recipe) -> tuple[int, str]:
+def _batch_size(recipe: AskedRecipe) -> tuple[int, str]:
     images = recipe.data.train_size
     power = 2 ** round(math.log2(images / IMAGES_PER_UNIT_OF_BATCH))
     if images < SMALLEST_BATCH:
@@ -80,7 +82,7 @@ def _batch_size(recipe: Recipe) -> tuple[int, str]:
     return batch, f"{images:,} training images / {IMAGES_PER_UNIT_OF_BATCH}, {limits}"
 
 
-def _epochs(recipe: Recipe) -> tuple[int, str]:
+def _epochs(recipe: AskedRecipe) -> tuple[int, str]:
     paper, steps = paper_recipe(recipe), count_steps(recipe.data.train_size, recipe.optim.batch_size)
     needed = -(-LEAST_AUTOMATIC_STEPS // steps)
     if needed <= paper.epochs:
@@ -89,12 +91,12 @@ def _epochs(recipe: Recipe) -> tuple[int, str]:
     return min(needed, MAX_EPOCHS), reason + _at_most(recipe)
 
 
-def _at_most(recipe: Recipe) -> str:
+def _at_most(recipe: AskedRecipe) -> str:
     budget = recipe.schedule.budget
     return "" if budget is None else f". Before training, measured rates decide how many of them fit into {budget}"
 
 
-def _stop_epoch(recipe: Recipe) -> tuple[int | None, str]:
+def _stop_epoch(recipe: AskedRecipe) -> tuple[int | None, str]:
     budget = recipe.schedule.budget
     if budget is None:
         return None, "without schedule.budget the whole schedule is trained"
@@ -102,7 +104,7 @@ def _stop_epoch(recipe: Recipe) -> tuple[int | None, str]:
     return None, f"all epochs that fit into {budget}. It becomes {otherwise}" if _probes(recipe) else "all epochs"
 
 
-def _lr(recipe: Recipe) -> tuple[float, str]:
+def _lr(recipe: AskedRecipe) -> tuple[float, str]:
     paper, batch = paper_recipe(recipe), recipe.optim.batch_size
     lr = paper.lr * math.sqrt(batch / PAPER_BATCH)
     reason = f"the paper's {paper.lr:g} ({paper.name}) * sqrt(batch {batch:,} / {PAPER_BATCH:,})"
@@ -114,7 +116,7 @@ def _lr(recipe: Recipe) -> tuple[float, str]:
     return min(factor * lr, paper.lr), f"{reason} * {factor:.3g} {few}, at most the paper's"
 
 
-def _layer_decay(recipe: Recipe) -> tuple[float, str]:
+def _layer_decay(recipe: AskedRecipe) -> tuple[float, str]:
     paper = paper_recipe(recipe)
     if recipe.data.train_size >= FEW_IMAGES:
         return paper.layer_decay, f"as in the paper ({paper.name})"
@@ -122,18 +124,18 @@ def _layer_decay(recipe: Recipe) -> tuple[float, str]:
     return round(paper.layer_decay + FEW_DECAY, 2), reason
 
 
-def _clip_grad(recipe: Recipe) -> tuple[float | None, str]:
+def _clip_grad(recipe: AskedRecipe) -> tuple[float | None, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return None, "as in the paper"
     return FEW_CLIP, f"gradients are clipped because the learning rate is raised for fewer than {FEW_IMAGES:,} images"
 
 
-def _share(recipe: Recipe, share: float) -> tuple[float, str]:
+def _share(recipe: AskedRecipe, share: float) -> tuple[float, str]:
     paper, steps = paper_recipe(recipe), recipe.schedule_steps()
     return share, f"the paper's fraction of the schedule ({paper.name}): {round(share * steps):,} of {steps:,} steps"
 
 
-def _head_init(recipe: Recipe) -> tuple[str, str]:
+def _head_init(recipe: AskedRecipe) -> tuple[str, str]:
     if recipe.model.head is not None:
         return "small", "the head is given by model.head"
     if recipe.data.train_size >= FEW_IMAGES:
@@ -141,16 +143,16 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
     return "probe", f"fewer than {FEW_IMAGES:,} images, so the head starts as a linear probe (LP-FT, arXiv 2202.10054)"
 
 
-def _probes(recipe: Recipe) -> bool:
+def _probes(recipe: AskedRecipe) -> bool:
     return recipe.model.head_init == PROBE
 
 
-def probes_sizes(recipe: Recipe) -> bool:
+def probes_sizes(recipe: AskedRecipe) -> bool:
     """Return True if linear probes decide the image size of a new run. See `fastft.choose.image_size`."""
     return IMAGE_SIZE in recipe.automatic and _probes(recipe) and recipe.data.train_size < FEW_IMAGES
 
 
-def _image_size(recipe: Recipe) -> tuple[int, str]:
+def _image_size(recipe: AskedRecipe) -> tuple[int, str]:
     size = recipe.model.image_size  # the paper's, or a recipe's own beside a budget
     reason = "as in the paper" if size == PAPER_SIZE else "as in the recipe"
     if not probes_sizes(recipe):
@@ -160,7 +162,7 @@ def _image_size(recipe: Recipe) -> tuple[int, str]:
     return size, f"{reason}. Before training, linear probes compare sizes from {low} to {high} px{together}"
 
 
-def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]:
+def _unless_probe(value: Any, otherwise: str, recipe: AskedRecipe) -> tuple[Any, str]:
     """Return the value and its reason.
 
     If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`.
@@ -168,44 +170,44 @@ def _unless_probe(value: Any, otherwise: str, recipe: Recipe) -> tuple[Any, str]
     return value, f"as in the paper. {otherwise}" if _probes(recipe) else "as in the paper"
 
 
-def _hflip(recipe: Recipe) -> tuple[float, str]:
+def _hflip(recipe: AskedRecipe) -> tuple[float, str]:
     if recipe.data.multi_label:
         return PAPER_HFLIP, "as in the paper"
     return _unless_probe(PAPER_HFLIP, "It becomes 0 if the linear probe does not recognise mirrored images", recipe)
 
 
-def _scale_min(recipe: Recipe) -> tuple[float, str]:
+def _scale_min(recipe: AskedRecipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_SCALE, f"as in the paper, for {FEW_IMAGES:,} images or more"
     cost = "ImageNet loses 0.2 points by this (paper Table 14)"
     return FEW_SCALE, f"with fewer than {FEW_IMAGES:,} images, smaller crops can miss the subject. {cost}"
 
 
-def is_plain(recipe: Recipe) -> bool:
+def is_plain(recipe: AskedRecipe) -> bool:
     """Return True if the recipe trains on the largest crops, without an augmentation policy."""
     options = recipe.flat()
     return all(options[option] == value for option, value in WHOLE.items())
 
 
-def _ratio(option: str, paper: float, recipe: Recipe) -> tuple[float, str]:
+def _ratio(option: str, paper: float, recipe: AskedRecipe) -> tuple[float, str]:
     if is_plain(recipe):
         return CENTRE[option], "without policy and crops, the centre square is used as in evaluation"
     return _unless_probe(paper, "It becomes 1 if policy and crops are left out", recipe)
 
 
-def _erase_prob(recipe: Recipe) -> tuple[float, str]:
+def _erase_prob(recipe: AskedRecipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_ERASE, f"as in the paper, for {FEW_IMAGES:,} images or more"
     return 0.0, f"off for fewer than {FEW_IMAGES:,} images. ImageNet loses 0.1 points by this (paper Table 7)"
 
 
-def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
+def _checkpoint_epochs(recipe: AskedRecipe) -> tuple[int, str]:
     """Space checkpoints out: writing one for a ViT-B/16 takes seconds, as does an epoch with a few steps."""
     epochs = max(1, STEPS_PER_CHECKPOINT // recipe.steps_per_epoch())
     return (epochs, f"a checkpoint about every {STEPS_PER_CHECKPOINT} steps ({recipe.steps_per_epoch():,} per epoch)")
 
 
-def _eval_every(recipe: Recipe) -> tuple[int, str]:
+def _eval_every(recipe: AskedRecipe) -> tuple[int, str]:
     """Space evaluations out: evaluating a few images can take longer than an epoch with a few steps."""
     steps = recipe.steps_per_epoch()
     epochs = -(-STEPS_PER_EVALUATION // steps)
@@ -213,7 +215,7 @@ def _eval_every(recipe: Recipe) -> tuple[int, str]:
 
 
 # Ordered, because a rule may use the values of those before it. `data.num_classes` is read from the training file.
-RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
+RULES: dict[str, Callable[[AskedRecipe], tuple[Any, str]]] = {
     "optim.batch_size": _batch_size,
     EPOCHS: _epochs,
     "optim.lr": _lr,

@@ -14,7 +14,7 @@ import numpy as np
 from beton_tools.base.console import format_duration
 from fastft.choose.image_size import TRAINING_COST, TriedSizes, try_sizes
 from fastft.evaluate.linear_probe import LinearProbe
-from fastft.recipe import Choice, Recipe
+from fastft.recipe import AskedRecipe, Choice
 from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, SHORTEST_GAINING_STEPS, STOP_EPOCH
 
 # Steps, and the part of a linear probe's errors that training removes: means of runs on several sets
@@ -59,7 +59,7 @@ class Budget:
         before: images in forward passes that are still made before training.
     """
 
-    recipe: Recipe
+    recipe: AskedRecipe
     left: Callable[[], float]
     evaluated: int
     before: int
@@ -87,7 +87,7 @@ class Budget:
 
 
 def probe_within(
-    budget: Budget, fit: Callable[[Recipe], LinearProbe], tries_sizes: bool, begun: TriedSizes | None = None
+    budget: Budget, fit: Callable[[AskedRecipe], LinearProbe], tries_sizes: bool, begun: TriedSizes | None = None
 ) -> TriedSizes:
     """Fit linear probes at the recipe's image size, or at several sizes as long as they cost little of the time left.
 

@@ -17,7 +17,7 @@ from fastft.choose.budget import Budget, choose_epochs, choose_within, probe_wit
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run, time_forward
 from fastft.machine.distributed import World
-from fastft.recipe import Choice, Recipe
+from fastft.recipe import AskedRecipe, Choice, FinalRecipe
 from fastft.recipe.check import parse_duration
 from fastft.recipe.constants import BUDGET, PROBE, STOP_EPOCH
 from fastft.run.checkpoint import list_checkpoints
@@ -27,7 +27,9 @@ from fastft.run.run_directory import read_choices, run_folder, write_choices, wr
 Say = Callable[[str], None]
 
 
-def choose_options(recipe: Recipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> Recipe:
+def choose_options(
+    recipe: AskedRecipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say
+) -> FinalRecipe:
     """Return the final recipe, which the run directory keeps.
 
     All processes get the same recipe, except for what differs between hosts. What the directory has is used again:
@@ -51,11 +53,11 @@ def choose_options(recipe: Recipe, inputs: Inputs, world: World, stop: Callable[
             recipe = probing.choose_size(recipe)
         if recipe.model.head_init == PROBE:
             recipe = probing.choose_augmentation(recipe)
-    recipe = replace(recipe, automatic=frozenset())
+    final = FinalRecipe.of(recipe)
     if world.is_main and not has_begun:  # if the run has begun, the trainer compares its recipe before it writes
-        write_recipe(folder, recipe)
-        write_choices(folder, recipe.choices, inputs.request)
-    return recipe
+        write_recipe(folder, final)
+        write_choices(folder, final.choices, inputs.request)
+    return final
 
 
 def _read(folder: Path, request: str) -> tuple[bool, dict[str, Choice] | None]:
@@ -75,12 +77,12 @@ class _Probing:
     say: Say
     began: float
 
-    def choose_size(self, recipe: Recipe) -> Recipe:
+    def choose_size(self, recipe: AskedRecipe) -> AskedRecipe:
         recipe, probe = choose_image_size(recipe, partial(self._fit, self.inputs.train))
         self._keep(probe)
         return recipe
 
-    def choose_within_budget(self, recipe: Recipe) -> list[Choice]:
+    def choose_within_budget(self, recipe: AskedRecipe) -> list[Choice]:
         """Return what the time budget decides."""
         images, files = self.inputs.images, self.inputs.train
         seconds = parse_duration(str(recipe.schedule.budget), BUDGET)
@@ -101,7 +103,7 @@ class _Probing:
         self._keep(probe)
         return choices
 
-    def choose_augmentation(self, recipe: Recipe) -> Recipe:
+    def choose_augmentation(self, recipe: AskedRecipe) -> AskedRecipe:
         tries_flips = self._tries_flips(recipe)
         if recipe.epochs == 0 and STOP_EPOCH in recipe.automatic:  # nothing is trained
             return recipe
@@ -118,13 +120,13 @@ class _Probing:
             self.say(warning)
         return recipe
 
-    def _tries_flips(self, recipe: Recipe) -> bool:
+    def _tries_flips(self, recipe: AskedRecipe) -> bool:
         return HFLIP in recipe.automatic and not recipe.data.multi_label
 
-    def _tower(self, recipe: Recipe) -> FrozenTower:
+    def _tower(self, recipe: AskedRecipe) -> FrozenTower:
         return FrozenTower.build(recipe, self.world, self.stop)
 
-    def _fit(self, files: BetonSet, sized: Recipe) -> LinearProbe:
+    def _fit(self, files: BetonSet, sized: AskedRecipe) -> LinearProbe:
         probe = fit_probe(self._tower(sized), files, self.say)
         epoch = format_duration(TRAINING_COST * probe.seconds)
         self.say(f"linear probe at {describe_probe(probe)}. Training would take about {epoch} per epoch")

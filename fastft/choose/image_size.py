@@ -13,7 +13,7 @@ import numpy as np
 from beton_tools.base.console import format_duration
 from fastft.evaluate.linear_probe import LinearProbe
 from fastft.model.recipe_model import recipe_arch
-from fastft.recipe import Choice, Recipe
+from fastft.recipe import AskedRecipe, Choice
 from fastft.recipe.constants import IMAGE_SIZE, PROBED_SIZES
 
 LONG_SECONDS = 3600  # without a budget, a larger size is not tried if training at it would take longer
@@ -42,7 +42,9 @@ class TriedSizes:
         return [_measured(probe) for probe in self.tried]
 
 
-def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> tuple[Recipe, LinearProbe]:
+def choose_image_size(
+    recipe: AskedRecipe, fit: Callable[[AskedRecipe], LinearProbe]
+) -> tuple[AskedRecipe, LinearProbe]:
     """Return (the recipe with the chosen size, the probe at that size), the same in all processes.
 
     Args:
@@ -59,8 +61,8 @@ def choose_image_size(recipe: Recipe, fit: Callable[[Recipe], LinearProbe]) -> t
 
 
 def try_sizes(
-    recipe: Recipe,
-    fit: Callable[[Recipe], LinearProbe],
+    recipe: AskedRecipe,
+    fit: Callable[[AskedRecipe], LinearProbe],
     refuse: Callable[[int, float], str],
     begun: TriedSizes | None = None,
 ) -> TriedSizes:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from beton_tools.base.console import format_duration
 from fastft.cli.arguments import add_recipe, add_shared, show
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import AskedRecipe, load_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ def _this_gpu() -> "Gpu | None":
     return find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def _on_one_gpu(recipe: Recipe, values: "Explanation", val_images: int | None) -> "Explanation":
+def _on_one_gpu(recipe: AskedRecipe, values: "Explanation", val_images: int | None) -> "Explanation":
     """Replace a small recipe's cost by its cost on one GPU, and add its time `here`, in words."""
     import torch
     from msgspec.structs import replace

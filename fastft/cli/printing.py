@@ -14,7 +14,7 @@ from fastft.cost.gpu_memory import SHARD, describe_no_fit
 from fastft.cost.price import LOADER_LIMITS, EstimateRow, Prices, Sum, format_hours, format_range
 from fastft.cost.roofline import FASTEST, SLOWEST, k_range
 from fastft.jobs.choices_table import print_choices
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import EPOCHS
 from fastft.recipe.training_images import NO_EXPECTATION
@@ -32,7 +32,7 @@ ENDS = (
 
 
 def print_explanation(
-    values: Explanation, recipe: Recipe, console: Console, gpus: Sequence[str], verbose: bool
+    values: Explanation, recipe: AskedRecipe, console: Console, gpus: Sequence[str], verbose: bool
 ) -> None:
     """Print the run, then its cost on some GPUs.
 
@@ -65,7 +65,7 @@ def print_explanation(
         console.print("--verbose adds other GPUs, every option, parameter group and learning rate")
 
 
-def _describe_training(recipe: Recipe) -> str:
+def _describe_training(recipe: AskedRecipe) -> str:
     """Describe what you ask first about a run: its length, batch size, learning rates and EMA."""
     optim, schedule, decay = recipe.optim, recipe.schedule, recipe.ema.decay
     epochs, stop = schedule.epochs, schedule.stop_epoch

@@ -14,7 +14,7 @@ from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.ema import ema_warnings
 from fastft.optim.schedule import build_schedule, short_run_warnings
-from fastft.recipe import Choice, Recipe, load_recipe
+from fastft.recipe import AskedRecipe, Choice, Recipe, load_recipe
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1
@@ -79,7 +79,7 @@ class Explanation(Document):
     here: str | Unset = UNSET
 
 
-def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None = None) -> Explanation:
+def explain(recipe: AskedRecipe, warnings: Sequence[str] = (), val_images: int | None = None) -> Explanation:
     """Return the resolved recipe and its cost.
 
     Args:
@@ -189,7 +189,7 @@ def list_recipes() -> RecipeList:
     )
 
 
-def _list_recipe(recipe: Recipe) -> ListedRecipe:
+def _list_recipe(recipe: AskedRecipe) -> ListedRecipe:
     group, hours, hours_range = _group(recipe), Hours.fromkeys(MAIN_GPUS), HoursRange.fromkeys(MAIN_GPUS)
     if group != PHOTOGRAPHS:
         hours, hours_range = _hours(predict(recipe))
@@ -200,7 +200,7 @@ def _list_recipe(recipe: Recipe) -> ListedRecipe:
     )  # fmt: skip
 
 
-def _group(recipe: Recipe) -> str:
+def _group(recipe: AskedRecipe) -> str:
     if recipe.automatic:
         return PHOTOGRAPHS
     if recipe.about.top1 is None:
@@ -208,7 +208,7 @@ def _group(recipe: Recipe) -> str:
     return PAPER if str(recipe.about.source).startswith("paper") else CHEAPER
 
 
-def _what(recipe: Recipe) -> str:
+def _what(recipe: AskedRecipe) -> str:
     """Describe the recipe in a few words."""
     if recipe.automatic:
         return "settings follow from the images"

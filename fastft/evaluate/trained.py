@@ -15,7 +15,7 @@ from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
 from fastft.model.tower import Tower
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.recipe.constants import AUTO, EVAL_IMAGE_SIZE, IMAGE_SIZE, PROBE
 from fastft.run.checkpoint import (
     Checkpoint,
@@ -41,7 +41,7 @@ class Trained:
     """A model ready for inference, with the recipe and the classes it was trained on."""
 
     model: ImageClassifier
-    recipe: Recipe
+    recipe: FinalRecipe
     classes: list[str]  # classes in the training file; there may be fewer than outputs
     path: Path  # the checkpoint's path
     class_counts: list[int]  # training images by label
@@ -105,7 +105,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     )  # fmt: skip
 
 
-def _find_and_read(path: Path, weights: str) -> tuple[ChosenWeights, tuple[ImageClassifier, Recipe, Checkpoint]]:
+def _find_and_read(path: Path, weights: str) -> tuple[ChosenWeights, tuple[ImageClassifier, FinalRecipe, Checkpoint]]:
     """Choose weights and read them. A run that trains meanwhile may remove the chosen checkpoint: then choose again."""
     while True:
         try:
@@ -116,7 +116,7 @@ def _find_and_read(path: Path, weights: str) -> tuple[ChosenWeights, tuple[Image
                 raise
 
 
-def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
+def read_probe(path: Path, _: str) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:
     """Return the pretrained tower of a run's recipe with the head that the run directory keeps.
 
     Use `read_model` for other weights. Raises UserError if the pretrained weights are missing or have changed, or if
@@ -133,7 +133,7 @@ def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]
     return model, recipe.with_option(EVAL_IMAGE_SIZE, None), checkpoint  # it was fitted at the trained size
 
 
-def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
+def read_model(path: Path, stem: str) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:
     """Return a checkpoint's model, on the CPU, and its recipe.
 
     stem: name of the tensor file, "model" or "ema".
@@ -148,7 +148,7 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoi
     return model, recipe, checkpoint
 
 
-def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int) -> ImageClassifier:
+def _build_without_weights(recipe: FinalRecipe, checkpoint: Checkpoint, tensors: int) -> ImageClassifier:
     """Build the model on the meta device, so that nothing is allocated.
 
     The architecture comes from the checkpoint. The recipe's may name a file that no longer exists. tensors: their

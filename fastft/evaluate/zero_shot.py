@@ -34,7 +34,7 @@ from fastft.model.classifier import TOKEN
 from fastft.model.head_file import WEIGHTS_OF_HEAD, Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.model.weights import read_text_state
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe, FinalRecipe, Recipe
 from fastft.recipe.constants import RAW, TIMM
 from fastft.recipe.training_images import with_num_classes
 from fastft.run.identity import identify_weights
@@ -212,7 +212,7 @@ def class_embeddings(
 
 
 def evaluate_zero_shot(
-    recipe: Recipe,
+    recipe: AskedRecipe,
     data: Path | None,
     device: str,
     *,
@@ -277,4 +277,4 @@ def _build(
     set_head(model, Head(weight_KD, torch.zeros(len(classes)), classes, TOKEN), Path("of the text tower"))
     model = model.to(world.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     weights = f"zero-shot head of {m.arch}, {Path(m.weights).name}"
-    return Trained(model, recipe, classes, Path(m.weights), [], weights, RAW)
+    return Trained(model, FinalRecipe.of(recipe), classes, Path(m.weights), [], weights, RAW)

@@ -27,7 +27,7 @@ from fastft.head.near_copies import warn_of_copies
 from fastft.machine.distributed import World
 from fastft.model.head_file import Head, head_of_weights, read_head, tower_checksum, write_head
 from fastft.model.recipe_model import build_model
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseline
 from fastft.run.checkpoint import list_checkpoints
@@ -39,7 +39,7 @@ from fastft.run.training_labels import write_training_labels
 Say = Callable[[str], None]
 
 
-def prepare_head(recipe: Recipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:
+def prepare_head(recipe: FinalRecipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:
     """Write the head that the run starts from, and the baseline of a linear probe.
 
     Nothing is done if the run has begun to train, has its head already, or starts from a small random head.
@@ -77,7 +77,7 @@ def _is_taken(folder: Path, request: str) -> bool:
 IS_THERE = {PROBE: _is_fitted, FROM_WEIGHTS: _is_taken}
 
 
-def _take_head(recipe: Recipe, folder: Path, inputs: Inputs, say: Say) -> None:
+def _take_head(recipe: FinalRecipe, folder: Path, inputs: Inputs, say: Say) -> None:
     """Write the rows that the head in `model.weights` has for the training file's classes."""
     files = inputs.train
     manifest = Manifest.of_beton(files.files[0].path)
@@ -91,7 +91,9 @@ def _take_head(recipe: Recipe, folder: Path, inputs: Inputs, say: Say) -> None:
     say(note)
 
 
-def _fit_head(recipe: Recipe, folder: Path, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:
+def _fit_head(
+    recipe: FinalRecipe, folder: Path, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say
+) -> None:
     """Fit and score a linear probe."""
     tower = FrozenTower.build(recipe, world, stop)
     probe = probe_of_run(tower, inputs.train, folder, inputs.request, say)

@@ -8,13 +8,13 @@ from beton_tools.base.user_files import expand_home
 from fastft.choose.automatic import resolve
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.paths import count_images
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import AskedRecipe, load_recipe
 from fastft.recipe.training_images import Images
 from fastft.run.inputs import open_inputs
 from fastft.run.start_weights import with_run_weights
 
 
-def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
+def decide(recipe: AskedRecipe) -> tuple[AskedRecipe, Images | None, list[str]]:
     """Return (the recipe as training decides it before it probes, its images if they exist, warnings about them).
 
     Raises:
@@ -26,7 +26,7 @@ def decide(recipe: Recipe) -> tuple[Recipe, Images | None, list[str]]:
     return resolve(recipe, images), images, warnings
 
 
-def decide_prepared(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+def decide_prepared(recipe: AskedRecipe, say: Callable[[str], None]) -> AskedRecipe:
     """Return the recipe with .beton files, as training decides it before it probes. Training uses the files again.
 
     Raises:
@@ -38,7 +38,7 @@ def decide_prepared(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     return resolve(recipe, inputs.images)
 
 
-def load_decided(reference: str | Path, overrides: Sequence[str]) -> Recipe:
+def load_decided(reference: str | Path, overrides: Sequence[str]) -> AskedRecipe:
     """Load a recipe that can be priced.
 
     Raises:

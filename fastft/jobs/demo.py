@@ -24,7 +24,7 @@ from fastft.jobs.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cell
 from fastft.jobs.run import run_recipe
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import AskedRecipe, load_recipe
 from fastft.report.preview import SIDE
 from fastft.run.result import Result
 from fastft.train.progress import conclusion
@@ -121,7 +121,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     return figures
 
 
-def _train(recipe: Recipe, run: Path, console: Console) -> Result:
+def _train(recipe: AskedRecipe, run: Path, console: Console) -> Result:
     old = (run / "recipe.yaml").exists()
     try:
         return run_recipe(recipe, console)[1]

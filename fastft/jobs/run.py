@@ -33,7 +33,7 @@ from fastft.machine.exits import Preempted
 from fastft.machine.preempt import SignalGuard
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
-from fastft.recipe import Recipe, parse_duration
+from fastft.recipe import AskedRecipe, parse_duration
 from fastft.recipe.constants import LAST, PROBE
 from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
@@ -48,7 +48,7 @@ from fastft.train.train import train
 REFIT = "refit"  # a folder in the run directory
 
 
-def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Result]:
+def run_recipe(recipe: AskedRecipe, console: Console | None = None) -> tuple[Path, Result]:
     """Train a recipe, or continue its run directory. With `train.refit`, train again on all images.
 
     Returns:
@@ -75,7 +75,11 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Re
 
 
 def run_stages(
-    recipe: Recipe, images: Images | None, world: World, console: Console, files: Mapping[str, BetonSet] | None = None
+    recipe: AskedRecipe,
+    images: Images | None,
+    world: World,
+    console: Console,
+    files: Mapping[str, BetonSet] | None = None,
 ) -> Result:
     """Carry out the stages after the first, and return the content of result.json.
 
@@ -103,7 +107,7 @@ def run_stages(
         return train(final, inputs, folder, world, guard, console, deadline)
 
 
-def _open_together(recipe: Recipe, prepared: Recipe, files: dict[str, BetonSet]) -> BetonSet:
+def _open_together(recipe: AskedRecipe, prepared: AskedRecipe, files: dict[str, BetonSet]) -> BetonSet:
     """Open the training and validation images as one set. Each side is added to `files`."""
     sides = [path for path in (prepared.data.train, prepared.data.val) if path is not None]
     for path in sides:
@@ -113,8 +117,8 @@ def _open_together(recipe: Recipe, prepared: Recipe, files: dict[str, BetonSet])
 
 
 def _open(
-    recipe: Recipe, images: Images | None, world: World, files: Mapping[str, BetonSet] | None
-) -> tuple[Recipe, Inputs]:
+    recipe: AskedRecipe, images: Images | None, world: World, files: Mapping[str, BetonSet] | None
+) -> tuple[AskedRecipe, Inputs]:
     """Return (the requested recipe, whose weights may be another run's; its inputs).
 
     Raises:
@@ -141,7 +145,7 @@ def _where_it_continues(folder: Path) -> str:
     return f"The same command {after}"
 
 
-def _refit(recipe: Recipe, whole: BetonSet, first: Result, world: World, console: Console) -> tuple[Path, Result]:
+def _refit(recipe: AskedRecipe, whole: BetonSet, first: Result, world: World, console: Console) -> tuple[Path, Result]:
     """Train on the training and validation images together (`whole`), in RUN/refit. Returns the same as `run_recipe`.
 
     Every option has the value of the first run, automatic ones too. Training ends with the epoch whose weights that run
@@ -151,7 +155,7 @@ def _refit(recipe: Recipe, whole: BetonSet, first: Result, world: World, console
     if chosen is None:
         say("train.refit: no images were held out, so the weights were already trained on all images")
         return folder, first
-    again, own = world.in_main(lambda: load_run(folder).recipe), recipe.flat()
+    again, own = world.in_main(lambda: load_run(folder).recipe).asked(), recipe.flat()
     own |= {"data.train": whole.title, "data.val": None, "train.run_dir": str(folder / REFIT)}
     for option in PER_HOST_OPTIONS:
         again = again.with_option(option, own[option])

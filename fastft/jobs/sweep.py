@@ -27,7 +27,7 @@ from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.photos.prepare import line_printer, prepare_overrides
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import AskedRecipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
 from fastft.recipe.training_images import largest_size
@@ -124,7 +124,7 @@ class PlannedRun:
     """
 
     key: str
-    recipe: Recipe
+    recipe: AskedRecipe
     folder: Path
     number: str
     inputs: Inputs | None = None
@@ -167,7 +167,7 @@ def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path, open
     return PlannedRun(key, recipe.with_option("train.run_dir", str(folder)), folder, number, inputs, opened)
 
 
-def _with_inputs(recipe: Recipe, opened: dict[str, BetonSet]) -> tuple[Recipe, Inputs | None]:
+def _with_inputs(recipe: AskedRecipe, opened: dict[str, BetonSet]) -> tuple[AskedRecipe, Inputs | None]:
     """Return (the recipe as decided before linear probes; its inputs, if the images exist)."""
     data = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     if recipe.data.train is None or not all(map(exist_betons, data)):
@@ -179,7 +179,7 @@ def _with_inputs(recipe: Recipe, opened: dict[str, BetonSet]) -> tuple[Recipe, I
     return resolve(recipe, inputs.images), inputs
 
 
-def run_key(recipe: Recipe, inputs: Inputs | None = None) -> str:
+def run_key(recipe: AskedRecipe, inputs: Inputs | None = None) -> str:
     """Hash what is trained, how long, on which images, and what is evaluated.
 
     If the images do not exist, their number stands for them.
@@ -369,7 +369,7 @@ def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
 # cost -----------------------------------------------------------------------------------------------------------------
 
 
-def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
+def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[AskedRecipe], int]:
     """Read recipes and tables. Returns (the runs that they need, each once; number of recipes and rows).
 
     Raises:
@@ -379,7 +379,7 @@ def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple
     for reference in references:
         sweep = open_sweep(reference) if is_table(reference) else None
         rows += [reference] if sweep is None else [sweep.reference(row) for row in sweep.rows]
-    trainings: dict[str, Recipe] = {}
+    trainings: dict[str, AskedRecipe] = {}
     for row in rows:
         recipe = load_decided(row, overrides)
         trainings.setdefault(run_key(recipe), recipe)

@@ -17,7 +17,7 @@ from beton_tools.base.user_files import expand_home, read_user_text
 from beton_tools.sources import Source
 from fastft.photos.same_images import contents
 from fastft.photos.state import SPLIT
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe
 
 MAX_SPLIT_BYTES = 1 << 30
 NEW, TRAIN, VAL, NONE = -1, 0, 1, 2  # NONE: the unit has no old images
@@ -56,7 +56,7 @@ class OldSplit:
         return line
 
 
-def read_old_split(recipe: Recipe) -> OldSplit | None:
+def read_old_split(recipe: AskedRecipe) -> OldSplit | None:
     """Read the split of the run that `model.weights` names, directly or by a checkpoint or file in it.
 
     Returns None for other weights, and for a run without a split.csv.

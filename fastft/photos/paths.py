@@ -11,7 +11,7 @@ from beton_tools.base.user_files import expand_home
 from beton_tools.read.beton_paths import exist_betons, is_beton_pattern
 
 if TYPE_CHECKING:
-    from fastft.recipe import Recipe
+    from fastft.recipe import AskedRecipe
     from fastft.recipe.training_images import Images
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -37,20 +37,20 @@ def exists(path: str) -> bool:
     return place.exists() or bool(glob.glob(str(place)))  # noqa: PTH207 - may be absolute
 
 
-def holds_out_of_beton(recipe: "Recipe") -> bool:
+def holds_out_of_beton(recipe: "AskedRecipe") -> bool:
     """Return True if validation images are to be held out of a .beton: `data.hold_out_beton`, and no `data.val`."""
     data = recipe.data
     return data.hold_out_beton and data.train is not None and data.val is None and not needs_conversion(data.train)
 
 
-def needs_preparation(recipe: "Recipe") -> bool:
+def needs_preparation(recipe: "AskedRecipe") -> bool:
     """Return True if `data.train` or `data.val` must be converted, or images must be held out."""
     if recipe.data.train is None:
         return False
     return any(map(needs_conversion, (recipe.data.train, recipe.data.val))) or holds_out_of_beton(recipe)
 
 
-def count_images(recipe: "Recipe") -> "tuple[Images | None, list[str]]":
+def count_images(recipe: "AskedRecipe") -> "tuple[Images | None, list[str]]":
     """Return (the images, split as training splits them; warnings about them), without writing anything.
 
     Returns None if `data.train` names nothing that exists.

@@ -38,7 +38,7 @@ from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_prep
 from fastft.photos.same_images import as_source, contents
 from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
 from fastft.photos.state import SPLIT, Made, MadeFrom, Say, prepare_once
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe
 from fastft.recipe.schema import Data
 from fastft.recipe.training_images import GIVE, MULTI_LABEL, Images, largest_size, with_images
 from fastft.run.inputs import open_images
@@ -57,7 +57,7 @@ def line_printer(console: Console) -> Say:
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
-def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
+def count_photos(recipe: AskedRecipe) -> tuple[Images, list[str]]:
     """Return (the images as `prepare_data` splits them; warnings about them), without converting or writing anything.
 
     Raises:
@@ -74,8 +74,8 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
 
 
 def prepare_data(
-    recipe: Recipe, say: Say, world: World | None = None, run: Path | None = None
-) -> tuple[Recipe, Images | None]:
+    recipe: AskedRecipe, say: Say, world: World | None = None, run: Path | None = None
+) -> tuple[AskedRecipe, Images | None]:
     """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; the images' source).
 
     The source is None for .beton files that are used as they are. `fastft.run.inputs.open_inputs` opens the files.
@@ -103,7 +103,7 @@ def prepare_data(
     return recipe.with_option("data.train", data.train).with_option("data.val", data.val), images
 
 
-def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say, world: World) -> list[str]:
+def prepare_overrides(recipe: AskedRecipe, overrides: Sequence[str], run: Path, say: Say, world: World) -> list[str]:
     """Return a command line whose `data.train` and `data.val` are .beton files, or subsets of one.
 
     The files are written to `run` if needed.
@@ -121,7 +121,7 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
     return [*overrides, *(f"--data.{key}={path}" for key, path in paths if path)]
 
 
-def _check_paths(recipe: Recipe) -> None:
+def _check_paths(recipe: AskedRecipe) -> None:
     """Raise UserError for files that do not exist, and for photographs beside a .beton."""
     paths = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     betons = [path for path in paths if not needs_conversion(path)]
@@ -137,7 +137,7 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images | None]:
+def _prepare_holdout(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data, Images | None]:
     """Make subsets of the .beton. If it has too few images to hold any out, it is used whole."""
     data, old = str(recipe.data.train), read_old_split(recipe)
     betons = open_images(data)
@@ -168,7 +168,7 @@ def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Imag
     return made, replace(images, train=int((~held).sum()), val=int(held.sum()))
 
 
-def _prepare_photos(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
+def _prepare_photos(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data, Images]:
     """Convert `data.train` and `data.val`."""
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
     for given in [each.source for each in (train, val) if each is not None]:
@@ -196,7 +196,7 @@ def _images(photos: str, found: Split) -> Images:
     )  # fmt: skip
 
 
-def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
+def _listed(recipe: AskedRecipe) -> tuple[LabelledSet, LabelledSet | None]:
     """Return the photographs in `data.train`, and those in `data.val` or a split of `data.train`, if there is one."""
     single = MULTI_LABEL in recipe.given and not recipe.data.multi_label
     train, val = open_sets(str(recipe.data.train), single)
@@ -219,7 +219,7 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | None, say: Say) -> Made:
+def _convert_all(recipe: AskedRecipe, found: Split, folder: Path, old: OldSplit | None, say: Say) -> Made:
     """Split and convert, and keep what an interrupted call converted."""
     plan = split_photos(found, recipe.data.val is None, old)
     classes = plan.train.source.classes
@@ -243,12 +243,12 @@ def _convert_all(recipe: Recipe, found: Split, folder: Path, old: OldSplit | Non
     )
 
 
-def _options(recipe: Recipe) -> WriteOptions:
+def _options(recipe: AskedRecipe) -> WriteOptions:
     longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * largest_size(with_run_weights(recipe)))
     return WriteOptions(max_resolution=longest, on_error="skip", background=recipe.data.background)
 
 
-def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: Say) -> list[str]:
+def _write(split: str, images: LabelledSet, recipe: AskedRecipe, folder: Path, say: Say) -> list[str]:
     """Write `folder/<split>.beton`, or continue it.
 
     Returns warnings about images that cannot be read, or lose values.

@@ -7,10 +7,10 @@ read.
 
 from fastft.recipe.check import parse_duration
 from fastft.recipe.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
-from fastft.recipe.schema import SECTIONS, Choice, Recipe, count_steps, option_fields
+from fastft.recipe.schema import SECTIONS, AskedRecipe, Choice, FinalRecipe, Recipe, count_steps, option_fields
 
 __all__ = [
-    "SECTIONS", "Choice", "Recipe", "count_steps", "differences",
+    "SECTIONS", "AskedRecipe", "Choice", "FinalRecipe", "Recipe", "count_steps", "differences",
     "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict",
     "without_expectation",
 ]  # fmt: skip

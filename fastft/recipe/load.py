@@ -16,7 +16,7 @@ from fastft.recipe.constants import AUTO, BUDGET, BY_BUDGET, EPOCHS, IMAGE_SIZE,
 from fastft.recipe.model_config import NORMALISATION, model_normalisation
 from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import Layer, read_recipe
-from fastft.recipe.schema import SECTIONS, SHARES, About, Choice, Recipe, option_fields
+from fastft.recipe.schema import SECTIONS, SHARES, About, AskedRecipe, Choice, FinalRecipe, R, Recipe, option_fields
 from fastft.recipe.yaml_file import CONTROL, shown
 
 FIELDS = option_fields()
@@ -25,7 +25,7 @@ LISTED = 4  # options named in a message about several
 SIMILAR = 0.6  # lowest similarity at which an option is suggested
 
 
-def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
+def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> AskedRecipe:
     """Read a recipe, apply the overrides, and check everything.
 
     Options that are `auto` hold their default, and `automatic` names them. `fastft.choose` decides them from the
@@ -52,17 +52,17 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, o
     return without_expectation(recipe, differing) if differing else recipe
 
 
-def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, object]]) -> Recipe:
+def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, object]]) -> FinalRecipe:
     """Build a recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints and run directories.
 
     Raises:
         UserError: unknown option, or a value of the wrong kind.
     """
     values = {f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()}
-    return _validate(name, [Layer(name, values)])
+    return FinalRecipe.of(_validate(name, [Layer(name, values)]))
 
 
-def without_expectation(recipe: Recipe, differing: Sequence[str]) -> Recipe:
+def without_expectation(recipe: R, differing: Sequence[str]) -> R:
     """Return the recipe without an expected accuracy. `about.source` names the options that differ."""
     listed = ", ".join(differing[:LISTED])
     if len(differing) > LISTED:
@@ -140,7 +140,7 @@ def full_name(name: str) -> str:
     return SHORT_NAMES.get(name.replace("-", "_"), name)
 
 
-def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset()) -> Recipe:
+def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset()) -> AskedRecipe:
     """Check the layers' values.
 
     Args:
@@ -177,7 +177,7 @@ def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset())
             converted = param.default
         checked[section][option] = converted
     sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
-    recipe = Recipe(name, **sections, automatic=frozenset(automatic))
+    recipe = AskedRecipe(name, **sections, automatic=frozenset(automatic))
     recipe = recipe if automatic else recipe.with_shares()
     check_together(recipe, undecided=recipe.automatic)
     values = recipe.flat()

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.constants import (
@@ -419,6 +419,8 @@ SECTIONS: dict[str, type] = {
 }  # fmt: skip
 
 
+R = TypeVar("R", bound="Recipe")
+
 # a fraction of the schedule's steps, and the option that it sets
 SHARES = {"schedule.warmup": "schedule.warmup_epochs", "ema.horizon": "ema.decay"}
 
@@ -439,14 +441,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe. `name` is the file's stem, or the name of a table's row.
-
-    Attributes:
-        automatic: options that are `auto` and not decided yet. They hold their default until `fastft.choose` decides
-            them.
-        given: options that the command line set.
-        choices: the values that were decided, with their reasons.
-    """
+    """A value for every option, which is all that most of fastft reads. `name` is the file's stem, or a table row's name."""
 
     name: str
     data: Data
@@ -457,9 +452,6 @@ class Recipe:
     ema: Ema
     train: Train
     about: About
-    automatic: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
-    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
-    choices: tuple[Choice, ...] = dataclasses.field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return section -> option -> value."""
@@ -470,20 +462,13 @@ class Recipe:
         sections = self.as_dict().items()
         return {f"{section}.{key}": value for section, options in sections for key, value in options.items()}
 
-    def with_option(self, option: str, value: Any) -> "Recipe":
+    def with_option(self: R, option: str, value: Any) -> R:
         """Return the recipe with another value for `section.option`."""
         section, _, key = option.partition(".")
         changed = dataclasses.replace(getattr(self, section), **{key: value})
         return dataclasses.replace(self, **{section: changed})
 
-    def with_choices(self, *choices: Choice) -> "Recipe":
-        """Return the recipe with these values. A choice replaces an earlier one for the same option, in its place."""
-        recipe, listed = self, {choice.option: choice for choice in self.choices}
-        for choice in choices:
-            recipe, listed[choice.option] = recipe.with_option(choice.option, choice.value), choice
-        return dataclasses.replace(recipe, choices=tuple(listed.values()))
-
-    def with_shares(self) -> "Recipe":
+    def with_shares(self: R) -> R:
         """Return the recipe with warm-up epochs and EMA decay computed from its fractions of the schedule."""
         recipe = self
         if recipe.schedule.warmup is not None:
@@ -522,6 +507,50 @@ class Recipe:
     def evaluations(self) -> int:
         """Number of evaluations over the whole run."""
         return -(-self.epochs // self.train.eval_every)
+
+
+@dataclass(frozen=True)
+class AskedRecipe(Recipe):
+    """What was asked for. Options may still be automatic.
+
+    Attributes:
+        automatic: options that are `auto` and not decided yet. They hold their default until `fastft.choose` decides
+            them.
+        given: options that the command line set.
+        choices: the values that were decided so far, with their reasons.
+    """
+
+    automatic: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    choices: tuple[Choice, ...] = dataclasses.field(default=(), compare=False)
+
+    def with_choices(self, *choices: Choice) -> "AskedRecipe":
+        """Return the recipe with these values. A choice replaces an earlier one for the same option, in its place."""
+        recipe, listed = self, {choice.option: choice for choice in self.choices}
+        for choice in choices:
+            recipe, listed[choice.option] = recipe.with_option(choice.option, choice.value), choice
+        return dataclasses.replace(recipe, choices=tuple(listed.values()))
+
+
+@dataclass(frozen=True)
+class FinalRecipe(Recipe):
+    """What is trained. Every value is final.
+
+    Attributes:
+        choices: the values that nobody gave, with their reasons. Recipes that were read from a file have none.
+    """
+
+    choices: tuple[Choice, ...] = dataclasses.field(default=(), compare=False)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "FinalRecipe":
+        """Take the values that a recipe has now as final."""
+        sections = {name: getattr(recipe, name) for name in SECTIONS}
+        return cls(recipe.name, **sections, choices=getattr(recipe, "choices", ()))
+
+    def asked(self) -> AskedRecipe:
+        """Ask for exactly these values."""
+        return AskedRecipe(self.name, **{name: getattr(self, name) for name in SECTIONS})
 
 
 def count_steps(samples: int, batch_size: int) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from beton_tools.base.errors import UserError
 from fastft.recipe.constants import IMAGE_SIZE, IMAGENET_TRAIN_SIZE, PROBED_SIZES
 from fastft.recipe.load import without_expectation
-from fastft.recipe.schema import Choice, Recipe
+from fastft.recipe.schema import AskedRecipe, Choice, Recipe
 
 if TYPE_CHECKING:
     from beton_tools.read.beton_set import BetonSet
@@ -75,7 +75,7 @@ class Images:
         return cls(train.title, len(train), 0 if val is None else len(val), classes, is_named, multi_label)
 
 
-def with_images(recipe: Recipe, images: Images) -> Recipe:
+def with_images(recipe: AskedRecipe, images: Images) -> AskedRecipe:
     """Return the recipe for these images.
 
     This sets how many are trained on, their classes, and whether an image may have several labels. If the number of
@@ -94,12 +94,12 @@ def with_images(recipe: Recipe, images: Images) -> Recipe:
     return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
 
 
-def largest_size(recipe: Recipe) -> int:
+def largest_size(recipe: AskedRecipe) -> int:
     """Return the image size that photographs are stored for: the recipe's, or the largest that may be chosen."""
     return PROBED_SIZES[-1] if IMAGE_SIZE in recipe.automatic else recipe.evaluated_size
 
 
-def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
+def _with_multi_label(recipe: AskedRecipe, images: Images) -> AskedRecipe:
     if images.multi_label == recipe.data.multi_label:
         return recipe
     if not images.multi_label or MULTI_LABEL in recipe.given:
@@ -111,7 +111,7 @@ def _with_multi_label(recipe: Recipe, images: Images) -> Recipe:
     return _first(recipe, Choice(MULTI_LABEL, True, reason))
 
 
-def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
+def with_num_classes(recipe: AskedRecipe, count: int, title: object) -> AskedRecipe:
     """Return the recipe for `count` classes.
 
     Raises:
@@ -130,7 +130,7 @@ def with_num_classes(recipe: Recipe, count: int, title: object) -> Recipe:
     return recipe if recipe.about.top1 is None else without_expectation(recipe, [NUM_CLASSES])
 
 
-def _first(recipe: Recipe, choice: Choice) -> Recipe:
+def _first(recipe: AskedRecipe, choice: Choice) -> AskedRecipe:
     """Return the recipe with this choice, listed before the others."""
     others = (other for other in recipe.choices if other.option != choice.option)
     return replace(recipe.with_option(choice.option, choice.value), choices=(choice, *others))

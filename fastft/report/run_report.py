@@ -19,7 +19,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.evaluate.file_report import FileReport
 from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
-from fastft.recipe import Choice, Recipe, differences, load_recipe
+from fastft.recipe import AskedRecipe, Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO, EMA, PROBE, RAW
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
@@ -218,7 +218,7 @@ def reference_of(arch: str, image_size: int) -> tuple[str | None, Curve | None]:
     return next(same, (None, None))
 
 
-def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe | None:
+def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> AskedRecipe | None:
     """Return the recipe to compare with. On images other than ImageNet it is the run's own as shipped, or `photos`.
 
     Returns None if the recipes are not available.
@@ -230,7 +230,7 @@ def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> Recipe 
     return load_recipe(default) if default.is_file() else None
 
 
-def recipe_diff(recipe: Recipe, base: Recipe, choices: Mapping[str, Choice]) -> list[ChangedOption]:
+def recipe_diff(recipe: Recipe, base: AskedRecipe, choices: Mapping[str, Choice]) -> list[ChangedOption]:
     """List options that differ or were chosen automatically, in schema order."""
     differing, ours = differences(recipe, base), recipe.flat()
     return [

@@ -27,7 +27,7 @@ from beton_tools.base.user_files import file_checksum, read_regular
 from fastft.model import Arch, TimmArch
 from fastft.model.arch import MAX_STATE_BYTES, STATE
 from fastft.model.weight_files import save_tensors
-from fastft.recipe import Recipe, recipe_from_dict
+from fastft.recipe import FinalRecipe, recipe_from_dict
 from fastft.run.average_record import AverageRecord
 from fastft.run.evaluations import Evaluation
 from fastft.run.identity import Identity
@@ -261,7 +261,7 @@ def _check_arch(arch: Object) -> None:
         raise ValueError("arch is not an architecture")
 
 
-def stored_recipe(checkpoint: Checkpoint) -> Recipe:
+def stored_recipe(checkpoint: Checkpoint) -> FinalRecipe:
     """Return the recipe of a checkpoint's run. Raises UserError: this version cannot read it."""
     try:
         return recipe_from_dict(checkpoint.state.name, checkpoint.state.recipe)

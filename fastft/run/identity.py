@@ -20,7 +20,7 @@ from beton_tools.base.typed_json import Document, Object
 from beton_tools.base.user_files import expand_home, file_checksum
 from beton_tools.read.beton_set import Content
 from fastft.data.classes import refuse_other_classes
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe, Recipe
 from fastft.recipe.constants import AUTO, TIMM
 from fastft.recipe.schema import option_fields, options_that_are
 
@@ -160,7 +160,7 @@ def make_identity(
 ) -> Identity:
     """Return an identity, with the values that JSON gives back. Options that are automatic become "auto"."""
     options = _as_json(recipe.as_dict())
-    for option in recipe.automatic:
+    for option in recipe.automatic if isinstance(recipe, AskedRecipe) else ():
         section, _, key = option.partition(".")
         options[section][key] = AUTO
     return Identity(

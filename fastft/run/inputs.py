@@ -16,7 +16,7 @@ from beton_tools.read.beton_set import BetonSet, Content
 from fastft.data.selection import split_selection
 from fastft.model import load_arch
 from fastft.model.recipe_model import recipe_arch
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe, Recipe
 from fastft.recipe.constants import IMAGE_SIZE
 from fastft.recipe.training_images import GIVE, NO_DATA, Images, is_imagenet, with_images
 from fastft.run.identity import Identity, identify_weights, make_identity
@@ -62,15 +62,16 @@ def describe_arch(recipe: Recipe) -> Object:
     """Return the fields of the recipe's architecture. One that cannot be built has its name, and building it is refused."""
     try:
         # an automatic size need not suit the tower yet
-        arch = load_arch(recipe.model.arch) if IMAGE_SIZE in recipe.automatic else recipe_arch(recipe)
+        is_automatic = isinstance(recipe, AskedRecipe) and IMAGE_SIZE in recipe.automatic
+        arch = load_arch(recipe.model.arch) if is_automatic else recipe_arch(recipe)
     except UserError:
         return {"name": recipe.model.arch}
     return asdict(arch)
 
 
 def open_inputs(
-    recipe: Recipe, images: Images | None = None, opened: Mapping[str, BetonSet] | None = None
-) -> tuple[Recipe, Inputs]:
+    recipe: AskedRecipe, images: Images | None = None, opened: Mapping[str, BetonSet] | None = None
+) -> tuple[AskedRecipe, Inputs]:
     """Open what a recipe reads. Returns the recipe too, with the weights and the head of the run that it starts from.
 
     Args:
@@ -116,7 +117,7 @@ def open_images(path: str, opened: Sequence[BetonSet] = ()) -> BetonSet:
         raise
 
 
-def _refuse_stop(recipe: Recipe, images: Images) -> None:
+def _refuse_stop(recipe: AskedRecipe, images: Images) -> None:
     if recipe.train.stop_when is None or recipe.data.selection_share:
         return
     if images.val and not is_imagenet(with_images(recipe, images)):

@@ -16,7 +16,7 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document
 from beton_tools.base.user_files import expand_home, open_own, try_lock
-from fastft.recipe import Choice, Recipe, recipe_from_dict
+from fastft.recipe import Choice, FinalRecipe, Recipe, recipe_from_dict
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
@@ -44,7 +44,7 @@ class Run:
     """
 
     folder: Path
-    recipe: Recipe
+    recipe: FinalRecipe
     log: Log
     finished: bool
     weights: WeightChoice | None = None
@@ -189,7 +189,7 @@ def hold_run(folder: Path) -> Iterator[None]:
             raise
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
+def write_recipe(folder: Path, recipe: FinalRecipe) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
     write_text(folder / RECIPE, text)

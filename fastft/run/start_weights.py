@@ -7,7 +7,7 @@ from typing import Any
 
 from beton_tools.base.user_files import expand_home
 from fastft.model.weight_files import stored_classes
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.schema import Choice
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
@@ -26,7 +26,7 @@ def is_run(path: Path) -> bool:
     return is_checkpoint(path) or (path / "checkpoints").is_dir()
 
 
-def with_run_weights(recipe: Recipe) -> Recipe:
+def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
     """Return the recipe that starts from a run.
 
     It has the file with the weights that the run chose, its architecture, and the head's classes. Recipes with other
@@ -59,7 +59,7 @@ def with_run_weights(recipe: Recipe) -> Recipe:
     return replace(recipe, automatic=recipe.automatic - values.keys())
 
 
-def without_foreign_head(recipe: Recipe, classes: Sequence[str]) -> Recipe:
+def without_foreign_head(recipe: AskedRecipe, classes: Sequence[str]) -> AskedRecipe:
     """Return the recipe with an automatic head instead of a run's, if the run has none of the classes.
 
     Args:
@@ -76,6 +76,6 @@ def without_foreign_head(recipe: Recipe, classes: Sequence[str]) -> Recipe:
     return replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others)
 
 
-def _is_free(recipe: Recipe, option: str) -> bool:
+def _is_free(recipe: AskedRecipe, option: str) -> bool:
     """True unless the command line gives the option a value."""
     return option in recipe.automatic or option not in recipe.given

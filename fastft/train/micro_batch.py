@@ -14,7 +14,7 @@ from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
 from fastft.optim import HalfCopy
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.run.inputs import Inputs
 
 CPU_MICRO_BATCH = 32  # larger ones do not fit the CPU's caches and gain nothing
@@ -42,7 +42,7 @@ class MicroBatches:
 
 
 def divide_batch(
-    recipe: Recipe,
+    recipe: FinalRecipe,
     model: ImageClassifier,
     world: World,
     precision: Precision,

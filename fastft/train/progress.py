@@ -7,7 +7,7 @@ from msgspec.structs import asdict, replace
 from beton_tools.base.console import format_duration
 from fastft.evaluate.scores import Evaluated
 from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.recipe.constants import EMA, PROBE, RAW
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.baseline import Baseline
@@ -68,13 +68,13 @@ class Progress(Position):
         """Return a copy that later steps do not change, for a thread that writes it."""
         return Position(**asdict(self) | {"evaluations": list(self.evaluations)})
 
-    def awaits_evaluation(self, recipe: Recipe) -> bool:
+    def awaits_evaluation(self, recipe: FinalRecipe) -> bool:
         """True if the epoch that has just ended is to be evaluated and has not been yet."""
         is_new = all(entry.epoch != self.epoch - 1 for entry in self.evaluations)
         is_due = self.epoch > 0 and (self.epoch % recipe.train.eval_every == 0 or self.epoch == recipe.epochs)
         return self.step == 0 and is_due and is_new
 
-    def is_stalled(self, recipe: Recipe) -> bool:
+    def is_stalled(self, recipe: FinalRecipe) -> bool:
         """True if the weights that would be chosen now gained nothing in the last `train.stop_when` or more evaluations.
 
         Evaluations within the warm-up do not count. While the learning rate rises, accuracy may fall for some epochs.
@@ -94,14 +94,14 @@ class Progress(Position):
         """The evaluation of the best epoch so far."""
         return best_evaluation(self.evaluations)
 
-    def choose_weights(self, recipe: Recipe, baseline: Baseline | None) -> WeightChoice | None:
+    def choose_weights(self, recipe: FinalRecipe, baseline: Baseline | None) -> WeightChoice | None:
         """Apply `choose_weights` to the evaluations so far."""
         head_only = recipe.model.trainable_layers == 0
         if recipe.epochs == 0:
             return choose_probe(baseline)
         return choose_weights(self.evaluations, self.best(), baseline, self._untrained_share(recipe), head_only)
 
-    def _untrained_share(self, recipe: Recipe) -> float:
+    def _untrained_share(self, recipe: FinalRecipe) -> float:
         return untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
 
 
@@ -122,7 +122,7 @@ def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseli
     )  # fmt: skip
 
 
-def summarise(progress: Progress, recipe: Recipe, baseline: Baseline | None) -> Result:
+def summarise(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None) -> Result:
     """Return the content of result.json: the best and the last evaluation, beside the expected accuracy."""
     return Result(
         recipe=recipe.name,
@@ -140,7 +140,7 @@ def summarise(progress: Progress, recipe: Recipe, baseline: Baseline | None) -> 
     )
 
 
-def _describe_stop(progress: Progress, recipe: Recipe) -> str:
+def _describe_stop(progress: Progress, recipe: FinalRecipe) -> str:
     patience, chooses = recipe.train.stop_when, progress.evaluations[-1].selection is not None
     images = "left-out training images" if chooses else "validation images, whose accuracy is therefore too high"
     count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
@@ -180,7 +180,7 @@ def describe_baseline(baseline: Baseline, score: BestBy) -> str:
     return f"linear probe: {figure}, {made}. The head starts from it, and it is the baseline for fine-tuning"
 
 
-def describe_unfinished(progress: Progress, recipe: Recipe, baseline: Baseline | None, steps: int) -> list[str]:
+def describe_unfinished(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None, steps: int) -> list[str]:
     """Return the log lines for a run that stops early: which of its weights are used, and if the EMA is still young."""
     choice = progress.choose_weights(recipe, baseline)
     lines = [] if choice is None else [describe_weights(choice)]

@@ -25,7 +25,7 @@ from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
 from fastft.optim.schedule import short_run_warnings
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import Logged
 from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, flatten
@@ -229,7 +229,7 @@ class Reporter:
         self.record("checkpoint", step, {"seconds": seconds})
 
 
-def describe_size(recipe: Recipe) -> str:
+def describe_size(recipe: FinalRecipe) -> str:
     """Return the image sizes in training and evaluation."""
     trained, evaluated = recipe.model.image_size, recipe.evaluated_size
     return f"{trained} px" if evaluated == trained else f"{trained} px ({evaluated} px in evaluation)"

@@ -29,7 +29,7 @@ from fastft.model.head_file import WEIGHTS_OF_HEAD, read_head, set_head
 from fastft.model.recipe_model import build_model, check_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
-from fastft.recipe import Recipe
+from fastft.recipe import AskedRecipe, FinalRecipe, Recipe
 from fastft.recipe.constants import NONE
 from fastft.recipe.training_images import with_images
 from fastft.run.baseline import Baseline, read_baseline
@@ -62,7 +62,7 @@ class Setup:
         tracker: in the main process.
     """
 
-    recipe: Recipe
+    recipe: FinalRecipe
     state: ModelState
     folder: Path
     world: World
@@ -123,7 +123,13 @@ class Setup:
 
 
 def build_setup(
-    recipe: Recipe, inputs: Inputs, folder: Path, world: World, guard: SignalGuard, deadline: float, opened: ExitStack
+    recipe: FinalRecipe,
+    inputs: Inputs,
+    folder: Path,
+    world: World,
+    guard: SignalGuard,
+    deadline: float,
+    opened: ExitStack,
 ) -> Setup:
     """Set up this process's part of a run, and restore its newest checkpoint if there is one.
 
@@ -181,12 +187,8 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     return replace(setup, micro_batches=halves)
 
 
-def refuse_untrainable(recipe: Recipe, inputs: Inputs, world: World) -> None:
-    """Raise UserError for what cannot be trained, before weights are fetched or anything is written.
-
-    Args:
-        recipe: its options need not be decided.
-    """
+def refuse_untrainable(recipe: AskedRecipe, inputs: Inputs, world: World) -> None:
+    """Raise UserError for what cannot be trained, before weights are fetched or anything is written."""
     images = inputs.images
     if world.is_main and recipe.train.tracker != NONE:
         import_tracker(recipe.train.tracker)
@@ -217,7 +219,7 @@ def refuse_too_large(recipe: Recipe, device: torch.device) -> None:
         raise UserError(f"{recipe.model.arch} does not fit: {describe_too_large(needed, there)}")
 
 
-def out_of_memory(recipe: Recipe, device: torch.device) -> UserError:
+def out_of_memory(recipe: FinalRecipe, device: torch.device) -> UserError:
     """Return the error for a set-up that has too little free GPU memory."""
     free, total = torch.cuda.mem_get_info(device)
     return UserError(
@@ -236,7 +238,9 @@ def needed_bytes(recipe: Recipe, device: torch.device) -> int:
     return state_bytes(sum(size for size, _ in sizes), trained, ema=recipe.ema.decay > 0, half=half)
 
 
-def _build_models(recipe: Recipe, device: torch.device, folder: Path, new: bool) -> tuple[ImageClassifier, Ema | None]:
+def _build_models(
+    recipe: FinalRecipe, device: torch.device, folder: Path, new: bool
+) -> tuple[ImageClassifier, Ema | None]:
     """Build the model on its device, and its EMA if the recipe has one. new: load the weights that runs start from."""
     model = build_model(recipe, pretrained=new)
     if new and recipe.model.head_init in START_HEADS:
@@ -253,7 +257,7 @@ def _build_models(recipe: Recipe, device: torch.device, folder: Path, new: bool)
 
 
 def _build_step(
-    recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision, accumulation: int
+    recipe: FinalRecipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision, accumulation: int
 ) -> Step:
     o = recipe.optim
     groups = optimizer_groups(model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay))
@@ -283,7 +287,7 @@ def refuse_other_head(recipe: Recipe, inputs: Inputs) -> None:
 
 
 def open_loaders(
-    recipe: Recipe,
+    recipe: FinalRecipe,
     world: World,
     precision: Precision,
     micro_batch: int,

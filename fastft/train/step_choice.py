@@ -25,7 +25,7 @@ from fastft.machine.exits import GpuLost
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
 from fastft.model.recipe_model import can_compile
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe, Recipe
 from fastft.run.checkpoint import StoredStep
 from fastft.run.trial_record import TrialRecord
 from fastft.train.step import COMPILED, MODES, Step, StepChoice
@@ -122,7 +122,7 @@ def stored_choice(stored: StoredStep | None, device: str) -> StepChoice | None:
 
 
 def choose_step(
-    recipe: Recipe,
+    recipe: FinalRecipe,
     step: Step,
     micro_batch: int,
     stored: StoredStep | None,
@@ -161,7 +161,7 @@ def choose_step(
     return world.broadcast(_measure(recipe, step, micro_batch, reserve_bytes, say, record) if world.is_main else None)
 
 
-def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
+def is_out_of_memory(recipe: FinalRecipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
     """True if an eager pass over this many images runs out of memory in some process. Call it before `step.connect`.
 
     Args:
@@ -193,7 +193,7 @@ class Dropped(Exception):
 
 
 def _measure(
-    recipe: Recipe,
+    recipe: FinalRecipe,
     step: Step,
     micro_batch: int,
     reserve_bytes: int,
@@ -228,7 +228,7 @@ def _measure(
     return Decision(fastest(trials), "measurement", tuple(trials))
 
 
-def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
+def candidate_modes(recipe: FinalRecipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
     """List the modes to compare with eager, compilation last because it takes longest.
 
     A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass,
@@ -366,7 +366,7 @@ def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Ten
 
 
 def _random_batch(
-    recipe: Recipe, columns: int, images: int, device: torch.device, dtype: torch.dtype
+    recipe: FinalRecipe, columns: int, images: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return images, labels (distributions with mixup or multi-label), and noise for the stochastic layers."""
     options: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(SEED), "device": device}

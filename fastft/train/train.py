@@ -11,7 +11,7 @@ from rich.console import Console
 from beton_tools.base.errors import UserError
 from fastft.machine.distributed import World
 from fastft.machine.preempt import SignalGuard
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.run.inputs import Inputs
 from fastft.run.result import Result
 from fastft.train.reporting import open_log
@@ -22,7 +22,13 @@ HIGH_PRIORITY = -1  # for CUDA streams, lower numbers go first
 
 
 def train(
-    recipe: Recipe, inputs: Inputs, folder: Path, world: World, guard: SignalGuard, console: Console, deadline: float
+    recipe: FinalRecipe,
+    inputs: Inputs,
+    folder: Path,
+    world: World,
+    guard: SignalGuard,
+    console: Console,
+    deadline: float,
 ) -> Result:
     """Train a final recipe, or continue its run directory `folder`, and return the content of `result.json`.
 
@@ -47,7 +53,13 @@ def train(
 
 @contextmanager
 def _set_up(
-    recipe: Recipe, inputs: Inputs, folder: Path, world: World, guard: SignalGuard, deadline: float, console: Console
+    recipe: FinalRecipe,
+    inputs: Inputs,
+    folder: Path,
+    world: World,
+    guard: SignalGuard,
+    deadline: float,
+    console: Console,
 ) -> Iterator[Setup]:
     """Set up, once every process can. If this fails in one process, all processes raise its error."""
     say = console.print if world.is_main else lambda line: None

@@ -12,7 +12,7 @@ from fastft.data.loader import Batch
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.machine.exits import Preempted, TimeUp
 from fastft.optim import set_lr
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.run import profile
 from fastft.run.checkpoint import StoredStep
 from fastft.run.metrics_log import RunLog
@@ -41,7 +41,7 @@ class Trainer:
         self._lr = 0.0  # in the last step
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> FinalRecipe:
         return self.setup.recipe
 
     @property

@@ -8,7 +8,7 @@ from fastft.data.loader import EvalLoader
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
-from fastft.recipe import Recipe
+from fastft.recipe import FinalRecipe
 from fastft.run.predictions import deciding_score
 from fastft.train.step import Step
 
@@ -25,7 +25,7 @@ class Validation:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: FinalRecipe,
         loaders: Sequence[EvalLoader],
         class_counts: Sequence[int],
         world: World,

@@ -12,7 +12,7 @@ from fastft.cost.explanation import explain
 from fastft.optim import decay_for_batch
 from fastft.optim.ema import ema_warnings
 from fastft.optim.schedule import build_schedule, short_run_warnings
-from fastft.recipe import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict
+from fastft.recipe import Choice, FinalRecipe, Recipe, differences, load_recipe, option_fields, recipe_from_dict
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 from fastft.recipe.training_images import Images
 
@@ -128,7 +128,7 @@ def test_auto_is_refused_where_there_is_no_rule():
 
 def test_a_share_is_stored_with_what_it_means():
     recipe = decided("photos", ["--data.train_size=9000"])
-    assert recipe_from_dict("photos", recipe.as_dict()) == recipe
+    assert recipe_from_dict("photos", recipe.as_dict()) == FinalRecipe.of(recipe)
 
 
 def test_the_values_that_a_run_was_started_with_are_used_again():

@@ -14,7 +14,7 @@ from fastft.cli import main
 from fastft.evaluate.linear_probe import FEATURES
 from fastft.head import fit_head as fit
 from fastft.jobs import run as stages
-from fastft.recipe import load_recipe
+from fastft.recipe import FinalRecipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run, read_choices
 from tests.photos.conftest import album, tower  # noqa: F401 - fixtures
@@ -101,7 +101,7 @@ def test_before_the_first_checkpoint_another_command_chooses_anew(tiny, uninterr
 def test_the_recipe_of_a_run_has_no_open_options(uninterrupted):
     recipe, choices = load_run(uninterrupted).recipe, read_choices(uninterrupted) or {}
     values = recipe.flat()
-    assert not recipe.automatic
+    assert isinstance(recipe, FinalRecipe) and not hasattr(recipe, "automatic")
     assert {"augment.policy", "augment.scale_min", "augment.hflip"} <= choices.keys()
     assert all(values[option] == choice.value for option, choice in choices.items())
     assert all(choices[option].evidence for option in ("augment.policy", "augment.hflip"))

@@ -9,7 +9,7 @@ import yaml
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.recipe import SECTIONS, load_recipe, option_fields, parse_duration, recipe_from_dict
+from fastft.recipe import SECTIONS, FinalRecipe, load_recipe, option_fields, parse_duration, recipe_from_dict
 from fastft.recipe.option_list import list_options
 from tests.refusals import refuses
 
@@ -126,7 +126,9 @@ def test_a_wrong_entry_of_a_dict_is_named(options, message):
 
 def test_a_recipe_survives_its_own_dictionary():
     recipe = load_recipe(RECIPES / "final_l14_336.yaml")
-    assert recipe_from_dict(recipe.name, yaml.safe_load(yaml.safe_dump(_lists(recipe.as_dict())))) == recipe
+    assert recipe_from_dict(recipe.name, yaml.safe_load(yaml.safe_dump(_lists(recipe.as_dict())))) == FinalRecipe.of(
+        recipe
+    )
 
 
 def _lists(value):
