@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from beton_tools.base.extras import INSTALL_FFCV, INSTALL_TURBOJPEG, requirements_of
 from fastft.cli import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -67,11 +69,32 @@ def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path):
 
 def test_all_instructions_name_the_packages_that_set_up_installs():
     packages = set((ROOT / ".ci/packages").read_text("utf-8").split())
-    assert packages == set(doctor.FFCV_NEEDS.split())
-    for page in ("README.md", "docs/install.md", "docs/notebooks.md"):
-        text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
-        line = next(line for line in text.splitlines() if re.match(r"(!|sudo )apt-get", line))
-        assert packages <= set(line.split()), page
+    assert packages == set(INSTALL_TURBOJPEG.partition("(")[0].split()[3:])
+    assert set(doctor.FFCV_LOADS.split()) < set((ROOT / ".ci/ffcv/packages").read_text("utf-8").split())
+    for page in ("README.md", "docs/install.md"):
+        lines = (ROOT / page).read_text("utf-8").splitlines()
+        assert packages <= set(next(line for line in lines if line.startswith("sudo apt-get")).split()), page
+        assert any(line.startswith(INSTALL_FFCV.partition(", in a clone")[0]) for line in lines), page
+
+
+def test_a_message_names_the_packages_of_an_extra():
+    """fastft itself is on no index, so pip cannot take its extras from there."""
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for extra in ("cloud", "cuda12", "cuda13", "ffcv"):
+        assert set(shlex.split(requirements_of(extra))) == {str(Requirement(package)) for package in extras[extra]}
+    assert requirements_of("no such extra") == "'.[no such extra]'"
+    for folder in ("fastft", "beton_tools", "docs", "examples"):
+        for path in (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".ipynb")):
+            assert not re.search(r"install (-q )?'?fastft(\[[\w,.]*\])?(?! @)['\s`]", path.read_text("utf-8")), path
+
+
+def test_a_user_without_ffcv_is_told_the_line_that_adds_it():
+    code = "import sys; sys.modules['ffcv'] = None; import fastft.ffcv"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == (
+        f"ImportError: fastft.ffcv needs FFCV, which is not installed. Run: {INSTALL_FFCV}"
+    )
 
 
 def script(dockerfile: str, root: Path) -> str:

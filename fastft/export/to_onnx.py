@@ -16,7 +16,7 @@ from fastft.evaluate.trained import Trained
 from fastft.export.preprocessing import metadata
 
 OPSET = 17  # the first with LayerNormalization
-MISSING = "exporting to ONNX needs onnx and onnxruntime. Run: pip install 'fastft[export]'"
+MISSING = "exporting to ONNX needs onnx and onnxruntime. Run: pip install onnx onnxruntime"
 
 
 def write(trained: Trained, path: Path) -> None:
