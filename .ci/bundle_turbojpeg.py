@@ -5,7 +5,6 @@ would not copy it. auditwheel then finds out which C library the wheel needs, an
 """
 
 import ctypes
-import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from add_licences import packages_of
 
 NAME = "libturbojpeg.so.0"  # as in beton_tools/jpeg/turbo.py
+MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine in an ELF header
 LICENCES = "IJG AND BSD-3-Clause AND Zlib"  # libjpeg-turbo's LICENSE.md
 
 
@@ -48,7 +48,8 @@ def main(wheel: Path, out: Path, library: Path) -> None:
             sys.exit("the wheel's metadata have no licence where it was expected")
         (information / "METADATA").write_text(changed, "utf-8")
         tags = (information / "WHEEL").read_text("utf-8").replace("Root-Is-Purelib: true", "Root-Is-Purelib: false")
-        tags = re.sub(r"Tag: .*", f"Tag: py3-none-linux_{platform.machine()}", tags)
+        machine = MACHINES[int.from_bytes(library.read_bytes()[18:20], "little")]
+        tags = re.sub(r"Tag: .*", f"Tag: py3-none-linux_{machine}", tags)
         (information / "WHEEL").write_text(tags, "utf-8")
         run("wheel", "pack", "-d", work, content)
         run("auditwheel", "repair", "--wheel-dir", out, next(work.glob("*.whl")))

@@ -1,5 +1,6 @@
 """Set-up takes the PyTorch that the machine needs; the Dockerfile works (its instructions executed as a script)."""
 
+import email
 import os
 import re
 import shlex
@@ -95,6 +96,23 @@ def test_a_user_without_ffcv_is_told_the_line_that_adds_it():
     assert ended.stderr.splitlines()[-1] == (
         f"ImportError: fastft.ffcv needs FFCV, which is not installed. Run: {INSTALL_FFCV}"
     )
+
+
+def test_the_published_metadata_have_the_author_and_absolute_links_to_files_that_exist(tmp_path):
+    address = "https://host.example/owner/fastft"
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"FASTFT_REPOSITORY": address}, check=True, capture_output=True)
+    found = email.message_from_string((tmp_path / "fastft.egg-info/PKG-INFO").read_text("utf-8"))
+    authors = re.findall("^authors:\n  - name: (.*)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
+    assert [found["Author"]] == authors
+    assert f"Homepage, {address}" in found.get_all("Project-URL")
+    text = found.get_payload()
+    links = re.findall(r'\]\(([^)#]+)|(?:src|srcset)="([^"]+)', text)
+    own = [link for pair in links for link in pair if link.startswith(address)]
+    assert all(link.startswith("https://") for pair in links for link in pair if link)
+    assert len(own) > 20 and f"{address}/raw/HEAD/docs/images/speed-light.svg" in own
+    for link in own:
+        assert (ROOT / re.sub(rf"{address}/(blob|raw)/HEAD/", "", link)).exists(), link
 
 
 def script(dockerfile: str, root: Path) -> str:
