@@ -41,7 +41,7 @@ def origin(trained: Trained) -> dict[str, object]:
         "checkpoint": trained.path.name,
         "weights": trained.kind,
     }
-    return {"fastft": __version__, "run": run, "license": LICENCE}
+    return {"fastft": __version__, "run": run, "licence": LICENCE}
 
 
 def metadata(trained: Trained) -> dict[str, object]:
