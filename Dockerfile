@@ -12,7 +12,7 @@ COPY . /opt/fastft
 WORKDIR /opt/fastft
 # The compiler stays: torch.compile needs it.
 RUN command -v python3 >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates python3; }
-RUN TORCH=$TORCH bash .ci/setup python3 /opt/venv export,cloud
+RUN TORCH=$TORCH bash .ci/setup python3 /opt/venv export,cloud,ffcv
 RUN python .ci/fill_cache.py
 WORKDIR /data
 ENTRYPOINT ["fastft"]

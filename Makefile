@@ -30,7 +30,7 @@ test-python:  ## set-up and tests in a fresh environment: make test-python VERSI
 test-bare:  ## the README's commands and its lines for pip in an empty Debian; root and debootstrap only
 	bash .ci/test-bare
 
-wheels:  ## dist/ffcv-*.whl: FFCV for machines without a compiler, one wheel per Python found here
+wheels:  ## dist/: fastft with libjpeg-turbo, and FFCV, for machines without a compiler; VERSION=fastft: without FFCV
 	bash .ci/wheels $(VERSION)
 
 lint: setup

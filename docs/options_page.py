@@ -1,17 +1,23 @@
-"""Write docs/options.md from the recipe schema.
+"""Write docs/options.md and fastft/recipe/option_types.py from the recipe schema.
 
-python docs/options_page.py            rewrite the page
-python docs/options_page.py --check    exit 1 if it is out of date
+python docs/options_page.py            rewrite the page and the module
+python docs/options_page.py --check    exit 1 if one of them is out of date
 """
 
+import dataclasses
 import sys
+import typing
 from pathlib import Path
 
 from fastft.recipe import SECTIONS
+from fastft.recipe.check import OptionChecker
 from fastft.recipe.constants import SHORT_NAMES
 from fastft.recipe.option_list import OptionInfo, list_options
+from fastft.recipe.schema import AUTO
 
 PAGE = Path(__file__).resolve().parent / "options.md"
+PATHS = ("data.train", "data.val", "model.arch", "model.weights", "model.head", "train.run_dir")
+TYPES = PAGE.parents[1] / "fastft/recipe/option_types.py"
 
 
 def options_page() -> str:
@@ -41,14 +47,50 @@ def _page_entry(option: OptionInfo) -> str:
     return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 
+def types_module() -> str:
+    """Return the Python of fastft/recipe/option_types.py: for each section a TypedDict with its options."""
+    parts = [
+        '"""The options of each section as types, for `fastft.fit`: a checker finds a misspelt option or a wrong type.\n\n'
+        'Written by `python docs/options_page.py` from `fastft/recipe/schema.py`. A test keeps it up to date.\n"""\n\n'
+        "from collections.abc import Sequence\nfrom pathlib import Path\nfrom typing import Literal, TypedDict"
+    ]
+    for section, cls in SECTIONS.items():
+        if section == "about":  # describes a recipe; fit has no such argument
+            continue
+        hints = typing.get_type_hints(cls)
+        entries = [
+            f"    {f.name}: {_annotation(OptionChecker(f, hints[f.name]), f'{section}.{f.name}')}"
+            for f in dataclasses.fields(cls)
+        ]
+        head = f'class {cls.__name__}Options(TypedDict, total=False):\n    """{cls.__doc__}"""\n\n'
+        parts.append(head + "\n".join(entries))
+    return "\n\n\n".join(parts) + "\n"
+
+
+def _annotation(checker: OptionChecker, name: str) -> str:
+    """Return the type of the values that the option takes from Python."""
+    text = "str | Path" if name in PATHS else "str"
+    parts = (
+        []
+        if checker.choices
+        else [{bool: "bool", int: "int", float: "float", str: text, tuple: "Sequence[float]"}[checker.type]]
+    )
+    if checker.choices or (checker.auto and checker.type is not str):
+        named = ", ".join(f'"{word}"' for word in (*checker.choices, *[AUTO] * checker.auto))
+        parts.append(f"Literal[{named}]")
+    return " | ".join(parts + ["None"] * checker.optional)
+
+
 def is_current() -> bool:
-    return PAGE.exists() and PAGE.read_text(encoding="utf-8") == options_page()
+    files = {PAGE: options_page(), TYPES: types_module()}
+    return all(path.exists() and path.read_text(encoding="utf-8") == text for path, text in files.items())
 
 
 def main() -> int:
     if "--check" in sys.argv[1:]:
         return int(not is_current())
     PAGE.write_text(options_page(), encoding="utf-8")
+    TYPES.write_text(types_module(), encoding="utf-8")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Set-up takes the PyTorch that the machine needs; the Dockerfile works (its instructions executed as a script)."""
 
+import email
 import os
 import re
 import shlex
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from beton_tools.base.extras import INSTALL_FFCV, INSTALL_TURBOJPEG, requirements_of
 from fastft.cli import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -67,11 +70,49 @@ def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path):
 
 def test_all_instructions_name_the_packages_that_set_up_installs():
     packages = set((ROOT / ".ci/packages").read_text("utf-8").split())
-    assert packages == set(doctor.FFCV_NEEDS.split())
-    for page in ("README.md", "docs/install.md", "docs/notebooks.md"):
-        text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
-        line = next(line for line in text.splitlines() if re.match(r"(!|sudo )apt-get", line))
-        assert packages <= set(line.split()), page
+    assert packages == set(INSTALL_TURBOJPEG.partition("(")[0].split()[3:])
+    assert set(doctor.FFCV_LOADS.split()) < set((ROOT / ".ci/ffcv/packages").read_text("utf-8").split())
+    for page in ("README.md", "docs/install.md"):
+        lines = (ROOT / page).read_text("utf-8").splitlines()
+        assert packages <= set(next(line for line in lines if line.startswith("sudo apt-get")).split()), page
+        assert any(line.startswith(INSTALL_FFCV.partition(", in a clone")[0]) for line in lines), page
+
+
+def test_a_message_names_the_packages_of_an_extra():
+    """fastft itself is on no index, so pip cannot take its extras from there."""
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for extra in ("cloud", "cuda12", "cuda13", "ffcv"):
+        assert set(shlex.split(requirements_of(extra))) == {str(Requirement(package)) for package in extras[extra]}
+    assert requirements_of("no such extra") == "'.[no such extra]'"
+    for folder in ("fastft", "beton_tools", "docs", "examples"):
+        for path in (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".ipynb")):
+            assert not re.search(r"install (-q )?'?fastft(\[[\w,.]*\])?(?! @)['\s`]", path.read_text("utf-8")), path
+
+
+def test_a_user_without_ffcv_is_told_the_line_that_adds_it():
+    code = "import sys; sys.modules['ffcv'] = None; import fastft.ffcv"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == (
+        f"ImportError: fastft.ffcv needs FFCV, which is not installed. Run: {INSTALL_FFCV}"
+    )
+
+
+def test_the_published_metadata_have_the_author_and_absolute_links_to_files_that_exist(tmp_path):
+    address = "https://host.example/owner/fastft"
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"FASTFT_REPOSITORY": address}, check=True, capture_output=True)
+    found = email.message_from_string((tmp_path / "fastft.egg-info/PKG-INFO").read_text("utf-8"))
+    authors = re.findall("^authors:\n  - name: (.*)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
+    assert [found["Author"]] == authors
+    assert f"Homepage, {address}" in found.get_all("Project-URL")
+    text = found.get_payload()
+    links = re.findall(r'\]\(([^)#]+)|(?:src|srcset)="([^"]+)', text)
+    own = [link for pair in links for link in pair if link.startswith(address)]
+    assert all(link.startswith("https://") for pair in links for link in pair if link)
+    assert len(own) > 20 and f"{address}/raw/HEAD/docs/images/speed-light.svg" in own
+    for link in own:
+        assert (ROOT / re.sub(rf"{address}/(blob|raw)/HEAD/", "", link)).exists(), link
 
 
 def script(dockerfile: str, root: Path) -> str:

@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (
     *(".jfif", ".gif"),
     *(HEIC_SUFFIXES := (".heic", ".heif")),
 )
-HEIC_NEEDS = "HEIC files need pillow-heif. Run: pip install 'fastft[heic]'"
+HEIC_NEEDS = "HEIC files need pillow-heif. Run: pip install pillow-heif"
 _HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # ISO/IEC 23008-12 brands, HEVC-coded
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> prefix in EncodedImage.how
 _DEEP_COLOURS = re.compile(r"(LA|RGB|RGBA|RGBX);16([BLN])")  # Pillow's raw modes

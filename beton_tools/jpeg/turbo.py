@@ -20,6 +20,7 @@ from numba import types
 from numba.core.typing import Signature
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.extras import INSTALL_TURBOJPEG
 from beton_tools.base.jit import njit
 from beton_tools.jpeg.markers import DAMAGED, OK, JpegError
 
@@ -33,8 +34,13 @@ SUBSAMPLINGS = tuple(_TJSAMP)
 MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION; the format allows 65535
 
 
+BUNDLED = Path(__file__).with_name("libturbojpeg.so.0")  # in the wheels from .ci/wheels
+
+
 def find_library() -> str | None:
-    """Return libturbojpeg's name or path: the system's, or the one inside an FFCV wheel. None without either."""
+    """Return libturbojpeg's name or path: this wheel's own, the system's, or an FFCV wheel's. None without any."""
+    if BUNDLED.exists():
+        return str(BUNDLED)
     of_system = ctypes.util.find_library("turbojpeg")
     if of_system is not None:
         return of_system
@@ -46,7 +52,7 @@ def open_library() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(find_library() or "libturbojpeg.so.0")
     except OSError as error:
-        raise UserError(f"cannot load libturbojpeg ({error}). Run: apt-get install libturbojpeg0") from error
+        raise UserError(f"cannot load libturbojpeg ({error}). Run: {INSTALL_TURBOJPEG}") from error
 
 
 _library = open_library()

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from beton_tools.base.console import hide_secrets
 from beton_tools.base.errors import UserError
+from beton_tools.base.extras import install_extra
 from beton_tools.base.user_files import open_user_file
 
 # a local file's size in bytes and modification time in ns, or a remote file's size in bytes and version hash
@@ -177,7 +178,7 @@ def _package(name: str, protocol: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"{protocol}:// files need the package {name}. Run: pip install 'fastft[cloud]'") from error
+        raise UserError(f"{protocol}:// files need the package {name}. Run: {install_extra('cloud')}") from error
 
 
 @lru_cache

@@ -7,7 +7,7 @@ It runs on torch's current stream, reads and writes torch tensors without copies
 torch's memory: after the first batches, torch's cache serves every request. The bytes equal those from the CPU back
 end, except where the device's sine and cosine give a rotation matrix another last digit.
 
-You need numba-cuda (pip install 'fastft[cuda12]') and an NVIDIA GPU with compute capability 7.0 or more. No image
+You need numba-cuda (the extra cuda12 or cuda13) and an NVIDIA GPU with compute capability 7.0 or more. No image
 side may be above MOST_SHRINK times `size`.
 """
 

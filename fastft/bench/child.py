@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.extras import INSTALL_FFCV
 
 # runs one round; returns the number of images, or several figures including "count"
 Arm = Callable[[], int | dict[str, Any]]
@@ -70,6 +71,8 @@ def _trial(arm: Arm) -> dict[str, Any]:
 def _failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, NotInstalled):
         return {"skipped": f"not installed: {error}"}
+    if isinstance(error, ModuleNotFoundError) and error.name == "ffcv":
+        return {"skipped": f"not installed: {INSTALL_FFCV}"}
     if isinstance(error, UserError):
         return {"failed": str(error), "bad_input": True}
     traceback.print_exc()

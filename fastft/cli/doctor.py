@@ -6,6 +6,7 @@ Each check gives ok, warn or fail, with the command that fixes it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from beton_tools.base.extras import INSTALL_FFCV, INSTALL_TURBOJPEG, requirements_of
 from fastft.cost.gpu_memory import describe_no_fit, memory_need
 from fastft.machine.facts import GIB, UNFINISHED, Facts, fits_page_cache
 from fastft.machine.precision import AMPERE
@@ -23,9 +24,7 @@ SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch; containers often get 64 MB
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "75 GB (--max-resolution 500) to 150 GB"  # converted
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
-# from .ci/packages: what FFCV loads in addition to the libraries that it was built on, and all that its build needs
-FFCV_LOADS = "libgl1 libglib2.0-0"
-FFCV_NEEDS = f"build-essential pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev {FFCV_LOADS}"
+FFCV_LOADS = "libgl1 libglib2.0-0"  # from .ci/ffcv/packages: in addition to the libraries that FFCV was built on
 
 DRIVER_LINKS = "the driver's linker"  # in the error from `fastft.augment.kernel_probe`
 
@@ -132,10 +131,10 @@ def check_numba_cuda(f: Facts) -> Result | None:
     if not f.gpus:
         return None
     if f.numba_cuda is None:
-        return FAIL, "not installed. Augmentation on the GPU needs it", _install(f, cuda_extra(f))
+        return FAIL, "not installed. Augmentation on the GPU needs it", _install(f, requirements_of(cuda_extra(f)))
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         version = f"{f.numba_cuda} with CUDA 13, which does not support sm_70"
-        return FAIL, version, _install(f, "'fastft[cuda12]'")
+        return FAIL, version, _install(f, requirements_of("cuda12"))
     return OK, f.numba_cuda, ""
 
 
@@ -146,35 +145,34 @@ def check_kernels(f: Facts) -> Result | None:
     if f.kernel_error is None:
         return OK, f.kernel or "", ""
     # numba-cuda 0.30 uses row_stack, which NumPy 2.5 removed
-    package = "'numpy<2.5'" if "row_stack" in f.kernel_error else cuda_extra(f)
+    package = "'numpy<2.5'" if "row_stack" in f.kernel_error else requirements_of(cuda_extra(f))
     if DRIVER_LINKS in f.kernel_error:  # an older driver cannot read a newer compiler's PTX
         package = "nvidia-nvjitlink" if f.numba_cuda_toolkit == 13 else "nvidia-nvjitlink-cu12"
     return FAIL if f.gpus else WARN, f.kernel_error, _install(f, package)
 
 
 def cuda_extra(f: Facts) -> str:
-    """Return the extra in pyproject.toml for torch's CUDA version and the oldest GPU here, for pip."""
+    """Return the extra in pyproject.toml for torch's CUDA version and the oldest GPU here."""
     old = any(g.capability < (7, 5) for g in f.gpus) or (f.torch_cuda or "13").startswith("12.")
-    return "'fastft[cuda12]'" if old else "'fastft[cuda13]'"
+    return "cuda12" if old else "cuda13"
 
 
 def check_ffcv(f: Facts) -> Result:
-    """Check if FFCV loads.
-
-    If not, give the commands that fix it: a rebuild is one even if a build is installed or cached.
-    """
+    """Check if FFCV loads, which training does not need. A rebuild helps even if a build is installed or cached."""
+    if f.ffcv is None:
+        return OK, f"not installed. Only fastft.ffcv and its benchmarks need it. To add it: {INSTALL_FFCV}", ""
     if f.ffcv_error is None:
         return OK, f"{f.ffcv}, its libraries can be loaded", ""
     if "libGL" in f.ffcv_error or "libglib" in f.ffcv_error or "libgthread" in f.ffcv_error:
-        return FAIL, f.ffcv_error, f"apt-get install {FFCV_LOADS}"
-    anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
-    build = "PKG_CONFIG_PATH=$PWD/.ci/ffcv " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
-    return FAIL, f.ffcv_error, f"apt-get install {FFCV_NEEDS} python3-dev. In a clone of fastft: {build}"
+        return WARN, f.ffcv_error, f"apt-get install {FFCV_LOADS}"
+    again = _install(f, "--force-reinstall --no-deps --no-cache-dir --no-build-isolation ffcv==1.0.2")
+    build = f"PKG_CONFIG_PATH=$PWD/.ci/ffcv {again}"
+    return WARN, f.ffcv_error, f"sudo apt-get install $(cat .ci/ffcv/packages) && {build}, in a clone of fastft"
 
 
 def check_turbojpeg(f: Facts) -> Result:
     if f.turbojpeg is None:
-        return FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0"
+        return FAIL, "libturbojpeg was not found", INSTALL_TURBOJPEG
     return OK, f.turbojpeg, ""
 
 

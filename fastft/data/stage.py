@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError, first_line
+from beton_tools.base.extras import install_extra
 from beton_tools.base.pixels import CHANNELS
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
@@ -296,7 +297,8 @@ def new_stage(
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)
     if not has_numba_cuda():
-        raise UserError("augmentation on a GPU needs numba-cuda. Run: pip install 'fastft[cuda12]'")
+        extra = f"cuda{(torch.version.cuda or '12').partition('.')[0]}"
+        raise UserError(f"augmentation on a GPU needs numba-cuda. Run: {install_extra(extra)}")
     check_shrink(betons, device, size)
     try:
         from fastft.augment.cuda import CudaAugment

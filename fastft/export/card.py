@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import yaml
+
 from beton_tools import __version__
 from beton_tools.base.console import markdown_table
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.evaluate.trained import Trained
-from fastft.export.preprocessing import preprocessing_code, short_side
+from fastft.export.preprocessing import LICENCE, preprocessing_code, short_side
 from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE
@@ -18,10 +20,13 @@ from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 FEW_CLASSES = 20  # the card lists up to this many class names; longer lists are only in the files
 
 
-def model_card(trained: Trained, usage: str, check: str, max_difference: float, *, normalised: bool) -> str:
-    """Return the model card as Markdown.
+def model_card(
+    trained: Trained, library: str, usage: str, check: str, max_difference: float, *, normalised: bool
+) -> str:
+    """Return the model card as Markdown, with the front matter that the Hugging Face Hub reads.
 
     Args:
+        library: the library that loads the model, as the Hub calls it.
         usage: Python code that loads the model.
         check: what was compared when the file was written.
         normalised: whether the model takes normalised images. If not, it takes uint8 pixels.
@@ -38,10 +43,22 @@ def model_card(trained: Trained, usage: str, check: str, max_difference: float, 
         *([f"## Probabilities\n\n{_temperature(trained)}"] if trained.temperature else []),
         f"## Data\n\n{_data(recipe)}",
         f"## Recipe\n\n{_recipe(recipe)}",
-        "## Licence\n\nThe weights derive from pretrained weights and from training images. The licences of both "
-        "apply to what you do with them.",
+        f"## Licence\n\n{LICENCE}",
     ]
-    return "\n\n".join(sections) + "\n"
+    return _front_matter(trained, library) + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(trained: Trained, library: str) -> str:
+    entries: dict[str, object] = {
+        "library_name": library,
+        "pipeline_tag": "image-classification",
+        "license": "other",
+        "license_name": "see-licence-section",
+        "tags": ["image-classification", "fastft", *["multi-label"] * trained.recipe.data.multi_label],
+    }
+    if trained.scores is not None and not trained.is_adjusted:
+        entries["metrics"] = ["accuracy"]
+    return f"---\n{yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
 def _summary(trained: Trained) -> str:

@@ -34,6 +34,7 @@ class Format:
     load: Callable[[Path], Model]
     usage: Callable[[Trained, Path], str]  # Python code that loads it, for the model card
     folder: bool
+    library: str  # that loads it, as the Hugging Face Hub calls it
     suffix: str = ""
     probabilities: bool = False
 
@@ -43,13 +44,26 @@ class Format:
 
 
 FORMATS = {
-    "timm": Format(to_timm.write, to_timm.load, to_timm.usage, folder=True),
-    "open_clip": Format(to_open_clip.write, to_open_clip.load, to_open_clip.usage, folder=True),
+    "timm": Format(to_timm.write, to_timm.load, to_timm.usage, folder=True, library="timm"),
+    "open_clip": Format(to_open_clip.write, to_open_clip.load, to_open_clip.usage, folder=True, library="open_clip"),
     "safetensors": Format(
-        to_safetensors.write, to_safetensors.load, to_safetensors.usage, folder=False, suffix=".safetensors"
+        to_safetensors.write,
+        to_safetensors.load,
+        to_safetensors.usage,
+        folder=False,
+        library="fastft",
+        suffix=".safetensors",
     ),
-    "onnx": Format(to_onnx.write, to_onnx.load, to_onnx.usage, folder=False, suffix=".onnx"),
-    "torch": Format(to_torch.write, to_torch.load, to_torch.usage, folder=False, suffix=".pt2", probabilities=True),
+    "onnx": Format(to_onnx.write, to_onnx.load, to_onnx.usage, folder=False, library="onnx", suffix=".onnx"),
+    "torch": Format(
+        to_torch.write,
+        to_torch.load,
+        to_torch.usage,
+        folder=False,
+        library="pytorch",
+        suffix=".pt2",
+        probabilities=True,
+    ),
 }
 
 
@@ -111,7 +125,9 @@ def export_checkpoint(
                 "Nothing was written. Please report this"
             )
         check = f"{kind.output} of this {format} export and the checkpoint"
-        text = model_card(trained, kind.usage(trained, out), check, difference, normalised=not kind.probabilities)
+        text = model_card(
+            trained, kind.library, kind.usage(trained, out), check, difference, normalised=not kind.probabilities
+        )
         made = scratch / card.relative_to(out.parent)
         made.write_text(text, encoding="utf-8", errors="backslashreplace")  # because paths need not be UTF-8
         _move(scratch, out)

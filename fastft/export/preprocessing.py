@@ -3,6 +3,7 @@
 import json
 import math
 
+from beton_tools import __version__
 from fastft.evaluate.trained import Trained
 from fastft.recipe import Recipe
 
@@ -26,9 +27,26 @@ def image_record(recipe: Recipe) -> dict[str, object]:
     }
 
 
+LICENCE = (
+    "The weights derive from pretrained weights and from training images. "
+    "The licences of both apply to what you do with them."
+)
+
+
+def origin(trained: Trained) -> dict[str, object]:
+    """Return where an exported file comes from: fastft's version, the run, the weights in it, and what licence applies."""
+    run = {
+        "name": trained.path.parents[1].name,
+        "recipe": trained.recipe.name,
+        "checkpoint": trained.path.name,
+        "weights": trained.kind,
+    }
+    return {"fastft": __version__, "run": run, "licence": LICENCE}
+
+
 def metadata(trained: Trained) -> dict[str, object]:
-    """Return class names by output, preprocessing, and temperature or thresholds, for formats that can hold them."""
-    return {"classes": trained.outputs, **image_record(trained.recipe), **trained.temperature_record}
+    """Return class names by output, preprocessing, temperature or thresholds, and origin, for formats that can hold them."""
+    return {"classes": trained.outputs, **image_record(trained.recipe), **trained.temperature_record, **origin(trained)}
 
 
 def short_side(recipe: Recipe) -> int:

@@ -1,6 +1,6 @@
 """One ONNX file for any batch size, from `images` (B, 3, S, S) float32 to `logits` (B, K).
 
-Its metadata holds the class names and the preprocessing, each value as JSON.
+Its metadata holds the class names, the preprocessing, the run, fastft's version and the licence, each value as JSON.
 """
 
 import json
@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beton_tools import __version__
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.export.preprocessing import metadata
 
 OPSET = 17  # the first with LayerNormalization
-MISSING = "exporting to ONNX needs onnx and onnxruntime. Run: pip install 'fastft[export]'"
+MISSING = "exporting to ONNX needs onnx and onnxruntime. Run: pip install onnx onnxruntime"
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -35,6 +36,7 @@ def write(trained: Trained, path: Path) -> None:
         )  # fmt: skip
     made = onnx.load(path, load_external_data=False)  # models above 2 GiB do not fit into one file
     onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in metadata(trained).items()})
+    made.producer_name, made.producer_version = "fastft", __version__
     onnx.save(made, path)
 
 

@@ -56,7 +56,10 @@ def load(path: Path) -> torch.nn.Module:
 
 def usage(trained: Trained, path: Path) -> str:
     return (
-        "from pathlib import Path\n\n"
-        "from fastft.export.to_safetensors import load\n\n"
-        f'model = load(Path("{path.name}"))  # images (B, 3, S, S) to logits (B, {trained.recipe.data.num_classes})'
+        "from safetensors import safe_open\n\n"
+        "# This format is for fastft: fastft.export.to_safetensors.load builds the model, and model.weights starts from it.\n"
+        "# Without fastft you can read the tensors. Other libraries build the exports to timm, open_clip, onnx and torch.\n"
+        f'with safe_open("{path.name}", framework="pt") as file:\n'
+        "    header = file.metadata()  # the architecture, the classes and the images' normalisation, each as JSON\n"
+        "    tensors = {name: file.get_tensor(name) for name in file.keys()}"
     )

@@ -12,6 +12,13 @@ loader's), the epoch and the sample, not on threads or batches. If an image cann
 in your loop over the loader. FFCV's decoders leave the previous image's pixels in this case.
 """
 
+from importlib.util import find_spec
+
+from beton_tools.base.extras import INSTALL_FFCV
+
+if find_spec("ffcv") is None:
+    raise ImportError(f"fastft.ffcv needs FFCV, which is not installed. Run: {INSTALL_FFCV}")
+
 from fastft.ffcv.operations import Augment, CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 
 __all__ = ["Augment", "CenterCropRGBImageDecoder", "RandomResizedCropRGBImageDecoder"]

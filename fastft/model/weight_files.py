@@ -148,6 +148,7 @@ HUB_SECONDS = 10
 MAX_HUB_CONFIG_BYTES = 8 << 20  # large, because configurations hold label names
 CLASSES = "classes"  # the class names' key in fastft's exports and checkpoints
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
+OPEN_CLIP_HEAD = "head.safetensors"  # in fastft's exports
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that hold the tensors
 # the first that exists is read
 WEIGHT_FILES = {
@@ -190,6 +191,8 @@ class WeightFolder:
         for name in WEIGHT_FILES[self.library]:
             if (self.path / name).exists():
                 files = _indexed_files(self.path) if name == INDEX else [name]
+                if self.library == "open_clip" and (self.path / OPEN_CLIP_HEAD).exists():
+                    files.append(OPEN_CLIP_HEAD)
                 return {key: value for file in files for key, value in read_state_dict(self.path / file).items()}
         raise UserError(f"{self.path} holds no weights. Expected {' or '.join(WEIGHT_FILES[self.library])}")
 
@@ -223,7 +226,7 @@ def open_weight_folder(path: Path) -> WeightFolder:
     """Open a folder with weights. Raises UserError if it has no configuration from the three libraries."""
     if (path / OPEN_CLIP_CONFIG).exists():
         config = _read_config(path / OPEN_CLIP_CONFIG)
-        model = _part(config, "model_cfg") or config  # fastft's exports have no inner model_cfg
+        model = _part(config, "model_cfg") or config
         vision, classes = _part(model, "vision_cfg"), class_list(config.get(CLASSES))
         name, averages = vision.get("timm_model_name"), vision.get("pool_type") == "avg"
         return WeightFolder(

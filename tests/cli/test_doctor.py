@@ -88,7 +88,8 @@ def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus():
         ("numba-cuda", OK, {"numba_cuda_toolkit": 13, "gpus": (A100,), "arch_list": CU130}),
         ("CUDA kernels", FAIL, {"kernel": None, "kernel_error": "AttributeError: row_stack"}),
         ("CUDA kernels", WARN, {"kernel": None, "kernel_error": "NvvmError", "gpus": (), "nvidia_smi": None}),
-        ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
+        ("FFCV", WARN, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
+        ("FFCV", OK, {"ffcv": None}),
         ("TurboJPEG", FAIL, {"turbojpeg": None}),
         ("CPU loader", FAIL, {"pixels": None, "pixels_error": "differ from Pillow's by 200 of 255 levels"}),
         ("CPU loader", WARN, {"pixels": None, "pixels_error": "pixel_probe did not finish within 300 s"}),
@@ -116,7 +117,7 @@ def test_ffcv_that_lacks_a_library_needs_that_and_a_broken_one_is_rebuilt_even_i
     forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
     assert check("FFCV", ffcv_error="ImportError: libGL.so.1").fix == "apt-get install libgl1 libglib2.0-0"
     assert forced < set(check("FFCV", ffcv_error="ImportError").fix.split())
-    assert not forced & set(check("FFCV", ffcv=None, ffcv_error="ImportError").fix.split())
+    assert "PKG_CONFIG_PATH=$PWD/.ci/ffcv pip install '.[ffcv]'" in check("FFCV", ffcv=None).found
 
 
 def test_python_that_hangs_is_an_error(tmp_path, monkeypatch):
@@ -199,4 +200,6 @@ def test_command_refuses_a_file_that_is_not_a_beton(data, message, refused):
     [("12.6", (V100,), "cuda12"), ("13.0", (H100,), "cuda13"), ("12.8", (H100,), "cuda12"), ("13.0", (V100, H100), "cuda12")],
 )  # fmt: skip
 def test_the_extra_named_fits_the_card_and_torch(torch_cuda, gpus, extra):
-    assert f"fastft[{extra}]" in check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix
+    assert (
+        f"'numba-cuda[cu{extra[-2:]}]>=" in check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix
+    )

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import fastft
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.evaluate.predictor import Predictor, read_image
@@ -97,7 +98,9 @@ def test_an_export_with_wrong_logits_is_deleted(tmp_path, monkeypatch):
         return command.to_timm.load(path)
 
     monkeypatch.setitem(
-        FORMATS, "timm", command.Format(command.to_timm.write, damaged, command.to_timm.usage, folder=True)
+        FORMATS,
+        "timm",
+        command.Format(command.to_timm.write, damaged, command.to_timm.usage, folder=True, library="timm"),
     )
     with pytest.raises(UserError, match="other logits"):
         export_checkpoint(tmp_path / "run", "timm", tmp_path / "out")
@@ -296,38 +299,97 @@ def test_an_onnx_file_states_its_classes_and_its_preprocessing(tmp_path):
     assert (stated["image_size"], stated["resize_short_side"], stated["background"]) == (32, 36, "white")
     assert stated["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073)) and len(stated["std"]) == 3
     assert "truncated to whole pixels" in stated["preprocessing"]
+    assert (stated["fastft"], stated["run"]["name"], stated["run"]["recipe"]) == (
+        fastft.__version__,
+        "run",
+        "final_b16",
+    )
+    assert "licences of both apply" in stated["licence"]
+    made = onnx.load(tmp_path / "m.onnx")
+    assert (made.producer_name, made.producer_version) == ("fastft", fastft.__version__)
 
 
 WITHOUT_FASTFT = """
+import json
 import sys
 sys.modules["fastft"] = sys.modules["beton_tools"] = None  # importing them is an error
 {code}
+images = np.stack([preprocess(path) for path in sys.argv[1:]])
 {usage}
-for path in sys.argv[1:]:
-    images = preprocess(path)[None]
-    {run}
-    print(json.dumps([classes, probabilities[0].tolist()]))
+{end}
+print(json.dumps([classes, np.asarray(probabilities).tolist()]))
 """
+# what follows the card's code; timm's card has no images, which its transform makes
+SOFTMAX = "import torch; probabilities = torch.softmax(torch.as_tensor(logits), 1)"
+TIMM = (
+    "import torch; classes = model.pretrained_cfg['label_names']\nlogits = model(torch.from_numpy(images)).detach()\n"
+)
+ENDS = {
+    "timm": TIMM + SOFTMAX,
+    "open_clip": SOFTMAX,
+    "onnx": SOFTMAX,
+    "torch": "probabilities = probabilities.detach()",
+}
 
 
 @pytest.mark.slow
-def test_a_torch_file_gives_the_probabilities_of_predict_in_a_process_without_fastft(tmp_path, pictures):
-    make_checkpoint(tmp_path, dict(CLIP), {"temperature": 1.75, "ece": 3.0, "ece_scaled": 1.0})
-    out = tmp_path / "m.pt2"
-    assert main(["export", str(tmp_path / "run"), "--format=torch", f"--out={out}"]) == 0
-    card = Path(f"{out}.md")
+@pytest.mark.parametrize(("format", "pool"), [*((name, "patches") for name in ENDS), ("open_clip", "token")])
+def test_the_code_of_the_card_gives_the_probabilities_of_predict_without_fastft(tmp_path, pictures, format, pool):
+    scores = {"temperature": 1.75, "ece": 3.0, "ece_scaled": 1.0}
+    make_checkpoint(tmp_path, dict(CLIP), scores, model__pool=pool, train__amp="fp32")
+    out = tmp_path / OUTS[format]
+    assert main(["export", str(tmp_path / "run"), f"--format={format}", f"--out={out}"]) == 0
+    card = out / "README.md" if out.is_dir() else Path(f"{out}.md")
     usage = re.findall(r"```python\n(.*?)```", card.read_text(), re.S)[0]
-    before, _, call = usage.strip().rpartition("\n")
-    program = WITHOUT_FASTFT.format(code=code_of(card), usage=before, run=call)
+    program = WITHOUT_FASTFT.format(code=code_of(card), usage=usage, end=ENDS[format])
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, pictures)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    predictions = Predictor(tmp_path / "run", "cpu").predict(pictures, topk=7)
-    for line, prediction in zip(done.stdout.splitlines(), predictions, strict=True):
-        got = dict(zip(*json.loads(line), strict=True))
-        assert sum(got.values()) == pytest.approx(1)
-        assert got == pytest.approx(dict(zip(prediction.classes, prediction.probabilities, strict=True)), abs=1e-5)
+    classes, rows = json.loads(done.stdout)
+    for row, prediction in zip(rows, Predictor(tmp_path / "run", "cpu").predict(pictures, topk=7), strict=True):
+        assert sum(row) == pytest.approx(1)
+        want = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+        assert dict(zip(classes, row, strict=True)) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_card_imports_no_fastft_and_has_the_front_matter_of_the_hub(tmp_path, format):
+    from huggingface_hub import ModelCard
+
+    make_checkpoint(tmp_path, dict(CLIP))
+    out = tmp_path / OUTS[format]
+    export_checkpoint(tmp_path / "run", format, out)
+    card = out / "README.md" if out.is_dir() else Path(f"{out}.md")
+    assert not re.search(r"^\s*(from|import) (fastft|beton_tools)", card.read_text(), re.M)
+    data = ModelCard.load(card).data
+    assert (data.pipeline_tag, data.license, data.library_name) == (
+        "image-classification",
+        "other",
+        FORMATS[format].library,
+    )
+
+
+@pytest.mark.parametrize("pool", ["patches", "token"])
+def test_open_clip_builds_the_whole_export_from_its_folder(tmp_path, pool):
+    """Its own functions for a folder: the model with every tensor, and the preprocessing at the model's size."""
+    import open_clip
+
+    checkpoint = make_checkpoint(tmp_path, dict(CLIP), model__pool=pool)
+    export_checkpoint(tmp_path / "run", "open_clip", tmp_path / "out")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    images = torch.randn(2, 3, 32, 32)
+    trained = load_trained(checkpoint, torch.device("cpu")).model
+    head = load_file(tmp_path / "out/head.safetensors")
+    with torch.no_grad():
+        if pool == "token":
+            got = torch.nn.functional.linear(
+                model.encode_image(images, normalize=True), head["head.weight"], head["head.bias"]
+            )
+        else:
+            got = model.encode_image(images) + head["head.bias"]
+        torch.testing.assert_close(got, trained(images), rtol=1e-4, atol=1e-4)
+    assert transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
 
 
 def test_the_page_about_deployment_shows_the_code_of_the_card():
