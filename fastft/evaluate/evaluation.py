@@ -75,6 +75,7 @@ def evaluate_files(
     only_present_classes: bool = False,
     csv: Path | None = None,
     overwrite: bool = False,
+    classes_by_position: bool = False,
 ) -> list[FileReport]:
     """Score a checkpoint on each `.beton` in `files`, or on its recipe's validation file if there are none.
 
@@ -84,6 +85,7 @@ def evaluate_files(
         only_present_classes: rank only the classes that have images in the file.
         csv: write the prediction for each image to this file. `files` must then be a single file.
         overwrite: replace an existing `csv`.
+        classes_by_position: equal labels mean the same classes in the files and the model, whatever they are called.
 
     Raises:
         UserError: there is no such checkpoint or file, it is damaged, a file has other classes, `csv` cannot be written
@@ -99,7 +101,7 @@ def evaluate_files(
         paths = files or [validation_file(trained.recipe)]
         if logit_adjustment:
             trained = adjust_logits(trained)
-        scores = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
+        scores = [evaluate_model(trained, p, world, only_present_classes, classes_by_position) for p in paths]
     if csv is not None and world.is_main:
         write_predictions_table(scores[0].predictions, trained.outputs, scores[0].path, csv)
     return [replace_fields(report_file(trained, one), logit_adjustment=logit_adjustment) for one in scores]
@@ -128,7 +130,9 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     )
 
 
-def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> EvaluatedFile:
+def evaluate_model(
+    trained: Trained, path: Path, world: World, only_present_classes: bool = False, classes_by_position: bool = False
+) -> EvaluatedFile:
     """Score a model on one file. Raises UserError as `evaluate_files`, published to the other processes."""
     outputs = trained.recipe.data.num_classes
     if only_present_classes:
@@ -136,7 +140,10 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
     model: nn.Module = trained.model
     precision = inference_precision(trained.recipe.train.amp, world.device)
     with eval_loader(trained, path, world) as loader:
-        refuse_other_classes(loader.class_names, trained.outputs, path)
+        note = refuse_other_classes(
+            loader.known_classes, trained.known_classes, path,
+            by_position=classes_by_position or trained.recipe.data.classes_by_position, outputs=outputs,
+        )  # fmt: skip
         refuse_other_labels(loader.betons, trained.recipe)
         ranked = outputs
         if only_present_classes:
@@ -150,7 +157,7 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
         except UserError as error:
             raise world.publish_error(error) from error
     scores = found.scores if ranked >= TOP5_CLASSES else replace_fields(found.scores, top5=None)
-    return EvaluatedFile(path, scores, found.predictions, ranked)
+    return EvaluatedFile(path, scores, found.predictions, ranked, note)
 
 
 def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:

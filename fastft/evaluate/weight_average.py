@@ -91,7 +91,7 @@ def read_start(run: Trained) -> State:
     """Rebuild a run's initial weights from its recipe: the pretrained tower, with the run's head or a seeded one."""
     model = build_model(run.recipe, arch=run.model.visual.arch)
     if run.recipe.model.head_init == FROM_WEIGHTS:
-        head, _ = head_of_weights(model, run.recipe, run.classes, run.classes)
+        head, _ = head_of_weights(model, run.recipe, run.known_classes)
         set_head(model, head, run.path)
     return model.state_dict()
 

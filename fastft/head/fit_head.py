@@ -18,7 +18,6 @@ import torch
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.manifest import Manifest
 from fastft.data.classes import name_outputs
 from fastft.data.selection import open_files
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
@@ -81,10 +80,9 @@ IS_THERE = {PROBE: _is_fitted, FROM_WEIGHTS: _is_taken}
 def _take_head(recipe: Recipe, folder: Path, key: str, say: Say) -> None:
     """Write the rows that the head in `model.weights` has for the training file's classes."""
     files = open_files(recipe).train
-    manifest = Manifest.of_beton(files.files[0].path)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
-    head, note = head_of_weights(model, recipe, files.class_names, manifest.classes if manifest else ())
+    head, note = head_of_weights(model, recipe, files.known_classes)
     classes = name_outputs(files.class_names, recipe.data.num_classes)
     write_head(folder / HEAD_OF_WEIGHTS, replace(head, classes=classes, source=head.source | {"request": key}))
     say(note)

@@ -23,7 +23,8 @@ def count_images(recipe: Recipe) -> tuple[Images | None, list[str]]:
         from fastft.photos.prepare import count_photos
 
         return count_photos(recipe)
-    from fastft.photos.betons import count_betons
+    from fastft.photos.betons import count_betons, warn_of_betons
 
-    val = recipe.data.val
-    return count_betons(recipe if val is None or exists(val) else recipe.with_option("data.val", None)), []
+    if recipe.data.val is not None and not exists(recipe.data.val):
+        recipe = recipe.with_option("data.val", None)
+    return count_betons(recipe), warn_of_betons(recipe)

@@ -28,15 +28,17 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
+from fastft.data.selection import open_given
+from fastft.data.warnings import listing, warn_of_animations
 from fastft.machine.distributed import World
 from fastft.model.recipe_model import check_model
-from fastft.photos.betons import check_beton, count_betons
+from fastft.photos.betons import check_beton, count_betons, warn_of_betons
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_sets, open_val
 from fastft.photos.old_split import OldSplit, read_old_split
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.same_images import as_source, contents
-from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
+from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, split_photos, split_table
 from fastft.photos.state import SPLIT, Inputs, Made, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.schema import Data
@@ -64,7 +66,7 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
     """
     photos = str(recipe.data.train)
     if holds_out_of_beton(recipe):
-        betons = BetonSet.open(photos)
+        betons, _ = open_given(recipe)
         held, warnings, _ = choose_held_out(LabelledSet(as_source(betons)), read_old_split(recipe))
         return replace(Images.of_betons(betons, None), train=int((~held).sum()), val=int(held.sum())), warnings
     _check_paths(recipe)
@@ -89,6 +91,10 @@ def prepare_data(
     _check_paths(recipe)  # before weights are fetched
     needed = needs_preparation(recipe)
     if not (needed if world is None else world.any(needed)):
+        if recipe.data.train is not None:
+            found = warn_of_betons(recipe) if world is None else world.in_main(lambda: warn_of_betons(recipe))
+            for text in found:
+                say(f"warning: {text}")
         return recipe, count_betons(recipe)
 
     def work() -> tuple[Data, Images]:
@@ -123,7 +129,7 @@ def _check_paths(recipe: Recipe) -> None:
     paths = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     betons = [path for path in paths if not needs_conversion(path)]
     for path in betons:
-        check_beton(path)
+        check_beton(path, recipe.data.classes_by_position)
     if 0 < len(betons) < len(paths):
         (photos,) = set(paths) - set(betons)
         raise UserError(
@@ -136,7 +142,7 @@ def _check_paths(recipe: Recipe) -> None:
 def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> tuple[Data, Images]:
     """Make subsets of the .beton. If it has too few images to hold any out, it is used whole."""
     data, old = str(recipe.data.train), read_old_split(recipe)
-    betons = BetonSet.open(data)
+    betons, _ = open_given(recipe)
     whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
     with_images(recipe, images)  # refuses a wrong number of classes before anything is written
 
@@ -256,7 +262,7 @@ def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: S
     with progress(f"converting {split}", say=say) as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
     skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]
-    return [
+    return warn_of_animations(split, manifest.animations) + [
         f"{count:,} {split} image{'' if count == 1 else 's'} {text}"
         for count, text in (
             (len(skipped), f"left out because unreadable: {listing(skipped)}"),
@@ -269,7 +275,8 @@ def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path, say: S
 def _fingerprint(found: LabelledSet) -> str:
     """Hash the images' names, labels, groups, sizes and times, but not their folder's location."""
     source, stamps = found.source, found.source.stamps(np.arange(len(found), dtype=np.int64)).tolist()
-    described = [VERSION, source.kind, source.classes, found.columns.groups, stamps, source.labels.tolist()]
+    groups = None if source.groups is None else list(source.groups)
+    described = [VERSION, source.kind, source.classes, groups, stamps, source.labels.tolist()]
     return _digest(described, source.names.offsets.tobytes() + source.names.blob)
 
 

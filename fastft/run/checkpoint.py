@@ -25,6 +25,7 @@ from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, Positive, check, check_version
 from beton_tools.base.user_files import open_regular, read_regular
 from beton_tools.read.beton_set import Content
+from beton_tools.read.classes import Classes
 from fastft.model import Arch, TimmArch, TowerArch
 from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe, recipe_from_dict
@@ -102,6 +103,7 @@ class ModelState(Document, kw_only=True, omit_defaults=True):
         arch: fields of `fastft.model.Arch` or `TimmArch`.
         data, val: describe the training and the validation images. `val` is None without validation images.
         class_counts: training images by label.
+        class_ids: WordNet ids or folder names by label. None if the training file has none.
     """
 
     name: str
@@ -111,6 +113,11 @@ class ModelState(Document, kw_only=True, omit_defaults=True):
     data: Content
     class_counts: list[Count]
     val: Content | None = None
+    class_ids: list[str] | None = None
+
+    @property
+    def known_classes(self) -> Classes:
+        return Classes.of(self.classes, self.class_ids)
 
 
 def model_state(
@@ -120,12 +127,13 @@ def model_state(
     data: Content,
     class_counts: Sequence[int],
     val: Content | None = None,
+    class_ids: Sequence[str] | None = None,
 ) -> ModelState:
     """Return the constant part of a run's checkpoints, with the values that JSON gives back."""
     described, options = json.loads(json.dumps([asdict(arch), recipe.as_dict()]))
     return ModelState(
         name=recipe.name, recipe=options, arch=described, classes=list(classes), data=data, val=val,
-        class_counts=list(class_counts),
+        class_counts=list(class_counts), class_ids=None if class_ids is None else list(class_ids),
     )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ def request_key(recipe: Recipe) -> str:
     values = {option: value for option, value in recipe.flat().items() if option not in RESUMABLE_OPTIONS}
     values |= {option: _identify(values[option]) for option in WEIGHTS_FILES}
     data = recipe.data.train, recipe.data.val
-    contents = [BetonSet.open(path).content for path in data if path is not None]
+    by_position = recipe.data.classes_by_position
+    contents = [BetonSet.open(path, classes_by_position=by_position).content for path in data if path is not None]
     images = [[content.num_samples, content.identities, content.checksum] for content in contents]
     asked = [values, sorted(recipe.automatic), images]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -58,7 +59,9 @@ def refuse_other_run(stored: ModelState, recipe: Recipe, current: ModelState, fo
     refuse_changed_arch(stored.arch, current.arch, folder)
     refuse_changed_data("data.train", stored.data, current.data, folder)
     refuse_changed_data("data.val", stored.val, current.val, folder)
-    refuse_other_classes(current.classes, stored.classes, str(recipe.data.train))
+    refuse_other_classes(
+        current.known_classes, stored.known_classes, str(recipe.data.train), by_position=recipe.data.classes_by_position
+    )
 
 
 def refuse_changed_recipe(stored: dict[str, Object], recipe: Recipe, folder: Path) -> None:

@@ -66,8 +66,9 @@ def without_foreign_head(recipe: Recipe) -> Recipe:
     chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
     if recipe.model.head_init != FROM_WEIGHTS or not chosen or recipe.data.train is None:
         return recipe
-    old = set(stored_classes(expand_home(recipe.model.weights)) or ())
-    if old.intersection(BetonSet.open(recipe.data.train).class_names):
+    old = stored_classes(expand_home(recipe.model.weights))
+    files = BetonSet.open(recipe.data.train, classes_by_position=recipe.data.classes_by_position)
+    if old is not None and any(row is not None for row in files.known_classes.rows_in(old)):
         return recipe
     others = tuple(choice for choice in recipe.choices if choice.option != HEAD_INIT)
     return replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from msgspec.structs import replace as replace_fields
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
+from beton_tools.read.classes import Classes
 from fastft.augment.mix import Mixer
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.recipe_policy import build_mixer, build_policy
@@ -184,7 +185,8 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
 def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader, validation: Validation) -> ModelState:
     """Return the constant part of a checkpoint's state."""
     val = None if recipe.data.val is None else validation.loaders[0].content
-    return model_state(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts, val)
+    ids = loader.known_classes.ids
+    return model_state(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts, val, ids)
 
 
 def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
@@ -198,7 +200,10 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
         import_tracker(recipe.train.tracker)
     files = open_files(recipe)
     if files.val is not None:
-        refuse_other_classes(files.val.class_names, files.train.class_names, str(recipe.data.val))
+        refuse_other_classes(
+            files.val.known_classes, files.train.known_classes, str(recipe.data.val),
+            by_position=recipe.data.classes_by_position,
+        )  # fmt: skip
         refuse_other_labels(files.val, with_images(recipe, images))
     one_label = {
         "model.head": recipe.model.head is not None,
@@ -212,7 +217,7 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     if not list_checkpoints(run_folder(recipe) / "checkpoints"):
         refuse_too_large(with_images(recipe, images), world.device)
         check_model(with_images(recipe, images))
-        refuse_other_head(recipe, files.train.class_names)
+        refuse_other_head(recipe, files.train.known_classes)
 
 
 def refuse_too_large(recipe: Recipe, device: torch.device) -> None:
@@ -271,13 +276,14 @@ def _build_step(
     )  # fmt: skip
 
 
-def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
+def refuse_other_head(recipe: Recipe, classes: Classes) -> None:
     """Raise UserError if the classes of `model.head` are not the training file's classes."""
     if recipe.model.head is None:
         return
     path = expand_home(recipe.model.head)
     try:
-        refuse_other_classes(class_names, read_head(path).classes, str(recipe.data.train))
+        expected, by_position = Classes.of(read_head(path).classes), recipe.data.classes_by_position
+        refuse_other_classes(classes, expected, str(recipe.data.train), by_position=by_position)
     except UserError as error:
         raise UserError(f"model.head {path} has other classes: {error}") from None
 
