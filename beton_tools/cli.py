@@ -188,7 +188,7 @@ def _run_sheet(args: argparse.Namespace) -> int:
     from beton_tools.inspect.extract import draw_sheet
 
     beton = Beton.open(args.file)
-    manifest, ids = Manifest.of_opened(beton), _choose(args, beton)
+    manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
     print_printable(f"{args.out}: {len(ids):,} images")
     return 0
@@ -198,7 +198,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     from beton_tools.inspect.extract import extract
 
     beton = Beton.open(args.file)
-    manifest, ids = Manifest.of_opened(beton), _choose(args, beton)
+    manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     paths = []
     with progress(args.file.name) as show:
         for path in extract(beton, manifest, ids, args.out):

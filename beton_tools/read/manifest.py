@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from beton_tools.base.errors import UserError, require
 from beton_tools.base.image_formats import ANIMATED, CLEAR
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check, check_version
-from beton_tools.base.user_files import read_user_file
+from beton_tools.base.user_files import open_user_file, read_user_file
 from beton_tools.read.classes import Classes
 from beton_tools.read.format import Beton, align_up
 from beton_tools.read.parts import Conversion, Part
@@ -35,10 +36,11 @@ VERSION = 2
 NAMES_ONLY = 1  # the version before, whose only long table is `names`
 MAX_FILE_BYTES = 512 << 20  # a manifest of ImageNet has 25 MB, one of 20 million images 380 MB
 CHECKED_IMAGES = 16  # images whose checksums tell whether a file and a manifest belong together
-_TABLES = (
-    b'\n "tables": '  # as `Manifest.save` writes it: a string in JSON has no line break, so it occurs nowhere else
-)
 _MAX_NAMES_BYTES = 1 << 31  # for all names together; bounds what a hostile, compressed table may unpack to
+_EXPECTED = "a manifest that `fastft convert` wrote"
+_CHUNK = 1 << 18  # bytes
+# as `Manifest.save` writes it. A string in JSON has no line break, so this occurs nowhere else.
+_TABLES = b'\n "tables": '
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,14 @@ class Manifest:
         return cls.load(path) if path.exists() else None
 
     @classmethod
-    def of_opened(cls, beton: Beton) -> Manifest | None:
-        """Load the manifest beside an open `.beton`, and check that it describes this file.
+    def of_opened(cls, beton: Beton, tables: bool = False) -> Manifest | None:
+        """Load the manifest beside an open `.beton`, and check that it describes this file. tables: see `load`.
 
         Raises:
             UserError: As for `load`, the manifest belongs to another file, or the file has changed since it was opened.
         """
-        manifest = cls.of_beton(beton.path)
+        path = manifest_path(beton.path)
+        manifest = cls.load(path, tables) if path.exists() else None
         if manifest is not None and not manifest.describes(beton):
             beton.check_unchanged()
             raise UserError(
@@ -214,15 +217,19 @@ class Manifest:
             yield "tables", "header, metadata or allocation table changed since they were written"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+    def load(cls, path: str | os.PathLike[str], tables: bool = True) -> Manifest:
         """Read and validate a manifest.
+
+        Args:
+            tables: Whether to read the long tables, which are most of the file.
 
         Raises:
             UserError: The file cannot be read, or is not a complete and consistent manifest.
         """
-        data = read_user_file(path, MAX_FILE_BYTES, "a manifest that `fastft convert` wrote")
+        head = None if tables else _read_head(path)
+        data = read_user_file(path, MAX_FILE_BYTES, _EXPECTED) if head is None else b""
         try:
-            return _from_json(str(path), *_divide(data))
+            return _from_json(str(path), *(_divide(data) if head is None else (head, memoryview(b"{}"))))
         except (ValueError, RecursionError, MemoryError) as error:
             raise UserError(f"{path}: not a manifest ({error}). Write the .beton again, or delete this file") from error
 
@@ -313,6 +320,20 @@ def _inflate(text: str, limit: int) -> bytes:
     data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), limit + 1)
     require(len(data) <= limit, "the name table is longer than stated")
     return data
+
+
+def _read_head(path: str | os.PathLike[str]) -> Any:
+    """Read a manifest's JSON without the long tables. Returns None if they cannot be told from the rest."""
+    data, searched = bytearray(), 0
+    with open_user_file(path, _EXPECTED) as file:
+        while len(data) <= MAX_FILE_BYTES and (more := file.read(_CHUNK)):
+            data += more
+            if (at := data.find(_TABLES, searched)) >= 0:
+                with suppress(ValueError, RecursionError):
+                    return json.loads(data[:at].rstrip(b",") + b"}")
+                return None
+            searched = max(0, len(data) - len(_TABLES))
+    return None
 
 
 def _divide(data: bytes) -> tuple[Any, memoryview]:

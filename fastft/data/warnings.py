@@ -171,8 +171,8 @@ def _shared_images(train: Labelled, val: Labelled) -> list[str]:
     if train.contents is None or val.contents is None:
         return []
     shared = np.flatnonzero(np.isin(val.contents, train.contents))
-    text = "{} also a training image, so accuracy will be too high"
-    return warning(text, "validation image is", "validation images are", _names(val, shared.tolist()))
+    one, several = "validation image is also a training image", "validation images are also training images"
+    return warning("{}, so accuracy will be too high", one, several, _names(val, shared.tolist()))
 
 
 def _shared_groups(train: Labelled, val: Labelled) -> list[str]:
