@@ -32,7 +32,6 @@ DEEP_IMAGES = (
     "16 or 32 bits per value, reduced to 8 (in each file, the smallest value becomes black and the largest white)"
 )
 TRANSPARENT = "transparent pixels, which get the background colour"
-CLEAR, ANIMATED = "transparent ", "animated "  # parts of `beton_tools.write.images.EncodedImage.how`
 WHITE = "white"
 _ORIENTATION = 0x0112  # the Exif tag, which Pillow reads from XMP too
 _TURNS = {

@@ -28,6 +28,14 @@ class Classes:
         return cls(tuple(names), None if ids is None else tuple(ids))
 
     @classmethod
+    def of_labels(cls, labels: Iterable[str], ids: Iterable[str] | None) -> Classes:
+        """Return the classes whose `labels` were stored, with their ids."""
+        if ids is None:
+            return cls.of(labels)
+        own = tuple(ids)
+        return cls(tuple(label.removesuffix(f" ({i})") for label, i in zip(labels, own, strict=True)), own)
+
+    @classmethod
     def unnamed(cls, count: int) -> Classes:
         """Return `count` classes that only have numbers, as in a file without a manifest."""
         return cls(tuple(f"class {k}" for k in range(count)))

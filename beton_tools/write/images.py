@@ -14,8 +14,6 @@ from beton_tools import jpeg
 from beton_tools.base.content import content_id
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import (
-    ANIMATED,
-    CLEAR,
     DEEP_IMAGES,
     DEEP_MODES,
     TRANSPARENT,
@@ -28,6 +26,7 @@ from beton_tools.base.image_formats import (
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError
 from beton_tools.jpeg.turbo import MAX_SIDE, compress, turn_upright
 from beton_tools.read.format import DEFAULT_PAGE_SIZE, MAX_PIXELS_PER_BYTE, RAW_MODE
+from beton_tools.read.manifest import ANIMATED, CLEAR
 from beton_tools.read.sample_table import SampleTable
 from beton_tools.write.area import shrink_by_area
 

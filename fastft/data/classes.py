@@ -23,11 +23,18 @@ def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
 
 
 def refuse_other_classes(
-    classes: Classes, expected: Classes, path: str | Path, *, by_position: bool = False, outputs: int | None = None
+    classes: Classes,
+    expected: Classes,
+    path: str | Path,
+    *,
+    other: str = "the model",
+    by_position: bool = False,
+    outputs: int | None = None,
 ) -> str:
     """Compare the classes of the file `path` with the model's classes by the rule in `compare_classes`.
 
     Args:
+        other: what has the expected classes, for messages.
         by_position: `data.classes_by_position`.
         outputs: the number of the model's outputs, if it may have more than classes.
 
@@ -39,10 +46,10 @@ def refuse_other_classes(
             one.
     """
     advice = (
-        "Give a file with the model's classes in its order, as `fastft convert folder --classes-of TRAIN.beton` numbers "
+        f"Give a file with the classes of {other} in its order, as `fastft convert folder --classes-of TRAIN.beton` numbers "
         "them. If you know that the labels mean the same, set classes_by_position"
     )
-    return compare_classes(classes, expected, str(path), "the model", advice, by_position=by_position, outputs=outputs)
+    return compare_classes(classes, expected, str(path), other, advice, by_position=by_position, outputs=outputs)
 
 
 def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) -> np.ndarray:

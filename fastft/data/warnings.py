@@ -144,7 +144,8 @@ def _missing_classes(train: Labelled, val: Labelled) -> list[str]:
         return []
     own, theirs = (count_classes(found.labels, len(train.classes)) for found in (train, val))
     lacking = [name for k, name in enumerate(train.classes) if own[k] and not theirs[k]]
-    return warning("{} no validation images, so nothing is said about", "class has", "classes have", lacking)
+    them = "it" if len(lacking) == 1 else "them"
+    return warning(f"{{}} no validation images, so nothing is said about {them}", "class has", "classes have", lacking)
 
 
 # the same images ------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def validation_file(recipe: Recipe) -> Path:
     return Path(recipe.data.val)
 
 
-def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
+def eval_loader(trained: Trained, data: BetonPaths, world: World, classes_by_position: bool = False) -> EvalLoader:
     """Load this process's share of a file, transformed as the model is evaluated on it.
 
     Raises UserError if the file is missing or damaged.
@@ -122,7 +122,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     recipe = trained.recipe
     dtype = inference_precision(recipe.train.amp, world.device).dtype
     return EvalLoader(
-        data,
+        BetonSet.open(data, classes_by_position=classes_by_position or recipe.data.classes_by_position),
         build_policy(recipe.with_option("augment.policy", "none")),  # the policy may be unknown to this version
         Output(recipe.evaluated_size, world.device, dtype),
         batch_size=BATCH,
@@ -139,7 +139,7 @@ def evaluate_model(
         refuse_multi_label(trained.recipe, "--only-present-classes")
     model: nn.Module = trained.model
     precision = inference_precision(trained.recipe.train.amp, world.device)
-    with eval_loader(trained, path, world) as loader:
+    with eval_loader(trained, path, world, classes_by_position) as loader:
         note = refuse_other_classes(
             loader.known_classes, trained.known_classes, path,
             by_position=classes_by_position or trained.recipe.data.classes_by_position, outputs=outputs,
@@ -168,7 +168,7 @@ def write_predictions_table(predictions: Predictions, names: Sequence[str], data
     predicted are lists such as "cat;dog", and each label has a column with its probability.
     """
     p = predictions
-    files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)
+    files = BetonSet.open(data, classes_by_position=True).read_names() or [""] * len(p.labels_N)
     if p.thresholds_K is not None:
         sets = ([SEPARATOR.join(names[k] for k in classes_of(row)) for row in r] for r in (p.labels_N, p.predicted_N))
         given = enumerate(zip(files, *sets, p.confidence_N.tolist(), strict=True))

@@ -71,7 +71,7 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
     if run.recipe.data.val is None:
         return None, "The run has no validation data."
     try:
-        betons = BetonSet.open(run.recipe.data.val)
+        betons = BetonSet.open(run.recipe.data.val, classes_by_position=run.recipe.data.classes_by_position)
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long to predict without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."

@@ -66,7 +66,8 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> tuple[Path, Re
         own = ",".join(filter(None, (prepared.data.train, prepared.data.val)))
         data = recipe.data.train if holds_out_of_beton(recipe) else own
         if options.refit:  # refuse files that cannot be read together before the first run
-            world.in_main(lambda: BetonSet.open(str(data)).title)
+            by_position = recipe.data.classes_by_position
+            world.in_main(lambda: BetonSet.open(str(data), classes_by_position=by_position).title)
         result = run_stages(prepared, images, world, console)
         return _refit(prepared, data, result, world, console) if options.refit else (run_folder(recipe), result)
 

@@ -173,7 +173,7 @@ def _content(path: str | None, stated: int) -> int | str:
     """
     if not (path and exist_betons(path)):
         return stated
-    content = BetonSet.open(path).content
+    content = BetonSet.open(path, classes_by_position=True).content
     return content.checksum or content.num_samples
 
 

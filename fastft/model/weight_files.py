@@ -273,7 +273,7 @@ def _as_classes(names: Any, ids: Any) -> Classes | None:
     known, own = class_list(names), class_list(ids)
     if known is None:
         return None
-    return Classes(known, own if own is not None and len(own) == len(known) else None)
+    return Classes.of_labels(known, own if own is not None and len(own) == len(known) else None)
 
 
 def class_list(value: Any) -> tuple[str, ...] | None:

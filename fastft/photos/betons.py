@@ -28,7 +28,7 @@ def warn_of_betons(recipe: Recipe) -> list[str]:
     if val is None:
         return data_warnings(*describe_betons(train))
     by_position, expected = recipe.data.classes_by_position, train.known_classes
-    note = refuse_other_classes(val.known_classes, expected, str(recipe.data.val), by_position=by_position)
+    note = refuse_other_classes(val.known_classes, expected, val.title, other=train.title, by_position=by_position)
     return [*filter(None, [note]), *data_warnings(*describe_betons(train, val))]
 
 

@@ -38,7 +38,15 @@ from fastft.photos.layout import LabelledSet, open_sets, open_val
 from fastft.photos.old_split import OldSplit, read_old_split
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.same_images import as_source, contents
-from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, split_photos, split_table
+from fastft.photos.split import (
+    Split,
+    check_photos,
+    choose_held_out,
+    describe_sides,
+    split_photos,
+    split_table,
+    warn_of_moving,
+)
 from fastft.photos.state import SPLIT, Inputs, Made, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.schema import Data
@@ -71,7 +79,8 @@ def count_photos(recipe: Recipe) -> tuple[Images, list[str]]:
         return replace(Images.of_betons(betons, None), train=int((~held).sum()), val=int(held.sum())), warnings
     _check_paths(recipe)
     plan = split_photos(check_photos(*_listed(recipe)), recipe.data.val is None, read_old_split(recipe))
-    return _images(photos, plan), plan.warnings
+    moving = [text for side in (plan.train, plan.val) if side is not None for text in warn_of_moving(side)]
+    return _images(photos, plan), plan.warnings + moving
 
 
 def prepare_data(

@@ -3,8 +3,10 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,14 @@ from beton_tools.base.image_formats import HEIC_NEEDS, HEIC_SUFFIXES, open_image
 from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.data.units import number_groups, units_of
-from fastft.data.warnings import NUMBER, Labelled, data_warnings, listing, warning
+from fastft.data.warnings import NUMBER, Labelled, data_warnings, listing, warn_of_animations, warning
 from fastft.photos.holdout import hold_out
 from fastft.photos.layout import LabelledSet
 from fastft.photos.old_split import OldSplit, hold_out_new
 from fastft.photos.same_images import content_ids, contents
 
+MOVING_SUFFIXES = (".gif", ".webp", ".tif", ".tiff")
+MOST_READ = 2000  # files that may be animations
 LEAST_PER_CLASS = 2  # images on average, if the names of all classes are numbers
 
 
@@ -262,6 +266,19 @@ def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
     without = [name for name, images in zip(train.source.classes, evaluated, strict=True) if not images]
     one, several = "class without a held-out image is", "classes without held-out images are"
     return warning("{} not evaluated", one, several, without)
+
+
+def warn_of_moving(found: LabelledSet) -> list[str]:
+    """Warn of animations and files with several pages, without converting.
+
+    Only files whose suffix allows it are read, and at most MOST_READ, because this is for `fastft explain`.
+    """
+    source, count = found.source, 0
+    likely = (i for i, name in enumerate(source.names) if name.lower().endswith(MOVING_SUFFIXES))
+    for i in islice(likely, MOST_READ):
+        with suppress(Exception):  # Pillow raises many types for damaged files, which the conversion reports
+            count += getattr(open_image(source.locate(i).read()), "is_animated", False)
+    return warn_of_animations(source.title, count)
 
 
 def _is_image(source: Source, i: int) -> bool:

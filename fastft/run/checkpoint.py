@@ -117,7 +117,8 @@ class ModelState(Document, kw_only=True, omit_defaults=True):
 
     @property
     def known_classes(self) -> Classes:
-        return Classes.of(self.classes, self.class_ids)
+        is_complete = self.class_ids is not None and len(self.class_ids) == len(self.classes)
+        return Classes.of_labels(self.classes, self.class_ids if is_complete else None)
 
 
 def model_state(

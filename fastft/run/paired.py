@@ -47,7 +47,7 @@ def read_judged(run: Run) -> Judged | None:
     if run.recipe.data.val is None or not run.evaluations or not path.is_file():
         return None
     try:
-        betons = BetonSet.open(run.recipe.data.val)
+        betons = BetonSet.open(run.recipe.data.val, classes_by_position=run.recipe.data.classes_by_position)
         names = betons.read_names()
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -202,7 +202,7 @@ def refuse_untrainable(recipe: Recipe, images: Images, world: World) -> None:
     if files.val is not None:
         refuse_other_classes(
             files.val.known_classes, files.train.known_classes, str(recipe.data.val),
-            by_position=recipe.data.classes_by_position,
+            other=str(recipe.data.train), by_position=recipe.data.classes_by_position,
         )  # fmt: skip
         refuse_other_labels(files.val, with_images(recipe, images))
     one_label = {

@@ -24,7 +24,7 @@ from beton_tools.write.images import decode_sample
 from beton_tools.write.writer import WriteOptions
 from fastft.data.selection import open_files
 from fastft.data.warnings import data_warnings, describe_betons
-from fastft.photos.betons import count_betons
+from fastft.photos.betons import count_betons, warn_of_betons
 from fastft.recipe import load_recipe
 from fastft.recipe.training_images import with_images
 from tests.beton_tools.conftest import tar_of
@@ -111,7 +111,11 @@ def parquet(root: Path, given: list[Item], classes: list[str]) -> Path:
 
 def parquet_of_names(root: Path, given: list[Item], classes: list[str]) -> Path:
     root.mkdir()
-    table = {"image": [item.data for item in given], "label": [i.wnid for i in given], "group": [i.group for i in given]}
+    table = {
+        "image": [item.data for item in given],
+        "label": [i.wnid for i in given],
+        "group": [i.group for i in given],
+    }
     pq.write_table(pa.table(table), root / "a.parquet")
     return root / "a.parquet"
 
@@ -136,7 +140,12 @@ def class_tars(root: Path, given: list[Item], classes: list[str]) -> Path:
     return root
 
 
-WITH_GROUPS = {"csv": csv, "parquet of paths": parquet_of_paths, "parquet": parquet, "parquet of names": parquet_of_names}
+WITH_GROUPS = {
+    "csv": csv,
+    "parquet of paths": parquet_of_paths,
+    "parquet": parquet,
+    "parquet of names": parquet_of_names,
+}
 FORMATS: dict[str, Callable[[Path, list[Item], list[str]], Path]] = {
     "folder": folder, "flat": flat, **WITH_GROUPS, "webdataset": webdataset, "class tars": class_tars,
 }  # fmt: skip
@@ -243,7 +252,7 @@ def test_the_background_of_the_file_is_the_one_of_the_recipe(write, tmp_path):
     recipe = load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}"])
     assert with_images(recipe, count_betons(recipe)).data.background == "black"
     red = load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}", "--data.background=red"])
-    with pytest.raises(UserError, match="converted with --background black, but --data.background is red"):
+    with pytest.raises(UserError, match=r"converted with --background black, but --data.background is red"):
         with_images(red, count_betons(red))
 
 
@@ -253,9 +262,7 @@ def test_a_file_without_a_manifest_is_used_alone_and_never_by_chance_beside_name
     bare = convert(write(tmp_path / "data", items(part), part), tmp_path / "bare.beton")
     manifest_path(bare).unlink()
     assert BetonSet.open(bare).class_names == ["class 0", "class 1"]
-    with pytest.raises(UserError, match="bare.beton has no manifest that names its classes"):
+    with pytest.raises(UserError, match=r"bare.beton has no manifest that names its classes"):
         BetonSet.open([train, bare])
-    with pytest.raises(UserError, match="has labels for 2 classes, but .* has 4"):
-        from fastft.photos.betons import warn_of_betons
-
+    with pytest.raises(UserError, match=r"has labels for 2 classes, but .* has 4"):
         warn_of_betons(load_recipe("photos", [f"--data.train={train}", f"--data.val={bare}"]))

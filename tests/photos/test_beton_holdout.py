@@ -186,6 +186,7 @@ def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied, tmp_path):
 def test_otherwise_a_beton_is_used_whole(reference, extra, album_beton, tiny, tmp_path):
     val = tmp_path / "val.beton"
     shutil.copy(album_beton, val)
+    shutil.copy(manifest_path(album_beton), manifest_path(val))
     extra = [text.format(val=val) for text in extra]
     flags = [f"--data.train={album_beton}", f"--train.run_dir={tmp_path / 'run'}", *extra]
     recipe = load_recipe(reference, flags)

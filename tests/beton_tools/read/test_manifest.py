@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from beton_tools import UserError
 from beton_tools.base.names import Names
+from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names, pack_tables
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
@@ -153,3 +156,34 @@ def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path):
         manifest_path(tmp_path / "a.beton").write_bytes(content)
         with pytest.raises(UserError, match="not a manifest"):
             Manifest.of_beton(tmp_path / "a.beton")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_raw_file_beside_the_manifest_of_another_with_equal_tables_is_refused(tmp_path, version):
+    """Raw images of one size have the same tables, whatever they show."""
+    for number, name in enumerate("ab"):
+        for kind in ("x", "y"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng([number, i]).integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / kind / f"{i}.png")
+        write_beton(tmp_path / f"{name}.beton", open_source(tmp_path / name), WriteOptions(workers=0))
+    entries = json.loads(manifest_path(tmp_path / "a.beton").read_text())
+    if version == 1:
+        entries |= {"version": 1, "names": entries["tables"]["names"]}
+        entries = {k: v for k, v in entries.items() if k not in ("tables", "dataset", "image_crc32")}
+        manifest_path(tmp_path / "a.beton").write_text(json.dumps(entries))
+    assert BetonSet.open(tmp_path / "a.beton").class_names == ["x", "y"]
+    shutil.copy(manifest_path(tmp_path / "a.beton"), manifest_path(tmp_path / "b.beton"))
+    with pytest.raises(UserError, match=r"b\.beton: its manifest belongs to another file"):
+        BetonSet.open(tmp_path / "b.beton")
+
+
+def test_opening_a_file_does_not_read_the_long_tables(tmp_path, entries):
+    path = tmp_path / "x.manifest.json"
+    load(tmp_path, entries).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b'"tables"') + 20])
+    assert Manifest.load(path, tables=False).classes == entries["classes"]
+    with pytest.raises(UserError, match="not a manifest"):
+        Manifest.load(path)
