@@ -22,7 +22,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.pixels import CHANNELS
 from beton_tools.base.typed_json import Count, Document
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
-from beton_tools.read.classes import Classes, compare_classes
+from beton_tools.read.class_list import Classes, compare_classes
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest, read_checksum
 from beton_tools.read.parts import Conversion, list_missing, refuse_other_parts

@@ -25,7 +25,7 @@ from beton_tools.base.errors import UserError, require
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check, check_version
 from beton_tools.base.user_files import open_user_file, read_user_file
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from beton_tools.read.format import Beton, align_up
 from beton_tools.read.parts import Conversion, Part
 

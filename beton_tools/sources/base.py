@@ -15,7 +15,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, composed
 from beton_tools.base.user_files import open_regular
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.remote import BLOCK, RemotePath, SourcePath, Stamp, map_files, read_range
 

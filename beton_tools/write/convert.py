@@ -9,7 +9,7 @@ from pathlib import Path
 
 from beton_tools.base.console import ProgressCallback
 from beton_tools.base.errors import UserError
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources import SPLITS, Source, find_split, open_source
 from beton_tools.sources.base import KnownClasses

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.classes import Classes, compare_classes
+from beton_tools.read.class_list import Classes, compare_classes
 from fastft.recipe.constants import BALANCED, NONE
 
 if TYPE_CHECKING:

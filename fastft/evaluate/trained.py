@@ -9,7 +9,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum

@@ -17,7 +17,7 @@ from torch import Tensor
 from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import read_state_dict, save_tensors

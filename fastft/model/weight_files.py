@@ -27,7 +27,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home, open_user_file, read_regular
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.model.timm_arch import NATIVE, pretrained_cfg
 from fastft.model.torchscript import (
     HAS_BYTEARRAY,

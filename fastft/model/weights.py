@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.model.arch import Arch, open_clip_folder
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import classifier_names, clip_numbers, pretrained_tags

@@ -25,7 +25,7 @@ from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, Positive, check, check_version
 from beton_tools.base.user_files import open_regular, read_regular
 from beton_tools.read.beton_set import Content
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.model import Arch, TimmArch, TowerArch
 from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe, recipe_from_dict

@@ -15,7 +15,7 @@ from msgspec.structs import replace as replace_fields
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.augment.mix import Mixer
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.recipe_policy import build_mixer, build_policy

@@ -3,7 +3,7 @@
 import pytest
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.data.classes import refuse_other_classes
 
 NUMBERS = [str(k) for k in range(12)]  # in another order than their names

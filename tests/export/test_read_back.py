@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from fastft.cli import main
 from fastft.evaluate.trained import load_trained
 from fastft.export import export_checkpoint

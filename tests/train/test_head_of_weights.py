@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import Content
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.data.classes import refuse_other_classes

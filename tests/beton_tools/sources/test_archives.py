@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
-from beton_tools.read.classes import Classes
+from beton_tools.read.class_list import Classes
 from beton_tools.sources import Source, open_source
 from beton_tools.sources.base import KnownClasses
 from tests.beton_tools.conftest import Pairs, labelled, tar_of, train_tar
