@@ -137,11 +137,20 @@ def _run_info(args: argparse.Namespace) -> int:
 def _print_manifest(manifest: Manifest) -> None:
     names = [manifest.class_label(i) for i in range(min(3, manifest.num_classes))]
     more = "; ..." if manifest.num_classes > len(names) else ""
+    if manifest.class_names is not None:
+        names = [
+            f"{name} ({own})" for name, own in zip(manifest.class_names, manifest.classes[: len(names)], strict=False)
+        ]
     source, options = manifest.source, (f"{k} {v}" for k, v in manifest.options.items())
+    contents, groups = manifest.contents, manifest.groups
+    content = "not stored (version 1)" if contents is None else f"{len(set(contents.tolist())):,} different images"
+    part = "" if manifest.part is None else f", part {manifest.part}"
     encoded = (f"{count:,} x {how}" for how, count in manifest.encodings.items())
     for title, text in (
         ("classes", f"{manifest.num_classes:,}: {'; '.join(names)}{more}"),
         ("source", f"{source.get('kind')} {source.get('root')}"),
+        ("data set", f"{manifest.dataset or 'not stored (version 1)'}{part}"),
+        ("content", content + ("" if groups is None else f", {len({*groups} - {''}):,} groups")),
         ("options", ", ".join(options)),
         ("encoded", "; ".join(encoded)),
         ("skipped", f"{len(manifest.skipped):,}"),
@@ -178,8 +187,8 @@ def _run_sheet(args: argparse.Namespace) -> int:
     from beton_tools.base.atomic import save_picture
     from beton_tools.inspect.extract import draw_sheet
 
-    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
-    ids = _choose(args, beton)
+    beton = Beton.open(args.file)
+    manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
     print_printable(f"{args.out}: {len(ids):,} images")
     return 0
@@ -188,8 +197,8 @@ def _run_sheet(args: argparse.Namespace) -> int:
 def _run_extract(args: argparse.Namespace) -> int:
     from beton_tools.inspect.extract import extract
 
-    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
-    ids = _choose(args, beton)
+    beton = Beton.open(args.file)
+    manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     paths = []
     with progress(args.file.name) as show:
         for path in extract(beton, manifest, ids, args.out):

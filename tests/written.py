@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from beton_tools.read.beton_set import Content
+from beton_tools.read.class_list import Classes
 from fastft.evaluate.file_report import EvaluatedFile, report_file
 from fastft.evaluate.mistakes import Mistakes, RunPredictions
 from fastft.model.recipe_model import build_model
@@ -101,7 +102,7 @@ def make_checkpoint(
             parameter.add_(torch.randn_like(parameter) * 0.1)
     raw = Scores(**{"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores})
     data = Content(num_samples=0, files=[], identities=[])
-    identity = make_identity(recipe, describe_arch(recipe), classes, data)
+    identity = make_identity(recipe, describe_arch(recipe), Classes.of_labels(classes, None), data)
     constant = ModelState.of_run(recipe.name, identity, [1] * len(classes))
     state = State.of(constant, evaluation=Evaluation(epoch=3, raw=raw))
     path = folder / "run" / "checkpoints" / "best-0003"

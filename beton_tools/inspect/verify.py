@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.jpeg import index
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.read.format import MAX_CLASSES, RAW_MODE, Beton
-from beton_tools.read.manifest import Manifest
+from beton_tools.read.manifest import Manifest, read_image_crc32
 
 _CHUNK = 64  # images per task
 
@@ -58,16 +59,13 @@ def verify(
     beton, manifest = Beton.open(path), Manifest.of_beton(path)
     report = Report(str(path), beton.num_samples, has_labels=_has_labels(beton))
     if manifest is not None:
-        report.problems += _compare(beton, manifest)
+        report.problems += manifest.differences(beton)
     report.problems += _check_labels(beton, MAX_CLASSES if manifest is None else manifest.num_classes)
     pool = ThreadPoolExecutor(workers or usable_cpus())
     try:
         if manifest is not None and not report.problems:
             _check_pages(beton, manifest, report, pool)
-            try:
-                _ = manifest.names
-            except UserError as error:
-                report.problems.append(("manifest", str(error)))
+            report.problems += _check_manifest(beton, manifest)
         if decode:
             _check_images(beton, report, pool, progress)
     finally:
@@ -81,21 +79,6 @@ def _has_labels(beton: Beton) -> bool:
         return beton.labels is not None
     except UserError:
         return False
-
-
-def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield differences between the manifest and the file, and changes to the tables since they were written."""
-    pairs = {
-        "num_samples": (beton.num_samples, manifest.num_samples),
-        "page_size": (beton.page_size, manifest.page_size),
-        "file_size": (beton.file_size, manifest.file_size),
-        "pages": (beton.num_pages, len(manifest.page_crc32)),
-    }
-    for what, (actual, stated) in pairs.items():
-        if actual != stated:
-            yield "manifest", f"{what} is {actual}, but the manifest states {stated}"
-    if beton.tables_crc32() != manifest.tables_crc32:
-        yield "tables", "header, metadata or allocation table changed since they were written"
 
 
 def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
@@ -114,6 +97,21 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
     low, high = (0, labels.shape[1] - 1) if labels.ndim == 2 else (labels.min(), labels.max())
     if low < 0 or high >= num_classes:
         yield "tables", f"labels run from {low} to {high}, but should run from 0 to {num_classes - 1}"
+
+
+def _check_manifest(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the manifest of a file whose pages it describes."""
+    for table in ("names", "contents", "groups"):
+        try:
+            getattr(manifest, table)
+        except UserError as error:
+            yield "manifest", str(error)
+    if manifest.image_crc32 and manifest.image_crc32 != read_image_crc32(beton):
+        yield "manifest", "image_crc32 is not that of the images"
+    for what, values in (("classes", manifest.classes), ("class_names", manifest.known_classes.labels)):
+        twice = [name for name, count in Counter(values).items() if count > 1]
+        if twice:
+            yield "manifest", f"two {what} are called {twice[0]}"
 
 
 def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,16 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.pixels import CHANNELS
 from beton_tools.base.typed_json import Count, Document
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
+from beton_tools.read.class_list import Classes, compare_classes
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest, read_checksum
-from beton_tools.read.parts import Part
+from beton_tools.read.parts import Conversion, list_missing, refuse_other_parts
 from beton_tools.read.sample_table import SampleTable, count_classes, image_field
 from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 MOST_THREADS = 16  # threads that open files: more would only wait for each other
 READ_WHOLE = 1 << 30  # bytes: files without a manifest that are read to identify them; from memory in half a second
-_LISTED_PARTS = 10  # number of missing parts to list
+BY_POSITION = "If you know that equal labels mean the same classes, set data.classes_by_position"
 
 
 class Largest(NamedTuple):
@@ -49,16 +50,25 @@ class FileClasses:
     """One file's classes and identity.
 
     Attributes:
-        names: label -> name, or None without a manifest, as for FFCV's files.
+        known: The classes by label, or None without a manifest, as for FFCV's files.
         counts: int64 (C,), the number of samples with each label.
         checksum: From the manifest.
-        part: From the manifest.
+        source: The conversion that the file is a part of, or all of. None without a manifest.
+        background: The colour under transparent pixels, if any image is known to have them.
+        animations: Number of images that are known to be the first frame of an animation.
     """
 
-    names: list[str] | None
+    known: Classes | None
     counts: np.ndarray
-    checksum: str | None
-    part: Part | None
+    checksum: str | None = None
+    source: Conversion | None = None
+    background: str | None = None
+    animations: int = 0
+
+    @property
+    def classes(self) -> Classes:
+        """The classes, which without a manifest have numbers only."""
+        return Classes.unnamed(len(self.counts)) if self.known is None else self.known
 
 
 class Content(Document, omit_defaults=True):
@@ -105,22 +115,30 @@ class BetonSet(SampleTable):
     ids_in_files: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, data: BetonPaths, *, labelled: bool = True, opened: Sequence[BetonSet] = ()) -> BetonSet:
+    def open(
+        cls,
+        data: BetonPaths,
+        *,
+        labelled: bool = True,
+        classes_by_position: bool = False,
+        opened: Sequence[BetonSet] = (),
+    ) -> BetonSet:
         """Open and validate files.
 
         Args:
             data: A file, a pattern, or several of them (see `find_betons`). A subset file stands for its samples.
             labelled: Whether to read classes and manifests too. Without them `labels` may be missing, or be other
                 numbers.
+            classes_by_position: Whether equal labels mean the same classes in all files, whatever their manifests say.
             opened: Sets whose files are not opened again if `data` names them too.
 
         Raises:
             UserError: A file is missing or not a complete, consistent `.beton`, its manifest belongs to another file, a
-                label is outside its classes, the files differ in fields or classes, or a file has changed since a
-                subset was made of it.
+                label is outside its classes, the files differ in fields or classes, some have the same images or are
+                parts of different conversions, or a file has changed since a subset was made of it.
         """
         if is_subset_file(data):
-            return cls._open_subset(Path(data), opened)
+            return cls._open_subset(Path(data), classes_by_position, opened)
         paths = find_betons(data)
         subset = next((path for path in paths if is_subset_file(path)), None)
         if subset is not None:
@@ -131,7 +149,9 @@ class BetonSet(SampleTable):
             found = list(threads.map(lambda path: there.get(path) or _open_file(path, labelled), paths))
         betons, classes = tuple(beton for beton, _ in found), tuple(of_file for _, of_file in found)
         _check_fields(betons)
-        _check_classes(betons, classes)
+        if not classes_by_position:
+            _check_classes(betons, classes)
+        refuse_other_parts({beton.path: of_file.source for beton, of_file in zip(betons, classes, strict=True)})
         metadata, sizes = betons[0].metadata, betons[0].sizes
         starts = np.append(0, np.cumsum([len(beton) for beton in betons]))
         if len(betons) > 1:
@@ -160,12 +180,13 @@ class BetonSet(SampleTable):
         )
 
     @classmethod
-    def _open_subset(cls, path: Path, opened: Sequence[BetonSet]) -> BetonSet:
+    def _open_subset(cls, path: Path, classes_by_position: bool, opened: Sequence[BetonSet]) -> BetonSet:
         subset = read_subset_file(path)
         missing = next((file.path for file in subset.files if not os.path.lexists(file.path)), None)
         if missing is not None:
             raise UserError(f"{missing}: no such file, but {path} lists samples in it. Put it back")
-        whole = cls.open([file.path for file in subset.files], opened=opened)
+        files = [file.path for file in subset.files]
+        whole = cls.open(files, classes_by_position=classes_by_position, opened=opened)
         subset.refuse_changed(whole.files, path)
         return replace(whole.take(subset.samples), named=str(path))
 
@@ -207,20 +228,23 @@ class BetonSet(SampleTable):
 
     @property
     def has_class_names(self) -> bool:
-        return any(c.names is not None for c in self.classes)
+        return any(c.known is not None for c in self.classes)
+
+    @property
+    def known_classes(self) -> Classes:
+        """The classes by label: from the first manifest, otherwise numbered up to the highest label."""
+        named = (c.known for c in self.classes if c.known is not None)
+        return next(named, None) or Classes.unnamed(max(len(c.counts) for c in self.classes))
 
     @property
     def class_names(self) -> list[str]:
-        """Names by label: from the manifests, otherwise "class 0" up to the highest label."""
-        for of_file in self.classes:
-            if of_file.names is not None:
-                return of_file.names
-        return [f"class {k}" for k in range(max(len(c.counts) for c in self.classes))]
+        """Names by label, which differ from each other: from the manifests, otherwise "class 0" up to the highest label."""
+        return list(self.known_classes.labels)
 
     @property
     def class_counts(self) -> list[int]:
         """Number of samples in each class."""
-        counts = np.zeros(len(self.class_names), np.int64)
+        counts = np.zeros(max(len(self.known_classes), *(len(c.counts) for c in self.classes)), np.int64)
         for of_file in self.classes:
             counts[: len(of_file.counts)] += of_file.counts
         return counts.tolist()
@@ -257,16 +281,8 @@ class BetonSet(SampleTable):
 
         The text is "" if none are missing, or if the files are not parts of one conversion.
         """
-        parts = [c.part for c in self.classes]
-        counts = {part.count for part in parts if part is not None}
-        if None in parts or len(counts) != 1:
-            return ""
-        (count,) = counts
-        present = {part.number for part in parts if part is not None}
-        missing = (str(Part(k, count)) for k in range(1, count + 1) if k not in present)
-        listed = ", ".join(islice(missing, _LISTED_PARTS))
-        more = count - len(present) - _LISTED_PARTS
-        return f"{listed} and {more:,} more" if more > 0 else listed
+        parts = [c.source.part for c in self.classes if c.source is not None]
+        return list_missing([part for part in parts if part is not None]) if len(parts) == len(self.classes) else ""
 
     def files_of(self, ids: np.ndarray) -> np.ndarray:
         """Return the number of each sample's file. ids: (B,)."""
@@ -288,11 +304,55 @@ class BetonSet(SampleTable):
         Raises:
             UserError: The names in a manifest are damaged.
         """
-        manifests = [Manifest.of_beton(beton.path) for beton in self.files]
-        if any(manifest is None for manifest in manifests):
+        found = [None if manifest is None else list(manifest.names) for manifest in self._manifests()]
+        if any(names is None for names in found):
             return None
-        names = [name for manifest in manifests if manifest is not None for name in manifest.names]
-        return names if self.ids_in_files is None else [names[i] for i in self._ids_through_files().tolist()]
+        every = [name for names in found for name in names or ()]
+        return every if self.ids_in_files is None else [every[i] for i in self._ids_through_files().tolist()]
+
+    def read_groups(self) -> list[str] | None:
+        """Return each sample's group, "" for none. None if no file has groups."""
+        columns = [None if manifest is None else manifest.groups for manifest in self._manifests()]
+        if all(groups is None for groups in columns):
+            return None
+        every: list[str] = []
+        for beton, groups in zip(self.files, columns, strict=True):
+            every += [""] * beton.num_samples if groups is None else groups
+        return every if self.ids_in_files is None else [every[i] for i in self._ids_through_files().tolist()]
+
+    def read_contents(self) -> np.ndarray | None:
+        """Return the content ids of the samples' source files, uint64 (N,). None if a file has no manifest of version 2."""
+        found = [None if manifest is None else manifest.contents for manifest in self._manifests()]
+        ids = [contents for contents in found if contents is not None]
+        if len(ids) < len(found):
+            return None
+        every = np.concatenate(ids)
+        return every if self.ids_in_files is None else every[self._ids_through_files()]
+
+    def _manifests(self) -> list[Manifest | None]:
+        return [Manifest.of_beton(beton.path) for beton in self.files]
+
+    @property
+    def animations(self) -> int:
+        """Number of images in the files that are the first frame of an animation."""
+        return sum(c.animations for c in self.classes)
+
+    @property
+    def background(self) -> str | None:
+        """The colour under transparent pixels. None if no file is known to have images with such pixels.
+
+        Raises:
+            UserError: It differs between files.
+        """
+        pairs = zip(self.files, self.classes, strict=True)
+        found = {of_file.background: beton.path for beton, of_file in pairs if of_file.background is not None}
+        if len(found) > 1:
+            (first, path), (second, other), *_ = found.items()
+            raise UserError(
+                f"{path} has the background {first} under transparent pixels, but {other} has {second}. Convert them with the "
+                "same --background"
+            )
+        return next(iter(found), None)
 
     def as_subset_file(self) -> SubsetFile:
         """Return these samples as a `SubsetFile`."""
@@ -319,24 +379,13 @@ class BetonSet(SampleTable):
 def _open_file(path: Path, labelled: bool) -> tuple[Beton, FileClasses]:
     beton = Beton.open(path)
     if not labelled:
-        return beton, FileClasses(None, np.zeros(0, np.int64), None, None)
-    return beton, _read_classes(beton, _read_manifest(beton))
+        return beton, FileClasses(None, np.zeros(0, np.int64))
+    return beton, _read_classes(beton, Manifest.of_opened(beton))
 
 
 def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
     """Concatenate tables as bytes, because NumPy copies structured rows slowly, field by field."""
     return np.concatenate([table.view(np.uint8) for table in tables]).view(tables[0].dtype)
-
-
-def _read_manifest(beton: Beton) -> Manifest | None:
-    """Read the manifest beside the file, if there is one. Raises UserError if it describes another file."""
-    manifest = Manifest.of_beton(beton.path)
-    described = manifest and (manifest.num_samples, manifest.file_size, manifest.tables_crc32)
-    if described and described != (beton.num_samples, beton.file_size, beton.tables_crc32()):
-        raise UserError(
-            f"{beton.path}: its manifest belongs to another file. Write the file again, or delete the manifest"
-        )
-    return manifest
 
 
 def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
@@ -350,9 +399,10 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
         )
     counts = count_classes(labels)
     if manifest is None:
-        return FileClasses(None, counts, None, None)
-    names = [manifest.class_label(k) for k in range(manifest.num_classes)]
-    return FileClasses(names, counts, manifest.checksum, manifest.part)
+        return FileClasses(None, counts)
+    return FileClasses(
+        manifest.known_classes, counts, manifest.checksum, manifest.conversion, manifest.background, manifest.animations
+    )
 
 
 def _largest(image: np.ndarray, sizes: np.ndarray) -> Largest:
@@ -375,29 +425,18 @@ def _check_fields(betons: Sequence[Beton]) -> None:
 
 
 def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> None:
-    """Refuse files whose manifests name different classes.
-
-    A file without a manifest may not have labels beyond them.
-    """
-    named = [(b, c.names) for b, c in zip(betons, classes, strict=True) if c.names is not None]
-    if not named:
-        return
-    first, names = named[0]
-    for beton, own_names in named[1:]:
-        if len(own_names) != len(names):
-            raise UserError(
-                f"{beton.path} has {len(own_names)} classes, but {first.path} has {len(names)}. "
-                f"Convert it with --classes-of {first.path}"
-            )
-        label = next((k for k, (a, b) in enumerate(zip(names, own_names, strict=True)) if a != b), None)
-        if label is not None:
-            raise UserError(
-                f"{beton.path}: class {label} is {own_names[label]}, but in {first.path} it is {names[label]}. "
-                f"Convert it with --classes-of {first.path}"
-            )
+    """Refuse files with different classes, and files whose classes cannot be compared."""
+    nameless = next((beton for beton, own in zip(betons, classes, strict=True) if own.known is None), None)
+    named = next((beton for beton, own in zip(betons, classes, strict=True) if own.known is not None), None)
+    if nameless is not None and named is not None:
+        raise UserError(
+            f"{nameless.path} has no manifest that names its classes, but {named.path} has one, so nothing tells whether their "
+            f"labels mean the same. Convert its images with --classes-of {named.path}. If you know that they do, set "
+            "data.classes_by_position"
+        )
+    largest = max(range(len(betons)), key=lambda k: len(classes[k].classes))
+    first = betons[0 if nameless is None else largest]
+    expected = classes[0 if nameless is None else largest].classes
     for beton, own in zip(betons, classes, strict=True):
-        if len(own.counts) > len(names):
-            raise UserError(
-                f"{beton.path}: labels reach {len(own.counts) - 1}, but {first.path} has {len(names)} classes. Give files with "
-                "the same classes"
-            )
+        advice = f"Convert it with --classes-of {first.path}" if nameless is None else BY_POSITION
+        compare_classes(own.classes, expected, str(beton.path), str(first.path), advice)

@@ -1,4 +1,7 @@
-"""`X.beton.manifest.json`: what the `.beton` format cannot store, such as class names and checksums."""
+"""`X.beton.manifest.json`: what the `.beton` format cannot store, such as class names and checksums.
+
+The long tables, with a value for each sample, are the last entry of the file. They are read when they are first used.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,15 +24,23 @@ from beton_tools.base.atomic import atomic_output, sync
 from beton_tools.base.errors import UserError, require
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check, check_version
-from beton_tools.base.user_files import read_user_file
+from beton_tools.base.user_files import open_user_file, read_user_file
+from beton_tools.read.class_list import Classes
 from beton_tools.read.format import Beton, align_up
-from beton_tools.read.parts import Part
+from beton_tools.read.parts import Conversion, Part
 
 Crc32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 FORMAT = "beton-manifest"
-VERSION = 1
-MAX_FILE_BYTES = 256 << 20  # a manifest of ImageNet has 10 MB, one of 20 million images 160 MB
+VERSION = 2
+NAMES_ONLY = 1  # the version before, whose only long table is `names`
+MAX_FILE_BYTES = 512 << 20  # a manifest of ImageNet has 25 MB, one of 20 million images 380 MB
+CLEAR, ANIMATED = "transparent ", "animated "  # parts of the keys in `Manifest.encodings`
+CHECKED_IMAGES = 16  # images whose checksums tell whether a file and a manifest belong together
 _MAX_NAMES_BYTES = 1 << 31  # for all names together; bounds what a hostile, compressed table may unpack to
+_EXPECTED = "a manifest that `fastft convert` wrote"
+_CHUNK = 1 << 18  # bytes
+# as `Manifest.save` writes it. A string in JSON has no line break, so this occurs nowhere else.
+_TABLES = b'\n "tables": '
 
 
 @dataclass(frozen=True)
@@ -37,17 +49,21 @@ class Manifest:
 
     Attributes:
         fingerprint: Hash of the inputs. Files with the same fingerprint are the same.
+        dataset: Hash that all parts of a conversion have in common: of the source's names and labels, the order, and the
+            options. None in manifests of version 1.
+        image_crc32: Checksums of CHECKED_IMAGES images, from the first to the last sample at equal distances. Version 1
+            has none.
         data_start: Offset of the first page.
         tables_crc32: Checksum of everything before and after the pages.
         page_crc32: Checksum of every page, in file order.
-        classes: label -> folder name, wnid or number.
-        class_names: label -> readable name, or None where unknown.
+        classes: label -> the class's id: folder name, wnid or number.
+        class_names: label -> readable name, or None where the id is the name.
         source, options: What was converted, and how.
         encodings: Reason for the encoding -> number of images. "kept" is lossless.
         skipped: (name, reason) for each image that could not be stored.
         damaged: Names of JPEGs with damaged data, stored as Pillow reads them.
         left_out: suffix -> number of files in class folders or tars that were not recognised as images.
-        packed_names: `names` as the file stores them.
+        tables: `names`, `contents` and `groups` as the file stores them, in JSON.
     """
 
     fingerprint: str
@@ -65,20 +81,43 @@ class Manifest:
     skipped: list[tuple[str, str]]
     damaged: list[str]
     left_out: dict[str, Count]
-    packed_names: dict[str, str] = field(repr=False)
+    dataset: str | None = None
+    image_crc32: list[Crc32] = field(default_factory=list)
+    tables: memoryview = field(default=memoryview(b"{}"), repr=False)
 
     @cached_property
     def names(self) -> Names:
         """Sample id -> path in the source. The names are unpacked at first use, which takes 70 MB for ImageNet.
 
         Raises:
-            UserError: The name table is damaged.
+            UserError: The table is damaged.
         """
+        return self._unpack("names", lambda packed: _unpack_names(packed, self.num_samples))
+
+    @cached_property
+    def groups(self) -> Names | None:
+        """Sample id -> group, "" for none, from the group column of a table. None if the source has no groups.
+
+        Raises:
+            UserError: The table is damaged.
+        """
+        return self._unpack("groups", lambda packed: packed and _unpack_names(packed, self.num_samples))
+
+    @cached_property
+    def contents(self) -> np.ndarray | None:
+        """Sample id -> the content id of the source's file, uint64 (N,). None in manifests of version 1.
+
+        Raises:
+            UserError: The table is damaged.
+        """
+        return self._unpack("contents", lambda packed: packed and _unpack_contents(packed, self.num_samples))
+
+    def _unpack(self, name: str, unpack: Callable[[Any], Any]) -> Any:
         try:
-            return _unpack_names(self.packed_names, self.num_samples)
-        except (ValueError, KeyError, MemoryError, zlib.error) as error:
+            return unpack(json.loads(bytes(self.tables)).get(name))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, zlib.error) as error:
             raise UserError(
-                f"the names in the manifest are damaged ({error}). Write the .beton again, or delete its manifest"
+                f"the {name} in the manifest are damaged ({error}). Write the .beton again, or delete its manifest"
             ) from error
 
     @property
@@ -98,9 +137,30 @@ class Manifest:
         except UserError:
             return None
 
+    @property
+    def background(self) -> str | None:
+        """The colour under transparent pixels. None if no image has them."""
+        return str(self.options.get("background")) if any(CLEAR in how for how in self.encodings) else None
+
+    @property
+    def animations(self) -> int:
+        """Number of images that are the first frame of an animation, or the first of several pages."""
+        return sum(count for how, count in self.encodings.items() if ANIMATED in how)
+
+    @property
+    def conversion(self) -> Conversion:
+        options = tuple(sorted((name, value) for name, value in self.options.items() if name != "part"))
+        return Conversion(self.dataset, options, self.part, self.checksum)
+
+    @cached_property
+    def known_classes(self) -> Classes:
+        """The classes, as valid text, because folder names need not be UTF-8."""
+        ids = tuple(map(escape_undecodable, self.classes))
+        return Classes(ids if self.class_names is None else tuple(map(escape_undecodable, self.class_names)), ids)
+
     def class_label(self, label: int) -> str:
-        """Return a class's most readable name as valid text, because folder names need not be UTF-8."""
-        return escape_undecodable((self.class_names or self.classes)[label])
+        """Return a class's most readable name that no other class has, as valid text."""
+        return self.known_classes.labels[label]
 
     @classmethod
     def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:
@@ -113,44 +173,101 @@ class Manifest:
         return cls.load(path) if path.exists() else None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+    def of_opened(cls, beton: Beton, tables: bool = False) -> Manifest | None:
+        """Load the manifest beside an open `.beton`, and check that it describes this file. tables: see `load`.
+
+        Raises:
+            UserError: As for `load`, the manifest belongs to another file, or the file has changed since it was opened.
+        """
+        path = manifest_path(beton.path)
+        manifest = cls.load(path, tables) if path.exists() else None
+        if manifest is not None and not manifest.describes(beton):
+            beton.check_unchanged()
+            raise UserError(
+                f"{beton.path}: its manifest belongs to another file. Write the file again, or delete the manifest"
+            )
+        return manifest
+
+    def describes(self, beton: Beton) -> bool:
+        """Return True if the tables are the file's, and most of the images that are compared.
+
+        Raw images of one size have the same tables, whatever they show. A few images may differ, because they can be
+        damaged. Reading them gives an error that names them. Manifests of version 1 have no checksums of images, so pages
+        are compared, but only if all images have as many bytes.
+        """
+        if any(self.differences(beton)):
+            return False
+        if self.image_crc32:
+            pairs = list(zip(read_image_crc32(beton), self.image_crc32, strict=False))
+        elif beton.sizes.min() < beton.sizes.max():
+            return True
+        else:
+            pairs = [(beton.page_crc32(page), self.page_crc32[page]) for page in {0, len(self.page_crc32) - 1}]
+        return 2 * sum(now != then for now, then in pairs) <= len(pairs) - 1
+
+    def differences(self, beton: Beton) -> Iterator[tuple[str, str]]:
+        """Yield (where, what) for differences between the manifest and the file's header and tables."""
+        pairs = {
+            "num_samples": (beton.num_samples, self.num_samples),
+            "page_size": (beton.page_size, self.page_size),
+            "file_size": (beton.file_size, self.file_size),
+            "pages": (beton.num_pages, len(self.page_crc32)),
+        }
+        for what, (actual, stated) in pairs.items():
+            if actual != stated:
+                yield "manifest", f"{what} is {actual}, but the manifest states {stated}"
+        if beton.tables_crc32() != self.tables_crc32:
+            yield "tables", "header, metadata or allocation table changed since they were written"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], tables: bool = True) -> Manifest:
         """Read and validate a manifest.
+
+        Args:
+            tables: Whether to read the long tables, which are most of the file.
 
         Raises:
             UserError: The file cannot be read, or is not a complete and consistent manifest.
         """
-        data = read_user_file(path, MAX_FILE_BYTES, "a manifest that `fastft convert` wrote")
+        head = None if tables else _read_head(path)
+        data = read_user_file(path, MAX_FILE_BYTES, _EXPECTED) if head is None else b""
         try:
-            return _from_json(str(path), json.loads(data))
+            return _from_json(str(path), *(_divide(data) if head is None else (head, memoryview(b"{}"))))
         except (ValueError, RecursionError, MemoryError) as error:
             raise UserError(f"{path}: not a manifest ({error}). Write the .beton again, or delete this file") from error
 
     def save(self, path: Path) -> None:
         """Write the file atomically. Raises UserError if the disk is full or the folder is not writable."""
         entries = {"format": FORMAT, "version": VERSION} | {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
+            f.name: getattr(self, f.name) for f in fields(self) if f.name != "tables"
         }
-        entries["names"] = self.packed_names
         with (
             atomic_output(path, "Correct this, then run the same command again") as partial,
-            partial.open("w", encoding="utf-8") as file,
+            partial.open("wb") as file,
         ):
-            json.dump(entries, file, indent=1, ensure_ascii=True)
-            file.write("\n")
+            file.write(json.dumps(entries, indent=1, ensure_ascii=True).encode()[: -len("\n}")])
+            for part in (b",", _TABLES, self.tables, b"\n}\n"):
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         sync(path.parent)
 
     def summary(self) -> dict[str, Any]:
         """Return everything except the long tables, for `beton info`."""
-        long = ("packed_names", "page_crc32", "classes", "class_names")
-        return {key: value for key, value in asdict(self).items() if key not in long}
+        long = ("tables", "page_crc32", "classes", "class_names")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in long}
 
 
 def read_checksum(beton: Beton) -> str:
     """Return the `checksum` that the file's manifest has, or would have. This reads the whole file."""
     pages = range(align_up(beton.data_end - beton.data_start, beton.page_size) // beton.page_size)
     return _hash_of_crcs([beton.tables_crc32(), *map(beton.page_crc32, pages)])
+
+
+def read_image_crc32(beton: Beton) -> list[int]:
+    """Return what `Manifest.image_crc32` is for this file."""
+    checked = np.linspace(0, len(beton) - 1, min(CHECKED_IMAGES, len(beton)), dtype=int)
+    return [zlib.crc32(beton.image_bytes(sample).data) for sample in checked.tolist()]
 
 
 def _hash_of_crcs(crcs: Sequence[int]) -> str:
@@ -162,14 +279,33 @@ def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".manifest.json")
 
 
+def pack_tables(names: Names, contents: np.ndarray, groups: Names | None) -> memoryview:
+    """Pack the long tables in the form that a manifest stores. contents: uint64 (N,)."""
+    tables = {
+        "names": pack_names(names),
+        "contents": {
+            "encoding": "base64(first 64 bits of the SHA-256 of each source file, u64)",
+            "ids": base64.b64encode(contents.astype("<u8").tobytes()).decode(),
+        },
+        "groups": None if groups is None else pack_names(groups),
+    }
+    return memoryview(json.dumps(tables).encode())
+
+
 def pack_names(names: Names) -> dict[str, str]:
-    """Pack names in the form that a manifest stores."""
     lengths = np.diff(names.offsets).astype("<u2")
     return {
         "encoding": "base64(zlib(UTF-8 names one after another)), base64(zlib(their lengths, u16))",
         "text": base64.b64encode(zlib.compress(names.blob, 6)).decode(),
         "lengths": base64.b64encode(zlib.compress(lengths.tobytes(), 6)).decode(),
     }
+
+
+def _unpack_contents(packed: dict[str, str], count: int) -> np.ndarray:
+    require(len(packed["ids"]) <= 11 * count + 4, "the table is longer than stated")
+    ids = np.frombuffer(base64.b64decode(packed["ids"], validate=True), "<u8")
+    require(len(ids) == count, "the table does not fit the number of samples")
+    return ids
 
 
 def _unpack_names(packed: dict[str, str], count: int) -> Names:
@@ -189,10 +325,45 @@ def _inflate(text: str, limit: int) -> bytes:
     return data
 
 
-def _from_json(where: str, entries: Any) -> Manifest:
+def _read_head(path: str | os.PathLike[str]) -> Any:
+    """Read a manifest's JSON without the long tables. Returns None if they cannot be told from the rest."""
+    data, searched = bytearray(), 0
+    with open_user_file(path, _EXPECTED) as file:
+        while len(data) <= MAX_FILE_BYTES and (more := file.read(_CHUNK)):
+            data += more
+            if (at := data.find(_TABLES, searched)) >= 0:
+                with suppress(ValueError, RecursionError):
+                    return json.loads(data[:at].rstrip(b",") + b"}")
+                return None
+            searched = max(0, len(data) - len(_TABLES))
+    return None
+
+
+def _divide(data: bytes) -> tuple[Any, memoryview]:
+    """Return (a manifest's JSON without the long tables, the long tables as they are stored).
+
+    The tables are not parsed here, because they are most of the file and opening a `.beton` does not need them.
+    """
+    at = data.find(_TABLES)
+    if at >= 0:
+        try:
+            end = data.rindex(b"\n}")
+            return json.loads(data[:at].rstrip(b",") + b"}"), memoryview(data)[at + len(_TABLES) : end]
+        except ValueError:
+            pass  # not written by `Manifest.save`, or damaged
+    entries = json.loads(data)
+    if not isinstance(entries, dict):
+        return entries, memoryview(b"")
+    tables = {"names": entries.get("names")} if entries.get("version") == NAMES_ONLY else entries.get("tables")
+    return entries, memoryview(json.dumps(tables).encode())
+
+
+def _from_json(where: str, entries: Any, tables: memoryview) -> Manifest:
     require(isinstance(entries, dict) and entries.get("format") == FORMAT, f"its format is not {FORMAT!r}")
-    check_version(where, entries, VERSION)
-    manifest: Manifest = check("it", {**entries, "packed_names": entries.get("names")}, Manifest)
+    if entries.get("version") != NAMES_ONLY:
+        check_version(where, entries, VERSION)
+    known = {key: value for key, value in entries.items() if key not in ("tables", "names")}
+    manifest: Manifest = replace(check("it", known, Manifest), tables=tables)
     fits = manifest.class_names is None or len(manifest.class_names) == len(manifest.classes)
     require(fits, "class_names and classes differ in length")
     return manifest

@@ -1,11 +1,13 @@
-"""Parts of a conversion.
+"""Parts of a conversion: which files belong together, and which are missing.
 
 Each part is its own file, and their samples one after another are the samples of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from beton_tools.base.errors import UserError
 
 _MAX_DIGITS = 6  # digits in the number of parts: a million, more than any cluster has jobs
 _SHOWN = 40  # characters shown from a wrong value
+_LISTED = 10  # number of missing parts to list
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,91 @@ class Part:
             raise UserError(f"--part {self}: there are only {len(order)} images. Use no more parts than images")
         begin, end = (len(order) * k // self.count for k in (self.number - 1, self.number))
         return order[begin:end]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a file's manifest says about the conversion that it belongs to.
+
+    Attributes:
+        dataset: Hash that all parts have in common. None in manifests of version 1.
+        options: The options of the conversion, without the part.
+        part: The part that the file is, or None for all of it.
+        checksum: Of the file's bytes.
+    """
+
+    dataset: str | None
+    options: tuple[tuple[str, str | bool | int | None], ...]
+    part: Part | None
+    checksum: str
+
+
+def list_missing(parts: Sequence[Part]) -> str:
+    """List the first parts that are missing, and how many more there are: "2/16, 5/16 and 3 more".
+
+    The text is "" if none are missing, or if the parts are not of one division.
+    """
+    counts = {part.count for part in parts}
+    if len(counts) != 1:
+        return ""
+    (count,) = counts
+    present = {part.number for part in parts}
+    missing = (str(Part(k, count)) for k in range(1, count + 1) if k not in present)
+    listed = ", ".join(islice(missing, _LISTED))
+    more = count - len(present) - _LISTED
+    return f"{listed} and {more:,} more" if more > 0 else listed
+
+
+def refuse_other_parts(files: Mapping[Path, Conversion | None]) -> None:
+    """Refuse files that do not divide their conversions, so that images would be missing or count twice.
+
+    Complete sets of parts of several conversions may be used together. Files of manifests before version 2 are compared
+    by their options only.
+
+    Raises:
+        UserError: Parts of different conversions, a part beside the whole file or beside an equal part, or different
+            divisions.
+    """
+    named = {path: conversion for path, conversion in files.items() if conversion is not None}
+    by_options = any(conversion.dataset is None for conversion in named.values())
+    groups: dict[object, dict[Path, Conversion]] = {}
+    for path, conversion in named.items():
+        groups.setdefault(conversion.options if by_options else conversion.dataset, {})[path] = conversion
+    for of_one in groups.values():
+        if not by_options:
+            _refuse_overlap(of_one)
+    incomplete = [
+        path
+        for of_one in groups.values()
+        for path, conversion in of_one.items()
+        if conversion.part is not None and len(of_one) < conversion.part.count
+    ]
+    divided = [path for path, conversion in named.items() if conversion.part is not None]
+    keys = {path: key for key, of_one in groups.items() for path in of_one}
+    other = next((path for path in divided if incomplete and keys[path] != keys[incomplete[0]]), None)
+    if other is not None:
+        raise UserError(
+            f"{other} and {incomplete[0]} are parts of different conversions{_difference(named[other], named[incomplete[0]])}, "
+            "so images would be missing and others count twice. Convert all parts again from the same images with the same "
+            "options"
+        )
+
+
+def _refuse_overlap(files: Mapping[Path, Conversion]) -> None:
+    """Raise UserError if files of one conversion have images in common."""
+    pairs = combinations(files.items(), 2)
+    for (path, one), (later, other) in pairs:
+        if one.part is None and other.part is None and one.checksum != other.checksum:
+            continue  # other images with the same names and sizes, such as bitmaps
+        if None in (one.part, other.part) or one.part == other.part or one.part.count != other.part.count:  # type: ignore[union-attr]
+            raise UserError(f"{later} has images that {path} has too: both are from the same conversion. Leave one out")
+
+
+def _difference(first: Conversion, second: Conversion) -> str:
+    """Return the option that differs, for a message: " (shuffle_seed None and 1)"."""
+    pairs = [
+        f"{name} {dict(first.options).get(name)} and {value}"
+        for name, value in second.options
+        if dict(first.options).get(name) != value
+    ]
+    return f" ({', '.join(pairs)})" if pairs else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Protocol, TypeVar
@@ -14,10 +15,12 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, composed
 from beton_tools.base.user_files import open_regular
+from beton_tools.read.class_list import Classes
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.remote import BLOCK, RemotePath, SourcePath, Stamp, map_files, read_range
 
 T = TypeVar("T")
+MODIFIED = 1  # column of `Source.stamps` with the modification time or version
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:
@@ -73,6 +76,9 @@ class Source(ABC):
         reading: A sentence, if a table's label cells such as "cat;dog" were read as several labels.
         columns: How each table column was read, as one line.
         listed_in: The table that lists the images by path.
+        groups: Each image's group from a table's group column, "" for none. None without such a column.
+        contents: Each image's content id, uint64 (N,), if it is known without reading the images.
+        notes: Sentences about how labels were matched with given classes.
 
     Raises:
         UserError: There are more classes, or a longer name, than the file format and the loader accept.
@@ -88,6 +94,9 @@ class Source(ABC):
     reading: str = field(default="", kw_only=True)
     columns: str = field(default="", kw_only=True)
     listed_in: str = field(default="", kw_only=True)
+    groups: Names | None = field(default=None, kw_only=True)
+    contents: np.ndarray | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
@@ -269,6 +278,9 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
         reading=base.reading,
         columns=base.columns,
         listed_in=base.listed_in,
+        groups=None if base.groups is None else Names.of(base.groups[i] for i in indices.tolist()),
+        contents=None if base.contents is None else base.contents[indices],
+        notes=base.notes,
         base=base,
         indices=indices,
     )
@@ -279,9 +291,41 @@ def no_labels(folder: object, instead: str) -> UserError:
     return UserError(f"{folder}: the images have no labels. Put them into one folder per class, or {instead}")
 
 
-def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
+class KnownClasses(tuple[str, ...]):
+    """The ids of given classes, such as those of the training file, with what their labels may be matched by.
+
+    Attributes:
+        by_name: Readable name -> id, for names that only one class has.
+        by_position: The user says that the sources' own numbers are labels, whatever the classes are called.
+        notes: Sentences about labels that were taken as numbers.
+    """
+
+    by_name: dict[str, str]
+    by_position: bool
+    notes: list[str]
+
+    @classmethod
+    def of(cls, classes: Classes, by_position: bool = False) -> KnownClasses:
+        ids = classes.names if classes.ids is None else classes.ids
+        known = cls(map(composed, ids))
+        counts = Counter(map(composed, classes.names))
+        pairs, taken = zip(map(composed, classes.names), known, strict=True), set(known)
+        known.by_name = {name: own for name, own in pairs if counts[name] == 1 and name not in taken}
+        known.by_position, known.notes = by_position, []
+        return known
+
+
+def labels_of(classes: Sequence[str]) -> dict[str, int]:
+    """Map class names to labels: by id, and for `KnownClasses` also by the readable names."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    if isinstance(classes, KnownClasses):
+        label_of |= {name: label_of[own] for name, own in classes.by_name.items()}
+    return label_of
+
+
+def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> Sequence[str]:
     """Return the classes for labels 0 to `highest`: `classes` if given, otherwise the numbers themselves."""
-    classes = tuple(classes or map(str, range(highest + 1)))
+    classes = classes or tuple(map(str, range(highest + 1)))
     if highest >= len(classes):
         raise UserError(
             f"{root}: label {highest}, but there are only {len(classes)} classes. Correct the label or the list of classes"
@@ -291,18 +335,26 @@ def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | 
 
 def check_classes(
     root: SourcePath | str, used: Iterable[str], classes: Sequence[str] | None, advice: str
-) -> tuple[str, ...]:
+) -> Sequence[str]:
     """Return the class list for the classes in `used`, in order: `classes` if given, otherwise the used classes.
 
     Raises:
         UserError: A used class is not in `classes`. The message ends with `advice`.
     """
     used = tuple(used)
-    names = used if classes is None else tuple(map(composed, classes))
-    unknown = next(iter(sorted(set(used) - set(names))), None)
+    if classes is None:
+        return used
+    names = classes if isinstance(classes, KnownClasses) else tuple(map(composed, classes))
+    unknown = next(iter(sorted(set(used) - labels_of(names).keys())), None)
     if unknown is not None:
         raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes. {advice}")
     return names
+
+
+def note_numbers(root: SourcePath | str, classes: Sequence[str]) -> None:
+    """Note that labels without names were taken as numbers of the given classes."""
+    if isinstance(classes, KnownClasses) and Classes(tuple(classes)).is_named:
+        classes.notes.append(f"{root}: the labels are numbers without names, taken as numbers of the given classes")
 
 
 def are_positions(labels: Collection[str], classes: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import lists_paths, open_tables
-from beton_tools.sources.path_table import columns_of, is_csv
+from beton_tools.sources.path_table import is_csv, splits_of
 from beton_tools.sources.remote import (
     AnyPath,
     RemotePath,
@@ -52,7 +52,8 @@ def open_source(
 
     Args:
         split: "train" or "val" if the dataset has both below `path`. None opens `path` itself.
-        classes: Class list that the labels index (for val: the training classes). None derives it from the images.
+        classes: Class list that the labels index (for val: the training classes). None derives it from the images. Images
+            are matched with `KnownClasses` by id, then by name.
         class_indices: Whether the names of class folders are labels, as in ImageNet-V2.
         single: Whether a table's label cell such as "cat;dog" is one class name. Otherwise it holds several classes,
             unless `classes` contains the whole cell.
@@ -201,7 +202,7 @@ def _open_tables(root: SourcePath, files: Sequence[SourcePath], classes: Sequenc
     source, tables = open_tables(root, files, classes, single)
     if source.kind != "table":  # a split column beside embedded images is free text
         return source
-    if len(splits := sorted(set(columns_of(tables).splits or ()))) > 1:
+    if len(splits := sorted(set(splits_of(tables) or ()))) > 1:
         raise UserError(
             f"{files[0]}: lists images of {', '.join(splits)}. Write a table for each of them (fastft train photos reads "
             "such a table as it is)"

@@ -22,7 +22,9 @@ from beton_tools.sources.base import (
     are_positions,
     check_classes,
     check_labels,
+    labels_of,
     no_labels,
+    note_numbers,
     sort_labels,
 )
 from beton_tools.sources.folder import is_folder
@@ -99,10 +101,11 @@ def _build_truth(
         )
     if classes is not None and are_positions(wnid_of.values(), classes):
         classes = check_labels(file, max(map(int, wnid_of.values()), default=-1), classes)
+        note_numbers(file, classes)
         wnid_of = {stem: classes[int(number)] for stem, number in wnid_of.items()}
     classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "correct the file")
-    label = {name: i for i, name in enumerate(classes)}
-    return classes, {name: label[wnid_of[Path(name).stem]] for name in image_names}
+    label = labels_of(classes)
+    return tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names}
 
 
 def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:

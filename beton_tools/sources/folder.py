@@ -14,7 +14,7 @@ from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names, composed
-from beton_tools.sources.base import FileSource, check_classes, check_labels, is_number
+from beton_tools.sources.base import FileSource, check_classes, check_labels, is_number, labels_of
 from beton_tools.sources.side_files import class_names_of
 
 MAX_DIGITS = 7  # longest folder number; the format holds at most a million classes
@@ -56,7 +56,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
         hint = ", or give --class-indices if the folders are numbers of classes"
         advice = f"Remove it{hint if all(map(is_number, folders)) else ''}"
         classes = check_classes(root, dict.fromkeys(map(composed, folders)), classes, advice)
-        position = {name: label for label, name in enumerate(classes)}
+        position = labels_of(classes)
         label_of = {name: position[composed(name)] for name in folders}
     names: list[str] = []
     labels: list[int] = []
@@ -71,7 +71,9 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
         others = f" (but {by_suffix(left_out)})" if left_out else ""
         raise UserError(f"{root}: no images in class folders below it{others}. Give a folder with one folder per class")
     readable = class_names_of(classes, root)
-    return FileSource("folder", root, classes, readable, np.array(labels), Names.of(names), left_out=dict(left_out))
+    return FileSource(
+        "folder", root, tuple(classes), readable, np.array(labels), Names.of(names), left_out=dict(left_out)
+    )
 
 
 def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:

@@ -35,6 +35,7 @@ from beton_tools.sources.path_table import (
     describe_columns,
     describe_reading,
     find_column,
+    groups_of,
     is_csv,
     number_by_name,
     number_label_sets,
@@ -132,7 +133,7 @@ class ParquetSource(Source):
 def open_tables(
     root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None = None, single: bool = False
 ) -> tuple[Source, list[Table]]:
-    """Open the images in CSV or parquet files, in the given order. The tables are returned too, for `columns_of`.
+    """Open the images in CSV or parquet files, in the given order. The tables are returned too, for `splits_of`.
 
     Args:
         single: Whether a label cell such as "cat;dog" is one class name.
@@ -169,6 +170,7 @@ def open_tables(
         table[:, 1],
         reading=describe_reading(tables, labels),
         columns=describe_columns(tables),
+        groups=groups_of(tables),
     )
     return source, tables
 
@@ -202,6 +204,18 @@ class _Shard:
     class_names: list[str] | None = None
     labels: np.ndarray | None = None
     names: Sequence[str] = ()
+
+    def label_names(self) -> list[str]:
+        """Return each row's class by name, or its number if nothing names the classes."""
+        if self.labels is None:
+            return self.table.labels()
+        names, numbers = self.class_names or (), self.labels.tolist()
+        outside = max(numbers, default=-1)
+        if names and outside >= len(names):
+            raise UserError(
+                f"{self.table.path}: label {outside}, but it names only {len(names)} classes. Correct the column"
+            )
+        return [names[k] for k in numbers] if names else list(map(str, numbers))
 
 
 def _read_shard(path: SourcePath) -> _Shard:
@@ -425,13 +439,28 @@ def _number_labels(
 
     Class names are numbered in sorted order, or as in `classes`.
     """
-    numbers = [shard.labels for shard in shards if shard.labels is not None]
-    own = next((shard.class_names for shard in shards if shard.class_names), None)
-    if len(numbers) == len(shards):
-        labels = number_by_name(root, np.concatenate(numbers), own, classes)
-    else:
-        texts = (s.table.labels() if s.labels is None else map(str, s.labels.tolist()) for s in shards)
-        labels, classes = number_labels(root, [label for part in texts for label in part], classes)
+    _refuse_some_named(shards)
+    lists = [shard.class_names for shard in shards if shard.class_names]
+    own = lists[0] if lists else None
+    if all(shard.labels is not None for shard in shards) and all(names == own for names in lists):
+        numbers = np.concatenate([shard.labels for shard in shards if shard.labels is not None])
+        labels = number_by_name(root, numbers, own, classes)
+        known = classes or own
+    else:  # numbers mean another class in each file, so they are replaced by names
+        names = [name for shard in shards for name in shard.label_names()]
+        labels, known = number_labels(root, names, classes)
     if len(labels) == 0:
         raise UserError(f"{root}: no rows. Give parquet files that contain images")
-    return labels, check_labels(root, int(labels.max()), classes or own)
+    return labels, tuple(check_labels(root, int(labels.max()), known))
+
+
+def _refuse_some_named(shards: Sequence[_Shard]) -> None:
+    """Raise UserError if some files' numbers have class names and others' have none, so that nothing tells what they mean."""
+    numbered = [shard for shard in shards if shard.labels is not None]
+    nameless = next((shard for shard in numbered if not shard.class_names), None)
+    named = next((shard for shard in numbered if shard.class_names), None)
+    if nameless is not None and named is not None:
+        raise UserError(
+            f"{nameless.table.path}: its labels are numbers without names, but {named.table.path} names its classes. Give files "
+            "from one data set"
+        )

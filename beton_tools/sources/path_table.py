@@ -20,7 +20,15 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names, composed
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.base import FileSource, are_positions, check_classes, sort_labels
+from beton_tools.sources.base import (
+    FileSource,
+    KnownClasses,
+    are_positions,
+    check_classes,
+    labels_of,
+    note_numbers,
+    sort_labels,
+)
 from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -49,14 +57,6 @@ _IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", 
 _UNKNOWN = {"-1", "-1.0", "nan", "na", "n/a", "?"}  # in a column for one class
 _KNOWN = {word for words in _IS_VALID.values() for word in words}
 _FLAGS = _KNOWN | _UNKNOWN
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Optional table columns, one value per row: the split ("train", "val" or "test"), and the group."""
-
-    splits: list[str] | None = None
-    groups: list[str] | None = None
 
 
 def is_csv(path: Path) -> bool:
@@ -200,7 +200,10 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None, s
     )
     reading, columns = describe_reading(tables, numbers), describe_columns(tables)
     images, table = Names.of(paths), str(first)
-    return FileSource("table", root, names, None, numbers, images, reading=reading, columns=columns, listed_in=table)
+    return FileSource(
+        "table", root, names, None, numbers, images, reading=reading, columns=columns, listed_in=table,
+        groups=groups_of(tables),
+    )  # fmt: skip
 
 
 def describe_columns(tables: Sequence[Table]) -> str:
@@ -222,8 +225,8 @@ def number_labels(
     written = {label: composed(label) for label in (*labels, *columns)}
     used = {written[label] for label in labels} | ({*written.values()} if classes is None else set())
     names = check_classes(source, sort_labels(used), classes, "correct it")
-    position = {name: label for label, name in enumerate(names)}
-    return np.array([position[written[label]] for label in labels], np.int64), names
+    position = labels_of(names)
+    return np.array([position[written[label]] for label in labels], np.int64), tuple(names)
 
 
 def number_by_name(
@@ -231,18 +234,29 @@ def number_by_name(
 ) -> np.ndarray:
     """Convert labels that are numbers to class numbers in `classes`, int64 (N,).
 
-    If no name is in `classes`, for example ImageNet's words beside its WordNet ids, the numbers themselves are taken as
-    class numbers in `classes`.
+    Labels with names are matched by these. Only if they have none, or if the user says so, the numbers themselves are
+    taken as class numbers in `classes`.
 
     Args:
         own: Names of the labels. None means that the numbers are the names.
+
+    Raises:
+        UserError: A name is not in `classes`.
     """
     if classes is None or (own is not None and list(own) == list(classes)):
         return labels
+    if isinstance(classes, KnownClasses) and classes.by_position:
+        classes.notes.append(f"{source}: the labels are taken as numbers of the given classes, as you say")
+        return labels
     used = labels.tolist() if own is None or labels.max(initial=-1) >= len(own) else [own[k] for k in labels.tolist()]
     names = list(map(str, used))
-    is_named = not are_positions(names, classes) if own is None else not set(names).isdisjoint(classes)
-    return number_labels(source, names, classes)[0] if is_named else labels
+    if own is None and are_positions(names, classes):
+        note_numbers(source, classes)
+        return labels
+    try:
+        return number_labels(source, names, classes)[0]
+    except UserError as error:
+        raise UserError(f"{error}, or pass --classes-by-position if the numbers mean the same classes") from None
 
 
 def number_label_sets(
@@ -253,7 +267,7 @@ def number_label_sets(
     Returns:
         uint8 (N, K) and class names, or None if every table has one label per row.
     """
-    known = frozenset(classes or ())
+    known = frozenset() if classes is None else labels_of(classes).keys()
     by_table = [table.label_sets(known, single) for table in tables]
     if all(sets is None for sets in by_table):
         return None
@@ -355,16 +369,30 @@ def _below(root: Path, table: Path, cell: str) -> str:
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 
-def columns_of(tables: Sequence[Table]) -> Columns:
-    """Concatenate the columns of several tables. A column counts only if every table has it."""
-    splits: list[str] = []
-    names = [(find_column(t.columns, SPLIT_COLUMNS), find_column(t.columns, GROUP_COLUMNS)) for t in tables]
-    for table, (split, _) in zip(tables, names, strict=True):
-        cells = zip(table.rows, table.columns[split], strict=True) if split is not None else ()
-        splits += [_split_of(table.path, split or "", row, cell) for row, cell in cells]
-    all_split, all_grouped = (all(name is not None for name in column) for column in zip(*names, strict=True))
-    groups = [c for t, (_, group) in zip(tables, names, strict=True) if group for c in t.columns[group]]
-    return Columns(splits if all_split else None, groups if all_grouped else None)
+def splits_of(tables: Sequence[Table]) -> list[str] | None:
+    """Return each row's split: "train", "val" or "test". None unless every table has a split column."""
+    columns = _in_every(tables, SPLIT_COLUMNS)
+    if columns is None:
+        return None
+    return [
+        _split_of(table.path, name, row, cell)
+        for table, name in zip(tables, columns, strict=True)
+        for row, cell in zip(table.rows, table.columns[name], strict=True)
+    ]
+
+
+def groups_of(tables: Sequence[Table]) -> Names | None:
+    """Return each row's group, "" for none. None unless every table has a group column."""
+    columns = _in_every(tables, GROUP_COLUMNS)
+    if columns is None:
+        return None
+    return Names.of(cell for table, name in zip(tables, columns, strict=True) for cell in table.columns[name])
+
+
+def _in_every(tables: Sequence[Table], wanted: Sequence[str]) -> list[str] | None:
+    names = [find_column(table.columns, wanted) for table in tables]
+    found = [name for name in names if name is not None]
+    return found if len(found) == len(names) else None
 
 
 def _split_of(path: Path, column: str, row: int, cell: str) -> str:

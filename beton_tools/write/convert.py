@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from beton_tools.base.console import ProgressCallback
 from beton_tools.base.errors import UserError
+from beton_tools.read.class_list import Classes
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources import SPLITS, Source, find_split, open_source
+from beton_tools.sources.base import KnownClasses
 from beton_tools.sources.folder import class_folders
 from beton_tools.sources.remote import AnyPath, source_path
 from beton_tools.write.writer import WriteOptions, write_beton
@@ -30,27 +32,45 @@ def convert_folder(
     classes_of: Path | None = None,
     class_indices: bool = False,
     single_label: bool = False,
+    classes_by_position: bool = False,
 ) -> Manifest:
     """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
     Args:
-        classes_of: A converted file, such as the training file, whose classes determine the labels.
+        classes_of: A converted file, such as the training file, whose classes determine the labels. Classes are matched by
+            id, then by name.
         class_indices: Whether the names of class folders are labels: images in folder 7 have the label 7 (ImageNet-V2).
         single_label: Whether a table's label cell such as "cat;dog" is one class name, not the names of two classes.
+        classes_by_position: Whether labels that are numbers are those of `classes_of`, whatever their classes are called.
 
     Raises:
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
-    classes = _classes_of(classes_of) if classes_of is not None else None
-    source = open_source(data, classes=classes, class_indices=class_indices, single=single_label)
+    source = open_labelled(data, classes_of, class_indices, single_label, classes_by_position)
     return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
 
-def _classes_of(path: Path) -> list[str]:
-    manifest = Manifest.of_beton(path)
+def open_labelled(
+    data: AnyPath, classes_of: Path | None, class_indices: bool, single_label: bool, classes_by_position: bool
+) -> Source:
+    """Open the images that `convert_folder` converts."""
+    if classes_of is None:
+        if classes_by_position:
+            raise UserError("--classes-by-position needs --classes-of, the file whose labels are meant")
+        return open_source(data, class_indices=class_indices, single=single_label)
+    manifest = Manifest.of_beton(classes_of)
     if manifest is None:
-        raise UserError(f"{path}: has no manifest that lists its classes. Give a file that `fastft convert` wrote")
-    return manifest.classes
+        raise UserError(
+            f"{classes_of}: has no manifest that lists its classes. Give a file that `fastft convert` wrote"
+        )
+    known = KnownClasses.of(Classes.of(manifest.class_names or manifest.classes, manifest.classes), classes_by_position)
+    return with_classes(open_source(data, None, known, class_indices, single_label), known, manifest.class_names)
+
+
+def with_classes(source: Source, known: KnownClasses, class_names: Sequence[str] | None) -> Source:
+    """Return a source that was opened with known classes, with their readable names and the notes about its labels."""
+    names = None if class_names is None else tuple(class_names)
+    return replace(source, class_names=names, notes=tuple(dict.fromkeys(known.notes)))
 
 
 def convert_imagenet(
@@ -59,6 +79,7 @@ def convert_imagenet(
     options: WriteOptions | None = None,
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = lambda split: nullcontext(),
     overwrite: bool = False,
+    classes_by_position: bool = False,
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each.
 
@@ -68,6 +89,7 @@ def convert_imagenet(
 
     Args:
         progress_of: split -> context manager whose value is a progress callback.
+        classes_by_position: Whether val's labels that are numbers are those of train, whatever their classes are called.
 
     Raises:
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
@@ -81,7 +103,11 @@ def convert_imagenet(
         raise UserError(f"{data}: no train or val images. {instead}")
     sources: dict[str, Source] = {}
     for split in present:
-        sources[split] = open_source(data, split, sources["train"].classes if "train" in sources else None)
+        if (train := sources.get("train")) is None:
+            sources[split] = open_source(data, split)
+            continue
+        known = KnownClasses.of(Classes.of(train.class_names or train.classes, train.classes), classes_by_position)
+        sources[split] = with_classes(open_source(data, split, known), known, train.class_names)
     manifests = {}
     for split, source in sources.items():
         with progress_of(split) as progress:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from beton_tools import jpeg
+from beton_tools.base.content import content_id
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import (
     DEEP_IMAGES,
@@ -25,6 +26,7 @@ from beton_tools.base.image_formats import (
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError
 from beton_tools.jpeg.turbo import MAX_SIDE, compress, turn_upright
 from beton_tools.read.format import DEFAULT_PAGE_SIZE, MAX_PIXELS_PER_BYTE, RAW_MODE
+from beton_tools.read.manifest import ANIMATED, CLEAR
 from beton_tools.read.sample_table import SampleTable
 from beton_tools.write.area import shrink_by_area
 
@@ -37,7 +39,6 @@ QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, which the paper's
 LOSSLESS_QUALITY, LOSSLESS_SUBSAMPLING = 98, "4:4:4"
 _LOSSLESS = ("PNG", "BMP", "PPM", "TIFF", "GIF")  # and VP8L WebP files
 RAW_PIXELS = 128 * 128  # for a lossless file that is stored as pixels, 49 kB: exact, and decoded at once
-_CLEAR = "transparent "  # part of `EncodedImage.how`
 KEPT, DAMAGED = "kept", "damaged JPEG"
 RAW = "raw, "  # begins `EncodedImage.how` for images that are stored as pixels
 
@@ -81,12 +82,14 @@ class EncodedImage:
     Attributes:
         how: KEPT, or why the image was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ... After RAW, what the file
             was.
+        content: The content id of the source's file (`content_id`).
     """
 
     data: bytes
     height: int
     width: int
     how: str
+    content: int = 0
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
@@ -100,8 +103,10 @@ def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
     try:
         kept = _keep(data, options) if options.lossless and options.write_mode != "raw" else None
     except DamagedJpeg:
-        return replace(_reencode(data, options), how=DAMAGED)
-    return kept or _reencode(data, options)
+        encoded = replace(_reencode(data, options), how=DAMAGED)
+    else:
+        encoded = kept or _reencode(data, options)
+    return replace(encoded, content=content_id(data))
 
 
 def warm_up() -> None:
@@ -114,7 +119,8 @@ def warm_up() -> None:
 def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     pixels, form, is_lossless = _decode(data, options)
     stored = shrink(pixels, options.max_resolution)
-    how = form if stored is pixels or form == DAMAGED or count_notes({form: 1}) else "resized"
+    is_noted = count_notes({form: 1}) or ANIMATED in form
+    how = form if stored is pixels or form == DAMAGED or is_noted else "resized"
     if max(stored.shape) > MAX_SIDE:
         raise BadImage(
             f"{stored.shape[1]} x {stored.shape[0]} pixels, but the limit is {MAX_SIDE} per side. Give --max-resolution"
@@ -182,7 +188,7 @@ def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
     deep = tuple(DEEP_MODES.values())
     counts = {
         DEEP_IMAGES: sum(n for how, n in encodings.items() if how.removeprefix(RAW).startswith(deep)),
-        TRANSPARENT: sum(n for how, n in encodings.items() if _CLEAR in how),
+        TRANSPARENT: sum(n for how, n in encodings.items() if CLEAR in how),
     }
     return {text: count for text, count in counts.items() if count}
 
@@ -209,7 +215,8 @@ def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
     if not is_jpeg:
-        form = f"{depth_prefix(image)}{_CLEAR if is_transparent else ''}{image.format}"
+        frames = ANIMATED if getattr(image, "is_animated", False) else ""
+        form = f"{depth_prefix(image)}{CLEAR if is_transparent else ''}{frames}{image.format}"
         return pixels, form, image.format in _LOSSLESS or data[12:16] == b"VP8L"
     if quiet is None and _is_damaged(data):
         return pixels, DAMAGED, False

@@ -25,7 +25,7 @@ from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_
 from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.write.images import DAMAGED, RAW, EncodedImage
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 SYNC_EVERY = 16  # pages between fsyncs: a power failure loses at most these, and kill -9 loses none
 
 
@@ -36,14 +36,14 @@ class PageRecord:
     Attributes:
         next_position: Position in the order. All images before it are in this page, in an earlier one, or skipped.
         stamp: CRC-32 of the stamps of the images that this page contains or skips.
-        samples: (position in the order, height, width, bytes, label, how) for each image, in page order.
+        samples: (position in the order, height, width, bytes, label, how, content id) for each image, in page order.
         skipped: (position in the order, reason).
     """
 
     crc32: int
     next_position: int
     stamp: int
-    samples: list[tuple[int, int, int, int, int, str]]
+    samples: list[tuple[int, int, int, int, int, str, int]]
     skipped: list[tuple[int, str]]
 
 
@@ -54,6 +54,7 @@ class Written:
     metadata: np.ndarray  # SAMPLE_DTYPE (N,)
     sizes: np.ndarray  # int64 (N,)
     positions: np.ndarray  # int64 (N,): sample id -> position in the order
+    contents: np.ndarray  # uint64 (N,): content ids
     count: int = 0
     page_crcs: list[int] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
@@ -62,11 +63,12 @@ class Written:
 
     def add(self, record: PageRecord, page_offset: int) -> None:
         ptr = page_offset
-        for position, height, width, size, label, how in record.samples:
+        for position, height, width, size, label, how, content in record.samples:
             mode = RAW_MODE if how.startswith(RAW) else JPEG_MODE
             self.metadata[self.count] = ((mode, width, height, ptr), label)
             self.sizes[self.count] = size
             self.positions[self.count] = position
+            self.contents[self.count] = content
             self.encodings[how] += 1
             if how.removeprefix(RAW) == DAMAGED:
                 self.damaged.append(self.count)
@@ -96,10 +98,12 @@ class PageFile:
         self.part = path.with_name(path.name + ".part")
         self.journal_path = path.with_name(path.name + ".part.journal")
         self.data_start = first_page_offset(n, page_size)
-        self.written = Written(np.zeros(n, SAMPLE_DTYPE), np.zeros(n, np.int64), np.zeros(n, np.int64))
+        self.written = Written(
+            np.zeros(n, SAMPLE_DTYPE), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.uint64)
+        )
         self.next_position = self._page_begin = 0
         self._page, self._used = memoryview(bytearray(page_size)), 0
-        self._samples: list[tuple[int, int, int, int, int, str]] = []
+        self._samples: list[tuple[int, int, int, int, int, str, int]] = []
         self._skipped: list[tuple[int, str]] = []
         with self._disk_errors():
             self._file = _open_locked(self.part)
@@ -124,7 +128,9 @@ class PageFile:
         end = self._used + len(image.data)
         self._page[self._used : end] = image.data
         self._used = end
-        self._samples.append((self.next_position, image.height, image.width, len(image.data), label, image.how))
+        self._samples.append(
+            (self.next_position, image.height, image.width, len(image.data), label, image.how, image.content)
+        )
         self.next_position += 1
 
     def skip(self, reason: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import check_colour
 from beton_tools.base.names import Names
 from beton_tools.read.format import Beton
-from beton_tools.read.manifest import Manifest, manifest_path, pack_names
+from beton_tools.read.manifest import Manifest, manifest_path, pack_tables, read_image_crc32
 from beton_tools.read.parts import Part
-from beton_tools.sources.base import Source
+from beton_tools.sources.base import MODIFIED, Source
 from beton_tools.write.images import QUALITY, SUBSAMPLING, SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
 from beton_tools.write.pagefile import PageFile, Written
 from beton_tools.write.workers import encode_in_order
 from beton_tools.write.write_order import choose
 
 ON_ERROR = ("fail", "skip")
+_COMPARED = 256  # images whose sizes are part of a data set's hash
 MIN_PAGE_SIZE = 64 << 10
 MAX_PAGE_SIZE = 2 << 30  # the largest power of two that the header's u4 holds
 # smallest and largest value of each numeric option; None: no limit
@@ -127,6 +128,7 @@ def write_beton(
         )
     _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
+    dataset = _dataset_hash(source, order, options)
     if options.part is not None:
         order = options.part.take(order)
     inputs, stamps = _fingerprint(source, order, options), source.stamps(order)
@@ -143,7 +145,7 @@ def write_beton(
             position, reason = written.skipped[0]
             first = f"{printable(source.names[int(order[position])])}: {reason}"
             raise UserError(f"{path}: none of the {len(order)} images could be stored. The first is {first}")
-        manifest = _describe(pages, written, source, order, options, fingerprint)
+        manifest = _describe(pages, written, source, order, options, fingerprint, dataset)
         path.unlink(missing_ok=True)  # an old file must never be beside the new manifest
         manifest.save(manifest_path(path))  # before the file: a .beton always has its manifest
         pages.publish()
@@ -187,10 +189,27 @@ def _make_folder(path: Path) -> None:
 
 
 def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> str:
-    """Hash the images' names, labels and order, and the options. The stamps stand for the images' contents."""
-    digest = hashlib.blake2b(json.dumps([source.kind, str(source.root), options.recorded()]).encode())
+    """Hash the images' names, labels, groups and order, and the options. The stamps stand for the images' contents."""
+    return _digest([source.kind, str(source.root), options.recorded()], source, order)
+
+
+def _dataset_hash(source: Source, order: np.ndarray, options: WriteOptions) -> str:
+    """Hash what all parts of a conversion have in common, wherever the images lie.
+
+    Sizes stand for the images' contents, because copies on several hosts may have other times. Only some images are
+    compared: examining millions of files in a network folder takes as long as reading a part of them.
+    """
+    some = order[np.linspace(0, len(order) - 1, min(_COMPARED, len(order)), dtype=int)]
+    sizes = np.delete(source.stamps(some), MODIFIED, axis=1)
+    options = replace(options, part=None)
+    return _digest([source.kind, source.classes, options.recorded(), sizes.tolist()], source, order)
+
+
+def _digest(described: list[Any], source: Source, order: np.ndarray) -> str:
+    digest = hashlib.blake2b(json.dumps(described).encode())
     arrays = (a.tobytes() for a in (source.names.offsets, source.labels, order))
-    for part in (source.names.blob, *arrays):
+    groups = () if source.groups is None else (source.groups.blob, source.groups.offsets.tobytes())
+    for part in (source.names.blob, *arrays, *groups):
         digest.update(part)
     return digest.hexdigest()[:32]
 
@@ -221,26 +240,39 @@ def _write_images(
 
 
 def _describe(
-    pages: PageFile, written: Written, source: Source, order: np.ndarray, options: WriteOptions, fingerprint: str
+    pages: PageFile,
+    written: Written,
+    source: Source,
+    order: np.ndarray,
+    options: WriteOptions,
+    fingerprint: str,
+    dataset: str,
 ) -> Manifest:
     file_size = pages.part.stat().st_size
-    positions = written.positions[: written.count]
+    stored, beton = order[written.positions[: written.count]], Beton.open(pages.part)
+    names, groups = (
+        None if values is None else Names.of(values[i] for i in stored.tolist())
+        for values in (source.names, source.groups)
+    )
+    assert names is not None
+    described = {"labels": source.reading, "columns": source.columns, "notes": ". ".join(source.notes)}
     return Manifest(
         fingerprint=fingerprint,
+        dataset=dataset,
         num_samples=written.count,
         page_size=options.page_size,
         data_start=pages.data_start,
         file_size=file_size,
-        tables_crc32=Beton.open(pages.part).tables_crc32(),
+        tables_crc32=beton.tables_crc32(),
+        image_crc32=read_image_crc32(beton),
         page_crc32=written.page_crcs,
         classes=list(source.classes),
         class_names=list(source.class_names) if source.class_names is not None else None,
-        source={"kind": source.kind, "root": str(source.root)}
-        | {key: text for key, text in (("labels", source.reading), ("columns", source.columns)) if text},
+        source={"kind": source.kind, "root": str(source.root)} | {key: text for key, text in described.items() if text},
         options=options.recorded(),
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
-        damaged=[source.names[int(order[positions[i]])] for i in written.damaged],
+        damaged=[source.names[int(stored[i])] for i in written.damaged],
         left_out=source.left_out,
-        packed_names=pack_names(Names.of(source.names[i] for i in order[positions].tolist())),
+        tables=pack_tables(names, written.contents[: written.count], groups),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from beton_tools.base.console import by_suffix, format_bytes, print_printable
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
+from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder, convert_imagenet, converted_path
@@ -69,10 +70,13 @@ class Folder:
                 args.classes_of,
                 args.class_indices,
                 args.single_label,
+                args.classes_by_position,
             )
         if "labels" in manifest.source:
             print_printable(f"{manifest.source['labels']}. --single-label reads each as the name of one class")
-        _print_summary(converted_path(args.out, options), manifest)
+        path = converted_path(args.out, options)
+        _print_summary(path, manifest)
+        _print_warnings(*(path,) if args.classes_of is None else (args.classes_of, path))
         return 0
 
 
@@ -95,9 +99,13 @@ class Imagenet:
     def run(args: argparse.Namespace) -> int:
         options = _options_of(args)
         with hint_when_interrupted():
-            manifests = convert_imagenet(args.data, args.out, options, progress, args.overwrite)
+            manifests = convert_imagenet(
+                args.data, args.out, options, progress, args.overwrite, args.classes_by_position
+            )
+        paths = {split: converted_path(args.out / f"{split}.beton", options) for split in manifests}
         for split, manifest in manifests.items():
-            _print_summary(converted_path(args.out / f"{split}.beton", options), manifest)
+            _print_summary(paths[split], manifest)
+        _print_warnings(*paths.values())
         return 0
 
 
@@ -140,6 +148,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     part = "write only this part of the images (3/16 goes to FILE-03-of-16.beton). Classes and order are as in the whole set"
     file.add_argument("--part", metavar="K/N", help=part)
     number(file, "workers", "N", "number of processes that encode, {} (default: one for every usable CPU)")
+    positions = (
+        "take labels that are numbers for those of the training file, whatever their classes are called (default: match classes "
+        "by id, then by name)"
+    )
+    parser.add_argument("--classes-by-position", action="store_true", help=positions)
     overwrite = "replace a file that was made from other images or with other options"
     file.add_argument("--overwrite", action="store_true", help=overwrite)
 
@@ -151,11 +164,21 @@ def _options_of(args: argparse.Namespace) -> WriteOptions:
     return WriteOptions(**values | {"part": None if args.part is None else Part.parse(args.part)})
 
 
+def _print_warnings(*paths: Path) -> None:
+    """Print what you should know about the images. The last of the files was written now, the first has training images."""
+    from fastft.data.warnings import data_warnings, describe_betons  # loads SciPy
+
+    for text in data_warnings(*describe_betons(*map(BetonSet.open, paths))):
+        print_printable(f"  warning: {text}")
+
+
 def _print_summary(path: Path, manifest: Manifest) -> None:
     images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
     print_printable(f"{path}: {images}, {format_bytes(manifest.file_size)}")
     if "columns" in manifest.source:
         print_printable(f"  {manifest.source['columns']}")
+    if "notes" in manifest.source:
+        print_printable(f"  warning: {manifest.source['notes']}")
     kept = manifest.encodings.get(KEPT, 0)
     raw = sum(count for how, count in manifest.encodings.items() if how.startswith(RAW))
     others = [f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)]

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table")
     add_shared(parser, "logit-adjustment", "only-present-classes")
+    positions = "take equal labels for the same classes in the file and the model, whatever the classes are called"
+    parser.add_argument("--classes-by-position", action="store_true", help=positions)
     add_shared(parser, "device", "json", "overwrite")
 
 
@@ -37,13 +39,16 @@ def run(args: argparse.Namespace) -> int:
     from fastft.evaluate.evaluation import evaluate_files
 
     options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment}
-    options |= {"csv": args.csv, "overwrite": args.overwrite}
+    options |= {"csv": args.csv, "overwrite": args.overwrite, "classes_by_position": args.classes_by_position}
     evaluations = evaluate_files(
         args.checkpoint, args.data, args.device, only_present_classes=args.only_present_classes, **options
     )
     if torchrun.rank() != 0:  # every process has the same sums, and rank 0 prints them
         return 0
     say(f"using the {evaluations[0].weights}")
+    for report in evaluations:
+        if report.note:
+            say(f"warning: {report.note}")
     if len(evaluations) == 1:
         return show(evaluations[0], args.json, print_evaluation)
     return show(evaluations, args.json, print_table_of_files)

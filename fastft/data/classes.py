@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.class_list import Classes, compare_classes
 from fastft.recipe.constants import BALANCED, NONE
 
 if TYPE_CHECKING:
@@ -21,33 +22,34 @@ def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
     return [*classes, *(f"class {k}" for k in range(len(classes), outputs))]
 
 
-def refuse_other_classes(classes: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
-    """Compare the classes of the file `path` with the model's classes, label by label.
+def refuse_other_classes(
+    classes: Classes,
+    expected: Classes,
+    path: str | Path,
+    *,
+    other: str = "the model",
+    by_position: bool = False,
+    outputs: int | None = None,
+) -> str:
+    """Compare the classes of the file `path` with the model's classes by the rule in `compare_classes`.
 
-    A file without a manifest has placeholder names, and only as many names as it uses labels. A placeholder matches
-    any class, unless it is the name of another class. It can be that, for example, when one side numbers folders 0 to
-    11 by value and the other alphabetically.
+    Args:
+        other: what has the expected classes, for messages.
+        by_position: `data.classes_by_position`.
+        outputs: the number of the model's outputs, if it may have more than classes.
+
+    Returns:
+        A sentence to show if labels were taken by position, otherwise "".
 
     Raises:
-        UserError: there are more classes than expected, or a class differs or is missing. The message names the first
+        UserError: there are more classes than outputs, or a class differs or is missing. The message names the first
             one.
     """
-    if len(classes) > len(expected):
-        raise UserError(
-            f"{path} has {len(classes)} classes, but the model has {len(expected)}. Give a file with the model's classes"
-        )
-    made_up = all(_is_placeholder(name, label) for label, name in enumerate(classes))
-    names = set(expected)
-    for label, want in enumerate(expected):
-        have = classes[label] if label < len(classes) else None
-        if have == want:
-            continue
-        if have in names or not (made_up or _is_placeholder(want, label)):
-            raise UserError(
-                f"{path}: class {label} is {have or 'missing'}, but in the model it is {want}. "
-                "Give a file with the model's classes in "
-                "its order, as `fastft convert folder --classes-of TRAIN.beton` numbers them"
-            )
+    advice = (
+        f"Give a file with the classes of {other} in its order, as `fastft convert folder --classes-of TRAIN.beton` numbers "
+        "them. If you know that the labels mean the same, set classes_by_position"
+    )
+    return compare_classes(classes, expected, str(path), other, advice, by_position=by_position, outputs=outputs)
 
 
 def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) -> np.ndarray:
@@ -84,8 +86,3 @@ def refuse_multi_label(recipe: Recipe, what: str) -> None:
         raise UserError(
             f"{what} works with one label per image, but {recipe.name} was trained with several. Leave it out"
         )
-
-
-def _is_placeholder(name: str, label: int) -> bool:
-    """Return True if the name was made up: by the loader without a manifest, or on converting shards without names."""
-    return name in (f"class {label}", str(label))

@@ -72,7 +72,8 @@ class _BetonLoader:
         self.policy = AugmentPolicy(policy) if isinstance(policy, str) else policy
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
         self.workers = min(workers or default_workers(), os.cpu_count() or 1)
-        self.class_names = self.betons.class_names
+        self.known_classes = self.betons.known_classes
+        self.class_names = list(self.known_classes.labels)
         self.content = self.betons.content
         self.num_classes = len(self.class_names)
         self.class_counts = self.betons.class_counts

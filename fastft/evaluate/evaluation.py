@@ -76,6 +76,7 @@ def evaluate_files(
     only_present_classes: bool = False,
     csv: Path | None = None,
     overwrite: bool = False,
+    classes_by_position: bool = False,
 ) -> list[FileReport]:
     """Score a checkpoint on each `.beton` in `files`, or on its recipe's validation file if there are none.
 
@@ -85,6 +86,7 @@ def evaluate_files(
         only_present_classes: rank only the classes that have images in the file.
         csv: write the prediction for each image to this file. `files` must then be a single file.
         overwrite: replace an existing `csv`.
+        classes_by_position: equal labels mean the same classes in the files and the model, whatever they are called.
 
     Raises:
         UserError: there is no such checkpoint or file, it is damaged, a file has other classes, `csv` cannot be written
@@ -97,22 +99,30 @@ def evaluate_files(
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
-        opened = [BetonSet.open(path) for path in files] or [trained.open_validation()]
+        by_position = classes_by_position or trained.recipe.data.classes_by_position
+        opened = [BetonSet.open(path, classes_by_position=by_position) for path in files]
+        opened = opened or [trained.open_validation()]
         if logit_adjustment:
             trained = adjust_logits(trained)
-        scores = [evaluate_model(trained, betons, world, only_present_classes) for betons in opened]
+        scores = [
+            evaluate_model(trained, betons, world, only_present_classes, classes_by_position) for betons in opened
+        ]
     if csv is not None and world.is_main:
         write_predictions_table(scores[0].predictions, trained.outputs, opened[0].read_names(), csv)
     return [replace_fields(report_file(trained, one), logit_adjustment=logit_adjustment) for one in scores]
 
 
-def eval_loader(trained: Trained, data: BetonPaths | BetonSet, world: World) -> EvalLoader:
+def eval_loader(
+    trained: Trained, data: BetonPaths | BetonSet, world: World, classes_by_position: bool = False
+) -> EvalLoader:
     """Load this process's share of a file, transformed as the model is evaluated on it.
 
     Raises UserError if the file is missing or damaged.
     """
     recipe = trained.recipe
     dtype = inference_precision(recipe.train.amp, world.device).dtype
+    if not isinstance(data, BetonSet):
+        data = BetonSet.open(data, classes_by_position=classes_by_position or recipe.data.classes_by_position)
     return EvalLoader(
         data,
         build_policy(recipe.with_option("augment.policy", "none")),  # the policy may be unknown to this version
@@ -123,7 +133,11 @@ def eval_loader(trained: Trained, data: BetonPaths | BetonSet, world: World) -> 
 
 
 def evaluate_model(
-    trained: Trained, data: Path | BetonSet, world: World, only_present_classes: bool = False
+    trained: Trained,
+    data: Path | BetonSet,
+    world: World,
+    only_present_classes: bool = False,
+    classes_by_position: bool = False,
 ) -> EvaluatedFile:
     """Score a model on one file. Raises UserError as `evaluate_files`, published to the other processes."""
     outputs = trained.recipe.data.num_classes
@@ -131,9 +145,12 @@ def evaluate_model(
         refuse_multi_label(trained.recipe, "--only-present-classes")
     model: nn.Module = trained.model
     precision = inference_precision(trained.recipe.train.amp, world.device)
-    with eval_loader(trained, data, world) as loader:
+    with eval_loader(trained, data, world, classes_by_position) as loader:
         path = Path(loader.betons.title)
-        refuse_other_classes(loader.class_names, trained.outputs, path)
+        note = refuse_other_classes(
+            loader.known_classes, trained.known_classes, path,
+            by_position=classes_by_position or trained.recipe.data.classes_by_position, outputs=outputs,
+        )  # fmt: skip
         refuse_other_labels(loader.betons, trained.recipe)
         ranked = outputs
         if only_present_classes:
@@ -147,7 +164,7 @@ def evaluate_model(
         except UserError as error:
             raise world.publish_error(error) from error
     scores = found.scores if ranked >= TOP5_CLASSES else replace_fields(found.scores, top5=None)
-    return EvaluatedFile(path, scores, found.predictions, ranked)
+    return EvaluatedFile(path, scores, found.predictions, ranked, note)
 
 
 def write_predictions_table(

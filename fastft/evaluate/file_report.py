@@ -23,12 +23,17 @@ MATRIX_CLASSES = 100  # with more classes the confusion matrix is left out
 
 @dataclass(frozen=True)
 class EvaluatedFile:
-    """Scores and predictions on one file, and the number of classes among which the predictions are ranked."""
+    """Scores and predictions on one file.
+
+    ranked_classes: the number of classes among which the predictions are ranked. note: a sentence if the file's labels
+    were taken by position.
+    """
 
     path: Path
     scores: Scores
     predictions: Predictions
     ranked_classes: int
+    note: str = ""
 
 
 class NamedClass(ClassMetrics, kw_only=True):
@@ -67,6 +72,7 @@ class FileReport(Scores, kw_only=True, omit_defaults=True):
         best_by: the score that the run used to compare epochs and weights.
         standard_error: binomial standard error for top-1, in percentage points.
         logit_adjustment: whether the logits were corrected for the class sizes; None where this was not an option.
+        note: a sentence if the file's labels were taken by position.
     """
 
     checkpoint: str
@@ -81,6 +87,7 @@ class FileReport(Scores, kw_only=True, omit_defaults=True):
     best_by: BestBy = TOP1
     standard_error: Number | None = None
     logit_adjustment: bool | None = None
+    note: str = ""
 
 
 def report_file(trained: Trained, evaluated: EvaluatedFile) -> FileReport:
@@ -104,6 +111,7 @@ def report_file(trained: Trained, evaluated: EvaluatedFile) -> FileReport:
         confusion_matrix=confusion_counts(p).tolist() if has_matrix else None,
         best_by=trained.main_score,
         standard_error=None if scores.top1 is None else scores.top1_error,
+        note=evaluated.note,
         **msgspec.structs.asdict(scores),
     )
 

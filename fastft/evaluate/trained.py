@@ -10,6 +10,7 @@ from torch import Tensor
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.class_list import Classes
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.head_file import read_head, set_head, tower_checksum
@@ -53,6 +54,11 @@ class Trained:
     temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
     has_scaled_head: bool = False  # the temperature is already part of the head
     thresholds: Sequence[float] = ()  # probability thresholds by class, for a multi-label model
+
+    @property
+    def known_classes(self) -> Classes:
+        """The classes with their ids, where the checkpoint has them."""
+        return Classes.of(self.classes) if self.state is None else self.state.known_classes
 
     @property
     def outputs(self) -> list[str]:

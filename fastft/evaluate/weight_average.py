@@ -96,7 +96,7 @@ def read_start(run: Trained) -> State:
         raise UserError(f"{weights} has changed since {run.path} was trained from it. Put the old weights back")
     model = build_model(run.recipe, arch=run.model.visual.arch)
     if run.recipe.model.head_init == FROM_WEIGHTS:
-        head, _ = head_of_weights(model, run.recipe, run.classes, run.classes)
+        head, _ = head_of_weights(model, run.recipe, run.known_classes)
         set_head(model, head, run.path)
     return model.state_dict()
 
@@ -107,7 +107,8 @@ def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:
     ours, theirs = ((m.visual.arch, m.pool, {k: v.shape for k, v in m.state_dict().items()}) for m in models)
     if ours != theirs:
         raise UserError(f"{name} has another architecture or head than {expected.path}. Average models of one recipe")
-    if trained.outputs != expected.outputs:
+    same = trained.known_classes.rows_in(expected.known_classes) == list(range(len(expected.classes)))
+    if not same or len(trained.outputs) != len(expected.outputs):
         raise UserError(f"{name} has other classes than {expected.path}. Average models of the same classes")
     if trained.state is not None and expected.state is not None:
         seen = expected.state.seen_differently(trained.state)
@@ -223,7 +224,10 @@ def average(
         raise UserError("--alpha needs two models. Give two, or several with --soup greedy or --soup uniform")
     chooses = soup == GREEDY or (soup is None and len(alphas) > 1)
     trained, ingredients = find_ingredients(models, weights)
-    files = [BetonSet.open(path) for path in data] or ([trained.open_validation()] if chooses else [])
+    by_position = trained.recipe.data.classes_by_position
+    files = [BetonSet.open(path, classes_by_position=by_position) for path in data] or (
+        [trained.open_validation()] if chooses else []
+    )
     world = find_world(device)
     say = say if world.is_main else lambda text: None
 

@@ -91,7 +91,7 @@ def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
         return [
             IMAGENET_CLASSNAMES[label_of[name]] for name in manifest.classes
         ], "open_clip's names of ImageNet's classes"
-    labels = [manifest.class_label(label) for label in range(manifest.num_classes)]
+    labels = list(manifest.known_classes.names)
     if manifest.class_names is not None and all(map(is_wnid, manifest.classes)):
         return [label.partition(",")[0] for label in labels], "the first names of the synsets"
     return [label.replace("_", " ") for label in labels], "the names of the folders"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
 from fastft.model.classifier import CLASS_PATCHES
-from fastft.model.weight_files import save_tensors
+from fastft.model.weight_files import CLASS_IDS, CLASSES, save_tensors
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -23,7 +23,8 @@ def write(trained: Trained, path: Path) -> None:
         "rel_pos_bias": recipe.model.rel_pos_bias,
         "pool": recipe.model.pool,
         "name": recipe.name,
-        "classes": trained.classes,
+        CLASSES: trained.classes,
+        **({CLASS_IDS: ids} if (ids := trained.known_classes.ids) is not None else {}),
         **trained.temperature_record,
         "images": {"mean": recipe.augment.mean, "std": recipe.augment.std, "crop_pct": recipe.train.eval_crop_pct},
     }

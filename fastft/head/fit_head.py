@@ -18,7 +18,6 @@ import torch
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.manifest import Manifest
 from fastft.data.classes import name_outputs
 from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
@@ -80,10 +79,9 @@ IS_THERE = {PROBE: _is_fitted, FROM_WEIGHTS: _is_taken}
 def _take_head(recipe: FinalRecipe, folder: Path, inputs: Inputs, say: Say) -> None:
     """Write the rows that the head in `model.weights` has for the training file's classes."""
     files = inputs.train
-    manifest = Manifest.of_beton(files.files[0].path)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
-    head, note = head_of_weights(model, recipe, files.class_names, manifest.classes if manifest else ())
+    head, note = head_of_weights(model, recipe, files.known_classes)
     classes = name_outputs(files.class_names, recipe.data.num_classes)
     write_head(
         folder / HEAD_OF_WEIGHTS, replace(head, classes=classes, source=head.source | {"request": inputs.request})

@@ -125,6 +125,8 @@ class TrainedRun:
             UserError: there are no such images, or they have other classes.
         """
         from beton_tools.sources import open_source  # each method imports what it needs: together that takes seconds
+        from beton_tools.sources.base import KnownClasses
+        from beton_tools.write.convert import with_classes
         from beton_tools.write.writer import WriteOptions, write_beton
         from fastft.evaluate.evaluation import evaluate_checkpoint
         from fastft.photos.paths import needs_conversion
@@ -136,7 +138,8 @@ class TrainedRun:
         with TemporaryDirectory() as folder:
             converted = Path(folder) / "images.beton"
             trained = self.predictor.trained
-            source = open_source(data, classes=trained.classes)
+            known = KnownClasses.of(trained.known_classes)
+            source = with_classes(open_source(data, classes=known), known, trained.classes)
             write_beton(converted, source, WriteOptions(background=trained.recipe.data.background))
             try:
                 report = evaluate_checkpoint(self.folder, converted, self.device, **options)

@@ -39,7 +39,7 @@ from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import describe_figures
 from fastft.run.identity import PER_HOST_OPTIONS, shared_options
-from fastft.run.inputs import Inputs, open_images, open_inputs
+from fastft.run.inputs import Inputs, open_images, open_inputs, warn_of_images
 from fastft.run.result import FirstRun, Result, WeightChoice, write_result
 from fastft.run.run_directory import hold_run, load_run, run_folder
 from fastft.train.setup import refuse_untrainable
@@ -97,6 +97,9 @@ def run_stages(
             lambda: _open(recipe, images, world, files),
             lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1].request},
         )
+        warns = images is None and world.is_main  # otherwise preparing them has warned
+        for text in warn_of_images(asked, inputs.train, inputs.val) if warns else ():
+            say(f"warning: {text}")
         stop = guard.is_stop_requested
         final = _stage(world, lambda: choose_options(asked, inputs, world, stop, say))
         world.check_consistent(None, {"recipes": shared_options(final)})
@@ -111,9 +114,9 @@ def _open_together(recipe: AskedRecipe, prepared: AskedRecipe, files: dict[str, 
     """Open the training and validation images as one set. Each side is added to `files`."""
     sides = [path for path in (prepared.data.train, prepared.data.val) if path is not None]
     for path in sides:
-        files[path] = open_images(path, list(files.values()))
+        files[path] = open_images(path, recipe.data.classes_by_position, list(files.values()))
     whole = str(recipe.data.train) if holds_out_of_beton(recipe) else ",".join(sides)
-    return BetonSet.open(whole, opened=list(files.values()))
+    return BetonSet.open(whole, classes_by_position=recipe.data.classes_by_position, opened=list(files.values()))
 
 
 def _open(
@@ -166,7 +169,7 @@ def _refit(recipe: AskedRecipe, whole: BetonSet, first: Result, world: World, co
     say(
         f"train.refit: training again on all images, up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
     )
-    result = run_stages(again, None, world, console, {whole.title: whole})
+    result = run_stages(again, Images.of_betons(whole, None), world, console, {whole.title: whole})
     reason = "the first run chose this kind (no images were held out from this run)"
     result = replace(
         result,

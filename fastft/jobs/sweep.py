@@ -19,6 +19,7 @@ from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet, Content
+from beton_tools.read.class_list import Classes
 from fastft.choose.automatic import resolve
 from fastft.data.classes import refuse_multi_label
 from fastft.jobs.decided import decide, load_decided
@@ -174,7 +175,7 @@ def _with_inputs(recipe: AskedRecipe, opened: dict[str, BetonSet]) -> tuple[Aske
         return decide(recipe)[0], None
     for path in data:
         if path not in opened:
-            opened[path] = open_images(path, list(opened.values()))
+            opened[path] = open_images(path, recipe.data.classes_by_position, list(opened.values()))
     recipe, inputs = open_inputs(recipe, opened=opened)
     return resolve(recipe, inputs.images), inputs
 
@@ -193,7 +194,7 @@ def run_key(recipe: AskedRecipe, inputs: Inputs | None = None) -> str:
         return inputs.identify(recipe).digest()
     images = Content(num_samples=recipe.data.train_size, files=[], identities=[])
     weights, head = identify_weights(recipe.model.weights, recipe.model.arch), identify_weights(recipe.model.head)
-    return make_identity(recipe, describe_arch(recipe), [], images, None, weights, head).digest()
+    return make_identity(recipe, describe_arch(recipe), Classes.unnamed(0), images, None, weights, head).digest()
 
 
 def refuse_other_results(runs: Sequence[PlannedRun]) -> None:

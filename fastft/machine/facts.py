@@ -69,7 +69,7 @@ def gather(data: Path | None = None) -> Facts:
     if data is not None:
         from beton_tools.read.beton_set import BetonSet  # imported here because it loads the image libraries
 
-        data_size = BetonSet.open(data).file_size
+        data_size = BetonSet.open(data, classes_by_position=True).file_size
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = memory_bytes()
     numba_cuda = package_version("numba-cuda")

@@ -17,6 +17,7 @@ from torch import Tensor
 from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file
+from beton_tools.read.class_list import Classes
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import read_state_dict, save_tensors
@@ -85,17 +86,14 @@ def tower_checksum(model: ImageClassifier) -> str:
     return f"{crc:08x}"
 
 
-def head_of_weights(
-    model: ImageClassifier, recipe: Recipe, names: Sequence[str], wnids: Sequence[str]
-) -> tuple[Head, str]:
+def head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Classes) -> tuple[Head, str]:
     """Make a head of the rows that the head in `model.weights` has for the training file's classes.
 
     Classes that the weights lack get the mean row.
 
     Args:
         model: the head's model, which may be on the meta device.
-        names: class names by label, as fastft's own heads name them.
-        wnids: the classes' folders, which are WordNet ids for the heads in timm's weights.
+        classes: the training file's classes. Rows are found by id, then by name.
 
     Returns:
         (the head, a line for the log).
@@ -109,11 +107,10 @@ def head_of_weights(
         raise UserError(
             f"the head in {weights} reads {_READS[trained.pool]}. Set model.pool to {trained.pool}, or --model.head_init=probe"
         )
-    known, own_names, by = (
-        (trained.classes, names, "name") if trained.classes else (_wnids(trained), wnids, "WordNet id")
-    )
-    row_of = {name: row for row, name in enumerate(known)}
-    rows = {label: row_of[name] for label, name in enumerate(own_names) if name in row_of}
+    by = "name" if trained.classes else "WordNet id"
+    wnids = () if trained.classes else tuple(_wnids(trained))
+    known = trained.classes or Classes(wnids, wnids)
+    rows = {label: row for label, row in enumerate(classes.rows_in(known)) if row is not None}
     if not rows or trained.weight_KD.shape[1] != model.head.in_features:
         raise UserError(
             f"the head in {weights} has {len(trained.bias_K):,} classes, and none of them is in {recipe.data.train} by {by}. Set "
@@ -128,8 +125,12 @@ def head_of_weights(
         return own
 
     others = ", the others at the mean of these" if len(rows) < count else ""
-    head = Head(taken(trained.weight_KD), taken(trained.bias_K), list(names), model.pool, {"weights": weights})
-    return head, f"head: {len(rows):,} of {count:,} classes from {weights}{others}"
+    names = list(classes.labels)
+    head = Head(taken(trained.weight_KD), taken(trained.bias_K), names, model.pool, {"weights": weights})
+    shared = {known.names[row] for row in range(len(known))} if len(set(known.names)) < len(known) else set()
+    unclear = [name for k, name in enumerate(classes.names) if k not in rows and name in shared]
+    same = f" ({len(unclear)} of them share their name, such as {unclear[0]})" if unclear else ""
+    return head, f"head: {len(rows):,} of {count:,} classes from {weights}{others}{same}"
 
 
 _READS = {

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home, open_user_file, read_regular
+from beton_tools.read.class_list import Classes
 from fastft.model.timm_arch import NATIVE, pretrained_cfg
 from fastft.model.torchscript import (
     HAS_BYTEARRAY,
@@ -146,7 +147,7 @@ def is_torchscript_file(path: Path) -> bool:
 HUB = "hf-hub:"
 HUB_SECONDS = 10
 MAX_HUB_CONFIG_BYTES = 8 << 20  # large, because configurations hold label names
-CLASSES = "classes"  # the class names' key in fastft's exports and checkpoints
+CLASSES, CLASS_IDS = "classes", "class_ids"  # keys in fastft's exports and checkpoints
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 OPEN_CLIP_HEAD = "head.safetensors"  # in fastft's exports
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that hold the tensors
@@ -253,8 +254,8 @@ def open_weight_folder(path: Path) -> WeightFolder:
     raise UserError(f"{path} is not {WEIGHT_FOLDER}. Give such a folder or a file of weights")
 
 
-def stored_classes(path: Path) -> tuple[str, ...] | None:
-    """Return the class names that a fastft .safetensors file states.
+def stored_classes(path: Path) -> Classes | None:
+    """Return the classes that a fastft .safetensors file states.
 
     An export states them in its header, a checkpoint in the state beside it.
     """
@@ -264,10 +265,18 @@ def stored_classes(path: Path) -> tuple[str, ...] | None:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         if CLASSES in header:
-            return class_list(json.loads(header[CLASSES]))
-        state = path.with_name("state.json")
-        return class_list(_read_config(state).get(CLASSES)) if state.is_file() else None
+            return _as_classes(json.loads(header[CLASSES]), json.loads(header.get(CLASS_IDS, "null")))
+        if (state := path.with_name("state.json")).is_file():
+            stored = _read_config(state)
+            return _as_classes(stored.get(CLASSES), stored.get(CLASS_IDS))
     return None
+
+
+def _as_classes(names: Any, ids: Any) -> Classes | None:
+    known, own = class_list(names), class_list(ids)
+    if known is None:
+        return None
+    return Classes.of_labels(known, own if own is not None and len(own) == len(known) else None)
 
 
 def class_list(value: Any) -> tuple[str, ...] | None:

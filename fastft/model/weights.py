@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
+from beton_tools.read.class_list import Classes
 from fastft.model.arch import Arch, open_clip_folder
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import classifier_names, clip_numbers, pretrained_tags
@@ -161,7 +162,7 @@ class TrainedHead:
     weight_KD: Tensor
     bias_K: Tensor
     pool: str
-    classes: tuple[str, ...] | None
+    classes: Classes | None
 
 
 def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
@@ -190,7 +191,10 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
         raise UserError(
             f"weights {weights} have no head. Set --model.head_init=probe, or use fine-tuned weights from timm or fastft"
         )
-    classes = stored_classes(expand_home(weights)) if folder is None else folder.classes
+    if folder is None:
+        classes = stored_classes(expand_home(weights))
+    else:
+        classes = Classes.of(folder.classes) if folder.classes else None
     return TrainedHead(weight.float(), bias.float(), pool, classes if classes and len(classes) <= len(bias) else None)
 
 

@@ -1,8 +1,6 @@
 """Stratified hold-out: images from every class for validation, with related images on one side."""
 
 import numpy as np
-from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from beton_tools.write.write_order import seeded_order
 
@@ -77,17 +75,3 @@ def _members(units: np.ndarray) -> list[np.ndarray]:
     rank = np.argsort(np.argsort(first))[inverse]
     order = np.argsort(rank, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(rank[order])) + 1)
-
-
-def join_units(*keys: np.ndarray) -> np.ndarray:
-    """Return a unit number per image, int64 (N,).
-
-    Images that agree in any key, directly or through others, share it.
-    """
-    count = len(keys[0])
-    rows = np.arange(count)
-    edges = [np.unique(key, return_index=True, return_inverse=True)[1:] for key in keys]
-    left = np.concatenate([rows for _ in edges])
-    right = np.concatenate([first[inverse] for first, inverse in edges])
-    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)

@@ -7,7 +7,7 @@ CSV or parquet table, and archives and shards as `fastft convert` takes them. `t
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.base import no_labels, sort_labels, subset
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, open_tables
-from beton_tools.sources.path_table import SEPARATOR, SPLIT_VALUES, Columns, columns_of, is_csv
+from beton_tools.sources.path_table import SEPARATOR, SPLIT_VALUES, is_csv, splits_of
 from beton_tools.sources.remote import RemotePath, source_path
 from fastft.photos.paths import TABLE_SUFFIXES
 from fastft.recipe.training_images import GIVE
@@ -29,26 +29,21 @@ from fastft.recipe.training_images import GIVE
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Labelled images in canonical order. `groups` and `splits` hold a value per image, or are None.
+    """Labelled images in canonical order.
 
-    unused: what lies beside the images and is not used, as sentences.
+    splits: "train", "val" or "test" for each image, or None. unused: what lies beside the images and is not used, as
+    sentences.
     """
 
     source: Source
-    columns: Columns = field(default_factory=Columns)
+    splits: list[str] | None = None
     unused: tuple[str, ...] = ()
 
     def take(self, indices: np.ndarray, classes: Sequence[str] | None = None) -> "LabelledSet":
         """Return the images at `indices`, labelled by `classes` (default: their own labels)."""
-        chosen = indices.tolist()
-        groups, splits = self.columns.groups, self.columns.splits
+        splits = None if self.splits is None else [self.splits[i] for i in indices.tolist()]
         return LabelledSet(
-            subset(self.source, indices, self.source.classes if classes is None else classes),
-            Columns(
-                None if splits is None else [splits[i] for i in chosen],
-                None if groups is None else [groups[i] for i in chosen],
-            ),
-            self.unused,
+            subset(self.source, indices, self.source.classes if classes is None else classes), splits, self.unused
         )
 
     def with_label_sets(self, reading: str) -> "LabelledSet":
@@ -109,7 +104,7 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
         val_shards = _shards(place, "val")
         return _open_files(shards, single), None if val_shards is None else _open_files(val_shards, single)
     whole = _open(place, single)
-    splits = whole.columns.splits
+    splits = whole.splits
     if splits is None:
         return whole, None
     parts = {split: np.flatnonzero([s == split for s in splits]) for split in ("train", "val")}
@@ -179,7 +174,7 @@ def _count_images(place: Path) -> int:
 def _open_files(files: list[Path], single: bool) -> LabelledSet:
     if all(map(_is_table, files)):
         source, tables = open_tables(files[0].parent, files, single=single)
-        return _in_order(LabelledSet(source, columns_of(tables)))
+        return _in_order(LabelledSet(source, splits_of(tables)))
     return _in_order(LabelledSet(open_source(files[0].parent, single=single)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home, read_user_text
 from beton_tools.sources import Source
-from fastft.photos.same_images import contents
+from fastft.photos.same_images import contents, old_contents
 from fastft.photos.state import SPLIT
 from fastft.recipe import AskedRecipe
 
@@ -40,7 +40,9 @@ class OldSplit:
 
     def sides(self, source: Source) -> np.ndarray:
         """Return int8 (N,): TRAIN or VAL for images that the run had, NEW for others."""
-        return np.array([self.by_content.get(text, NEW) for text in contents(source)], np.int8)
+        has_old_texts = any("-" in text for text in self.by_content)
+        texts = old_contents(source) if has_old_texts else contents(source)
+        return np.array([self.by_content.get(text, NEW) for text in texts], np.int8)
 
     def describe(self, sides: np.ndarray, held: np.ndarray) -> str:
         """Return a log line: what became of the earlier run's images, and of the new ones."""

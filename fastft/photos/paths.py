@@ -68,6 +68,10 @@ def count_images(recipe: "AskedRecipe") -> "tuple[Images | None, list[str]]":
 
         return count_photos(recipe)
     from fastft.recipe.training_images import Images
-    from fastft.run.inputs import open_images
+    from fastft.run.inputs import open_images, warn_of_images
 
-    return Images.of_betons(open_images(file), open_images(val) if val is not None and exists(val) else None), []
+    by_position = recipe.data.classes_by_position
+    train, evaluated = open_images(file, by_position), None
+    if val is not None and exists(val):
+        evaluated = open_images(val, by_position, [train])
+    return Images.of_betons(train, evaluated), warn_of_images(recipe, train, evaluated)

@@ -29,6 +29,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import count_notes
 from beton_tools.write.writer import WriteOptions, write_beton
+from fastft.data.warnings import listing, warn_of_animations
 from fastft.machine.distributed import World
 from fastft.model.recipe_model import check_model
 from fastft.photos.holdout import VERSION
@@ -36,7 +37,15 @@ from fastft.photos.layout import LabelledSet, open_sets, open_val
 from fastft.photos.old_split import OldSplit, read_old_split
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.same_images import as_source, contents
-from fastft.photos.split import Split, check_photos, choose_held_out, describe_sides, listing, split_photos, split_table
+from fastft.photos.split import (
+    Split,
+    check_photos,
+    choose_held_out,
+    describe_sides,
+    split_photos,
+    split_table,
+    warn_of_moving,
+)
 from fastft.photos.state import SPLIT, Made, MadeFrom, Say, prepare_once
 from fastft.recipe import AskedRecipe
 from fastft.recipe.schema import Data
@@ -65,12 +74,13 @@ def count_photos(recipe: AskedRecipe) -> tuple[Images, list[str]]:
     """
     photos = str(recipe.data.train)
     if holds_out_of_beton(recipe):
-        betons = open_images(photos)
+        betons = open_images(photos, recipe.data.classes_by_position)
         held, warnings, _ = choose_held_out(LabelledSet(as_source(betons)), read_old_split(recipe))
         return replace(Images.of_betons(betons, None), train=int((~held).sum()), val=int(held.sum())), warnings
     _check_paths(recipe)
     plan = split_photos(check_photos(*_listed(recipe)), recipe.data.val is None, read_old_split(recipe))
-    return _images(photos, plan), plan.warnings
+    moving = [text for side in (plan.train, plan.val) if side is not None for text in warn_of_moving(side)]
+    return _images(photos, plan), plan.warnings + moving
 
 
 def prepare_data(
@@ -140,7 +150,7 @@ def _check_paths(recipe: AskedRecipe) -> None:
 def _prepare_holdout(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data, Images | None]:
     """Make subsets of the .beton. If it has too few images to hold any out, it is used whole."""
     data, old = str(recipe.data.train), read_old_split(recipe)
-    betons = open_images(data)
+    betons = open_images(data, recipe.data.classes_by_position)
     whole, images = betons.as_subset_file(), Images.of_betons(betons, None)
     with_images(recipe, images)  # refuses a wrong number of classes before anything is written
 
@@ -256,7 +266,7 @@ def _write(split: str, images: LabelledSet, recipe: AskedRecipe, folder: Path, s
     with progress(f"converting {split}", say=say) as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
     skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]
-    return [
+    return warn_of_animations(split, manifest.animations) + [
         f"{count:,} {split} image{'' if count == 1 else 's'} {text}"
         for count, text in (
             (len(skipped), f"left out because unreadable: {listing(skipped)}"),
@@ -269,7 +279,8 @@ def _write(split: str, images: LabelledSet, recipe: AskedRecipe, folder: Path, s
 def _fingerprint(found: LabelledSet) -> str:
     """Hash the images' names, labels, groups, sizes and times, but not their folder's location."""
     source, stamps = found.source, found.source.stamps(np.arange(len(found), dtype=np.int64)).tolist()
-    described = [VERSION, source.kind, source.classes, found.columns.groups, stamps, source.labels.tolist()]
+    groups = None if source.groups is None else list(source.groups)
+    described = [VERSION, source.kind, source.classes, groups, stamps, source.labels.tolist()]
     return _digest(described, source.names.offsets.tobytes() + source.names.blob)
 
 

@@ -1,18 +1,21 @@
 """Find images with identical bytes, among photographs and in .beton files."""
 
-import hashlib
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.content import content_id
 from beton_tools.base.names import Names
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.sources import Source
 from beton_tools.sources.base import FileSpan, SpanSource
 
+CHUNK = 64  # images per task
 END = 256  # bytes at the end of an image, which differ for nearly all images that have the same size
 
 
@@ -22,26 +25,44 @@ def content_ids(sources: Sequence[Source]) -> list[np.ndarray]:
     Images are read only if another one has the same size, and whole only if it ends alike. Images that cannot be read
     have numbers of their own, and converting them gives the reason.
     """
+    known = [source.contents for source in sources if source.contents is not None]
+    if len(known) == len(sources):
+        found = np.unique(np.concatenate(known), return_inverse=True)[1].astype(np.int64)
+        return np.split(found, np.cumsum([len(ids) for ids in known])[:-1])
     every = [(source, i) for source in sources for i in range(len(source.names))]
     sizes = np.concatenate([_sizes(source) for source in sources])
     ends = np.zeros_like(sizes)
     for k in np.flatnonzero(_repeated(sizes) & (sizes > END)).tolist():
         source, i = every[k]
         ends[k] = _end_crc32(source, i, int(sizes[k]))
-    numbers: dict[bytes, int] = {}
+    numbers: dict[int, int] = {}
     found = np.arange(len(every), dtype=np.int64)
     for k in np.flatnonzero(_repeated(np.column_stack([sizes, ends])) | (sizes < 0)).tolist():
         source, i = every[k]
         with suppress(OSError):
-            digest = hashlib.blake2b(source.locate(i).read(), digest_size=16).digest()
-            found[k] = numbers.setdefault(digest, k)
+            found[k] = numbers.setdefault(content_id(source.locate(i).read()), k)
     return np.split(found, np.cumsum([len(source.names) for source in sources])[:-1])
 
 
 def contents(source: Source) -> list[str]:
-    """Return a text per image: size and CRC-32 of the end, or "" if it cannot be read.
+    """Return each image's content id as a text, or "" if the image cannot be read. Every image is read whole."""
+    if source.contents is not None:
+        return [f"{content:016x}" for content in source.contents.tolist()]
 
-    Two texts are nearly always equal only for identical bytes.
+    def text(i: int) -> str:
+        try:
+            return f"{content_id(source.locate(i).read()):016x}"
+        except OSError:
+            return ""
+
+    with ThreadPoolExecutor(usable_cpus()) as threads:
+        return list(threads.map(text, range(len(source.names)), chunksize=CHUNK))
+
+
+def old_contents(source: Source) -> list[str]:
+    """Return what split.csv had before content ids: size and CRC-32 of the end, or "" if the image cannot be read.
+
+    Different images may have equal texts, such as bitmaps with borders.
     """
     texts = []
     for i, size in enumerate(_sizes(source).tolist()):
@@ -106,4 +127,6 @@ def as_source(betons: BetonSet) -> SpanSource:
         archive_ids=files,
         offsets=betons.pointers,
         lengths=betons.sizes,
+        groups=None if (groups := betons.read_groups()) is None else Names.of(groups),
+        contents=betons.read_contents(),
     )

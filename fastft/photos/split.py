@@ -2,9 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,16 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import HEIC_NEEDS, HEIC_SUFFIXES, open_image, reads_heic
 from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
-from fastft.photos.holdout import hold_out, join_units
+from fastft.data.units import number_groups, units_of
+from fastft.data.warnings import NUMBER, Labelled, data_warnings, listing, warn_of_animations, warning
+from fastft.photos.holdout import hold_out
 from fastft.photos.layout import LabelledSet
 from fastft.photos.old_split import TRAIN, OldSplit, hold_out_new
 from fastft.photos.same_images import content_ids, contents
 
+MOVING_SUFFIXES = (".gif", ".webp", ".tif", ".tiff")
+MOST_READ = 2000  # files that may be animations
 LEAST_PER_CLASS = 2  # images on average, if the names of all classes are numbers
-NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", re.IGNORECASE)
-LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,8 @@ def split_photos(found: Split, holds_out: bool = True, old: OldSplit | None = No
         train, val = (train.take(np.flatnonzero(side)) for side in (~held, held))
         return Split(train, val, found.missing, found.warnings + said, held_out=True, kept=kept)
     ids = content_ids([train.source] if val is None else [train.source, val.source])
-    warnings = found.warnings + _small_classes(train) + _other_labels(train, ids[0])
-    if val is not None:
-        warnings += _shared_images(train.source, val.source, *ids) + _shared_groups(train, val)
-    return replace(found, warnings=warnings)
+    sides = [describe_photos(side, own) for side, own in zip(filter(None, (train, val)), ids, strict=True)]
+    return replace(found, warnings=found.warnings + _small_classes(train) + data_warnings(*sides))
 
 
 def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np.ndarray, list[str], str]:
@@ -101,7 +103,7 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
         (the images to hold out, bool (N,); warnings; a line about `old`).
     """
     (ids,) = content_ids([found.source])
-    warnings = _small_classes(found) + _other_labels(found, ids)
+    warnings = _small_classes(found) + data_warnings(describe_photos(found, ids))
     labels, units, kept = _text_order(found), _units(found, ids), ""
     if old is None:
         held = hold_out(labels, units)
@@ -158,13 +160,18 @@ def _text_order(found: LabelledSet) -> np.ndarray:
 
 
 def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
-    """Return a unit per image. Images in one group, or with identical bytes, form a unit."""
-    groups = found.columns.groups
-    if groups is None:
-        return ids
-    # an empty cell is no group
-    own = [group or f"\0{i}" for i, group in enumerate(groups)]
-    return join_units(ids, np.unique(own, return_inverse=True)[1])
+    """Return a unit per image. See `units_of`."""
+    groups = found.source.groups
+    return units_of(ids, number_groups(None if groups is None else list(groups)), len(found))
+
+
+def describe_photos(found: LabelledSet, ids: np.ndarray) -> Labelled:
+    """Describe the images for `data_warnings`. ids: numbers for their contents, as `content_ids` gives them."""
+    source = found.source
+    return Labelled(
+        source.title, source.classes, source.labels, lambda: list(source.names), ids,
+        None if source.groups is None else list(source.groups), partial(_is_image, source),
+    )  # fmt: skip
 
 
 # checks -----------------------------------------------------------------------------------------------------------------
@@ -176,7 +183,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
     if source.kind != "table":
         return found, [], []
     names, counts = np.unique(np.array(list(source.names), object), return_counts=True)
-    warnings = _warning(
+    warnings = warning(
         "{} listed several times, and every row counts as an image", "file is", "files are", names[counts > 1].tolist()
     )
     exists = source.stamps(np.arange(len(found), dtype=np.int64)).any(axis=1)
@@ -220,7 +227,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
             f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images. "
             "Regression is not supported. Give classes, such as ranges of the numbers"
         )
-    warnings = _warning("{} left out", "class without images is", "classes without images are", empty)
+    warnings = warning("{} left out", "class without images is", "classes without images are", empty)
     return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings
 
 
@@ -256,22 +263,27 @@ def _unused(found: LabelledSet) -> list[str]:
 def _small_classes(train: LabelledSet) -> list[str]:
     counts = count_classes(train.source.labels, len(train.source.classes))
     single = [train.source.classes[k] for k in np.flatnonzero(counts < 2).tolist()]
-    return _warning("{} fewer than 2 training images", "class has", "classes have", single)
+    return warning("{} fewer than 2 training images", "class has", "classes have", single)
 
 
 def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
     evaluated = count_classes(train.source.labels[held], len(train.source.classes))
     without = [name for name, images in zip(train.source.classes, evaluated, strict=True) if not images]
     one, several = "class without a held-out image is", "classes without held-out images are"
-    return _warning("{} not evaluated", one, several, without)
+    return warning("{} not evaluated", one, several, without)
 
 
-def _other_labels(train: LabelledSet, ids: np.ndarray) -> list[str]:
-    pairs = np.unique(np.column_stack([ids, train.source.labels]), axis=0)[:, 0]
-    counts = np.unique(pairs, return_counts=True)[1]
-    first = np.unique(ids, return_index=True)[1][counts > 1]
-    names = [train.source.names[i] for i in first.tolist() if _is_image(train.source, i)]
-    return _warning("{} in several classes", "image appears", "images appear", names)
+def warn_of_moving(found: LabelledSet) -> list[str]:
+    """Warn of animations and files with several pages, without converting.
+
+    Only files whose suffix allows it are read, and at most MOST_READ, because this is for `fastft explain`.
+    """
+    source, count = found.source, 0
+    likely = (i for i, name in enumerate(source.names) if name.lower().endswith(MOVING_SUFFIXES))
+    for i in islice(likely, MOST_READ):
+        with suppress(Exception):  # Pillow raises many types for damaged files, which the conversion reports
+            count += getattr(open_image(source.locate(i).read()), "is_animated", False)
+    return warn_of_animations(source.title, count)
 
 
 def _is_image(source: Source, i: int) -> bool:
@@ -281,28 +293,3 @@ def _is_image(source: Source, i: int) -> bool:
     except Exception:  # Pillow raises many types
         return False
     return True
-
-
-def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
-    ours, theirs = (set(found.columns.groups or ()) - {""} for found in (train, val))
-    text = "{} both training and validation images, so accuracy will be too high"
-    return _warning(text, "group has", "groups have", sorted(ours & theirs))
-
-
-def _shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
-    """Warn if images in `val` are also in `train`. ids: numbers for their contents, as `content_ids` gives them."""
-    text = "{} also a training image, so accuracy will be too high"
-    names = [val.names[i] for i in np.flatnonzero(np.isin(val_ids, train_ids)).tolist()]
-    return _warning(text, "validation image is", "validation images are", names)
-
-
-def _warning(text: str, one: str, several: str, names: Sequence[str]) -> list[str]:
-    """Format a warning. text: with a place for the number of names."""
-    counted = f"{len(names):,} {one if len(names) == 1 else several}"
-    return [f"{text.format(counted)}: {listing(names)}"] if names else []
-
-
-def listing(names: Sequence[str]) -> str:
-    """List the first LISTED names, and the number of the others."""
-    rest = f", ... {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(map(printable, names[:LISTED])) + rest

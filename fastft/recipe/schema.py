@@ -110,6 +110,10 @@ class Data:
     multi_label: bool = option(
         False, "multi-label training with one sigmoid per class. Set automatically for multi-label files",
     )  # fmt: skip
+    classes_by_position: bool = neutral(
+        False, "take equal labels for the same classes in all files and in the model, whatever the classes are called",
+        resumable=True,
+    )  # fmt: skip
     order: str = option(
         RANDOM, "order of the samples in an epoch. blocks reads every page once, which suits files larger than memory",
         choices=ORDERS, paper=RANDOM,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CLASSES = 1000
 VAL_IMAGES = 50_000  # ILSVRC2012 validation
 NO_EXPECTATION = "no expectation"
-NUM_CLASSES, MULTI_LABEL = "data.num_classes", "data.multi_label"
+NUM_CLASSES, MULTI_LABEL, BACKGROUND = "data.num_classes", "data.multi_label", "data.background"
 GIVE = "Give a folder with one folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
 NO_DATA = "no training data. Set --data.train to a .beton file, a folder with a folder per class, or a table"
 
@@ -57,6 +57,7 @@ class Images:
         is_named: the classes have names. Otherwise there may be more classes than the labels show.
         multi_label: an image may have several labels.
         reading: how the labels were read, if that is not obvious. See `beton_tools.sources.Source`.
+        background: the colour that .beton files have under transparent pixels. None if they are known to have none.
     """
 
     title: str
@@ -66,13 +67,15 @@ class Images:
     is_named: bool = True
     multi_label: bool = False
     reading: str = ""
+    background: str | None = None
 
     @classmethod
     def of_betons(cls, train: "BetonSet", val: "BetonSet | None") -> "Images":
         """Describe the images in .beton files."""
         classes, is_named = len(train.class_names), train.has_class_names
         multi_label = train.label_sets is not None
-        return cls(train.title, len(train), 0 if val is None else len(val), classes, is_named, multi_label)
+        count = 0 if val is None else len(val)
+        return cls(train.title, len(train), count, classes, is_named, multi_label, background=train.background)
 
 
 def with_images(recipe: AskedRecipe, images: Images) -> AskedRecipe:
@@ -84,7 +87,7 @@ def with_images(recipe: AskedRecipe, images: Images) -> AskedRecipe:
     Raises:
         UserError: the command line contradicts the images, or they have fewer than 2 classes.
     """
-    recipe = _with_multi_label(recipe, images)
+    recipe = _with_background(_with_multi_label(recipe, images), images)
     if images.is_named or recipe.data.multi_label or NUM_CLASSES in recipe.automatic:
         recipe = with_num_classes(recipe, images.classes, images.title)
     trained = images.train - recipe.selection_images(images.train)
@@ -109,6 +112,18 @@ def _with_multi_label(recipe: AskedRecipe, images: Images) -> AskedRecipe:
     if images.reading:
         reason = f"{images.title}: {images.reading} (false reads each as the name of one class)"
     return _first(recipe, Choice(MULTI_LABEL, True, reason))
+
+
+def _with_background(recipe: AskedRecipe, images: Images) -> AskedRecipe:
+    """Return the recipe with the colour that the files have under transparent pixels, because predictions need it too."""
+    if images.background is None or images.background == recipe.data.background:
+        return recipe
+    if BACKGROUND in recipe.given:
+        raise UserError(
+            f"{images.title} was converted with --background {images.background}, but --{BACKGROUND} is "
+            f"{recipe.data.background}. Leave the option out, or convert the images again"
+        )
+    return _first(recipe, Choice(BACKGROUND, images.background, f"as {images.title} was converted"))
 
 
 def with_num_classes(recipe: AskedRecipe, count: int, title: object) -> AskedRecipe:

@@ -31,7 +31,8 @@ def write_preview(recipe: Recipe, epoch: int, count: int, out: Path) -> None:
 
     Raises UserError if a file is missing or is not a `.beton`.
     """
-    betons, size = BetonSet.open(str(recipe.data.train)), recipe.model.image_size
+    by_position, size = recipe.data.classes_by_position, recipe.model.image_size
+    betons = BetonSet.open(str(recipe.data.train), classes_by_position=by_position)
     samples = np.linspace(0, len(betons) - 1, min(count, len(betons))).astype(np.int64)
     plan, images = carry_out(betons, build_policy(recipe), size, seed=recipe.train.seed, epoch=epoch, samples=samples)
     cells = []

@@ -7,7 +7,7 @@ Whether a run may continue with another value is a property of each option (`res
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document, Object
 from beton_tools.base.user_files import expand_home, file_checksum
 from beton_tools.read.beton_set import Content
+from beton_tools.read.class_list import Classes
 from fastft.data.classes import refuse_other_classes
 from fastft.recipe import AskedRecipe, Recipe
 from fastft.recipe.constants import AUTO, TIMM
@@ -59,7 +60,7 @@ class Identity(Document, kw_only=True, omit_defaults=True):
     Attributes:
         recipe: section -> option -> value. "auto" stands for a value that is not decided yet.
         arch: fields of `fastft.model.Arch` or `TimmArch`.
-        classes: the class name of each label.
+        classes, class_ids: the name of each label, and its WordNet id or folder. No ids if the training file has none.
         data, val: the content of the training and the validation images. `val` is None without validation images.
         weights, head: what `model.weights` and `model.head` hold, as `identify_weights` says it. Empty in runs of
             fastft 0.3, which are compared by file name.
@@ -72,6 +73,12 @@ class Identity(Document, kw_only=True, omit_defaults=True):
     val: Content | None = None
     weights: str = ""
     head: str = ""
+    class_ids: list[str] | None = None
+
+    @property
+    def known_classes(self) -> Classes:
+        is_complete = self.class_ids is not None and len(self.class_ids) == len(self.classes)
+        return Classes.of_labels(self.classes, self.class_ids if is_complete else None)
 
     def differences(self, now: "Identity") -> list[Difference]:
         """List what differs in `now`."""
@@ -85,7 +92,7 @@ class Identity(Document, kw_only=True, omit_defaults=True):
         """Hash everything that `differences` compares: without differences, two identities have the same digest."""
         counted = {key: value for key, value in self._flat().items() if key not in FREE_OPTIONS | BY_CONTENT}
         images = [c and [c.num_samples, c.identities, c.checksum] for c in (self.data, self.val)]
-        values = [counted, self.arch, self.classes, images, self.weights, self.head]
+        values = [counted, self.arch, self.classes, self.class_ids, images, self.weights, self.head]
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _flat(self) -> dict[str, Any]:
@@ -125,7 +132,8 @@ class Identity(Document, kw_only=True, omit_defaults=True):
             elif not after.has_same_images(before):
                 yield Difference(option, f"{option}: {_changed_files(before, after)}")
         try:
-            refuse_other_classes(now.classes, self.classes, "data.train")
+            by_position = bool(now.recipe.get("data", {}).get("classes_by_position"))
+            refuse_other_classes(now.known_classes, self.known_classes, "data.train", by_position=by_position)
         except UserError as error:
             yield Difference("classes", str(error).partition(". ")[0])
 
@@ -152,7 +160,7 @@ def refuse_other_run(stored: Identity, now: Identity, folder: Path) -> None:
 def make_identity(
     recipe: Recipe,
     arch: Object,
-    classes: Sequence[str],
+    classes: Classes,
     data: Content,
     val: Content | None = None,
     weights: str = "",
@@ -164,8 +172,9 @@ def make_identity(
         section, _, key = option.partition(".")
         options[section][key] = AUTO
     return Identity(
-        recipe=options, arch=_as_json(arch), classes=list(classes), data=data, val=val, weights=weights, head=head
-    )
+        recipe=options, arch=_as_json(arch), classes=list(classes.labels), data=data, val=val, weights=weights, head=head,
+        class_ids=None if classes.ids is None else list(classes.ids),
+    )  # fmt: skip
 
 
 def _as_json(value: Any) -> Any:

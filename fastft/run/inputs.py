@@ -13,7 +13,9 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
 from beton_tools.read.beton_paths import find_betons, is_named_beton
 from beton_tools.read.beton_set import BetonSet, Content
+from fastft.data.classes import refuse_other_classes
 from fastft.data.selection import split_selection
+from fastft.data.warnings import data_warnings, describe_betons
 from fastft.model import load_arch
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import AskedRecipe, Recipe
@@ -54,7 +56,7 @@ class Inputs:
         """Return the identity of a run of this recipe, which may have automatic options, on these inputs."""
         val = None if self.val is None else self.val.content
         return make_identity(
-            recipe, describe_arch(recipe), self.train.class_names, self.train.content, val, self.weights, self.head
+            recipe, describe_arch(recipe), self.train.known_classes, self.train.content, val, self.weights, self.head
         )
 
 
@@ -80,41 +82,63 @@ def open_inputs(
         opened: files that are open already, by the text of `data.train` or `data.val`.
 
     Raises:
-        UserError: a file is missing or cannot be read, or `train.stop_when` has no images to look at, or only
-            ImageNet's validation images, whose accuracy is reported.
+        UserError: a file is missing or cannot be read, the files have other classes, or `train.stop_when` has no images
+            to look at, or only ImageNet's validation images, whose accuracy is reported.
     """
     data, opened = recipe.data, opened or {}
     if data.train is None:
         raise UserError(NO_DATA)
-    whole = opened.get(data.train) or open_images(data.train)
-    val = None if data.val is None else opened.get(data.val) or open_images(data.val, [whole])
+    by_position = data.classes_by_position
+    whole = opened.get(data.train) or open_images(data.train, by_position)
+    val = None if data.val is None else opened.get(data.val) or open_images(data.val, by_position, [whole])
     found = Images.of_betons(whole, val)
     if images is not None:
         found = replace(found, title=images.title, reading=images.reading)
+    _compare_classes(recipe, whole, val)
     _refuse_stop(recipe, found)
-    recipe = without_foreign_head(with_run_weights(recipe), whole.class_names)
+    recipe = without_foreign_head(with_run_weights(recipe), whole.known_classes)
     own, selection = split_selection(whole, data.selection_share)
     weights = identify_weights(recipe.model.weights, recipe.model.arch)
     inputs = Inputs(own, val, selection, found, weights, identify_weights(recipe.model.head))
     return recipe, replace(inputs, request=inputs.identify(recipe).digest())
 
 
-def open_images(path: str, opened: Sequence[BetonSet] = ()) -> BetonSet:
+def open_images(path: str, classes_by_position: bool = False, opened: Sequence[BetonSet] = ()) -> BetonSet:
     """Open .beton files. Raises UserError, which says what may be given, if they are missing or cannot be read.
 
-    opened: see `BetonSet.open`.
+    classes_by_position, opened: see `BetonSet.open`.
     """
     files = find_betons(path)
     for file in files:
         if not os.path.lexists(file):
             raise UserError(f"{file}: no such file or folder. {GIVE}")
     try:
-        return BetonSet.open(path, opened=opened)
+        return BetonSet.open(path, classes_by_position=classes_by_position, opened=opened)
     except UserError:
         for file in files:
             if not is_named_beton(file):
                 raise UserError(f"{file}: not a .beton file. {GIVE}") from None
         raise
+
+
+def _compare_classes(recipe: Recipe, train: BetonSet, val: BetonSet | None) -> str:
+    """Return a warning if the validation images' labels are taken by position. Raises UserError for other classes."""
+    if val is None:
+        return ""
+    return refuse_other_classes(
+        val.known_classes, train.known_classes, val.title,
+        other=train.title, by_position=recipe.data.classes_by_position,
+    )  # fmt: skip
+
+
+def warn_of_images(recipe: Recipe, train: BetonSet, val: BetonSet | None) -> list[str]:
+    """Return what you should know about .beton files. See `fastft.data.warnings`.
+
+    Raises:
+        UserError: the validation images have other classes.
+    """
+    found = data_warnings(*describe_betons(*(betons for betons in (train, val) if betons is not None)))
+    return [*filter(None, [_compare_classes(recipe, train, val)]), *found]
 
 
 def _refuse_stop(recipe: AskedRecipe, images: Images) -> None:
@@ -167,7 +191,8 @@ def open_stored(
     problem = None
     for files in _places(recipe, stored, folder):
         if all(map(os.path.lexists, files)):
-            found = BetonSet.open(files[0] if len(files) == 1 else files, opened=opened)
+            place = files[0] if len(files) == 1 else files
+            found = BetonSet.open(place, classes_by_position=recipe.data.classes_by_position, opened=opened)
             if option == "data.train":
                 found, _ = split_selection(found, recipe.data.selection_share)
             if content is None or found.content.has_same_images(content):
@@ -177,7 +202,7 @@ def open_stored(
             )
     if problem is not None:
         raise problem
-    return BetonSet.open(stored)  # says which file is missing
+    return BetonSet.open(stored, classes_by_position=recipe.data.classes_by_position)  # says which file is missing
 
 
 def _places(recipe: Recipe, stored: str, folder: Path) -> Iterator[list[Path]]:

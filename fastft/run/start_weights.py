@@ -1,11 +1,11 @@
 """Start from another run: `model.weights=RUN` means the weights that this run chose, and the tower that has them."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base.user_files import expand_home
+from beton_tools.read.class_list import Classes
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import AskedRecipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
@@ -59,7 +59,7 @@ def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
     return replace(recipe, automatic=recipe.automatic - values.keys())
 
 
-def without_foreign_head(recipe: AskedRecipe, classes: Sequence[str]) -> AskedRecipe:
+def without_foreign_head(recipe: AskedRecipe, classes: Classes) -> AskedRecipe:
     """Return the recipe with an automatic head instead of a run's, if the run has none of the classes.
 
     Args:
@@ -69,8 +69,8 @@ def without_foreign_head(recipe: AskedRecipe, classes: Sequence[str]) -> AskedRe
     chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
     if recipe.model.head_init != FROM_WEIGHTS or not chosen:
         return recipe
-    old = set(stored_classes(expand_home(recipe.model.weights)) or ())
-    if old.intersection(classes):
+    old = stored_classes(expand_home(recipe.model.weights))
+    if old is not None and any(row is not None for row in classes.rows_in(old)):
         return recipe
     others = tuple(choice for choice in recipe.choices if choice.option != HEAD_INIT)
     return replace(recipe, automatic=recipe.automatic | {HEAD_INIT}, choices=others)

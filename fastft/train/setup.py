@@ -12,6 +12,7 @@ import torch
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
+from beton_tools.read.class_list import Classes
 from fastft.augment.mix import Mixer
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.recipe_policy import build_mixer, build_policy
@@ -193,7 +194,6 @@ def refuse_untrainable(recipe: AskedRecipe, inputs: Inputs, world: World) -> Non
     if world.is_main and recipe.train.tracker != NONE:
         import_tracker(recipe.train.tracker)
     if inputs.val is not None:
-        refuse_other_classes(inputs.val.class_names, inputs.train.class_names, str(recipe.data.val))
         refuse_other_labels(inputs.val, with_images(recipe, images))
     one_label = {
         "model.head": recipe.model.head is not None,
@@ -275,7 +275,8 @@ def refuse_other_head(recipe: Recipe, inputs: Inputs) -> None:
     path = expand_home(recipe.model.head)
     head = read_head(path)
     try:
-        refuse_other_classes(inputs.train.class_names, head.classes, str(recipe.data.train))
+        expected, by_position = Classes.of(head.classes), recipe.data.classes_by_position
+        refuse_other_classes(inputs.train.known_classes, expected, str(recipe.data.train), by_position=by_position)
     except UserError as error:
         raise UserError(f"model.head {path} has other classes: {error}") from None
     # heads of fastft 0.3 do not say what their weights held

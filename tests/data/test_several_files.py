@@ -89,10 +89,12 @@ def test_files_with_other_classes_are_one_line_that_names_the_class(parts, tmp_p
         BetonSet.open([first, longer])
 
 
-def test_a_file_without_manifest_may_join_if_its_labels_are_classes(parts, tmp_path):
+def test_a_file_without_manifest_joins_others_only_if_the_user_says_so(parts, tmp_path):
     first, second, _ = sorted(parts.glob("*.beton"))
     bare = Path(shutil.copy(second, tmp_path / "bare.beton"))
-    joined = BetonSet.open([bare, first])
+    with pytest.raises(UserError, match=r"bare.beton has no manifest .*, but .*train-1-of-3.beton has one"):
+        BetonSet.open([bare, first])
+    joined = BetonSet.open([bare, first], classes_by_position=True)
     assert joined.class_names == BetonSet.open(first).class_names
     assert joined.content.has_same_images(BetonSet.open([second, first]).content)
 

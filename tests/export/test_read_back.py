@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.class_list import Classes
 from fastft.cli import main
 from fastft.evaluate.trained import load_trained
 from fastft.export import export_checkpoint
@@ -58,7 +59,7 @@ def started(weights: Path, recipe: Recipe, classes: str) -> ImageClassifier:
     recipe = recipe.with_option("model.weights", str(weights)).with_option("data.num_classes", len(classes))
     recipe = with_run_weights(recipe)
     model = build_model(recipe).eval()
-    head, _ = head_of_weights(model, recipe, list(classes), ())
+    head, _ = head_of_weights(model, recipe, Classes.of(classes))
     set_head(model, head, weights)
     return model
 

@@ -164,7 +164,10 @@ def conversion(folder: Path) -> dict[str, Any]:
 
 def describe_beton(path: Path) -> dict[str, Any]:
     manifest = json.loads(path.with_name(path.name + ".manifest.json").read_text())
-    packed = manifest.pop("names")
+    tables = manifest.pop("tables")
+    packed = tables["names"]
+    manifest["contents"] = np.frombuffer(base64.b64decode(tables["contents"]["ids"]), "<u8").tolist()
+    assert tables["groups"] is None
     unpacked = {key: zlib.decompress(base64.b64decode(packed[key])) for key in ("text", "lengths")}
     manifest["names"] = unpacked["text"].decode()  # compressed, its bytes depend on zlib's version
     manifest["name_lengths"] = np.frombuffer(unpacked["lengths"], "<u2").tolist()

@@ -36,6 +36,7 @@ REFUSED, RESULT, FREE, CONTENT = "another run", "the same run, another result", 
 VALUES: dict[str, tuple[str, Any]] = {  # a new option needs a line here: what another value of it means
     "data.train": (FREE, "elsewhere.beton"), "data.val": (FREE, "elsewhere.beton"), "data.hold_out_beton": (FREE, True),
     "data.background": (REFUSED, "black"), "data.train_size": (FREE, 7), "data.selection_share": (REFUSED, 0.1),
+    "data.classes_by_position": (FREE, True),
     "data.num_classes": (REFUSED, 7), "data.multi_label": (REFUSED, True), "data.order": (REFUSED, "blocks"),
     "data.block_mib": (REFUSED, 2), "data.sampling": (REFUSED, "sqrt"), "data.workers": (FREE, 3),
     "data.batches_ahead": (FREE, 3),

@@ -184,10 +184,15 @@ def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied, tmp_path):
     ids=["paper recipe", "switched off", "with data.val"],
 )
 def test_otherwise_a_beton_is_used_whole(reference, extra, album_beton, tiny, tmp_path):
-    extra = [text.format(val=tiny["data.val"]) for text in extra]
+    val = tmp_path / "val.beton"
+    shutil.copy(album_beton, val)
+    shutil.copy(manifest_path(album_beton), manifest_path(val))
+    extra = [text.format(val=val) for text in extra]
     flags = [f"--data.train={album_beton}", f"--train.run_dir={tmp_path / 'run'}", *extra]
     recipe = load_recipe(reference, flags)
-    assert prepare_data(recipe, pytest.fail)[0] == recipe
+    said: list[str] = []
+    assert prepare_data(recipe, said.append)[0] == recipe
+    assert [text for text in said if "36 validation images are also training images" not in text] == []
     assert decide(recipe)[0].data.train_size == 36 and not (tmp_path / "run").exists()
 
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastft.photos.holdout import hold_out, holdout_share, join_units
+from fastft.data.units import join_units
+from fastft.photos.holdout import hold_out, holdout_share
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_manifest_of_another_file_is_found(photo_beton, photo_folder, tmp_path
 def test_a_damaged_name_table_is_found_together_with_other_damage(photo_beton):
     path = manifest_path(photo_beton)
     entries = json.loads(path.read_text())
-    entries["names"]["text"] = entries["names"]["text"][:-8]
+    entries["tables"]["names"]["text"] = entries["tables"]["names"]["text"][:-8]
     path.write_text(json.dumps(entries))
     flip(photo_beton, photo_beton.stat().st_size // 2)
     report = verify(photo_beton, decode=False)

@@ -3,17 +3,21 @@
 import base64
 import json
 import os
+import shutil
 import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from beton_tools import UserError
 from beton_tools.base.names import Names
-from beton_tools.read.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names, pack_tables
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
 
@@ -47,7 +51,7 @@ def test_saving_and_loading_changes_nothing(tmp_path, entries):
 
 def test_names_of_any_encoding_are_preserved(tmp_path, entries):
     odd = ["", "Ärger/日本.jpg", b"latin1_\xe9.jpg".decode("utf-8", "surrogateescape")]
-    manifest = replace(load(tmp_path, entries), num_samples=3, packed_names=pack_names(Names.of(odd)))
+    manifest = replace(load(tmp_path, entries), num_samples=3, tables=pack_tables(Names.of(odd), np.arange(3), None))
     manifest.save(tmp_path / "odd.json")
     assert list(Manifest.load(tmp_path / "odd.json").names) == odd
 
@@ -65,14 +69,21 @@ LIES: dict[str, Any] = {
     "a source nested 900 deep": {"source": {"root": DEEP}},
     "a missing value": {"fingerprint": ...},
 }
-BROKEN_NAMES: dict[str, Any] = {
+
+
+def both(packed: Any) -> dict[str, Any]:
+    return dict.fromkeys(("names", "groups"), packed)
+
+
+BROKEN_TABLES: dict[str, Any] = {
     "a wrong count": {"num_samples": 4},
     "a count that no file can have": {"num_samples": 1 << 62},
-    "an empty name table": {"names": {}},
-    "not base64": {"names": {"text": "???", "lengths": "???"}},
-    "not zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
-    "a decompression bomb": {"names": {"text": bomb(64), "lengths": bomb(64)}},
-    "text that is a bomb": {"names": {"text": bomb(64), "lengths": pack_names(Names.of(["a"] * 3))["lengths"]}},
+    "empty tables": {"tables": {"names": {}, "contents": {"ids": ""}, "groups": {"text": ""}}},
+    "tables that are none": {"tables": [1]},
+    "not base64": {"tables": both({"text": "???", "lengths": "???"}) | {"contents": {"ids": "?"}}},
+    "not zlib": {"tables": both({"text": "aGVsbG8=", "lengths": "aGVsbG8="}) | {"contents": 1}},
+    "a decompression bomb": {"tables": both({"text": bomb(64), "lengths": bomb(64)})},
+    "text that is a bomb": {"tables": both({"text": bomb(64), "lengths": pack_names(Names.of(["a"] * 3))["lengths"]})},
 }
 
 
@@ -84,23 +95,36 @@ def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(tmp_path, entries,
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("version", [2, "1", DEEP])
+@pytest.mark.parametrize("version", [3, "1", DEEP])
 def test_another_version_of_the_format_is_refused_in_one_line(tmp_path, entries, version):
-    with pytest.raises(UserError, match=r"has format version .*, expected 1. Use the version of fastft") as caught:
+    with pytest.raises(UserError, match=r"has format version .*, expected 2. Use the version of fastft") as caught:
         load(tmp_path, entries | {"version": version})
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("lie", BROKEN_NAMES)
-def test_a_damaged_name_table_is_one_line_when_it_is_used(tmp_path, entries, lie):
-    manifest = load(tmp_path, entries | BROKEN_NAMES[lie])
+@pytest.mark.parametrize("lie", BROKEN_TABLES)
+@pytest.mark.parametrize("table", ["names", "contents", "groups"])
+def test_a_damaged_table_is_one_line_when_it_is_used(tmp_path, entries, lie, table):
+    grouped = entries | {"tables": entries["tables"] | {"groups": entries["tables"]["names"]}}
+    manifest = load(tmp_path, grouped | BROKEN_TABLES[lie])
+    if table == "contents" and "bomb" in lie:
+        return
     tracemalloc.start()
-    with pytest.raises(UserError, match="names in the manifest are damaged") as caught:
-        _ = manifest.names
+    with pytest.raises(UserError, match=f"the {table} in the manifest are damaged") as caught:
+        getattr(manifest, table)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "\n" not in str(caught.value)
     assert peak < 1 << 20
+
+
+def test_a_manifest_of_version_1_is_read(tmp_path, entries):
+    """It has neither content ids nor groups, and its names are an entry of their own."""
+    later = ("tables", "dataset", "image_crc32")
+    old = {k: v for k, v in entries.items() if k not in later} | {"version": 1, "names": entries["tables"]["names"]}
+    manifest = load(tmp_path, old)
+    assert list(manifest.names) == list(load(tmp_path, entries).names)
+    assert manifest.contents is None and manifest.groups is None and manifest.dataset is None
 
 
 def test_only_a_regular_file_of_limited_size_is_read(tmp_path):
@@ -120,7 +144,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, entries, monkeypatch):
         raise KeyboardInterrupt
 
     manifest = load(tmp_path, entries)
-    monkeypatch.setattr("json.dump", interrupt)
+    monkeypatch.setattr("os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         manifest.save(tmp_path / "new.json")
     assert not list(tmp_path.glob("new.json*"))
@@ -132,3 +156,34 @@ def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path):
         manifest_path(tmp_path / "a.beton").write_bytes(content)
         with pytest.raises(UserError, match="not a manifest"):
             Manifest.of_beton(tmp_path / "a.beton")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_raw_file_beside_the_manifest_of_another_with_equal_tables_is_refused(tmp_path, version):
+    """Raw images of one size have the same tables, whatever they show."""
+    for number, name in enumerate("ab"):
+        for kind in ("x", "y"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng([number, i]).integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / kind / f"{i}.png")
+        write_beton(tmp_path / f"{name}.beton", open_source(tmp_path / name), WriteOptions(workers=0))
+    entries = json.loads(manifest_path(tmp_path / "a.beton").read_text())
+    if version == 1:
+        entries |= {"version": 1, "names": entries["tables"]["names"]}
+        entries = {k: v for k, v in entries.items() if k not in ("tables", "dataset", "image_crc32")}
+        manifest_path(tmp_path / "a.beton").write_text(json.dumps(entries))
+    assert BetonSet.open(tmp_path / "a.beton").class_names == ["x", "y"]
+    shutil.copy(manifest_path(tmp_path / "a.beton"), manifest_path(tmp_path / "b.beton"))
+    with pytest.raises(UserError, match=r"b\.beton: its manifest belongs to another file"):
+        BetonSet.open(tmp_path / "b.beton")
+
+
+def test_opening_a_file_does_not_read_the_long_tables(tmp_path, entries):
+    path = tmp_path / "x.manifest.json"
+    load(tmp_path, entries).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b'"tables"') + 20])
+    assert Manifest.load(path, tables=False).classes == entries["classes"]
+    with pytest.raises(UserError, match="not a manifest"):
+        Manifest.load(path)

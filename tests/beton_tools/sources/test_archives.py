@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
+from beton_tools.read.class_list import Classes
 from beton_tools.sources import Source, open_source
+from beton_tools.sources.base import KnownClasses
 from tests.beton_tools.conftest import Pairs, labelled, tar_of, train_tar
 from tests.refusals import refuses
 
@@ -172,7 +174,12 @@ def test_plain_parquet_of_bytes_and_numbers(tmp_path, photo_jpegs):
         (None, ["2", "0", "1"], [1, 2, 0]),
         (None, ["0", "1", "2", "3"], [0, 1, 2]),
         (["cup", "cat", "rocket"], ["cat", "cup", "dog", "rocket"], [1, 0, 3]),
-        (["cup", "cat", "rocket"], ["n0", "n1", "n2"], [0, 1, 2]),  # other names of the same numbers, as ImageNet has
+        (
+            ["cup", "cat", "rocket"],
+            Classes.of(["rocket", "cup", "cat"], ["n0", "n1", "n2"]),
+            [1, 2, 0],
+        ),  # readable names
+        (["n2", "n0", "n1"], Classes.of(["rocket", "cup", "cat"], ["n0", "n1", "n2"]), [2, 0, 1]),
     ],
 )
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
@@ -186,9 +193,41 @@ def test_labels_that_are_numbers_are_numbered_by_name_as_in_the_given_classes(
         write_shards(tmp_path / "a", pairs, "cls")
         (tmp_path / "a" / "classes.txt").write_text("\n".join(own or ["0", "1", "2"]) + "\n")
         pairs = [pairs[i] for shard in range(3) for i in range(shard, 24, 3)]
-    source = open_source(next(tmp_path.iterdir()), classes=classes)
-    assert source.classes == tuple(classes)
+    known = classes if isinstance(classes, list) else KnownClasses.of(classes)
+    source = open_source(next(tmp_path.iterdir()), classes=known)
+    assert source.classes == tuple(known)
     assert source.labels.tolist() == [expected[label] for _, label in pairs]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_names_that_are_not_given_classes_are_refused_unless_positions_are_meant(tmp_path, photo_jpegs, kind):
+    pairs, given = labelled(photo_jpegs), Classes.of(["x", "y", "z"])
+    if kind == "parquet":
+        write_parquet(tmp_path / "a.parquet", pairs, ["zebra", "lion", "cat"])
+    else:
+        write_shards(tmp_path / "a", pairs, "cls")
+        (tmp_path / "a" / "classes.txt").write_text("zebra\nlion\ncat\n")
+    path = next(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"class 'cat' is not one of the 3 training classes.*--classes-by-position"):
+        open_source(path, classes=KnownClasses.of(given))
+    known = KnownClasses.of(given, by_position=True)
+    assert sorted(open_source(path, classes=known).labels.tolist()) == sorted(label for _, label in pairs)
+    assert any("as you say" in note for note in known.notes)
+
+
+def test_shards_that_number_the_same_names_in_another_order_are_read_by_name(tmp_path, photo_jpegs):
+    pairs = labelled(photo_jpegs)
+    orders = (["cup", "cat", "rocket"], ["rocket", "cup", "cat"])
+    for number, (names, part) in enumerate(zip(orders, (pairs[:12], pairs[12:]), strict=True)):
+        write_parquet(tmp_path / f"train-{number}.parquet", part, names)
+    source = open_source(tmp_path)
+    truth = [orders[i >= 12][label] for i, (_, label) in enumerate(pairs)]
+    assert [source.classes[k] for k in source.labels] == truth
+    write_parquet(tmp_path / "train-2.parquet", pairs, None)
+    with pytest.raises(
+        UserError, match=r"train-2.parquet: its labels are numbers without names, but .*train-0.parquet names"
+    ):
+        open_source(tmp_path)
 
 
 def test_a_number_that_is_not_one_of_the_given_classes_is_refused(tmp_path, photo_jpegs):

@@ -10,7 +10,7 @@ from PIL import Image
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
 from beton_tools.sources.parquet import open_tables
-from beton_tools.sources.path_table import Columns, columns_of
+from beton_tools.sources.path_table import splits_of
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 
@@ -106,9 +106,11 @@ def test_a_column_of_another_type_does_not_hide_the_labels(images):
 def test_optional_columns_are_read(images):
     table = images / "t.csv"
     table.write_text("path,label,split,group\na.png,x,Validation,p1\nb.png,y,training,\nc.png,y,test,p2\n")
-    assert columns_of(open_tables(images, [table])[1]) == Columns(["val", "train", "test"], ["p1", "", "p2"])
+    source, tables = open_tables(images, [table])
+    assert splits_of(tables) == ["val", "train", "test"] and list(source.groups) == ["p1", "", "p2"]
     table.write_text("path,label,is_valid\na.png,x,True\nb.png,y,0\n")
-    assert columns_of(open_tables(images, [table])[1]) == Columns(["val", "train"], None)
+    source, tables = open_tables(images, [table])
+    assert splits_of(tables) == ["val", "train"] and source.groups is None
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def test_the_file_holds_them(written: Path, tmp_path: Path) -> None:
     taken = betons.take(np.array([1, 5]))
     np.testing.assert_array_equal(taken.labels, betons.labels[[1, 5]])
     (tmp_path / "second.beton").write_bytes(written.read_bytes())
-    both = BetonSet.open([written, tmp_path / "second.beton"])
+    with pytest.raises(UserError, match=r"second.beton has no manifest that names its classes"):
+        BetonSet.open([written, tmp_path / "second.beton"])
+    both = BetonSet.open([written, tmp_path / "second.beton"], classes_by_position=True)
     assert len(both.labels) == 2 * len(SETS) and both.class_counts == (2 * WANT.sum(0)).tolist()
     assert verify(written).ok
     beton, manifest = Beton.open(written), Manifest.of_beton(written)

@@ -1,0 +1,201 @@
+"""What you should know about labelled images before you train on them, one line each.
+
+`fastft convert`, `explain` and `train` give the same warnings, for photographs and for `.beton` files.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from beton_tools.base.console import printable
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.sample_table import classes_of, count_classes
+from fastft.data.units import read_contents
+
+LISTED = 3  # files or classes named in a warning
+NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", re.IGNORECASE)
+# what tables and programs write for a missing value
+_MISSING = {"nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "undefined", "?", "-"}
+# folders into which people put what they have not labelled
+_UNLABELLED = {
+    *(
+        "unlabeled",
+        "unlabelled",
+        "unknown",
+        "unsorted",
+        "unclassified",
+        "uncategorized",
+        "uncategorised",
+        "unidentified",
+    ),
+    *(
+        "misc",
+        "miscellaneous",
+        "todo",
+        "to do",
+        "tosort",
+        "to sort",
+        "tmp",
+        "temp",
+        "new folder",
+        "untitled folder",
+        "trash",
+    ),
+}
+ANIMATIONS = ("image is an animation, whose first frame is kept", "images are animations, whose first frames are kept")
+# letters of Cyrillic and Greek that look like Latin ones, in small letters (Unicode's confusables.txt)
+_LOOK_ALIKE = str.maketrans("аеорсухіјѕԁԛԝһкмтвнοανρτυκιχγε", "aeopcyxijsdqwhkmtbhoavptukixye")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images.
+
+    Attributes:
+        classes: names by label.
+        labels: int64 (N,), or uint8 (N, K).
+        names: gives the images' names.
+        contents: numbers (N,), equal for the same images, also in the set that this one is compared with. None: unknown.
+        groups: a group per image, "" for none. None: there are none.
+        is_image: tells whether an image can be read. Equal damaged files are not the same image.
+        animations: how many of the images are first frames of animations.
+        is_part: the images are a part of a conversion, so classes may lack images here.
+    """
+
+    title: str
+    classes: Sequence[str]
+    labels: np.ndarray
+    names: Callable[[], Sequence[str]]
+    contents: np.ndarray | None
+    groups: Sequence[str] | None = None
+    is_image: Callable[[int], bool] = lambda i: True
+    animations: int = 0
+    is_part: bool = False
+
+
+def describe_betons(*sets: BetonSet) -> list[Labelled]:
+    """Describe the images in .beton files, for `data_warnings`."""
+    return [_describe(betons, contents) for betons, contents in zip(sets, read_contents(*sets), strict=True)]
+
+
+def _describe(betons: BetonSet, contents: np.ndarray | None) -> Labelled:
+    def names() -> list[str]:
+        return betons.read_names() or [f"sample {i}" for i in range(len(betons))]
+
+    return Labelled(
+        betons.title, betons.class_names, betons.labels, names, contents, betons.read_groups(),
+        animations=betons.animations,
+        is_part=bool(betons.missing_parts) or betons.ids_in_files is not None,
+    )  # fmt: skip
+
+
+def data_warnings(train: Labelled, val: Labelled | None = None) -> list[str]:
+    """Return warnings about the training images, and about the validation images beside them."""
+    warnings = [*_class_warnings(train), *_same_image_warnings(train)]
+    for found in filter(None, (train, val)):
+        warnings += warn_of_animations(found.title, found.animations)
+    if val is not None:
+        warnings += [*_missing_classes(train, val), *_shared_images(train, val), *_shared_groups(train, val)]
+    return warnings
+
+
+def warn_of_animations(title: str, count: int) -> list[str]:
+    return [f"{title}: {count:,} {ANIMATIONS[count > 1]}"] if count else []
+
+
+# classes --------------------------------------------------------------------------------------------------------------
+
+
+def _class_warnings(found: Labelled) -> list[str]:
+    counts = count_classes(found.labels, len(found.classes))
+    empty = [] if found.is_part else [name for name, n in zip(found.classes, counts.tolist(), strict=False) if not n]
+    return [
+        *_look_alike(found.classes),
+        *warning("{} like a missing value", "class is called", "classes are called",
+                 [name for name in found.classes if name.strip().lower() in _MISSING]),
+        *warning("{} like a folder for images without labels, but trained as a class like the others", "class is called",
+                 "classes are called", [name for name in found.classes if _plain(name) in _UNLABELLED]),
+        *warning("{} no images", "class has", "classes have", empty),
+    ]  # fmt: skip
+
+
+def _look_alike(classes: Sequence[str]) -> list[str]:
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_plain(name), []).append(name)
+    pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    text = "{} only in case, spaces, width, look-alike letters or the writing of a number, and are trained as different classes"
+    return warning(text, "pair of class names differs", "groups of class names differ", pairs)
+
+
+def _plain(name: str) -> str:
+    """Return what remains of a class name without case, spaces, width and alphabet. Numbers are compared by value."""
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+    if NUMBER.fullmatch(text):
+        return str(float(text.replace(",", ".")))
+    return text.translate(_LOOK_ALIKE) if any(c > "\x7f" for c in text) else text
+
+
+def _missing_classes(train: Labelled, val: Labelled) -> list[str]:
+    if val.is_part:
+        return []
+    own, theirs = (count_classes(found.labels, len(train.classes)) for found in (train, val))
+    lacking = [name for k, name in enumerate(train.classes) if own[k] and not theirs[k]]
+    them = "it" if len(lacking) == 1 else "them"
+    return warning(f"{{}} no validation images, so nothing is said about {them}", "class has", "classes have", lacking)
+
+
+# the same images ------------------------------------------------------------------------------------------------------
+
+
+def _same_image_warnings(found: Labelled) -> list[str]:
+    if found.contents is None:
+        return []
+    ids = found.contents
+    order = np.argsort(ids, kind="stable")
+    starts = np.flatnonzero(np.diff(ids[order], prepend=ids[order[:1]] + ids.dtype.type(1)) != 0)
+    repeated = starts[np.diff(starts, append=len(ids)) > 1]
+    ends = np.append(starts, len(ids))[np.searchsorted(starts, repeated) + 1]
+    differ = []
+    for start, end in zip(repeated.tolist(), ends.tolist(), strict=True):
+        images = order[start:end]
+        if len({tuple(classes_of(label)) for label in found.labels[images]}) > 1:
+            differ.append(int(images.min()))
+    differ = [i for i in sorted(differ) if found.is_image(i)]
+    return warning("{} in several classes", "image appears", "images appear", _names(found, differ))
+
+
+def _shared_images(train: Labelled, val: Labelled) -> list[str]:
+    if train.contents is None or val.contents is None:
+        return []
+    shared = np.flatnonzero(np.isin(val.contents, train.contents))
+    one, several = "validation image is also a training image", "validation images are also training images"
+    return warning("{}, so accuracy will be too high", one, several, _names(val, shared.tolist()))
+
+
+def _shared_groups(train: Labelled, val: Labelled) -> list[str]:
+    ours, theirs = (set(found.groups or ()) - {""} for found in (train, val))
+    text = "{} both training and validation images, so accuracy will be too high"
+    return warning(text, "group has", "groups have", sorted(ours & theirs))
+
+
+def _names(found: Labelled, images: Sequence[int]) -> list[str]:
+    if not images:
+        return []
+    names = found.names()
+    return [names[i] for i in images]
+
+
+def warning(text: str, one: str, several: str, names: Sequence[str]) -> list[str]:
+    """Return no warning, or one with the number of names and the first of them. text: with a place for the number."""
+    counted = f"{len(names):,} {one if len(names) == 1 else several}"
+    return [f"{text.format(counted)}: {listing(names)}"] if names else []
+
+
+def listing(names: Sequence[str]) -> str:
+    """List the first LISTED names, and the number of the others."""
+    rest = f", ... {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(map(printable, names[:LISTED])) + rest
