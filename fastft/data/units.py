@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from beton_tools.base.content import content_id
 from beton_tools.read.beton_set import READ_WHOLE, BetonSet
@@ -15,6 +13,9 @@ def join_units(*keys: np.ndarray) -> np.ndarray:
 
     Images that agree in any key, directly or through others, share it.
     """
+    from scipy.sparse import coo_matrix  # type: ignore[import-untyped]  # takes half a second, which most commands save
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
     if len(keys) == 1:
         return np.unique(keys[0], return_inverse=True)[1].astype(np.int64)
     count = len(keys[0])

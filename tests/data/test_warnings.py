@@ -12,8 +12,8 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.data.warnings import Labelled, data_warnings
 from fastft.jobs.decided import decide
-from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
+from fastft.run.inputs import open_inputs, warn_of_images
 from tests.written import write_crops
 
 
@@ -102,9 +102,9 @@ def test_convert_explain_and_train_say_the_same_of_photographs_and_of_betons(set
     lines = capsys.readouterr().out.splitlines()
     converted = [line.split("warning: ")[1] for line in lines if "warning: " in line]
     recipe = load_recipe("photos", [f"--data.train={tmp_path / 'train.beton'}", f"--data.val={tmp_path / 'val.beton'}"])
-    explained, said = decide(recipe)[2], list[str]()
-    prepare_data(recipe, said.append)
-    trained = [line.removeprefix("warning: ") for line in said]
+    explained = decide(recipe)[2]
+    _, inputs = open_inputs(recipe)
+    trained = warn_of_images(recipe, inputs.train, inputs.val)
     for warnings in (converted, explained, trained):
         assert [line for line in warnings if ANIMATION not in line] == EXPECTED
         assert sum(ANIMATION in line for line in warnings) == 1

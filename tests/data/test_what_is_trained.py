@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fastft.photos.betons import count_betons, warn_of_betons
 from PIL import Image
 
 from beton_tools.base.errors import UserError
@@ -23,10 +22,10 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.images import decode_sample
 from beton_tools.write.writer import WriteOptions
-from fastft.data.selection import open_files
 from fastft.data.warnings import data_warnings, describe_betons
 from fastft.recipe import load_recipe
 from fastft.recipe.training_images import with_images
+from fastft.run.inputs import open_inputs
 from tests.beton_tools.conftest import tar_of
 
 # WordNet ids of a tench, a goldfish, and two classes that are both called "crane"
@@ -231,7 +230,7 @@ def test_groups_and_identical_images_stay_on_one_side_of_the_selection(format, t
     twins = [item._replace(name=f"twin_{item.name}", group="") for item in given[::5]]
     data = FORMATS[format](tmp_path / "data", given + twins, CLASSES)
     convert(data, tmp_path / "a.beton")
-    files = open_files(load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}", "--data.selection_share=0.25"]))
+    _, files = open_inputs(load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}", "--data.selection_share=0.25"]))
     assert files.selection is not None and said(files.selection) == seen(files.selection)
     sides = []
     for side in (files.train, files.selection):
@@ -250,10 +249,10 @@ def test_the_background_of_the_file_is_the_one_of_the_recipe(write, tmp_path):
     betons = BetonSet.open(tmp_path / "a.beton")
     assert all(decode_sample(betons, i)[:, :12].max() == 0 for i in range(len(betons)))
     recipe = load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}"])
-    assert with_images(recipe, count_betons(recipe)).data.background == "black"
+    assert with_images(recipe, open_inputs(recipe)[1].images).data.background == "black"
     red = load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}", "--data.background=red"])
     with pytest.raises(UserError, match=r"converted with --background black, but --data.background is red"):
-        with_images(red, count_betons(red))
+        with_images(red, open_inputs(red)[1].images)
 
 
 def test_a_file_without_a_manifest_is_used_alone_and_never_by_chance_beside_named_ones(write, train, tmp_path):
@@ -265,4 +264,4 @@ def test_a_file_without_a_manifest_is_used_alone_and_never_by_chance_beside_name
     with pytest.raises(UserError, match=r"bare.beton has no manifest that names its classes"):
         BetonSet.open([train, bare])
     with pytest.raises(UserError, match=r"has labels for 2 classes, but .* has 4"):
-        warn_of_betons(load_recipe("photos", [f"--data.train={train}", f"--data.val={bare}"]))
+        open_inputs(load_recipe("photos", [f"--data.train={train}", f"--data.val={bare}"]))
