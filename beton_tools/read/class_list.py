@@ -64,8 +64,6 @@ class Classes:
 
         A name that several classes share says nothing, unless both lists have the same names in the same order.
         """
-        if self.ids is None and others.ids is None and self.names == others.names:
-            return list(range(len(self)))
         if None in (self.ids, others.ids) and self.names == others.names:
             return list(range(len(self)))
         by_id = {} if others.ids is None else {own: row for row, own in enumerate(others.ids)}

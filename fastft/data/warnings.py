@@ -156,10 +156,10 @@ def _same_image_warnings(found: Labelled) -> list[str]:
         return []
     ordered = np.sort(found.contents)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    images = np.flatnonzero(np.isin(found.contents, repeated)) if len(repeated) else []
+    images = np.flatnonzero(np.isin(found.contents, repeated)) if len(repeated) else np.zeros(0, np.int64)
     first: dict[int, int] = {}
     differ = set()
-    for i in map(int, images):
+    for i in images.tolist():
         earliest = first.setdefault(int(found.contents[i]), i)
         if not np.array_equal(found.labels[i], found.labels[earliest]) and found.is_image(earliest):
             differ.add(earliest)
