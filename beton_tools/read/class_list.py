@@ -9,7 +9,10 @@ from functools import cached_property
 
 from beton_tools.base.errors import UserError
 
-BY_POSITION = "If you know that equal labels mean the same classes, set data.classes_by_position (fastft eval: --classes-by-position)"
+BY_POSITION = (
+    "If you know that equal labels mean the same classes, set data.classes_by_position "
+    "(fastft eval: --classes-by-position)"
+)
 
 
 @dataclass(frozen=True)
