@@ -22,7 +22,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.pixels import CHANNELS
 from beton_tools.base.typed_json import Count, Document
 from beton_tools.read.beton_paths import SUBSET, BetonPaths, describe_paths, find_betons
-from beton_tools.read.class_list import Classes, compare_classes
+from beton_tools.read.class_list import BY_POSITION, Classes, compare_classes
 from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest, read_checksum
 from beton_tools.read.parts import Conversion, list_missing, refuse_other_parts
@@ -31,7 +31,6 @@ from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_fil
 
 MOST_THREADS = 16  # threads that open files: more would only wait for each other
 READ_WHOLE = 1 << 30  # bytes: files without a manifest that are read to identify them; from memory in half a second
-BY_POSITION = "If you know that equal labels mean the same classes, set data.classes_by_position"
 
 
 class Largest(NamedTuple):
@@ -431,8 +430,7 @@ def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> N
     if nameless is not None and named is not None:
         raise UserError(
             f"{nameless.path} has no manifest that names its classes, but {named.path} has one, so nothing tells whether their "
-            f"labels mean the same. Convert its images with --classes-of {named.path}. If you know that they do, set "
-            "data.classes_by_position"
+            f"labels mean the same. Convert its images with --classes-of {named.path}. {BY_POSITION}"
         )
     largest = max(range(len(betons)), key=lambda k: len(classes[k].classes))
     first = betons[0 if nameless is None else largest]

@@ -9,6 +9,11 @@ from functools import cached_property
 
 from beton_tools.base.errors import UserError
 
+BY_POSITION = (
+    "If you know that equal labels mean the same classes, set data.classes_by_position "
+    "(fastft eval: --classes-by-position)"
+)
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -64,8 +69,6 @@ class Classes:
 
         A name that several classes share says nothing, unless both lists have the same names in the same order.
         """
-        if self.ids is None and others.ids is None and self.names == others.names:
-            return list(range(len(self)))
         if None in (self.ids, others.ids) and self.names == others.names:
             return list(range(len(self)))
         by_id = {} if others.ids is None else {own: row for row, own in enumerate(others.ids)}

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -114,7 +115,8 @@ class Manifest:
 
     def _unpack(self, name: str, unpack: Callable[[Any], Any]) -> Any:
         try:
-            return unpack(json.loads(bytes(self.tables)).get(name))
+            stored = msgspec.json.decode(self.tables, type=dict[str, msgspec.Raw])  # parses none of them
+            return unpack(json.loads(bytes(stored.get(name, b"null"))))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, zlib.error) as error:
             raise UserError(
                 f"the {name} in the manifest are damaged ({error}). Write the .beton again, or delete its manifest"

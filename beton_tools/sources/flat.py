@@ -103,7 +103,7 @@ def _build_truth(
         classes = check_labels(file, max(map(int, wnid_of.values()), default=-1), classes)
         note_numbers(file, classes)
         wnid_of = {stem: classes[int(number)] for stem, number in wnid_of.items()}
-    classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "correct the file")
+    classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "Correct the file")
     label = labels_of(classes)
     return tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names}
 

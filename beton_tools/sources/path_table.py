@@ -224,7 +224,7 @@ def number_labels(
     """
     written = {label: composed(label) for label in (*labels, *columns)}
     used = {written[label] for label in labels} | ({*written.values()} if classes is None else set())
-    names = check_classes(source, sort_labels(used), classes, "correct it")
+    names = check_classes(source, sort_labels(used), classes, "Correct it")
     position = labels_of(names)
     return np.array([position[written[label]] for label in labels], np.int64), tuple(names)
 

@@ -256,7 +256,7 @@ def _checked_wnids(root: SourcePath, names: Collection[str], classes: Sequence[s
     if others or not names:
         first = f"{others[0]}.tar" if others else "none"
         raise UserError(f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}. Remove it")
-    return tuple(check_classes(root, sorted(names), classes, "remove it"))
+    return tuple(check_classes(root, sorted(names), classes, "Remove it"))
 
 
 def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member]) -> None:

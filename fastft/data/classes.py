@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.class_list import Classes, compare_classes
+from beton_tools.read.class_list import BY_POSITION, Classes, compare_classes
 from fastft.recipe.constants import BALANCED, NONE
 
 if TYPE_CHECKING:
     from beton_tools.read.beton_set import BetonSet
     from fastft.recipe import Recipe
+
+
+MODEL = "the model"  # in messages
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
@@ -27,7 +30,7 @@ def refuse_other_classes(
     expected: Classes,
     path: str | Path,
     *,
-    other: str = "the model",
+    other: str = MODEL,
     by_position: bool = False,
     outputs: int | None = None,
 ) -> str:
@@ -45,10 +48,12 @@ def refuse_other_classes(
         UserError: there are more classes than outputs, or a class differs or is missing. The message names the first
             one.
     """
-    advice = (
-        f"Give a file with the classes of {other} in its order, as `fastft convert folder --classes-of TRAIN.beton` numbers "
-        "them. If you know that the labels mean the same, set classes_by_position"
+    remedy = (
+        "Give a file with the model's classes in its order, as `fastft convert folder --classes-of TRAIN.beton` numbers them"
+        if other == MODEL
+        else f"Convert it with --classes-of {other}"
     )
+    advice = f"{remedy}. {BY_POSITION}"
     return compare_classes(classes, expected, str(path), other, advice, by_position=by_position, outputs=outputs)
 
 

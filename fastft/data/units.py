@@ -17,7 +17,10 @@ def join_units(*keys: np.ndarray) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
     if len(keys) == 1:
-        return np.unique(keys[0], return_inverse=True)[1].astype(np.int64)
+        ordered = np.sort(keys[0])
+        if (ordered[1:] != ordered[:-1]).all():
+            return np.arange(len(ordered))
+        return np.searchsorted(ordered, keys[0])
     count = len(keys[0])
     rows = np.arange(count)
     edges = [np.unique(key, return_index=True, return_inverse=True)[1:] for key in keys]
@@ -87,19 +90,24 @@ def choose_share(strata_N: np.ndarray, units_N: np.ndarray, share: float) -> np.
         units_N: int64, as `units_of` gives them.
     """
     count = len(strata_N)
-    _, first, unit_N, sizes = np.unique(units_N, return_index=True, return_inverse=True, return_counts=True)
-    keys = np.sort(strata_N * len(first) + unit_N)
-    labels, units = np.divmod(keys[np.diff(keys, prepend=-1) > 0], len(first))  # pairs that occur
+    unit_N = units_N if units_N.max() < count else np.unique(units_N, return_inverse=True)[1]
+    sizes, numbers = np.bincount(unit_N), np.arange(count)
+    first = np.zeros(len(sizes), np.int64)
+    first[unit_N[::-1]] = numbers[::-1]  # the earliest is written last
+    labels, units = strata_N, unit_N
+    is_plain = (sizes <= 1).all()
+    if not is_plain:
+        keys = np.sort(strata_N * len(first) + unit_N)
+        labels, units = np.divmod(keys[np.diff(keys, prepend=-1) > 0], len(first))  # pairs that occur
     only = units[np.bincount(labels)[labels] == 1]  # the only unit of a class
     can_leave = np.ones(len(first), bool)
     can_leave[only] = False
     order_N = np.lexsort((np.random.default_rng(0).permutation(count), strata_N))
-    is_first = np.zeros(count, bool)
-    is_first[first] = True
+    is_first = first[unit_N] == numbers
     ordered = unit_N[order_N[is_first[order_N]]]
     ordered = ordered[can_leave[ordered]]
     held = np.zeros(len(first), bool)
-    if (sizes == 1).all():
+    if is_plain:
         held[ordered] = np.diff(np.ceil(np.arange(len(ordered) + 1) * share)) > 0
     else:
         passed, taken = 0, 0

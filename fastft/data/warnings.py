@@ -12,7 +12,7 @@ import numpy as np
 
 from beton_tools.base.console import printable
 from beton_tools.read.beton_set import BetonSet
-from beton_tools.read.sample_table import classes_of, count_classes
+from beton_tools.read.sample_table import count_classes
 from fastft.data.units import read_contents
 
 LISTED = 3  # files or classes named in a warning
@@ -154,18 +154,16 @@ def _missing_classes(train: Labelled, val: Labelled) -> list[str]:
 def _same_image_warnings(found: Labelled) -> list[str]:
     if found.contents is None:
         return []
-    ids = found.contents
-    order = np.argsort(ids, kind="stable")
-    starts = np.flatnonzero(np.diff(ids[order], prepend=ids[order[:1]] + ids.dtype.type(1)) != 0)
-    repeated = starts[np.diff(starts, append=len(ids)) > 1]
-    ends = np.append(starts, len(ids))[np.searchsorted(starts, repeated) + 1]
-    differ = []
-    for start, end in zip(repeated.tolist(), ends.tolist(), strict=True):
-        images = order[start:end]
-        if len({tuple(classes_of(label)) for label in found.labels[images]}) > 1:
-            differ.append(int(images.min()))
-    differ = [i for i in sorted(differ) if found.is_image(i)]
-    return warning("{} in several classes", "image appears", "images appear", _names(found, differ))
+    ordered = np.sort(found.contents)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    images = np.flatnonzero(np.isin(found.contents, repeated)) if len(repeated) else np.zeros(0, np.int64)
+    first: dict[int, int] = {}
+    differ = set()
+    for i in images.tolist():
+        earliest = first.setdefault(int(found.contents[i]), i)
+        if not np.array_equal(found.labels[i], found.labels[earliest]) and found.is_image(earliest):
+            differ.add(earliest)
+    return warning("{} in several classes", "image appears", "images appear", _names(found, sorted(differ)))
 
 
 def _shared_images(train: Labelled, val: Labelled) -> list[str]:
