@@ -110,5 +110,10 @@ def open_clip_config(trained: Trained) -> dict[str, object]:
         "vision_cfg": vision,
         CLASSES: trained.outputs,
         **trained.temperature_record,
-        "preprocess_cfg": {"mean": list(recipe.augment.mean), "std": list(recipe.augment.std)},
+        "preprocess_cfg": {
+            "mean": list(recipe.augment.mean),
+            "std": list(recipe.augment.std),
+            "interpolation": recipe.train.eval_interpolation,
+            "resize_mode": recipe.train.eval_resize,
+        },
     }

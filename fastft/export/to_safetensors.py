@@ -25,7 +25,13 @@ def write(trained: Trained, path: Path) -> None:
         "name": recipe.name,
         "classes": trained.classes,
         **trained.temperature_record,
-        "images": {"mean": recipe.augment.mean, "std": recipe.augment.std, "crop_pct": recipe.train.eval_crop_pct},
+        "images": {
+            "mean": recipe.augment.mean,
+            "std": recipe.augment.std,
+            "crop_pct": recipe.train.eval_crop_pct,
+            "interpolation": recipe.train.eval_interpolation,
+            "resize_mode": recipe.train.eval_resize,
+        },
     }
     # safetensors headers hold strings; transformers and timm require "format"
     texts = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
