@@ -13,7 +13,7 @@ from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.ema import ema_warnings
-from fastft.optim.schedule import build_schedule, short_run_warnings
+from fastft.optim.schedule import build_schedule, short_run_warnings, small_batch_warnings
 from fastft.recipe import Choice, Recipe, load_recipe
 from fastft.recipe.published import Preprocessing, published_preprocessing
 from fastft.recipe.recipe_file import TABLES, recipe_names
@@ -105,7 +105,7 @@ def explain(recipe: Recipe, warnings: Sequence[str] = (), val_images: int | None
     return Explanation(
         recipe={"name": recipe.name, **recipe.as_dict()},
         choices=list(recipe.choices),
-        warnings=[*warnings, *ema_warnings(recipe), *short_run_warnings(recipe)],
+        warnings=[*warnings, *ema_warnings(recipe), *short_run_warnings(recipe), *small_batch_warnings(recipe)],
         groups=[
             Group(layer_id=g.layer_id, lr_scale=g.lr_scale, weight_decay=g.weight_decay, parameters=g.parameters)
             for g in groups

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from fastft.recipe import Recipe
-from fastft.recipe.constants import FEWEST_STEPS, PROBE
+from fastft.recipe.constants import FEW_IMAGES, FEWEST_STEPS, PROBE
+from fastft.recipe.paper import PAPER_BATCH, paper_recipe, square_root_lr
+
+SMALL_BATCH = PAPER_BATCH // 4  # with the paper's rate, twice what the square root rule gives
 
 
 @dataclass(frozen=True)
@@ -52,4 +55,21 @@ def short_run_warnings(recipe: Recipe) -> list[str]:
     return [
         f"{steps} steps are few. Runs of {FEWEST_STEPS} steps or fewer have ended below the linear probe that they start from. "
         "Train for more epochs, or at a smaller --model.image_size"
+    ]
+
+
+def small_batch_warnings(recipe: Recipe) -> list[str]:
+    """Warn if the batch is much smaller than the paper's, and the learning rate was not reduced with it.
+
+    L/14 at batch 32 with the rate for 2,048 ends at 1 to 5 % (reference's issue 6). There is no warning for a rate from
+    the command line, nor below FEW_IMAGES images, which are trained at higher rates.
+    """
+    lr, fitting = recipe.optim.lr, square_root_lr(recipe)
+    is_chosen = "optim.lr" in recipe.given | recipe.automatic
+    is_small = recipe.optim.batch_size <= SMALL_BATCH and lr >= 2 * fitting
+    if is_chosen or not is_small or recipe.epochs == 0 or recipe.data.train_size < FEW_IMAGES:
+        return []
+    return [
+        f"optim.lr {lr:g} is large for batches of {recipe.optim.batch_size:,}: the paper's {paper_recipe(recipe).lr:g} belongs "
+        f"to {PAPER_BATCH:,}, and training can fail. Set --optim.lr={fitting:.2g}, which the square root rule gives, or auto"
     ]

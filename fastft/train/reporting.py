@@ -24,7 +24,7 @@ from fastft.machine.gpus import peak_flops
 from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
-from fastft.optim.schedule import short_run_warnings
+from fastft.optim.schedule import short_run_warnings, small_batch_warnings
 from fastft.recipe import Recipe
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import Logged
@@ -132,7 +132,8 @@ class Reporter:
             f"{describe_size(recipe)}, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
-        for warning in (*ema_warnings(recipe), *short_run_warnings(recipe), *s.loader.notes):
+        warnings = (*ema_warnings(recipe), *short_run_warnings(recipe), *small_batch_warnings(recipe))
+        for warning in (*warnings, *s.loader.notes):
             self.say(f"warning: {warning}")
         if decision.is_worth_a_line:
             self.say(decision.describe())
