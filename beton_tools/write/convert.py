@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources import SPLITS, Source, find_split, open_source
 from beton_tools.sources.folder import class_folders
-from beton_tools.sources.remote import AnyPath, source_path
+from beton_tools.sources.remote import AnyPath, SourcePath, source_path, telling_what_is_read
 from beton_tools.write.writer import WriteOptions, write_beton
 
 
@@ -30,6 +30,7 @@ def convert_folder(
     classes_of: Path | None = None,
     class_indices: bool = False,
     single_label: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> Manifest:
     """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
@@ -37,12 +38,14 @@ def convert_folder(
         classes_of: A converted file, such as the training file, whose classes determine the labels.
         class_indices: Whether the names of class folders are labels: images in folder 7 have the label 7 (ImageNet-V2).
         single_label: Whether a table's label cell such as "cat;dog" is one class name, not the names of two classes.
+        say: Prints a line now and then while files at URLs are indexed.
 
     Raises:
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
-    source = open_source(data, classes=classes, class_indices=class_indices, single=single_label)
+    with telling_what_is_read(say):
+        source = open_source(data, classes=classes, class_indices=class_indices, single=single_label)
     return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
 
@@ -59,6 +62,7 @@ def convert_imagenet(
     options: WriteOptions | None = None,
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = lambda split: nullcontext(),
     overwrite: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each.
 
@@ -68,11 +72,23 @@ def convert_imagenet(
 
     Args:
         progress_of: split -> context manager whose value is a progress callback.
+        say: As for `convert_folder`.
 
     Raises:
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     data, options = source_path(data), replace(options or WriteOptions(), upright=False)
+    with telling_what_is_read(say):
+        sources = _open_splits(data, out)
+    manifests = {}
+    for split, source in sources.items():
+        with progress_of(split) as progress:
+            path = converted_path(out / f"{split}.beton", options)
+            manifests[split] = write_beton(path, source, options, progress, overwrite)
+    return manifests
+
+
+def _open_splits(data: SourcePath, out: Path) -> dict[str, Source]:
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
         instead = "See `fastft convert imagenet --help` for the layouts"
@@ -82,9 +98,4 @@ def convert_imagenet(
     sources: dict[str, Source] = {}
     for split in present:
         sources[split] = open_source(data, split, sources["train"].classes if "train" in sources else None)
-    manifests = {}
-    for split, source in sources.items():
-        with progress_of(split) as progress:
-            path = converted_path(out / f"{split}.beton", options)
-            manifests[split] = write_beton(path, source, options, progress, overwrite)
-    return manifests
+    return sources

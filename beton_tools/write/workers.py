@@ -23,7 +23,7 @@ from pathlib import Path
 from beton_tools.base.errors import UserError
 from beton_tools.jpeg import JpegError
 from beton_tools.sources.base import Location, fetch_remote
-from beton_tools.sources.remote import RemoteError
+from beton_tools.sources.remote_errors import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
 # images per message; up to MAX_CHUNK from one group, such as a row group in a parquet file, which is read whole

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.console import by_suffix, format_bytes, print_printable
+from beton_tools.base.console import by_suffix, format_bytes, print_printable, say
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.manifest import Manifest, manifest_path
@@ -69,6 +69,7 @@ class Folder:
                 args.classes_of,
                 args.class_indices,
                 args.single_label,
+                say,
             )
         if "labels" in manifest.source:
             print_printable(f"{manifest.source['labels']}. --single-label reads each as the name of one class")
@@ -95,7 +96,7 @@ class Imagenet:
     def run(args: argparse.Namespace) -> int:
         options = _options_of(args)
         with hint_when_interrupted():
-            manifests = convert_imagenet(args.data, args.out, options, progress, args.overwrite)
+            manifests = convert_imagenet(args.data, args.out, options, progress, args.overwrite, say)
         for split, manifest in manifests.items():
             _print_summary(converted_path(args.out / f"{split}.beton", options), manifest)
         return 0

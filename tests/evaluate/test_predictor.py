@@ -58,7 +58,7 @@ def test_evaluation_does_not_need_the_architecture_file(trained, tiny):
 
 
 def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photographs, tmp_path, capsys):
-    for name in ("a/x.AVIF", "a/b/x.avif", "a/.hidden.heic", "c/notes", "c/x.csv"):
+    for name in ("a/x.JXL", "a/b/x.jxl", "a/.hidden.heic", "c/notes", "c/x.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     for folder in ("a", "c"):
@@ -67,7 +67,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photog
     for extra in ("--no-temperature", f"--features={tmp_path / 'x.npz'}"):
         assert main([*command, extra]) == 0
         said = capsys.readouterr().err
-        assert "left out, as they are not images: 2 .avif, 1 without suffix, 1 .csv\n" in said
+        assert "left out, as they are not images: 2 .jxl, 1 without suffix, 1 .csv\n" in said
         assert said.count("\n") == 2  # beside the weights
 
 
