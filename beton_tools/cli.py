@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.signals import imports_of, raise_on_stop_signals
+from beton_tools.base.signals import imports_of, leave, raise_on_stop_signals
 
 with imports_of("beton"):
     from beton_tools.base.console import (
@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # an error, such as a full disk, is reported here
             return code
     except ENDINGS as error:
-        return end_command(error, partial(print_error, command))
+        code = end_command(error, partial(print_error, command))
+        if argv is None and isinstance(error, KeyboardInterrupt):
+            leave(code)
+        return code
 
 
 def build_parser() -> CommandParser:

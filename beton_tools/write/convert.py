@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.sources import SPLITS, Source, find_split, open_source
 from beton_tools.sources.folder import class_folders
-from beton_tools.sources.remote import AnyPath, SourcePath, source_path, telling_what_is_read
+from beton_tools.sources.remote import AnyPath, RemotePath, SourcePath, source_path, telling_what_is_read
 from beton_tools.write.writer import WriteOptions, write_beton
 
 
@@ -44,7 +44,7 @@ def convert_folder(
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
-    with telling_what_is_read(say):
+    with telling_what_is_read(say if isinstance(source_path(data), RemotePath) else None):
         source = open_source(data, classes=classes, class_indices=class_indices, single=single_label)
     return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
@@ -78,7 +78,7 @@ def convert_imagenet(
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     data, options = source_path(data), replace(options or WriteOptions(), upright=False)
-    with telling_what_is_read(say):
+    with telling_what_is_read(say if isinstance(data, RemotePath) else None):
         sources = _open_splits(data, out)
     manifests = {}
     for split, source in sources.items():

@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 from beton_tools.base import torchrun
 from beton_tools.base.compilation import announce_compilation
-from beton_tools.base.signals import imports_of, raise_on_stop_signals
+from beton_tools.base.signals import imports_of, leave, raise_on_stop_signals
 
 with imports_of("fastft"):
     from beton_tools import __version__
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(build_parser(os.environ["COMP_LINE"].split()[1:]))
     if not start_command("fastft"):
         return EXIT_BAD_INPUT
-    if argv is None:  # run as a program
+    if is_program := argv is None:
         announce_compilation(_say_once_per_host)
         argv = sys.argv[1:]
     try:
@@ -131,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(args.command, error)
         return EXIT_FAILED
     except ENDINGS as error:
-        return end_command(error, partial(_print_error, args.command))
+        code = end_command(error, partial(_print_error, args.command))
+        if is_program and isinstance(error, KeyboardInterrupt) and torchrun.world_size() == 1:
+            leave(code)
+        return code
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
