@@ -33,7 +33,7 @@ with imports_of("fastft"):
     )
     from beton_tools.base.errors import UserError
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
-    from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
+    from fastft.machine.exits import EXIT_REQUEUE, GpuFailed, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 # As LEAST_MEMORY in `beton_tools.base.console`, for all commands but LIGHT, which do with less.
@@ -186,8 +186,8 @@ def _say_once_per_host(text: str) -> None:
 
 
 def _print_error(command: str, error: object) -> None:
-    """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
-    if torchrun.local_rank() == 0 or isinstance(error, LocalRankError):
+    """Print one line, once per host: from local rank 0, or from the only process that has this error."""
+    if torchrun.local_rank() == 0 or isinstance(error, LocalRankError | GpuFailed):
         print_error(f"fastft {command}", error)
     elif isinstance(error, UserError):
         time.sleep(SECONDS_TO_REPORT)

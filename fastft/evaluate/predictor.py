@@ -264,7 +264,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank. Raises UserError if it cannot be written."""
+    """Write a CSV file with one row per image file and rank; predicted is a class name. Raises UserError as `write_csv`."""
 
     def rows() -> Iterator[Sequence[object]]:
         for p in predictions:
@@ -273,7 +273,7 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
             for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
                 yield [p.path, rank, name, f"{probability:.6f}", ""]
 
-    write_csv(path, ["file", "rank", "class", "probability", "error"], rows())
+    write_csv(path, ["file", "rank", "predicted", "probability", "error"], rows())
 
 
 # images through a model -----------------------------------------------------------------------------------------------

@@ -242,6 +242,15 @@ def test_the_input_is_torchvisions(size, crop_pct, photographs):
             assert torch.equal(ours, torchvision_tensor(cut, size, crop_pct)), (height, width)
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_a_name_that_a_spreadsheet_would_run_is_written_as_text(tmp_path, name):
+    predictions = [Prediction(Path(name), [name, "cat"], [0.75, 0.25])]
+    write_predictions(predictions, tmp_path / "out.csv")
+    first, second = csv.DictReader((tmp_path / "out.csv").open(newline=""))
+    assert (first["file"], first["predicted"], first["probability"]) == (f"'{name}", f"'{name}", "0.750000")
+    assert second["predicted"] == "cat"
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_images_of_other_modes_are_converted(mode, photographs):
     image = Image.fromarray(photographs["coffee"]).convert(mode)
