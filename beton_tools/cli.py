@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.signals import imports_of, raise_on_stop_signals
+from beton_tools.base.signals import imports_of, leave, raise_on_stop_signals
 
 with imports_of("beton"):
     from beton_tools.base.console import (
@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # an error, such as a full disk, is reported here
             return code
     except ENDINGS as error:
-        return end_command(error, partial(print_error, command))
+        code = end_command(error, partial(print_error, command))
+        if argv is None and isinstance(error, KeyboardInterrupt):
+            leave(code)
+        return code
 
 
 def build_parser() -> CommandParser:
@@ -64,6 +67,7 @@ def build_parser() -> CommandParser:
     help = "draw images with their classes on one contact sheet"
     sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
     sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    sheet.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_selection(sheet, limit=40)
     sheet.add_argument("--columns", type=positive(int), default=8, metavar="N", help="images per row (default: 8)")
     sheet.add_argument("--cell", type=at_least(16), default=160, metavar="PX", help="pixels per image (default: 160)")
@@ -184,9 +188,10 @@ def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
-    from beton_tools.base.atomic import save_picture
+    from beton_tools.base.atomic import refuse_existing, save_picture
     from beton_tools.inspect.extract import draw_sheet
 
+    refuse_existing(args.out, args.overwrite)
     beton = Beton.open(args.file)
     manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)

@@ -14,6 +14,7 @@ from pathlib import Path
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.user_files import try_lock
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the first characters of what spreadsheets run
 _PREFIX, _TOKEN = ".partial-", 8  # hexadecimal digits, different in every call
 
 
@@ -152,14 +153,22 @@ def atomic_output(path: Path, then: str = "Give another path, or free some space
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file. Names that are not UTF-8 keep their bytes. Raises UserError if the file cannot be written."""
+    """Write a CSV file. Names that are not UTF-8 keep their bytes. Raises UserError if the file cannot be written.
+
+    Texts that a spreadsheet would run as a formula, such as `=HYPERLINK(...)`, get a `'` before them, as OWASP advises.
+    """
     with (
         atomic_output(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(map(_inert, header))
+        writer.writerows(map(_inert, row) for row in rows)
+
+
+def _inert(cell: object) -> object:
+    is_text = isinstance(cell, str | os.PathLike)
+    return f"'{cell}" if is_text and str(cell).startswith(_FORMULA) else cell
 
 
 def save_picture(path: Path, save: Callable[[Path], object]) -> None:

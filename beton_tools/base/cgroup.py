@@ -1,12 +1,15 @@
-"""CPU and memory limits of this process's control group, which containers and batch jobs set.
+"""Limits on CPU, memory and processes of this process's control group, which containers and batch jobs set.
 
 A group's limit also applies to the groups below it, so the smallest limit on the path to the root is in force. The
 files are described in docs.kernel.org/admin-guide/cgroup-v2.html, and for version 1, which older clusters use, in
 cgroup-v1/memory.html and scheduler/sched-bwc.html.
 """
 
+import math
 import os
+import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -37,6 +40,26 @@ def memory_limit() -> int | None:
     limits = [int(text) for text in _read_all(["memory.max"]) if text != "max"]
     limits += [int(text) for text in _read_all(["memory.limit_in_bytes"], "memory")]
     return min((limit for limit in limits if limit < UNLIMITED), default=None)
+
+
+def process_room() -> float:
+    """Return how many more processes and threads may be started: by the control group (pids.max) and by `ulimit -u`."""
+    groups = [text.split() for text in _read_all(["pids.max", "pids.current"])]
+    groups += [text.split() for text in _read_all(["pids.max", "pids.current"], "pids")]
+    room = [int(most) - int(now) for most, now in groups if most != "max"]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if limit != resource.RLIM_INFINITY and os.getuid() != 0:  # root has no limit
+        room.append(limit - _tasks_of_user())
+    return min(room, default=math.inf)
+
+
+def _tasks_of_user() -> int:
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if process.stat().st_uid == os.getuid():
+                count += len(os.listdir(process / "task"))  # noqa: PTH208 - only the number
+    return count
 
 
 def _read_all(names: Sequence[str], controller: str = "") -> list[str]:

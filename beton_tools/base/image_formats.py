@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import re
 import sys
@@ -15,16 +16,18 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import StrPath, read_regular
 
 # Pillow may try no others: its EPS reader would start Ghostscript on any file that looks like EPS, whatever its name.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-# The suffixes in torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (an animation's first frame) and
+READS_AVIF = importlib.util.find_spec("PIL._avif") is not None  # in Pillow's wheels from 11.3 on
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *["AVIF"] * READS_AVIF)
+# The suffixes in torchvision's and timm's folder loaders, plus .jfif (JPEG), .gif (an animation's first frame), AVIF and
 # phones' HEIC.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".jfif", ".gif"),
+    *(".jfif", ".gif", *[".avif"] * READS_AVIF),
     *(HEIC_SUFFIXES := (".heic", ".heif")),
 )
 HEIC_NEEDS = "HEIC files need pillow-heif. Run: pip install pillow-heif"
-_HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # ISO/IEC 23008-12 brands, HEVC-coded
+# ISO/IEC 23008-12 brands, HEVC-coded. AVIF has mif1 and msf1 too, and its own brand then follows
+_HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|(mif1|msf1)(?!.{4}(.{4}){0,8}avi[fs]))", re.DOTALL)
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> prefix in EncodedImage.how
 _DEEP_COLOURS = re.compile(r"(LA|RGB|RGBA|RGBX);16([BLN])")  # Pillow's raw modes
 _STRETCHED = "fastft_stretched"  # in `info` of an image that `open_image` stretched

@@ -1,8 +1,8 @@
 """`njit`: compile a function with Numba and cache the machine code, with checksums (for the folder see `jit_cache`).
 
-Numba runs what it finds in its cache: a damaged file ends the process without a message, and a full disk or an
-unreadable folder ends the command. Here a damaged file counts as missing, and without a usable folder everything is
-compiled each time.
+Numba runs what it finds in its cache: a damaged file ends the process without a message, a file of another user is
+another user's code, and a full disk or an unreadable folder ends the command. Here a damaged file counts as missing, and
+with a file that others can write to, or without a usable folder, everything is compiled each time.
 """
 
 from __future__ import annotations
@@ -81,8 +81,11 @@ class _CheckedFiles(IndexDataCacheFile):
         self._save_data(self._index_name, ((self._version, self._source_stamp), names))
 
     def _load_data(self, name: str) -> Any:
+        path = Path(self._data_path(name))
         try:
-            stored = Path(self._data_path(name)).read_bytes()
+            with path.open("rb") as file:
+                _check_owner(path, os.fstat(file.fileno()))
+                stored = file.read()
         except FileNotFoundError:
             return None
         digest, data = stored[:_DIGEST], stored[_DIGEST:]
@@ -91,7 +94,14 @@ class _CheckedFiles(IndexDataCacheFile):
     def _save_data(self, name: str, data: Any) -> None:
         dumped = self._dump(data)
         with self._open_for_write(self._data_path(name)) as file:
+            os.fchmod(file.fileno(), 0o644)  # with any umask, nobody else can write to it
             file.write(_digest(dumped) + dumped)
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Raise PermissionError for a file that somebody else than this user and root can have written."""
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
+        raise PermissionError(f"{path.name} there can be written to by other users, so it is not run")
 
 
 def _digest(data: bytes) -> bytes:
@@ -105,6 +115,8 @@ def _warn(error: Exception) -> None:
     os.environ[_WARNED] = "1"
     folder = os.environ.get("NUMBA_CACHE_DIR", "__pycache__")
     reason = getattr(error, "strerror", None) or error
-    advice = "Free some space there, or set NUMBA_CACHE_DIR to a folder that can be written"
+    advice = "Free some space there or delete it, or set NUMBA_CACHE_DIR to a folder that only you can write to"
     text = f"compiled code cannot be kept in {folder} ({reason}). Each command compiles it again, for a minute or two. {advice}"
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    warnings.warn_explicit(
+        text, RuntimeWarning, "beton_tools", 1
+    )  # one line: Python shows the source of other warnings

@@ -35,7 +35,7 @@ def use_own_cache() -> None:
     os.environ["NUMBA_CACHE_DIR"] = str(folder)  # child processes use the same folder
     if "numba" in sys.modules:
         sys.modules["numba"].core.config.CACHE_DIR = str(folder)
-    with suppress(FileNotFoundError):  # another process that starts now deletes them too
+    with suppress(OSError):  # another process that starts now deletes them too
         for old in sorted(folder.parent.iterdir(), key=lambda f: f.stat().st_mtime)[: -KEPT - 1]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -59,8 +59,8 @@ def _folder_of(state: str) -> Path | None:
     """Return a writable folder for this version of the sources, or None if there is none."""
     for home in (_home_cache, _temporary_cache):
         try:
-            folder = home() / state
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = _private(home()) / state
+            folder.mkdir(exist_ok=True)
             os.utime(folder)
         except (OSError, RuntimeError):  # not writable or full; expanduser's RuntimeError: no home directory
             continue
@@ -73,12 +73,16 @@ def _home_cache() -> Path:
 
 
 def _temporary_cache() -> Path:
-    """Return a folder that only this user can write to, because the code in it is run.
+    return Path(tempfile.gettempdir()) / f"fastft-numba-{os.getuid()}"
+
+
+def _private(folder: Path) -> Path:
+    """Return the folder, created if it is missing, that only this user can write to, because the code in it is run.
 
     Raises:
         PermissionError: The folder exists, and others own it or can write to it.
     """
-    folder = Path(tempfile.gettempdir()) / f"fastft-numba-{os.getuid()}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -17,10 +20,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from beton_tools.base.console import hide_secrets
+from beton_tools.base.console import format_bytes
 from beton_tools.base.errors import UserError
 from beton_tools.base.extras import install_extra
 from beton_tools.base.user_files import open_user_file
+from beton_tools.sources.remote_errors import ERROR_BYTES, Refused, RemoteError, answer_of, explain
 
 # a local file's size in bytes and modification time in ns, or a remote file's size in bytes and version hash
 Stamp = tuple[int, int]
@@ -32,7 +36,9 @@ FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles, so a server m
 _BLOCKS = 3  # blocks that an open file keeps: labels of WebDataset samples may lie before the image
 _CONNECTIONS = 8
 _NO_RANGES = "the server cannot send parts of a file (range requests). Download it, and give the local file"
-NO_ANSWER = 30  # seconds without data after which a connection counts as broken
+NO_ANSWER = 30  # seconds without data, or with less than LEAST_RATE, after which a connection counts as broken
+LEAST_RATE = 16 << 10  # bytes per second; eight connections at this rate fill 1 Mbit/s
+TOLD_EVERY = 10.0  # seconds between lines about files that are read
 _WEB = ("http", "https")
 # protocol -> its file system's package, and what to do if access is denied
 _PROTOCOLS = {
@@ -51,14 +57,6 @@ _VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "LastModified", "Last-Mo
 
 P = TypeVar("P")
 T = TypeVar("T")
-
-
-class RemoteError(UserError):
-    """A remote file cannot be read, or has changed. The image in it must not be skipped."""
-
-
-class AccessDenied(RemoteError):
-    """The server refuses access. Without the right to list, S3 and Google do so for a missing file too."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -206,32 +204,20 @@ def _retrying(path: RemotePath, request: Callable[[Any, str], T]) -> T:
     Raises:
         RemoteError: The request failed. The message gives the last error's reason.
     """
-    fs, attempt = file_system(path.protocol), 0
+    fs, attempt, _traffic.path = file_system(path.protocol), 0, path
     while True:
         attempt += 1
         try:
-            return request(fs, fs._strip_protocol(path.url))
+            answer = request(fs, fs._strip_protocol(path.url))
+            _traffic.path, _traffic.trouble = path, ""
+            return answer
         except Exception as error:  # each file system has its own exceptions
-            reason, may_pass, kind = _explain(error, path.protocol)
+            reason, may_pass, kind = explain(error, _PROTOCOLS[path.protocol][1])
+            _traffic.trouble = f", attempt {attempt} of {ATTEMPTS} failed: {reason}"
             if attempt == ATTEMPTS or not may_pass:
                 tried = f", {attempt} attempts" if attempt > 1 else ""
                 raise kind(f"{path}: cannot be read ({reason}{tried})") from error
         time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-
-
-def _explain(error: Exception, protocol: str) -> tuple[str, bool, type[RemoteError]]:
-    """Return (the reason on one line, whether the same request may succeed later, the error to raise)."""
-    name, text = type(error).__name__, hide_secrets(str(error).partition("\n")[0])[:200]
-    status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
-    if isinstance(error, FileNotFoundError):
-        return text if "bucket" in text else "no such file", False, RemoteError
-    if isinstance(error, PermissionError) or status in (401, 403) or re.search("^Forbidden|Credential", text + name):
-        what = f"HTTP status {status}" if status else text or name
-        return f"access denied ({what}). {_PROTOCOLS[protocol][1]}", False, AccessDenied
-    if status:  # the library's text repeats the URL
-        return f"HTTP status {status}", status >= 500 or status in (408, 429), RemoteError
-    reason = text if text and name in ("OSError", "ValueError") else f"{name}: {text}"
-    return reason, not isinstance(error, (ImportError, TypeError, ValueError)), RemoteError
 
 
 def _info(path: RemotePath) -> dict[str, Any] | None:
@@ -242,10 +228,13 @@ def _info(path: RemotePath) -> dict[str, Any] | None:
     try:
         if path.protocol in _WEB:
             return {"type": "file", "stamp": _request(path, 0, 1)[1]}
-        return _retrying(path, lambda fs, inside: fs.info(inside, **_FRESH.get(path.protocol, {})))
+        info = lambda fs, inside: fs.info(inside, **_FRESH.get(path.protocol, {}))  # noqa: E731
+        return _retrying(path, lambda fs, inside: _within(2 * NO_ANSWER, lambda: info(fs, inside)))
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
+        if path.protocol == "s3" and 300 <= answer_of(error.__cause__)[0] < 500:
+            _request(path, 0, 1)  # S3 does not say why it refuses a HEAD request
         raise
 
 
@@ -290,7 +279,10 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
     """
     if path.protocol in ("gs", "hf"):
         options = {"cache_type": "none"} if path.protocol == "hf" else {}  # hf's cache would read 5 MiB more
-        data = _retrying(path, lambda fs, inside: fs.cat_file(inside, start=start, end=end, **options))
+        limit = NO_ANSWER + (end - start) / LEAST_RATE
+        get = lambda fs, inside: fs.cat_file(inside, start=start, end=end, **options)  # noqa: E731
+        data = _retrying(path, lambda fs, inside: _within(limit, lambda: get(fs, inside)))
+        _traffic.received += len(data)
         return data, stamp_of_url(path)
 
     def count_of(stated: str) -> tuple[int, int]:
@@ -306,26 +298,107 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}  # ask for the file's own bytes
         if path.protocol == "s3":
             bucket, key, _ = fs.split_path(inside)
-            reply = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
-            data = bytearray()
+            reply = await _answered(fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"]))
             with closing(reply["Body"]) as body:
                 count, size = count_of(reply.get("ContentRange", ""))
-                while len(data) < count and (part := await body.read(count - len(data))):
-                    data += part
-            return bytes(data), (size, _version_hash(reply))
-        async with (await fs.set_session()).get(fs.encode_url(path.url), headers=headers) as answer:
+                return await _receive(body.read, count), (size, _version_hash(reply))
+        session = await fs.set_session()
+        async with await _answered(session.get(fs.encode_url(path.url), headers=headers)) as answer:
             version, stated = _version_hash(answer.headers), answer.headers.get("Content-Range", "")
             if answer.status == 416 and stated.endswith("*/0"):
                 return b"", (0, version)
             if answer.status in (404, 410):
                 raise FileNotFoundError
-            answer.raise_for_status()
+            if answer.status >= 300:
+                raise Refused(answer.status, answer.headers, await _answered(answer.content.read(ERROR_BYTES)))
             if answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise ValueError(_NO_RANGES)
             count, size = count_of(stated)
-            return await answer.content.readexactly(count), (size, version)
+            return await _receive(answer.content.read, count), (size, version)
 
     return _retrying(path, lambda fs, inside: import_module("fsspec.asyn").sync(fs.loop, read, fs, inside))
+
+
+async def _answered(waiting: Awaitable[T]) -> T:
+    """Wait for a server's answer. Raises OSError after 2 * NO_ANSWER seconds, in which it may send its headers slowly."""
+    try:
+        return await asyncio.wait_for(waiting, 2 * NO_ANSWER)
+    except asyncio.TimeoutError:  # not the built-in one before Python 3.11
+        raise OSError(f"no answer in {2 * NO_ANSWER} s") from None
+
+
+async def _receive(read: Callable[[int], Awaitable[bytes]], count: int) -> bytes:
+    """Return `count` bytes.
+
+    Raises:
+        OSError: There are fewer, or fewer than LEAST_RATE bytes per second arrived for NO_ANSWER seconds. fsspec would
+            take a TimeoutError for its own, which has no text.
+    """
+    data, began, before = bytearray(), time.monotonic(), 0
+    while len(data) < count and (part := await read(count - len(data))):
+        data += part
+        _traffic.received += len(part)
+        if (seconds := time.monotonic() - began) >= NO_ANSWER:
+            if len(data) < count and len(data) - before < LEAST_RATE * seconds:
+                raise OSError(f"only {format_bytes(len(data) - before)} arrived in {seconds:.0f} s")
+            began, before = time.monotonic(), len(data)
+    if len(data) < count:
+        raise OSError(f"the connection ended after {len(data):,} of {count:,} bytes")
+    return bytes(data)
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what `call` returns. Raises OSError after so many seconds, for libraries that have no such limit."""
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except FutureTimeout:
+        if done.done():  # the call's own error
+            raise
+        raise OSError(f"no complete answer in {seconds:.0f} s") from None
+
+
+@dataclass
+class _Traffic:
+    """What is read: all bytes so far, the latest file, and what went wrong with its latest request."""
+
+    received: int = 0
+    path: RemotePath | None = None
+    trouble: str = ""
+
+
+_traffic = _Traffic()
+
+
+@contextmanager
+def telling_what_is_read(say: Callable[[str], object] | None) -> Iterator[None]:
+    """While remote files are indexed, say every TOLD_EVERY seconds how much has arrived, also while a server is slow."""
+    if say is None:
+        yield
+        return
+    ended, before, _traffic.path = threading.Event(), _traffic.received, None
+
+    def tell() -> None:
+        while not ended.wait(TOLD_EVERY):
+            if _traffic.path is not None:
+                received = format_bytes(_traffic.received - before)
+                say(f"{_traffic.path}: indexing, {received} received{_traffic.trouble}")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 # open files -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.remote import AccessDenied, RemotePath, SourcePath, open_source_file
+from beton_tools.sources.remote import RemotePath, SourcePath, open_source_file
+from beton_tools.sources.remote_errors import AccessDenied
 
 MAX_LABELS_BYTES = 256 << 20  # the labels of five million images; for ImageNet's validation set they take 2 MB
 _PARENTS = 4

@@ -14,7 +14,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.sources import SPLITS, Source, find_split, open_source
 from beton_tools.sources.base import KnownClasses
 from beton_tools.sources.folder import class_folders
-from beton_tools.sources.remote import AnyPath, source_path
+from beton_tools.sources.remote import AnyPath, RemotePath, SourcePath, source_path, telling_what_is_read
 from beton_tools.write.writer import WriteOptions, write_beton
 
 
@@ -33,6 +33,7 @@ def convert_folder(
     class_indices: bool = False,
     single_label: bool = False,
     classes_by_position: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> Manifest:
     """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
@@ -42,11 +43,13 @@ def convert_folder(
         class_indices: Whether the names of class folders are labels: images in folder 7 have the label 7 (ImageNet-V2).
         single_label: Whether a table's label cell such as "cat;dog" is one class name, not the names of two classes.
         classes_by_position: Whether labels that are numbers are those of `classes_of`, whatever their classes are called.
+        say: Prints a line now and then while files at URLs are indexed.
 
     Raises:
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
-    source = open_labelled(data, classes_of, class_indices, single_label, classes_by_position)
+    with telling_what_is_read(say if isinstance(source_path(data), RemotePath) else None):
+        source = open_labelled(data, classes_of, class_indices, single_label, classes_by_position)
     return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
 
@@ -80,6 +83,7 @@ def convert_imagenet(
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = lambda split: nullcontext(),
     overwrite: bool = False,
     classes_by_position: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each.
 
@@ -90,11 +94,23 @@ def convert_imagenet(
     Args:
         progress_of: split -> context manager whose value is a progress callback.
         classes_by_position: Whether val's labels that are numbers are those of train, whatever their classes are called.
+        say: As for `convert_folder`.
 
     Raises:
         UserError: The images cannot be found or written. See `open_source` and `write_beton`.
     """
     data, options = source_path(data), replace(options or WriteOptions(), upright=False)
+    with telling_what_is_read(say if isinstance(data, RemotePath) else None):
+        sources = _open_splits(data, out, classes_by_position)
+    manifests = {}
+    for split, source in sources.items():
+        with progress_of(split) as progress:
+            path = converted_path(out / f"{split}.beton", options)
+            manifests[split] = write_beton(path, source, options, progress, overwrite)
+    return manifests
+
+
+def _open_splits(data: SourcePath, out: Path, classes_by_position: bool) -> dict[str, Source]:
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
         instead = "See `fastft convert imagenet --help` for the layouts"
@@ -108,9 +124,4 @@ def convert_imagenet(
             continue
         known = KnownClasses.of(Classes.of(train.class_names or train.classes, train.classes), classes_by_position)
         sources[split] = with_classes(open_source(data, split, known), known, train.class_names)
-    manifests = {}
-    for split, source in sources.items():
-        with progress_of(split) as progress:
-            path = converted_path(out / f"{split}.beton", options)
-            manifests[split] = write_beton(path, source, options, progress, overwrite)
-    return manifests
+    return sources

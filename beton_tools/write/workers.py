@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,11 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from beton_tools.base.cgroup import process_room
 from beton_tools.base.errors import UserError
 from beton_tools.jpeg import JpegError
 from beton_tools.sources.base import Location, fetch_remote
-from beton_tools.sources.remote import RemoteError
+from beton_tools.sources.remote_errors import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
 # images per message; up to MAX_CHUNK from one group, such as a row group in a parquet file, which is read whole
@@ -32,9 +34,16 @@ MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sendi
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
 DESCRIPTORS = 3  # that a worker takes in this process: its pipe, and two of multiprocessing's
+PROCESSES = 2  # that a worker takes of the limit on processes: its own, and the thread that reads ahead
+SPARE_PROCESSES = 4  # for the server, multiprocessing's resource tracker, and threads of libraries
 SPARE_DESCRIPTORS = 12  # for the server, the file that is written, and modules that are imported meanwhile
-_REMEDY = "If memory or open files (ulimit -n) ran out, use fewer --workers"
+_REMEDY = "If memory, processes (ulimit -u, pids.max) or open files (ulimit -n) ran out, use fewer --workers"
+_NO_THREAD = 71  # a worker's exit code if no thread can be started, and the server's if no process can (EX_OSERR)
 _GUARD = "A script that converts images needs `if __name__ == '__main__':` around its statements"
+_NO_PROCESS = (
+    "The limit on processes and threads is reached (ulimit -u, or pids.max of the control group). Use fewer --workers, then "
+    "run the same command again to continue"
+)
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"
 
 # not fork: the parent may have OpenMP, Numba and CUDA threads
@@ -59,27 +68,30 @@ Result = EncodedImage | Failed
 def encode_in_order(locations: Iterable[Location], options: EncodeOptions, workers: int) -> Generator[Result]:
     """Return an iterator with one result per image, in the order of the locations.
 
-    With workers = 0, images are encoded in this process. Fewer workers are started if the limit on open files requires it.
+    With workers = 0, images are encoded in this process. Fewer workers are started if the limits on open files and on
+    processes require it.
 
     If worker processes die twice on an image, the image is Failed. Closing the iterator ends the workers.
 
     Raises:
         UserError: A worker process died while it was starting.
     """
+    workers = min(workers, _most_workers())
     if workers == 0:
         chunks = map(fetch_remote, _in_chunks(locations))
         return (_encode(location, options) for chunk in chunks for location in chunk)
-    return _encode_pooled(_in_chunks(locations), options, min(workers, _most_workers()))
+    return _encode_pooled(_in_chunks(locations), options, workers)
 
 
 def _most_workers() -> int:
-    """Return how many workers the limit on open files allows, which is at least 1.
+    """Return how many workers the limits on open files and on processes allow: at least 1 by the first, 0 by the second.
 
     Without descriptors, the server that forks workers dies with a traceback.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = limit - len(list(Path("/proc/self/fd").iterdir())) - SPARE_DESCRIPTORS
-    return max(1, free // DESCRIPTORS)
+    room = max(0, process_room() - SPARE_PROCESSES) // PROCESSES
+    return int(min(max(1, free // DESCRIPTORS), room))
 
 
 def _in_chunks(locations: Iterable[Location]) -> Iterator[list[Location]]:
@@ -125,8 +137,11 @@ def _serve(pipe: Connection, options: EncodeOptions) -> None:
     """Run a worker: send None, then receive lists of locations and send results, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     with contextlib.suppress(EOFError, OSError), ThreadPoolExecutor(1) as reader:  # until the parent ends
+        try:
+            received = reader.submit(_receive, pipe)
+        except RuntimeError:  # no thread can be started
+            os._exit(_NO_THREAD)
         pipe.send(None)
-        received = reader.submit(_receive, pipe)
         while True:
             locations = received.result()
             received = reader.submit(_receive, pipe)
@@ -169,6 +184,8 @@ class _Worker:
         try:
             self.process.start()
         except (OSError, EOFError) as error:  # the server that forks workers died
+            if _server_ended_with(_NO_THREAD):
+                raise UserError(f"a worker could not be started. {_NO_PROCESS}") from error
             raise UserError(f"a worker died while it was starting. {_CONTINUE}") from error
         finally:
             theirs.close()  # so that our end reads end-of-file when the worker dies
@@ -205,6 +222,8 @@ class _Worker:
         code = self.process.exitcode
         if code == 1 and not self.has_started:  # Python ended it and has written the error's message
             raise UserError(f"a worker ended with the Python error above. {_GUARD}")
+        if code == _NO_THREAD:
+            raise UserError(f"a worker could not start a thread. {_NO_PROCESS}")
         if not self.has_started:
             raise UserError(f"a worker died while it was starting (exit code {code}). {_CONTINUE}")
         locations, number = self.queue[0].locations, len(self.queue[0].results)
@@ -251,6 +270,17 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _server_ended_with(code: int) -> bool:
+    """Return whether the server that forks workers ended with this exit code. It stays for `forkserver` to reap."""
+    pid: int = getattr(forkserver._forkserver, "_forkserver_pid", None) or 0
+    for _ in range(20):  # its pipes close before it ends
+        with contextlib.suppress(OSError):
+            if (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                return ended.si_status == code
+        time.sleep(0.05)
+    return False
 
 
 def _send_tasks(chunks: Iterator[list[Location]], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:

@@ -20,7 +20,7 @@ from fastft.augment.ops import BRIGHTNESS, COLOR, CONTRAST, GAUSSIAN_BLUR, GRAYS
 from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_OPS, PLAN_DTYPE, TIMM_OPS, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.augment.resize import resized_shape
-from fastft.recipe.constants import ERASE_MODES
+from fastft.recipe.constants import BICUBIC, ERASE_MODES, SHORTEST, SQUASH
 
 ATTEMPTS = 10  # tries in timm's random resized crop and in its random erasing
 ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing: share of the output, all boxes together
@@ -104,12 +104,18 @@ def draw_plan(
 
 
 def eval_plan(
-    sample_ids: Any, heights: Any, widths: Any, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic"
+    sample_ids: Any,
+    heights: Any,
+    widths: Any,
+    size: int,
+    crop_pct: float = 1.0,
+    interpolation: str = BICUBIC,
+    resize: str = SHORTEST,
 ) -> np.ndarray:
     """Return plans for evaluation.
 
-    The short side is resized to floor(size / crop_pct), then the central size x size is cropped. Both are rounded as
-    in torchvision.
+    The short side, or with "squash" each side, is resized to floor(size / crop_pct), then the central size x size is
+    cropped. Both are rounded as in torchvision.
 
     Raises:
         UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is empty.
@@ -120,8 +126,8 @@ def eval_plan(
     plan = np.zeros(len(samples), PLAN_DTYPE)
     plan["sample"] = samples
     plan["crop"][:, 2], plan["crop"][:, 3] = rows, columns
-    plan["bicubic"] = interpolation == "bicubic"
-    _fill_centre_windows(plan, math.floor(size / crop_pct), size)
+    plan["bicubic"] = interpolation == BICUBIC
+    _fill_centre_windows(plan, math.floor(size / crop_pct), size, resize == SQUASH)
     return plan
 
 
@@ -357,10 +363,10 @@ def _draw_boxes(who, boxes, size, row):
 
 
 @njit()
-def _fill_centre_windows(plan, short_side, size):
+def _fill_centre_windows(plan, short_side, size, squash):
     for i in range(len(plan)):
         row = plan[i]
-        h, w = resized_shape(row.crop[2], row.crop[3], short_side)
+        h, w = (short_side, short_side) if squash else resized_shape(row.crop[2], row.crop[3], short_side)
         row.resize[0], row.resize[1] = h, w
         row.window[0] = int(np.rint((h - size) / 2.0))
         row.window[1] = int(np.rint((w - size) / 2.0))

@@ -14,7 +14,17 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS, TIMM_OPS
-from fastft.recipe.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
+from fastft.recipe.constants import (
+    BICUBIC,
+    CLIP_MEAN,
+    CLIP_STD,
+    CROPS,
+    ERASE_MODES,
+    INTERPOLATIONS,
+    MAX_ERASE,
+    RESIZES,
+    SHORTEST,
+)
 
 PLAIN_OPS = (  # timm's RandAugment list without "inc1"
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast", "Brightness",
@@ -99,6 +109,8 @@ class AugmentPolicy:
         mean: per channel, for pixels in 0..1.
         std: as `mean`.
         crop_pct: for evaluation, the centre crop's share of the resized short side.
+        eval_resize: for evaluation, "shortest" resizes the short side, "squash" resizes the image to a square.
+        eval_interpolation: as `interpolation`, for evaluation.
 
     Raises:
         UserError: `augment` is invalid, or a value is out of range. The message names it.
@@ -113,19 +125,23 @@ class AugmentPolicy:
     quarter_turns: float = 0.0
     color_jitter: float = 0.0
     color_jitter_prob: float = 1.0
-    interpolation: str = "bicubic"
+    interpolation: str = BICUBIC
     erase_prob: float = 0.25
     erase_mode: str = "pixel"
     erase_count: int = 1
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     crop_pct: float = 1.0
+    eval_resize: str = SHORTEST
+    eval_interpolation: str = BICUBIC
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "mean", "std"):  # YAML gives lists
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         _one_of("crop", self.crop, CROPS)
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        for interpolation in (self.interpolation, self.eval_interpolation):
+            _one_of("interpolation", interpolation, INTERPOLATIONS)
+        _one_of("eval_resize", self.eval_resize, RESIZES)
         _one_of("erase mode", self.erase_mode, ERASE_MODES)
         for name in ("hflip", "vflip", "quarter_turns", "color_jitter", "color_jitter_prob", "erase_prob"):
             _in_range(name, getattr(self, name), 0, 1)

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
 
 def build_policy(recipe: Recipe) -> AugmentPolicy:
-    a = recipe.augment
+    a, train = recipe.augment, recipe.train
     options = {field.name: getattr(a, field.name) for field in fields(AugmentPolicy) if hasattr(a, field.name)}
     scale, ratio = (a.scale_min, a.scale_max), (a.ratio_min, a.ratio_max)
-    return AugmentPolicy(a.policy, scale=scale, ratio=ratio, crop_pct=recipe.train.eval_crop_pct, **options)
+    return AugmentPolicy(
+        a.policy, scale=scale, ratio=ratio, crop_pct=train.eval_crop_pct, eval_resize=train.eval_resize,
+        eval_interpolation=train.eval_interpolation, **options,
+    )  # fmt: skip
 
 
 def build_mixer(recipe: Recipe) -> "Mixer | None":

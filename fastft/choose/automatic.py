@@ -18,13 +18,13 @@ from typing import Any
 
 from fastft.recipe.constants import EPOCHS, FEW_IMAGES, IMAGE_SIZE, NONE, PROBE, PROBED_SIZES, STOP_EPOCH
 from fastft.recipe.load import check_together
-from fastft.recipe.paper import paper_recipe
+from fastft.recipe.paper import PAPER_BATCH, paper_recipe, square_root_lr
 from fastft.recipe.schema import MAX_EPOCHS, AskedRecipe, Choice, count_steps
 from fastft.recipe.training_images import Images, with_images
 
 # small sets get enough steps; ImageNet's batch is limited to the paper's
 IMAGES_PER_UNIT_OF_BATCH = 128
-SMALLEST_BATCH, PAPER_BATCH = 32, 2048
+SMALLEST_BATCH = 32
 LEAST_AUTOMATIC_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 50  # evaluating a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
@@ -106,7 +106,7 @@ def _stop_epoch(recipe: AskedRecipe) -> tuple[int | None, str]:
 
 def _lr(recipe: AskedRecipe) -> tuple[float, str]:
     paper, batch = paper_recipe(recipe), recipe.optim.batch_size
-    lr = paper.lr * math.sqrt(batch / PAPER_BATCH)
+    lr = square_root_lr(recipe)
     reason = f"the paper's {paper.lr:g} ({paper.name}) * sqrt(batch {batch:,} / {PAPER_BATCH:,})"
     if recipe.data.train_size >= FEW_IMAGES:
         return lr, reason

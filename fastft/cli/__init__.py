@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 from beton_tools.base import torchrun
 from beton_tools.base.compilation import announce_compilation
-from beton_tools.base.signals import imports_of, raise_on_stop_signals
+from beton_tools.base.signals import imports_of, leave, raise_on_stop_signals
 
 with imports_of("fastft"):
     from beton_tools import __version__
@@ -33,7 +33,7 @@ with imports_of("fastft"):
     )
     from beton_tools.base.errors import UserError
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
-    from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
+    from fastft.machine.exits import EXIT_REQUEUE, GpuFailed, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 # As LEAST_MEMORY in `beton_tools.base.console`, for all commands but LIGHT, which do with less.
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(build_parser(os.environ["COMP_LINE"].split()[1:]))
     if not start_command("fastft"):
         return EXIT_BAD_INPUT
-    if argv is None:  # run as a program
+    if is_program := argv is None:
         announce_compilation(_say_once_per_host)
         argv = sys.argv[1:]
     try:
@@ -131,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(args.command, error)
         return EXIT_FAILED
     except ENDINGS as error:
-        return end_command(error, partial(_print_error, args.command))
+        code = end_command(error, partial(_print_error, args.command))
+        if is_program and isinstance(error, KeyboardInterrupt) and torchrun.world_size() == 1:
+            leave(code)
+        return code
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -183,8 +186,8 @@ def _say_once_per_host(text: str) -> None:
 
 
 def _print_error(command: str, error: object) -> None:
-    """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
-    if torchrun.local_rank() == 0 or isinstance(error, LocalRankError):
+    """Print one line, once per host: from local rank 0, or from the only process that has this error."""
+    if torchrun.local_rank() == 0 or isinstance(error, LocalRankError | GpuFailed):
         print_error(f"fastft {command}", error)
     elif isinstance(error, UserError):
         time.sleep(SECONDS_TO_REPORT)

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.console import by_suffix, format_bytes, print_printable
+from beton_tools.base.console import by_suffix, format_bytes, print_printable, say
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.beton_set import BetonSet
@@ -71,6 +71,7 @@ class Folder:
                 args.class_indices,
                 args.single_label,
                 args.classes_by_position,
+                say,
             )
         if "labels" in manifest.source:
             print_printable(f"{manifest.source['labels']}. --single-label reads each as the name of one class")
@@ -100,7 +101,7 @@ class Imagenet:
         options = _options_of(args)
         with hint_when_interrupted():
             manifests = convert_imagenet(
-                args.data, args.out, options, progress, args.overwrite, args.classes_by_position
+                args.data, args.out, options, progress, args.overwrite, args.classes_by_position, say
             )
         paths = {split: converted_path(args.out / f"{split}.beton", options) for split in manifests}
         for split, manifest in manifests.items():

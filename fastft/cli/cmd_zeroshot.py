@@ -9,9 +9,13 @@ from beton_tools.base.console import say
 from fastft.cli.arguments import add_recipe, add_shared, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
+from fastft.recipe.load import EVALUATED_PART
+from fastft.recipe.schema import PUBLISHED
 
 EXAMPLE = "fastft zeroshot final_b16 --data val.beton --out head.safetensors"
 TAKES_OPTIONS = True
+# the classifier is published with the weights, so its images are what the weights want, unless the command line says otherwise
+AS_PUBLISHED = [f"--{option}={PUBLISHED}" for option in EVALUATED_PART]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         refuse_existing(args.out, args.overwrite)
     scores, prompts = evaluate_zero_shot(
-        load_recipe(args.recipe, args.overrides),
+        load_recipe(args.recipe, [*AS_PUBLISHED, *args.overrides]),
         args.data,
         args.device,
         names=args.names,

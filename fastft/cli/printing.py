@@ -17,6 +17,8 @@ from fastft.jobs.choices_table import print_choices
 from fastft.recipe import AskedRecipe
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import EPOCHS
+from fastft.recipe.published import Preprocessing
+from fastft.recipe.schema import PUBLISHED, option_fields
 from fastft.recipe.training_images import NO_EXPECTATION
 
 LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates of all epochs
@@ -49,7 +51,8 @@ def print_explanation(
         lines = {"training": "none: the run stops at the linear probe"}
     elif verbose:
         lines["schedule"] += _listed_lrs(schedule)
-    lines |= {"augment": "\n".join(values.augment), "accuracy": values.expectation}
+    lines |= {"augment": "\n".join(values.augment), "images": _describe_images(values.images, recipe)}
+    lines |= {"accuracy": values.expectation}
     lines |= {"cost": _describe_hours(values.cost, gpus)} | ({} if values.here is UNSET else {"time": values.here})
     _print_lines(lines, console)
     for warning in values.warnings:
@@ -76,6 +79,21 @@ def _describe_training(recipe: AskedRecipe) -> str:
         f"{length}, batch size {optim.batch_size:,}, lr {optim.lr:g} with layer decay {optim.layer_decay:g}, "
         f"{schedule.warmup_epochs:g} epochs of warm-up, {f'EMA decay {decay:g}' if decay else 'no EMA'}"
     )
+
+
+def _describe_images(published: Preprocessing, recipe: AskedRecipe) -> str:
+    """Describe how the weights want their images and who says so, and where the recipe does otherwise."""
+    options = {
+        key: field.metadata["published"] for key, field in option_fields().items() if field.metadata["published"]
+    }
+    now = recipe.flat()
+    others = [
+        f"{key} is {show_value(now[key])}, published is {show_value(getattr(published, stated))} (--{key}={PUBLISHED})"
+        for key, stated in options.items()
+        if show_value(now[key]) != show_value(getattr(published, stated))
+    ]
+    described = f"{published.in_words()} (from {published.source})"
+    return "\n".join([described, *others])
 
 
 def _describe_hours(cost: Cost, gpus: Sequence[str]) -> str:

@@ -13,8 +13,9 @@ from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.optim.ema import ema_warnings
-from fastft.optim.schedule import build_schedule, short_run_warnings
+from fastft.optim.schedule import build_schedule, short_run_warnings, small_batch_warnings
 from fastft.recipe import AskedRecipe, Choice, Recipe, load_recipe
+from fastft.recipe.published import Preprocessing, published_preprocessing
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1
@@ -58,6 +59,7 @@ class Explanation(Document):
 
     Attributes:
         recipe: name, and section -> option -> value.
+        images: what is published with the weights, which the recipe's options may change.
         choices: the value and the reason of every `auto` option.
         expected_top1: None without an expectation.
         expectation: in words, or why there is none.
@@ -72,6 +74,7 @@ class Explanation(Document):
     trainable_parameters: int
     schedule: Schedule
     augment: list[str]
+    images: Preprocessing
     cost: Cost
     expected_top1: float | None
     expectation: str
@@ -102,7 +105,12 @@ def explain(recipe: AskedRecipe, warnings: Sequence[str] = (), val_images: int |
     return Explanation(
         recipe={"name": recipe.name, **recipe.as_dict()},
         choices=list(recipe.choices),
-        warnings=[*warnings, *ema_warnings(recipe), *short_run_warnings(recipe)],
+        warnings=[
+            *warnings,
+            *ema_warnings(recipe),
+            *short_run_warnings(recipe),
+            *small_batch_warnings(recipe, recipe.given | recipe.automatic),
+        ],
         groups=[
             Group(layer_id=g.layer_id, lr_scale=g.lr_scale, weight_decay=g.weight_decay, parameters=g.parameters)
             for g in groups
@@ -114,6 +122,7 @@ def explain(recipe: AskedRecipe, warnings: Sequence[str] = (), val_images: int |
             lr_by_epoch=[schedule(epoch * steps) for epoch in range(recipe.epochs)],
         ),
         augment=describe_policy(build_policy(recipe), recipe.model.image_size) + more,
+        images=published_preprocessing(recipe.model.arch, recipe.model.weights),
         cost=predict_cost(recipe, MACHINE_GPUS, val_images),
         expected_top1=expected_top1(recipe),
         expectation=describe_expectation(recipe),

@@ -316,8 +316,8 @@ class EvalLoader(_BetonLoader):
     """Load batches for evaluation: every sample exactly once at any world size, in file order.
 
     Each rank reads a contiguous part of the samples, and no sample is repeated to fill a batch. The short side is
-    resized to size / crop_pct, then the central size x size is cropped. Only crop_pct, mean and std of `policy` are
-    used.
+    resized to size / crop_pct (with eval_resize="squash" both sides), then the central size x size is cropped. Only
+    crop_pct, eval_resize, eval_interpolation, mean and std of `policy` are used.
 
     `num_samples` counts the samples of all ranks. `indices` selects the samples to evaluate (default: all). For the
     other arguments and the errors, see `TrainLoader`.
@@ -355,8 +355,10 @@ class EvalLoader(_BetonLoader):
         return -(-len(self.share) // self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
+        p = self.policy
+
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-            return eval_plan(ids, heights, widths, self.output.size, self.policy.crop_pct)
+            return eval_plan(ids, heights, widths, self.output.size, p.crop_pct, p.eval_interpolation, p.eval_resize)
 
         return self._batches(self.share, draw, lambda index: (index, self.first + index * self.batch))
 

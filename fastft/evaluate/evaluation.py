@@ -172,9 +172,10 @@ def write_predictions_table(
 ) -> None:
     """Write a CSV file with one row per image, in the order of the predicted file. images: their names, if it has them.
 
-    image: index in the file. file: name in the source, if the manifest has it. class, predicted: names. probability,
-    class_probability: softmax probability for the predicted and for the true class. With multi-label data, labels and
-    predicted are lists such as "cat;dog", and each label has a column with its probability.
+    image: index in the file. file: name in the source, if the manifest has it. label, predicted: names of the true and of
+    the predicted class. probability, label_probability: softmax probability for the predicted and for the true class.
+    With multi-label data, labels and predicted are lists such as "cat;dog", and each label has a column with its
+    probability.
     """
     p = predictions
     files = images or [""] * len(p.labels_N)
@@ -188,4 +189,4 @@ def write_predictions_table(
         [image, file, names[label], names[predicted], f"{confidence:.6f}", f"{truth:.6f}"]
         for image, (file, label, predicted, confidence, truth) in enumerate(zip(files, *columns, strict=True))
     )
-    write_csv(path, ["image", "file", "class", "predicted", "probability", "class_probability"], rows)
+    write_csv(path, ["image", "file", "label", "predicted", "probability", "label_probability"], rows)

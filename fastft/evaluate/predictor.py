@@ -29,6 +29,8 @@ from beton_tools.base.image_formats import (
     orientation_of,
     upright_rgb,
 )
+from fastft.augment.policies import AugmentPolicy
+from fastft.augment.recipe_policy import build_policy
 from fastft.evaluate.notebook import html_image, html_table
 from fastft.evaluate.scores import forward
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
@@ -36,11 +38,10 @@ from fastft.machine.distributed import World, find_world
 from fastft.machine.precision import inference_precision
 from fastft.model.classifier import rank_classes
 from fastft.recipe import Recipe
-from fastft.recipe.constants import AUTO
+from fastft.recipe.constants import AUTO, SQUASH
 
 Source = Path | str | Image.Image
 Given = Source | np.ndarray
-Colour = Sequence[float]  # per channel, in 0..1
 TOPK = 5  # classes per image
 BATCHES_AHEAD = 2  # batches being decoded or ready, including the one that is delivered next
 MOST_PIXELS = 1 << 26  # in a resized image; an image with 1 x 65,000 pixels would grow to 3.3 billion
@@ -263,7 +264,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank. Raises UserError if it cannot be written."""
+    """Write a CSV file with one row per image file and rank; predicted is a class name. Raises UserError as `write_csv`."""
 
     def rows() -> Iterator[Sequence[object]]:
         for p in predictions:
@@ -272,7 +273,7 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
             for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
                 yield [p.path, rank, name, f"{probability:.6f}", ""]
 
-    write_csv(path, ["file", "rank", "class", "probability", "error"], rows())
+    write_csv(path, ["file", "rank", "predicted", "probability", "error"], rows())
 
 
 # images through a model -----------------------------------------------------------------------------------------------
@@ -346,39 +347,40 @@ def _begin(pool: ThreadPoolExecutor, image: Source, recipe: Recipe) -> Future[Re
 
 def read_image(source: Source, recipe: Recipe) -> Read:
     """Return the image as the model's input, or the reason why it cannot be read."""
-    size, crop_pct = recipe.evaluated_size, recipe.train.eval_crop_pct
     try:
         opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
         with opened as image:
-            colours = {"mean": recipe.augment.mean, "std": recipe.augment.std}
             rgb, is_transparent = upright_rgb(image, orientation_of(image), recipe.data.background)
-            tensor = eval_tensor(rgb, size=size, crop_pct=crop_pct, **colours)
+            tensor = eval_tensor(rgb, recipe.evaluated_size, build_policy(recipe))
             return ReadImage(tensor, (DEEP_IMAGES,) * bool(depth_prefix(image)) + (TRANSPARENT,) * is_transparent)
     except Exception as error:  # Pillow's plug-ins raise many different exceptions for damaged files
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def eval_tensor(image: Image.Image, *, size: int, crop_pct: float, mean: Colour, std: Colour) -> Tensor:
+def eval_tensor(image: Image.Image, size: int, policy: AugmentPolicy) -> Tensor:
     """Return the evaluation input for an image: (3, size, size), normalised, float32 on the CPU.
 
-    The short side is resized to floor(size / crop_pct) with Pillow's bicubic filter, and the longer side is truncated.
-    The central crop follows. Each operation equals torchvision's Resize, CenterCrop, ToTensor and Normalize, without
-    importing torchvision.
+    The short side is resized to floor(size / crop_pct) with Pillow's filter, and the longer side is truncated, or with
+    eval_resize="squash" both sides are resized to it. The central crop follows. Each operation equals torchvision's
+    Resize, CenterCrop, ToTensor and Normalize, without importing torchvision. Of `policy`, what `EvalLoader` uses is used.
     """
-    cropped = _resize_and_crop(image.convert("RGB"), math.floor(size / crop_pct), size)
+    cropped = _resize_and_crop(image.convert("RGB"), size, policy)
     scaled_HWC = np.asarray(cropped).astype(np.float32) / np.float32(255)
-    normalised_HWC = (scaled_HWC - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    normalised_HWC = (scaled_HWC - np.asarray(policy.mean, np.float32)) / np.asarray(policy.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(normalised_HWC.transpose(2, 0, 1)))
 
 
-def _resize_and_crop(image: Image.Image, short_side: int, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: int, policy: AugmentPolicy) -> Image.Image:
     width, height = image.size
-    shortest = min(width, height)
+    shortest, short_side = min(width, height), math.floor(size / policy.crop_pct)
     target = int(short_side * width / shortest), int(short_side * height / shortest)
+    if policy.eval_resize == SQUASH:
+        target = short_side, short_side
+    how = Image.Resampling[policy.eval_interpolation.upper()]
     left, top = (round((side - size) / 2) for side in target)
     crop = left, top, left + size, top + size
     if target[0] * target[1] > MOST_PIXELS:  # resize only the crop, which differs only by rounding
         across, down = width / target[0], height / target[1]
         box = crop[0] * across, crop[1] * down, min(crop[2] * across, width), min(crop[3] * down, height)
-        return image.resize((size, size), Image.Resampling.BICUBIC, box)
-    return (image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)).crop(crop)
+        return image.resize((size, size), how, box)
+    return (image if target == image.size else image.resize(target, how)).crop(crop)

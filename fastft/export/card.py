@@ -13,7 +13,7 @@ from fastft.evaluate.trained import Trained
 from fastft.export.preprocessing import LICENCE, preprocessing_code, short_side
 from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
-from fastft.recipe.constants import PROBE
+from fastft.recipe.constants import PROBE, SQUASH
 from fastft.run.average_record import AverageRecord
 from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 
@@ -83,9 +83,12 @@ def _images(recipe: Recipe, normalised: bool) -> str:
     then = ". The model scales and normalises the pixels itself"
     if normalised:
         then = f", scaled to 0..1, then normalised with mean ({mean}) and standard deviation ({std})"
+    how = f"{short_side(recipe)} px ({recipe.train.eval_interpolation}, antialiased)"
+    resized = f"short side resized to {how}, the long side in proportion and truncated to whole pixels"
+    if recipe.train.eval_resize == SQUASH:
+        resized = f"both sides resized to {how}"
     return (
-        f"RGB, short side resized to {short_side(recipe)} px (bicubic, antialiased), the long side in proportion and truncated "
-        f"to whole pixels, central {size} x {size} crop{then}. This function computes the same pixels as `fastft predict`, for "
+        f"RGB, {resized}, central {size} x {size} crop{then}. This function computes the same pixels as `fastft predict`, for "
         f"images of 8 bits per channel:\n\n```python\n{preprocessing_code(recipe, normalised=normalised)}\n```"
     )
 

@@ -6,11 +6,13 @@ import math
 from beton_tools import __version__
 from fastft.evaluate.trained import Trained
 from fastft.recipe import Recipe
+from fastft.recipe.constants import SQUASH
 
 # the rule that `fastft.evaluate.predictor.eval_tensor` follows, in words
 RESIZE = (
-    "RGB. Resize the short side to resize_short_side, and the other in proportion, truncated to whole pixels, with Pillow's "
-    "bicubic filter (antialiased). Crop image_size x image_size, with left and top edge at round((side - image_size) / 2). "
+    "RGB. Resize the short side to resize_short_side, and the other in proportion, truncated to whole pixels (resize_mode "
+    "squash: both to resize_short_side), with Pillow's filter named in interpolation (antialiased). Crop image_size x "
+    "image_size, with left and top edge at round((side - image_size) / 2). "
     "Scale to 0..1, subtract mean, and divide by std"
 )
 
@@ -20,6 +22,8 @@ def image_record(recipe: Recipe) -> dict[str, object]:
     return {
         "image_size": recipe.model.image_size,
         "resize_short_side": short_side(recipe),
+        "resize_mode": recipe.train.eval_resize,
+        "interpolation": recipe.train.eval_interpolation,
         "mean": list(recipe.augment.mean),
         "std": list(recipe.augment.std),
         "background": recipe.data.background,
@@ -75,9 +79,17 @@ def preprocessing_code(recipe: Recipe, *, normalised: bool) -> str:
             "    pixels = np.asarray(image).astype(np.float32) / np.float32(255)\n"
             "    return ((pixels - MEAN) / STD).transpose(2, 0, 1)  # float32 (3, SIZE, SIZE)"
         )
-    return _CODE.format(constants="\n".join(constants), result=result)
+    train = recipe.train
+    sides = _SQUASHED if train.eval_resize == SQUASH else _IN_PROPORTION
+    return _CODE.format(
+        constants="\n".join(constants), sides=sides, filter=train.eval_interpolation.upper(), result=result
+    )
 
 
+_SQUASHED = "    width = height = SHORT_SIDE"
+_IN_PROPORTION = """\
+    shortest = min(image.size)
+    width, height = (int(SHORT_SIDE * side / shortest) for side in image.size)  # truncated, not rounded"""
 _CODE = """\
 import numpy as np
 from PIL import Image, ImageOps
@@ -92,9 +104,8 @@ def preprocess(path):
         image = Image.new("RGBA", picture.size, BACKGROUND)
         image.alpha_composite(picture)
     image = image.convert("RGB")
-    shortest = min(image.size)
-    width, height = (int(SHORT_SIDE * side / shortest) for side in image.size)  # truncated, not rounded
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+{sides}
+    image = image.resize((width, height), Image.Resampling.{filter})
     left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
     image = image.crop((left, top, left + SIZE, top + SIZE))
 {result}"""

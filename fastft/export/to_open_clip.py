@@ -136,7 +136,12 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
             "vision_cfg": vision,
             "text_cfg": NO_TEXT,
         },
-        "preprocess_cfg": {"mean": list(recipe.augment.mean), "std": list(recipe.augment.std)},
+        "preprocess_cfg": {
+            "mean": list(recipe.augment.mean),
+            "std": list(recipe.augment.std),
+            "interpolation": recipe.train.eval_interpolation,
+            "resize_mode": recipe.train.eval_resize,
+        },
         CLASSES: trained.outputs,
         **trained.temperature_record,
     }

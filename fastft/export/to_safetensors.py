@@ -26,7 +26,13 @@ def write(trained: Trained, path: Path) -> None:
         CLASSES: trained.classes,
         **({CLASS_IDS: ids} if (ids := trained.known_classes.ids) is not None else {}),
         **trained.temperature_record,
-        "images": {"mean": recipe.augment.mean, "std": recipe.augment.std, "crop_pct": recipe.train.eval_crop_pct},
+        "images": {
+            "mean": recipe.augment.mean,
+            "std": recipe.augment.std,
+            "crop_pct": recipe.train.eval_crop_pct,
+            "interpolation": recipe.train.eval_interpolation,
+            "resize_mode": recipe.train.eval_resize,
+        },
     }
     # safetensors headers hold strings; transformers and timm require "format"
     texts = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}

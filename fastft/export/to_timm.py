@@ -21,6 +21,7 @@ from fastft.model.timm_arch import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 from fastft.model.weight_files import save_tensors
 from fastft.model.weights import TIMM_BLOCK_NAMES
+from fastft.recipe.constants import SQUASH
 
 NAMES = {own: theirs for theirs, own in TIMM_BLOCK_NAMES.items()}
 # timm's registered CLIP towers; other shapes are described as B/16 variants
@@ -96,9 +97,9 @@ def timm_config(trained: Trained) -> dict[str, Any]:
         "pretrained_cfg": {
             "num_classes": recipe.data.num_classes,
             "input_size": size,
-            "interpolation": "bicubic",
+            "interpolation": recipe.train.eval_interpolation,
             "crop_pct": recipe.train.eval_crop_pct,
-            "crop_mode": "center",
+            "crop_mode": "squash" if recipe.train.eval_resize == SQUASH else "center",
             "mean": list(recipe.augment.mean),
             "std": list(recipe.augment.std),
             **names,

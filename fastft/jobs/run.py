@@ -31,6 +31,7 @@ from fastft.jobs.choices_table import print_choices
 from fastft.machine.distributed import World, connected, find_world
 from fastft.machine.exits import Preempted
 from fastft.machine.preempt import SignalGuard
+from fastft.optim.schedule import small_batch_warnings
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import AskedRecipe, parse_duration
@@ -105,6 +106,8 @@ def run_stages(
         world.check_consistent(None, {"recipes": shared_options(final)})
         if world.is_main:
             print_choices(final.choices, console)
+        for text in small_batch_warnings(final, asked.given | asked.automatic):
+            say(f"warning: {text}")
         _stage(world, lambda: prepare_head(final, inputs, world, stop, say))
         world.barrier()  # process 0 has written the head, which all processes read
         return train(final, inputs, folder, world, guard, console, deadline)

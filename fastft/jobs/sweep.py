@@ -25,7 +25,7 @@ from fastft.data.classes import refuse_multi_label
 from fastft.jobs.decided import decide, load_decided
 from fastft.jobs.grid import print_comparison
 from fastft.jobs.run import run_stages
-from fastft.machine.distributed import World, connected, find_world
+from fastft.machine.distributed import World, connected, find_world, is_gpu_failure
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import AskedRecipe, load_recipe
@@ -224,6 +224,8 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     except (Preempted, LocalRankError, PeerFailed):
         raise
     except reported as error:
+        if is_gpu_failure(error):  # the other runs would meet it too
+            raise
         failure = " ".join(str(error).split()) or type(error).__name__
         console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
         return failure

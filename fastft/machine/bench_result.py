@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, field
 
 from beton_tools.base.atomic import write_text
+from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Signed, check
 from beton_tools.base.user_files import read_user_file
@@ -210,9 +211,18 @@ def read_result(path: Path) -> Result:
                 f"{path} has format {value.get('format', 1)}, but this version of fastft reads format {FORMAT}. "
                 "Measure again with fastft bench"
             )
-        return check(str(path), value, Result)
+        return check(str(path), _printable(value), Result)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a result of fastft bench: {error}") from None
+
+
+def _printable(value: Any) -> Any:
+    """Escape what could change a terminal or the direction of a page's text, because the file may be somebody else's."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def write_result(path: Path, result: Result) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,8 +18,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.base import torchrun
-from beton_tools.base.errors import UserError
-from fastft.machine.exits import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
+from beton_tools.base.errors import UserError, first_line
+from fastft.machine.exits import (
+    EXIT_REQUEUE,
+    GpuFailed,
+    LocalRankError,
+    NonFinite,
+    PeerCrashed,
+    PeerFailed,
+    PeerLost,
+    Preempted,
+)
 from fastft.recipe.constants import DEVICES
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -28,7 +38,15 @@ PREPARATION_TIMEOUT = timedelta(days=7)
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
 # NCCL errors caused by misuse, which another try would repeat
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
-_BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # store keys under which errors are published
+# CUDA's texts for errors of a GPU or of its links, which a program's own errors do not have, as a rule. NCCL repeats them
+GPU_FAILURE = re.compile(
+    "cuda (error|failure)[^\n]*(ECC|unspecified launch failure|NVLink|unknown error)", re.IGNORECASE
+)
+_BAD_INPUT, _CRASH, _GPU = (
+    "fastft/bad-input",
+    "fastft/crash",
+    "fastft/gpu",
+)  # store keys under which errors are published
 STORE_SECONDS = 5
 EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # the process that raises them reports them
 LAUNCHER_POLL_SECONDS = 0.5
@@ -107,9 +125,16 @@ class World:
         """Publish an unexpected error from this process; replace a lost connection by the error that a peer published.
 
         Raises:
+            GpuFailed: the error is one of this process's GPU.
+            PeerLost: a peer's GPU failed.
             PeerFailed: a peer met bad input.
             PeerCrashed: a peer ended with an unexpected error.
         """
+        if isinstance(error, RuntimeError) and is_gpu_failure(error):
+            failed = self._describe_gpu_failure(error)
+            if self.size > 1:
+                _query_store(lambda store: store.set(_GPU, failed))
+            raise GpuFailed(failed) from None
         # after an error the group is not destroyed, because that would wait for processes that may no longer exist
         if self.size > 1 and self._owns_group and dist.is_initialized() and error is None:
             dist.destroy_process_group()
@@ -119,12 +144,23 @@ class World:
             text = f"process {self.rank} ended with {type(error).__name__}. See its output"
             _query_store(lambda store: store.set(_CRASH, text))
             return
-        keys = (_BAD_INPUT, _CRASH)
+        keys = (_BAD_INPUT, _GPU, _CRASH)
         published = _query_store(lambda store: {k: store.get(k).decode() for k in keys if store.check([k])}) or {}
         if _BAD_INPUT in published:
             raise PeerFailed(published[_BAD_INPUT]) from None
+        if _GPU in published:
+            raise PeerLost(published[_GPU]) from None
         if _CRASH in published:
             raise PeerCrashed(published[_CRASH]) from None
+
+    def _describe_gpu_failure(self, error: RuntimeError) -> str:
+        name = "GPU"
+        with suppress(RuntimeError, AssertionError):  # it may not even tell its name
+            name = torch.cuda.get_device_name(self.device)
+        return (
+            f"the GPU of process {self.rank} failed: {name}, {self.device}, on host {socket.gethostname()} "
+            f"({first_line(error)}). The same command continues the run. If it fails again, leave this host out"
+        )
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Wrap the model in DistributedDataParallel if there is more than one process."""
@@ -253,6 +289,11 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
+
+
+def is_gpu_failure(error: Exception) -> bool:
+    """Return True if the error says that a GPU or its links failed, so that another GPU would have done the same work."""
+    return isinstance(error, RuntimeError) and GPU_FAILURE.search(str(error)) is not None
 
 
 def _query_store(query: Callable[[dist.Store], Result]) -> Result | None:

@@ -21,6 +21,10 @@ class GpuLost(Preempted):
     """Trying a kernel has left the GPU unusable for this process. The same command goes on without that kernel."""
 
 
+class GpuFailed(Preempted):
+    """This process's GPU failed. The message names host and device. On another GPU the same command continues."""
+
+
 class LocalRankError(UserError):
     """Bad input found by this process only, such as a damaged sample or a full disk, so this process must print it."""
 

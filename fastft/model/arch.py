@@ -1,6 +1,5 @@
 """Architectures: the image tower's numbers, read from open_clip's model configurations."""
 
-import importlib.util
 import json
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from msgspec import Meta, field
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.base.user_files import read_regular
+from fastft.recipe.open_clip_files import open_clip_folder
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration takes 2 KB
 STATE, MAX_STATE_BYTES = "state.json", 256 << 20  # in checkpoints of fastft, with evaluations and class names
@@ -214,11 +214,3 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"model configuration {path} must be a JSON object with a vision_cfg")
     return config
-
-
-def open_clip_folder() -> Path:
-    """Find the installed package without importing it."""
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or spec.origin is None:
-        raise UserError("open_clip is not installed. Run: pip install open_clip_torch")
-    return Path(spec.origin).parent

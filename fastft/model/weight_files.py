@@ -7,17 +7,13 @@ written by open_clip, timm and transformers.
 import json
 import mmap
 import pickle
-import ssl
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from reprlib import repr
 from typing import Any, BinaryIO
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 from zipfile import BadZipFile
 
 import torch
@@ -39,6 +35,7 @@ from fastft.model.torchscript import (
     read_torchscript,
 )
 from fastft.recipe.constants import TIMM
+from fastft.recipe.hub import CONFIG, HUB, OPEN_CLIP_CONFIG, download
 
 LEAST_TORCH = "2.6"
 # the tensors' key in checkpoints from open_clip and timm, and from MAE and DeiT
@@ -144,11 +141,8 @@ def is_torchscript_file(path: Path) -> bool:
     return False
 
 
-HUB = "hf-hub:"
-HUB_SECONDS = 10
 MAX_HUB_CONFIG_BYTES = 8 << 20  # large, because configurations hold label names
 CLASSES, CLASS_IDS = "classes", "class_ids"  # keys in fastft's exports and checkpoints
-OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 OPEN_CLIP_HEAD = "head.safetensors"  # in fastft's exports
 INDEX = "model.safetensors.index.json"  # transformers' list of the files that hold the tensors
 # the first that exists is read
@@ -310,64 +304,20 @@ def fetch(repository: str, timm_name: str | None = None) -> WeightFolder:
     """
     name, _, revision = repository.partition("@")
     if timm_name is None:
-        configs = [config for file in (OPEN_CLIP_CONFIG, CONFIG) if (config := _download(name, revision, file))]
+        configs = [config for file in (OPEN_CLIP_CONFIG, CONFIG) if (config := download(name, revision, file))]
         if not configs:
             raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}. Use another repository")
         folder = open_weight_folder(configs[0].parent)
     else:
         folder = WeightFolder(Path(), "timm", timm_name)
     for file in WEIGHT_FILES[folder.library]:
-        if (local := _download(name, revision, file)) is None:
+        if (local := download(name, revision, file)) is None:
             continue
         if file == INDEX:
             for part in _indexed_files(local.parent):
-                _download(name, revision, part)
+                download(name, revision, part)
         return replace(folder, path=local.parent)
     raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}. Use another repository")
-
-
-@cache
-def hub_failure() -> str:
-    """Return why the hub cannot be reached, so that only its cache is used; "" if it answers or must not be asked.
-
-    The hub is asked once, because its client would try again for half a minute for every file.
-    """
-    from huggingface_hub import constants
-
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
-        except HTTPError:  # an answer
-            return ""
-        except OSError as error:
-            # the hub's client has its own certificates
-            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-                constants.HF_HUB_OFFLINE = True
-                return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
-    return ""
-
-
-def _download(name: str, revision: str, file: str) -> Path | None:
-    """Return a repository's file in the cache, or None if the repository does not have it."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    failure = hub_failure()
-    try:
-        return Path(hf_hub_download(name, file, revision=revision or None))
-    except Exception as error:  # the hub's client and its HTTP library raise many different errors
-        # neither reachable nor in the cache, but the cache may have the other files
-        if isinstance(error, LocalEntryNotFoundError):
-            configs = (try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG))
-            missing = any(isinstance(config, str) for config in configs)
-        else:
-            missing = isinstance(error, EntryNotFoundError)
-        if missing:
-            return None
-        raise UserError(
-            f"{HUB}{name} could not be downloaded ({failure or first_sentence(error)}). Download it elsewhere and set "
-            "model.weights to the folder"
-        ) from None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:

@@ -1,15 +1,11 @@
 """Load pretrained weights into fastft's own tower, from open_clip tags, timm names, files and folders."""
 
-import importlib
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,16 +14,14 @@ from torch import Tensor, nn
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from beton_tools.read.class_list import Classes
-from fastft.model.arch import Arch, open_clip_folder
+from fastft.model.arch import Arch
 from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import classifier_names, clip_numbers, pretrained_tags
 from fastft.model.tower import PROJECTION, Tower, resize_positions
 from fastft.model.weight_files import (
-    HUB,
     WEIGHTS,
     WeightFolder,
     find_weight_folder,
-    hub_failure,
     is_torchscript_file,
     open_weight_folder,
     read_state_dict,
@@ -35,6 +29,8 @@ from fastft.model.weight_files import (
     without_wrappers,
 )
 from fastft.recipe.constants import TIMM
+from fastft.recipe.hub import HUB, hub_failure
+from fastft.recipe.open_clip_files import open_clip_tags
 
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
@@ -284,32 +280,23 @@ def _trained_with_quick_gelu(weights: str, arch_name: str, folder: WeightFolder 
         return None
     if path is not None:
         return is_torchscript_file(path) or None
-    if not _open_clip_tags().list_pretrained_tags_by_model(arch_name):  # a .json file
+    if not open_clip_tags().list_pretrained_tags_by_model(arch_name):  # a .json file
         return None
     return _describe_tag(weights, arch_name).get("quick_gelu") or None
 
 
-@cache
-def _open_clip_tags() -> Any:
-    """Import open_clip's pretrained tags into an empty package, because importing open_clip itself takes seconds."""
-    package = ModuleType("open_clip_tags")
-    package.__path__ = [str(open_clip_folder())]
-    sys.modules[package.__name__] = package
-    return importlib.import_module(f"{package.__name__}.pretrained")
-
-
 def _describe_tag(tag: str, arch_name: str) -> Any:
     """Return open_clip's configuration for a pretrained tag. Raises UserError if there is no such tag."""
-    known = _open_clip_tags().list_pretrained_tags_by_model(arch_name)
+    known = open_clip_tags().list_pretrained_tags_by_model(arch_name)
     if tag not in known:
         raise UserError(unknown_tag(tag, arch_name, known))
-    return _open_clip_tags().get_pretrained_cfg(arch_name, tag)
+    return open_clip_tags().get_pretrained_cfg(arch_name, tag)
 
 
 def _fetch_tag(tag: str, arch_name: str) -> Path:
     described, failure = _describe_tag(tag, arch_name), hub_failure()
     try:
-        return Path(_open_clip_tags().download_pretrained(described))
+        return Path(open_clip_tags().download_pretrained(described))
     except Exception as error:
         raise UserError(
             f"weights '{tag}' of {arch_name} could not be downloaded ({failure or first_sentence(error)}). "

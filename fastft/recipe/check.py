@@ -13,7 +13,7 @@ from fastargs.validation import Checker
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.constants import AUTO
-from fastft.recipe.schema import SECTIONS
+from fastft.recipe.schema import PUBLISHED, SECTIONS
 from fastft.recipe.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
@@ -35,6 +35,7 @@ class OptionChecker(Checker):
         self.type: type = typing.get_origin(kind) or kind
         self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
         self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
+        self.words = [word for word in (AUTO, PUBLISHED) if field.metadata[word]]
 
     def check(self, value: Any) -> Any:
         """Return the value converted to the option's type, or `AUTO`.
@@ -84,12 +85,11 @@ class OptionChecker(Checker):
     def help(self) -> str:
         """Return the option's type and limits, in words."""
         if self.choices:
-            return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
+            return "one of " + ", ".join((*self.choices, *self.words))
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
         bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
         kind = TYPE_NAMES[self.type] + (f" {bounds}" if bounds else "")
-        others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]
-        return " or ".join([kind, *others])
+        return " or ".join([kind, *["none"] * self.optional, *self.words])
 
 
 def _whole_number(value: Any) -> int:

@@ -8,7 +8,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 
 CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
-INTERPOLATIONS = ("bicubic", "bilinear")
+BICUBIC, BILINEAR = INTERPOLATIONS = ("bicubic", "bilinear")
+SHORTEST, SQUASH = RESIZES = ("shortest", "squash")  # before evaluation's centre crop: keep the shape, or make a square
 # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
 ERASE_MODES = ("const", "rand", "pixel")
 IMAGE_SIZE, EPOCHS, STOP_EPOCH, BUDGET = "model.image_size", "schedule.epochs", "schedule.stop_epoch", "schedule.budget"

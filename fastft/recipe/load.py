@@ -12,15 +12,37 @@ import fastargs
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import fastargs_config, parse_duration
-from fastft.recipe.constants import AUTO, BUDGET, BY_BUDGET, EPOCHS, IMAGE_SIZE, SHORT_NAMES, STOP_EPOCH
-from fastft.recipe.model_config import NORMALISATION, model_normalisation
+from fastft.recipe.constants import (
+    AUTO,
+    BUDGET,
+    BY_BUDGET,
+    EPOCHS,
+    FROM_WEIGHTS,
+    IMAGE_SIZE,
+    PROBE,
+    SHORT_NAMES,
+    STOP_EPOCH,
+)
 from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
+from fastft.recipe.published import published_preprocessing
 from fastft.recipe.recipe_file import Layer, read_recipe
-from fastft.recipe.schema import SECTIONS, SHARES, About, AskedRecipe, Choice, FinalRecipe, R, Recipe, option_fields
+from fastft.recipe.schema import (
+    PUBLISHED,
+    SECTIONS,
+    SHARES,
+    About,
+    AskedRecipe,
+    Choice,
+    FinalRecipe,
+    R,
+    Recipe,
+    option_fields,
+)
 from fastft.recipe.yaml_file import CONTROL, shown
 
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
+EVALUATED_PART = ("train.eval_crop_pct", "train.eval_resize")
 LISTED = 4  # options named in a message about several
 SIMILAR = 0.6  # lowest similarity at which an option is suggested
 
@@ -59,7 +81,7 @@ def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, object]]) ->
         UserError: unknown option, or a value of the wrong kind.
     """
     values = {f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()}
-    return FinalRecipe.of(_validate(name, [Layer(name, values)]))
+    return FinalRecipe.of(_validate(name, [Layer(name, values)], complete=True))
 
 
 def without_expectation(recipe: R, differing: Sequence[str]) -> R:
@@ -140,11 +162,14 @@ def full_name(name: str) -> str:
     return SHORT_NAMES.get(name.replace("-", "_"), name)
 
 
-def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset()) -> AskedRecipe:
+def _validate(
+    name: str, layers: Sequence[Layer], freed: Set[str] = frozenset(), *, complete: bool = False
+) -> AskedRecipe:
     """Check the layers' values.
 
     Args:
         freed: options that are decided automatically although a layer gives them a value, which they hold until then.
+        complete: the layers hold every option, so that nothing is asked about the weights.
     """
     written: dict[str, tuple[Any, str]] = {}
     for layer in layers:
@@ -155,14 +180,12 @@ def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset())
         for share, option in SHARES.items():  # a value that is set later wins over the other form of the same option
             if option in layer.values and share not in layer.values:
                 written.pop(share, None)
-    arch, weights = (str(written.get(key, (FIELDS[key].default, ""))[0]) for key in ("model.arch", "model.weights"))
-    choices = []
-    missing = [option for option in NORMALISATION if option not in written]
-    stated, source = model_normalisation(arch, weights) if missing else ({}, "")
-    for option in missing:
-        if (value := stated.get(option.rpartition(".")[2])) is not None:
-            written[option] = list(value) if isinstance(value, tuple) else value, source
-            choices.append(option)
+    asked = [] if complete else _published_options(written)
+    if asked:
+        published = published_preprocessing(*(_written(written, key) for key in ("model.arch", "model.weights")))
+        written |= {
+            option: (getattr(published, FIELDS[option].metadata["published"]), published.source) for option in asked
+        }
     automatic = set(freed)
     checked: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for key, param in _params().items():
@@ -181,7 +204,27 @@ def _validate(name: str, layers: Sequence[Layer], freed: Set[str] = frozenset())
     recipe = recipe if automatic else recipe.with_shares()
     check_together(recipe, undecided=recipe.automatic)
     values = recipe.flat()
-    return replace(recipe, choices=tuple(Choice(option, values[option], source) for option in choices))
+    told = [option for option in asked if values[option] != FIELDS[option].default]
+    return replace(recipe, choices=tuple(Choice(option, values[option], published.source) for option in told))
+
+
+def _published_options(written: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """List the options that follow from the weights: those that say so, and some of those that nobody set.
+
+    The part of the image that is evaluated follows for a model that is published with its accuracy: a head in the
+    weights, or a linear probe that nothing is trained after. Otherwise it is the paper's.
+    """
+    start, stop = (_written(written, key) for key in ("model.head_init", STOP_EPOCH))
+    is_whole_model = start == FROM_WEIGHTS or (start == PROBE and stop == "0")
+    unset = {key for key in FIELDS if key not in written and (is_whole_model or key not in EVALUATED_PART)}
+    return [
+        key for key, field in FIELDS.items()
+        if field.metadata["published"] and (key in unset or _written(written, key) == PUBLISHED)
+    ]  # fmt: skip
+
+
+def _written(written: Mapping[str, tuple[Any, str]], key: str) -> str:
+    return str(written[key][0] if key in written else FIELDS[key].default)
 
 
 def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:

@@ -1,9 +1,12 @@
 """The paper's hyperparameters for its two towers, from which the rules for other towers and numbers of images start."""
 
+import math
 from dataclasses import dataclass
 
 from fastft.recipe.constants import TIMM
 from fastft.recipe.schema import Recipe
+
+PAPER_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,8 @@ def paper_recipe(recipe: Recipe) -> PaperRecipe:
     if arch.startswith(TIMM):
         return LARGE if any(size in arch for size in LARGE_TIMM) else BASE
     return LARGE if arch.startswith(LARGE_TOWERS) else BASE
+
+
+def square_root_lr(recipe: Recipe) -> float:
+    """Return the paper's learning rate times the square root of the batch, relative to the paper's batch."""
+    return paper_recipe(recipe).lr * math.sqrt(recipe.optim.batch_size / PAPER_BATCH)

@@ -27,6 +27,7 @@ from fastft.recipe.constants import (
     PROBE,
     RANDOM,
     REBALANCING,
+    RESIZES,
 )
 
 MAX_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
@@ -34,6 +35,7 @@ MAX_BATCH = 2**20
 MAX_EPOCHS = 100_000
 MAX_COUNT = 2**31 - 1  # steps or epochs between two events
 MINUTES_PER_YEAR = 525_600.0
+PUBLISHED = "published"  # written instead of a value that is stated with the weights
 
 
 def option(
@@ -50,6 +52,7 @@ def option(
     resumable: bool = False,
     changes_result: bool = False,
     per_host: bool = False,
+    published: str | None = None,
 ) -> Any:
     """Declare an option as a field of its section.
 
@@ -63,11 +66,12 @@ def option(
         changes_result: a resumable option that decides how long is trained, or which epochs and weights are evaluated.
             A finished run with another value has another result.
         per_host: may differ between the processes of a run: where a host's files are, and how it computes.
+        published: accepts `published`, this field of the `Preprocessing` that is stated with the weights.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
         "changes_accuracy": changes_accuracy, "auto": auto, "resumable": resumable,
-        "changes_result": changes_result, "per_host": per_host,
+        "changes_result": changes_result, "per_host": per_host, "published": published,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -211,7 +215,10 @@ class Augment:
     scale_max: float = option(1.0, "largest crop area, as a fraction of the image", low=1e-4, high=1)
     ratio_min: float = option(3 / 4, "smallest width / height of a crop", low=0.05, high=20, auto=True)
     ratio_max: float = option(4 / 3, "largest width / height of a crop", low=0.05, high=20, auto=True)
-    interpolation: str = option("bicubic", "interpolation for crops and geometric operations", choices=INTERPOLATIONS)
+    interpolation: str = option(
+        "bicubic", "interpolation for crops and geometric operations. If unset, as for augment.mean", choices=INTERPOLATIONS,
+        published="interpolation",
+    )  # fmt: skip
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, auto=True)
     vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1)
     quarter_turns: float = option(
@@ -235,12 +242,13 @@ class Augment:
     )
     mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, if both are on", low=0, high=1)
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN, "mean per channel of pixel values in 0..1. If unset, the one stated by timm/NAME or by the .json in "
-        "model.arch",
-        low=-10, high=10,
+        CLIP_MEAN, "mean per channel of pixel values in 0..1. If unset, the one that is published with model.weights, by "
+        "open_clip, by timm or in a folder's configuration, or that of the .json in model.arch",
+        low=-10, high=10, published="mean",
     )  # fmt: skip
     std: tuple[float, float, float] = option(
         CLIP_STD, "standard deviation per channel of pixel values in 0..1. If unset, as for augment.mean", low=0.001, high=10,
+        published="std",
     )  # fmt: skip
 
     @property
@@ -377,8 +385,20 @@ class Train:
         paper="both", resumable=True, changes_result=True,
     )  # fmt: skip
     eval_crop_pct: float = option(
-        1.0, "centre crop in evaluation, as a fraction of the short side", low=0.1, high=1, paper="1"
-    )
+        1.0, "centre crop in evaluation, as a fraction of the short side. published: the one stated with model.weights, which "
+        "is also used, if this is unset, for a head in these weights (model.head_init=weights) and for a run that stops at "
+        "its linear probe",
+        low=0.1, high=1, paper="1", published="crop_pct",
+    )  # fmt: skip
+    eval_resize: str = option(
+        "shortest", "how evaluation resizes an image before its centre crop. shortest: the short side, and the other in "
+        "proportion. squash: to a square, whatever its shape. published: as for train.eval_crop_pct",
+        choices=RESIZES, paper="shortest", published="resize",
+    )  # fmt: skip
+    eval_interpolation: str = option(
+        "bicubic", "interpolation in evaluation. If unset, as for augment.mean", choices=INTERPOLATIONS, paper="bicubic",
+        published="interpolation",
+    )  # fmt: skip
     eval_image_size: int | None = option(
         None, "image size in evaluation, prediction and export, in pixels (none: model.image_size). After training on "
         "random crops a larger size can be better, or worse",

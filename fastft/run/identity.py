@@ -32,8 +32,8 @@ PER_HOST_OPTIONS = options_that_are("per_host")
 FREE_OPTIONS = options_that_are("resumable") - options_that_are("changes_result")
 # what the model sees of an image in evaluation
 INPUT_OPTIONS = {
-    "augment.mean", "augment.std", "augment.interpolation", "model.image_size", "train.eval_image_size",
-    "train.eval_crop_pct",
+    "augment.mean", "augment.std", "model.image_size", "train.eval_image_size", "train.eval_crop_pct", "train.eval_resize",
+    "train.eval_interpolation",
 }  # fmt: skip
 PUBLISHED = (TIMM, "hf-hub:")  # beginnings of weights that are no file
 LISTED = 4  # changed files named in a message

@@ -9,14 +9,14 @@ from beton_tools.read.class_list import Classes
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import AskedRecipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
-from fastft.recipe.schema import Choice
+from fastft.recipe.schema import Choice, option_fields
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import find_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 # what the weights belong to: the new run takes these over unless its command line sets them
 OF_THE_TOWER = ("model.arch", "model.image_size", "model.pool", "model.layer_scale", "model.rel_pos_bias")
-OF_THE_PIXELS = ("augment.mean", "augment.std")
+OF_THE_PIXELS = tuple(key for key, field in option_fields().items() if field.metadata["published"])
 # what the run's linear probe has decided, where the new run would let its own decide
 OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.ratio_min", "augment.ratio_max", "augment.hflip")
 

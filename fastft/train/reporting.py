@@ -132,7 +132,8 @@ class Reporter:
             f"{describe_size(recipe)}, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
-        for warning in (*ema_warnings(recipe), *short_run_warnings(recipe), *s.loader.notes):
+        warnings = (*ema_warnings(recipe), *short_run_warnings(recipe))
+        for warning in (*warnings, *s.loader.notes):
             self.say(f"warning: {warning}")
         if decision.is_worth_a_line:
             self.say(decision.describe())

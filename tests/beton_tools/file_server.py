@@ -22,6 +22,8 @@ class FileServer(ThreadingHTTPServer):
         part and then zeros without end; "gzip": says that the part is compressed; "redirect": to a URL that is none, with a
         signature.
     silent: so many of the next responses stop after a share `silent_after` of their contents, and the connection stays open.
+    drip: seconds between two bytes of contents; 0: none.
+    document, headers: sent with `status`.
     sent: bytes of contents sent so far. requests: received so far.
     """
 
@@ -34,6 +36,7 @@ class FileServer(ThreadingHTTPServer):
         self.absent = 404
         self.trick = ""
         self.silent, self.silent_after = 0, 0.0
+        self.drip, self.document, self.headers = 0.0, b"", dict[str, str]()
         self.closed = threading.Event()
         self.sent = self.responses = self.requests = 0
 
@@ -73,9 +76,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         if status != 200:
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
+            document = self.server.document if with_contents else b""
+            if "Date" in self.server.headers:
+                self.send_response_only(status)
+            else:
+                self.send_response(status)
+            for name, value in (self.server.headers | {"Content-Length": str(len(document))}).items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(document)
             return
         stat = path.stat()
         start, stop = 0, stat.st_size
@@ -117,7 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: int(server.silent_after * len(body))]
         server.sent += len(body)
         try:
-            self.wfile.write(body)
+            for byte in body if server.drip else b"":
+                self.wfile.write(bytes([byte]))
+                if server.closed.wait(server.drip):
+                    return
+            self.wfile.write(b"" if server.drip else body)
             if is_silent:
                 server.closed.wait()
             while endless:

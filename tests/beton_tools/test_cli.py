@@ -139,7 +139,7 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
         ["fastft", "convert", "folder", "--data", str(tmp_path / "photos"), "--out", path, "--workers", "0"],
         *(["beton", command, path] for command in ("info", "verify")),
         ["beton", "info", path, "--json"],
-        ["beton", "sheet", path, "--out", str(tmp_path / "sheet.png")],
+        ["beton", "sheet", path, "--out", str(tmp_path / "sheet.png"), "--overwrite"],
         ["beton", "extract", path, "--out", out],
     ]
     for encoding in ("utf-8", "ascii"):
@@ -151,6 +151,16 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
             stream.seek(0)
             assert all(line.isprintable() for line in stream.read().split("\n"))
     assert {f.name for f in Path(out).iterdir()} == {"caf_", "red_[31m", "new_line", "日本"}
+
+
+def test_a_sheet_replaces_a_file_only_with_overwrite(written, tmp_path, capsys):
+    mine = tmp_path / "mine.png"
+    mine.write_text("mine")
+    command = ["sheet", str(written), "--out", str(mine), "--ids", "0"]
+    assert main(command) == 2
+    assert "mine.png exists. Give another path, or replace it with --overwrite" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0 and Image.open(mine).size[0] > 100
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,19 @@ def pillow_image(beton, sample):
 
 @needs_pillow_13
 @pytest.mark.parametrize("kind", ["jpg", "raw", "indexed"])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton):
+@pytest.mark.parametrize(
+    ("crop_pct", "mode", "interpolation"),
+    [(1.0, "center", "bicubic"), (0.875, "center", "bicubic"), (0.9, "squash", "bilinear"), (1.0, "squash", "bicubic")],
+)
+def test_evaluation_images_are_timms(kind, crop_pct, mode, interpolation, stock_beton, indexed_beton):
     path = indexed_beton if kind == "indexed" else stock_beton(kind)
     beton = Beton.open(path)
     transform = timm.data.create_transform(
-        SIZE, is_training=False, interpolation="bicubic", crop_pct=crop_pct, **COLOURS
+        SIZE, is_training=False, interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode, **COLOURS
     )
     one_level = 1.01 / 255 / min(COLOURS["std"])
-    policy = AugmentPolicy("none", crop_pct=crop_pct, **COLOURS)
+    resize = "squash" if mode == "squash" else "shortest"
+    policy = AugmentPolicy("none", crop_pct=crop_pct, eval_resize=resize, eval_interpolation=interpolation, **COLOURS)
     with EvalLoader(path, policy, Output(SIZE), batch_size=16) as loader:
         for batch in loader:
             for image, sample in zip(batch.images, batch.ids, strict=True):

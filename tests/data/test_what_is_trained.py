@@ -230,7 +230,9 @@ def test_groups_and_identical_images_stay_on_one_side_of_the_selection(format, t
     twins = [item._replace(name=f"twin_{item.name}", group="") for item in given[::5]]
     data = FORMATS[format](tmp_path / "data", given + twins, CLASSES)
     convert(data, tmp_path / "a.beton")
-    _, files = open_inputs(load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}", "--data.selection_share=0.25"]))
+    _, files = open_inputs(
+        load_recipe("photos", [f"--data.train={tmp_path / 'a.beton'}", "--data.selection_share=0.25"])
+    )
     assert files.selection is not None and said(files.selection) == seen(files.selection)
     sides = []
     for side in (files.train, files.selection):

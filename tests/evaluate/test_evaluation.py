@@ -70,10 +70,10 @@ def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_rand
         rows = list(csv.DictReader(file))
     assert [int(row["image"]) for row in rows] == list(range(36))
     assert {row["file"] for row in rows} == {f"{name}/{k:02}.png" for name in CLASSES for k in range(6)}
-    assert all(row["file"].startswith(row["class"] + "/") for row in rows)
-    right = sum(row["class"] == row["predicted"] for row in rows)
+    assert all(row["file"].startswith(row["label"] + "/") for row in rows)
+    right = sum(row["label"] == row["predicted"] for row in rows)
     assert 100 * right / 36 == pytest.approx(scores.top1)
-    assert all(float(r["class_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
+    assert all(float(r["label_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
 
 
 def test_missing_validation_data_is_a_note_or_with_insist_an_error(run_of_random_model, tmp_path):

@@ -19,6 +19,7 @@ from beton_tools.base.image_formats import TRANSPARENT
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft import load_recipe
+from fastft.augment.policies import AugmentPolicy
 from fastft.cli import main
 from fastft.evaluate import predictor
 from fastft.evaluate.evaluation import evaluate_checkpoint
@@ -57,7 +58,7 @@ def test_evaluation_does_not_need_the_architecture_file(trained, tiny):
 
 
 def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photographs, tmp_path, capsys):
-    for name in ("a/x.AVIF", "a/b/x.avif", "a/.hidden.heic", "c/notes", "c/x.csv"):
+    for name in ("a/x.JXL", "a/b/x.jxl", "a/.hidden.heic", "c/notes", "c/x.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     for folder in ("a", "c"):
@@ -66,7 +67,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(trained, photog
     for extra in ("--no-temperature", f"--features={tmp_path / 'x.npz'}"):
         assert main([*command, extra]) == 0
         said = capsys.readouterr().err
-        assert "left out, as they are not images: 2 .avif, 1 without suffix, 1 .csv\n" in said
+        assert "left out, as they are not images: 2 .jxl, 1 without suffix, 1 .csv\n" in said
         assert said.count("\n") == 2  # beside the weights
 
 
@@ -237,14 +238,23 @@ def test_the_input_is_torchvisions(size, crop_pct, photographs):
     for image in photographs.values():
         for height, width in SIZES:
             cut = Image.fromarray(np.ascontiguousarray(image[:height, :width]))
-            ours = eval_tensor(cut, size=size, crop_pct=crop_pct, **COLOURS)
+            ours = eval_tensor(cut, size, AugmentPolicy("none", crop_pct=crop_pct, **COLOURS))
             assert torch.equal(ours, torchvision_tensor(cut, size, crop_pct)), (height, width)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_a_name_that_a_spreadsheet_would_run_is_written_as_text(tmp_path, name):
+    predictions = [Prediction(Path(name), [name, "cat"], [0.75, 0.25])]
+    write_predictions(predictions, tmp_path / "out.csv")
+    first, second = csv.DictReader((tmp_path / "out.csv").open(newline=""))
+    assert (first["file"], first["predicted"], first["probability"]) == (f"'{name}", f"'{name}", "0.750000")
+    assert second["predicted"] == "cat"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_images_of_other_modes_are_converted(mode, photographs):
     image = Image.fromarray(photographs["coffee"]).convert(mode)
-    ours = eval_tensor(image, size=96, crop_pct=0.9, **COLOURS)
+    ours = eval_tensor(image, 96, AugmentPolicy("none", crop_pct=0.9, **COLOURS))
     assert torch.equal(ours, torchvision_tensor(image, 96, 0.9))
 
 
@@ -254,7 +264,7 @@ def test_an_extreme_shape_needs_little_memory(shape):
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     image = Image.fromarray(noise)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = eval_tensor(image, size=224, crop_pct=0.875, **COLOURS)
+    found = eval_tensor(image, 224, AugmentPolicy("none", crop_pct=0.875, **COLOURS))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
     assert found.shape == (3, 224, 224) and found.std() > 0.1
 
@@ -263,7 +273,8 @@ def test_an_extreme_shape_needs_little_memory(shape):
 def test_the_crop_of_an_extreme_shape_is_that_of_the_whole(shape, monkeypatch, photographs):
     """Up to rounding: at most one level of 255."""
     cut = np.resize(photographs["coffee"], (*shape, 3))
-    whole = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    policy = AugmentPolicy("none", crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    whole = eval_tensor(Image.fromarray(cut), 64, policy)
     monkeypatch.setattr(predictor, "MOST_PIXELS", 0)
-    cropped = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    cropped = eval_tensor(Image.fromarray(cut), 64, policy)
     torch.testing.assert_close(cropped, whole, atol=1.01 / 255, rtol=0)

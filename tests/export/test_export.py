@@ -23,6 +23,7 @@ from fastft.export.preprocessing import preprocessing_code
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
+from fastft.recipe.published import published_preprocessing
 from tests.written import make_checkpoint
 
 OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx", "torch": "out.pt2"}
@@ -135,6 +136,20 @@ def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path):
     assert shown == ((3, 32, 32), "bicubic", 0.875)
     assert config["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     assert model.pretrained_cfg["label_names"] == list("abcdefg")
+
+
+@pytest.mark.parametrize("format", ["timm", "open_clip", "safetensors"])
+def test_an_export_states_how_its_images_are_evaluated(tmp_path, format):
+    evaluated = {
+        "train__eval_resize": "squash",
+        "train__eval_interpolation": "bilinear",
+        "augment__mean": "0.1,0.2,0.3",
+    }
+    make_checkpoint(tmp_path, dict(CLIP), **evaluated)
+    out = tmp_path / ("out.safetensors" if format == "safetensors" else "out")
+    export_checkpoint(tmp_path / "run", format, out)
+    stated = published_preprocessing("ViT-B-16", str(out))
+    assert (stated.mean, stated.interpolation, stated.resize) == ((0.1, 0.2, 0.3), "bilinear", "squash")
 
 
 def test_an_open_clip_export_can_be_fine_tuned_again(tmp_path):
@@ -272,9 +287,14 @@ def code_of(card: Path) -> str:
     return re.findall(r"```python\n(.*?)```", card.read_text(), re.S)[1]
 
 
-@pytest.mark.parametrize(("size", "share"), [(32, 0.76), (40, 1.0)])
-def test_the_cards_preprocessing_gives_the_pixels_of_predict(tmp_path, pictures, size, share):
-    make_checkpoint(tmp_path, {**CLIP, "image_size": size}, model__image_size=size, train__eval_crop_pct=share)
+@pytest.mark.parametrize(
+    ("size", "share", "resize", "interpolation"),
+    [(32, 0.76, "shortest", "bicubic"), (40, 1.0, "shortest", "bilinear"), (32, 0.9, "squash", "bilinear")],
+)
+def test_the_cards_preprocessing_gives_the_pixels_of_predict(tmp_path, pictures, size, share, resize, interpolation):
+    options = {"model__image_size": size, "train__eval_crop_pct": share}
+    evaluated = {"train__eval_resize": resize, "train__eval_interpolation": interpolation}
+    make_checkpoint(tmp_path, {**CLIP, "image_size": size}, **options, **evaluated)
     export_checkpoint(tmp_path / "run", "safetensors", tmp_path / "a.safetensors")
     code = code_of(tmp_path / "a.safetensors.md")
     assert {line.split()[1].split(".")[0] for line in code.splitlines() if re.match("(from|import) ", line)} == {

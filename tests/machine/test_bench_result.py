@@ -1,5 +1,8 @@
 """The result of a benchmark: what was written is read again, and ratios are of paired rounds."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from beton_tools.base.errors import UserError
@@ -16,6 +19,7 @@ from fastft.machine.bench_result import (
     spread,
     write_result,
 )  # fmt: skip
+from fastft.report.bench_report import write_bench_page
 
 
 def measure(better: str = "higher", **rounds: list[float]) -> Measure:
@@ -65,3 +69,23 @@ def test_another_file_is_refused_in_one_line(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
         read_result(path)
+
+
+def test_texts_that_would_move_the_cursor_or_turn_a_pages_text_are_escaped(tmp_path):
+    """ESC starts a terminal's commands, and U+202E turns the text that follows."""
+    path, page, hostile = tmp_path / "b.json", tmp_path / "page.html", "\x1b[31mred\u202eder"
+    text = Path("benchmarks/results/amd-epyc.json").read_text()
+    value = json.loads(text)
+    value["machine"]["cpu"] = hostile
+    value["notes"], value["images"]["what"] = [hostile], hostile
+    value["machine"]["libraries"][hostile] = hostile
+    value["sessions"][0]["command"] = hostile
+    for measure in value["measures"]:
+        for case in measure["cases"]:
+            case["contenders"][-1]["differences"] = [hostile]
+    path.write_text(json.dumps(value))
+    write_bench_page([read_result(path)], page)
+    written = page.read_text()
+    assert "\x1b" not in written and "\u202e" not in written
+    assert "\\x1b[31mred\\u202eder" in written
+    assert read_result(path).notes == ["\\x1b[31mred\\u202eder"]

@@ -20,9 +20,10 @@ from fastft.cli import main
 from fastft.model import Tower, load_tower_weights
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.recipe_model import build_model
-from fastft.model.weight_files import INDEX, hub_failure, open_weight_folder
+from fastft.model.weight_files import INDEX, open_weight_folder
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import load_recipe
+from fastft.recipe.hub import hub_failure
 
 SIZE = 32
 CLIP = {

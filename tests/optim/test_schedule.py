@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from fastft.cost.explanation import explain
 from fastft.optim import WarmupCosine
+from fastft.optim.schedule import small_batch_warnings
+from fastft.recipe import load_recipe
 
 
 def test_schedule_is_that_of_the_reference():
@@ -16,3 +19,21 @@ def test_schedule_is_that_of_the_reference():
     schedule = WarmupCosine(lr, floor, warmup * spe, epochs * spe)
     assert [schedule(i) for i in range(epochs * spe)] == pytest.approx(want, abs=1e-15)
     assert (schedule(0), schedule(6249), schedule(6250)) == (0, 6e-4, 6e-4)
+
+
+def test_the_papers_rate_with_a_small_batch_is_one_warning_with_the_rate_that_fits():
+    """4e-4 * sqrt(32 / 2048) = 5e-5."""
+    small = "--optim.batch_size=32"
+    for options in ([small], [small, "--data.train_size=20000"]):
+        (warning,) = small_batch_warnings(load_recipe("final_l14", options))
+        assert warning.startswith("optim.lr 0.0004 is large for batches of 32") and "--optim.lr=5e-05" in warning
+        assert explain(load_recipe("final_l14", options)).warnings.count(warning) == 1
+    for options in (
+        [],
+        ["--optim.batch_size=1024"],
+        [small, "--optim.lr=5e-5"],
+        [small, "--optim.lr=4e-4"],
+        [small, "--data.train_size=19999"],
+        ["--optim.lr=4e-3"],
+    ):
+        assert small_batch_warnings(load_recipe("final_l14", options)) == [], options

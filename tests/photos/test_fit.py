@@ -76,7 +76,7 @@ def test_a_run_predicts_files_folders_and_images(run, album, capsys):
     assert held.probabilities == pytest.approx(by_folder[0].probabilities, rel=1e-4)  # a batch of one
     assert main(["predict", str(run.folder), str(files[0]), "--device=cpu", "--csv", str(run.folder / "p.csv")]) == 0
     first = next(csv.DictReader((run.folder / "p.csv").open()))
-    assert first["class"] == held.classes[0]
+    assert first["predicted"] == held.classes[0]
     capsys.readouterr()
     assert main(["predict", str(run.folder), *map(str, files[:2]), "--device=cpu", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

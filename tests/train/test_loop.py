@@ -1,5 +1,6 @@
 """A resumed run equals an uninterrupted one; other recipes and data are refused; a diverged run stops."""
 
+import io
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import fastft
 from beton_tools.base.errors import UserError
@@ -18,8 +20,10 @@ from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
+from fastft.jobs.run import run_recipe
 from fastft.machine.exits import NonFinite
 from fastft.machine.precision import Precision
+from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.result import read_result
@@ -244,3 +248,13 @@ def test_a_link_in_a_run_directory_overwrites_nothing(tiny, tmp_path, name):
     with pytest.raises(UserError, match=f"{name}: not a regular file. Remove it, or use another folder"):
         run(tiny, tmp_path / "run")
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
+
+
+def test_a_batch_that_is_small_for_its_learning_rate_is_a_warning_in_the_log(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastft.optim.schedule.FEW_IMAGES", 1)
+    unset = {option: value for option, value in tiny.items() if option != "optim.lr"}
+    once = flags(unset, tmp_path / "run", schedule__epochs="1", schedule__warmup_epochs="0")
+    console = Console(file=io.StringIO(), width=400)
+    run_recipe(load_recipe("rcp/final_b16.yaml", once), console)
+    warnings = [line for line in console.file.getvalue().splitlines() if "is large for batches of 8" in line]
+    assert len(warnings) == 1 and "--optim.lr=" in warnings[0]

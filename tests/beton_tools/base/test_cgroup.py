@@ -1,12 +1,13 @@
 """CPU and memory limits of containers and batch jobs apply to the number of threads and to `doctor`."""
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from beton_tools.base import cgroup
-from beton_tools.base.cgroup import memory_limit, usable_cpus
+from beton_tools.base.cgroup import memory_limit, process_room, usable_cpus
 from fastft.data.loader import default_workers
 from fastft.machine.facts import memory_bytes
 
@@ -37,6 +38,27 @@ def test_limits_of_the_own_group_and_of_its_parents_apply(control_group, group):
     assert memory_limit() == GIB // 4
     total, available = memory_bytes()
     assert total == GIB // 4 and available <= GIB // 4
+
+
+@pytest.mark.parametrize("group", ["", "job", "job/step"])
+def test_the_limit_on_processes_of_the_own_group_and_of_its_parents_applies(control_group, group, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (-1, -1))
+    assert process_room() == math.inf
+    (control_group / "job/step/pids.max").write_text("max\n")
+    (control_group / group / "pids.max").write_text("6\n")
+    (control_group / group / "pids.current").write_text("2\n")
+    assert process_room() == 4
+
+
+def test_the_limit_on_the_users_processes_applies_except_to_root(control_group, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (10_000_000, 10_000_000))
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert process_room() == math.inf
+    monkeypatch.undo()
+    own = os.getuid()
+    monkeypatch.setattr("resource.getrlimit", lambda _: (10_000_000, 10_000_000))
+    monkeypatch.setattr("beton_tools.base.cgroup.os.getuid", lambda: own or 4_000_000)  # nobody's processes
+    assert 9_000_000 < process_room() <= 10_000_000
 
 
 def test_the_smallest_limit_applies(control_group):

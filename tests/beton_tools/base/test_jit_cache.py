@@ -1,6 +1,8 @@
 """Compiled code of an older version never runs."""
 
+import hashlib
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -131,6 +133,41 @@ def test_a_cache_that_cannot_be_read_is_not_used(half, tmp_path):
         assert half()(3.0) == 1.5
 
 
+def test_a_file_of_another_user_is_not_run_and_is_one_line(half, tmp_path):
+    """It is a pickle, which can run any command: here it would create `ran`."""
+
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    half()(3.0)
+    (index,) = tmp_path.rglob("*.nbi")
+    planted = pickle.dumps(Planted())
+    index.write_bytes(hashlib.blake2b(planted, digest_size=16).digest() + planted)
+    index.chmod(0o664)
+    with pytest.warns(RuntimeWarning, match="can be written to by other users, so it is not run") as warned:
+        assert half()(3.0) == 1.5
+    assert len(warned) == 1 and not (tmp_path / "ran").exists()
+    if os.getuid() == 0:
+        index.chmod(0o600)
+        os.chown(index, 12345, -1)
+        os.environ.pop("FASTFT_JIT_CACHE_WARNED")
+        with pytest.warns(RuntimeWarning, match="not run"):
+            assert half()(3.0) == 1.5
+        assert not (tmp_path / "ran").exists()
+
+
+def test_files_are_private_with_every_umask(half, tmp_path):
+    before = os.umask(0o002)
+    try:
+        half()(3.0)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(f.stat().st_mode) for f in tmp_path.rglob("*.nb*")} == {0o644}
+    again = half()
+    assert again(3.0) == 1.5 and loaded(again) == 1
+
+
 @pytest.fixture
 def closed(tmp_path: Path) -> dict[str, str]:
     """An environment whose home directory cannot be written to, not even by root."""
@@ -160,6 +197,31 @@ def test_a_user_without_a_home_directory_gets_the_temporary_folder(tmp_path, clo
         "from pathlib import Path\ndef expanduser(self): raise RuntimeError('no home')\nPath.expanduser = expanduser"
     )
     assert Path(chosen(closed, homeless)).is_relative_to(tmp_path / "tmp")
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o000])
+def test_the_folder_in_the_home_directory_is_private_with_every_umask(tmp_path, closed, umask):
+    home = tmp_path / "cache"
+    folder = Path(chosen(closed | {"XDG_CACHE_HOME": str(home)}, f"os.umask({umask})")).parent
+    assert folder == home / "fastft/numba" and stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("trap", ["writable for the group", "a link", "of another user"])
+def test_a_folder_in_the_home_directory_that_others_can_write_to_is_not_used(tmp_path, closed, trap):
+    folder = tmp_path / "cache/fastft/numba"
+    folder.parent.mkdir(parents=True)
+    if trap == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        folder.mkdir()
+        folder.chmod(0o770 if trap == "writable for the group" else 0o700)
+        if trap == "of another user":
+            if os.getuid() != 0:
+                pytest.skip("only root can give a folder away")
+            os.chown(folder, 12345, -1)
+    assert Path(chosen(closed | {"XDG_CACHE_HOME": str(tmp_path / "cache")})).is_relative_to(tmp_path / "tmp")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("trap", ["writable for all", "a link"])

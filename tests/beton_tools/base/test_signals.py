@@ -1,9 +1,11 @@
 """Signals end the commands with one line and exit code 128 + n; a conversion continues after each of them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,54 @@ def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(photo_bet
     child = start("-c", VERIFY, photo_beton)
     os.kill(child.pid, number)
     assert check_end(child, number, "beton verify").count("ready") < 12  # of 24 images
+
+
+# a program that is interrupted: its exit handlers run, but it is not dismantled, which takes seconds with Numba and torch
+INTERRUPTED = """
+import atexit, builtins, sys
+class Last:
+    def __del__(self):
+        print("dismantled", flush=True)
+builtins.last = Last()
+atexit.register(print, "exit handler")
+import {package}.cli as cli
+def interrupt(args):
+    raise KeyboardInterrupt
+{patch}
+sys.argv = {argv}
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "patch", "argv"),
+    [
+        ("beton_tools", "cli._run_info = interrupt", ["beton", "info", "x.beton"]),
+        ("fastft", "from fastft.cli import cmd_recipes; cmd_recipes.Recipes.run = interrupt", ["fastft", "recipes"]),
+    ],
+)
+def test_an_interrupted_program_ends_without_being_dismantled(package, patch, argv):
+    code = INTERRUPTED.format(package=package, patch=patch, argv=argv)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (130, "exit handler\n"), ended.stderr
+    assert ended.stderr == f"{' '.join(argv[:2])}: interrupted\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_conversion_and_all_its_processes_in_two_seconds(photo_folder, tmp_path):
+    """They took up to 11 s, in which they also kept the terminal's output open."""
+    many = tmp_path / "many"
+    for copy in range(300):
+        shutil.copytree(photo_folder, many / str(copy))
+    command = [sys.executable, "-m", "fastft.cli", "convert", "folder", "--data", many, "--out", tmp_path / "o.beton"]
+    child = Popen([*command, "--workers", "2", "--reencode"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "o.beton.part").exists() or (tmp_path / "o.beton.part").stat().st_size < 1 << 20:
+        assert child.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.killpg(child.pid, signal.SIGINT)
+    check_end(child, signal.SIGINT, "fastft convert", then=". The same command continues the conversion")
+    assert time.monotonic() - began < 2
 
 
 # a module that is imported by both programs, in place of the real one

@@ -116,11 +116,11 @@ def test_a_glob_pattern_selects_shards(tmp_path, photo_jpegs):
 
 
 def test_samples_without_an_image_are_counted(tmp_path):
-    files = {"a.jpg": b"x", "a.cls": b"0", "b.avif": b"x", "b.cls": b"0", "README": b"x", "c.json": b"{}"}
+    files = {"a.jpg": b"x", "a.cls": b"0", "b.jxl": b"x", "b.cls": b"0", "README": b"x", "c.json": b"{}"}
     (tmp_path / "s.tar").write_bytes(tar_of(files))
     source = open_source(tmp_path)
     assert list(source.names) == ["s.tar/a.jpg"]
-    assert source.left_out == {".avif": 1, ".cls": 1, "": 1, ".json": 1}
+    assert source.left_out == {".jxl": 1, ".cls": 1, "": 1, ".json": 1}
 
 
 def test_the_image_of_a_sample_is_its_jpg_and_hidden_files_are_none(tmp_path):

@@ -1,7 +1,9 @@
 """Files at URLs are converted as local ones, through broken connections; what cannot work is one line."""
 
 import re
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,74 @@ def test_a_server_that_falls_silent_is_asked_again_and_then_given_up(served, ser
     with refuses(rf"a\.tar: cannot be read \(.*{remote.ATTEMPTS} attempts"):
         read_range(served, stamp, 300, 5000)
     assert server.requests == remote.ATTEMPTS
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_within_the_documented_time(served, server, monkeypatch):
+    """Each byte ends the wait for data, so that 4 MiB would take 48 days at a byte a second."""
+    monkeypatch.setattr(remote, "NO_ANSWER", 0.5)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    stamp = stamp_of_url(served)
+    server.drip, began = 0.02, time.monotonic()
+    with refuses(r"a\.tar: cannot be read \(only [\d.]+ B arrived in \d+ s, 3 attempts"):
+        read_range(served, stamp, 300, 5000)
+    assert 1.4 < time.monotonic() - began < 4  # three times half a second, plus pauses
+    server.drip = 0.0
+    assert read_range(served, stamp, 300, 5000) == DATA[300:5000]
+
+
+def test_a_slow_server_is_waited_for_while_it_sends_enough(served, server, monkeypatch):
+    monkeypatch.setattr(remote, "NO_ANSWER", 0.2)
+    monkeypatch.setattr(remote, "LEAST_RATE", 20)
+    stamp = stamp_of_url(served)
+    server.drip = 0.01
+    assert read_range(served, stamp, 300, 400) == DATA[300:400]  # a second
+
+
+def test_while_a_slow_server_is_indexed_lines_tell_how_much_has_arrived(server, tmp_path, photo_jpegs, monkeypatch):
+    monkeypatch.setattr(remote, "TOLD_EVERY", 0.2)
+    monkeypatch.setattr(remote, "NO_ANSWER", 0.5)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    shards(server.folder, photo_jpegs)
+    server.drip = 0.02
+    lines: list[str] = []
+    with refuses("only .* arrived in .*, 2 attempts"):
+        convert_folder(f"{server.url}/s-00.tar?signature=secret", tmp_path / "o.beton", ALONE, say=lines.append)
+    assert len(lines) >= 3 and all(re.search(r"s-00\.tar: indexing, [\d.]+ \w+ received", line) for line in lines)
+    assert "attempt 1 of 2 failed: only" in lines[-1] and "secret" not in "".join(lines)
+
+
+def error_document(code: str, message: str = "") -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "headers", "reason"),
+    [
+        (403, error_document("RequestTimeTooSkewed"), {}, "this machine's clock is wrong"),
+        (403, error_document("SignatureDoesNotMatch"), {}, "the signature does not match"),
+        (403, error_document("InvalidAccessKeyId"), {}, "does not know the access key"),
+        (403, error_document("InvalidObjectState"), {}, "the object is archived. Restore it"),
+        (403, error_document("AccessDenied", "Request has expired"), {}, "have expired"),
+        (400, error_document("ExpiredToken"), {}, "have expired"),
+        (403, b"", {"Date": formatdate(usegmt=True, timeval=0)}, r"clock is [\d,]+ minutes ahead of the server's"),
+        (403, error_document("AccessDenied", "Access Denied"), {}, r"access denied \(HTTP status 403\)"),
+        (
+            301,
+            error_document("PermanentRedirect"),
+            {"x-amz-bucket-region": "eu-central-1"},
+            "region eu-central-1. Set AWS",
+        ),
+    ],
+)
+def test_a_refusal_says_why(served, server, status, document, headers, reason):
+    stamp = stamp_of_url(served)
+    server.status, server.document, server.headers, server.requests = status, document, headers, 0
+    with refuses(rf"a\.tar: cannot be read \(.*{reason}"):
+        read_range(served, stamp, 300, 5000)
+    if not headers.get("x-amz-bucket-region"):  # where there is one, the AWS client asks again by itself
+        assert server.requests == 1
+    with refuses(rf"a\.tar: cannot be read \(.*{reason}"):
+        stamp_of_url(served)
 
 
 def test_a_bucket_that_is_busy_is_asked_as_often_as_a_web_server(served, server):

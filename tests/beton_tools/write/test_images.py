@@ -9,7 +9,7 @@ from ffcv.fields.rgb_image import resizer
 from PIL import Image, ImageDraw, ImageOps
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import TRANSPARENT, open_image, upright_rgb
+from beton_tools.base.image_formats import READS_AVIF, TRANSPARENT, open_image, upright_rgb
 from beton_tools.jpeg import decode_rgb, parse
 from beton_tools.write.images import (
     DAMAGED,
@@ -288,6 +288,20 @@ def test_heic_is_read_upright():
     stored = encode_sample(saved(WHOLE, "HEIF", exif=exif.tobytes()), EncodeOptions())
     assert stored.how == "HEIF"
     assert np.abs(decode_rgb(stored.data).astype(int) - np.asarray(WHOLE.rotate(-90, expand=True))).mean() < 8
+
+
+@pytest.mark.skipif(not READS_AVIF, reason="this Pillow has no AVIF")
+def test_avif_is_read_upright_and_by_its_content():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(WHOLE, "AVIF", exif=exif.tobytes())
+    as_image_file = data[:8] + b"mif1" + data[12:]  # the main brand may be the container's
+    for file in (data, as_image_file):
+        stored = encode_sample(file, EncodeOptions())
+        assert stored.how == "AVIF"
+        assert np.abs(decode_rgb(stored.data).astype(int) - np.asarray(WHOLE.rotate(-90, expand=True))).mean() < 8
+    clear = encode_sample(saved(stamp("RGBA"), "AVIF"), EncodeOptions())
+    assert clear.how == "transparent AVIF" and decode_rgb(clear.data)[0].min() > 240
 
 
 def test_a_jpeg_larger_than_a_page_is_re_encoded():

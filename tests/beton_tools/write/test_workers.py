@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,41 @@ def test_more_workers_than_open_files_allow_are_not_started(photo_folder):
     command = [sys.executable, "-c", script, str(photo_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("room", [0, 4, 5])
+def test_without_room_for_processes_images_are_encoded_in_this_process(photo_folder, monkeypatch, room):
+    monkeypatch.setattr("beton_tools.write.workers.process_room", lambda: room)
+    monkeypatch.setattr("beton_tools.write.workers._start_server", lambda: pytest.fail("a process was started"))
+    assert len(list(encode_in_order(tasks_of(photo_folder, 9), EncodeOptions(), 8))) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "looks"), [(6, True), (6, False), (9, False)])
+def test_a_limit_on_processes_costs_time_or_is_one_line(photo_folder, tmp_path, tmp_path_factory, limit, looks):
+    """looks: whether the limit is known beforehand. Root has no limit, so it becomes another user that may read its files."""
+    code = (
+        "import sys; from beton_tools.write import workers; from fastft.cli import main\n"
+        f"if not {looks}: workers.process_room = lambda: 1e9\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "convert", "folder", "--data", photo_folder, "--out", tmp_path / "o.beton"]
+    cache = tmp_path_factory.getbasetemp() / "cache of another user"  # compiled once for all cases
+    cache.mkdir(exist_ok=True)
+    for folder in (tmp_path, cache):
+        folder.chmod(0o777)
+    shell = ["bash", "-c", f'ulimit -u {limit}; exec "$@"', "bash", *map(str, command), "--workers", "4"]
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root, to become a user without other processes, and setpriv")
+    more = ["--clear-groups", "--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"]
+    shell = ["setpriv", "--reuid=4321", "--regid=4321", *more, *shell]
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(cache), "OPENBLAS_NUM_THREADS": "1"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=280, env=environment)
+    assert "Traceback" not in done.stderr
+    if looks:
+        assert done.returncode == 0 and (tmp_path / "o.beton").exists(), done.stderr
+    else:
+        assert done.returncode == 2 and "The limit on processes and threads is reached (ulimit -u" in done.stderr
 
 
 @pytest.mark.slow
