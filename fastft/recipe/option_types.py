@@ -19,6 +19,7 @@ class DataOptions(TypedDict, total=False):
     selection_share: float
     num_classes: int | Literal["auto"]
     multi_label: bool
+    classes_by_position: bool
     order: Literal["random", "blocks"]
     block_mib: int
     sampling: Literal["none", "sqrt", "balanced"]
@@ -122,6 +123,8 @@ class TrainOptions(TypedDict, total=False):
     eval_every: int | Literal["auto"]
     eval_weights: Literal["both", "ema"]
     eval_crop_pct: float
+    eval_resize: Literal["shortest", "squash"]
+    eval_interpolation: Literal["bicubic", "bilinear"]
     eval_image_size: int | None
     checkpoint_steps: int
     checkpoint_epochs: int | Literal["auto"]
