@@ -11,9 +11,8 @@ from pathlib import Path
 
 from fastft.recipe import SECTIONS
 from fastft.recipe.check import OptionChecker
-from fastft.recipe.constants import SHORT_NAMES
+from fastft.recipe.constants import AUTO, SHORT_NAMES
 from fastft.recipe.option_list import OptionInfo, list_options
-from fastft.recipe.constants import AUTO
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 PATHS = ("data.train", "data.val", "model.arch", "model.weights", "model.head", "train.run_dir")

@@ -99,7 +99,7 @@ def run_stages(
             lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1].request},
         )
         warns = images is None and world.is_main  # otherwise preparing them has warned
-        for text in warn_of_images(asked, inputs.train, inputs.val) if warns else ():
+        for text in _stage(world, lambda: warn_of_images(asked, inputs.train, inputs.val) if warns else []):
             say(f"warning: {text}")
         stop = guard.is_stop_requested
         final = _stage(world, lambda: choose_options(asked, inputs, world, stop, say))

@@ -15,7 +15,7 @@ from fastft.export import export_checkpoint
 from fastft.model import ImageClassifier
 from fastft.model.head_file import head_of_weights, set_head
 from fastft.model.recipe_model import build_model
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import FinalRecipe, load_recipe
 from fastft.run.result import Result, WeightChoice, write_result
 from fastft.run.start_weights import with_run_weights
 from tests.written import make_checkpoint
@@ -44,7 +44,7 @@ READ = [
 ]
 
 
-def written(folder: Path, tower: str, form: str) -> tuple[Path, Recipe]:
+def written(folder: Path, tower: str, form: str) -> tuple[Path, FinalRecipe]:
     """(what `model.weights` names, the recipe of the run)."""
     vision, options = TOWERS[tower]
     checkpoint = make_checkpoint(folder, dict(vision), **options)
@@ -54,10 +54,10 @@ def written(folder: Path, tower: str, form: str) -> tuple[Path, Recipe]:
     return {"run": folder / "run", "checkpoint": checkpoint, "file": checkpoint / "model.safetensors"}[form], recipe
 
 
-def started(weights: Path, recipe: Recipe, classes: str) -> ImageClassifier:
+def started(weights: Path, recipe: FinalRecipe, classes: str) -> ImageClassifier:
     """The model that a training of these classes starts from."""
-    recipe = recipe.with_option("model.weights", str(weights)).with_option("data.num_classes", len(classes))
-    recipe = with_run_weights(recipe)
+    asked = recipe.with_option("model.weights", str(weights)).with_option("data.num_classes", len(classes)).asked()
+    recipe = FinalRecipe.of(with_run_weights(asked))
     model = build_model(recipe).eval()
     head, _ = head_of_weights(model, recipe, Classes.of(classes))
     set_head(model, head, weights)

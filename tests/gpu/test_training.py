@@ -74,7 +74,7 @@ def test_a_stopped_run_continues_to_its_last_step(beton, tmp_path, device):
     """The second call reads the checkpoint of the first one; every step is logged once, and evaluations are there."""
     whole = sections(beton, tmp_path, device, None)["schedule"]["epochs"]
     for stop in (whole // 2, None):
-        run_recipe(recipe_from_dict("gpu", sections(beton, tmp_path, device, stop)), Console(quiet=True))
+        run_recipe(recipe_from_dict("gpu", sections(beton, tmp_path, device, stop)).asked(), Console(quiet=True))
     found = load_run(tmp_path / "run")
     assert found.finished and found.steps == found.total_steps and len(found.log.start) == 2
     assert len(found.intervals) == found.total_steps and len(found.evaluations) >= 2

@@ -21,11 +21,16 @@ def test_schedule_is_that_of_the_reference():
     assert (schedule(0), schedule(6249), schedule(6250)) == (0, 6e-4, 6e-4)
 
 
+def warnings_of(options: list[str]) -> list[str]:
+    recipe = load_recipe("final_l14", options)
+    return small_batch_warnings(recipe, recipe.given | recipe.automatic)
+
+
 def test_the_papers_rate_with_a_small_batch_is_one_warning_with_the_rate_that_fits():
     """4e-4 * sqrt(32 / 2048) = 5e-5."""
     small = "--optim.batch_size=32"
     for options in ([small], [small, "--data.train_size=20000"]):
-        (warning,) = small_batch_warnings(load_recipe("final_l14", options))
+        (warning,) = warnings_of(options)
         assert warning.startswith("optim.lr 0.0004 is large for batches of 32") and "--optim.lr=5e-05" in warning
         assert explain(load_recipe("final_l14", options)).warnings.count(warning) == 1
     for options in (
@@ -36,4 +41,4 @@ def test_the_papers_rate_with_a_small_batch_is_one_warning_with_the_rate_that_fi
         [small, "--data.train_size=19999"],
         ["--optim.lr=4e-3"],
     ):
-        assert small_batch_warnings(load_recipe("final_l14", options)) == [], options
+        assert warnings_of(options) == [], options
