@@ -19,8 +19,8 @@ from fastft.recipe import Recipe
 class Plan(NamedTuple):
     """The shares of the roofline to plan with: those of the slowest and the fastest training like fastft's.
 
-    Like fastft's means a transformer of B or L size, trained by PyTorch code without hand-written kernels on one GPU or
-    on one machine with eight. A run is divided by the roofline of the precision in which it trained. The rows are in
+    Like fastft's means a transformer of S to L size, trained without hand-written kernels on one GPU or on one machine
+    with eight. A run is divided by the roofline of the precision in which it trained. The rows are in
     benchmarks/published.yaml, and a slow test computes the shares from them.
     """
 
