@@ -251,11 +251,12 @@ def format_hours(predicted: Predicted) -> str:
 
 
 def format_range(low: float, high: float) -> str:
-    """Format hours with two digits or more: 3.4-12.0, 53-79. Both below 0.05 are <0.1."""
+    """Format hours with two digits or more: 3.4-12.0, 53-79, or 0.4 if both ends are the same. Both below 0.05 are <0.1."""
     if high < 0.05:
         return "<0.1"
     digits = 1 if low < 9.95 else 0
-    return f"{low:,.{digits}f}-{high:,.{digits}f}"
+    first, last = f"{low:,.{digits}f}", f"{high:,.{digits}f}"
+    return first if first == last else f"{first}-{last}"
 
 
 # several recipes side by side --------------------------------------------------------------------------------------------

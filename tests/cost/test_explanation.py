@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
@@ -90,6 +91,17 @@ def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys):
         explained("final_b16", "--data.train_size=1000")
     assert main(["cost", "rcp/final_b16.yaml", "--gpu", "v100", "--data.train_size=1000"]) == 2
     assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
+
+
+def test_a_probe_recipe_names_what_others_reached_and_where():
+    """benchmarks/published.yaml has their figures, for the tables in the documentation."""
+    heads = yaml.safe_load((Path(__file__).parents[2] / "benchmarks/published.yaml").read_text())["heads"]
+    assert set(heads) == {path.stem for path in RECIPES.glob("probe_*.yaml")}
+    for name, theirs in heads.items():
+        told = describe_expectation(load_recipe(name))
+        assert f"Others reached {theirs['top1']} %" in told and theirs["source"] in told
+        head = "".join(line.removeprefix("# ") for line in (RECIPES / f"{name}.yaml").open() if line.startswith("#"))
+        assert f"{theirs['top1']} % ({theirs['source']})" in " ".join(head.split())
 
 
 def test_mixing_is_listed_only_if_enabled():
