@@ -2,24 +2,25 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from datetime import date
 from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.explanation import NOT_RUN, ListedRecipe, list_recipes
-from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, format_range, predict, with_cores
-from fastft.cost.roofline import ATTENTION_SHARE, FAMILIES, VITS, Family, Mfu, mfu_range, roofline_mfu
+from fastft.cost.price import MACHINE_GPUS, estimate, format_hours, predict, with_cores
+from fastft.cost.roofline import ATTENTION_SHARE, PATHS, PLANS, Mfu, Plan, chosen_path, roofline_mfu
 from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.cost.work import recipe_flops
 from fastft.jobs.sweep import as_published
-from fastft.machine.gpus import GPUS, MAIN_GPUS
+from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model import count_flops, load_arch
 from fastft.model.recipe_model import recipe_arch
 from fastft.model.timm_arch import pretrained_cfg
@@ -28,15 +29,24 @@ from fastft.recipe.constants import TIMM
 from fastft.recipe.paper import LARGE, paper_recipe
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
+from fastft.recipe.training_images import expected_top1
+from fastft.report.charts import Canvas, svg_file, svg_text
 
-README_RECIPES = ("probe_dinov2_b14", "brief_b16_half", "final_b16", "final_l14")
+README_RECIPES = (
+    "probe_dinov2_b14",
+    "probe_dinov2_l14",
+    "probe_dinov3_l16",
+    "brief_b16_half",
+    "final_b16",
+    "final_l14",
+)
 PAPER_ROWS = {"baseline_b16": "baseline", "final_b16": "no mixup or CutMix", "final_b16_384": "resolution 384"}
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A row in published.yaml. It has either mfu or images_per_second."""
+    """A row in published.yaml, which explains the keys. It has either mfu or images_per_second."""
 
     gpu: str
     name: str
@@ -46,6 +56,9 @@ class PublishedRun:
     images_per_second: float | None = None
     image_size: int = 224
     remark: str = ""
+    path: str | None = None
+    plans: tuple[str, ...] = ()
+    read: date | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -61,24 +74,28 @@ class PublishedRun:
 
     @property
     def k(self) -> float:
-        """The run's MFU, divided by its model's roofline on its GPU."""
-        roofline = roofline_mfu(self.recipe, GPUS[self.gpu], MACHINE_GPUS)
+        """The run's MFU, divided by its model's roofline on its GPU in the precision in which it trained."""
+        roofline = roofline_mfu(self.recipe, GPUS[self.gpu], MACHINE_GPUS, self.path)
         assert roofline is not None
         return self.model_mfu / roofline.value
 
 
+@cache
 def published(kind: str) -> list[PublishedRun]:
-    """Return the runs in a family from fastft/cost/roofline.py ('tuned', 'vits'), or the 'others'."""
+    """Return the runs to plan with ('plan'), or the 'others'."""
     return [PublishedRun(**row) for row in PUBLISHED[kind]]
 
 
-def spread(recipe: Recipe, name: str, family: Family) -> str:
-    """Return the GPU-hours for the fastest and the slowest run in one family."""
-    gpu = GPUS[name]
+def planned_with(plan: Plan) -> list[PublishedRun]:
+    """Return the runs whose shares of the roofline are in `plan`."""
+    return [run for run in published("plan") if plan.name in run.plans]
+
+
+def hours_at(recipe: Recipe, k: float, gpu: Gpu = GPUS[MAIN_GPUS[0]]) -> float:
+    """Return the GPU-hours at a share k of the roofline."""
     roofline = roofline_mfu(recipe, gpu, MACHINE_GPUS)
     assert roofline is not None
-    ends = (estimate(recipe, gpu, MACHINE_GPUS, mfu, with_cores(gpu.cores)) for mfu in mfu_range(roofline, [family]))
-    return format_range(*(end.gpu_hours for end in ends))
+    return estimate(recipe, gpu, MACHINE_GPUS, Mfu(k * roofline.value, "", ""), with_cores(gpu.cores)).gpu_hours
 
 
 def recipes(_: Any) -> str:
@@ -93,7 +110,7 @@ def recipes(_: Any) -> str:
         source = str(recipe.about.source)
         source = f"best epoch of one log, {source}" if source.startswith("paper") else source
         paper_hours = PUBLISHED["paper_hours"].get(PAPER_ROWS.get(recipe.name), "")
-        rows.append([f"`{recipe.name}`", source, f"{priced.expected_top1:.1f}", *_spreads(recipe),
+        rows.append([f"`{recipe.name}`", source, f"{priced.expected_top1:.1f}", *_hours(recipe),
                      f"{paper_hours:.1f}" if paper_hours else ""])  # fmt: skip
         if recipe.name == BETTER_START[0]:
             rows.append(_better_start())
@@ -101,7 +118,7 @@ def recipes(_: Any) -> str:
 
 
 def readme(_: Any) -> str:
-    """Tabulate four recipes for the README."""
+    """Tabulate some recipes for the README."""
     rows = []
     for priced in _by_hours():
         if priced.name not in README_RECIPES:
@@ -109,7 +126,7 @@ def readme(_: Any) -> str:
         recipe, top1 = load_recipe(priced.name), str(priced.expected_top1)
         if recipe.name in PUBLISHED["heads"]:
             theirs = PUBLISHED["heads"][recipe.name]
-            top1 = f"{theirs['top1']}, others' linear probe on this tower"
+            top1 = f"{theirs['top1']}, others' linear probe on this tower{_size_note(recipe)}"
         elif str(recipe.about.source).startswith("paper"):
             top1 += ", the authors' result"
         else:
@@ -118,14 +135,14 @@ def readme(_: Any) -> str:
     own = PUBLISHED["paper_hours"][PAPER_ROWS["final_b16"]]
     return (
         f"{markdown(['recipe', 'ImageNet top-1 %', 'V100-hours', 'H100-hours'], rows, 2)}\n\nHours are modelled. "
-        "Nobody has measured them on a GPU yet. Their ranges assume steps as efficient as in the fastest and the slowest of the "
-        f"[published trainings](docs/measurements/published.md) that we compared. The paper's own B/16 took {own} V100-hours."
+        "Nobody has measured them on a GPU yet. Each range goes from the fastest to the slowest of the published trainings that "
+        f"[resemble fastft's](docs/measurements/published.md). The paper's own B/16 took {own} V100-hours."
     )
 
 
 RECIPE_HEAD = [
-    "recipe", "source of the top-1", "expected top-1", "V100-hours, as fast as tuned language models",
-    "V100-hours, as fast as published ViTs", "A100-hours", "H100-hours", "the paper's own V100-hours",
+    "recipe", "source of the top-1", "expected top-1", *(f"{gpu}-hours" for gpu in MAIN_GPUS),
+    "the paper's own V100-hours",
 ]  # fmt: skip
 BETTER_START = (
     "frugal_b16_half",
@@ -134,9 +151,9 @@ BETTER_START = (
 )  # the recipe before it, and its label and series in starts.yaml
 
 
-def _spreads(recipe: Recipe) -> list[str]:
-    """Return V100-hours by family, and for the other main GPUs hours from the fastest to the slowest run in both."""
-    return [spread(recipe, MAIN_GPUS[0], family) for family in FAMILIES] + _hours(recipe, MAIN_GPUS[1:])
+def _size_note(recipe: Recipe) -> str:
+    size = recipe.model.image_size
+    return "" if size == TIMM_SIZE else f" at {size} px"
 
 
 def _head_row(recipe: Recipe) -> list[str]:
@@ -147,7 +164,7 @@ def _head_row(recipe: Recipe) -> list[str]:
     theirs, weights = PUBLISHED["heads"][recipe.name], pretrained_cfg(recipe.model.arch.removeprefix(TIMM))
     head = f"others' head on this frozen tower, trained {theirs['head']} ({theirs['source']})"
     source = f"not run; {head}; weights: {weights.license}"
-    return [f"`{recipe.name}`", source, f"({theirs['top1']})", *_spreads(recipe), ""]
+    return [f"`{recipe.name}`", source, f"({theirs['top1']})", *_hours(recipe), ""]
 
 
 def _better_start() -> list[str]:
@@ -159,30 +176,117 @@ def _better_start() -> list[str]:
         "not run; timm's figure for these weights (laion2b, then ImageNet-12k), trained whole with its own schedule"
     )
     top1 = f"({as_published(whole.paper)})"
-    return [f"`starts[{series}, {label}]`", source, top1, *_spreads(load_recipe(sweep.reference(row))), ""]
+    return [f"`starts[{series}, {label}]`", source, top1, *_hours(load_recipe(sweep.reference(row))), ""]
 
 
 def sentence() -> str:
     """Explain the hours of `final_b16`, and what makes them differ from the paper's own."""
-    final, gpu = load_recipe("final_b16"), MAIN_GPUS[0]
+    final, gpu, plan = load_recipe("final_b16"), MAIN_GPUS[0], PLANS[0]
     paper = PUBLISHED["paper_hours"][PAPER_ROWS[final.name]]
     fastest, slowest = _hours(final, [gpu])[0].split("-")
-    vits = spread(final, gpu, VITS).replace("-", " to ")
     stopped = load_recipe("brief_b16_half", ["--model.trainable_layers=none"])
     whole, unfrozen, brief = (
         predict(recipe, [gpu])[gpu].hours or math.nan for recipe in (final, stopped, load_recipe("brief_b16_half"))
     )
     return (
         "Hours are modelled and have not been measured. Each range goes from the fastest to the slowest of the [published "
-        f"trainings](measurements/published.md). `final_b16` takes {fastest} to {slowest} "
-        f"V100-hours on eight GPUs: about {whole:.0f} if the step is as fast as in tuned language-model trainings, and {vits} if "
-        f"it is only as fast as in published ViT trainings. The paper's authors needed {paper}. `brief_b16_half` needs "
-        f"{brief:.1f} hours at the first speed, {paper / brief:.1f} times less than the authors. Stopping early contributes a "
+        f"trainings](measurements/published.md) that resemble fastft's. `final_b16` takes {fastest} to {slowest} "
+        f"V100-hours on eight GPUs: {fastest} if the step is as fast as {plan.fastest_run}, and {slowest} if it is as fast as "
+        f"{plan.slowest_run}. The paper's authors needed {paper}, with evaluation. In the middle of the range, `brief_b16_half` "
+        f"needs {brief:.1f} hours, {paper / brief:.1f} times less than the authors. Stopping early contributes a "
         f"factor of {whole / unfrozen:.1f}, freezing {unfrozen / brief:.1f}, and the "
         f"assumed speed {paper / whole:.1f}. An expected "
         "top-1 comes from one run. Four runs of MAE's B/16 scatter by 0.08 points (its FINETUNE.md), so a recipe with an "
         "expected 85.0 has about an even chance to reach 85.0 or more."
     )
+
+
+# picture
+
+GAP = 7  # pixels between a line and its label
+SHOWN = {  # recipe: (label, kind); a label that ends in a space stands to the left
+    "probe_dinov2_b14": ("DINOv2 B", "probe"), "probe_dinov2_l14_reg": ("DINOv2 L, registers", "probe"),
+    "probe_dinov3_b16": ("DINOv3 B", "probe"), "probe_dinov3_l16": ("DINOv3 L ", "probe"),
+    "probe_dinov3_h16_plus": ("DINOv3 H+ ", "probe"),
+    "brief_b16_half": ("brief_b16_half", "short"), "frugal_b16": ("frugal_b16 ", "short"),
+    "quick_l14_half": ("quick_l14_half", "short"), "frugal_l14": ("frugal_l14 ", "short"),
+    "final_b16": ("B/16", "paper"), "final_b16_384": ("B/16, 384 px ", "paper"), "final_l14": ("L/14", "paper"),
+    "final_l14_336": ("L/14, 336 px ", "paper"),
+}  # fmt: skip
+KINDS = {  # kind: (style of chart.css, legend)
+    "paper": ("accent", "the paper's rows"),
+    "short": ("peer-1", "the same, stopped early or half frozen (from the authors' logs)"),
+    "probe": ("peer-2", "linear probes of others on frozen towers"),
+    "start": ("peer-3", "timm's fine-tuned CLIP, at the hours of frugal_b16_half"),
+}
+HOURS, TOP1 = (0.25, 120.0), (84.0, 88.6)  # ranges of the axes
+PICTURE = "H100"  # whose hours it shows
+
+
+@dataclass(frozen=True)
+class Point:
+    label: str
+    kind: str
+    hours: tuple[float, float]
+    top1: float
+
+
+def points() -> list[Point]:
+    """Return accuracy and modelled hours for the rows in the picture."""
+    found = []
+    for name, (label, kind) in SHOWN.items():
+        recipe = load_recipe(name)
+        theirs = PUBLISHED["heads"].get(name)
+        top1 = theirs["top1"] if theirs else expected_top1(recipe)
+        assert top1 is not None, name
+        found.append(Point(label, kind, _ends(recipe), top1))
+    sweep, (_, label, series) = load_sweep(TABLES / "starts.yaml"), BETTER_START
+    row = next(row for row in sweep.rows if (row.label, row.series) == (label, series))
+    whole = next(row for row in sweep.rows if row.label == label and row.paper is not None)
+    assert whole.paper is not None
+    ends = _ends(load_recipe(sweep.reference(row)))
+    return [*found, Point("laion2b, then ImageNet-12k", "start", ends, whole.paper)]
+
+
+def _ends(recipe: Recipe) -> tuple[float, float]:
+    ends = predict(recipe, [PICTURE])[PICTURE].hours_range
+    assert ends is not None
+    return ends[0], ends[1]
+
+
+def picture(_: Any, theme: str) -> str:
+    """Draw accuracy over modelled hours: lines from the fastest to the slowest of the plan."""
+    canvas = Canvas("narrow", 480, 456, (math.log(HOURS[0]), math.log(HOURS[1])), TOP1, left=44, right=16, bottom=116)
+    return svg_file(list(_drawing(canvas)), canvas.width, canvas.height, theme)
+
+
+def _drawing(c: Canvas) -> Iterator[Markup]:
+    floor = c.height - c.bottom
+    for top1 in range(int(TOP1[0]), int(TOP1[1]) + 1):
+        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(top1), c.width - c.right)
+        yield svg_text(c.left - 8, c.y(top1) + 4, f"{top1} %", "end")
+    for hours in (0.3, 1, 3, 10, 30, 100):
+        yield svg_text(c.x(math.log(hours)), floor + 18, f"{hours:g}", "middle")
+    for p in points():
+        style, (low, high) = KINDS[p.kind][0], (c.x(math.log(hours)) for hours in p.hours)
+        y, middle = c.y(p.top1), (low + high) / 2
+        yield Markup('<path class="line {}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(style, low, y, high)
+        yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(style, middle, y)
+        left = p.label.endswith(" ")
+        yield svg_text(low - GAP if left else high + GAP, y + 4, p.label.strip(), "end" if left else "start")
+    yield svg_text(
+        (c.left + c.width - c.right) / 2,
+        floor + 36,
+        f"ImageNet top-1 over {PICTURE}-hours, which are modelled",
+        "middle",
+    )
+    for k, (style, legend) in enumerate(KINDS.values()):
+        y = floor + 56 + 17 * k
+        yield Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(style, c.left + 4, y - 4)
+        yield svg_text(c.left + 14, y, legend, "start")
+
+
+# more tables
 
 
 def not_run(_: Any) -> str:
@@ -212,60 +316,70 @@ def _by_hours() -> list[ListedRecipe]:
 
 
 def _hours(recipe: Recipe, gpus: Sequence[str] = MAIN_GPUS) -> list[str]:
-    """Return the GPU-hours by GPU, from the fastest to the slowest published training."""
+    """Return the GPU-hours by GPU, from the fastest to the slowest of the plans."""
     return [format_hours(predicted) for predicted in predict(recipe, gpus).values()]
 
 
-def families(_: Any) -> str:
+def plans(_: Any) -> str:
     """Explain the rows of `fastft cost`."""
     rows = [
-        [
-            f"`{f.basis}`",
-            f"{f.k:g} of the roofline's: the mean of {f.what} on {f.gpus} ({f.slowest:g} to {f.fastest:g})",
-        ]
-        for f in FAMILIES
-    ]
-    fastest, slowest = (
-        [f"`{end.basis}`", f"{end.value:g} of the roofline's: the {end.basis} training in `tuned` and `vits`"]
-        for end in mfu_range(Mfu(1.0, "", ""))
-    )
-    roofline = (
-        "the yardstick itself. Matrix products run at the rate that large products sustain, attention at "
+        [plan.name, f"{plan.fastest:.2f}: {plan.fastest_run}", f"{plan.slowest:.2f}: {plan.slowest_run}",
+         ", ".join(name for name in plan.gpus if name != plan.name)]
+        for plan in PLANS
+    ]  # fmt: skip
+    head = ["GPU", "`fastest`, share of the roofline's speed", "`slowest`", "other GPUs with these shares"]
+    return (
+        f"{markdown(head, rows, 4)}\n\n`middle` is the geometric mean of both. `roofline` is the yardstick itself. Matrix "
+        "products run at the rate that large products sustain, attention at "
         f"{ATTENTION_SHARE:.0%} of the peak, and all other memory traffic at the rate that streaming kernels sustain. Traffic is "
-        "counted by tracing one step, operation by operation, as the trainer computes it on that GPU"
+        "counted by tracing one step, operation by operation, as the trainer computes it on that GPU."
     )
-    return markdown(["row", "speed of the step"], [fastest, *rows, slowest, ["`roofline`", roofline]], 2)
 
 
 def cost_published(_: Any) -> str:
     """Tabulate the k of each published run."""
     parts = []
-    for family in FAMILIES:
-        ks = [run.k for run in published(family.basis)]
-        mean = f"geometric mean {geometric_mean(ks):.2f}, {min(ks):.2f} to {max(ks):.2f}"
+    for plan in PLANS:
+        ks = [run.k for run in planned_with(plan)]
         parts.append(
-            f"**{family.what[0].upper()}{family.what[1:]} on {family.gpus}**: k has the {mean}.\n\n{_runs(family.basis)}"
+            f"**To plan with on {plan.name}**: k from {min(ks):.2f} to {max(ks):.2f}.\n\n{_runs(planned_with(plan))}"
         )
-    parts.append(f"**Others**, which belong to neither family:\n\n{_runs('others')}")
+    parts.append(f"**Others**, which no range contains:\n\n{_runs(published('others'))}")
+    others = [run for run in published("others") if run.gpu == MAIN_GPUS[0]]
+    fastest, slowest = max(others, key=lambda run: run.k), min(others, key=lambda run: run.k)
+    final = load_recipe("final_b16")
+    parts.append(
+        f"The extremes on V100 are {fastest.name} (k {fastest.k:.2f}) and {slowest.name} (k {slowest.k:.2f}). `final_b16` would "
+        f"take {hours_at(final, fastest.k):.0f} V100-hours at the first speed and {hours_at(final, slowest.k):.0f} at the second."
+    )
     peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in (*MAIN_GPUS, "RTX3090"))
     parts.append(f"An MFU is of the dense peak, in TFLOP/s: {peaks}.")
     return "\n\n".join(parts)
 
 
-def _runs(kind: str) -> str:
+def _runs(runs: Sequence[PublishedRun]) -> str:
     rows = [
-        [f"{r.name}, {r.source}", r.gpu, f"{r.model_mfu:.1%}", f"{r.model_mfu / r.k:.1%}", f"{r.k:.2f}", r.remark]
-        for r in published(kind)
+        [
+            f"{r.name}, {r.source}" + (f", read {r.read}" if r.read else ""),
+            r.gpu,
+            PATHS[r.path or chosen_path(GPUS[r.gpu])],
+            f"{r.model_mfu:.1%}",
+            f"{r.model_mfu / r.k:.1%}",
+            f"{r.k:.2f}",
+            r.remark,
+        ]
+        for r in runs
     ]
     head = [
         "training, what its source says",
         "GPU",
+        "precision",
         "model MFU",
         "our roofline for its model",
         "k",
         "differs from ours in",
     ]
-    return markdown(head, rows, 2)
+    return markdown(head, rows, 3)
 
 
 # models
@@ -289,9 +403,9 @@ def model_costs(_: Any) -> str:
     rows = [*_own_rows(), *map(_timm_row, TIMM_MODELS)]
     return (
         f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k on eight GPUs. Hours are modelled, from the fastest to "
-        "the slowest of the [published trainings](measurements/published.md). FLOPs are those of a forward pass. timm's models "
-        "have the epochs of B/16 or, from the size of L/14 on, of L/14. Nobody has measured the accuracy that they reach with "
-        "these recipes."
+        "the slowest of the [published trainings](measurements/published.md) that resemble fastft's. FLOPs are those of a "
+        "forward pass. timm's models have the epochs of B/16 or, from the size of L/14 on, of L/14. Nobody has measured the "
+        "accuracy that they reach with these recipes."
     )
 
 

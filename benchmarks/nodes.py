@@ -9,7 +9,7 @@ from speed import find, published
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.cost.roofline import mfu_range
+from fastft.cost.roofline import plan_mfus
 from fastft.cost.work import recipe_flops
 from fastft.machine.bench_result import Case, spread
 from fastft.machine.gpus import GPUS
@@ -43,20 +43,21 @@ def node(_: Any) -> str:
         head += [f"GB/s, {files}", f"cores, {files}, GPUs augment", f"cores, {files}, no GPU augmentation"]
     small, large = (f"{kb[files]:.0f} kB" for files in FILES)
     return (
-        f"{markdown(head, rows)}\n\nFrom the slowest to the fastest of the [published trainings](measurements/published.md), as "
-        f"nobody has measured fastft's step on a GPU yet. An image takes {small} in {RESIZED} and {large} in {ORIGINAL}. "
+        f"{markdown(head, rows)}\n\nFrom the slowest to the fastest of the [published trainings](measurements/published.md) that "
+        f"resemble fastft's, as nobody has measured fastft's step on a GPU yet. An image takes {small} in "
+        f"{RESIZED} and {large} in {ORIGINAL}. "
         f"Cores are of an {published()[0].machine.cpu}, on which one core prepares {whole[RESIZED]:,.0f} images/s from "
         f"{RESIZED} with the whole recipe, and {decoding[RESIZED]:,.0f} without augmentation; measured {published()[0].date}."
     )
 
 
 def images_per_second(name: str) -> tuple[float, float]:
-    """Return the training images per second of a node, as fast as the slowest and the fastest published training."""
+    """Return the training images per second of a node, from the slowest to the fastest of the plan."""
     recipe, gpu = load_recipe(name), GPUS[GPU]
     roofline = roofline_mfu(recipe, gpu, GPUS_PER_NODE)
     assert roofline is not None
     peak = GPUS_PER_NODE * gpu.peak_flops / recipe_flops(recipe, recipe_arch(recipe)).train
-    fastest, slowest = mfu_range(roofline)
+    fastest, _, slowest = plan_mfus(roofline, gpu)
     return slowest.value * peak, fastest.value * peak
 
 

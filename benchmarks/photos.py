@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 from photo_sets import SETS
-from study import shown, trainings
+from study import points, trainings
 
 from beton_tools.base.console import markdown_table as markdown
 
+TOLD_APART = 3.2  # standard errors
 LOOP_SECONDS = "fastft schedule.epochs=26"  # in about the loop's time: the loop trains 2.6 times for 10 epochs
 TWENTY = "fastft schedule.epochs=20"  # in less than that time
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
@@ -55,6 +56,11 @@ FEWEST_SETS = 3  # for a standard error over sets
 WAYS = {"ours": "fastft, same size", "soup": "fastft, same size, average of two", "auto": "fastft, `auto`"}
 LONG = ("soup", "auto")  # ways that were measured beside the loop's long runs
 Seeds = Mapping[int, Mapping[str, Any]]  # the runs on one set with one method
+
+
+def shown(gain: float, error: float) -> str:
+    """Format points with their standard error, in bold if they are told apart from 0."""
+    return points(gain, error, abs(gain) > TOLD_APART * error)
 
 
 def headline(ours: str) -> str:

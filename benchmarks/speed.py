@@ -100,11 +100,13 @@ def summary() -> str:
     return markdown(["", "fastft", "other", "fastft is better by"], rows)
 
 
+# what, measure, peer, rounds in independent.json
 HEADLINES = (
     ("whole recipe from 500 px files", "loader.recipe.core", "timm", "recipe_500"),
     ("whole recipe from original files", "loader.recipe-originals.core", "timm", "recipe_originals"),
-    ("the same", "loader.recipe-originals.core", "DALI CPU", "recipe_originals"),
-    ("crop and flip", "loader.crop.core", "stock FFCV", "crop"),
+    ("500 px files", "loader.recipe.core", "DALI CPU", "recipe_500"),
+    ("original files", "loader.recipe-originals.core", "DALI CPU", "recipe_originals"),
+    ("crop and flip from 500 px files", "loader.crop.core", "stock FFCV", "crop_500"),
 )
 
 
@@ -119,12 +121,20 @@ def processors() -> str:
             better = ratio(*found, other) if found and other else None
             cells.append("" if better is None else times(better))
         rows.append([f"{processor(result)}, {result.date}", *cells])
-    # an independent measurement, whose rounds were not kept
     theirs = msgspec.json.decode((RESULTS / "independent.json").read_bytes())
-    cells = [f"{theirs[row]['fastft'] / theirs[row][peer]:.1f}x" for *_, peer, row in HEADLINES]
-    rows.append([f"{theirs['cpu']}, {theirs['date']}, measured independently *", *cells])
+    cells = [times(_paired(theirs[rounds], peer)) for *_, peer, rounds in HEADLINES]
+    rows.append([f"{theirs['cpu'].partition(',')[0]} (AVX-512), {theirs['date']}, measured independently *", *cells])
     head = ["images per CPU second, fastft over", *(f"{peer}, {what}" for what, _, peer, _ in HEADLINES)]
-    return f"{markdown(head, rows)}\n\n\\* on {theirs['images']}, at commit `{theirs['commit']}`"
+    count = len(theirs[HEADLINES[0][3]]["fastft"])
+    return (
+        f"{markdown(head, rows)}\n\n\\* {theirs['cpu']}. {count} alternating rounds at commit `{theirs['commit']}` on "
+        f"{theirs['images']}. In brackets: the lowest and the highest round. {theirs['load'].capitalize()}."
+    )
+
+
+def _paired(rounds: dict[str, list[float]], peer: str) -> Spread:
+    """Return how many times faster fastft is, round by round."""
+    return Spread.of([ours / theirs for ours, theirs in zip(rounds["fastft"], rounds[peer], strict=True)])
 
 
 def order() -> str:

@@ -2,7 +2,7 @@
 
 Each line is a run of a row in study.yaml or study_short.yaml with one seed. Gains are computed seed by seed: over the
 whole schedule, and over the line through the complete schedules with the same training FLOPs. Their standard errors use
-the scatter between seeds, pooled over all rows.
+the scatter between seeds, pooled over all rows that start from the same tower.
 """
 
 import json
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from markupsafe import Markup
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.work import recipe_work
@@ -26,7 +28,7 @@ from fastft.report.charts import Canvas, svg_file, svg_text
 FOLDER = Path(__file__).parent
 IMAGES = 1000  # images per epoch
 WHOLE = "complete 100%"
-TOLD_APART = 3.2  # standard errors: 5 % for 36 comparisons together (Bonferroni)
+RISK = 0.05  # that any bold gain in a table is wrong (Bonferroni)
 STARTS = ("other classes", "these classes")  # in study_short.jsonl: what the tower was trained on before
 CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules in study_short.yaml
 LETTER = 6.4  # width of one letter in the picture, in pixels
@@ -123,31 +125,54 @@ def _over(control: Sequence[Way], way: Way) -> list[float]:
     return gains
 
 
-@cache
-def scatter(gains: Callable[[Way], list[float]]) -> float:
-    """Return the standard deviation of a gain between seeds, pooled over all rows."""
-    return _pooled(gains(way) for way in others())
+class Scatter(NamedTuple):
+    """The standard deviation of a gain between seeds, and the degrees of freedom of this estimate."""
+
+    deviation: float
+    freedom: int
+
+    @classmethod
+    def pooled(cls, gains: Iterable[Sequence[float]]) -> "Scatter":
+        several = [g for g in gains if len(g) > 1]
+        freedom = sum(len(g) - 1 for g in several)
+        return cls((sum(variance(g) * (len(g) - 1) for g in several) / freedom) ** 0.5, freedom)
 
 
-def _pooled(gains: Iterable[Sequence[float]]) -> float:
-    several = [g for g in gains if len(g) > 1]
-    return (sum(variance(g) * (len(g) - 1) for g in several) / sum(len(g) - 1 for g in several)) ** 0.5
+class Gain(NamedTuple):
+    """A mean gain in points, its standard error, and how many standard errors tell it apart from 0."""
+
+    mean: float
+    error: float
+    threshold: float
+
+    @classmethod
+    def of(cls, by_seed: Sequence[float], scatter: Scatter, comparisons: int) -> "Gain":
+        threshold = float(student_t.isf(RISK / 2 / comparisons, scatter.freedom))
+        return cls(fmean(by_seed), scatter.deviation / len(by_seed) ** 0.5, threshold)
+
+    @property
+    def told_apart(self) -> bool:
+        return abs(self.mean) > self.threshold * self.error
+
+    def __str__(self) -> str:
+        return points(self.mean, self.error, self.told_apart)
 
 
-def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> tuple[float, float]:
-    """Return (mean gain, its standard error)."""
-    by_seed = gains(way)
-    return fmean(by_seed), scatter(gains) / len(by_seed) ** 0.5
-
-
-def judged(way: Way, gains: Callable[[Way], list[float]]) -> str:
-    return shown(*gain_of(way, gains))
-
-
-def shown(gain: float, error: float) -> str:
+def points(gain: float, error: float, told_apart: bool) -> str:
     """Format points with their standard error, in bold if they are told apart from 0."""
     text = f"{round(gain, 1) + 0.0:+.1f} ± {error:.1f}"  # + 0.0: no -0.0
-    return f"**{text}**" if abs(gain) > TOLD_APART * error else text
+    return f"**{text}**" if told_apart else text
+
+
+@cache
+def scatter(gains: Callable[[Way], list[float]]) -> Scatter:
+    """Return the scatter of a gain, pooled over all rows."""
+    return Scatter.pooled(gains(way) for way in others())
+
+
+def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> Gain:
+    """Return a way's gain. Two gains are compared with 0 in each row of the table."""
+    return Gain.of(gains(way), scatter(gains), 2 * len(others()))
 
 
 def complete(_: object) -> str:
@@ -161,7 +186,7 @@ def compared(_: object) -> str:
     Numbers match the picture's.
     """
     rows = [
-        [str(number), *_cells(way), judged(way, over_whole), judged(way, over_line)]
+        [str(number), *_cells(way), str(gain_of(way, over_whole)), str(gain_of(way, over_line))]
         for number, way in enumerate(others(), 1)
     ]
     head = ["", "way", "FLOPs", "minutes", "top-1 %", "seeds", "over the whole schedule", "over the same FLOPs"]
@@ -197,14 +222,11 @@ def shorts() -> Mapping[str, Short]:
     return found
 
 
-def short_gain(gains: str, start: str, row: str) -> tuple[float, float]:
-    """Return (mean, standard error) for one of a `Short`'s gains.
-
-    The standard error uses the scatter between seeds, pooled over all rows for both starts.
-    """
-    points = getattr(shorts()[start], gains)[row]
-    scattered = _pooled(g for each in shorts().values() for g in getattr(each, gains).values())
-    return fmean(points), scattered / len(points) ** 0.5
+def short_gain(gains: str, start: str, row: str) -> Gain:
+    """Return one of a `Short`'s gains. The scatter is that of its own start."""
+    mine = getattr(shorts()[start], gains)
+    comparisons = sum(len(each.over_line) + len(each.over_whole) for each in shorts().values())
+    return Gain.of(mine[row], Scatter.pooled(mine.values()), comparisons)
 
 
 def short(_: object) -> str:
@@ -213,7 +235,7 @@ def short(_: object) -> str:
     for name in dict.fromkeys(name for each in shorts().values() for name in each.ways):
         top1 = [f"{each.ways[name].mean:.1f}" if name in each.ways else "" for each in shorts().values()]
         gains = [
-            shown(*short_gain(gain, start, name)) if name in getattr(each, gain) else ""
+            str(short_gain(gain, start, name)) if name in getattr(each, gain) else ""
             for gain in ("over_line", "over_whole")
             for start, each in shorts().items()
         ]
@@ -232,10 +254,10 @@ def summary(_: object) -> str:
     way, whole = mine[THREE_SHORT], mine[f"{CONTROL}, 100%"]
     old = next(w for w in others() if w.name == THREE)
 
-    def beside(gain: tuple[float, float], other: str) -> str:
-        return f"{abs(gain[0]):.1f} ± {gain[1]:.1f} points {'better' if gain[0] > 0 else 'worse'} than {other}"
+    def beside(gain: Gain, other: str) -> str:
+        return f"{abs(gain.mean):.1f} ± {gain.error:.1f} points {'better' if gain.mean > 0 else 'worse'} than {other}"
 
-    small = -short_gain("over_line", start, "paper's head, 10%")[0]
+    small = -short_gain("over_line", start, "paper's head, 10%").mean
     return (
         f"A fitted head, a frozen lower half and 40 % of the epochs together take {way.share:.0%} of the FLOPs and "
         f"{way.minutes / whole.minutes:.0%} of the minutes. They are "
@@ -245,6 +267,114 @@ def summary(_: object) -> str:
         f"{small:.1f} points in short schedules. Beside schedules with that head the same way is "
         f"{beside(gain_of(old, over_line), 'one with the same FLOPs')} and {beside(gain_of(old, over_whole), 'the whole one')}."
     )
+
+
+@dataclass(frozen=True)
+class Shorter:
+    """A way to train for fewer hours that others have measured. row: in the first table; None if we have not tried it."""
+
+    name: str
+    theirs: str
+    here: str
+    row: str | None
+
+
+SHORTER = (
+    Shorter("drop patches while training (FLIP, PatchDropout)",
+            "FLIP: better and faster than CLIP without masking, pretrained on 400 million pairs (arXiv 2212.00794). "
+            "PatchDropout: at least 50 % fewer FLOPs on ImageNet (arXiv 2208.07220)",
+            "`model.patch_dropout`, at one rate for the whole run; no recipe",
+            "drop 1/3 of the patches, last 12 epochs whole"),
+    Shorter("small images first (FixRes, progressive sizes)",
+            "FixRes: a ResNet-50 trained at 128 px reaches 77.1, and 79.8 trained at 224 px, each fine-tuned for its test size "
+            "(arXiv 1906.06423)",
+            "two runs: the second starts from the first (`model.weights`) at a larger `model.image_size`; no recipe",
+            "28 px, last 12 epochs 42"),
+    Shorter("large patches first (FlexiViT)",
+            "one model for many patch sizes usually matches models with one size (arXiv 2212.08013)",
+            "no option", None),
+    Shorter("easy images first (EfficientTrain++)",
+            "1.5 to 3.0 times shorter at the same accuracy, from scratch (github.com/LeapLabTHU/EfficientTrain)",
+            "no option. We tried its growing augmentation, but not its low-frequency crops",
+            "weak to strong augmentation, 40%"),
+    Shorter("stop a long schedule early", "the EMA in the paper's logs is best at 60 % of the schedule",
+            "`schedule.stop_epoch`, `frugal_*`", "stopped 40%"),
+    Shorter("freeze the lower half", "0.1 points below training everything (the paper's Figure 3)",
+            "`model.trainable_layers`, `*_half`", "freeze 1/2"),
+)  # fmt: skip
+
+
+def shorter(_: object) -> str:
+    """Tabulate ways that others have measured, beside the control: the same recipe, complete, but shorter."""
+    found = {way.name: way for way in others()}
+    rows = [["the same recipe, complete, but shorter", "", "`schedule.epochs`", "the control", ""]]
+    for one in SHORTER:
+        gain = None if one.row is None else gain_of(found[one.row], over_line)
+        cells = ["not tried", ""] if gain is None else [str(gain), _verdict(gain)]
+        rows.append([one.name, one.theirs, one.here, *cells])
+    head = ["way", "what its authors report", "here", "our study: over the control with the same FLOPs", ""]
+    return markdown(head, rows, 4)
+
+
+def _verdict(gain: Gain) -> str:
+    if not gain.told_apart:
+        return "no better than the control"
+    return "better than the control" if gain.mean > 0 else "loses to the control"
+
+
+def provenance(_: object) -> str:
+    """Tabulate where results come from that do not say it themselves."""
+    known = yaml.safe_load((FOLDER / "results" / "provenance.yaml").read_text(encoding="utf-8"))
+    rows = [
+        [f"`{name}`" if " " not in name else name, ", ".join(f"`{commit}`" for commit in one["stored"]), one["dates"],
+         one["machine"] or "not recorded", one["command"] or "not recorded", one.get("remark", "")]
+        for name, one in known.items()
+    ]  # fmt: skip
+    return markdown(
+        ["results", "stored by commit", "dates", "machine", "command", ""], [[*map(str, r)] for r in rows], 6
+    )
+
+
+def statistics(_: object) -> str:
+    """Explain the standard errors, the bold gains, and what pairing by seed buys."""
+    ways_gain = gain_of(others()[0], over_line)
+    quantiles = []
+    for start, each in shorts().items():
+        kinds = ("over_line", "over_whole")
+        quantiles += [f"{short_gain(kind, start, next(iter(getattr(each, kind)))).threshold:.2f}" for kind in kinds]
+    scatters = [f"{Scatter.pooled(each.over_line.values()).deviation:.2f}" for each in shorts().values()]
+    studies = [(ways(), WHOLE), *((list(each.ways.values()), f"{CONTROL}, 100%") for each in shorts().values())]
+    paired = [_paired_and_not(mine, whole) for mine, whole in studies]
+    return (
+        "± is the standard error. It uses the scatter between seeds, pooled over all rows that start from the same tower, as the "
+        "towers differ. In the table of short schedules, a gain over the same FLOPs scatters by "
+        f"{scatters[0]} points with '{STARTS[0]}' and by {scatters[1]} with '{STARTS[1]}'. Bold gains are larger than a quantile "
+        f"of Student's t, chosen so that one such table in {1 / RISK:.0f} would have any wrong bold gain: "
+        f"{ways_gain.threshold:.2f} standard errors in the first table and, column by column, "
+        f"{listed([*quantiles[::2], *quantiles[1::2]])} in the table of "
+        "short schedules. Pairing runs by seed buys nothing here. The difference to the whole schedule scatters by "
+        f"{listed(f'{p[0]:.2f}' for p in paired)} points in the three studies if runs with the same seed are paired, and would "
+        f"scatter by {listed(f'{p[1]:.2f}' for p in paired)} if they were independent."
+    )
+
+
+def _paired_and_not(mine: Sequence[Way], whole: str) -> tuple[float, float]:
+    """Return the standard deviation of the difference to the whole schedule: paired by seed, and as if independent."""
+    control = next(way for way in mine if way.name == whole)
+    paired, independent = [], []
+    for way in mine:
+        seeds = sorted(way.top1.keys() & control.top1.keys())
+        if way is control or len(seeds) < len(control.top1):
+            continue
+        own, other = [way.top1[seed] for seed in seeds], [control.top1[seed] for seed in seeds]
+        paired.append(variance([a - b for a, b in zip(own, other, strict=True)]))
+        independent.append(variance(own) + variance(other))
+    return fmean(paired) ** 0.5, fmean(independent) ** 0.5
+
+
+def listed(parts: Iterable[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _cells(way: Way) -> list[str]:
@@ -272,8 +402,8 @@ def _drawing(c: Canvas) -> Iterator[Markup]:
         yield svg_text(c.x(w.share), floor + 18, f"{w.share:.0%}", "middle")
     dots = [(c.x(w.share), c.y(w.mean)) for w in (*others(), *line())]
     for number, (w, (x, y)) in enumerate(zip(others(), dots, strict=False), 1):
-        gain, error = gain_of(w, over_line)
-        name = w.name if gain > TOLD_APART * error else str(number)
+        gain = gain_of(w, over_line)
+        name = w.name if gain.told_apart and gain.mean > 0 else str(number)
         crowded = any(0 < right - x < LETTER * len(name) + 12 and abs(high - y) < 10 for right, high in dots)
         yield _dot("peer-1", x, y)
         yield svg_text(x, y + 16, name, "start") if crowded else svg_text(x + 6, y + 4, name, "start")

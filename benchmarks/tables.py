@@ -17,6 +17,7 @@ from pathlib import Path
 
 import costs
 import fake_card
+import half_residual
 import msgspec
 import nodes
 import photos
@@ -41,6 +42,7 @@ PAGES = (
             "benchmarks",
             "cost",
             "large-data",
+            "measurements/half-precision",
             "measurements/photos",
             "measurements/published",
             "measurements/study",
@@ -109,7 +111,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "recipes-not-run": costs.not_run,
     "readme-cost": costs.readme,
     "cost-published": costs.cost_published,
-    "cost-families": costs.families,
+    "cost-plans": costs.plans,
     "cost-sentence": lambda _: costs.sentence(),
     "models": costs.model_costs,
     "starts": costs.starts,
@@ -117,6 +119,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "study-ways": study.compared,
     "study-short": study.short,
     "study-summary": study.summary,
+    "study-statistics": study.statistics,
+    "study-shorter": study.shorter,
+    "provenance": study.provenance,
+    "half-residual": half_residual.table,
     "probe": probe.table,
     "readme-photos": lambda _: photos.summary(),
     "photos-sets": lambda _: photos.headline("fastft"),
@@ -155,6 +161,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
 PICTURES: dict[str, Callable[[Results, str], str]] = {
     "speed": lambda _, theme: speed.picture(theme),
     "study": study.picture,
+    "frontier": costs.picture,
 }
 
 

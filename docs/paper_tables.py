@@ -50,9 +50,9 @@ fastft cost '02_lr[1e-5]' --gpu a100
 
 To select a row, give its label, its series and label, or the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once over all tables. The column 'paper' gives top-1 in percent, at the
-best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. The
-lower number assumes a step as efficient as in the fastest [published training](measurements/published.md), and the
-higher one a step as efficient as in the slowest. The paper's own V100-hours come from the axis of its Figure 1
+best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. They
+go from the fastest to the slowest of the [published trainings](measurements/published.md) that resemble fastft's. The
+paper's own V100-hours come from the axis of its Figure 1
 and stand beside its rows here.
 
 `python docs/paper_tables.py` writes this page from the files in `rcp/tables`, and a test keeps it up to date."""

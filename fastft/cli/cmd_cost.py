@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     files = f"{RECIPE}, or tables, whose rows are priced and summed"
     add("files", metavar="RECIPE|TABLE", type=recipe_reference, nargs="+", help=files)
-    add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (default: V100, A100 and H100. An unknown name lists all)")
+    default = "default: the GPU in --measured, or V100, A100 and H100. An unknown name lists all"
+    add("--gpu", help=f"V100, A100, H100, L40S, RTX4090, ... ({default})")
     add("--gpus", type=positive(int), default=8, metavar="N", help="number of GPUs (default 8)")
     add_shared(parser, "price")
     add("--mfu", type=share, help="also show the cost at this MFU, such as 0.45 or 45%%")
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.gpu is None and (args.price is not None or args.measured is not None):
-        raise UserError("--price and --measured apply to one kind of GPU. Add --gpu, for example --gpu v100")
+    if args.gpu is None and args.price is not None:
+        raise UserError("--price applies to one kind of GPU. Add --gpu, for example --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
     from fastft.cost.price import CostQuery, price_recipes
@@ -51,8 +52,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         recipes = [load_decided(name, args.overrides) for name in args.files]
     more = args.gpus, args.price, args.cores_per_gpu, args.mfu, args.val_images, measured
-    if args.gpu is not None:
-        prices = price_recipes(recipes, CostQuery(args.gpu, *more), rows)
+    where = measured.gpu if measured is not None and args.gpu is None else None
+    one = where.name if where is not None else args.gpu
+    if one is not None:
+        prices = price_recipes(recipes, CostQuery(one, *more), rows)
         return show(prices, args.json, lambda values, console: print_prices([values], console))
     by_gpu = {gpu: price_recipes(recipes, CostQuery(gpu, *more), rows) for gpu in MAIN_GPUS}
     return show(by_gpu, args.json, lambda values, console: print_prices([*values.values()], console))

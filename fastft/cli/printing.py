@@ -12,7 +12,7 @@ from fastft.cli.doctor import FAIL, OK, WARN, Checks
 from fastft.cost.explanation import Cost, Explanation, RecipeList, Schedule
 from fastft.cost.gpu_memory import SHARD, describe_no_fit
 from fastft.cost.price import LOADER_LIMITS, EstimateRow, Prices, Sum, format_hours, format_range
-from fastft.cost.roofline import FASTEST, SLOWEST, k_range
+from fastft.cost.roofline import FASTEST, SLOWEST
 from fastft.jobs.choices_table import print_choices
 from fastft.recipe import AskedRecipe
 from fastft.recipe.check import show_value
@@ -26,8 +26,7 @@ WIDE = 80  # characters; from this width on, tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: images/s from fastft bench. The others are modelled"
 ENDS = (
-    "hours and MFU: as efficient as the fastest and the slowest of the published language-model and ViT trainings that "
-    "we compared ({:g} and {:g} of the roofline's speed)".format(*k_range())
+    "hours and MFU: from the fastest to the slowest published training that resembles this one. fastft cost names them"
 )
 
 # fastft explain ----------------------------------------------------------------------------------------------------------
@@ -196,13 +195,17 @@ def _legend(values: Prices) -> list[str]:
     estimates = [e for recipe in values.recipes for e in recipe.estimates]
     lines = ["MFU is relative to the GPU's peak. steps: share of the wall time. The rest is evaluation and start-up."]
     lines += [f"  {basis:<9} {source}" for basis, source in dict.fromkeys((e.basis, e.source) for e in estimates)]
-    lines += [f"  {row.basis:<9} {row.what}: {row.value:,g}" for row in values.assumptions]
+    lines += [f"  {row.basis:<9} {row.what}: {_number(row.value)}" for row in values.assumptions]
     unexpected: dict[str, list[str]] = {}  # why recipes have no expected accuracy, each reason once
     for recipe in values.recipes:
         if recipe.expected_top1 is None and recipe.expectation != NO_EXPECTATION:
             unexpected.setdefault(recipe.expectation, []).append(recipe.recipe)
     lines += [f"{', '.join(names)}: {reason}" for reason, names in unexpected.items()] + values.remarks
     return lines + [LOADER_LIMITS] * any(e.limited_by == "loader" for e in estimates)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:g}"
 
 
 def _cells(e: EstimateRow) -> list[str]:
@@ -230,9 +233,9 @@ RECIPE_NAMES = (
     "probe on a frozen tower. _half freezes the lower half of the blocks.",
     "Start with photos for your own photographs. For ImageNet, start with frugal_b16_half, or with "
     "frugal_b16, whose accuracy is in a log.",
-    "Hours are GPU-hours on eight GPUs. They are modelled, not measured. The lower value assumes a training step as "
-    "efficient as in the fastest of the published trainings that we compared, the higher value as in the slowest. "
-    "fastft cost NAME shows details, and fastft explain NAME the source of the top-1.",
+    "Hours are GPU-hours on eight GPUs. They are modelled, not measured. They go from the fastest to the slowest "
+    "published training that resembles fastft's. fastft cost NAME names these trainings, and fastft explain NAME the "
+    "source of the top-1.",
     "CLIP weights that were fine-tuned on ImageNet-12k before reach a higher accuracy in the same hours. The table 'starts' has "
     "them, with these schedules, such as 'starts[half frozen, laion2b, 12k]'.",
     "Train a whole table with fastft sweep NAME, or one row with fastft train 'NAME[ROW]'.",

@@ -42,7 +42,7 @@ class Schedule(Document):
 
 
 class Cost(Document):
-    """FLOPs and GPU-hours: at the MFU of tuned runs, and from the fastest to the slowest published run."""
+    """FLOPs and GPU-hours: at the middle of the MFUs to plan with, and from the fastest to the slowest of them."""
 
     forward_flops_per_image: float
     train_flops_per_image: float
@@ -144,7 +144,7 @@ def predict_cost(recipe: Recipe, gpus: int, val_images: int | None) -> Cost:
 
 
 def _hours(predicted: dict[str, Predicted]) -> tuple[Hours, HoursRange]:
-    """Return the hours by GPU kind: at the MFU of tuned runs, and from the fastest to the slowest published run."""
+    """Return the hours by GPU kind: at the middle of the MFUs to plan with, and from the fastest to the slowest."""
     return {name: p.hours for name, p in predicted.items()}, {name: p.hours_range for name, p in predicted.items()}
 
 

@@ -24,13 +24,21 @@ MODELS = {
 
 
 @dataclass(frozen=True)
+class CoreRate:
+    """What one core delivers in images/s, and how that was measured, in words."""
+
+    value: float
+    how: str
+
+
+@dataclass(frozen=True)
 class Measured:
-    """The rates in a benchmark result on which costs depend. Rates are images/s per core, or None if they were not measured."""
+    """The rates in a benchmark result on which costs depend, or None if they were not measured."""
 
     name: str  # name of its file
     result: Result
-    loader: float | None
-    evaluation: float | None
+    loader: CoreRate | None
+    evaluation: CoreRate | None
 
     @classmethod
     def of(cls, result: Result, name: str) -> "Measured":
@@ -44,8 +52,8 @@ class Measured:
             raise UserError(
                 f"{name} comes from a quick run, whose results mean nothing. Run fastft bench without --quick"
             )
-        to_gpu, crop, evaluation = (_rate(result, key) for key in (LOADER_TO_GPU, LOADER, EVALUATION))
-        loader = to_gpu / result.machine.cores if to_gpu is not None else crop
+        loader = _core_rate(result, LOADER_TO_GPU) or _core_rate(result, LOADER)
+        evaluation = _core_rate(result, EVALUATION)
         measured = cls(name, result, loader, evaluation)
         if (
             loader is None
@@ -123,11 +131,18 @@ def end_to_end_rate(result: Result, recipe: Recipe) -> float | None:
     return None
 
 
-def _rate(result: Result, key: str) -> float | None:
-    """Return fastft's images/s with small files, for a measure's first case."""
+def _core_rate(result: Result, key: str) -> CoreRate | None:
+    """Return fastft's rate with small files, for a measure's first case.
+
+    loader.gpu is the rate of the whole machine, and is divided by its cores. The others are the rate of one thread.
+    """
     for measure, case in _cases(result, key):
-        if SMALL_FILES in str((measure.setting | case.setting).get("files", "")):
-            return _own(case)
+        rate = _own(case)
+        if rate is None or SMALL_FILES not in str((measure.setting | case.setting).get("files", "")):
+            continue
+        threads = result.machine.cores if key == LOADER_TO_GPU else 1
+        used = f"{threads} threads" if threads > 1 else "one thread"
+        return CoreRate(rate / threads, f"{rate:,.0f} with {used} on {result.machine.cpu}, {key}")
     return None
 
 

@@ -6,8 +6,8 @@ on, and cost nothing here. tests/cost/test_price.py compares the model with the 
 own runs.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from msgspec import structs
 
@@ -15,7 +15,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document
 from fastft.cost.gpu_memory import MemoryRow, describe_no_fit, memory_need
 from fastft.cost.measured import Measured
-from fastft.cost.roofline import FASTEST, SLOWEST, TUNED, Mfu, chosen_path, describe_uncounted, known_mfus
+from fastft.cost.roofline import FASTEST, MIDDLE, SLOWEST, Mfu, chosen_path, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model.recipe_model import recipe_arch
@@ -51,19 +51,19 @@ class Assumption(Document):
 
 @dataclass(frozen=True)
 class Overheads:
-    """Rates in images/s per GPU, and times outside the steps. measured: the names that are not assumptions."""
+    """Rates in images/s per GPU, and times outside the steps. measured: how, for the names that are not assumptions."""
 
     loader_rate: float = IMAGES_PER_CORE * Gpu.cores
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
     pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
     start_seconds: float = 120.0  # assumed, once
-    measured: frozenset[str] = frozenset()
+    measured: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> list[Assumption]:
         return [
             Assumption(
                 name=name,
-                what=what,
+                what=f"{what}, {self.measured[name]}" if name in self.measured else what,
                 value=getattr(self, name),
                 basis="measured" if name in self.measured else "assumed",
             )
@@ -89,15 +89,11 @@ def with_cores(cores: float) -> Overheads:
 
 
 def with_measured(measured: Measured, cores: float) -> Overheads:
-    """Return the rates for `cores` cores per GPU, using measured rates where there are any."""
-    over = with_cores(cores)
-    if measured.loader is not None:
-        over = replace(over, loader_rate=measured.loader * cores, measured=over.measured | {"loader_rate"})
-    if measured.evaluation is not None:
-        over = replace(
-            over, eval_loader_rate=measured.evaluation * cores, measured=over.measured | {"eval_loader_rate"}
-        )
-    return over
+    """Return the rates for `cores` cores per GPU, extrapolated from the measured rate of one core where there is one."""
+    rates = {"loader_rate": measured.loader, "eval_loader_rate": measured.evaluation}
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    how = {name: f"extrapolated to {cores:g} cores from {rate.how}" for name, rate in known.items()}
+    return replace(with_cores(cores), measured=how, **{name: rate.value * cores for name, rate in known.items()})
 
 
 # one recipe on one kind of GPU -------------------------------------------------------------------------------------------
@@ -199,9 +195,9 @@ class Predicted(Document):
     """The cost on one kind of GPU.
 
     Attributes:
-        basis, mfu, hours, limited_by: at the MFU of tuned runs. These and hours_range are None if the recipe's step
-            cannot be counted.
-        hours_range: from the fastest to the slowest published run.
+        basis, mfu, hours, limited_by: at the middle of the MFUs to plan with. These and hours_range are None if the
+            recipe's step cannot be counted.
+        hours_range: from the fastest to the slowest of the MFUs to plan with.
         estimates: at each of `known_mfus`.
         memory: None if the recipe cannot be traced.
     """
@@ -234,7 +230,7 @@ def predict(
             for e in estimates
         ]
         by_basis = {row.basis: row for row in rows}
-        headline = structs.asdict(by_basis[TUNED.basis]) if rows else dict.fromkeys(FamilyHours.__struct_fields__)
+        headline = structs.asdict(by_basis[MIDDLE]) if rows else dict.fromkeys(FamilyHours.__struct_fields__)
         hours_range = [by_basis[basis].hours for basis in (FASTEST, SLOWEST)] if rows else None
         need = memory_need(recipe, chosen_path(gpu), gpu.memory, gpus)
         predicted[name] = Predicted(
@@ -255,11 +251,12 @@ def format_hours(predicted: Predicted) -> str:
 
 
 def format_range(low: float, high: float) -> str:
-    """Format hours with two digits or more: 3.4-12.0, 32-115. Both below 0.05 are <0.1."""
+    """Format hours with two digits or more: 3.4-12.0, 53-79, or 0.4 if both ends are the same. Both below 0.05 are <0.1."""
     if high < 0.05:
         return "<0.1"
     digits = 1 if low < 9.95 else 0
-    return f"{low:,.{digits}f}-{high:,.{digits}f}"
+    first, last = f"{low:,.{digits}f}", f"{high:,.{digits}f}"
+    return first if first == last else f"{first}-{last}"
 
 
 # several recipes side by side --------------------------------------------------------------------------------------------
@@ -338,9 +335,10 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     remarks = list(query.measured.remarks(list(recipes), gpu)) if query.measured else []
     for recipe in recipes:
         own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
+        known = known_mfus(recipe, gpu, query.gpus)
         if query.measured and (found := query.measured.mfu(recipe, gpu)):
             own.append(found)
-        known = known_mfus(recipe, gpu, query.gpus)
+            known = known[-1:]  # a measurement replaces the range; the roofline stays beside it
         remarks += [] if known else [describe_uncounted(recipe, gpu)]
         need = memory_need(recipe, chosen_path(gpu), gpu.memory, query.gpus)
         if need is not None and not need.fits:

@@ -1,11 +1,11 @@
 """MFU (model FLOP/s over the GPU's dense peak) when training a recipe: a roofline from FLOPs and traced memory traffic.
 
-The roofline is a yardstick, not a limit: compiled steps and steps alone have been faster
-(docs/measurements/published.md). Two families of published runs show which share k of the roofline a run reaches.
-fastft's own k has not been measured on a GPU yet.
+The roofline is a yardstick, not a limit: steps alone have been faster (docs/measurements/published.md). Trainings
+that resemble fastft's show which share k of the roofline a run reaches. fastft's own k has not been measured on a GPU
+yet.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,24 +16,38 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
 
-class Family(NamedTuple):
-    """Published runs, and the shares of the roofline that they reached: geometric mean, slowest, fastest.
+class Plan(NamedTuple):
+    """The shares of the roofline to plan with: those of the slowest and the fastest training like fastft's.
 
-    The rows are in benchmarks/published.yaml, and a slow test computes the shares from them.
+    Like fastft's means a transformer of S to L size, trained without hand-written kernels on one GPU or on one machine
+    with eight. A run is divided by the roofline of the precision in which it trained. The rows are in
+    benchmarks/published.yaml, and a slow test computes the shares from them.
     """
 
-    basis: str
-    what: str
-    gpus: str
-    k: float
+    name: str  # the GPU in published.yaml
     slowest: float
+    slowest_run: str
     fastest: float
+    fastest_run: str
+    gpus: tuple[str, ...]  # names of the GPUs that are planned with these shares
+
+    @property
+    def middle(self) -> float:
+        """The geometric mean of both ends."""
+        return math.sqrt(self.slowest * self.fastest)
 
 
-TUNED = Family("tuned", "tuned language-model trainings", "V100", 0.62, 0.47, 0.91)
-VITS = Family("vits", "published ViT trainings", "V100 and A100", 0.34, 0.25, 0.45)
-FAMILIES = (TUNED, VITS)
-FASTEST, SLOWEST = "fastest", "slowest"  # the ends of every range of hours
+PAPER_B16 = "this paper's own B/16"
+PLANS = (
+    Plan("V100", 0.37, f"{PAPER_B16} on 8 V100", 0.55, "Hugging Face's BERT-large in PyTorch on a V100",
+         ("V100", "V100-PCIe", "V100S", "T4", "P100")),
+    # no training with a compiled step has been published for A100
+    Plan("A100", 0.28, f"{PAPER_B16} on 8 A100", 0.45, "DeiT-B on 8 V100, the fastest ViT without a compiled step",
+         ("A100", "A100-40", "A10", "RTX3090")),
+    Plan("H100", 0.43, "ViT-5-Small on 8 H100, compiled", 0.67, "ViT-5-Base on 8 H100, compiled",
+         ("H100", "H100-PCIe", "H100-NVL", "H200-NVL", "H200", "B200", "L4", "L40S", "RTX4090", "RTX5090")),
+)  # fmt: skip
+FASTEST, MIDDLE, SLOWEST = "fastest", "middle", "slowest"  # the ends of every range of hours, and their geometric mean
 
 # share of data-sheet bandwidth that streaming kernels sustain: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100
 # (estimates)
@@ -49,7 +63,7 @@ PATHS = {"autocast": "autocast", "half": "half-precision weights"}
 
 @dataclass(frozen=True)
 class Mfu:
-    """An MFU and its origin. `basis` is "given", "measured", FASTEST, SLOWEST, a family's basis, or "roofline"."""
+    """An MFU and its origin. `basis` is "given", "measured", FASTEST, MIDDLE, SLOWEST or "roofline"."""
 
     value: float
     basis: str
@@ -57,64 +71,62 @@ class Mfu:
 
 
 def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
-    """Return the MFUs of the fastest and slowest published run, FAMILIES and the roofline, the highest last.
+    """Return the MFUs to plan with and the roofline.
 
     The list is empty if a step's traffic cannot be counted.
     """
     roofline = roofline_mfu(recipe, gpu, gpus)
-    if roofline is None:
-        return []
-    families = [
-        Mfu(
-            f.k * roofline.value,
-            f.basis,
-            f"{f.k:g} x roofline, the mean of {f.what} on {f.gpus} ({f.slowest:g} to {f.fastest:g})",
-        )
-        for f in FAMILIES
-    ]
-    fastest, slowest = mfu_range(roofline)
-    return [fastest, *families, slowest, roofline]
+    return [] if roofline is None else [*plan_mfus(roofline, gpu), roofline]
 
 
-def k_range(families: Sequence[Family] = FAMILIES) -> tuple[float, float]:
-    """Return the fastest and the slowest published run's share of the roofline's speed."""
-    return max(f.fastest for f in families), min(f.slowest for f in families)
+def plan_of(gpu: Gpu) -> Plan:
+    """Return the shares of the roofline to plan with on this GPU."""
+    return next(plan for plan in PLANS if gpu.name in plan.gpus)
 
 
-def mfu_range(roofline: Mfu, families: Sequence[Family] = FAMILIES) -> tuple[Mfu, Mfu]:
-    """Return the MFUs of the fastest and the slowest published run in these families. Ranges of hours go from one to the other.
+def plan_mfus(roofline: Mfu, gpu: Gpu) -> tuple[Mfu, Mfu, Mfu]:
+    """Return the MFUs to plan with: FASTEST, MIDDLE and SLOWEST. Ranges of hours go from the first to the last.
 
     Args:
         roofline: the result of `roofline_mfu` for the recipe and the GPU.
     """
-    fastest, slowest = k_range(families)
-    return (
-        Mfu(fastest * roofline.value, FASTEST, f"{fastest:g} x roofline, the fastest training of these two families"),
-        Mfu(slowest * roofline.value, SLOWEST, f"{slowest:g} x roofline, the slowest training of these two families"),
+    plan = plan_of(gpu)
+    why = {
+        FASTEST: (plan.fastest, f"as {plan.fastest_run}"),
+        MIDDLE: (plan.middle, "the geometric mean of the other two"),
+        SLOWEST: (plan.slowest, f"as {plan.slowest_run}"),
+    }
+    fastest, middle, slowest = (
+        Mfu(k * roofline.value, basis, f"{k:.2f} x roofline, {text}") for basis, (k, text) in why.items()
     )
+    return fastest, middle, slowest
 
 
-def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
+def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int, path: str | None = None) -> Mfu | None:
     """Return the MFU if all parts of a step run one after another, at the rates that they sustain.
 
     Matrix products and attention run at their sustained rates and all other traffic at the memory's rate, without
     overlap. Returns None if a step's traffic cannot be counted.
+
+    Args:
+        path: a key of PATHS; None uses the one that the trainer chooses.
     """
-    flops, traffic = recipe_flops(recipe, recipe_arch(recipe)), image_bytes(recipe, gpu, gpus)
+    path = path or chosen_path(gpu)
+    flops, traffic = recipe_flops(recipe, recipe_arch(recipe)), image_bytes(recipe, path, gpus)
     if traffic is None:
         return None
     computed = (flops.train - flops.attention) / gpu.gemm_share + flops.attention / ATTENTION_SHARE
     seconds = computed / gpu.peak_flops + traffic / (gpu.bandwidth * MEMORY_SHARE)
     source = (
-        f"a yardstick: {PATHS[chosen_path(gpu)]}, matrix products at {gpu.gemm_share:.0%} of the peak, attention at "
+        f"a yardstick: {PATHS[path]}, matrix products at {gpu.gemm_share:.0%} of the peak, attention at "
         f"{ATTENTION_SHARE:.0%}, other traffic at {MEMORY_SHARE:.0%} of {gpu.bandwidth / 1e9:,.0f} GB/s, no overlap"
     )
     return Mfu(flops.train / seconds / gpu.peak_flops, "roofline", source)
 
 
-def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float | None:
+def image_bytes(recipe: Recipe, path: str, gpus: int) -> float | None:
     """Return the memory traffic per training image outside matrix products. Returns None if it cannot be counted."""
-    traced = image_traffic(recipe, chosen_path(gpu))
+    traced = image_traffic(recipe, path)
     if traced is None:
         return None
     return traced.bytes_per_image + UPDATE_BYTES * traced.trained_parameters * gpus / recipe.optim.batch_size

@@ -22,7 +22,15 @@ from fastft.report.bench_bars import (
     rank,
     split_figures,
 )  # fmt: skip
-from fastft.report.bench_sentences import WHOLE, cores_needed, cores_sentence, is_usable, sentences, whole_cases
+from fastft.report.bench_sentences import (
+    WHOLE,
+    cores_needed,
+    cores_sentence,
+    is_usable,
+    sentences,
+    whole_cases,
+    whole_range,
+)
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 
@@ -41,8 +49,9 @@ NEAR = 1.25  # the axis includes a usual machine's cores up to this multiple of 
 MOST_TICKED = 1e6  # on the x axis
 CORES_NOTES = (
     "Cores needed: the images per second of the training step, divided by the images per second that one core of the processor "
-    "measured here prepares with the whole recipe, rounded up. The dashed line shows the physical cores of a usual cloud machine "
-    "with eight of these GPUs (p3.16xlarge, p4d.24xlarge, p5.48xlarge). A loader that needs more lets the GPUs wait.",
+    "measured here prepares with the whole recipe, rounded up. The light line spans the modelled speeds of the step. The "
+    "dashed line shows the physical cores of a usual cloud machine with eight of these GPUs (p3.16xlarge, p4d.24xlarge, "
+    "p5.48xlarge). A loader that needs more lets the GPUs wait.",
     "Speeds of the step are modelled by fastft cost unless they say measured. On a machine with GPUs, fastft decodes on the "
     "CPU and augments on the GPU, so it needs fewer cores than shown here.",
 )
@@ -297,13 +306,15 @@ def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
         able = sorted(filter(is_usable, case.measured), key=lambda c: rank(measure, c))
         for recipe in dict.fromkeys(d.recipe for d in needs if able):
             rows = [
-                (d, [Bar(c.name, Spread.of([cores_needed(d, c)]), is_own=c.name == OURS) for c in able])
+                (d, [Bar(c.name, cores_needed(d, c), is_own=c.name == OURS) for c in able])
                 for d in needs
                 if d.recipe == recipe
             ]
-            highest = max(bar.spread.median for _, row in rows for bar in row)
+            highest = max(bar.spread.high for _, row in rows for bar in row)
             end = axis_end(max([highest, *(d.machine_cores for d, _ in rows if d.machine_cores < NEAR * highest)]))
-            told = Markup("").join(cores_sentence(result, max((d for d, _ in rows), key=lambda d: d.images_per_second)))
+            told = Markup("").join(
+                cores_sentence(result, max((d for d, _ in rows), key=lambda d: d.images_per_second.median))
+            )
             views.append(CoresView(recipe, told, [cores_figure(d, row, end) for d, row in rows]))
     return Section("CPU cores that your GPUs need", cores=views, notes=CORES_NOTES)
 
@@ -311,7 +322,7 @@ def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
 def cores_figure(demand: Demand, bars: Sequence[Bar], end: float) -> BarFigure:
     how = "measured" if demand.measured else "modelled"
     return BarFigure(
-        f"{demand.gpus} × {demand.gpu}", f"cores for {demand.images_per_second:,.0f} images/s ({how})", "", bars, end,
+        f"{demand.gpus} × {demand.gpu}", f"cores for {whole_range(demand.images_per_second)} images/s ({how})", "", bars, end,
         limit=demand.machine_cores or None, is_compact=True,
     )  # fmt: skip
 

@@ -1,6 +1,5 @@
 """The sentences at the top of a benchmark page, written from the rounds."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
@@ -26,7 +25,7 @@ def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
     found = list(_whole_recipe(result))
     if result.machine.gpu is not None:
         found += _end_to_end(result)
-    busiest = max(demands, key=lambda d: d.images_per_second, default=None)
+    busiest = max(demands, key=lambda d: d.images_per_second.median, default=None)
     found += [] if busiest is None else cores_sentence(result, busiest)
     found += [
         _compared(m, m.cases[0]) for m in result.measures if m.key not in WHOLE and m.cases and m.cases[0].contender()
@@ -116,17 +115,20 @@ def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Sprea
 def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
     """Say how many cores the GPUs need.
 
-    Example: 8 × H100 that train final_b16 at 19,300 images/s (modelled) need 14 CPU cores with fastft and 78 with timm.
+    Example: 8 × H100 that train final_b16 at 12,300–19,300 images/s (modelled) need 9–14 CPU cores with fastft and
+    50–78 with timm.
     """
     for _, measure, case in whole_cases(result)[:1]:
         rival = case.contender(USUAL) or best_of(measure, peers_of(case))
         needed = [
-            Markup("<b>{:,}</b>{} with {}").format(cores_needed(demand, c), "" if k else " CPU cores", c.name)
+            Markup("<b>{}</b>{} with {}").format(
+                whole_range(cores_needed(demand, c)), "" if k else " CPU cores", c.name
+            )
             for k, c in enumerate(filter(None, (case.contender(), rival)))
             if is_usable(c)
         ]
-        yield Markup("{} × {} that train <code>{}</code> at {:,.0f} images/s ({}) need {}.").format(
-            demand.gpus, demand.gpu, demand.recipe, demand.images_per_second,
+        yield Markup("{} × {} that train <code>{}</code> at {} images/s ({}) need {}.").format(
+            demand.gpus, demand.gpu, demand.recipe, whole_range(demand.images_per_second),
             "measured" if demand.measured else "modelled", listed(needed),
         )  # fmt: skip
 
@@ -136,8 +138,14 @@ def is_usable(contender: Contender) -> bool:
     return not contender.limit and spread(contender).median > 0
 
 
-def cores_needed(demand: Demand, contender: Contender) -> int:
-    return math.ceil(demand.cores(spread(contender).median))
+def cores_needed(demand: Demand, contender: Contender) -> Spread:
+    return demand.cores(spread(contender).median)
+
+
+def whole_range(value: Spread) -> str:
+    """Format as 9–14, or as 14 if both ends are the same."""
+    low, high = f"{value.low:,.0f}", f"{value.high:,.0f}"
+    return range_text(low, high) or low
 
 
 def _end_to_end(result: Result) -> Iterator[Markup]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
@@ -92,6 +93,17 @@ def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys):
     assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
 
 
+def test_a_probe_recipe_names_what_others_reached_and_where():
+    """benchmarks/published.yaml has their figures, for the tables in the documentation."""
+    heads = yaml.safe_load((Path(__file__).parents[2] / "benchmarks/published.yaml").read_text())["heads"]
+    assert set(heads) == {path.stem for path in RECIPES.glob("probe_*.yaml")}
+    for name, theirs in heads.items():
+        told = describe_expectation(load_recipe(name))
+        assert f"Others reached {theirs['top1']} %" in told and theirs["source"] in told
+        head = "".join(line.removeprefix("# ") for line in (RECIPES / f"{name}.yaml").open() if line.startswith("#"))
+        assert f"{theirs['top1']} % ({theirs['source']})" in " ".join(head.split())
+
+
 def test_mixing_is_listed_only_if_enabled():
     assert not any("mixup" in line for line in explained("final_b16").augment)
     assert any("mixup" in line for line in explained("baseline_b16").augment)
@@ -118,13 +130,13 @@ def test_recipes_are_listed_in_the_columns_that_there_are(capsys, monkeypatch):
 
 
 def test_every_command_and_page_has_the_same_range_of_hours(capsys):
-    """From the fastest to the slowest published training of both families."""
+    """From the fastest to the slowest published training like fastft's."""
     assert main(["explain", "final_b16", "--json"]) == 0
     low, high = json.loads(capsys.readouterr().out)["cost"]["gpu_hours_range"]["V100"]
     assert main(["cost", "final_b16", "--gpu", "v100", "--json"]) == 0
     hours = {e["basis"]: e["gpu_hours"] for e in json.loads(capsys.readouterr().out)["recipes"][0]["estimates"]}
     assert (hours["fastest"], hours["slowest"]) == (pytest.approx(low), pytest.approx(high))
-    assert low < hours["tuned"] < hours["vits"] < high
+    assert low < hours["middle"] < high
     assert main(["recipes"]) == 0
     in_list = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["final_b16"])
     root = Path(__file__).parents[2]

@@ -41,7 +41,7 @@ def test_the_measured_step_comes_first_and_gives_the_hours():
     values = priced(benchmark(), price=2.48, cores_per_gpu=4)
     measured, *others = values.recipes[0].estimates
     assert measured.basis == "measured" and "bench.json" in measured.source
-    assert [e.basis for e in others] == ["fastest", "tuned", "vits", "slowest", "roofline"]
+    assert [e.basis for e in others] == ["roofline"]  # the measurement replaces the range
     assert measured.images_per_second_per_gpu == pytest.approx(500)
     recipe = load_recipe("final_b16")
     assert measured.value == pytest.approx(500 * recipe_flops(recipe, recipe_arch(recipe)).train / 125e12)
@@ -53,6 +53,29 @@ def test_the_measured_step_comes_first_and_gives_the_hours():
     assert basis["start_seconds"][1] == "assumed" and values.remarks == []
 
 
+def test_an_extrapolated_rate_names_processor_threads_and_cores():
+    one = benchmark()
+    rows = {row.name: row for row in priced(one, cores_per_gpu=12).assumptions}
+    assert rows["loader_rate"].what.endswith(
+        f"extrapolated to 12 cores from 900 with one thread on {one.machine.cpu}, loader.crop.core"
+    )
+    to_gpu = measure("loader.gpu", "Loader to the GPU", [Maker(spread=0).case({"fastft": 32_000})], setting=FILES)
+    one.measures.append(to_gpu)
+    (row,) = (row for row in priced(one, cores_per_gpu=12).assumptions if row.name == "loader_rate")
+    assert f"from 32,000 with {one.machine.cores} threads on {one.machine.cpu}, loader.gpu" in row.what
+    assert {r.name for r in priced(one).assumptions if r.basis == "assumed"} >= {"start_seconds", "pass_start_seconds"}
+
+
+def test_without_a_gpu_option_the_hours_are_for_the_gpu_of_the_result_or_for_the_main_ones(tmp_path, capsys):
+    path = tmp_path / "all.json"
+    for gpu, titles in ((H100, ["8 x H100"]), (None, ["8 x V100", "8 x A100", "8 x H100"])):
+        write_result(path, benchmark(gpu))
+        assert main(["cost", "final_b16", "--measured", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert [line.partition(" (")[0] for line in out.splitlines() if line.startswith("8 x ")] == titles
+        assert ("measured without a GPU" in out) == (gpu is None)
+
+
 def test_a_slow_measured_loader_shows_as_waiting():
     (measured, *_) = priced(benchmark(loader=50), cores_per_gpu=4).recipes[0].estimates
     assert measured.limited_by == "loader" and measured.images_per_second_per_gpu == pytest.approx(200)
@@ -62,7 +85,7 @@ def test_the_loader_to_the_gpu_counts_more_than_crop_and_flip():
     one = benchmark()
     to_gpu = measure("loader.gpu", "Loader to the GPU", [Maker(spread=0).case({"fastft": 32_000})], setting=FILES)
     one.measures.append(to_gpu)
-    assert Measured.of(one, "x").loader == pytest.approx(32_000 / one.machine.cores)
+    assert Measured.of(one, "x").loader.value == pytest.approx(32_000 / one.machine.cores)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +99,7 @@ def test_the_loader_to_the_gpu_counts_more_than_crop_and_flip():
 def test_a_step_that_does_not_fit_is_not_used_and_a_remark_says_so(one, gpu, remark):
     values = priced(one, gpu)
     assert remark in values.remarks[0] and len(values.remarks) == 1
-    assert [e.basis for e in values.recipes[0].estimates] == ["fastest", "tuned", "vits", "slowest", "roofline"]
+    assert [e.basis for e in values.recipes[0].estimates] == ["fastest", "middle", "slowest", "roofline"]
 
 
 def test_other_models_sizes_and_frozen_blocks_have_steps_of_their_own():

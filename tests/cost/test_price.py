@@ -5,13 +5,12 @@ import math
 import re
 import runpy
 from pathlib import Path
-from statistics import geometric_mean
 
 import pytest
 
 from fastft.cli import main
 from fastft.cost.price import CostQuery, Estimate, Overheads, estimate, price_recipes, with_cores
-from fastft.cost.roofline import FAMILIES, Mfu
+from fastft.cost.roofline import PLANS, Mfu
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS
 from fastft.model.recipe_model import recipe_arch
@@ -28,7 +27,7 @@ def recipe(name: str, *overrides: str) -> Recipe:
 def of_reference(name: str) -> Estimate:
     """The paper's own run, on its 8 A100."""
     title = {"final_b16": "this paper's B/16", "final_l14": "this paper's L/14"}[name]
-    run = next(r for r in COSTS["published"]("vits") if (r.gpu, r.name) == ("A100-40", title))
+    run = next(r for r in COSTS["published"]("plan") if (r.gpu, r.name) == ("A100-40", title))
     overheads = Overheads(math.inf, math.inf, pass_start_seconds=2 * 23.7, start_seconds=0.0)  # as B/16's log has it
     return estimate(recipe(name), GPUS["A100-40"], 8, Mfu(run.model_mfu, "given", ""), overheads)
 
@@ -50,11 +49,21 @@ def test_reference_l14_run_is_predicted_from_the_b16_log():
 
 
 @pytest.mark.slow  # traces the published models; tests/golden has the figures that follow
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.basis)
-def test_the_shares_of_a_family_are_those_of_its_published_trainings(family):
-    found = [run.k for run in COSTS["published"](family.basis)]
-    assert pytest.approx(geometric_mean(found), abs=0.005) == family.k
-    assert pytest.approx((min(found), max(found)), abs=0.005) == (family.slowest, family.fastest)
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_the_shares_to_plan_with_are_those_of_the_published_trainings(plan):
+    found = [run.k for run in COSTS["planned_with"](plan)]
+    assert pytest.approx((min(found), max(found)), abs=0.005) == (plan.slowest, plan.fastest)
+
+
+def test_every_gpu_has_one_plan():
+    assert sorted(name for plan in PLANS for name in plan.gpus) == sorted(GPUS)
+
+
+@pytest.mark.parametrize("gpu", ["V100", "A100", "H100"])
+def test_the_range_to_plan_with_is_narrow(gpu):
+    (priced,) = price_recipes([recipe("final_b16")], CostQuery(gpu)).recipes
+    hours = {e.basis: e.gpu_hours for e in priced.estimates}
+    assert 1 < hours["slowest"] / hours["fastest"] <= 1.6
 
 
 @pytest.mark.slow

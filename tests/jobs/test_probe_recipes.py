@@ -45,8 +45,10 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def test_there_are_four_of_these_recipes():
-    assert RECIPES == ["fitted_dinov2_b14", "probe_dinov2_b14", "probe_dinov2_l14", "probe_dinov3_b16"]
+def test_there_are_nine_of_these_recipes():
+    dinov2 = ["probe_dinov2_b14", "probe_dinov2_b14_reg", "probe_dinov2_l14", "probe_dinov2_l14_reg"]
+    dinov3 = ["probe_dinov3_b16", "probe_dinov3_h16_plus", "probe_dinov3_l16", "probe_dinov3_s16_plus"]
+    assert ["fitted_dinov2_b14", *dinov2, *dinov3] == RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)

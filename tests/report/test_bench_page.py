@@ -71,10 +71,19 @@ def test_cores_are_the_images_of_the_step_over_those_of_a_core():
     one = result()
     rates = one.measure("loader.recipe.core").cases[0]
     (h100,) = (d for d in demands(one) if (d.recipe, d.gpu) == ("final_b16", "H100"))
-    needed = [math.ceil(h100.images_per_second / spread(rates.contender(name)).median) for name in ("fastft", "timm")]
+    needed = [
+        "–".join(
+            f"{math.ceil(rate / spread(rates.contender(name)).median)}"
+            for rate in (h100.images_per_second.low, h100.images_per_second.high)
+        )
+        for name in ("fastft", "timm")
+    ]
     (priced,) = price_recipes([load_recipe("final_b16")], CostQuery("h100", cores_per_gpu=1000)).recipes
-    tuned = next(e for e in priced.estimates if e.basis == "tuned")
-    assert h100.images_per_second == pytest.approx(8 * tuned.images_per_second_per_gpu)
+    rate_of = {e.basis: 8 * e.images_per_second_per_gpu for e in priced.estimates}
+    found = h100.images_per_second
+    assert (found.low, found.median, found.high) == pytest.approx(
+        [rate_of[b] for b in ("slowest", "middle", "fastest")]
+    )
     text = plain(render_bench(one))
     assert f"need {needed[0]} CPU cores with fastft and {needed[1]} with timm" in text and "(modelled)" in text
 
@@ -84,7 +93,9 @@ def test_a_measured_step_replaces_the_modelled_one():
     measured = [d for d in demands(one) if d.measured]
     assert [(d.recipe, d.gpu) for d in measured] == [("final_b16", "H100")]
     own = one.measure("step.train").cases[0].contender()
-    assert measured[0].images_per_second == pytest.approx(8 * spread(own).median)
+    assert (
+        measured[0].images_per_second.high == measured[0].images_per_second.low == pytest.approx(8 * spread(own).median)
+    )
     assert "(measured)" in plain(render_bench(one))
 
 
