@@ -183,7 +183,7 @@ def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
         encodings: Counts of `EncodedImage.how`.
 
     Returns:
-        What users should know, as text -> number of images.
+        Warnings as text -> number of images.
     """
     deep = tuple(DEEP_MODES.values())
     counts = {

@@ -41,7 +41,7 @@ SOURCES = {
 
 
 class Assumption(Document):
-    """A number that costs follow from. basis: "assumed", "measured" or "given"."""
+    """An input of the cost model. basis: "assumed", "measured" or "given"."""
 
     name: str
     what: str

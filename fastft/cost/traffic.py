@@ -120,7 +120,7 @@ def trace_image(recipe: Recipe, path: str) -> Traced | None:
     arch = recipe_arch(recipe)
     parameters = [(p.numel(), p.requires_grad) for p in _meta_model(recipe, arch).parameters()]
     try:
-        counter = _traced(recipe, path, arch)
+        counter = count_traffic(recipe, path, arch)
     except RuntimeError:
         return None
     images, trained = count_images(recipe), sum(n for n, is_trained in parameters if is_trained)
@@ -156,15 +156,11 @@ def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClas
         log.disabled = before
 
 
-def traced_ops(recipe: Recipe, path: str, arch: TowerArch) -> dict[tuple[str, str], list[int]]:
-    """Return one micro-batch's traffic: bytes for each call by operation and direction ('forward' or 'backward').
+def count_traffic(recipe: Recipe, path: str, arch: TowerArch) -> "_Counter":
+    """Count one micro-batch's traffic: bytes for each call by operation and direction ('forward' or 'backward').
 
     With half-precision weights, it includes casting the gradients to fp32 and refreshing the weights, once.
     """
-    return _traced(recipe, path, arch).calls
-
-
-def _traced(recipe: Recipe, path: str, arch: TowerArch) -> "_Counter":
     with fake_model(recipe, path, arch) as model:
         images, targets = _fake_batch(recipe)
         half = HalfCopy(model, HALF) if path == "half" else None

@@ -222,13 +222,6 @@ class TrainLoader(_BetonLoader):
         self.engine.batch_size = self.batch = micro_batch
         self.layout, self.output = layout, replace(self.output, size=size)
 
-    def set_policy(self, policy: AugmentPolicy) -> None:
-        """Use another policy from the next pass on.
-
-        It must have the same normalisation, and it must not be AugMix, which needs buffers.
-        """
-        self.policy = policy
-
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Iterate over the micro-batches of an epoch in order, from step `start_step` on.
 

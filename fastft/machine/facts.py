@@ -161,7 +161,7 @@ def _cuda_wheels() -> int | None:
 def _run_python(*arguments: str) -> tuple[str | None, str | None]:
     """Run this Python in a process of its own, which an incompatible C++ library may abort.
 
-    Returns (output, error), of which one is None.
+    Returns output or error; the other is None.
     """
     command = [sys.executable, *arguments]
     try:

@@ -1,6 +1,6 @@
 """Convert photographs once into a run directory, or hold images out of a .beton.
 
-The files are used while nothing changes.
+The files are reused until the inputs change.
 
 `RUN/data/` holds `train.beton` and `val.beton`. If images are held out of a .beton, it holds `train.subset.json` and
 `val.subset.json` instead (see `beton_tools.read.subset_file`: no image is copied). `split.csv` lists file, class and

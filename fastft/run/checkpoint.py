@@ -277,7 +277,7 @@ def forms(tensors: Mapping[str, Tensor]) -> Forms:
 def check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
 ) -> None:
-    """Check that a checkpoint's tensors have the names, shapes and dtypes of what they are to be loaded into.
+    """Check that a checkpoint's tensors match the model in names, shapes and dtypes.
 
     Raises:
         Damaged: an entry is missing, superfluous, or has another shape or dtype.

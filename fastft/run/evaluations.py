@@ -1,6 +1,6 @@
 """The evaluations of a run, and the rule that selects the best epoch.
 
-One declaration is the type, the JSON in checkpoints and result.json, and the check of what is read.
+Each class defines the type, format and validation of a part of checkpoints and result.json.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl` by their kind. One declaration is the type, the JSON and the check."""
+"""The lines of `metrics.jsonl` by their kind. Each class defines a line's type, format and validation."""
 
 import json
 from collections.abc import Mapping

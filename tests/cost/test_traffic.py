@@ -7,7 +7,7 @@ from dataclasses import astuple
 import pytest
 
 from fastft.cost.gpu_memory import state_bytes
-from fastft.cost.traffic import KERNELS, image_traffic, stored_traffic, trace_image, traced_ops, traffic_key
+from fastft.cost.traffic import KERNELS, count_traffic, image_traffic, stored_traffic, trace_image, traffic_key
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
@@ -23,7 +23,7 @@ def timm_recipe(name: str, *options: str) -> Recipe:
 
 def step_traffic(recipe: Recipe, path: str) -> dict[tuple[str, str], list[int]]:
     """Bytes of each call for 256 images by operation and direction, without attention kernels."""
-    ops = traced_ops(recipe, path, recipe_arch(recipe))
+    ops = count_traffic(recipe, path, recipe_arch(recipe)).calls
     return {key: calls for key, calls in ops.items() if "attention" not in key[0]}
 
 
