@@ -71,8 +71,7 @@ class Progress(Position):
     def awaits_evaluation(self, recipe: FinalRecipe) -> bool:
         """True if the epoch that has just ended is to be evaluated and has not been yet."""
         is_new = all(entry.epoch != self.epoch - 1 for entry in self.evaluations)
-        is_due = self.epoch > 0 and (self.epoch % recipe.train.eval_every == 0 or self.epoch == recipe.epochs)
-        return self.step == 0 and is_due and is_new
+        return self.step == 0 and self.epoch > 0 and recipe.is_evaluated(self.epoch) and is_new
 
     def is_stalled(self, recipe: FinalRecipe) -> bool:
         """True if the weights that would be chosen now gained nothing in the last `train.stop_when` or more evaluations.

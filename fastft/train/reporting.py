@@ -185,22 +185,22 @@ class Reporter:
         self.meter.reset()
         return now.seconds
 
-    def advance(self, step: int, evaluations: int) -> None:
-        """Count a step. On a CPU, say once how long the rest will take. step, evaluations: done so far."""
+    def advance(self, step: int, epoch: int) -> None:
+        """Count a step. On a CPU, say once how long the rest will take. step, epoch: steps and whole epochs done so far."""
         self._log.advance()
         if self._setup.world.device.type != "cpu" or len(self._timed) > TIMED_STEPS:
             return
         self._timed.append(time.monotonic() - self.meter.paused)
         if len(self._timed) > TIMED_STEPS:
-            self._estimate(step, evaluations, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
+            self._estimate(step, epoch, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
 
-    def _estimate(self, step: int, evaluations: int, seconds: float) -> None:
+    def _estimate(self, step: int, epoch: int, seconds: float) -> None:
         """Log the estimated remaining time, given the seconds per step.
 
         Evaluating an image is assumed to be faster than training on it in proportion to its fewer FLOPs.
         """
         s, r = self._setup, self._setup.recipe
-        steps, passes = s.total_steps - step, (r.evaluations - evaluations) * bool(s.validation.loaders)
+        steps, passes = s.total_steps - step, r.evaluations_after(epoch) * bool(s.validation.loaders)
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
         share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
         left = seconds * (steps + passes * images * share)
