@@ -290,7 +290,8 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         for label, entry in ((BEST, best), ("last epoch", run.evaluations[-1])):
             shown = [f"{n} {s.value(score):.2f} %" for w, n in WEIGHTS.items() if (s := entry.of(w)) is not None]
             yield f"{label}, {entry.epoch}", f"{entry.headline[1].value(score):.2f} %", ", ".join(shown)
-        gain, every = run.weights and run.weights.gain, ": images with the better labels" if score == MAP else ""
+        gain = run.weights and run.weights.gain
+        every = ": images with more correct labels, minus images with fewer" if score == MAP else ""
         then = "" if before is None else f"fine-tuning {value - before.value(score):+.2f}"
         if gain:
             then = f"fine-tuning {gain.gain:+.2f} ± {gain.standard_error:.2f}, paired{every}"
