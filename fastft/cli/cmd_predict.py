@@ -63,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for p in predictions:
         if args.json:
-            values = {key: getattr(p, key) for key in ("classes", "probabilities", "error", "notes")}
+            values = {key: getattr(p, key) for key in ("classes", "probabilities", "rejected", "error", "notes")}
             print(json.dumps({"path": str(p.path)} | values), flush=True)
             continue
         classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(p.classes, p.probabilities, strict=True))
-        nothing = "none of these" if args.min_probability else "no label reaches its threshold"
+        likely = next((f" (most probable: {name} {value:.1%})" for name, value in p.rejected.items()), "")
+        nothing = f"none of these{likely}" if likely else "no label reaches its threshold"
         nothing = nothing if p.error is None else f"not read: {p.error}"
         print_printable(f"{p.path}: {classes or nothing}")
     return 0
