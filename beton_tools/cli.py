@@ -20,6 +20,7 @@ with imports_of("beton"):
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
+        counted,
         end_command,
         format_bytes,
         print_error,
@@ -122,7 +123,7 @@ def _run_info(args: argparse.Namespace) -> int:
     }
     if args.json:
         return _print_json(values)
-    print_printable(f"{args.file}: {len(beton):,} images, {format_bytes(beton.file_size)}")
+    print_printable(f"{args.file}: {counted(len(beton), 'images')}, {format_bytes(beton.file_size)}")
     print_printable(f"  fields    {', '.join(fields)}")
     print_printable(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
     if manifest is None:
@@ -168,11 +169,12 @@ def _run_verify(args: argparse.Namespace) -> int:
     else:
         for where, what in report.problems[:_SHOWN_PROBLEMS]:
             print_printable(f"{args.file}: {where}: {what}")
-        verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
+        pages = counted(report.pages_checked, "pages")
+        verdict = "ok" if report.ok else counted(len(report.problems), "problems")
         print_printable(
             f"{args.file}: {verdict}, {report.images_decoded:,} of {report.num_samples:,} images decoded "
-            f"({report.num_indexed:,} with crop index), checksums compared on {report.pages_checked:,} "
-            f"{'page' if report.pages_checked == 1 else 'pages'}" + ("" if report.has_labels else ", no class labels")
+            f"({report.num_indexed:,} with crop index), checksums compared on {pages}"
+            + ("" if report.has_labels else ", no class labels")
         )
     return 0 if report.ok else EXIT_PROBLEMS
 
@@ -190,7 +192,7 @@ def _run_sheet(args: argparse.Namespace) -> int:
     beton = Beton.open(args.file)
     manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
-    print_printable(f"{args.out}: {len(ids):,} images")
+    print_printable(f"{args.out}: {counted(len(ids), 'images')}")
     return 0
 
 
@@ -206,7 +208,7 @@ def _run_extract(args: argparse.Namespace) -> int:
             show(len(paths), len(ids), 0)
     if args.json:
         return _print_json(paths)
-    print_printable(f"{args.out}: {len(paths):,} images")
+    print_printable(f"{args.out}: {counted(len(paths), 'images')}")
     return 0
 
 

@@ -126,6 +126,8 @@ class Predictor:
         self.temperature = (self.trained.temperature if temperature else None) or 1.0
         self.classes = self.trained.outputs
         self.min_probability, self.flip_average = min_probability, flip_average
+        if not 0 <= min_probability <= 1:
+            raise UserError(f"min_probability is {min_probability:g}. Give a number from 0 to 1")
         if min_probability and self.trained.recipe.data.multi_label:
             raise UserError("each label of this model has its own threshold. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from beton_tools.base.atomic import check_output, write_text
-from beton_tools.base.console import printable
+from beton_tools.base.console import counted, printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
@@ -351,7 +351,7 @@ def _state(run: Run) -> str:
     if run.stopped:
         return f"finished: {run.stopped}"
     if run.finished and run.steps >= run.total_steps:
-        return f"finished, {run.recipe.epochs} epochs"
+        return f"finished, {counted(run.recipe.epochs, 'epochs')}"
     step = max((int(line.step) for line in (*run.intervals, *run.log.checkpoint)), default=0)
     return f"not finished: step {step:,} of {run.total_steps:,}" if step else "nothing logged yet"
 
@@ -381,7 +381,9 @@ def accuracy_charts(run: Run, reference: Curve | None) -> list[Chart]:
     # the whole schedule, so that all charts on a page align
     epochs = (0, run.recipe.schedule.epochs)
     best = best_evaluation(run.evaluations)
-    marks = [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {best.epoch + 1} epochs trained")]
+    marks = (
+        [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {counted(best.epoch + 1, 'epochs')} trained")]
+    )
     return [
         Chart(*title, per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),

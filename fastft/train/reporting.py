@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from beton_tools import __version__
-from beton_tools.base.console import format_duration
+from beton_tools.base.console import counted, format_duration
 from fastft.cost.work import evaluated_models, recipe_flops
 from fastft.data.loader import TrainLoader
 from fastft.evaluate.scores import Evaluated
@@ -128,7 +128,7 @@ class Reporter:
         s, recipe = self._setup, self._setup.recipe
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
-            f"{recipe.name}: {trained:,} trainable parameters, {s.loader.num_samples:,} images, "
+            f"{recipe.name}: {trained:,} trainable parameters, {counted(s.loader.num_samples, 'images')}, "
             f"{describe_size(recipe)}, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
@@ -204,7 +204,7 @@ class Reporter:
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
         share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
         left = seconds * (steps + passes * images * share)
-        rest = f"{steps:,} steps at {seconds:.2g} s, {passes} evaluation{'s' * (passes != 1)}"
+        rest = f"{counted(steps, 'steps')} at {seconds:.2g} s, {counted(passes, 'evaluations')}"
         self.say(f"about {format_duration(left)} left ({rest})")
         if left > LONG_SECONDS:
             epochs = max(1, int(r.epochs * LONG_SECONDS / left))

@@ -107,6 +107,11 @@ def test_every_file_gets_its_classes_or_an_error(trained, photographs, tmp_path)
     assert [(r["file"], r["rank"]) for r in rows] == [("a, b.jpg", "1"), ("a, b.jpg", "2"), (str(found[1].path), "")]
 
 
+def test_a_least_probability_above_1_is_refused(trained):
+    with pytest.raises(UserError, match="min_probability is 70"):
+        Predictor(trained, "cpu", min_probability=70)
+
+
 def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, photographs, tmp_path, capsys):
     Image.fromarray(photographs["coffee"]).save(tmp_path / "a.png")
     (found,) = Predictor(trained, "cpu").predict(tmp_path / "a.png")

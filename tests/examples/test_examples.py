@@ -54,8 +54,9 @@ def test_the_plain_loop_trains_and_resumes(tiny, run):
     lines = run(*arguments)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert all(0 < float(re.search(r"loss ([\d.]+)", line)[1]) < 5 for line in lines)
-    assert run(*arguments) == []  # all epochs are done
-    (third,) = run(*arguments, "--epochs", "3")
+    assert run(*arguments) == ["state.pt: 2 of 2 epochs are trained. Delete it to start anew"]
+    continued, third = run(*arguments, "--epochs", "3")
+    assert continued.startswith("state.pt: 2 of 3 epochs are trained")
     assert third.startswith("epoch 2: loss")
 
 
