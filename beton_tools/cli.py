@@ -64,7 +64,7 @@ def build_parser() -> CommandParser:
     )
     help = "draw images with their classes on one contact sheet"
     sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
-    sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     _add_selection(sheet, limit=40)
     sheet.add_argument("--columns", type=positive(int), default=8, metavar="N", help="images per row (default: 8)")
     sheet.add_argument("--cell", type=at_least(16), default=160, metavar="PX", help="pixels per image (default: 160)")
@@ -74,6 +74,8 @@ def build_parser() -> CommandParser:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the images, <class>/<id>_<name>.jpg"
     )
     _add_selection(extract, limit=None)
+    for command in (sheet, extract):
+        command.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 
@@ -186,9 +188,10 @@ def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
-    from beton_tools.base.atomic import save_picture
+    from beton_tools.base.atomic import refuse_existing, save_picture
     from beton_tools.inspect.extract import draw_sheet
 
+    refuse_existing(args.out, args.overwrite)
     beton = Beton.open(args.file)
     manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
@@ -203,7 +206,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     paths = []
     with progress(args.file.name) as show:
-        for path in extract(beton, manifest, ids, args.out):
+        for path in extract(beton, manifest, ids, args.out, args.overwrite):
             paths.append(str(path))
             show(len(paths), len(ids), 0)
     if args.json:

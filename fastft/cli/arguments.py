@@ -24,8 +24,7 @@ CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
 SIMILAR = 0.75  # lowest similarity at which an argument is suggested
 OVERRIDES = (
     "You can add any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4. fastft options lists\n"
-    "them all. "
-    "Short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
+    "them all. Short names: "
 )
 RECIPE = "a recipe that fastft recipes lists (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 
@@ -65,11 +64,15 @@ class _Override(argparse.Action):
 def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
     """Add every option of a recipe, and its short name unless the command has an argument with that name.
 
+    The end of the help explains them.
+
     Args:
         listed: show the options in the command's help.
     """
     taken = set(parser._option_string_actions)
     parser.set_defaults(overrides=[])
+    short = ", ".join(flag for flag in (f"--{name}" for name in _SHORT.values()) if flag not in taken)
+    parser.epilog = f"{parser.epilog}\n\n{OVERRIDES}{short}"
     usage = " ".join(parser.format_usage().split()).removeprefix("usage: ").replace("%", "%%")
     parser.usage = f"{usage} [--section.key VALUE ...]"
     fields = option_fields()

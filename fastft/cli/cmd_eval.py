@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     data = "file to evaluate on (default: the recipe's validation file). Repeat the option for a table of several files"
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to a table")
     add_shared(parser, "logit-adjustment", "only-present-classes")
     positions = "take equal labels for the same classes in the file and the model, whatever the classes are called"
     parser.add_argument("--classes-by-position", action="store_true", help=positions)

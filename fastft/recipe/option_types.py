@@ -19,6 +19,7 @@ class DataOptions(TypedDict, total=False):
     selection_share: float
     num_classes: int | Literal["auto"]
     multi_label: bool
+    classes_by_position: bool
     order: Literal["random", "blocks"]
     block_mib: int
     sampling: Literal["none", "sqrt", "balanced"]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,6 +166,38 @@ def test_flags_are_frozen() -> None:
         for name, parser in COMMANDS.items()
     }
     assert flags == json.loads(Path(__file__).with_name("flags.json").read_text())
+
+
+# arguments that mean something else in another command; docs/options.md lists what each means
+SEVERAL_MEANINGS = {
+    "--classes-by-position", "--count", "--data", "--json", "--limit", "--out", "--overwrite", "--recipe", "--workers",
+}  # fmt: skip
+# what these write has a name of its own, or is a run, which continues
+WITHOUT_OVERWRITE = {"sweep", "demo", "bench"}
+
+
+def test_an_argument_has_one_meaning_in_all_commands() -> None:
+    meanings = runpy.run_path("docs/options_page.py")["arguments"]()
+    assert all("None" not in of_argument for of_argument in meanings.values())
+    assert {flag for flag, of_argument in meanings.items() if len(of_argument) > 1} == SEVERAL_MEANINGS
+    having = {flag: {c for commands in meanings[flag].values() for c in commands} for flag in ("--out", "--overwrite")}
+    assert having["--out"] - having["--overwrite"] == WITHOUT_OVERWRITE
+
+
+def test_the_help_names_only_the_short_names_that_the_command_takes() -> None:
+    for name, parser in COMMANDS.items():
+        _, _, named = (parser.epilog or "").partition("Short names: ")
+        for flag in filter(None, named.split(", ")):
+            assert parser._option_string_actions[flag].dest == "overrides", (name, flag)
+
+
+def test_the_help_of_a_benchmark_lists_its_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, listed in ((["loader"], True), ([], False)):
+        with pytest.raises(SystemExit) as stop:
+            main(["bench", *words, "--help"])
+        assert stop.value.code == 0
+        said = capsys.readouterr().out
+        assert ("loader.recipe-originals " in said and "loader.gpu " in said) == listed
 
 
 SHORT = [

@@ -130,6 +130,7 @@ def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, ph
     assert main([*command, "--csv", str(tmp_path / "a.csv")]) == 0
     with (tmp_path / "a.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
+    assert capsys.readouterr().out.endswith(said)  # the table is written beside it
     assert row["class"] == "" and float(row["probability"]) == pytest.approx(found.probabilities[0], abs=1e-6)
 
 
