@@ -145,7 +145,7 @@ class Reporter:
             )
         seconds = time.monotonic() - s.began
         started = msgspec.to_builtins(describe_process(s.world, s.precision, seconds))
-        self.record("start", step, started | decision.as_dict())
+        self.record("start", step, started | {"world_size": s.world.size} | decision.as_dict())
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
             self.say(
