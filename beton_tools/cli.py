@@ -20,6 +20,7 @@ with imports_of("beton"):
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
+        counted,
         end_command,
         format_bytes,
         print_error,
@@ -66,8 +67,7 @@ def build_parser() -> CommandParser:
     )
     help = "draw images with their classes on one contact sheet"
     sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
-    sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    sheet.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     _add_selection(sheet, limit=40)
     sheet.add_argument("--columns", type=positive(int), default=8, metavar="N", help="images per row (default: 8)")
     sheet.add_argument("--cell", type=at_least(16), default=160, metavar="PX", help="pixels per image (default: 160)")
@@ -77,6 +77,8 @@ def build_parser() -> CommandParser:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the images, <class>/<id>_<name>.jpg"
     )
     _add_selection(extract, limit=None)
+    for command in (sheet, extract):
+        command.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 
@@ -126,7 +128,7 @@ def _run_info(args: argparse.Namespace) -> int:
     }
     if args.json:
         return _print_json(values)
-    print_printable(f"{args.file}: {len(beton):,} images, {format_bytes(beton.file_size)}")
+    print_printable(f"{args.file}: {counted(len(beton), 'images')}, {format_bytes(beton.file_size)}")
     print_printable(f"  fields    {', '.join(fields)}")
     print_printable(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
     if manifest is None:
@@ -172,11 +174,12 @@ def _run_verify(args: argparse.Namespace) -> int:
     else:
         for where, what in report.problems[:_SHOWN_PROBLEMS]:
             print_printable(f"{args.file}: {where}: {what}")
-        verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
+        pages = counted(report.pages_checked, "pages")
+        verdict = "ok" if report.ok else counted(len(report.problems), "problems")
         print_printable(
             f"{args.file}: {verdict}, {report.images_decoded:,} of {report.num_samples:,} images decoded "
-            f"({report.num_indexed:,} with crop index), checksums compared on {report.pages_checked:,} "
-            f"{'page' if report.pages_checked == 1 else 'pages'}" + ("" if report.has_labels else ", no class labels")
+            f"({report.num_indexed:,} with crop index), checksums compared on {pages}"
+            + ("" if report.has_labels else ", no class labels")
         )
     return 0 if report.ok else EXIT_PROBLEMS
 
@@ -195,7 +198,7 @@ def _run_sheet(args: argparse.Namespace) -> int:
     beton = Beton.open(args.file)
     manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
-    print_printable(f"{args.out}: {len(ids):,} images")
+    print_printable(f"{args.out}: {counted(len(ids), 'images')}")
     return 0
 
 
@@ -206,12 +209,12 @@ def _run_extract(args: argparse.Namespace) -> int:
     manifest, ids = Manifest.of_opened(beton, tables=True), _choose(args, beton)
     paths = []
     with progress(args.file.name) as show:
-        for path in extract(beton, manifest, ids, args.out):
+        for path in extract(beton, manifest, ids, args.out, args.overwrite):
             paths.append(str(path))
             show(len(paths), len(ids), 0)
     if args.json:
         return _print_json(paths)
-    print_printable(f"{args.out}: {len(paths):,} images")
+    print_printable(f"{args.out}: {counted(len(paths), 'images')}")
     return 0
 
 

@@ -1,14 +1,18 @@
-"""Write docs/options.md and fastft/recipe/option_types.py from the recipe schema.
+"""Write docs/options.md and fastft/recipe/option_types.py from the recipe schema and the commands.
 
 python docs/options_page.py            rewrite the page and the module
 python docs/options_page.py --check    exit 1 if one of them is out of date
 """
 
+import argparse
 import dataclasses
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
+from beton_tools.cli import build_parser as beton_parser
+from fastft.cli import build_parser
 from fastft.recipe import SECTIONS
 from fastft.recipe.check import OptionChecker
 from fastft.recipe.constants import AUTO, SHORT_NAMES
@@ -28,14 +32,49 @@ def options_page() -> str:
         "`--optim.lr 3e-4`). Some have a short name, such as `--lr`, which is also the argument of `fastft.fit`. "
         "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
         "([Recipes](recipes.md)).",
-        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`. A test keeps it up to date.",
+        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py` and the commands. A test keeps it up to date.",
     ]
     for section, cls in SECTIONS.items():
         options = list_options(section)
         # closed at first, because all sections together fill fifteen phone screens
         opening = f'<details markdown="1">\n<summary>{len(options)} options</summary>'
         parts += [f"## {section}", str(cls.__doc__), opening, *map(_page_entry, options), "</details>"]
+    parts += [
+        "## Arguments of the commands",
+        "Commands that take a recipe accept the options above and their short names too, unless they have an argument with "
+        "the same name. `--data` is such a name: where it has an entry for a command below, that is its meaning there, and the "
+        "training images are `--data.train`.",
+        "\n".join(["| argument | commands | meaning |", "|---|---|---|", *_argument_rows()]),
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def arguments() -> dict[str, dict[str, list[str]]]:
+    """Map each argument of a command to its meanings, and each meaning to the commands that have it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for program, parser in (("", build_parser()), ("beton ", beton_parser())):
+        for name, command in _subcommands(parser, program):
+            for action in command._actions:
+                flags = [flag for flag in action.option_strings if flag.startswith("--") and flag != "--help"]
+                if flags and action.dest != "overrides":
+                    meaning = str(action.help).replace("%%", "%")
+                    found.setdefault(flags[0], {}).setdefault(meaning, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def _subcommands(parser: argparse.ArgumentParser, prefix: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                below = list(_subcommands(child, f"{prefix}{name} "))
+                yield from below or [(prefix + name, child)]
+
+
+def _argument_rows() -> Iterator[str]:
+    for flag, meanings in arguments().items():
+        for meaning, commands in meanings.items():
+            text = meaning.replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")
+            yield f"| `{flag}` | {', '.join(f'`{name}`' for name in commands)} | {text} |"
 
 
 def _page_entry(option: OptionInfo) -> str:

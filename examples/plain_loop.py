@@ -34,6 +34,9 @@ def main() -> None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             train.load_state_dict(state["loader"])
+            print(
+                f"{args.state}: {state['loader']['epoch']} of {args.epochs} epochs are trained. Delete it to start anew"
+            )
         while (epoch := train.state_dict()["epoch"]) < args.epochs:
             model.train()
             for batch in train:

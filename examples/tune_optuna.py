@@ -8,6 +8,7 @@ them, with an --out and a --storage that they all reach (mysql://..., postgresql
 """
 
 import argparse
+import shlex
 import shutil
 import sys
 import warnings
@@ -23,6 +24,7 @@ from fastft.jobs.decided import load_decided
 from fastft.machine.exits import NonFinite, Preempted
 
 SHARES = (1 / 8, 3 / 8, 1)  # fractions of the recipe's epochs after which a trial is evaluated
+TAKEN = ("lr", "train.run_dir", "out")  # other names for what a trial sets
 TRIED = (TrialState.COMPLETE, TrialState.PRUNED)
 SECONDS_BETWEEN_SIGNS = 60  # after twice this time without a sign of life, a trial is given to the next process
 
@@ -77,11 +79,12 @@ def main() -> None:
     left = args.trials - len(study.get_trials(states=TRIED))
     enough = optuna.study.MaxTrialsCallback(args.trials, TRIED)
     study.optimize(objective, n_trials=max(0, left), callbacks=[enough])
-    flags = [f"--optim.{name}={value:.4g}" for name, value in study.best_params.items()]
-    print(
-        f"{study.best_value:.2f} % of the validation images, which also chose the options: "
-        f"fastft train {args.recipe} {' '.join(flags)}"
+    found = {f"optim.{name}": value for name, value in study.best_params.items()}
+    own = [word for word in args.overrides if word.removeprefix("--").split("=", 1)[0] not in (*found, *TAKEN)]
+    command = shlex.join(
+        ["fastft", "train", args.recipe, *own, *(f"--{name}={value}" for name, value in found.items())]
     )
+    print(f"{study.best_value:.2f} % of the validation images, which also chose the options: {command}")
 
 
 if __name__ == "__main__":

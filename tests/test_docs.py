@@ -1,11 +1,13 @@
 """The documentation: dead links are errors, references list what there is; the layout that CONTRIBUTING.md describes."""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import build_parser, main
 from fastft.cost.price import CostQuery, price_recipes
 from fastft.machine.bench_result import read_result, write_result
+from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.recipe import load_recipe
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.yaml_file import read_yaml
+from fastft.run.metrics_lines import Start, read_lines
 from tests.report import made_up
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +94,53 @@ def test_every_key_of_a_cost_estimate_is_documented():
     priced = price_recipes([load_recipe(ROOT / "rcp/final_b16.yaml")], CostQuery("V100"))
     text = SCHEMA[SCHEMA.index("`fastft cost --json`") : SCHEMA.index("A run's `metrics.jsonl`")]
     assert set(priced.recipes[0].estimates[0].__struct_fields__) <= set(re.findall(r"`(\w+)`", text))
+
+
+def described(begin: str, end: str) -> set[str]:
+    """Names in a part of the page."""
+    text = SCHEMA[SCHEMA.index(begin) : SCHEMA.index(end)]
+    return set(re.findall(r"[`{\s,](\w+)(?=[`},])", text))
+
+
+def keys(values: object, skipped: Set[str]) -> set[str]:
+    """Return the keys of a JSON document, without those below `skipped`, and without the names of GPUs."""
+    if isinstance(values, list):
+        return set().union(*(keys(value, skipped) for value in values))
+    if not isinstance(values, dict):
+        return set()
+    below = (keys(value, skipped) for key, value in values.items() if key not in skipped)
+    return {key for key in values if key not in GPUS}.union(*below)
+
+
+@pytest.mark.parametrize(
+    ("command", "begin", "end"),
+    [
+        ("explain final_b16 --json", "`fastft explain --json`", "A run's `metrics.jsonl`"),
+        ("explain photos --data=train.beton --schedule.budget=5m --json", "`fastft explain --json`", "A run's `metrics.jsonl`"),
+        ("cost final_b16 --json", "`fastft cost --json`", "`fastft explain --json`"),
+        ("cost 05_llrd --gpu=v100 --price=2 --json", "`fastft cost --json`", "`fastft explain --json`"),
+    ],
+)  # fmt: skip
+def test_every_key_that_commands_print_is_documented(command, begin, end, place, capsys):
+    assert main(command.split()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert keys(printed, {"recipe", "evidence"}) <= described(begin, end)
+    if command.startswith("cost"):
+        of_gpu = re.search(r"An object is `{(.*)}`", SCHEMA)[1].split(", ")
+        assert list(printed) == of_gpu if "--gpu" in command else set(printed) == set(MAIN_GPUS)
+
+
+def test_every_key_of_a_runs_files_is_documented(whole):
+    lines = read_lines(whole / "metrics.jsonl")
+    for kind in {str(line["kind"]) for line in lines}:
+        found = {key for line in lines if line["kind"] == kind for key in keys(line, {"split"})}
+        plain = {re.sub(r"^(selection_)?(raw|ema)_", "", key) for key in found}
+        names = set(re.findall(r"`(\w+)`", row(f"| `{kind}` | `")))
+        assert plain - {"kind", "time", "step"} <= names, kind
+    (start,) = (line for line in lines if line["kind"] == "start")
+    assert set(Start.__struct_fields__) <= set(start)
+    weights = json.loads((whole / "result.json").read_text())["weights"]
+    assert keys(weights, set()) <= set(re.findall(r"`(\w+)`", SCHEMA[SCHEMA.index("A run's `result.json`") :]))
 
 
 MODULES = [path for package in ("fastft", "beton_tools") for path in (ROOT / package).rglob("*.py")]

@@ -96,6 +96,12 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun, which is given in the plural: 1,281,167 images, 1 image, 1 class."""
+    one = what.removesuffix("es") if what.endswith(("sses", "xes")) else what.removesuffix("s")
+    return f"1 {one}" if number == 1 else f"{number:,} {what}"
+
+
 def format_bytes(count: float) -> str:
     """Format bytes in decimal units, as disks are sold: 138.2 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -12,7 +12,7 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from beton_tools.base.atomic import atomic_path
+from beton_tools.base.atomic import atomic_path, refuse_existing
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.format import RAW_MODE, Beton
@@ -56,26 +56,34 @@ def choose_samples(
     return chosen.tolist()
 
 
-def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder: Path) -> Iterator[Path]:
+def extract(
+    beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder: Path, overwrite: bool = False
+) -> Iterator[Path]:
     """Write samples to `folder/<class>/<id>_<name>.jpg` (`.png` for raw ones), yielding each path.
 
     JPEG bytes are written as they are stored. For a multi-label image, the folder is named by all its labels,
     "cat;dog", or "none".
 
+    Args:
+        overwrite: Replace existing files.
+
     Raises:
-        UserError: A sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a
-            class folder is a link, or the manifest belongs to another file.
+        UserError: A file exists (nothing is written then), a sample cannot be read, the `.beton` changed while it was
+            being read, a file cannot be written, a class folder is a link, or the manifest belongs to another file.
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
             f"{beton.path}: has {len(beton)} samples, but its manifest lists {manifest.num_samples}. Delete the manifest"
         )
     folders = _class_folders(manifest.classes) if manifest is not None else []
+    paths: dict[int, Path] = {}
     for sample_id in ids:
         labels = classes_of(beton.labels[sample_id])
         named = [folders[label] if 0 <= label < len(folders) else str(label) for label in labels]
         class_folder = _safe(";".join(named) or "none")
-        path = folder / class_folder / _file_name(beton, manifest, sample_id)
+        paths[sample_id] = folder / class_folder / _file_name(beton, manifest, sample_id)
+        refuse_existing(paths[sample_id], overwrite)
+    for sample_id, path in paths.items():
         with report_disk_errors(f"{path}:", "Give another --out"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.is_symlink():

@@ -83,8 +83,11 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
     return result
 
 
-def planned(name: str) -> list[Planned]:
+def planned(name: str, here: bool = True) -> list[Planned]:
     """Return the measures in a benchmark, in all of them, or the one with this key.
+
+    Args:
+        here: only those that this machine can run.
 
     Raises UserError if the name is unknown or if all measures need a GPU.
     """
@@ -95,10 +98,10 @@ def planned(name: str) -> list[Planned]:
         raise UserError(
             f"there is no benchmark {name!r}. Choose from {', '.join(BENCHES)}, all, or give a measure such as loader.cold"
         )
-    here = [plan for plan in found if torch.cuda.is_available() or not plan.needs_gpu]
-    if not here:
+    possible = [plan for plan in found if torch.cuda.is_available() or not plan.needs_gpu or not here]
+    if not possible:
         raise UserError(f"{name} needs a GPU, and this machine has none")
-    return here
+    return possible
 
 
 def new_result(images: bench_result.Images, quick: bool, watch: Watch) -> Result:

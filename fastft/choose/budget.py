@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from beton_tools.base.console import format_duration
+from beton_tools.base.console import counted, format_duration
 from fastft.choose.image_size import TRAINING_COST, TriedSizes, try_sizes
 from fastft.evaluate.linear_probe import LinearProbe
 from fastft.recipe import AskedRecipe, Choice
@@ -45,7 +45,7 @@ class Plan:
     def __str__(self) -> str:
         if not self.epochs:
             return f"the linear probe at {self.size} px {self.top1:.1f} %"
-        length = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        length = counted(self.epochs, "epochs")
         return f"{length} at {self.size} px {self.top1:.1f} % in {format_duration(self.seconds)}"
 
 

@@ -32,7 +32,7 @@ with imports_of("fastft"):
         start_command,
     )
     from beton_tools.base.errors import UserError
-    from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
+    from fastft.cli.arguments import Parser, add_recipe_options, refuse_unknown
     from fastft.machine.exits import EXIT_REQUEUE, GpuFailed, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
@@ -170,7 +170,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, place: str, te
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
-        epilog=f"example:\n  {command.EXAMPLE}" + (f"\n\n{OVERRIDES}" if command.TAKES_OPTIONS else ""),
+        epilog=f"example:\n  {command.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from beton_tools.base.parser import CommandParser, parse_number, positive
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
 from fastft.recipe.load import advice_without_option, full_name, nearest_option
-from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
+from fastft.recipe.other_names import OTHER_FLAGS, OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import is_elsewhere, recipe_names
 from fastft.recipe.schema import SECTIONS, option_fields
 
@@ -24,8 +24,7 @@ CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
 SIMILAR = 0.75  # lowest similarity at which an argument is suggested
 OVERRIDES = (
     "You can add any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4. fastft options lists\n"
-    "them all. "
-    "Short names: " + ", ".join(f"--{name}" for name in _SHORT.values())
+    "them all. Short names: "
 )
 RECIPE = "a recipe that fastft recipes lists (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 
@@ -65,11 +64,15 @@ class _Override(argparse.Action):
 def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
     """Add every option of a recipe, and its short name unless the command has an argument with that name.
 
+    The end of the help explains them.
+
     Args:
         listed: show the options in the command's help.
     """
     taken = set(parser._option_string_actions)
     parser.set_defaults(overrides=[])
+    short = ", ".join(flag for flag in (f"--{name}" for name in _SHORT.values()) if flag not in taken)
+    parser.epilog = f"{parser.epilog}\n\n{OVERRIDES}{short}"
     usage = " ".join(parser.format_usage().split()).removeprefix("usage: ").replace("%", "%%")
     parser.usage = f"{usage} [--section.key VALUE ...]"
     fields = option_fields()
@@ -90,14 +93,12 @@ def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
 
     Raises UserError: there are such words; all are listed, each with its hint.
     """
-    known, hints = parser._option_string_actions, dict[str, str | None]()
+    hints = dict[str, str | None]()
     for word in words:
         name, equals, _ = word.partition("=")
         is_flag = name.startswith("-") and not _is_number(name)
         if is_flag or equals:
-            near = _nearest(name.lstrip("-"), known)
-            advice = advice_without_option(name.lstrip("-")) if near is None and "--optim.lr" in known else None
-            hints[name] = f"Did you mean {near}?" if near else advice
+            hints[name] = _hint(parser, name.lstrip("-"))
         elif not hints:  # not the value of an unknown flag
             hints[name] = None
     if len(hints) == 1:
@@ -112,14 +113,24 @@ def _is_number(text: str) -> bool:
     return parse_number(float, text) is not None
 
 
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the argument that was probably meant: one of the command's, or a recipe option."""
-    own = [] if "." in name else get_close_matches(name, [flag[2:] for flag in known if "." not in flag], 1, SIMILAR)
-    elsewhere = name.replace("-", "_")
-    if "--optim.lr" in known and (not own or elsewhere in OTHER_NAMES or elsewhere in WITHOUT_OPTION):
-        option = nearest_option(name)
-        own = [] if option is None else [option if "." in name else _SHORT.get(option, option)]
-    return f"--{own[0]}" if own else None
+def _hint(parser: argparse.ArgumentParser, name: str) -> str | None:
+    """Say what was probably meant: one of the command's arguments, or a recipe option, by another name or misspelt."""
+    actions, elsewhere = parser._option_string_actions, name.replace("-", "_")
+    takes_options = "--optim.lr" in actions
+    own = {flag[2:] for flag, action in actions.items() if action.dest != "overrides"}
+    if found := [flag for flag, names in OTHER_FLAGS.items() if flag in own and elsewhere in names]:
+        return f"Did you mean --{found[0]}?"
+    is_option = elsewhere in OTHER_NAMES or full_name(name) in option_fields()
+    if "." not in name and not (takes_options and (is_option or elsewhere in WITHOUT_OPTION)):
+        flags = [flag[2:] for flag in actions if "." not in flag]
+        if similar := get_close_matches(name, flags, 1, SIMILAR):
+            return f"Did you mean --{similar[0]}?"
+    if not takes_options:
+        return f"This is a recipe option, and {parser.prog} takes none" if is_option else None
+    option = full_name(name) if full_name(name) in option_fields() else nearest_option(name)
+    if option is None:
+        return advice_without_option(name)
+    return f"Did you mean --{option if '.' in name else _SHORT.get(option, option)}?"
 
 
 def recipe_reference(text: str) -> str:

@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     add_shared(parser, "only-present-classes")
-    out = "a new folder for the average and its accuracies. eval, predict and export accept it"
+    out = "folder for the average and its accuracies. eval, predict and export accept it"
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
-    add_shared(parser, "weights", "device", "json")
+    add_shared(parser, "weights", "device", "json", "overwrite")
 
 
 def alpha_list(text: str) -> list[float]:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.alpha is not None and args.soup is not None:
         raise UserError("--alpha is for a curve between two models, --soup for a mean. Omit one of them")
-    check_out(args.out)
+    check_out(args.out, args.overwrite)
     trained, averages = average(
         args.models,
         args.data,

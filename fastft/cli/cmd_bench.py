@@ -2,8 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import Any, NoReturn
 
-from beton_tools.base.console import make_console
+from beton_tools.base.console import format_duration, make_console
 from beton_tools.base.parser import positive
 from fastft.bench import BENCHES
 from fastft.cli.arguments import recipe_reference
@@ -15,11 +16,14 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    parser._optionals.conflict_handler = "resolve"  # in the place of argparse's own --help
+    add("-h", "--help", action=_Help, nargs=0, help="show this help. After NAME: also its measures")
     add("name", metavar="NAME", help=f"{', '.join(BENCHES)}, all, or one measure such as loader.cold")
     images = "folder with JPEGs, one folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)"
     add("--images", type=Path, metavar="DIR", help=images)
     add("--count", type=positive(int), metavar="N", help="maximum number of images (default 700)")
-    add("--peers", default="all", help=f"all, none, or some of {','.join(PEERS)}")
+    peers = f"other libraries to measure: all (default), none, or some of {','.join(PEERS)}"
+    add("--peers", default="all", metavar="NAME,...", help=peers)
     own = "your own loader: a Python file and its function that returns an iterable of batches (docs/benchmarks.md)"
     add("--contender", metavar="FILE.py:FUNCTION", help=own)
     add("--rounds", type=positive(int), metavar="N", help="rounds that count (default 5)")
@@ -43,6 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="add the measures to this result, which must come from the same version and machine",
     )
+
+
+class _Help(argparse.Action):
+    """Print the help and exit. If a benchmark is named before, its measures follow."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> NoReturn:
+        name = getattr(namespace, "name", None)
+        if name is not None:
+            from fastft.bench.suite import planned
+
+            measures = (
+                f"  {plan.key:24} about {format_duration(plan.seconds)}{', needs a GPU' * plan.needs_gpu}"
+                for plan in planned(name, here=False)
+            )
+            parser.epilog = "\n".join([f"measures of {name}:", *measures, "", parser.epilog or ""])
+        parser.print_help()
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from beton_tools.base.console import by_suffix, format_bytes, print_printable, say
+from beton_tools.base.console import by_suffix, counted, format_bytes, print_printable, say
 from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.beton_set import BetonSet
@@ -174,7 +174,7 @@ def _print_warnings(*paths: Path) -> None:
 
 
 def _print_summary(path: Path, manifest: Manifest) -> None:
-    images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
+    images = f"{counted(manifest.num_samples, 'images')} in {counted(manifest.num_classes, 'classes')}"
     print_printable(f"{path}: {images}, {format_bytes(manifest.file_size)}")
     if "columns" in manifest.source:
         print_printable(f"  {manifest.source['columns']}")

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "this GPU, and for the loader per core"
     )
     add("--measured", type=Path, metavar="BENCH.json", help=measured)
-    add("--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU")
+    cores = "CPU cores that feed each GPU (default: as in a usual cloud machine with this GPU)"
+    add("--cores-per-gpu", type=positive(float), metavar="N", help=cores)
     val_images = "images per evaluation (default: 50,000 for ImageNet, and the same fraction for other data)"
     add("--val-images", type=positive(int), metavar="N", help=val_images)
     add_shared(parser, "json")

@@ -13,7 +13,13 @@ TAKES_OPTIONS = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default="demo", type=recipe_reference, help=f"{RECIPE} (default demo)")
-    add("--cache", type=Path, default=Path(".cache/demo"), help="folder for downloads (default .cache/demo)")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=Path(".cache/demo"),
+        help="folder for downloads (default .cache/demo)",
+    )
     add("--out", type=Path, default=Path("runs/demo"), help="folder for results (default runs/demo)")
 
 

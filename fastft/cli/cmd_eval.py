@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beton_tools.base import torchrun
-from beton_tools.base.console import compact_table, print_table, say
+from beton_tools.base.console import compact_table, counted, print_table, say
 from fastft.cli.arguments import add_checkpoint, add_shared, print_line, show
 from fastft.run.evaluations import BALANCED_ACCURACY, BESIDE, SCORE_NAMES, TOP1
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     data = "file to evaluate on (default: the recipe's validation file). Repeat the option for a table of several files"
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to a table")
     add_shared(parser, "logit-adjustment", "only-present-classes")
     positions = "take equal labels for the same classes in the file and the model, whatever the classes are called"
     parser.add_argument("--classes-by-position", action="store_true", help=positions)
@@ -71,12 +71,12 @@ def print_evaluation(report: "FileReport", console: "Console") -> None:
 
 def _headline(r: "FileReport") -> str:
     if r.map is not None:
-        return f"mAP {r.map:.3f} %, loss {r.loss:.4f}, {r.samples} images"
+        return f"mAP {r.map:.3f} %, loss {r.loss:.4f}, {counted(r.samples, 'images')}"
     top5 = "" if r.top5 is None else f"top-5 {r.top5:.3f} %, "
     few = r.ranked_classes < len(r.classes)
     ranked = f", ranked among the {r.ranked_classes} classes with images" if few else ""
     error = f"(standard error {r.standard_error:.3f})"
-    return f"top-1 {r.top1:.3f} % {error}, {top5}loss {r.loss:.4f}, {r.samples} images{ranked}"
+    return f"top-1 {r.top1:.3f} % {error}, {top5}loss {r.loss:.4f}, {counted(r.samples, 'images')}{ranked}"
 
 
 def _means(r: "FileReport") -> str:

@@ -14,7 +14,11 @@ TAKES_OPTIONS = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_shared(parser, "logit-adjustment", "no-temperature")
-    parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
+    formats = (
+        "timm, open_clip: a folder for these libraries. safetensors: weights and metadata. onnx: for ONNX Runtime. torch: a "
+        "program for torch.export"
+    )
+    parser.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=formats)
     parser.add_argument(
         "--out",
         required=True,

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_output
@@ -11,6 +13,9 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.parser import positive
 from beton_tools.read.beton_paths import is_named_beton
 from fastft.cli.arguments import add_checkpoint, add_shared, share
+
+if TYPE_CHECKING:
+    from fastft.evaluate.predictor import Prediction
 
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
@@ -32,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="average the predictions for each image and its mirror image, which takes twice as long",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV table instead of printing")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to a table")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one per line")
     features = (
         "write the embeddings that the head receives, not classes. Arrays: features (N, D), labels, files, classes"
@@ -58,19 +63,28 @@ def run(args: argparse.Namespace) -> int:
         "min_probability": args.min_probability, "flip_average": args.flip_average,
     }  # fmt: skip
     predictions = predict_files(args.checkpoint, args.images, args.topk, args.device, say, **options)
+    printed = _printed(predictions, args.json)
     if args.csv is not None:
-        write_predictions(predictions, args.csv)
-        return 0
+        write_predictions(printed, args.csv)
+    for _ in printed:
+        pass
+    return 0
+
+
+def _printed(predictions: "Iterable[Prediction]", as_json: bool) -> "Iterator[Prediction]":
+    """Print each prediction, then yield it."""
     for p in predictions:
-        if args.json:
-            values = {key: getattr(p, key) for key in ("classes", "probabilities", "error", "notes")}
+        if as_json:
+            values = {key: getattr(p, key) for key in ("classes", "probabilities", "rejected", "error", "notes")}
             print(json.dumps({"path": str(p.path)} | values), flush=True)
+            yield p
             continue
         classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(p.classes, p.probabilities, strict=True))
-        nothing = "none of these" if args.min_probability else "no label reaches its threshold"
+        likely = next((f" (most probable: {name} {value:.1%})" for name, value in p.rejected.items()), "")
+        nothing = f"none of these{likely}" if likely else "no label reaches its threshold"
         nothing = nothing if p.error is None else f"not read: {p.error}"
         print_printable(f"{p.path}: {classes or nothing}")
-    return 0
+        yield p
 
 
 def _write_features(args: argparse.Namespace) -> int:

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "price")
     mistakes = "show the validation images with the worst predictions (auto: with a GPU, or if there are few images)"
     add("--mistakes", choices=(AUTO, "always", "never"), default=AUTO, help=mistakes)
-    add_shared(parser, "weights", "overwrite")
+    add_shared(parser, "weights")
+    replace = "replace the file that --out names. The default page is replaced without this"
+    add("--overwrite", action="store_true", help=replace)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,7 +21,8 @@ AS_PUBLISHED = [f"--{option}={PUBLISHED}" for option in EVALUATED_PART]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_recipe(parser)
-    add("--data", metavar="FILE.beton", type=Path, help="images and classes (default: the recipe's validation file)")
+    data = "file to evaluate on (default: the recipe's validation file). The training file is --data.train"
+    add("--data", metavar="FILE.beton", type=Path, help=data)
     names = "file with a class name on each line, by label (default: open_clip's names for ImageNet, otherwise the folder names)"
     add("--names", metavar="FILE", type=Path, help=names)
     texts = "the texts around a name: OpenAI's 80 (the default), 7 of these, or a file with lines such as 'a photo of a {}.'"

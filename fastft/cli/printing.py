@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beton_tools.base.console import compact_table, print_table
+from beton_tools.base.console import compact_table, counted, print_table
 from beton_tools.base.typed_json import UNSET
 from fastft.cli.doctor import FAIL, OK, WARN, Checks
 from fastft.cost.explanation import Cost, Explanation, RecipeList, Schedule
@@ -45,7 +45,7 @@ def print_explanation(
     schedule = values.schedule
     console.rule(recipe.name)
     lines = {"training": _describe_training(recipe)}
-    lines["schedule"] = f"{schedule.total_steps:,} steps, {schedule.steps_per_epoch:,} per epoch"
+    lines["schedule"] = f"{counted(schedule.total_steps, 'steps')}, {schedule.steps_per_epoch:,} per epoch"
     if schedule.total_steps == 0:
         lines = {"training": "none: the run stops at the linear probe"}
     elif verbose:
@@ -71,7 +71,8 @@ def _describe_training(recipe: AskedRecipe) -> str:
     """Describe what you ask first about a run: its length, batch size, learning rates and EMA."""
     optim, schedule, decay = recipe.optim, recipe.schedule, recipe.ema.decay
     epochs, stop = schedule.epochs, schedule.stop_epoch
-    length = f"{epochs} epochs" if stop is None else f"{stop} of {epochs} epochs"
+    whole = counted(epochs, "epochs")
+    length = whole if stop is None else f"{stop} of {whole}"
     if schedule.budget is not None and EPOCHS in recipe.automatic:
         length = f"at most {length}"
     return (
@@ -170,7 +171,9 @@ def _prices_title(values: Prices) -> str:
     title = (
         f"{values.gpus} x {values.gpu} ({values.peak_flops / 1e12:g} TFLOP/s): {MEASURED_NOTE if measured else NOTE}"
     )
-    return title if values.total is None else f"{title}, {values.total.rows} rows, {values.total.trainings} runs"
+    if values.total is None:
+        return title
+    return f"{title}, {counted(values.total.rows, 'rows')}, {counted(values.total.trainings, 'runs')}"
 
 
 def _prices_table(values: Prices) -> Table:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from beton_tools.base.console import counted
 from beton_tools.base.typed_json import UNSET, Document, Object, Unset
 from fastft.augment.describe import describe_policy
 from fastft.augment.recipe_policy import build_policy
@@ -227,5 +228,5 @@ def _what(recipe: AskedRecipe) -> str:
     words = [] if trained is None else [f"last {trained} blocks"]
     if trained is not None and 2 * trained == recipe_arch(recipe).layers:
         words = ["half frozen"]
-    words.append(f"{recipe.epochs} epochs" if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")
+    words.append(counted(whole, "epochs") if recipe.epochs == whole else f"{recipe.epochs} of {whole} epochs")
     return ", ".join(words + ["fitted head"] * (recipe.model.head_init == "probe"))

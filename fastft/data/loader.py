@@ -21,6 +21,7 @@ import torch
 
 from beton_tools.base import torchrun
 from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.console import counted
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
@@ -122,7 +123,7 @@ class _BetonLoader:
 
     def _describe(self, samples: int, batches: int, more: str = "") -> str:
         """Describe in one line, for notebooks, what the loader delivers."""
-        images, classes = f"{samples:,} images", f"{self.num_classes:,} classes"
+        images, classes = counted(samples, "images"), counted(self.num_classes, "classes")
         state = "closed" if self.closed else f"{batches:,} batches of {self.batch}"
         size, device = self.output.size, torch.device(self.output.device)
         return (

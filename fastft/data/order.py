@@ -80,8 +80,8 @@ class BatchLayout:
     shard: Shard = Shard()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch size is {self.batch_size}. It must be 1 or more")
+        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
+            raise UserError(f"batch size is {self.batch_size!r}. Give a whole number, 1 or more")
         at_once = self.shard.world_size * self.micro_batch
         if at_once < 1 or self.batch_size % at_once:
             raise UserError(

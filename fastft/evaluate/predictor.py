@@ -58,6 +58,8 @@ class Prediction:
         path: the file. For an image in memory it is empty, and `image` holds the image.
         notes: what you should know about the pixels, as the end of "1 image has ...": values above 8 bits were clipped,
             or transparent pixels were laid on `data.background`.
+        rejected: the classes that the image would have without `min_probability`, with their probabilities. Empty if
+            it was not rejected.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class Prediction:
     error: str | None = None
     notes: tuple[str, ...] = ()
     image: Image.Image | None = field(default=None, compare=False)
+    rejected: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shares = (f"{name} {share:.1%}" for name, share in zip(self.classes, self.probabilities, strict=True))
@@ -124,6 +127,8 @@ class Predictor:
         self.temperature = (self.trained.temperature if temperature else None) or 1.0
         self.classes = self.trained.outputs
         self.min_probability, self.flip_average = min_probability, flip_average
+        if not 0 <= min_probability <= 1:
+            raise UserError(f"min_probability is {min_probability:g}. Give a number from 0 to 1")
         if min_probability and self.trained.recipe.data.multi_label:
             raise UserError("each label of this model has its own threshold. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:
@@ -158,11 +163,13 @@ class Predictor:
             shares_K = logits_K.sigmoid() if multi_label else (logits_K / self.temperature).softmax(0)
             if multi_label:
                 ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
-            elif shares_K[ranked[0]] < self.min_probability:
-                ranked = ranked[:0]
             ranked = ranked[:topk]
-            names = [self.classes[k] for k in ranked.tolist()]
-            yield Prediction(path, names, shares_K[ranked].tolist(), notes=read.notes, image=held)
+            names, shares = [self.classes[k] for k in ranked.tolist()], shares_K[ranked].tolist()
+            if not multi_label and shares[0] < self.min_probability:
+                rejected = dict(zip(names, shares, strict=True))
+                yield Prediction(path, [], [], notes=read.notes, image=held, rejected=rejected)
+            else:
+                yield Prediction(path, names, shares, notes=read.notes, image=held)
 
 
 def as_several(images: Given | Iterable[Given]) -> Iterable[Source]:
@@ -264,12 +271,16 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank; predicted is a class name. Raises UserError as `write_csv`."""
+    """Write a CSV file with one row per image file and rank; predicted is a class name. Raises UserError as `write_csv`.
+
+    A rejected image has one row, with its highest probability and no class.
+    """
 
     def rows() -> Iterator[Sequence[object]]:
         for p in predictions:
             if not p.classes:
-                yield [p.path, "", "", "", p.error or ""]
+                highest = max(p.rejected.values(), default=None)
+                yield [p.path, "", "", "" if highest is None else f"{highest:.6f}", p.error or ""]
             for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
                 yield [p.path, rank, name, f"{probability:.6f}", ""]
 

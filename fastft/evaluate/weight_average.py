@@ -9,6 +9,7 @@ and 20 % wrong labels, the best alpha lost 3.3 points on other images. So the la
 right on significantly more of the images.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beton_tools.base.atomic import check_writable, scratch_folder
+from beton_tools.base.atomic import check_writable, refuse_existing, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_multi_label
@@ -319,19 +320,23 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
     return Average("greedy soup", names, members, rows, best, mean_state(total, len(members)))
 
 
-def check_out(out: Path) -> None:
-    """Raise UserError if the average cannot be written to the folder `out`."""
-    if out.exists():
-        raise UserError(f"{out} exists. Remove it, or give another --out")
-    check_writable(out, makes_directories=True)
+def check_out(out: Path, overwrite: bool = False) -> None:
+    """Raise UserError if the average cannot be written to the folder `out`. overwrite: replace an earlier average."""
+    refuse_existing(out, overwrite)
+    if os.path.lexists(out) and (out.is_symlink() or not (out / RESULT).is_file()):
+        raise UserError(f"{out} was not written by fastft average, so it is not replaced. Give another --out")
+    if not out.exists():
+        check_writable(out, makes_directories=True)
 
 
 def write_average(average: Average, trained: Trained, out: Path) -> None:
-    """Write the folder with a checkpoint and `average.json`. It appears only when it is complete."""
+    """Write the folder with a checkpoint and `average.json`. It appears, or replaces another, only when it is complete."""
     assert trained.state is not None, "only checkpoints are averaged"
     state = CheckpointState.of(trained.state, average=average.record())
     with report_disk_errors(out, "Nothing was kept"), scratch_folder(out) as parent:
         folder = parent / out.name
         write_checkpoint(folder, state, {STEMS[RAW]: average.state})
         write_document(folder / RESULT, average.record())
+        if out.exists():
+            out.rename(parent / "replaced")  # deleted with the scratch folder
         folder.rename(out)

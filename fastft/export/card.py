@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from beton_tools import __version__
-from beton_tools.base.console import markdown_table
+from beton_tools.base.console import counted, markdown_table
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
@@ -140,7 +140,7 @@ def _average(average: AverageRecord) -> str:
     lines = [f"{average.description[0].upper()}{average.description[1:]}."]
     for f in [] if average.chosen is None else average.chosen.files:
         name, chose = _plain(f.data), " (which chose)" if f.data == average.selection else ""
-        lines.append(f"- `{name}`{chose}: {f.figure:.3f} % {SCORE_NAMES[f.best_by]} of {f.samples:,} images")
+        lines.append(f"- `{name}`{chose}: {f.figure:.3f} % {SCORE_NAMES[f.best_by]} of {counted(f.samples, 'images')}")
     return "\n".join(lines)
 
 
@@ -163,8 +163,9 @@ def _file(role: str, path: str) -> str:
     source = ", ".join(f"{k} {Path(v).name}" for k, v in manifest.source.items())
     options = ", ".join(f"{k} {v}" for k, v in manifest.options.items() if v is not None)
     kept = ", ".join(f"{count:,} {kind}" for kind, count in manifest.encodings.items())
+    images, classes = counted(manifest.num_samples, "images"), counted(manifest.num_classes, "classes")
     return (
-        f"{role}: `{Path(path).name}`, {manifest.num_samples:,} images in {manifest.num_classes} classes, fingerprint "
+        f"{role}: `{Path(path).name}`, {images} in {classes}, fingerprint "
         f"`{manifest.fingerprint[:16]}`, from {source}, {options}. Images: {kept}, skipped: {len(manifest.skipped)}"
     )
 

@@ -21,14 +21,14 @@ from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet, Content
 from beton_tools.read.class_list import Classes
 from fastft.choose.automatic import resolve
-from fastft.data.classes import refuse_multi_label
 from fastft.jobs.decided import decide, load_decided
 from fastft.jobs.grid import print_comparison
 from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world, is_gpu_failure
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
+from fastft.model.recipe_model import check_model
 from fastft.photos.prepare import line_printer, prepare_overrides
-from fastft.recipe import AskedRecipe, load_recipe
+from fastft.recipe import AskedRecipe, Recipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
 from fastft.recipe.training_images import largest_size
@@ -62,7 +62,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     options, outcomes = recipes[0].train, []
     # one process group for all runs
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
-        overrides = prepare_overrides(largest, overrides, out, line_printer(console), world)
+        overrides = prepare_overrides(largest, overrides, out, line_printer(console), world, _check)
         opened: dict[str, BetonSet] = {}  # all rows read the same files
         planned = [plan_runs(sweep, overrides, out / "runs", opened) for sweep in sweeps]
         runs = [run for row_runs in planned for run in row_runs]
@@ -70,7 +70,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
             raise UserError("a sweep compares accuracies and needs validation data. Set --data.val=FILE.beton")
         # decided before the first run, so that all processes decide from the same files
         world.in_main(lambda: refuse_other_results(runs))
-        refuse_multi_label(runs[0].recipe, "fastft sweep")
+        _refuse_multi_label(runs[0].recipe)
         console = console if world.is_main else Console(quiet=True)
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
         waiting = set(failures)
@@ -90,6 +90,20 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
                 print_report(sweep, of_sweep, report_folder(sweep, out), console)
             outcomes += of_sweep
     return outcomes
+
+
+def _check(recipe: Recipe) -> None:
+    """Check the recipe with the number of images and classes, before photographs are converted."""
+    _refuse_multi_label(recipe)
+    check_model(recipe)
+
+
+def _refuse_multi_label(recipe: Recipe) -> None:
+    if recipe.data.multi_label:
+        raise UserError(
+            "fastft sweep compares runs on images with one label each, but these have several. Train each recipe with "
+            "fastft train, and compare the runs with fastft report RUN RUN"
+        )
 
 
 def _report(

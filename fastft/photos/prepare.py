@@ -10,7 +10,7 @@ split, and `prepared.json` records what the files were made from.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,11 @@ def count_photos(recipe: AskedRecipe) -> tuple[Images, list[str]]:
 
 
 def prepare_data(
-    recipe: AskedRecipe, say: Say, world: World | None = None, run: Path | None = None
+    recipe: AskedRecipe,
+    say: Say,
+    world: World | None = None,
+    run: Path | None = None,
+    check: Callable[[AskedRecipe], None] = check_model,
 ) -> tuple[AskedRecipe, Images | None]:
     """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; the images' source).
 
@@ -94,6 +98,7 @@ def prepare_data(
         world: the processes of a run, which all call this. Process 0 prepares, and the others wait. None: only this
             process.
         run: a folder to use instead of the run directory, for several runs on the same images.
+        check: called with the number of images and classes in the recipe, before photographs are converted.
 
     Raises:
         UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first
@@ -105,7 +110,8 @@ def prepare_data(
         return recipe, None
 
     def work() -> tuple[Data, Images | None]:
-        prepare = _prepare_photos if needs_conversion(recipe.data.train) else _prepare_holdout
+        from_photos = partial(_prepare_photos, check=check)
+        prepare = from_photos if needs_conversion(recipe.data.train) else _prepare_holdout
         folder = (run or run_folder(recipe)) / "data"
         return prepare(recipe, folder, say) if needed else (recipe.data, None)
 
@@ -113,20 +119,28 @@ def prepare_data(
     return recipe.with_option("data.train", data.train).with_option("data.val", data.val), images
 
 
-def prepare_overrides(recipe: AskedRecipe, overrides: Sequence[str], run: Path, say: Say, world: World) -> list[str]:
+def prepare_overrides(
+    recipe: AskedRecipe,
+    overrides: Sequence[str],
+    run: Path,
+    say: Say,
+    world: World,
+    check: Callable[[AskedRecipe], None],
+) -> list[str]:
     """Return a command line whose `data.train` and `data.val` are .beton files, or subsets of one.
 
     The files are written to `run` if needed.
 
     Args:
         recipe: one that the command line was applied to.
+        check: as in `prepare_data`.
 
     Raises:
         UserError: as `prepare_data`.
     """
     if recipe.data.train is None:
         return list(overrides)
-    data = prepare_data(recipe, say, world, run)[0].data
+    data = prepare_data(recipe, say, world, run, check)[0].data
     paths = () if data == recipe.data else (("train", data.train), ("val", data.val))
     return [*overrides, *(f"--data.{key}={path}" for key, path in paths if path)]
 
@@ -178,7 +192,9 @@ def _prepare_holdout(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data,
     return made, replace(images, train=int((~held).sum()), val=int(held.sum()))
 
 
-def _prepare_photos(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data, Images]:
+def _prepare_photos(
+    recipe: AskedRecipe, folder: Path, say: Say, check: Callable[[AskedRecipe], None]
+) -> tuple[Data, Images]:
     """Convert `data.train` and `data.val`."""
     photos, (train, val) = str(recipe.data.train), _listed(recipe)
     for given in [each.source for each in (train, val) if each is not None]:
@@ -192,8 +208,8 @@ def _prepare_photos(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data, 
         _refuse_inside(photographs, folder.parent)
     found = check_photos(train, val)
     images = _images(photos, found)
-    check = partial(check_model, with_run_weights(with_images(recipe, images)))
-    made = prepare_once(folder, source, say, check, partial(_convert_all, recipe, found, folder, old, say))
+    check_images = partial(check, with_run_weights(with_images(recipe, images)))
+    made = prepare_once(folder, source, say, check_images, partial(_convert_all, recipe, found, folder, old, say))
     val_path = str(folder / TO_VAL) if TO_VAL in made.files else None
     return replace(recipe.data, train=str(folder / "train.beton"), val=val_path), images
 

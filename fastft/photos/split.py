@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.base.console import by_suffix, printable
+from beton_tools.base.console import by_suffix, counted, printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import HEIC_NEEDS, HEIC_SUFFIXES, open_image, reads_heic
 from beton_tools.read.sample_table import classes_of, count_classes, strata
@@ -124,7 +124,8 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
             "smaller groups, or validation images by --data.val"
         )
     else:
-        reason = f"{len(found)} images are too few to hold any out, so nothing is evaluated"
+        images = "1 image is" if len(found) == 1 else f"{len(found)} images are"
+        reason = f"{images} too few to hold any out, so nothing is evaluated"
     return held, [*warnings, reason], kept
 
 
@@ -139,11 +140,11 @@ def split_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 def describe_sides(data: str, train: int, classes: int, val: int, split: Path | None) -> str:
     """Describe the numbers of images in one line. split: the hold-out's split.csv; None if no images were held out."""
-    source = f"{data}: {train:,} training images of {classes} classes"
+    source = f"{data}: {counted(train, 'training images')} of {counted(classes, 'classes')}"
     if not val:
         return source
     how = "" if split is None else f", held out by class ({split})"
-    return f"{source}, {val:,} validation images{how}"
+    return f"{source}, {counted(val, 'validation images')}{how}"
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:

@@ -530,7 +530,15 @@ class Recipe:
     @property
     def evaluations(self) -> int:
         """Number of evaluations over the whole run."""
-        return -(-self.epochs // self.train.eval_every)
+        return self.evaluations_after(0)
+
+    def evaluations_after(self, epoch: int) -> int:
+        """Return how many evaluations follow after the first `epoch` epochs and their evaluation."""
+        return sum(map(self.is_evaluated, range(epoch + 1, self.epochs + 1)))
+
+    def is_evaluated(self, done: int) -> bool:
+        """True if the model is evaluated after `done` epochs."""
+        return done % self.train.eval_every == 0 or done == self.epochs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from beton_tools.base.atomic import check_output, write_text
-from beton_tools.base.console import printable
+from beton_tools.base.console import counted, printable
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
@@ -290,7 +290,8 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         for label, entry in ((BEST, best), ("last epoch", run.evaluations[-1])):
             shown = [f"{n} {s.value(score):.2f} %" for w, n in WEIGHTS.items() if (s := entry.of(w)) is not None]
             yield f"{label}, {entry.epoch}", f"{entry.headline[1].value(score):.2f} %", ", ".join(shown)
-        gain, every = run.weights and run.weights.gain, ": images with the better labels" if score == MAP else ""
+        gain = run.weights and run.weights.gain
+        every = ": images with more correct labels, minus images with fewer" if score == MAP else ""
         then = "" if before is None else f"fine-tuning {value - before.value(score):+.2f}"
         if gain:
             then = f"fine-tuning {gain.gain:+.2f} ± {gain.standard_error:.2f}, paired{every}"
@@ -350,7 +351,7 @@ def _state(run: Run) -> str:
     if run.stopped:
         return f"finished: {run.stopped}"
     if run.finished and run.steps >= run.total_steps:
-        return f"finished, {run.recipe.epochs} epochs"
+        return f"finished, {counted(run.recipe.epochs, 'epochs')}"
     step = max((int(line.step) for line in (*run.intervals, *run.log.checkpoint)), default=0)
     return f"not finished: step {step:,} of {run.total_steps:,}" if step else "nothing logged yet"
 
@@ -380,7 +381,9 @@ def accuracy_charts(run: Run, reference: Curve | None) -> list[Chart]:
     # the whole schedule, so that all charts on a page align
     epochs = (0, run.recipe.schedule.epochs)
     best = best_evaluation(run.evaluations)
-    marks = [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {best.epoch + 1} epochs trained")]
+    marks = (
+        [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {counted(best.epoch + 1, 'epochs')} trained")]
+    )
     return [
         Chart(*title, per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),

@@ -102,8 +102,8 @@ def seconds_left(run: Run) -> float:
     training = run.intervals[-1].seconds_left
     if not run.evaluations:
         return training
-    left = run.recipe.evaluations - len(run.evaluations)
-    return training + max(0, left) * median(e.seconds for e in run.evaluations)
+    left = run.recipe.evaluations_after(run.evaluations[-1].epoch + 1)
+    return training + left * median(e.seconds for e in run.evaluations)
 
 
 def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> CostRow:

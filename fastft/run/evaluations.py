@@ -21,7 +21,8 @@ SCORE_NAMES: dict[BestBy, str] = {BALANCED_ACCURACY: "balanced accuracy", TOP1: 
 BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # shown after it
 # scores that compare weights image by image
 PAIRED: dict[BestBy, str] = {
-    BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy", MAP: "share of images with the better labels",
+    BALANCED_ACCURACY: "balanced accuracy", TOP1: "accuracy",
+    MAP: "accuracy by image (images with more correct labels, minus images with fewer)",
 }  # fmt: skip
 
 

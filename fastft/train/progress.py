@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import asdict, replace
 
-from beton_tools.base.console import format_duration
+from beton_tools.base.console import counted, format_duration
 from fastft.evaluate.scores import Evaluated
 from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import FinalRecipe
@@ -71,8 +71,7 @@ class Progress(Position):
     def awaits_evaluation(self, recipe: FinalRecipe) -> bool:
         """True if the epoch that has just ended is to be evaluated and has not been yet."""
         is_new = all(entry.epoch != self.epoch - 1 for entry in self.evaluations)
-        is_due = self.epoch > 0 and (self.epoch % recipe.train.eval_every == 0 or self.epoch == recipe.epochs)
-        return self.step == 0 and is_due and is_new
+        return self.step == 0 and self.epoch > 0 and recipe.is_evaluated(self.epoch) and is_new
 
     def is_stalled(self, recipe: FinalRecipe) -> bool:
         """True if the weights that would be chosen now gained nothing in the last `train.stop_when` or more evaluations.
@@ -143,9 +142,9 @@ def summarise(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None
 def _describe_stop(progress: Progress, recipe: FinalRecipe) -> str:
     patience, chooses = recipe.train.stop_when, progress.evaluations[-1].selection is not None
     images = "left-out training images" if chooses else "validation images, whose accuracy is therefore too high"
-    count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
-    epochs = f"{progress.epoch} of {recipe.epochs} epochs"
-    return f"stopped after {epochs}, because {count} showed no gain (train.stop_when) on the {images}"
+    epochs = f"{progress.epoch} of {counted(recipe.epochs, 'epochs')}"
+    waited = counted(patience or 0, "evaluations")
+    return f"stopped after {epochs}, because {waited} showed no gain (train.stop_when) on the {images}"
 
 
 def _figure(scores: Scores, score: BestBy) -> str:
@@ -161,7 +160,7 @@ def describe_evaluation(evaluation: Evaluation) -> str:
     def listed(by_weights: ByWeights, images: str) -> str:
         named = [(name, scores) for weights, name in WEIGHTS.items() if (scores := by_weights.of(weights)) is not None]
         figures = ", ".join(f"{name} {_figure(scores, score)}" for name, scores in named)
-        return f"{figures} % of {named[0][1].samples} {images}"
+        return f"{figures} % of {counted(named[0][1].samples, images)}"
 
     left_out = "" if evaluation.selection is None else f", {listed(evaluation.selection, 'left-out images')}"
     return f"epoch {evaluation.epoch}: {SCORE_NAMES[score]} {listed(evaluation, 'images')}{left_out}"
@@ -170,13 +169,15 @@ def describe_evaluation(evaluation: Evaluation) -> str:
 def describe_baseline(baseline: Baseline, score: BestBy) -> str:
     """Return the log line for the linear probe that a run starts from."""
     took = format_duration(baseline.seconds)
-    made = f"fitted to {baseline.images:,} training images in {took}"
+    made = f"fitted to {counted(baseline.images, 'training images')} in {took}"
     if baseline.raw is None:
         return (
             f"linear probe: {made}. The head starts from it. There are no validation images, so nothing will tell whether "
             "fine-tuning is better than this probe"
         )
-    figure = f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {baseline.raw.samples} validation images"
+    figure = (
+        f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {counted(baseline.raw.samples, 'validation images')}"
+    )
     return f"linear probe: {figure}, {made}. The head starts from it, and it is the baseline for fine-tuning"
 
 
@@ -225,7 +226,7 @@ def _describe_result(result: Result, used: WeightChoice) -> str:
     if used.kind == PROBE and probe is not None:
         figures = {"linear probe": _figure(probe, score)} | figures
     (name, figure), *others = figures.items()
-    text = f"{SCORE_NAMES[score]} {figure} % of {samples:,} images with the {name}"
+    text = f"{SCORE_NAMES[score]} {figure} % of {counted(samples, 'images')} with the {name}"
     text += f" ({', '.join(f'{other}: {beside}' for other, beside in others)})" if others else ""
     if result.expectation != NO_EXPECTATION:
         text += f", {result.expectation}"

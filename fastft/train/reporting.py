@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from beton_tools import __version__
-from beton_tools.base.console import format_duration
+from beton_tools.base.console import counted, format_duration
 from fastft.cost.work import evaluated_models, recipe_flops
 from fastft.data.loader import TrainLoader
 from fastft.evaluate.scores import Evaluated
@@ -128,7 +128,7 @@ class Reporter:
         s, recipe = self._setup, self._setup.recipe
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
-            f"{recipe.name}: {trained:,} trainable parameters, {s.loader.num_samples:,} images, "
+            f"{recipe.name}: {trained:,} trainable parameters, {counted(s.loader.num_samples, 'images')}, "
             f"{describe_size(recipe)}, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
@@ -146,7 +146,7 @@ class Reporter:
             )
         seconds = time.monotonic() - s.began
         started = msgspec.to_builtins(describe_process(s.world, s.precision, seconds))
-        self.record("start", step, started | decision.as_dict())
+        self.record("start", step, started | {"world_size": s.world.size} | decision.as_dict())
         for damaged in s.checkpoints.damaged:
             name = damaged.path.name
             self.say(
@@ -186,26 +186,26 @@ class Reporter:
         self.meter.reset()
         return now.seconds
 
-    def advance(self, step: int, evaluations: int) -> None:
-        """Count a step. On a CPU, say once how long the rest will take. step, evaluations: done so far."""
+    def advance(self, step: int, epoch: int) -> None:
+        """Count a step. On a CPU, say once how long the rest will take. step, epoch: steps and whole epochs done so far."""
         self._log.advance()
         if self._setup.world.device.type != "cpu" or len(self._timed) > TIMED_STEPS:
             return
         self._timed.append(time.monotonic() - self.meter.paused)
         if len(self._timed) > TIMED_STEPS:
-            self._estimate(step, evaluations, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
+            self._estimate(step, epoch, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
 
-    def _estimate(self, step: int, evaluations: int, seconds: float) -> None:
+    def _estimate(self, step: int, epoch: int, seconds: float) -> None:
         """Log the estimated remaining time, given the seconds per step.
 
         Evaluating an image is assumed to be faster than training on it in proportion to its fewer FLOPs.
         """
         s, r = self._setup, self._setup.recipe
-        steps, passes = s.total_steps - step, (r.evaluations - evaluations) * bool(s.validation.loaders)
+        steps, passes = s.total_steps - step, r.evaluations_after(epoch) * bool(s.validation.loaders)
         images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
         share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / self._flops / r.optim.batch_size
         left = seconds * (steps + passes * images * share)
-        rest = f"{steps:,} steps at {seconds:.2g} s, {passes} evaluation{'s' * (passes != 1)}"
+        rest = f"{counted(steps, 'steps')} at {seconds:.2g} s, {counted(passes, 'evaluations')}"
         self.say(f"about {format_duration(left)} left ({rest})")
         if left > LONG_SECONDS:
             epochs = max(1, int(r.epochs * LONG_SECONDS / left))

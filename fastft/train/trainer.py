@@ -102,7 +102,7 @@ class Trainer:
             self._train_step(epoch, step, islice(batches, s.micro_batches.count), is_logged)
             self.progress.step = step + 1
             self.guard.defer_interrupts()
-            self.reporter.advance(self.global_step, len(self.progress.evaluations))
+            self.reporter.advance(self.global_step, epoch)
             if is_logged:
                 self.progress.seconds += self.reporter.interval(epoch, self.global_step, self._lr)
             if step + 1 < s.steps_per_epoch:

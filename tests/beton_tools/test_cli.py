@@ -66,6 +66,9 @@ def test_sheet_shows_the_images(written, tmp_path, capsys):
     x, y = 12 + (64 - photo.width) // 2, 12 + 64 - photo.height
     np.testing.assert_array_equal(sheet[y : y + photo.height, x : x + photo.width], np.asarray(photo))
     assert sheet.shape[1] == 12 + 2 * (64 + 12)
+    assert main(["sheet", str(written), "--out", str(out)]) == 2
+    assert "exists. Give another path, or replace it with --overwrite" in capsys.readouterr().err
+    run(capsys, "sheet", written, "--out", out, "--overwrite", "--ids", 0)
 
 
 def test_extract_follows_no_link(written, tmp_path, capsys):
@@ -82,6 +85,13 @@ def test_extract_writes_the_stored_bytes(written, tmp_path, capsys):
     out = tmp_path / "x"
     choice = ("--label", 1, "--limit", 3)
     paths = json.loads(run(capsys, "extract", written, "--out", out, *choice, "--json"))
+    again = ["extract", str(written), "--out", str(out), *map(str, choice), "--json"]
+    Path(paths[-1]).write_text("mine")
+    assert main(again) == 2
+    assert "exists. Give another path, or replace it with --overwrite" in capsys.readouterr().err
+    assert Path(paths[-1]).read_text() == "mine"
+    assert main([*again, "--overwrite"]) == 0
+    assert json.loads(capsys.readouterr().out) == paths and Path(paths[-1]).read_bytes()[:2] == b"\xff\xd8"
     beton = Beton.open(written)
     assert len(paths) == 3
     for path in map(Path, paths):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,6 +168,38 @@ def test_flags_are_frozen() -> None:
     assert flags == json.loads(Path(__file__).with_name("flags.json").read_text())
 
 
+# arguments that mean something else in another command; docs/options.md lists what each means
+SEVERAL_MEANINGS = {
+    "--classes-by-position", "--count", "--data", "--json", "--limit", "--out", "--overwrite", "--recipe", "--workers",
+}  # fmt: skip
+# what these write has a name of its own, or is a run, which continues
+WITHOUT_OVERWRITE = {"sweep", "demo", "bench"}
+
+
+def test_an_argument_has_one_meaning_in_all_commands() -> None:
+    meanings = runpy.run_path("docs/options_page.py")["arguments"]()
+    assert all("None" not in of_argument for of_argument in meanings.values())
+    assert {flag for flag, of_argument in meanings.items() if len(of_argument) > 1} == SEVERAL_MEANINGS
+    having = {flag: {c for commands in meanings[flag].values() for c in commands} for flag in ("--out", "--overwrite")}
+    assert having["--out"] - having["--overwrite"] == WITHOUT_OVERWRITE
+
+
+def test_the_help_names_only_the_short_names_that_the_command_takes() -> None:
+    for name, parser in COMMANDS.items():
+        _, _, named = (parser.epilog or "").partition("Short names: ")
+        for flag in filter(None, named.split(", ")):
+            assert parser._option_string_actions[flag].dest == "overrides", (name, flag)
+
+
+def test_the_help_of_a_benchmark_lists_its_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, listed in ((["loader"], True), ([], False)):
+        with pytest.raises(SystemExit) as stop:
+            main(["bench", *words, "--help"])
+        assert stop.value.code == 0
+        said = capsys.readouterr().out
+        assert ("loader.recipe-originals " in said and "loader.gpu " in said) == listed
+
+
 SHORT = [
     "batch-size", "data", "device", "epochs", "image-size", "lr", "model", "out", "seed", "val-data", "weights", "workers",
 ]  # fmt: skip
@@ -293,6 +326,27 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
         (["train", "photos", "--unknown", "-1"], "argument --unknown. See fastft train --help"),
         (["train", "photos", "more"], "argument more. See fastft train --help"),
         (["eval", "run", "--topk=3"], "argument --topk. See fastft eval --help"),
+        (["train", "photos", "--steps", "100"], "argument --steps. Runs are counted in epochs. Use --epochs, or"),
+        (["train", "photos", "--train.max_steps=100"], "argument --train.max_steps. Runs are counted in epochs"),
+        (["sweep", "photos", "--max-steps", "100"], "argument --max-steps. Runs are counted in epochs"),
+        (["train", "photos", "--devices", "2"], "argument --devices. Start a process for each GPU: torchrun"),
+        (["train", "photos", "--gpus=2"], "argument --gpus. Start a process for each GPU: torchrun"),
+        (["cost", "photos", "--num-gpus=2"], "argument --num-gpus. Did you mean --gpus?"),
+        (["train", "photos", "--num-classes=5"], "Leave it out, or see --data.num_classes"),
+        (["train", "photos", "--accelerator", "gpu"], "argument --accelerator. Did you mean --device?"),
+        (["train", "photos", "--save-freq=5"], "argument --save-freq. Did you mean --train.checkpoint_epochs?"),
+        (["train", "photos", "--max_time=1h"], "argument --max_time. Did you mean --train.stop_after?"),
+        (["eval", "run", "--output=x.csv"], "argument --output. Did you mean --csv?"),
+        (["eval", "run", "--val-data=x"], "argument --val-data. Did you mean --data?"),
+        (
+            ["eval", "run", "--batch-size=8"],
+            "argument --batch-size. This is a recipe option, and fastft eval takes none",
+        ),
+        (["predict", "run", "a.jpg", "--threshold=8"], "argument --threshold. Did you mean --min-probability?"),
+        (["predict", "run", "a.jpg", "--gpu=0"], "argument --gpu. Did you mean --device?"),
+        (["report", "run", "--output=x.html"], "argument --output. Did you mean --out?"),
+        (["report", "run", "--gpus=8"], "argument --gpus. See fastft report --help"),
+        (["convert", "folder", "--data=x", "--out=x", "--size=500"], "Did you mean --max-resolution?"),
     ],
 )
 def test_a_mistyped_argument_is_refused_with_the_nearest(words: list[str], message: str, refused: Refused) -> None:
@@ -348,8 +402,8 @@ def test_a_command_line_of_timm_is_answered_at_once_with_the_option_for_each_fla
 
 
 def test_several_unknown_arguments_are_one_line(refused: Refused) -> None:
-    said = refused(["eval", "run", "--topk", "3", "--precision=fp16", "--jsn"])
-    assert "unrecognized arguments --topk, --precision, --jsn (Did you mean --json?). See fastft eval --help" in said
+    said = refused(["eval", "run", "--topk", "3", "--optimizer=sgd", "--jsn"])
+    assert "unrecognized arguments --topk, --optimizer, --jsn (Did you mean --json?). See fastft eval --help" in said
 
 
 @pytest.mark.parametrize(

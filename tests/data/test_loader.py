@@ -252,7 +252,7 @@ def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
         ({"workers": -1}, "workers is -1"),
         ({"size": 0}, "size is 0"),
         ({"size": 32.5}, "size is 32.5. Give a whole number"),
-        ({"batch_size": -1, "micro_batch": None}, "batch size is -1. It must be 1 or more"),
+        ({"batch_size": -1, "micro_batch": None}, "batch size is -1. Give a whole number, 1 or more"),
         ({"device": "tpu"}, "device is tpu. Give cpu or cuda"),
         ({"device": "cuda:99"}, "device is cuda:99, but torch finds"),
         ({"order": "sorted"}, "Give one of"),

@@ -22,7 +22,7 @@ def test_the_order_of_an_epoch_never_changes():
     ("arguments", "words"),
     [
         ((100, 16, 3), "not a multiple"),
-        ((100, -1, 1), "batch size is -1. It must be 1 or more"),
+        ((100, -1, 1), "batch size is -1. Give a whole number, 1 or more"),
         ((100, 16, 0), "not a multiple"),
         ((100, 16, 8, Shard(0, 4)), "not a multiple"),
         ((10, 16, 16), "do not fill"),

@@ -127,7 +127,18 @@ def test_the_average_is_predicted_with_and_exported(whole, other, tiny, tmp_path
     assert main(["export", str(out), "--format", "safetensors", "--out", str(tmp_path / "a.safetensors")]) == 0
     card = (tmp_path / "a.safetensors.md").read_text()
     assert "Uniform soup of 2 of 2 models" in card and "% top-1 of 20 images" in card
-    assert main(["average", str(whole), str(out), "--alpha=0.5", "--out", str(tmp_path / "again")]) == 0
+    again = ["average", str(whole), str(out), "--alpha=0.5", "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    before = (tmp_path / "again" / "average.json").read_bytes()
+    capsys.readouterr()
+    assert main(again) == 2
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    again[3] = "--alpha=0.25"
+    assert main([*again, "--overwrite"]) == 0
+    assert (tmp_path / "again" / "average.json").read_bytes() != before
+    assert main([*again[:-1], str(whole), "--overwrite"]) == 2
+    assert "was not written by fastft average, so it is not replaced" in capsys.readouterr().err
+    assert (whole / "result.json").is_file()
 
 
 def test_a_uniform_soup_is_the_mean(whole, other, tmp_path):

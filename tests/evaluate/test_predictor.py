@@ -1,6 +1,7 @@
 """Evaluation and prediction from a checkpoint alone."""
 
 import csv
+import json
 import math
 import os
 import resource
@@ -107,14 +108,31 @@ def test_every_file_gets_its_classes_or_an_error(trained, photographs, tmp_path)
     assert [(r["file"], r["rank"]) for r in rows] == [("a, b.jpg", "1"), ("a, b.jpg", "2"), (str(found[1].path), "")]
 
 
+def test_a_least_probability_above_1_is_refused(trained):
+    with pytest.raises(UserError, match="min_probability is 70"):
+        Predictor(trained, "cpu", min_probability=70)
+
+
 def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, photographs, tmp_path, capsys):
     Image.fromarray(photographs["coffee"]).save(tmp_path / "a.png")
     (found,) = Predictor(trained, "cpu").predict(tmp_path / "a.png")
     for limit, classes in ((found.probabilities[0], found.classes), (found.probabilities[0] + 1e-4, [])):
         (limited,) = Predictor(trained, "cpu", min_probability=limit).predict(tmp_path / "a.png")
         assert limited.classes == classes and limited.error is None
-    assert main(["predict", str(trained), str(tmp_path / "a.png"), "--device=cpu", "--min-probability=99.99%"]) == 0
-    assert capsys.readouterr().out.endswith("a.png: none of these\n")
+    assert limited.rejected == pytest.approx(dict(zip(found.classes, found.probabilities, strict=True)))
+    command = ["predict", str(trained), str(tmp_path / "a.png"), "--device=cpu", "--min-probability=99.99%"]
+    assert main(command) == 0
+    said = f"a.png: none of these (most probable: {found.classes[0]} {found.probabilities[0]:.1%})\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert main([*command, "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["classes"], line["probabilities"], line["error"]) == ([], [], None)
+    assert line["rejected"] == pytest.approx(limited.rejected)
+    assert main([*command, "--csv", str(tmp_path / "a.csv")]) == 0
+    with (tmp_path / "a.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert capsys.readouterr().out.endswith(said)  # the table is written beside it
+    assert row["class"] == "" and float(row["probability"]) == pytest.approx(found.probabilities[0], abs=1e-6)
 
 
 def test_a_mirrored_image_has_the_same_flip_average(trained, photographs):

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.machine.exits import NonFinite
 from fastft.model import Tower, load_arch
+from fastft.recipe import differences, load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.metrics_lines import read_lines
 from tests.train.runs import differing
@@ -54,8 +56,9 @@ def test_the_plain_loop_trains_and_resumes(tiny, run):
     lines = run(*arguments)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert all(0 < float(re.search(r"loss ([\d.]+)", line)[1]) < 5 for line in lines)
-    assert run(*arguments) == []  # all epochs are done
-    (third,) = run(*arguments, "--epochs", "3")
+    assert run(*arguments) == ["state.pt: 2 of 2 epochs are trained. Delete it to start anew"]
+    continued, third = run(*arguments, "--epochs", "3")
+    assert continued.startswith("state.pt: 2 of 3 epochs are trained")
     assert third.startswith("epoch 2: loss")
 
 
@@ -186,8 +189,14 @@ def test_a_search_of_learning_rates_continues_and_prunes(tiny, run, monkeypatch)
     search = ["tune_optuna.py", str(ROOT / "rcp/final_b16.yaml"), *options, "--out=tune"]
     with pytest.raises(KeyboardInterrupt):
         run(*search, "--trials=1")
-    assert "--optim.lr=0.001 --optim.layer_decay=0.6" in run(*search, "--trials=1")[-1]
+    said = run(*search, "--trials=1")[-1]
+    (command,) = re.findall("fastft train .*", said)
     (folder,) = Path("tune").glob("lr-*")  # the recipe's own setting, whose epochs were trained once each
+    words = shlex.split(command)
+    found, trained = load_recipe(words[2], words[3:]), load_recipe(folder / "recipe.yaml")
+    assert found.optim.lr == 0.001 and set(differences(found, trained)) == {
+        "about.source", "data.train_size", "schedule.stop_epoch", "train.run_dir",
+    }  # fmt: skip
     starts = [line["step"] for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "start"]
     assert starts == [0, 6, 6, 12]
     before = len(calls)
@@ -262,13 +271,31 @@ def writers(path: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--cpus-per-part", "100000"],
+            r"--cpus-per-part is 100000, but the largest machine has \d+ CPUs. Give at most \d+",
+        ),
+        ([], "nowhere: no such file or folder. Set --data to the images"),
+    ],
+)
+def test_what_a_cluster_cannot_convert_is_refused_in_one_line(words, message, tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, str(EXAMPLE), "--data", "nowhere", "--out", str(tmp_path / "x.beton"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(f"convert_ray.py: {message}", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_changes_no_byte(imagenet_sample, tmp_path):
     pytest.importorskip("ray")
     out, journal = tmp_path / "ray/photos.beton", tmp_path / "ray/photos-2-of-3.beton.part.journal"
     data = imagenet_sample.resolve()
     command = [
         sys.executable, str(EXAMPLE), "--data", str(data), "--out", str(out), "--parts", str(PARTS),
-        "--cpus-per-part", "1",
     ]  # fmt: skip
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

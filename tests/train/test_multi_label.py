@@ -164,7 +164,8 @@ def test_what_needs_one_label_is_refused_in_one_line(tiny, table: Path, strips: 
         ("eval", strips, "--logit-adjustment"): "--logit-adjustment works with one label per image",
         ("eval", strips, "--only-present-classes"): "--only-present-classes works with one",
         ("average", strips, strips, "--out", tmp_path / "a"): "fastft average works with one label per image",
-        ("sweep", "02_lr", f"--data.train={val}", f"--data.val={val}", "--out", tmp_path / "t"): "fastft sweep works with one",
+        ("sweep", "02_lr", f"--data.train={val}", f"--data.val={val}", "--out", tmp_path / "t"): "these have several",
+        ("sweep", "photos", f"--data={table}", "--lr=1e-4,1e-3", "--out", tmp_path / "t"): "fastft train, and compare",
         ("train", "photos", *options(tiny, table, new, data__multi_label="false")): "row 3: no labels. Fill the cell",
         ("train", "photos", *options(tiny, tiny["data.train"], new, data__multi_label="true")): "has one label per",
         ("train", "photos", *options(tiny, val, new, data__val=tiny["data.val"])): "class",
@@ -173,7 +174,7 @@ def test_what_needs_one_label_is_refused_in_one_line(tiny, table: Path, strips: 
     for command, reason in commands.items():
         assert main(list(map(str, command))) == 2, command
         assert reason in (said := capsys.readouterr().err) and said.strip().count("\n") <= 1, (command, said)
-    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "r").exists() and not list(tmp_path.rglob("*.beton"))
 
 
 def test_single_labels_can_be_trained_so(tiny, tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_the_first_steps_on_a_cpu_say_how_long_the_rest_takes(tiny, tmp_path, mo
     assert "a CPU is slow" not in capsys.readouterr().out
 
 
+def test_a_run_that_is_continued_with_fewer_evaluations_counts_those_that_are_left(tiny, tmp_path, capsys):
+    options = flags(tiny, tmp_path / "run", schedule__epochs="6", optim__batch_size="24")  # two steps are an epoch
+    command = ["train", "rcp/final_b16.yaml", *options]
+    for _ in range(5):  # two evaluations, more than with the other interval
+        assert main([*command, "--train.stop_after=0.001s"]) == EXIT_REQUEUE
+    capsys.readouterr()
+    assert main([*command, "--train.eval_every=6"]) == 0
+    assert re.search(r"about .* left \(3 steps at \S+ s, 1 evaluation\)", capsys.readouterr().out)
+
+
 def parameters() -> int:
     """Parameters that exist, also those that only the garbage collector would free."""
     return sum(isinstance(found, torch.nn.Parameter) for found in gc.get_objects())
