@@ -30,14 +30,17 @@ from fastft.jobs.decided import load_decided
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
     FORMAT,
+    SHARE,
     Case,
     Contender,
     Measure,
     Result,
     Spread,
+    impossible_shares,
     ratio,
     read_result,
     spread,
+    without_shares,
     write_result,
 )  # fmt: skip
 from fastft.report.bench_report import write_bench_page
@@ -170,13 +173,25 @@ class Progress:
             for item in plan.run(options):
                 if isinstance(item, str):
                     result.notes.append(item)
-                else:
-                    found.append(item)
+                elif measure := accepted(item, result.notes):
+                    found.append(measure)
                     result.measures = [m for m in result.measures if m.key != item.key] + [item]
                 result.sessions[-1] = watch.session()
                 write_result(path, result)
         self.done += 1
         return found
+
+
+def accepted(measure: Measure, notes: list[str]) -> Measure | None:
+    """Return the measure without its shares if one of them is above 100 %, which a note then says.
+
+    Returns None if the measure is nothing but such shares.
+    """
+    impossible = list(impossible_shares(measure))
+    if not impossible:
+        return measure
+    notes.append(f"Refused, because a share cannot be above 100 %: {', '.join(impossible)}.")
+    return None if measure.unit == SHARE else without_shares(measure)
 
 
 def _show_progress(console: Console, status: Status, head: str, text: str, of_round: str = "") -> None:

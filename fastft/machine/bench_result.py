@@ -5,7 +5,7 @@ Medians, ranges and ratios are not stored, because `spread` and `ratio` compute 
 docs/bench-schema.md describes the keys.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,11 @@ FORMAT = 2
 OURS = "fastft"
 MAX_RESULT_BYTES = 64 << 20
 
+SHARE, MFU = "share", "mfu"
+SHARES = (MFU, "waiting", "bandwidth_share")  # figures of a round that are shares of a whole
+
 Setting = dict[str, str | int | float]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Machine(Document):
@@ -51,7 +55,7 @@ class Session(Document):
     seconds: Number
     load_before: Number  # one-minute load average
     load_after: Number
-    steal: Number  # fraction of all CPU time that the hypervisor gave to others
+    steal: Share  # fraction of all CPU time that the hypervisor gave to others
 
 
 class Images(Document):
@@ -200,7 +204,9 @@ def ratio(measure: Measure, case: Case, peer: Contender, own: str = OURS) -> Spr
 def read_result(path: Path) -> Result:
     """Read a result that `fastft bench` wrote.
 
-    Raises UserError if there is no such file, or if it is something else.
+    The MFUs that earlier versions stored for CPUs are left out.
+
+    Raises UserError if there is no such file, if it is something else, or if a share in it is above 100 %.
     """
     try:
         value: Any = msgspec.json.decode(read_user_file(path, MAX_RESULT_BYTES, "a result file of fastft bench"))
@@ -211,9 +217,33 @@ def read_result(path: Path) -> Result:
                 f"{path} has format {value.get('format', 1)}, but this version of fastft reads format {FORMAT}. "
                 "Measure again with fastft bench"
             )
-        return check(str(path), _printable(value), Result)
+        result: Result = check(str(path), _printable(value), Result)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a result of fastft bench: {error}") from None
+    if result.machine.gpu is None:
+        result.measures = [without_shares(m, [MFU]) for m in result.measures if not m.key.endswith(f".{MFU}")]
+    for measure in result.measures:
+        for found in impossible_shares(measure):
+            raise UserError(f"{path}: {found}. A share cannot be above 100 %. Measure again with fastft bench")
+    return result
+
+
+def impossible_shares(measure: Measure) -> Iterator[str]:
+    """Name every contender that has a share above 100 %."""
+    for contender in (c for case in measure.cases for c in case.contenders):
+        for r in contender.rounds:
+            shares = {name: r.figures[name] for name in SHARES if name in r.figures}
+            shares |= {SHARE: r.value} if measure.unit == SHARE else {}
+            if name := next((name for name, value in shares.items() if value > 1), None):
+                yield f"{contender.name} in {measure.key} has {name} {shares[name]:.1%}"
+                break
+
+
+def without_shares(measure: Measure, names: Sequence[str] = SHARES) -> Measure:
+    """Remove these figures from the rounds, and return the measure."""
+    for r in (r for case in measure.cases for c in case.contenders for r in c.rounds):
+        r.figures = {name: value for name, value in r.figures.items() if name not in names}
+    return measure
 
 
 def _printable(value: Any) -> Any:

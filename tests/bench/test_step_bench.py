@@ -73,6 +73,7 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
 def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
     monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
+    monkeypatch.setattr(step_bench, "data_sheet_flops", lambda device, dtype: 1e15)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
@@ -83,6 +84,15 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
         assert measure.cases[0].setting["size"] == 32 and measure.setting["rounds"] == 2
     arms = augment_bench.gpu_augment("cpu", ["none"], size=32, batch=2)
     assert arms["none"]() == 2
+
+
+def test_a_cpu_has_no_mfu(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_bench, "alternate", in_this_process)
+    monkeypatch.setattr(step_bench, "cases", lambda quick: [step_bench.Case("T", 32, "fp32", 2, 1)])
+    options = Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1, peers=())
+    found = {m.key: m for m in step_bench.training(options) if not isinstance(m, str)}
+    assert found.keys() == {"step.train", "step.frozen"}
+    assert not any(r.figures for m in found.values() for c in m.cases[0].contenders for r in c.rounds)
 
 
 def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs, monkeypatch):

@@ -7,12 +7,13 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.bench.circumstances import Watch
-from fastft.bench.suite import new_result
+from fastft.bench.suite import accepted, new_result
 from fastft.machine.bench_result import (
     Case,
     Contender,
     Images,
     Measure,
+    Result,
     Round,
     ratio,
     read_result,
@@ -58,6 +59,43 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     found = again.find("loader.recipe", threads=1)
     assert found is not None and spread(found.contenders[0]).median == 2.0
     assert again.find("loader.recipe", threads=2) is None and again.find("loader.cold") is None
+
+
+def test_mfus_that_were_stored_for_cpus_are_not_shown(tmp_path):
+    path = Path("benchmarks/results/amd-epyc.json")
+    assert '"mfu": 1.0' in path.read_text()  # as earlier versions measured it
+    result = read_result(path)
+    assert result.machine.gpu is None and result.measure("step.train") and not result.measure("step.mfu")
+    rounds = [r for m in result.measures for case in m.cases for c in case.contenders for r in c.rounds]
+    assert not any("mfu" in r.figures for r in rounds) and any("waiting" in r.figures for r in rounds)
+    write_bench_page([result], tmp_path / "page.html")
+    assert "MFU" not in (tmp_path / "page.html").read_text()
+
+
+def impossible(gpu: str) -> Result:
+    result = new_result(Images(what="4 images", count=4, mean_kb=1.0), False, Watch.start("fastft bench step"))
+    result.machine.gpu = gpu
+    result.measures.append(measure(fastft=[0.5, 0.6], p=[0.9, 1.05]))
+    return result
+
+
+@pytest.mark.parametrize("unit", ["share", "images/s"])
+def test_a_share_above_100_percent_is_refused(tmp_path, unit):
+    """When it is measured, the rest of the measure is kept, and a note says why. A file with one is not read."""
+    result, notes = impossible("made-up GPU"), []
+    result.measures[0].unit = unit
+    peer = result.measures[0].cases[0].contenders[1]
+    if unit != "share":
+        peer.rounds[0].figures = {"mfu": 1.29, "read_mb": 3.0}
+    write_result(tmp_path / "step.json", result)
+    with pytest.raises(UserError, match=r"p in loader\.recipe has .* A share cannot be above 100 %"):
+        read_result(tmp_path / "step.json")
+    kept = accepted(result.measures[0], notes)
+    assert len(notes) == 1 and ("105.0%" if unit == "share" else "129.0%") in notes[0]
+    assert kept is None if unit == "share" else peer.rounds[0].figures == {"read_mb": 3.0}
+    result.measures = [kept] if kept else []
+    write_result(tmp_path / "step.json", result)
+    assert read_result(tmp_path / "step.json") == result
 
 
 @pytest.mark.parametrize(

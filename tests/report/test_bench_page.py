@@ -105,6 +105,13 @@ def test_a_bar_is_as_long_as_its_share_of_the_axis():
     assert 90 < float(drawn.place(drawn.bars[0].spread.high).rstrip("%")) < 100
 
 
+def test_a_limit_that_a_round_exceeds_is_no_whole_of_which_there_are_shares():
+    from fastft.machine.bench_result import Spread
+
+    assert describe_ratio(Spread(0.81, 0.78, 0.9), "images/s", limit=True) == ("81% of it", "78%–90%")
+    assert describe_ratio(Spread(0.98, 0.9, 1.04), "images/s", limit=True) == ("0.98× it", "0.90–1.04")
+
+
 @pytest.mark.parametrize(
     ("values", "unit", "said"),
     [
