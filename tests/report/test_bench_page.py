@@ -21,7 +21,7 @@ from fastft.cost.price import CostQuery, price_recipes
 from fastft.machine.bench_result import Case, Measure, Result, read_result, spread, write_result
 from fastft.recipe import load_recipe
 from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
-from fastft.report.bench_compare import render_comparison
+from fastft.report.bench_compare import compare, render_comparison
 from fastft.report.bench_page import render_bench
 from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
@@ -35,6 +35,10 @@ def plain(page: str) -> str:
     """The text of a page in one line, without the style sheet."""
     body = page[page.index("<main>") :]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body)).replace("&#39;", "'")
+
+
+def compared(*results: Result) -> str:
+    return render_comparison(compare(results))
 
 
 def of(measure: Measure) -> Result:
@@ -182,7 +186,7 @@ def test_names_cannot_break_out_of_the_page():
     several = [case, Maker().case({"fastft": 2, evil: 1}, threads=2)]
     one = of(measure("loader.recipe", evil, several, evil))
     one.notes, one.machine.cpu, one.commit, one.sessions[0].command = [evil], evil, evil, evil
-    for page in (render_bench(one), render_comparison([one, one])):
+    for page in (render_bench(one), compared(one, one)):
         assert "<script>alert" not in page and "<img" not in page
 
 
@@ -208,28 +212,32 @@ def test_the_documentation_has_a_page_of_every_stored_result_and_a_comparison_of
 def test_files_are_told_apart_by_what_differs_and_compared_measure_by_measure():
     old = result(commit="a" * 40)
     new = result(commit="b" * 40, seed=1, scale=1.2)
-    text = plain(render_comparison([old, new]))
+    text = plain(compared(old, new))
     assert "A fastft 0.3.0, commit aaaaaaaa" in text and "B fastft 0.3.0, commit bbbbbbbb" in text
     assert "made-up processor A" not in text
     rates = [spread(r.measure("loader.recipe.core").cases[0].contender()).median for r in (old, new)]
-    assert f"{rates[1] / rates[0]:.2f}×" in text
+    assert all(figure(rate) in text for rate in rates)
+    (whole,) = (c for c in compare([old, new]).changes if c.shared.measure.key == "loader.recipe.core")
+    assert f"{whole.verdict.ratio:.2f}× {whole.verdict.low:.2f}–{whole.verdict.high:.2f}" in text
+    assert whole.verdict.ratio == pytest.approx(rates[1] / rates[0], rel=0.03)
     faster = sum(m.better == "higher" for m in old.measures for case in m.cases if case.contender())
     slower = sum(m.better == "lower" for m in old.measures for case in m.cases if case.contender())
     assert f"Of {faster + slower} figures of fastft, {faster} are better and {slower} are worse on B than on A" in text
 
 
-def test_differences_within_the_rounds_are_no_differences():
-    text = plain(render_comparison([result(seed=0), result(seed=0, date="2026-12-01T00:00:00+00:00")]))
-    assert "0 are better and 0 are worse" in text and "2026-11-30" in text and "2026-12-01" in text
+def test_equal_rounds_cannot_tell():
+    text = plain(compared(result(seed=0), result(seed=0, date="2026-12-01T00:00:00+00:00")))
+    assert "0 are better and 0 are worse" in text and "cannot tell (the rounds are equal)" in text
+    assert "2026-11-30" in text and "2026-12-01" in text
 
 
 def test_other_numbers_of_images_and_rounds_are_the_same_measure_and_other_sizes_are_not():
     def with_setting(**setting: Any) -> Result:
         return of(measure("m", "M", [Maker().case({"fastft": 1})], setting=setting))
 
-    assert render_comparison([with_setting(size=224, images=700), with_setting(size=224, images=50_000)])
+    assert compare([with_setting(size=224, images=700), with_setting(size=224, images=50_000)])
     with pytest.raises(UserError, match="no measure in common"):
-        render_comparison([with_setting(size=224), with_setting(size=384)])
+        compare([with_setting(size=224), with_setting(size=384)])
 
 
 # the command ----------------------------------------------------------------------------------------------------------
