@@ -88,6 +88,7 @@ def training(options: Options) -> Findings:
         half = case(rounds, "step", per_second, setting, ("mfu",), ("fastft, half frozen", "timm, half frozen"))
         for contender in half.contenders:
             contender.name = contender.name.partition(",")[0]
+        half.order = [[name.partition(",")[0] for name in turn] for turn in half.order]
         found["step.frozen"].append(half)
         if any(known := ["mfu" in trial for arms in rounds.trials.values() for trial in arms["step"]]) and all(known):
             found["step.mfu"].append(case(rounds, "step", mfu, setting))

@@ -1,5 +1,7 @@
 """The training step is timm's, and all that is measured of it runs; the images of a benchmark."""
 
+import hashlib
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -105,6 +107,19 @@ def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, ph
     assert trial["count"] == 14  # of 16; the first step is not counted
     assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
     assert {"forward", "backward", "decode", "augment"} <= trial.keys()
+
+
+def test_the_images_checksum_is_what_sha256sum_gives(tmp_path, photographs):
+    write_crops(tmp_path / "images", photographs, {"chelsea": 2, "coffee": 1}, suffix="jpg")
+    images = find_images(tmp_path / "images", tmp_path, 3)
+    command = "sha256sum */*.jpg | cut -c1-64 | sha256sum | cut -c1-64"
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "images", capture_output=True, text=True, check=True)
+    assert images.described().sha256 == done.stdout.strip()
+    workspace = Workspace(tmp_path, images)
+    path = workspace.beton(RESIZED)
+    assert workspace.sha256 == {RESIZED: hashlib.sha256(path.read_bytes()).hexdigest()}
+    next((tmp_path / "images").glob("*/*")).write_bytes(b"another")
+    assert images.described().sha256 != done.stdout.strip()
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path):

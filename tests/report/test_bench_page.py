@@ -18,7 +18,7 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.cores import demands
 from fastft.cost.price import CostQuery, price_recipes
-from fastft.machine.bench_result import Case, Measure, Result, read_result, spread, write_result
+from fastft.machine.bench_result import Case, Measure, Processor, Result, read_result, spread, write_result
 from fastft.recipe import load_recipe
 from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
 from fastft.report.bench_compare import compare, render_comparison
@@ -164,6 +164,33 @@ def test_a_busy_machine_is_told():
     assert "busy machine" not in render_bench(one)
     one.sessions[0].load_before = 20.5
     assert "the load was up to 20.5 on 16 cores before the benchmark began" in plain(render_bench(one))
+
+
+def test_load_that_begins_after_the_start_is_told_with_the_measure():
+    one = result()
+    case = one.measure("decode.crop").cases[0]
+    for r in (r for c in case.contenders for r in c.rounds):
+        r.foreign = 0.9
+    assert one.measure("decode.crop").foreign == pytest.approx(0.9)
+    assert "busy machine" not in render_bench(one)  # less than a tenth of 16 cores
+    assert "Other programs kept 0.90 cores busy meanwhile." in plain(render_bench(one))
+    case.contenders[0].rounds[0].foreign = 60.0
+    text = plain(render_bench(one))
+    assert "kept up to 3.9 of 16 cores busy while 1 of 14 measures ran, most in “Decoding a random crop”" in text
+    assert "3.9 cores kept busy by other programs, by measure" in text
+
+
+def test_the_evidence_is_on_the_page():
+    one = result()
+    one.images.sha256 = "ab" * 32
+    one.sessions[0].betons = {"500 px files": "cd" * 32}
+    one.machine.processor = Processor(vendor="AuthenticAMD", family="26", model="2", stepping="1", is_virtual=True)
+    one.machine.packages = {"numpy": "2.4.6", "rich": "14"}
+    text = plain(render_bench(one))
+    assert "abababababababab… (images), cdcdcdcdcdcdcdcd… (.beton of 500 px files)" in text
+    assert (
+        "AuthenticAMD, family 26, model 2, stepping 1, virtual machine" in text and "2, listed in the JSON file" in text
+    )
 
 
 def test_measures_with_the_same_title_are_told_apart():
