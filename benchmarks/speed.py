@@ -15,6 +15,7 @@ from markupsafe import Markup
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.machine.bench_result import Case, Contender, Measure, Result, Setting, Spread, ratio, read_result, spread
+from fastft.report.bench_bars import describe_ratio
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 
@@ -94,7 +95,7 @@ def summary() -> str:
         measure, case = found
         better = ratio(measure, case, peer)
         assert better is not None
-        shown = f"{better.median:.0%} of it" if peer.limit else times(better)
+        shown = describe_ratio(better, measure.unit, limit=True)[0] if peer.limit else times(better)
         note = f"<br><small>{', '.join(peer.differences)}</small>" if peer.differences else ""
         rows.append([row.what, f"{ranged(ours)} {measure.unit}", f"{peer.name}: {ranged(peer)}{note}", shown])
     return markdown(["", "fastft", "other", "fastft is better by"], rows)

@@ -12,7 +12,7 @@ from mkdocs.structure.files import File
 
 from beton_tools.base.errors import UserError
 from fastft.machine.bench_result import Result, read_result
-from fastft.report.bench_compare import render_comparison
+from fastft.report.bench_compare import compare, render_comparison
 from fastft.report.bench_page import render_bench
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -23,7 +23,7 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {name: render_bench(result) for name, result in results.items()}
     if len({result.machine.cpu for result in results.values()}) > 1:
         with suppress(UserError):  # no measure in common
-            pages["compared"] = render_comparison(list(results.values()))
+            pages["compared"] = render_comparison(compare(list(results.values())))
     for name, page in pages.items():
         files.append(File.generated(config, f"bench/{name}.html", content=page))
     return files

@@ -57,15 +57,18 @@ def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[
 
 
 def _trial(arm: Arm) -> dict[str, Any]:
-    """Run one round, and return wall and CPU seconds and the arm's own figures."""
+    """Run one round, and return wall and CPU seconds, the arm's own figures, and the cores that other programs used."""
+    ours, machine = benchmark_seconds(), machine_seconds()
     workers, own, began = workers_seconds(), time.process_time(), time.perf_counter()
     try:
         result = arm()
     except Exception as error:
         return _failure(error)
     wall, own = time.perf_counter() - began, time.process_time() - own
+    cpu = own + workers_seconds() - workers
+    machine, ours, whole = machine_seconds() - machine, benchmark_seconds() - ours, time.perf_counter() - began
     figures = result if isinstance(result, dict) else {"count": result}
-    return {"wall": wall, "cpu": own + workers_seconds() - workers, **figures}
+    return {"wall": wall, "cpu": cpu, "foreign": (machine - ours) / whole, **figures}
 
 
 def _failure(error: Exception) -> dict[str, Any]:
@@ -79,9 +82,21 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {"failed": f"{type(error).__name__}: {error}"}
 
 
-def workers_seconds() -> float:
+def machine_seconds() -> float:
+    """Return the CPU time of all programs on the machine since it started."""
+    times = psutil.cpu_times()
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+
+
+def benchmark_seconds() -> float:
+    """Return the CPU time of the harness and of all processes that it started."""
+    harness = psutil.Process(os.getppid())
+    return workers_seconds(harness) + sum(harness.cpu_times()[:2])
+
+
+def workers_seconds(process: psutil.Process | None = None) -> float:
     """Return the CPU time of this process's current and former workers."""
-    own = psutil.Process()
+    own = process or psutil.Process()
     seconds = sum(own.cpu_times()[2:4])  # user and system time for children that have ended
     for worker in own.children(recursive=True):
         with suppress(psutil.NoSuchProcess):

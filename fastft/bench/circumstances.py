@@ -1,18 +1,21 @@
 """The circumstances of a benchmark: processor, memory, GPU, libraries, the commit, and how busy the machine was."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import torch
 
 from beton_tools.base.cgroup import usable_cpus
-from fastft.machine.bench_result import Machine, Session
+from fastft.machine.bench_result import Machine, Processor, Session
 from fastft.machine.facts import GIB, cpu_name, memory_bytes, package_version
 
 LIBRARIES = (
@@ -27,9 +30,10 @@ INSTRUCTION_SETS = (
 
 
 def describe_machine() -> Machine:
+    processor = describe_processor()
     return Machine(
         cpu=cpu_name(),
-        instruction_sets=instruction_sets(),
+        instruction_sets=[name for name in INSTRUCTION_SETS if name in processor.flags],
         cores=usable_cpus(),
         memory_gib=round(memory_bytes()[0] / GIB, 1),
         kernel=platform.release(),
@@ -39,16 +43,48 @@ def describe_machine() -> Machine:
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         gpus=torch.cuda.device_count(),
         driver=_driver(),
+        processor=processor,
+        packages=dict(sorted({d.name: d.version for d in importlib.metadata.distributions() if d.name}.items())),
+        codecs=_codecs(),
     )
 
 
-def instruction_sets() -> list[str]:
+def _codecs() -> dict[str, str]:
+    from PIL import features
+
+    found = features.version("libjpeg_turbo")
+    return {"Pillow's libjpeg-turbo": found} if found else {}
+
+
+def describe_processor() -> Processor:
+    """Describe the first processor, as far as the system tells."""
+    first = _read("/proc/cpuinfo").partition("\n\n")[0]
+    pairs = (line.partition(":")[::2] for line in first.splitlines())
+    info = {name.strip(): text.strip() for name, text in pairs if text.strip()}
+
+    def find(*names: str) -> str | None:
+        return next((info[name] for name in names if name in info), None)
+
+    flags = (find("flags", "Features") or "").split()
+    siblings, cores = (int(info.get(name, "0")) for name in ("siblings", "cpu cores"))
+    return Processor(
+        vendor=find("vendor_id", "CPU implementer"),
+        family=find("cpu family", "CPU architecture"),
+        model=find("model", "CPU part"),
+        stepping=find("stepping", "CPU revision"),
+        microcode=find("microcode"),
+        flags=flags,
+        threads_per_core=siblings // cores if cores else None,
+        is_virtual="hypervisor" in flags,
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+    )
+
+
+def _read(path: str) -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8")
     except OSError:
-        return []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return [name for name in INSTRUCTION_SETS if name in flags]
+        return ""
 
 
 def _system() -> str:
@@ -87,6 +123,7 @@ class Watch:
     """Measure a session: begin with `Watch.start()`, then ask for the session as often as you need."""
 
     command: str
+    seed: int | None
     date: str
     began: float
     load: float
@@ -94,11 +131,12 @@ class Watch:
     steal_seconds: float
 
     @classmethod
-    def start(cls, command: str) -> "Watch":
+    def start(cls, command: str, seed: int | None = None) -> "Watch":
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(command, date, time.monotonic(), os.getloadavg()[0], *_cpu_seconds())
+        return cls(command, seed, date, time.monotonic(), os.getloadavg()[0], *_cpu_seconds())
 
-    def session(self) -> Session:
+    def session(self, betons: Mapping[str, str] = MappingProxyType({})) -> Session:
+        """betons: SHA-256 of the .beton files that were written so far."""
         total, steal = _cpu_seconds()
         passed = total - self.cpu_seconds
         return Session(
@@ -108,6 +146,8 @@ class Watch:
             load_before=round(self.load, 2),
             load_after=round(os.getloadavg()[0], 2),
             steal=round((steal - self.steal_seconds) / passed, 4) if passed > 0 else 0.0,
+            seed=self.seed,
+            betons=dict(betons),
         )
 
 

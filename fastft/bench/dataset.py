@@ -1,5 +1,6 @@
 """The images that all contenders read, in the formats that they need."""
 
+import hashlib
 import os
 import tarfile
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from fastft.machine import bench_result
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 HOLE_BYTES = 1024  # size of an image in `write_long`; a page holds only whole images
+HASHED_BYTES = 1 << 20  # at a time
 FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 # RESIZED: longest side MAX_SIDE, quality QUALITY, 4:2:0. ORIGINAL: the files' unchanged coefficients
@@ -37,7 +39,11 @@ class Images:
 
     def described(self) -> bench_result.Images:
         mean = sum(path.stat().st_size for path in self.paths) / len(self.paths)
-        return bench_result.Images(what=self.what, count=len(self.paths), mean_kb=round(mean / 1e3, 1))
+        lines = "".join(f"{sha256_of(path)}\n" for path in self.paths)  # as sha256sum prints them, without names
+        return bench_result.Images(
+            what=self.what, count=len(self.paths), mean_kb=round(mean / 1e3, 1),
+            sha256=hashlib.sha256(lines.encode()).hexdigest(),
+        )  # fmt: skip
 
 
 class Workspace:
@@ -45,6 +51,7 @@ class Workspace:
 
     def __init__(self, folder: Path, images: Images) -> None:
         self.folder, self.images = folder, images
+        self.sha256: dict[str, str] = {}  # of the written .beton files, by kind
 
     def beton(self, name: str) -> Path:
         """Return the images as a .beton. `name` is RESIZED or ORIGINAL."""
@@ -65,6 +72,7 @@ class Workspace:
                     options, max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False
                 )
             convert_folder(root, path, options)
+            self.sha256[name] = sha256_of(path)
         return path
 
     def raw(self) -> Path:
@@ -174,6 +182,14 @@ def _packaged(root: Path, count: int) -> Images:
         paths.append(path)
     what = f"{count} JPEGs of {len(PACKAGED)} photographs packaged with scikit-image, as no folder was given"
     return Images(paths, what)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_long(path: Path, samples: int) -> None:

@@ -22,7 +22,7 @@ from fastft.bench.step_bench import device, step_flops, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, diagnose
 from fastft.jobs.run import run_recipe
 from fastft.machine.bench_result import Measure, Setting
-from fastft.machine.gpus import peak_flops
+from fastft.machine.gpus import data_sheet_flops
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import recipe_from_dict
@@ -53,8 +53,8 @@ def training(options: Options) -> Findings:
     yield Measure(
         key="e2e.train", bench="e2e", title="Training, file to updated weights", unit="images/s",
         about="One epoch with the trainer. It is too short for an evaluation or a checkpoint, so neither is included. Each of "
-        "fastft's rounds lists its seconds by part. waiting: share of the time that the step waited for data. mfu: share "
-        "of the device's peak.",
+        "fastft's rounds lists its seconds by part. waiting: share of the time that the step waited for data. mfu, on a "
+        "GPU: share of its peak.",
         cases=[case(rounds, "pass", training_rate, {}, keep=("waiting", "mfu", *STEP_PARTS, *LOADER_PARTS))],
         setting={**setting, "rounds": options.rounds},
     )  # fmt: skip
@@ -125,7 +125,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """
     asked = recipe_from_dict("e2e", sections)
     precision = choose_precision(asked.train.amp, device())
-    peak = peak_flops(device(), precision.dtype)
+    peak = data_sheet_flops(device(), precision.dtype)
     flops = step_flops(load_open_clip_arch(asked.model.arch).at(asked.model.image_size))
 
     def run() -> dict[str, float]:

@@ -1,12 +1,14 @@
 """The harness: one process per contender, alternating rounds (A B A B ...), every round kept.
 
 Each contender has its own process on the same cores, so that threads, memory and patched libraries are not shared. The
-first round compiles and warms up, and is not counted. Ratios are taken round by round, because other load on the
-machine slows both sides.
+first round compiles and warms up, and is not counted. The order within each round is drawn at random, so that nobody
+always runs after the same contender. Ratios are taken round by round, because other load on the machine slows both
+sides.
 """
 
 import json
 import os
+import random
 import select
 import subprocess
 import sys
@@ -32,6 +34,7 @@ Findings = Iterator[Measure | str]  # measures and notes, in the order they come
 GRACE_SECONDS = 10
 TRIAL_SECONDS = 1800  # time limit for a round
 SHOWN_LINES = 12  # lines shown from a failed contender's stderr
+drawing = random.Random()  # draws the order of contenders; `fastft bench` seeds it
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,18 @@ def parse_peers(text: str) -> tuple[str, ...]:
 
 @dataclass
 class Rounds:
-    """Every round by contender and arm, and the reason why a contender was skipped."""
+    """Every round by contender and arm, the order of each round, and the reason why a contender was skipped."""
 
     contenders: dict[str, Contender] = field(default_factory=dict)
     trials: dict[str, dict[str, list[Trial]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    order: list[list[str]] = field(default_factory=list)  # the contenders in each counted round
+
+    def draw_order(self, names: Sequence[str], is_counted: bool) -> list[str]:
+        drawn = drawing.sample(names, len(names))
+        if is_counted:
+            self.order.append(drawn)
+        return drawn
 
 
 def show_progress(text: str, of_round: str = "") -> None:
@@ -121,15 +131,15 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rou
     show_progress(names)
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(c, threads)) for c in contenders]
-        running = [p for p in processes if p.ready(result)]
+        running = {p.contender.name: p for p in processes if p.ready(result)}
         for number in range(1 + rounds):
             show_progress(names, f"round {number + 1} of {1 + rounds}: ")
-            for arm in dict.fromkeys(a for p in running for a in p.arms):
-                for process in running:
-                    trial = process.trial(arm, result)
+            order = result.draw_order(list(running), is_counted=number > 0)
+            for arm in dict.fromkeys(a for p in running.values() for a in p.arms):
+                for name in order:
+                    trial = running[name].trial(arm, result)
                     if trial is not None and number > 0:
-                        by_arm = result.trials.setdefault(process.contender.name, {})
-                        by_arm.setdefault(arm, []).append(trial)
+                        result.trials.setdefault(name, {}).setdefault(arm, []).append(trial)
     return result
 
 
@@ -140,9 +150,8 @@ def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) 
     show_progress(names)
     for number in range(rounds):
         show_progress(names, f"round {number + 1} of {rounds}: ")
-        for contender in contenders:
-            if contender.name in result.skipped:
-                continue
+        for name in result.draw_order([c.name for c in contenders if c.name not in result.skipped], is_counted=True):
+            contender = result.contenders[name]
             with _started(contender, threads) as process:
                 if not process.ready(result):
                     continue
@@ -268,7 +277,10 @@ def case(
     keep: the arm's own figures to store with each round. only: the contenders to include.
     """
     names = [name for name in rounds.contenders if only is None or name in only]
-    return Case(setting, [c for name in names if (c := _stored(rounds, name, arm, figure, keep)) is not None])
+    stored = [c for name in names if (c := _stored(rounds, name, arm, figure, keep)) is not None]
+    measured = {c.name for c in stored if c.rounds}
+    order = [drawn for turn in rounds.order if (drawn := [name for name in turn if name in measured])]
+    return Case(setting=setting, contenders=stored, order=order)
 
 
 def _stored(rounds: Rounds, name: str, arm: str, figure: Figure, keep: Sequence[str]) -> bench_result.Contender | None:
@@ -287,9 +299,13 @@ def _stored(rounds: Rounds, name: str, arm: str, figure: Figure, keep: Sequence[
 
 def _round(trial: Trial, figure: Figure, keep: Sequence[str]) -> Round:
     return Round(
-        value=shortened(figure(trial)), images=int(trial.get("count", 0)), wall=shortened(trial["wall"]),
-        cpu=shortened(trial["cpu"]), figures={key: shortened(trial[key]) for key in keep if key in trial},
-    )  # fmt: skip
+        value=shortened(figure(trial)),
+        images=int(trial.get("count", 0)),
+        wall=shortened(trial["wall"]),
+        cpu=shortened(trial["cpu"]),
+        foreign=round(trial["foreign"], 3) if "foreign" in trial else None,
+        figures={key: shortened(trial[key]) for key in keep if key in trial},
+    )
 
 
 def shortened(value: float) -> float:

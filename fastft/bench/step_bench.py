@@ -1,9 +1,8 @@
 """The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA.
 
 The images are random and in memory. Ours is the trainer's own step (fastft.train.step). timm's does what its train.py
-does with the same shape, timm's optimiser factory and ModelEmaV3. MFU is computed from `count_flops` and the device's
-peak. For a GPU the peak comes from its data sheet, for a CPU from the best of a few square matrix products. A GPU whose
-peak is not known has no MFU.
+does with the same shape, timm's optimiser factory and ModelEmaV3. MFU is computed from `count_flops` and the GPU's peak
+in its data sheet. A CPU has no MFU, and neither has a GPU whose peak is not known.
 """
 
 import sys
@@ -19,7 +18,7 @@ from fastft.bench.harness import Contender, Findings, Options, Planned, Trial, a
 from fastft.machine import bench_result
 from fastft.machine.bench_result import Measure
 from fastft.machine.distributed import World
-from fastft.machine.gpus import peak_flops
+from fastft.machine.gpus import data_sheet_flops
 from fastft.machine.precision import Precision, choose_precision, cpu_has_bf16
 from fastft.model import Arch, build_classifier, count_flops
 from fastft.model.arch import load_open_clip_arch
@@ -89,8 +88,9 @@ def training(options: Options) -> Findings:
         half = case(rounds, "step", per_second, setting, ("mfu",), ("fastft, half frozen", "timm, half frozen"))
         for contender in half.contenders:
             contender.name = contender.name.partition(",")[0]
+        half.order = [[name.partition(",")[0] for name in turn] for turn in half.order]
         found["step.frozen"].append(half)
-        if all("mfu" in trial for arms in rounds.trials.values() for trial in arms["step"]):
+        if any(known := ["mfu" in trial for arms in rounds.trials.values() for trial in arms["step"]]) and all(known):
             found["step.mfu"].append(case(rounds, "step", mfu, setting))
     where = torch.cuda.get_device_name() if device().type == "cuda" else f"CPU, {options.threads} threads"
     for (key, cases_), (title, unit) in zip(found.items(), TITLES, strict=True):
@@ -140,7 +140,7 @@ def arm(
     On a GPU every round begins with a step that is not timed. The round ends without cached memory, because the other
     contenders need it.
     """
-    peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
+    peak = data_sheet_flops(device(), dtype) or 0.0  # 0: unknown
     on_gpu = device().type == "cuda"
 
     def timed(count: int) -> float:

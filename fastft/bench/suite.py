@@ -4,6 +4,7 @@ After each measure, JSON is written and its table is printed.
 """
 
 import argparse
+import secrets
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -30,14 +31,18 @@ from fastft.jobs.decided import load_decided
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
     FORMAT,
+    SHARE,
     Case,
     Contender,
     Measure,
     Result,
     Spread,
+    impossible_shares,
+    is_disturbed,
     ratio,
     read_result,
     spread,
+    without_shares,
     write_result,
 )  # fmt: skip
 from fastft.report.bench_report import write_bench_page
@@ -67,7 +72,9 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
             Workspace(Path(scratch), images), rounds=rounds, threads=usable_cpus(), quick=args.quick, peers=peers,
             recipe=recipe, own=args.contender,
         )  # fmt: skip
-        watch = Watch.start(_command(name, args, images.folder))
+        seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
+        harness.drawing.seed(seed)
+        watch = Watch.start(_command(name, args, images.folder, seed), seed)
         result = new_result(images.described(), args.quick, watch)
         if args.add:
             path = args.add
@@ -124,11 +131,11 @@ def extended(old: Result, new: Result) -> Result:
     return old
 
 
-def _command(name: str, args: argparse.Namespace, folder: Path | None) -> str:
-    """Return the command that repeats the benchmark in this folder. It names the images, even the default ones."""
+def _command(name: str, args: argparse.Namespace, folder: Path | None, seed: int) -> str:
+    """Return the command that repeats the benchmark in this folder. It names the images and the seed, even by default."""
     given = {
         "--images": folder, "--count": args.count, "--rounds": args.rounds, "--contender": args.contender,
-        "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe, "--add": args.add,
+        "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe, "--add": args.add, "--seed": seed,
     }  # fmt: skip
     words = [w for flag, value in given.items() if value is not None for w in (flag, str(value))]
     return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
@@ -138,8 +145,8 @@ def _notes(quick: bool) -> list[str]:
     notes = [
         f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
         "The images are in the page cache unless a measure says otherwise.",
-        "Each contender has a process of its own on the same cores. Rounds alternate between contenders, and the first is not "
-        "counted.",
+        "Each contender has a process of its own on the same cores. Rounds alternate between contenders in an order that is "
+        "drawn anew for each, and the first is not counted.",
         "Images per CPU second count the CPU time of all threads and workers of a contender.",
     ]
     return [*notes, "This was a quick run. Its results mean nothing."] if quick else notes
@@ -173,13 +180,25 @@ class Progress:
             for item in plan.run(options):
                 if isinstance(item, str):
                     result.notes.append(item)
-                else:
-                    found.append(item)
+                elif measure := accepted(item, result.notes):
+                    found.append(measure)
                     result.measures = [m for m in result.measures if m.key != item.key] + [item]
-                result.sessions[-1] = watch.session()
+                result.sessions[-1] = watch.session(options.workspace.sha256)
                 write_result(path, result)
         self.done += 1
         return found
+
+
+def accepted(measure: Measure, notes: list[str]) -> Measure | None:
+    """Return the measure without its shares if one of them is above 100 %, which a note then says.
+
+    Returns None if the measure is nothing but such shares.
+    """
+    impossible = list(impossible_shares(measure))
+    if not impossible:
+        return measure
+    notes.append(f"Refused, because a share cannot be above 100 %: {', '.join(impossible)}.")
+    return None if measure.unit == SHARE else without_shares(measure)
 
 
 def _show_progress(console: Console, status: Status, head: str, text: str, of_round: str = "") -> None:
@@ -211,6 +230,10 @@ def print_measures(measures: Sequence[Measure], console: Console) -> None:
             table.add_row(Text(f"{contender.name}: {contender.skipped}"))
         table.add_section()
     print_table(table, console)
+    for measure in measures:
+        if is_disturbed(measure, usable_cpus()):
+            say = f"Other programs kept {measure.foreign:.1f} cores busy meanwhile ({measure.key})."
+            console.print(say, highlight=False, markup=False)
 
 
 def _cells(measure: Measure, case: Case, contender: Contender) -> list[str]:

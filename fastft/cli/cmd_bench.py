@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from beton_tools.base.console import format_duration, make_console
-from beton_tools.base.parser import positive
+from beton_tools.base.parser import at_least, positive
 from fastft.bench import BENCHES
 from fastft.cli.arguments import recipe_reference
 from fastft.recipe.constants import PEERS
@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="recipe that e2e trains (default on a CPU: a tiny recipe)",
     )
+    seed = "draws the order of contenders in each round (default: another one each time, which the result states)"
+    add("--seed", type=at_least(0), metavar="N", help=seed)
     add("--quick", action="store_true", help="run every path once on few images. The results mean nothing")
     add(
         "--out",

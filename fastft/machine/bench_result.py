@@ -5,7 +5,7 @@ Medians, ranges and ratios are not stored, because `spread` and `ratio` compute 
 docs/bench-schema.md describes the keys.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,8 +23,28 @@ from beton_tools.base.user_files import read_user_file
 FORMAT = 2
 OURS = "fastft"
 MAX_RESULT_BYTES = 64 << 20
+FOREIGN_SHARE = 0.1  # of the cores: more foreign load is warned of
+
+SHARE, MFU = "share", "mfu"
+SHARES = (MFU, "waiting", "bandwidth_share")  # figures of a round that are shares of a whole
 
 Setting = dict[str, str | int | float]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Processor(Document):
+    """What /proc/cpuinfo and /sys say about a processor. ARM has implementer, part and revision in place of names."""
+
+    vendor: str | None = None
+    family: str | None = None
+    model: str | None = None
+    stepping: str | None = None
+    microcode: str | None = None
+    flags: list[str] = field(default_factory=list)
+    threads_per_core: Count | None = None
+    is_virtual: bool = False
+    governor: str | None = None
 
 
 class Machine(Document):
@@ -41,38 +61,49 @@ class Machine(Document):
     gpu: str | None = None
     gpus: Count = 0
     driver: str | None = None
+    processor: Processor | None = None  # this and the next two: None or empty in older files
+    packages: dict[str, str] = field(default_factory=dict)  # versions of all installed packages
+    codecs: dict[str, str] = field(default_factory=dict)  # versions of JPEG libraries inside packages
 
 
 class Session(Document):
-    """One call of the command, and how busy the machine was. The load includes the benchmark's own processes."""
+    """One call of the command, and how busy the machine was. The load includes the benchmark's own processes.
+
+    seed: draws the order of contenders. betons: SHA-256 of the .beton files that were read, by kind.
+    """
 
     command: str
     date: str  # UTC, ISO 8601
     seconds: Number
     load_before: Number  # one-minute load average
     load_after: Number
-    steal: Number  # fraction of all CPU time that the hypervisor gave to others
+    steal: Share  # fraction of all CPU time that the hypervisor gave to others
+    seed: Count | None = None
+    betons: dict[str, Sha256] = field(default_factory=dict)
 
 
 class Images(Document):
-    """The images that every contender read."""
+    """The images that every contender read. sha256: over the lines that hold each file's own SHA-256, in their order."""
 
     what: str
     count: Count
     mean_kb: Number
+    sha256: Sha256 | None = None  # None in older files
 
 
 class Round(Document):
     """One pass over the images by one contender.
 
     value: the result in the measure's unit. figures: more results from the same round, such as mfu, read_mb, or a
-    split's parts in the order of the work.
+    split's parts in the order of the work. foreign: cores that programs outside the benchmark kept busy meanwhile, which
+    is a little below 0 if the system's counters are coarser than the round; None in older files.
     """
 
     value: Signed
     images: Count = 0
     wall: Number = 0.0  # seconds
     cpu: Number = 0.0  # CPU seconds in all threads and worker processes
+    foreign: Signed | None = None
     figures: Numbers = field(default_factory=dict)
 
     @property
@@ -96,10 +127,14 @@ class Contender(Document):
 
 
 class Case(Document):
-    """The contenders under one setting, such as {"threads": 2}. Their rounds alternated: all ran round k in turn."""
+    """The contenders under one setting, such as {"threads": 2}. Their rounds alternated: all ran round k in turn.
+
+    order: the measured contenders in the order of each round. Empty in older files.
+    """
 
     setting: Setting
     contenders: list[Contender]
+    order: list[list[str]] = field(default_factory=list)
 
     def contender(self, name: str = OURS) -> Contender | None:
         """Return the contender, or None if it is not in the case or was skipped."""
@@ -125,6 +160,16 @@ class Measure(Document):
     cases: list[Case]
     better: Literal["higher", "lower"] = "higher"
     setting: Setting = field(default_factory=dict)
+
+    @property
+    def foreign(self) -> float | None:
+        """Cores that programs outside the benchmark kept busy, a mean over all rounds weighted by their seconds."""
+        rounds = [
+            r for case in self.cases for c in case.contenders for r in c.rounds if r.foreign is not None and r.wall
+        ]
+        if not rounds:
+            return None
+        return max(0.0, sum(r.foreign * r.wall for r in rounds if r.foreign is not None) / sum(r.wall for r in rounds))
 
 
 class Result(Document):
@@ -200,7 +245,9 @@ def ratio(measure: Measure, case: Case, peer: Contender, own: str = OURS) -> Spr
 def read_result(path: Path) -> Result:
     """Read a result that `fastft bench` wrote.
 
-    Raises UserError if there is no such file, or if it is something else.
+    The MFUs that earlier versions stored for CPUs are left out.
+
+    Raises UserError if there is no such file, if it is something else, or if a share in it is above 100 %.
     """
     try:
         value: Any = msgspec.json.decode(read_user_file(path, MAX_RESULT_BYTES, "a result file of fastft bench"))
@@ -211,9 +258,50 @@ def read_result(path: Path) -> Result:
                 f"{path} has format {value.get('format', 1)}, but this version of fastft reads format {FORMAT}. "
                 "Measure again with fastft bench"
             )
-        return check(str(path), _printable(value), Result)
+        result: Result = check(str(path), _printable(value), Result)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a result of fastft bench: {error}") from None
+    if result.machine.gpu is None:
+        result.measures = [without_shares(m, [MFU]) for m in result.measures if not m.key.endswith(f".{MFU}")]
+    for measure in result.measures:
+        for k, case in enumerate(measure.cases):
+            if not _is_ordered(case):
+                raise UserError(
+                    f"{path}: case {k + 1} of {measure.key} has another order of rounds than rounds. Measure again"
+                )
+        for found in impossible_shares(measure):
+            raise UserError(f"{path}: {found}. A share cannot be above 100 %. Measure again with fastft bench")
+    return result
+
+
+def is_disturbed(measure: Measure, cores: int) -> bool:
+    """Return True if other programs kept a considerable part of the cores busy."""
+    return (measure.foreign or 0.0) > FOREIGN_SHARE * cores
+
+
+def _is_ordered(case: Case) -> bool:
+    """Return True if the order names each contender once in each of its rounds, or is not known."""
+    names = sorted(c.name for c in case.measured)
+    lengths = {len(c.rounds) for c in case.measured}
+    return not case.order or (lengths <= {len(case.order)} and all(sorted(turn) == names for turn in case.order))
+
+
+def impossible_shares(measure: Measure) -> Iterator[str]:
+    """Name every contender that has a share above 100 %."""
+    for contender in (c for case in measure.cases for c in case.contenders):
+        for r in contender.rounds:
+            shares = {name: r.figures[name] for name in SHARES if name in r.figures}
+            shares |= {SHARE: r.value} if measure.unit == SHARE else {}
+            if name := next((name for name, value in shares.items() if value > 1), None):
+                yield f"{contender.name} in {measure.key} has {name} {shares[name]:.1%}"
+                break
+
+
+def without_shares(measure: Measure, names: Sequence[str] = SHARES) -> Measure:
+    """Remove these figures from the rounds, and return the measure."""
+    for r in (r for case in measure.cases for c in case.contenders for r in c.rounds):
+        r.figures = {name: value for name, value in r.figures.items() if name not in names}
+    return measure
 
 
 def _printable(value: Any) -> Any:

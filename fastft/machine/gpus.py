@@ -84,7 +84,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cpu":
         return _cpu_flops(dtype, torch.get_num_threads())
-    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return data_sheet_flops(device, dtype)
+
+
+def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return a GPU's peak FLOP/s from its data sheet: what an MFU is a share of.
+
+    Returns None for an unknown GPU, and for a CPU, which has no MFU: a matrix product timed on it is no upper limit.
+    """
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is None:
         return None
     return gpu.full_precision_flops if dtype == torch.float32 else gpu.peak_flops

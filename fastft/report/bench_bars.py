@@ -129,8 +129,11 @@ def describe_ratio(value: Spread | None, unit: str, limit: bool = False) -> tupl
     """Say how fastft compares, with the range over the rounds: ("6.0× faster", "5.8–6.2"); empty without a ratio."""
     if value is None:
         return "", ""
-    if limit:
+    if limit and value.high <= 1:
         return f"{value.median:.0%} of it", range_text(f"{value.low:.0%}", f"{value.high:.0%}")
+    if limit:  # a limit that a round exceeded is none, so the ratio is not written as a share of it
+        low, middle, high = times(value)
+        return f"{middle}× it", range_text(low, high)
     better, worse = COMPARATIVES.get(unit, RATES)
     if value.median < 1 and value.low > 0:
         value, better = Spread(1 / value.median, 1 / value.high, 1 / value.low), worse

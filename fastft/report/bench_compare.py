@@ -7,7 +7,7 @@ from string import ascii_uppercase
 from markupsafe import Markup
 
 from beton_tools.base.errors import UserError
-from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, ratio, spread
+from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.bench_bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
 from fastft.report.bench_page import (
     AXES,
@@ -19,11 +19,13 @@ from fastft.report.bench_page import (
     spread_series,
 )  # fmt: skip
 from fastft.report.bench_sentences import USUAL, WHOLE, WHOLE_ALONE, amount, listed, multiple
+from fastft.report.bench_verdicts import Paired, Verdict, verdicts
 from fastft.report.charts import Chart, render_chart
 from fastft.report.page import render_page
 
 FILE_STYLES = 6  # colours in style.css; files also have letters
 MOST_FILES = len(ascii_uppercase)
+SAME_FACTS = ("processor", "cores", "GPU", "images")  # if these differ, it is not fastft alone that was compared
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,81 @@ class Shared:
 
 @dataclass(frozen=True)
 class Change:
-    """One table row: fastft's results by file, and the last compared with the first. verdict: better, worse, "same"."""
+    """One table row: fastft's results by file, and the last compared with the first.
 
-    title: str
-    setting: str
-    unit: str
+    verdict: None if one of the two has no result.
+    """
+
+    shared: Shared
     cells: Sequence[Spread | None]
-    change: float | None
-    verdict: str
+    verdict: Verdict | None
 
 
-def render_comparison(results: Sequence[Result]) -> str:
-    """Return the page as HTML. Raises UserError if there are too many results or if they share no measure."""
+@dataclass(frozen=True)
+class Comparison:
+    """The compared files, what they have in common, and a row per figure of fastft."""
+
+    files: Sequence[File]
+    shared: Sequence[Shared]
+    changes: Sequence[Change]
+
+    def count(self, outcome: str) -> int:
+        return sum(c.verdict is not None and c.verdict.outcome == outcome for c in self.changes)
+
+    @property
+    def below(self) -> list[Change]:
+        """The figures that are significantly below the given ratio."""
+        return [c for c in self.changes if c.verdict and c.verdict.below]
+
+    @property
+    def missing(self) -> list[Shared]:
+        """fastft's figures in the first file that the last one does not have."""
+        first, last = self.files[0], self.files[-1]
+        known = {_identity(m, case) for m in last.result.measures for case in m.cases if case.contender()}
+        return [
+            Shared(m.title, describe_setting(_setting(m, case)), [(first, m, case)])
+            for m in first.result.measures
+            for case in m.cases
+            if case.contender() and _identity(m, case) not in known
+        ]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What besides fastft differs between the first and the last file, and what the last one lacks, in sentences."""
+        first, last = self.files[0].result, self.files[-1].result
+        facts = {name: (a, b) for name, (a, *_, b), differ in compared_facts(self.files) if differ}
+        names = [name for name in SAME_FACTS if name in facts]
+        said = [f"{name} differ: {facts[name][0]} and {facts[name][1]}" for name in names]
+        said += [f"{result.date}: files were changed since the commit" for result in (first, last) if result.changed]
+        return said + [f"missing in the last file: {_named(s.title, s.setting)}" for s in self.missing]
+
+
+def compare(results: Sequence[Result], threshold: float | None = None) -> Comparison:
+    """Compare the last result with the first.
+
+    threshold: also decide which figures are significantly below this ratio.
+
+    Raises UserError if there are too many results or if they share no measure.
+    """
     if len(results) > MOST_FILES:
         raise UserError(f"{len(results)} results are too many to compare. Give {MOST_FILES} at most")
     files = label_files(results)
     shared = shared_cases(files)
     if not shared:
         raise UserError("the results have no measure in common. Compare results of the same benchmark and settings")
-    changes = [change_of(s, files) for s in shared if s.own()]
+    return Comparison(files, shared, changes_of([s for s in shared if s.own()], files, threshold))
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return the page as HTML."""
+    files, shared = comparison.files, comparison.shared
     return render_page(
         "bench_compare.html",
         title="Benchmarks compared",
         files=files,
         quick=[file.letter for file in files if file.result.quick],
-        sentences=list(sentences(files, shared, changes)),
-        changes=changes,
+        sentences=list(sentences(comparison)),
+        changes=comparison.changes,
         charts=[chart for s in line_measures(files) if (chart := render_chart(line_chart(*s)))],
         figures=[bars_of(s) for s in shared if line_axis(s.measure) is None],
         facts=compared_facts(files),
@@ -134,12 +185,9 @@ def _identity(measure: Measure, case: Case) -> object:
 # sentences ------------------------------------------------------------------------------------------------------------
 
 
-def sentences(files: Sequence[File], shared: Sequence[Shared], changes: Sequence[Change]) -> Iterator[Markup]:
-    """State images per second on one core, the ratio to timm, and how many results changed by more than the spread.
-
-    A change counts if it is larger than the variation between rounds.
-    """
-    whole = next((s for s in shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
+def sentences(comparison: Comparison) -> Iterator[Markup]:
+    """State images per second on one core, the ratio to timm, and how many results are better or worse."""
+    whole = next((s for s in comparison.shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
     if whole is not None:
         words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))
         rates = [Markup("{} on {}").format(amount(value), file.letter) for file, value in whole.own()]
@@ -153,14 +201,21 @@ def sentences(files: Sequence[File], shared: Sequence[Shared], changes: Sequence
         ]
         if ratios:
             yield Markup("That is {} the throughput of {}.").format(listed(ratios), USUAL)
-    yield _counted(files, changes)
+    yield Markup("{}").format(counted(comparison))
 
 
-def _counted(files: Sequence[File], changes: Sequence[Change]) -> Markup:
-    better, worse = (sum(c.verdict == verdict for c in changes) for verdict in ("better", "worse"))
-    return Markup(
-        "Of {} figures of fastft, <b>{}</b> are better and <b>{}</b> are worse on {} than on {}, by more than the rounds vary."
-    ).format(len(changes), better, worse, files[-1].letter, files[0].letter)
+def counted(comparison: Comparison) -> Markup:
+    """Say how many figures are better, worse, and too uncertain to tell."""
+    files = comparison.files
+    better, worse, unknown = (comparison.count(outcome) for outcome in ("better", "worse", "cannot tell"))
+    said = Markup("Of {} figures of fastft, <b>{}</b> are better and <b>{}</b> are worse on {} than on {}").format(
+        len(comparison.changes), better, worse, files[-1].letter, files[0].letter
+    )
+    return said + (f", and these rounds cannot tell for {unknown}." if unknown else ".")
+
+
+def _named(title: str, setting: str) -> str:
+    return ", ".join(filter(None, (title, setting)))
 
 
 # bars, lines and the table --------------------------------------------------------------------------------------------
@@ -195,17 +250,21 @@ def _relative(first: Spread, value: Spread) -> tuple[str, str]:
     return f"{middle}×", range_text(low, high)
 
 
-def change_of(shared: Shared, files: Sequence[File]) -> Change:
-    by_file = {file.number: value for file, value in shared.own()}
-    first, last = by_file.get(files[0].number), by_file.get(files[-1].number)
-    change, verdict = None, "same"
-    if first is not None and last is not None and first.median > 0:
-        change = last.median / first.median
-        if last.low > first.high or last.high < first.low:
-            higher = last.low > first.high
-            verdict = "better" if higher == (shared.measure.better == "higher") else "worse"
-    cells = [by_file.get(file.number) for file in files]
-    return Change(shared.title, shared.setting, shared.measure.unit, cells, change, verdict)
+def changes_of(shared: Sequence[Shared], files: Sequence[File], threshold: float | None) -> list[Change]:
+    """Return a row per case. All verdicts are made together, because they are adjusted for the number of figures."""
+    ends = [(s, _own(s, files[0]), _own(s, files[-1])) for s in shared]
+    in_both = [(s, Paired.of(first, last, s.measure.better)) for s, first, last in ends if first and last]
+    decided = verdicts([paired for _, paired in in_both], threshold)
+    by_case = {id(s): verdict for (s, _), verdict in zip(in_both, decided, strict=True)}
+    return [Change(s, [dict(_by_number(s)).get(f.number) for f in files], by_case.get(id(s))) for s in shared]
+
+
+def _own(shared: Shared, file: File) -> Contender | None:
+    return next((case.contender() for found, _, case in shared.found if found is file), None)
+
+
+def _by_number(shared: Shared) -> Iterator[tuple[int, Spread]]:
+    return ((file.number, value) for file, value in shared.own())
 
 
 def line_measures(files: Sequence[File]) -> Iterator[tuple[str, list[tuple[File, Measure]]]]:

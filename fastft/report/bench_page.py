@@ -11,7 +11,18 @@ from markupsafe import Markup
 from beton_tools.base.console import format_duration
 from fastft.cost.bottleneck import LOOP_PARTS, NAMES
 from fastft.cost.cores import Demand, demands
-from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, ratio, skipped_reasons, spread
+from fastft.machine.bench_result import (
+    OURS,
+    Case,
+    Measure,
+    Processor,
+    Result,
+    Spread,
+    is_disturbed,
+    ratio,
+    skipped_reasons,
+    spread,
+)
 from fastft.report.bench_bars import (
     Bar,
     BarFigure,
@@ -62,6 +73,7 @@ class MeasureView:
     title: str
     about: str
     setting: str
+    foreign: str = ""  # what other programs did meanwhile
     figures: Sequence[BarFigure] = ()
     stacks: Sequence[StackFigure] = ()
 
@@ -162,6 +174,7 @@ def machine_facts(result: Result) -> dict[str, str]:
     times = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {last}"
     facts = {
         "processor": m.cpu,
+        "processor model": describe_processor(m.processor) if m.processor else "",
         "instruction sets": ", ".join(m.instruction_sets),
         "cores": str(m.cores),
         "memory": f"{m.memory_gib:g} GiB",
@@ -169,25 +182,58 @@ def machine_facts(result: Result) -> dict[str, str]:
         "driver": m.driver or "",
         "system": ", ".join(filter(None, (m.system, m.kernel))),
         "load": f"{before} before, {after} after, with the benchmark's own processes",
+        "other load": describe_foreign(result),
         "steal": f"at most {percent(max(s.steal for s in sessions))} of CPU time went to other guests of the host",
         "version": describe_version(result),
         "measured": f"{times} UTC, {format_duration(sum(s.seconds for s in sessions))}",
         "images": f"{result.images.what}, {result.images.mean_kb:.0f} kB each",
+        "SHA-256": ", ".join(f"{digest[:16]}… ({name})" for name, digest in checksums(result)),
         "Python": m.python,
         "libraries": ", ".join(f"{name} {version}" for name, version in m.libraries.items()),
+        "JPEG libraries": ", ".join(f"{name} {version}" for name, version in m.codecs.items()),
+        "all packages": f"{len(m.packages)}, listed in the JSON file" if m.packages else "",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def describe_processor(p: Processor) -> str:
+    """Describe the model by its numbers, because virtual machines hide its name."""
+    numbers = {"family": p.family, "model": p.model, "stepping": p.stepping, "microcode": p.microcode}
+    known = [f"{name} {value}" for name, value in numbers.items() if value]
+    known += [f"{p.threads_per_core} threads per core"] if p.threads_per_core else []
+    known += [f"governor {p.governor}"] if p.governor else []
+    return ", ".join([*filter(None, [p.vendor]), *known, *(["virtual machine"] if p.is_virtual else [])])
+
+
+def describe_foreign(result: Result) -> str:
+    known = [m.foreign for m in result.measures if m.foreign is not None]
+    return f"{between(known)} cores kept busy by other programs, by measure" if known else ""
+
+
+def checksums(result: Result) -> list[tuple[str, str]]:
+    """Return (what, SHA-256) for the images and for the .beton files, each once."""
+    images = [("images", result.images.sha256)] if result.images.sha256 else []
+    betons = {(f".beton of {name}", digest): None for s in result.sessions for name, digest in s.betons.items()}
+    return images + list(betons)
 
 
 def describe_busy(result: Result) -> str:
     """Return a warning if other programs used the cores, otherwise an empty text."""
     load, cores = max(s.load_before for s in result.sessions), result.machine.cores
-    if load <= cores / 2:
-        return ""
     where = f"{cores} core{'s' * (cores != 1)}"
+    disturbed = {m.title: m.foreign or 0.0 for m in result.measures if is_disturbed(m, cores)}
+    found = [f"the load was up to {load:.1f} on {where} before the benchmark began"] if load > cores / 2 else []
+    if disturbed:
+        most = max(disturbed, key=lambda title: disturbed[title])
+        found.append(
+            f"they kept up to {disturbed[most]:.1f} of {where} busy while {len(disturbed)} of {len(result.measures)} measures "
+            f"ran, most in “{most}”"
+        )
+    if not found:
+        return ""
     return (
-        f"Other programs were running: the load was up to {load:.1f} on {where} before the benchmark began. This affects all "
-        "contenders in a round alike, so ratios are more reliable than absolute figures."
+        f"Other programs were running: {', and '.join(found)}. This affects all contenders in a round alike, so ratios are "
+        "more reliable than absolute figures."
     )
 
 
@@ -241,7 +287,10 @@ def step_splits(measures: Sequence[Measure]) -> list[MeasureView]:
 def _view(
     measure: Measure, figures: Sequence[BarFigure] = (), title: str = "", stacks: Sequence[StackFigure] = ()
 ) -> MeasureView:
-    return MeasureView(title or measure.title, measure.about, describe_setting(measure.setting), figures, stacks)
+    foreign = "" if measure.foreign is None else f"Other programs kept {measure.foreign:.2f} cores busy meanwhile."
+    return MeasureView(
+        title or measure.title, measure.about, describe_setting(measure.setting), foreign, figures, stacks
+    )
 
 
 def line_axis(measure: Measure) -> str | None:

@@ -29,7 +29,7 @@ class Interval(Line):
     Attributes:
         images_per_second: over all processes, without the wait for a process's first batch.
         wait_share: fraction of wall time spent waiting for data.
-        mfu: model FLOP/s over the device's peak. None if the peak is not known.
+        mfu: model FLOP/s over the GPU's peak. None on a CPU, or if the peak is not known.
         memory_gib: peak memory of the device (GPU) or the process (CPU).
         split: seconds of this process by part (train/timing.py), and its loader's in parallel.
         grad_norm: of the last step, before clipping. None if it overflowed in fp16.

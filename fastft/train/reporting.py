@@ -20,7 +20,7 @@ from fastft.evaluate.scores import Evaluated
 from fastft.machine.distributed import World
 from fastft.machine.exits import Preempted
 from fastft.machine.facts import cpu_name
-from fastft.machine.gpus import peak_flops
+from fastft.machine.gpus import data_sheet_flops
 from fastft.machine.precision import Precision
 from fastft.model import count_flops
 from fastft.optim.ema import ema_warnings
@@ -118,8 +118,7 @@ class Reporter:
         self._setup, self._log = setup, log
         self.meter = Meter(setup.step, setup.loader, setup.world)
         self._flops = recipe_flops(setup.recipe, setup.step.model.visual.arch).train
-        # on a CPU this is measured once, not at every line
-        self._peak = peak_flops(setup.world.device, setup.precision.dtype)
+        self._peak = data_sheet_flops(setup.world.device, setup.precision.dtype)
         self.say, self.record = log.info, log.record
         self._timed: list[float] = []  # times at which the first steps ended
 
@@ -168,8 +167,6 @@ class Reporter:
         batch = s.recipe.optim.batch_size
         rate = now.steps * batch / now.seconds
         achieved = rate / s.world.size * self._flops
-        if self._peak is not None and s.world.device.type == "cpu":
-            self._peak = max(self._peak, achieved)  # measured while other processes took the cores
         self._log.interval(Interval(
             step=step,
             epoch=epoch,

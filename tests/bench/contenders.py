@@ -1,6 +1,7 @@
 """Contenders whose times are known, for the harness: they sleep, work or fail as told."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -35,6 +36,18 @@ def worker(seconds: float) -> dict[str, Arm]:
 
     def run() -> int:
         subprocess.run([sys.executable, "-c", BURN.format(seconds=seconds)], check=True)
+        return 10
+
+    return {"a": run}
+
+
+def disturbed(seconds: float) -> dict[str, Arm]:
+    """Sleeps while a process that belongs to nobody burns CPU time."""
+
+    def run() -> int:
+        burning = shlex.join([sys.executable, "-c", BURN.format(seconds=seconds)])
+        subprocess.run(["sh", "-c", f"{burning} >/dev/null 2>&1 &"], check=True)
+        time.sleep(2 * seconds)
         return 10
 
     return {"a": run}

@@ -1,12 +1,13 @@
 """The harness: turns alternate, the first round does not count, CPU time includes workers, failures are told apart."""
 
 import os
+import time
 from typing import Any
 
 import pytest
 
 from beton_tools.base.errors import UserError
-from fastft.bench import harness
+from fastft.bench import child, harness
 from fastft.bench.harness import Contender, alternate, alternate_fresh, case, per_cpu_second, per_second
 from tests.bench import contenders
 
@@ -19,7 +20,11 @@ def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path):
     log = tmp_path / "log"
     pair = [contender(name, "noting", name=name, log=str(log)) for name in ("A", "B")]
     rounds = alternate(pair, rounds=2, threads=1)
-    assert log.read_text().split() == 3 * ["A.a", "B.a", "A.b", "B.b"]
+    ran = log.read_text().split()
+    turns = [ran[k : k + 4] for k in range(0, len(ran), 4)]
+    assert len(turns) == 3 and all([{*t[:2]}, {*t[2:]}] == [{"A.a", "B.a"}, {"A.b", "B.b"}] for t in turns)
+    assert rounds.order == [[name[0] for name in turn[:2]] for turn in turns[1:]]
+    assert case(rounds, "a", per_second, {}).order == rounds.order
     assert len(rounds.trials["A"]["a"]) == len(rounds.trials["B"]["b"]) == 2
 
 
@@ -31,6 +36,32 @@ def test_cpu_time_includes_workers_and_excludes_waiting():
     assert slept["wall"] >= 0.2 > 10 * slept["cpu"]
     assert worked["cpu"] >= 0.19
     assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53
+
+
+@pytest.mark.parametrize("run", [alternate, alternate_fresh])
+def test_the_order_of_each_round_is_drawn_and_a_seed_repeats_it(run):
+    orders = []
+    for seed in (1, 1, 2):
+        harness.drawing.seed(seed)
+        orders.append(run([contender(name, "sleeping", seconds=0) for name in "AB"], 4, threads=1).order)
+    assert orders[0] == orders[1] != orders[2]
+    assert all(sorted(turn) == ["A", "B"] for turn in orders[0]) and len({tuple(turn) for turn in orders[0]}) == 2
+
+
+def test_cpu_time_of_programs_outside_the_benchmark_is_recorded_with_each_round():
+    pair = [contender("busy", "disturbed", seconds=0.5), contender("own", "worker", seconds=0.5)]
+    found = case(alternate(pair, 1, threads=1), "a", per_second, {})
+    foreign, own = (found.contender(name).rounds[0] for name in ("busy", "own"))
+    assert foreign.cpu < 0.2 and foreign.foreign > 0.2  # cores
+    assert own.cpu >= 0.49 and own.foreign * own.wall + own.cpu <= os.cpu_count() * own.wall + 0.1
+
+
+def test_foreign_load_is_the_machines_busy_time_without_the_benchmarks(monkeypatch):
+    machine, ours = iter([100.0, 101.5]), iter([10.0, 11.0])
+    monkeypatch.setattr(child, "machine_seconds", lambda: next(machine))
+    monkeypatch.setattr(child, "benchmark_seconds", lambda: next(ours))
+    trial = child._trial(lambda: time.sleep(0.5) or 1)
+    assert trial["foreign"] == pytest.approx(1.0, rel=0.2)
 
 
 def test_every_contender_has_its_own_process_on_the_given_cores():

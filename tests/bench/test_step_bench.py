@@ -1,5 +1,7 @@
 """The training step is timm's, and all that is measured of it runs; the images of a benchmark."""
 
+import hashlib
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -73,6 +75,7 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
 def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
     monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
+    monkeypatch.setattr(step_bench, "data_sheet_flops", lambda device, dtype: 1e15)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
@@ -85,6 +88,15 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, m
     assert arms["none"]() == 2
 
 
+def test_a_cpu_has_no_mfu(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_bench, "alternate", in_this_process)
+    monkeypatch.setattr(step_bench, "cases", lambda quick: [step_bench.Case("T", 32, "fp32", 2, 1)])
+    options = Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1, peers=())
+    found = {m.key: m for m in step_bench.training(options) if not isinstance(m, str)}
+    assert found.keys() == {"step.train", "step.frozen"}
+    assert not any(r.figures for m in found.values() for c in m.cases[0].contenders for r in c.rounds)
+
+
 def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, photographs, monkeypatch):
     monkeypatch.setattr(e2e_bench, "_batch", lambda options: 2)
     write_crops(tmp_path / "images", photographs, {"chelsea": 8, "coffee": 8}, suffix="jpg")
@@ -95,6 +107,19 @@ def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, ph
     assert trial["count"] == 14  # of 16; the first step is not counted
     assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
     assert {"forward", "backward", "decode", "augment"} <= trial.keys()
+
+
+def test_the_images_checksum_is_what_sha256sum_gives(tmp_path, photographs):
+    write_crops(tmp_path / "images", photographs, {"chelsea": 2, "coffee": 1}, suffix="jpg")
+    images = find_images(tmp_path / "images", tmp_path, 3)
+    command = "sha256sum */*.jpg | cut -c1-64 | sha256sum | cut -c1-64"
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "images", capture_output=True, text=True, check=True)
+    assert images.described().sha256 == done.stdout.strip()
+    workspace = Workspace(tmp_path, images)
+    path = workspace.beton(RESIZED)
+    assert workspace.sha256 == {RESIZED: hashlib.sha256(path.read_bytes()).hexdigest()}
+    next((tmp_path / "images").glob("*/*")).write_bytes(b"another")
+    assert images.described().sha256 != done.stdout.strip()
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path):

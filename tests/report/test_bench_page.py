@@ -18,10 +18,10 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.cores import demands
 from fastft.cost.price import CostQuery, price_recipes
-from fastft.machine.bench_result import Case, Measure, Result, read_result, spread, write_result
+from fastft.machine.bench_result import Case, Measure, Processor, Result, read_result, spread, write_result
 from fastft.recipe import load_recipe
 from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
-from fastft.report.bench_compare import render_comparison
+from fastft.report.bench_compare import compare, render_comparison
 from fastft.report.bench_page import render_bench
 from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
@@ -35,6 +35,10 @@ def plain(page: str) -> str:
     """The text of a page in one line, without the style sheet."""
     body = page[page.index("<main>") :]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body)).replace("&#39;", "'")
+
+
+def compared(*results: Result) -> str:
+    return render_comparison(compare(results))
 
 
 def of(measure: Measure) -> Result:
@@ -116,6 +120,13 @@ def test_a_bar_is_as_long_as_its_share_of_the_axis():
     assert 90 < float(drawn.place(drawn.bars[0].spread.high).rstrip("%")) < 100
 
 
+def test_a_limit_that_a_round_exceeds_is_no_whole_of_which_there_are_shares():
+    from fastft.machine.bench_result import Spread
+
+    assert describe_ratio(Spread(0.81, 0.78, 0.9), "images/s", limit=True) == ("81% of it", "78%–90%")
+    assert describe_ratio(Spread(0.98, 0.9, 1.04), "images/s", limit=True) == ("0.98× it", "0.90–1.04")
+
+
 @pytest.mark.parametrize(
     ("values", "unit", "said"),
     [
@@ -166,6 +177,33 @@ def test_a_busy_machine_is_told():
     assert "the load was up to 20.5 on 16 cores before the benchmark began" in plain(render_bench(one))
 
 
+def test_load_that_begins_after_the_start_is_told_with_the_measure():
+    one = result()
+    case = one.measure("decode.crop").cases[0]
+    for r in (r for c in case.contenders for r in c.rounds):
+        r.foreign = 0.9
+    assert one.measure("decode.crop").foreign == pytest.approx(0.9)
+    assert "busy machine" not in render_bench(one)  # less than a tenth of 16 cores
+    assert "Other programs kept 0.90 cores busy meanwhile." in plain(render_bench(one))
+    case.contenders[0].rounds[0].foreign = 60.0
+    text = plain(render_bench(one))
+    assert "kept up to 3.9 of 16 cores busy while 1 of 14 measures ran, most in “Decoding a random crop”" in text
+    assert "3.9 cores kept busy by other programs, by measure" in text
+
+
+def test_the_evidence_is_on_the_page():
+    one = result()
+    one.images.sha256 = "ab" * 32
+    one.sessions[0].betons = {"500 px files": "cd" * 32}
+    one.machine.processor = Processor(vendor="AuthenticAMD", family="26", model="2", stepping="1", is_virtual=True)
+    one.machine.packages = {"numpy": "2.4.6", "rich": "14"}
+    text = plain(render_bench(one))
+    assert "abababababababab… (images), cdcdcdcdcdcdcdcd… (.beton of 500 px files)" in text
+    assert (
+        "AuthenticAMD, family 26, model 2, stepping 1, virtual machine" in text and "2, listed in the JSON file" in text
+    )
+
+
 def test_measures_with_the_same_title_are_told_apart():
     made = [measure(f"m.{k}", "Loader", [Maker().case({"fastft": 1})], setting={"files": k, "size": 224}) for k in "ab"]
     text = plain(render_bench(result(measures=made)))
@@ -186,7 +224,7 @@ def test_names_cannot_break_out_of_the_page():
     several = [case, Maker().case({"fastft": 2, evil: 1}, threads=2)]
     one = of(measure("loader.recipe", evil, several, evil))
     one.notes, one.machine.cpu, one.commit, one.sessions[0].command = [evil], evil, evil, evil
-    for page in (render_bench(one), render_comparison([one, one])):
+    for page in (render_bench(one), compared(one, one)):
         assert "<script>alert" not in page and "<img" not in page
 
 
@@ -212,28 +250,32 @@ def test_the_documentation_has_a_page_of_every_stored_result_and_a_comparison_of
 def test_files_are_told_apart_by_what_differs_and_compared_measure_by_measure():
     old = result(commit="a" * 40)
     new = result(commit="b" * 40, seed=1, scale=1.2)
-    text = plain(render_comparison([old, new]))
+    text = plain(compared(old, new))
     assert "A fastft 0.3.0, commit aaaaaaaa" in text and "B fastft 0.3.0, commit bbbbbbbb" in text
     assert "made-up processor A" not in text
     rates = [spread(r.measure("loader.recipe.core").cases[0].contender()).median for r in (old, new)]
-    assert f"{rates[1] / rates[0]:.2f}×" in text
+    assert all(figure(rate) in text for rate in rates)
+    (whole,) = (c for c in compare([old, new]).changes if c.shared.measure.key == "loader.recipe.core")
+    assert f"{whole.verdict.ratio:.2f}× {whole.verdict.low:.2f}–{whole.verdict.high:.2f}" in text
+    assert whole.verdict.ratio == pytest.approx(rates[1] / rates[0], rel=0.03)
     faster = sum(m.better == "higher" for m in old.measures for case in m.cases if case.contender())
     slower = sum(m.better == "lower" for m in old.measures for case in m.cases if case.contender())
     assert f"Of {faster + slower} figures of fastft, {faster} are better and {slower} are worse on B than on A" in text
 
 
-def test_differences_within_the_rounds_are_no_differences():
-    text = plain(render_comparison([result(seed=0), result(seed=0, date="2026-12-01T00:00:00+00:00")]))
-    assert "0 are better and 0 are worse" in text and "2026-11-30" in text and "2026-12-01" in text
+def test_equal_rounds_cannot_tell():
+    text = plain(compared(result(seed=0), result(seed=0, date="2026-12-01T00:00:00+00:00")))
+    assert "0 are better and 0 are worse" in text and "cannot tell (the rounds are equal)" in text
+    assert "2026-11-30" in text and "2026-12-01" in text
 
 
 def test_other_numbers_of_images_and_rounds_are_the_same_measure_and_other_sizes_are_not():
     def with_setting(**setting: Any) -> Result:
         return of(measure("m", "M", [Maker().case({"fastft": 1})], setting=setting))
 
-    assert render_comparison([with_setting(size=224, images=700), with_setting(size=224, images=50_000)])
+    assert compare([with_setting(size=224, images=700), with_setting(size=224, images=50_000)])
     with pytest.raises(UserError, match="no measure in common"):
-        render_comparison([with_setting(size=224), with_setting(size=384)])
+        compare([with_setting(size=224), with_setting(size=384)])
 
 
 # the command ----------------------------------------------------------------------------------------------------------
