@@ -10,6 +10,7 @@ import json
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ Findings = Iterator[Measure | str]  # measures and notes, in the order they come
 GRACE_SECONDS = 10
 TRIAL_SECONDS = 1800  # time limit for a round
 SHOWN_LINES = 12  # lines shown from a failed contender's stderr
+LONGEST_REASON = 200  # characters of a line
 drawing = random.Random()  # draws the order of contenders; `fastft bench` seeds it
 
 
@@ -194,7 +196,18 @@ class _Process:
             self.process.kill()
             return {"failed": f"no answer within {TRIAL_SECONDS // 60} minutes"}
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
+        return json.loads(line) if line else {"failed": self._end_reason()}
+
+    def _end_reason(self) -> str:
+        """Say how the process ended, with the last line that it wrote to stderr."""
+        code = self.process.wait()
+        how = f"ended with exit code {code}"
+        if code < 0:
+            name = signal.Signals(-code).name
+            how = f"was ended by {name}{', perhaps because memory ran out' * (name == 'SIGKILL')}"
+        self.errors.seek(0)
+        last = next((line.strip() for line in reversed(self.errors.readlines()) if line.strip()), "")
+        return f"its process {how}{f': {last[:LONGEST_REASON]}' if last else ''}"
 
     def _skip(self, answer: dict[str, Any], result: Rounds) -> None:
         """Record a missing or failing peer as skipped, but raise if fastft itself fails."""

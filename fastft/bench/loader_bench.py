@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from fastft.bench.contenders import cold, limited, opening
+from fastft.bench.contenders import cold, ffcv, limited, opening, ours
 from fastft.bench.contenders.measuring import first
 from fastft.bench.contenders.registry import contenders
-from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Task
+from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Loader, Task
 from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import (
     Contender,
@@ -210,17 +210,19 @@ def order(options: Options) -> Findings:
         return
     file_bytes, batch = (4_000_000, 4) if options.quick else (ORDER_BYTES, ORDER_BATCH)
     path = options.workspace.repeated(file_bytes, page_size=1 << 20)
-    given = {"path": str(path), "size": SIZE, "batch": batch, "threads": options.threads, "limit": ORDER_MEMORY}
-    rows = (
-        (OURS, "blocks", "ours", (f"data.order=blocks of {ORDER_BLOCK_MIB} MiB",)),
-        ("fastft, random order", "random", "ours", ()),
-        ("stock FFCV", "ffcv", "ffcv", ("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")),
+    asked = Task(CROP, {"beton": str(path)}, SIZE, batch, options.threads)
+    blocks = {"order": "blocks", "block_mib": ORDER_BLOCK_MIB}
+    quasi_random = {"order": "QUASI_RANDOM", "os_cache": False}  # FFCV's order for files that do not fit into memory
+    rows: tuple[tuple[str, str, Loader, dict[str, Any], tuple[str, ...]], ...] = (
+        (OURS, "ours", ours.LOADERS[0], blocks, (f"data.order=blocks of {ORDER_BLOCK_MIB} MiB",)),
+        ("fastft, random order", "ours", ours.LOADERS[0], {}, ()),
+        ("stock FFCV", "ffcv", ffcv.LOADERS[0], quasi_random, ("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")),
     )
-    chosen = [
-        Contender(name, limited.limited, {**given, "order": kind, "block_mib": ORDER_BLOCK_MIB}, differences)
-        for name, kind, file, differences in rows
-        if file == "ours" or file in options.peers
-    ]
+    chosen = []
+    for name, file, loader, more, differences in rows:
+        if file == "ours" or file in options.peers:
+            given = {"file": file, "name": loader.name, "task": asked.as_dict(), "options": more, "limit": ORDER_MEMORY}
+            chosen.append(Contender(name, limited.limited, given, differences))
     rounds = alternate(chosen, min(options.rounds, 3), options.threads)
     limited.remove_groups()
     setting: Setting = {

@@ -45,11 +45,13 @@ from fastft.machine.bench_result import (
     without_shares,
     write_result,
 )  # fmt: skip
+from fastft.report.bench_page import describe_missing
 from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
 
 IMAGES, ROUNDS = 700, 5
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
+ANEW = "Measure everything again, or leave --add out"
 QUICK_SECONDS = 20  # for a measure with --quick: imports and compilation
 
 
@@ -79,10 +81,22 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
         if args.add:
             path = args.add
             result = extended(read_result(path), result) if path.exists() else result
+        keys = [plan.key for plan in plans]
+        result.missing = [*(key for key in result.missing if key not in keys), *keys]
         progress = Progress(console, plans, options)
-        for plan in plans:
-            for _, group in groupby(progress.run(plan, options, result, watch, path), key=lambda m: (m.title, m.unit)):
-                print_measures(list(group), console)
+        try:
+            for plan in plans:
+                for _, group in groupby(
+                    progress.run(plan, options, result, watch, path), key=lambda m: (m.title, m.unit)
+                ):
+                    print_measures(list(group), console)
+        except BaseException:  # Ctrl-C, or fastft's own contender failed
+            if result.measures:
+                write_bench_page([result], path.with_suffix(".html"))
+                console.print(
+                    printable(f"{path.with_suffix('.html')} has what was measured. {describe_missing(result, path)}")
+                )
+            raise
     page = path.with_suffix(".html")
     write_bench_page([result], page)
     for written in (path, page):
@@ -124,11 +138,32 @@ def extended(old: Result, new: Result) -> Result:
 
     Raises UserError if the version, the machine or the images differ.
     """
-    for what in ("fastft", "commit", "changed", "quick", "machine", "images"):
-        if getattr(old, what) != getattr(new, what):
-            raise UserError(f"--add: the result is from another {what}. Measure everything again, or leave --add out")
+    tree, quick = (
+        {True: "with changed files", False: "without changes", None: "without git"},
+        ("a full run", "a quick run"),
+    )
+    differences = (
+        ("another version", f"fastft {old.fastft}", f"fastft {new.fastft}"),
+        ("another commit", f"commit {old.commit}", f"commit {new.commit}"),
+        ("another state of the working tree", f"a commit {tree[old.changed]}", f"a commit {tree[new.changed]}"),
+        ("another kind of run", quick[old.quick], quick[new.quick]),
+        ("other images", _describe_images(old.images), _describe_images(new.images)),
+    )
+    for what, before, now in differences:
+        if before != now:
+            raise UserError(f"--add: {what}: the file has {before}, and this is {now}. {ANEW}")
+    if old.machine != new.machine:
+        names = ", ".join(
+            name for name in old.machine.__struct_fields__ if getattr(old.machine, name) != getattr(new.machine, name)
+        )
+        raise UserError(f"--add: the result is from another machine or environment, which differ in: {names}. {ANEW}")
     old.sessions += new.sessions
     return old
+
+
+def _describe_images(images: bench_result.Images) -> str:
+    known = f", SHA-256 {images.sha256[:12]}" if images.sha256 else ""
+    return f"{images.what} ({images.mean_kb:g} kB each{known})"
 
 
 def _command(name: str, args: argparse.Namespace, folder: Path | None, seed: int) -> str:
@@ -186,6 +221,9 @@ class Progress:
                 result.sessions[-1] = watch.session(options.workspace.sha256)
                 write_result(path, result)
         self.done += 1
+        result.missing.remove(plan.key)
+        if result.measures:
+            write_result(path, result)
         return found
 
 

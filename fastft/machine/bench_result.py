@@ -176,7 +176,7 @@ class Result(Document):
     """The whole file: one version on one machine.
 
     changed: whether the working tree differed from `commit`; None without git. sessions: there are several if `--add`
-    added measures to the file.
+    added measures to the file. missing: keys of measures that were to be made, and were not because the run ended early.
     """
 
     format: int
@@ -189,6 +189,7 @@ class Result(Document):
     sessions: Annotated[list[Session], Meta(min_length=1)]
     measures: list[Measure]
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def date(self) -> str:

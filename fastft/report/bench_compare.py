@@ -25,7 +25,11 @@ from fastft.report.page import render_page
 
 FILE_STYLES = 6  # colours in style.css; files also have letters
 MOST_FILES = len(ascii_uppercase)
-SAME_FACTS = ("processor", "cores", "GPU", "images")  # if these differ, it is not fastft alone that was compared
+# if these facts differ, it is not fastft alone that was compared
+SAME_FACTS = {
+    "processor": "processor", "processor model": "processor model", "cores": "number of cores", "GPU": "GPU",
+    "images": "set of images",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,11 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What besides fastft differs between the first and the last file, and what the last one lacks, in sentences."""
         first, last = self.files[0].result, self.files[-1].result
-        facts = {name: (a, b) for name, (a, *_, b), differ in compared_facts(self.files) if differ}
-        names = [name for name in SAME_FACTS if name in facts]
-        said = [f"{name} differ: {facts[name][0]} and {facts[name][1]}" for name in names]
+        facts = {name: (texts[0], texts[-1]) for name, texts, _ in compared_facts(self.files)}
+        changed = [name for name in SAME_FACTS if name in facts and len(set(facts[name])) > 1]
+        said = [f"another {SAME_FACTS[name]}: {facts[name][0]} and {facts[name][1]}" for name in changed]
+        if "images" not in changed and len({first.images.sha256, last.images.sha256} - {None}) > 1:
+            said.append("other images: their checksums differ")
         said += [f"{result.date}: files were changed since the commit" for result in (first, last) if result.changed]
         return said + [f"missing in the last file: {_named(s.title, s.setting)}" for s in self.missing]
 

@@ -5,6 +5,7 @@ Chapters follow from what the result contains. Nothing that `fastft bench` can m
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -135,6 +136,7 @@ def render_bench(result: Result) -> str:
         title="Throughput benchmark",
         subtitle=" · ".join(describe_result(result)),
         quick=result.quick,
+        missing=describe_missing(result),
         busy=describe_busy(result),
         sentences=sentences(result, needs),
         sections=[section for section in sections if not section.is_empty],
@@ -215,6 +217,17 @@ def checksums(result: Result) -> list[tuple[str, str]]:
     images = [("images", result.images.sha256)] if result.images.sha256 else []
     betons = {(f".beton of {name}", digest): None for s in result.sessions for name, digest in s.betons.items()}
     return images + list(betons)
+
+
+def describe_missing(result: Result, path: Path = Path("FILE.json")) -> str:
+    """Say what is missing from a run that ended early, and how to add it; empty if it is complete. path: the result."""
+    if not result.missing:
+        return ""
+    count, first = len(result.missing), result.missing[0]
+    return (
+        f"The run ended early, so {count} measure{'s' * (count != 1)} {'is' if count == 1 else 'are'} missing: "
+        f"{', '.join(result.missing)}. To add one: fastft bench {first} --add {path}, with the same images and options."
+    )
 
 
 def describe_busy(result: Result) -> str:

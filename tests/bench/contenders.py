@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -73,4 +74,14 @@ def refusing() -> dict[str, Arm]:
 
 
 def dying() -> dict[str, Arm]:
-    return {"a": lambda: os._exit(9)}
+    def run() -> int:
+        print("libpeer: cannot map the shard\n", file=sys.stderr, flush=True)
+        os._exit(9)
+
+    return {"a": run}
+
+
+def killed() -> dict[str, Arm]:
+    """As the system ends a process when memory runs out, while the contender is built."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}

@@ -1,7 +1,9 @@
 """Contenders are given the same images and deliver what their row says; the user's own loader is one of them."""
 
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +14,13 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from fastft.bench import loader_bench
 from fastft.bench.contenders import own
-from fastft.bench.contenders.measuring import PeakMemory, first, warm
+from fastft.bench.contenders.measuring import PeakMemory, built, first, warm
 from fastft.bench.contenders.registry import contenders
 from fastft.bench.contenders.spdl import random_crop
 from fastft.bench.contenders.stages import STAGES, entropy_share
 from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Task
 from fastft.bench.dataset import RESIZED, Images, Workspace
-from fastft.bench.harness import Options
+from fastft.bench.harness import Contender, Options, Rounds
 from tests.written import write_crops
 
 COUNT, SIZE = 6, 32
@@ -140,3 +142,30 @@ def test_a_measure_that_needs_root_says_so_instead(workspace, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     [note] = loader_bench.order(Options(workspace, rounds=1, threads=1))
     assert "loader.order was left out" in note and "root" in note
+
+
+def test_files_larger_than_memory_are_read_in_the_orders_that_their_rows_name(workspace, monkeypatch):
+    """Blocks and random order with fastft's loader, and QUASI_RANDOM without the system's cache with FFCV's."""
+    found: list[Contender] = []
+
+    def alternate(contenders: list[Contender], rounds: int, threads: int) -> Rounds:
+        found.extend(contenders)
+        return Rounds()
+
+    monkeypatch.setattr(loader_bench, "alternate", alternate)
+    monkeypatch.setattr(loader_bench.limited, "is_available", lambda: True)
+    monkeypatch.setattr(workspace, "repeated", lambda num_bytes, page_size: workspace.beton(RESIZED))
+    list(loader_bench.order(Options(workspace, rounds=1, threads=1, quick=True)))
+    made: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("fastft.data.loader.TrainLoader", lambda *_, **given: made.append(("fastft", given)))
+    if find_spec("ffcv"):
+        monkeypatch.setattr("ffcv.loader.Loader", lambda *_, **given: made.append(("ffcv", given)))
+    else:
+        found.pop()
+    for one in found:
+        built(**{name: value for name, value in one.arguments.items() if name != "limit"})
+    assert [c.name for c in found][:2] == ["fastft", "fastft, random order"]
+    assert made[0][1]["order"] == "blocks" and made[0][1]["block_mib"] == loader_bench.ORDER_BLOCK_MIB
+    assert "order" not in made[1][1]
+    for _, given in made[2:]:
+        assert given["order"].name == "QUASI_RANDOM" and given["os_cache"] is False and given["drop_last"]

@@ -74,13 +74,17 @@ def test_every_contender_has_its_own_process_on_the_given_cores():
             os.kill(trial["pid"], 0)
 
 
-@pytest.mark.parametrize("function", ["failing_later", "dying", "missing"])
+@pytest.mark.parametrize("function", ["failing_later", "dying", "killed", "missing"])
 def test_a_failing_peer_is_skipped_and_the_others_continue(function):
     rounds = alternate([contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1)
     found = case(rounds, "a", per_second, {})
     assert [c.name for c in found.measured] == ["fastft"] and [c.name for c in found.skipped] == ["peer"]
     why = found.skipped[0].skipped
-    reasons = {"failing_later": "breaks", "dying": "ended with 9"}
+    reasons = {
+        "failing_later": "ValueError: this peer breaks",
+        "dying": "its process ended with exit code 9: libpeer: cannot map the shard",
+        "killed": "its process was ended by SIGKILL, perhaps because memory ran out",
+    }
     assert reasons.get(function, "not installed: pip install no-such-peer") in why
 
 

@@ -1,17 +1,19 @@
 """`fastft bench`: a file of the documented form, a table with its numbers."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from beton_tools.base.errors import UserError
-from fastft.bench import BENCHES
+from fastft.bench import BENCHES, suite
 from fastft.bench.circumstances import Watch
-from fastft.bench.harness import parse_peers
+from fastft.bench.harness import Findings, Options, Planned, parse_peers
 from fastft.bench.suite import extended, new_result, planned
 from fastft.cli import main
-from fastft.machine.bench_result import Images, Result, read_result, spread
+from fastft.machine.bench_result import Images, Machine, Result, read_result, spread
 from fastft.report.page import figure
+from tests.report import made_up
 
 
 @pytest.fixture
@@ -89,10 +91,68 @@ def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs
     assert any(note.startswith("End to end on this machine, ") for note in result.notes)
 
 
-def test_measures_are_added_only_to_a_result_of_the_same_images():
-    watch, images = Watch.start("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fastft": "0.1"}, "another version: the file has fastft 0.1, and this is fastft "),
+        ({"commit": "abc"}, "another commit: the file has commit abc, and this is commit "),
+        (
+            {"changed": None},
+            "another state of the working tree: the file has a commit without git, and this is a commit with",
+        ),
+        ({"quick": True}, "another kind of run: the file has a quick run, and this is a full run"),
+        (
+            {"images": Images(what="5 images", count=5, mean_kb=1.0)},
+            "other images: the file has 5 images (1 kB each), and this is 4 images (1 kB each, SHA-256 abababababab)",
+        ),
+        (
+            {"images": Images(what="4 images", count=4, mean_kb=1.0, sha256="cd" * 32)},
+            "other images: the file has 4 images (1 kB each, SHA-256 cdcdcdcdcdcd), and this is 4 images (1 kB each, SHA-256 ab",
+        ),
+        ({"machine": {"cores": 512}}, "another machine or environment, which differ in: cores."),
+    ],
+)
+def test_measures_are_added_only_to_a_result_that_they_belong_to(change, said, monkeypatch):
+    monkeypatch.setattr(suite, "commit", lambda: ("f" * 40, False))
+    watch, images = Watch.start("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0, sha256="ab" * 32)
     one, two = (new_result(images, False, watch) for _ in range(2))
     assert len(extended(one, two).sessions) == 2
-    other = new_result(Images(what="5 images", count=5, mean_kb=1.0), False, watch)
-    with pytest.raises(UserError, match="another images"):
-        extended(one, other)
+    for name, value in change.items():
+        machine = {field: getattr(one.machine, field) for field in one.machine.__struct_fields__}
+        setattr(one, name, Machine(**machine | value) if name == "machine" else value)
+    with pytest.raises(UserError, match=f"^--add: .*{re.escape(said)}.*Measure everything again, or leave --add out$"):
+        extended(one, two)
+
+
+def interrupted(options: Options) -> Findings:
+    raise KeyboardInterrupt
+    yield
+
+
+def test_what_was_measured_before_ctrl_c_has_a_page_that_says_what_is_missing(
+    tmp_path, photographs_only, monkeypatch, capsys
+):
+    case = made_up.Maker().case({"fastft": 100})
+
+    def made(key: str) -> Planned:
+        return Planned(key, lambda options: iter([made_up.measure(key, f"Measure {key}", [case])]), 1)
+
+    plans = [made("decode.crop"), Planned("loader.recipe", interrupted, 1), Planned("loader.cold", interrupted, 1)]
+    monkeypatch.setattr(suite, "planned", lambda name: plans)
+    given = ["bench", "all", "--count", "2", "--out", str(tmp_path)]
+    assert main(given) == 130
+    printed = capsys.readouterr().out
+    missing = "2 measures are missing: loader.recipe, loader.cold. To add one: fastft bench loader.recipe --add"
+    result, page = read_result(tmp_path / "all.json"), (tmp_path / "all.html").read_text()
+    assert result.missing == ["loader.recipe", "loader.cold"] and [m.key for m in result.measures] == ["decode.crop"]
+    assert missing in page and missing in " ".join(printed.split()) and "Measure decode.crop" in page
+
+    monkeypatch.setattr(suite, "planned", lambda name: [made("loader.recipe"), made("loader.cold")])
+    assert main([*given, "--add", str(tmp_path / "all.json")]) == 0
+    assert not read_result(tmp_path / "all.json").missing and "incomplete" not in (tmp_path / "all.html").read_text()
+
+
+def test_before_the_first_measure_ctrl_c_leaves_nothing(tmp_path, photographs_only, monkeypatch):
+    monkeypatch.setattr(suite, "planned", lambda name: [Planned("loader.recipe", interrupted, 1)])
+    assert main(["bench", "all", "--count", "2", "--out", str(tmp_path)]) == 130
+    assert list(tmp_path.iterdir()) == []

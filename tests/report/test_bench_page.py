@@ -204,6 +204,18 @@ def test_the_evidence_is_on_the_page():
     )
 
 
+def test_a_quick_run_has_no_bold_headlines():
+    one = result()
+    headline = "With fastft, one core decodes and augments"
+    assert 'class="remember"' in render_bench(one) and '<p class="sentence">' in render_bench(one)
+    one.quick = True
+    for page in (render_bench(one), compared(one, result())):
+        assert "mean nothing" in page and 'class="remember"' not in page and 'class="sentence"' not in page
+        assert "<b>" not in page[page.index("</header>") : page.index("<h2>")]
+    said = re.search(f'<p class="note">({headline}[^<]*)</p>', render_bench(one))
+    assert said and "images per second from 500 px files" in said[1]
+
+
 def test_measures_with_the_same_title_are_told_apart():
     made = [measure(f"m.{k}", "Loader", [Maker().case({"fastft": 1})], setting={"files": k, "size": 224}) for k in "ab"]
     text = plain(render_bench(result(measures=made)))

@@ -117,6 +117,7 @@ def test_the_command_fails_below_a_ratio_and_names_what_lost(tmp_path, capsys):
 def test_json_has_every_figure_with_its_interval_and_what_else_differs(tmp_path, capsys):
     one, other = result(), scaled(result(cpu="another"), 0.85)
     other.measures = other.measures[1:]
+    one.images.sha256, other.images.sha256 = "ab" * 32, "cd" * 32
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, each in zip(paths, (one, other), strict=True):
         write_result(path, each)
@@ -125,7 +126,8 @@ def test_json_has_every_figure_with_its_interval_and_what_else_differs(tmp_path,
     assert found["failed"] and found["files"] == [str(p) for p in paths] and found["page"].endswith("comparison.html")
     assert found["worse"] == found["below"] == len(found["figures"]) and found["better"] == found["cannot_tell"] == 0
     assert found["missing"] == ["decode.crop, 500 px files, 224 px, batch 64"]
-    assert "processor differ: made-up processor and another" in found["remarks"]
+    assert "another processor: made-up processor and another" in found["remarks"]
+    assert "other images: their checksums differ" in found["remarks"]
     for row in found["figures"]:
         assert row["low"] <= row["ratio"] <= row["high"] < 0.9 and row["rounds"] == 5 and row["verdict"] == "worse"
 

@@ -12,8 +12,8 @@ BYTES = "uint8, not normalised"
 PIXELS = "OpenCV's area resize, fast DCT"
 
 
-def make(task: Task, normalise: bool = False) -> Pass:
-    """Run stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
+def make(task: Task, normalise: bool = False, **options: Any) -> Pass:
+    """Run stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8. options: for its Loader."""
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
@@ -24,7 +24,7 @@ def make(task: Task, normalise: bool = False) -> Pass:
         operations = [RandomResizedCropRGBImageDecoder(shape), RandomHorizontalFlip()]
     if normalise:
         operations.append(NormalizeImage(255 * np.array(CLIP_MEAN), 255 * np.array(CLIP_STD), np.float32))
-    return loader(task, [*operations, ToTensor(), ToTorchImage()])
+    return loader(task, [*operations, ToTensor(), ToTorchImage()], **options)
 
 
 def with_our_operations(task: Task, normalise: bool = True) -> Pass:
@@ -40,14 +40,14 @@ def with_our_operations(task: Task, normalise: bool = True) -> Pass:
     return loader(task, [decoder, ToTensor(), ours.Augment(policy, erase_prob=erase)])
 
 
-def loader(task: Task, operations: list[Any]) -> Pass:
+def loader(task: Task, operations: list[Any], order: str = "RANDOM", **options: Any) -> Pass:
     from ffcv.loader import Loader as FfcvLoader
     from ffcv.loader import OrderOption
 
     train = task.work != EVALUATION
     made = FfcvLoader(
-        task.files["beton"], task.batch, task.threads, order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL,
-        seed=0, indices=repeated(task), drop_last=train, pipelines={"image": operations},
+        task.files["beton"], task.batch, task.threads, order=OrderOption[order if train else "SEQUENTIAL"],
+        seed=0, indices=repeated(task), drop_last=train, pipelines={"image": operations}, **options,
     )  # fmt: skip
     return lambda: (len(images) for images, _ in made)
 

@@ -4,13 +4,13 @@ The limit uses control groups version 1, which only root may create.
 """
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fastft.bench.child import Arm
 from fastft.bench.contenders.cold import forget_pages
-from fastft.bench.contenders.task import Pass
+from fastft.bench.contenders.measuring import built
 
 GROUPS, NAME = Path("/sys/fs/cgroup"), "fastft-bench-"
 NO_LIMIT = 10**12  # bytes/s; a limit is needed because only disks with a limit are counted
@@ -21,14 +21,11 @@ def is_available() -> bool:
     return os.geteuid() == 0 and (GROUPS / "memory" / "memory.limit_in_bytes").exists() and (GROUPS / "blkio").is_dir()
 
 
-def limited(path: str, order: str, size: int, batch: int, threads: int, limit: int, block_mib: int) -> dict[str, Arm]:
-    """Run epochs in an order from MAKERS, with `limit` bytes of memory.
-
-    The limit is in addition to the memory that the process holds after its first epoch.
-    """
-    one_epoch = MAKERS[order](path, size, batch, threads, block_mib)
+def limited(file: str, name: str, task: dict[str, Any], options: dict[str, Any], limit: int) -> dict[str, Arm]:
+    """Run epochs with `limit` bytes of memory, in addition to what the process holds after its first epoch."""
+    one_epoch = built(file, name, task, options)
     sum(one_epoch())  # allocates the buffers outside the groups
-    forget_pages([Path(path)])
+    forget_pages([Path(task["files"]["beton"])])
     blkio = join_groups(limit)
 
     def run() -> dict[str, float]:
@@ -38,33 +35,6 @@ def limited(path: str, order: str, size: int, batch: int, threads: int, limit: i
         return {"count": count, "read_mb": read / 1e6, "requests": requests}
 
     return {"pass": run}
-
-
-def _ours(order: str) -> Callable[..., Pass]:
-    def make(path: str, size: int, batch: int, threads: int, block_mib: int) -> Pass:
-        from fastft.data.loader import TrainLoader
-
-        loader = TrainLoader(path, "none", size, batch_size=batch, workers=threads, order=order, block_mib=block_mib)
-        return lambda: (len(b.ids) for b in loader)
-
-    return make
-
-
-def _ffcv(path: str, size: int, batch: int, threads: int, block_mib: int) -> Pass:
-    """QUASI_RANDOM, FFCV's order for files that do not fit into memory. It keeps 2 x batch pages."""
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
-
-    decode = RandomResizedCropRGBImageDecoder((size, size))
-    loader = Loader(
-        path, batch, threads, os_cache=False, order=OrderOption.QUASI_RANDOM, seed=0, drop_last=True,
-        pipelines={"image": [decode, RandomHorizontalFlip(), ToTensor(), ToTorchImage()]},
-    )  # fmt: skip
-    return lambda: (len(images) for images, _ in loader)
-
-
-MAKERS: dict[str, Callable[..., Pass]] = {"blocks": _ours("blocks"), "random": _ours("random"), "ffcv": _ffcv}
 
 
 def join_groups(limit: int) -> Path:

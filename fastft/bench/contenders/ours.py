@@ -9,7 +9,8 @@ import numpy as np
 from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RECIPE, Loader, Pass, Task
 
 
-def make(task: Task) -> Pass:
+def make(task: Task, **options: Any) -> Pass:
+    """options: for `TrainLoader`, such as its order."""
     import torch
 
     from fastft.data.loader import EvalLoader
@@ -21,7 +22,7 @@ def make(task: Task) -> Pass:
             indices=repeated(task),
         )  # fmt: skip
         return lambda: (len(b.ids) for b in evaluation)
-    loader, epochs = training_loader(task), itertools.count()
+    loader, epochs = training_loader(task, **options), itertools.count()
 
     def one_pass() -> Iterator[int]:
         for b in loader.epoch(next(epochs)):
@@ -32,7 +33,7 @@ def make(task: Task) -> Pass:
     return one_pass
 
 
-def training_loader(task: Task) -> Any:
+def training_loader(task: Task, **options: Any) -> Any:
     from fastft.augment.policies import AugmentPolicy
     from fastft.data.loader import TrainLoader
     from fastft.data.stage import Output
@@ -40,7 +41,7 @@ def training_loader(task: Task) -> Any:
     policy = AugmentPolicy(AUGMENT, erase_prob=ERASE) if task.work == RECIPE else AugmentPolicy("none")
     return TrainLoader(
         task.files["beton"], policy, Output(task.size, task.device), batch_size=task.batch, workers=task.threads,
-        subset=repeated(task),
+        subset=repeated(task), **options,
     )  # fmt: skip
 
 
