@@ -150,7 +150,7 @@ def test_undecodable_names_and_control_characters_harm_no_command(tmp_path, phot
         *(["beton", command, path] for command in ("info", "verify")),
         ["beton", "info", path, "--json"],
         ["beton", "sheet", path, "--out", str(tmp_path / "sheet.png"), "--overwrite"],
-        ["beton", "extract", path, "--out", out],
+        ["beton", "extract", path, "--out", out, "--overwrite"],
     ]
     for encoding in ("utf-8", "ascii"):
         out_and_err = [io.TextIOWrapper(io.BytesIO(), encoding, errors) for errors in ("strict", "backslashreplace")]

@@ -170,7 +170,8 @@ def test_flags_are_frozen() -> None:
 
 # arguments that mean something else in another command; docs/options.md lists what each means
 SEVERAL_MEANINGS = {
-    "--classes-by-position", "--count", "--data", "--json", "--limit", "--out", "--overwrite", "--recipe", "--workers",
+    "--classes-by-position", "--count", "--data", "--json", "--limit", "--out", "--overwrite", "--recipe",
+    "--seed", "--workers",
 }  # fmt: skip
 # what these write has a name of its own, or is a run, which continues
 WITHOUT_OVERWRITE = {"sweep", "demo", "bench"}

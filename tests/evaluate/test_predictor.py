@@ -132,7 +132,7 @@ def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, ph
     with (tmp_path / "a.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert capsys.readouterr().out.endswith(said)  # the table is written beside it
-    assert row["class"] == "" and float(row["probability"]) == pytest.approx(found.probabilities[0], abs=1e-6)
+    assert row["predicted"] == "" and float(row["probability"]) == pytest.approx(found.probabilities[0], abs=1e-6)
 
 
 def test_a_mirrored_image_has_the_same_flip_average(trained, photographs):
