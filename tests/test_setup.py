@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 CARDS = {  # what nvidia-smi says, TORCH: what is asked of PyPI when PyTorch's index cannot be reached, extras
     "no GPU": (None, "", "torch torchvision", "demo"),
-    "P100": ("6.0, 535.104.05", "", "torch<2.8 torchvision", "demo,cuda12"),
+    "P100": ("6.0, 535.104.05", "", "torch<2.8 torchvision", "demo,p100"),
     "V100": ("7.0, 535.104.05", "", "torch<2.11 torchvision", "demo,cuda12"),
     "A100, old driver": ("8.0, 550.54.15", "", "torch<2.11 torchvision", "demo,cuda12"),
     "H100 and V100": ("9.0, 580.65.06\n7.0, 580.65.06", "", "torch<2.11 torchvision", "demo,cuda12"),

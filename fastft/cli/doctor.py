@@ -10,7 +10,7 @@ from beton_tools.base.extras import INSTALL_FFCV, INSTALL_TURBOJPEG, requirement
 from fastft.cost.gpu_memory import describe_no_fit, memory_need
 from fastft.machine.facts import GIB, UNFINISHED, Facts, fits_page_cache
 from fastft.machine.precision import AMPERE
-from fastft.machine.usable_gpu import find_lacking_code, find_unseen_gpu, install, sm
+from fastft.machine.usable_gpu import VOLTA, find_lacking_code, find_unseen_gpu, install, sm
 from fastft.recipe import load_recipe
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -124,6 +124,8 @@ def check_kernels(f: Facts) -> Result | None:
 
 def cuda_extra(f: Facts) -> str:
     """Return the extra in pyproject.toml for torch's CUDA version and the oldest GPU here."""
+    if any(g.capability < VOLTA for g in f.gpus):
+        return "p100"
     old = any(g.capability < (7, 5) for g in f.gpus) or (f.torch_cuda or "13").startswith("12.")
     return "cuda12" if old else "cuda13"
 

@@ -231,7 +231,8 @@ class World:
         if self.size == 1:
             return model
         ids = [self.local_rank] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # all buffers are constants: towers with statistics, such as BatchNorm's, are refused (`timm_arch`)
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite each tensor with process 0's, as DistributedDataParallel does when it is created."""

@@ -26,7 +26,7 @@ from fastft.machine.exits import EXIT_REQUEUE
 PROGRAM = "fastft.cli"
 NO_RESTARTS = (
     "warning: --max-restarts starts all processes again after any error, also after bad input. Leave it out, and run "
-    " the same command again on exit code 75, as rcp/slurm/train.sbatch does"
+    "the same command again on exit code 75, as rcp/slurm/train.sbatch does"
 )
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 

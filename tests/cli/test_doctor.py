@@ -11,6 +11,7 @@ from pathlib import Path
 import numba
 import pytest
 
+from beton_tools.base.extras import requirements_of
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
@@ -25,6 +26,7 @@ V100, A100, H100 = (
     GpuFacts("NVIDIA A100", (8, 0), 80 * GIB),
     GpuFacts("NVIDIA H100", (9, 0), 80 * GIB),
 )
+P100 = GpuFacts("Tesla P100-PCIE-16GB", (6, 0), 16 * GIB)
 CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 GOOD = Facts(
@@ -201,9 +203,11 @@ def test_command_refuses_a_file_that_is_not_a_beton(data, message, refused):
 
 @pytest.mark.parametrize(
     ("torch_cuda", "gpus", "extra"),
-    [("12.6", (V100,), "cuda12"), ("13.0", (H100,), "cuda13"), ("12.8", (H100,), "cuda12"), ("13.0", (V100, H100), "cuda12")],
+    [
+        ("12.6", (V100,), "cuda12"), ("13.0", (H100,), "cuda13"), ("12.8", (H100,), "cuda12"), ("12.6", (P100,), "p100"),
+        ("13.0", (V100, H100), "cuda12"),
+    ],
 )  # fmt: skip
 def test_the_extra_named_fits_the_card_and_torch(torch_cuda, gpus, extra):
-    assert (
-        f"'numba-cuda[cu{extra[-2:]}]>=" in check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix
-    )
+    fix = check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix
+    assert requirements_of(extra) in fix and (extra == "p100" or f"'numba-cuda[cu{extra[-2:]}]>=" in fix)
