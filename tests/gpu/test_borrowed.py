@@ -1,14 +1,17 @@
-"""On a borrowed card there may be no FFCV: the other tests run, and each call's results are written as they come."""
+"""On a borrowed card there are few packages: all tests run, and each call's results are written as they come."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from packaging.requirements import Requirement
 
 from benchmarks import gpu_day
 from benchmarks.gpu_day import Call
@@ -17,16 +20,75 @@ from fastft.machine.precision import Precision
 from fastft.recipe import load_recipe
 from fastft.train.step import StepChoice
 
+ON_MACHINE = ("torch", "torchvision", "numba-cuda", "timm", "pytest", "pytest-timeout")  # with what they require
 
-def test_what_needs_ffcv_is_skipped_with_a_reason_and_all_else_collected(tmp_path):
-    (tmp_path / "ffcv.py").write_text("raise ModuleNotFoundError('no ffcv here', name='ffcv')")
-    options = ["--collect-only", "-rs", "-m", "gpu", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", *options]
-    path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert all(f"tests/gpu/test_{name}.py:" in done.stdout for name in ("kernels", "step"))
-    assert "test_training.py:" in done.stdout and "no ffcv here" in done.stdout
+
+def required(*packages: str) -> set[str]:
+    """The packages and all that they require on this Python, by the metadata of what is installed."""
+    found, waiting = set[str](), [(package, frozenset[str]()) for package in packages]
+    while waiting:
+        package, extras = waiting.pop()
+        name = normalised(package)
+        if name in found:
+            continue
+        found.add(name)
+        for line in requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+def normalised(package: str) -> str:
+    return Requirement(package).name.lower().replace("_", "-")
+
+
+def carried() -> set[str]:
+    """The wheels in docs/gpu-day.md."""
+    section = (
+        Path("docs/gpu-day.md").read_text().partition("## A borrowed card")[2].partition("```")[2].partition("```")[0]
+    )
+    commands = [shlex.split(line, comments=True) for line in section.replace("\\\n", " ").splitlines()]
+    words = [word for command in commands if command[:1] == ["pip"] for word in command[2:]]
+    flags = ("--python-version", "--implementation", "--platform", "-d", "--wheel-dir")
+    return {
+        normalised(word) for before, word in zip(["", *words], words, strict=False)
+        if not word.startswith("-") and before not in flags
+    }  # fmt: skip
+
+
+def test_the_wheels_that_are_carried_are_what_the_machine_lacks():
+    lacking = required("fastft") - required(*ON_MACHINE) - {"fastft"}
+    assert lacking <= carried() <= required("fastft")  # NumPy is there, but numba-cuda needs one below 2.5
+
+
+def test_all_is_collected_and_started_with_nothing_but_these_packages():
+    """Also without FFCV and libraries for development."""
+    packages = " ".join(required(*ON_MACHINE) | carried() | {"fastft"})
+    paths = os.pathsep.join([str(Path(__file__).parent / "hiding"), str(Path.cwd())])
+    environment = os.environ | {"PYTHONPATH": paths, "FASTFT_PACKAGES": packages, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert "not carried" in run("-c", "try: import ffcv\nexcept ImportError as error: print(error)")
+    collected = run(
+        "-m",
+        "pytest",
+        "tests/gpu",
+        "--collect-only",
+        "-rs",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_timeout",
+    )
+    assert all(f"tests/gpu/test_{name}.py:" in collected for name in ("kernels", "step", "training"))
+    assert "--dry-run" in run("benchmarks/gpu_day.py", "--help")
 
 
 def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
