@@ -2,18 +2,19 @@
 
 import os
 import sys
-from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
+from typing import Any
 
 allowed = set(os.environ["FASTFT_PACKAGES"].split())
 installed = packages_distributions()
 
 
-class Hide(MetaPathFinder):
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+class Hide(PathFinder):
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
         owners = [owner.lower().replace("_", "-") for owner in installed.get(name, ())]
-        if owners and allowed.isdisjoint(owners):
-            raise ModuleNotFoundError(f"No module named {name!r}, as it is not carried", name=name)
+        return None if owners and allowed.isdisjoint(owners) else super().find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, Hide())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
