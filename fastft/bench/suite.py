@@ -45,6 +45,7 @@ from fastft.machine.bench_result import (
     without_shares,
     write_result,
 )  # fmt: skip
+from fastft.machine.usable_gpu import refuse_unusable_gpu
 from fastft.report.bench_page import describe_missing
 from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
@@ -60,6 +61,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
 
     The result is also written to `args.out` as NAME.json.
     """
+    refuse_unusable_gpu("measure on the CPU with CUDA_VISIBLE_DEVICES=-1")
     plans = planned(name)
     recipe = load_decided(args.recipe, ()) if args.recipe else None
     if recipe and not any(plan.key.startswith("e2e") for plan in plans):

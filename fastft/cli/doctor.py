@@ -10,12 +10,11 @@ from beton_tools.base.extras import INSTALL_FFCV, INSTALL_TURBOJPEG, requirement
 from fastft.cost.gpu_memory import describe_no_fit, memory_need
 from fastft.machine.facts import GIB, UNFINISHED, Facts, fits_page_cache
 from fastft.machine.precision import AMPERE
+from fastft.machine.usable_gpu import VOLTA, find_lacking_code, find_unseen_gpu, install, sm
 from fastft.recipe import load_recipe
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
-TORCH_WITHOUT_VOLTA = "2.15"  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
-VOLTA = (7, 0)
 MEMORY_OF = ("final_b16", "final_l14_336")  # recipes
 CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
 SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch; containers often get 64 MB
@@ -23,7 +22,6 @@ SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch; containers often get 64 MB
 # successor (1.2 GB each)
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "75 GB (--max-resolution 500) to 150 GB"  # converted
-CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LOADS = "libgl1 libglib2.0-0"  # from .ci/ffcv/packages: in addition to the libraries that FFCV was built on
 
 DRIVER_LINKS = "the driver's linker"  # in the error from `fastft.augment.kernel_probe`
@@ -58,7 +56,7 @@ def check_python(f: Facts) -> Result:
 
 def check_torch(f: Facts) -> Result:
     if f.torch is None:
-        return FAIL, "not installed", _install(f, "torch torchvision")
+        return FAIL, "not installed", install(f, "torch torchvision")
     return OK, f"{f.torch}, {f'CUDA {f.torch_cuda}' if f.torch_cuda else 'CPU only'}", ""
 
 
@@ -67,12 +65,8 @@ def check_gpu(f: Facts) -> Result:
     if f.gpus:
         counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
         return OK, ", ".join(f"{n} x {name}" for name, n in counted.items()), ""
-    if f.nvidia_smi and f.torch_cuda is None:
-        fix = _install(f, f"--force-reinstall torch torchvision {CU126}")
-        return FAIL, f"{f.nvidia_smi}, but torch was built for CPUs only", fix
-    if f.nvidia_smi:
-        fix = "nvidia-smi. Update the driver for torch's CUDA"
-        return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
+    if (problem := find_unseen_gpu(f)) is not None:
+        return FAIL, *problem
     none = "none. A CPU is fast enough for the demo, the tests and small sets of photographs"
     return WARN, none, "train on large sets, such as ImageNet, on a machine with a GPU"
 
@@ -98,32 +92,9 @@ def check_architectures(f: Facts) -> Result | None:
     """Check if torch was built for the GPU's architecture. None without a GPU."""
     if not f.gpus:
         return None
-    every = sorted({g.capability for g in f.gpus})
-    lacking = [capability for capability in every if not _has_code(capability, f.arch_list)]
-    named = ", ".join(f"sm_{a}{b}" for a, b in lacking or every)
-    if not lacking:
-        return OK, f"for {named}", ""
-    oldest = lacking[0]
-    bound = f'"torch<{TORCH_WITHOUT_VOLTA}"' if oldest == VOLTA else "torch"
-    wheels = "" if oldest >= (8, 0) else f" {CU126}"
-    fix = _install(f, f"--force-reinstall {bound} torchvision{wheels}")
-    return FAIL, f"torch {f.torch} was not built for {named}", fix
-
-
-def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
-    """Check if code for any entry in `arch_list` runs on the GPU.
-
-    sm_XY runs on the same major version from minor Y on, and compute_XY on all newer ones.
-    """
-    for arch in arch_list:
-        kind, _, digits = arch.partition("_")
-        digits = digits.rstrip("af")
-        if not digits.isdigit():
-            continue
-        built = int(digits[:-1]), int(digits[-1])
-        if built <= capability and (kind == "compute" or (kind == "sm" and built[0] == capability[0])):
-            return True
-    return False
+    if (problem := find_lacking_code(f)) is not None:
+        return FAIL, *problem
+    return OK, f"for {', '.join(sorted({sm(gpu.capability) for gpu in f.gpus}))}", ""
 
 
 def check_numba_cuda(f: Facts) -> Result | None:
@@ -131,10 +102,10 @@ def check_numba_cuda(f: Facts) -> Result | None:
     if not f.gpus:
         return None
     if f.numba_cuda is None:
-        return FAIL, "not installed. Augmentation on the GPU needs it", _install(f, requirements_of(cuda_extra(f)))
+        return FAIL, "not installed. Augmentation on the GPU needs it", install(f, requirements_of(cuda_extra(f)))
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         version = f"{f.numba_cuda} with CUDA 13, which does not support sm_70"
-        return FAIL, version, _install(f, requirements_of("cuda12"))
+        return FAIL, version, install(f, requirements_of("cuda12"))
     return OK, f.numba_cuda, ""
 
 
@@ -148,11 +119,13 @@ def check_kernels(f: Facts) -> Result | None:
     package = "'numpy<2.5'" if "row_stack" in f.kernel_error else requirements_of(cuda_extra(f))
     if DRIVER_LINKS in f.kernel_error:  # an older driver cannot read a newer compiler's PTX
         package = "nvidia-nvjitlink" if f.numba_cuda_toolkit == 13 else "nvidia-nvjitlink-cu12"
-    return FAIL if f.gpus else WARN, f.kernel_error, _install(f, package)
+    return FAIL if f.gpus else WARN, f.kernel_error, install(f, package)
 
 
 def cuda_extra(f: Facts) -> str:
     """Return the extra in pyproject.toml for torch's CUDA version and the oldest GPU here."""
+    if any(g.capability < VOLTA for g in f.gpus):
+        return "p100"
     old = any(g.capability < (7, 5) for g in f.gpus) or (f.torch_cuda or "13").startswith("12.")
     return "cuda12" if old else "cuda13"
 
@@ -165,7 +138,7 @@ def check_ffcv(f: Facts) -> Result:
         return OK, f"{f.ffcv}, its libraries can be loaded", ""
     if "libGL" in f.ffcv_error or "libglib" in f.ffcv_error or "libgthread" in f.ffcv_error:
         return WARN, f.ffcv_error, f"apt-get install {FFCV_LOADS}"
-    again = _install(f, "--force-reinstall --no-deps --no-cache-dir --no-build-isolation ffcv==1.0.2")
+    again = install(f, "--force-reinstall --no-deps --no-cache-dir --no-build-isolation ffcv==1.0.2")
     build = f"PKG_CONFIG_PATH=$PWD/.ci/ffcv {again}"
     return WARN, f.ffcv_error, f"sudo apt-get install $(cat .ci/ffcv/packages) && {build}, in a clone of fastft"
 
@@ -251,8 +224,3 @@ def examine(facts: Facts) -> Checks:
     """Run every check that applies to this machine."""
     checks = [Check(name, *result) for name, run in CHECKS.items() if (result := run(facts)) is not None]
     return Checks(all(check.status != FAIL for check in checks), checks)
-
-
-def _install(f: Facts, what: str) -> str:
-    """Return a pip command for the running Python, because a bare `pip` may belong to another one."""
-    return f"{f.executable} -m pip install {what}"

@@ -118,7 +118,11 @@ def memory_need(recipe: Recipe, path: str, card: float, gpus: int) -> MemoryNeed
 
 def describe_no_fit(need: MemoryRow) -> str:
     """Describe why a recipe does not fit."""
-    return f"does not fit: {need.gb:,.0f} GB with micro-batches of {need.micro_batch}, of {need.card_gb:,.0f} GB"
+    usable = HEADROOM * need.card_gb  # the rest is for fragments
+    return (
+        f"does not fit: it takes {need.gb:,.1f} GB with micro-batches of {need.micro_batch}, and {usable:,.1f} of the GPU's "
+        f"{need.card_gb:,.0f} GB can be used"
+    )
 
 
 def describe_too_large(needed: float, there: float) -> str:

@@ -75,6 +75,10 @@ class Pass(Thread):
             raise batch
         if stream is not None:
             stream.wait_stream(self.engine.streams[self._taken])
+            for (
+                tensor
+            ) in batch:  # a batch that is kept until later is then not overwritten while the GPU still reads it
+                tensor.record_stream(stream)
         return batch
 
     def close(self) -> None:

@@ -41,7 +41,10 @@ Locate = Callable[[int], tuple[int, int]]  # maps a micro-batch index to (step, 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. `images` is a view of a reused buffer and is valid until you request the next batch."""
+    """One micro-batch.
+
+    On the CPU, `images` is a view of a reused buffer and is valid until you request the next batch. On a GPU you may keep it.
+    """
 
     images: torch.Tensor  # (b, 3, S, S), with the device and dtype of `Output`
     labels: torch.Tensor  # (b,) int64 on the same device; (b, K) float32 for multi-label files

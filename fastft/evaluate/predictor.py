@@ -34,7 +34,7 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.evaluate.notebook import html_image, html_table
 from fastft.evaluate.scores import forward
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
-from fastft.machine.distributed import World, find_world
+from fastft.machine.distributed import World, find_device
 from fastft.machine.precision import inference_precision
 from fastft.model.classifier import rank_classes
 from fastft.recipe import Recipe
@@ -120,7 +120,7 @@ class Predictor:
         min_probability: float = 0.0,
         flip_average: bool = False,
     ) -> None:
-        self.device = find_world(device).device
+        self.device = find_device(device)
         self.trained = load_trained(Path(checkpoint), self.device, weights)
         if logit_adjustment:
             self.trained = adjust_logits(self.trained)
@@ -210,7 +210,7 @@ def predict_files(
     Raises:
         UserError: there is no such checkpoint, or, when the iteration ends, no file could be read.
     """
-    find_world(device)  # raises if the device does not exist
+    find_device(device)  # raises if there is no such device
     left_out: Counter[str] = Counter()
     paths = list(image_paths(images, left_out))
     if left_out:

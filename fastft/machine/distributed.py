@@ -1,5 +1,6 @@
 """One process or many: what `torchrun` (also under Slurm) sets up, and the few collectives that training needs."""
 
+import json
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ from fastft.machine.exits import (
     PeerLost,
     Preempted,
 )
+from fastft.machine.usable_gpu import refuse_unusable_gpu
 from fastft.recipe.constants import DEVICES
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -48,6 +50,8 @@ _BAD_INPUT, _CRASH, _GPU = (
     "fastft/gpu",
 )  # store keys under which errors are published
 STORE_SECONDS = 5
+WAITING_SECONDS = 20.0  # nodes of one job start within seconds of each other
+CHECK_NODES = "Check that every node has started and can reach this address"
 EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # the process that raises them reports them
 LAUNCHER_POLL_SECONDS = 0.5
 STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in its processes' environment
@@ -87,6 +91,25 @@ def exit_without_launcher() -> Iterator[None]:
         thread.join()
 
 
+@contextmanager
+def announce_waiting(rank: int) -> Iterator[None]:
+    """Print one line per host if the block takes longer than WAITING_SECONDS: a host may never come, or be looked up wrongly."""
+    connected = threading.Event()
+
+    def watch() -> None:
+        if not connected.wait(WAITING_SECONDS):
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            waited = f"process {rank} has waited {WAITING_SECONDS:.0f} s for the other processes at {place}"
+            print(f"fastft: {waited}. {CHECK_NODES}", file=sys.stderr, flush=True)
+
+    if torchrun.local_rank() == 0:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        connected.set()
+
+
 @dataclass
 class World:
     """This process's rank among all processes. A single process needs no process group."""
@@ -96,6 +119,7 @@ class World:
     local_rank: int
     device: torch.device
     timeout: timedelta = DEFAULT_TIMEOUT
+    problem: str | None = None  # why this process has no device. `with world` raises it in every process
     _control: dist.ProcessGroup | None = field(default=None, repr=False)
     _owns_group: bool = field(default=False, repr=False)
 
@@ -104,17 +128,24 @@ class World:
         return self.rank == 0
 
     def __enter__(self) -> "World":
+        """Connect the processes.
+
+        Raises UserError if a process has no device, or another kind of device than the others.
+        """
         if self.size == 1:
             return self
         self._owns_group = not dist.is_initialized()  # the runs in a sweep share one group
         if self._owns_group:
             on_gpu = self.device.type == "cuda"
             limit = self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
-            with exit_without_launcher():
+            with exit_without_launcher(), announce_waiting(self.rank):
+                store, _, _ = next(dist.rendezvous("env://", timeout=self.timeout))
+                self._agree_on_device(store)
                 # device_id makes NCCL start here: failures show before anything is prepared, and its memory counts as used
                 dist.init_process_group(
-                    "nccl" if on_gpu else "gloo", timeout=limit, device_id=self.device if on_gpu else None
-                )
+                    "nccl" if on_gpu else "gloo", timeout=limit, device_id=self.device if on_gpu else None,
+                    store=store, rank=self.rank, world_size=self.size,
+                )  # fmt: skip
         # control messages use gloo on the CPU so that they never wait for the GPU
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self
@@ -153,6 +184,39 @@ class World:
         if _CRASH in published:
             raise PeerCrashed(published[_CRASH]) from None
 
+    def _agree_on_device(self, store: dist.Store) -> None:
+        """Compare the processes' devices through the store, before NCCL or gloo is chosen: one would wait for the other.
+
+        Raises UserError, the same in every process: some process has no device, or the kinds of device differ.
+        """
+        difference = self._find_device_difference(store)
+        if difference is None:
+            return
+        store.set(f"fastft/told/{self.rank}", "")
+        if self.is_main:  # it may host the store, which ends with it
+            with suppress(RuntimeError):
+                store.wait([f"fastft/told/{rank}" for rank in range(self.size)], timedelta(seconds=STORE_SECONDS))
+        raise UserError(difference)
+
+    def _find_device_difference(self, store: dist.Store) -> str | None:
+        host = socket.gethostname()
+        keys = [f"fastft/device/{rank}" for rank in range(self.size)]
+        store.set(keys[self.rank], json.dumps([host, self.device.type, self.problem]))
+        store.wait(keys, self.timeout)
+        answers = [json.loads(answer) for answer in store.multi_get(keys)]
+        named = [f"process {rank} on host {host}" for rank, (host, _, _) in enumerate(answers)]
+        failed = [(name, problem) for name, (_, _, problem) in zip(named, answers, strict=True) if problem is not None]
+        if failed:
+            name, problem = failed[0]
+            return cast(str, problem if len(failed) == self.size else f"{name}: {problem}")
+        on = {kind: name for name, (_, kind, _) in zip(reversed(named), reversed(answers), strict=True)}
+        if len(on) == 1:
+            return None
+        return (
+            f"{on['cpu']} has no GPU, and {on['cuda']} has one. All processes need the same kind of device. "
+            "Run fastft doctor on the first host, or leave it out"
+        )
+
     def _describe_gpu_failure(self, error: RuntimeError) -> str:
         name = "GPU"
         with suppress(RuntimeError, AssertionError):  # it may not even tell its name
@@ -167,7 +231,8 @@ class World:
         if self.size == 1:
             return model
         ids = [self.local_rank] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # all buffers are constants: towers with statistics, such as BatchNorm's, are refused (`timm_arch`)
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite each tensor with process 0's, as DistributedDataParallel does when it is created."""
@@ -322,23 +387,51 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
         option: the option with which the user set the device.
 
     Raises:
-        UserError: there is no such device, a node has more processes than GPUs, or torchrun's variables are incomplete.
+        UserError: torchrun's variables are incomplete, there is no such device, torch cannot use this machine's GPUs, or a
+            node has more processes than GPUs. With several processes, `with world` raises all but the first, in every
+            process.
     """
     torchrun.check_environment()
     rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+    problem, chosen = None, torch.device("cpu")
+    try:
+        chosen = _choose_device(device, local_rank, option)
+    except UserError as error:
+        if size == 1:
+            raise
+        problem = str(error)  # the others are told, because they would wait for this process
+    return World(rank, size, local_rank, chosen, timeout, problem)
+
+
+def find_device(device: str, option: str = "--device") -> torch.device:
+    """Pick the device ('auto', 'cuda' or 'cpu') for work that no other process takes part in.
+
+    Raises UserError as `find_world` does.
+    """
+    torchrun.check_environment()
+    return _choose_device(device, torchrun.local_rank(), option)
+
+
+def _choose_device(device: str, local_rank: int, option: str) -> torch.device:
     if device not in DEVICES:
         raise UserError(f"{option} is {device}. Give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{option} is cuda, but torch finds no GPU. Run 'nvidia-smi' or omit {option}")
-    if device == "cpu" or not torch.cuda.is_available():
-        return World(rank, size, local_rank, torch.device("cpu"), timeout)
-    if local_rank >= torch.cuda.device_count():
-        raise LocalRankError(
-            f"process {local_rank} of this node has no GPU (found {torch.cuda.device_count()}). Lower --nproc-per-node"
+    if device == "cpu":
+        return torch.device("cpu")
+    refuse_unusable_gpu(f"use the CPU with --{option.removeprefix('--')}=cpu", local_rank)
+    if not torch.cuda.is_available():
+        if device == "cuda":
+            raise UserError(f"{option} is cuda, but torch finds no GPU. Run 'nvidia-smi' or omit {option}")
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        asked = "--gpus-per-node instead of --gpus-per-task or --gpus-per-socket"
+        by_slurm = f", or ask Slurm for {asked}, so that every process sees all GPUs" * ("SLURM_JOB_ID" in os.environ)
+        raise UserError(
+            f"process {local_rank} of this node has no GPU (found {count}). Lower --nproc-per-node to {count}{by_slurm}"
         )
     torch.cuda.set_device(local_rank)
-    return World(rank, size, local_rank, torch.device("cuda", local_rank), timeout)
+    return torch.device("cuda", local_rank)
 
 
 @contextmanager

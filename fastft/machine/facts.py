@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 
 from beton_tools.base.cgroup import memory_limit, usable_cpus
+from fastft.machine.usable_gpu import TorchFacts, gather_torch
 
 GIB = 1 << 30
 RAM_SHARE = 0.9  # files up to this share of the available memory stay in the page cache
-COMMAND_SECONDS = 20  # a time limit, because nvidia-smi hangs with some broken drivers
 KERNEL_PROBE, PIXEL_PROBE = "fastft.augment.kernel_probe", "fastft.data.pixel_probe"
 # time limit for a probe; importing torch from a slow disk takes long, and so does compiling the loader
 PYTHON_SECONDS = 300
@@ -26,23 +26,10 @@ UNFINISHED = "did not finish within"  # begins the error if a probe exceeds the 
 
 
 @dataclass(frozen=True)
-class GpuFacts:
-    name: str
-    capability: tuple[int, int]
-    memory: int  # bytes
-
-
-@dataclass(frozen=True)
-class Facts:
+class Facts(TorchFacts):
     """Sizes in bytes."""
 
     python: tuple[int, ...]
-    executable: str  # this Python's path, quoted for a shell in the working directory
-    torch: str | None
-    torch_cuda: str | None  # CUDA version that torch was built with; None for a CPU build
-    arch_list: tuple[str, ...]  # sm_70, ..., compute_90
-    gpus: tuple[GpuFacts, ...]
-    nvidia_smi: str | None  # first GPU according to nvidia-smi
     numba_cuda: str | None
     numba_cuda_toolkit: int | None  # the installed CUDA wheels' major version
     kernel: str | None  # what kernel_probe did; None if it failed or was not run
@@ -70,7 +57,6 @@ def gather(data: Path | None = None) -> Facts:
         from beton_tools.read.beton_set import BetonSet  # imported here because it loads the image libraries
 
         data_size = BetonSet.open(data, classes_by_position=True).file_size
-    torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = memory_bytes()
     numba_cuda = package_version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
@@ -80,13 +66,8 @@ def gather(data: Path | None = None) -> Facts:
     pixels, pixels_error = _run_python("-m", PIXEL_PROBE) if turbojpeg is not None else (None, None)
     shm = Path("/dev/shm")
     return Facts(
+        **vars(gather_torch()),
         python=tuple(sys.version_info[:3]),
-        executable=_executable(),
-        torch=torch_version,
-        torch_cuda=torch_cuda,
-        arch_list=arch_list,
-        gpus=gpus,
-        nvidia_smi=_nvidia_smi(),
         numba_cuda=numba_cuda,
         numba_cuda_toolkit=_cuda_wheels(),
         kernel=kernel,
@@ -103,34 +84,6 @@ def gather(data: Path | None = None) -> Facts:
         disk_free=shutil.disk_usage(Path.cwd()).free,
         shm_size=shutil.disk_usage(shm).total if shm.is_dir() else None,
     )
-
-
-def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, ...]]:
-    try:
-        import torch
-    except Exception:  # a broken installation can raise anything
-        return None, None, (), ()
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = map(torch.cuda.get_device_properties, range(count))
-    gpus = tuple(GpuFacts(p.name, (p.major, p.minor), p.total_memory) for p in found)
-    return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
-
-
-def _executable() -> str:
-    """Return this Python's path, relative if it is below the working directory, such as .venv/bin/python."""
-    path, here = Path(sys.executable), Path.cwd()
-    inside = path.is_relative_to(here) and path.parent != here  # because a bare name would be searched in PATH
-    return shlex.quote(str(path.relative_to(here) if inside else path))
-
-
-def _nvidia_smi() -> str | None:
-    """Return the first GPU's name, or None if the command is missing, fails or hangs."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return next(iter(done.stdout.splitlines()), None)
 
 
 def package_version(package: str) -> str | None:

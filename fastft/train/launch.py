@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +20,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from fastft.machine.distributed import LAUNCHER
+from fastft.machine.distributed import CHECK_NODES, LAUNCHER, WAITING_SECONDS
 from fastft.machine.exits import EXIT_REQUEUE
 
 PROGRAM = "fastft.cli"
+NO_RESTARTS = (
+    "warning: --max-restarts starts all processes again after any error, also after bad input. Leave it out, and run "
+    "the same command again on exit code 75, as rcp/slurm/train.sbatch does"
+)
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
@@ -36,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for forwarded in FORWARDED:
         signal.signal(forwarded, lambda number, frame: _forward(number))
     os.environ[LAUNCHER] = str(os.getpid())
+    announce_waiting(args)
+    if args.max_restarts:
+        print(f"fastft launch: {NO_RESTARTS}", file=sys.stderr, flush=True)
     try:
         run(args)
     except ChildFailedError as error:
@@ -43,6 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException as stop:
         return 130 if stop.sigval == signal.SIGINT else EXIT_REQUEUE
     return 0
+
+
+def announce_waiting(args: Namespace) -> None:
+    """Print one line if this node has no process after WAITING_SECONDS, because torchrun itself waits silently for the others."""
+    if args.nnodes in ("1", "1:1"):
+        return
+    place = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
+
+    def say() -> None:
+        if not _children():
+            text = f"fastft launch: has waited {WAITING_SECONDS:.0f} s for the other nodes at {place}. {CHECK_NODES}"
+            print(text, file=sys.stderr, flush=True)
+
+    timer = threading.Timer(WAITING_SECONDS, say)
+    timer.daemon = True
+    timer.start()
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,8 +88,12 @@ def exit_code(codes: set[int]) -> int:
 
 
 def _forward(number: int) -> None:
-    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split():
-        os.kill(int(child), number)
+    for child in _children():
+        os.kill(child, number)
+
+
+def _children() -> list[int]:
+    return [int(child) for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@ import os
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
 from beton_tools.read.manifest import Manifest, manifest_path
 from fastft.augment.policies import AugmentPolicy
-from fastft.data.engine import Pass
+from fastft.data.engine import Engine, Pass
 from fastft.data.loader import EvalLoader, TrainLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output, SampleError, Stage
@@ -285,3 +286,24 @@ def test_more_workers_than_cores_make_the_same_images_and_torch_keeps_its_thread
     with train_loader(indexed_beton, workers=(os.cpu_count() or 1) + 5) as loader:
         assert collect(loader.epoch(2)) == whole_epoch
     assert torch.get_num_threads() == threads
+
+
+def test_a_batch_kept_on_a_gpu_is_not_overwritten_while_it_is_read(monkeypatch):
+    """torch's allocator reuses memory in the stream that made it, unless told which other stream reads it."""
+
+    class Tensor:
+        def __init__(self) -> None:
+            self.read_in: list[object] = []
+
+        def record_stream(self, stream: object) -> None:
+            self.read_in.append(stream)
+
+    consumer, batches = MagicMock(), [(Tensor(), Tensor()), (Tensor(), Tensor())]
+    stage = SimpleNamespace(device=torch.device("cuda"), run=lambda ids, slot, draw: batches[int(ids[0])])
+    monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: consumer)
+    engine = Engine(stage, batch_size=1, batches_ahead=2)  # type: ignore[arg-type]
+    assert list(engine.start(np.arange(2), lambda *_: np.empty(0))) == batches
+    assert all(tensor.read_in == [consumer] for batch in batches for tensor in batch)

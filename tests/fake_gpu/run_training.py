@@ -32,7 +32,7 @@ def without_values() -> None:
     attention.ATTENTION_KERNELS["cudnn"] = refuse
     if "FASTFT_GLOO" in os.environ:
         start = torch.distributed.init_process_group
-        torch.distributed.init_process_group = lambda backend, **options: start("gloo", timeout=options["timeout"])
+        torch.distributed.init_process_group = lambda backend, **options: start("gloo", **options | {"device_id": None})
 
 
 def count_steps() -> None:

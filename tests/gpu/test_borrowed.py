@@ -1,14 +1,17 @@
-"""On a borrowed card there may be no FFCV: the other tests run, and each call's results are written as they come."""
+"""On a borrowed card there are few packages: all tests run, and each call's results are written as they come."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from packaging.requirements import Requirement
 
 from benchmarks import gpu_day
 from benchmarks.gpu_day import Call
@@ -17,16 +20,64 @@ from fastft.machine.precision import Precision
 from fastft.recipe import load_recipe
 from fastft.train.step import StepChoice
 
+ON_MACHINE = ("torch", "torchvision", "numba-cuda", "timm", "pytest", "pytest-timeout")  # with what they require
 
-def test_what_needs_ffcv_is_skipped_with_a_reason_and_all_else_collected(tmp_path):
-    (tmp_path / "ffcv.py").write_text("raise ModuleNotFoundError('no ffcv here', name='ffcv')")
-    options = ["--collect-only", "-rs", "-m", "gpu", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", *options]
-    path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert all(f"tests/gpu/test_{name}.py:" in done.stdout for name in ("kernels", "step"))
-    assert "test_training.py:" in done.stdout and "no ffcv here" in done.stdout
+
+def required(*packages: str) -> set[str]:
+    """The packages and all that they require on this Python, by the metadata of what is installed."""
+    found, waiting = set[str](), [(package, frozenset[str]()) for package in packages]
+    while waiting:
+        package, extras = waiting.pop()
+        name = normalised(package)
+        if name in found:
+            continue
+        found.add(name)
+        for line in requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+def normalised(package: str) -> str:
+    return Requirement(package).name.lower().replace("_", "-")
+
+
+def carried() -> set[str]:
+    """The wheels in docs/gpu-day.md."""
+    section = (
+        Path("docs/gpu-day.md").read_text().partition("## A borrowed card")[2].partition("```")[2].partition("```")[0]
+    )
+    commands = [shlex.split(line, comments=True) for line in section.replace("\\\n", " ").splitlines()]
+    words = [word for command in commands if command[:1] == ["pip"] for word in command[2:]]
+    flags = ("--python-version", "--implementation", "--platform", "-d", "--wheel-dir")
+    return {
+        normalised(word) for before, word in zip(["", *words], words, strict=False)
+        if not word.startswith("-") and before not in flags
+    }  # fmt: skip
+
+
+def test_the_wheels_that_are_carried_are_what_the_machine_lacks():
+    lacking = required("fastft") - required(*ON_MACHINE) - {"fastft"}
+    assert lacking <= carried() <= required("fastft")  # NumPy is there, but numba-cuda needs one below 2.5
+
+
+def test_all_is_collected_and_started_with_nothing_but_these_packages():
+    """Also without FFCV and libraries for development."""
+    packages = " ".join(required(*ON_MACHINE) | carried() | {"fastft"})
+    paths = os.pathsep.join([str(Path(__file__).parent / "hiding"), str(Path.cwd())])
+    environment = os.environ | {"PYTHONPATH": paths, "FASTFT_PACKAGES": packages, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert "No module named 'ffcv'" in run("-c", "try: import ffcv\nexcept ImportError as error: print(error)")
+    options = ("--collect-only", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "-p", "pytest_timeout")
+    collected = run("-m", "pytest", "tests/gpu", *options)
+    assert all(f"tests/gpu/test_{name}.py:" in collected for name in ("kernels", "step", "training"))
+    assert "--dry-run" in run("benchmarks/gpu_day.py", "--help")
 
 
 def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
@@ -35,20 +86,21 @@ def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
     def written() -> dict:
         return json.loads((tmp_path / "steps.json").read_text())
 
-    def step_row(call, arch, batch, precision, choice):
-        if choice.mode == "graph":
+    def in_process(call, case):
+        if case[-1].mode == "graph":
             assert written()["rows"][0]["ms"] == 1.0 and written()["torch"] == torch.__version__
             monkeypatch.setattr(gpu_day, "COMMAND_SECONDS", 0)
             raise ZeroDivisionError("division by zero")
         return {"ms": 1.0}
 
-    monkeypatch.setattr(gpu_day, "step_row", step_row)
+    monkeypatch.setattr(gpu_day, "in_process", in_process)
     precision = Precision(torch.bfloat16, "cpu")
     gpu_day.steps(call, (("T", 32, 2, precision, StepChoice(mode)) for mode in modes))
     call.run("http.server", "0")
     errors = [row.get("error") for row in written()["rows"]]
     assert errors == [None, "ZeroDivisionError: division by zero", "no time left", None]
     assert written()["rows"][3]["code"] is None, "stopped"
+    assert written()["cut"] == written()["rows"][2:], "what time cut"
 
 
 def test_the_measured_steps_are_every_way_and_timms(tmp_path, monkeypatch):
@@ -65,10 +117,24 @@ def test_the_measured_steps_are_every_way_and_timms(tmp_path, monkeypatch):
         ("B", 224, 64), ("B", 224, 16), ("L", 224, 128), ("B", 384, 64),
     }  # fmt: skip
     assert sum(choice == StepChoice("graph") for *_, choice in shapes) == 8
-    row = gpu_day.step_row(
-        Call("x", tmp_path, dry_run=True), gpu_day.shape("T", 32), 2, Precision(torch.bfloat16, "cpu"), None
-    )
-    assert row["ms"] > 0
+
+
+def test_a_v100_measures_no_emulated_bf16(tmp_path):
+    call = Call("steps", tmp_path, dry_run=False)
+    call.device, call.has_bf16 = torch.device("cuda"), False
+    cases = [*gpu_day.ways(call), *gpu_day.other_shapes(call)]
+    assert {precision.dtype for *_, precision, _ in cases} == {torch.float16}
+    halves = {case[:3] for case in cases if case[3].half_residual}
+    assert halves == {("B", 224, 256), ("B", 224, 64), ("B", 224, 16), ("L", 224, 128), ("B", 384, 64)}
+
+
+def test_a_step_is_measured_in_a_process_that_ends_with_its_time(tmp_path, monkeypatch):
+    case = ("T", 32, 2, Precision(torch.bfloat16, "cpu"), StepChoice("eager"))
+    call = Call("x", tmp_path, dry_run=True)
+    assert gpu_day.in_process(call, case)["ms"] > 0
+    assert "nothing" in gpu_day.in_process(call, (*case[:4], StepChoice("eager", "nothing")))["error"]
+    monkeypatch.setattr(gpu_day, "CASE_SECONDS", 0.5)
+    assert gpu_day.in_process(call, case) == {"error": "stopped after 0 s"}
 
 
 def test_the_commands_of_a_day_can_be_run(tmp_path, monkeypatch):
@@ -82,7 +148,15 @@ def test_the_commands_of_a_day_can_be_run(tmp_path, monkeypatch):
         gpu_day.MEASURED[name](call)
     said = (Path("docs/gpu-day.md").read_text().partition("for call in ")[2]).partition(";")[0]
     assert set(said.split()) == {*gpu_day.COMMANDS, *gpu_day.MEASURED}
-    assert said.split()[:3] == ["kernels", "training", "steps"]  # what says most comes first
+    assert said.split() == [
+        "kernels",
+        "data",
+        "steps",
+        "training",
+        "accuracy",
+        "shapes",
+        "sanitizer",
+    ]  # what says most comes first
     for command in (command for commands in ran.values() for command in commands):
         module, *words = command
         assert find_spec(module) is not None

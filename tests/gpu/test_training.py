@@ -10,8 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-pytest.importorskip("ffcv", exc_type=ImportError)  # also where OpenCV lacks libGL
-
 from fastft.augment.policies import AugmentPolicy
 from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.data.loader import TrainLoader

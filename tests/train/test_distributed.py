@@ -88,6 +88,8 @@ def test_nccl_starts_with_the_process_group(monkeypatch):
     given: dict[str, Any] = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: given.update(options))
     monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(None, 1, 2)]))
+    monkeypatch.setattr(World, "_agree_on_device", lambda *_: None)
     device = torch.device("cuda", 1)
     World(1, 2, 1, device).__enter__()
     assert given["device_id"] == device
