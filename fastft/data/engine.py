@@ -75,9 +75,7 @@ class Pass(Thread):
             raise batch
         if stream is not None:
             stream.wait_stream(self.engine.streams[self._taken])
-            for (
-                tensor
-            ) in batch:  # a batch that is kept until later is then not overwritten while the GPU still reads it
+            for tensor in batch:  # one that is kept until later is not overwritten while the GPU still reads it
                 tensor.record_stream(stream)
         return batch
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,9 +77,10 @@ def test_on_a_gpu_a_slot_is_overwritten_after_its_last_use_and_read_after_its_co
     thread = engine.start(np.arange(20), None)  # 4 batches
     assert log == [(slot, "waits for", "consumer") for slot in range(3)]
     log.clear()
-    thread.ready.put((0, "batch"))
-    thread.ready.put((1, "batch"))
-    assert next(thread) == next(thread) == "batch"
+    batch = [SimpleNamespace(record_stream=lambda stream: None)] * 2
+    thread.ready.put((0, batch))
+    thread.ready.put((1, batch))
+    assert next(thread) is next(thread) is batch
     assert log == [("consumer", "waits for", 0), ("consumer", "waits for", 1)]
     log.clear()
     thread.run()

@@ -212,7 +212,7 @@ CHANGES = [
     seed,
 ]  # fmt: skip
 SAME = [weights_name, workers]
-COMMANDS = ["train", "resume", "grid", "table", "refit"]
+COMMANDS = ["train", "grid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resume", "table", "refit"))]
 TABLE_TRAINS = [weights_content, weights_file, architecture, weight_decay, seed]  # in a folder of its own
 
 

@@ -220,6 +220,7 @@ def test_a_node_that_never_comes_is_told_after_seconds(monkeypatch, capfd):
 
 def test_a_launcher_whose_master_never_comes_says_so(monkeypatch, capfd):
     monkeypatch.setattr(launch, "WAITING_SECONDS", 0.2)
+    monkeypatch.setattr(launch, "_children", lambda: [])  # earlier tests leave some
     address = f"--master-addr=127.0.0.1 --master-port={free_port()}"
     options = launch.get_args_parser().parse_args(f"--nnodes=2 --node-rank=1 {address} --module fastft.cli".split())
     launch.announce_waiting(options)
