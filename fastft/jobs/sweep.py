@@ -214,7 +214,13 @@ def run_key(recipe: AskedRecipe, inputs: Inputs | None = None) -> str:
 def refuse_other_results(runs: Sequence[PlannedRun]) -> None:
     """Raise UserError, which names what differs, if a run directory holds another run than the planned one."""
     for run in runs:
-        if (stored := read_identity(run.folder)) is None or run.inputs is None:
+        if run.inputs is None:
+            continue
+        if (stored := read_identity(run.folder)) is None:
+            if read_result(run) is not None:  # a run of fastft 0.3 whose checkpoints were removed
+                raise UserError(
+                    f"{run.folder} has a result, but nothing says what it was trained on. Use another --out"
+                )
             continue
         choices = read_choices(run.folder) or {}  # what linear probes chose then is used again
         now = run.inputs.identify(replace(resolve(run.recipe, run.inputs.images, choices), automatic=frozenset()))
