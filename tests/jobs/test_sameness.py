@@ -426,3 +426,12 @@ def test_a_run_of_an_older_fastft_continues_and_is_compared_by_what_it_stored(pl
     assert "model.weights 'a/clip.safetensors' -> 'other.safetensors'" in capsys.readouterr().err
     assert main(command("train")) == 0
     assert differing(end(Path("runs/run")), finished) == []
+
+
+def test_a_result_that_does_not_say_what_it_is_of_is_not_reused(place, capsys):
+    (Path("grid/lr=1e-3") / "identity.json").unlink()
+    shutil.rmtree("grid/lr=1e-3/checkpoints")
+    before = results()
+    assert main(command("grid")) == 2
+    assert "lr=1e-3 has a result, but nothing says what it was trained on. Use another --out" in capsys.readouterr().err
+    assert results() == before
