@@ -195,7 +195,8 @@ def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path):
     wait_for(lambda: any(len(log) >= 3 for log in logs()), process)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == EXIT_REQUEUE and error.count("\n") == 1, error
+    said = [line for line in error.splitlines() if "compiling the code" not in line]  # the first process on a machine
+    assert process.returncode == EXIT_REQUEUE and len(said) == 1, error
     (saved,) = [path for run in (tmp_path / "runs").glob("*") for path in list_checkpoints(run / "checkpoints")]
     process = fastft(*command)
     wait_for(lambda: any(len(log) > int(saved.name[-8:]) for log in logs()), process)
