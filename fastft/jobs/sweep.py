@@ -27,6 +27,7 @@ from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world, is_gpu_failure
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.model.recipe_model import check_model
+from fastft.photos.paths import needs_preparation
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import AskedRecipe, Recipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
@@ -35,7 +36,7 @@ from fastft.recipe.training_images import largest_size
 from fastft.run import result
 from fastft.run.evaluations import TOP1, Evaluation
 from fastft.run.identity import Difference, describe, identify_weights, make_identity
-from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs
+from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs, warn_of_images
 from fastft.run.run_directory import read_choices, read_identity
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
@@ -59,7 +60,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     """
     recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
     largest = max(recipes, key=largest_size)  # photographs are stored large enough for this recipe
-    options, outcomes = recipes[0].train, []
+    options, outcomes, converts = recipes[0].train, [], needs_preparation(largest)
     # one process group for all runs
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
         overrides = prepare_overrides(largest, overrides, out, line_printer(console), world, _check)
@@ -72,6 +73,8 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         world.in_main(lambda: refuse_other_results(runs))
         _refuse_multi_label(runs[0].recipe)
         console = console if world.is_main else Console(quiet=True)
+        if not converts:  # otherwise converting has warned
+            _warn_of_images(runs, console)
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
         waiting = set(failures)
         for sweep, own in zip(sweeps, planned, strict=True):
@@ -90,6 +93,15 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
                 print_report(sweep, of_sweep, report_folder(sweep, out), console)
             outcomes += of_sweep
     return outcomes
+
+
+def _warn_of_images(runs: Sequence[PlannedRun], console: Console) -> None:
+    """Print what you should know about the images, once for all runs that read them."""
+    pairs = {(run.recipe.data.train, run.recipe.data.val): run for run in runs}
+    for run in pairs.values():
+        if run.inputs is not None:
+            for text in warn_of_images(run.recipe, run.inputs.train, run.inputs.val):
+                line_printer(console)(f"warning: {text}")
 
 
 def _check(recipe: Recipe) -> None:
@@ -240,7 +252,8 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     """
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:
-        run_stages(run.recipe, None, world, console, run.files)
+        images = None if run.inputs is None else run.inputs.images
+        run_stages(run.recipe, images, world, console, run.files)
     except (Preempted, LocalRankError, PeerFailed):
         raise
     except reported as error:

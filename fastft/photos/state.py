@@ -14,6 +14,7 @@ from beton_tools.base.typed_json import Count, Document, check
 from beton_tools.base.user_files import read_user_text
 from beton_tools.read.beton_paths import SUBSET
 from beton_tools.read.manifest import manifest_path
+from fastft.run.identity import Difference, describe
 from fastft.run.json_files import write_document
 from fastft.run.run_directory import lock_run
 
@@ -47,17 +48,16 @@ class MadeFrom:
     old: str = ""
     old_split: str = ""
 
-    def changed_since(self, stored: "MadeFrom") -> str:
-        """Return which input differs from an earlier preparation, such as "data.val has changed", or "" if none does."""
-        if stored.images != self.images:
-            return f"{self.data} has changed"
-        if stored.val != self.val:
-            return "data.val has changed"
-        if stored.background != self.background:
-            return "data.background has changed"
-        if stored.old_split != self.old_split if stored.old_split else stored.old != self.old:
-            return "model.weights has changed"
-        return "" if stored.longest_side == self.longest_side else "model.image_size has changed"
+    def differences(self, now: "MadeFrom") -> list[Difference]:
+        """List what differs in `now`, as `fastft.run.identity` does for runs."""
+        options = {
+            now.data: (self.images, now.images),
+            "data.val": (self.val, now.val),
+            "data.background": (self.background, now.background),
+            "model.weights": (self.old_split, now.old_split) if self.old_split else (self.old, now.old),
+            "model.image_size": (self.longest_side, now.longest_side),
+        }
+        return [Difference(key, f"{key} has changed") for key, (before, after) in options.items() if before != after]
 
 
 class Made(Document):
@@ -120,7 +120,7 @@ def _compare(folder: Path, inputs: MadeFrom) -> tuple[Prepared | None, str, list
     stored = _read(folder)
     if stored is None:
         return None, "", []
-    change = inputs.changed_since(stored.inputs)
+    change = describe(stored.inputs.differences(inputs))
     if stored.made is None:
         if stored.inputs.data != inputs.data:
             change = change or "its path has changed"  # an unfinished conversion is only continued from the same path

@@ -43,6 +43,12 @@ def test_the_same_command_trains_nothing_again_and_prints_the_comparison(swept, 
     assert "difference to lr=1e-4" in said and all(f" lr={lr} " in said for lr in LRS) and "comparison.html" in said
 
 
+def test_images_are_warned_of_once_for_all_rows(command, tiny, tmp_path, capsys):
+    same = f"--data.val={tiny['data.train']}"
+    assert main([*(option for option in command if "data.val" not in option), same, f"--out={tmp_path / 'lrs'}"]) == 0
+    assert capsys.readouterr().out.count("also training images") == 1
+
+
 def test_several_options_are_combined_and_the_default_folder_is_named_after_them(tmp_path, monkeypatch, tiny):
     from fastft.jobs.grid import read_grid
 
