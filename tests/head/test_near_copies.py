@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastft.cli import main
+from fastft.head.near_copies import warn_of_copies
 from tests.photos.conftest import album, tower  # noqa: F401 - fixtures
 
 FRAMES, SIZE = 8, 96
@@ -44,6 +45,20 @@ def test_frames_on_both_sides_are_named_and_groups_keep_them_together(clips, tow
             [("path", "label", "group"), *((f, f.parent.name, f.name.split("-")[0]) for f in files)]
         )
     assert said(table, tower, tmp_path / "table", capsys) == ""
+
+
+def test_at_most_500_validation_images_are_compared(monkeypatch):
+    class Table:
+        def __len__(self) -> int:
+            return 5000
+
+        def read_names(self) -> list[str]:
+            return [str(i) for i in range(5000)]
+
+    monkeypatch.setattr("fastft.head.near_copies._thumbnail", lambda table, sample: np.zeros((8, 8)))
+    features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+    (line,) = warn_of_copies(Table(), features, Table(), features)
+    assert "warning: 500 of 500 validation images" in line and "(0 and 0, 10 and 10, 20 and 20)" in line
 
 
 def test_crops_of_the_same_photographs_are_no_copies(album, tower, tmp_path, capsys):  # noqa: F811

@@ -69,6 +69,15 @@ def test_layers_are_numbered_from_embeddings_to_head():
     assert {where["fc_norm.weight"], where["head.bias"]} == {13}
 
 
+@pytest.mark.parametrize("trainable", [None, 6])
+def test_the_rates_of_the_layers_are_those_that_the_reference_prints(trainable):
+    """Also below frozen blocks: a block's rate depends on its distance from the head alone."""
+    with torch.device("meta"):
+        model = build_classifier(load_arch("ViT-B-16-quickgelu"), 1000, freeze_conv1=False, trainable_layers=trainable)
+    scales = {g.layer_id: g.lr_scale for g in layer_groups(model, 12, 0.6, 0.05)}
+    assert scales == pytest.approx({k: B16_SCALES[k] for k in range(7 if trainable else 0, 14)}, rel=1e-4)
+
+
 def test_fused_adamw_equals_the_textbook():
     """p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps), weight decay scaled by the group's lr."""
     model = build_classifier(small_arch(layers=1), 5)

@@ -60,6 +60,9 @@ def test_the_p_value_is_mcnemars_exact_one(first, second):
         ([evaluation(0, 80, 90, 200), evaluation(1, 80, 85, 200, 5, 15)], "last", "ema", 1),
         # the EMA though raw is better, but not significantly
         ([evaluation(0, 81, 80, 200, 6, 4)], "last", "ema", 0),
+        ([evaluation(0, 81, 80, 200, 5, 0)], "last", "ema", 0),  # p = 0.063
+        ([evaluation(0, 81, 80, 200, 30, 16)], "last", "ema", 0),  # p = 0.054
+        ([evaluation(0, 81, 80, 200, 18, 7)], "last", "raw", 0),  # p = 0.043
         # an untrained EMA
         ([evaluation(0, 54, 13, 2000, 830, 10)], "last", "raw", 0),
         # many images: the best epoch
