@@ -218,46 +218,90 @@ class _Shard:
         return [names[k] for k in numbers] if names else list(map(str, numbers))
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """What a file's columns are for, as its schema tells.
+
+    Attributes:
+        image: None if the file lists paths.
+        label: holds one label per row. None if `lists` or other columns of the table hold the labels.
+        lists: holds a list of labels per row.
+        table: the columns that a CSV file could have too. The label is among them if it is text.
+        texts: those of them that are text.
+        image_path: the field with the images' paths.
+    """
+
+    image: str | None
+    label: str | None
+    lists: str | None
+    table: list[str]
+    texts: list[str]
+    image_path: str | None
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """Columns that are read as a dictionary, so that equal cells share memory."""
+        return [*self.texts, *filter(None, [self.image_path, self.lists and f"{self.lists}.list.element"])]
+
+
+def _find_columns(path: SourcePath, schema: pa.Schema) -> _Columns:
+    """Raises UserError if the image or the label column is missing or unusable."""
+    lists, flags = _columns_of_sets(schema)
+    usable, image, label, image_path = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *flags}, None, None, None
+    if _lists_paths(schema):
+        usable |= {*LABEL_COLUMNS, *PATH_COLUMNS}
+        named = None if lists else find_column(schema.names, LABEL_COLUMNS)
+        if named is not None and _is_opaque(schema.field(named).type):
+            raise _wrong_type(path, schema.field(named))
+    else:
+        image = _image_column(path, schema)
+        label = None if lists or flags else _label_column(path, schema)
+        image_path = f"{image}.path" if _has_paths(schema, image) else None
+    table = [f.name for f in schema if {f.name, f.name.lower()} & usable and not _is_opaque(f.type)]
+    if label is not None and _is_text(schema.field(label).type):
+        table.append(label)
+    texts = [name for name in table if _is_text(schema.field(name).type)]
+    return _Columns(image, label, lists, table, texts, image_path)
+
+
 def _read_shard(path: SourcePath) -> _Shard:
     with open_source_file(path, "a .parquet file", read_ahead=False) as opened, _one_line(path):
         stamp, schema = stamp_of(opened), pq.ParquetFile(opened).schema_arrow
         refuse_ambiguous(path, schema.names)
-        is_list = _lists_paths(schema)
-        if is_list and isinstance(path, RemotePath):
+        if _lists_paths(schema) and isinstance(path, RemotePath):
             raise UserError(f"{path}: lists image paths. Such a table and its images must be on a local disk")
-        image = None if is_list else _image_column(path, schema)
-        lists, flags = _columns_of_sets(schema)
-        label = None if is_list or lists or flags else _label_column(path, schema)
-        named = find_column(schema.names, LABEL_COLUMNS) if is_list and not lists else None
-        if named is not None and _is_opaque(schema.field(named).type):
-            raise _wrong_type(path, schema.field(named))
-        usable = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *flags, *(LABEL_COLUMNS + PATH_COLUMNS if is_list else ())}
-        kinds = {f.name: f.type for f in schema if {f.name, f.name.lower()} & usable and not _is_opaque(f.type)}
-        text_label = label is not None and _is_text(schema.field(label).type)
-        texts = [name for name, kind in kinds.items() if _is_text(kind)] + [str(label)] * text_label
-        path_field = f"{image}.path" if image is not None and _has_paths(schema, image) else None
-        nested = [path_field, lists and f"{lists}.list.element"]
-        file = pq.ParquetFile(opened, read_dictionary=[*texts, *filter(None, nested)])
-        rows, group_rows = file.metadata.num_rows, _check_rows(path, opened, file)
-        columns = {
-            name: [cell.strip() for cell in _read_text(path, file, name)]
-            if name in texts
-            else [_text(value) for value in file.read(columns=[name]).column(0).to_pylist()]
-            for name in dict.fromkeys([*kinds, *texts])
-        }
-        class_names = _class_names(schema, str(lists or label))
-        sets = _read_lists(path, file, lists, class_names) if lists else None
-        roles = {name: role for name, role in ((image, "image"), (label or lists, "label")) if name}
-        table = Table(Path(str(path)), columns, range(2, rows + 2), schema.names, sets, roles)
-        if image is None:
+        columns = _find_columns(path, schema)
+        file = pq.ParquetFile(opened, read_dictionary=columns.dictionaries)
+        group_rows = _check_rows(path, opened, file)
+        table, class_names = _read_table(path, file, schema, columns)
+        if columns.image is None:
             return _Shard(stamp, table, group_rows)
-        in_table = lists or text_label or table.label_sets() is not None
-        labels = None if in_table else _class_numbers(path, file, label or _label_column(path, schema))
-        paths = _read_text(path, file, path_field) if path_field else [""] * rows
+        in_table = columns.lists or columns.label in columns.texts or table.label_sets() is not None
+        labels = None if in_table else _class_numbers(path, file, columns.label or _label_column(path, schema))
+        rows = file.metadata.num_rows
+        paths = _read_text(path, file, columns.image_path) if columns.image_path else [""] * rows
         names = [text or f"{path.name}:{row}" for row, text in enumerate(paths)]
-        if {rows} != {len(names), *map(len, columns.values()), rows if labels is None else len(labels)}:
+        lengths = {len(names), *map(len, table.columns.values()), rows if labels is None else len(labels)}
+        if lengths != {rows}:
             raise UserError(f"{path}: damaged parquet file, columns differ in length. Download it again")
-        return _Shard(stamp, table, group_rows, image, class_names, labels, names)
+        return _Shard(stamp, table, group_rows, columns.image, class_names, labels, names)
+
+
+def _read_table(
+    path: SourcePath, file: pq.ParquetFile, schema: pa.Schema, columns: _Columns
+) -> tuple[Table, list[str] | None]:
+    """Return (the columns of the table, the classes' names if the schema has them)."""
+    cells = {
+        name: [cell.strip() for cell in _read_text(path, file, name)]
+        if name in columns.texts
+        else [_text(value) for value in file.read(columns=[name]).column(0).to_pylist()]
+        for name in columns.table
+    }
+    class_names = _class_names(schema, str(columns.lists or columns.label))
+    sets = _read_lists(path, file, columns.lists, class_names) if columns.lists else None
+    roles = {name: role for name, role in ((columns.image, "image"), (columns.label or columns.lists, "label")) if name}
+    rows = range(2, file.metadata.num_rows + 2)
+    return Table(Path(str(path)), cells, rows, schema.names, sets, roles), class_names
 
 
 def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> list[int]:
