@@ -36,8 +36,8 @@ def options_page() -> str:
     ]
     for section, cls in SECTIONS.items():
         options = list_options(section)
-        # closed at first, because all sections together fill fifteen phone screens
-        opening = f'<details markdown="1">\n<summary>{len(options)} options</summary>'
+        # can be closed, because all sections together fill fifteen phone screens
+        opening = f'<details markdown="1" open>\n<summary>{len(options)} options</summary>'
         parts += [f"## {section}", str(cls.__doc__), opening, *map(_page_entry, options), "</details>"]
     parts += [
         "## Arguments of the commands",
