@@ -69,6 +69,9 @@ def test_sheet_shows_the_images(written, tmp_path, capsys):
     assert main(["sheet", str(written), "--out", str(out)]) == 2
     assert "exists. Give another path, or replace it with --overwrite" in capsys.readouterr().err
     run(capsys, "sheet", written, "--out", out, "--overwrite", "--ids", 0)
+    one = Image.open(out).size
+    run(capsys, "sheet", written, "--out", out, "--overwrite", "--limit", 1)
+    assert Image.open(out).size == one
 
 
 def test_extract_follows_no_link(written, tmp_path, capsys):

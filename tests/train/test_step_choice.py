@@ -271,7 +271,7 @@ def test_an_interrupt_while_a_candidate_is_tried_is_no_failure_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("capability", "micro_batch", "processes", "modes"),
     [
-        ((7, 0), 256, 1, []), ((7, 0), 32, 1, ["graph"]), ((7, 0), 32, 2, []), ((8, 0), 256, 1, ["compile"]),
+        ((7, 0), 65, 1, []), ((7, 0), 64, 1, ["graph"]), ((7, 0), 32, 2, []), ((8, 0), 256, 1, ["compile"]),
         ((9, 0), 32, 1, ["graph", "compile"]), ((9, 0), 32, 8, ["compile"]),
     ],
 )  # fmt: skip
