@@ -69,6 +69,8 @@ def test_the_last_epoch_is_evaluated_and_the_last_and_the_best_are_saved_whateve
     best = list_checkpoints(tmp_path / "each/checkpoints", "best")
     assert step_of(last[-1]) == logged(tmp_path / "each", "train")[-1]["step"]
     assert [int(path.name.removeprefix("best-")) for path in best] == [result["best"]["epoch"]]
+    run(tiny, tmp_path / "blind", **never, data__val="none")
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "blind/checkpoints")] == [step_of(last[-1])]
 
 
 def slow_writer(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
