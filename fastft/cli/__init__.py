@@ -32,7 +32,8 @@ with imports_of("fastft"):
         start_command,
     )
     from beton_tools.base.errors import UserError
-    from fastft.cli.arguments import Parser, add_recipe_options, refuse_unknown
+    from beton_tools.base.parser import refuse_unknown
+    from fastft.cli.arguments import Parser, add_recipe_options, hint
     from fastft.machine.exits import (
         EXIT_REQUEUE,
         GpuFailed,
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command not in LIGHT and not has_memory(f"fastft {args.command}", TORCH_MEMORY):
         return EXIT_BAD_INPUT
     try:
-        refuse_unknown(args.parser, rest)
+        refuse_unknown(args.parser, rest, hint)
         print_warnings_in_one_line(f"fastft {args.command}")
         with raise_on_stop_signals(f"fastft {args.command}"):
             code = args.run(args)

@@ -30,7 +30,8 @@ SHORT = {
     "check_labels.py": ("", r"outlier: \d+ of 80 images", "cleanlab"),
     "ffcv_loader.py": ("--size 32 --batch-size 8", r"epoch 1: .*images 3x32x32 torch\.float", "ffcv"),
     "fit.py": (
-        "--model=ARCH --weights=random --image-size=32 --epochs=2", r"top-1 [\d.]+ %\n(holiday/\S+ .*\n)+.*report\.html", "fastft",
+        "--model=ARCH --weights=random --image-size=32 --epochs=2",
+        r"top-1 [\d.]+ %\n(holiday/\S+ .*\n)+.*report\.html", "fastft",
     ),
     "lightning_module.py": (LOOP, r"'loss':.*'top1':", "lightning"),
     "paper.py": (TOWER, r"EMA [\d.]+ ±", "fastft"),
