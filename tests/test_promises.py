@@ -33,7 +33,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "compares contents, never paths": "jobs/test_sameness.py::a_run_that_was_moved_is_evaluated_on_its_own_images",
         "an image, a label, a class": "jobs/test_sameness.py::what_changes_the_numbers_is_trained_anew_or_refused",
         "`schedule.stop_epoch`, `train.stop_when`":
-            "jobs/test_sameness.py::another_value_is_another_run_another_result_or_nothing",
+            "jobs/test_sameness.py::what_is_evaluated_otherwise_continues_but_is_no_row_that_is_there",
         "refuse images that have changed":
             "jobs/test_sameness.py::validation_images_that_were_replaced_are_not_scored_as_the_runs",
         "refuses runs that normalise": "jobs/test_sameness.py::runs_that_see_images_differently_are_not_averaged",
