@@ -30,6 +30,11 @@ if os.environ.get("RANK") == "1":
     from fastft.train.reporting import Reporter
     Reporter.interval = lambda *_: 1 / 0
 """
+KILLED = """import os, signal
+if os.environ.get("RANK") == "0":
+    from fastft.train.reporting import Reporter
+    Reporter.interval = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
 ENDLESS_MEASUREMENT = """import time
 from fastft.train import step_choice
 def measure(*arguments):
@@ -193,6 +198,14 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
     command = flags(tiny, tmp_path / "run")
     said = said_by(launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}"), 1)
     assert "process 1 ended with ZeroDivisionError. See its output" in said
+
+
+@pytest.mark.slow
+def test_a_first_process_that_is_killed_is_told_by_another_one(tiny, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    command = flags(tiny, tmp_path / "run")
+    started = launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert said_by(started, EXIT_REQUEUE).count("another process died or stopped responding") == 1
 
 
 @pytest.mark.parametrize(
