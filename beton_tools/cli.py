@@ -27,7 +27,7 @@ with imports_of("beton"):
         print_printable,
         start_command,
     )
-    from beton_tools.base.parser import CommandParser, at_least, positive
+    from beton_tools.base.parser import CommandParser, at_least, positive, refuse_unknown
     from beton_tools.base.progress_bar import progress
     from beton_tools.read.format import Beton
     from beton_tools.read.manifest import Manifest
@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code."""
     if not start_command("beton"):
         return EXIT_BAD_INPUT
-    args = build_parser().parse_args(argv)
+    args, rest = build_parser().parse_known_args(argv)
     command = f"beton {args.command}"
     try:
         with raise_on_stop_signals(command):
+            refuse_unknown(args.parser, rest)
             code = args.run(args)
             sys.stdout.flush()  # an error, such as a full disk, is reported here
             return code
@@ -93,7 +94,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument("file", type=Path, metavar="FILE.beton")
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")

@@ -3,8 +3,10 @@
 python examples/tune_optuna.py photos --data.train=train.beton --data.val=val.beton --trials 20 --out runs/tune
 
 Every trial is a run directory in --out. It is evaluated after an eighth and three eighths of the epochs, and pruned if
-it is below the median of the trials so far. Several GPUs or machines can share the trials: start the command on each of
-them, with an --out and a --storage that they all reach (mysql://..., postgresql://...; SQLite only on one machine).
+it is below the median of the trials so far, by the score that its run compares epochs by: top-1, balanced accuracy if
+classes have very different sizes, or mAP with several labels per image. Several GPUs or machines can share the trials:
+start the command on each of them, with an --out and a --storage that they all reach (mysql://..., postgresql://...;
+SQLite only on one machine).
 """
 
 import argparse
@@ -22,6 +24,7 @@ from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_recipe_options
 from fastft.jobs.decided import load_decided
 from fastft.machine.exits import NonFinite, Preempted
+from fastft.run.evaluations import SCORE_NAMES
 
 SHARES = (1 / 8, 3 / 8, 1)  # fractions of the recipe's epochs after which a trial is evaluated
 TAKEN = ("lr", "train.run_dir", "out")  # other names for what a trial sets
@@ -49,8 +52,11 @@ def main() -> None:
         try:
             for epochs in sorted({max(1, round(share * recipe.epochs)) for share in SHARES}):
                 run = fastft.fit(args.recipe, tried | {"schedule.stop_epoch": epochs})
-                top1 = run.result.weights.top1
-                trial.report(top1, epochs)
+                if run.result.weights is None:
+                    raise UserError("there are no validation images to compare trials by. Set --data.val")
+                figures = run.result.weights.figures
+                score = next(name for name in SCORE_NAMES if name in figures)  # as the run compares its epochs
+                trial.report(figures[score], epochs)
                 if epochs < recipe.epochs and trial.should_prune():
                     raise optuna.TrialPruned
         except (NonFinite, optuna.TrialPruned) as error:  # too large a learning rate, or below the median
@@ -59,7 +65,8 @@ def main() -> None:
         except (Preempted, KeyboardInterrupt):  # the next start continues its run directory
             study.enqueue_trial(trial.params)
             raise
-        return top1
+        study.set_user_attr("score", SCORE_NAMES[score])
+        return figures[score]
 
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
     args.out.mkdir(parents=True, exist_ok=True)
@@ -79,12 +86,15 @@ def main() -> None:
     left = args.trials - len(study.get_trials(states=TRIED))
     enough = optuna.study.MaxTrialsCallback(args.trials, TRIED)
     study.optimize(objective, n_trials=max(0, left), callbacks=[enough])
+    if not study.best_trials:
+        raise UserError(f"all trials diverged. Give a lower --optim.lr than {own['lr']:g} and another --out")
     found = {f"optim.{name}": value for name, value in study.best_params.items()}
     own = [word for word in args.overrides if word.removeprefix("--").split("=", 1)[0] not in (*found, *TAKEN)]
     command = shlex.join(
         ["fastft", "train", args.recipe, *own, *(f"--{name}={value}" for name, value in found.items())]
     )
-    print(f"{study.best_value:.2f} % of the validation images, which also chose the options: {command}")
+    score = study.user_attrs.get("score", "top-1")
+    print(f"{score} {study.best_value:.2f} % on the validation images, which also chose the options: {command}")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,17 @@ with imports_of("fastft"):
         start_command,
     )
     from beton_tools.base.errors import UserError
-    from fastft.cli.arguments import Parser, add_recipe_options, refuse_unknown
-    from fastft.machine.exits import EXIT_REQUEUE, GpuFailed, LocalRankError, NonFinite, PeerCrashed, Preempted
+    from beton_tools.base.parser import refuse_unknown
+    from fastft.cli.arguments import Parser, add_recipe_options, hint
+    from fastft.machine.exits import (
+        EXIT_REQUEUE,
+        GpuFailed,
+        LocalRankError,
+        NonFinite,
+        PeerCrashed,
+        PeerLost,
+        Preempted,
+    )
 
 EXIT_FAILED = 1
 # As LEAST_MEMORY in `beton_tools.base.console`, for all commands but LIGHT, which do with less.
@@ -118,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command not in LIGHT and not has_memory(f"fastft {args.command}", TORCH_MEMORY):
         return EXIT_BAD_INPUT
     try:
-        refuse_unknown(args.parser, rest)
+        refuse_unknown(args.parser, rest, hint)
         print_warnings_in_one_line(f"fastft {args.command}")
         with raise_on_stop_signals(f"fastft {args.command}"):
             code = args.run(args)
@@ -187,7 +196,10 @@ def _say_once_per_host(text: str) -> None:
 
 def _print_error(command: str, error: object) -> None:
     """Print one line, once per host: from local rank 0, or from the only process that has this error."""
-    if torchrun.local_rank() == 0 or isinstance(error, LocalRankError | GpuFailed):
+    is_told = isinstance(error, LocalRankError | GpuFailed) or torchrun.local_rank() == 0
+    if isinstance(error, PeerLost) and error.is_told_here is not None:
+        is_told = error.is_told_here
+    if is_told:
         print_error(f"fastft {command}", error)
     elif isinstance(error, UserError):
         time.sleep(SECONDS_TO_REPORT)

@@ -3,25 +3,22 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base import torchrun
 from beton_tools.base.console import make_console, printable, say
-from beton_tools.base.errors import UserError
-from beton_tools.base.parser import CommandParser, parse_number, positive
+from beton_tools.base.parser import CommandParser, parse_number, positive, renamed_argument, similar_argument
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
 from fastft.recipe.load import advice_without_option, full_name, nearest_option
-from fastft.recipe.other_names import OTHER_FLAGS, OTHER_NAMES, WITHOUT_OPTION
+from fastft.recipe.other_names import OTHER_NAMES, WITHOUT_OPTION
 from fastft.recipe.recipe_file import is_elsewhere, recipe_names
 from fastft.recipe.schema import SECTIONS, option_fields
 
 _SHORT = {option: name.replace("_", "-") for name, option in SHORT_NAMES.items()}
 CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
-SIMILAR = 0.75  # lowest similarity at which an argument is suggested
 OVERRIDES = (
     "You can add any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4. fastft options lists\n"
     "them all. Short names: "
@@ -88,43 +85,16 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
             )  # fmt: skip
 
 
-def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Refuse what the parser did not know.
-
-    Raises UserError: there are such words; all are listed, each with its hint.
-    """
-    hints = dict[str, str | None]()
-    for word in words:
-        name, equals, _ = word.partition("=")
-        is_flag = name.startswith("-") and not _is_number(name)
-        if is_flag or equals:
-            hints[name] = _hint(parser, name.lstrip("-"))
-        elif not hints:  # not the value of an unknown flag
-            hints[name] = None
-    if len(hints) == 1:
-        (name, hint), *_ = hints.items()
-        raise UserError(f"unrecognized argument {name}. {hint or f'See {parser.prog} --help'}")
-    if hints:
-        listed = ", ".join(f"{name} ({hint})" if hint else name for name, hint in hints.items())
-        raise UserError(f"unrecognized arguments {listed}. See {parser.prog} --help")
-
-
-def _is_number(text: str) -> bool:
-    return parse_number(float, text) is not None
-
-
-def _hint(parser: argparse.ArgumentParser, name: str) -> str | None:
+def hint(parser: argparse.ArgumentParser, name: str) -> str | None:
     """Say what was probably meant: one of the command's arguments, or a recipe option, by another name or misspelt."""
-    actions, elsewhere = parser._option_string_actions, name.replace("-", "_")
-    takes_options = "--optim.lr" in actions
-    own = {flag[2:] for flag, action in actions.items() if action.dest != "overrides"}
-    if found := [flag for flag, names in OTHER_FLAGS.items() if flag in own and elsewhere in names]:
-        return f"Did you mean --{found[0]}?"
+    elsewhere = name.replace("-", "_")
+    takes_options = "--optim.lr" in parser._option_string_actions
     is_option = elsewhere in OTHER_NAMES or full_name(name) in option_fields()
-    if "." not in name and not (takes_options and (is_option or elsewhere in WITHOUT_OPTION)):
-        flags = [flag[2:] for flag in actions if "." not in flag]
-        if similar := get_close_matches(name, flags, 1, SIMILAR):
-            return f"Did you mean --{similar[0]}?"
+    found = renamed_argument(parser, name)
+    if found is None and "." not in name and not (takes_options and (is_option or elsewhere in WITHOUT_OPTION)):
+        found = similar_argument(parser, name)
+    if found is not None:
+        return f"Did you mean {found}?"
     if not takes_options:
         return f"This is a recipe option, and {parser.prog} takes none" if is_option else None
     option = full_name(name) if full_name(name) in option_fields() else nearest_option(name)

@@ -449,4 +449,8 @@ def connected(world: World, advice: Callable[[], str] = lambda: "Run the same co
         # the back end's source location and advice are left out
         text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
         text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
-        raise PeerLost(f"another process died or stopped responding ({text}). {advice()}") from None
+        told = _query_store(lambda store: store.add(f"fastft/lost/{socket.gethostname()}", 1))
+        raise PeerLost(
+            f"another process died or stopped responding ({text}). {advice()}",
+            is_told_here=told == 1 if told is not None else world.local_rank == 0,
+        ) from None

@@ -14,7 +14,14 @@ class TimeUp(Preempted):
 
 
 class PeerLost(Preempted):
-    """Another process died or stopped responding. The same command continues from the last checkpoint."""
+    """Another process died or stopped responding. The same command continues from the last checkpoint.
+
+    is_told_here: this process prints the line, because it is the first of its host that noticed. Local rank 0 may be lost.
+    """
+
+    def __init__(self, text: str, is_told_here: bool | None = None) -> None:
+        super().__init__(text)
+        self.is_told_here = is_told_here
 
 
 class GpuLost(Preempted):

@@ -1,4 +1,4 @@
-"""Other libraries' names for our options and arguments, to guess what was meant.
+"""Other libraries' names for our options, to guess what was meant.
 
 The names are those of timm, Ultralytics, transformers, Lightning and DeiT.
 """
@@ -93,22 +93,3 @@ WITHOUT_OPTION = {
     }.items()
     for name in names.split()
 }  # fmt: skip
-
-# arguments of commands -> other names for them. The first argument in this order that a command takes is suggested
-OTHER_FLAGS = {
-    flag: names.split()
-    for flag, names in {
-        "out": "o output output_dir output_path output_file out_dir save_dir save_path destination dst",
-        "csv": "o out output output_path output_file results_file save_csv save_txt",
-        "gpus": "devices num_gpus n_gpus num_devices nproc_per_node world_size",
-        "device": "accelerator cuda gpu gpu_id use_gpu devices",
-        "data": "dataset data_dir data_path source src input val_data val_dir val_split split test_data test_dir",
-        "images": "data dataset data_dir data_path source",
-        "min-probability": "conf conf_thres confidence min_confidence threshold",
-        "topk": "k num_predictions",
-        "flip-average": "tta",
-        "workers": "num_workers j jobs threads num_proc",
-        "max-resolution": "size resize max_size img_size image_size",
-        "price": "price_per_hour cost_per_hour hourly_price",
-    }.items()
-}

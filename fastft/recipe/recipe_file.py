@@ -16,7 +16,7 @@ from fastft.recipe.tables import Row, Sweep, is_sweep, load_sweep, row_needed, s
 from fastft.recipe.yaml_file import read_yaml
 
 EXPECTED = "a recipe (YAML)"
-MAX_CHAIN = 32  # recipes that extend one another; chains in rcp/ have at most 4
+MAX_CHAIN = 32  # other recipes that a recipe extends, directly or through others; in rcp/ at most 3
 _PACKAGE = Path(__file__).parents[1]
 # inside the package in a wheel, beside it in a checkout
 RECIPES = _PACKAGE / "rcp" if (_PACKAGE / "rcp").is_dir() else _PACKAGE.parent / "rcp"
@@ -123,7 +123,7 @@ def _read(reference: str, folder: Path, chain: tuple[str, ...]) -> RecipeFile:
     place = f"{os.path.realpath(path)}[{row!r}]"
     if place in chain:
         raise UserError(f"{path}: recipes extend one another in a circle. Remove one 'extends'")
-    if len(chain) >= MAX_CHAIN:
+    if len(chain) > MAX_CHAIN:
         raise UserError(f"{path}: more than {MAX_CHAIN} recipes extend one another. Shorten the chain")
     chain = (*chain, place)
     return _read_file(path, chain) if row is None else _read_row(select_row(load_sweep(path), row), chain)

@@ -1,5 +1,6 @@
 """The `beton` command on a real file: what it prints and writes, and its exit codes."""
 
+import contextlib
 import io
 import json
 import os
@@ -69,6 +70,9 @@ def test_sheet_shows_the_images(written, tmp_path, capsys):
     assert main(["sheet", str(written), "--out", str(out)]) == 2
     assert "exists. Give another path, or replace it with --overwrite" in capsys.readouterr().err
     run(capsys, "sheet", written, "--out", out, "--overwrite", "--ids", 0)
+    one = Image.open(out).size
+    run(capsys, "sheet", written, "--out", out, "--overwrite", "--limit", 1)
+    assert Image.open(out).size == one
 
 
 def test_extract_follows_no_link(written, tmp_path, capsys):
@@ -199,6 +203,23 @@ def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "FILE", "--jsn"], "beton info: unrecognized argument --jsn. Did you mean --json?"),
+        (["verify", "FILE", "--num-workers", "4"], "argument --num-workers. Did you mean --workers?"),
+        (["sheet", "FILE", "--output", "a.png"], "argument --output. Did you mean --out?"),
+        (["info", "FILE", "more"], "beton info: unrecognized argument more. See beton info --help"),
+        (["info", "FILE", "--workrs=1", "--jsn"], "unrecognized arguments --workrs, --jsn (Did you mean --json?). See"),
+    ],
+)
+def test_a_mistyped_argument_is_refused_with_the_nearest(written, capsys, arguments, message):
+    with contextlib.suppress(SystemExit):  # where an argument that must be given is lacking
+        assert main([str(written) if a == "FILE" else a for a in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         [],
@@ -207,7 +228,6 @@ def test_bad_input_is_one_line_and_exit_code_2(written, capsys, arguments, tmp_p
         ["verify", "FILE", "--workers", "0"],
         ["sheet", "FILE", "--out", "sheet.png", "--limit", "0"],
         ["sheet", "FILE", "--out", "sheet.png", "--seed", "x"],
-        ["info", "FILE", "--jsn"],
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(written, capsys, arguments, tmp_path, monkeypatch):

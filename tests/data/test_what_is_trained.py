@@ -222,6 +222,11 @@ def test_parts_are_the_whole_or_are_refused(write, tmp_path):
     convert(data, tmp_path / "p.beton", part=Part(2, 2))
     with pytest.raises(UserError, match=r"parts of different conversions \(shuffle_seed"):
         BetonSet.open(str(tmp_path / "p-*.beton"))
+    (tmp_path / "p-2-of-2.beton").unlink()
+    more = write(tmp_path / "more", items(CLASSES, first=20), CLASSES)  # the source has other images
+    convert(more, tmp_path / "p.beton", part=Part(2, 2), shuffle_seed=1)
+    with pytest.raises(UserError, match=r"parts of different conversions"):
+        BetonSet.open(str(tmp_path / "p-*.beton"))
 
 
 @pytest.mark.parametrize("format", WITH_GROUPS)

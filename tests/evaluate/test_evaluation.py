@@ -16,7 +16,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.evaluate import trained
+from fastft.evaluate import file_report, trained
 from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.mistakes import predict_validation
 from fastft.evaluate.trained import load_trained
@@ -59,6 +59,10 @@ def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model):
     assert [c.confused for c in scores.classes] == confused.max(1).tolist()
     for c, row in zip(scores.classes, confused, strict=True):
         assert c.confused_with == scores.classes[row.argmax()].name if row.any() else c.confused_with is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_report, "MATRIX_CLASSES", 5)
+        many = evaluate_checkpoint(run_of_random_model, None, "cpu")
+    assert many.confusion_matrix is None and many.confusions == scores.confusions != []
     assert sum(scores.reliability.images) == 36
     assert len(scores.reliability.accuracy) == len(scores.reliability.confidence) == 15
 

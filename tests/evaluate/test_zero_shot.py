@@ -239,6 +239,7 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(clip_options, he
             ["--model.arch=ViT-B-16-SigLIP2"],
             "its image tower is timm's vit_base_patch16_siglip_224. Use a ViT by OpenAI",
         ),
+        (["--model.arch=ViT-B-16-SigLIP", "--data=nowhere.beton"], "its image tower is timm's"),  # before data are read
         (["--model.arch=EVA02-B-16"], "its image tower is timm's eva02_base_patch16_clip_224"),
         (["--model.arch=PE-Core-B-16"], "its image tower is timm's vit_pe_core_base_patch16_224"),
         (["--model.arch=ViT-H-14-worldwide"], "takes its texts through transformers (facebook/xlm-v-base)"),

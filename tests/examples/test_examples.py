@@ -1,6 +1,7 @@
-"""Every program in examples/ runs with the real libraries."""
+"""What the programs in examples/ promise beyond their documented commands, which `test_documented_commands.py` runs."""
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -86,32 +87,10 @@ def test_the_papers_loop_ends_with_the_weights_of_fastft_train_bit_for_bit(tiny,
     )
 
 
-@pytest.mark.slow
-def test_the_loop_with_timms_utilities_trains(tiny, run):
-    lines = run("timm_loop.py", tiny["data.train"], tiny["data.val"], *MODEL)
-    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
-    assert all("EMA top-1" in line for line in lines)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--stock",), ("--augment", "3aug")])
-def test_ffcvs_pipeline_runs_with_one_line_changed(options, tiny, run):
-    lines = run("ffcv_loader.py", tiny["data.train"], "--size", "32", "--batch-size", "8", *options)
-    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
-    assert "images 3x32x32 torch.float" in lines[0]
-
-
 def test_ffcvs_loader_names_a_file_that_is_smaller_than_a_batch(tiny, run, capsys):
     with pytest.raises(SystemExit):
         run("ffcv_loader.py", tiny["data.train"], "--size", "32", "--batch-size", "64")
     assert "has fewer images than a batch, 64. Give a smaller --batch-size" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_lightning_module_trains(tiny, run):
-    pytest.importorskip("lightning")
-    last = run("lightning_module.py", tiny["data.train"], tiny["data.val"], *MODEL)[-1]
-    assert "'loss':" in last and "'top1':" in last
 
 
 @pytest.fixture
@@ -171,6 +150,34 @@ def test_bad_input_of_the_search_is_one_line(run, arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         run("tune_optuna.py", *arguments)
     assert message in (str(stop.value) + capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_search_compares_runs_with_several_labels_by_their_map_and_needs_validation_images(
+    tiny, run, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+    photos = Path(tiny["data.train"]).parent / "train"
+    rows = [(str(path), path.parent.name) for path in sorted(photos.rglob("*.jpg"))]
+    rows = [(path, "astronaut;coffee" if i % 3 == 0 else label) for i, (path, label) in enumerate(rows)]
+    (tmp_path / "several.csv").write_text("\n".join(f"{path},{label}" for path, label in [("image", "labels"), *rows]))
+    own = {key: tiny[key] for key in ("model.arch", "model.weights", "model.image_size", "train.amp", "train.device")}
+    options = [f"--{key}={value}" for key, value in (own | {"schedule.epochs": "1", "optim.batch_size": "8"}).items()]
+    search = ["tune_optuna.py", "photos", *options, "--trials=1"]
+    said = run(*search, "--data.train=several.csv", "--out=tune")[-1]
+    (folder,) = Path("tune").glob("lr-*")
+    result = json.loads((folder / "result.json").read_text())
+    assert said.startswith(f"mAP {result['weights']['map']:.2f} % on the validation images")
+    assert run(*search, "--data.train=several.csv", "--out=tune")[-1] == said  # no trial is left to run
+    with pytest.raises(SystemExit, match=r"there are no validation images to compare trials by\. Set --data\.val"):
+        run(*search, f"--data.train={tiny['data.train']}", "--data.hold_out_beton=false", "--out=blind")
+
+    def diverges(*arguments, **options):
+        raise NonFinite("the loss is NaN")
+
+    monkeypatch.setattr(fastft, "fit", diverges)
+    with pytest.raises(SystemExit, match=r"all trials diverged\. Give a lower --optim\.lr"):
+        run(*search, "--data.train=several.csv", "--out=steep")
 
 
 @pytest.mark.slow

@@ -235,6 +235,17 @@ def test_what_changes_the_numbers_is_trained_anew_or_refused(place, capsys, chan
     assert results() == before, "an earlier result is neither replaced nor removed"
 
 
+@pytest.mark.parametrize("changes", [{"train__eval_every": "2"}, {"train__eval_weights": "ema"}])
+def test_what_is_evaluated_otherwise_continues_but_is_no_row_that_is_there(place, capsys, changes):
+    """The numbers of the training are the same, those of the result are not."""
+    before, finished = results(), end(Path("runs/run"))
+    assert main(command("grid", **changes)) == 2
+    assert "--out" in capsys.readouterr().err and results() == before
+    rewind(Path("runs/run"), 3)
+    assert main(command("train", **changes)) == 0, capsys.readouterr().err
+    assert differing(end(Path("runs/run")), finished) == []
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("change", SAME, ids=lambda change: change.__name__)
 def test_what_changes_no_number_continues_with_equal_bits(place, capsys, change, name):

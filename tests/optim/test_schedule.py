@@ -29,13 +29,14 @@ def warnings_of(options: list[str]) -> list[str]:
 def test_the_papers_rate_with_a_small_batch_is_one_warning_with_the_rate_that_fits():
     """4e-4 * sqrt(32 / 2048) = 5e-5."""
     small = "--optim.batch_size=32"
+    assert len(warnings_of(["--optim.batch_size=512"])) == 1  # a quarter of the paper's
     for options in ([small], [small, "--data.train_size=20000"]):
         (warning,) = warnings_of(options)
         assert warning.startswith("optim.lr 0.0004 is large for batches of 32") and "--optim.lr=5e-05" in warning
         assert explain(load_recipe("final_l14", options)).warnings.count(warning) == 1
     for options in (
         [],
-        ["--optim.batch_size=1024"],
+        ["--optim.batch_size=520"],
         [small, "--optim.lr=5e-5"],
         [small, "--optim.lr=4e-4"],
         [small, "--data.train_size=19999"],

@@ -45,6 +45,15 @@ def test_train_and_test_are_no_classes_whatever_lies_beside_them(album, tmp_path
     assert line.endswith(": unlabelled")
 
 
+def test_images_in_a_folder_test_are_used_for_nothing(split):
+    before = [list(side.source.names) for side in open_sets(str(split)) if side is not None]
+    shutil.copytree(split / "val", split / "test")
+    assert [list(side.source.names) for side in open_sets(str(split)) if side is not None] == before
+    shutil.rmtree(split / "val")
+    train, val = open_sets(str(split))
+    assert list(train.source.names) == before[0] and val is None
+
+
 def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(album, tmp_path):
     for k in range(12):  # as text: 0, 1, 10, 11, 2, ...
         shutil.copytree(album / CLASSES[k % 3], tmp_path / "set" / str(k))

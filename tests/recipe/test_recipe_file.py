@@ -145,6 +145,18 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
+def test_the_limits_of_a_recipe_are_those_of_the_page(tmp_path):
+    page = " ".join(Path("docs/recipes.md").read_text().split())
+    assert f"It may have at most {MAX_RECIPE_BYTES // 1024} KB, be nested at most {MAX_DEPTH} levels deep" in page
+    assert f"and extend at most {MAX_CHAIN} other recipes." in page
+    for i in range(MAX_CHAIN):
+        (tmp_path / f"{i}.yaml").write_text(f"extends: {f'{i - 1}.yaml' if i else 'final_b16'}\n")
+    assert load_recipe(tmp_path / f"{MAX_CHAIN - 1}.yaml").optim.batch_size == 2048
+    (tmp_path / "more.yaml").write_text(f"extends: {MAX_CHAIN - 1}.yaml\n")
+    with refuses(f"more than {MAX_CHAIN} recipes extend one another"):
+        load_recipe(tmp_path / "more.yaml")
+
+
 @pytest.mark.parametrize("make", [case[0] for case in HOSTILE.values()], ids=HOSTILE)
 @pytest.mark.timeout(60)
 def test_a_hostile_recipe_table_or_run_directory_is_one_line(

@@ -9,7 +9,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.machine.exits import NonFinite
-from fastft.run.checkpoint import list_checkpoints, write_checkpoint
+from fastft.run.checkpoint import list_checkpoints, step_of, write_checkpoint
 from fastft.run.run_directory import lock_run
 from fastft.train.step import Step
 from tests.train.runs import differing, end, logged, losses, rewind, run
@@ -57,6 +57,20 @@ def test_checkpoints_by_steps_are_also_made_at_the_end_of_an_epoch(tiny, tmp_pat
     by_steps = {"train__checkpoint_steps": "6", "train__checkpoint_epochs": "100", "train__eval_every": "100"}
     run(tiny, tmp_path, **by_steps)
     assert [line["step"] for line in logged(tmp_path, "checkpoint")][:2] == [6, 12]
+
+
+def test_the_last_epoch_is_evaluated_and_the_last_and_the_best_are_saved_whatever_the_intervals(tiny, tmp_path):
+    never = {"train__checkpoint_steps": "0", "train__checkpoint_epochs": "100"}
+    run(tiny, tmp_path / "once", **never, train__eval_every="100")
+    (only,) = logged(tmp_path / "once", "eval")
+    result = run(tiny, tmp_path / "each", **never)
+    assert only["epoch"] == result["last"]["epoch"] == len(logged(tmp_path / "each", "eval")) - 1
+    last = list_checkpoints(tmp_path / "each/checkpoints")
+    best = list_checkpoints(tmp_path / "each/checkpoints", "best")
+    assert step_of(last[-1]) == logged(tmp_path / "each", "train")[-1]["step"]
+    assert [int(path.name.removeprefix("best-")) for path in best] == [result["best"]["epoch"]]
+    run(tiny, tmp_path / "blind", **never, data__val="none")
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "blind/checkpoints")] == [step_of(last[-1])]
 
 
 def slow_writer(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

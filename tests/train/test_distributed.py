@@ -21,6 +21,7 @@ from fastft.machine.distributed import LAUNCHER, STARTED_BY_TORCHRUN, World, con
 from fastft.machine.exits import EXIT_REQUEUE, PeerLost
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import lock_run
+from fastft.train import launch as launch_module
 from fastft.train.launch import exit_code
 from tests.train.runs import flags, logged, losses, result_of, run, wait_for
 
@@ -28,6 +29,18 @@ CRASH = """import os
 if os.environ.get("RANK") == "1":
     from fastft.train.reporting import Reporter
     Reporter.interval = lambda *_: 1 / 0
+"""
+KILLED = """import os, signal
+if os.environ.get("RANK") == "0":
+    from fastft.train.reporting import Reporter
+    Reporter.interval = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+ENDLESS_MEASUREMENT = """import time
+from fastft.train import step_choice
+def measure(*arguments):
+    while True:
+        time.sleep(1)
+step_choice._measure = measure
 """
 # the recorded pass runs again on the same tensors, as a CUDA graph does on a card
 GRAPH = """from fastft.train import step, step_choice
@@ -187,6 +200,14 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path):
     assert "process 1 ended with ZeroDivisionError. See its output" in said
 
 
+@pytest.mark.slow
+def test_a_first_process_that_is_killed_is_told_by_another_one(tiny, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    command = flags(tiny, tmp_path / "run")
+    started = launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert said_by(started, EXIT_REQUEUE).count("another process died or stopped responding") == 1
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -204,6 +225,17 @@ def test_variables_that_torchrun_does_not_set_are_one_line(whole, monkeypatch, r
     assert message in refused(["eval", str(whole), "--device=cpu"])
 
 
+@pytest.mark.parametrize(("options", "warns"), [(["--max-restarts=3"], True), ([], False)])
+def test_the_launcher_warns_of_restarts(monkeypatch, capsys, options, warns):
+    started = []
+    monkeypatch.setattr(launch_module, "run", started.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv(LAUNCHER, "0")
+    assert launch_module.main([*options, "--nproc-per-node", "2", "train", "final_b16"]) == 0 and len(started) == 1
+    said = capsys.readouterr().err
+    assert ("--max-restarts starts all processes again after any error" in said) is warns
+
+
 def test_exit_codes_of_processes_are_ranked():
     codes = ({75, -15}, {2, -15}, {2, 75}, {1}, {-9}, {1, 75}, {1, 2})
     assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1, 1, 2]
@@ -215,6 +247,15 @@ def test_a_lost_process_is_one_line(monkeypatch):
     said = r"stopped responding \(Read error .*: Connection reset by peer\). Run the same command again$"
     with pytest.raises(PeerLost, match=said), connected(World(0, 2, 0, torch.device("cpu"))):
         raise RuntimeError("[/pytorch/gloo/pair.cc:537] Read error [10.0.0.2]:55496: Connection reset by peer")
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_choice_of_a_step_as_long_as_for_anything_else(tiny, tmp_path):
+    """Process 0 measures for ever. The other one gives up after train.timeout_minutes, and tells what process 0 cannot."""
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS_MEASUREMENT)
+    options = flags(tiny, tmp_path / "run", train__step="measure", train__timeout_minutes="0.1")
+    said = said_by(launch("train", "rcp/final_b16.yaml", *options, PYTHONPATH=f"{tmp_path}:{Path.cwd()}"), EXIT_REQUEUE)
+    assert said.count("another process died or stopped responding") == 1
 
 
 @pytest.mark.slow

@@ -250,6 +250,14 @@ def test_a_link_in_a_run_directory_overwrites_nothing(tiny, tmp_path, name):
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
 
 
+def test_an_ema_of_mostly_initial_weights_is_a_warning_in_the_log(tiny, tmp_path):
+    for decay, warned in (("0.9999", True), ("0.5", False)):
+        console = Console(file=io.StringIO(), width=400)
+        once = flags(tiny, tmp_path / decay, schedule__epochs="1", schedule__warmup_epochs="0", ema__decay=decay)
+        run_recipe(load_recipe("rcp/final_b16.yaml", once), console)
+        assert ("of its weights will be the initial ones" in console.file.getvalue()) is warned
+
+
 def test_a_batch_that_is_small_for_its_learning_rate_is_a_warning_in_the_log(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("fastft.optim.schedule.FEW_IMAGES", 1)
     unset = {option: value for option, value in tiny.items() if option != "optim.lr"}

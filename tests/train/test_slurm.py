@@ -32,6 +32,12 @@ def test_each_node_gets_the_cpus_of_the_job_and_a_saved_run_is_requeued(tmp_path
     assert done.stdout == "64 cpus at n1:20007\nrequeue 7\n"
 
 
+def test_a_job_is_requeued_at_most_twenty_times(tmp_path):
+    for restarts, requeued in (("19", "requeue 7\n"), ("20", "")):
+        done = run_script(tmp_path, "exit 75", SLURM_RESTART_COUNT=restarts)
+        assert (done.returncode, done.stdout) == (75, requeued)
+
+
 def test_files_are_staged_once_and_training_needs_all_of_them(tmp_path):
     """A file that is there is not copied again, one that has changed since is; a disk that is full ends the job."""
     source, target = tmp_path / "shared", tmp_path / "local"

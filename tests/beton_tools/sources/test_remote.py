@@ -1,6 +1,7 @@
 """Files at URLs are converted as local ones, through broken connections; what cannot work is one line."""
 
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -67,16 +68,22 @@ def parquet(path: Path, jpegs: Jpegs, group: int = 4) -> None:
 
 
 @pytest.mark.parametrize(("name", "workers"), [("n01440764.tar", 0), ("s-{00..02}.tar", 2), ("a.parquet", 0)])
-def test_a_conversion_equals_that_of_local_files(server, tmp_path, photo_jpegs, name, workers):
+def test_a_conversion_equals_that_of_local_files(server, tmp_path, photo_jpegs, name, workers, monkeypatch):
     shards(server.folder, photo_jpegs)
     parquet(server.folder / "a.parquet", photo_jpegs)
     class_tar = {f"{i}.JPEG": data for i, data in enumerate(photo_jpegs["n01440764"])}
     (server.folder / "n01440764.tar").write_bytes(tar_of(class_tar))
     local = convert_folder(server.folder / name.replace("{00..02}", "*"), tmp_path / "local.beton", ALONE)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     options = WriteOptions(workers=workers)
     ours = convert_folder(f"{server.url}/{name}", tmp_path / "remote.beton", options)
     assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
     assert (ours.classes, list(ours.names)) == (local.classes, list(local.names))
+    stored = [path for path in temporary.rglob("*") if path.is_file()]  # a folder of multiprocessing is there
+    assert not stored and len(list(tmp_path.glob("remote*"))) == 2, "the archives are stored nowhere"
 
 
 def test_a_server_that_denies_access_to_absent_files_is_read_without_them(server, photo_jpegs):
