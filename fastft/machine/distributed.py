@@ -231,8 +231,10 @@ class World:
         if self.size == 1:
             return model
         ids = [self.local_rank] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         # all buffers are constants: towers with statistics, such as BatchNorm's, are refused (`timm_arch`)
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        wrapped.broadcast_buffers = False  # as an argument it is deprecated
+        return wrapped
 
     def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite each tensor with process 0's, as DistributedDataParallel does when it is created."""
