@@ -30,7 +30,7 @@ from beton_tools.read.sample_table import SampleTable, count_classes, image_fiel
 from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 MOST_THREADS = 16  # threads that open files: more would only wait for each other
-_ROWS = 1 << 20  # samples that are examined at once
+_ROWS = 1 << 18  # samples that are examined at once
 READ_WHOLE = 1 << 30  # bytes: files without a manifest that are read to identify them; from memory in half a second
 
 

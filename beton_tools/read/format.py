@@ -28,7 +28,7 @@ VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
-_ROWS = 1 << 20  # of a table that are checked at once, so that checking takes no memory for each sample
+_ROWS = 1 << 18  # of a table that are checked at once, so that checking takes no memory for each sample
 _PIECE = 64 << 20  # bytes of a table that are read at once
 _IDENTIFYING = 4  # images whose bytes identify a file, together with its tables; few, for many files on a network
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels per byte). A file that claims more than twice that
