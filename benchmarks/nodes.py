@@ -97,7 +97,8 @@ def long_files(_: Any) -> str:
     heads = [f"{column}{when}" for column in columns for when in (", before", "")]
     return (
         f"{markdown(['images', 'processes', *heads], rows)}\n\nGB of a host's memory at the peak, in addition to what the "
-        f"processes take before (synthetic files, {measured['cpu']}, {measured['date']}). Before: fastft 0.3. Empty: not measured."
+        f"processes take before (synthetic files, {measured['cpu']}, {measured['date']}). Before: fastft 0.3. Empty: "
+        "not measured."
     )
 
 
