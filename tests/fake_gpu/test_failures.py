@@ -12,7 +12,7 @@ from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.machine.exits import EXIT_REQUEUE
 from tests.fake_gpu.test_trainings import train
 
-ECC, UNSPECIFIED, OLD_DRIVER = "214", "719", "35"
+ECC, ILLEGAL, UNSPECIFIED, OLD_DRIVER = "214", "700", "719", "35"
 EAGER = ("--schedule.epochs=1", "--train.step=eager", "--train.micro_batch=16")
 
 
@@ -79,3 +79,12 @@ def test_a_card_that_fails_in_a_step_is_named_and_exits_with_75(beton, tmp_path,
     said = one_line(done, EXIT_REQUEUE)
     assert "the GPU of process 0 failed: NVIDIA H100" in said and what in said
     assert "The same command continues the run" in said
+
+
+def test_a_kernel_that_breaks_the_card_while_it_is_measured_is_skipped_by_the_same_command(beton, tmp_path):
+    options = ("--schedule.epochs=1", "--train.micro_batch=16")
+    done = train(beton, tmp_path, *options, FAKE_FAIL_AFTER="9000", FAKE_FAIL_CODE=ILLEGAL)
+    said = one_line(done, EXIT_REQUEUE)
+    assert re.search(r"made the GPU unusable .*illegal memory access.*The same command skips it", said), said
+    again = train(beton, tmp_path, *options)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
