@@ -77,6 +77,31 @@ def _kilobytes(files: str) -> float:
     return float(_case("decode.crop", files=files).setting["kB per image"])
 
 
+def long_files(_: Any) -> str:
+    """Tabulate what very long files take in a host's memory, as memory.py has measured."""
+    measured = msgspec.json.decode((RESULTS / "memory.json").read_bytes())
+    found = {(row["code"], row["images"], row["processes"], row["order"]): row for row in measured["rows"]}
+
+    def cell(code: str, images: int, processes: int, order: str, stage: str) -> str:
+        peak = found.get((code, images, processes, order), {}).get(f"{stage}, peak")
+        return "" if peak is None else f"{peak / 1e9:.1f}"
+
+    places = sorted({(images, processes) for _, images, processes, _ in found})
+    rows = []
+    for images, processes in places:
+        at = (images, processes)
+        stages = (("random", "opened"), ("random", "first batch"), ("blocks", "first batch"))
+        cells = [cell(code, *at, order, stage) for order, stage in stages for code in ("before", "now")]
+        rows.append([f"{images / 1e6:.0f} million", f"{processes}", *cells])
+    columns = ("opening", "starting an epoch", "starting an epoch, `blocks`")
+    heads = [f"{column}{when}" for column in columns for when in (", before", "")]
+    return (
+        f"{markdown(['images', 'processes', *heads], rows)}\n\nGB of a host's memory at the peak, in addition to what the "
+        f"processes take before (synthetic files, {measured['cpu']}, {measured['date']}). Before: fastft 0.3. Empty: "
+        "not measured."
+    )
+
+
 def _microseconds(case: Case) -> float:
     """Return the CPU time of an image's parts that stay on the CPU: the median round."""
     times = sorted(sum(r.figures[part] for part in ON_THE_CPU) for r in _ours(case).rounds)

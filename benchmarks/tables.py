@@ -104,6 +104,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "launches": fake_card.launches,
     "node": nodes.node,
     "conversion": nodes.conversion,
+    "long-files": nodes.long_files,
     "demo": demo,
     "readme-run": lambda results: code("\n".join(results.demo.conclusion.splitlines()[:2])),  # result and baseline
     "readme-explain": lambda _: explained("final_b16"),

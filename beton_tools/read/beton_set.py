@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from beton_tools.read.sample_table import SampleTable, count_classes, image_fiel
 from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 MOST_THREADS = 16  # threads that open files: more would only wait for each other
+_ROWS = 1 << 18  # samples that are examined at once
 READ_WHOLE = 1 << 30  # bytes: files without a manifest that are read to identify them; from memory in half a second
 
 
@@ -113,6 +114,25 @@ class BetonSet(SampleTable):
     largest: Largest
     ids_in_files: np.ndarray | None = field(default=None, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the files share with this object, and the descriptors, which another process does not have."""
+        if self.ids_in_files is not None:
+            return self.__dict__ | {"descriptors": None}
+        sets = None if self.label_sets is None else self.label_sets[:0]
+        files = tuple(beton.with_tables(self.metadata[:0], self.sizes[:0], sets) for beton in self.files)
+        return self.__dict__ | {"files": files, "descriptors": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.ids_in_files is None:
+            sets = self.label_sets
+            files = tuple(
+                beton.with_tables(self.metadata[a:b], self.sizes[a:b], None if sets is None else sets[a:b])
+                for beton, (a, b) in zip(self.files, pairwise(self.starts.tolist()), strict=True)
+            )
+            self.__dict__.update(files=files)
+        self.__dict__.update(descriptors=np.array([beton.descriptor for beton in self.files], np.int32))
+
     @classmethod
     def open(
         cls,
@@ -151,25 +171,18 @@ class BetonSet(SampleTable):
         if not classes_by_position:
             _check_classes(betons, classes)
         refuse_other_parts({beton.path: of_file.source for beton, of_file in zip(betons, classes, strict=True)})
-        metadata, sizes = betons[0].metadata, betons[0].sizes
         starts = np.append(0, np.cumsum([len(beton) for beton in betons]))
-        if len(betons) > 1:
-            try:
-                metadata, sizes = (_joined([getattr(b, t) for b in betons]) for t in ("metadata", "sizes"))
-            except MemoryError as error:
-                raise UserError(f"the tables of {starts[-1]:,} samples are larger than the memory") from error
-            spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
-            betons = tuple(
-                beton.with_tables(metadata[span], sizes[span]) for beton, span in zip(betons, spans, strict=True)
-            )
+        opened_files = list(betons)
+        del betons, found  # `_join` frees each file's tables after it has copied them
+        metadata, sizes, sets = _join(opened_files, starts)
+        betons = tuple(opened_files)
         for table in (metadata, sizes):
             table.flags.writeable = False
-        sets = [beton.label_sets for beton in betons]
         return cls(
             betons[0].fields,
             metadata,
             sizes,
-            label_sets=sets[0] if len(sets) == 1 or sets[0] is None else np.concatenate(sets),  # type: ignore[arg-type]
+            label_sets=sets,
             named=describe_paths(data),
             files=betons,
             starts=starts,
@@ -382,9 +395,27 @@ def _open_file(path: Path, labelled: bool) -> tuple[Beton, FileClasses]:
     return beton, _read_classes(beton, Manifest.of_opened(beton))
 
 
-def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate tables as bytes, because NumPy copies structured rows slowly, field by field."""
-    return np.concatenate([table.view(np.uint8) for table in tables]).view(tables[0].dtype)
+def _join(betons: list[Beton], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the tables of all files: metadata, sizes, label sets. Each file's tables become views of them."""
+    first, count = betons[0], int(starts[-1])
+    if len(betons) == 1:
+        return first.metadata, first.sizes, first.label_sets
+    try:
+        metadata, sizes = np.empty(count, first.metadata.dtype), np.empty(count, first.sizes.dtype)
+        sets = (
+            None if first.label_sets is None else np.empty((count, first.label_sets.shape[1]), first.label_sets.dtype)
+        )
+        for number, (begin, end) in enumerate(pairwise(starts.tolist())):
+            beton, span = betons[number], slice(begin, end)
+            # as bytes, because NumPy copies structured rows slowly, field by field
+            metadata[span].view(np.uint8)[:] = beton.metadata.view(np.uint8)
+            sizes[span] = beton.sizes
+            if sets is not None:
+                sets[span] = beton.label_sets
+            betons[number] = beton.with_tables(metadata[span], sizes[span], None if sets is None else sets[span])
+    except MemoryError as error:
+        raise UserError(f"the tables of {count:,} samples are larger than the memory") from error
+    return metadata, sizes, sets
 
 
 def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
@@ -405,10 +436,15 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
 
 
 def _largest(image: np.ndarray, sizes: np.ndarray) -> Largest:
-    pixels = image["height"].astype(np.int64) * image["width"]
-    columns = (image["height"], image["width"], sizes, pixels, CHANNELS * pixels + sizes)
-    height, width, num_bytes, most, both = (int(values.max()) for values in columns)
-    return Largest(height, width, num_bytes, most, both, float(pixels.mean()))
+    found, total = [], 0
+    for first in range(0, len(sizes), _ROWS):
+        rows, own = image[first : first + _ROWS], sizes[first : first + _ROWS]
+        pixels = rows["height"].astype(np.int64) * rows["width"]
+        columns = (rows["height"], rows["width"], own, pixels, CHANNELS * pixels + own)
+        found.append([int(values.max()) for values in columns])
+        total += int(pixels.sum())
+    height, width, num_bytes, most, both = map(max, zip(*found, strict=True))
+    return Largest(height, width, num_bytes, most, both, total / len(sizes))
 
 
 # agreement ------------------------------------------------------------------------------------------------------------

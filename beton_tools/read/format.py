@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,6 +28,8 @@ VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
+_ROWS = 1 << 18  # of a table that are checked at once, so that checking takes no memory for each sample
+_PIECE = 64 << 20  # bytes of a table that are read at once
 _IDENTIFYING = 4  # images whose bytes identify a file, together with its tables; few, for many files on a network
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels per byte). A file that claims more than twice that
 # number of pixels would make readers allocate gigabytes for nothing.
@@ -146,6 +148,16 @@ class Beton(SampleTable):
     def __post_init__(self) -> None:
         weakref.finalize(self, os.close, self.descriptor)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"descriptor": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file in this process, without reading its tables. Raises UserError if it has changed."""
+        with open_user_file(state["path"], "a .beton file") as file:
+            self.__dict__.update(state, descriptor=os.dup(file.fileno()))
+        self.__post_init__()
+        self.check_unchanged()
+
     @classmethod
     def open(cls, path: StrPath) -> Beton:
         """Open and validate a file.
@@ -201,9 +213,9 @@ class Beton(SampleTable):
             done += count
         return out
 
-    def with_tables(self, metadata: np.ndarray, sizes: np.ndarray) -> Beton:
+    def with_tables(self, metadata: np.ndarray, sizes: np.ndarray, label_sets: np.ndarray | None) -> Beton:
         """Return the same file with its tables replaced by views of larger tables."""
-        return replace(self, metadata=metadata, sizes=sizes, descriptor=os.dup(self.descriptor))
+        return replace(self, metadata=metadata, sizes=sizes, label_sets=label_sets, descriptor=os.dup(self.descriptor))
 
     def check_unchanged(self) -> None:
         """Raise UserError if the file was written to or truncated since it was opened."""
@@ -237,8 +249,11 @@ class Beton(SampleTable):
 
         It covers the header, field descriptors and metadata, then the allocation table.
         """
-        head = self.read(0, self.data_start).data
-        return zlib.crc32(self.read(self.data_end, self.file_size - self.data_end).data, zlib.crc32(head))
+        crc = 0
+        for begin, end in ((0, self.data_start), (self.data_end, self.file_size)):
+            for offset in range(begin, end, _PIECE):
+                crc = zlib.crc32(self.read(offset, min(_PIECE, end - offset)).data, crc)
+        return crc
 
 
 def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
@@ -253,13 +268,13 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     require(fits, f"the file is too small for the {num_samples} samples of its header")
     metadata = _read_array(file, dtype, num_samples)
     metadata.flags.writeable = False
-    file.seek(data_end)
-    table = _read_array(file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
+    num_allocated = (status.st_size - data_end) // ALLOC_DTYPE.itemsize
     has_others = not {f.type_id for f in fields} <= _ONE_ALLOCATION
-    allocated = f"{len(table)} images are allocated for the {num_samples} samples of its header"
-    require(has_others or len(table) == num_samples, allocated)
+    allocated = f"{num_allocated} images are allocated for the {num_samples} samples of its header"
+    require(has_others or num_allocated == num_samples, allocated)
     image = metadata[image_field(fields).column]
-    pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(image["data_ptr"], table)
+    pointers = image["data_ptr"].view(np.int64)
+    sizes = _read_sizes(file, data_end, num_allocated, image["data_ptr"])
     bad = _find_impossible(image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
     require(bad is None, f"sample {bad} points outside the file or has an impossible size")
     return cls(
@@ -364,21 +379,32 @@ def _read_label_sets(
     return rows.view(np.uint8) if kind == "|b1" else rows
 
 
-def _find_sizes(image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return each sample's size, int64, from the allocation table.
+def _read_sizes(file: BufferedReader, begin: int, num_allocated: int, image_ptr: np.ndarray) -> np.ndarray:
+    """Return each sample's size, int64, from the allocation table that begins at `begin`.
 
-    The table may be in any order, as FFCV's workers write it.
+    The table may be in any order, as FFCV's workers write it. Then it is held as a whole.
     """
-    if len(table) == len(image_ptr) and np.array_equal(table["ptr"], image_ptr):
-        sizes = table["size"]
-    else:
-        order = np.argsort(table["ptr"], kind="stable")
-        positions = np.searchsorted(table["ptr"], image_ptr, sorter=order)
-        rows = order[np.minimum(positions, len(table) - 1)] if len(table) else positions
-        found = len(table) > 0 and np.array_equal(table["ptr"][rows], image_ptr)
-        require(found, "an image is missing from the allocation table")
-        sizes = table["size"][rows]
-    return sizes.astype(np.int64)
+    file.seek(begin)
+    sizes = np.empty(len(image_ptr), np.int64)
+    is_in_order = num_allocated == len(sizes)
+    for first in range(0, len(sizes) if is_in_order else 0, _ROWS):
+        own = slice(first, min(first + _ROWS, len(sizes)))
+        table = _read_array(file, ALLOC_DTYPE, own.stop - first)
+        if not np.array_equal(table["ptr"], image_ptr[own]):
+            is_in_order = False
+            break
+        sizes[own] = table["size"]
+    if is_in_order:
+        return sizes
+    file.seek(begin)
+    table = _read_array(file, ALLOC_DTYPE, num_allocated)
+    order = np.argsort(table["ptr"], kind="stable")
+    positions = np.searchsorted(table["ptr"], image_ptr, sorter=order)
+    rows = order[np.minimum(positions, len(table) - 1)] if len(table) else positions
+    found = len(table) > 0 and np.array_equal(table["ptr"][rows], image_ptr)
+    require(found, "an image is missing from the allocation table")
+    sizes[:] = table["size"][rows]
+    return sizes
 
 
 def _find_impossible(
@@ -390,13 +416,18 @@ def _find_impossible(
     that its mode requires.
     """
     low, high = limits
-    # compared by subtraction: pointer + size could overflow int64 in a hostile file
-    bad = (pointers < low) | (pointers > high) | (sizes <= 0) | (sizes > high - pointers) | (sizes > page_size)
-    area = image["height"].astype(np.int64) * image["width"]
-    bad |= (
-        (area == 0)
-        | (area // MAX_PIXELS_PER_BYTE > sizes)
-        | (image["mode"] > RAW_MODE)
-        | ((image["mode"] == RAW_MODE) & (sizes != area * 3))
-    )
-    return int(np.argmax(bad)) if bad.any() else None
+    for first in range(0, len(sizes), _ROWS):
+        rows = slice(first, first + _ROWS)
+        start, size, mode = pointers[rows], sizes[rows], image["mode"][rows]
+        # compared by subtraction: pointer + size could overflow int64 in a hostile file
+        bad = (start < low) | (start > high) | (size <= 0) | (size > high - start) | (size > page_size)
+        area = image["height"][rows].astype(np.int64) * image["width"][rows]
+        bad |= (
+            (area == 0)
+            | (area // MAX_PIXELS_PER_BYTE > size)
+            | (mode > RAW_MODE)
+            | ((mode == RAW_MODE) & (size != area * 3))
+        )
+        if bad.any():
+            return first + int(np.argmax(bad))
+    return None

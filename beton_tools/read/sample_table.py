@@ -9,6 +9,7 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 
+_ROWS = 1 << 18  # labels that are counted at once: they are copied for it
 FLOAT_TYPE, INT_TYPE, IMAGE_TYPE, ARRAY_TYPE = 0, 1, 2, 4  # field type ids; source: ffcv 1.0.2, `ffcv/types.py`
 
 
@@ -122,7 +123,12 @@ def count_classes(labels: np.ndarray, at_least: int = 0) -> np.ndarray:
     Args:
         at_least: The smallest K for int64 labels.
     """
-    return np.bincount(labels, minlength=at_least) if labels.ndim == 1 else np.count_nonzero(labels, axis=0)
+    if labels.ndim > 1:
+        return np.count_nonzero(labels, axis=0)
+    counts = np.zeros(max(at_least, int(labels.max(initial=-1)) + 1), np.int64)
+    for first in range(0, len(labels), _ROWS):
+        counts += np.bincount(labels[first : first + _ROWS], minlength=len(counts))
+    return counts
 
 
 def strata(labels: np.ndarray) -> np.ndarray:

@@ -35,12 +35,16 @@ SHIFT_32 = np.uint64(32)
 TWO_POW_MINUS_32 = 2.0**-32
 TWO_PI = 2.0 * np.pi
 
+WORDS_PER_COUNTER = 4  # of NumPy's Philox, which is Philox4x64
 MIX_STREAM = 1 << 31  # in counter word 3, where plans have the upper half of a sample id below 2^63
 
 
-def epoch_words(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return `count` random uint64 words for the order in an epoch. NumPy guarantees this raw stream."""
-    return np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+def epoch_words(seed: int, epoch: int, count: int, first: int = 0) -> np.ndarray:
+    """Return `count` random uint64 words for the order in an epoch, from number `first` on. NumPy guarantees this raw stream."""
+    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    generator.advance(first // WORDS_PER_COUNTER)
+    generator.random_raw(first % WORDS_PER_COUNTER)
+    return generator.random_raw(count)
 
 
 def step_seed(seed: int, step: int) -> int:

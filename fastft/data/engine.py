@@ -6,6 +6,7 @@ The pipelines leak, because Numba never frees compiled code: 1 MB per loader. An
 consumer waiting.
 """
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from queue import SimpleQueue
 from threading import Thread
@@ -19,14 +20,14 @@ from fastft.data.stage import DrawPlan, Stage
 
 
 class Pass(Thread):
-    """The thread that runs one pass over the samples `order`. The consumer iterates over it.
+    """The thread that turns `batches` of sample ids into images and labels. The consumer iterates over it.
 
     An error in the thread is raised in the consumer.
     """
 
-    def __init__(self, engine: "Engine", order: np.ndarray, draw: DrawPlan) -> None:
+    def __init__(self, engine: "Engine", batches: Iterable[np.ndarray], draw: DrawPlan) -> None:
         super().__init__(daemon=True)
-        self.engine, self.order, self.draw, self.closed = engine, order, draw, False
+        self.engine, self.batches, self.draw, self.closed = engine, batches, draw, False
         # a signal handler may raise while the consumer waits for one of these; `queue.Queue` would stay locked
         self.free: SimpleQueue[Any] = SimpleQueue()  # (slot, CUDA event after its last use)
         self.ready: SimpleQueue[Any] = SimpleQueue()  # (slot, batch) or (None, error)
@@ -40,14 +41,14 @@ class Pass(Thread):
             if e.streams:
                 # in a new thread device 0 is current, so each process on a node would create a context on GPU 0
                 torch.cuda.set_device(e.stage.device)
-            for first in range(0, len(self.order), e.batch_size):
+            for ids in self.batches:
                 slot, used = self.free.get()
                 if self.closed:
                     return
                 with torch.cuda.stream(e.streams[slot]) if e.streams else nullcontext():
                     if used is not None:
                         used.wait()
-                    batch = e.stage.run(self.order[first : first + e.batch_size], slot, self.draw)
+                    batch = e.stage.run(ids, slot, self.draw)
                 self.ready.put((slot, batch))
             self.ready.put((None, StopIteration()))
         except BaseException as error:
@@ -94,19 +95,19 @@ class Engine:
         batches_ahead: batches to prepare in advance, including the one in progress; at least 2.
     """
 
-    def __init__(self, stage: Stage, *, batch_size: int, batches_ahead: int) -> None:
-        self.stage, self.batch_size = stage, batch_size
+    def __init__(self, stage: Stage, *, batches_ahead: int) -> None:
+        self.stage = stage
         self.num_slots, device = count_slots(batches_ahead), stage.device
         # the same in all passes, because torch caches memory by stream
         self.streams = [torch.cuda.Stream(device) for _ in range(self.num_slots if device.type == "cuda" else 0)]
         self.thread: Pass | None = None
 
-    def start(self, order: np.ndarray, draw: DrawPlan) -> Pass:
-        """Begin a pass over the samples `order`, with plans from `draw`. This ends the previous pass."""
+    def start(self, batches: Iterable[np.ndarray], draw: DrawPlan) -> Pass:
+        """Begin a pass over batches of sample ids, int64 (b,), with plans from `draw`. This ends the previous pass."""
         self.close()
         for stream in self.streams:  # the last batches of the previous pass may still be in use
             stream.wait_stream(torch.cuda.current_stream(self.stage.device))
-        self.thread = Pass(self, order, draw)  # stored before it starts: Ctrl-C in between would leave it running
+        self.thread = Pass(self, batches, draw)  # stored before it starts: Ctrl-C in between would leave it running
         self.thread.start()
         return self.thread
 

@@ -8,11 +8,12 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from time import perf_counter
 from typing import Any
 
@@ -91,22 +92,33 @@ class _BetonLoader:
         self.stage = new_stage(
             self.betons, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
         )
-        self.engine = Engine(self.stage, batch_size=self.batch, batches_ahead=self.batches_ahead)
+        self.engine = Engine(self.stage, batches_ahead=self.batches_ahead)
 
-    def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
+    def _check_open(self) -> None:
+        """Raise RuntimeError if the loader is closed, or UserError if a file has changed."""
         if self.closed:
             raise RuntimeError("this loader is closed")
-        if len(order) == 0:
-            return
         self.betons.check_unchanged()
-        thread = self.engine.start(order, draw)
+
+    def _batches(self, batches: Iterable[np.ndarray], draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
+        """Yield `batches` of sample ids, int64 (b,), as images. Repeated ids are numbered as in `SampleOrder.of_epoch`."""
+        self._check_open()
+        begun: deque[np.ndarray] = deque()  # ids of the batches that the thread has begun
+
+        def begin() -> Iterator[np.ndarray]:
+            for numbers in batches:
+                begun.append(numbers % len(self.betons))
+                yield begun[-1]
+
+        thread = self.engine.start(begin(), draw)
         try:
-            for index in range(-(-len(order) // self.batch)):
+            for index in count():
                 began = perf_counter()
-                images, labels = next(thread)
+                made = next(thread, None)
                 self.wait_seconds += perf_counter() - began
-                ids = order[index * self.batch :][: self.batch]
-                yield Batch(images, labels, ids, *locate(index))
+                if made is None:
+                    return
+                yield Batch(*made, begun.popleft(), *locate(index))
         finally:
             thread.close()
 
@@ -223,7 +235,7 @@ class TrainLoader(_BetonLoader):
         check_shrink(self.betons, self.output.device, size)
         self.engine.close()
         self.stage.resize(size, micro_batch)
-        self.engine.batch_size = self.batch = micro_batch
+        self.batch = micro_batch
         self.layout, self.output = layout, replace(self.output, size=size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -234,24 +246,34 @@ class TrainLoader(_BetonLoader):
         Raises:
             UserError: `start_step` is not in the epoch.
         """
-        order = self.layout.rank_order(self.order.of_epoch(epoch), start_step)
-        return self._read_epoch(epoch, order, partial(self.layout.locate, start_step=start_step))
+        self.layout.check_step(start_step)
+        return self._read_epoch(epoch, start_step)
 
-    def _read_epoch(self, epoch: int, order: np.ndarray, locate: Locate) -> Iterator[Batch]:
-        read_ahead, begun, policy = self.order.read_ahead(epoch, order), 0, self.policy
+    def _read_epoch(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        self._check_open()
+        read_ahead, policy = self.order.read_ahead(epoch, self.layout, start_step), self.policy
+        drawn: deque[np.ndarray] = deque()  # sample numbers of the batch that is made now
+
+        def batches() -> Iterator[np.ndarray]:
+            for numbers in self.order.batches(epoch, self.layout, start_step):
+                drawn.append(numbers)
+                yield numbers
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-            nonlocal begun
-            keys, begun = order[begun : begun + len(ids)], begun + len(ids)
             if read_ahead is not None:
                 read_ahead.advance(len(ids))
             return draw_plan(
-                policy, seed=self.seed, epoch=epoch, sample_ids=keys, heights=heights, widths=widths,
+                policy, seed=self.seed, epoch=epoch, sample_ids=drawn.popleft(), heights=heights, widths=widths,
                 size=self.output.size,
             )  # fmt: skip
 
         with nullcontext() if read_ahead is None else closing(read_ahead):
-            yield from self._batches(order % len(self.betons), draw, locate)
+            yield from self._batches(batches(), draw, partial(self.layout.locate, start_step=start_step))
+
+    def close(self) -> None:
+        """End the pass in progress and its threads, and free the decoders."""
+        self.order.close()
+        super().close()
 
     @property
     def _per_step(self) -> int:  # micro-batches of this process
@@ -260,7 +282,7 @@ class TrainLoader(_BetonLoader):
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
         """Return the sample indices of a step's global batch, int64 (batch_size,)."""
         batch = self.layout.batch_size
-        return self.order.of_epoch(epoch)[step * batch : (step + 1) * batch] % len(self.betons)
+        return self.order.of_epoch(epoch).between(step * batch, (step + 1) * batch) % len(self.betons)
 
     def __len__(self) -> int:
         """Return the number of micro-batches per epoch for this process."""
@@ -337,11 +359,11 @@ class EvalLoader(_BetonLoader):
             data, replace(policy, augment="none"), output, batch=batch_size, workers=workers,
             batches_ahead=batches_ahead,
         )  # fmt: skip
-        if indices is None:
-            indices = np.arange(self.betons.num_samples, dtype=np.int64)
-        indices = _checked_indices(self.betons, indices)
-        self.num_samples = len(indices)
-        self.share, self.first = eval_share(indices, shard)
+        if indices is not None:
+            indices = _checked_indices(self.betons, indices)
+        self.num_samples = self.betons.num_samples if indices is None else len(indices)
+        self.first, end = eval_share(self.num_samples, shard)
+        self.share = np.arange(self.first, end) if indices is None else indices[self.first : end]
         self._allocate()
 
     def __repr__(self) -> str:
@@ -357,7 +379,8 @@ class EvalLoader(_BetonLoader):
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             return eval_plan(ids, heights, widths, self.output.size, p.crop_pct, p.eval_interpolation, p.eval_resize)
 
-        return self._batches(self.share, draw, lambda index: (index, self.first + index * self.batch))
+        batches = (self.share[begin : begin + self.batch] for begin in range(0, len(self.share), self.batch))
+        return self._batches(batches, draw, lambda index: (index, self.first + index * self.batch))
 
 
 class AsTuples:

@@ -13,8 +13,9 @@ distributed.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,9 @@ BLOCKS_AHEAD = 1
 # the next block, the present one, and the one before, which other processes on the machine may still use
 BLOCKS_IN_MEMORY = 3
 DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
+SEGMENT = 1 << 23  # samples that are sorted at once: 28 bytes each while that is done
+BUCKETS_PER_SEGMENT = 64  # in random order, so that a segment can be nearly full
+CHUNK = 1 << 18  # words that are drawn at once: drawing holds Python's lock, for a millisecond
 # random bits that order the samples within a block; the block number is above them
 SAMPLE_BITS = np.uint64(40)
 
@@ -98,17 +102,27 @@ class BatchLayout:
     def rank_batch(self) -> int:
         return self.batch_size // self.shard.world_size
 
-    def rank_order(self, order: np.ndarray, start_step: int = 0) -> np.ndarray:
-        """Return this rank's samples from `start_step` on, one micro-batch after another.
-
-        Raises:
-            UserError: the epoch has no step `start_step`.
-        """
+    def check_step(self, start_step: int) -> None:
+        """Raise UserError unless you can start at this step."""
         if not 0 <= start_step <= self.steps:
             raise UserError(f"cannot start at step {start_step}. An epoch has {self.steps} steps")
-        whole_steps = order[: self.steps * self.batch_size]
-        by_rank = whole_steps.reshape(self.steps, self.shard.world_size, self.rank_batch)
-        return by_rank[start_step:, self.shard.rank].reshape(-1)
+
+    def rank_order(self, part: np.ndarray, start_step: int = 0, first: int = 0) -> np.ndarray:
+        """Return this rank's samples among `part`, one micro-batch after another. Those before `start_step` are left out.
+
+        Args:
+            part: the epoch's samples from position `first` on.
+        """
+        begins = np.arange(max(start_step, first // self.batch_size), self.steps) * self.batch_size
+        begins = begins[begins < first + len(part)] + self.shard.rank * self.rank_batch - first
+        pieces = [part[max(0, begin) : max(0, begin + self.rank_batch)] for begin in begins.tolist()]
+        return np.concatenate([part[:0], *pieces])
+
+    def count_before(self, positions: np.ndarray, start_step: int = 0) -> np.ndarray:
+        """Return how many of this rank's samples from `start_step` on lie before each position in the epoch, int64."""
+        steps, places = np.divmod(np.minimum(positions, self.steps * self.batch_size), self.batch_size)
+        in_step = np.clip(places - self.shard.rank * self.rank_batch, 0, self.rank_batch)
+        return np.maximum((steps - start_step) * self.rank_batch + in_step, 0)
 
     def locate(self, index: int, start_step: int = 0) -> tuple[int, int]:
         """Return (step, position of its first image in the step's global batch) for micro-batch number `index`."""
@@ -116,13 +130,10 @@ class BatchLayout:
         return start_step + step, self.shard.rank * self.rank_batch + place
 
 
-def eval_share(indices: np.ndarray, shard: Shard) -> tuple[np.ndarray, int]:
-    """Return the contiguous part of `indices` that this rank evaluates, and where it starts.
-
-    Every index is in exactly one part.
-    """
-    bounds = np.linspace(0, len(indices), shard.world_size + 1).astype(np.int64)
-    return indices[bounds[shard.rank] : bounds[shard.rank + 1]], int(bounds[shard.rank])
+def eval_share(count: int, shard: Shard) -> tuple[int, int]:
+    """Return (begin, end) of the contiguous part of `count` samples that this rank evaluates. Each is in one part."""
+    bounds = np.linspace(0, count, shard.world_size + 1).astype(np.int64)
+    return int(bounds[shard.rank]), int(bounds[shard.rank + 1])
 
 
 # reading ahead --------------------------------------------------------------------------------------------------------
@@ -170,20 +181,17 @@ class ReadAhead:
     still needed.
     """
 
-    def __init__(
-        self, block_of_position: np.ndarray, spans_of: Callable[[int], Sequence[Span]], *, release: bool
-    ) -> None:
+    def __init__(self, begins: np.ndarray, spans_of: Callable[[int], Sequence[Span]], *, release: bool) -> None:
         """Set up read-ahead for one pass.
 
         Args:
-            block_of_position: (n,), ascending: the block of each sample in the pass.
+            begins: (blocks + 1,), ascending: the position in the pass where each block begins, and the end of the last.
             spans_of: returns the pages of a block.
             release: give the memory of used blocks back. This is needed because Linux drops read-ahead requests when
                 a control group is full and they would first have to free memory.
         """
-        changes = np.flatnonzero(np.diff(block_of_position.astype(np.int64))) + 1
-        self.begins = np.append(0, changes)  # position in the pass where each block begins
-        self.blocks = block_of_position[self.begins].astype(np.int64).tolist()
+        self.blocks = np.flatnonzero(np.diff(begins)).tolist()  # those that the pass reads
+        self.begins = begins[self.blocks]
         self.spans_of, self.release = spans_of, release
         self.position = self.requested = 0
         self._windows: dict[int, int] = {}
@@ -226,14 +234,6 @@ class ReadAhead:
 # orders of an epoch --------------------------------------------------------------------------------------------------
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a permutation of 0..num_samples-1, int64. It is a pure function of its arguments.
-
-    It sorts the raw words of `epoch_words`, because NumPy guarantees that stream but not the stream of `permutation`.
-    """
-    return np.argsort(epoch_words(seed, epoch, num_samples), kind="stable").astype(np.int64, copy=False)
-
-
 def draw_by_class(labels_N: np.ndarray, sampling: str, seed: int, epoch: int) -> np.ndarray:
     """Draw the images of an epoch, int64 (N,). The result is a pure function of the arguments.
 
@@ -257,22 +257,30 @@ class Pages:
     """The pages of all files, P in total, numbered through the files.
 
     Attributes:
-        of_sample: int32 (N,), the page of each sample.
         starts: int64 (F + 1,): file f has the pages starts[f] to starts[f + 1] - 1.
     """
 
     betons: BetonSet
-    of_sample: np.ndarray
     starts: np.ndarray
 
     @classmethod
     def of(cls, betons: BetonSet) -> "Pages":
-        starts = np.append(0, np.cumsum([beton.num_pages for beton in betons.files]))
-        of_sample = np.empty(len(betons), np.int32)
-        spans = [slice(begin, end) for begin, end in pairwise(betons.starts.tolist())]
-        for beton, first, span in zip(betons.files, starts, spans, strict=False):
-            of_sample[span] = first + (betons.pointers[span] - beton.data_start) // beton.page_size
-        return cls(betons, of_sample, starts)
+        return cls(betons, np.append(0, np.cumsum([beton.num_pages for beton in betons.files])))
+
+    def of_samples(self, ids: np.ndarray) -> np.ndarray:
+        """Return the page of each sample, int64 (b,). It is not stored: in hundreds of millions of images it takes gigabytes."""
+        files = self.betons.files_of(ids)
+        places = self.betons.pointers[ids] - self._data_starts[files]
+        pages: np.ndarray = self.starts[files] + places // self._page_sizes[files]
+        return pages
+
+    @cached_property
+    def _data_starts(self) -> np.ndarray:
+        return np.array([beton.data_start for beton in self.betons.files], np.int64)
+
+    @cached_property
+    def _page_sizes(self) -> np.ndarray:
+        return np.array([beton.page_size for beton in self.betons.files], np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -280,8 +288,7 @@ class Pages:
     @cached_property
     def num_bytes(self) -> np.ndarray:
         """Return the size of each page in bytes, int64 (P,)."""
-        sizes = [beton.page_size for beton in self.betons.files]
-        return np.repeat(np.array(sizes, np.int64), np.diff(self.starts))
+        return np.repeat(self._page_sizes, np.diff(self.starts))
 
     def spans(self, pages: np.ndarray) -> Sequence[Span]:
         """Return the byte range of each page in `pages` (ascending numbers)."""
@@ -295,30 +302,155 @@ class Pages:
 
 
 def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_mib: int) -> np.ndarray:
-    """Return each page's block in an epoch, uint64 (P,).
+    """Return each page's block in an epoch, int64 (P,).
 
     A block has at most `block_mib` MiB, but at least one page.
     """
-    words = epoch_words(seed, epoch, num_samples + len(pages))[num_samples:]
+    words = epoch_words(seed, epoch, len(pages), first=num_samples)  # the first words order the samples
     shuffled = np.argsort(words, kind="stable")
     begins = np.cumsum(pages.num_bytes[shuffled]) - pages.num_bytes[shuffled]
-    blocks = np.empty(len(pages), np.uint64)
+    blocks = np.empty(len(pages), np.int64)
     blocks[shuffled] = begins // (block_mib * MIB)
     return blocks
 
 
-def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_mib: int) -> np.ndarray:
-    """Return the samples in the order of an epoch, int64 (n,). The order is a pure function of the arguments.
+class EpochOrder(ABC):
+    """The order of an epoch's n samples, made in segments, so that it never has to be held or sorted as a whole.
 
-    Args:
-        samples: int64 (n,), ids of the samples to use. Repeated ones, as `SampleOrder.of_epoch` gives them, are
-            allowed.
+    Each sample has a random word, and by its word or its page a bucket. The order has one bucket after another. A segment
+    is a run of buckets. Its samples are found by drawing all words again, which is much faster than sorting them.
+    The order is the one that sorting all samples at once by bucket, then word, then position gives.
+
+    Attributes:
+        samples: int64 (n,), the ids of the epoch's samples. None: 0 to n - 1.
+        num_buckets: the number of buckets.
     """
-    page_of = pages.of_sample[samples % len(pages.of_sample)]
-    blocks = block_of_page(pages, len(samples), seed, epoch, block_mib)[page_of]
-    words = epoch_words(seed, epoch, len(samples))
-    keys = (blocks << SAMPLE_BITS) | (words >> (np.uint64(64) - SAMPLE_BITS))
-    return samples[np.argsort(keys, kind="stable")]
+
+    num_buckets: int
+
+    def __init__(self, seed: int, epoch: int, num_samples: int, samples: np.ndarray | None, stop: Event) -> None:
+        """Set up the order. stop: ends the work in another thread with `OrderStopped`."""
+        self.seed, self.epoch, self.num_samples, self.samples, self.stop = seed, epoch, num_samples, samples, stop
+
+    @abstractmethod
+    def bucket_of(self, first: int, words: np.ndarray) -> np.ndarray:
+        """Return the buckets of the samples from position `first` on, which have these words. int64."""
+
+    @abstractmethod
+    def sort_keys(self, buckets: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Return what the samples of a segment are sorted by, uint64."""
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        return positions if self.samples is None else self.samples[positions]
+
+    @cached_property
+    def bucket_begins(self) -> np.ndarray:
+        """int64 (num_buckets + 1,): where each bucket begins in the order."""
+        counts = np.zeros(self.num_buckets, np.int64)
+        for _, _, buckets in self._chunks():
+            counts += np.bincount(buckets, minlength=self.num_buckets)
+        return np.append(0, np.cumsum(counts))
+
+    @cached_property
+    def segments(self) -> list[tuple[int, int]]:
+        """Each segment's first bucket, and the first one after it."""
+        if self.num_samples <= SEGMENT:
+            return [(0, self.num_buckets)]
+        cuts = [0]
+        while cuts[-1] < self.num_buckets:
+            most = self.bucket_begins[cuts[-1]] + SEGMENT
+            cuts.append(max(cuts[-1] + 1, int(np.searchsorted(self.bucket_begins, most, side="right")) - 1))
+        return list(pairwise(cuts))
+
+    def begin(self, segment: int) -> int:
+        """Return the position in the order where a segment begins. It is n for the number of segments."""
+        if segment in (0, len(self.segments)):
+            return self.num_samples if segment else 0
+        return int(self.bucket_begins[self.segments[segment][0]])
+
+    def segment_at(self, position: int) -> int:
+        """Return the segment that has this position in the order."""
+        begins = [self.begin(segment) for segment in range(len(self.segments))]
+        return max(0, int(np.searchsorted(begins, position, side="right")) - 1)
+
+    def make(self, segment: int) -> np.ndarray:
+        """Return the samples of a segment in their order, int64."""
+        low, high = self.segments[segment]
+        found = []
+        for first, words, buckets in self._chunks():
+            chosen = np.flatnonzero((buckets >= low) & (buckets < high))
+            found.append((first + chosen, self.sort_keys(buckets[chosen], words[chosen])))
+        positions, keys = (np.concatenate(column) for column in zip(*found, strict=True))
+        del found
+        return self.take(positions[np.argsort(keys, kind="stable")])
+
+    def between(self, begin: int, end: int) -> np.ndarray:
+        """Return the samples at the positions `begin` to `end` - 1 of the order."""
+        first, last = self.segment_at(begin), self.segment_at(max(begin, end - 1))
+        parts = [self.make(segment) for segment in range(first, last + 1)]
+        offset = self.begin(first)
+        return np.concatenate(parts)[begin - offset : end - offset]
+
+    def _chunks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield (position of the first sample, words, buckets) for some samples at a time."""
+        for first in range(0, self.num_samples, CHUNK):
+            if self.stop.is_set():
+                raise OrderStopped
+            words = epoch_words(self.seed, self.epoch, min(CHUNK, self.num_samples - first), first)
+            yield first, words, self.bucket_of(first, words)
+
+
+class OrderStopped(Exception):
+    """The loader was closed while its next order was made."""
+
+
+class RandomOrder(EpochOrder):
+    """Sorts the samples by the raw words of `epoch_words`, because NumPy guarantees that stream but not `permutation`'s.
+
+    A bucket has the words with the same first bits.
+    """
+
+    def __init__(self, seed: int, epoch: int, num_samples: int, samples: np.ndarray | None, stop: Event) -> None:
+        super().__init__(seed, epoch, num_samples, samples, stop)
+        bits = (BUCKETS_PER_SEGMENT * num_samples // SEGMENT).bit_length() if num_samples > SEGMENT else 0
+        self.num_buckets, self._shift = 1 << bits, np.uint64(64 - bits)
+
+    def bucket_of(self, first: int, words: np.ndarray) -> np.ndarray:
+        return np.zeros(len(words), np.int64) if self.num_buckets == 1 else (words >> self._shift).view(np.int64)
+
+    def sort_keys(self, buckets: np.ndarray, words: np.ndarray) -> np.ndarray:
+        return words
+
+
+class BlockOrder(EpochOrder):
+    """Sorts the samples by their page's block, then by their words. The blocks are the buckets.
+
+    Attributes:
+        block_of_page: int64 (P,).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        epoch: int,
+        num_samples: int,
+        samples: np.ndarray | None,
+        stop: Event,
+        pages: Pages,
+        block_mib: int,
+    ) -> None:
+        super().__init__(seed, epoch, num_samples, samples, stop)
+        self.pages, self.block_of_page = pages, block_of_page(pages, num_samples, seed, epoch, block_mib)
+        self.num_buckets = int(self.block_of_page.max()) + 1
+
+    def bucket_of(self, first: int, words: np.ndarray) -> np.ndarray:
+        # a sample that `data.sampling` draws again has a higher number
+        ids = self.take(np.arange(first, first + len(words))) % len(self.pages.betons)
+        buckets: np.ndarray = self.block_of_page[self.pages.of_samples(ids)]
+        return buckets
+
+    def sort_keys(self, buckets: np.ndarray, words: np.ndarray) -> np.ndarray:
+        return (buckets.view(np.uint64) << SAMPLE_BITS) | (words >> (np.uint64(64) - SAMPLE_BITS))
 
 
 class SampleOrder:
@@ -353,39 +485,77 @@ class SampleOrder:
         if self.pages is not None:
             read_exactly(betons.descriptors.tolist())
         self.sampling = sampling
+        self._epochs: dict[int, EpochOrder] = {}  # the last two
+        self._requested: tuple[tuple[int, int, int], Future[np.ndarray]] | None = None
+        self._stop, self._thread = Event(), ThreadPoolExecutor(1, "SampleOrder")
         self.name = f"{order} of {block_mib} MiB" if order == BLOCKS else order
         self.name += "" if sampling == NONE else f", {sampling} sampling"
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def of_epoch(self, epoch: int) -> np.ndarray:
-        """Return the samples of an epoch, int64 (n,).
+    def of_epoch(self, epoch: int) -> EpochOrder:
+        """Return the order of an epoch.
 
         When `data.sampling` draws sample i again, it appears as i + r * N, where N is the number of samples in the
         files.
         """
-        samples = np.arange(self.num_samples, dtype=np.int64) if self.subset is None else self.subset
+        if epoch in self._epochs:
+            return self._epochs[epoch]
+        samples = self.subset
         if self.sampling != NONE:
-            again, drawn = np.divmod(
-                draw_by_class(self.betons.labels[samples], self.sampling, self.seed, epoch), len(samples)
-            )
-            samples = samples[drawn] + again * len(self.betons)
-        if self.pages is not None:
-            return block_order(self.pages, samples, self.seed, epoch, self.block_mib)
-        return samples[epoch_order(self.num_samples, self.seed, epoch)]
+            labels = self.betons.labels if samples is None else self.betons.labels[samples]
+            again, drawn = np.divmod(draw_by_class(labels, self.sampling, self.seed, epoch), len(labels))
+            samples = (drawn if samples is None else samples[drawn]) + again * len(self.betons)
+        arguments = self.seed, epoch, self.num_samples, samples, self._stop
+        order = RandomOrder(*arguments) if self.pages is None else BlockOrder(*arguments, self.pages, self.block_mib)
+        self._epochs = {e: made for e, made in self._epochs.items() if e == epoch - 1} | {epoch: order}
+        return order
 
-    def read_ahead(self, epoch: int, samples: np.ndarray) -> ReadAhead | None:
-        """Request the pages of `samples`, a part of the epoch in its order. Returns None in random order."""
-        pages = self.pages
-        if pages is None or len(samples) == 0:
+    def batches(self, epoch: int, layout: BatchLayout, start_step: int = 0) -> Iterator[np.ndarray]:
+        """Yield the samples of this rank's micro-batches, int64 (micro_batch,), from step `start_step` on.
+
+        While a segment is used, a thread makes the next one: at the end of an epoch, the first one of the next epoch.
+        """
+        order, rest = self.of_epoch(epoch), np.empty(0, np.int64)
+        first = order.segment_at(start_step * layout.batch_size)
+        for segment in range(first, len(order.segments)):
+            part = self._request(epoch, segment, layout, start_step).result()
+            is_last = segment + 1 == len(order.segments)
+            self._request(*((epoch + 1, 0) if is_last else (epoch, segment + 1)), layout, 0 if is_last else start_step)
+            rest = np.concatenate([rest, part])
+            whole = len(rest) - len(rest) % layout.micro_batch
+            yield from rest[:whole].reshape(-1, layout.micro_batch)
+            rest = rest[whole:]
+
+    def _request(self, epoch: int, segment: int, layout: BatchLayout, start_step: int) -> "Future[np.ndarray]":
+        """Have this rank's samples in a segment made, unless that was requested last."""
+        request = epoch, segment, start_step
+        if self._requested is None or self._requested[0] != request:
+            if self._requested is not None:
+                self._requested[1].cancel()
+            self._requested = request, self._thread.submit(self._make, epoch, segment, layout, start_step)
+        return self._requested[1]
+
+    def _make(self, epoch: int, segment: int, layout: BatchLayout, start_step: int) -> np.ndarray:
+        order = self.of_epoch(epoch)
+        return layout.rank_order(order.make(segment), start_step, order.begin(segment))
+
+    def read_ahead(self, epoch: int, layout: BatchLayout, start_step: int = 0) -> ReadAhead | None:
+        """Request the pages of this rank's samples while `batches` is used. Returns None in random order."""
+        order = self.of_epoch(epoch)
+        if not isinstance(order, BlockOrder):
             return None
-        blocks = block_of_page(pages, self.num_samples, self.seed, epoch, self.block_mib)
         return ReadAhead(
-            blocks[pages.of_sample[samples % len(self.betons)]],
-            lambda block: pages.spans(np.flatnonzero(blocks == block)),
+            layout.count_before(order.bucket_begins, start_step),
+            lambda block: order.pages.spans(np.flatnonzero(order.block_of_page == block)),
             release=not fits_page_cache(self.betons.file_size, memory_bytes()[1]),
         )
+
+    def close(self) -> None:
+        """End the thread. Closing twice is harmless."""
+        self._stop.set()
+        self._thread.shutdown(cancel_futures=True)
 
 
 def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:

@@ -299,6 +299,8 @@ def new_stage(
     if not has_numba_cuda():
         extra = f"cuda{(torch.version.cuda or '12').partition('.')[0]}"
         raise UserError(f"augmentation on a GPU needs numba-cuda. Run: {install_extra(extra)}")
+    if device.index is None:  # the loader's thread must name it
+        device = torch.device("cuda", torch.cuda.current_device())
     check_shrink(betons, device, size)
     try:
         from fastft.augment.cuda import CudaAugment

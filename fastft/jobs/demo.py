@@ -89,7 +89,8 @@ class DemoFigures(Document):
 
 def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> DemoFigures:
     """Fetch the data, train and compare the models, write `folder/predictions.png`, and return the results."""
-    recipe_arch(load_recipe(recipe))  # an invalid recipe fails before anything is downloaded
+    loaded = load_recipe(recipe)
+    recipe_arch(loaded)  # an invalid recipe fails before anything is downloaded
     weights = write_backbone(fetch(WEIGHTS, cache), cache)
     photos = folder / "images"
     extract_cells(fetch(IMAGES, cache), photos, PER_CLASS)
@@ -102,10 +103,10 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         run = folder / contender.name
         overrides = [*data, f"--model.weights={weights}", *contender.overrides.split(), f"--train.run_dir={run}"]
         results[contender.name] = _train(load_recipe(recipe, overrides), run, console)
-        right[contender.name] = evaluate_file(run, betons["val"], "cpu")[1].predictions.right_N
+        right[contender.name] = evaluate_file(run, betons["val"], loaded.train.device)[1].predictions.right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
-    size, day = load_recipe(recipe).model.image_size, time.strftime("%Y-%m-%d")
+    size, day = loaded.model.image_size, time.strftime("%Y-%m-%d")
     seconds = {name: result.seconds for name, result in results.items()}
     figures = replace(figures, image_size=size, seconds=seconds, cpu=cpu_name(), date=day)
     figures = replace(figures, conclusion=conclusion(results["fine_tuned"]))

@@ -34,13 +34,13 @@ from fastft.machine.preempt import SignalGuard
 from fastft.optim.schedule import small_batch_warnings
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import line_printer, prepare_data
-from fastft.recipe import AskedRecipe, parse_duration
+from fastft.recipe import AskedRecipe, Recipe, parse_duration
 from fastft.recipe.constants import LAST, PROBE
 from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import describe_figures
 from fastft.run.identity import PER_HOST_OPTIONS, shared_options
-from fastft.run.inputs import Inputs, open_images, open_inputs, warn_of_images
+from fastft.run.inputs import Inputs, OpenedImages, open_images, open_inputs, open_recipe_images, warn_of_images
 from fastft.run.result import FirstRun, Result, WeightChoice, write_result
 from fastft.run.run_directory import hold_run, load_run, run_folder
 from fastft.train.setup import refuse_untrainable
@@ -67,10 +67,12 @@ def run_recipe(recipe: AskedRecipe, console: Console | None = None) -> tuple[Pat
         line_printer(console)(unused)
     with connected(find_world(options.device, options.timeout_minutes, "train.device"), advice) as world:
         prepared, images = prepare_data(recipe, line_printer(console), world)
-        files: dict[str, BetonSet] = {}
-        whole = None
+        files, whole = None, None
         if options.refit:  # refuse files that cannot be read together before the first run
-            whole = world.together(lambda: _open_together(recipe, prepared, files), lambda betons: {})
+            files, whole = world.together(
+                lambda: world.once_per_host(lambda: _open_together(recipe, prepared), _describe_data(prepared)),
+                lambda opened: {},
+            )
         result = run_stages(prepared, images, world, console, files)
         return (run_folder(recipe), result) if whole is None else _refit(prepared, whole, result, world, console)
 
@@ -113,13 +115,15 @@ def run_stages(
         return train(final, inputs, folder, world, guard, console, deadline)
 
 
-def _open_together(recipe: AskedRecipe, prepared: AskedRecipe, files: dict[str, BetonSet]) -> BetonSet:
-    """Open the training and validation images as one set. Each side is added to `files`."""
+def _open_together(recipe: AskedRecipe, prepared: AskedRecipe) -> tuple[dict[str, BetonSet], BetonSet]:
+    """Open the training and validation images. Returns each side, by its text in the recipe, and both as one set."""
+    files: dict[str, BetonSet] = {}
     sides = [path for path in (prepared.data.train, prepared.data.val) if path is not None]
     for path in sides:
         files[path] = open_images(path, recipe.data.classes_by_position, list(files.values()))
     whole = str(recipe.data.train) if holds_out_of_beton(recipe) else ",".join(sides)
-    return BetonSet.open(whole, classes_by_position=recipe.data.classes_by_position, opened=list(files.values()))
+    together = BetonSet.open(whole, classes_by_position=recipe.data.classes_by_position, opened=list(files.values()))
+    return files, together
 
 
 def _open(
@@ -130,9 +134,27 @@ def _open(
     Raises:
         UserError: the recipe cannot be trained. Nothing is written before this is checked.
     """
-    recipe, inputs = open_inputs(recipe, images, files)
+    if files is None:
+        opened = world.once_per_host(lambda: _open_and_identify(recipe), _describe_data(recipe))
+    else:
+        opened = open_recipe_images(recipe, files)
+    recipe, inputs = open_inputs(recipe, images, opened)
     refuse_untrainable(recipe, inputs, world)
     return recipe, inputs
+
+
+def _describe_data(recipe: Recipe) -> str:
+    """Return what the opened images depend on."""
+    return f"{Path.cwd()} {recipe.data}"
+
+
+def _open_and_identify(recipe: AskedRecipe) -> OpenedImages:
+    """Open the images and read what identifies them, which the other processes on this host then have too."""
+    opened = open_recipe_images(recipe)
+    for betons in (opened.train, opened.val, opened.selection):
+        if betons is not None:
+            betons.content  # noqa: B018 - computed at its first use
+    return opened
 
 
 def _stage(world: World, work: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ from fastft.recipe.training_images import largest_size
 from fastft.run import result
 from fastft.run.evaluations import TOP1, Evaluation
 from fastft.run.identity import Difference, describe, identify_weights, make_identity
-from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs, warn_of_images
+from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs, open_recipe_images, warn_of_images
 from fastft.run.run_directory import read_choices, read_identity
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
@@ -202,7 +202,7 @@ def _with_inputs(recipe: AskedRecipe, opened: dict[str, BetonSet]) -> tuple[Aske
     for path in data:
         if path not in opened:
             opened[path] = open_images(path, recipe.data.classes_by_position, list(opened.values()))
-    recipe, inputs = open_inputs(recipe, opened=opened)
+    recipe, inputs = open_inputs(recipe, files=open_recipe_images(recipe, opened))
     return resolve(recipe, inputs.images), inputs
 
 

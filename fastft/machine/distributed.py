@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError, first_line
+from beton_tools.base.shared_arrays import share_arrays
 from fastft.machine.exits import (
     EXIT_REQUEUE,
     GpuFailed,
@@ -298,6 +300,44 @@ class World:
             raise UserError(failure)
         return cast(Result, result)
 
+    def once_per_host(self, work: Callable[[], Result], key: str) -> Result:
+        """Run `work` in one process of each host and return its result in all of them. They share the arrays in it.
+
+        A process that cannot map the arrays, for example because it is in a container of its own, runs `work` itself.
+
+        Args:
+            work: its result can be pickled, and its arrays are not written to.
+            key: what the result depends on. Processes with another key do not share it.
+
+        Raises:
+            UserError: `work` raised it on this host.
+        """
+        if self.size == 1:
+            return work()
+        group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
+        hosts: list[Any] = [None] * self.size
+        dist.all_gather_object(hosts, (host_identity(), key), group=group)
+        first, shared, failure, result = hosts.index(hosts[self.rank]), None, None, None
+        if first == self.rank and hosts.count(hosts[first]) > 1:
+            try:
+                shared = share_arrays(work())  # what was made here is freed: this process maps the arrays too
+            except UserError as error:
+                failure = str(error)
+            except OSError:
+                shared = None
+        answers: list[Any] = [None] * self.size
+        dist.all_gather_object(answers, (shared, failure), group=group)
+        offered, problem = answers[first]
+        if offered is not None:
+            with suppress(OSError):
+                result = offered.map()
+        dist.barrier(group=group)
+        if shared is not None:
+            shared.close()
+        if problem is not None:
+            raise UserError(problem)
+        return work() if result is None else cast(Result, result)
+
     def together(self, work: Callable[[], Result], key: Callable[[Result], Mapping[str, str]]) -> Result:
         """Run `work` in every process and return this process's result.
 
@@ -356,6 +396,12 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
+
+
+def host_identity() -> str:
+    """Return what is the same in all processes that can use each other's process numbers: the kernel's start, the namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def is_gpu_failure(error: Exception) -> bool:

@@ -71,19 +71,29 @@ def describe_arch(recipe: Recipe) -> Object:
     return asdict(arch)
 
 
-def open_inputs(
-    recipe: AskedRecipe, images: Images | None = None, opened: Mapping[str, BetonSet] | None = None
-) -> tuple[AskedRecipe, Inputs]:
-    """Open what a recipe reads. Returns the recipe too, with the weights and the head of the run that it starts from.
+@dataclass(frozen=True)
+class OpenedImages:
+    """The images that a recipe names.
+
+    Attributes:
+        whole: how many there are, those for selection among the training images.
+        train, val, selection: see `Inputs`.
+    """
+
+    whole: Images
+    train: BetonSet
+    val: BetonSet | None
+    selection: BetonSet | None
+
+
+def open_recipe_images(recipe: Recipe, opened: Mapping[str, BetonSet] | None = None) -> OpenedImages:
+    """Open `data.train` and `data.val`.
 
     Args:
-        recipe: with .beton files.
-        images: where they are from, if they were converted.
         opened: files that are open already, by the text of `data.train` or `data.val`.
 
     Raises:
-        UserError: a file is missing or cannot be read, the files have other classes, or `train.stop_when` has no images
-            to look at, or only ImageNet's validation images, whose accuracy is reported.
+        UserError: a file is missing or cannot be read, or the files have other classes.
     """
     data, opened = recipe.data, opened or {}
     if data.train is None:
@@ -91,15 +101,33 @@ def open_inputs(
     by_position = data.classes_by_position
     whole = opened.get(data.train) or open_images(data.train, by_position)
     val = None if data.val is None else opened.get(data.val) or open_images(data.val, by_position, [whole])
-    found = Images.of_betons(whole, val)
+    _compare_classes(recipe, whole, val)
+    train, selection = split_selection(whole, data.selection_share)
+    return OpenedImages(Images.of_betons(whole, val), train, val, selection)
+
+
+def open_inputs(
+    recipe: AskedRecipe, images: Images | None = None, files: OpenedImages | None = None
+) -> tuple[AskedRecipe, Inputs]:
+    """Open what a recipe reads. Returns the recipe too, with the weights and the head of the run that it starts from.
+
+    Args:
+        recipe: with .beton files.
+        images: where they are from, if they were converted.
+        files: of this recipe, if they are open already.
+
+    Raises:
+        UserError: as for `open_recipe_images`, or `train.stop_when` has no images to look at, or only ImageNet's
+            validation images, whose accuracy is reported.
+    """
+    files = files or open_recipe_images(recipe)
+    found = files.whole
     if images is not None:
         found = replace(found, title=images.title, reading=images.reading)
-    _compare_classes(recipe, whole, val)
     _refuse_stop(recipe, found)
-    recipe = without_foreign_head(with_run_weights(recipe), whole.known_classes)
-    own, selection = split_selection(whole, data.selection_share)
+    recipe = without_foreign_head(with_run_weights(recipe), files.train.known_classes)
     weights = identify_weights(recipe.model.weights, recipe.model.arch)
-    inputs = Inputs(own, val, selection, found, weights, identify_weights(recipe.model.head))
+    inputs = Inputs(files.train, files.val, files.selection, found, weights, identify_weights(recipe.model.head))
     return recipe, replace(inputs, request=inputs.identify(recipe).digest())
 
 

@@ -12,8 +12,9 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.augment.rng import epoch_words
 from fastft.data import order as order_module
-from fastft.data.order import BLOCKS_IN_MEMORY, MIB, Pages, SampleOrder, block_of_page, block_order
+from fastft.data.order import BLOCKS_IN_MEMORY, MIB, BatchLayout, BlockOrder, Pages, SampleOrder, Shard
 from tests.data.test_loader import collect, train_loader
 
 PAGE = 1 << 16
@@ -40,22 +41,40 @@ def test_the_page_of_a_sample_holds_its_bytes(betons):
     assert len(pages) == sum(beton.num_pages for beton in betons.files) > 8
     spans = pages.spans(np.arange(len(pages)))
     for sample in range(len(betons)):
-        span, (beton, _) = spans[pages.of_sample[sample]], betons.locate(sample)
+        span, (beton, _) = spans[pages.of_samples(np.array([sample]))[0]], betons.locate(sample)
         begin = int(betons.pointers[sample])
         assert span.descriptor == beton.descriptor
         assert span.offset <= begin and begin + int(betons.sizes[sample]) <= span.offset + span.num_bytes
 
 
+def block_order(pages: Pages, count: int, seed: int, epoch: int, block_mib: int) -> BlockOrder:
+    return BlockOrder(seed, epoch, count, None, threading.Event(), pages, block_mib)
+
+
 def test_an_epoch_has_every_sample_once_and_the_samples_of_a_block_together(betons, small_blocks):
     pages, samples = Pages.of(betons), np.arange(len(betons))
     for epoch in range(3):
-        order = block_order(pages, samples, seed=5, epoch=epoch, block_mib=1)
-        blocks = block_of_page(pages, len(samples), seed=5, epoch=epoch, block_mib=1)
+        made = block_order(pages, len(betons), seed=5, epoch=epoch, block_mib=1)
+        order = made.between(0, len(betons))
         assert np.array_equal(np.sort(order), samples)
-        assert (np.diff(blocks[pages.of_sample[order]].astype(np.int64)) >= 0).all()
-        used = np.bincount(blocks.astype(np.int64))
+        assert (np.diff(made.block_of_page[pages.of_samples(order)]) >= 0).all()
+        used = np.bincount(made.block_of_page)
         assert (used[:-1] == 4).all() and 1 <= used[-1] <= 4
         assert not np.array_equal(order, samples)
+
+
+@pytest.mark.parametrize("segment", [1, 7, 16, 1000])
+def test_an_order_by_blocks_in_segments_is_one_sort_of_all_samples(betons, small_blocks, monkeypatch, segment):
+    monkeypatch.setattr(order_module, "SEGMENT", segment)
+    monkeypatch.setattr(order_module, "CHUNK", 5)
+    pages, count = Pages.of(betons), len(betons)
+    made = block_order(pages, count, 3, 1, 1)
+    blocks = made.block_of_page[pages.of_samples(np.arange(count))].astype(np.uint64)
+    keys = (blocks << np.uint64(40)) | (epoch_words(3, 1, count) >> np.uint64(24))
+    expected = np.argsort(keys, kind="stable")
+    assert np.array_equal(np.concatenate([made.make(k) for k in range(len(made.segments))]), expected)
+    assert (len(made.segments) == 1) == (segment == 1000)
+    assert np.array_equal(made.between(3, count - 2), expected[3:-2])
 
 
 def test_the_order_by_blocks_never_changes():
@@ -69,12 +88,15 @@ def test_the_order_by_blocks_never_changes():
         files, starts = (Two(), Two()), np.array([0, 6, 12])
         pointers = np.array(2 * [0, 5, MIB, MIB + 7, 2 * MIB, 2 * MIB + 9])
 
+        def files_of(self, ids: np.ndarray) -> np.ndarray:
+            return ids // 6
+
         def __len__(self) -> int:
             return 12
 
     pages = Pages.of(Files())  # type: ignore[arg-type]
-    assert pages.of_sample.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert block_order(pages, np.arange(12), 42, 7, 3).tolist() == [11, 10, 4, 5, 0, 1, 6, 8, 7, 2, 9, 3]
+    assert pages.of_samples(np.arange(12)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert block_order(pages, 12, 42, 7, 3).make(0).tolist() == [11, 10, 4, 5, 0, 1, 6, 8, 7, 2, 9, 3]
 
 
 @pytest.mark.parametrize("delivered", [0, 5, 13])
@@ -118,23 +140,41 @@ def test_each_block_is_requested_before_it_begins_and_released_after_its_success
         calls.append((names[advice], descriptor, offset))
 
     order = SampleOrder(betons, None, 0, "blocks", 1)
-    samples = order.of_epoch(0)
-    blocks = block_of_page(order.pages, len(betons), 0, 0, 1).astype(np.int64)
+    made = order.of_epoch(0)
+    assert isinstance(made, BlockOrder)
+    samples, blocks = made.between(0, len(betons)), made.block_of_page
     monkeypatch.setattr(order_module, "memory_bytes", lambda: (1, 1))
-    ahead = order.read_ahead(0, samples)
+    ahead = order.read_ahead(0, BatchLayout(len(betons), 1, 1))
     monkeypatch.setattr(os, "posix_fadvise", advise)
     for position in range(len(samples)):
         ahead.advance(1)
         ahead._thread.submit(lambda: None).result()  # what was submitted before is done
-        block = int(blocks[order.pages.of_sample[samples[position]]])
+        block = int(blocks[made.pages.of_samples(samples[position : position + 1])[0]])
         requested = {call[1:] for call in calls if call[0] == "request"}
-        wanted = order.pages.spans(np.flatnonzero(blocks <= min(block + 1, blocks.max())))
+        wanted = made.pages.spans(np.flatnonzero(blocks <= min(block + 1, blocks.max())))
         assert requested == {span[:2] for span in wanted}
         released = {call[1:] for call in calls if call[0] == "release"}
         kept = np.flatnonzero(blocks <= min(block + 1, blocks.max()) - BLOCKS_IN_MEMORY)
-        assert released == {span[:2] for span in order.pages.spans(kept)}
+        assert released == {span[:2] for span in made.pages.spans(kept)}
     ahead.close()
+    order.close()
     assert len(calls) == len(set(calls))
+
+
+@pytest.mark.parametrize("start_step", [0, 2])
+def test_each_rank_reads_ahead_where_its_samples_of_a_block_begin(betons, small_blocks, start_step):
+    order = SampleOrder(betons, None, 0, "blocks", 1)
+    made = order.of_epoch(0)
+    assert isinstance(made, BlockOrder)
+    for rank in range(3):
+        layout = BatchLayout(len(betons), 9, 3, Shard(rank, 3))
+        mine = np.concatenate(list(order.batches(0, layout, start_step)))
+        blocks = made.block_of_page[made.pages.of_samples(mine)]
+        begins = np.append(0, np.flatnonzero(np.diff(blocks)) + 1)
+        ahead = order.read_ahead(0, layout, start_step)
+        assert ahead.begins.tolist() == begins.tolist() and ahead.blocks == blocks[begins].tolist()
+        ahead.close()
+    order.close()
 
 
 def test_a_pass_that_is_abandoned_leaves_no_thread(betons):

@@ -45,8 +45,8 @@ def packed_batches(path, order):
 
     beton = BetonSet.open(path)
     stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=count_slots(2))
-    engine = Engine(stage, batch_size=BATCH, batches_ahead=2)
-    labels = [labels for _, labels in engine.start(order, draw)]
+    engine = Engine(stage, batches_ahead=2)
+    labels = [labels for _, labels in engine.start(np.split(order, range(BATCH, len(order), BATCH)), draw)]
     stage.close()
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in labels), (
         "labels must not keep the packed batches"

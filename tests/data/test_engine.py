@@ -27,7 +27,7 @@ class Ids(Stage):
 @pytest.fixture
 def engine(stock_beton):
     stage = Ids(BetonSet.open(stock_beton("jpg")), 8, 1)
-    engine = Engine(stage, batch_size=5, batches_ahead=2)
+    engine = Engine(stage, batches_ahead=2)
     yield engine
     engine.close()
     stage.close()
@@ -35,7 +35,7 @@ def engine(stock_beton):
 
 def test_batches_come_in_order_and_slots_in_rotation(engine):
     order = np.arange(44)[::-1].copy()
-    batches = list(engine.start(order, None))
+    batches = list(engine.start(np.split(order, range(5, 44, 5)), None))
     assert np.array_equal(np.concatenate([ids for ids, _ in batches]), order)
     assert [slot for _, slot in batches] == [b % count_slots(2) for b in range(9)]
 
@@ -43,7 +43,7 @@ def test_batches_come_in_order_and_slots_in_rotation(engine):
 def test_no_batch_is_kept_beyond_those_prepared_in_advance(engine):
     """The consumer's batch and two more, of which one is in progress."""
     assert count_slots(2) == 3
-    thread = engine.start(np.arange(50), None)
+    thread = engine.start(np.arange(50).reshape(-1, 5), None)
     next(thread)
     time.sleep(0.5)
     assert thread.ready.qsize() == 2 and thread.free.empty()
@@ -74,7 +74,7 @@ def test_on_a_gpu_a_slot_is_overwritten_after_its_last_use_and_read_after_its_co
     monkeypatch.setattr(engine.stage, "device", device := engine_module.torch.device("cuda", 3))
     monkeypatch.setattr(threading.Thread, "start", lambda self: None)
     engine.streams = [FakeStream(log, slot) for slot in range(3)]
-    thread = engine.start(np.arange(20), None)  # 4 batches
+    thread = engine.start(np.arange(20).reshape(-1, 5), None)  # 4 batches
     assert log == [(slot, "waits for", "consumer") for slot in range(3)]
     log.clear()
     batch = [SimpleNamespace(record_stream=lambda stream: None)] * 2
@@ -88,7 +88,7 @@ def test_on_a_gpu_a_slot_is_overwritten_after_its_last_use_and_read_after_its_co
 
 
 def test_a_pass_can_be_closed_while_the_thread_waits_for_a_place(engine):
-    thread = engine.start(np.arange(50), None)
+    thread = engine.start(np.arange(50).reshape(-1, 5), None)
     next(thread)
     time.sleep(0.2)
     engine.close()

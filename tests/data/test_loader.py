@@ -304,6 +304,6 @@ def test_a_batch_kept_on_a_gpu_is_not_overwritten_while_it_is_read(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: consumer)
-    engine = Engine(stage, batch_size=1, batches_ahead=2)  # type: ignore[arg-type]
-    assert list(engine.start(np.arange(2), lambda *_: np.empty(0))) == batches
+    engine = Engine(stage, batches_ahead=2)  # type: ignore[arg-type]
+    assert list(engine.start(np.arange(2)[:, None], lambda *_: np.empty(0))) == batches
     assert all(tensor.read_in == [consumer] for batch in batches for tensor in batch)

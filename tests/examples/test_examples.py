@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 
@@ -324,3 +325,40 @@ def test_a_worker_killed_in_the_middle_changes_no_byte(imagenet_sample, tmp_path
             made, expected = (Path(f"{part.path(path)}{suffix}") for path in (out, undisturbed))
             assert made.read_bytes() == expected.read_bytes(), made.name
     assert not list(out.parent.glob("*.part*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_of_two_workers_converts_to_the_bytes_of_one_process(photographs, tmp_path, monkeypatch):
+    """Each worker has one CPU, so two parts are converted at a time, one on each."""
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a worker starts slowly on a busy machine
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    data, out = tmp_path / "photos", tmp_path / "ray" / "photos.beton"
+    for number, image in enumerate(list(photographs.values()) * 4):
+        path = data / f"class{number % 3}" / f"{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[: 40 + number, : 60 + number]).save(path)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes(timeout=300)
+        nodes = cluster.list_all_nodes()
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLE), "--data", str(data), "--out", str(out), "--parts", "4"],
+            env=os.environ | {"RAY_ADDRESS": cluster.address, "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert len(nodes) == 2
+    count = len(list(data.glob("*/*")))
+    assert f"{count:,} images in 4 files: photos-*-of-4.beton" in done.stdout
+    for number in range(1, 5):
+        part = Part(number, 4)
+        convert_folder(data, tmp_path / "alone" / out.name, WriteOptions(workers=0, part=part))
+        for suffix in ("", ".manifest.json"):
+            made, expected = (Path(f"{part.path(path)}{suffix}") for path in (out, tmp_path / "alone" / out.name))
+            assert made.read_bytes() == expected.read_bytes(), made.name

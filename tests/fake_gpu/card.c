@@ -3,7 +3,9 @@
    Real: device memory with a limit, copies, streams, events, capture, the properties of the card, and counts of all that a step
    asks for. Not real: kernels and matrix products, which are counted and leave memory as it is, so that values mean nothing.
    What is not here is generated: functions that return 0. The environment chooses the card:
-   FAKE_GPUS (1), FAKE_CC (90: compute capability 9.0), FAKE_GIB (80), FAKE_TAKEN_MIB (500: taken by others), FAKE_DRIVER (13020). */
+   FAKE_GPUS (1), FAKE_CC (90: compute capability 9.0), FAKE_GIB (80), FAKE_TAKEN_MIB (500: taken by others), FAKE_DRIVER (13020).
+   It fails where the environment says so, with CUDA's numbers: FAKE_COUNT_ERROR (35: the driver is too old), and from the launch after
+   the first FAKE_FAIL_AFTER on FAKE_FAIL_CODE (700: illegal address), or once only with FAKE_FAIL_STICKY=0. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -58,7 +60,33 @@ API void fake_write_kernels(const char *path) {
 
 /* the card ------------------------------------------------------------------------------------------------------------ */
 static __thread int device;
-API int cudaGetDeviceCount(int *n) { *n = from_environment("FAKE_GPUS", 1); return 0; }
+API int cudaGetDeviceCount(int *n) {
+    int error = from_environment("FAKE_COUNT_ERROR", 0);
+    *n = error ? 0 : from_environment("FAKE_GPUS", 1);
+    return error ? fail(error) : 0;
+}
+/* errors that were asked for */
+static int broken; /* the error that every later call repeats, as on a card whose context is lost */
+static int fails_now(void) {
+    static long launches;
+    long after = from_environment("FAKE_FAIL_AFTER", -1);
+    if (broken || after < 0 || __sync_add_and_fetch(&launches, 1) <= after) return broken;
+    int error = from_environment("FAKE_FAIL_CODE", 700), lasts = from_environment("FAKE_FAIL_STICKY", 1);
+    if (lasts) broken = error;
+    else if (launches > after + 1) return 0;
+    return error;
+}
+static const char *text_of(int error) {
+    switch (error) {
+    case 2: return "out of memory";
+    case 35: return "CUDA driver version is insufficient for CUDA runtime version";
+    case 209: return "no kernel image is available for execution on the device";
+    case 214: return "uncorrectable ECC error encountered";
+    case 700: return "an illegal memory access was encountered";
+    case 719: return "unspecified launch failure";
+    default: return "refused by the card";
+    }
+}
 API int cudaGetDevice(int *d) { *d = device; return 0; }
 API int cuCtxSetCurrent(Any context);
 API int cudaSetDevice(int d) { device = d; return cuCtxSetCurrent((Any)(uintptr_t)(0x1000 + d)); }
@@ -188,8 +216,9 @@ API int cudaStreamGetPriority(Any s, int *p) { *p = 0; return 0; }
 API int cudaStreamGetDevice(Any s, int *d) { *d = device; return 0; }
 API int cudaStreamGetFlags(Any s, unsigned *f) { *f = 1; return 0; }
 API int cudaStreamGetId(Any s, Wide *id) { *id = (uintptr_t)s; return 0; }
-API int cudaStreamSynchronize(Any s) { fake_counts[WAIT]++; return refused_in_capture(); }
-API int cudaDeviceSynchronize(void) { fake_counts[WAIT]++; return refused_in_capture(); }
+static int wait(void) { fake_counts[WAIT]++; return broken ? fail(broken) : refused_in_capture(); }
+API int cudaStreamSynchronize(Any s) { return wait(); }
+API int cudaDeviceSynchronize(void) { return wait(); }
 API int cudaEventCreateWithFlags(Any *e, unsigned f) { *e = calloc(1, 64); return 0; }
 API int cudaEventCreate(Any *e) { return cudaEventCreateWithFlags(e, 0); }
 API int cudaEventDestroy(Any e) { free(e); return 0; }
@@ -229,6 +258,8 @@ API int cudaDeviceGetDefaultMemPool(Any *p, int d) { *p = (Any)8; return 0; }
 
 /* launches of the runtime --------------------------------------------------------------------------------------------- */
 static int launch(const void *function, dim3 grid, dim3 block) {
+    int error = fails_now();
+    if (error) return fail(error);
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || !(block.x * block.y * block.z) ||
         block.x * block.y * block.z > 1024)
         return fail(cudaErrorInvalidConfiguration);
@@ -274,7 +305,7 @@ API int cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *f) {
 API int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, Any f, int b, size_t s) { *n = 2; return 0; }
 API int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, Any f, int b, size_t s, unsigned g) { *n = 2; return 0; }
 API int cudaGetSymbolAddress(Any *p, Any s) { static char symbol[1 << 16]; *p = symbol; return 0; }
-API const char *cudaGetErrorString(int e) { return e == cudaErrorMemoryAllocation ? "out of memory" : "refused by the card"; }
+API const char *cudaGetErrorString(int e) { return text_of(e); }
 API const char *cudaGetErrorName(int e) { return "cudaErrorOfTheFakeCard"; }
 API int cudaGetLastError(void) { int e = last_error; last_error = 0; return e; }
 API int cudaPeekAtLastError(void) { return last_error; }
@@ -310,7 +341,7 @@ static Any context_of(int d) { return (Any)(uintptr_t)(0x1000 + d); }
 static Any current(void) { return num_contexts ? contexts[num_contexts - 1] : NULL; }
 API int cuInit(unsigned f) { return 0; }
 API int cuDriverGetVersion(int *v) { *v = driver_version(); return 0; }
-API int cuDeviceGetCount(int *n) { return cudaGetDeviceCount(n); }
+API int cuDeviceGetCount(int *n) { return cudaGetDeviceCount(n) ? 100 : 0; /* CUDA_ERROR_NO_DEVICE */ }
 API int cuDeviceGet(int *d, int i) { *d = i; return 0; }
 API int cuDeviceGetName(char *s, int n, int d) { snprintf(s, n, "a card that only answers"); return 0; }
 API int cuDeviceGetUuid_v2(char *u, int d) { memset(u, 7 + d, 16); return 0; }
@@ -366,7 +397,7 @@ API int cuLaunchKernelEx(const LaunchConfig *c, Any f, Any *p, Any *x) {
     return launch(f, (dim3){c->gx, c->gy, c->gz}, (dim3){c->bx, c->by, c->bz});
 }
 API int cuGetErrorName(int e, const char **s) { *s = "CUDA_ERROR_OF_THE_FAKE_CARD"; return 0; }
-API int cuGetErrorString(int e, const char **s) { *s = "refused by the card"; return 0; }
+API int cuGetErrorString(int e, const char **s) { *s = text_of(e); return 0; }
 /* the release of CUDA with a function's second form, whose name ends in _v2; most are as old as the version that anybody asks for */
 static int second_form(const char *name) {
     return !strcmp(name, "cuStreamGetCtx") ? 12050 : !strcmp(name, "cuCtxGetDevice") ? 13000 : 0;

@@ -2,16 +2,18 @@
 
 Values mean nothing on this card, so what reads them is left out: the check for NaN, the comparison of candidates with eager,
 and the loss scale.
-`FASTFT_GLOO` gives NCCL's part to gloo, which the card can serve.
+`FASTFT_GLOO` gives NCCL's part to gloo, which the card can serve. `FASTFT_DEVICES` is a folder in place of /dev.
 """
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastft.cli import main
+from fastft.machine import usable_gpu
 from fastft.model import attention
 from fastft.train import step, step_choice
 from tests.fake_gpu.card import COUNTS, counting
@@ -30,6 +32,8 @@ def without_values() -> None:
     torch.amp.GradScaler.state_dict = lambda self: state_dict(self) | ({"scale": 1.0} if self.is_enabled() else {})  # type: ignore[method-assign]
     torch.backends.cuda.enable_cudnn_sdp(False)
     attention.ATTENTION_KERNELS["cudnn"] = refuse
+    if "FASTFT_DEVICES" in os.environ:
+        usable_gpu.DEVICES = Path(os.environ["FASTFT_DEVICES"])
     if "FASTFT_GLOO" in os.environ:
         start = torch.distributed.init_process_group
         torch.distributed.init_process_group = lambda backend, **options: start("gloo", **options | {"device_id": None})

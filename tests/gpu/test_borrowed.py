@@ -10,16 +10,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from packaging.requirements import Requirement
 
 from benchmarks import gpu_day
 from benchmarks.gpu_day import Call
-from fastft.cli import build_parser
+from fastft.cli import build_parser, main
+from fastft.cost.measured import Measured
+from fastft.jobs.demo_files import IMAGES, WEIGHTS
+from fastft.machine.bench_result import read_result
 from fastft.machine.precision import Precision
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
 from fastft.train.step import StepChoice
 
+PHOTOGRAPHS = "scikit-image"  # whose photographs are read and trained on
 ON_MACHINE = ("torch", "torchvision", "numba-cuda", "timm", "pytest", "pytest-timeout")  # with what they require
 
 
@@ -58,8 +64,12 @@ def carried() -> set[str]:
 
 
 def test_the_wheels_that_are_carried_are_what_the_machine_lacks():
-    lacking = required("fastft") - required(*ON_MACHINE) - {"fastft"}
-    assert lacking <= carried() <= required("fastft")  # NumPy is there, but numba-cuda needs one below 2.5
+    lacking = required("fastft", PHOTOGRAPHS) - required(*ON_MACHINE) - {"fastft"}
+    demo = {normalised(package.requirement) for package in (IMAGES, WEIGHTS)}  # which are read, not installed
+    assert demo <= carried()
+    assert (
+        lacking <= carried() - demo <= required("fastft", PHOTOGRAPHS)
+    )  # NumPy is there, but numba-cuda needs one below 2.5
 
 
 def test_all_is_collected_and_started_with_nothing_but_these_packages():
@@ -90,9 +100,9 @@ def test_every_result_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
     def in_process(call, case):
         if case[-1].mode == "graph":
             assert written()["rows"][0]["ms"] == 1.0 and written()["torch"] == torch.__version__
-            monkeypatch.setattr(gpu_day, "COMMAND_SECONDS", 0)
+            monkeypatch.setitem(gpu_day.LIMITS, "steps", 0)
             raise ZeroDivisionError("division by zero")
-        return {"ms": 1.0}
+        return {"ms": 1.0, "seconds": [0.001], "mfu": None, "peak_gb": None}
 
     monkeypatch.setattr(gpu_day, "in_process", in_process)
     precision = Precision(torch.bfloat16, "cpu")
@@ -120,6 +130,97 @@ def test_the_measured_steps_are_every_way_and_timms(tmp_path, monkeypatch):
     assert sum(choice == StepChoice("graph") for *_, choice in shapes) == 8
 
 
+def test_the_calls_of_a_day_take_45_minutes_by_their_own_limits(capsys):
+    assert [*gpu_day.LIMITS] == ["kernels", "data", "steps", "training", "accuracy", "shapes", "sanitizer"]
+    assert all(limit + gpu_day.SET_UP_SECONDS <= 600 for limit in gpu_day.LIMITS.values())
+    total = sum(gpu_day.LIMITS.values()) + len(gpu_day.LIMITS) * gpu_day.SET_UP_SECONDS
+    assert total <= gpu_day.DAY_SECONDS == 2700
+    assert f"{total / 60:.1f} minutes" in gpu_day.plan()[-1]
+    assert min(gpu_day.LIMITS["steps"], gpu_day.LIMITS["shapes"]) > gpu_day.CASE_SECONDS
+
+
+CARD = "NVIDIA H100 80GB HBM3"
+
+
+def test_the_days_speeds_are_one_result_that_report_and_cost_read(tmp_path, monkeypatch, capsys):
+    """Two calls add to one file. Cost takes fastft's fastest way with the most images, and the training where it was measured."""
+    machine = gpu_day.describe_machine()
+    machine.gpu, machine.gpus = CARD, 1
+    for module in (gpu_day, gpu_day.suite):
+        monkeypatch.setattr(module, "describe_machine", lambda: machine)
+    monkeypatch.setattr(gpu_day.suite, "IMAGES", 3)
+    seconds = {"eager with sdpa attention": 0.2, "eager with flash attention": 0.16, "None": 0.25, "graph": 0.01}
+
+    def in_process(call, case):
+        *_, batch, precision, choice = case
+        if str(choice) not in seconds:
+            return {"error": "RuntimeError: not here"}
+        s = seconds[str(choice)] * (1 if precision.dtype == torch.bfloat16 else 2) * batch / 256
+        return {"ms": 1e3 * s, "seconds": [s, s, 1.1 * s], "mfu": 0.2, "peak_gb": 17.0}
+
+    monkeypatch.setattr(gpu_day, "in_process", in_process)
+    for name, cases in (("steps", gpu_day.ways), ("shapes", gpu_day.other_shapes)):
+        call = Call(name, tmp_path, dry_run=False)
+        call.device = torch.device("cuda")
+        gpu_day.steps(call, cases(call))
+    result = read_result(tmp_path / "gpu-day.json")
+    assert [session.command.split()[-1] for session in result.sessions] == ["steps", "shapes"] and not result.quick
+    step = result.find("step.train", model="ViT-B/16", size=224, dtype="bfloat16", batch=256)
+    assert step is not None
+    ours, timm = step.contenders
+    assert ours.differences == ["its fastest of 4 ways: eager with flash attention"] and timm.name == "timm"
+    assert ours.rounds[0].value == 1600
+    measured = Measured.of(result, "gpu-day.json")
+    assert measured.gpu is not None
+    assert "1,600 images/s" in measured.mfu(load_recipe("final_b16"), measured.gpu).source
+    assert main(["cost", "final_b16", "--measured", str(tmp_path / "gpu-day.json")]) == 0
+    assert "measured" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "gpu-day.json"), "--out", str(tmp_path / "day.html")]) == 0
+    page = (tmp_path / "day.html").read_text()
+    assert (
+        "every way to compute it" in page and "eager with flash attention" in page and "RuntimeError: not here" in page
+    )
+    rate = {"kind": "train", "images_per_second": 1234.0, "wait_share": 0.1, "mfu": 0.15}
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, [rate, rate, rate])))
+    call = Call("data", tmp_path, dry_run=False)
+    call.head["card"] = CARD
+    gpu_day.report_training(call)
+    predicted = json.loads((tmp_path / "data.json").read_text())["rows"][0]["predicted"]
+    assert {"fastest", "slowest", "roofline"} <= predicted.keys() and predicted["slowest"] < predicted["roofline"]
+    again = Measured.of(read_result(tmp_path / "gpu-day.json"), "gpu-day.json")
+    assert "1,234 images/s of fastft bench e2e" in again.mfu(load_recipe("final_b16"), again.gpu).source
+    machine.cpu = "another one"
+    assert call.result_path.name == "gpu-day-2.json"
+
+
+def test_the_demo_of_the_day_trains_on_the_card(tmp_path, monkeypatch):
+    call = Call("accuracy", tmp_path, dry_run=False)
+    call.device = torch.device("cuda")
+    monkeypatch.setattr(call, "run", lambda *module: None)
+    gpu_day.accuracy(call)
+    recipe, demo = load_recipe(tmp_path / "demo.yaml"), load_recipe("demo")
+    assert recipe.train.device == "cuda" and demo.train.device == "cpu"
+    assert recipe_arch(recipe) == recipe_arch(demo) and recipe.train.log_every == demo.train.log_every
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_dry_run_needs_nothing_but_these_packages(tmp_path):
+    packages = " ".join(required(*ON_MACHINE) | carried() | {"fastft"})
+    paths = os.pathsep.join([str(Path(__file__).parent / "hiding"), str(Path.cwd())])
+    environment = os.environ | {"PYTHONPATH": paths, "FASTFT_PACKAGES": packages}
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_day.py", "data", "--dry-run", "--out", str(tmp_path)],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert [row["code"] for row in rows if "ran" in row] == [0, 0], (tmp_path / "data.log").read_text()[-3000:]
+    assert rows[1]["images_per_second"] > 0
+    result = read_result(tmp_path / "gpu-day.json")
+    assert {"e2e.train", "loader.eval"} == {m.key for m in result.measures} and result.quick
+
+
 def test_a_v100_measures_no_emulated_bf16(tmp_path):
     call = Call("steps", tmp_path, dry_run=False)
     call.device, call.has_bf16 = torch.device("cuda"), False
@@ -131,7 +232,7 @@ def test_a_v100_measures_no_emulated_bf16(tmp_path):
 
 def test_a_step_is_measured_in_a_process_that_ends_with_its_time(tmp_path, monkeypatch):
     case = ("T", 32, 2, Precision(torch.bfloat16, "cpu"), StepChoice("eager"))
-    call = Call("x", tmp_path, dry_run=True)
+    call = Call("steps", tmp_path, dry_run=True)
     assert gpu_day.in_process(call, case)["ms"] > 0
     assert "nothing" in gpu_day.in_process(call, (*case[:4], StepChoice("eager", "nothing")))["error"]
     monkeypatch.setattr(gpu_day, "CASE_SECONDS", 0.5)
@@ -146,6 +247,7 @@ def test_the_commands_of_a_day_can_be_run(tmp_path, monkeypatch):
     for name in ("data", "accuracy"):
         call, ran[name] = Call(name, tmp_path, dry_run=True), []
         monkeypatch.setattr(call, "run", lambda *module, commands=ran[name]: commands.append(module))
+        monkeypatch.setattr(gpu_day, "report_training", lambda call: None)
         gpu_day.MEASURED[name](call)
     said = (Path("docs/gpu-day.md").read_text().partition("for call in ")[2]).partition(";")[0]
     assert set(said.split()) == {*gpu_day.COMMANDS, *gpu_day.MEASURED}

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from beton_tools.read.format import Beton
-from fastft.data.order import epoch_order
+from fastft.augment.rng import epoch_words
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.machine.distributed import LAUNCHER, STARTED_BY_TORCHRUN, World, connected, exit_without_launcher
 from fastft.machine.exits import EXIT_REQUEUE, PeerLost
@@ -157,7 +158,7 @@ def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, t
     """A damaged sample: the process that reads it prints the error, the other one does not exit with 75."""
     beton = Beton.open(tiny["data.train"])
     data = bytearray(beton.path.read_bytes())
-    order = epoch_order(48, 0, 0)
+    order = np.argsort(epoch_words(0, 0, 48), kind="stable")
     bad = int(order[8 * 2 + 6])  # third step, second process's half of the batch
     end = int(beton.pointers[bad] + beton.sizes[bad])
     data[end - int(beton.sizes[bad]) // 2 : end] = bytes(int(beton.sizes[bad]) // 2)
