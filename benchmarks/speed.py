@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.dataset import ORIGINAL, RESIZED
+from fastft.bench.page.bars import describe_ratio
 from fastft.machine.bench_result import Case, Contender, Measure, Result, Setting, Spread, ratio, read_result, spread
-from fastft.report.bench_bars import describe_ratio
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 

@@ -27,6 +27,8 @@ from fastft.bench.circumstances import Watch, commit, describe_machine
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY, RESIZED, Workspace, find_images
 from fastft.bench.harness import Options
 from fastft.bench.measure import Plan, all_plans, parse_peers, run_plan
+from fastft.bench.page.compare import write_bench_page
+from fastft.bench.page.one import describe_missing
 from fastft.jobs.decided import load_decided
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
@@ -46,8 +48,6 @@ from fastft.machine.bench_result import (
     write_result,
 )  # fmt: skip
 from fastft.machine.usable_gpu import refuse_unusable_gpu
-from fastft.report.bench_page import describe_missing
-from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
 
 IMAGES, ROUNDS = 700, 5

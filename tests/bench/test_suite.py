@@ -16,7 +16,7 @@ from fastft.bench.suite import extended, new_result, planned
 from fastft.cli import main
 from fastft.machine.bench_result import Images, Machine, Result, read_result, spread
 from fastft.report.page import figure
-from tests.report import made_up
+from tests.bench import made_up
 
 
 @pytest.fixture

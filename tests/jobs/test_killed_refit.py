@@ -19,7 +19,9 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "the first run has ended": lambda run: (run / "result.json").exists(),
     "the refit's recipe is final": lambda run: (run / "refit/recipe.yaml").exists(),
     "the refit has its head": lambda run: (run / "refit/probe.safetensors").exists(),
-    "the refit's first checkpoint is being written, or has been": lambda run: any((run / "refit/checkpoints").glob("*step-*")),
+    "the refit's first checkpoint is being written, or has been": lambda run: any(
+        (run / "refit/checkpoints").glob("*step-*")
+    ),
     "the refit has trained some steps": lambda run: len(losses(run / "refit")) >= 7,
 }
 

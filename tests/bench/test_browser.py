@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fastft.report.bench_report import write_bench_page
+from fastft.bench.page.compare import write_bench_page
+from tests.bench.made_up import GPU, result
 from tests.report.browsing import OVERLAPS, opened, rows_of
-from tests.report.made_up import GPU, result
 
 pytestmark = pytest.mark.slow  # starts a browser
 WIDTHS = (1280, 800, 390)

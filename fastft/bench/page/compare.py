@@ -2,27 +2,32 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 from markupsafe import Markup
 
+from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
-from fastft.report.bench_bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
-from fastft.report.bench_page import (
+from fastft.bench.page.bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
+from fastft.bench.page.one import (
     AXES,
     COUNTS,
     describe_gpus,
     describe_version,
     line_axis,
     machine_facts,
+    render_bench,
     spread_series,
 )  # fmt: skip
-from fastft.report.bench_sentences import USUAL, WHOLE, WHOLE_ALONE, amount, listed, multiple
-from fastft.report.bench_verdicts import Paired, Verdict, verdicts
+from fastft.bench.page.sentences import USUAL, amount, is_whole, listed, multiple
+from fastft.bench.page.verdicts import Paired, Verdict, verdicts
+from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
 from fastft.report.page import render_page
 
+NUMBERS = ("rounds", "ratio", "low", "high", "p_value", "rounds_needed", "below")  # of a verdict
 FILE_STYLES = 6  # colours in style.css; files also have letters
 MOST_FILES = len(ascii_uppercase)
 # if these facts differ, it is not fastft alone that was compared
@@ -149,6 +154,40 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
+def write_bench_page(results: Sequence[Result], path: Path, threshold: float | None = None) -> Comparison | None:
+    """Write the page completely or not at all, and return the comparison if there are several results.
+
+    Raises UserError if several results have no measure in common.
+    """
+    comparison = compare(results, threshold) if len(results) > 1 else None
+    write_text(path, render_comparison(comparison) if comparison else render_bench(results[0]))
+    return comparison
+
+
+def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison as `fastft report --json` prints it. docs/bench-schema.md describes the keys."""
+    figures = [
+        {
+            "key": change.shared.measure.key, "title": change.shared.title, "unit": change.shared.measure.unit,
+            "better": change.shared.measure.better,
+            "setting": change.shared.measure.setting | change.shared.found[0][2].setting,
+            "medians": [None if cell is None else cell.median for cell in change.cells],
+            "verdict": verdict.outcome if (verdict := change.verdict) else None,
+            **({name: getattr(verdict, name) for name in NUMBERS} if verdict else dict.fromkeys(NUMBERS)),
+        }
+        for change in comparison.changes
+    ]  # fmt: skip
+    counts = {outcome.replace(" ", "_"): comparison.count(outcome) for outcome in ("better", "worse", "cannot tell")}
+    missing = [f"{s.measure.key}, {s.setting}".rstrip(", ") for s in comparison.missing]
+    return {
+        **counts,
+        "below": len(comparison.below),
+        "missing": missing,
+        "remarks": comparison.remarks,
+        "figures": figures,
+    }
+
+
 # what the files have in common -----------------------------------------------------------------------------------------
 
 
@@ -193,7 +232,7 @@ def _identity(measure: Measure, case: Case) -> object:
 
 def sentences(comparison: Comparison) -> Iterator[Markup]:
     """State images per second on one core, the ratio to timm, and how many results are better or worse."""
-    whole = next((s for s in comparison.shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
+    whole = next((s for s in comparison.shared if is_whole(s.measure) and len(s.own()) > 1), None)
     if whole is not None:
         words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))
         rates = [Markup("{} on {}").format(amount(value), file.letter) for file, value in whole.own()]
