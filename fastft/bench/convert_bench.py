@@ -34,7 +34,7 @@ PLANS = (
             "convert.speed", "Conversion", WALL_RATE, WALL, ABOUT, arms=ARMS,
             rows=[Row("convert, sizes kept", "FFCV DatasetWriter", {"size": "kept"})],
         ),
-        Figure("convert.core", "Conversion", CPU_RATE, CPU, ABOUT, arms=ARMS),
+        Figure("convert.core", "Conversion, CPU time", CPU_RATE, CPU, ABOUT, arms=ARMS),
     ], speed),
 )  # fmt: skip
 

@@ -330,7 +330,9 @@ def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
         if points:
             series.append(spread_series(f"{OURS} on {file.letter}", file.style, points))
     measure = found[0][1]
-    return Chart(measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs)
+    return Chart(
+        measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True
+    )
 
 
 def compared_facts(files: Sequence[File]) -> list[tuple[str, list[str], bool]]:

@@ -86,9 +86,8 @@ class Section:
     """One chapter: bars, line charts, stacked bars or cores."""
 
     title: str
-    lead: str = ""
     measures: Sequence[MeasureView] = ()
-    charts: Sequence[Markup] = ()
+    charts: Sequence[tuple[str, Markup]] = ()  # title, chart
     cores: Sequence[CoresView] = ()
     notes: Sequence[str] = ()
 
@@ -247,7 +246,7 @@ def between(values: Sequence[float]) -> str:
 
 def section(chapter: str, result: Result, measures: Sequence[Measure], needs: Sequence[Demand]) -> Section:
     if chapter == LINES:
-        return Section(chapter, RANGES, charts=line_charts(result))
+        return Section(chapter, charts=line_charts(result), notes=[RANGES])
     if chapter == CORES:
         return Section(chapter, cores=cores_views(result, needs), notes=CORES_NOTES)
     if chapter == SPLIT:
@@ -308,7 +307,7 @@ def line_axis(measure: Measure) -> str | None:
     return None
 
 
-def line_charts(result: Result) -> list[Markup]:
+def line_charts(result: Result) -> list[tuple[str, Markup]]:
     """Draw a chart for each measure over threads or sizes, and for each combination of its other settings."""
     styles, charts = contender_styles(result), []
     for measure in result.measures:
@@ -318,7 +317,8 @@ def line_charts(result: Result) -> list[Markup]:
         for case in measure.cases:
             rest = describe_setting({k: v for k, v in case.setting.items() if k != axis})
             groups.setdefault(rest, []).append(case)
-        charts += [render_chart(line_chart(measure, axis, rest, cases, styles)) for rest, cases in groups.items()]
+        drawn = [line_chart(measure, axis, rest, cases, styles) for rest, cases in groups.items()]
+        charts += [(chart.title, render_chart(chart)) for chart in drawn]
     return charts
 
 
@@ -333,7 +333,7 @@ def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], st
     if axis == "threads" and measure.better == "higher" and OURS in points:
         series.append(perfect_scaling(OURS, "accent", points[OURS][0], xs))
     title = ", ".join(filter(None, (measure.title, rest)))
-    return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs)
+    return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True)
 
 
 def spread_series(name: str, style: str, points: Sequence[tuple[float, Spread]]) -> Series:
