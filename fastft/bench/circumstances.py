@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +21,16 @@ from fastft.machine.facts import GIB, cpu_name, memory_bytes, package_version
 
 LIBRARIES = (
     "torch", "ffcv", "numba", "numpy", "timm", "torchvision", "pillow", "simplejpeg", "opencv-python", "nvidia-dali-cuda120",
-    "nvidia-dali-cuda130", "webdataset", "litdata", "spdl",
+    "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "torchcodec", "datago", "webdataset", "litdata", "spdl",
 )  # fmt: skip
 # flags in /proc/cpuinfo by which decoders, resizing and matrix products choose their code
 INSTRUCTION_SETS = (
     "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "sve", "sve2",
 )  # fmt: skip
+
+
+VIRTUAL_DISKS = ("vd", "xvd")  # these say that they rotate, whatever is below
 
 
 def describe_machine() -> Machine:
@@ -46,6 +50,7 @@ def describe_machine() -> Machine:
         processor=processor,
         packages=dict(sorted({d.name: d.version for d in importlib.metadata.distributions() if d.name}.items())),
         codecs=_codecs(),
+        disk=describe_disk(Path(tempfile.gettempdir())),
     )
 
 
@@ -54,6 +59,21 @@ def _codecs() -> dict[str, str]:
 
     found = features.version("libjpeg_turbo")
     return {"Pillow's libjpeg-turbo": found} if found else {}
+
+
+def describe_disk(folder: Path) -> str | None:
+    """Return file system, device and kind, such as "ext4 on nvme0n1, solid state". Memory and network have no device."""
+    mounts = [m for m in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(m.mountpoint)]
+    system = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else None
+    number = folder.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    disk = next((d for d in (device, device.parent) if (d / "queue" / "rotational").is_file()), None)
+    if disk is None:
+        return system
+    rotates = _read(f"{disk}/queue/rotational").strip() == "1"
+    kind = "virtual" if disk.name.startswith(VIRTUAL_DISKS) else "rotating" if rotates else "solid state"
+    model = " ".join(_read(f"{disk}/device/model").split())
+    return f"{system} on {', '.join(filter(None, (disk.name, model, kind)))}"
 
 
 def describe_processor() -> Processor:

@@ -4,6 +4,8 @@ A contender is a file in `contenders/` with its `ENTRIES`, each built as the lib
 fastft's own entries are in the file of the benchmark, and those of its loader in ours.py.
 """
 
+import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -22,6 +24,7 @@ READ, ENTROPY, PIXELS, RESIZE, OPS, FINISH, HAND_OVER = PARTS = (  # of the time
     "read", "entropy decoding", "inverse DCT and colour", "resize", "ops", "normalise and erase", "hand-over",
 )  # fmt: skip
 DECODED = PIXELS  # a peer's stage, which is divided into ENTROPY and PIXELS
+ATTEMPTS = 10  # to draw a crop that fits
 BETON, FOLDER, SHARDS = "beton", "folder", "shards"  # what an entry reads
 
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
@@ -86,6 +89,18 @@ def entries(module: str) -> Sequence[Entry]:
 
 def find_entry(module: str, name: str, work: str) -> Entry:
     return next(entry for entry in entries(module) if entry.name == name and work in entry.work)
+
+
+def random_box(height: int, width: int) -> tuple[int, int, int, int]:
+    """Draw a random resized crop as torchvision does. Returns y, x, h, w."""
+    for _ in range(ATTEMPTS):
+        area = height * width * random.uniform(*SCALE)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return random.randint(0, height - h), random.randint(0, width - w), h, w
+    h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def decoding(decoder: Callable[[], Callable[[bytes], Any]]) -> Callable[[Task], Pass]:

@@ -3,7 +3,6 @@
 With torchvision's it forms the fastest tier of decoders inside DataLoaders in arXiv 2605.08731.
 """
 
-import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -23,10 +22,8 @@ from fastft.bench.task import (
     FINISH,
     MEMORY,
     OPS,
-    RATIO,
     RECIPE,
     RESIZE,
-    SCALE,
     WHOLE,
     Entry,
     Pass,
@@ -34,11 +31,11 @@ from fastft.bench.task import (
     Task,
     decoding,
     in_memory,
+    random_box,
 )  # fmt: skip
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OPENCV = "OpenCV's area or cubic resize"
-ATTEMPTS = 10  # attempts to draw a crop that fits, as in torchvision
 
 
 class Folder:
@@ -87,7 +84,8 @@ class Transform:
         """Crop, resize and flip."""
         import cv2
 
-        y, x, h, w = self._box(*pixels.shape[:2])
+        box = centre_square if self.work == EVALUATION else random_box
+        y, x, h, w = box(*pixels.shape[:2])
         method = cv2.INTER_AREA if h * w > self.size * self.size else cv2.INTER_CUBIC
         image = cv2.resize(pixels[y : y + h, x : x + w], (self.size, self.size), interpolation=method)
         flips = self.work != EVALUATION and random.random() < 0.5
@@ -107,19 +105,10 @@ class Transform:
         normalised = torch.from_numpy(image * self.scale + self.shift).permute(2, 0, 1).contiguous()
         return normalised if self.erase is None else self.erase(normalised)
 
-    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return y, x, h, w for the centre square, or for torchvision's random resized crop."""
-        if self.work == EVALUATION:
-            side = min(height, width)
-            return (height - side) // 2, (width - side) // 2, side, side
-        for _ in range(ATTEMPTS):
-            area = height * width * random.uniform(*SCALE)
-            ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return random.randint(0, height - h), random.randint(0, width - w), h, w
-        h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
-        return (height - h) // 2, (width - w) // 2, h, w
+
+def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def make(task: Task) -> Pass:

@@ -165,6 +165,7 @@ def machine_facts(result: Result) -> dict[str, str]:
         "instruction sets": ", ".join(m.instruction_sets),
         "cores": str(m.cores),
         "memory": f"{m.memory_gib:g} GiB",
+        "disk": m.disk or "",
         "GPU": describe_gpus(result),
         "driver": m.driver or "",
         "system": ", ".join(filter(None, (m.system, m.kernel))),
