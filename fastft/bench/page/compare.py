@@ -25,10 +25,10 @@ from fastft.bench.page.sentences import USUAL, amount, is_whole, listed, multipl
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
+from fastft.report.compare import colour, facts
 from fastft.report.page import render_page
 
 NUMBERS = ("rounds", "ratio", "low", "high", "p_value", "rounds_needed", "below")  # of a verdict
-FILE_STYLES = 6  # colours in style.css; files also have letters
 MOST_FILES = len(ascii_uppercase)
 # if these facts differ, it is not fastft alone that was compared
 SAME_FACTS = {
@@ -47,8 +47,12 @@ class File:
     result: Result
 
     @property
+    def mark(self) -> Markup:
+        return Markup('<span class="file {}">{}</span>').format(self.style, self.letter)
+
+    @property
     def style(self) -> str:
-        return f"file-{1 + (self.number - 1) % FILE_STYLES}"
+        return colour(self.number - 1)
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,13 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What besides fastft differs between the first and the last file, and what the last one lacks, in sentences."""
         first, last = self.files[0].result, self.files[-1].result
-        facts = {name: (texts[0], texts[-1]) for name, texts, _ in compared_facts(self.files)}
-        changed = [name for name in SAME_FACTS if name in facts and len(set(facts[name])) > 1]
-        said = [f"another {SAME_FACTS[name]}: {facts[name][0]} and {facts[name][1]}" for name in changed]
-        if "images" not in changed and len({first.images.sha256, last.images.sha256} - {None}) > 1:
+        changed = [fact for fact in facts([machine_facts(first), machine_facts(last)]) if fact.differs]
+        changed = [fact for fact in changed if fact.name in SAME_FACTS]
+        said = [f"another {SAME_FACTS[f.name]}: {f.values[0]} and {f.values[1]}" for f in changed]
+        if (
+            "images" not in [fact.name for fact in changed]
+            and len({first.images.sha256, last.images.sha256} - {None}) > 1
+        ):
             said.append("other images: their checksums differ")
         said += [f"{result.date}: files were changed since the commit" for result in (first, last) if result.changed]
         return said + [f"missing in the last file: {_named(s.title, s.setting)}" for s in self.missing]
@@ -149,7 +156,8 @@ def render_comparison(comparison: Comparison) -> str:
         changes=comparison.changes,
         charts=[chart for s in line_measures(files) if (chart := render_chart(line_chart(*s)))],
         figures=[bars_of(s) for s in shared if line_axis(s.measure) is None],
-        facts=compared_facts(files),
+        marks=[file.mark for file in files],
+        facts=facts([machine_facts(file.result) for file in files]),
         commands=[(file, list(dict.fromkeys(s.command for s in file.result.sessions))) for file in files],
     )
 
@@ -333,11 +341,3 @@ def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
     return Chart(
         measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True
     )
-
-
-def compared_facts(files: Sequence[File]) -> list[tuple[str, list[str], bool]]:
-    """Return the rows in the machine table: name, text by file, and whether they differ."""
-    facts = [machine_facts(file.result) for file in files]
-    names = dict.fromkeys(name for of_file in facts for name in of_file)
-    rows = [(name, [of_file.get(name, "–") for of_file in facts]) for name in names]
-    return [(name, texts, len(set(texts)) > 1) for name, texts in rows]
