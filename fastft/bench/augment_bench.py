@@ -23,19 +23,7 @@ from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import Contender, Options
 from fastft.bench.jpegs import JpegSet
 from fastft.bench.loader_bench import loader_task
-from fastft.bench.measure import (
-    CPU,
-    CPU_RATE,
-    LOADER,
-    ON_GPU,
-    SPLIT,
-    Figure,
-    Plan,
-    Variant,
-    enter,
-    entered,
-    peer_module,
-)
+from fastft.bench.measure import CPU, CPU_RATE, LOADER, ON_GPU, SPLIT, Figure, Plan, Variant, enter, entered
 from fastft.bench.ours import training_loader
 from fastft.bench.task import (
     AUGMENT,
@@ -55,6 +43,7 @@ from fastft.bench.task import (
     Pass,
     Task,
     entries,
+    peer_module,
 )  # fmt: skip
 from fastft.bench.ways import entered as entry_and_task
 from fastft.data.decode import CPU as CPU_CLOCK

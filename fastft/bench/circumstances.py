@@ -16,13 +16,12 @@ import psutil
 import torch
 
 from beton_tools.base.cgroup import usable_cpus
+from fastft.bench import PEERS
+from fastft.bench.task import entries, peer_module
 from fastft.machine.bench_result import Machine, Processor, Session
 from fastft.machine.facts import GIB, cpu_name, memory_bytes, package_version
 
-LIBRARIES = (
-    "torch", "ffcv", "numba", "numpy", "timm", "torchvision", "pillow", "simplejpeg", "opencv-python", "nvidia-dali-cuda120",
-    "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "torchcodec", "datago", "webdataset", "litdata", "spdl",
-)  # fmt: skip
+LIBRARIES = ("torch", "numba", "numpy", "nvidia-dali-cuda130")  # besides those of the contenders
 # flags in /proc/cpuinfo by which decoders, resizing and matrix products choose their code
 INSTRUCTION_SETS = (
     "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
@@ -43,7 +42,7 @@ def describe_machine() -> Machine:
         kernel=platform.release(),
         system=_system(),
         python=platform.python_version(),
-        libraries={name: version for name in LIBRARIES if (version := package_version(name))},
+        libraries={name: version for name in library_names() if (version := package_version(name))},
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         gpus=torch.cuda.device_count(),
         driver=_driver(),
@@ -52,6 +51,12 @@ def describe_machine() -> Machine:
         codecs=_codecs(),
         disk=describe_disk(Path(tempfile.gettempdir())),
     )
+
+
+def library_names() -> list[str]:
+    """Return the packages that results depend on: LIBRARIES and each contender's, once each."""
+    peers = (entry.package for name in PEERS for entry in entries(peer_module(name)))
+    return list(dict.fromkeys([*LIBRARIES, *peers]))
 
 
 def _codecs() -> dict[str, str]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from fastft.bench.contenders.ffcv import DECODER, NORMALISED, OPERATIONS, STOCK
 from fastft.bench.harness import Contender, Options
 from fastft.bench.loader_bench import common, loader_task
-from fastft.bench.measure import CPU, CPU_RATE, LOADER, Figure, Plan, Row, Variant, enter, enter_as, peer_module
+from fastft.bench.measure import CPU, CPU_RATE, LOADER, Figure, Plan, Row, Variant, enter, enter_as
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
-from fastft.bench.task import CROP, RECIPE, Entry, Task
+from fastft.bench.task import CROP, RECIPE, Entry, Task, peer_module
 from fastft.machine.bench_result import OURS
 
 UINT8 = "crop and flip, uint8"

@@ -28,10 +28,9 @@ from fastft.bench.measure import (
     enter,
     enter_as,
     entered,
-    peer_module,
 )  # fmt: skip
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
-from fastft.bench.task import CROP, EVALUATION, RECIPE, Task
+from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, peer_module
 from fastft.bench.ways import cold, first, opening, warm
 from fastft.machine.bench_result import OURS, Setting
 from fastft.recipe.constants import IMAGENET_TRAIN_SIZE

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES, PEERS
 from fastft.bench.harness import Contender, Options, Rounds, Trial, alternate, alternate_fresh, case
-from fastft.bench.task import Entry, Task, entries
+from fastft.bench.task import Entry, Task, entries, peer_module
 from fastft.bench.ways import warm
 from fastft.machine import bench_result
 
@@ -170,10 +170,6 @@ def enter(module: str, entry: Entry, task: Task, way: Way = warm, **more: Any) -
     """Return the contender. more: options for the entry's `make`, in addition to its own."""
     given = {"module": module, "name": entry.name, "task": task.as_dict(), "options": {**entry.options, **more}}
     return Contender(entry.name, way, given, entry.work[task.work], entry.package or None, entry.limit)
-
-
-def peer_module(name: str) -> str:
-    return f"fastft.bench.contenders.{name}"
 
 
 def entered(

@@ -79,6 +79,10 @@ class Entry:
     limit: bool = False
 
 
+def peer_module(name: str) -> str:
+    return f"fastft.bench.contenders.{name}"
+
+
 def entries(module: str) -> Sequence[Entry]:
     """Return the entries in a module. For FILE.py:FUNCTION it is the user's own loader."""
     if ":" in module:

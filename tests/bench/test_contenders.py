@@ -17,8 +17,8 @@ from fastft.bench.augment_bench import entropy_share
 from fastft.bench.contenders.spdl import random_crop
 from fastft.bench.dataset import RESIZED, Images, Workspace
 from fastft.bench.harness import Options
-from fastft.bench.measure import LOADER, PEERS, entered, peer_module, run_plan
-from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, entries
+from fastft.bench.measure import LOADER, PEERS, entered, run_plan
+from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, entries, peer_module
 from fastft.bench.ways import PeakMemory, between, build, first, warm
 from tests.written import write_crops
 
