@@ -5,7 +5,6 @@ medians over paired rounds, with the lowest and the highest round.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,15 +12,24 @@ import msgspec
 from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
-from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.machine.bench_result import Case, Contender, Measure, Result, Setting, Spread, ratio, read_result, spread
-from fastft.report.bench_bars import describe_ratio
+from fastft.bench.measure import figures
+from fastft.bench.page.bars import describe_ratio
+from fastft.machine.bench_result import (
+    OURS,
+    Case,
+    Contender,
+    Measure,
+    Result,
+    Setting,
+    Spread,
+    ratio,
+    read_result,
+    spread,
+)
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 
 RESULTS = Path(__file__).parent / "results"
-SMALL: Setting = {"files": RESIZED}
-ORIGINALS: Setting = {"files": ORIGINAL}
 
 
 @cache
@@ -49,47 +57,14 @@ def ranged(contender: Contender) -> str:
 # tables ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line in the summary: what it measures, and where it is in a result."""
-
-    what: str
-    key: str
-    peer: str
-    setting: Setting
-
-
-ROWS = (
-    Row("loader, whole recipe, 500 px files", "loader.recipe.core", "timm", {}),
-    Row("loader, whole recipe, original files", "loader.recipe-originals.core", "timm", {}),
-    Row("the same", "loader.recipe-originals.core", "torchvision v2", {}),
-    Row("the same", "loader.recipe-originals.core", "simplejpeg + OpenCV", {}),
-    Row("the same", "loader.recipe-originals.core", "DALI CPU", {}),
-    Row("loader, crop and flip, 500 px files", "loader.crop.core", "stock FFCV", {}),
-    Row("the same", "loader.crop.core", "SPDL", {}),
-    Row("FFCV's Loader, fastft's decoder", "ffcv.loader", "stock FFCV", {"work": "crop and flip, uint8"}),
-    Row("loader, evaluation", "loader.eval", "timm", {}),
-    Row("loader, files not in the page cache", "loader.cold", "stock FFCV", {}),
-    Row("time to the first batch", "loader.first", "timm", {}),
-    Row("peak memory, batch 256", "loader.memory", "timm", {}),
-    Row("opening a file as long as ImageNet", "loader.open", "stock FFCV", {"files": 1}),
-    Row("decoding a random crop, 500 px files", "decode.crop", "libjpeg-turbo's minimum", SMALL),
-    Row("decoding a random crop, original files", "decode.crop", "libjpeg-turbo's minimum", ORIGINALS),
-    Row("convert, sizes kept", "convert.speed", "FFCV DatasetWriter", {"size": "kept"}),
-    Row("training step, B/16, fp32, CPU", "step.train", "timm", {"dtype": "fp32"}),
-    Row("training step, B/16, bf16, CPU", "step.train", "timm", {"dtype": "bf16"}),
-    Row("the same, lower half frozen", "step.frozen", "timm", {"dtype": "bf16"}),
-    Row("training, file to updated weights, CPU", "e2e.train", "timm", {}),
-)
-
-
 def summary() -> str:
-    """Make a line per measure and peer."""
+    """Make a line per measure and peer, as the figures declare them."""
     result = published()[0]
     rows = []
-    for row in ROWS:
-        found = find(result, row.key, row.setting)
-        ours, peer = (found[1].contender(name) if found else None for name in ("fastft", row.peer))
+    declared = sorted(figures().values(), key=lambda f: f.headline != 1)
+    for key, row in ((f.key, row) for f in declared for row in f.rows):
+        found = find(result, key, dict(row.setting))
+        ours, peer = (found[1].contender(name) if found else None for name in (OURS, row.peer))
         if found is None or ours is None or peer is None:
             continue
         measure, case = found
@@ -101,32 +76,23 @@ def summary() -> str:
     return markdown(["", "fastft", "other", "fastft is better by"], rows)
 
 
-# what, measure, peer, rounds in independent.json
-HEADLINES = (
-    ("whole recipe from 500 px files", "loader.recipe.core", "timm", "recipe_500"),
-    ("whole recipe from original files", "loader.recipe-originals.core", "timm", "recipe_originals"),
-    ("500 px files", "loader.recipe.core", "DALI CPU", "recipe_500"),
-    ("original files", "loader.recipe-originals.core", "DALI CPU", "recipe_originals"),
-    ("crop and flip from 500 px files", "loader.crop.core", "stock FFCV", "crop_500"),
-)
-
-
 def processors() -> str:
     """Tabulate the main ratios on every processor that has a result, and those that others measured."""
+    columns = [(f.key, *column) for f in figures().values() for column in f.processors]
     rows = []
     for result in published():
         cells = []
-        for _, key, peer, _ in HEADLINES:
+        for key, _, peer, _ in columns:
             found = find(result, key, {})
             other = found[1].contender(peer) if found else None
             better = ratio(*found, other) if found and other else None
             cells.append("" if better is None else times(better))
         rows.append([f"{processor(result)}, {result.date}", *cells])
     theirs = msgspec.json.decode((RESULTS / "independent.json").read_bytes())
-    cells = [times(_paired(theirs[rounds], peer)) for *_, peer, rounds in HEADLINES]
+    cells = [times(_paired(theirs[rounds], peer)) for *_, peer, rounds in columns]
     rows.append([f"{theirs['cpu'].partition(',')[0]} (AVX-512), {theirs['date']}, measured independently *", *cells])
-    head = ["images per CPU second, fastft over", *(f"{peer}, {what}" for what, _, peer, _ in HEADLINES)]
-    count = len(theirs[HEADLINES[0][3]]["fastft"])
+    head = ["images per CPU second, fastft over", *(f"{peer}, {what}" for _, what, peer, _ in columns)]
+    count = len(theirs[columns[0][3]]["fastft"])
     return (
         f"{markdown(head, rows)}\n\n\\* {theirs['cpu']}. {count} alternating rounds at commit `{theirs['commit']}` on "
         f"{theirs['images']}. In brackets: the lowest and the highest round. {theirs['load'].capitalize()}."
@@ -160,9 +126,15 @@ def order() -> str:
 
 
 def processor(result: Result) -> str:
+    """Name the processor, with the numbers of its model if they are known, because virtual machines hide its name."""
     machine = result.machine
     wide = [name for name in ("avx512bw", "avx2", "asimd") if name in machine.instruction_sets]
-    return f"{machine.cpu} ({', '.join(wide[:1])})" if wide else machine.cpu
+    numbers = [
+        f"{name} {value}"
+        for name in ("family", "model")
+        if machine.processor and (value := getattr(machine.processor, name))
+    ]
+    return ", ".join([machine.cpu, *numbers]) + (f" ({wide[0]})" if wide else "")
 
 
 def machines() -> str:
@@ -190,13 +162,6 @@ def machines() -> str:
 # the picture ----------------------------------------------------------------------------------------------------------
 
 
-BARS = (  # title, key, setting, contenders
-    (
-        "Whole recipe, original ImageNet files", "loader.recipe-originals.core",
-        ("fastft", "simplejpeg + OpenCV", "torchvision v2", "timm", "DALI CPU"),
-    ),
-    ("Crop and flip, 500 px files", "loader.crop.core", ("fastft", "stock FFCV", "torchvision v2", "timm", "SPDL")),
-)  # fmt: skip
 LEFT, WIDTH, BAR, ROW, RIGHT = 144, 330, 15, 21, 64  # pixels
 
 
@@ -204,9 +169,9 @@ def picture(theme: str) -> str:
     """Draw the loaders' images per CPU second, with the range over the rounds."""
     result = published()[0]
     drawn = []
-    for title, key, names in BARS:
+    for key, (title, names) in ((f.key, f.drawn) for f in figures().values() if f.drawn):
         found = find(result, key, {})
-        contenders = [c for name in names if found and (c := found[1].contender(name))]
+        contenders = [c for name in (OURS, *names) if found and (c := found[1].contender(name))]
         drawn.append((title, sorted(contenders, key=lambda c: -spread(c).median)))
     fastest = max(spread(c).high for _, contenders in drawn for c in contenders)
     parts = [svg_text(0, 15, "Data loaders, images per second of one CPU core", "start")]

@@ -11,9 +11,9 @@ import msgspec
 from mkdocs.structure.files import File
 
 from beton_tools.base.errors import UserError
+from fastft.bench.page.compare import compare, render_comparison
+from fastft.bench.page.one import render_bench
 from fastft.machine.bench_result import Result, read_result
-from fastft.report.bench_compare import compare, render_comparison
-from fastft.report.bench_page import render_bench
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 

@@ -16,7 +16,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import build_parser, main
 from fastft.machine.bench_result import write_result
 from fastft.model.head_file import Head, write_head
-from tests.report import made_up
+from tests.bench import made_up
 from tests.test_docs import BLOCKS
 
 # beginnings of lines that are not run -> why

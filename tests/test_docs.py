@@ -24,7 +24,7 @@ from fastft.recipe import load_recipe
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.yaml_file import read_yaml
 from fastft.run.metrics_lines import Start, read_lines
-from tests.report import made_up
+from tests.bench import made_up
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

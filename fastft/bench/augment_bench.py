@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from beton_tools.base.jit import njit
-from beton_tools.jpeg import find_region, open_decoders
-from beton_tools.jpeg.markers import OK, scan_header
+from beton_tools.jpeg import find_region, open_decoders, turbo
+from beton_tools.jpeg.markers import OK, parse, scan_header
 from fastft.augment.cpu import CpuAugment, Finish, augment_image
 from fastft.augment.draw import draw_plan
 from fastft.augment.erase import UINT8
@@ -19,110 +19,94 @@ from fastft.augment.ops import IDENTITY
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.bench.child import Arm, workers_seconds
-from fastft.bench.contenders import dali as dali_loader
-from fastft.bench.contenders import ours as our_loader
-from fastft.bench.contenders.jpegs import JpegSet
-from fastft.bench.contenders.measuring import found
-from fastft.bench.contenders.stages import (
-    DECODE,
+from fastft.bench.dataset import ORIGINAL, RESIZED
+from fastft.bench.harness import Contender, Options
+from fastft.bench.jpegs import JpegSet
+from fastft.bench.loader_bench import loader_task
+from fastft.bench.measure import CPU, CPU_RATE, LOADER, ON_GPU, SPLIT, Figure, Plan, Variant, enter, entered
+from fastft.bench.ours import training_loader
+from fastft.bench.task import (
+    AUGMENT,
+    DECODED,
     ENTROPY,
+    ERASE,
     FINISH,
     HAND_OVER,
+    MEMORY,
     OPS,
     PARTS,
     PIXELS,
     READ,
+    RECIPE,
     RESIZE,
-    STAGES,
-    entropy_share,
+    Entry,
+    Pass,
+    Task,
+    entries,
+    peer_module,
 )  # fmt: skip
-from fastft.bench.contenders.task import AUGMENT, ERASE, RECIPE, Task
-from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.bench.harness import Contender, Findings, Make, Options, Planned, alternate, case, per_cpu_second, reported
-from fastft.bench.loader_bench import task
-from fastft.data.decode import CPU, now
-from fastft.machine.bench_result import OURS, Measure, Setting
+from fastft.bench.ways import entered as entry_and_task
+from fastft.data.decode import CPU as CPU_CLOCK
+from fastft.data.decode import now
+from fastft.machine.bench_result import Setting
 from fastft.machine.gpus import find_gpu
 
-SIZE, DALI_BATCH = 224, 64
+SIZE, BATCH = 224, 64
 GPU_HEIGHT, GPU_WIDTH = 375, 500  # the median ImageNet image, decoded beforehand
 GPU_BATCH, GPU_REPEATS = 256, 20
 GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
+PASSES = 2  # of decoding, to find the share of entropy decoding. The fastest one counts
+QUARTER = 4  # decoding at a quarter of the size reads every coefficient, but computes only a sixteenth of the pixels
 
 
-def recipe(options: Options) -> Findings:
+def recipe(options: Options) -> Iterator[Variant]:
     """Run the recipe on one core, from bytes in memory to normalised tensors."""
-    cases = []
     for files in (RESIZED, ORIGINAL):
-        given = {"folder": str(options.workspace.jpegs(files))}
-        batch = 4 if options.quick else min(DALI_BATCH, options.images)
-        groups = {
-            OURS: [Contender(OURS, our_recipe, {"path": str(options.workspace.beton(files))}, package="fastft")],
-            "dali": [Contender("DALI CPU", dali, {**given, "batch": batch}, (dali_loader.OTHER,), dali_loader.PACKAGE)],
-        }
-        groups |= peers(staged, given)
-        rounds = alternate(options.wanted(groups), options.rounds, threads=1)
-        cases.append(case(rounds, "recipe", per_cpu_second, {"files": files}))
-    yield Measure(
-        key="augment.recipe", bench="augment", title="Whole recipe, bytes to tensor, one core", unit="images per CPU second",
-        about="JPEG bytes in memory: decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
-        cases=cases, setting={"size": SIZE, "images": options.images, "rounds": options.rounds},
-    )  # fmt: skip
+        given = {"beton": str(options.workspace.beton(files)), "folder": str(options.workspace.jpegs(files))}
+        task = Task(MEMORY, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
+        common = {"size": SIZE, "images": options.images}
+        yield Variant(entered(options, task, ours=__name__), {"files": files}, common)
 
 
-def split(options: Options) -> Findings:
+def split(options: Options) -> Iterator[Variant]:
     """Measure where one image's time goes in a loader with one thread, from the file to the consumer."""
-    cases = []
     for files in (RESIZED, ORIGINAL):
-        given = {"task": task(options, RECIPE, files, repeat=1).as_dict()}
-        groups = {OURS: [Contender(OURS, our_split, given, package="fastft")], **peers(peer_split, given)}
-        rounds = alternate(options.wanted(groups), min(options.rounds, 3), threads=1)
-        cases.append(case(rounds, "split", reported("total"), {"files": files}, keep=PARTS))
-    yield Measure(
-        key="augment.split", bench="augment", title="Time of one image, by part", unit="CPU microseconds", better="lower",
+        task = loader_task(options, RECIPE, files, repeat=1)
+        peers = [(module, entry) for module in map(peer_module, options.peers) for entry in entries(module)]
+        staged = [enter(module, entry, task, peer_split) for module, entry in peers if entry.stages]
+        ours = [enter(LOADER, entry, task, our_split) for entry in entries(LOADER)]
+        yield Variant(ours + staged, {"files": files}, {"size": SIZE, "images": options.images})
+
+
+def gpu(options: Options) -> Iterator[Variant]:
+    """Run every policy, and the copy of a batch to the GPU."""
+    common: Setting = {"batch": GPU_BATCH, "size": SIZE, "dtype": "float16", "gpu": torch.cuda.get_device_name()}
+    yield Variant([Contender("fastft", gpu_augment, {}, package="fastft")], {}, common, options.threads)
+
+
+PLANS = (
+    Plan("augment.recipe", 240, [Figure(
+        "augment.recipe", "Whole recipe, bytes to tensor, one core", CPU_RATE, CPU, headline=2,
+        about="JPEG bytes in memory: decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
+    )], recipe),
+    Plan("augment.split", 150, [Figure(
+        "augment.split", "Time of one image, by part", "CPU microseconds", "total", better="lower", keep=PARTS, chapter=SPLIT,
         about="CPU time per image of a whole loader with one thread. Entropy decoding is the share of libjpeg-turbo's time that "
         "decoding at a quarter of the size takes. Hand-over is the rest: drawing, order, and passing batches on.",
-        cases=cases, setting={"size": SIZE, "images": options.images, "rounds": min(options.rounds, 3)},
-    )  # fmt: skip
-
-
-def peers(make: Make, arguments: dict[str, Any]) -> dict[str, list[Contender]]:
-    """Return a contender for every library whose transform has stages."""
-    rows = {file: found(file, name) for file, (name, _) in STAGES.items()}
-    return {
-        file: [Contender(row.name, make, {**arguments, "file": file}, row.work[RECIPE], row.package)]
-        for file, row in rows.items()
-    }
-
-
-def gpu(options: Options) -> Findings:
-    """Measure milliseconds per batch by policy, and for the batch's copy to the GPU."""
-    rounds = alternate(
-        [Contender("fastft", gpu_augment, {}, package="fastft")], options.rounds, threads=options.threads
-    )
-    setting: Setting = {"batch": GPU_BATCH, "size": SIZE, "dtype": "float16", "gpu": torch.cuda.get_device_name()}
-    yield Measure(
-        key="augment.gpu", bench="augment", title="Augmentation on the GPU", unit="ms per batch", better="lower",
-        about=f"Kernels alone, images of {GPU_HEIGHT} x {GPU_WIDTH} px decoded beforehand. gb: the least that must be read and "
-        "written. bandwidth_share: that traffic as a share of the memory bandwidth in the data sheet.",
-        cases=[
-            case(rounds, policy, lambda t: 1e3 * t["wall"] / GPU_REPEATS, {"augment": policy}, ("gb", "bandwidth_share"))
-            for policy in GPU_POLICIES
-        ],
-        setting=setting,
-    )  # fmt: skip
-    yield Measure(
-        key="augment.copy", bench="augment", title="Copy of a batch to the GPU", unit="ms per batch", better="lower",
-        about="The crops of a batch from pinned memory.", setting=setting,
-        cases=[case(rounds, "copy", lambda t: 1e3 * t["wall"] / GPU_REPEATS, {}, ("gb",))],
-    )  # fmt: skip
-
-
-MEASURES = (
-    Planned("augment.recipe", recipe, 240),
-    Planned("augment.split", split, 150),
-    Planned("augment.gpu", gpu, 60, needs_gpu=True),
-)
+    )], split, most_rounds=3),
+    Plan("augment.gpu", 60, [
+        Figure(
+            "augment.gpu", "Augmentation on the GPU", "ms per batch", "ms", better="lower", chapter=ON_GPU,
+            about=f"Kernels alone, images of {GPU_HEIGHT} x {GPU_WIDTH} px decoded beforehand. gb: the least that must be read "
+            "and written. bandwidth_share: that traffic as a share of the memory bandwidth in the data sheet.",
+            keep=("gb", "bandwidth_share"), arms={policy: {"augment": policy} for policy in GPU_POLICIES},
+        ),
+        Figure(
+            "augment.copy", "Copy of a batch to the GPU", "ms per batch", "ms", better="lower", chapter=ON_GPU,
+            about="The crops of a batch from pinned memory.", keep=("gb",), arms={"copy": {}},
+        ),
+    ], gpu, needs_gpu=True),
+)  # fmt: skip
 
 # in the contender's process: the recipe -------------------------------------------------------------------------------
 
@@ -178,61 +162,35 @@ def decode_and_augment(
         pixels = decode_scratch[at:]
         for way in range(len(ways)):
             plan, finish, out = ways[way]
-            begun = now(CPU, timespec)
+            begun = now(CPU_CLOCK, timespec)
             target = out[k % len(out)]
             failures += augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
-            spent[way] += now(CPU, timespec) - begun
+            spent[way] += now(CPU_CLOCK, timespec) - begun
     return failures
 
 
-def our_recipe(path: str) -> dict[str, Arm]:
-    ours, epochs = OurRecipe(path), itertools.count()
+def our_recipe(task: Task) -> Pass:
+    ours, epochs = OurRecipe(task.files["beton"]), itertools.count()
 
-    def run() -> int:
+    def one_pass() -> Iterator[int]:
         ours(ours.plan(next(epochs)))
-        return len(ours.jpegs)
+        yield len(ours.jpegs)
 
-    return {"recipe": run}
-
-
-def staged(folder: str, file: str) -> dict[str, Arm]:
-    """Apply a peer's transform to each image, from its bytes."""
-    torch.set_num_threads(1)
-    stages = STAGES[file][1](SIZE)
-    files = [path.read_bytes() for path in sorted(Path(folder).glob("*/*"))]
-
-    def run() -> int:
-        for value in files:
-            for _, stage in stages:
-                value = stage(value)
-        return len(files)
-
-    return {"recipe": run}
+    return one_pass
 
 
-def dali(folder: str, batch: int) -> dict[str, Arm]:
-    paths = [str(p) for p in sorted(Path(folder).glob("*/*"))]
-    pipeline = dali_loader.build(paths, Task(RECIPE, {"folder": folder}, SIZE, batch, 1), prefetch=False)
-    batches = len(paths) // batch
-
-    def run() -> int:
-        for _ in range(batches):
-            pipeline.run()
-        return batches * batch
-
-    return {"recipe": run}
-
+ENTRIES = (Entry("fastft", "fastft", our_recipe, {MEMORY: ()}),)
 
 # in the contender's process: the split ------------------------------------------------------------------------------
 
 
-def our_split(task: dict[str, Any]) -> dict[str, Arm]:
+def our_split(**given: Any) -> dict[str, Arm]:
     """Split the time with the loader's own clocks for reading, decoding and augmentation.
 
     Their parts are measured by leaving work out of the same kernels.
     """
-    asked = Task(**task)
-    loader, ours, epochs = our_loader.training_loader(asked), OurRecipe(asked.files["beton"]), itertools.count()
+    _, asked = entry_and_task(**given)
+    loader, ours, epochs = training_loader(asked), OurRecipe(asked.files["beton"]), itertools.count()
     jpegs = ours.jpegs
     entropy = entropy_share([jpegs.data[jpegs.ends[k] : jpegs.ends[k + 1]].tobytes() for k in range(len(jpegs))])
 
@@ -244,18 +202,43 @@ def our_split(task: dict[str, Any]) -> dict[str, Arm]:
         total = time.process_time() - began
         spent, parts = loader.pop_timings(), _augment_parts(ours, epoch)
         scale = spent["augment"] / sum(parts.values())
-        seconds = {READ: spent["read"], DECODE: spent["decode"], **{part: scale * s for part, s in parts.items()}}
+        seconds = {READ: spent["read"], DECODED: spent["decode"], **{part: scale * s for part, s in parts.items()}}
         return as_split(seconds, total, count, entropy)
 
-    return {"split": run}
+    return {"pass": run}
+
+
+def peer_split(**given: Any) -> dict[str, Arm]:
+    """Measure CPU time for a transform's stages, and for the same library's loader as a whole."""
+    torch.set_num_threads(1)
+    entry, asked = entry_and_task(**given)
+    assert entry.stages is not None
+    stages, one_pass, paths = entry.stages(asked.size), entry.make(asked), asked.paths
+    entropy = entropy_share([path.read_bytes() for path in paths])
+
+    def run() -> dict[str, float]:
+        own, workers = time.process_time(), workers_seconds()
+        count = sum(one_pass())
+        total = time.process_time() - own + workers_seconds() - workers
+        seconds = dict.fromkeys((READ, *(part for part, _ in stages)), 0.0)
+        for path in paths:
+            value: Any = path
+            for part, stage in ((READ, Path.read_bytes), *stages):
+                began = time.process_time()
+                value = stage(value)
+                seconds[part] += time.process_time() - began
+        per_pass = {part: s * count / len(paths) for part, s in seconds.items()}
+        return as_split(per_pass, total, count, entropy)
+
+    return {"pass": run}
 
 
 def as_split(seconds: Mapping[str, float], total: float, count: int, entropy: float) -> dict[str, float]:
     """Return microseconds per image by part.
 
-    seconds: by part, where DECODE includes entropy decoding. The remainder of `total` is hand-over.
+    seconds: by part, where DECODED includes entropy decoding. The remainder of `total` is hand-over.
     """
-    decode = seconds[DECODE]
+    decode = seconds[DECODED]
     parts = {**seconds, ENTROPY: entropy * decode, PIXELS: (1 - entropy) * decode}
     parts[HAND_OVER] = max(total - sum(seconds.values()), 0.0)
     microseconds = {part: 1e6 * parts[part] / count for part in PARTS}
@@ -275,32 +258,24 @@ def _augment_parts(ours: OurRecipe, epoch: int) -> dict[str, float]:
     return {RESIZE: resize, OPS: max(whole - no_ops, 0.0), FINISH: max(no_ops - resize, 0.0)}
 
 
-def peer_split(task: dict[str, Any], file: str) -> dict[str, Arm]:
-    """Measure CPU time for a transform's stages, and for the same library's loader as a whole."""
-    torch.set_num_threads(1)
-    asked = Task(**task)
-    name, make_stages = STAGES[file]
-    stages, one_pass = make_stages(SIZE), found(file, name).make(asked)
-    paths = sorted(Path(asked.files["folder"]).glob("*/*"))
-    entropy = entropy_share([path.read_bytes() for path in paths])
+def entropy_share(files: Sequence[bytes]) -> float:
+    """Estimate the share of libjpeg-turbo's decoding time that entropy decoding takes for these JPEGs.
 
-    def run() -> dict[str, float]:
-        own, workers = time.process_time(), workers_seconds()
-        count = sum(one_pass())
-        total = time.process_time() - own + workers_seconds() - workers
-        seconds = dict.fromkeys((READ, *(part for part, _ in stages)), 0.0)
-        for path in paths:
-            began = time.process_time()
-            value: Any = path.read_bytes()
-            for part, stage in ((READ, None), *stages):
-                value = value if stage is None else stage(value)
-                ended = time.process_time()
-                seconds[part] += ended - began
-                began = ended
-        per_pass = {part: s * count / len(paths) for part, s in seconds.items()}
-        return as_split(per_pass, total, count, entropy)
-
-    return {"split": run}
+    It is about the share that decoding at QUARTER takes.
+    """
+    handle = int(open_decoders(1)[0])
+    sources = [np.frombuffer(file, np.uint8) for file in files]
+    sizes = [(head.height, head.width) for head in map(parse, sources)]
+    pixels = np.empty(3 * max(height * width for height, width in sizes), np.uint8)
+    fastest: dict[int, float] = {}
+    for scale in PASSES * (QUARTER, 1):
+        began = time.process_time()
+        for source, (height, width) in zip(sources, sizes, strict=True):
+            shape = -(-height // scale), -(-width // scale)
+            if turbo.decompress(handle, source.ctypes.data, source.size, pixels.ctypes.data, *shape) != OK:
+                raise RuntimeError("an image could not be decoded, so the share would mean nothing")
+        fastest[scale] = min(fastest.get(scale, np.inf), time.process_time() - began)
+    return float(min(1.0, fastest[QUARTER] / fastest[1]))
 
 
 # in the contender's process: the GPU ---------------------------------------------------------------------------------
@@ -342,7 +317,7 @@ def timed_bytes(arm: Arm, num_bytes: int) -> Arm:
         began = time.perf_counter()
         count = arm()
         wall = time.perf_counter() - began
-        figures: dict[str, Any] = {"count": count, "wall": wall, "gb": num_bytes / 1e9}
+        figures: dict[str, Any] = {"count": count, "wall": wall, "ms": 1e3 * wall / GPU_REPEATS, "gb": num_bytes / 1e9}
         if card is not None:
             figures["bandwidth_share"] = GPU_REPEATS * num_bytes / wall / card.bandwidth
         return figures

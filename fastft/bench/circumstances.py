@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +16,20 @@ import psutil
 import torch
 
 from beton_tools.base.cgroup import usable_cpus
+from fastft.bench import PEERS
+from fastft.bench.task import entries, peer_module
 from fastft.machine.bench_result import Machine, Processor, Session
 from fastft.machine.facts import GIB, cpu_name, memory_bytes, package_version
 
-LIBRARIES = (
-    "torch", "ffcv", "numba", "numpy", "timm", "torchvision", "pillow", "simplejpeg", "opencv-python", "nvidia-dali-cuda120",
-    "nvidia-dali-cuda130", "webdataset", "litdata", "spdl",
-)  # fmt: skip
+LIBRARIES = ("torch", "numba", "numpy", "nvidia-dali-cuda130")  # besides those of the contenders
 # flags in /proc/cpuinfo by which decoders, resizing and matrix products choose their code
 INSTRUCTION_SETS = (
     "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "sve", "sve2",
 )  # fmt: skip
+
+
+VIRTUAL_DISKS = ("vd", "xvd")  # these say that they rotate, whatever is below
 
 
 def describe_machine() -> Machine:
@@ -39,14 +42,21 @@ def describe_machine() -> Machine:
         kernel=platform.release(),
         system=_system(),
         python=platform.python_version(),
-        libraries={name: version for name in LIBRARIES if (version := package_version(name))},
+        libraries={name: version for name in library_names() if (version := package_version(name))},
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         gpus=torch.cuda.device_count(),
         driver=_driver(),
         processor=processor,
         packages=dict(sorted({d.name: d.version for d in importlib.metadata.distributions() if d.name}.items())),
         codecs=_codecs(),
+        disk=describe_disk(Path(tempfile.gettempdir())),
     )
+
+
+def library_names() -> list[str]:
+    """Return the packages that results depend on: LIBRARIES and each contender's, once each."""
+    peers = (entry.package for name in PEERS for entry in entries(peer_module(name)))
+    return list(dict.fromkeys([*LIBRARIES, *peers]))
 
 
 def _codecs() -> dict[str, str]:
@@ -54,6 +64,21 @@ def _codecs() -> dict[str, str]:
 
     found = features.version("libjpeg_turbo")
     return {"Pillow's libjpeg-turbo": found} if found else {}
+
+
+def describe_disk(folder: Path) -> str | None:
+    """Return file system, device and kind, such as "ext4 on nvme0n1, solid state". Memory and network have no device."""
+    mounts = [m for m in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(m.mountpoint)]
+    system = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else None
+    number = folder.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    disk = next((d for d in (device, device.parent) if (d / "queue" / "rotational").is_file()), None)
+    if disk is None:
+        return system
+    rotates = _read(f"{disk}/queue/rotational").strip() == "1"
+    kind = "virtual" if disk.name.startswith(VIRTUAL_DISKS) else "rotating" if rotates else "solid state"
+    model = " ".join(_read(f"{disk}/device/model").split())
+    return f"{system} on {', '.join(filter(None, (disk.name, model, kind)))}"
 
 
 def describe_processor() -> Processor:

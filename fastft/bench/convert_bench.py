@@ -1,119 +1,73 @@
 """Conversion speed compared with FFCV's own writer, which decodes and re-encodes every image."""
 
-import os
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastft.bench.child import Arm
-from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY
-from fastft.bench.harness import (
-    Contender,
-    Figure,
-    Findings,
-    Options,
-    Planned,
-    alternate,
-    case,
-    per_cpu_second,
-    per_second,
-)  # fmt: skip
-from fastft.machine.bench_result import Measure
+from fastft.bench.dataset import MAX_SIDE, ORIGINAL
+from fastft.bench.harness import Options
+from fastft.bench.measure import CPU, CPU_RATE, WALL, WALL_RATE, Figure, Plan, Row, Variant, entered
+from fastft.bench.task import CONVERT, Entry, Task
+from fastft.bench.ways import build
 
 SIDES: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
 REPEAT = 2  # passes over the images, so that a round is long compared with its start
 
 
-def speed(options: Options) -> Findings:
-    """Measure wall time on all cores, and CPU time including all worker processes, in the same rounds."""
-    options.workspace.beton(ORIGINAL)  # writes the class folders
-    arguments: dict[str, Any] = {
-        "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
-        "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
-    }  # fmt: skip
-    modes = {"fastft": (True, ()), "fastft, re-encoding": (False, ("decodes and encodes every image",))}
-    encodes = ("decodes and encodes every image", "writes no crop index")
-    contenders = options.wanted({
-        "fastft": [Contender(n, ours, {**arguments, "lossless": keep}, d, "fastft") for n, (keep, d) in modes.items()],
-        "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments, encodes, "ffcv")],
-    })  # fmt: skip
-    rounds = alternate(contenders, options.rounds, threads=options.threads)
-    figures: dict[str, tuple[str, Figure]] = {
-        "convert.speed": ("images/s", per_second), "convert.core": ("images per CPU second", per_cpu_second)
-    }  # fmt: skip
-    for key, (unit, figure) in figures.items():
-        yield Measure(
-            key=key, bench="convert", title="Conversion", unit=unit,
-            about="Original JPEGs in class folders to a .beton, by image size.",
-            cases=[case(rounds, size, figure, {"size": size}) for size in SIDES],
-            setting={
-                "images": options.images * arguments["repeat"], "workers": options.threads, "rounds": options.rounds
-            },
-        )  # fmt: skip
+def speed(options: Options) -> Iterator[Variant]:
+    """Convert on all cores. CPU time includes all worker processes."""
+    folder = options.workspace.beton(ORIGINAL).parent  # writes the class folders too
+    files = {"folder": str(folder / "originals"), "scratch": str(folder)}
+    task = Task(CONVERT, files, 0, 0, options.threads, 1 if options.quick else REPEAT)
+    common = {"images": options.images * task.repeat, "workers": options.threads}
+    yield Variant(entered(options, task, by_side, ours=__name__), {}, common, options.threads)
 
 
-MEASURES = (Planned("convert.speed", speed, 200),)
+ABOUT = "Original JPEGs in class folders to a .beton, by image size."
+ARMS = {side: {"size": side} for side in SIDES}
+PLANS = (
+    Plan("convert.speed", 200, [
+        Figure(
+            "convert.speed", "Conversion", WALL_RATE, WALL, ABOUT, arms=ARMS,
+            rows=[Row("convert, sizes kept", "FFCV DatasetWriter", {"size": "kept"})],
+        ),
+        Figure("convert.core", "Conversion, CPU time", CPU_RATE, CPU, ABOUT, arms=ARMS),
+    ], speed),
+)  # fmt: skip
 
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
-def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict[str, Arm]:
+def by_side(**given: Any) -> dict[str, Arm]:
+    """Return an arm for each limit of the images' size."""
+    convert = build(**given)
+    return {name: partial(convert, side) for name, side in SIDES.items()}
+
+
+def ours(task: Task, lossless: bool) -> Callable[[int | None], int]:
     import numpy as np
 
     from beton_tools.base.names import Names
     from beton_tools.sources import open_source
     from beton_tools.write.writer import WriteOptions, write_beton
 
-    one = open_source(root)
-    source = replace(one, names=Names.of(list(one.names) * repeat), labels=np.tile(one.labels, repeat))
+    one = open_source(task.files["folder"])
+    names, labels = Names.of(list(one.names) * task.repeat), np.tile(one.labels, task.repeat)
+    source, path = replace(one, names=names, labels=labels), Path(task.files["scratch"]) / f"ours-{lossless}.beton"
 
-    def arm(side: int | None) -> Arm:
-        settings = WriteOptions(max_resolution=side, workers=workers, lossless=lossless)
+    def run(side: int | None) -> int:
+        write_beton(path, source, WriteOptions(max_resolution=side, workers=task.threads, lossless=lossless))
+        for left in path.parent.glob(f"{path.name}*"):
+            left.unlink()
+        return len(source.labels)
 
-        def run() -> int:
-            path = Path(f"{out}-{os.getpid()}.beton")
-            write_beton(path, source, settings)
-            for left in path.parent.glob(f"{path.name}*"):
-                left.unlink()
-            return len(source.labels)
-
-        return run
-
-    return {name: arm(side) for name, side in SIDES.items()}
+    return run
 
 
-class Folder:
-    """An indexable data set of (Pillow image, label), which FFCV's documentation passes to its writer."""
-
-    def __init__(self, root: Path, repeat: int) -> None:
-        self.paths = sorted(root.glob("*/*")) * repeat
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        return Image.open(self.paths[i]).convert("RGB"), 0
-
-
-def ffcv(root: str, out: str, workers: int, repeat: int) -> dict[str, Arm]:
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    dataset = Folder(Path(root), repeat)
-
-    def arm(side: int | None) -> Arm:
-        def run() -> int:
-            path = Path(f"{out}-ffcv.beton")
-            image = RGBImageField("jpg", max_resolution=side, jpeg_quality=QUALITY)
-            with Path(os.devnull).open("w") as quiet, redirect_stderr(quiet):  # hides its progress bar
-                writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=workers)
-                writer.from_indexed_dataset(dataset)
-            path.unlink()
-            return len(dataset)
-
-        return run
-
-    return {name: arm(side) for name, side in SIDES.items()}
+ENTRIES = (
+    Entry("fastft", "fastft", ours, {CONVERT: ()}, {"lossless": True}),
+    Entry("fastft, re-encoding", "fastft", ours, {CONVERT: ("decodes and encodes every image",)}, {"lossless": False}),
+)

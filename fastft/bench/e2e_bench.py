@@ -6,6 +6,7 @@ every parameter, so the patch embedding is trained here too. Anything else that 
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -17,11 +18,14 @@ from rich.console import Console
 from fastft.bench.child import Arm
 from fastft.bench.contenders.timm import batches
 from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
-from fastft.bench.harness import Contender, Findings, Options, Planned, Trial, alternate, case
+from fastft.bench.harness import Options, Rounds
+from fastft.bench.measure import TRAINING, WALL, WALL_RATE, Figure, Plan, Row, Variant, entered
 from fastft.bench.step_bench import device, step_flops, timm_train_step
+from fastft.bench.task import TRAIN, Entry, Task
+from fastft.bench.ways import build
 from fastft.cost.bottleneck import LOADER_PARTS, diagnose
 from fastft.jobs.run import run_recipe
-from fastft.machine.bench_result import Measure, Setting
+from fastft.machine.bench_result import MFU, Setting
 from fastft.machine.gpus import data_sheet_flops
 from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
@@ -33,40 +37,28 @@ CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 
 
-def training(options: Options) -> Findings:
+def training(options: Options) -> Iterator[Variant]:
     options = _for_an_epoch(options)
     beton = options.workspace.beton(RESIZED)
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
-    given = {"sections": sections}
-    theirs = {**given, "folder": str(options.workspace.jpegs(RESIZED)), "threads": options.threads}
-    contenders = {
-        "fastft": [Contender("fastft", train_recipe, given, package="fastft")],
-        "timm": [Contender("timm", train_timm, theirs, (), "timm")],
-    }  # fmt: skip
-    rounds = alternate(options.wanted(contenders), options.rounds, options.threads)
+    model, optim = recipe.model, recipe.optim
+    files = {"folder": str(options.workspace.jpegs(RESIZED))}
+    task = Task(TRAIN, files, model.image_size, optim.batch_size, options.threads)
     default = "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
     setting: Setting = {
-        "model": options.recipe.name if options.recipe else default, "size": recipe.model.image_size,
-        "batch": recipe.optim.batch_size, "threads": options.threads, "images": options.images,
+        "model": options.recipe.name if options.recipe else default, "size": model.image_size, "batch": optim.batch_size,
+        "threads": options.threads, "images": options.images,
     }  # fmt: skip
-    yield Measure(
-        key="e2e.train", bench="e2e", title="Training, file to updated weights", unit="images/s",
-        about="One epoch with the trainer. It is too short for an evaluation or a checkpoint, so neither is included. Each of "
-        "fastft's rounds lists its seconds by part. waiting: share of the time that the step waited for data. mfu, on a "
-        "GPU: share of its peak.",
-        cases=[case(rounds, "pass", training_rate, {}, keep=("waiting", "mfu", *STEP_PARTS, *LOADER_PARTS))],
-        setting={**setting, "rounds": options.rounds},
-    )  # fmt: skip
-    trials = rounds.trials["fastft"]["pass"]
+    yield Variant(entered(options, task, build, __name__, sections=sections), {}, setting, options.threads)
+
+
+def describe_bottleneck(rounds: Sequence[Rounds]) -> Iterator[str]:
+    trials = rounds[0].trials["fastft"]["pass"]
     timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
     if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
         head = "End to end on this machine, without evaluation and checkpoint"
         yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
-
-
-def training_rate(trial: Trial) -> float:
-    return trial["count"] / trial.get("training", trial["wall"])
 
 
 def _for_an_epoch(options: Options) -> Options:
@@ -113,12 +105,20 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
 
 
-MEASURES = (Planned("e2e.train", training, 240),)
+PLANS = (
+    Plan("e2e.train", 240, [Figure(
+        "e2e.train", "Training, file to updated weights", WALL_RATE, WALL, chapter=TRAINING,
+        about="One epoch with the trainer. It is too short for an evaluation or a checkpoint, so neither is included. Each of "
+        "fastft's rounds lists its seconds by part. waiting: share of the time that the step waited for data. mfu, on a GPU: "
+        "share of its peak.",
+        keep=("waiting", MFU, *STEP_PARTS, *LOADER_PARTS), rows=[Row("training, file to updated weights, CPU", "timm")],
+    )], training, notes=describe_bottleneck),
+)  # fmt: skip
 
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
-def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
+def train_recipe(task: Task, sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """Return an arm that trains one epoch with the trainer, in a temporary run directory.
 
     The epoch includes evaluation and checkpoint.
@@ -141,7 +141,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
         seconds = {part: s for part, s in seconds.items() if s}
         training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
         count = steps * recipe.optim.batch_size
-        figures = {"count": count, "training": training, "waiting": seconds.get("wait", 0.0) / training}
+        figures = {"count": count, "wall": training, "waiting": seconds.get("wait", 0.0) / training}
         if peak:
             figures["mfu"] = count / training * flops / peak
         return figures | seconds
@@ -149,7 +149,10 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     return {"pass": run}
 
 
-def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -> dict[str, Arm]:
+ENTRIES = (Entry("fastft", "fastft", train_recipe, {TRAIN: ()}),)
+
+
+def train_timm(task: Task, sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """Train the same model on the same images with timm's loader and the step from its train.py."""
     recipe = recipe_from_dict("e2e", sections)
     precision = choose_precision(recipe.train.amp, device())
@@ -157,7 +160,7 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
     arch = load_open_clip_arch(recipe.model.arch).at(recipe.model.image_size)
     step = timm_train_step(arch, dtype)
     policy, erase = recipe.augment.policy, recipe.augment.erase_prob
-    loader = batches(folder, recipe.model.image_size, recipe.optim.batch_size, threads, policy=policy, erase=erase)
+    loader = batches(task.files["folder"], task.size, task.batch, task.threads, policy=policy, erase=erase)
 
     def run() -> int:
         count = 0

@@ -1,43 +1,45 @@
 """fastft's decoder and augmentation as operations in stock FFCV's Loader, compared with FFCV's own operations."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from fastft.bench.contenders import ffcv, ours
-from fastft.bench.contenders.registry import contender
-from fastft.bench.contenders.task import CROP, RECIPE, Loader, Task
-from fastft.bench.dataset import RESIZED
-from fastft.bench.harness import Contender, Findings, Options, Planned, alternate, case, per_cpu_second
-from fastft.bench.loader_bench import PER_CPU_SECOND, setting, task
-from fastft.machine.bench_result import OURS, Measure
+from fastft.bench.contenders.ffcv import DECODER, NORMALISED, OPERATIONS, STOCK
+from fastft.bench.harness import Contender, Options
+from fastft.bench.loader_bench import common, loader_task
+from fastft.bench.measure import CPU, CPU_RATE, LOADER, Figure, Plan, Row, Variant, enter, enter_as
+from fastft.bench.ours import ENTRIES as OUR_ENTRIES
+from fastft.bench.task import CROP, RECIPE, Entry, Task, peer_module
+from fastft.machine.bench_result import OURS
 
-STOCK, NORMALISED, DECODER, OPERATIONS = ffcv.LOADERS
-
-
-def loader(options: Options) -> Findings:
-    cases = []
-    asked = task(options, CROP)
-    for title, work, chosen in (
-        ("crop and flip, uint8", CROP, (DECODER, STOCK)),
-        ("crop, flip, normalise", CROP, (OPERATIONS, NORMALISED)),
-        ("whole recipe", RECIPE, (OPERATIONS, ours.LOADERS[0])),
-    ):  # fmt: skip
-        found = [_contender(one, replace(asked, work=work)) for one in chosen]
-        rounds = alternate(found, options.rounds, 1)
-        cases.append(case(rounds, "pass", per_cpu_second, {"work": title}))
-    yield Measure(
-        key="ffcv.loader", bench="ffcv", title="FFCV's Loader with fastft's operations", unit=PER_CPU_SECOND,
-        about="FFCV's Loader with fastft's operations and with FFCV's own, one worker.", cases=cases,
-        setting=setting(asked, RESIZED, options),
-    )  # fmt: skip
+UINT8 = "crop and flip, uint8"
 
 
-def _contender(one: Loader, asked: Task) -> Contender:
-    """Return the row. fastft's operations in FFCV's Loader get the name for which ratios are taken."""
-    file = "ours" if one is ours.LOADERS[0] else "ffcv"
-    made = contender(file, one, asked)
-    if one in (DECODER, OPERATIONS):
-        return replace(made, name=OURS, differences=("its operations in FFCV's Loader", *made.differences))
-    return replace(made, name="fastft's own loader") if file == "ours" else made
+def loader(options: Options) -> Iterator[Variant]:
+    task = loader_task(options, CROP)
+    for title, work, ours, other in (
+        (UINT8, CROP, DECODER, STOCK),
+        ("crop, flip, normalise", CROP, OPERATIONS, NORMALISED),
+        ("whole recipe", RECIPE, OPERATIONS, OUR_ENTRIES[0]),
+    ):
+        asked = replace(task, work=work)
+        yield Variant([in_ffcv(ours, asked), beside(other, asked)], {"work": title}, common(task, options))
 
 
-MEASURES = (Planned("ffcv.loader", loader, 60),)
+def in_ffcv(entry: Entry, task: Task) -> Contender:
+    """Return fastft's operations in FFCV's Loader under the name for which ratios are taken."""
+    return enter_as(enter(peer_module("ffcv"), entry, task), OURS, "its operations in FFCV's Loader")
+
+
+def beside(entry: Entry, task: Task) -> Contender:
+    ours = entry is OUR_ENTRIES[0]
+    made = enter(LOADER if ours else peer_module("ffcv"), entry, task)
+    return enter_as(made, "fastft's own loader") if ours else made
+
+
+PLANS = (
+    Plan("ffcv.loader", 60, [Figure(
+        "ffcv.loader", "FFCV's Loader with fastft's operations", CPU_RATE, CPU,
+        about="FFCV's Loader with fastft's operations and with FFCV's own, one worker.",
+        rows=[Row("FFCV's Loader, fastft's decoder", "stock FFCV", {"work": UINT8})],
+    )], loader),
+)  # fmt: skip

@@ -14,24 +14,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from beton_tools.base.errors import UserError
+from fastft.bench import PEERS
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Workspace
 from fastft.machine import bench_result
-from fastft.machine.bench_result import OURS, Case, Measure, Round, Setting
+from fastft.machine.bench_result import Case, Round, Setting
 from fastft.machine.facts import package_version
 from fastft.recipe import Recipe
-from fastft.recipe.constants import PEERS
 
 Trial = dict[str, Any]  # wall and CPU seconds, number of images, and an arm's own figures
 Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
-Findings = Iterator[Measure | str]  # measures and notes, in the order they come
 GRACE_SECONDS = 10
 TRIAL_SECONDS = 1800  # time limit for a round
 SHOWN_LINES = 12  # lines shown from a failed contender's stderr
@@ -57,19 +56,6 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A measure that `fastft bench` knows by its key. `run` may yield several measures, whose keys begin with it.
-
-    seconds: how long it takes with the default number of images and rounds, on 2 cores of an AMD EPYC (Zen 4).
-    """
-
-    key: str
-    run: "Callable[[Options], Findings]"
-    seconds: float
-    needs_gpu: bool = False
-
-
-@dataclass(frozen=True)
 class Options:
     """Options for all benchmarks. `quick` runs every path once, with meaningless results."""
 
@@ -84,21 +70,6 @@ class Options:
     @property
     def images(self) -> int:
         return len(self.workspace.images.paths)
-
-    def wanted(self, contenders: dict[str, list[Contender]]) -> list[Contender]:
-        """Return fastft's contenders, and those whose library is in `peers`."""
-        return [c for who, group in contenders.items() if who == OURS or who in self.peers for c in group]
-
-
-def parse_peers(text: str) -> tuple[str, ...]:
-    """Parse peer names from "ffcv,timm", "all" or "none"."""
-    if text in ("all", "none"):
-        return PEERS if text == "all" else ()
-    names: Sequence[str] = text.split(",")
-    unknown = [name for name in names if name not in PEERS]
-    if unknown:
-        raise UserError(f"there is no peer {unknown[0]!r}. Choose from {', '.join(PEERS)}, all or none")
-    return tuple(names)
 
 
 @dataclass
@@ -259,22 +230,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-# figures of a round, and cases -----------------------------------------------------------------------------------------
-
-
-def per_second(trial: Trial) -> float:
-    """Images per second of wall time."""
-    return trial["count"] / trial["wall"]
-
-
-def per_cpu_second(trial: Trial) -> float:
-    """Images per second of CPU time in all threads and workers: one core's throughput, independent of other load."""
-    return trial["count"] / trial["cpu"]
-
-
-def reported(key: str) -> Figure:
-    """Return one of the arm's own figures."""
-    return lambda trial: trial[key]
+# cases ----------------------------------------------------------------------------------------------------------------
 
 
 def case(
@@ -283,25 +239,29 @@ def case(
     figure: Figure,
     setting: Setting,
     keep: Sequence[str] = (),
-    only: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Case:
     """Return one arm's rounds as they are stored.
 
-    keep: the arm's own figures to store with each round. only: the contenders to include.
+    figure: the value of a round. keep: the arm's own figures to store with each round. names: the contenders to include,
+    and their names in the result; by default all.
     """
-    names = [name for name in rounds.contenders if only is None or name in only]
-    stored = [c for name in names if (c := _stored(rounds, name, arm, figure, keep)) is not None]
+    shown = names or {name: name for name in rounds.contenders}
+    stored = [c for name, as_ in shown.items() if (c := _stored(rounds, name, as_, arm, figure, keep)) is not None]
     measured = {c.name for c in stored if c.rounds}
-    order = [drawn for turn in rounds.order if (drawn := [name for name in turn if name in measured])]
+    turns = [[shown[name] for name in turn if name in shown] for turn in rounds.order]
+    order = [drawn for turn in turns if (drawn := [name for name in turn if name in measured])]
     return Case(setting=setting, contenders=stored, order=order)
 
 
-def _stored(rounds: Rounds, name: str, arm: str, figure: Figure, keep: Sequence[str]) -> bench_result.Contender | None:
-    contender, trials = rounds.contenders[name], rounds.trials.get(name, {}).get(arm)
-    if trials is None and name not in rounds.skipped:
+def _stored(
+    rounds: Rounds, name: str, as_: str, arm: str, figure: Figure, keep: Sequence[str]
+) -> bench_result.Contender | None:
+    contender, trials = rounds.contenders.get(name), rounds.trials.get(name, {}).get(arm)
+    if contender is None or (trials is None and name not in rounds.skipped):
         return None
     return bench_result.Contender(
-        name=name,
+        name=as_,
         rounds=[_round(trial, figure, keep) for trial in trials or ()],
         version=package_version(contender.package) if contender.package else None,
         differences=list(contender.differences),

@@ -1,267 +1,261 @@
 """Loaders on the same JPEGs: throughput by threads, sizes and files, evaluation, cold files, start, memory, opening."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import psutil
 import torch
 
-from fastft.bench.contenders import cold, ffcv, limited, opening, ours
-from fastft.bench.contenders.measuring import first
-from fastft.bench.contenders.registry import contenders
-from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Loader, Task
+from fastft.bench import limited
+from fastft.bench.contenders import ffcv
 from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.bench.harness import (
-    Contender,
-    Findings,
-    Options,
-    Planned,
-    alternate,
-    alternate_fresh,
-    case,
-    per_cpu_second,
-    per_second,
-    reported,
+from fastft.bench.harness import Options
+from fastft.bench.measure import (
+    CPU,
+    CPU_RATE,
+    LOADER,
+    ON_GPU,
+    START,
+    WALL,
+    WALL_RATE,
+    Figure,
+    Plan,
+    Row,
+    Variant,
+    Way,
+    enter,
+    enter_as,
+    entered,
 )  # fmt: skip
-from fastft.machine.bench_result import OURS, Case, Measure, Setting
+from fastft.bench.ours import ENTRIES as OUR_ENTRIES
+from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, peer_module
+from fastft.bench.ways import cold, first, opening, warm
+from fastft.machine.bench_result import OURS, Setting
 from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 
 SIZE, SIZES, BATCH, MEMORY_BATCH = 224, (128, 224, 384), 64, 256
 ORDER_BYTES, ORDER_MEMORY, ORDER_BLOCK_MIB, ORDER_BATCH = 300_000_000, 100_000_000, 16, 16
 REPEAT = 2  # passes over the images in a round
 MANY_SAMPLES, MANY_FILES = 20_000_000, 64
-WORDS = {
-    RECIPE: (
-        "whole recipe",
-        "Decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
-    ),
-    CROP: ("crop and flip", "Decode, random resized crop, flip, normalise."),
-    EVALUATION: ("evaluation", "Decode, resize, centre crop, normalise."),
+ABOUT = {
+    RECIPE: "Decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
+    CROP: "Decode, random resized crop, flip, normalise.",
+    EVALUATION: "Decode, resize, centre crop, normalise.",
 }
-PER_CPU_SECOND = "images per CPU second"
 
 
-def task(options: Options, work: str, files: str = RESIZED, **changes: Any) -> Task:
+def loader_task(options: Options, work: str, files: str = RESIZED, **changes: Any) -> Task:
     batch = 4 if options.quick else min(BATCH, options.images)
-    threads = changes.get("threads", 1)
-    given = options.workspace.files(files, threads)
-    made = Task(work, given, SIZE, batch, threads, 1 if options.quick else REPEAT)
+    given = options.workspace.files(files, changes.get("threads", 1))
+    made = Task(work, given, SIZE, batch, threads=1, repeat=1 if options.quick else REPEAT)
     return replace(made, **changes)
 
 
-def setting(of: Task, files: str, options: Options) -> dict[str, Any]:
-    return {
-        "files": files,
-        "size": of.size,
-        "batch": of.batch,
-        "images": of.repeat * options.images,
-        "rounds": options.rounds,
-    }
+def common(task: Task, options: Options, files: str = RESIZED) -> Setting:
+    return {"files": files, "size": task.size, "batch": task.batch, "images": task.repeat * options.images}
 
 
-def thread_counts(threads: int) -> list[int]:
-    """Return 1, 2, 4, ... and all."""
-    return sorted({1, threads, *(1 << k for k in range(threads.bit_length()) if 1 << k < threads)})
+Threads = Callable[[Options], Iterable[int]]
 
 
-def throughput(options: Options, work: str, files: str, key: str, counts: Sequence[int]) -> Findings:
-    """Measure wall throughput for each number of threads, and in the one-thread rounds throughput per CPU second."""
-    title, about = WORDS[work]
-    cases: list[Case] = []
-    for threads in counts:
-        asked = task(options, work, files, threads=threads)
-        rounds = alternate(contenders(options, asked), options.rounds, threads)
-        given = setting(asked, files, options)
-        if threads == 1:
-            core = [case(rounds, "pass", per_cpu_second, {})]
-            yield Measure(
-                key=f"{key}.core", bench="loader", title=f"Loader, {title}, one thread", unit=PER_CPU_SECOND, about=about,
-                cases=core, setting=given,
-            )  # fmt: skip
-        cases.append(case(rounds, "pass", per_second, {"threads": threads}))
-    yield Measure(
-        key=key, bench="loader", title=f"Loader, {title}", unit="images/s", about=about, cases=cases, setting=given
-    )  # fmt: skip
+def one_thread(options: Options) -> Iterable[int]:
+    return [1]
 
 
-def recipe(options: Options) -> Findings:
-    yield from throughput(options, RECIPE, RESIZED, "loader.recipe", thread_counts(options.threads))
+def all_threads(options: Options) -> Iterable[int]:
+    return [options.threads]
 
 
-def crop(options: Options) -> Findings:
-    yield from throughput(options, CROP, RESIZED, "loader.crop", thread_counts(options.threads))
+def one_by_one(options: Options) -> Iterable[int]:
+    """Return one thread, which the case names, as the others do."""
+    return [1]
 
 
-def recipe_originals(options: Options) -> Findings:
-    yield from throughput(options, RECIPE, ORIGINAL, "loader.recipe-originals", [1])
+def thread_counts(options: Options) -> Iterable[int]:
+    """Return 1, 2, 4, ..., the physical cores, and all hardware threads."""
+    threads, physical = options.threads, psutil.cpu_count(logical=False) or 1
+    doubling = (1 << k for k in range(threads.bit_length()) if 1 << k < threads)
+    return sorted({1, *doubling, min(physical, threads), threads})
 
 
-def crop_originals(options: Options) -> Findings:
-    yield from throughput(options, CROP, ORIGINAL, "loader.crop-originals", [1])
+def loaders(
+    options: Options, work: str = RECIPE, files: str = RESIZED, threads: Threads = one_thread, sizes: Sequence[int] = (SIZE,),
+    way: Way = warm, only: Sequence[str] | None = None, also: str = "", **changes: Any,
+) -> Iterator[Variant]:  # fmt: skip
+    """Enter all loaders, for each number of threads and each size.
+
+    also: the peer whose first loader for crops takes part, because it cannot do the recipe.
+    """
+    for count in threads(options):
+        for size in sizes:
+            task = loader_task(options, work, files, threads=count, size=size, **changes)
+            chosen = entered(options, task, way, only=only)
+            if also in options.peers:
+                chosen += entered(options, replace(task, work=CROP), way, only=[also])[1:2]
+            shared, varied = common(task, options, files), Setting()
+            if threads in (thread_counts, one_by_one):
+                varied["threads"] = count
+            if threads is all_threads:
+                shared = {"threads": count, **shared}
+            if len(sizes) > 1:
+                varied["size"] = shared.pop("size")
+            yield Variant(chosen, varied, shared, count)
 
 
-def sizes(options: Options) -> Findings:
-    """Run the whole recipe at several output sizes."""
-    cases = []
-    for size in SIZES:
-        asked = task(options, RECIPE, size=size, repeat=1)
-        chosen = contenders(options, asked, only=("ours", "timm", "torchvision"))
-        rounds = alternate(chosen, options.rounds, 1)
-        cases.append(case(rounds, "pass", per_cpu_second, {"size": size}))
-    given = setting(asked, RESIZED, options)
-    del given["size"]
-    yield Measure(
-        key="loader.sizes", bench="loader", title="Loader, whole recipe, by image size", unit=PER_CPU_SECOND,
-        about=WORDS[RECIPE][1], cases=cases, setting=given,
-    )  # fmt: skip
-
-
-def evaluation(options: Options) -> Findings:
-    asked = task(options, EVALUATION)
-    rounds = alternate(contenders(options, asked), options.rounds, 1)
-    yield Measure(
-        key="loader.eval", bench="loader", title="Loader, evaluation", unit=PER_CPU_SECOND, about=WORDS[EVALUATION][1],
-        cases=[case(rounds, "pass", per_cpu_second, {})], setting=setting(asked, RESIZED, options),
-    )  # fmt: skip
-
-
-def raw(options: Options) -> Findings:
+def raw(options: Options) -> Iterator[Variant]:
     """Crop and flip from a .beton of raw pixels, which is eight times as large."""
-    asked = task(options, CROP)
-    cases = []
+    task = loader_task(options, CROP)
     for stored, path in (("JPEG", options.workspace.beton(RESIZED)), ("raw pixels", options.workspace.raw())):
-        one = replace(asked, files={**asked.files, "beton": str(path)})
-        rounds = alternate(contenders(options, one, only=("ours", "ffcv")), options.rounds, 1)
-        megabytes = round(path.stat().st_size / 1e6, 1)
-        cases.append(case(rounds, "pass", per_cpu_second, {"stored": stored, "file MB": megabytes}))
-    yield Measure(
-        key="loader.raw", bench="loader", title="Loader, crop and flip, JPEG or raw pixels", unit=PER_CPU_SECOND,
-        about=WORDS[CROP][1], cases=cases, setting=setting(asked, RESIZED, options),
-    )  # fmt: skip
+        one = replace(task, files={**task.files, "beton": str(path)})
+        setting: Setting = {"stored": stored, "file MB": round(path.stat().st_size / 1e6, 1)}
+        yield Variant(entered(options, one, only=["ffcv"]), setting, common(task, options))
 
 
-def cold_files(options: Options) -> Findings:
-    """Begin every pass with none of the files in the page cache."""
-    asked = task(options, RECIPE, threads=options.threads, repeat=1)
-    chosen = contenders(options, asked, cold.cold, only=("ours", "timm", "webdataset"))
-    crops = contenders(options, replace(asked, work=CROP), cold.cold, only=("ffcv",))
-    rounds = alternate([*chosen, *crops[:1]], options.rounds, options.threads)
-    yield Measure(
-        key="loader.cold", bench="loader", title="Loader, files not in the page cache", unit="images/s",
-        about="The whole recipe (stock FFCV: crop and flip). Before each pass the files are dropped from the page cache. "
-        "read_mb: read from the disk.",
-        cases=[case(rounds, "pass", lambda t: t["count"] / t["seconds"], {}, keep=("read_mb",))],
-        setting={"threads": options.threads, **setting(asked, RESIZED, options)},
-    )  # fmt: skip
-
-
-def start(options: Options) -> Findings:
-    """Measure time to the first batch and peak memory, in a new process per round."""
+def starts(options: Options) -> Iterator[Variant]:
+    """Start every loader with enough large batches to fill every buffer."""
     batch = 4 if options.quick else MEMORY_BATCH
-    repeat = max(1, -(-6 * batch // options.images))  # gives enough batches to fill every buffer
-    asked = task(options, RECIPE, threads=options.threads, batch=batch, repeat=repeat)
-    chosen = contenders(options, asked, first)
-    stock = contenders(options, replace(asked, work=CROP), first, only=("ffcv",))[:1]
-    rounds = alternate_fresh([*chosen, *stock], min(options.rounds, 3), options.threads)
-    given = {"threads": options.threads, **setting(asked, RESIZED, options), "rounds": min(options.rounds, 3)}
-    about = "The whole recipe (stock FFCV: crop and flip), in a new process. "
-    for key, figure, title, unit, what in (
-        ("loader.first", "seconds", "First batch", "s", "From a started Python to the first batch, imports included."),
-        ("loader.memory", "memory_mb", "Peak memory", "MB", "Memory that the system cannot drop, over all "
-            "processes of a loader."),
-    ):  # fmt: skip
-        yield Measure(
-            key=key, bench="loader", title=title, unit=unit, about=about + what, better="lower", setting=given,
-            cases=[case(rounds, "first", reported(figure), {})],
-        )  # fmt: skip
+    repeat = max(1, -(-6 * batch // options.images))
+    return loaders(options, threads=thread_counts, way=first, also="ffcv", batch=batch, repeat=repeat)
 
 
-def open_long(options: Options) -> Findings:
+def open_long(options: Options) -> Iterator[Variant]:
     """Open a file with as many images as ImageNet, and files with 20 million samples."""
-    cases: dict[str, list[Case]] = {"seconds": [], "memory_mb": []}
-    small = options.quick
-    for samples, parts, peers in (
-        (10_000 if small else IMAGENET_TRAIN_SIZE, 1, ("ours", "ffcv")),
-        (64_000 if small else MANY_SAMPLES, MANY_FILES, ("ours",)),
-    ):  # fmt: skip
+    few, many = (10_000, 64_000) if options.quick else (IMAGENET_TRAIN_SIZE, MANY_SAMPLES)
+    for samples, parts, peers in ((few, 1, ["ffcv"]), (many, MANY_FILES, [])):
         files = {"beton": options.workspace.long(samples, parts), "warm": str(options.workspace.beton(RESIZED))}
-        asked = replace(task(options, CROP, repeat=1), files=files)
-        chosen = [
-            c for c in contenders(options, asked, opening.opening, only=peers) if c.name in ("fastft", "stock FFCV")
-        ]
-        rounds = alternate_fresh(chosen, min(options.rounds, 3), options.threads)
-        for figure, found in cases.items():
-            found.append(case(rounds, "open", reported(figure), {"samples": samples, "files": parts}))
-    for key, figure, title, unit in (
-        ("loader.open", "seconds", "Opening large files", "s"),
-        ("loader.open.memory", "memory_mb", "Opening large files, memory", "MB"),
-    ):  # fmt: skip
-        yield Measure(
-            key=key, bench="loader", title=title, unit=unit, better="lower", cases=cases[figure],
-            about="Building a loader for files whose images are holes. Compiled code is loaded before.",
-            setting={"batch": asked.batch},
-        )  # fmt: skip
+        task = replace(loader_task(options, CROP, repeat=1), files=files)
+        chosen = [c for c in entered(options, task, opening, only=peers) if c.name in ("fastft", "stock FFCV")]
+        yield Variant(chosen, {"samples": samples, "files": parts}, {"batch": task.batch}, options.threads)
 
 
-def order(options: Options) -> Findings:
-    """Measure what the disk is asked for in an epoch over a file three times as large as the memory."""
-    if not limited.is_available():
-        yield "loader.order was left out. It limits memory with control groups of version 1, which only root can create."
-        return
+def order(options: Options) -> Iterator[Variant]:
+    """Ask the disk for an epoch over a file three times as large as the memory."""
     file_bytes, batch = (4_000_000, 4) if options.quick else (ORDER_BYTES, ORDER_BATCH)
     path = options.workspace.repeated(file_bytes, page_size=1 << 20)
-    asked = Task(CROP, {"beton": str(path)}, SIZE, batch, options.threads)
-    blocks = {"order": "blocks", "block_mib": ORDER_BLOCK_MIB}
-    quasi_random = {"order": "QUASI_RANDOM", "os_cache": False}  # FFCV's order for files that do not fit into memory
-    rows: tuple[tuple[str, str, Loader, dict[str, Any], tuple[str, ...]], ...] = (
-        (OURS, "ours", ours.LOADERS[0], blocks, (f"data.order=blocks of {ORDER_BLOCK_MIB} MiB",)),
-        ("fastft, random order", "ours", ours.LOADERS[0], {}, ()),
-        ("stock FFCV", "ffcv", ffcv.LOADERS[0], quasi_random, ("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")),
-    )
-    chosen = []
-    for name, file, loader, more, differences in rows:
-        if file == "ours" or file in options.peers:
-            given = {"file": file, "name": loader.name, "task": asked.as_dict(), "options": more, "limit": ORDER_MEMORY}
-            chosen.append(Contender(name, limited.limited, given, differences))
-    rounds = alternate(chosen, min(options.rounds, 3), options.threads)
-    limited.remove_groups()
-    setting: Setting = {
+    task = Task(CROP, {"beton": str(path)}, SIZE, batch, options.threads)
+    [ours] = OUR_ENTRIES
+    blocks = enter(LOADER, ours, task, order="blocks", block_mib=ORDER_BLOCK_MIB)
+    # FFCV's order for files that do not fit into memory
+    theirs = enter(peer_module("ffcv"), ffcv.STOCK, task, order="QUASI_RANDOM", os_cache=False)
+    chosen = [
+        enter_as(blocks, OURS, f"data.order=blocks of {ORDER_BLOCK_MIB} MiB"),
+        enter_as(enter(LOADER, ours, task), f"{OURS}, random order"),
+        replace(theirs, differences=("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")),
+    ]
+    shared: Setting = {
         "file MB": round(path.stat().st_size / 1e6), "memory limit MB": round(ORDER_MEMORY / 1e6), "page MiB": 1,
-        "batch": batch, "rounds": min(options.rounds, 3),
+        "batch": batch,
     }  # fmt: skip
-    for key, figure, title, unit in (
-        ("loader.order", "read_mb", "Bytes read per epoch", "MB"),
-        ("loader.order.requests", "requests", "Disk requests per epoch", "requests"),
-    ):  # fmt: skip
-        yield Measure(
-            key=key, bench="loader", title=title, unit=unit, better="lower", setting=setting,
-            about="Crop and flip from a file three times as large as the memory. The epoch before is not counted.",
-            cases=[case(rounds, "pass", reported(figure), {})],
-        )  # fmt: skip
+    in_memory = [
+        replace(c, make=limited.limited, arguments={**c.arguments, "limit": ORDER_MEMORY})
+        for c in chosen[: 3 if "ffcv" in options.peers else 2]
+    ]
+    try:
+        yield Variant(in_memory, {}, shared, options.threads)
+    finally:
+        limited.remove_groups()
 
 
-def to_gpu(options: Options) -> Findings:
-    """Measure throughput with augmentation on the GPU."""
-    asked = task(options, RECIPE, threads=options.threads, device="cuda")
-    rounds = alternate(contenders(options, asked), options.rounds, options.threads)
-    yield Measure(
-        key="loader.gpu", bench="loader", title="Loader to the GPU, whole recipe", unit="images/s", about=WORDS[RECIPE][1],
-        cases=[case(rounds, "pass", per_second, {})],
-        setting={"threads": options.threads, "gpu": torch.cuda.get_device_name(), **setting(asked, RESIZED, options)},
-    )  # fmt: skip
+def to_gpu(options: Options) -> Iterator[Variant]:
+    task = loader_task(options, RECIPE, threads=options.threads, device="cuda")
+    shared = {"threads": options.threads, "gpu": torch.cuda.get_device_name(), **common(task, options)}
+    yield Variant(entered(options, task), {}, shared, options.threads)
 
 
-MEASURES = (
-    Planned("loader.recipe", recipe, 340),
-    Planned("loader.recipe-originals", recipe_originals, 240),
-    Planned("loader.crop", crop, 340),
-    Planned("loader.crop-originals", crop_originals, 240),
-    Planned("loader.sizes", sizes, 120),
-    Planned("loader.eval", evaluation, 100),
-    Planned("loader.raw", raw, 60),
-    Planned("loader.cold", cold_files, 60),
-    Planned("loader.first", start, 180),
-    Planned("loader.open", open_long, 60),
-    Planned("loader.order", order, 90),
-    Planned("loader.gpu", to_gpu, 120, needs_gpu=True),
-)
+def throughput(
+    key: str, seconds: float, title: str, work: str, files: str, threads: Threads, *more: Figure, **shown: Any
+) -> Plan:  # fmt: skip
+    """Measure wall throughput for each number of threads, and in the one-thread rounds throughput per CPU second."""
+    core = Figure(
+        f"{key}.core", f"Loader, {title}, one thread", CPU_RATE, CPU, ABOUT[work], only={"threads": 1}, **shown
+    )
+    wall = Figure(key, f"Loader, {title}", WALL_RATE, WALL, ABOUT[work])
+    return Plan(key, seconds, [core, wall, *more], partial(loaders, work=work, files=files, threads=threads))
+
+
+BETWEEN = Figure(
+    "loader.between", "Loader, whole recipe, time between batches", "ms", "p50_ms", better="lower", chapter=START, last=True,
+    about="Median of the time from one batch to the next, and the 95th and 99th percentile and the longest. A batch that comes "
+    "late makes a GPU wait, even if the loader is fast enough on average. The wait for the first batch is not included.",
+    keep=("p95_ms", "p99_ms", "longest_ms"),
+)  # fmt: skip
+START_ABOUT = "The whole recipe (stock FFCV: crop and flip), in a new process. "
+ORDER_ABOUT = "Crop and flip from a file three times as large as the memory. The epoch before is not counted."
+OPEN_ABOUT = "Building a loader for files whose images are holes. Compiled code is loaded before."
+ORIGINALS_TITLE = "loader, whole recipe, original files"
+PLANS = (
+    throughput(
+        "loader.recipe", 340, "whole recipe", RECIPE, RESIZED, thread_counts, BETWEEN, headline=1,
+        rows=[Row("loader, whole recipe, 500 px files", "timm")],
+        processors=[
+            ("whole recipe from 500 px files", "timm", "recipe_500"), ("500 px files", "DALI CPU", "recipe_500"),
+        ],
+    ),
+    throughput(
+        "loader.recipe-originals", 240, "whole recipe", RECIPE, ORIGINAL, one_by_one, headline=1,
+        rows=[
+            Row(ORIGINALS_TITLE, "timm"), Row("the same", "torchvision v2"), Row("the same", "simplejpeg + OpenCV"),
+            Row("the same", "DALI CPU"),
+        ],
+        processors=[
+            ("whole recipe from original files", "timm", "recipe_originals"), ("original files", "DALI CPU", "recipe_originals"),
+        ],
+        drawn=("Whole recipe, original ImageNet files", ("simplejpeg + OpenCV", "torchvision v2", "timm", "DALI CPU")),
+    ),
+    throughput(
+        "loader.crop", 340, "crop and flip", CROP, RESIZED, thread_counts,
+        rows=[Row("loader, crop and flip, 500 px files", "stock FFCV"), Row("the same", "SPDL")],
+        processors=[("crop and flip from 500 px files", "stock FFCV", "crop_500")],
+        drawn=("Crop and flip, 500 px files", ("stock FFCV", "torchvision v2", "timm", "SPDL")),
+    ),
+    throughput("loader.crop-originals", 240, "crop and flip", CROP, ORIGINAL, one_by_one),
+    Plan("loader.sizes", 120, [
+        Figure("loader.sizes", "Loader, whole recipe, by image size", CPU_RATE, CPU, ABOUT[RECIPE]),
+    ], partial(loaders, sizes=SIZES, repeat=1, only=("timm", "torchvision"))),
+    Plan("loader.eval", 100, [
+        Figure(
+            "loader.eval", "Loader, evaluation", CPU_RATE, CPU, ABOUT[EVALUATION], rows=[Row("loader, evaluation", "timm")]
+        ),
+    ], partial(loaders, work=EVALUATION)),
+    Plan("loader.raw", 60, [
+        Figure("loader.raw", "Loader, crop and flip, JPEG or raw pixels", CPU_RATE, CPU, ABOUT[CROP]),
+    ], raw),
+    Plan("loader.cold", 60, [
+        Figure(
+            "loader.cold", "Loader, files not in the page cache", WALL_RATE, WALL, keep=("read_mb",),
+            about="The whole recipe (stock FFCV: crop and flip). Before each pass the files are dropped from the page cache. "
+            "read_mb: read from the disk.",
+            rows=[Row("loader, files not in the page cache", "stock FFCV")],
+        ),
+    ], partial(loaders, threads=all_threads, way=cold, only=("timm", "webdataset"), also="ffcv", repeat=1)),
+    Plan("loader.first", 360, [
+        Figure(
+            "loader.first", "First batch", "s", "seconds", better="lower", chapter=START,
+            about=f"{START_ABOUT}From a started Python to the first batch, imports included.",
+            rows=[Row("time to the first batch", "timm")],
+        ),
+        Figure(
+            "loader.memory", "Peak memory", "MB", "memory_mb", better="lower", chapter=START,
+            about=f"{START_ABOUT}Memory that the system cannot drop, over all processes of a loader.",
+            rows=[Row("peak memory, batch 256", "timm")],
+        ),
+    ], starts, fresh=True, most_rounds=3),
+    Plan("loader.open", 60, [
+        Figure(
+            "loader.open", "Opening large files", "s", "seconds", OPEN_ABOUT, better="lower", chapter=START,
+            rows=[Row("opening a file as long as ImageNet", "stock FFCV", {"files": 1})],
+        ),
+        Figure(
+            "loader.open.memory", "Opening large files, memory", "MB", "memory_mb", OPEN_ABOUT, better="lower", chapter=START
+        ),
+    ], open_long, fresh=True, most_rounds=3),
+    Plan("loader.order", 90, [
+        Figure("loader.order", "Bytes read per epoch", "MB", "read_mb", ORDER_ABOUT, better="lower"),
+        Figure("loader.order.requests", "Disk requests per epoch", "requests", "requests", ORDER_ABOUT, better="lower"),
+    ], order, most_rounds=3, refusal=limited.refusal),
+    Plan("loader.gpu", 120, [
+        Figure("loader.gpu", "Loader to the GPU, whole recipe", WALL_RATE, WALL, ABOUT[RECIPE], chapter=ON_GPU),
+    ], to_gpu, needs_gpu=True),
+)  # fmt: skip

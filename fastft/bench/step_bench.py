@@ -7,16 +7,19 @@ in its data sheet. A CPU has no MFU, and neither has a GPU whose peak is not kno
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Findings, Options, Planned, Trial, alternate, case, per_second
-from fastft.machine import bench_result
-from fastft.machine.bench_result import Measure
+from fastft.bench.harness import Options
+from fastft.bench.measure import TRAINING, WALL, WALL_RATE, Figure, Plan, Row, Variant, enter_as, entered
+from fastft.bench.task import STEP, Entry, Task
+from fastft.bench.ways import build
+from fastft.machine.bench_result import MFU, SHARE, Setting
 from fastft.machine.distributed import World
 from fastft.machine.gpus import data_sheet_flops
 from fastft.machine.precision import Precision, choose_precision, cpu_has_bf16
@@ -66,50 +69,43 @@ def cases(quick: bool) -> list[Case]:
     ]  # fmt: skip
 
 
-def training(options: Options) -> Findings:
-    """Measure throughput with all parameters and with the upper half of the blocks trained, and MFU, per case."""
-    found: dict[str, list[bench_result.Case]] = {"step.train": [], "step.frozen": [], "step.mfu": []}
-    for one in cases(options.quick):
-        given = {**asdict(one), "half": False}
-        frozen = {**given, "half": True}
-        contenders = options.wanted({
-            "fastft": [
-                Contender("fastft", ours, given, package="fastft"),
-                Contender("fastft, half frozen", ours, frozen, package="fastft"),
-            ],
-            "timm": [
-                Contender("timm", timm_step, given, package="timm"),
-                Contender("timm, half frozen", timm_step, frozen, package="timm"),
-            ],
-        })  # fmt: skip
-        rounds = alternate(contenders, options.rounds, options.threads)
-        setting: bench_result.Setting = {"model": one.model, "size": one.size, "dtype": one.dtype, "batch": one.batch}
-        found["step.train"].append(case(rounds, "step", per_second, setting, ("mfu",), ("fastft", "timm")))
-        half = case(rounds, "step", per_second, setting, ("mfu",), ("fastft, half frozen", "timm, half frozen"))
-        for contender in half.contenders:
-            contender.name = contender.name.partition(",")[0]
-        half.order = [[name.partition(",")[0] for name in turn] for turn in half.order]
-        found["step.frozen"].append(half)
-        if any(known := ["mfu" in trial for arms in rounds.trials.values() for trial in arms["step"]]) and all(known):
-            found["step.mfu"].append(case(rounds, "step", mfu, setting))
+def training(options: Options) -> Iterator[Variant]:
+    """Train with all parameters and with the upper half of the blocks, per case."""
     where = torch.cuda.get_device_name() if device().type == "cuda" else f"CPU, {options.threads} threads"
-    for (key, cases_), (title, unit) in zip(found.items(), TITLES, strict=True):
-        if cases_:
-            yield Measure(
-                key=key, bench="step", title=title, unit=unit, about=ABOUT, cases=cases_,
-                setting={"device": where, "rounds": options.rounds},
-            )  # fmt: skip
+    for one in cases(options.quick):
+        task = Task(STEP, {}, one.size, one.batch, options.threads)
+        given: dict[str, Any] = {"letter": one.letter, "dtype": one.dtype, "steps": one.steps}
+        whole, half = (entered(options, task, build, __name__, half=frozen, **given) for frozen in (False, True))
+        setting: Setting = {"model": one.model, "size": one.size, "dtype": one.dtype, "batch": one.batch}
+        chosen = [*whole, *(enter_as(c, f"{c.name}{HALF}") for c in half)]
+        yield Variant(chosen, setting, {"device": where}, options.threads)
 
 
-def mfu(trial: Trial) -> float:
-    return trial["mfu"]
-
-
-TITLES = (
-    ("Training step", "images/s"), ("Training step, lower half frozen", "images/s"), ("Training step, MFU", "share"),
-)  # fmt: skip
+HALF = ", half frozen"
 ABOUT = "Forward, label-smoothed loss, backward, AdamW, EMA, on random images in memory."
-MEASURES = (Planned("step.train", training, 400),)
+
+
+def _figure(key: str, title: str, unit: str, value: str, rows: Sequence[Row] = (), **more: Any) -> Figure:
+    return Figure(key, title, unit, value, ABOUT, arms={"step": {}}, chapter=TRAINING, rows=rows, **more)
+
+
+PLANS = (
+    Plan("step.train", 400, [
+        _figure(
+            "step.train", "Training step", WALL_RATE, WALL, keep=(MFU,), names={name: name for name in ("fastft", "timm")},
+            rows=[
+                Row("training step, B/16, fp32, CPU", "timm", {"dtype": "fp32"}),
+                Row("training step, B/16, bf16, CPU", "timm", {"dtype": "bf16"}),
+            ],
+        ),
+        _figure(
+            "step.frozen", "Training step, lower half frozen", WALL_RATE, WALL, keep=(MFU,),
+            names={f"{name}{HALF}": name for name in ("fastft", "timm")},
+            rows=[Row("the same, lower half frozen", "timm", {"dtype": "bf16"})],
+        ),
+        _figure("step.mfu", "Training step, MFU", SHARE, MFU),
+    ], training),
+)  # fmt: skip
 
 # in the contender's process ------------------------------------------------------------------------------------------
 
@@ -168,13 +164,16 @@ def step_flops(arch: Arch, half: bool = False) -> float:
     return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
 
 
-def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
-    arch = shape(letter, size)
+def ours(task: Task, letter: str, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+    arch, batch = shape(letter, task.size), task.batch
     precision = choose_precision(dtype, device(), "auto")
     step = our_step(arch, precision, batch=batch, trainable=arch.layers // 2 if half else None)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
     return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
+
+
+ENTRIES = (Entry("fastft", "fastft", ours, {STEP: ()}),)
 
 
 class StepRunner:
@@ -269,8 +268,8 @@ def timm_train_step(a: Arch, dtype: str, half: bool = False) -> Callable[..., to
     return peer_step(model, dtype, optimizer)
 
 
-def timm_step(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
-    arch = shape(letter, size)
-    step, (images, labels) = timm_train_step(arch, dtype, half), random_batch(arch, batch)
+def timm_step(task: Task, letter: str, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+    arch = shape(letter, task.size)
+    step, (images, labels) = timm_train_step(arch, dtype, half), random_batch(arch, task.batch)
     precision = choose_precision(dtype, device())
-    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
+    return {"step": arm(lambda: step(images, labels), task.batch, steps, step_flops(arch, half), precision.dtype)}

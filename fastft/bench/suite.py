@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
@@ -26,7 +25,10 @@ from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES, harness
 from fastft.bench.circumstances import Watch, commit, describe_machine
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY, RESIZED, Workspace, find_images
-from fastft.bench.harness import Options, Planned, parse_peers
+from fastft.bench.harness import Options
+from fastft.bench.measure import Plan, all_plans, parse_peers, run_plan
+from fastft.bench.page.compare import write_bench_page
+from fastft.bench.page.one import describe_missing
 from fastft.jobs.decided import load_decided
 from fastft.machine import bench_result
 from fastft.machine.bench_result import (
@@ -46,8 +48,6 @@ from fastft.machine.bench_result import (
     write_result,
 )  # fmt: skip
 from fastft.machine.usable_gpu import refuse_unusable_gpu
-from fastft.report.bench_page import describe_missing
-from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
 
 IMAGES, ROUNDS = 700, 5
@@ -106,7 +106,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
     return result
 
 
-def planned(name: str, here: bool = True) -> list[Planned]:
+def planned(name: str, here: bool = True) -> list[Plan]:
     """Return the measures in a benchmark, in all of them, or the one with this key.
 
     Args:
@@ -114,7 +114,7 @@ def planned(name: str, here: bool = True) -> list[Planned]:
 
     Raises UserError if the name is unknown or if all measures need a GPU.
     """
-    found = [plan for bench in BENCHES for plan in import_module(f"fastft.bench.{bench}_bench").MEASURES]
+    found = all_plans()
     if name != "all":
         found = [plan for plan in found if name == plan.key or name == plan.key.partition(".")[0]]
     if not found:
@@ -194,7 +194,7 @@ class Progress:
     """The progress of a suite: what is being measured, and about how long the rest will take."""
 
     console: Console
-    plans: Sequence[Planned]
+    plans: Sequence[Plan]
     options: Options
     done: int = 0
 
@@ -208,13 +208,13 @@ class Progress:
         share = (1 + self.options.rounds) / (1 + ROUNDS) * self.options.images / IMAGES
         return format_duration(share * sum(plan.seconds for plan in self.plans[self.done :]))
 
-    def run(self, plan: Planned, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
+    def run(self, plan: Plan, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
         """Run a plan's measures. Each appears in the result and its file at once."""
         head = f"{plan.key} ({self.done + 1} of {len(self.plans)}, about {self.left()} left)"
         found = []
         with self.console.status(head) as status:
             harness.show_progress = partial(_show_progress, self.console, status, head)
-            for item in plan.run(options):
+            for item in run_plan(plan, options):
                 if isinstance(item, str):
                     result.notes.append(item)
                 elif measure := accepted(item, result.notes):

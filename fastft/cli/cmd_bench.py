@@ -6,9 +6,8 @@ from typing import Any, NoReturn
 
 from beton_tools.base.console import format_duration, make_console
 from beton_tools.base.parser import at_least, positive
-from fastft.bench import BENCHES
+from fastft.bench import BENCHES, PEERS
 from fastft.cli.arguments import recipe_reference
-from fastft.recipe.constants import PEERS
 
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"
 TAKES_OPTIONS = False

@@ -61,9 +61,10 @@ class Machine(Document):
     gpu: str | None = None
     gpus: Count = 0
     driver: str | None = None
-    processor: Processor | None = None  # this and the next two: None or empty in older files
+    processor: Processor | None = None  # this and the next three: None or empty in older files
     packages: dict[str, str] = field(default_factory=dict)  # versions of all installed packages
     codecs: dict[str, str] = field(default_factory=dict)  # versions of JPEG libraries inside packages
+    disk: str | None = None  # where the measured files were: file system, device and its kind
 
 
 class Session(Document):

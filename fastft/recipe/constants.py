@@ -61,4 +61,3 @@ PROBE: Final = "probe"
 FROM_WEIGHTS: Final = "weights"  # value of `model.head_init`
 WEIGHT_CHOICES = (AUTO, RAW, EMA, BEST, LAST, PROBE)
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
-PEERS = ("ffcv", "timm", "torchvision", "simplejpeg", "dali", "webdataset", "litdata", "spdl")

@@ -19,6 +19,7 @@ FEW_POINTS = 16  # lines with at most this many points get dots and are never cu
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 LABEL_GAP = 8  # pixels between a tick's label and the plot
 DIGIT_WIDTH = 8  # pixels, at most, in the fonts of style.css
+LETTER_WIDTH, LABEL_HEIGHT, LEADER = 6.4, 15, 22  # pixels: of labels at lines' ends, and of the lines that lead to them
 WIDE, NARROW = (520, 290), (340, 250)  # pixels
 
 
@@ -58,6 +59,7 @@ class Chart:
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
     x_range: tuple[float, float] | None = None  # the points' range by default
     x_ticks: Sequence[float] = ()  # where the x axis has numbers; round numbers by default
+    labels_at_ends: bool = False  # names stand at the lines' ends instead of in a legend, for many lines
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def render_chart(chart: Chart) -> Markup:
     ).format(
         chart.title,
         chart.y_label,
-        _legend(series),
+        Markup("") if chart.labels_at_ends else _legend(series),
         _draw(chart, series, _canvas(chart, series, "wide", WIDE)),
         _draw(chart, series, _canvas(chart, series, "narrow", NARROW)),
         script_json(values),
@@ -119,7 +121,12 @@ def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, 
     ranges = chart.x_range or _span(xs), _y_range(chart, series)
     digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
     left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
-    return Canvas(kind, *size, *ranges, left=left)
+    if not chart.labels_at_ends:
+        return Canvas(kind, *size, *ranges, left=left)
+    width, height = size
+    right = math.ceil(LEADER + LETTER_WIDTH * max(len(s.name) for s in series))
+    height = max(height, Canvas.top + Canvas.bottom + LABEL_HEIGHT * len(series))
+    return Canvas(kind, width, height, *ranges, left=left, right=right)
 
 
 def script_json(values: Any) -> Markup:
@@ -207,12 +214,13 @@ def _legend(series: Sequence[Series]) -> Markup:
 def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
     label = f"{chart.title} ({chart.y_label}) over {chart.x_label}: " + ", ".join(s.name for s in series)
     parts = [*_grid(c), *_marks(chart, c), *(part for s in series for part in _line(s, c))]
+    outside = [*_axes(chart, c), *(_end_labels(series, c) if chart.labels_at_ends else [])]
     return Markup(
         '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
         '<svg x="{}" y="{}" width="{}" height="{}" viewBox="{} {} {} {}">{}</svg>{}</svg>'
     ).format(
         c.kind, c.width, c.height, label, json.dumps(_geometry(c)),
-        *_clip(c), *_clip(c), Markup("").join(parts), Markup("").join(_axes(chart, c)),
+        *_clip(c), *_clip(c), Markup("").join(parts), Markup("").join(outside),
     )  # fmt: skip
 
 
@@ -241,6 +249,26 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
         yield svg_text(c.x(value), floor + 16, label, "middle")
     yield svg_text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
+
+
+def _end_labels(series: Sequence[Series], c: Canvas) -> Iterator[Markup]:
+    """Write each name beside its line's last point, moved up or down where names would overlap."""
+    ends = sorted(((c.y(s.y[-1]), c.x(s.x[-1]), s) for s in series), key=lambda end: end[:2])
+    x = c.width - c.right + LEADER
+    for (y, from_x, s), at in zip(ends, apart([y for y, *_ in ends], c.top, c.height - c.bottom), strict=True):
+        yield Markup('<path class="line leader {}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
+            s.style, from_x + 5, y, x - 4, at
+        )
+        yield Markup('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>').format(x, at + 4, s.name)
+
+
+def apart(wanted: Sequence[float], low: float, high: float) -> list[float]:
+    """Return places at least LABEL_HEIGHT apart, near the wanted ones, which ascend. They end at `high` if they can."""
+    places: list[float] = []
+    for k, y in enumerate(wanted):
+        last = high - LABEL_HEIGHT * (len(wanted) - 1 - k)
+        places.append(max(places[-1] + LABEL_HEIGHT if places else low, min(y, last)))
+    return places
 
 
 def _y_labels(y_range: tuple[float, float]) -> list[tuple[float, str]]:

@@ -10,6 +10,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
+from fastft.report.compare import Fact, colour, facts
 from fastft.report.page import render_page
 from fastft.report.run_report import EPOCHS, NOT_COMPARED, SUFFIXES, used_scores
 from fastft.report.run_times import run_cost, training_seconds
@@ -18,7 +19,6 @@ from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
 from fastft.run.paired import Judged, compare_judged, read_judged
 from fastft.run.run_directory import Run, load_run
 
-STYLES = ("accent", "ema", "peer-3", "peer-4", "peer-2", "own", "peer-1")  # line styles, in the order of runs
 PAGE = "comparison.html"
 
 
@@ -72,14 +72,6 @@ class ResultRow:
     hours: float | None
     money: float | None
     device: str
-
-
-@dataclass(frozen=True)
-class OptionRow:
-    """An option that is not the same in all runs, with each run's value."""
-
-    option: str
-    values: list[object]
 
 
 def load_compared(folders: Sequence[Path], opened: Sequence[BetonSet] = ()) -> list[ComparedRun]:
@@ -159,14 +151,10 @@ def _paired(first: ComparedRun, other: ComparedRun) -> Difference | None:
     return Difference(delta.gain, delta.error, delta.p_value, images, delta.measure)
 
 
-def option_rows(runs: Sequence[ComparedRun]) -> list[OptionRow]:
+def differing_options(runs: Sequence[ComparedRun]) -> list[Fact]:
     """Return the options that are not the same in all runs, with each run's value."""
-    flat = [compared.run.recipe.flat() for compared in runs]
-    return [
-        OptionRow(option, [values[option] for values in flat])
-        for option in flat[0]
-        if option not in NOT_COMPARED and any(values[option] != flat[0][option] for values in flat)
-    ]
+    rows = facts([compared.run.recipe.flat() for compared in runs])
+    return [row for row in rows if row.differs and row.name not in NOT_COMPARED]
 
 
 def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
@@ -177,21 +165,21 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
 
     def evaluated(key: str, in_minutes: bool = False) -> list[Series]:
         series = []
-        for compared, style in zip(runs, _styles(len(runs)), strict=True):
+        for k, compared in enumerate(runs):
             # for the weights that the run chose, otherwise for the EMA
             drawn = [(e, e.of(compared.kind) or e.headline[1]) for e in compared.run.evaluations]
             shown = [(e, value) for e, scores in drawn if (value := getattr(scores, key)) is not None]
             x = [_minutes(compared.run, e.step) if in_minutes else e.epoch + 1 for e, _ in shown]
             if shown:
-                series.append(Series(compared.name, style, x, [value for _, value in shown]))
+                series.append(Series(compared.name, colour(k), x, [value for _, value in shown]))
         return series
 
     losses = [
         Series(
-            compared.name, style, [compared.run.epoch_of(i.step) for i in compared.run.intervals],
+            compared.name, colour(k), [compared.run.epoch_of(i.step) for i in compared.run.intervals],
             [i.loss for i in compared.run.intervals],
         )
-        for compared, style in zip(runs, _styles(len(runs)), strict=True)
+        for k, compared in enumerate(runs)
         if compared.run.intervals
     ]  # fmt: skip
     return [
@@ -200,10 +188,6 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
         Chart("Validation loss", EPOCHS, "cross-entropy", evaluated("loss"), "bottom", x_range=(0, last)),
         Chart("Training loss", EPOCHS, "cross-entropy, augmented", losses, "bottom", x_range=(0, last)),
     ]
-
-
-def _styles(count: int) -> list[str]:
-    return [STYLES[k % len(STYLES)] for k in range(count)]
 
 
 def _minutes(run: Run, step: float) -> float:
@@ -226,7 +210,7 @@ def write_comparison(runs: Sequence[ComparedRun], out: Path, price: float | None
         runs=runs,
         rows=rows,
         score=SCORE_NAMES[score_of(runs)],
-        options=option_rows(runs),
+        options=differing_options(runs),
         charts=[render_chart(chart) for chart in comparison_charts(runs)],
         price=price,
         devices=sorted({row.device for row in rows} - {""}),

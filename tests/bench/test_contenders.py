@@ -12,15 +12,14 @@ import torch
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
-from fastft.bench import loader_bench
-from fastft.bench.contenders import own
-from fastft.bench.contenders.measuring import PeakMemory, built, first, warm
-from fastft.bench.contenders.registry import contenders
+from fastft.bench import loader_bench, own
+from fastft.bench.augment_bench import entropy_share
 from fastft.bench.contenders.spdl import random_crop
-from fastft.bench.contenders.stages import STAGES, entropy_share
-from fastft.bench.contenders.task import CROP, EVALUATION, RECIPE, Task
 from fastft.bench.dataset import RESIZED, Images, Workspace
-from fastft.bench.harness import Contender, Options, Rounds
+from fastft.bench.harness import Options
+from fastft.bench.measure import LOADER, PEERS, entered, run_plan
+from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, entries, peer_module
+from fastft.bench.ways import PeakMemory, between, build, first, warm
 from tests.written import write_crops
 
 COUNT, SIZE = 6, 32
@@ -52,13 +51,26 @@ def test_every_format_of_the_images_has_the_same_jpegs(workspace, task):
 @pytest.mark.parametrize("work", [RECIPE, CROP, EVALUATION])
 def test_fastft_passes_over_all_images_as_often_as_asked(task, work):
     given = {**task.as_dict(), "work": work, "repeat": 2}
-    assert warm("ours", "fastft", given, {})["pass"]() == 2 * COUNT
+    trial = warm(module=LOADER, name="fastft", task=given, options={})["pass"]()
+    assert trial["count"] == 2 * COUNT and 0 < trial["p50_ms"] <= trial["p99_ms"] <= trial["longest_ms"]
 
 
-@pytest.mark.parametrize("file", STAGES)
-def test_the_stages_of_a_peer_make_a_normalised_image_of_its_bytes(task, file):
-    value = next(Path(task.files["folder"]).glob("*/*")).read_bytes()
-    for _, stage in STAGES[file][1](SIZE):
+def test_percentiles_are_of_the_times_between_batches():
+    seconds = [0.0]
+    for wait in [0.001] * 95 + [0.05] * 4 + [2.0]:
+        seconds.append(seconds[-1] + wait)
+    found = between([5 + s for s in seconds])
+    assert [round(found[key]) for key in ("p50_ms", "p95_ms", "p99_ms", "longest_ms")] == [1, 1, 50, 2000]
+    assert between([5.0]) == {}
+
+
+STAGED = [(module, e) for module in map(peer_module, PEERS) for e in entries(module) if e.stages]
+
+
+@pytest.mark.parametrize("entry", [e for _, e in STAGED], ids=lambda e: e.name)
+def test_the_stages_of_a_peer_make_a_normalised_image_of_its_bytes(task, entry):
+    value = task.paths[0].read_bytes()
+    for _, stage in entry.stages(SIZE):
         value = stage(value)
     assert value.shape == (3, SIZE, SIZE) and value.dtype == torch.float32 and -3 < value.mean() < 3
 
@@ -69,7 +81,7 @@ def test_entropy_decoding_is_a_part_of_decoding(task):
 
 
 def test_the_start_of_a_loader_includes_its_first_batch_and_the_memory_of_its_workers(task):
-    found = first("torchvision", "torchvision v2", task.as_dict(), {})["first"]()
+    found = first(module=peer_module("torchvision"), name="torchvision v2", task=task.as_dict(), options={})["pass"]()
     assert found["count"] == COUNT and found["seconds"] > 0 and found["memory_mb"] > 20
     with PeakMemory() as peak:
         held = np.ones(100 << 20, np.uint8)
@@ -78,10 +90,10 @@ def test_the_start_of_a_loader_includes_its_first_batch_and_the_memory_of_its_wo
 
 def test_a_row_names_what_is_not_the_same_work(workspace, task):
     options = Options(workspace, rounds=1, threads=1, peers=("ffcv", "timm", "webdataset"))
-    rows = {c.name: c.differences for c in contenders(options, Task(**{**task.as_dict(), "work": CROP}))}
+    rows = {c.name: c.differences for c in entered(options, Task(**{**task.as_dict(), "work": CROP}))}
     assert rows["fastft"] == () and "uint8, not normalised" in rows["stock FFCV"]
     assert "timm's transform" in rows["WebDataset"] and rows.keys() >= {"timm", "FFCV, fastft's operations"}
-    assert "stock FFCV" not in {c.name for c in contenders(options, task)}  # it has no RandAugment
+    assert "stock FFCV" not in {c.name for c in entered(options, task)}  # it has no RandAugment
 
 
 def test_ffmpeg_crops_as_the_other_contenders():
@@ -107,11 +119,11 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
     (tmp_path / "my_loader.py").write_text(OWN)
     where = f"{tmp_path}/my_loader.py:make"
     options = Options(workspace, rounds=1, threads=1, peers=(), own=where)
-    [_, contender] = contenders(options, task)
+    [_, contender] = entered(options, task)
     assert contender.name == where and contender.differences == (own.DIFFERENCE,)
-    assert contender.make(**contender.arguments)["pass"]() == COUNT
-    assert own.loader(where).work.keys() == {RECIPE}
-    assert own.loader(f"{tmp_path}/my_loader.py:both").work.keys() == {RECIPE, CROP}
+    assert contender.make(**contender.arguments)["pass"]()["count"] == COUNT
+    assert own.works(where) == (RECIPE,)
+    assert own.works(f"{tmp_path}/my_loader.py:both") == (RECIPE, CROP)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +136,7 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
 def test_a_loader_that_cannot_be_called_is_refused(tmp_path, name, reason):
     (tmp_path / "my_loader.py").write_text(OWN)
     with pytest.raises(UserError, match=reason):
-        own.loader(f"{tmp_path}/{name}")
+        own.works(f"{tmp_path}/{name}")
 
 
 def test_long_files_have_all_samples_and_take_no_space_for_their_images(workspace):
@@ -134,28 +146,31 @@ def test_long_files_have_all_samples_and_take_no_space_for_their_images(workspac
     assert stat.st_blocks * 512 < stat.st_size - 5000 * 1000  # of 1,024 bytes each
 
 
-def test_threads_double_up_to_all_cores():
-    assert [loader_bench.thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+@pytest.mark.parametrize(
+    ("threads", "physical", "counts"),
+    [(1, 1, [1]), (2, 2, [1, 2]), (6, 3, [1, 2, 3, 4, 6]), (8, 4, [1, 2, 4, 8]), (4, None, [1, 2, 4]), (2, 8, [1, 2])],
+)
+def test_threads_double_up_to_all_cores_and_stop_at_the_physical_ones(
+    workspace, monkeypatch, threads, physical, counts
+):
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: physical)
+    assert loader_bench.thread_counts(Options(workspace, rounds=1, threads=threads)) == counts
+
+
+ORDER = next(plan for plan in loader_bench.PLANS if plan.key == "loader.order")
 
 
 def test_a_measure_that_needs_root_says_so_instead(workspace, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    [note] = loader_bench.order(Options(workspace, rounds=1, threads=1))
+    [note] = run_plan(ORDER, Options(workspace, rounds=1, threads=1))
     assert "loader.order was left out" in note and "root" in note
 
 
 def test_files_larger_than_memory_are_read_in_the_orders_that_their_rows_name(workspace, monkeypatch):
     """Blocks and random order with fastft's loader, and QUASI_RANDOM without the system's cache with FFCV's."""
-    found: list[Contender] = []
-
-    def alternate(contenders: list[Contender], rounds: int, threads: int) -> Rounds:
-        found.extend(contenders)
-        return Rounds()
-
-    monkeypatch.setattr(loader_bench, "alternate", alternate)
-    monkeypatch.setattr(loader_bench.limited, "is_available", lambda: True)
     monkeypatch.setattr(workspace, "repeated", lambda num_bytes, page_size: workspace.beton(RESIZED))
-    list(loader_bench.order(Options(workspace, rounds=1, threads=1, quick=True)))
+    [variant] = ORDER.variants(Options(workspace, rounds=1, threads=1, quick=True))
+    found = list(variant.contenders)
     made: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr("fastft.data.loader.TrainLoader", lambda *_, **given: made.append(("fastft", given)))
     if find_spec("ffcv"):
@@ -163,7 +178,7 @@ def test_files_larger_than_memory_are_read_in_the_orders_that_their_rows_name(wo
     else:
         found.pop()
     for one in found:
-        built(**{name: value for name, value in one.arguments.items() if name != "limit"})
+        build(**{name: value for name, value in one.arguments.items() if name != "limit"})
     assert [c.name for c in found][:2] == ["fastft", "fastft, random order"]
     assert made[0][1]["order"] == "blocks" and made[0][1]["block_mib"] == loader_bench.ORDER_BLOCK_MIB
     assert "order" not in made[1][1]

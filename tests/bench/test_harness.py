@@ -8,8 +8,12 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.bench import child, harness
-from fastft.bench.harness import Contender, alternate, alternate_fresh, case, per_cpu_second, per_second
+from fastft.bench.harness import Contender, alternate, alternate_fresh, case
+from fastft.bench.measure import CPU, CPU_RATE, WALL, WALL_RATE, Figure
 from tests.bench import contenders
+
+per_second = Figure("w", "Wall", WALL_RATE, WALL).of
+per_cpu_second = Figure("c", "CPU", CPU_RATE, CPU).of
 
 
 def contender(who: str, function: str, **arguments: Any) -> Contender:

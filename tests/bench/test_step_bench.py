@@ -10,10 +10,12 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from beton_tools.base.errors import UserError
-from fastft.bench import augment_bench, e2e_bench, step_bench
+from fastft.bench import augment_bench, e2e_bench, measure, step_bench
 from fastft.bench.dataset import RESIZED, Images, Workspace, find_images
 from fastft.bench.harness import Contender, Options, Rounds
+from fastft.bench.measure import run_plan
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
+from fastft.bench.task import TRAIN, Task
 from fastft.export.to_timm import timm_state
 from fastft.machine.distributed import World
 from fastft.machine.precision import choose_precision
@@ -73,26 +75,26 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
 
 
 def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_bench, "alternate", in_this_process)
+    monkeypatch.setattr(measure, "alternate", in_this_process)
     monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
     monkeypatch.setattr(step_bench, "data_sheet_flops", lambda device, dtype: 1e15)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
-    found = {m.key: m for m in step_bench.training(options) if not isinstance(m, str)}
+    found = {m.key: m for m in run_plan(step_bench.PLANS[0], options) if not isinstance(m, str)}
     assert found.keys() == {"step.train", "step.frozen", "step.mfu"}
-    for measure in found.values():
-        assert {"fastft", "timm"} <= {c.name for c in measure.cases[0].measured}
-        assert measure.cases[0].setting["size"] == 32 and measure.setting["rounds"] == 2
+    for one in found.values():
+        assert {"fastft", "timm"} <= {c.name for c in one.cases[0].measured}
+        assert one.cases[0].setting["size"] == 32 and one.setting["rounds"] == 2
     arms = augment_bench.gpu_augment("cpu", ["none"], size=32, batch=2)
     assert arms["none"]() == 2
 
 
 def test_a_cpu_has_no_mfu(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_bench, "alternate", in_this_process)
+    monkeypatch.setattr(measure, "alternate", in_this_process)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [step_bench.Case("T", 32, "fp32", 2, 1)])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1, peers=())
-    found = {m.key: m for m in step_bench.training(options) if not isinstance(m, str)}
+    found = {m.key: m for m in run_plan(step_bench.PLANS[0], options) if not isinstance(m, str)}
     assert found.keys() == {"step.train", "step.frozen"}
     assert not any(r.figures for m in found.values() for c in m.cases[0].contenders for r in c.rounds)
 
@@ -103,9 +105,9 @@ def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, ph
     paths = sorted((tmp_path / "images").glob("*/*"))
     options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
     sections = e2e_bench._sections(options, options.workspace.beton(RESIZED))
-    trial = e2e_bench.train_recipe(sections)["pass"]()
+    trial = e2e_bench.train_recipe(Task(TRAIN, {}, 224, 2, 1), sections)["pass"]()
     assert trial["count"] == 14  # of 16; the first step is not counted
-    assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
+    assert trial["wall"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
     assert {"forward", "backward", "decode", "augment"} <= trial.keys()
 
 

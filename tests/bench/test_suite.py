@@ -1,19 +1,22 @@
 """`fastft bench`: a file of the documented form, a table with its numbers."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES, suite
 from fastft.bench.circumstances import Watch
-from fastft.bench.harness import Findings, Options, Planned, parse_peers
+from fastft.bench.harness import Options
+from fastft.bench.measure import Plan, Variant, parse_peers
 from fastft.bench.suite import extended, new_result, planned
 from fastft.cli import main
 from fastft.machine.bench_result import Images, Machine, Result, read_result, spread
 from fastft.report.page import figure
-from tests.report import made_up
+from tests.bench import made_up
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
-    assert "no peer 'ffcw'. Choose from ffcv, timm" in refused(["bench", "loader", "--peers", "ffcw"])
+    assert "no peer 'ffcw'. Choose from dali, ffcv" in refused(["bench", "loader", "--peers", "ffcw"])
     assert parse_peers("none") == ()
 
 
@@ -124,9 +127,12 @@ def test_measures_are_added_only_to_a_result_that_they_belong_to(change, said, m
         extended(one, two)
 
 
-def interrupted(options: Options) -> Findings:
+def interrupted(options: Options) -> list[Variant]:
     raise KeyboardInterrupt
-    yield
+
+
+def plan(key: str, variants: Callable[[Options], Sequence[Variant]] = interrupted) -> Plan:
+    return Plan(key, 1, [], variants)
 
 
 def test_what_was_measured_before_ctrl_c_has_a_page_that_says_what_is_missing(
@@ -134,10 +140,15 @@ def test_what_was_measured_before_ctrl_c_has_a_page_that_says_what_is_missing(
 ):
     case = made_up.Maker().case({"fastft": 100})
 
-    def made(key: str) -> Planned:
-        return Planned(key, lambda options: iter([made_up.measure(key, f"Measure {key}", [case])]), 1)
+    def run(plan: Plan, options: Options) -> list[Any]:
+        list(plan.variants(options))
+        return [made_up.measure(plan.key, f"Measure {plan.key}", [case])]
 
-    plans = [made("decode.crop"), Planned("loader.recipe", interrupted, 1), Planned("loader.cold", interrupted, 1)]
+    def made(key: str) -> Plan:
+        return plan(key, lambda options: [])
+
+    monkeypatch.setattr(suite, "run_plan", run)
+    plans = [made("decode.crop"), plan("loader.recipe"), plan("loader.cold")]
     monkeypatch.setattr(suite, "planned", lambda name: plans)
     given = ["bench", "all", "--count", "2", "--out", str(tmp_path)]
     assert main(given) == 130
@@ -153,6 +164,6 @@ def test_what_was_measured_before_ctrl_c_has_a_page_that_says_what_is_missing(
 
 
 def test_before_the_first_measure_ctrl_c_leaves_nothing(tmp_path, photographs_only, monkeypatch):
-    monkeypatch.setattr(suite, "planned", lambda name: [Planned("loader.recipe", interrupted, 1)])
+    monkeypatch.setattr(suite, "planned", lambda name: [plan("loader.recipe")])
     assert main(["bench", "all", "--count", "2", "--out", str(tmp_path)]) == 130
     assert list(tmp_path.iterdir()) == []

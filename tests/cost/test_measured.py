@@ -14,7 +14,7 @@ from fastft.machine.bench_result import Result, write_result
 from fastft.machine.gpus import GPUS
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
-from tests.report.made_up import Maker, measure, result
+from tests.bench.made_up import Maker, measure, result
 
 V100, H100 = "Tesla V100-SXM2-16GB", "NVIDIA H100 80GB HBM3"
 FILES = {"files": "500 px files"}

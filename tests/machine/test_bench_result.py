@@ -8,6 +8,7 @@ import pytest
 from beton_tools.base.errors import UserError
 from fastft.bench import circumstances
 from fastft.bench.circumstances import Watch, describe_processor
+from fastft.bench.page.compare import write_bench_page
 from fastft.bench.suite import accepted, new_result
 from fastft.machine.bench_result import (
     Case,
@@ -22,7 +23,6 @@ from fastft.machine.bench_result import (
     spread,
     write_result,
 )  # fmt: skip
-from fastft.report.bench_report import write_bench_page
 
 
 def measure(better: str = "higher", **rounds: list[float]) -> Measure:
@@ -176,3 +176,16 @@ def test_texts_that_would_move_the_cursor_or_turn_a_pages_text_are_escaped(tmp_p
     assert "\x1b" not in written and "\u202e" not in written
     assert "\\x1b[31mred\\u202eder" in written
     assert read_result(path).notes == ["\\x1b[31mred\\u202eder"]
+
+
+def test_the_disk_is_named_with_its_file_system_and_kind(monkeypatch, tmp_path):
+    described = circumstances.describe_disk(tmp_path)
+    assert described and described.split()[0] == next(
+        m.fstype
+        for m in sorted(circumstances.psutil.disk_partitions(all=True), key=lambda m: -len(m.mountpoint))
+        if tmp_path.resolve().is_relative_to(m.mountpoint)
+    )
+    monkeypatch.setattr(circumstances, "_read", lambda path: "1" if path.endswith("rotational") else "ST4000 VN008 ")
+    monkeypatch.setattr("pathlib.Path.is_file", lambda self: True)
+    monkeypatch.setattr(circumstances, "VIRTUAL_DISKS", ("none",))
+    assert circumstances.describe_disk(tmp_path).endswith(", ST4000 VN008, rotating")

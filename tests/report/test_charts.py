@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastft.report.charts import MAX_POINTS, Chart, Series, nice_step, render_chart, ticks
+from fastft.report.charts import LABEL_HEIGHT, MAX_POINTS, Chart, Series, apart, nice_step, render_chart, ticks
 
 finite = st.floats(-1e3, 1e3)
 
@@ -66,3 +66,18 @@ def test_names_cannot_break_out_of_the_page():
     page = render_chart(Chart(name, name, name, [Series(name, "own", [0, 1], [0, 1])]))
     assert "<script>alert" not in page
     assert page.count("</script>") == 1
+
+
+@given(st.lists(st.floats(0, 200), min_size=1, max_size=12).map(sorted))
+def test_labels_at_the_ends_of_lines_do_not_overlap_and_stay_beside_the_plot(ys):
+    places = apart(ys, 0, 200)
+    assert all(b - a >= LABEL_HEIGHT - 1e-6 for a, b in pairwise(places))
+    assert places[0] >= 0 and places[-1] <= 200
+    if all(b - a >= LABEL_HEIGHT for a, b in pairwise(ys)):
+        assert places == ys
+
+
+def test_lines_with_labels_at_their_ends_have_no_legend():
+    lines = [Series(name, "own", [1, 2], [k, 2 * k]) for k, name in enumerate(("one", "another name"))]
+    page = render_chart(Chart("t", "x", "y", lines, labels_at_ends=True))
+    assert "legend" not in page and page.count('<text class="end"') == 4  # in both drawings

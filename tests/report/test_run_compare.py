@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.report.run_compare import comparison_charts, load_compared, option_rows, result_rows, short_names
+from fastft.report.run_compare import comparison_charts, differing_options, load_compared, result_rows, short_names
 from fastft.run.chosen_weights import mcnemar
 from tests.train.runs import run
 
@@ -56,7 +56,7 @@ def test_images_are_matched_by_name_and_label(runs, tiny, tmp_path):
 
 def test_options_that_differ_and_curves_of_all_runs_are_shown(runs):
     compared = load_compared(runs)
-    differing = {row.option: row.values for row in option_rows(compared)}
+    differing = {row.name: row.values for row in differing_options(compared)}
     assert differing["optim.lr"] == [1e-4, 3e-3] and differing["schedule.epochs"] == [2, 3]
     assert "train.run_dir" not in differing and "optim.batch_size" not in differing
     accuracy, over_time, *losses = comparison_charts(compared)

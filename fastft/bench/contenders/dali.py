@@ -1,11 +1,10 @@
 """DALI on CPU or GPU (docs.nvidia.com/deeplearning/dali): decoding fused with the crop, automatic RandAugment."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from fastft.bench.child import library
-from fastft.bench.contenders.task import CROP, ERASE, RATIO, RECIPE, SCALE, Loader, Pass, Task
+from fastft.bench.task import CROP, DECODE, ERASE, MEMORY, RATIO, RECIPE, SCALE, Entry, Pass, Task
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 PACKAGE = "nvidia-dali-cuda120"
@@ -15,7 +14,7 @@ OTHER = "other RandAugment: one magnitude"
 
 def make(task: Task) -> Pass:
     """Use the default prefetch of two batches. None is computed outside the pass."""
-    paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
+    paths = [str(path) for path in task.paths] * task.repeat
     pipeline = build(paths, task)
 
     def one_pass() -> Iterator[int]:
@@ -51,11 +50,11 @@ def build(paths: list[str], task: Task, prefetch: bool = True) -> Any:
         )
         images = fn.resize(images, size=[size, size], interp_type=types.INTERP_CUBIC, antialias=True)
         images = fn.flip(images, horizontal=fn.random.coin_flip(probability=0.5))
-        if task.work == RECIPE:
+        if task.work in (RECIPE, MEMORY):
             images = rand_augment.rand_augment(images, n=2, m=9, fill_value=128)
         mean, std = [255 * m for m in CLIP_MEAN], [255 * s for s in CLIP_STD]
         images = fn.crop_mirror_normalize(images, mean=mean, std=std, output_layout="HWC")
-        if task.work == RECIPE and fn.random.coin_flip(probability=ERASE, dtype=types.BOOL):
+        if task.work in (RECIPE, MEMORY) and fn.random.coin_flip(probability=ERASE, dtype=types.BOOL):
             shape = fn.random.uniform(range=[0.15, 0.6], shape=[2])
             anchor = fn.random.uniform(range=[0.0, 0.4], shape=[2])
             images = fn.erase(images, anchor=anchor, shape=shape, normalized=True, axis_names="HW")
@@ -66,7 +65,35 @@ def build(paths: list[str], task: Task, prefetch: bool = True) -> Any:
     return built
 
 
-LOADERS = (
-    Loader("DALI CPU", PACKAGE, make, {RECIPE: (OTHER,), CROP: ()}),
-    Loader("DALI GPU", PACKAGE, make, {RECIPE: (OTHER,)}, gpu=True),
+def in_turn(task: Task) -> Pass:
+    """Run DALI's fused decode and random crop, or the whole recipe, without prefetch, which does not help on one core."""
+    paths = [str(path) for path in task.paths]
+    pipeline = build_decoder(paths, task.batch) if task.work == DECODE else build(paths, task, prefetch=False)
+
+    def one_pass() -> Iterator[int]:
+        for _ in range(len(paths) // task.batch):
+            pipeline.run()
+            yield task.batch
+
+    return one_pass
+
+
+def build_decoder(paths: list[str], batch: int) -> Any:
+    dali, fn = (library(f"nvidia.dali{part}", PACKAGE) for part in ("", ".fn"))
+
+    @dali.pipeline_def(batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
+    def decode() -> object:
+        encoded, _ = fn.readers.file(files=paths, shuffle_after_epoch=False)
+        area, ratio = list(SCALE), list(RATIO)
+        return fn.decoders.image_random_crop(encoded, device="cpu", random_area=area, random_aspect_ratio=ratio)
+
+    pipeline = decode()
+    pipeline.build()
+    return pipeline
+
+
+ENTRIES = (
+    Entry("DALI CPU", PACKAGE, make, {RECIPE: (OTHER,), CROP: ()}),
+    Entry("DALI CPU", PACKAGE, in_turn, {MEMORY: (OTHER,), DECODE: ()}),
+    Entry("DALI GPU", PACKAGE, make, {RECIPE: (OTHER,)}, gpu=True),
 )

@@ -1,11 +1,29 @@
 """FFCV's Loader (docs.ffcv.io/ffcv_examples/cifar10.html): with its own operations, and with fastft's."""
 
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastft.bench.contenders.ours import repeated
-from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RECIPE, Loader, Pass, Task
+from fastft.bench.ours import repeated
+from fastft.bench.task import (
+    AUGMENT,
+    BETON,
+    CONVERT,
+    CROP,
+    DECODE,
+    ERASE,
+    EVALUATION,
+    RATIO,
+    RECIPE,
+    SCALE,
+    Entry,
+    Pass,
+    Task,
+)  # fmt: skip
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 BYTES = "uint8, not normalised"
@@ -52,9 +70,65 @@ def loader(task: Task, operations: list[Any], order: str = "RANDOM", **options: 
     return lambda: (len(images) for images, _ in made)
 
 
-LOADERS = (
-    Loader("stock FFCV", "ffcv", make, {CROP: (BYTES, PIXELS), EVALUATION: (BYTES, PIXELS)}),
-    Loader("stock FFCV, normalised", "ffcv", make, {CROP: (PIXELS,)}, {"normalise": True}),
-    Loader("FFCV, fastft's decoder", "ffcv", with_our_operations, {CROP: (BYTES,)}, {"normalise": False}),
-    Loader("FFCV, fastft's operations", "ffcv", with_our_operations, {CROP: (), RECIPE: ()}),
+def decode(task: Task) -> Pass:
+    """Decode and resize a random crop, through its Loader. Without a resize there is no random crop."""
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    decoder = RandomResizedCropRGBImageDecoder((task.size, task.size), SCALE, RATIO)
+    made = Loader(
+        task.files["beton"], task.batch, num_workers=1, order=OrderOption.RANDOM, drop_last=False,
+        pipelines={"image": [decoder, ToTensor()], "label": None},
+    )  # fmt: skip
+    return lambda: (len(images) for (images,) in made)
+
+
+class Images:
+    """An indexable data set of (Pillow image, label), which FFCV's documentation passes to its writer."""
+
+    def __init__(self, task: Task) -> None:
+        self.paths = task.paths * task.repeat
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return Image.open(self.paths[i]).convert("RGB"), 0
+
+
+def convert(task: Task) -> Callable[[int | None], int]:
+    """Write a .beton with FFCV's DatasetWriter, whose images have at most this many pixels on their longest side."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    from fastft.bench.dataset import QUALITY
+
+    images, path = Images(task), Path(task.files["scratch"]) / "ffcv.beton"
+
+    def run(side: int | None) -> int:
+        image = RGBImageField("jpg", max_resolution=side, jpeg_quality=QUALITY)
+        with Path(os.devnull).open("w") as quiet, redirect_stderr(quiet):  # hides its progress bar
+            writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=task.threads)
+            writer.from_indexed_dataset(images)
+        path.unlink()
+        return len(images)
+
+    return run
+
+
+STOCK, NORMALISED, DECODER, OPERATIONS = (
+    Entry("stock FFCV", "ffcv", make, {CROP: (BYTES, PIXELS), EVALUATION: (BYTES, PIXELS)}, reads=BETON),
+    Entry("stock FFCV, normalised", "ffcv", make, {CROP: (PIXELS,)}, {"normalise": True}, BETON),
+    Entry("FFCV, fastft's decoder", "ffcv", with_our_operations, {CROP: (BYTES,)}, {"normalise": False}, BETON),
+    Entry("FFCV, fastft's operations", "ffcv", with_our_operations, {CROP: (), RECIPE: ()}, reads=BETON),
+)
+ENTRIES = (
+    *(STOCK, NORMALISED, DECODER, OPERATIONS),
+    Entry("stock FFCV", "ffcv", decode, {DECODE: ("with its resize to 224", "fast DCT")}, reads=BETON),
+    Entry(
+        "FFCV DatasetWriter", "ffcv", convert, {CONVERT: ("decodes and encodes every image", "writes no crop index")}
+    ),
 )

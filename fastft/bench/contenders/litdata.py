@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.bench.child import library
-from fastft.bench.contenders.task import CROP, RECIPE, Loader, Pass, Task
 from fastft.bench.contenders.timm import NCHW, RetryingTransform
 from fastft.bench.contenders.webdataset import TIMM
+from fastft.bench.task import CROP, RECIPE, Entry, Pass, Task
 
 CHUNK_BYTES = "64MB"  # its documentation's
 
@@ -26,7 +26,7 @@ def chunks(task: Task) -> str:
     """Write the chunks before anything is timed."""
     folder = f"{task.files['scratch']}/litdata-{task.repeat}"
     if not Path(folder).exists():
-        paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
+        paths = [str(path) for path in task.paths] * task.repeat
         library("litdata", "litdata").optimize(read_file, paths, folder, num_workers=1, chunk_bytes=CHUNK_BYTES)
     return folder
 
@@ -41,4 +41,4 @@ def decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
     return transform(Image.open(BytesIO(file)).convert("RGB"))
 
 
-LOADERS = (Loader("LitData", "litdata", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}, prepare=chunks),)
+ENTRIES = (Entry("LitData", "litdata", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}, prepare=chunks),)

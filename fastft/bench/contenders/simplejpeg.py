@@ -3,31 +3,49 @@
 With torchvision's it forms the fastest tier of decoders inside DataLoaders in arXiv 2605.08731.
 """
 
-import math
 import random
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastft.bench.child import library
-from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RATIO, RECIPE, SCALE, Loader, Pass, Task
 from fastft.bench.contenders.timm import NCHW, retried
 from fastft.bench.contenders.torchvision import torch_loader
+from fastft.bench.task import (
+    AUGMENT,
+    CROP,
+    DECODE,
+    DECODED,
+    ERASE,
+    EVALUATION,
+    FINISH,
+    MEMORY,
+    OPS,
+    RECIPE,
+    RESIZE,
+    WHOLE,
+    Entry,
+    Pass,
+    Stages,
+    Task,
+    decoding,
+    in_memory,
+    random_box,
+)  # fmt: skip
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
-RESIZE = "OpenCV's area or cubic resize"
-ATTEMPTS = 10  # attempts to draw a crop that fits, as in torchvision
+OPENCV = "OpenCV's area or cubic resize"
 
 
 class Folder:
     """Yields (normalised tensor, label) for each image in a folder with class folders."""
 
-    def __init__(self, folder: str, repeat: int, size: int, work: str) -> None:
-        self.paths = sorted(Path(folder).glob("*/*")) * repeat
+    def __init__(self, task: Task) -> None:
+        self.paths = task.paths * task.repeat
         classes = sorted({path.parent.name for path in self.paths})
         self.labels = {name: number for number, name in enumerate(classes)}
-        self.transform = Transform(size, work)
+        self.transform = Transform(task.size, task.work)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,7 +84,8 @@ class Transform:
         """Crop, resize and flip."""
         import cv2
 
-        y, x, h, w = self._box(*pixels.shape[:2])
+        box = centre_square if self.work == EVALUATION else random_box
+        y, x, h, w = box(*pixels.shape[:2])
         method = cv2.INTER_AREA if h * w > self.size * self.size else cv2.INTER_CUBIC
         image = cv2.resize(pixels[y : y + h, x : x + w], (self.size, self.size), interpolation=method)
         flips = self.work != EVALUATION and random.random() < 0.5
@@ -86,32 +105,41 @@ class Transform:
         normalised = torch.from_numpy(image * self.scale + self.shift).permute(2, 0, 1).contiguous()
         return normalised if self.erase is None else self.erase(normalised)
 
-    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return y, x, h, w for the centre square, or for torchvision's random resized crop."""
-        if self.work == EVALUATION:
-            side = min(height, width)
-            return (height - side) // 2, (width - side) // 2, side, side
-        for _ in range(ATTEMPTS):
-            area = height * width * random.uniform(*SCALE)
-            ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return random.randint(0, height - h), random.randint(0, width - w), h, w
-        h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
-        return (height - h) // 2, (width - w) // 2, h, w
+
+def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def make(task: Task) -> Pass:
     cv2 = library("cv2", "opencv-python")
     library("simplejpeg", "simplejpeg")
     cv2.setNumThreads(0)  # OpenCV's users do this in DataLoader workers
-    data = Folder(task.files["folder"], task.repeat, task.size, task.work)
-    return torch_loader(data, task, shuffle=task.work != EVALUATION)
+    return torch_loader(Folder(task), task, shuffle=task.work != EVALUATION)
 
 
-LOADERS = (
-    Loader(
-        "simplejpeg + OpenCV", "simplejpeg", make,
-        {RECIPE: (RESIZE, "timm's RandAugment", NCHW), CROP: (RESIZE, NCHW), EVALUATION: (RESIZE, NCHW)},
-    ),
-)  # fmt: skip
+def stages(size: int) -> Stages:
+    transform = Transform(size, RECIPE)
+    return (
+        (DECODED, transform.decode), (RESIZE, transform.crop), (OPS, transform.draw_ops), (FINISH, transform.finish)
+    )  # fmt: skip
+
+
+def decoder() -> Callable[[bytes], Any]:
+    decode = library("simplejpeg", "simplejpeg").decode_jpeg
+    return lambda file: decode(file, "RGB")
+
+
+def opencv() -> Callable[[bytes], Any]:
+    cv2 = library("cv2", "opencv-python")
+    cv2.setNumThreads(0)
+    return lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+WORK = {RECIPE: (OPENCV, "timm's RandAugment", NCHW), CROP: (OPENCV, NCHW), EVALUATION: (OPENCV, NCHW)}
+ENTRIES = (
+    Entry("simplejpeg + OpenCV", "simplejpeg", make, WORK, stages=stages),
+    Entry("simplejpeg + OpenCV", "simplejpeg", in_memory(stages), {MEMORY: WORK[RECIPE]}),
+    Entry("simplejpeg", "simplejpeg", decoding(decoder), {DECODE: WHOLE}),
+    Entry("OpenCV", "opencv-python", decoding(opencv), {DECODE: WHOLE}),
+)

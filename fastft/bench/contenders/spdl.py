@@ -3,13 +3,12 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastft.bench.child import library
-from fastft.bench.contenders.task import CROP, RATIO, SCALE, Loader, Pass, Task
+from fastft.bench.task import CROP, RATIO, SCALE, Entry, Pass, Task
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 AHEAD = 3  # batches in the buffer, as in SPDL's examples
@@ -18,7 +17,7 @@ AHEAD = 3  # batches in the buffer, as in SPDL's examples
 def make(task: Task) -> Pass:
     """Follow SPDL's ImageNet example: paths to batches, `threads` images at a time."""
     io, pipeline = library("spdl.io", "spdl"), library("spdl.pipeline", "spdl")
-    paths = [str(p) for p in sorted(Path(task.files["folder"]).glob("*/*"))] * task.repeat
+    paths = [str(path) for path in task.paths] * task.repeat
     scale = (1 / (255 * np.array(CLIP_STD))).astype(np.float32)
     shift = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).astype(np.float32)
 
@@ -50,4 +49,4 @@ def random_crop(size: int) -> str:
     return f"{crop},scale={size}:{size}:flags=bicubic{flip},format=pix_fmts=rgb24"
 
 
-LOADERS = (Loader("SPDL", "spdl", make, {CROP: ("FFmpeg's decoder and bicubic resize",)}),)
+ENTRIES = (Entry("SPDL", "spdl", make, {CROP: ("FFmpeg's decoder and bicubic resize",)}),)

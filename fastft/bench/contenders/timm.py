@@ -1,9 +1,33 @@
 """timm's create_loader, as its train.py calls it. Pillow decodes."""
 
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
-from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RECIPE, Loader, Pass, Task
+from fastft.bench.child import Arm
+from fastft.bench.task import (
+    AUGMENT,
+    CROP,
+    DECODE,
+    DECODED,
+    ERASE,
+    EVALUATION,
+    FINISH,
+    MEMORY,
+    OPS,
+    RECIPE,
+    RESIZE,
+    STEP,
+    TRAIN,
+    WHOLE,
+    Entry,
+    Pass,
+    Stages,
+    Task,
+    chain,
+    decoding,
+    in_memory,
+)  # fmt: skip
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 TRIES = 20  # about 1 % of the images fail
@@ -64,4 +88,38 @@ def retried(function: Any, argument: Any) -> Any:
     return function(argument)
 
 
-LOADERS = (Loader("timm", "timm", make, {RECIPE: (NCHW,), CROP: (NCHW,), EVALUATION: (NCHW,)}),)
+def stages(size: int) -> Stages:
+    """Return create_transform's own list: crop and flip, RandAugment, tensor, normalise, erase."""
+    crop, flip, augment, *finish = RetryingTransform(size, RECIPE).transform.transforms
+    return (
+        (DECODED, decode), (RESIZE, lambda image: flip(crop(image))), (OPS, lambda image: retried(augment, image)),
+        (FINISH, chain(finish)),
+    )  # fmt: skip
+
+
+def decode(file: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(BytesIO(file)).convert("RGB")
+
+
+def step(task: Task, **options: Any) -> dict[str, Arm]:
+    from fastft.bench.step_bench import timm_step
+
+    return timm_step(task, **options)
+
+
+def train(task: Task, **options: Any) -> dict[str, Arm]:
+    from fastft.bench.e2e_bench import train_timm
+
+    return train_timm(task, **options)
+
+
+WORK = {RECIPE: (NCHW,), CROP: (NCHW,), EVALUATION: (NCHW,)}
+ENTRIES = (
+    Entry("timm", "timm", make, WORK, stages=stages),
+    Entry("timm", "timm", in_memory(stages), {MEMORY: WORK[RECIPE]}),
+    Entry("Pillow", "pillow", decoding(lambda: decode), {DECODE: WHOLE}),
+    Entry("timm", "timm", step, {STEP: ()}),
+    Entry("timm", "timm", train, {TRAIN: ()}),
+)

@@ -3,10 +3,32 @@
 Its page on performance recommends uint8 tensors for resizing, and torch's DataLoader with worker processes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastft.bench.contenders.task import CROP, ERASE, EVALUATION, RATIO, RECIPE, SCALE, Loader, Pass, Task
+from fastft.bench.task import (
+    CROP,
+    DECODE,
+    DECODED,
+    ERASE,
+    EVALUATION,
+    FINISH,
+    MEMORY,
+    OPS,
+    RATIO,
+    RECIPE,
+    RESIZE,
+    SCALE,
+    WHOLE,
+    Entry,
+    Pass,
+    Stages,
+    Task,
+    chain,
+    decoding,
+    in_memory,
+)  # fmt: skip
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OTHER = "other RandAugment: one magnitude, bilinear"
@@ -23,15 +45,14 @@ def make(task: Task) -> Pass:
 
 def decode(path: str) -> Any:
     """Decode a file to a uint8 tensor (3, H, W)."""
+    return decode_memory(Path(path).read_bytes())
+
+
+def decode_memory(file: bytes) -> Any:
     import torch
-
-    return decode_bytes(torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8))
-
-
-def decode_bytes(file: Any) -> Any:
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    return decode_jpeg(file, mode=ImageReadMode.RGB)
+    return decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def transform(size: int, work: str) -> Any:
@@ -64,4 +85,23 @@ def torch_loader(data: Any, task: Task, shuffle: bool | None = True) -> Pass:
     return lambda: (len(images) for images, *_ in loader)
 
 
-LOADERS = (Loader("torchvision v2", "torchvision", make, {RECIPE: (OTHER, NCHW), CROP: (NCHW,), EVALUATION: (NCHW,)}),)
+def stages(size: int) -> Stages:
+    crop, flip, augment, *finish = transform(size, RECIPE).transforms
+    return (
+        (DECODED, decode_memory), (RESIZE, lambda image: flip(crop(image))), (OPS, augment), (FINISH, chain(finish)),
+    )  # fmt: skip
+
+
+def decoder() -> Callable[[bytes], Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    return decode_memory
+
+
+WORK = {RECIPE: (OTHER, NCHW), CROP: (NCHW,), EVALUATION: (NCHW,)}
+ENTRIES = (
+    Entry("torchvision v2", "torchvision", make, WORK, stages=stages),
+    Entry("torchvision v2", "torchvision", in_memory(stages), {MEMORY: WORK[RECIPE]}),
+    Entry("torchvision", "torchvision", decoding(decoder), {DECODE: WHOLE}),
+)

@@ -6,9 +6,9 @@ The shards hold the same JPEGs.
 import itertools
 
 from fastft.bench.child import library
-from fastft.bench.contenders.task import CROP, RECIPE, Loader, Pass, Task
 from fastft.bench.contenders.timm import NCHW, RetryingTransform
 from fastft.bench.contenders.torchvision import torch_loader
+from fastft.bench.task import CROP, RECIPE, SHARDS, Entry, Pass, Task
 
 TIMM = "timm's transform"
 
@@ -21,4 +21,4 @@ def make(task: Task) -> Pass:
     return lambda: itertools.chain.from_iterable(one_pass() for _ in range(task.repeat))
 
 
-LOADERS = (Loader("WebDataset", "webdataset", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}),)
+ENTRIES = (Entry("WebDataset", "webdataset", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}, reads=SHARDS),)

@@ -1,5 +1,10 @@
 "use strict";
 
+// Chapters of a long page: a phone shows their titles, and only the first one open.
+if (window.matchMedia("(max-width: 760px)").matches) {
+  for (const fold of [...document.querySelectorAll(".fold")].slice(1)) fold.open = false;
+}
+
 // Tables: a click on a heading sorts by its column; cells may carry the plain number in data-v.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];

@@ -8,18 +8,17 @@ iterated once per round. A batch is a tensor or array with images, or a tuple or
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from fastft.bench.contenders.task import CROP, RECIPE, Loader, Pass, Task
 
 DIFFERENCE = "does what its author wrote"
 ARGUMENTS = ("folder", "beton", "size", "batch", "threads", "work")
 
 
-def make(task: Task, where: str) -> Pass:
+def make(task: Any, where: str) -> Callable[[], Iterator[int]]:
     function = load(where)
     given = {**task.files, "size": task.size, "batch": task.batch, "threads": task.threads, "work": task.work}
     batches = function(**{name: given[name] for name in inspect.signature(function).parameters})
@@ -57,6 +56,6 @@ def load(where: str) -> Any:
     return function
 
 
-def loader(where: str) -> Loader:
-    works = (RECIPE, CROP) if "work" in inspect.signature(load(where)).parameters else (RECIPE,)
-    return Loader(where, "", make, dict.fromkeys(works, (DIFFERENCE,)), {"where": where})
+def works(where: str) -> tuple[str, ...]:
+    """Return what the function can be asked for. Raises UserError like `load`."""
+    return ("recipe", "crop") if "work" in inspect.signature(load(where)).parameters else ("recipe",)

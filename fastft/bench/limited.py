@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from fastft.bench.child import Arm
-from fastft.bench.contenders.cold import forget_pages
-from fastft.bench.contenders.measuring import built
+from fastft.bench.ways import build, forget_pages
 
 GROUPS, NAME = Path("/sys/fs/cgroup"), "fastft-bench-"
 NO_LIMIT = 10**12  # bytes/s; a limit is needed because only disks with a limit are counted
 CONTROLLERS = ("memory", "blkio")
 
 
-def is_available() -> bool:
-    return os.geteuid() == 0 and (GROUPS / "memory" / "memory.limit_in_bytes").exists() and (GROUPS / "blkio").is_dir()
+def refusal() -> str:
+    """Say why this machine cannot limit memory; empty if it can."""
+    groups = (GROUPS / "memory" / "memory.limit_in_bytes").exists() and (GROUPS / "blkio").is_dir()
+    if os.geteuid() == 0 and groups:
+        return ""
+    return "It limits memory with control groups of version 1, which only root can create."
 
 
-def limited(file: str, name: str, task: dict[str, Any], options: dict[str, Any], limit: int) -> dict[str, Arm]:
+def limited(limit: int, **given: Any) -> dict[str, Arm]:
     """Run epochs with `limit` bytes of memory, in addition to what the process holds after its first epoch."""
-    one_epoch = built(file, name, task, options)
+    one_epoch = build(**given)
     sum(one_epoch())  # allocates the buffers outside the groups
-    forget_pages([Path(task["files"]["beton"])])
+    forget_pages([Path(given["task"]["files"]["beton"])])
     blkio = join_groups(limit)
 
     def run() -> dict[str, float]:

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from fastft.bench.measure import figures
+from fastft.bench.page.bars import describe_ratio, describe_setting, median_figures, range_text, rank, times
 from fastft.cost.cores import Demand
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
-from fastft.report.bench_bars import describe_ratio, describe_setting, median_figures, range_text, rank, times
 from fastft.report.page import figure, percent
 
-# the whole recipe in images per CPU second, for loaders, or else for decoding and augmentation alone
-WHOLE, WHOLE_ALONE = ("loader.recipe.core", "loader.recipe-originals.core"), ("augment.recipe",)
+HEADLINES = (1, 2)  # the whole recipe, for loaders, or else for decoding and augmentation alone
 END_TO_END = "e2e.train"
 SENTENCES = 3
 USUAL = "timm"  # the peer that most readers use
@@ -28,14 +28,26 @@ def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
     busiest = max(demands, key=lambda d: d.images_per_second.median, default=None)
     found += [] if busiest is None else cores_sentence(result, busiest)
     found += [
-        _compared(m, m.cases[0]) for m in result.measures if m.key not in WHOLE and m.cases and m.cases[0].contender()
+        _compared(m, m.cases[0]) for m in result.measures if not is_headline(m) and m.cases and m.cases[0].contender()
     ]
     return found[:SENTENCES]
 
 
+def is_whole(measure: Measure) -> bool:
+    """Return True if the measure is of the whole recipe in images per CPU second."""
+    declared = figures().get(measure.key)
+    return declared is not None and declared.headline in HEADLINES
+
+
+def is_headline(measure: Measure) -> bool:
+    """Return True if it is that of a loader."""
+    return is_whole(measure) and figures()[measure.key].headline == HEADLINES[0]
+
+
 def whole_cases(result: Result) -> list[tuple[str, Measure, Case]]:
     """Return what the images are, with measure and case for the whole recipe, where fastft was measured."""
-    for keys in (WHOLE, WHOLE_ALONE):
+    for choice in HEADLINES:
+        keys = [figure.key for figure in figures().values() if figure.headline == choice]
         measures = [m for key in keys if (m := result.measure(key)) is not None]
         cases = [(m, case) for m in measures for case in m.cases if case.contender()]
         if cases:

@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fastft.bench.page.compare import compare
+from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.cli import main
 from fastft.machine.bench_result import Contender, Result, Round, read_result, write_result
-from fastft.report.bench_compare import compare
-from fastft.report.bench_verdicts import Paired, Verdict, verdicts
-from tests.report.made_up import result
+from tests.bench.made_up import result
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks/results/amd-epyc.json"
 

@@ -2,28 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 from markupsafe import Markup
 
+from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
-from fastft.report.bench_bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
-from fastft.report.bench_page import (
+from fastft.bench.page.bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
+from fastft.bench.page.one import (
     AXES,
     COUNTS,
     describe_gpus,
     describe_version,
     line_axis,
     machine_facts,
+    render_bench,
     spread_series,
 )  # fmt: skip
-from fastft.report.bench_sentences import USUAL, WHOLE, WHOLE_ALONE, amount, listed, multiple
-from fastft.report.bench_verdicts import Paired, Verdict, verdicts
+from fastft.bench.page.sentences import USUAL, amount, is_whole, listed, multiple
+from fastft.bench.page.verdicts import Paired, Verdict, verdicts
+from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
+from fastft.report.compare import colour, facts
 from fastft.report.page import render_page
 
-FILE_STYLES = 6  # colours in style.css; files also have letters
+NUMBERS = ("rounds", "ratio", "low", "high", "p_value", "rounds_needed", "below")  # of a verdict
 MOST_FILES = len(ascii_uppercase)
 # if these facts differ, it is not fastft alone that was compared
 SAME_FACTS = {
@@ -42,8 +47,12 @@ class File:
     result: Result
 
     @property
+    def mark(self) -> Markup:
+        return Markup('<span class="file {}">{}</span>').format(self.style, self.letter)
+
+    @property
     def style(self) -> str:
-        return f"file-{1 + (self.number - 1) % FILE_STYLES}"
+        return colour(self.number - 1)
 
 
 @dataclass(frozen=True)
@@ -107,10 +116,13 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What besides fastft differs between the first and the last file, and what the last one lacks, in sentences."""
         first, last = self.files[0].result, self.files[-1].result
-        facts = {name: (texts[0], texts[-1]) for name, texts, _ in compared_facts(self.files)}
-        changed = [name for name in SAME_FACTS if name in facts and len(set(facts[name])) > 1]
-        said = [f"another {SAME_FACTS[name]}: {facts[name][0]} and {facts[name][1]}" for name in changed]
-        if "images" not in changed and len({first.images.sha256, last.images.sha256} - {None}) > 1:
+        changed = [fact for fact in facts([machine_facts(first), machine_facts(last)]) if fact.differs]
+        changed = [fact for fact in changed if fact.name in SAME_FACTS]
+        said = [f"another {SAME_FACTS[f.name]}: {f.values[0]} and {f.values[1]}" for f in changed]
+        if (
+            "images" not in [fact.name for fact in changed]
+            and len({first.images.sha256, last.images.sha256} - {None}) > 1
+        ):
             said.append("other images: their checksums differ")
         said += [f"{result.date}: files were changed since the commit" for result in (first, last) if result.changed]
         return said + [f"missing in the last file: {_named(s.title, s.setting)}" for s in self.missing]
@@ -144,9 +156,44 @@ def render_comparison(comparison: Comparison) -> str:
         changes=comparison.changes,
         charts=[chart for s in line_measures(files) if (chart := render_chart(line_chart(*s)))],
         figures=[bars_of(s) for s in shared if line_axis(s.measure) is None],
-        facts=compared_facts(files),
+        marks=[file.mark for file in files],
+        facts=facts([machine_facts(file.result) for file in files]),
         commands=[(file, list(dict.fromkeys(s.command for s in file.result.sessions))) for file in files],
     )
+
+
+def write_bench_page(results: Sequence[Result], path: Path, threshold: float | None = None) -> Comparison | None:
+    """Write the page completely or not at all, and return the comparison if there are several results.
+
+    Raises UserError if several results have no measure in common.
+    """
+    comparison = compare(results, threshold) if len(results) > 1 else None
+    write_text(path, render_comparison(comparison) if comparison else render_bench(results[0]))
+    return comparison
+
+
+def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison as `fastft report --json` prints it. docs/bench-schema.md describes the keys."""
+    figures = [
+        {
+            "key": change.shared.measure.key, "title": change.shared.title, "unit": change.shared.measure.unit,
+            "better": change.shared.measure.better,
+            "setting": change.shared.measure.setting | change.shared.found[0][2].setting,
+            "medians": [None if cell is None else cell.median for cell in change.cells],
+            "verdict": verdict.outcome if (verdict := change.verdict) else None,
+            **({name: getattr(verdict, name) for name in NUMBERS} if verdict else dict.fromkeys(NUMBERS)),
+        }
+        for change in comparison.changes
+    ]  # fmt: skip
+    counts = {outcome.replace(" ", "_"): comparison.count(outcome) for outcome in ("better", "worse", "cannot tell")}
+    missing = [f"{s.measure.key}, {s.setting}".rstrip(", ") for s in comparison.missing]
+    return {
+        **counts,
+        "below": len(comparison.below),
+        "missing": missing,
+        "remarks": comparison.remarks,
+        "figures": figures,
+    }
 
 
 # what the files have in common -----------------------------------------------------------------------------------------
@@ -193,7 +240,7 @@ def _identity(measure: Measure, case: Case) -> object:
 
 def sentences(comparison: Comparison) -> Iterator[Markup]:
     """State images per second on one core, the ratio to timm, and how many results are better or worse."""
-    whole = next((s for s in comparison.shared if s.measure.key in (*WHOLE, *WHOLE_ALONE) and len(s.own()) > 1), None)
+    whole = next((s for s in comparison.shared if is_whole(s.measure) and len(s.own()) > 1), None)
     if whole is not None:
         words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))
         rates = [Markup("{} on {}").format(amount(value), file.letter) for file, value in whole.own()]
@@ -291,12 +338,6 @@ def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
         if points:
             series.append(spread_series(f"{OURS} on {file.letter}", file.style, points))
     measure = found[0][1]
-    return Chart(measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs)
-
-
-def compared_facts(files: Sequence[File]) -> list[tuple[str, list[str], bool]]:
-    """Return the rows in the machine table: name, text by file, and whether they differ."""
-    facts = [machine_facts(file.result) for file in files]
-    names = dict.fromkeys(name for of_file in facts for name in of_file)
-    rows = [(name, [of_file.get(name, "–") for of_file in facts]) for name in names]
-    return [(name, texts, len(set(texts)) > 1) for name, texts in rows]
+    return Chart(
+        measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True
+    )

@@ -10,6 +10,26 @@ from pathlib import Path
 from markupsafe import Markup
 
 from beton_tools.base.console import format_duration
+from fastft.bench.measure import CHAPTERS, CORES, LINES, LOADING, SPLIT, TRAINING, figures
+from fastft.bench.page.bars import (
+    Bar,
+    BarFigure,
+    StackFigure,
+    axis_end,
+    describe_setting,
+    measure_figures,
+    rank,
+    split_figures,
+)  # fmt: skip
+from fastft.bench.page.sentences import (
+    cores_needed,
+    cores_sentence,
+    is_headline,
+    is_usable,
+    sentences,
+    whole_cases,
+    whole_range,
+)
 from fastft.cost.bottleneck import LOOP_PARTS, NAMES
 from fastft.cost.cores import Demand, demands
 from fastft.machine.bench_result import (
@@ -24,35 +44,10 @@ from fastft.machine.bench_result import (
     skipped_reasons,
     spread,
 )
-from fastft.report.bench_bars import (
-    Bar,
-    BarFigure,
-    StackFigure,
-    axis_end,
-    describe_setting,
-    measure_figures,
-    rank,
-    split_figures,
-)  # fmt: skip
-from fastft.report.bench_sentences import (
-    WHOLE,
-    cores_needed,
-    cores_sentence,
-    is_usable,
-    sentences,
-    whole_cases,
-    whole_range,
-)
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 
 AXES = {"threads": "threads", "size": "image size, px"}  # settings that become a line chart's x axis
-# the page's chapters
-LOADING, SPLIT, START, ON_GPU, TRAINING = "loading", "split", "start", "gpu", "training"
-CHAPTERS = {  # by the beginning of a measure's key; the longest match counts
-    "augment.split": SPLIT, "augment.gpu": ON_GPU, "augment.copy": ON_GPU, "loader.gpu": ON_GPU, "loader.first": START,
-    "loader.memory": START, "loader.open": START, "step": TRAINING, "e2e": TRAINING,
-}  # fmt: skip
 STEP_PARTS = {part: NAMES.get(part, part) for part in LOOP_PARTS}
 RANGES = "The light line through a point spans all rounds, from the lowest to the highest."
 PEER_STYLES = 10  # line colours in chart.css
@@ -91,9 +86,8 @@ class Section:
     """One chapter: bars, line charts, stacked bars or cores."""
 
     title: str
-    lead: str = ""
     measures: Sequence[MeasureView] = ()
-    charts: Sequence[Markup] = ()
+    charts: Sequence[tuple[str, Markup]] = ()  # title, chart
     cores: Sequence[CoresView] = ()
     notes: Sequence[str] = ()
 
@@ -118,18 +112,9 @@ class Row:
 def render_bench(result: Result) -> str:
     """Return the page for one result as HTML."""
     needs = demands(result) if whole_cases(result) else []
-    chapters: dict[str, list[Measure]] = {}
-    for measure in result.measures:
-        if not is_repeated(measure, result):
-            chapters.setdefault(chapter_of(measure), []).append(measure)
+    measures = sorted((m for m in result.measures if not is_repeated(m, result)), key=lambda m: not is_headline(m))
     sections = [
-        Section("Images per second", measures=bars(sorted(chapters.get(LOADING, ()), key=comes_later))),
-        Section("Threads and image sizes", RANGES, charts=line_charts(result)),
-        Section("Where the time of one image goes", measures=splits(chapters.get(SPLIT, ()))),
-        Section("Start and memory", measures=bars(chapters.get(START, ()))),
-        cores_section(result, needs),
-        Section("On the GPU", measures=bars(chapters.get(ON_GPU, ()))),
-        Section("Training", measures=[*bars(chapters.get(TRAINING, ())), *step_splits(chapters.get(TRAINING, ()))]),
+        section(chapter, result, [m for m in measures if chapter_of(m) == chapter], needs) for chapter in CHAPTERS
     ]
     return render_page(
         "bench.html",
@@ -180,6 +165,7 @@ def machine_facts(result: Result) -> dict[str, str]:
         "instruction sets": ", ".join(m.instruction_sets),
         "cores": str(m.cores),
         "memory": f"{m.memory_gib:g} GiB",
+        "disk": m.disk or "",
         "GPU": describe_gpus(result),
         "driver": m.driver or "",
         "system": ", ".join(filter(None, (m.system, m.kernel))),
@@ -259,13 +245,20 @@ def between(values: Sequence[float]) -> str:
 # chapters -------------------------------------------------------------------------------------------------------------
 
 
+def section(chapter: str, result: Result, measures: Sequence[Measure], needs: Sequence[Demand]) -> Section:
+    if chapter == LINES:
+        return Section(chapter, charts=line_charts(result), notes=[RANGES])
+    if chapter == CORES:
+        return Section(chapter, cores=cores_views(result, needs), notes=CORES_NOTES)
+    if chapter == SPLIT:
+        return Section(chapter, measures=splits(measures))
+    return Section(chapter, measures=[*bars(measures), *(step_splits(measures) if chapter == TRAINING else [])])
+
+
 def chapter_of(measure: Measure) -> str:
-    beginning = max((key for key in CHAPTERS if measure.key.startswith(key)), key=len, default="")
-    return CHAPTERS.get(beginning, LOADING)
-
-
-def comes_later(measure: Measure) -> bool:
-    return measure.key not in WHOLE
+    """Return the chapter of the declared figure; a measure that this version does not know is among the first."""
+    declared = figures().get(measure.key)
+    return declared.chapter if declared else LOADING
 
 
 def is_repeated(measure: Measure, result: Result) -> bool:
@@ -315,7 +308,7 @@ def line_axis(measure: Measure) -> str | None:
     return None
 
 
-def line_charts(result: Result) -> list[Markup]:
+def line_charts(result: Result) -> list[tuple[str, Markup]]:
     """Draw a chart for each measure over threads or sizes, and for each combination of its other settings."""
     styles, charts = contender_styles(result), []
     for measure in result.measures:
@@ -325,7 +318,8 @@ def line_charts(result: Result) -> list[Markup]:
         for case in measure.cases:
             rest = describe_setting({k: v for k, v in case.setting.items() if k != axis})
             groups.setdefault(rest, []).append(case)
-        charts += [render_chart(line_chart(measure, axis, rest, cases, styles)) for rest, cases in groups.items()]
+        drawn = [line_chart(measure, axis, rest, cases, styles) for rest, cases in groups.items()]
+        charts += [(chart.title, render_chart(chart)) for chart in drawn]
     return charts
 
 
@@ -337,10 +331,10 @@ def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], st
     order = sorted(points, key=lambda name: -points[name][-1][1].median)
     series = [spread_series(name, styles[name], points[name]) for name in order]
     xs = sorted({float(case.setting[axis]) for case in cases if case.measured})
-    if axis == "threads" and OURS in points:
+    if axis == "threads" and measure.better == "higher" and OURS in points:
         series.append(perfect_scaling(OURS, "accent", points[OURS][0], xs))
     title = ", ".join(filter(None, (measure.title, rest)))
-    return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs)
+    return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True)
 
 
 def spread_series(name: str, style: str, points: Sequence[tuple[float, Spread]]) -> Series:
@@ -361,7 +355,7 @@ def contender_styles(result: Result) -> dict[str, str]:
     return {OURS: "accent"} | {name: f"peer-{1 + k % PEER_STYLES}" for k, name in enumerate(names)}
 
 
-def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
+def cores_views(result: Result, needs: Sequence[Demand]) -> list[CoresView]:
     """Draw a figure per kind of GPU for each recipe, all on one axis."""
     views = []
     for _, measure, case in whole_cases(result)[:1]:
@@ -378,7 +372,7 @@ def cores_section(result: Result, needs: Sequence[Demand]) -> Section:
                 cores_sentence(result, max((d for d, _ in rows), key=lambda d: d.images_per_second.median))
             )
             views.append(CoresView(recipe, told, [cores_figure(d, row, end) for d, row in rows]))
-    return Section("CPU cores that your GPUs need", cores=views, notes=CORES_NOTES)
+    return views
 
 
 def cores_figure(demand: Demand, bars: Sequence[Bar], end: float) -> BarFigure:

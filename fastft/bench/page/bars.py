@@ -27,7 +27,7 @@ COUNTED = ("threads", "images", "rounds", "samples", "files", "gpus")
 BANDWIDTH, BANDWIDTH_LIMIT = "bandwidth_share", "at the memory's bandwidth"
 # a round's other figures: shares by key, amounts by the end of the key
 SHARES = {"mfu": "MFU", "waiting": "waiting for data"}
-FIGURE_UNITS = {"mb": "MB", "gb": "GB"}
+FIGURE_UNITS = {"mb": "MB", "gb": "GB", "ms": "ms"}
 
 
 @dataclass(frozen=True)

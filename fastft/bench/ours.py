@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.bench.contenders.task import AUGMENT, CROP, ERASE, EVALUATION, RECIPE, Loader, Pass, Task
+from fastft.bench.task import AUGMENT, BETON, CROP, ERASE, EVALUATION, RECIPE, Entry, Pass, Task
 
 
 def make(task: Task, **options: Any) -> Pass:
@@ -54,4 +54,4 @@ def repeated(task: Task) -> np.ndarray | None:
     return np.tile(np.arange(Beton.open(task.files["beton"]).num_samples), task.repeat)
 
 
-LOADERS = (Loader("fastft", "fastft", make, {RECIPE: (), CROP: (), EVALUATION: ()}),)
+ENTRIES = (Entry("fastft", "fastft", make, {RECIPE: (), CROP: (), EVALUATION: ()}, reads=BETON),)

@@ -15,18 +15,17 @@ from mkdocs.config import load_config
 from mkdocs.structure.files import Files
 
 from beton_tools.base.errors import UserError
+from fastft.bench.page.bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
+from fastft.bench.page.compare import compare, render_comparison, write_bench_page
+from fastft.bench.page.one import render_bench
 from fastft.cli import main
 from fastft.cost.cores import demands
 from fastft.cost.price import CostQuery, price_recipes
 from fastft.machine.bench_result import Case, Measure, Processor, Result, read_result, spread, write_result
 from fastft.recipe import load_recipe
-from fastft.report.bench_bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
-from fastft.report.bench_compare import compare, render_comparison
-from fastft.report.bench_page import render_bench
-from fastft.report.bench_report import write_bench_page
 from fastft.report.page import figure
-from tests.report import made_up
-from tests.report.made_up import GPU, MADE_UP, Maker, measure, result
+from tests.bench import made_up
+from tests.bench.made_up import GPU, MADE_UP, Maker, measure, result
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fastft.report.bench_report import write_bench_page
+from fastft.bench.page.compare import write_bench_page
+from tests.bench.made_up import GPU, result
 from tests.report.browsing import OVERLAPS, opened, rows_of
-from tests.report.made_up import GPU, result
 
 pytestmark = pytest.mark.slow  # starts a browser
 WIDTHS = (1280, 800, 390)
@@ -73,7 +73,20 @@ def test_the_table_of_all_figures_sorts(browser, tmp_path):
     path = tmp_path / "one.html"
     write_bench_page([result()], path)
     tab = opened(browser, path)
-    tab.click("summary")
+    tab.click(".all-figures summary")
     tab.click("#figures th:nth-child(3) button")
     medians = [float(row[2].replace(",", "")) for row in rows_of(tab, "#figures")]
     assert medians == sorted(medians, reverse=True) and len(set(medians)) > 20
+
+
+def test_a_phone_shows_a_few_screens_with_the_first_measure_open(browser, tmp_path):
+    path = tmp_path / "one.html"
+    write_bench_page([result()], path)
+    tab = opened(browser, path, 390)
+    assert tab.evaluate("document.documentElement.scrollHeight") < 6 * 844
+    folds = tab.locator(".fold")
+    assert folds.first.locator(".fill").first.is_visible() and not folds.nth(1).locator(".fill").first.is_visible()
+    folds.nth(1).locator("summary").click()
+    assert folds.nth(1).locator(".fill").first.is_visible()
+    wide = opened(browser, path, 1280)
+    assert all(wide.locator(".fold").nth(k).get_attribute("open") is not None for k in range(folds.count()))

@@ -1,0 +1,1 @@
+"""HTML pages for one benchmark result, and for several that are compared."""

@@ -1,0 +1,197 @@
+"""In a contender's process: the ways in which an entry is run, and what each of them measures.
+
+A way takes the module and the name of an entry, its task and options, and returns arms.
+"""
+
+import ctypes
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fastft.bench.child import Arm
+from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, find_entry
+
+SAMPLE_SECONDS = 0.05  # interval between memory samples
+MADV_DONTNEED = 4  # linux/mman.h
+PERCENTILES = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99, "longest_ms": 100}  # of the time between batches
+
+
+def entered(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> tuple[Entry, Task]:
+    return find_entry(module, name, task["work"]), Task(**task)
+
+
+def build(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Return what the entry makes: a loader's pass, or for other works its arms."""
+    entry, asked = entered(module, name, task, options)
+    return entry.make(asked, **options)
+
+
+def warm(**given: Any) -> dict[str, Arm]:
+    """Make whole passes with the files in the page cache, and report the milliseconds between batches.
+
+    An entry that is no loader makes its arms itself.
+    """
+    one_pass = build(**given)
+    if isinstance(one_pass, dict):
+        return one_pass
+
+    def run() -> dict[str, float]:
+        count, times = 0, []
+        for size in one_pass():
+            count += size
+            times.append(time.perf_counter())
+        return {"count": count, **between(times)}
+
+    return {"pass": run}
+
+
+def between(times: list[float]) -> dict[str, float]:
+    """Return percentiles (nearest rank) of the time between batches. The wait for the first one is not included."""
+    ordered = sorted(1e3 * (b - a) for a, b in pairwise(times))
+    return {key: ordered[math.ceil(q / 100 * len(ordered)) - 1] for key, q in PERCENTILES.items()} if ordered else {}
+
+
+def first(**given: Any) -> dict[str, Arm]:
+    """Measure seconds from Python's start to the first batch, including imports, and peak MB over the pass."""
+    entry, asked = entered(**given)
+    if entry.prepare:
+        entry.prepare(asked)
+
+    def run() -> dict[str, float]:
+        with PeakMemory() as peak:
+            began = time.perf_counter()
+            batches = build(**given)()
+            count = next(batches)
+            seconds = time.perf_counter() - began
+            count += sum(batches)
+        return {"count": count, "seconds": seconds, "memory_mb": peak.mb}
+
+    return {"pass": run}
+
+
+def opening(**given: Any) -> dict[str, Arm]:
+    """Measure the seconds to build the loader, and the MB that it holds afterwards.
+
+    The task's files are "beton" and the small file "warm", for which imports and compiled code are loaded beforehand.
+    """
+    entry, asked = entered(**given)
+    entry.make(replace(asked, files={"beton": asked.files["warm"]}), **given["options"])
+
+    def run() -> dict[str, float]:
+        before, began = used_mb(), time.perf_counter()
+        built = entry.make(asked, **given["options"])
+        seconds = time.perf_counter() - began
+        figures = {"count": 0, "seconds": seconds, "memory_mb": max(used_mb() - before, 0.0)}
+        del built  # kept alive until the memory has been measured
+        return figures
+
+    return {"pass": run}
+
+
+def cold(**given: Any) -> dict[str, Arm]:
+    """Make whole passes, dropping the files from the page cache before each. Reports the MB read from the disk too.
+
+    A .beton is copied first, because pages that another contender's process has mapped cannot be dropped.
+    """
+    entry, asked = entered(**given)
+    if entry.reads == BETON:
+        paths = [own_copy(Path(asked.files["beton"]))]
+        asked = replace(asked, files={**asked.files, "beton": str(paths[0])})
+    elif entry.reads == SHARDS:
+        folder, _, stem = asked.files["shards"].partition("{")[0].rpartition("/")
+        paths = sorted(Path(folder).glob(f"{stem}*.tar"))
+    else:
+        paths = asked.paths
+    one_pass: Pass = entry.make(asked, **given["options"])
+
+    def run() -> dict[str, float]:
+        forget_pages(paths)
+        before, began = read_bytes(), time.perf_counter()
+        count = sum(one_pass())
+        seconds = time.perf_counter() - began
+        return {"count": count, "wall": seconds, "read_mb": (read_bytes() - before) / 1e6}
+
+    return {"pass": run}
+
+
+# memory and the page cache --------------------------------------------------------------------------------------------
+
+
+class PeakMemory(threading.Thread):
+    """Sample the memory used by this process and its workers, and keep the highest sum, in MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.mb = 0.0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.mb = max(self.mb, used_mb())
+
+    def __enter__(self) -> "PeakMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+        self.mb = max(self.mb, used_mb())
+
+
+def used_mb() -> float:
+    """Return the memory that the system cannot drop: anonymous and shared pages.
+
+    Pages that several processes share count once.
+    """
+    kilobytes = 0
+    for pid in [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # the process has ended
+            continue
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
+    return kilobytes * 1024 / 1e6
+
+
+def own_copy(path: Path) -> Path:
+    """Return a copy of the file, flushed to the disk."""
+    copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
+    shutil.copyfile(path, copy)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+    return copy
+
+
+def forget_pages(paths: list[Path]) -> None:
+    """Drop files from the page cache, after dropping this process's memory maps, which would keep them there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for begin, end in _mapped({str(path.resolve()) for path in paths}):
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # because a page that is not written yet cannot be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        columns = line.split(maxsplit=5)
+        if len(columns) == 6 and columns[5] in names:
+            begin, end = columns[0].split("-")
+            yield int(begin, 16), int(end, 16)
+
+
+def read_bytes() -> int:
+    """Return the bytes that this process and its workers have read from the disk."""
+    own = psutil.Process()
+    return sum(process.io_counters().read_bytes for process in (own, *own.children(recursive=True)))

@@ -1,0 +1,1 @@
+from tests.report.browsing import browser  # noqa: F401 - a fixture
