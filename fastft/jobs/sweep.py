@@ -27,7 +27,7 @@ from fastft.jobs.run import run_stages
 from fastft.machine.distributed import World, connected, find_world, is_gpu_failure
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.model.recipe_model import check_model
-from fastft.photos.prepare import line_printer, prepare_overrides
+from fastft.photos.prepare import prepare_overrides
 from fastft.recipe import AskedRecipe, Recipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
@@ -37,6 +37,7 @@ from fastft.run.evaluations import TOP1, Evaluation
 from fastft.run.identity import Difference, describe, identify_weights, make_identity
 from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs
 from fastft.run.run_directory import read_choices, read_identity
+from fastft.run.said import line_printer
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (

@@ -26,6 +26,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from beton_tools.base.errors import UserError
+from fastft.data.warnings import ACCURACY
 from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, PROBE, RAW, WEIGHT_CHOICES
 from fastft.run.baseline import Baseline, read_baseline
@@ -41,6 +42,7 @@ from fastft.run.evaluations import MAP, PAIRED, TOP1, WEIGHTS, BestBy, Evaluatio
 from fastft.run.predictions import balanced_weights
 from fastft.run.result import Evidence, Gain, WeightChoice, read_result
 from fastft.run.run_directory import PROBE_HEAD, Run
+from fastft.run.said import SaidWarning
 
 SIGNIFICANT = 0.05
 MOSTLY_INITIAL = 0.5  # above this fraction of initial weights, the raw weights are used instead of the EMA
@@ -198,6 +200,13 @@ def describe_weights(choice: WeightChoice) -> str:
     """Describe the choice in one log line."""
     name = PROBE_WORDS if choice.kind == PROBE else f"{WEIGHTS[choice.kind]} weights of epoch {choice.epoch}"
     return f"predict, eval and export use the {name}: {choice.reason}"
+
+
+def warnings_of_choice(choice: WeightChoice | None) -> list[SaidWarning]:
+    """Return the warning that fine-tuning is not clearly better than the linear probe, if the choice has one."""
+    if choice is None or choice.gain is None or not choice.gain.note:
+        return []
+    return [SaidWarning(text=choice.gain.note, about=ACCURACY, stage="train")]
 
 
 def describe_initial(untrained: float) -> str:
