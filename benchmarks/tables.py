@@ -142,6 +142,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-budget": lambda _: photos.headline(photos.BUDGET),
     "photos-budget-setting": lambda _: photos.setting(photos.BUDGET),
     "photos-steps": lambda _: photos.gains_by_steps(),
+    "photos-few-steps": lambda _: photos.few_steps(),
     "photos-sources": lambda _: photos.sources(),
     "photos-auto": lambda _: photos.beside("ours", "", ("auto",), "fastft, 42 px"),
     "photos-whole": lambda _: photos.beside("loop, whole length", ", whole length", ("ours",)),

@@ -101,10 +101,14 @@ class Progress(Position):
         head_only = recipe.model.trainable_layers == 0
         if recipe.epochs == 0:
             return choose_probe(baseline)
-        return choose_weights(self.evaluations, self.best(), baseline, self._untrained_share(recipe), head_only)
+        share, steps = self._untrained_share(recipe), self._steps(recipe)
+        return choose_weights(self.evaluations, self.best(), baseline, share, head_only, steps)
 
     def _untrained_share(self, recipe: FinalRecipe) -> float:
-        return untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
+        return untrained_share(recipe, self._steps(recipe))
+
+    def _steps(self, recipe: FinalRecipe) -> int:
+        return self.epoch * recipe.steps_per_epoch() + self.step
 
 
 def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseline | None) -> ByWeights:
