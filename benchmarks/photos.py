@@ -94,8 +94,8 @@ def setting(ours: str) -> str:
     ]  # fmt: skip
     return (
         f"{facts['processor']}, one thread, {facts['date']}, commit {facts['commit']}, seed {facts['seed']}. "
-        f"{PRECISION} The loop takes {loop:.0f} s on average, including its two trials, and fastft {fastft:.0f} s. fastft is behind on: "
-        f"{', '.join(behind) or 'none'}."
+        f"{PRECISION} The loop takes {loop:.0f} s on average, including its two trials, and fastft {fastft:.0f} s. "
+        f"fastft is behind on: {', '.join(behind) or 'none'}."
     )
 
 

@@ -11,10 +11,14 @@ from PIL import Image
 
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.file_report import FileReport, report_file
+from fastft.evaluate.predictor import PatchVotes, compute_outputs
+from fastft.evaluate.trained import Trained, no_votes
+from fastft.evaluate.votes import draw_votes
 from fastft.recipe.constants import AUTO
 from fastft.run.inputs import open_of_run
 from fastft.run.predictions import Calibration, Predictions, calibrate
@@ -39,6 +43,7 @@ class Mistake:
     predicted: str
     predicted_probability: float
     image: str = ""  # data URI
+    votes: str = ""  # data URI: the image with the patches that vote for the prediction, and for the truth
     file: str = ""
 
 
@@ -85,7 +90,7 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
         replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
         for m in mistakes.most_confident
     ]
-    mistakes = replace(mistakes, most_confident=shown)
+    mistakes = replace(mistakes, most_confident=_with_votes(shown, betons, trained))
     return RunPredictions(report_file(trained, evaluated), mistakes, calibrate(evaluated.predictions)), ""
 
 
@@ -121,9 +126,30 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
     return Mistakes(len(p.labels_N), len(wrong), listed)
 
 
+def _with_votes(mistakes: list[Mistake], betons: BetonSet, trained: Trained) -> list[Mistake]:
+    """Add maps of the votes for the predicted class against the true one, if a logit is the mean of one number per patch."""
+    if no_votes(trained) or trained.recipe.data.multi_label:
+        return mistakes
+    images = [Image.fromarray(decode_sample(betons, m.sample)) for m in mistakes]
+    exact = replace(trained, recipe=trained.recipe.with_option("train.amp", "fp32"))
+    device = next(trained.model.parameters()).device
+    shown = []
+    for m, (image, _, output) in zip(
+        mistakes, compute_outputs(exact, images, device, method="patch_votes"), strict=True
+    ):
+        votes = PatchVotes(output.numpy(), trained.outputs, trained.recipe)
+        assert isinstance(image, Image.Image)
+        difference_HW = votes.against(*(trained.outputs.index(name) for name in (m.predicted, m.truth)))
+        shown.append(replace(m, votes=_as_uri(draw_votes(image, difference_HW, trained.recipe)[1])))
+    return shown
+
+
 def thumbnail(table: SampleTable, sample: int) -> str:
     """Return a small JPEG of one image as a data URI."""
-    image = Image.fromarray(decode_sample(table, sample))
+    return _as_uri(Image.fromarray(decode_sample(table, sample)))
+
+
+def _as_uri(image: Image.Image) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)

@@ -13,6 +13,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.class_list import Classes
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
+from fastft.model.classifier import PATCHES, Classifier
 from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
 from fastft.model.tower import Tower
@@ -192,6 +193,20 @@ def at_evaluated_size(trained: Trained) -> Trained:
     tower.resize(recipe.evaluated_size)
     recipe = recipe.with_option(IMAGE_SIZE, recipe.evaluated_size).with_option(EVAL_IMAGE_SIZE, None)
     return replace(trained, recipe=recipe)
+
+
+def refuse_votes(trained: Trained) -> None:
+    """Raise UserError if the model's logits are not the mean of one number per patch."""
+    if reason := no_votes(trained):
+        raise UserError(f"{reason}, so a logit is not the mean of one number per patch. Leave --votes out")
+
+
+def no_votes(trained: Trained) -> str:
+    """Return why a logit is not the mean of one number per patch, or "" if it is (`Classifier.patch_votes`)."""
+    model = trained.model
+    if not isinstance(model, Classifier):
+        return f"{trained.recipe.model.arch} pools its tokens as timm does"
+    return "" if model.pool == PATCHES else f"the head reads more than the patches' mean (model.pool={model.pool})"
 
 
 @torch.no_grad()
