@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "A table in the run's report helps you choose it"
     )
     parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
+    foreign = (
+        "answer 'none of these' if the image is less like the training images than 95 %% of the validation images were. The "
+        "run's report shows what this rejects"
+    )
+    parser.add_argument("--reject-foreign", action="store_true", help=foreign)
     parser.add_argument(
         "--flip-average",
         action="store_true",
@@ -67,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     options = {
         "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature,
         "min_probability": args.min_probability, "flip_average": args.flip_average, "votes": args.votes is not None,
+        "reject_foreign": args.reject_foreign,
     }  # fmt: skip
     predictions = predict_files(args.checkpoint, args.images, args.topk, args.device, say, **options)
     if args.votes is not None:
@@ -99,7 +105,10 @@ def _printed(predictions: "Iterable[Prediction]", as_json: bool) -> "Iterator[Pr
 def _write_features(args: argparse.Namespace) -> int:
     from fastft.evaluate.features import save_features
 
-    names = ("csv", "json", "topk", "votes", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
+    names = (
+        "csv", "json", "topk", "votes", "min_probability", "reject_foreign", "flip_average", "logit_adjustment",
+        "no_temperature",
+    )  # fmt: skip
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
         raise UserError(f"--features writes embeddings, not classes. Omit {', '.join(given)}")
     check_output(args.features, [".npz"], args.overwrite)

@@ -81,7 +81,7 @@ class PatchVotes:
 class Prediction:
     """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
-    There are no classes if the most probable one is below the predictor's `min_probability`. For a multi-label model
+    There are no classes if the predictor rejects the image (`min_probability`, `reject_foreign`). For a multi-label model
     these are the classes that reach their thresholds, possibly none.
 
     Attributes:
@@ -89,7 +89,7 @@ class Prediction:
         notes: what you should know about the pixels, as the end of "1 image has ...": values above 8 bits were clipped,
             or transparent pixels were laid on `data.background`.
         votes: what each patch adds to the logits, if the predictor was asked for it.
-        rejected: the classes that the image would have without `min_probability`, with their probabilities. Empty if
+        rejected: the classes that the image would have otherwise, with their probabilities. Empty if
             it was not rejected.
     """
 
@@ -135,14 +135,18 @@ class Predictor:
         temperature: divide the logits by the temperature fitted on the run's validation images. This changes no
             ranking.
         min_probability: give no class to an image if its most probable class is below this value.
+        reject_foreign: give no class to an image whose logits' log-sum-exp is lower than that of 95 % of the run's
+            validation images.
         flip_average: average the logits for an image and its mirror image.
         votes: also give what each patch adds to the logits (`fastft.evaluate.votes` draws it). Everything is then computed in
             fp32.
 
     Raises:
-        UserError: there is no such checkpoint or device, the checkpoint is damaged, `min_probability` is used with a
-            multi-label model, or `flip_average` is used with a model trained without horizontal flips, or `votes` with a head
-            whose logits are not a mean over patches, or with `flip_average`.
+        UserError: there is no such checkpoint or device, or the checkpoint is damaged. Or an option does not fit the
+            model: `min_probability` and `reject_foreign` a multi-label one, `flip_average` one that was trained without
+            horizontal flips, `votes` a head whose logits are not a mean over patches, `reject_foreign` a run that does
+            not have the limit. `votes` does not go with `flip_average`, nor `reject_foreign` with options that change
+            the logits.
     """
 
     def __init__(
@@ -155,6 +159,7 @@ class Predictor:
         min_probability: float = 0.0,
         flip_average: bool = False,
         votes: bool = False,
+        reject_foreign: bool = False,
     ) -> None:
         self.device = find_device(device)
         self.trained = load_trained(Path(checkpoint), self.device, weights)
@@ -169,12 +174,26 @@ class Predictor:
             raise UserError("each label of this model has its own threshold. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:
             raise UserError("this model was trained without horizontal flips. Leave --flip-average out")
+        self.foreign_below = self._foreign_limit(logit_adjustment) if reject_foreign else -math.inf
         self.votes = votes
         if votes and flip_average:
             raise UserError("votes are those of one view of an image. Leave --flip-average out, or --votes")
         if votes:
             refuse_votes(self.trained)
             self.trained = replace(self.trained, recipe=self.trained.recipe.with_option("train.amp", "fp32"))
+
+    def _foreign_limit(self, logit_adjustment: bool) -> float:
+        if self.trained.recipe.data.multi_label:
+            raise UserError("each label of this model has its own threshold. Leave --reject-foreign out")
+        if logit_adjustment or self.flip_average:
+            other = "--logit-adjustment" if logit_adjustment else "--flip-average"
+            raise UserError(f"--reject-foreign compares with the logits of the validation images. Leave {other} out")
+        if self.trained.foreign_below is None:
+            raise UserError(
+                f"{self.trained.path} does not say what its validation images reach: it has none, or was written by an earlier "
+                "version. Leave --reject-foreign out, or train again"
+            )
+        return self.trained.foreign_below
 
     def predict(self, images: Given | Iterable[Given], topk: int | None = None) -> Iterator[Prediction]:
         """Yield the `topk` most probable classes for every image, in order.
@@ -211,7 +230,8 @@ class Predictor:
                 ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
             ranked = ranked[:topk]
             names, shares = [self.classes[k] for k in ranked.tolist()], shares_K[ranked].tolist()
-            if not multi_label and shares[0] < self.min_probability:
+            is_foreign = float(logits_K.double().logsumexp(0)) < self.foreign_below
+            if is_foreign or (not multi_label and shares[0] < self.min_probability):
                 rejected = dict(zip(names, shares, strict=True))
                 yield Prediction(path, [], [], notes=read.notes, image=held, rejected=rejected, votes=votes)
             else:

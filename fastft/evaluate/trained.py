@@ -53,6 +53,7 @@ class Trained:
     scores: Scores | None = None  # on the run's validation images, if there are any
     is_adjusted: bool = False  # corrected for class sizes, so not the model that was evaluated in training
     temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
+    foreign_below: float | None = None  # the logits' log-sum-exp that 95 % of the images behind `scores` reach
     has_scaled_head: bool = False  # the temperature is already part of the head
     thresholds: Sequence[float] = ()  # probability thresholds by class, for a multi-label model
 
@@ -109,6 +110,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     return Trained(
         model, recipe, stored.state.classes, stored.path, counts, chosen.description, chosen.kind, stored.state, scores,
         temperature=None if scores is None else scores.temperature, thresholds=thresholds,
+        foreign_below=None if scores is None else scores.foreign_below,
     )  # fmt: skip
 
 
@@ -245,7 +247,7 @@ def adjust_logits(trained: Trained) -> Trained:
     shares += [0.0] * (len(bias_K) - len(shares))
     bias_K.sub_(log_shares(shares, trained.recipe.optim.label_smoothing).to(bias_K.device))
     words = f"{trained.weights}, logits adjusted for the class sizes"
-    return replace(trained, weights=words, is_adjusted=True, temperature=None)
+    return replace(trained, weights=words, is_adjusted=True, temperature=None, foreign_below=None)
 
 
 def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:

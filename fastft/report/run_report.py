@@ -195,6 +195,8 @@ def render_run(
         num_classes=len(classes),
         confusion=report and confusion(report),
         rejected=predictions.calibration.rejected if predictions else (),
+        rejects_foreign=predictions and predictions.calibration.foreign,
+        foreign=predictions.foreign if predictions else (),
         reliability=render_chart(reliability_chart(predictions.calibration, _score(run) == MAP)) if predictions else "",
         note=note,
         evaluations=run.evaluations,
