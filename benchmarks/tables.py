@@ -17,6 +17,7 @@ from pathlib import Path
 
 import costs
 import fake_card
+import foreign
 import half_residual
 import msgspec
 import nodes
@@ -143,6 +144,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-budget": lambda _: photos.headline(photos.BUDGET),
     "photos-budget-setting": lambda _: photos.setting(photos.BUDGET),
     "photos-steps": lambda _: photos.gains_by_steps(),
+    "photos-foreign": lambda _: foreign.table(),
+    "photos-few-steps": lambda _: photos.few_steps(),
     "photos-sources": lambda _: photos.sources(),
     "photos-auto": lambda _: photos.beside("ours", "", ("auto",), "fastft, 42 px"),
     "photos-whole": lambda _: photos.beside("loop, whole length", ", whole length", ("ours",)),

@@ -161,5 +161,5 @@ def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe,
         return recipe.with_choices(*centre), ""
     if hidden:
         advice = "Compare with --augment.policy=none --augment.scale_min=1"
-        return recipe, f"warning: {figures}. Augmentation may hide the classes. {advice}"
+        return recipe, f"{figures}. Augmentation may hide the classes. {advice}"
     return recipe, ""

@@ -15,6 +15,7 @@ from fastft.choose.augmentation import HFLIP, TRIED, choose_flips, compare_losse
 from fastft.choose.automatic import is_plain, probes_sizes, resolve
 from fastft.choose.budget import Budget, choose_epochs, choose_within, probe_within
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
+from fastft.data.warnings import TRAINING, Warned
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run, time_forward
 from fastft.machine.distributed import World
 from fastft.recipe import AskedRecipe, Choice, FinalRecipe
@@ -23,8 +24,7 @@ from fastft.recipe.constants import BUDGET, PROBE, STOP_EPOCH
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.inputs import Inputs
 from fastft.run.run_directory import read_choices, run_folder, write_choices, write_recipe
-
-Say = Callable[[str], None]
+from fastft.run.said import Say
 
 
 def choose_options(
@@ -117,7 +117,7 @@ class _Probing:
             return recipe
         recipe, warning = keep_or_leave_out(recipe, compare_losses(replace(tower, recipe=recipe), files, probe))
         if warning:
-            self.say(warning)
+            self.say(Warned(warning, TRAINING))
         return recipe
 
     def _tries_flips(self, recipe: AskedRecipe) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from beton_tools.base.console import format_duration
 from fastft.cli.arguments import add_recipe, add_shared, show
 from fastft.recipe import AskedRecipe, load_recipe
+from fastft.recipe.constants import EPOCHS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 EXAMPLE = "fastft explain final_b16 --json"
 TAKES_OPTIONS = True
 CPU_SHARE = 0.4  # fraction of a CPU's matrix-product rate; training a ViT-S/14 at 42 px reached 0.27 to 0.66
+LONG = 2  # hours on this machine; above them a way out is named
+WAY_OUT = (
+    ". --schedule.budget=1h fits image size and epochs into an hour, and stops at a linear probe at a larger image size if "
+    "that promises more than training does. --schedule.stop_epoch=0 trains nothing and stops at the linear probe"
+)
 SMALL = 4  # hours on one A100; up to this the cost is shown for one GPU
 
 
@@ -81,4 +87,7 @@ def _on_one_gpu(recipe: AskedRecipe, values: "Explanation", val_images: int | No
             f"on this machine's CPU (assuming {CPU_SHARE:.0%} of its {rate / 1e9:,.0f} GFLOP/s in matrix products. The estimate "
             "can be wrong by a factor of 2)"
         )
-    return values if hours is None else replace(values, here=f"about {format_duration(3600 * hours)} {how}")
+    if hours is None:
+        return values
+    text = f"about {format_duration(3600 * hours)} {how}"
+    return replace(values, here=text + WAY_OUT * (hours > LONG and EPOCHS in recipe.automatic))

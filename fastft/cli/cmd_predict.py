@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "A table in the run's report helps you choose it"
     )
     parser.add_argument("--min-probability", type=share, default=0.0, metavar="P", help=reject)
+    foreign = (
+        "answer 'none of these' if the image is less like the training images than 95 %% of the validation images were. The "
+        "run's report shows what this rejects"
+    )
+    parser.add_argument("--reject-foreign", action="store_true", help=foreign)
     parser.add_argument(
         "--flip-average",
         action="store_true",
@@ -39,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to a table")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one per line")
+    votes = (
+        "write a picture and a table for each image: which of its patches vote for the most probable class, and which for the "
+        "second one. Exact: a logit is the mean over patches (only with the paper's head, model.pool=patches)"
+    )
+    parser.add_argument("--votes", type=Path, metavar="DIR", help=votes)
     features = (
         "write the embeddings that the head receives, not classes. Arrays: features (N, D), labels, files, classes"
     )
@@ -50,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
     from fastft.evaluate.predictor import predict_files, write_predictions
+    from fastft.evaluate.votes import check_votes_folder, save_votes
 
     for path in args.images:
         if is_named_beton(path):
@@ -60,9 +71,13 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.csv, [".csv"], args.overwrite)
     options = {
         "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature,
-        "min_probability": args.min_probability, "flip_average": args.flip_average,
+        "min_probability": args.min_probability, "flip_average": args.flip_average, "votes": args.votes is not None,
+        "reject_foreign": args.reject_foreign,
     }  # fmt: skip
     predictions = predict_files(args.checkpoint, args.images, args.topk, args.device, say, **options)
+    if args.votes is not None:
+        check_votes_folder(args.votes, args.overwrite)
+        predictions = save_votes(predictions, args.votes, say)
     printed = _printed(predictions, args.json)
     if args.csv is not None:
         write_predictions(printed, args.csv)
@@ -90,7 +105,10 @@ def _printed(predictions: "Iterable[Prediction]", as_json: bool) -> "Iterator[Pr
 def _write_features(args: argparse.Namespace) -> int:
     from fastft.evaluate.features import save_features
 
-    names = ("csv", "json", "topk", "min_probability", "flip_average", "logit_adjustment", "no_temperature")
+    names = (
+        "csv", "json", "topk", "votes", "min_probability", "reject_foreign", "flip_average", "logit_adjustment",
+        "no_temperature",
+    )  # fmt: skip
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]:
         raise UserError(f"--features writes embeddings, not classes. Omit {', '.join(given)}")
     check_output(args.features, [".npz"], args.overwrite)

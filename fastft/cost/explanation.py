@@ -107,7 +107,7 @@ def explain(recipe: AskedRecipe, warnings: Sequence[str] = (), val_images: int |
         recipe={"name": recipe.name, **recipe.as_dict()},
         choices=list(recipe.choices),
         warnings=[
-            *warnings,
+            *map(str, warnings),
             *ema_warnings(recipe),
             *short_run_warnings(recipe),
             *small_batch_warnings(recipe, recipe.given | recipe.automatic),

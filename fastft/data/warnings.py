@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,13 @@ from beton_tools.read.sample_table import count_classes
 from fastft.data.units import read_contents
 
 LISTED = 3  # files or classes named in a warning
+# What a warning is about, which decides where a report shows it: the accuracy on the validation images, the images
+# and their classes, the training, or its speed.
+About = Literal["accuracy", "images", "training", "speed"]
+ACCURACY: About = "accuracy"
+IMAGES: About = "images"
+TRAINING: About = "training"
+SPEED: About = "speed"
 NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", re.IGNORECASE)
 # what tables and programs write for a missing value
 _MISSING = {"nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "undefined", "?", "-"}
@@ -48,6 +56,17 @@ _UNLABELLED = {
 ANIMATIONS = ("image is an animation, whose first frame is kept", "images are animations, whose first frames are kept")
 # letters of Cyrillic and Greek that look like Latin ones, in small letters (Unicode's confusables.txt)
 _LOOK_ALIKE = str.maketrans("аеорсухіјѕԁԛԝһкмтвнοανρτυκιχγε", "aeopcyxijsdqwhkmtbhoavptukixye")
+
+
+class Warned(str):
+    """A warning's text, and what it is about. `fastft.run.said` prints it as one, and keeps it."""
+
+    about: About
+
+    def __new__(cls, text: str, about: About = IMAGES) -> "Warned":
+        made = super().__new__(cls, text)
+        made.about = about
+        return made
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ def _describe(betons: BetonSet, contents: np.ndarray | None) -> Labelled:
     )  # fmt: skip
 
 
-def data_warnings(train: Labelled, val: Labelled | None = None) -> list[str]:
+def data_warnings(train: Labelled, val: Labelled | None = None) -> list[Warned]:
     """Return warnings about the training images, and about the validation images beside them."""
     warnings = [*_class_warnings(train), *_same_image_warnings(train)]
     for found in filter(None, (train, val)):
@@ -102,14 +121,14 @@ def data_warnings(train: Labelled, val: Labelled | None = None) -> list[str]:
     return warnings
 
 
-def warn_of_animations(title: str, count: int) -> list[str]:
-    return [f"{title}: {count:,} {ANIMATIONS[count > 1]}"] if count else []
+def warn_of_animations(title: str, count: int) -> list[Warned]:
+    return [Warned(f"{title}: {count:,} {ANIMATIONS[count > 1]}")] if count else []
 
 
 # classes --------------------------------------------------------------------------------------------------------------
 
 
-def _class_warnings(found: Labelled) -> list[str]:
+def _class_warnings(found: Labelled) -> list[Warned]:
     counts = count_classes(found.labels, len(found.classes))
     empty = [] if found.is_part else [name for name, n in zip(found.classes, counts.tolist(), strict=False) if not n]
     return [
@@ -122,7 +141,7 @@ def _class_warnings(found: Labelled) -> list[str]:
     ]  # fmt: skip
 
 
-def _look_alike(classes: Sequence[str]) -> list[str]:
+def _look_alike(classes: Sequence[str]) -> list[Warned]:
     alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(_plain(name), []).append(name)
@@ -139,19 +158,20 @@ def _plain(name: str) -> str:
     return text.translate(_LOOK_ALIKE) if any(c > "\x7f" for c in text) else text
 
 
-def _missing_classes(train: Labelled, val: Labelled) -> list[str]:
+def _missing_classes(train: Labelled, val: Labelled) -> list[Warned]:
     if val.is_part:
         return []
     own, theirs = (count_classes(found.labels, len(train.classes)) for found in (train, val))
     lacking = [name for k, name in enumerate(train.classes) if own[k] and not theirs[k]]
     them = "it" if len(lacking) == 1 else "them"
-    return warning(f"{{}} no validation images, so nothing is said about {them}", "class has", "classes have", lacking)
+    text = f"{{}} no validation images, so nothing is said about {them}"
+    return warning(text, "class has", "classes have", lacking, ACCURACY)
 
 
 # the same images ------------------------------------------------------------------------------------------------------
 
 
-def _same_image_warnings(found: Labelled) -> list[str]:
+def _same_image_warnings(found: Labelled) -> list[Warned]:
     if found.contents is None:
         return []
     ordered = np.sort(found.contents)
@@ -166,18 +186,18 @@ def _same_image_warnings(found: Labelled) -> list[str]:
     return warning("{} in several classes", "image appears", "images appear", _names(found, sorted(differ)))
 
 
-def _shared_images(train: Labelled, val: Labelled) -> list[str]:
+def _shared_images(train: Labelled, val: Labelled) -> list[Warned]:
     if train.contents is None or val.contents is None:
         return []
     shared = np.flatnonzero(np.isin(val.contents, train.contents))
     one, several = "validation image is also a training image", "validation images are also training images"
-    return warning("{}, so accuracy will be too high", one, several, _names(val, shared.tolist()))
+    return warning("{}, so accuracy will be too high", one, several, _names(val, shared.tolist()), ACCURACY)
 
 
-def _shared_groups(train: Labelled, val: Labelled) -> list[str]:
+def _shared_groups(train: Labelled, val: Labelled) -> list[Warned]:
     ours, theirs = (set(found.groups or ()) - {""} for found in (train, val))
     text = "{} both training and validation images, so accuracy will be too high"
-    return warning(text, "group has", "groups have", sorted(ours & theirs))
+    return warning(text, "group has", "groups have", sorted(ours & theirs), ACCURACY)
 
 
 def _names(found: Labelled, images: Sequence[int]) -> list[str]:
@@ -187,10 +207,10 @@ def _names(found: Labelled, images: Sequence[int]) -> list[str]:
     return [names[i] for i in images]
 
 
-def warning(text: str, one: str, several: str, names: Sequence[str]) -> list[str]:
+def warning(text: str, one: str, several: str, names: Sequence[str], about: About = IMAGES) -> list[Warned]:
     """Return no warning, or one with the number of names and the first of them. text: with a place for the number."""
     counted = f"{len(names):,} {one if len(names) == 1 else several}"
-    return [f"{text.format(counted)}: {listing(names)}"] if names else []
+    return [Warned(f"{text.format(counted)}: {listing(names)}", about)] if names else []
 
 
 def listing(names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,13 +11,17 @@ from PIL import Image
 
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.file_report import FileReport, report_file
+from fastft.evaluate.predictor import PatchVotes, compute_outputs
+from fastft.evaluate.trained import Trained, no_votes
+from fastft.evaluate.votes import draw_votes
 from fastft.recipe.constants import AUTO
 from fastft.run.inputs import open_of_run
-from fastft.run.predictions import Calibration, Predictions, calibrate
+from fastft.run.predictions import Calibration, Predictions, calibrate, log_sum_exp
 from fastft.run.run_directory import Run
 
 EVALUATED_ON_CPU = 3000  # a CPU evaluates this many in a minute or two
@@ -39,6 +43,7 @@ class Mistake:
     predicted: str
     predicted_probability: float
     image: str = ""  # data URI
+    votes: str = ""  # data URI: the image with the patches that vote for the prediction, and for the truth
     file: str = ""
 
 
@@ -58,6 +63,7 @@ class RunPredictions:
     report: FileReport
     mistakes: Mistakes
     calibration: Calibration
+    foreign: list[Mistake] = field(default_factory=list)  # that --reject-foreign rejects, the least similar first
 
 
 def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[RunPredictions | None, str]:
@@ -79,14 +85,19 @@ def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[Run
         if insist:
             raise
         return None, f"Left out: {error}."
-    mistakes = find_mistakes(evaluated.predictions, trained.outputs)
-    files = betons.read_names()
-    shown = [
-        replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
-        for m in mistakes.most_confident
-    ]
+    predictions, files = evaluated.predictions, betons.read_names()
+    mistakes, calibration = find_mistakes(predictions, trained.outputs), calibrate(predictions)
+
+    def with_images(listed: list[Mistake]) -> list[Mistake]:
+        return [
+            replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
+            for m in listed
+        ]
+
+    shown = _with_votes(with_images(mistakes.most_confident), betons, trained)
     mistakes = replace(mistakes, most_confident=shown)
-    return RunPredictions(report_file(trained, evaluated), mistakes, calibrate(evaluated.predictions)), ""
+    foreign = with_images(find_foreign(predictions, calibration, trained.outputs))
+    return RunPredictions(report_file(trained, evaluated), mistakes, calibration, foreign), ""
 
 
 def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
@@ -96,7 +107,20 @@ def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
         return _wrong_labels(p, names)
     wrong = np.flatnonzero(~p.right_N)
     shown = wrong[np.argsort(-p.confidence_N[wrong], kind="stable")][:LISTED_MISTAKES]
-    listed = [
+    return Mistakes(len(p.labels_N), len(wrong), _listed(p, shown, names))
+
+
+def find_foreign(p: Predictions, calibration: Calibration, names: Sequence[str]) -> list[Mistake]:
+    """List the LISTED_MISTAKES images that are least like the training images, if `--reject-foreign` rejects them."""
+    if p.logits_NK is None or calibration.foreign_below is None:
+        return []
+    sums_N = log_sum_exp(p.logits_NK)
+    below = np.flatnonzero(sums_N < calibration.foreign_below)
+    return _listed(p, below[np.argsort(sums_N[below], kind="stable")][:LISTED_MISTAKES], names)
+
+
+def _listed(p: Predictions, shown: np.ndarray, names: Sequence[str]) -> list[Mistake]:
+    return [
         Mistake(
             sample=int(k),
             truth=names[p.labels_N[k]],
@@ -106,7 +130,6 @@ def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
         )
         for k in shown
     ]
-    return Mistakes(len(p.labels_N), len(wrong), listed)
 
 
 def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
@@ -121,9 +144,30 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
     return Mistakes(len(p.labels_N), len(wrong), listed)
 
 
+def _with_votes(mistakes: list[Mistake], betons: BetonSet, trained: Trained) -> list[Mistake]:
+    """Add maps of the votes for the predicted class against the true one, if a logit is the mean of one number per patch."""
+    if no_votes(trained) or trained.recipe.data.multi_label:
+        return mistakes
+    images = [Image.fromarray(decode_sample(betons, m.sample)) for m in mistakes]
+    exact = replace(trained, recipe=trained.recipe.with_option("train.amp", "fp32"))
+    device = next(trained.model.parameters()).device
+    shown = []
+    for m, (image, _, output) in zip(
+        mistakes, compute_outputs(exact, images, device, method="patch_votes"), strict=True
+    ):
+        votes = PatchVotes(output.numpy(), trained.outputs, trained.recipe)
+        assert isinstance(image, Image.Image)
+        difference_HW = votes.against(*(trained.outputs.index(name) for name in (m.predicted, m.truth)))
+        shown.append(replace(m, votes=_as_uri(draw_votes(image, difference_HW, trained.recipe)[1])))
+    return shown
+
+
 def thumbnail(table: SampleTable, sample: int) -> str:
     """Return a small JPEG of one image as a data URI."""
-    image = Image.fromarray(decode_sample(table, sample))
+    return _as_uri(Image.fromarray(decode_sample(table, sample)))
+
+
+def _as_uri(image: Image.Image) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)

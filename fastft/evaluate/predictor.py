@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.augment.recipe_policy import build_policy
 from fastft.evaluate.notebook import html_image, html_table
 from fastft.evaluate.scores import forward
-from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
+from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained, refuse_votes
 from fastft.machine.distributed import World, find_device
 from fastft.machine.precision import inference_precision
 from fastft.model.classifier import rank_classes
@@ -47,18 +47,49 @@ BATCHES_AHEAD = 2  # batches being decoded or ready, including the one that is d
 MOST_PIXELS = 1 << 26  # in a resized image; an image with 1 x 65,000 pixels would grow to 3.3 billion
 
 
+@dataclass(frozen=True)
+class PatchVotes:
+    """What each patch of an image adds to a class's logit, which is the mean over patches.
+
+    Attributes:
+        by_patch_KHW: float32 (K, grid, grid).
+        classes: K names.
+        recipe: decides which part of the image the patches cover.
+    """
+
+    by_patch_KHW: np.ndarray
+    classes: list[str]
+    recipe: Recipe
+
+    @property
+    def logits_K(self) -> np.ndarray:
+        logits: np.ndarray = self.by_patch_KHW.mean((1, 2))
+        return logits
+
+    @property
+    def ranked(self) -> list[int]:
+        """The classes' numbers, the most probable first."""
+        return np.argsort(-self.logits_K, kind="stable").tolist()
+
+    def against(self, first: int, second: int) -> np.ndarray:
+        """Return the votes for one class minus those for another, (grid, grid)."""
+        difference: np.ndarray = self.by_patch_KHW[first] - self.by_patch_KHW[second]
+        return difference
+
+
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """The top classes of one file with their probabilities, or the reason why it cannot be read (`error`).
 
-    There are no classes if the most probable one is below the predictor's `min_probability`. For a multi-label model
+    There are no classes if the predictor rejects the image (`min_probability`, `reject_foreign`). For a multi-label model
     these are the classes that reach their thresholds, possibly none.
 
     Attributes:
         path: the file. For an image in memory it is empty, and `image` holds the image.
         notes: what you should know about the pixels, as the end of "1 image has ...": values above 8 bits were clipped,
             or transparent pixels were laid on `data.background`.
-        rejected: the classes that the image would have without `min_probability`, with their probabilities. Empty if
+        votes: what each patch adds to the logits, if the predictor was asked for it.
+        rejected: the classes that the image would have otherwise, with their probabilities. Empty if
             it was not rejected.
     """
 
@@ -69,6 +100,7 @@ class Prediction:
     notes: tuple[str, ...] = ()
     image: Image.Image | None = field(default=None, compare=False)
     rejected: dict[str, float] = field(default_factory=dict)
+    votes: PatchVotes | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         shares = (f"{name} {share:.1%}" for name, share in zip(self.classes, self.probabilities, strict=True))
@@ -103,11 +135,18 @@ class Predictor:
         temperature: divide the logits by the temperature fitted on the run's validation images. This changes no
             ranking.
         min_probability: give no class to an image if its most probable class is below this value.
+        reject_foreign: give no class to an image whose logits' log-sum-exp is lower than that of 95 % of the run's
+            validation images.
         flip_average: average the logits for an image and its mirror image.
+        votes: also give what each patch adds to the logits (`fastft.evaluate.votes` draws it). Everything is then computed in
+            fp32.
 
     Raises:
-        UserError: there is no such checkpoint or device, the checkpoint is damaged, `min_probability` is used with a
-            multi-label model, or `flip_average` is used with a model trained without horizontal flips.
+        UserError: there is no such checkpoint or device, or the checkpoint is damaged. Or an option does not fit the
+            model: `min_probability` and `reject_foreign` a multi-label one, `flip_average` one that was trained without
+            horizontal flips, `votes` a head whose logits are not a mean over patches, `reject_foreign` a run that does
+            not have the limit. `votes` does not go with `flip_average`, nor `reject_foreign` with options that change
+            the logits.
     """
 
     def __init__(
@@ -119,6 +158,8 @@ class Predictor:
         temperature: bool = True,
         min_probability: float = 0.0,
         flip_average: bool = False,
+        votes: bool = False,
+        reject_foreign: bool = False,
     ) -> None:
         self.device = find_device(device)
         self.trained = load_trained(Path(checkpoint), self.device, weights)
@@ -133,6 +174,26 @@ class Predictor:
             raise UserError("each label of this model has its own threshold. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:
             raise UserError("this model was trained without horizontal flips. Leave --flip-average out")
+        self.foreign_below = self._foreign_limit(logit_adjustment) if reject_foreign else -math.inf
+        self.votes = votes
+        if votes and flip_average:
+            raise UserError("votes are those of one view of an image. Leave --flip-average out, or --votes")
+        if votes:
+            refuse_votes(self.trained)
+            self.trained = replace(self.trained, recipe=self.trained.recipe.with_option("train.amp", "fp32"))
+
+    def _foreign_limit(self, logit_adjustment: bool) -> float:
+        if self.trained.recipe.data.multi_label:
+            raise UserError("each label of this model has its own threshold. Leave --reject-foreign out")
+        if logit_adjustment or self.flip_average:
+            other = "--logit-adjustment" if logit_adjustment else "--flip-average"
+            raise UserError(f"--reject-foreign compares with the logits of the validation images. Leave {other} out")
+        if self.trained.foreign_below is None:
+            raise UserError(
+                f"{self.trained.path} does not say what its validation images reach: it has none, or was written by an earlier "
+                "version. Leave --reject-foreign out, or train again"
+            )
+        return self.trained.foreign_below
 
     def predict(self, images: Given | Iterable[Given], topk: int | None = None) -> Iterator[Prediction]:
         """Yield the `topk` most probable classes for every image, in order.
@@ -153,23 +214,28 @@ class Predictor:
         if topk < 1:
             raise UserError(f"topk is {topk}. Give 1 or more")
         given = as_several(images)
-        for image, read, logits_K in compute_outputs(self.trained, given, self.device, flip_average=self.flip_average):
+        how: dict[str, Any] = {"method": "patch_votes"} if self.votes else {"flip_average": self.flip_average}
+        for image, read, output in compute_outputs(self.trained, given, self.device, **how):
             held = image if isinstance(image, Image.Image) else None
             path = Path(getattr(held, "filename", "") if isinstance(image, Image.Image) else image)
             if isinstance(read, str):
                 yield Prediction(path, [], [], read, image=held)
                 continue
+            votes, logits_K = None, output
+            if self.votes:
+                votes, logits_K = PatchVotes(output.numpy(), self.classes, self.trained.recipe), output.mean((1, 2))
             ranked = rank_classes(logits_K[None], len(self.classes))[0]
             shares_K = logits_K.sigmoid() if multi_label else (logits_K / self.temperature).softmax(0)
             if multi_label:
                 ranked = ranked[shares_K[ranked] >= thresholds_K[ranked]]
             ranked = ranked[:topk]
             names, shares = [self.classes[k] for k in ranked.tolist()], shares_K[ranked].tolist()
-            if not multi_label and shares[0] < self.min_probability:
+            is_foreign = float(logits_K.double().logsumexp(0)) < self.foreign_below
+            if is_foreign or (not multi_label and shares[0] < self.min_probability):
                 rejected = dict(zip(names, shares, strict=True))
-                yield Prediction(path, [], [], notes=read.notes, image=held, rejected=rejected)
+                yield Prediction(path, [], [], notes=read.notes, image=held, rejected=rejected, votes=votes)
             else:
-                yield Prediction(path, names, shares, notes=read.notes, image=held)
+                yield Prediction(path, names, shares, notes=read.notes, image=held, votes=votes)
 
 
 def as_several(images: Given | Iterable[Given]) -> Iterable[Source]:
@@ -375,13 +441,14 @@ def eval_tensor(image: Image.Image, size: int, policy: AugmentPolicy) -> Tensor:
     eval_resize="squash" both sides are resized to it. The central crop follows. Each operation equals torchvision's
     Resize, CenterCrop, ToTensor and Normalize, without importing torchvision. Of `policy`, what `EvalLoader` uses is used.
     """
-    cropped = _resize_and_crop(image.convert("RGB"), size, policy)
+    cropped = resize_and_crop(image.convert("RGB"), size, policy)
     scaled_HWC = np.asarray(cropped).astype(np.float32) / np.float32(255)
     normalised_HWC = (scaled_HWC - np.asarray(policy.mean, np.float32)) / np.asarray(policy.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(normalised_HWC.transpose(2, 0, 1)))
 
 
-def _resize_and_crop(image: Image.Image, size: int, policy: AugmentPolicy) -> Image.Image:
+def resize_and_crop(image: Image.Image, size: int, policy: AugmentPolicy) -> Image.Image:
+    """Return the part of an RGB image that the model sees, (size, size), before it is normalised."""
     width, height = image.size
     shortest, short_side = min(width, height), math.floor(size / policy.crop_pct)
     target = int(short_side * width / shortest), int(short_side * height / shortest)

@@ -172,6 +172,7 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Evaluated:
         ece=calibration.plain.ece,
         temperature=calibration.temperature,
         ece_scaled=None if calibration.scaled is None else calibration.scaled.ece,
+        foreign_below=calibration.foreign_below,
     )
     return Evaluated(scores, predictions)
 

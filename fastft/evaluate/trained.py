@@ -13,6 +13,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.class_list import Classes
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
 from fastft.model import ImageClassifier, arch_from_dict
+from fastft.model.classifier import PATCHES, Classifier
 from fastft.model.head_file import read_head, set_head, tower_checksum
 from fastft.model.recipe_model import build_model
 from fastft.model.tower import Tower
@@ -52,6 +53,7 @@ class Trained:
     scores: Scores | None = None  # on the run's validation images, if there are any
     is_adjusted: bool = False  # corrected for class sizes, so not the model that was evaluated in training
     temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
+    foreign_below: float | None = None  # the logits' log-sum-exp that 95 % of the images behind `scores` reach
     has_scaled_head: bool = False  # the temperature is already part of the head
     thresholds: Sequence[float] = ()  # probability thresholds by class, for a multi-label model
 
@@ -108,6 +110,7 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     return Trained(
         model, recipe, stored.state.classes, stored.path, counts, chosen.description, chosen.kind, stored.state, scores,
         temperature=None if scores is None else scores.temperature, thresholds=thresholds,
+        foreign_below=None if scores is None else scores.foreign_below,
     )  # fmt: skip
 
 
@@ -194,6 +197,20 @@ def at_evaluated_size(trained: Trained) -> Trained:
     return replace(trained, recipe=recipe)
 
 
+def refuse_votes(trained: Trained) -> None:
+    """Raise UserError if the model's logits are not the mean of one number per patch."""
+    if reason := no_votes(trained):
+        raise UserError(f"{reason}, so a logit is not the mean of one number per patch. Leave --votes out")
+
+
+def no_votes(trained: Trained) -> str:
+    """Return why a logit is not the mean of one number per patch, or "" if it is (`Classifier.patch_votes`)."""
+    model = trained.model
+    if not isinstance(model, Classifier):
+        return f"{trained.recipe.model.arch} pools its tokens as timm does"
+    return "" if model.pool == PATCHES else f"the head reads more than the patches' mean (model.pool={model.pool})"
+
+
 @torch.no_grad()
 def scale_head(trained: Trained, images: Tensor) -> Trained:
     """Divide the head by the temperature, unless rounding would change a ranking on `images` (B, 3, S, S).
@@ -230,7 +247,7 @@ def adjust_logits(trained: Trained) -> Trained:
     shares += [0.0] * (len(bias_K) - len(shares))
     bias_K.sub_(log_shares(shares, trained.recipe.optim.label_smoothing).to(bias_K.device))
     words = f"{trained.weights}, logits adjusted for the class sizes"
-    return replace(trained, weights=words, is_adjusted=True, temperature=None)
+    return replace(trained, weights=words, is_adjusted=True, temperature=None, foreign_below=None)
 
 
 def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:

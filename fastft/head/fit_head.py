@@ -33,9 +33,8 @@ from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import ByWeights
 from fastft.run.inputs import Inputs
 from fastft.run.run_directory import HEAD_OF_WEIGHTS, PROBE_HEAD, run_folder
+from fastft.run.said import Say
 from fastft.run.training_labels import write_training_labels
-
-Say = Callable[[str], None]
 
 
 def prepare_head(recipe: FinalRecipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:

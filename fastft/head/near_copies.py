@@ -17,6 +17,7 @@ from PIL import Image
 from beton_tools.base.console import printable
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.write.images import decode_sample
+from fastft.data.warnings import ACCURACY, Warned
 
 COMPARED = 500  # at most this many validation images are compared, evenly spaced
 SIDE, DIFFERENCE = 8, 0.1
@@ -24,7 +25,7 @@ SHARE = 0.2  # warn if at least this fraction of the compared images has a copy
 LISTED = 3
 
 
-def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND: np.ndarray) -> list[str]:
+def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND: np.ndarray) -> list[Warned]:
     """Warn if many validation images have an almost equal training image. train_ND, val_ND: features of all images."""
     compared = np.unique(np.linspace(0, len(val) - 1, COMPARED).astype(np.int64))
     pairs = zip(compared.tolist(), _nearest(val_ND[compared], train_ND).tolist(), strict=True)
@@ -33,10 +34,11 @@ def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND:
         return []
     names = [table.read_names() or list(map(str, range(len(table)))) for table in (val, train)]
     listed = ", ".join(f"{printable(names[0][i])} and {printable(names[1][k])}" for i, k in copies[:LISTED])
-    return [
-        f"warning: {len(copies)} of {len(compared)} validation images are almost equal to a training image, as frames of a video "
+    text = (
+        f"{len(copies)} of {len(compared)} validation images are almost equal to a training image, as frames of a video "
         f"are ({listed}). Accuracy will be too high. Give a table of the files with a `group` column, such as one group per video"
-    ]
+    )
+    return [Warned(text, ACCURACY)]
 
 
 def _nearest(val_ND: np.ndarray, train_ND: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from fastft.run.inputs import open_inputs
 from fastft.run.start_weights import with_run_weights
 
 
-def decide(recipe: AskedRecipe) -> tuple[AskedRecipe, Images | None, list[str]]:
+def decide(recipe: AskedRecipe) -> tuple[AskedRecipe, Images | None, Sequence[str]]:
     """Return (the recipe as training decides it before it probes, its images if they exist, warnings about them).
 
     Raises:

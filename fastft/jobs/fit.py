@@ -81,6 +81,8 @@ class TrainedRun:
         temperature: bool = True,
         min_probability: float = 0.0,
         flip_average: bool = False,
+        votes: bool = False,
+        reject_foreign: bool = False,
     ) -> list[Prediction]:
         """Predict the `topk` most probable classes of every image.
 
@@ -96,15 +98,21 @@ class TrainedRun:
             temperature: divide the logits by the temperature that was fitted on the validation images.
             min_probability: an image whose most probable class is less probable than this gets no class.
             flip_average: average the prediction with the mirror image's.
+            votes: also give what each patch adds to the logits, computed in fp32.
+            reject_foreign: an image that is less like the training images than 95 % of the validation images gets no
+                class.
 
         Raises:
             UserError: a folder has no images, topk < 1, or `Predictor` raises it.
         """
         predictor = self.predictor
-        if weights != AUTO or logit_adjustment or not temperature or min_probability or flip_average:
-            predictor = Predictor(
-                self.folder, self.device, weights, logit_adjustment, temperature, min_probability, flip_average
-            )
+        options: dict[str, Any] = {
+            "weights": weights, "logit_adjustment": logit_adjustment, "temperature": temperature, "votes": votes,
+            "min_probability": min_probability, "flip_average": flip_average, "reject_foreign": reject_foreign,
+        }  # fmt: skip
+        usual = {"weights": AUTO, "temperature": True}
+        if any(value != usual.get(name, False) for name, value in options.items()):
+            predictor = Predictor(self.folder, self.device, **options)
         sources: list[Source] = []
         for image in as_several(images):
             if isinstance(image, str | Path) and Path(image).is_dir():

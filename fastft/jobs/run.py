@@ -11,7 +11,7 @@ Each stage reads files and writes files into the run directory. It is skipped if
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.choose import choose_options
+from fastft.data.warnings import TRAINING, Warned
 from fastft.evaluate.scores import EvaluationStopped
 from fastft.head.fit_head import prepare_head
 from fastft.jobs.choices_table import print_choices
@@ -33,7 +34,7 @@ from fastft.machine.exits import Preempted
 from fastft.machine.preempt import SignalGuard
 from fastft.optim.schedule import small_batch_warnings
 from fastft.photos.paths import holds_out_of_beton
-from fastft.photos.prepare import line_printer, prepare_data
+from fastft.photos.prepare import prepare_data
 from fastft.recipe import AskedRecipe, Recipe, parse_duration
 from fastft.recipe.constants import LAST, PROBE
 from fastft.recipe.training_images import Images
@@ -43,6 +44,7 @@ from fastft.run.identity import PER_HOST_OPTIONS, shared_options
 from fastft.run.inputs import Inputs, OpenedImages, open_images, open_inputs, open_recipe_images, warn_of_images
 from fastft.run.result import FirstRun, Result, WeightChoice, write_result
 from fastft.run.run_directory import hold_run, load_run, run_folder
+from fastft.run.said import Say, Stage, begin_warnings, collecting, keeping, line_printer
 from fastft.train.setup import refuse_untrainable
 from fastft.train.train import train
 
@@ -61,19 +63,20 @@ def run_recipe(recipe: AskedRecipe, console: Console | None = None) -> tuple[Pat
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun. A second one ends at once.
     """
-    console = console or make_console(lasting=True)
+    console, warned = console or make_console(lasting=True), list[Warned]()
+    say = collecting(line_printer(console), warned)  # the run directory is not held yet
     options, advice = recipe.train, partial(_where_it_continues, run_folder(recipe))
     if unused := torchrun.unused_tasks():
-        line_printer(console)(unused)
+        say(unused)
     with connected(find_world(options.device, options.timeout_minutes, "train.device"), advice) as world:
-        prepared, images = prepare_data(recipe, line_printer(console), world)
+        prepared, images = prepare_data(recipe, say, world)
         files, whole = None, None
         if options.refit:  # refuse files that cannot be read together before the first run
             files, whole = world.together(
                 lambda: world.once_per_host(lambda: _open_together(recipe, prepared), _describe_data(prepared)),
                 lambda opened: {},
             )
-        result = run_stages(prepared, images, world, console, files)
+        result = run_stages(prepared, images, world, console, files, warned)
         return (run_folder(recipe), result) if whole is None else _refit(prepared, whole, result, world, console)
 
 
@@ -83,6 +86,7 @@ def run_stages(
     world: World,
     console: Console,
     files: Mapping[str, BetonSet] | None = None,
+    warned: Sequence[Warned] = (),
 ) -> Result:
     """Carry out the stages after the first, and return the content of result.json.
 
@@ -90,6 +94,7 @@ def run_stages(
         recipe: with .beton files.
         images: the source of these files, if they were converted.
         files: those that are open already, by their text in the recipe.
+        warned: what the first stage has warned of.
     """
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
@@ -100,17 +105,23 @@ def run_stages(
             lambda: _open(recipe, images, world, files),
             lambda answer: {"recipes": shared_options(answer[0]), "data": answer[1].request},
         )
+        if world.is_main:
+            begin_warnings(folder, inputs.request, bool(list_checkpoints(folder / "checkpoints")), warned)
+
+        def saying(stage: Stage) -> Say:
+            return keeping(say, folder, stage, inputs.request) if world.is_main else say
+
         warns = images is None and world.is_main  # otherwise preparing them has warned
         for text in _stage(world, lambda: warn_of_images(asked, inputs.train, inputs.val) if warns else []):
-            say(f"warning: {text}")
+            saying("files")(text)
         stop = guard.is_stop_requested
-        final = _stage(world, lambda: choose_options(asked, inputs, world, stop, say))
+        final = _stage(world, lambda: choose_options(asked, inputs, world, stop, saying("choose")))
         world.check_consistent(None, {"recipes": shared_options(final)})
         if world.is_main:
             print_choices(final.choices, console)
         for text in small_batch_warnings(final, asked.given | asked.automatic):
-            say(f"warning: {text}")
-        _stage(world, lambda: prepare_head(final, inputs, world, stop, say))
+            saying("train")(Warned(text, TRAINING))
+        _stage(world, lambda: prepare_head(final, inputs, world, stop, saying("head")))
         world.barrier()  # process 0 has written the head, which all processes read
         return train(final, inputs, folder, world, guard, console, deadline)
 

@@ -21,6 +21,7 @@ from beton_tools.read.beton_paths import exist_betons
 from beton_tools.read.beton_set import BetonSet, Content
 from beton_tools.read.class_list import Classes
 from fastft.choose.automatic import resolve
+from fastft.data.warnings import Warned
 from fastft.jobs.decided import decide, load_decided
 from fastft.jobs.grid import print_comparison
 from fastft.jobs.run import run_stages
@@ -28,7 +29,7 @@ from fastft.machine.distributed import World, connected, find_world, is_gpu_fail
 from fastft.machine.exits import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.model.recipe_model import check_model
 from fastft.photos.paths import needs_preparation
-from fastft.photos.prepare import line_printer, prepare_overrides
+from fastft.photos.prepare import prepare_overrides
 from fastft.recipe import AskedRecipe, Recipe, load_recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Row, Sweep
@@ -38,6 +39,7 @@ from fastft.run.evaluations import TOP1, Evaluation
 from fastft.run.identity import Difference, describe, identify_weights, make_identity
 from fastft.run.inputs import Inputs, describe_arch, open_images, open_inputs, open_recipe_images, warn_of_images
 from fastft.run.run_directory import read_choices, read_identity
+from fastft.run.said import Say, collecting, line_printer
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
@@ -60,10 +62,11 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     """
     recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
     largest = max(recipes, key=largest_size)  # photographs are stored large enough for this recipe
-    options, outcomes, converts = recipes[0].train, [], needs_preparation(largest)
+    options, outcomes, converts, warned = recipes[0].train, [], needs_preparation(largest), list[Warned]()
     # one process group for all runs
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
-        overrides = prepare_overrides(largest, overrides, out, line_printer(console), world, _check)
+        say = collecting(line_printer(console if world.is_main else Console(quiet=True)), warned)
+        overrides = prepare_overrides(largest, overrides, out, say, world, _check)
         opened: dict[str, BetonSet] = {}  # all rows read the same files
         planned = [plan_runs(sweep, overrides, out / "runs", opened) for sweep in sweeps]
         runs = [run for row_runs in planned for run in row_runs]
@@ -74,7 +77,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         _refuse_multi_label(runs[0].recipe)
         console = console if world.is_main else Console(quiet=True)
         if not converts:  # otherwise converting has warned
-            _warn_of_images(runs, console)
+            _warn_of_images(runs, say)
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
         waiting = set(failures)
         for sweep, own in zip(sweeps, planned, strict=True):
@@ -82,7 +85,7 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
                 if run.key in waiting and sweep.selected in (None, row):
                     waiting.remove(run.key)
                     console.rule(f"{sweep.name}, row {number} of {len(own)}: {row.title}")
-                    failures[run.key] = train_run(run, world, console)
+                    failures[run.key] = train_run(run, world, console, warned)
                     _report(sweep, own, failures, out, world)
             of_sweep = _report(sweep, own, failures, out, world)
             if sweep.named and world.is_main:
@@ -95,13 +98,13 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     return outcomes
 
 
-def _warn_of_images(runs: Sequence[PlannedRun], console: Console) -> None:
-    """Print what you should know about the images, once for all runs that read them."""
+def _warn_of_images(runs: Sequence[PlannedRun], say: Say) -> None:
+    """Say what you should know about the images, once for all runs that read them."""
     pairs = {(run.recipe.data.train, run.recipe.data.val): run for run in runs}
     for run in pairs.values():
         if run.inputs is not None:
             for text in warn_of_images(run.recipe, run.inputs.train, run.inputs.val):
-                line_printer(console)(f"warning: {text}")
+                say(text)
 
 
 def _check(recipe: Recipe) -> None:
@@ -242,7 +245,7 @@ def refuse_other_results(runs: Sequence[PlannedRun]) -> None:
             raise UserError(f"{run.folder} holds another run: {describe(found)}. Use another --out")
 
 
-def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
+def train_run(run: PlannedRun, world: World, console: Console, warned: Sequence[Warned] = ()) -> str | None:
     """Train or resume one of several runs. Prints and returns the error that ended it, or returns None.
 
     Raises:
@@ -253,7 +256,7 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
     try:
         images = None if run.inputs is None else run.inputs.images
-        run_stages(run.recipe, images, world, console, run.files)
+        run_stages(run.recipe, images, world, console, run.files, warned)
     except (Preempted, LocalRankError, PeerFailed):
         raise
     except reported as error:

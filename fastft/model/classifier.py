@@ -12,6 +12,8 @@
   embeddings times CLIP's logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,16 @@ class Classifier(ImageClassifier):
         if self.pool == CLASS_PATCHES:
             return class_and_patches(self.visual.ln_post(tokens_BND))
         return self.fc_norm(tokens_BND[:, 1:]).mean(1)
+
+    def patch_votes(self, images: Tensor) -> Tensor:
+        """Return each patch's part of the logits, (B, num_classes, grid, grid). Their mean over patches is the logits.
+
+        This needs `pool` "patches": LayerNorm, mean and linear head can then change places.
+        """
+        assert self.pool == PATCHES
+        votes_BNK = self.head(self.fc_norm(self.visual(images)[:, 1:]))
+        side = math.isqrt(votes_BNK.shape[1])
+        return votes_BNK.mT.unflatten(2, (side, side))
 
     def layer_id(self, name: str) -> int:
         """Return 0 for embeddings, i + 1 for block i, and layers + 1 for everything else."""

@@ -69,7 +69,7 @@ def ema_horizon(recipe: Recipe) -> float:
     return 1 / (1 - decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch))
 
 
-def untrained_share(recipe: Recipe, steps: int) -> float:
+def untrained_share(recipe: Recipe, steps: float) -> float:
     """Return the share of initial weights in the EMA after `steps` steps, from 0 to 1, or 0 without an EMA."""
     horizon = ema_horizon(recipe)
     return math.exp(-steps / horizon) if horizon else 0.0

@@ -4,6 +4,7 @@ It imports few modules, because most commands use it.
 """
 
 import glob
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from beton_tools.base.errors import UserError
@@ -50,7 +51,7 @@ def needs_preparation(recipe: "AskedRecipe") -> bool:
     return any(map(needs_conversion, (recipe.data.train, recipe.data.val))) or holds_out_of_beton(recipe)
 
 
-def count_images(recipe: "AskedRecipe") -> "tuple[Images | None, list[str]]":
+def count_images(recipe: "AskedRecipe") -> "tuple[Images | None, Sequence[str]]":
     """Return (the images, split as training splits them; warnings about them), without writing anything.
 
     Returns None if `data.train` names nothing that exists.

@@ -16,13 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
-from beton_tools.base import torchrun
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from beton_tools.base.progress_bar import progress, silent
+from beton_tools.base.progress_bar import progress
 from beton_tools.base.signals import hint_when_interrupted
 from beton_tools.read.beton_paths import SUBSET, find_betons
 from beton_tools.read.beton_set import BetonSet
@@ -46,12 +44,13 @@ from fastft.photos.split import (
     split_table,
     warn_of_moving,
 )
-from fastft.photos.state import SPLIT, Made, MadeFrom, Say, prepare_once
+from fastft.photos.state import SPLIT, Made, MadeFrom, prepare_once
 from fastft.recipe import AskedRecipe
 from fastft.recipe.schema import Data
 from fastft.recipe.training_images import GIVE, MULTI_LABEL, Images, largest_size, with_images
 from fastft.run.inputs import open_images
 from fastft.run.run_directory import run_folder
+from fastft.run.said import Say
 from fastft.run.start_weights import with_run_weights
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
@@ -59,14 +58,7 @@ TO_VAL = "val.beton"
 PER_IMAGE_SIZE = 2  # a random crop with half the area still has more pixels than the model sees
 
 
-def line_printer(console: Console) -> Say:
-    """Return a function that prints lines in the run's rank 0 process. For a quiet console it is `silent`."""
-    if console.quiet or torchrun.rank() != 0:
-        return silent
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
-
-
-def count_photos(recipe: AskedRecipe) -> tuple[Images, list[str]]:
+def count_photos(recipe: AskedRecipe) -> tuple[Images, Sequence[str]]:
     """Return (the images as `prepare_data` splits them; warnings about them), without converting or writing anything.
 
     Raises:
@@ -178,7 +170,7 @@ def _prepare_holdout(recipe: AskedRecipe, folder: Path, say: Say) -> tuple[Data,
         write_text(folder / SPLIT, split_table(rows))
         counts = int((~held).sum()), len(labelled.classes), int(held.sum())
         summary = [*filter(None, [kept]), describe_sides(data, *counts, folder / SPLIT)]
-        return Made(held_out=np.flatnonzero(held).tolist(), summary=summary, warnings=warnings)
+        return Made.with_warnings(warnings, held_out=np.flatnonzero(held).tolist(), summary=summary)
 
     source = _with_split(MadeFrom(data, _content(whole)), old)
     held = np.zeros(len(betons), bool)
@@ -262,10 +254,10 @@ def _convert_all(recipe: AskedRecipe, found: Split, folder: Path, old: OldSplit 
         stored_val = len(BetonSet.open(folder / TO_VAL))
     split = folder / SPLIT if plan.held_out else None
     sides = describe_sides(str(recipe.data.train), len(stored), len(classes), stored_val, split)
-    return Made(
+    return Made.with_warnings(
+        warnings,
         files=["train.beton", *([TO_VAL] if plan.val is not None else [])],
         summary=[*filter(None, [plan.kept]), sides],
-        warnings=warnings,
     )
 
 

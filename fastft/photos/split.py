@@ -17,7 +17,7 @@ from beton_tools.base.image_formats import HEIC_NEEDS, HEIC_SUFFIXES, open_image
 from beton_tools.read.sample_table import classes_of, count_classes, strata
 from beton_tools.sources import Source
 from fastft.data.units import number_groups, units_of
-from fastft.data.warnings import NUMBER, Labelled, data_warnings, listing, warn_of_animations, warning
+from fastft.data.warnings import ACCURACY, NUMBER, Labelled, Warned, data_warnings, listing, warn_of_animations, warning
 from fastft.photos.holdout import hold_out
 from fastft.photos.layout import LabelledSet
 from fastft.photos.old_split import TRAIN, OldSplit, hold_out_new
@@ -42,7 +42,7 @@ class Split:
     train: LabelledSet
     val: LabelledSet | None
     missing: list[str]
-    warnings: list[str]
+    warnings: list[Warned]
     held_out: bool = False
     kept: str = ""
 
@@ -96,7 +96,7 @@ def split_photos(found: Split, holds_out: bool = True, old: OldSplit | None = No
     return replace(found, warnings=found.warnings + _small_classes(train) + data_warnings(*sides))
 
 
-def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np.ndarray, list[str], str]:
+def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np.ndarray, list[Warned], str]:
     """Choose the images to hold out, by class. Identical and grouped images stay on one side.
 
     Returns:
@@ -126,7 +126,7 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
     else:
         images = "1 image is" if len(found) == 1 else f"{len(found)} images are"
         reason = f"{images} too few to hold any out, so nothing is evaluated"
-    return held, [*warnings, reason], kept
+    return held, [*warnings, Warned(reason, ACCURACY)], kept
 
 
 def split_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
@@ -178,7 +178,7 @@ def describe_photos(found: LabelledSet, ids: np.ndarray) -> Labelled:
 # checks -----------------------------------------------------------------------------------------------------------------
 
 
-def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
+def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[Warned]]:
     """Return (the images whose files exist; the names of the others, which only a table can list; warnings)."""
     source = found.source
     if source.kind != "table":
@@ -198,11 +198,11 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
             f"{source.title}: none of the {len(found):,} files that the table lists exists ({listed}). Paths are relative to "
             f"the table{windows}"
         )
-    warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
+    warnings.append(Warned(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}"))
     return found.take(np.flatnonzero(exists)), missing, warnings
 
 
-def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
+def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[Warned]]:
     """Drop HEIC images if they cannot be read, so that none of them is held out. Also returns a warning about them."""
     if reads_heic():
         return found, []
@@ -210,10 +210,10 @@ def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
     text = f"{heic.sum():,} of {len(found):,} images are HEIC and left out: {HEIC_NEEDS}"
     if heic.all():
         raise UserError(f"{found.source.title}: {text}")
-    return (found.take(np.flatnonzero(~heic)), [text]) if heic.any() else (found, [])
+    return (found.take(np.flatnonzero(~heic)), [Warned(text)]) if heic.any() else (found, [])
 
 
-def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
+def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[Warned]]:
     """Drop classes without images from the training set, because labels must not count them. Returns a warning too."""
     source = train.source
     counts = count_classes(source.labels, len(source.classes))
@@ -251,30 +251,30 @@ def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
 # warnings: lists with no or one sentence ------------------------------------------------------------------------------
 
 
-def _unused(found: LabelledSet) -> list[str]:
+def _unused(found: LabelledSet) -> list[Warned]:
     left_out, root = found.source.left_out, found.source.root
     if not left_out:
-        return list(found.unused)
+        return list(map(Warned, found.unused))
     count = sum(left_out.values())
     are = "s are" if count > 1 else " is"
     what = f"{count:,} file{are} of a kind that is not read, and left out: {by_suffix(left_out)}"
-    return [*found.unused, f"{root}: {what}"]
+    return list(map(Warned, [*found.unused, f"{root}: {what}"]))
 
 
-def _small_classes(train: LabelledSet) -> list[str]:
+def _small_classes(train: LabelledSet) -> list[Warned]:
     counts = count_classes(train.source.labels, len(train.source.classes))
     single = [train.source.classes[k] for k in np.flatnonzero(counts < 2).tolist()]
     return warning("{} fewer than 2 training images", "class has", "classes have", single)
 
 
-def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
+def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[Warned]:
     evaluated = count_classes(train.source.labels[held], len(train.source.classes))
     without = [name for name, images in zip(train.source.classes, evaluated, strict=True) if not images]
     one, several = "class without a held-out image is", "classes without held-out images are"
-    return warning("{} not evaluated", one, several, without)
+    return warning("{} not evaluated", one, several, without, ACCURACY)
 
 
-def warn_of_moving(found: LabelledSet) -> list[str]:
+def warn_of_moving(found: LabelledSet) -> list[Warned]:
     """Warn of animations and files with several pages, without converting.
 
     Only files whose suffix allows it are read, and at most MOST_READ, because this is for `fastft explain`.

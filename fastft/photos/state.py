@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,16 +15,16 @@ from beton_tools.base.typed_json import Count, Document, check
 from beton_tools.base.user_files import read_user_text
 from beton_tools.read.beton_paths import SUBSET
 from beton_tools.read.manifest import manifest_path
+from fastft.data.warnings import IMAGES, About, Warned
 from fastft.run.identity import Difference, describe
 from fastft.run.json_files import write_document
 from fastft.run.run_directory import lock_run
+from fastft.run.said import Say
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
 RUNS = ("", "*/", "runs/*/")  # where runs that use the files lie: a run, named rows of `fastft sweep`, and others
 TRAINED = ("checkpoints/step-*", "result.json")  # in a run that has begun, and in one that has ended
 MAX_PREPARED_BYTES = 64 << 20  # limit for prepared.json
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Made(Document):
 
     Attributes:
         summary, warnings: lines that every call prints.
+        about: what each warning is about. Empty in records of fastft 0.3.
         files: their names in the folder.
         held_out: positions in the .beton, if no image was converted.
     """
@@ -73,6 +75,17 @@ class Made(Document):
     warnings: list[str]
     files: list[str] = msgspec.field(default_factory=list)
     held_out: list[Count] = msgspec.field(default_factory=list)
+    about: list[About] = msgspec.field(default_factory=list)
+
+    @classmethod
+    def with_warnings(cls, warnings: Sequence[str], **others: Any) -> "Made":
+        about = [warning.about if isinstance(warning, Warned) else IMAGES for warning in warnings]
+        return cls(warnings=list(map(str, warnings)), about=about, **others)
+
+    @property
+    def warned(self) -> list[Warned]:
+        about = self.about or [IMAGES] * len(self.warnings)
+        return [Warned(text, of_text) for text, of_text in zip(self.warnings, about, strict=True)]
 
 
 class Prepared(Document):
@@ -110,7 +123,7 @@ def prepare_once(folder: Path, inputs: MadeFrom, say: Say, check: Callable[[], N
             if made is None:
                 made = make()
                 write_document(folder / PREPARED, Prepared(inputs=inputs, made=made))
-    for line in (*made.summary, *(f"warning: {text}" for text in made.warnings)):
+    for line in (*made.summary, *made.warned):
         say(line)
     return made
 

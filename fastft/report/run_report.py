@@ -1,11 +1,10 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from itertools import starmap
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +16,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.typed_json import Document, check
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
+from fastft.data.warnings import ACCURACY, SPEED, TRAINING, About
 from fastft.evaluate.file_report import FileReport
 from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
 from fastft.recipe import AskedRecipe, Choice, Recipe, differences, load_recipe
@@ -25,11 +25,12 @@ from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
-from fastft.run.chosen_weights import with_choice_so_far
+from fastft.run.chosen_weights import warnings_of_choice, with_choice_so_far
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
 from fastft.run.inputs import open_of_run
 from fastft.run.predictions import Calibration, Reliability
 from fastft.run.run_directory import Run, load_run, read_choices
+from fastft.run.said import SaidWarning
 from fastft.run.training_labels import read_training_labels
 
 SUFFIXES = (".html", ".htm")
@@ -79,11 +80,12 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure at the top of a section, and the note below."""
+    """A figure at the top of a section, the note below, and the numbers of the warnings that it is to be read with."""
 
     label: str
     value: str
     below: str
+    warnings: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def render_run(
     choices = read_choices(run.folder) or {}
     base = base_recipe(run, reference_name, bool(choices))
     report, shown = predictions and predictions.report, sorted(SCORES, key=lambda s: s[1] != _score(run))
+    warnings = run_warnings(run)
     with_images = (c for c in (report.classes if report else ()) if c.images)
     classes = sorted(with_images, key=lambda c: (c.f1 or 0.0, c.name))
     if not run.on_imagenet:
@@ -176,11 +179,11 @@ def render_run(
         run=run,
         state=_state(run),
         headline=headline(run),
-        baseline_note=run.weights.gain.note if run.weights and run.weights.gain else "",
+        warnings=warnings,
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
         machine=machine_line(run),
-        speed_figures=list(starmap(Tile, _speed_figures(run))),
+        speed_figures=_tiles(_speed_figures(run), warnings, [SPEED], [SPEED]),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
         profile=profiled(run),
@@ -192,6 +195,8 @@ def render_run(
         num_classes=len(classes),
         confusion=report and confusion(report),
         rejected=predictions.calibration.rejected if predictions else (),
+        rejects_foreign=predictions and predictions.calibration.foreign,
+        foreign=predictions.foreign if predictions else (),
         reliability=render_chart(reliability_chart(predictions.calibration, _score(run) == MAP)) if predictions else "",
         note=note,
         evaluations=run.evaluations,
@@ -259,8 +264,26 @@ def _summary(path: str) -> Mapping[str, object] | None:
 
 
 def headline(run: Run) -> list[Tile]:
-    """Return the results at the top."""
-    return list(starmap(Tile, _accuracy_figures(run)))
+    """Return the results at the top. A warning about the accuracy concerns all of them, one about training the first."""
+    return _tiles(_accuracy_figures(run), run_warnings(run), [ACCURACY, TRAINING], [ACCURACY])
+
+
+def _tiles(
+    figures: Iterable[tuple[str, str, str]],
+    warnings: Sequence[SaidWarning],
+    first: Sequence[About],
+    others: Sequence[About],
+) -> list[Tile]:
+    """Make tiles. first, others: what the warnings are about that concern the first tile, and the other ones."""
+    return [
+        Tile(*texts, [n for n, warning in enumerate(warnings, 1) if warning.about in (others if k else first)])
+        for k, texts in enumerate(figures)
+    ]
+
+
+def run_warnings(run: Run) -> list[SaidWarning]:
+    """Return what the run's log warned of, and the warning that belongs to the choice of weights."""
+    return [*run.warnings, *warnings_of_choice(run.weights)]
 
 
 def machine_line(run: Run) -> str:

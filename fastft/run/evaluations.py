@@ -36,6 +36,7 @@ class Scores(Document, kw_only=True, omit_defaults=True):
         ece: expected calibration error. `ece_scaled` is the error after dividing the logits by `temperature`. None if
             these were not kept.
         thresholds: multi-label: a threshold for each class's probability.
+        foreign_below: the logits' log-sum-exp that 95 % of the images reach. None if the logits were not kept.
     """
 
     samples: Count
@@ -49,6 +50,7 @@ class Scores(Document, kw_only=True, omit_defaults=True):
     ece_scaled: Number | None = None
     map: Number | None = None
     thresholds: list[Number] | None = None
+    foreign_below: Signed | None = None
 
     def value(self, score: str) -> float:
         """Return one of the scores that this model has."""

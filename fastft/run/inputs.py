@@ -15,7 +15,7 @@ from beton_tools.read.beton_paths import find_betons, is_named_beton
 from beton_tools.read.beton_set import BetonSet, Content
 from fastft.data.classes import refuse_other_classes
 from fastft.data.selection import split_selection
-from fastft.data.warnings import data_warnings, describe_betons
+from fastft.data.warnings import ACCURACY, Warned, data_warnings, describe_betons
 from fastft.model import load_arch
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import AskedRecipe, Recipe
@@ -159,14 +159,14 @@ def _compare_classes(recipe: Recipe, train: BetonSet, val: BetonSet | None) -> s
     )  # fmt: skip
 
 
-def warn_of_images(recipe: Recipe, train: BetonSet, val: BetonSet | None) -> list[str]:
+def warn_of_images(recipe: Recipe, train: BetonSet, val: BetonSet | None) -> list[Warned]:
     """Return what you should know about .beton files. See `fastft.data.warnings`.
 
     Raises:
         UserError: the validation images have other classes.
     """
     found = data_warnings(*describe_betons(*(betons for betons in (train, val) if betons is not None)))
-    return [*filter(None, [_compare_classes(recipe, train, val)]), *found]
+    return [*(Warned(text, ACCURACY) for text in filter(None, [_compare_classes(recipe, train, val)])), *found]
 
 
 def _refuse_stop(recipe: AskedRecipe, images: Images) -> None:

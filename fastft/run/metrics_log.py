@@ -21,6 +21,7 @@ from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import check
 from beton_tools.base.user_files import open_own
 from fastft.run.metrics_lines import LOG, Interval, Line, RawLine, read_lines
+from fastft.run.said import keeping, line_printer
 from fastft.run.tracking import Tracker
 
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6}{{mfu}} {'memory':>8} {'left':>12}"
@@ -57,6 +58,7 @@ class RunLog:
         self._lines = 0
         if not enabled:
             return
+        self._say = keeping(line_printer(console), folder, "train")
         self._writing = partial(report_disk_errors, f"the log in {folder}", CORRECT)
         path = folder / LOG
         with self._writing():
@@ -71,7 +73,7 @@ class RunLog:
 
     def info(self, text: str) -> None:
         if self.enabled:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._say(text)
 
     def advance(self) -> None:
         if self.enabled:

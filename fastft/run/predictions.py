@@ -22,6 +22,7 @@ IMBALANCED = 10.0  # above this ratio between class sizes, balanced accuracy com
 EVEN = 0.5  # threshold for a label without images
 HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is measured with what the other gives
 REJECTED_BELOW = 0.5, 0.7, 0.9, 0.95  # values of --min-probability shown in a report
+KEEPS = 0.95  # share of the validation images that --reject-foreign keeps
 BINS = 15  # bins with equal widths, as in the paper
 LOG_TEMPERATURES = (-4.0, 4.0)  # search range, for logits
 LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/measurements/photos.md, Probabilities
@@ -245,7 +246,7 @@ class Reliability:
 
 
 class Rejected(NamedTuple):
-    """The effect of rejecting images whose confidence is below `value`.
+    """The effect of rejecting images whose confidence, or the logits' log-sum-exp, is below `value`.
 
     share: rejected images, in percent. kept: number of the others. right: their accuracy in percent, None without any.
     low, high: its 95 % interval (Wilson), in percent.
@@ -267,12 +268,16 @@ class Calibration:
         temperature: fits all images. Logits are to be divided by it.
         scaled: cross-fitted: each half of the images is scaled by the temperature that fits the other half.
         rejected: for each REJECTED_BELOW, with `scaled`.
+        foreign: of `foreign_below`, cross-fitted like `scaled`. None if the logits were not kept.
+        foreign_below: the logits' log-sum-exp that KEEPS of all images reach.
     """
 
     plain: Reliability
     temperature: float | None = None
     scaled: Reliability | None = None
     rejected: tuple[Rejected, ...] = ()
+    foreign: Rejected | None = None
+    foreign_below: float | None = None
 
 
 def calibrate(p: Predictions) -> Calibration:
@@ -286,23 +291,42 @@ def calibrate(p: Predictions) -> Calibration:
         temperature, _ = fit_temperature(shifted_NK[fitted], p.labels_N[fitted], spread=LOG_TEMPERATURE_SPREAD)
         scaled_N[applied] = 1 / np.exp(shifted_NK[applied] / temperature).sum(1)
     temperature, _ = fit_temperature(shifted_NK, p.labels_N, spread=LOG_TEMPERATURE_SPREAD)
-    return Calibration(plain, temperature, reliability(scaled_N, p.right_N), reject(scaled_N, p.right_N))
+    sums_N, kept_N = log_sum_exp(p.logits_NK), np.empty(len(p.labels_N), bool)
+    for fitted, applied in (HALVES, HALVES[::-1]):
+        kept_N[applied] = sums_N[applied] >= reached_by(sums_N[fitted])
+    below = reached_by(sums_N)
+    foreign = _rejected(below, kept_N, p.right_N)
+    scaled = reliability(scaled_N, p.right_N)
+    return Calibration(plain, temperature, scaled, reject(scaled_N, p.right_N), foreign, below)
+
+
+def log_sum_exp(logits_NK: np.ndarray) -> np.ndarray:
+    """Return how much the logits say that an image is like the training images, float64 (N,).
+
+    It tells foreign images better than the highest probability does, which only compares the classes with each other
+    (docs/measurements/photos.md, None of these). Liu et al. 2020 (2010.03759) call its negative the energy.
+    """
+    sums: np.ndarray = np.logaddexp.reduce(logits_NK.astype(np.float64), 1)
+    return sums
+
+
+def reached_by(sums_N: np.ndarray) -> float:
+    """Return the value that KEEPS of the images reach."""
+    return float(np.quantile(sums_N, 1 - KEEPS))
 
 
 def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[Rejected, ...]:
     """Return the outcome of each REJECTED_BELOW."""
+    return tuple(_rejected(value, confidence_N >= value, right_N) for value in REJECTED_BELOW)
+
+
+def _rejected(value: float, kept_N: np.ndarray, right_N: np.ndarray) -> Rejected:
     from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-    rows = []
-    for value in REJECTED_BELOW:
-        kept_N = confidence_N >= value
-        kept, right = int(kept_N.sum()), int(right_N[kept_N].sum())
-        low, high = binomtest(right, kept).proportion_ci(method="wilson") if kept else (0.0, 1.0)
-        accuracy = 100 * right / kept if kept else None
-        rows.append(
-            Rejected(value, 100 * (1 - kept / len(right_N)), kept, accuracy, 100 * float(low), 100 * float(high))
-        )
-    return tuple(rows)
+    kept, right = int(kept_N.sum()), int(right_N[kept_N].sum())
+    low, high = binomtest(right, kept).proportion_ci(method="wilson") if kept else (0.0, 1.0)
+    accuracy = 100 * right / kept if kept else None
+    return Rejected(value, 100 * (1 - kept / len(right_N)), kept, accuracy, 100 * float(low), 100 * float(high))
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:

@@ -9,6 +9,7 @@ from beton_tools.base.typed_json import Count, Document, Number, Signed
 from fastft.run.baseline import Baseline
 from fastft.run.evaluations import BestBy, Evaluation
 from fastft.run.json_files import read_document, write_document
+from fastft.run.said import SaidWarning
 
 RESULT = "result.json"
 
@@ -80,6 +81,7 @@ class Result(Document):
         baseline: the linear probe that the run started from.
         best, last: the evaluations of the best and the last epoch. None without validation images, as is `weights`.
         expectation, source: the expected accuracy in words, and where it is from.
+        warnings: what the log warned of, in its order.
     """
 
     recipe: str
@@ -95,6 +97,7 @@ class Result(Document):
     source: str | None = None
     evaluations: list[Evaluation] = msgspec.field(default_factory=list)
     first_run: FirstRun | None = None
+    warnings: list[SaidWarning] = msgspec.field(default_factory=list)
 
 
 def read_result(folder: Path) -> Result | None:

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -25,6 +25,7 @@ from fastft.run.identity import Identity
 from fastft.run.json_files import read_document, write_document
 from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEvaluation, Start, read_log
 from fastft.run.result import WeightChoice, read_result
+from fastft.run.said import WARNINGS, SaidWarning, read_warnings
 
 RECIPE, CHOICES, IDENTITY, LOCK = "recipe.yaml", "choices.json", "identity.json", ".lock"
 PROBE_HEAD, HEAD_OF_WEIGHTS = "probe.safetensors", "head.safetensors"  # as `fastft zeroshot` writes heads
@@ -41,6 +42,7 @@ class Run:
         stopped: why it ended before its last epoch, else "".
         weights: what predict, eval and export take. None without an evaluation, or before the run has ended.
         identity: what decides its numbers. None before the first step.
+        warnings: what its log has warned of.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Run:
     weights: WeightChoice | None = None
     stopped: str = ""
     identity: Identity | None = None
+    warnings: Sequence[SaidWarning] = ()
 
     @property
     def intervals(self) -> list[Interval]:
@@ -122,10 +125,8 @@ def load_run(folder: Path) -> Run:
     result = read_result(folder)
     name = folder.name if result is None else result.recipe
     recipe, log, identity = recipe_from_dict(name, sections), read_log(folder / LOG), read_identity(folder)
-    if result is None:
-        return Run(folder, recipe, log, finished=False, identity=identity)
-    weights, stopped = result.weights, result.stopped
-    return Run(folder, recipe, log, finished=True, weights=weights, stopped=stopped, identity=identity)
+    run = Run(folder, recipe, log, finished=result is not None, identity=identity, warnings=read_warnings(folder))
+    return run if result is None else replace(run, weights=result.weights, stopped=result.stopped)
 
 
 def write_identity(folder: Path, identity: Identity) -> None:
@@ -181,7 +182,9 @@ def hold_run(folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            quick = {LOCK, RECIPE, CHOICES} if isinstance(error, UserError) else {LOCK}  # these are written in no time
+            quick = (
+                {LOCK, WARNINGS, RECIPE, CHOICES} if isinstance(error, UserError) else {LOCK, WARNINGS}
+            )  # these are written in no time
             if made and {path.name for path in folder.iterdir()} <= quick:
                 shutil.rmtree(folder)
                 for parent in made[1:]:

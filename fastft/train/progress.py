@@ -1,10 +1,11 @@
 """The progress of a run: its position, its evaluations, and its result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import asdict, replace
 
 from beton_tools.base.console import counted, format_duration
+from fastft.data.warnings import TRAINING, Warned
 from fastft.evaluate.scores import Evaluated
 from fastft.optim.ema import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import FinalRecipe
@@ -18,6 +19,7 @@ from fastft.run.chosen_weights import (
     compare_predictions,
     describe_initial,
     describe_weights,
+    warnings_of_choice,
 )
 from fastft.run.evaluations import (
     BALANCED_ACCURACY,
@@ -34,6 +36,7 @@ from fastft.run.evaluations import (
     best_evaluation,
 )
 from fastft.run.result import Result, WeightChoice
+from fastft.run.said import SaidWarning
 
 
 class Progress(Position):
@@ -98,10 +101,14 @@ class Progress(Position):
         head_only = recipe.model.trainable_layers == 0
         if recipe.epochs == 0:
             return choose_probe(baseline)
-        return choose_weights(self.evaluations, self.best(), baseline, self._untrained_share(recipe), head_only)
+        share, steps = self._untrained_share(recipe), self._steps(recipe)
+        return choose_weights(self.evaluations, self.best(), baseline, share, head_only, steps)
 
     def _untrained_share(self, recipe: FinalRecipe) -> float:
-        return untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
+        return untrained_share(recipe, self._steps(recipe))
+
+    def _steps(self, recipe: FinalRecipe) -> int:
+        return self.epoch * recipe.steps_per_epoch() + self.step
 
 
 def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseline | None) -> ByWeights:
@@ -121,8 +128,14 @@ def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseli
     )  # fmt: skip
 
 
-def summarise(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None) -> Result:
-    """Return the content of result.json: the best and the last evaluation, beside the expected accuracy."""
+def summarise(
+    progress: Progress, recipe: FinalRecipe, baseline: Baseline | None, warnings: Sequence[SaidWarning] = ()
+) -> Result:
+    """Return the content of result.json: the best and the last evaluation, beside the expected accuracy.
+
+    warnings: what the log has warned of so far.
+    """
+    weights = progress.choose_weights(recipe, baseline)
     return Result(
         recipe=recipe.name,
         epochs=progress.epoch,
@@ -131,11 +144,12 @@ def summarise(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None
         baseline=baseline and replace(baseline, request="", right=""),
         best=progress.best(),
         last=progress.evaluations[-1] if progress.evaluations else None,
-        weights=progress.choose_weights(recipe, baseline),
+        weights=weights,
         expected_top1=expected_top1(recipe),
         expectation=describe_expectation(recipe),
         source=recipe.about.source,
         evaluations=progress.evaluations,
+        warnings=[*warnings, *warnings_of_choice(weights)],
     )
 
 
@@ -186,23 +200,25 @@ def describe_unfinished(progress: Progress, recipe: FinalRecipe, baseline: Basel
     choice = progress.choose_weights(recipe, baseline)
     lines = [] if choice is None else [describe_weights(choice)]
     untrained = untrained_share(recipe, steps)
-    return [*lines, f"warning: {describe_initial(untrained)}"] if untrained > UNTRAINED_SHARE else lines
+    return [*lines, Warned(describe_initial(untrained), TRAINING)] if untrained > UNTRAINED_SHARE else lines
 
 
 def conclusion(result: Result) -> str:
-    """Return the last log lines of a run: its result, the baseline, and which weights are used."""
+    """Return the last log lines of a run: its result, the baseline, which weights are used, and all its warnings."""
     used = result.weights
     stopped = [result.stopped] if result.stopped else []
     if used is None:
-        return "\n".join([*stopped, "result: no validation images, so nothing was evaluated"])
+        return "\n".join([*stopped, "result: no validation images, so nothing was evaluated", *_warnings(result)])
     lines = [*stopped, f"result: {_describe_result(result, used)}"]
     probe = None if result.baseline is None else result.baseline.raw
     if probe is not None and result.last is not None:
         lines.append(f"baseline: {_describe_probe(probe, used, result.last.best_by)}")
     lines.append(f"weights: {describe_weights(used)}")
-    if used.gain is not None and used.gain.note:
-        lines.append(f"warning: {used.gain.note}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_warnings(result)])
+
+
+def _warnings(result: Result) -> list[str]:
+    return [f"warning: {warning.text}" for warning in result.warnings]
 
 
 def _describe_result(result: Result, used: WeightChoice) -> str:

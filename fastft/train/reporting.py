@@ -16,6 +16,7 @@ from beton_tools import __version__
 from beton_tools.base.console import counted, format_duration
 from fastft.cost.work import evaluated_models, recipe_flops
 from fastft.data.loader import TrainLoader
+from fastft.data.warnings import SPEED, TRAINING, Warned
 from fastft.evaluate.scores import Evaluated
 from fastft.machine.distributed import World
 from fastft.machine.exits import Preempted
@@ -131,9 +132,10 @@ class Reporter:
             f"{describe_size(recipe)}, {s.micro_batches.describe(s.world.size)}, {s.precision.name} on {s.world.device}, "
             f"run in {s.folder}"
         )
-        warnings = (*ema_warnings(recipe), *short_run_warnings(recipe))
-        for warning in (*warnings, *s.loader.notes):
-            self.say(f"warning: {warning}")
+        for warning in (*ema_warnings(recipe), *short_run_warnings(recipe)):
+            self.say(Warned(warning, TRAINING))
+        for note in s.loader.notes:
+            self.say(Warned(note, SPEED))
         if decision.is_worth_a_line:
             self.say(decision.describe())
         if s.validation.loader is not None and s.validation.best_by == BALANCED_ACCURACY:
@@ -249,7 +251,8 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
     )  # fmt: skip
     try:
         if replaced:
-            log.info(f"warning: {setup.folder} has no checkpoint, so the run starts anew and replaces its earlier log")
+            text = f"{setup.folder} has no checkpoint, so the run starts anew and replaces its earlier log"
+            log.info(Warned(text, TRAINING))
         yield log
     except BaseException as error:
         log.close(failed=not isinstance(error, (Preempted, KeyboardInterrupt)))

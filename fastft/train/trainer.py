@@ -17,6 +17,7 @@ from fastft.run import profile
 from fastft.run.checkpoint import StoredStep
 from fastft.run.metrics_log import RunLog
 from fastft.run.result import RESULT, Result, write_result
+from fastft.run.said import read_warnings
 from fastft.run.trial_record import TrialRecord
 from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.progress import conclusion, describe_unfinished, summarise
@@ -63,7 +64,7 @@ class Trainer:
             init_optimizer_state(self.step.optimizer)  # for a run that may be continued
             self._save()
         self.setup.checkpoints.finish()
-        result = summarise(self.progress, self.recipe, self.setup.baseline)
+        result = summarise(self.progress, self.recipe, self.setup.baseline, read_warnings(self.setup.folder))
         if self.world.is_main:
             write_result(self.setup.folder, result)
         self.reporter.say(conclusion(result))

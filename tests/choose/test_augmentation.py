@@ -166,5 +166,5 @@ def test_a_recipe_with_values_of_its_own_gets_a_warning(
     options = flags(tiny, tmp_path / "run", model__head_init="probe", augment__policy="rand-m9-mstd0.5-inc1")
     assert main(["train", "rcp/final_b16.yaml", *options]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
-    assert said.count("Augmentation may hide the classes") == 1
+    assert said.count("Augmentation may hide the classes") == 2  # where it is found, and with the result
     assert load_run(tmp_path / "run").recipe.augment.policy == "rand-m9-mstd0.5-inc1"

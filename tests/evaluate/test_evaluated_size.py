@@ -31,12 +31,12 @@ def larger(tiny, tmp_path_factory):
 
 
 def test_training_evaluation_and_prediction_see_images_of_this_size(tiny, larger):
-    trained = load_trained(larger, CPU)
+    trained = load_trained(larger, CPU, "ema")
     assert trained.model.visual.positional_embedding.shape == (17, 64), "stored as they were trained: 4 x 4 patches"
     _, scored = evaluate_file(larger, tiny["data.val"], "cpu", "ema")
     stated = result_of(larger)["last"]["ema"]
     assert scored.scores.loss == pytest.approx(stated["loss"], abs=1e-6), "as the run itself evaluated it"
-    read = read_image(Image.new("RGB", (64, 64)), Predictor(larger, device="cpu").trained.recipe)
+    read = read_image(Image.new("RGB", (64, 64)), Predictor(larger, "cpu", "ema").trained.recipe)
     assert read.tensor.shape == (3, 48, 48)
 
 
@@ -47,14 +47,14 @@ def test_the_linear_probe_is_evaluated_at_the_size_that_it_was_fitted_at(tiny, l
 
 
 def test_an_export_has_the_size_of_evaluation_and_computes_the_same(larger, tmp_path):
-    trained = load_trained(larger, CPU)
+    trained = load_trained(larger, CPU, "ema")
     images = torch.randn(3, 3, 48, 48)
     with torch.inference_mode():
         before = trained.model(images)
         resized = at_evaluated_size(trained)
         torch.testing.assert_close(resized.model(images), before, rtol=0, atol=0)
     assert resized.model.visual.arch.image_size == resized.recipe.model.image_size == 48
-    export_checkpoint(larger, "timm", tmp_path / "timm")
+    export_checkpoint(larger, "timm", tmp_path / "timm", weights="ema")
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
 

@@ -23,16 +23,18 @@ from fastft import load_recipe
 from fastft.augment.policies import AugmentPolicy
 from fastft.cli import main
 from fastft.evaluate import predictor
-from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.predictor import (
     Prediction,
     Predictor,
     ReadImage,
+    compute_outputs,
     eval_tensor,
     predict_files,
     read_image,
     write_predictions,
 )
+from fastft.evaluate.trained import load_trained
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 from tests.written import write_crops
@@ -133,6 +135,40 @@ def test_an_image_below_the_least_probability_is_none_of_the_classes(trained, ph
         (row,) = csv.DictReader(file)
     assert capsys.readouterr().out.endswith(said)  # the table is written beside it
     assert row["predicted"] == "" and float(row["probability"]) == pytest.approx(found.probabilities[0], abs=1e-6)
+
+
+def test_foreign_images_are_those_below_the_limit_of_the_validation_images(trained, photographs, tmp_path, capsys):
+    """The limit is what 95 % of the run's validation images reach, with the weights that are used."""
+    limit = load_trained(trained, torch.device("cpu")).foreign_below
+    sums_N = np.array([row.double().logsumexp(0).item() for row in validation_logits(trained)])
+    assert limit == pytest.approx(np.quantile(sums_N, 0.05), abs=1e-4)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    images = [*map(Image.fromarray, photographs.values()), *map(Image.fromarray, noise)]
+    plain = list(Predictor(trained, "cpu").predict(images))
+    limited = list(Predictor(trained, "cpu", reject_foreign=True).predict(images))
+    loaded = load_trained(trained, torch.device("cpu"))
+    outputs = compute_outputs(loaded, images, torch.device("cpu"))
+    foreign = [row.double().logsumexp(0).item() < limit for _, _, row in outputs]
+    assert 0 < sum(foreign) < len(images)
+    for before, after, is_foreign in zip(plain, limited, foreign, strict=True):
+        assert after.classes == ([] if is_foreign else before.classes)
+        assert list(after.rejected) == (before.classes if is_foreign else [])
+    Image.fromarray(noise[0]).save(tmp_path / "noise.png")
+    assert main(["predict", str(trained), str(tmp_path / "noise.png"), "--device=cpu", "--reject-foreign"]) == 0
+    assert ("none of these" in capsys.readouterr().out) == foreign[len(photographs)]
+
+
+def validation_logits(run: Path) -> list[torch.Tensor]:
+    _, evaluated = evaluate_file(run, load_trained(run, torch.device("cpu")).open_validation(), "cpu", "auto")
+    return list(torch.from_numpy(evaluated.predictions.logits_NK))
+
+
+def test_without_a_limit_no_image_is_called_foreign(trained, run_of_random_model):
+    with pytest.raises(UserError, match=r"does not say what its validation images reach.*Leave --reject-foreign out"):
+        Predictor(run_of_random_model, "cpu", reject_foreign=True)
+    for changed in ("logit_adjustment", "flip_average"):
+        with pytest.raises(UserError, match="Leave --" + changed.replace("_", "-")):
+            Predictor(trained, "cpu", reject_foreign=True, **{changed: True})
 
 
 def test_a_mirrored_image_has_the_same_flip_average(trained, photographs):

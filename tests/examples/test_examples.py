@@ -262,6 +262,16 @@ def test_wrong_labels_and_near_duplicates_are_found_in_embeddings(tmp_path, run)
     assert {row[1:] for row in table if row[0] == "near_duplicate"} == pairs
 
 
+def test_the_votes_of_several_images_are_one_picture(tiny, tmp_path, run, photographs):
+    train_run(tiny | {"schedule.epochs": "1", "schedule.warmup_epochs": "0"}, tmp_path / "run")
+    files = [f"{name}.png" for name in photographs]
+    for file, image in zip(files, photographs.values(), strict=True):
+        Image.fromarray(image).save(tmp_path / file)
+    assert run("votes.py", "run", *files, "missing.png")[-1] == f"votes.png: {len(files)} images"
+    page = np.asarray(Image.open(tmp_path / "votes.png"))
+    assert page.shape[0] > 2 * 150 * -(-len(files) // 5) and len(np.unique(page.reshape(-1, 3), axis=0)) > 1000
+
+
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "convert_ray.py"
 PARTS = 3
 

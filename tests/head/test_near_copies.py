@@ -1,14 +1,21 @@
 """Almost equal images on both sides of a hold-out are a warning that names them; groups end it."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import fastft
 from fastft.cli import main
+from fastft.data.warnings import ACCURACY, Warned
 from fastft.head.near_copies import warn_of_copies
+from fastft.report.run_report import run_warnings, write_run_page
+from fastft.run.result import read_result
+from fastft.run.run_directory import load_run
+from fastft.run.said import begin_warnings, keeping, read_warnings
 from tests.photos.conftest import album, tower  # noqa: F401 - fixtures
 
 FRAMES, SIZE = 8, 96
@@ -58,7 +65,50 @@ def test_at_most_500_validation_images_are_compared(monkeypatch):
     monkeypatch.setattr("fastft.head.near_copies._thumbnail", lambda table, sample: np.zeros((8, 8)))
     features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
     (line,) = warn_of_copies(Table(), features, Table(), features)
-    assert "warning: 500 of 500 validation images" in line and "(0 and 0, 10 and 10, 20 and 20)" in line
+    assert "500 of 500 validation images" in line and "(0 and 0, 10 and 10, 20 and 20)" in line
+
+
+def test_the_warning_stands_beside_the_figures_in_result_log_and_report(clips, tower, tmp_path, capsys):  # noqa: F811
+    """It is said before training, and a run that continues later does not say it again."""
+    run = tmp_path / "run"
+    flags = ["train", "photos", f"--data.train={clips}", f"--train.run_dir={run}", *tower]
+    assert main(flags) == 0 and main(flags) == 0
+    printed = capsys.readouterr().out
+    (_, first, second), text = printed.split("result: "), "warning: 9 of 9 validation images are almost equal"
+    assert printed.count(text) == 3 and text in first and text in second
+    result = read_result(run)
+    assert result is not None
+    assert [(w.about, w.text[:24]) for w in result.warnings if w.stage == "head"] == [
+        ("accuracy", "9 of 9 validation images")
+    ]
+    page = write_run_page(run, mistakes="never").read_text()
+    number = 1 + [w.text[:6] for w in run_warnings(load_run(run))].index("9 of 9")
+    tiles = re.findall('<div class="warned"><dt>.*?</div>', page)
+    assert len(tiles) >= 4 and all(f'href="#warning-{number}"' in tile for tile in tiles)
+    assert f'<li id="warning-{number}"><b>Warning about the accuracy.</b> 9 of 9 validation images' in page
+
+
+def test_warnings_of_other_images_do_not_stay(tmp_path):
+    """A run directory that did not begin to train is used for something else."""
+    begin_warnings(tmp_path, "one request", False, [])
+    keeping(lambda line: None, tmp_path, "head", "one request")(Warned("copies", ACCURACY))
+    begin_warnings(tmp_path, "one request", False, [Warned("of the files")])
+    assert [w.text for w in read_warnings(tmp_path)] == ["copies", "of the files"]
+    begin_warnings(tmp_path, "another request", True, [])
+    assert [w.text for w in read_warnings(tmp_path)] == ["copies"]
+    begin_warnings(tmp_path, "a third request", False, [])
+    assert read_warnings(tmp_path) == []
+
+
+def test_warnings_are_said_in_one_way_so_that_none_is_missing_in_the_result():
+    """Only these print the word: the line printer, the result, `explain`, `convert`, `eval` and the processes' launcher."""
+    root = Path(fastft.__file__).parent
+    told = {
+        str(path.relative_to(root)) for path in root.rglob("*.py") if re.search('"(  )?warning: ', path.read_text())
+    }
+    assert told == {
+        "run/said.py", "train/progress.py", "cli/printing.py", "cli/cmd_convert.py", "cli/cmd_eval.py", "train/launch.py"
+    }  # fmt: skip
 
 
 def test_crops_of_the_same_photographs_are_no_copies(album, tower, tmp_path, capsys):  # noqa: F811

@@ -1,5 +1,6 @@
 """A folder of real photographs in three classes, with the odd things that such folders contain."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ PER_CLASS = 12
 def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of weights are checked, but nothing is fetched before photographs are converted."""
     monkeypatch.setattr("fastft.model.weights._fetch_tag", weights._describe_tag)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def short_runs_are_used() -> Iterator[None]:
+    """These runs are too short to be better than their probe. The rule for such runs: tests/run/test_chosen_weights.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastft.run.chosen_weights.FEW_STEPS", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -114,11 +114,24 @@ def baseline(top1: float) -> Baseline:
     return Baseline(images=800, penalty=1.0, scale=1.0, seconds=1.0, raw=scores(top1, 200))
 
 
-def against_probe(own_only: int, probe_only: int, **balanced: float) -> WeightChoice:
+def against_probe(own_only: int, probe_only: int, steps: float = 1000, **balanced: float) -> WeightChoice:
     """The choice of a run whose EMA and probe differ on so many of 200 images."""
     paired = {"ema": Paired(first_only=own_only, second_only=probe_only, **balanced)}
     entry = structs.replace(evaluation(3, 80, 80, 200), against_probe=paired)
-    return choose_weights([entry], entry, baseline(80 + (probe_only - own_only) / 2))
+    return choose_weights([entry], entry, baseline(80 + (probe_only - own_only) / 2), steps=steps)
+
+
+def test_after_few_steps_the_probe_stays_unless_training_is_right_on_more_images():
+    """96 images, 30 steps: the probe had 100.0 % of 24 validation images, and the trained model 91.7 %."""
+    lost = structs.replace(evaluation(9, 91.7, 91.7, 24), against_probe={"ema": Paired(first_only=0, second_only=2)})
+    probe = structs.replace(baseline(100.0), raw=scores(100.0, 24))
+    choice = choose_weights([lost], lost, probe, steps=30)
+    assert (choice.take, choice.kind, choice.top1) == ("probe", "probe", 100.0)
+    assert "lost 8.33 points of accuracy" in choice.reason and "fewer than 150 steps" in choice.reason
+    assert "significant loss" not in choice.gain.note and "--weights=probe" not in choice.gain.note
+    assert choose_weights([lost], lost, probe, steps=150).kind == "ema"  # two of 24 images are chance
+    for own, other in ((2, 2), (3, 2)):
+        assert against_probe(own, other, steps=30).kind == "ema"
 
 
 def test_the_probe_is_taken_where_it_is_significantly_better():

@@ -22,6 +22,7 @@ from fastft.run.predictions import (
     describe_imbalance,
     fit_temperature,
     largest_confusions,
+    log_sum_exp,
     macro_f1,
     mean_average_precision,
     reject,
@@ -221,3 +222,17 @@ def test_rejecting_images_leaves_those_with_more_confidence():
     assert (rows[3].low, rows[3].high) == (0, 100)
     logits = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     assert len(calibrate(predictions_of(logits, logits.argmax(1))).rejected) == 4
+
+
+def test_the_limit_for_foreign_images_is_taken_from_one_half_and_applied_to_the_other():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3)).astype(np.float32)
+    found = calibrate(predictions_of(logits, logits.argmax(1)))
+    sums = np.log(np.exp(logits.astype(float)).sum(1))
+    assert log_sum_exp(logits) == pytest.approx(sums)
+    assert (sums >= found.foreign_below).mean() == pytest.approx(0.95, abs=1e-3)
+    assert found.foreign is not None and 3 < found.foreign.share < 7
+    # one half differs from the other: its own limit would keep 95 %, the other half's keeps all or nearly none
+    apart = logits + np.where(np.arange(4000) % 2, 9, 0)[:, None].astype(np.float32)
+    moved = calibrate(predictions_of(apart, apart.argmax(1)))
+    assert moved.foreign is not None and moved.foreign.share == pytest.approx(50, abs=3)

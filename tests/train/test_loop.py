@@ -265,4 +265,4 @@ def test_a_batch_that_is_small_for_its_learning_rate_is_a_warning_in_the_log(tin
     console = Console(file=io.StringIO(), width=400)
     run_recipe(load_recipe("rcp/final_b16.yaml", once), console)
     warnings = [line for line in console.file.getvalue().splitlines() if "is large for batches of 8" in line]
-    assert len(warnings) == 1 and "--optim.lr=" in warnings[0]
+    assert len(warnings) == 2 and "--optim.lr=" in warnings[0]  # before training, and with the result

@@ -1,0 +1,107 @@
+"""What a run says: lines on the console. Its warnings are also kept, in `warnings.json` in the run directory.
+
+A warning is a `fastft.data.warnings.Warned`. It is kept where it is said, so that nothing that the log warns of is missing in
+`result.json`, at the end of the log, and in the report, which shows it beside the figures that it is about.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.console import Console
+
+from beton_tools.base import torchrun
+from beton_tools.base.progress_bar import silent
+from beton_tools.base.typed_json import Document
+from fastft.data.warnings import About, Warned
+from fastft.run.json_files import read_document, write_document
+
+WARNINGS = "warnings.json"
+Say = Callable[[str], None]
+Stage = Literal["files", "choose", "head", "train"]
+# The other stages say their warnings at every start. These are skipped if their result is there.
+SKIPPED: tuple[Stage, ...] = ("choose", "head")
+
+
+class SaidWarning(Document):
+    """A warning that a stage of the run said."""
+
+    text: str
+    about: About
+    stage: Stage
+
+
+class _Kept(Document):
+    request: str = ""  # `fastft.run.inputs.Inputs.request`
+    warnings: list[SaidWarning] = msgspec.field(default_factory=list)
+
+
+def line_printer(console: Console) -> Say:
+    """Return a function that prints lines in the run's rank 0 process. For a quiet console it is `silent`."""
+    if console.quiet or torchrun.rank() != 0:
+        return silent
+
+    def say(line: str) -> None:
+        text = f"warning: {line}" if isinstance(line, Warned) else line
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def collecting(say: Say, warned: list[Warned]) -> Say:
+    """Return `say`, which also adds the warnings that it says to `warned`."""
+
+    def collect(line: str) -> None:
+        if isinstance(line, Warned) and line not in warned:
+            warned.append(line)
+        say(line)
+
+    return collect
+
+
+def begin_warnings(folder: Path, request: str, has_begun: bool, said: Sequence[Warned]) -> None:
+    """Begin the file for one more start of a run.
+
+    It keeps the warnings of stages that are skipped now: after the first checkpoint, or if the run is asked for the same.
+
+    Args:
+        has_begun: the run has a checkpoint.
+        said: warnings of the first stage, which were said before the run directory was held.
+    """
+    stored = _read(folder)
+    same = has_begun or stored.request == request
+    kept = [warning for warning in stored.warnings if same and warning.stage in SKIPPED]
+    made = _Kept(request=request, warnings=kept)
+    if made.warnings or said or stored.warnings:
+        write_document(folder / WARNINGS, made)
+    for line in said:
+        _add(folder, line, "files", request)
+
+
+def keeping(say: Say, folder: Path, stage: Stage, request: str = "") -> Say:
+    """Return `say`, which also keeps the warnings that it says."""
+
+    def keep(line: str) -> None:
+        if isinstance(line, Warned):
+            _add(folder, line, stage, request)
+        say(line)
+
+    return keep
+
+
+def read_warnings(folder: Path) -> list[SaidWarning]:
+    """Return the run's warnings in the order in which they were said. Raises UserError: the file cannot be read."""
+    return _read(folder).warnings
+
+
+def _read(folder: Path) -> _Kept:
+    return read_document(folder / WARNINGS, _Kept, "delete it and run the same command again") or _Kept()
+
+
+def _add(folder: Path, line: Warned, stage: Stage, request: str) -> None:
+    stored = _read(folder)
+    if any(warning.text == line for warning in stored.warnings):
+        return
+    made = [*stored.warnings, SaidWarning(text=str(line), about=line.about, stage=stage)]
+    write_document(folder / WARNINGS, _Kept(request=stored.request or request, warnings=made))
