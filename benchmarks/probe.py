@@ -14,10 +14,11 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
+from photo_sets import SETS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +39,8 @@ PENALTIES = tuple(10.0**e for e in np.arange(-6, 0.01, 1))  # for logistic regre
 EPOCHS, BATCH, HELD_OUT = 50, 128, 10
 RIDGE = "ridge"
 RESULTS = Path(__file__).parent / "results" / "probe.jsonl"
+# lines of photo_runs.py, for a frozen tower with a linear head and with an attentive one
+ATTENTIVE = RESULTS.with_name("attentive.jsonl")
 
 Head = Callable[[Tensor], Tensor]  # features (B, D) to logits (B, K)
 
@@ -152,6 +155,44 @@ def table(_: object) -> str:
         f"{markdown_table(head, rows, 2)}\n\nTop-1 on {TESTED:,} test images of CIFAR-10 (standard error 0.5 points; heads share "
         f"the images). The tower is the demo's DINOv2-type ViT-S/14 at {SIZE} px, frozen. Means of {seeds} draws of the training "
         f"images, {lines[-1]['date']}. The ridge head is {-max(gaps):.1f} to {-min(gaps):.1f} points behind."
+    )
+
+
+def attentive(_: object) -> str:
+    """Tabulate linear probes, linear heads and attentive heads that were trained on a frozen tower, by set."""
+    lines = [json.loads(line) for line in ATTENTIVE.read_text(encoding="utf-8").splitlines()]
+    gains, rows, last = [], [], lines[-1]
+    seeds = sorted({line["seed"] for line in lines})
+    for name in dict.fromkeys(line["set"] for line in lines):
+        mine = {("pool=attention" in line["method"], line["seed"]): line for line in lines if line["set"] == name}
+        top1 = {key: 100 * fmean(line["right"]) for key, line in mine.items()}
+        ridge, linear, attention = (
+            fmean(values)
+            for values in (
+                [mine[False, seed]["probe"] for seed in seeds],
+                [top1[False, seed] for seed in seeds],
+                [top1[True, seed] for seed in seeds],
+            )
+        )
+        gains.append(attention - max(ridge, linear))
+        images, tested = mine[True, seeds[0]]["images"]
+        row = [f"{ridge:.1f}", f"{linear:.1f}", f"{attention:.1f}", f"{gains[-1]:+.1f}"]
+        rows.append([SETS[name].title, f"{images:,}", f"{tested:,}", *row])
+    head = [
+        "set",
+        "training images",
+        "test images",
+        "ridge",
+        "trained linear head",
+        "attentive head",
+        "over the better linear one",
+    ]
+    error = f"{fmean(gains):+.1f} ± {stdev(gains) / len(gains) ** 0.5:.1f}"
+    return (
+        f"{markdown_table(head, rows, 1)}\n\nTop-1 on the test images, means of {len(seeds)} seeds. The tower is the demo's "
+        f"DINOv2-type ViT-S/14 at {last['image_size']} px, frozen. Both trained heads start from the ridge head, and see "
+        f"{last['epochs']} epochs of the same crops and flips. Mean gain over the sets: {error} points ({last['processor']}, "
+        f"{last['date']})."
     )
 
 

@@ -126,6 +126,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "provenance": study.provenance,
     "half-residual": half_residual.table,
     "probe": probe.table,
+    "attentive": probe.attentive,
     "readme-photos": lambda _: photos.summary(),
     "photos-sets": lambda _: photos.headline("fastft"),
     "photos-setting": lambda _: photos.setting("fastft"),

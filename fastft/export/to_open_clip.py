@@ -22,8 +22,9 @@ from torch.nn import functional
 
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
+from fastft.export.to_timm import refuse_new_head
 from fastft.model import Arch, TimmArch
-from fastft.model.classifier import CLASS_PATCHES, PATCHES, TOKEN
+from fastft.model.classifier import PATCHES, TOKEN
 from fastft.model.head_file import BIAS, WEIGHT
 from fastft.model.weight_files import CLASSES, OPEN_CLIP_HEAD, save_tensors
 
@@ -53,10 +54,7 @@ def write(trained: Trained, path: Path) -> None:
     """
     if isinstance(trained.model.visual.arch, TimmArch):
         raise UserError("open_clip's format holds CLIP's own ViT. Export timm's models to timm, safetensors or onnx")
-    if trained.model.pool == CLASS_PATCHES:
-        raise UserError(
-            "open_clip has no head over class token and patches (model.pool=class+patches). Export to safetensors or onnx"
-        )
+    refuse_new_head(trained.model.pool, "open_clip")
     ours = trained.model.state_dict()
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError("open_clip's tower has no relative position bias. Export to safetensors or onnx")

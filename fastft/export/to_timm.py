@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
-from fastft.model.classifier import CLASS_PATCHES, PATCHES, TOKEN
+from fastft.model.classifier import ATTENTION, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 from fastft.model.weight_files import save_tensors
@@ -47,16 +47,20 @@ def usage(trained: Trained, path: Path) -> str:
     )
 
 
+def refuse_new_head(pool: str, library: str) -> None:
+    """Raise UserError for heads that only fastft builds."""
+    heads = {CLASS_PATCHES: "head over class token and patches", ATTENTION: "pooling by one trained query per head"}
+    if pool in heads:
+        raise UserError(f"{library} has no {heads[pool]} (model.pool={pool}). Export to safetensors, onnx or torch")
+
+
 def timm_state(trained: Trained) -> dict[str, Tensor]:
     """Return the model's tensors under the names that timm's VisionTransformer uses.
 
     Raises UserError for a relative position bias or a pooling that timm's class does not support.
     """
     ours = trained.model.state_dict()
-    if trained.model.pool == CLASS_PATCHES:
-        raise UserError(
-            "timm has no head over class token and patches (model.pool=class+patches). Export to safetensors or onnx"
-        )
+    refuse_new_head(trained.model.pool, "timm")
     if isinstance(trained.model.visual.arch, TimmArch):
         return {name.removeprefix(TRUNK): value for name, value in ours.items()}
     if trained.model.pool == TOKEN:

@@ -8,6 +8,7 @@
 - class, as in timm's fine-tuned CLIP: the class token through ln_post.
 - class+patches, as in DINOv2's linear heads: every token through ln_post, then the class token beside the mean over the
   patch tokens. The head has twice the tower's width as inputs.
+- attention, as in attentive probes: LayerNorm on every patch token, then `fastft.model.attention_pool`.
 - token, as in CLIP itself: the class token through ln_post and proj, scaled to length 1. A head made from text
   embeddings times CLIP's logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError
 from fastft.model.arch import Arch
+from fastft.model.attention_pool import QUERIES, AttentionPool
 from fastft.model.interface import ImageClassifier
 from fastft.model.tower import PROJECTION, Tower
 
@@ -26,8 +28,10 @@ from fastft.model.tower import PROJECTION, Tower
 HEAD_STD = 0.02
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 # without weight decay, from which all 1-D tensors are exempt too
-NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
-PATCHES, CLASS, CLASS_PATCHES, TOKEN = "patches", "class", "class+patches", "token"  # values of `model.pool`
+NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", QUERIES, ".bias")
+# values of `model.pool`
+PATCHES, CLASS, CLASS_PATCHES, ATTENTION, TOKEN = "patches", "class", "class+patches", "attention", "token"
+OF_PATCHES = (PATCHES, ATTENTION)  # with a norm of their own, fc_norm
 
 
 class Classifier(ImageClassifier):
@@ -38,8 +42,10 @@ class Classifier(ImageClassifier):
     def __init__(self, tower: Tower, num_classes: int, head_init_scale: float = 0.001, pool: str = PATCHES):
         super().__init__()
         self.visual, self.pool = tower, pool
-        if pool == PATCHES:
+        if pool in OF_PATCHES:
             self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as in the reference
+        if pool == ATTENTION:
+            self.attention_pool = AttentionPool(tower.arch.width, tower.arch.heads)
         width = tower.arch.width
         inputs = {TOKEN: tower.arch.embed_dim, CLASS_PATCHES: 2 * width}.get(pool, width)
         self.head = nn.Linear(inputs, num_classes)
@@ -63,7 +69,8 @@ class Classifier(ImageClassifier):
             return self.visual.ln_post(tokens_BND[:, 0])
         if self.pool == CLASS_PATCHES:
             return class_and_patches(self.visual.ln_post(tokens_BND))
-        return self.fc_norm(tokens_BND[:, 1:]).mean(1)
+        patches_BND = self.fc_norm(tokens_BND[:, 1:])
+        return self.attention_pool(patches_BND) if self.pool == ATTENTION else patches_BND.mean(1)
 
     def patch_votes(self, images: Tensor) -> Tensor:
         """Return each patch's part of the logits, (B, num_classes, grid, grid). Their mean over patches is the logits.
@@ -152,7 +159,7 @@ def build_classifier(
         rel_pos_bias=rel_pos_bias,
         drop_path=drop_path,
         patch_dropout=patch_dropout,
-        ln_post=pool != PATCHES,
+        ln_post=pool not in OF_PATCHES,
         projection=pool == TOKEN,
     )
     model = Classifier(tower, num_classes, head_init_scale, pool)

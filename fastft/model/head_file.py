@@ -18,7 +18,7 @@ from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file
 from beton_tools.read.class_list import Classes
-from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
+from fastft.model.classifier import ATTENTION, CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import read_state_dict, save_tensors
 from fastft.model.weights import TrainedHead, read_trained_head
@@ -137,6 +137,7 @@ _READS = {
     CLASS: "the class token",
     PATCHES: "the mean of the patch tokens",
     CLASS_PATCHES: "the class token beside the mean of the patch tokens",
+    ATTENTION: "the patch tokens, pooled by attention",
     TOKEN: "CLIP's embedding",
     "timm": "the features that timm pools",
 }

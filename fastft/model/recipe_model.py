@@ -8,11 +8,18 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from fastft.model.arch import Arch, refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
-from fastft.model.classifier import CLASS_PATCHES, PATCHES, build_classifier
+from fastft.model.classifier import CLASS_PATCHES, OF_PATCHES, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_tower import TIMM_POOL, build_timm_classifier, check_drop_path, freeze_timm, load_timm_weights
+from fastft.model.timm_tower import (
+    NEW_HEADS,
+    TIMM_POOL,
+    build_timm_classifier,
+    check_drop_path,
+    freeze_timm,
+    load_timm_weights,
+)
 from fastft.model.weights import check_activation, check_weights, load_tower_weights, name_weights
 from fastft.recipe import Recipe
 from fastft.recipe.constants import EVAL_IMAGE_SIZE
@@ -30,12 +37,12 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
         check_activation(recipe.model.weights, recipe.model.arch, arch.quick_gelu)
     pool = recipe.model.pool
     if isinstance(arch, TimmArch):
-        if pool not in (PATCHES, CLASS_PATCHES):
+        if pool not in (*OF_PATCHES, CLASS_PATCHES):
             raise UserError(
                 f"{recipe.model.arch} pools as timm does, not as model.pool={pool}. Use an open_clip --model.arch, or "
                 "--model.pool=patches"
             )
-    elif pool != PATCHES:
+    elif pool not in OF_PATCHES:
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
 
@@ -96,7 +103,8 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
         trainable_layers=m.trainable_layers,
     )
     if pretrained and m.weights != "random":
-        load_tower_weights(model.visual, m.weights, m.arch, getattr(model, "fc_norm", None))
+        pooling = {name: part for name, part in model.named_children() if name not in ("visual", "head")}
+        load_tower_weights(model.visual, m.weights, m.arch, pooling)
     if pretrained and m.head is not None:
         path = expand_home(m.head)
         set_head(model, read_head(path), path)
@@ -122,7 +130,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
         drop_path=m.drop_path,
         patch_dropout=m.patch_dropout,
         head_init_scale=m.head_init_scale,
-        pool=m.pool if m.pool == CLASS_PATCHES else TIMM_POOL,
+        pool=m.pool if m.pool in NEW_HEADS else TIMM_POOL,
     )
     if pretrained and m.weights != "random":
         load_timm_weights(model, name_weights(m.weights, arch.timm))

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import expand_home
-from fastft.model.classifier import CLASS_PATCHES, HEAD_STD, class_and_patches, count_frozen_blocks
+from fastft.model.attention_pool import NAME as ATTENTION_POOL
+from fastft.model.attention_pool import QUERIES, AttentionPool
+from fastft.model.classifier import ATTENTION, CLASS_PATCHES, HEAD_STD, class_and_patches, count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
 from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, restore_buffers
 from fastft.model.weight_files import find_weight_folder, read_state_dict, without_wrappers
@@ -25,6 +27,7 @@ from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."
 TIMM_POOL = "timm"  # `ImageClassifier.pool` for a model that pools as timm does
+NEW_HEADS = (CLASS_PATCHES, ATTENTION)  # read the tokens themselves, so timm's head is replaced
 # parts for pretraining, which the tower does not have: MAE's decoder and mask, heads
 PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
 
@@ -67,7 +70,7 @@ class TimmTower(ImageTower):
 
     Args:
         trunk: built by `create_timm`. Its stochastic layers are replaced.
-        pool: TIMM_POOL, or CLASS_PATCHES for a trunk whose head was replaced by `read_class_and_patches`.
+        pool: TIMM_POOL, or one of NEW_HEADS for a trunk whose head was replaced by `replace_head`.
     """
 
     arch: TimmArch
@@ -79,7 +82,8 @@ class TimmTower(ImageTower):
         self._noise = Noise()
         self._grad_checkpointing = False
         self.layer_of = layer_ids(trunk)  # timm's name for every parameter -> its layer
-        self.no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
+        exempt = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
+        self.no_weight_decay = (*exempt, QUERIES)
         self.patch_dropout = PatchDropout(0.0)
         self._columns = 0  # noise columns: one per stochastic depth branch, then one per patch
         self._replace_stochastic_layers()
@@ -151,7 +155,7 @@ class TimmTower(ImageTower):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return logits (B, num_classes). noise: (B, noise_columns), uniform in [0, 1)."""
-        if self.pool == CLASS_PATCHES:
+        if self.pool in NEW_HEADS:
             return self.trunk.head(self.pooled(images, noise))
         self.set_noise(images, noise)
         return self.trunk(images)
@@ -161,13 +165,16 @@ class TimmTower(ImageTower):
         self.set_noise(images, noise)
         trunk: Any = self.trunk
         features = trunk.forward_features(images)
-        if self.pool == CLASS_PATCHES:  # fc_norm is an identity in models that normalise before they pool
-            return class_and_patches(trunk.fc_norm(features), trunk.num_prefix_tokens)
+        if self.pool in NEW_HEADS:  # fc_norm is an identity in models that normalise before they pool
+            tokens_BND, prefix = trunk.fc_norm(features), trunk.num_prefix_tokens
+            if self.pool == ATTENTION:
+                return trunk.attention_pool(tokens_BND[:, prefix:])
+            return class_and_patches(tokens_BND, prefix)
         return trunk.forward_head(features, pre_logits=True)
 
 
 class TimmClassifier(ImageClassifier):
-    """A timm model with timm's pooling and head, or with a head that reads the class token and the patches."""
+    """A timm model with timm's pooling and head, or with a head that reads the tokens themselves."""
 
     visual: TimmTower
 
@@ -210,8 +217,8 @@ def build_timm_classifier(
     trunk = create_timm(
         arch.timm, arch.image_size, num_classes, drop_path_rate=drop_path, patch_drop_rate=patch_dropout
     )
-    if pool == CLASS_PATCHES:
-        read_class_and_patches(trunk, arch, num_classes)
+    if pool in NEW_HEADS:
+        replace_head(trunk, arch, num_classes, pool)
     tower = TimmTower(arch, trunk, pool)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
         raise UserError(f"{TIMM}{arch.timm} has no stochastic layers. Leave model.drop_path at 0")
@@ -226,17 +233,29 @@ def build_timm_classifier(
     return model
 
 
-def read_class_and_patches(trunk: Any, arch: TimmArch, num_classes: int) -> None:
-    """Replace the head by one for class token and mean patch token, with timm's initial weights for heads.
+def replace_head(trunk: Any, arch: TimmArch, num_classes: int, pool: str) -> None:
+    """Replace the head by one that reads the tokens, with timm's initial weights for heads.
 
-    Raises UserError if the model has no class token, or no head with this name over tokens.
+    Args:
+        pool: CLASS_PATCHES (class token and mean patch token) or ATTENTION.
+
+    Raises:
+        UserError: the model has no such tokens, or no head with this name over them.
     """
-    tokens = getattr(trunk, "cls_token", None) is not None and hasattr(trunk, "fc_norm")
-    if not tokens or trunk.get_classifier() is not getattr(trunk, "head", None):
-        raise UserError(
-            f"{TIMM}{arch.timm} has no class token beside its patches. Set --model.pool=patches, which pools as timm does"
-        )
-    trunk.head = nn.Linear(2 * arch.width, num_classes)
+    needs_class, advice = pool == CLASS_PATCHES, "Set --model.pool=patches, which pools as timm does"
+    has_tokens = (
+        hasattr(trunk, "fc_norm")
+        and hasattr(trunk, "blocks")
+        and trunk.get_classifier() is getattr(trunk, "head", None)
+    )
+    if not has_tokens or (needs_class and getattr(trunk, "cls_token", None) is None):
+        tokens = "class token beside its patches" if needs_class else "patch tokens below its head"
+        raise UserError(f"{TIMM}{arch.timm} has no {tokens}. {advice}")
+    if getattr(trunk, "attn_pool", None) is not None:
+        raise UserError(f"{TIMM}{arch.timm} has a pretrained attention pooling. {advice}")
+    if pool == ATTENTION:
+        trunk.attention_pool = AttentionPool(arch.width, trunk.blocks[0].attn.num_heads)
+    trunk.head = nn.Linear(2 * arch.width if needs_class else arch.width, num_classes)
     if not trunk.head.weight.is_meta:
         nn.init.trunc_normal_(trunk.head.weight, std=HEAD_STD)
         nn.init.zeros_(trunk.head.bias)
@@ -308,9 +327,9 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     state = {
         key: value
         for key, value in _convert(trunk, state, name, error).items()
-        if not key.startswith(head) and (key in own or not key.startswith(PRETRAINING))
+        if not key.startswith(head) and (key in own or not key.startswith((*PRETRAINING, ATTENTION_POOL)))
     }
-    load_fitting(trunk, state, error, lambda key: key.startswith(head))
+    load_fitting(trunk, state, error, lambda key: key.startswith((*head, ATTENTION_POOL)))
 
 
 def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, error: str) -> dict[str, Tensor]:

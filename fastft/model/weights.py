@@ -15,7 +15,8 @@ from beton_tools.base.errors import UserError, first_sentence
 from beton_tools.base.user_files import check_user_file, expand_home
 from beton_tools.read.class_list import Classes
 from fastft.model.arch import Arch
-from fastft.model.classifier import CLASS, CLASS_PATCHES, PATCHES, TOKEN
+from fastft.model.attention_pool import QUERIES
+from fastft.model.classifier import ATTENTION, CLASS, CLASS_PATCHES, PATCHES, TOKEN
 from fastft.model.timm_arch import classifier_names, clip_numbers, pretrained_tags
 from fastft.model.tower import PROJECTION, Tower, resize_positions
 from fastft.model.weight_files import (
@@ -34,16 +35,19 @@ from fastft.recipe.open_clip_files import open_clip_tags
 
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
+NO_MODULES: Mapping[str, nn.Module] = {}
 TIMM_PREFIX = "visual.trunk."  # prefix for timm's models in fastft's checkpoints, as in open_clip's
 
 
-def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.LayerNorm | None = None) -> None:
+def load_tower_weights(
+    tower: Tower, weights: str, arch_name: str, pooling: Mapping[str, nn.Module] = NO_MODULES
+) -> None:
     """Fill `tower`, interpolating the positions to its grid.
 
     Args:
         weights: an open_clip pretrained tag, 'timm/NAME', a file, an open_clip, timm or transformers folder, or
             'hf-hub:ORG/NAME'.
-        norm: the classifier's `fc_norm`, which fine-tuned fastft weights contain too.
+        pooling: the classifier's modules between tower and head, by name, which fine-tuned fastft weights contain too.
 
     Raises:
         UserError: the tag or file is unknown, the download is impossible, the file is damaged, or the weights belong to
@@ -68,9 +72,11 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str, norm: nn.Laye
         raise UserError(f"{error}: they have no norm_pre. A timm model needs --model.arch=timm/NAME")
     # parts that the recipe adds to the pretrained tower start fresh
     load_fitting(tower, state, error, lambda name: ".rel_pos_bias." in name or ".ls_" in name)
-    if norm is not None and f"{HEAD_NORM}weight" in whole:
-        stored = {name.removeprefix(HEAD_NORM): value for name, value in whole.items() if name.startswith(HEAD_NORM)}
-        load_fitting(norm, stored, error, lambda name: False)
+    for name, module in pooling.items():
+        prefix = f"{name}."
+        stored = {key.removeprefix(prefix): value for key, value in whole.items() if key.startswith(prefix)}
+        if stored:
+            load_fitting(module, stored, error, lambda key: False)
 
 
 def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]) -> None:
@@ -172,10 +178,13 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
         name, pool = classifier_names(arch_name.removeprefix(TIMM))[0], "timm"
         state = {key.removeprefix(TIMM_PREFIX): value for key, value in state.items()}
         width = len(state.get("patch_embed.proj.weight", ()))
+        pool = ATTENTION if QUERIES in state else pool
         state = {f"head.{kind}": state[key] for kind in ("weight", "bias") if (key := f"{name}.{kind}") in state}
     else:
         state, pool = _read_clip_state(weights, arch_name, folder), CLASS
-        if f"{HEAD_NORM}weight" in state:
+        if QUERIES in state:
+            pool = ATTENTION
+        elif f"{HEAD_NORM}weight" in state:
             pool = PATCHES
         elif "visual.proj" in state:
             pool = TOKEN

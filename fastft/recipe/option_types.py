@@ -39,7 +39,7 @@ class ModelOptions(TypedDict, total=False):
     rel_pos_bias: bool
     drop_path: float
     patch_dropout: float
-    pool: Literal["patches", "class", "class+patches", "token"]
+    pool: Literal["patches", "class", "class+patches", "attention", "token"]
     head: str | Path | None
     head_init: Literal["small", "probe", "weights", "auto"]
     head_init_scale: float

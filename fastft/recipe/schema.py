@@ -188,8 +188,9 @@ class Model:
         "input of the head. patches: the mean of the normalised patch tokens (for timm/NAME: timm's "
         "pooling). class: the class token after ln_post, as in timm's fine-tuned CLIP. class+patches: the "
         "class token beside the mean patch token, both after the last LayerNorm, as in DINOv2's linear "
-        "probes. token: CLIP's own embedding (class token, ln_post, projection, length 1)",
-        choices=("patches", "class", "class+patches", "token"),
+        "probes. attention: means of the normalised patch tokens with trained weights, as in attentive probes. "
+        "token: CLIP's own embedding (class token, ln_post, projection, length 1)",
+        choices=("patches", "class", "class+patches", "attention", "token"),
     )  # fmt: skip
     head: str | None = option(
         None, "start from this head, a .safetensors file written by fastft zeroshot (none: head_init decides)", per_host=True,

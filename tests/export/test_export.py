@@ -70,16 +70,18 @@ def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path):
         assert export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format]).max_difference < 1e-4
 
 
+@pytest.mark.parametrize("pool", ["class+patches", "attention"])
 @pytest.mark.parametrize("arch", [None, "timm/test_vit"])
-def test_a_head_of_class_token_and_patches_is_refused_by_formats_without_it(tmp_path, arch):
+def test_a_head_that_only_fastft_builds_is_refused_by_formats_without_it(tmp_path, arch, pool):
     own = {"model__image_size": 160, "model__arch": arch, "model__freeze_conv1": False} if arch else {}
-    checkpoint = make_checkpoint(tmp_path, dict(CLIP), model__pool="class+patches", **own)
+    checkpoint = make_checkpoint(tmp_path, dict(CLIP), model__pool=pool, **own)
     for format in ("timm", "open_clip"):
         with pytest.raises(UserError, match=r"Export (to|timm's)"):
             export_checkpoint(tmp_path / "run", format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     size = load_trained(checkpoint, torch.device("cpu")).recipe.model.image_size
     images = torch.rand(2, 3, size, size)
+    assert export_checkpoint(tmp_path / "run", "torch", tmp_path / OUTS["torch"]).max_difference < 1e-4
     for format in ("safetensors", "onnx"):
         export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format])
         with torch.no_grad():

@@ -28,14 +28,18 @@ TOWERS = {
     "class": (CLIP, {"model__pool": "class"}),
     "token": (CLIP, {"model__pool": "token"}),
     "both": (CLIP, {"model__pool": "class+patches"}),
+    "attention": (CLIP, {"model__pool": "attention"}),
     "dinov2": (DINO, {}),
     "layer scale": (CLIP, {"model__layer_scale": 1.0}),
     "timm": ({}, {"model__arch": "timm/test_vit", "model__image_size": 160}),
     "timm both": ({}, {"model__arch": "timm/test_vit", "model__image_size": 160, "model__pool": "class+patches"}),
+    "timm attention": ({}, {"model__arch": "timm/test_vit", "model__image_size": 160, "model__pool": "attention"}),
 }
 WRITTEN = {"timm": "timm", "open_clip": "clip", "safetensors": "model.safetensors"}
 IMPOSSIBLE = {("token", "timm"), ("timm", "open_clip")}
-IMPOSSIBLE |= {(tower, form) for tower in ("both", "timm both") for form in ("timm", "open_clip")}
+IMPOSSIBLE |= {
+    (tower, form) for tower in TOWERS if "both" in tower or "attention" in tower for form in ("timm", "open_clip")
+}
 READ = [
     (tower, form)
     for tower in TOWERS
