@@ -11,7 +11,7 @@ import msgspec
 from mkdocs.structure.files import File
 
 from beton_tools.base.errors import UserError
-from fastft.bench.page.compare import compare, render_comparison
+from fastft.bench.page.comparison import compare, render_comparison
 from fastft.bench.page.one import render_bench
 from fastft.machine.bench_result import Result, read_result
 

@@ -16,7 +16,7 @@ WORDS = re.compile(r"\b(warns?|refuses?|refused|always|never|at most)\b", re.IGN
 PROMISES: dict[str, dict[str, str]] = {
     "bench-schema.md": {"refuses a file that has one": "machine/test_bench_result.py::a_share_above_100_percent_is_refused"},
     "benchmarks.md": {
-        "The page warns about measures": "report/test_bench_page.py::load_that_begins_after_the_start_is_told_with_the_measure",
+        "The page warns about measures": "bench/test_page.py::load_that_begins_after_the_start_is_told_with_the_measure",
     },
     "clip.md": {"refuses them before it reads any data": "evaluate/test_zero_shot.py::bad_input_is_one_line"},
     "cloud.md": {
@@ -62,6 +62,7 @@ PROMISES: dict[str, dict[str, str]] = {
     "gpu-day.md": {
         "never wait for the device": "gpu/test_step.py::steps_do_not_wait_for_the_device",
         "A call takes at most ten minutes": "gpu/test_borrowed.py::every_result_is_on_disk_before_the_next_begins",
+        "take 45 minutes at most": "gpu/test_borrowed.py::the_calls_of_a_day_take_45_minutes_by_their_own_limits",
         "at most 150 seconds": "gpu/test_borrowed.py::a_step_is_measured_in_a_process_that_ends_with_its_time",
         "nothing in it is refused": "fake_gpu/test_steps.py::a_captured_step_is_one_graph_and_its_update",
     },
@@ -69,7 +70,10 @@ PROMISES: dict[str, dict[str, str]] = {
         "the command refuses and lists":
             "train/test_loop.py::a_changed_recipe_is_refused_with_the_keys_that_differ_but_weights_may_move",
     },
-    "large-data.md": {"using them together is refused": "data/test_what_is_trained.py::parts_are_the_whole_or_are_refused"},
+    "large-data.md": {
+        "using them together is refused": "data/test_what_is_trained.py::parts_are_the_whole_or_are_refused",
+        "in segments of at most 8 million": "data/test_order.py::an_order_in_segments_is_one_sort_of_all_samples",
+    },
     "models.md": {
         "A model is refused if it has BatchNorm": "model/test_timm_towers.py::what_a_model_lacks_is_refused_in_one_line",
         "A wrong pair is refused": "model/test_weight_folders.py::what_does_not_fit_is_one_line_that_says_what_does",
@@ -96,6 +100,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "raw weights always come from the last epoch": "run/test_chosen_weights.py::weights_can_be_chosen",
     },
     "photos.md": {
+        "and `--votes` refuses them": "evaluate/test_votes.py::heads_whose_logits_are_no_mean_over_patches_are_refused",
         "`test/` is never used": "photos/test_layout.py::images_in_a_folder_test_are_used_for_nothing",
         "After its first checkpoint": "photos/test_prepare.py::photographs_are_converted_once_and_again_when_they_change",
     },

@@ -27,7 +27,7 @@ from fastft.bench.circumstances import Watch, commit, describe_machine
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL, QUALITY, RESIZED, Workspace, find_images
 from fastft.bench.harness import Options
 from fastft.bench.measure import Plan, all_plans, parse_peers, run_plan
-from fastft.bench.page.compare import write_bench_page
+from fastft.bench.page.comparison import write_bench_page
 from fastft.bench.page.one import describe_missing
 from fastft.jobs.decided import load_decided
 from fastft.machine import bench_result

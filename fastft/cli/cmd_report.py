@@ -13,7 +13,7 @@ from fastft.cli.arguments import add_shared, share
 from fastft.recipe.constants import AUTO
 
 if TYPE_CHECKING:
-    from fastft.bench.page.compare import Comparison
+    from fastft.bench.page.comparison import Comparison
 
 EXAMPLE = (
     "fastft report runs/final_b16 --price 2.48\n  fastft report runs/mine runs/second\n"
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report_results(args: argparse.Namespace) -> int:
     """Write the page with benchmark results. Returns 1 if a figure is significantly below `--fail-below`."""
-    from fastft.bench.page.compare import comparison_as_dict, write_bench_page
+    from fastft.bench.page.comparison import comparison_as_dict, write_bench_page
     from fastft.machine.bench_result import read_result
 
     if args.price is not None or args.mistakes != AUTO or args.weights != AUTO:
@@ -108,7 +108,7 @@ def report_results(args: argparse.Namespace) -> int:
 
 def describe_comparison(comparison: "Comparison", threshold: float | None) -> Iterator[str]:
     """Say how many figures changed, name those that are worse or below the threshold, and what else differs."""
-    from fastft.bench.page.compare import counted
+    from fastft.bench.page.comparison import counted
 
     for change in comparison.changes:
         v = change.verdict

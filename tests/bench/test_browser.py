@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastft.bench.page.compare import write_bench_page
+from fastft.bench.page.comparison import write_bench_page
 from tests.bench.made_up import GPU, result
 from tests.report.browsing import OVERLAPS, opened, rows_of
 

@@ -16,7 +16,7 @@ from mkdocs.structure.files import Files
 
 from beton_tools.base.errors import UserError
 from fastft.bench.page.bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
-from fastft.bench.page.compare import compare, render_comparison, write_bench_page
+from fastft.bench.page.comparison import compare, render_comparison, write_bench_page
 from fastft.bench.page.one import render_bench
 from fastft.cli import main
 from fastft.cost.cores import demands

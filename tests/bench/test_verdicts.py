@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fastft.bench.page.compare import compare
+from fastft.bench.page.comparison import compare
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.cli import main
 from fastft.machine.bench_result import Contender, Result, Round, read_result, write_result

@@ -46,7 +46,11 @@ def test_the_same_command_trains_nothing_again_and_prints_the_comparison(swept, 
 def test_images_are_warned_of_once_for_all_rows(command, tiny, tmp_path, capsys):
     same = f"--data.val={tiny['data.train']}"
     assert main([*(option for option in command if "data.val" not in option), same, f"--out={tmp_path / 'lrs'}"]) == 0
-    assert capsys.readouterr().out.count("also training images") == 1
+    before, *rows = capsys.readouterr().out.split(", row ")
+    assert before.count("also training images") == 1 and len(rows) == len(LRS)
+    for lr in LRS:  # and each result has it
+        warnings = json.loads((tmp_path / "lrs" / f"lr={lr}" / "result.json").read_text())["warnings"]
+        assert "also training images" in str(warnings)
 
 
 def test_several_options_are_combined_and_the_default_folder_is_named_after_them(tmp_path, monkeypatch, tiny):

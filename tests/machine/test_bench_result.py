@@ -8,7 +8,7 @@ import pytest
 from beton_tools.base.errors import UserError
 from fastft.bench import circumstances
 from fastft.bench.circumstances import Watch, describe_processor
-from fastft.bench.page.compare import write_bench_page
+from fastft.bench.page.comparison import write_bench_page
 from fastft.bench.suite import accepted, new_result
 from fastft.machine.bench_result import (
     Case,

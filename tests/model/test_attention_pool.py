@@ -77,7 +77,11 @@ def test_with_a_frozen_tower_only_pooling_and_head_are_trained_from_the_linear_p
 
 def test_a_run_that_starts_from_it_keeps_its_pooling(tiny, trained, tmp_path):
     folder, _ = trained
-    run(tiny, tmp_path / "run", model__weights=str(folder), schedule__stop_epoch="0", model__head_init="probe")
+    chosen = {
+        "model__weights": str(find_checkpoint(folder)),
+        "model__head_init": "probe",
+    }  # the run itself chose its probe
+    run(tiny, tmp_path / "run", **chosen, schedule__stop_epoch="0")
     recipe = load_recipe(tmp_path / "run/recipe.yaml", ["--model.head=none"])
     started, stored = build_model(recipe).state_dict(), load_file(recipe.model.weights)
     assert recipe.model.pool == "attention" and str(folder) in recipe.model.weights
