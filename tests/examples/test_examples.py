@@ -114,6 +114,20 @@ def test_the_timm_loop_fits_a_head_chooses_its_augmentation_and_fits_photographs
     assert float(re.search(r"top-1 ([\d.]+) %", lines[-1])[1]) > 60
 
 
+def test_the_timm_loop_tries_sizes_with_fewer_epochs_for_the_same_time(pictures, tmp_path, run):
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
+    options = ["--model=test_vit", "--weights=vit.pt", "--batch-size=8", "--workers=0", "--precision=fp32", "--flips"]
+    lines = run(
+        "timm_baseline.py", "pics", "pics", *options, "--trial-epochs=4", "--epochs=8", "--image-sizes", "32", "64"
+    )
+    named = [line.removeprefix("augmentation: ") for line in lines if line.startswith("augmentation")]
+    assert named == [f"{way}, {size} px" for size in (32, 64) for way in ("RandAugment and crops", "none")]
+    chosen = next(line for line in lines if line.startswith("all training images")).rpartition("augmentation: ")[2]
+    final = 8 if chosen.endswith("32 px") else 2  # four times as many pixels
+    assert len([line for line in lines if line.startswith("epoch")]) == 2 * 4 + 2 * 1 + final
+
+
 def test_the_timm_loops_head_starts_as_a_classifier_of_its_features(pictures):
     from torchvision.datasets import ImageFolder
 
