@@ -88,7 +88,7 @@ def test_red_is_for_and_blue_against(run_of_random_model):
     assert corners[3][2] > 150 > corners[3][0] and 128 < corners[2][2] < corners[3][2]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("pool", ["class", "class+patches"])
+@pytest.mark.parametrize("pool", ["class", "class+patches", "attention"])
 def test_heads_whose_logits_are_no_mean_over_patches_are_refused(tmp_path, photographs, files, pool, refused):
     make_checkpoint(tmp_path, {}, classes=sorted(photographs), model__pool=pool, model__head_init_scale=1.0)
     error = refused(["predict", tmp_path / "run", files[0], "--device=cpu", "--votes", tmp_path / "votes"])
