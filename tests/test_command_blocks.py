@@ -28,6 +28,7 @@ NOT_RUN = {
     "python3 -m pip": "installs into the system",
     "make ": "set-up, which needs a network (make test-bare)",
     "git clone": "needs a network",
+    'python -c "from torchvision': "needs a network",
     "docker ": "needs Docker and a network",
     "torchrun ": "needs eight GPUs; tests/train/test_distributed.py starts torchrun",
     "python -m fastft.train.launch": "needs eight GPUs; tests/train/test_distributed.py starts the launcher",

@@ -179,6 +179,10 @@ def print_printable(text: str) -> None:
     print(printable(text), flush=True)
 
 
+def silent(text: str) -> None:
+    """Print nothing. Use it as the `say` argument for a quiet call."""
+
+
 def say(text: str) -> None:
     """Print one line on stderr, or nothing if nobody reads it any more."""
     print(printable(text), file=LastingOutput(sys.stderr), flush=True)

@@ -9,13 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from beton_tools.base.console import ProgressCallback, format_duration, printable, say
+from beton_tools.base.console import ProgressCallback, format_duration, printable, say, silent
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
-
-
-def silent(text: str) -> None:
-    """Print nothing. Use it as the `say` argument for a quiet call."""
 
 
 @contextmanager

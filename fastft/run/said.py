@@ -4,18 +4,22 @@ A warning is a `fastft.data.warnings.Warned`. It is kept where it is said, so th
 `result.json`, at the end of the log, and in the report, which shows it beside the figures that it is about.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from rich.console import Console
 
 from beton_tools.base import torchrun
-from beton_tools.base.progress_bar import silent
+from beton_tools.base.console import silent
 from beton_tools.base.typed_json import Document
 from fastft.data.warnings import About, Warned
 from fastft.run.json_files import read_document, write_document
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WARNINGS = "warnings.json"
 Say = Callable[[str], None]

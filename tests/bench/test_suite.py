@@ -25,7 +25,7 @@ def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(refused):
-    assert "no peer 'ffcw'. Choose from dali, ffcv" in refused(["bench", "loader", "--peers", "ffcw"])
+    assert "no peer 'ffcw'. Choose from dali, datago, ffcv" in refused(["bench", "loader", "--peers", "ffcw"])
     assert parse_peers("none") == ()
 
 

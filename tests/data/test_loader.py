@@ -238,6 +238,7 @@ def test_a_broken_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastft.augment.cuda", broken)
     monkeypatch.setattr("fastft.data.stage.has_numba_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(UserError, match=r"fails here \(TypeError: no such dtype\). Run `fastft doctor` to examine it$"):
         eval_loader(indexed_beton, device="cuda")
 

@@ -63,7 +63,7 @@ def test_a_sweep_does_not_go_on_with_its_other_runs(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(sweep, "run_stages", fail)
     recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path / "run"))
-    planned = type("Planned", (), {"recipe": recipe, "files": {}})()
+    planned = type("Planned", (), {"recipe": recipe, "files": {}, "inputs": None})()
     with pytest.raises(GpuFailed), connected(World(0, 1, 0, torch.device("cpu"))) as world:
         sweep.train_run(planned, world, Console(quiet=True))  # type: ignore[arg-type]
 
