@@ -64,6 +64,8 @@ def summary() -> str:
     declared = sorted(figures().values(), key=lambda f: f.headline != 1)
     for key, row in ((f.key, row) for f in declared for row in f.rows):
         found = find(result, key, dict(row.setting))
+        if found and row.last:
+            found = found[0], found[0].cases[-1]
         ours, peer = (found[1].contender(name) if found else None for name in (OURS, row.peer))
         if found is None or ours is None or peer is None:
             continue

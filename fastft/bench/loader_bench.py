@@ -234,12 +234,12 @@ PLANS = (
         Figure(
             "loader.first", "First batch", "s", "seconds", better="lower", chapter=START,
             about=f"{START_ABOUT}From a started Python to the first batch, imports included.",
-            rows=[Row("time to the first batch", "timm")],
+            rows=[Row("time to the first batch", "timm", last=True)],
         ),
         Figure(
             "loader.memory", "Peak memory", "MB", "memory_mb", better="lower", chapter=START,
             about=f"{START_ABOUT}Memory that the system cannot drop, over all processes of a loader.",
-            rows=[Row("peak memory, batch 256", "timm")],
+            rows=[Row("peak memory, batch 256", "timm", last=True)],
         ),
     ], starts, fresh=True, most_rounds=3),
     Plan("loader.open", 60, [

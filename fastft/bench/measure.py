@@ -31,11 +31,15 @@ Findings = Iterator[bench_result.Measure | str]  # measures and notes, in the or
 
 @dataclass(frozen=True)
 class Row:
-    """A line in the docs' summary: what is measured, against which contender, and in which case."""
+    """A line in the docs' summary: what is measured, against which contender, and in which case.
+
+    last: take the measure's last case, such as the one with all threads, and not the first with this setting.
+    """
 
     what: str
     peer: str
     setting: Setting = field(default_factory=dict)
+    last: bool = False
 
 
 @dataclass(frozen=True)
