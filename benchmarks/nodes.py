@@ -92,7 +92,8 @@ def long_files(_: Any) -> str:
         at = (images, processes)
         stages = (("random", "opened"), ("random", "first batch"), ("blocks", "first batch"))
         cells = [cell(code, *at, order, stage) for order, stage in stages for code in ("before", "now")]
-        rows.append([f"{images / 1e6:.0f} million", f"{processes}", *cells])
+        if any(cells):
+            rows.append([f"{images / 1e6:.0f} million", f"{processes}", *cells])
     columns = ("opening", "starting an epoch", "starting an epoch, `blocks`")
     heads = [f"{column}{when}" for column in columns for when in (", before", "")]
     return (
