@@ -173,7 +173,8 @@ def data(call: Call) -> None:
     for name in ("loader.gpu", "augment.gpu", "loader.eval") if on_gpu else ("loader.eval",):
         # the peers of the loader are measured elsewhere
         quick = ["--quick"] * call.dry_run
-        call.run("fastft.cli", "bench", name, "--peers=none", "--rounds=3", f"--add={call.result_path}", *quick)
+        places = (f"--out={call.out / 'bench'}", f"--add={call.result_path}")
+        call.run("fastft.cli", "bench", name, "--peers=none", "--rounds=3", *places, *quick)
 
 
 def report_training(call: Call) -> None:
