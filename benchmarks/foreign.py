@@ -15,9 +15,7 @@ Two scores are compared on the same images: the probability of the most probable
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from photo_runs import EPOCHS, ROOT, SIZE, Bench
+from photo_runs import EPOCHS, ROOT, SIZE, Bench, provenance
 from photo_sets import SETS
 from sklearn.metrics import roc_auc_score
 from study import points, trainings
@@ -38,7 +36,6 @@ from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.predictor import compute_outputs
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.jobs.run import run_recipe
-from fastft.machine.facts import cpu_name
 from fastft.run.predictions import log_sum_exp, reached_by
 
 RESULTS = ROOT / "benchmarks" / "results" / "foreign.jsonl"
@@ -186,9 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options.folder, options.work)
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    made = {"commit": commit, "processor": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    made = provenance()
     given = "python benchmarks/foreign.py SETS --work WORK --imagenet IMAGENET"
     command = f"{given} --sets={options.sets} --seed={options.seed}"
     for name in options.sets.split(","):

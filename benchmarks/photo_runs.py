@@ -12,7 +12,6 @@ import argparse
 import json
 import runpy
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -37,6 +36,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.bench.circumstances import commit
 from fastft.evaluate.evaluation import evaluate_file, evaluate_model
 from fastft.evaluate.linear_probe import FrozenTower
 from fastft.evaluate.scores import pooled_features
@@ -202,6 +202,11 @@ def fit_ridge(plain_ND: np.ndarray, mirrored_ND: np.ndarray | None, labels_N: np
 METHODS: dict[str, Callable[..., dict[str, Any]]] = {"head": head, "opponent": opponent, "fastft": ours}
 
 
+def provenance() -> dict[str, str]:
+    """Return the commit, processor and date that each line of the results has."""
+    return {"commit": str(commit()[0])[:8], "processor": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="SETS")
@@ -213,8 +218,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options.folder, options.work)
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     for seed, name, method in product(*(o.split(",") for o in (options.seeds, options.sets, options.methods))):
         lines = options.out.read_text().splitlines() if options.out.exists() else []
         if any((r["set"], r["method"], r["seed"]) == (name, method, int(seed)) for r in map(json.loads, lines)):
@@ -232,14 +235,7 @@ def main() -> None:
             "image_size": int(found.pop("image_size", SIZE)),
             "epochs": int(found.pop("epochs", EPOCHS)),
         }
-        row |= {
-            "right": right,
-            "precision": "fp32",
-            **found,
-            "commit": commit,
-            "processor": cpu_name(),
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        row |= {"right": right, "precision": "fp32", **found, **provenance()}
         row |= {key: round(row[key], 2) for key in ("cpu", "probe") if key in row}
         with options.out.open("a") as file:
             file.write(json.dumps(row, separators=(",", ":")) + "\n")

@@ -44,8 +44,9 @@ class CommandParser(argparse.ArgumentParser):
         if message.startswith(REQUIRED):
             lacking = message.removeprefix(REQUIRED).split(", ")
             given = [word.partition("=")[0] for word in self._words if word.startswith("-")]
-            if near := [flag for flag in given if known_argument(self, flag.lstrip("-")) in lacking]:
-                message = f"unrecognized argument {near[0]}. Did you mean {known_argument(self, near[0].lstrip('-'))}?"
+            meant = {flag: known_argument(self, flag.lstrip("-")) for flag in given}
+            if near := [flag for flag in given if meant[flag] in lacking]:
+                message = f"unrecognized argument {near[0]}. Did you mean {meant[near[0]]}?"
         help = "" if message.endswith("?") else f". See {self.prog} --help"
         self.exit(EXIT_BAD_INPUT, printable(f"{self.prog}: {message}{help}") + "\n")
 

@@ -220,7 +220,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What a file's columns are for, as its schema tells.
+    """The role of each column in a file, decided from its schema.
 
     Attributes:
         image: None if the file lists paths.

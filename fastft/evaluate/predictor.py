@@ -49,7 +49,7 @@ MOST_PIXELS = 1 << 26  # in a resized image; an image with 1 x 65,000 pixels wou
 
 @dataclass(frozen=True)
 class PatchVotes:
-    """What each patch of an image adds to a class's logit, which is the mean over patches.
+    """The contribution of each patch to each class's logit, which is their mean.
 
     Attributes:
         by_patch_KHW: float32 (K, grid, grid).

@@ -76,10 +76,10 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         world.in_main(lambda: refuse_other_results(runs))
         _refuse_multi_label(runs[0].recipe)
         console = console if world.is_main else Console(quiet=True)
-        if not converts:  # otherwise converting has warned
-            _warn_of_images(runs, say)
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
         waiting = set(failures)
+        if waiting and world.is_main and not converts:  # otherwise converting has warned
+            _warn_of_images(runs, say)
         for sweep, own in zip(sweeps, planned, strict=True):
             for number, (row, run) in enumerate(zip(sweep.rows, own, strict=True), 1):
                 if run.key in waiting and sweep.selected in (None, row):

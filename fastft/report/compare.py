@@ -1,4 +1,4 @@
-"""What the pages that compare several runs, or several benchmark results, have in common: colours, and what differs."""
+"""Parts that the pages for several runs and for several benchmark results share: colours, and the list of differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run says: lines on the console. Its warnings are also kept, in `warnings.json` in the run directory.
+"""The lines that a run prints. Its warnings are also kept, in `warnings.json` in the run directory.
 
 A warning is a `fastft.data.warnings.Warned`. It is kept where it is said, so that nothing that the log warns of is missing in
 `result.json`, at the end of the log, and in the report, which shows it beside the figures that it is about.

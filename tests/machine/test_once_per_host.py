@@ -1,4 +1,4 @@
-"""What one process of a host opens is mapped by the others; they open it themselves where they cannot map it."""
+"""Processes on a host map what the first one opened, or open it themselves if they cannot."""
 
 import json
 import os

@@ -17,7 +17,7 @@ FROZEN = {"model__pool": "attention", "model__trainable_layers": "0", "model__he
 
 
 def test_it_is_attention_from_one_learned_query():
-    """As `nn.MultiheadAttention`, whose keys are projected and whose query is the same for all images."""
+    """It equals `nn.MultiheadAttention` with projected keys and the same query for all images."""
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(WIDTH, HEADS, bias=False, batch_first=True)
     theirs.out_proj.weight.data = torch.eye(WIDTH)
