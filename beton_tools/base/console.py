@@ -10,6 +10,7 @@ import re
 import resource
 import select
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -233,6 +234,8 @@ def _describe_os_error(error: OSError) -> str:
         return f"{text}. Allow more of them (ulimit -n), or use fewer workers"
     if text.startswith("No usable temporary directory"):  # of `tempfile`, which also needs space there
         return f"{text}. Set TMPDIR to a folder that you can write to"
+    if text.startswith("AF_UNIX path too long"):  # of `multiprocessing`, which makes its sockets there
+        return f"{text} in {tempfile.gettempdir()}. Set TMPDIR to a folder with a shorter path"
     advice = ". Correct this, then run the same command again" if error.errno in _OF_THE_DISK else ""
     return (f"{_PARTIAL.sub('', str(error.filename))}: {text}" if error.filename else text) + advice
 

@@ -9,6 +9,7 @@ import resource
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def test_a_library_that_cannot_be_loaded_is_one_line(
             "fastft recipes: run/recipe.yaml: Permission denied. Correct this, then run the same command again",
         ),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "Set TMPDIR to a folder"),
+        (OSError("AF_UNIX path too long"), f"AF_UNIX path too long in {tempfile.gettempdir()}. Set TMPDIR to a folder"),
     ],
 )
 def test_an_error_of_the_system_is_one_line_with_advice(

@@ -1,5 +1,6 @@
 """Files at URLs are converted as local ones, through broken connections; what cannot work is one line."""
 
+import multiprocessing.util
 import re
 import tempfile
 import time
@@ -76,13 +77,14 @@ def test_a_conversion_equals_that_of_local_files(server, tmp_path, photo_jpegs, 
     local = convert_folder(server.folder / name.replace("{00..02}", "*"), tmp_path / "local.beton", ALONE)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
+    multiprocessing.util.get_temp_dir()  # made once in a process, so not in this test's folder
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr(tempfile, "tempdir", None)
     options = WriteOptions(workers=workers)
     ours = convert_folder(f"{server.url}/{name}", tmp_path / "remote.beton", options)
     assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
     assert (ours.classes, list(ours.names)) == (local.classes, list(local.names))
-    stored = [path for path in temporary.rglob("*") if path.is_file()]  # a folder of multiprocessing is there
+    stored = [path for path in temporary.rglob("*") if path.is_file()]
     assert not stored and len(list(tmp_path.glob("remote*"))) == 2, "the archives are stored nowhere"
 
 
