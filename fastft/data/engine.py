@@ -73,7 +73,10 @@ class Pass(Thread):
         self._taken, batch = self.ready.get()
         if isinstance(batch, BaseException):
             self.close()
-            raise batch
+            try:
+                raise batch
+            finally:  # its traceback has this frame, which would keep the loader's memory until a garbage collection
+                del batch
         if stream is not None:
             stream.wait_stream(self.engine.streams[self._taken])
             for tensor in batch:  # one that is kept until later is not overwritten while the GPU still reads it

@@ -227,7 +227,7 @@ def test_a_closed_loader_says_so(indexed_beton):
 def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setattr("fastft.data.stage.has_numba_cuda", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"needs numba-cuda. Run: pip install .*'numba-cuda\[cu12\]>="):
+    with pytest.raises(UserError, match=r"needs numba-cuda. Run: pip install .*'numba-cuda\[cu1[23]\]>="):
         eval_loader(indexed_beton, device="cuda")
 
 
