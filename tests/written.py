@@ -22,7 +22,7 @@ from fastft.evaluate.file_report import EvaluatedFile, report_file
 from fastft.evaluate.mistakes import Mistakes, RunPredictions
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
-from fastft.report.run_report import Curve, reference_of
+from fastft.report.run_charts import Curve, reference_of
 from fastft.run.checkpoint import ModelState, State, write_checkpoint
 from fastft.run.evaluations import Evaluation, Scores
 from fastft.run.identity import make_identity

@@ -18,7 +18,7 @@ from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.trained import load_trained
 from fastft.machine.exits import EXIT_REQUEUE
 from fastft.recipe import load_recipe
-from fastft.report.run_report import used_scores
+from fastft.report.run_figures import used_scores
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import choose_weights, compare_predictions, find_weights, mcnemar, with_choice_so_far
