@@ -33,10 +33,11 @@ from fastft.recipe.constants import AUTO, FROM_WEIGHTS, GREEDY, PROBE, RAW
 from fastft.run.average_record import AverageRecord, AverageRow, FileFigures
 from fastft.run.checkpoint import State as CheckpointState
 from fastft.run.checkpoint import write_checkpoint
-from fastft.run.chosen_weights import SIGNIFICANT, STEMS, Comparison, compare_predictions
 from fastft.run.evaluations import BALANCED_ACCURACY, SCORE_NAMES
+from fastft.run.find_weights import STEMS
 from fastft.run.identity import describe, identify_weights
 from fastft.run.json_files import write_document
+from fastft.run.paired import SIGNIFICANT, Comparison, compare_predictions
 from fastft.run.predictions import Predictions
 
 State = dict[str, Tensor]

@@ -7,11 +7,11 @@ from importlib.resources import files
 
 from beton_tools.base.console import counted
 from beton_tools.base.typed_json import Document, check
+from fastft.evaluate.calibration import Calibration, Reliability
 from fastft.recipe.constants import EMA, RAW
 from fastft.report.charts import Chart, Series
 from fastft.report.run_figures import BEST, all_scores, score_of
 from fastft.run.evaluations import MAP, SCORE_NAMES, WEIGHTS, best_evaluation
-from fastft.run.predictions import Calibration, Reliability
 from fastft.run.run_directory import Run
 
 EPOCHS = "epochs trained"  # the evaluation in epoch 0 is drawn at 1

@@ -11,14 +11,14 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.compare import Fact, colour, facts
+from fastft.report.judged import Judged, compare_judged, read_judged
 from fastft.report.page import render_page
 from fastft.report.run_charts import EPOCHS
 from fastft.report.run_figures import used_scores
 from fastft.report.run_report import NOT_COMPARED, SUFFIXES
 from fastft.report.run_times import run_cost, training_seconds
-from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
-from fastft.run.paired import Judged, compare_judged, read_judged
+from fastft.run.find_weights import with_choice_so_far
 from fastft.run.run_directory import Run, load_run
 
 PAGE = "comparison.html"

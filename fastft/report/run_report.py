@@ -23,8 +23,8 @@ from fastft.report.page import render_page
 from fastft.report.run_charts import accuracy_charts, reference_of, reliability_chart, speed_charts
 from fastft.report.run_figures import all_scores, headline, run_warnings, score_of, speed_tiles
 from fastft.report.run_times import profiled, run_cost, time_split
-from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import MAP
+from fastft.run.find_weights import with_choice_so_far
 from fastft.run.inputs import open_of_run
 from fastft.run.run_directory import Run, load_run, read_choices
 from fastft.run.training_labels import ClassCurve, TrainingLabels, read_training_labels

@@ -13,6 +13,7 @@ from rich.console import Console
 from fastft.cli import main
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.cost.bottleneck import ADVICE, diagnose
+from fastft.evaluate.calibration import Calibration, Reliability
 from fastft.evaluate.mistakes import find_mistakes
 from fastft.report.run_charts import accuracy_charts, reference_of, reliability_chart
 from fastft.report.run_figures import headline
@@ -20,7 +21,7 @@ from fastft.report.run_report import recipe_diff, render_run
 from fastft.report.run_times import part_seconds, run_cost, time_split, training_seconds
 from fastft.run.evaluations import Scores
 from fastft.run.metrics_lines import BaselineLine, CheckpointLine
-from fastft.run.predictions import Calibration, Predictions, Reliability
+from fastft.run.predictions import Predictions
 from fastft.run.result import WeightChoice
 from fastft.run.run_directory import Run, load_run
 from tests.written import (
