@@ -64,13 +64,10 @@ def read_judged(run: Run, opened: Sequence[BetonSet] = ()) -> Judged | None:
     return Judged(kinds[0], int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
 
 
-def compare_judged(first: Judged, second: Judged) -> tuple[Comparison, int] | None:
-    """Compare two runs on the images that both have, with the same labels. None without any.
+def compare_judged(first: Judged, second: Judged) -> Comparison | None:
+    """Return how far `second` is ahead of `first` on the images that both have, with the same labels. None without any.
 
     Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by name and labels.
-
-    Returns:
-        (how far `second` is ahead of `first`, the number of images that both have).
     """
     place = {pair: i for i, pair in enumerate(zip(first.names, first.truth, strict=True))}
     pairs = [(place[pair], i) for i, pair in enumerate(zip(second.names, second.truth, strict=True)) if pair in place]
@@ -80,4 +77,4 @@ def compare_judged(first: Judged, second: Judged) -> tuple[Comparison, int] | No
     score = first.score if first.score == second.score else TOP1
     labels_N = first.labels_N[ours] if score == BALANCED_ACCURACY else None
     paired = compare_predictions(second.right[theirs], first.right[ours], labels_N)
-    return Comparison.of(paired, len(pairs), PAIRED[score]), len(pairs)
+    return Comparison.of(paired, len(pairs), PAIRED[score])

@@ -36,12 +36,16 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 class Comparison(NamedTuple):
-    """One model's lead over another on the same images, in points of `measure`, and the p-value that they are equal."""
+    """One model's lead over another on the same images, in points of `measure`, and the p-value that they are equal.
+
+    error: the standard error of `gain`. images: how many both saw.
+    """
 
     measure: str
     gain: float
     error: float
     p_value: float
+    images: int
 
     @classmethod
     def of(cls, paired: Paired, images: int, measure: str) -> "Comparison":
@@ -52,10 +56,11 @@ class Comparison(NamedTuple):
         if paired.balanced_gain is not None and paired.balanced_error is not None:
             gain, error = paired.balanced_gain, paired.balanced_error
             p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
-            return cls("balanced accuracy", gain, error, p_value)
+            return cls("balanced accuracy", gain, error, p_value, images)
         ours, theirs = paired.first_only, paired.second_only
         variance = (ours + theirs - (ours - theirs) ** 2 / images) / images**2
-        return cls(measure, 100 * (ours - theirs) / images, 100 * math.sqrt(variance), mcnemar(ours, theirs))
+        gain, error = 100 * (ours - theirs) / images, 100 * math.sqrt(variance)
+        return cls(measure, gain, error, mcnemar(ours, theirs), images)
 
 
 def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
