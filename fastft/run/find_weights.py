@@ -4,7 +4,6 @@ import dataclasses
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -56,21 +55,21 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
             raise UserError(f"{path} is one checkpoint. Give its run directory for --weights {wanted}")
         return _of_checkpoint(path, wanted)
     result = read_result(path)
-    choice = None if result is None else result.weights
-    if result is None and wanted in (AUTO, LAST):  # only these two follow the choice
-        choice = _choose_so_far(path)
     if wanted == PROBE:
         return _probe(path)
-    if wanted == AUTO and choice is not None:
-        find = _probe if choice.take == PROBE else partial(_newest, take=choice.take, kind=choice.kind)
-        return find(path, reason=f": {choice.reason}")
-    if wanted == AUTO:  # nothing was evaluated
-        unfinished = result is None and list_checkpoints(path / "checkpoints")
-        return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     if wanted == BEST:
         return _newest(path, BEST, AUTO)
-    chosen = AUTO if choice is None or choice.kind == PROBE else choice.kind
-    return _newest(path, LAST, chosen if wanted == LAST else wanted)
+    if wanted in WEIGHTS:
+        return _newest(path, LAST, wanted)
+    # only AUTO and LAST follow the choice
+    choice = _choose_so_far(path) if result is None else result.weights
+    if wanted == LAST:
+        return _newest(path, LAST, AUTO if choice is None or choice.kind == PROBE else choice.kind)
+    if choice is None:  # nothing was evaluated
+        unfinished = result is None and list_checkpoints(path / "checkpoints")
+        return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
+    reason = f": {choice.reason}"
+    return _probe(path, reason) if choice.take == PROBE else _newest(path, choice.take, choice.kind, reason)
 
 
 def _probe(run: Path, reason: str = "") -> ChosenWeights:
