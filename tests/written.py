@@ -18,16 +18,18 @@ from safetensors.torch import save_file
 
 from beton_tools.read.beton_set import Content
 from beton_tools.read.class_list import Classes
+from fastft.evaluate.calibration import calibrate
 from fastft.evaluate.file_report import EvaluatedFile, report_file
+from fastft.evaluate.metrics import balanced_accuracy, macro_f1
 from fastft.evaluate.mistakes import Mistakes, RunPredictions
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
-from fastft.report.run_report import Curve, reference_of
+from fastft.report.run_charts import Curve, reference_of
 from fastft.run.checkpoint import ModelState, State, write_checkpoint
 from fastft.run.evaluations import Evaluation, Scores
 from fastft.run.identity import make_identity
 from fastft.run.inputs import describe_arch
-from fastft.run.predictions import Predictions, balanced_accuracy, calibrate, macro_f1
+from fastft.run.predictions import Predictions
 from fastft.run.result import Result, write_result
 
 RECIPES = Path(__file__).parents[1] / "rcp"

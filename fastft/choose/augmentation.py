@@ -27,7 +27,7 @@ from fastft.evaluate.ridge import Mirrored, count_mirrored, score_out_of_fold, s
 from fastft.evaluate.scores import pooled_features
 from fastft.recipe import AskedRecipe, Choice
 from fastft.recipe.constants import NONE
-from fastft.run.chosen_weights import SIGNIFICANT, mcnemar
+from fastft.run.paired import SIGNIFICANT, mcnemar
 
 HFLIP = "augment.hflip"
 LOST = 0.1  # at least this fraction of the recognised images must be lost by mirroring them

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if torchrun.rank() == 0:
         write_average(averages, trained, args.out)
-        show(averages.record(), args.json, print_average)
+        show(averages.record, args.json, print_average)
         say(f"written: {args.out}")
     return 0
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from fastft.cost.measured import step_rate
-from fastft.cost.price import MACHINE_GPUS, estimate, with_cores
+from fastft.cost.overheads import with_cores
+from fastft.cost.price import MACHINE_GPUS, estimate
 from fastft.cost.roofline import plan_mfus, roofline_mfu
 from fastft.machine.bench_result import Result, Spread
 from fastft.machine.gpus import GPUS, MAIN_GPUS, find_gpu

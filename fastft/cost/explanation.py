@@ -8,7 +8,8 @@ from beton_tools.base.console import counted
 from beton_tools.base.typed_json import UNSET, Document, Object, Unset
 from fastft.augment.describe import describe_policy
 from fastft.augment.recipe_policy import build_policy
-from fastft.cost.price import MACHINE_GPUS, Assumption, Predicted, predict, val_images_row
+from fastft.cost.overheads import Assumption, val_images_row
+from fastft.cost.price import MACHINE_GPUS, Predicted, predict
 from fastft.cost.work import recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model.recipe_model import build_model, recipe_arch

@@ -6,94 +6,25 @@ on, and cost nothing here. tests/cost/test_price.py compares the model with the 
 own runs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 from msgspec import structs
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document
-from fastft.cost.gpu_memory import MemoryRow, describe_no_fit, memory_need
+from fastft.cost.gpu_memory import MemoryNeed, MemoryRow, describe_no_fit, memory_need
 from fastft.cost.measured import Measured
+from fastft.cost.overheads import FASTFT, Assumption, Overheads, val_images_row, with_cores, with_measured
 from fastft.cost.roofline import FASTEST, MIDDLE, SLOWEST, Mfu, chosen_path, describe_uncounted, known_mfus
 from fastft.cost.work import probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
-from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1
 
 MACHINE_GPUS = 8  # in a usual cloud machine
-# Images/s per core if the GPU augments, and per core for whole images in evaluation (measured 2026-11-26 on ImageNet
-# with its longest side at 500 px, at 224 px).
-IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
 LOADER_LIMITS = "* GPUs wait for the loader. Give it more cores, or convert to a smaller max resolution"
-
-
-# time outside the training steps -----------------------------------------------------------------------------------------
-
-SOURCES = {
-    "loader_rate": "training images/s that the loader delivers per GPU",
-    "eval_loader_rate": "validation images/s that the loader delivers per GPU",
-    "pass_start_seconds": "start of one pass over the validation images, in seconds",
-    "start_seconds": "process start, JIT compilation, weights, first batch, in seconds",
-}
-
-
-class Assumption(Document):
-    """An input of the cost model. basis: "assumed", "measured" or "given"."""
-
-    name: str
-    what: str
-    value: float
-    basis: str
-
-
-@dataclass(frozen=True)
-class Overheads:
-    """Rates in images/s per GPU, and times outside the steps. measured: how, for the names that are not assumptions."""
-
-    loader_rate: float = IMAGES_PER_CORE * Gpu.cores
-    eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
-    pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
-    start_seconds: float = 120.0  # assumed, once
-    measured: Mapping[str, str] = field(default_factory=dict)
-
-    def describe(self) -> list[Assumption]:
-        return [
-            Assumption(
-                name=name,
-                what=f"{what}, {self.measured[name]}" if name in self.measured else what,
-                value=getattr(self, name),
-                basis="measured" if name in self.measured else "assumed",
-            )
-            for name, what in SOURCES.items()
-        ]
-
-
-FASTFT = Overheads()
-
-
-def val_images_row(recipe: Recipe, given: int | None = None) -> Assumption:
-    """Return the number of validation images as an assumption."""
-    name, what, train_size = "val_images", "validation images", recipe.data.train_size
-    if given is not None:
-        return Assumption(name=name, what=what, value=given, basis="given")
-    same = train_size == IMAGENET_TRAIN_SIZE
-    rule = "as in ImageNet" if same else f"in ImageNet's proportion to {train_size:,} training images"
-    return Assumption(name=name, what=f"{what}, {rule}", value=assumed_val_images(recipe), basis="assumed")
-
-
-def with_cores(cores: float) -> Overheads:
-    return replace(FASTFT, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)
-
-
-def with_measured(measured: Measured, cores: float) -> Overheads:
-    """Return the rates for `cores` cores per GPU, extrapolated from the measured rate of one core where there is one."""
-    rates = {"loader_rate": measured.loader, "eval_loader_rate": measured.evaluation}
-    known = {name: rate for name, rate in rates.items() if rate is not None}
-    how = {name: f"extrapolated to {cores:g} cores from {rate.how}" for name, rate in known.items()}
-    return replace(with_cores(cores), measured=how, **{name: rate.value * cores for name, rate in known.items()})
 
 
 # one recipe on one kind of GPU -------------------------------------------------------------------------------------------
@@ -182,6 +113,25 @@ def estimate(
     return Estimate(mfu, gpus, rate, train, stall, evaluate, over.start_seconds)
 
 
+def _on_gpu(
+    recipe: Recipe,
+    gpu: Gpu,
+    gpus: int,
+    over: Overheads,
+    val_images: int | None,
+    own: Sequence[Mfu] = (),
+    is_measured: bool = False,
+) -> tuple[list[Estimate], MemoryNeed | None]:
+    """Return the estimates at `own` and the known MFUs, and the memory needed. None if the recipe cannot be traced.
+
+    is_measured: a measurement in `own` replaces the MFUs to plan with; the roofline stays beside it.
+    """
+    known = known_mfus(recipe, gpu, gpus)
+    mfus = [*own, *(known[-1:] if is_measured else known)]
+    estimates = [estimate(recipe, gpu, gpus, mfu, over, val_images) for mfu in mfus]
+    return estimates, memory_need(recipe, chosen_path(gpu), gpu.memory, gpus)
+
+
 class FamilyHours(Document):
     """The GPU-hours at one MFU."""
 
@@ -222,9 +172,7 @@ def predict(
     predicted: dict[str, Predicted] = {}
     for name in names:
         gpu = GPUS[name]
-        estimates = [
-            estimate(recipe, gpu, gpus, mfu, with_cores(gpu.cores), val_images) for mfu in known_mfus(recipe, gpu, gpus)
-        ]
+        estimates, need = _on_gpu(recipe, gpu, gpus, with_cores(gpu.cores), val_images)
         rows = [
             FamilyHours(basis=e.mfu.basis, mfu=e.mfu.value, hours=e.gpu_hours, limited_by=e.limited_by)
             for e in estimates
@@ -232,7 +180,6 @@ def predict(
         by_basis = {row.basis: row for row in rows}
         headline = structs.asdict(by_basis[MIDDLE]) if rows else dict.fromkeys(FamilyHours.__struct_fields__)
         hours_range = [by_basis[basis].hours for basis in (FASTEST, SLOWEST)] if rows else None
-        need = memory_need(recipe, chosen_path(gpu), gpu.memory, gpus)
         predicted[name] = Predicted(
             **headline, hours_range=hours_range, estimates=rows, memory=None if need is None else need.row()
         )
@@ -334,16 +281,13 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     priced = []
     remarks = list(query.measured.remarks(list(recipes), gpu)) if query.measured else []
     for recipe in recipes:
-        own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
-        known = known_mfus(recipe, gpu, query.gpus)
-        if query.measured and (found := query.measured.mfu(recipe, gpu)):
-            own.append(found)
-            known = known[-1:]  # a measurement replaces the range; the roofline stays beside it
-        remarks += [] if known else [describe_uncounted(recipe, gpu)]
-        need = memory_need(recipe, chosen_path(gpu), gpu.memory, query.gpus)
+        given = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
+        found = query.measured.mfu(recipe, gpu) if query.measured else None
+        own = given if found is None else [*given, found]
+        estimates, need = _on_gpu(recipe, gpu, query.gpus, over, query.val_images, own, found is not None)
+        remarks += [] if len(estimates) > len(own) else [describe_uncounted(recipe, gpu)]
         if need is not None and not need.fits:
             remarks.append(f"{recipe.name} {describe_no_fit(need.row())}")
-        estimates = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]
         priced.append(_priced(recipe, estimates, query.price))
     assumed = [val_images_row(recipe, query.val_images) for recipe in recipes]
     return Prices(

@@ -6,16 +6,11 @@ from pathlib import Path
 import msgspec
 
 from beton_tools.base.typed_json import Count, Document, Number
+from fastft.evaluate.calibration import reliability
+from fastft.evaluate.metrics import ClassMetrics, class_metrics, confusion_counts, largest_confusions
 from fastft.evaluate.trained import Trained
 from fastft.run.evaluations import TOP1, BestBy, Scores
-from fastft.run.predictions import (
-    ClassMetrics,
-    Predictions,
-    class_metrics,
-    confusion_counts,
-    largest_confusions,
-    reliability,
-)
+from fastft.run.predictions import Predictions
 
 CONFUSIONS = 100  # number of class pairs that are listed
 MATRIX_CLASSES = 100  # with more classes the confusion matrix is left out

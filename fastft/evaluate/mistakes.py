@@ -14,6 +14,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.sample_table import SampleTable, classes_of
 from beton_tools.write.images import decode_sample
+from fastft.evaluate.calibration import Calibration, calibrate
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.file_report import FileReport, report_file
 from fastft.evaluate.predictor import PatchVotes, compute_outputs
@@ -21,7 +22,7 @@ from fastft.evaluate.trained import Trained, no_votes
 from fastft.evaluate.votes import draw_votes
 from fastft.recipe.constants import AUTO
 from fastft.run.inputs import open_of_run
-from fastft.run.predictions import Calibration, Predictions, calibrate, log_sum_exp
+from fastft.run.predictions import Predictions, log_sum_exp
 from fastft.run.run_directory import Run
 
 EVALUATED_ON_CPU = 3000  # a CPU evaluates this many in a minute or two

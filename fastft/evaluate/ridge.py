@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.sample_table import strata
-from fastft.run.predictions import LOG_TEMPERATURES, fit_temperature
+from fastft.evaluate.calibration import LOG_TEMPERATURES, fit_temperature
 
 # cross-validation folds for the regression
 FOLDS = 5

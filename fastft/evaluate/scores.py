@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastft.evaluate.calibration import calibrate
+from fastft.evaluate.metrics import balanced_accuracy, cross_fitted_f1, macro_f1, mean_average_precision, predict_sets
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.model import ImageClassifier
 from fastft.model.classifier import rank_classes
 from fastft.run.evaluations import Scores
-from fastft.run.predictions import Predictions, balanced_accuracy, calibrate, macro_f1, mean_average_precision
+from fastft.run.predictions import Predictions
 
 if TYPE_CHECKING:
     from fastft.data.loader import Batch  # imports Numba, which prediction does not need
@@ -180,14 +182,14 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Evaluated:
 def _set_scores(rows: list[Tensor], classes: int, world: World, thresholds: Sequence[float]) -> Evaluated:
     mine = torch.cat(rows) if rows else torch.empty(0, 2 * classes, device=world.device)
     labels_NK, logits_NK = world.gather_rows(mine).cpu().double().split(classes, dim=1)
-    p = Predictions.of_sets(labels_NK.numpy() > 0.5, logits_NK.nan_to_num().float().numpy(), thresholds)
+    p = predict_sets(labels_NK.numpy() > 0.5, logits_NK.nan_to_num().float().numpy(), thresholds)
     fitted = None if thresholds or p.thresholds_K is None else p.thresholds_K.tolist()
     scores = Scores(
         samples=len(labels_NK),
         loss=float(F.binary_cross_entropy_with_logits(logits_NK, labels_NK)),
         ece=calibrate(p).plain.ece,
         map=mean_average_precision(p),
-        macro_f1=p.fair_f1(fitted=not thresholds),
+        macro_f1=macro_f1(p) if thresholds else cross_fitted_f1(p),
         thresholds=fitted,
     )
     return Evaluated(scores, p)

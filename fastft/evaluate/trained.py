@@ -12,6 +12,7 @@ from beton_tools.base.typed_json import Object
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.class_list import Classes
 from fastft.data.classes import name_outputs, refuse_multi_label, training_shares
+from fastft.evaluate.metrics import EVEN
 from fastft.model import ImageClassifier, arch_from_dict
 from fastft.model.classifier import PATCHES, Classifier
 from fastft.model.head_file import read_head, set_head, tower_checksum
@@ -29,10 +30,9 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.chosen_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
-from fastft.run.evaluations import BestBy, Scores
+from fastft.run.evaluations import BestBy, Scores, deciding_score
+from fastft.run.find_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
 from fastft.run.inputs import open_stored
-from fastft.run.predictions import EVEN, deciding_score
 from fastft.run.run_directory import PROBE_HEAD
 
 BATCH = 32  # images per forward pass

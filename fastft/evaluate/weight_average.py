@@ -11,12 +11,12 @@ right on significantly more of the images.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, refuse_existing, scratch_folder
@@ -33,10 +33,11 @@ from fastft.recipe.constants import AUTO, FROM_WEIGHTS, GREEDY, PROBE, RAW
 from fastft.run.average_record import AverageRecord, AverageRow, FileFigures
 from fastft.run.checkpoint import State as CheckpointState
 from fastft.run.checkpoint import write_checkpoint
-from fastft.run.chosen_weights import SIGNIFICANT, STEMS, Comparison, compare_predictions
 from fastft.run.evaluations import BALANCED_ACCURACY, SCORE_NAMES
+from fastft.run.find_weights import STEMS
 from fastft.run.identity import describe, identify_weights
 from fastft.run.json_files import write_document
+from fastft.run.paired import SIGNIFICANT, Comparison, compare_predictions
 from fastft.run.predictions import Predictions
 
 State = dict[str, Tensor]
@@ -136,50 +137,54 @@ def mean_state(total: State, count: int) -> State:
 # choosing an average ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Average:
-    """The kept average.
+class Average(NamedTuple):
+    """The average that is kept: its record, and its weights."""
 
-    method: "WiSE-FT", "greedy soup" or "uniform soup". members: models in the mean. rows: everything that was
-    evaluated. chosen: the kept average's row. note: why it is not the row with the best accuracy, or "". data: the files
-    that were evaluated, with the selection set first. selection: the file that decided between several averages; None if
-    there was nothing to choose.
-    """
+    record: AverageRecord
+    state: State
 
-    method: str
-    models: list[str]
-    members: list[str]
-    rows: list[AverageRow]
-    chosen: AverageRow
-    state: State = field(repr=False)
-    note: str = ""
-    data: list[Path] = field(default_factory=list)
-    selection: Path | None = None
-
-    def describe(self) -> str:
-        """Describe the average in one sentence, for the checkpoint and its model card."""
-        alpha = self.chosen.alpha
-        if alpha is not None:
-            made = f"{WISE} average, {1 - alpha:g} x {self.models[0]} + {alpha:g} x {self.models[1]}"
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        ingredients: Sequence[Ingredient],
+        rows: Sequence[AverageRow],
+        chosen: AverageRow,
+        state: State,
+        *,
+        members: Sequence[str] = (),
+        note: str = "",
+    ) -> "Average":
+        """Make an average. rows: everything that was evaluated. members: models in the mean, by default all."""
+        names = [ingredient.name for ingredient in ingredients]
+        inside = list(members) or names
+        if chosen.alpha is None:
+            made = f"{method} of {len(inside)} of {len(names)} models: {', '.join(inside)}"
         else:
-            made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
-        score = SCORE_NAMES[self.chosen.files[0].best_by] if self.selection else ""
-        return made if self.selection is None else f"{made}, chosen by {score} on {self.selection.name}"
-
-    def record(self) -> AverageRecord:
-        """Return everything but the weights."""
-        return AverageRecord(
-            method=self.method,
-            description=self.describe(),
-            models=self.models,
-            members=self.members,
-            alpha=self.chosen.alpha,
-            data=[str(path) for path in self.data],
-            selection=None if self.selection is None else str(self.selection),
-            chosen=self.chosen if self.data else None,
-            rows=self.rows if self.data else [],
-            note=self.note,
+            made = f"{WISE} average, {1 - chosen.alpha:g} x {names[0]} + {chosen.alpha:g} x {names[1]}"
+        record = AverageRecord(
+            method=method,
+            description=made,
+            models=names,
+            members=inside,
+            alpha=chosen.alpha,
+            data=[],
+            selection=None,
+            chosen=chosen if chosen.files else None,
+            rows=list(rows) if chosen.files else [],
+            note=note,
         )
+        return cls(record, state)
+
+    def on(self, data: Sequence[Path], chooses: bool) -> "Average":
+        """Add the files that were evaluated. chooses: the first one decided between several averages."""
+        record = structs.replace(self.record, data=[str(path) for path in data])
+        if chooses:
+            assert record.chosen is not None
+            score = SCORE_NAMES[record.chosen.files[0].best_by]
+            chosen_by = f"{record.description}, chosen by {score} on {data[0].name}"
+            record = structs.replace(record, selection=str(data[0]), description=chosen_by)
+        return self._replace(record=record)
 
 
 class Tried(NamedTuple):
@@ -249,7 +254,7 @@ def average(
             averaged = (_greedy if soup == GREEDY else _uniform)(evaluate, ingredients)
         trained.model.load_state_dict(averaged.state)
     paths = [Path(betons.title) for betons in files]
-    return trained, replace(averaged, data=paths, selection=paths[0] if chooses else None)
+    return trained, averaged.on(paths, chooses)
 
 
 def _figures(trained: Trained, evaluated: EvaluatedFile) -> FileFigures:
@@ -264,9 +269,8 @@ def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: 
     start, end = (ingredient.read() for ingredient in ingredients)
     tried = [evaluate(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
     chosen, note = choose_alpha(tried)
-    names = [ingredient.name for ingredient in ingredients]
     state = interpolate(start, end, chosen.alpha or 0.0)
-    return Average(WISE, names, names, [one.row for one in tried], chosen, state, note)
+    return Average.of(WISE, ingredients, [one.row for one in tried], chosen, state, note=note)
 
 
 def choose_alpha(tried: Sequence[Tried]) -> tuple[AverageRow, str]:
@@ -298,9 +302,9 @@ def _uniform(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
         state = read()
         total = add_state(total, state)
         rows.append(evaluate(name, state, None).row)
-    names, state = [ingredient.name for ingredient in ingredients], mean_state(total, len(ingredients))
+    state = mean_state(total, len(ingredients))
     chosen = evaluate("uniform soup", state, None).row
-    return Average("uniform soup", names, names, [*rows, chosen], chosen, state)
+    return Average.of("uniform soup", ingredients, [*rows, chosen], chosen, state)
 
 
 def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
@@ -316,8 +320,7 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
         if row.selection_figure >= best.selection_figure:
             total, best = tried, row
             members.append(name)
-    names = [ingredient.name for ingredient in ingredients]
-    return Average("greedy soup", names, members, rows, best, mean_state(total, len(members)))
+    return Average.of("greedy soup", ingredients, rows, best, mean_state(total, len(members)), members=members)
 
 
 def check_out(out: Path, overwrite: bool = False) -> None:
@@ -332,11 +335,11 @@ def check_out(out: Path, overwrite: bool = False) -> None:
 def write_average(average: Average, trained: Trained, out: Path) -> None:
     """Write the folder with a checkpoint and `average.json`. It appears, or replaces another, only when it is complete."""
     assert trained.state is not None, "only checkpoints are averaged"
-    state = CheckpointState.of(trained.state, average=average.record())
+    state = CheckpointState.of(trained.state, average=average.record)
     with report_disk_errors(out, "Nothing was kept"), scratch_folder(out) as parent:
         folder = parent / out.name
         write_checkpoint(folder, state, {STEMS[RAW]: average.state})
-        write_document(folder / RESULT, average.record())
+        write_document(folder / RESULT, average.record)
         if out.exists():
             out.rename(parent / "replaced")  # deleted with the scratch folder
         folder.rename(out)

@@ -21,7 +21,7 @@ from fastft.model.attention_pool import QUERIES, AttentionPool
 from fastft.model.classifier import ATTENTION, CLASS_PATCHES, HEAD_STD, class_and_patches, count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
 from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, restore_buffers
-from fastft.model.weight_files import find_weight_folder, read_state_dict, without_wrappers
+from fastft.model.weight_files import find_weight_folder, read_weights
 from fastft.model.weights import is_transformers, load_fitting
 from fastft.recipe.constants import TIMM
 
@@ -313,7 +313,7 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     theirs = None if folder is None else folder.timm_name  # also None for CLIP's own ViT, which timm converts
     if theirs is not None and theirs.partition(".")[0] != name.partition(".")[0]:
         raise UserError(f"{weights} holds timm's {theirs}. Set --model.arch={TIMM}{theirs}")
-    state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
+    state = read_weights(folder or expand_home(weights))
     if is_transformers(state):
         raise UserError(
             f"{weights} is a CLIP model of transformers. Set model.arch to open_clip's name, such as ViT-B-16-quickgelu"

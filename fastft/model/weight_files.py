@@ -90,11 +90,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without the prefixes that training scripts put before their names."""
+def read_weights(source: "Path | WeightFolder") -> dict[str, Tensor]:
+    """Read all tensors in a weights file or folder, without the prefixes that training scripts put before their names.
+
+    Raises the same errors as `read_state_dict` and `WeightFolder.read`.
+    """
+    state = source.read() if isinstance(source, WeightFolder) else read_state_dict(source)
     for prefix in PREFIXES:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)
+    return state
 
 
 def _is_dense(value: Tensor) -> bool:

@@ -25,9 +25,8 @@ from fastft.model.weight_files import (
     find_weight_folder,
     is_torchscript_file,
     open_weight_folder,
-    read_state_dict,
+    read_weights,
     stored_classes,
-    without_wrappers,
 )
 from fastft.recipe.constants import TIMM
 from fastft.recipe.hub import HUB, hub_failure
@@ -174,7 +173,7 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
     """
     folder = find_weight_folder(weights)
     if arch_name.startswith(TIMM):
-        state = without_wrappers(read_state_dict(expand_home(weights)) if folder is None else folder.read())
+        state = read_weights(folder or expand_home(weights))
         name, pool = classifier_names(arch_name.removeprefix(TIMM))[0], "timm"
         state = {key.removeprefix(TIMM_PREFIX): value for key, value in state.items()}
         width = len(state.get("patch_embed.proj.weight", ()))
@@ -228,11 +227,10 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
     that is a head.
     """
     if folder is None:
-        path = _as_file(weights)
-        return without_wrappers(read_state_dict(_fetch_tag(weights, arch_name) if path is None else path))
+        return read_weights(_as_file(weights) or _fetch_tag(weights, arch_name))
     if folder.timm_name is not None and folder.library != "timm":
         raise UserError(f"{weights} holds timm's {folder.timm_name}. Set --model.arch=timm/{folder.timm_name}")
-    state = without_wrappers(folder.read())
+    state = read_weights(folder)
     if folder.library == "open_clip" and "head.bias" in state and "head.weight" not in state and "visual.proj" in state:
         state["head.weight"] = state.pop("visual.proj").T
         if folder.averages:

@@ -11,12 +11,15 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.compare import Fact, colour, facts
+from fastft.report.judged import Judged, compare_judged, read_judged
 from fastft.report.page import render_page
-from fastft.report.run_report import EPOCHS, NOT_COMPARED, SUFFIXES, used_scores
+from fastft.report.run_charts import EPOCHS
+from fastft.report.run_figures import used_scores
+from fastft.report.run_report import NOT_COMPARED, SUFFIXES
 from fastft.report.run_times import run_cost, training_seconds
-from fastft.run.chosen_weights import with_choice_so_far
 from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
-from fastft.run.paired import Judged, compare_judged, read_judged
+from fastft.run.find_weights import with_choice_so_far
+from fastft.run.paired import Comparison
 from fastft.run.run_directory import Run, load_run
 
 PAGE = "comparison.html"
@@ -38,24 +41,13 @@ class ComparedRun:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far a run is ahead of the first one on the images that both have. error: the standard error."""
-
-    gain: float
-    error: float
-    p_value: float
-    images: int
-    measure: str
-
-
-@dataclass(frozen=True)
 class ResultRow:
     """A run's result and time.
 
     Attributes:
         state: "" if the run has ended.
         error: the standard error of `score`, if that is top-1.
-        paired: None for the first run.
+        paired: how far it is ahead of the first run. None for the first run.
         seconds, hours, money: so far. `hours` and `money` are for all devices together.
     """
 
@@ -67,7 +59,7 @@ class ResultRow:
     score: float | None
     error: float | None
     samples: int
-    paired: Difference | None
+    paired: Comparison | None
     seconds: float | None
     hours: float | None
     money: float | None
@@ -137,18 +129,14 @@ def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list
     return rows
 
 
-def _paired(first: ComparedRun, other: ComparedRun) -> Difference | None:
+def _paired(first: ComparedRun, other: ComparedRun) -> Comparison | None:
     """Return the difference to the first run.
 
     It is None for that run itself, and if the images or predictions are not available.
     """
     if other is first or first.judged is None or other.judged is None:
         return None
-    compared = compare_judged(first.judged, other.judged)
-    if compared is None:
-        return None
-    delta, images = compared
-    return Difference(delta.gain, delta.error, delta.p_value, images, delta.measure)
+    return compare_judged(first.judged, other.judged)
 
 
 def differing_options(runs: Sequence[ComparedRun]) -> list[Fact]:

@@ -47,21 +47,12 @@ class TimeSplit:
 
 
 @dataclass(frozen=True)
-class ProfileRow:
-    """An operation in some steps. share: of all operations' seconds."""
-
-    name: str
-    calls: int
-    seconds: float
-    share: float
-
-
-@dataclass(frozen=True)
 class Profile:
-    """A profile of some steps. rows: the longest operations. files: to link."""
+    """The longest operations in some steps, and the seconds of all. files: to link."""
 
     steps: int
-    rows: list[ProfileRow]
+    operations: list[profile.Operation]
+    seconds: float
     files: list[str]
 
 
@@ -141,6 +132,7 @@ def profiled(run: Run) -> Profile | None:
     if stored is None:
         return None
     total = sum(operation.seconds for operation in stored.operations) or 1.0
-    rows = [ProfileRow(o.name, o.calls, o.seconds, o.seconds / total) for o in stored.operations[:MOST_OPERATIONS]]
     files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
-    return Profile(stored.steps, rows, [f"{profile.FOLDER}/{name}" for name in files])
+    return Profile(
+        stored.steps, stored.operations[:MOST_OPERATIONS], total, [f"{profile.FOLDER}/{name}" for name in files]
+    )

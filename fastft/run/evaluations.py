@@ -1,4 +1,4 @@
-"""The evaluations of a run, and the rule that selects the best epoch.
+"""The evaluations of a run, the score that compares them, and the rule that selects the best epoch.
 
 Each class defines the type, format and validation of a part of checkpoints and result.json.
 """
@@ -17,6 +17,7 @@ BestBy = Literal["top1", "balanced_accuracy", "map"]
 TOP1: BestBy = "top1"
 BALANCED_ACCURACY: BestBy = "balanced_accuracy"
 MAP: BestBy = "map"
+IMBALANCED = 10.0  # above this ratio between class sizes, balanced accuracy compares epochs and weights
 SCORE_NAMES: dict[BestBy, str] = {BALANCED_ACCURACY: "balanced accuracy", TOP1: "top-1", MAP: "mAP"}
 BESIDE = {BALANCED_ACCURACY: (TOP1, "top-1"), TOP1: ("top5", "top-5"), MAP: ("macro_f1", "F1")}  # shown after it
 # scores that compare weights image by image
@@ -150,6 +151,20 @@ class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
 def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """Return the evaluation of the best epoch, or None if there is none."""
     return max(evaluations, key=lambda entry: entry.selection_score, default=None)
+
+
+def deciding_score(multi_label: bool, class_counts: Sequence[int]) -> BestBy:
+    """Return the score that compares epochs and weights. class_counts: training images by label."""
+    present = [count for count in class_counts if count] or [1]
+    return MAP if multi_label else BALANCED_ACCURACY if max(present) > IMBALANCED * min(present) else TOP1
+
+
+def describe_imbalance(class_counts: Sequence[int]) -> str:
+    present = [count for count in class_counts if count]
+    return (
+        f"classes have {min(present):,} to {max(present):,} training images, so balanced accuracy compares epochs and weights. "
+        "--logit-adjustment of fastft eval, predict and export corrects for the class sizes"
+    )
 
 
 def describe_figures(scores: Mapping[BestBy, float]) -> str:

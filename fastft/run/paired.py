@@ -1,87 +1,72 @@
-"""Compare two runs on the same validation images, image by image."""
+"""Compare two models on the same images, image by image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from zipfile import BadZipFile
+import math
+from typing import NamedTuple
 
 import numpy as np
 
-from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import BetonSet
-from fastft.recipe.constants import EMA, PROBE, RAW
-from fastft.run.chosen_weights import Comparison, compare_predictions
-from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
-from fastft.run.inputs import open_of_run
-from fastft.run.predictions import VALIDATION
-from fastft.run.run_directory import Run
+from fastft.run.evaluations import Paired
+
+SIGNIFICANT = 0.05
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The predictions of a run for its validation images at its last evaluation.
+def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndarray | None = None) -> Paired:
+    """Count the images on which only one of two models is right, or has more labels right. Both see the same images.
 
-    Attributes:
-        kind: the weights, "raw" or "ema".
-        names: the images' names in their source.
-        truth: the labels by class name, one text per image.
-        labels_N: int64.
-        right: bool (N,), multi-label (N, K).
+    Args:
+        first, second: bool (N,), or multi-label (N, K): whether each model is right.
+        labels_N: int64 (N,). If given, the gain in balanced accuracy is computed too.
+    """
+    first_N, second_N = (right if right.ndim == 1 else right.sum(1) for right in (first, second))
+    gain = error = None
+    if labels_N is not None:
+        signed_N = balanced_weights(labels_N) * (first_N.astype(int) - second_N.astype(int))
+        gain, error = float(signed_N.sum()), float(np.sqrt((signed_N**2).sum()))
+    return Paired(
+        first_only=int((first_N > second_N).sum()), second_only=int((second_N > first_N).sum()),
+        balanced_gain=gain, balanced_error=error,
+    )  # fmt: skip
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Return the exact two-sided p-value that two models which differ on these images are equally good (McNemar 1947)."""
+    from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy.stats takes half a second to import
+
+    return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
+
+
+class Comparison(NamedTuple):
+    """One model's lead over another on the same images, in points of `measure`, and the p-value that they are equal.
+
+    error: the standard error of `gain`. images: how many both saw.
     """
 
-    kind: str
-    epoch: int
-    score: BestBy
-    names: Sequence[str]
-    truth: Sequence[str]
-    labels_N: np.ndarray
-    right: np.ndarray
+    measure: str
+    gain: float
+    error: float
+    p_value: float
+    images: int
+
+    @classmethod
+    def of(cls, paired: Paired, images: int, measure: str) -> "Comparison":
+        """Compare the first model with the second, by balanced accuracy if it is there.
+
+        Its p-value is a normal approximation with images weighted by class.
+        """
+        if paired.balanced_gain is not None and paired.balanced_error is not None:
+            gain, error = paired.balanced_gain, paired.balanced_error
+            p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
+            return cls("balanced accuracy", gain, error, p_value, images)
+        ours, theirs = paired.first_only, paired.second_only
+        variance = (ours + theirs - (ours - theirs) ** 2 / images) / images**2
+        gain, error = 100 * (ours - theirs) / images, 100 * math.sqrt(variance)
+        return cls(measure, gain, error, mcnemar(ours, theirs), images)
 
 
-def read_judged(run: Run, opened: Sequence[BetonSet] = ()) -> Judged | None:
-    """Read a run's predictions with the kind of weights that it chose.
+def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
+    """Return the points of balanced accuracy that each image counts for, float64 (N,). labels_N: int64 (N,).
 
-    None without them, or without the validation file.
-
-    The predictions are from the last epoch, even if the run chose an earlier one.
+    Their sum is 100.
     """
-    path = run.folder / VALIDATION
-    if run.recipe.data.val is None or not run.evaluations or not path.is_file():
-        return None
-    try:
-        betons = open_of_run(run, "data.val", opened)
-        names = betons.read_names()
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, BadZipFile, UserError):
-        return None
-    wanted = EMA if run.weights is None else run.weights.kind
-    kinds = [k for k in (RAW if wanted == PROBE else wanted, EMA, RAW) if f"{k}_predicted" in arrays]
-    if not kinds or names is None or len(names) != len(arrays.get("labels", ())):
-        return None
-    labels, predicted = arrays["labels"], arrays[f"{kinds[0]}_predicted"]
-    classes = betons.class_names
-    if labels.ndim == 2:
-        truth = [";".join(classes[k] for k in np.flatnonzero(row)) for row in labels]
-    else:
-        truth = [classes[k] for k in labels]
-    score = run.evaluations[-1].best_by
-    return Judged(kinds[0], int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
-
-
-def compare_judged(first: Judged, second: Judged) -> tuple[Comparison, int] | None:
-    """Compare two runs on the images that both have, with the same labels. None without any.
-
-    Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by name and labels.
-
-    Returns:
-        (how far `second` is ahead of `first`, the number of images that both have).
-    """
-    place = {pair: i for i, pair in enumerate(zip(first.names, first.truth, strict=True))}
-    pairs = [(place[pair], i) for i, pair in enumerate(zip(second.names, second.truth, strict=True)) if pair in place]
-    if not pairs or first.right.ndim != second.right.ndim or first.right.shape[1:] != second.right.shape[1:]:
-        return None
-    ours, theirs = np.array(pairs).T
-    score = first.score if first.score == second.score else TOP1
-    labels_N = first.labels_N[ours] if score == BALANCED_ACCURACY else None
-    paired = compare_predictions(second.right[theirs], first.right[ours], labels_N)
-    return Comparison.of(paired, len(pairs), PAIRED[score]), len(pairs)
+    counts = np.bincount(labels_N)
+    return 100 / ((counts > 0).sum() * counts[labels_N])

@@ -11,7 +11,7 @@ from fastft.recipe import AskedRecipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.schema import Choice, option_fields
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
-from fastft.run.chosen_weights import find_weights
+from fastft.run.find_weights import find_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 # what the weights belong to: the new run takes these over unless its command line sets them

@@ -16,7 +16,6 @@ from fastft.run.checkpoint import Position
 from fastft.run.chosen_weights import (
     choose_probe,
     choose_weights,
-    compare_predictions,
     describe_initial,
     describe_weights,
     warnings_of_choice,
@@ -35,6 +34,7 @@ from fastft.run.evaluations import (
     Scores,
     best_evaluation,
 )
+from fastft.run.paired import compare_predictions
 from fastft.run.result import Result, WeightChoice
 from fastft.run.said import SaidWarning
 

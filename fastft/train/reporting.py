@@ -29,10 +29,10 @@ from fastft.optim.schedule import short_run_warnings
 from fastft.recipe import FinalRecipe
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import Logged
-from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, flatten
+from fastft.run.evaluations import BALANCED_ACCURACY, ByWeights, Evaluation, describe_imbalance, flatten
 from fastft.run.metrics_lines import LOG, Interval, RawLine, Start, read_lines
 from fastft.run.metrics_log import RunLog
-from fastft.run.predictions import describe_imbalance, write_validation
+from fastft.run.predictions import write_validation
 from fastft.run.run_directory import write_identity, write_recipe
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.setup import Setup

@@ -9,7 +9,7 @@ from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision
 from fastft.recipe import FinalRecipe
-from fastft.run.predictions import deciding_score
+from fastft.run.evaluations import deciding_score
 from fastft.train.step import Step
 
 

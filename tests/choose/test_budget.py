@@ -116,6 +116,20 @@ def test_time_that_training_does_not_need_is_spent_on_larger_probes():
     assert probe_within(budget, fit, True, more) is more, "a larger size does not help"
 
 
+def test_a_probe_that_ends_the_run_may_take_two_fifths_of_what_is_left():
+    def fit(recipe: Recipe) -> LinearProbe:
+        size = recipe.model.image_size
+        return probe(size, 12_000 // size, 4 * (size / 56) ** 2)
+
+    recipe = decided("--schedule.budget=1h")
+    begun = probe_within(Budget(recipe, lambda: 160.0, 80, 600), fit, True)
+    assert begun.tried[-1].size == 112
+    two_fifths = 4 * (160 / 56) ** 2  # what a probe at the next size takes
+    for share, size in ((1.005, 112), (0.995, 160)):  # of what is left
+        budget = Budget(recipe, lambda share=share: two_fifths / (2 / 5 * share), 80, 600)  # type: ignore[misc]
+        assert probe_within(budget, fit, True, begun).tried[-1].size == size
+
+
 def test_the_expected_gain_is_that_of_the_table_and_negative_for_very_few_steps():
     assert [expected_gain(steps) for steps in REMOVED] == pytest.approx(list(REMOVED.values()))
     assert expected_gain(0) == 0 and expected_gain(6) < -0.05 and expected_gain(5000) == max(REMOVED.values())

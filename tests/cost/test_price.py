@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastft.cli import main
-from fastft.cost.price import CostQuery, Estimate, Overheads, estimate, price_recipes, with_cores
+from fastft.cost.overheads import Overheads, with_cores
+from fastft.cost.price import CostQuery, Estimate, estimate, price_recipes
 from fastft.cost.roofline import PLANS, Mfu
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS

@@ -24,7 +24,7 @@ from fastft.export import FORMATS, export_checkpoint
 from fastft.export.card import _temperature
 from fastft.export.to_safetensors import load
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
-from fastft.report.run_report import headline
+from fastft.report.run_figures import headline
 from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import describe_evaluation

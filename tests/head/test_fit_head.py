@@ -17,6 +17,7 @@ from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.evaluate import linear_probe, ridge, trained
+from fastft.evaluate.calibration import calibrate
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.linear_probe import _fit_in_one_pass
 from fastft.evaluate.ridge import RidgeHead, fit_ridge_head
@@ -30,8 +31,7 @@ from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
 from fastft.report.run_report import render_run
 from fastft.report.run_times import run_cost
-from fastft.run.chosen_weights import find_weights
-from fastft.run.predictions import calibrate
+from fastft.run.find_weights import find_weights
 from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.train.progress import conclusion

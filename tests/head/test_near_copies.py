@@ -12,7 +12,8 @@ import fastft
 from fastft.cli import main
 from fastft.data.warnings import ACCURACY, Warned
 from fastft.head.near_copies import warn_of_copies
-from fastft.report.run_report import run_warnings, write_run_page
+from fastft.report.run_figures import run_warnings
+from fastft.report.run_report import write_run_page
 from fastft.run.result import read_result
 from fastft.run.run_directory import load_run
 from fastft.run.said import begin_warnings, keeping, read_warnings

@@ -18,6 +18,7 @@ from fastft.machine.bench_result import (
     Processor,
     Result,
     Round,
+    is_disturbed,
     ratio,
     read_result,
     spread,
@@ -50,6 +51,13 @@ def test_there_is_no_ratio_to_fastft_itself_nor_to_what_was_skipped():
     case = (whole := measure(fastft=[1.0], p=[2.0])).cases[0]
     assert ratio(whole, case, case.contenders[0]) is None and ratio(whole, case, case.contenders[2]) is None
     assert case.contender("LitData") is None and [c.name for c in case.skipped] == ["LitData"]
+
+
+def test_a_measure_is_disturbed_if_other_programs_used_more_than_a_tenth_of_the_cores():
+    for foreign, disturbed in ((1.58, False), (1.62, True)):  # of 16 cores
+        one = measure(fastft=[1.0])
+        one.cases[0].contenders[0].rounds = [Round(value=1.0, wall=2.0, foreign=foreign)]
+        assert is_disturbed(one, 16) == disturbed
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):

@@ -23,7 +23,7 @@ from fastft.recipe.load import FIELDS
 from fastft.recipe.recipe_file import recipe_names
 from fastft.recipe.schema import About
 from fastft.recipe.tables import Row, Sweep, load_sweep
-from fastft.report.run_report import reference_curves
+from fastft.report.run_charts import reference_curves
 
 RECIPES = Path("rcp")
 SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}

@@ -10,7 +10,7 @@ import pytest
 
 from fastft.cli import main
 from fastft.report.run_compare import comparison_charts, differing_options, load_compared, result_rows, short_names
-from fastft.run.chosen_weights import mcnemar
+from fastft.run.paired import mcnemar
 from tests.train.runs import run
 
 

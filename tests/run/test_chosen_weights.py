@@ -18,11 +18,13 @@ from fastft.evaluate.evaluation import evaluate_checkpoint, evaluate_file
 from fastft.evaluate.trained import load_trained
 from fastft.machine.exits import EXIT_REQUEUE
 from fastft.recipe import load_recipe
-from fastft.report.run_report import used_scores
+from fastft.report.run_figures import used_scores
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.chosen_weights import choose_weights, compare_predictions, find_weights, mcnemar, with_choice_so_far
-from fastft.run.evaluations import Evaluation, Paired, Scores
+from fastft.run.chosen_weights import choose_weights
+from fastft.run.evaluations import Evaluation, Paired, Scores, deciding_score, describe_imbalance
+from fastft.run.find_weights import find_weights, with_choice_so_far
+from fastft.run.paired import compare_predictions, mcnemar
 from fastft.run.result import WeightChoice
 from fastft.run.run_directory import load_run
 from fastft.train.progress import Progress
@@ -296,3 +298,9 @@ def test_weights_that_are_not_there_are_one_line(whole, refused):
     with pytest.raises(UserError, match=r"has no probe\.safetensors, which only runs with model\.head_init=probe have"):
         find_weights(whole, "probe")
     assert "has no checkpoint of its last epoch" in refused(["eval", str(whole / "nowhere"), "--weights", "raw"])
+
+
+def test_balanced_accuracy_compares_where_classes_that_have_images_are_very_unequal():
+    deciding = [deciding_score(False, counts) for counts in ([120, 0, 10], [100, 0, 10])]
+    assert deciding == ["balanced_accuracy", "top1"]
+    assert "10 to 120 training images" in describe_imbalance([120, 0, 10])

@@ -1,0 +1,80 @@
+"""What two runs predicted for the same validation images, matched by image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from fastft.recipe.constants import EMA, PROBE, RAW
+from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
+from fastft.run.inputs import open_of_run
+from fastft.run.paired import Comparison, compare_predictions
+from fastft.run.predictions import read_validation
+from fastft.run.run_directory import Run
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The predictions of a run for its validation images at its last evaluation.
+
+    Attributes:
+        kind: the weights, "raw" or "ema".
+        names: the images' names in their source.
+        truth: the labels by class name, one text per image.
+        labels_N: int64.
+        right: bool (N,), multi-label (N, K).
+    """
+
+    kind: str
+    epoch: int
+    score: BestBy
+    names: Sequence[str]
+    truth: Sequence[str]
+    labels_N: np.ndarray
+    right: np.ndarray
+
+
+def read_judged(run: Run, opened: Sequence[BetonSet] = ()) -> Judged | None:
+    """Read a run's predictions with the kind of weights that it chose.
+
+    None without them, or without the validation file.
+
+    The predictions are from the last epoch, even if the run chose an earlier one.
+    """
+    if run.recipe.data.val is None or not run.evaluations or not (arrays := read_validation(run.folder)):
+        return None
+    try:
+        betons = open_of_run(run, "data.val", opened)
+        names = betons.read_names()
+    except UserError:
+        return None
+    wanted = EMA if run.weights is None else run.weights.kind
+    kinds = [k for k in (RAW if wanted == PROBE else wanted, EMA, RAW) if f"{k}_predicted" in arrays]
+    if not kinds or names is None or len(names) != len(arrays.get("labels", ())):
+        return None
+    labels, predicted = arrays["labels"], arrays[f"{kinds[0]}_predicted"]
+    classes = betons.class_names
+    if labels.ndim == 2:
+        truth = [";".join(classes[k] for k in np.flatnonzero(row)) for row in labels]
+    else:
+        truth = [classes[k] for k in labels]
+    score = run.evaluations[-1].best_by
+    return Judged(kinds[0], int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
+
+
+def compare_judged(first: Judged, second: Judged) -> Comparison | None:
+    """Return how far `second` is ahead of `first` on the images that both have, with the same labels. None without any.
+
+    Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by name and labels.
+    """
+    place = {pair: i for i, pair in enumerate(zip(first.names, first.truth, strict=True))}
+    pairs = [(place[pair], i) for i, pair in enumerate(zip(second.names, second.truth, strict=True)) if pair in place]
+    if not pairs or first.right.ndim != second.right.ndim or first.right.shape[1:] != second.right.shape[1:]:
+        return None
+    ours, theirs = np.array(pairs).T
+    score = first.score if first.score == second.score else TOP1
+    labels_N = first.labels_N[ours] if score == BALANCED_ACCURACY else None
+    paired = compare_predictions(second.right[theirs], first.right[ours], labels_N)
+    return Comparison.of(paired, len(pairs), PAIRED[score])

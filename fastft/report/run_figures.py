@@ -1,0 +1,145 @@
+"""The figures at the top of a run's page and of its sections, with the warnings that they are to be read with."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from fastft.data.warnings import ACCURACY, SPEED, TRAINING, About
+from fastft.recipe.constants import PROBE
+from fastft.report.page import percent
+from fastft.run.chosen_weights import warnings_of_choice
+from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
+from fastft.run.run_directory import Run
+from fastft.run.said import SaidWarning
+
+BEST = "best epoch"  # text on the tile and on the mark in the chart
+Texts = tuple[str, str, str]  # label, value, and the note below
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top of a section, the note below, and the numbers of the warnings that it is to be read with."""
+
+    label: str
+    value: str
+    below: str
+    warnings: list[int] = field(default_factory=list)
+
+
+def headline(run: Run) -> list[Tile]:
+    """Return the results at the top. A warning about the accuracy concerns all of them, one about training the first."""
+    figures = [*_accuracy(run), *_probe(run), *_f1(run), *_expected(run)]
+    return _tiles(figures, run_warnings(run), [ACCURACY, TRAINING], [ACCURACY])
+
+
+def speed_tiles(run: Run) -> list[Tile]:
+    return _tiles(_speed(run), run_warnings(run), [SPEED], [SPEED])
+
+
+def _tiles(
+    figures: Iterable[Texts], warnings: Sequence[SaidWarning], first: Sequence[About], others: Sequence[About]
+) -> list[Tile]:
+    """Make tiles. first, others: what the warnings are about that concern the first tile, and the other ones."""
+    return [
+        Tile(*texts, [n for n, warning in enumerate(warnings, 1) if warning.about in (others if k else first)])
+        for k, texts in enumerate(figures)
+    ]
+
+
+def run_warnings(run: Run) -> list[SaidWarning]:
+    """Return what the run's log warned of, and the warning that belongs to the choice of weights."""
+    return [*run.warnings, *warnings_of_choice(run.weights)]
+
+
+# scores ------------------------------------------------------------------------------------------------------------------
+
+
+def score_of(run: Run) -> BestBy:
+    """Return the score that compares epochs and weights. Before the first evaluation it is `TOP1` or `MAP`."""
+    return run.evaluations[-1].best_by if run.evaluations else MAP if run.recipe.data.multi_label else TOP1
+
+
+def all_scores(run: Run) -> Iterator[tuple[int, str, Scores]]:
+    """Return (epoch, kind of weights, scores) for all evaluations."""
+    for entry in run.evaluations:
+        for weights in WEIGHTS:
+            if (scores := entry.of(weights)) is not None:
+                yield entry.epoch, weights, scores
+
+
+def used_scores(run: Run) -> tuple[int, str, Scores]:
+    """Return (epoch, kind, scores) for the weights that the run chose, or for its best epoch if it made no choice."""
+    chosen = run.weights
+    for epoch, weights, scores in all_scores(run):
+        if chosen is not None and (epoch, weights) == (chosen.epoch, chosen.kind):
+            return epoch, weights, scores
+    if chosen is not None and chosen.kind == PROBE and run.baseline is not None and run.baseline.raw is not None:
+        return chosen.epoch, PROBE, run.baseline.raw
+    best = best_evaluation(run.evaluations) or run.evaluations[-1]
+    return best.epoch, *best.headline
+
+
+# the texts ---------------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(run: Run) -> Iterator[Texts]:
+    """The accuracy of the weights in use, of the best epoch and of the last one."""
+    if not run.evaluations:
+        return
+    score, (epoch, weights, used) = score_of(run), used_scores(run)
+    taken = ", used by predict, eval and export" if run.weights else ""
+    when = "before training" if weights == PROBE else f"epoch {epoch}"
+    other = f", top-1 {used.top1:.2f} %" if score == BALANCED_ACCURACY else ""
+    below = f"{when}{f', standard error {used.top1_error:.2f}' if score == TOP1 else other}{taken}"
+    name = PROBE if weights == PROBE else WEIGHTS[weights]
+    yield f"{name} {SCORE_NAMES[score]}", f"{used.value(score):.2f} %", below
+    last = run.evaluations[-1]
+    for label, entry in ((BEST, best_evaluation(run.evaluations) or last), ("last epoch", last)):
+        shown = [f"{n} {s.value(score):.2f} %" for w, n in WEIGHTS.items() if (s := entry.of(w)) is not None]
+        yield f"{label}, {entry.epoch}", f"{entry.headline[1].value(score):.2f} %", ", ".join(shown)
+
+
+def _probe(run: Run) -> Iterator[Texts]:
+    """The accuracy of the linear probe that the run started from, and what fine-tuning gained."""
+    if run.baseline is None or run.baseline.raw is None:
+        return
+    score = score_of(run)
+    before, gain = run.baseline.raw.value(score), run.weights and run.weights.gain
+    if not run.evaluations:
+        then = "nothing else was evaluated"
+    elif gain:
+        every = ": images with more correct labels, minus images with fewer" if score == MAP else ""
+        then = f"fine-tuning {gain.gain:+.2f} ± {gain.standard_error:.2f}, paired{every}"
+    else:
+        then = f"fine-tuning {used_scores(run)[2].value(score) - before:+.2f}"
+    yield "linear probe", f"{before:.2f} %", f"ridge regression, {then}"
+
+
+def _f1(run: Run) -> Iterator[Texts]:
+    if not run.evaluations or (used := used_scores(run)[2]).macro_f1 is None:
+        return
+    beside = {
+        MAP: "thresholds of the other half of the images",
+        TOP1: f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %",
+    }.get(score_of(run), "")
+    ece = "" if used.ece is None else f"calibration error {used.ece:.1f} %"
+    yield "macro F1", f"{used.macro_f1:.2f} %", ", ".join(filter(None, (beside, ece)))
+
+
+def _expected(run: Run) -> Iterator[Texts]:
+    about = run.recipe.about
+    if run.evaluations and about.top1 is not None and run.on_imagenet:
+        value = used_scores(run)[2].value(score_of(run))
+        yield "expected", f"{about.top1:g} %", f"{value - about.top1:+.2f} against {about.source}"
+
+
+def _speed(run: Run) -> Iterator[Texts]:
+    if not run.intervals:
+        return
+    rate = median(i.images_per_second for i in run.intervals)
+    mfus = [i.mfu for i in run.intervals if i.mfu is not None]
+    wait = percent(median(i.wait_share for i in run.intervals))
+    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+    yield "images/s", shown, f"median, {wait} of the time waiting for data"
+    if run.on_gpu:
+        yield (("MFU", percent(median(mfus)), "median") if mfus else ("MFU", "unknown", "no peak known for the device"))
