@@ -80,6 +80,11 @@ def thread_counts(options: Options) -> Iterable[int]:
     return sorted({1, *doubling, min(physical, threads), threads})
 
 
+def beyond_cores(options: Options) -> Iterable[int]:
+    """Return `thread_counts`, and in a full run twice as many threads as there are cores."""
+    return [*thread_counts(options), *([] if options.quick else [2 * options.threads])]
+
+
 def loaders(
     options: Options, work: str = RECIPE, files: str = RESIZED, threads: Threads = one_thread, sizes: Sequence[int] = (SIZE,),
     way: Way = warm, only: Sequence[str] | None = None, also: str = "", **changes: Any,
@@ -95,13 +100,13 @@ def loaders(
             if also in options.peers:
                 chosen += entered(options, replace(task, work=CROP), way, only=[also])[1:2]
             shared, varied = common(task, options, files), Setting()
-            if threads in (thread_counts, one_by_one):
+            if threads in (thread_counts, beyond_cores, one_by_one):
                 varied["threads"] = count
             if threads is all_threads:
                 shared = {"threads": count, **shared}
             if len(sizes) > 1:
                 varied["size"] = shared.pop("size")
-            yield Variant(chosen, varied, shared, count)
+            yield Variant(chosen, varied, shared, min(count, options.threads), count > options.threads)
 
 
 def raw(options: Options) -> Iterator[Variant]:
@@ -187,7 +192,7 @@ OPEN_ABOUT = "Building a loader for files whose images are holes. Compiled code 
 ORIGINALS_TITLE = "loader, whole recipe, original files"
 PLANS = (
     throughput(
-        "loader.recipe", 340, "whole recipe", RECIPE, RESIZED, thread_counts, BETWEEN, headline=1,
+        "loader.recipe", 450, "whole recipe", RECIPE, RESIZED, beyond_cores, BETWEEN, headline=1,
         rows=[Row("loader, whole recipe, 500 px files", "timm")],
         processors=[
             ("whole recipe from 500 px files", "timm", "recipe_500"), ("500 px files", "DALI CPU", "recipe_500"),
@@ -205,7 +210,7 @@ PLANS = (
         drawn=("Whole recipe, original ImageNet files", ("simplejpeg + OpenCV", "torchvision v2", "timm", "DALI CPU")),
     ),
     throughput(
-        "loader.crop", 340, "crop and flip", CROP, RESIZED, thread_counts,
+        "loader.crop", 450, "crop and flip", CROP, RESIZED, beyond_cores,
         rows=[Row("loader, crop and flip, 500 px files", "stock FFCV"), Row("the same", "SPDL")],
         processors=[("crop and flip from 500 px files", "stock FFCV", "crop_500")],
         drawn=("Crop and flip, 500 px files", ("stock FFCV", "torchvision v2", "timm", "SPDL")),

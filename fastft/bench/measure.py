@@ -48,7 +48,8 @@ class Figure:
 
     value: WALL, CPU, or the name of one of the round's own figures. Cases without it are left out.
     keep: more of the round's own figures to store.
-    only: takes only variants with these settings, which are then not stored. last: takes only the last variant.
+    only: takes only variants with these settings, which are then not stored. last: takes only the last variant that has
+    a core for each thread, once all variants ran.
     arms: the arms that it takes, with the setting of each.
     names: the contenders that it takes, with their names here; by default all.
     chapter: its place on the page. headline: it tells what one core prepares; the first that a result has is used.
@@ -85,12 +86,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Variant:
-    """Contenders that run in turn on `threads` cores. setting: of the case. common: what all variants share."""
+    """Contenders that run in turn on `threads` cores. setting: of the case. common: what all variants share.
+
+    is_crowded: there are more threads than cores.
+    """
 
     contenders: Sequence[Contender]
     setting: Setting = field(default_factory=dict)
     common: Setting = field(default_factory=dict)
     threads: int = 1
+    is_crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,24 +119,41 @@ class Plan:
 
 
 def run_plan(plan: Plan, options: Options) -> Findings:
-    """Run the variants, and yield the plan's measures and notes."""
+    """Run the variants, and yield the plan's measures and notes.
+
+    If a variant fails or is interrupted, the measures of those before it come first, and then its exception.
+    """
     if why := plan.refusal():
         yield f"{plan.key} was left out. {why}"
         return
     rounds = min(options.rounds, plan.most_rounds or options.rounds)
     run = alternate_fresh if plan.fresh else alternate
-    found = [(one, run(one.contenders, rounds, one.threads)) for one in plan.variants(options)]
+    found: list[tuple[Variant, Rounds]] = []
+    try:
+        for one in plan.variants(options):
+            found.append((one, run(one.contenders, rounds, one.threads)))
+    except BaseException:
+        yield from _measures(plan, found, rounds, is_complete=False)
+        raise
+    yield from _measures(plan, found, rounds)
+    yield from plan.notes([rounds for _, rounds in found])
+
+
+def _measures(
+    plan: Plan, found: Sequence[tuple[Variant, Rounds]], rounds: int, is_complete: bool = True
+) -> Iterator[bench_result.Measure]:
+    roomy = [one for one in found if not one[0].is_crowded]
     for figure in plan.figures:
-        if cases := list(_cases(figure, found)):
+        taken = found if not figure.last else roomy[-1:] if is_complete else []
+        if cases := list(_cases(figure, taken)):
             yield bench_result.Measure(
                 key=figure.key, bench=plan.key.partition(".")[0], title=figure.title, unit=figure.unit, about=figure.about,
                 cases=cases, better=figure.better, setting={**found[-1][0].common, "rounds": rounds},
             )  # fmt: skip
-    yield from plan.notes([rounds for _, rounds in found])
 
 
 def _cases(figure: Figure, found: Sequence[tuple[Variant, Rounds]]) -> Iterator[bench_result.Case]:
-    for variant, rounds in found[-1:] if figure.last else found:
+    for variant, rounds in found:
         if figure.only.items() <= {**variant.common, **variant.setting}.items():
             setting = {k: v for k, v in variant.setting.items() if k not in figure.only}
             for arm, more in figure.arms.items():

@@ -206,13 +206,19 @@ def checksums(result: Result) -> list[tuple[str, str]]:
 
 
 def describe_missing(result: Result, path: Path = Path("FILE.json")) -> str:
-    """Say what is missing from a run that ended early, and how to add it; empty if it is complete. path: the result."""
+    """Say what is missing from a run that ended early, and how to add it; empty if it is complete. path: the result.
+
+    A measure may have some of its cases, which are then named.
+    """
     if not result.missing:
         return ""
-    count, first = len(result.missing), result.missing[0]
+    count, first, named = len(result.missing), result.missing[0], []
+    for key in result.missing:
+        measured = "; ".join(describe_setting(case.setting) for case in m.cases) if (m := result.measure(key)) else ""
+        named.append(f"{key} (except {measured})" if measured else key)
     return (
         f"The run ended early, so {count} measure{'s' * (count != 1)} {'is' if count == 1 else 'are'} missing: "
-        f"{', '.join(result.missing)}. To add one: fastft bench {first} --add {path}, with the same images and options."
+        f"{', '.join(named)}. To add one: fastft bench {first} --add {path}, with the same images and options."
     )
 
 
@@ -318,12 +324,15 @@ def line_charts(result: Result) -> list[tuple[str, Markup]]:
         for case in measure.cases:
             rest = describe_setting({k: v for k, v in case.setting.items() if k != axis})
             groups.setdefault(rest, []).append(case)
-        drawn = [line_chart(measure, axis, rest, cases, styles) for rest, cases in groups.items()]
+        drawn = [line_chart(measure, axis, rest, cases, styles, result.machine.cores) for rest, cases in groups.items()]
         charts += [(chart.title, render_chart(chart)) for chart in drawn]
     return charts
 
 
-def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], styles: dict[str, str]) -> Chart:
+def line_chart(
+    measure: Measure, axis: str, rest: str, cases: Sequence[Case], styles: dict[str, str], cores: int
+) -> Chart:
+    """Draw all contenders' lines, and over threads what perfect scaling would be, up to the number of cores."""
     points: dict[str, list[tuple[float, Spread]]] = {}
     for case in sorted(cases, key=lambda c: float(c.setting[axis])):
         for contender in case.measured:
@@ -332,7 +341,7 @@ def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], st
     series = [spread_series(name, styles[name], points[name]) for name in order]
     xs = sorted({float(case.setting[axis]) for case in cases if case.measured})
     if axis == "threads" and measure.better == "higher" and OURS in points:
-        series.append(perfect_scaling(OURS, "accent", points[OURS][0], xs))
+        series.append(perfect_scaling(OURS, "accent", points[OURS][0], [x for x in xs if x <= cores]))
     title = ", ".join(filter(None, (measure.title, rest)))
     return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True)
 
