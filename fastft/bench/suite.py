@@ -78,7 +78,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
         )  # fmt: skip
         seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
         harness.drawing.seed(seed)
-        watch = Watch.start(_command(name, args, images.folder, seed), seed)
+        watch = Watch(_command(name, args, images.folder, seed), seed)
         result = new_result(images.described(), args.quick, watch)
         if args.add:
             path = args.add
@@ -287,9 +287,9 @@ def _cells(measure: Measure, case: Case, contender: Contender) -> list[str]:
     return [
         figure(values.median),
         f"{figure(values.low)}-{figure(values.high)}",
-        *([] if times is None else [_times(times)]),
+        *([] if times is None else [describe_times(times)]),
     ]
 
 
-def _times(times: Spread) -> str:
+def describe_times(times: Spread) -> str:
     return f"{times.median:.2f}x ({times.low:.2f}-{times.high:.2f})"

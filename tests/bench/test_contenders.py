@@ -19,7 +19,7 @@ from fastft.bench.contenders.spdl import random_crop
 from fastft.bench.dataset import RESIZED, Images, Workspace
 from fastft.bench.harness import Options, Rounds
 from fastft.bench.measure import LOADER, PEERS, entered, run_plan
-from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, entries, peer_module
+from fastft.bench.task import Task, Work, entries, peer_module
 from fastft.bench.ways import PERCENTILES, PeakMemory, between, build, first, warm
 from tests.written import write_crops
 
@@ -35,7 +35,7 @@ def workspace(tmp_path: Path, photographs) -> Workspace:
 
 @pytest.fixture
 def task(workspace: Workspace) -> Task:
-    return Task(RECIPE, workspace.files(RESIZED, threads=2), SIZE, batch=2, threads=1)
+    return Task(Work.RECIPE, workspace.files(RESIZED, threads=2), SIZE, batch=2, threads=1)
 
 
 def test_every_format_of_the_images_has_the_same_jpegs(workspace, task):
@@ -49,7 +49,7 @@ def test_every_format_of_the_images_has_the_same_jpegs(workspace, task):
     assert raw.num_samples == COUNT and raw.sizes.sum() == 3 * int((raw.heights * raw.widths).sum())
 
 
-@pytest.mark.parametrize("work", [RECIPE, CROP, EVALUATION])
+@pytest.mark.parametrize("work", [Work.RECIPE, Work.CROP, Work.EVALUATION])
 def test_fastft_passes_over_all_images_as_often_as_asked(task, work):
     given = {**task.as_dict(), "work": work, "repeat": 2}
     trial = warm(module=LOADER, name="fastft", task=given, options={})["pass"]()
@@ -91,7 +91,7 @@ def test_the_start_of_a_loader_includes_its_first_batch_and_the_memory_of_its_wo
 
 def test_a_row_names_what_is_not_the_same_work(workspace, task):
     options = Options(workspace, rounds=1, threads=1, peers=("ffcv", "timm", "webdataset"))
-    rows = {c.name: c.differences for c in entered(options, Task(**{**task.as_dict(), "work": CROP}))}
+    rows = {c.name: c.differences for c in entered(options, Task(**{**task.as_dict(), "work": Work.CROP}))}
     assert rows["fastft"] == () and "uint8, not normalised" in rows["stock FFCV"]
     assert "timm's transform" in rows["WebDataset"] and rows.keys() >= {"timm", "FFCV, fastft's operations"}
     assert "stock FFCV" not in {c.name for c in entered(options, task)}  # it has no RandAugment
@@ -123,8 +123,8 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
     [_, contender] = entered(options, task)
     assert contender.name == where and contender.differences == (own.DIFFERENCE,)
     assert contender.make(**contender.arguments)["pass"]()["count"] == COUNT
-    assert own.works(where) == (RECIPE,)
-    assert own.works(f"{tmp_path}/my_loader.py:both") == (RECIPE, CROP)
+    assert own.works(where) == (Work.RECIPE,)
+    assert own.works(f"{tmp_path}/my_loader.py:both") == (Work.RECIPE, Work.CROP)
 
 
 @pytest.mark.parametrize(

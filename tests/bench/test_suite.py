@@ -117,7 +117,7 @@ def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs
 )
 def test_measures_are_added_only_to_a_result_that_they_belong_to(change, said, monkeypatch):
     monkeypatch.setattr(suite, "commit", lambda: ("f" * 40, False))
-    watch, images = Watch.start("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0, sha256="ab" * 32)
+    watch, images = Watch("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0, sha256="ab" * 32)
     one, two = (new_result(images, False, watch) for _ in range(2))
     assert len(extended(one, two).sessions) == 2
     for name, value in change.items():
