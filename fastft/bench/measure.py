@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES, PEERS
-from fastft.bench.harness import Contender, Options, Rounds, Trial, alternate, alternate_fresh, case
+from fastft.bench.harness import Contender, Options, Rounds, Trial, alternate, alternate_fresh
 from fastft.bench.task import Entry, Task, entries, peer_module
 from fastft.bench.ways import warm
 from fastft.machine import bench_result
+from fastft.machine.facts import package_version
 
 LOADER = "fastft.bench.ours"  # fastft's own loader
 WALL, CPU = "wall", "cpu"  # a round's value: images per second of wall time, or of CPU time in all threads and workers
@@ -74,14 +75,41 @@ class Figure:
     processors: Sequence[tuple[str, str, str]] = ()  # what, peer, rounds
     drawn: tuple[str, tuple[str, ...]] | None = None
 
-    def of(self, trial: Trial) -> float:
-        return trial["count"] / trial[self.value] if self.value in (WALL, CPU) else trial[self.value]
-
     def shown(self, rounds: Rounds, arm: str) -> dict[str, str]:
         """Return the contenders whose rounds have such a value, or that were skipped, with their names in the result."""
         names = self.names or {name: name for name in rounds.contenders}
         found = {name: rounds.trials.get(name, {}).get(arm, ()) for name in names}
-        return {name: names[name] for name, trials in found.items() if all(self.value in trial for trial in trials)}
+        return {
+            name: names[name] for name, trials in found.items()
+            if (trials or name in rounds.skipped) and all(self.value in trial for trial in trials)
+        }  # fmt: skip
+
+    def case(self, rounds: Rounds, arm: str, setting: Setting) -> bench_result.Case:
+        """Return one arm's rounds as they are stored."""
+        shown, stored = self.shown(rounds, arm), []
+        for name, as_ in shown.items():
+            one = rounds.contenders[name]
+            stored.append(bench_result.Contender(
+                name=as_, rounds=[self._round(trial) for trial in rounds.trials.get(name, {}).get(arm, ())],
+                version=package_version(one.package) if one.package else None, differences=list(one.differences),
+                limit=one.limit, skipped=rounds.skipped.get(name),
+            ))  # fmt: skip
+        measured = {name for name in shown if name in rounds.trials}
+        order = [drawn for turn in rounds.order if (drawn := [shown[name] for name in turn if name in measured])]
+        return bench_result.Case(setting=dict(setting), contenders=stored, order=order)
+
+    def _round(self, trial: Trial) -> bench_result.Round:
+        value = trial["count"] / trial[self.value] if self.value in (WALL, CPU) else trial[self.value]
+        return bench_result.Round(
+            value=shortened(value), images=int(trial.get("count", 0)), wall=shortened(trial["wall"]), cpu=shortened(trial["cpu"]),
+            foreign=round(trial["foreign"], 3) if "foreign" in trial else None,
+            figures={key: shortened(trial[key]) for key in self.keep if key in trial},
+        )  # fmt: skip
+
+
+def shortened(value: float) -> float:
+    """Round to five significant digits."""
+    return float(f"{value:.5g}")
 
 
 @dataclass(frozen=True)
@@ -157,9 +185,8 @@ def _cases(figure: Figure, found: Sequence[tuple[Variant, Rounds]]) -> Iterator[
         if figure.only.items() <= {**variant.common, **variant.setting}.items():
             setting = {k: v for k, v in variant.setting.items() if k not in figure.only}
             for arm, more in figure.arms.items():
-                shown = figure.shown(rounds, arm)
-                if any(name in rounds.trials for name in shown):
-                    yield case(rounds, arm, figure.of, {**setting, **more}, figure.keep, shown)
+                if any(name in rounds.trials for name in figure.shown(rounds, arm)):
+                    yield figure.case(rounds, arm, {**setting, **more})
 
 
 # what there is --------------------------------------------------------------------------------------------------------
